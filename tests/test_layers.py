@@ -1,0 +1,135 @@
+"""Imports go one way, the engine stays light, and the wheel holds every package."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "volumediff"
+
+# Lower layers first; a module may import from its own layer and from those before it.
+LAYERS = [
+    ["errors", "randomness", "shapes", "tiling", "config", "condition"],
+    [
+        "memory.policy",
+        "data",
+        "spaces",
+        "schedules",
+        "kernels",
+        "networks",
+        "autoencoders",
+        "metrics",
+    ],
+    ["model"],
+    ["guidance", "samplers"],
+    ["anomaly", "segmentation"],
+    ["memory", "training", "inference"],
+    ["cli", "__main__"],
+]
+ENGINE = (
+    "torch",
+    "numpy",
+    "accelerate",
+    "pydantic",
+    "yaml",
+    "safetensors",
+    "jaxtyping",
+    "nibabel",
+)
+LATE = {
+    "torchio",
+    "monai",
+    "nilearn",
+    "SimpleITK",
+    "scipy",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+    "torchmetrics",
+    "xformers",
+    "pywt",
+}
+
+
+def layer(module: str) -> int:
+    """Index of the layer; the longest matching name counts."""
+    found = [
+        (len(name), i)
+        for i, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(name + ".")
+    ]
+    return max(found)[1] if found else 0
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = sorted(PACKAGE.rglob("*.py"))
+    names = [".".join(f.relative_to(PACKAGE).with_suffix("").parts) for f in files]
+    return [(n.removesuffix(".__init__"), f) for n, f in zip(names, files, strict=True)]
+
+
+def imports(file: Path, *, top_only: bool) -> list[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = tree.body if top_only else ast.walk(tree)
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found += [f"{node.module}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{file}: relative import; write the full name")
+    return found
+
+
+@pytest.mark.parametrize(("name", "file"), modules(), ids=[n for n, _ in modules()])
+def test_imports_go_one_way(name, file):
+    for target in imports(file, top_only=False):
+        if target.startswith("volumediff."):
+            inner = target.removeprefix("volumediff.")
+            assert layer(inner) <= layer(name), f"{name} imports {inner} from a later layer"
+
+
+@pytest.mark.parametrize(("name", "file"), modules(), ids=[n for n, _ in modules()])
+def test_heavy_packages_load_only_when_used(name, file):
+    top = {t.split(".")[0] for t in imports(file, top_only=True)}
+    assert not top & LATE, f"{name} imports {top & LATE} at the top"
+
+
+def test_every_layer_name_exists():
+    names = {n for n, _ in modules()}
+    assert not [n for group in LAYERS for n in group if n not in names]
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, volumediff; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_wheel_lists_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {
+        f.parent.relative_to(ROOT).as_posix().replace("/", ".") for f in PACKAGE.rglob("*.py")
+    }
+    assert set(listed) == folders | {"volumediff.configs"}
+
+
+FORBIDDEN = {"pickle", "marshal", "shelve", "dill"}
+
+
+@pytest.mark.parametrize(("name", "file"), modules(), ids=[n for n, _ in modules()])
+def test_nothing_unpickles_or_evaluates(name, file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            roots = {a.name.split(".")[0] for a in node.names} | {getattr(node, "module", None)}
+            assert not roots & FORBIDDEN, f"{name}: {roots & FORBIDDEN}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "torch.load", "yaml.load", "extractall"}, name
+            assert not any(k.arg in {"allow_pickle", "shell"} for k in node.keywords), name

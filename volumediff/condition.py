@@ -1,0 +1,41 @@
+"""What the denoiser is told beside the noisy state: p(z_0 | z_t, c).
+
+Image conditions and coordinates are concatenated to the state, class and scalars go to the
+embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["HEALTHY", "Condition"]
+
+HEALTHY = 0  # class index of healthy volumes, everywhere; the null class is the index `classes`
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Conditions of a batch, each optional.
+
+    Arguments:
+        image: an encoded image, in state space, concatenated to z_t
+        label: class index; `HEALTHY` is 0, the null class is the number of classes
+        scalars: standardised numbers such as age or spacing
+        coordinates: position of every state voxel in the full volume, in [-1, 1]
+    """
+
+    image: Float[Tensor, "b k d h w"] | None = None
+    label: Int[Tensor, "b"] | None = None
+    scalars: Float[Tensor, "b n"] | None = None
+    coordinates: Float[Tensor, "b 3 d h w"] | None = None
+
+    def replace(self, **changes: Tensor | None) -> "Condition":
+        """The same condition with some fields changed."""
+        return replace(self, **changes)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
+        """The function applied to every tensor present, for example to slice or move the batch."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Condition(**{k: None if v is None else function(v) for k, v in values.items()})
