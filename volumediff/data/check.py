@@ -1,0 +1,158 @@
+"""Every volume of a data set, read and judged: one row per remark, one summary per file.
+
+A file that is refused gives an error row and never stops the others.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from volumediff.data.cases import Case, Layout, survey_cases
+from volumediff.data.grid import agree
+from volumediff.data.policy import ReadPolicy
+from volumediff.data.volume import Volume, check_grids, read
+from volumediff.errors import DataError
+
+__all__ = ["Row", "check", "has_errors"]
+
+# Spacings of one channel that differ by more than this factor come from different protocols.
+SPACING_FACTOR = 1.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `code` is `summary` for the line that describes a readable file."""
+
+    case: str
+    file: str
+    severity: Literal["info", "warning", "error"]
+    code: str
+    message: str
+
+
+def check(
+    root: Path | str,
+    *,
+    layout: Layout = "auto",
+    channels: Sequence[str] | None = None,
+    policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
+    on_case: Callable[[Case], None] | None = None,
+) -> list[Row]:
+    """Reads every file of every case and reports what is wrong or noteworthy.
+
+    Arguments:
+        root, layout, channels: as for `find_cases`
+        policy: decisions on ambiguous files
+        on_case: called after each case, for progress
+
+    Raises:
+        DataError: there is no case at all
+    """
+    cases, problems = survey_cases(root, layout, channels)
+    rows = [Row(p.id, "", "error", "case", p.message) for p in problems]
+    spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    content: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        volumes = _check_case(case, policy, rows)
+        for name, volume in volumes.items():
+            if name != "label":
+                spacings[name][case.id] = np.array(volume.spacing_mm)
+        if volumes and next(iter(volumes)) != "label":
+            first = next(iter(volumes.values()))
+            content[sha256(first.array.tobytes()).hexdigest()].append(case)
+        if on_case is not None:
+            on_case(case)
+    rows += _check_spacings(spacings)
+    rows += _check_copies(content)
+    rows += _check_channels(cases)
+    return rows
+
+
+def has_errors(rows: Sequence[Row]) -> bool:
+    """Whether a row says that a file cannot be used."""
+    return any(row.severity == "error" for row in rows)
+
+
+def _check_case(case: Case, policy: ReadPolicy, rows: list[Row]) -> dict[str, Volume]:
+    """The volumes that could be read, by channel; `label` is the label."""
+    volumes: dict[str, Volume] = {}
+    label = [] if case.label is None else [("label", case.label)]
+    for name, path in [*case.images.items(), *label]:
+        kind = "label" if path == case.label else "image"
+        try:
+            volume = read(path, kind=kind, policy=policy)
+        except DataError as error:
+            rows.append(Row(case.id, path.name, "error", "refused", str(error)))
+            continue
+        volumes[name] = volume
+        rows.append(Row(case.id, path.name, "info", "summary", _summary(volume)))
+        rows += [Row(case.id, path.name, f.severity, f.code, f.message) for f in volume.findings]
+    images = [v for n, v in volumes.items() if n != "label"]
+    if images and "label" in volumes:
+        try:
+            check_grids(images[0], volumes["label"])
+        except DataError as error:
+            rows.append(Row(case.id, case.label.name, "error", "grid", str(error)))
+    for other in images[1:]:
+        difference = agree(images[0].grid, other.grid)
+        if difference:
+            text = f"other grid than {images[0].path.name}: {difference}; it will be resampled"
+            rows.append(Row(case.id, other.path.name, "warning", "grid", text))
+        elif other.native.axes != images[0].native.axes:
+            text = f"axes {other.native.axes}, {images[0].path.name} has {images[0].native.axes}"
+            rows.append(Row(case.id, other.path.name, "warning", "orientation_differs", text))
+    return volumes
+
+
+def _summary(volume: Volume) -> str:
+    shape = "x".join(map(str, volume.native.shape))
+    spacing = "/".join(f"{s:.4g}" for s in volume.native.spacing_mm)
+    text = f"{shape} {volume.native.axes}, {spacing} mm"
+    if volume.array.shape[0] > 1:
+        text += f", {volume.array.shape[0]} channels"
+    if volume.kind == "image":
+        low, middle, high = np.percentile(volume.array, [0, 50, 100]).tolist()
+        return f"{text}, {low:.4g} to {high:.4g}, median {middle:.4g}"
+    millilitres = float(np.prod(volume.spacing_mm)) / 1000
+    counts = np.bincount(volume.array.ravel(), minlength=256)
+    found = [f"{v}: {counts[v] * millilitres:.4g} ml" for v in np.flatnonzero(counts) if v]
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    return f"{text}, labels {', '.join(found[:8]) or 'none'}{more}"
+
+
+def _check_spacings(spacings: dict[str, dict[str, np.ndarray]]) -> list[Row]:
+    rows = []
+    for name, by_case in spacings.items():
+        usual = np.median(list(by_case.values()), axis=0)
+        for case, spacing in by_case.items():
+            factor = float(np.exp(np.abs(np.log(spacing / usual)).max()))
+            if factor > SPACING_FACTOR:
+                text = f"{name}: spacing is {factor:.3g} times off the median of the data set"
+                rows.append(Row(case, "", "warning", "spacing_outlier", text))
+    return rows
+
+
+def _check_copies(content: dict[str, list[Case]]) -> list[Row]:
+    rows = []
+    for same in content.values():
+        for case in same[1:]:
+            if case.patient != same[0].patient:
+                text = f"same voxels as case {same[0].id}: one patient under two names leaks"
+                rows.append(Row(case.id, "", "warning", "copy", text))
+    return rows
+
+
+def _check_channels(cases: Sequence[Case]) -> list[Row]:
+    every = sorted({name for case in cases for name in case.images})
+    rows = []
+    for case in cases:
+        missing = [name for name in every if name not in case.images]
+        if missing:
+            text = f"has no {', '.join(missing)}; choose channels that every case has"
+            rows.append(Row(case.id, "", "info", "channels_differ", text))
+    return rows

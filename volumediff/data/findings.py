@@ -1,0 +1,21 @@
+"""What was noticed about a file: recorded, shown in tables, never swallowed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Finding"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One remark about a volume that was accepted, or the reason why it was not.
+
+    Arguments:
+        severity: `info` (worth knowing), `warning` (treated in a defined way), `error` (refused)
+        code: stable short name for tables and filters, such as `forms_shifted`
+        message: one sentence
+    """
+
+    severity: Literal["info", "warning", "error"]
+    code: str
+    message: str

@@ -1,0 +1,338 @@
+r"""From files to what a network sees, and from what it produces back to the files' own grid.
+
+.. math:: \text{file} \to \text{canonical} \to \text{intensities} \to \text{spacing} \to
+          \text{crop or pad} \to x
+
+Channels on different grids are resampled to the first channel's; image and label must share one.
+With :math:`x_\text{file} = x\,\text{step} + \text{origin}` per axis as the whole geometry, the way
+back is the same resampling with the inverse map. `Record` holds what the way back needs, as JSON.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
+from torch import Tensor
+
+from volumediff.data.cases import Case
+from volumediff.data.findings import Finding
+from volumediff.data.grid import Grid, agree
+from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
+from volumediff.data.policy import ReadPolicy
+from volumediff.data.resampling import Matrices, axis_weights, onto, resample, resample_labels
+from volumediff.data.stream import open_regular
+from volumediff.data.volume import Volume, check_grids, read
+from volumediff.errors import DataError
+
+__all__ = ["Prepared", "Preprocessing", "Record", "fingerprint"]
+
+# Part of every fingerprint: raise it when the same options come to give other voxels.
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What is needed to bring an array back to the grid and the intensities of its file.
+
+    Arguments:
+        native: the file's grid; `write(path, array, like=record.native)`
+        canonical: the same grid with axes along R, A, S
+        shape: of the prepared volume
+        step, origin: voxel i of the prepared volume lies at i * step + origin in canonical voxels
+        limits: intensities that became -1 and 1, one pair per channel
+        findings: what was treated on the way, with the file's name
+    """
+
+    native: Grid
+    canonical: Grid
+    shape: tuple[int, int, int]
+    step: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    limits: tuple[tuple[float, float], ...]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the prepared volume."""
+        move = np.diag([*self.step, 1.0])
+        move[:3, 3] = self.origin
+        return Grid(self.shape, self.canonical.affine @ move)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+
+        def plain(grid: Grid) -> dict[str, Any]:
+            header = grid.header.hex() if grid.header else None
+            return {"shape": grid.shape, "affine": grid.affine.tolist(), "header": header}
+
+        return {
+            "native": plain(self.native),
+            "canonical": plain(self.canonical),
+            "shape": self.shape,
+            "step": self.step,
+            "origin": self.origin,
+            "limits": self.limits,
+            "findings": [vars(f) for f in self.findings],
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Record":
+        """The record that `to_json` described."""
+
+        def grid(v: dict[str, Any]) -> Grid:
+            header = bytes.fromhex(v["header"]) if v["header"] else None
+            return Grid(tuple(v["shape"]), np.array(v["affine"], np.float64), header)
+
+        return cls(
+            grid(values["native"]),
+            grid(values["canonical"]),
+            tuple(values["shape"]),
+            tuple(values["step"]),
+            tuple(values["origin"]),
+            tuple((low, high) for low, high in values["limits"]),
+            tuple(Finding(**f) for f in values["findings"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case as a network sees it.
+
+    Arguments:
+        x: channels in [-1, 1], background -1
+        label: on the same grid, when the case has one
+        foreground: union over the channels
+        spacing_mm: along d, h, w
+        record: the way back
+    """
+
+    x: Float[Tensor, "c d h w"]
+    label: UInt8[Tensor, "1 d h w"] | None
+    foreground: Bool[Tensor, "1 d h w"]
+    spacing_mm: tuple[float, float, float]
+    record: Record
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Spacing, shape and intensities of the volumes that a model is trained on.
+
+    Arguments:
+        spacing_mm: along d, h, w; None keeps the file's
+        shape: crop and pad to it; None keeps what the spacing gives
+        intensity: normalization
+        centre: what a crop is centred on
+        policy: decisions on ambiguous files
+    """
+
+    spacing_mm: tuple[float, float, float] | None = None
+    shape: tuple[int, int, int] | None = None
+    intensity: Intensity = field(default_factory=Percentile)
+    centre: Literal["foreground", "volume"] = "foreground"
+    policy: ReadPolicy = field(default_factory=ReadPolicy)
+
+    def __post_init__(self) -> None:
+        if self.spacing_mm is not None and not min(self.spacing_mm) > 0:
+            raise ValueError(f"Preprocessing takes spacing_mm > 0, got {self.spacing_mm}.")
+        if self.shape is not None and min(self.shape) < 1:
+            raise ValueError(f"Preprocessing takes a shape of at least 1, got {self.shape}.")
+
+    def prepare(self, case: Case) -> Prepared:
+        """Reads and prepares a case.
+
+        Raises:
+            DataError: a file is refused, or image and label lie on different grids
+        """
+        images = [read(path, policy=self.policy) for path in case.images.values()]
+        label = None
+        if case.label is not None:
+            label = read(case.label, kind="label", policy=self.policy)
+        return self.prepare_volumes(images, label)
+
+    def prepare_volumes(self, images: Sequence[Volume], label: Volume | None = None) -> Prepared:
+        """Prepares volumes that are in memory; the first image sets the grid."""
+        if not images:
+            raise ValueError("expected at least one image of the case, got none.")
+        first, findings = images[0], []
+        channels, covered = _on_first_grid(images, findings)
+        if label is not None:
+            check_grids(first, label)
+            if len(label.array) != 1:
+                raise DataError(
+                    f"{label.path}: expected one label volume, got {len(label.array)} frames; "
+                    "give one file of numbered labels."
+                )
+            findings += _named(label)
+        x = channels.numpy()
+        masks = [self.intensity.mask(c) & m for c, m in zip(x, covered, strict=True)]
+        limits = tuple(self.intensity.limits(c, m) for c, m in zip(x, masks, strict=True))
+        for i, (mask, limit) in enumerate(zip(masks, limits, strict=True)):
+            x[i] = self.intensity.apply(x[i], mask, limits=limit)
+        inside = np.logical_or.reduce(masks)
+        shape, step, origin = self._geometry(first, inside)
+        held = 4 * len(x) * prod(shape)
+        if held > self.policy.budget_bytes:
+            raise DataError(
+                f"{first.path}: {shape} voxels need {held / 2**30:.3g} GiB, more than the budget "
+                f"of {self.policy.budget_bytes / 2**30:.3g} GiB; choose a coarser spacing_mm."
+            )
+        matrices = _matrices(first.grid.shape, shape, step=step, origin=origin)
+        kept = resample(torch.from_numpy(inside)[None].float(), matrices, fill=0.0) >= 0.5
+        findings += _cropped(inside, matrices)
+        target = None
+        if label is not None:
+            target = resample_labels(torch.from_numpy(label.array[:1]), matrices)
+        spacing = first.spacing_mm
+        return Prepared(
+            resample(channels, matrices, fill=BACKGROUND),
+            target,
+            kept,
+            (spacing[0] * step[0], spacing[1] * step[1], spacing[2] * step[2]),
+            Record(first.native, first.grid, shape, step, origin, limits, tuple(findings)),
+        )
+
+    def to_native(
+        self,
+        array: Shaped[Tensor, "c d h w"] | Shaped[np.ndarray, "c d h w"],
+        record: Record,
+        *,
+        order: Literal[0, 1] = 1,
+        fill: float = 0.0,
+    ) -> Shaped[np.ndarray, "c od oh ow"]:
+        """The array on the voxels of the input file, ready for `write(..., like=record.native)`.
+
+        Arguments:
+            array: on the prepared grid: a map, pseudo-healthy channels, or labels (one channel)
+            order: 1 interpolates linearly, 0 takes the label whose membership is largest
+            fill: value where the prepared volume does not reach
+        """
+        values = torch.as_tensor(array)
+        step = tuple(1 / s for s in record.step)
+        origin = tuple(-o / s for o, s in zip(record.origin, record.step, strict=True))
+        matrices = _matrices(record.shape, record.canonical.shape, step=step, origin=origin)
+        if order == 0:
+            return resample_labels(values.to(torch.uint8), matrices).numpy()
+        return resample(values.float(), matrices, fill=fill).numpy()
+
+    def to_intensity(
+        self, array: Float[np.ndarray, "c d h w"], record: Record
+    ) -> Float[np.ndarray, "c d h w"]:
+        """Normalized channels in the unit of their files, on any grid."""
+        pairs = zip(array, record.limits, strict=True)
+        return np.stack([self.intensity.invert(y, limits=limit) for y, limit in pairs])
+
+    def _geometry(
+        self, first: Volume, inside: Bool[np.ndarray, "d h w"]
+    ) -> tuple[tuple[int, int, int], tuple[float, float, float], tuple[float, float, float]]:
+        """Shape, step and origin of the prepared grid.
+
+        The resampled grid has the centre of the file's field of view; the crop starts at a whole
+        voxel of it, so that equal spacings mean an exact copy.
+        """
+        shape, step, origin = [], [], []
+        for axis, n in enumerate(first.grid.shape):
+            wanted = self.spacing_mm[axis] if self.spacing_mm else first.spacing_mm[axis]
+            ratio = wanted / first.spacing_mm[axis]
+            if abs(ratio - 1) * n < 1e-2:  # the whole axis differs by less than 0.01 voxel
+                ratio = 1.0
+            resampled = max(1, round(n / ratio))
+            corner = (n - 1) / 2 - (resampled - 1) / 2 * ratio
+            size = self.shape[axis] if self.shape else resampled
+            centre = (n - 1) / 2
+            if self.centre == "foreground" and inside.any():
+                other = tuple(a for a in range(3) if a != axis)
+                found = np.flatnonzero(inside.any(axis=other))
+                centre = (float(found[0]) + float(found[-1])) / 2
+            start = round((centre - corner) / ratio - (size - 1) / 2)
+            # never crop on one side what could be kept by padding less on the other
+            spare = resampled - size
+            start = min(max(start, min(0, spare)), max(0, spare))
+            shape.append(size)
+            step.append(ratio)
+            origin.append(corner + start * ratio)
+        return tuple(shape), tuple(step), tuple(origin)
+
+
+def _matrices(
+    shape: tuple[int, int, int],
+    out: tuple[int, int, int],
+    *,
+    step: tuple[float, ...],
+    origin: tuple[float, ...],
+) -> Matrices:
+    d, h, w = (axis_weights(shape[a], out[a], step=step[a], origin=origin[a]) for a in range(3))
+    return d, h, w
+
+
+def _named(volume: Volume) -> list[Finding]:
+    name = volume.path.name if volume.path else "volume"
+    return [Finding(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
+
+
+def _on_first_grid(
+    images: Sequence[Volume], findings: list[Finding]
+) -> tuple[Float[Tensor, "c d h w"], list[Bool[np.ndarray, "d h w"]]]:
+    """All channels on the first image's grid, and where each has voxels of its own."""
+    first, channels, covered = images[0], [], []
+    for image in images:
+        findings += _named(image)
+        x = torch.from_numpy(image.array)
+        where = np.ones(first.grid.shape, bool)
+        difference = agree(first.grid, image.grid)
+        if difference:
+            x, seen = onto(x, image.grid, first.grid, fill=float(image.array.min()))
+            where = seen[0].numpy()
+            if not where.any():
+                raise DataError(
+                    f"{image.path}: does not overlap with {first.path}; check that both belong "
+                    "to one case."
+                )
+            text = f"{_name(image)}: resampled to the grid of {_name(first)} ({difference}); it "
+            text += f"covers {where.mean():.0%}"
+            findings.append(Finding("warning", "resampled", text))
+        elif image.native.axes != first.native.axes:
+            text = f"{_name(image)}: axes {image.native.axes} in the file, aligned with "
+            text += f"{first.native.axes} of {_name(first)}"
+            findings.append(Finding("warning", "orientation_differs", text))
+        channels.append(x)
+        covered += [where] * len(x)
+    return torch.cat(channels).clone(), covered
+
+
+def _name(volume: Volume) -> str:
+    return volume.path.name if volume.path else "a volume"
+
+
+def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Finding]:
+    """Foreground that no voxel of the prepared grid sees."""
+    seen = [(m != 0).any(0).numpy() for m in matrices]
+    # along each axis the crop is an interval; voxels skipped between samples are not lost
+    box = tuple(
+        slice(int(s.argmax()), len(s) - int(s[::-1].argmax())) if s.any() else slice(0, 0)
+        for s in seen
+    )
+    total = int(inside.sum())
+    lost = total - int(inside[box].sum())
+    if not lost:
+        return []
+    return [Finding("warning", "cropped", f"{lost / total:.1%} of the foreground is cropped")]
+
+
+def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
+    """SHA-256 over the bytes of a case's files and the description of the preprocessing."""
+    digest = hashlib.sha256(f"{VERSION} {preprocessing!r}".encode())
+    label = [] if case.label is None else [("label", case.label)]
+    for name, path in [*case.images.items(), *label]:
+        digest.update(f"\0{name}\0".encode())
+        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        for file_path in files:
+            with open_regular(Path(file_path)) as file:
+                content = hashlib.file_digest(file, "sha256")
+            digest.update(content.digest())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""From stored numbers to intensities (float32) or labels (uint8)."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from volumediff.data.findings import Finding
+from volumediff.data.policy import ReadPolicy
+from volumediff.errors import DataError
+
+__all__ = ["intensities", "labels"]
+
+# Scaling slopes such as 0.99999 leave labels off by that factor; 0.5 is a probability.
+LABEL_TOLERANCE = 0.01
+# More values than this are intensities: the richest label sets in use have about 120.
+MOST_LABELS = 150
+# float32 holds integers exactly up to here
+EXACT_INTEGER = 2**24
+
+
+def intensities(
+    raw: Shaped[np.ndarray, "a b c f"],
+    *,
+    slope: float,
+    inter: float,
+    policy: ReadPolicy,
+    path: Path,
+) -> tuple[Float[np.ndarray, "a b c f"], list[Finding]]:
+    """Scaled values in float32; non-finite voxels are filled or refused as the policy says."""
+    findings, scaled = [], (slope, inter) != (1.0, 0.0)
+    out = np.empty(raw.shape, np.float32, order="F")
+    damaged = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(raw.shape[2]):  # one slice at a time: no second volume in float64
+            part = raw[:, :, k]
+            if scaled:
+                damaged += int((~np.isfinite(part)).sum())
+                part = part.astype(np.float64) * slope + inter
+            out[:, :, k] = part
+    if raw.dtype.kind in "iu" and raw.dtype.itemsize > 2:
+        largest = max(abs(int(raw.max())), abs(int(raw.min())))
+        if largest > EXACT_INTEGER:
+            text = f"integers up to {largest} are rounded to 24 bits"
+            findings.append(Finding("warning", "precision", text))
+    bad = ~np.isfinite(out)
+    count = int(bad.sum())
+    if scaled and count > damaged:
+        raise DataError(
+            f"{path}: scaling by slope {slope:g} leaves {count - damaged} of {out.size} "
+            "voxels beyond float32; correct scl_slope."
+        )
+    if count == out.size:
+        raise DataError(f"{path}: expected intensities, every voxel is NaN or Inf; export again.")
+    if count and policy.nonfinite == "refuse":
+        raise DataError(
+            f"{path}: {count} voxels are NaN or Inf; repair them, or set the read policy "
+            "`nonfinite` to 'fill'."
+        )
+    if count:
+        low = float(out[~bad].min())
+        out[bad] = low
+        text = f"{count} voxels NaN, Inf or beyond float32, filled with the minimum {low:g}"
+        findings.append(Finding("warning", "nonfinite", text))
+    if out.min() == out.max():
+        text = f"all voxels are {float(out.flat[0]):g}"
+        findings.append(Finding("warning", "constant", text))
+    return out, findings
+
+
+def labels(
+    raw: Shaped[np.ndarray, "a b c f"],
+    *,
+    slope: float,
+    inter: float,
+    policy: ReadPolicy,
+    path: Path,
+) -> tuple[UInt8[np.ndarray, "a b c f"], list[Finding]]:
+    """Whole numbers from 0 to 255, of the policy's set when it names one."""
+    findings = []
+    values = np.unique(raw)
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: expected labels, got NaN or Inf; repair the label file.")
+    scaled = values.astype(np.float64) * slope + inter
+    whole = np.rint(scaled)
+    error = float(np.abs(scaled - whole).max())
+    if error > LABEL_TOLERANCE:
+        worst = scaled[np.abs(scaled - whole).argmax()]
+        raise DataError(
+            f"{path}: expected whole labels, got {worst:g}; threshold it if it is a probability, "
+            "and check that it is not an image."
+        )
+    if error:
+        text = f"labels off by up to {error:.2g}, rounded"
+        findings.append(Finding("warning", "labels_rounded", text))
+    if whole.min() < 0 or whole.max() > 255:
+        raise DataError(
+            f"{path}: expected labels from 0 to 255, got {whole.min():g} to {whole.max():g}; "
+            "renumber them."
+        )
+    if set(whole.tolist()) <= {0.0, 255.0} and 255.0 in whole and 255 not in (policy.labels or ()):
+        whole = whole / 255
+        findings.append(Finding("warning", "labels_255", "0/255 mask read as 0/1"))
+    if len(whole) > MOST_LABELS:
+        raise DataError(
+            f"{path}: {len(whole)} different values are an image, not labels; check which file "
+            "is given as label."
+        )
+    if policy.labels is not None:
+        unknown = sorted({int(v) for v in whole} - set(policy.labels) - {0})
+        if unknown:
+            raise DataError(
+                f"{path}: unknown labels {unknown}, expected {sorted(policy.labels)}; correct the "
+                "file or the read policy's `labels`."
+            )
+    if whole.max() == 0:
+        findings.append(Finding("warning", "empty_mask", "no voxel is labelled"))
+    table = whole.astype(np.uint8)
+    out = np.empty(raw.shape, np.uint8, order="F")
+    for k in range(raw.shape[2]):
+        out[:, :, k] = table[np.searchsorted(values, raw[:, :, k])]
+    return out, findings

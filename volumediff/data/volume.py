@@ -1,0 +1,255 @@
+"""A volume: voxels, where they lie, and whether they are intensities or labels.
+
+The only place where orientation is decided. `read` returns arrays whose axes d, h, w point to
+R, A, S, whatever the order in the file; `write` takes such arrays back to the file's own order.
+Both moves are flips and permutations: the round trip is exact to the bit.
+"""
+
+import gzip
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from volumediff.data import values
+from volumediff.data.atomic import atomic
+from volumediff.data.findings import Finding
+from volumediff.data.forms import affine_of
+from volumediff.data.grid import Grid, agree, canonical, canonical_grid, from_canonical
+from volumediff.data.header import Header, parse, read_header, truncated
+from volumediff.data.policy import ReadPolicy
+from volumediff.data.stream import Source, source
+from volumediff.errors import DataError
+
+__all__ = ["Finding", "Grid", "ReadPolicy", "Volume", "check_grids", "read", "write"]
+
+SUFFIXES = (".nii.gz", ".nii")
+# Fields that can carry names of people or of files.
+TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels with their geometry, axes along R, A, S.
+
+    Arguments:
+        array: channels first; float32 intensities or uint8 labels
+        affine: voxel index of `array` to RAS millimetres
+        kind: what the numbers are; labels are never interpolated linearly
+        native: the grid of the file, for writing results
+        path: the file, for messages
+        findings: what was noticed and treated while reading
+    """
+
+    array: Shaped[np.ndarray, "c d h w"]
+    affine: Float[np.ndarray, "4 4"]
+    kind: Literal["image", "label"]
+    native: Grid
+    path: Path | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """The canonical grid of the array."""
+        _, d, h, w = self.array.shape
+        return Grid((d, h, w), self.affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        return self.grid.spacing_mm
+
+
+def read(
+    path: Path | str,
+    *,
+    kind: Literal["image", "label"] = "image",
+    policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
+) -> Volume:
+    """Reads a NIfTI file, or a folder with one DICOM series, into canonical RAS.
+
+    Raises:
+        DataError: the file is damaged, ambiguous or not what it should be; the one line says
+            what was expected, what came, and what to do
+    """
+    path = Path(path)
+    if path.is_dir():
+        from volumediff.data.dicom import read_dicom
+
+        return read_dicom(path, kind=kind, policy=policy)
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise DataError(f"{path}: expected a .nii or .nii.gz file; convert it to NIfTI.")
+    with source(path) as content:
+        header, raw, findings = _read_voxels(content, policy)
+    affine, remarks = affine_of(header, policy, path)
+    return _volume(raw, header, affine, [*findings, *remarks], kind, policy, path)
+
+
+def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarray, list[Finding]]:
+    """The stored numbers as (x, y, z, frame), after the stream was checked to its end."""
+    path, findings = content.path, []
+    named_gz = path.name.lower().endswith(".gz")
+    if content.compressed and not named_gz:
+        raise DataError(f"{path}: holds a gzip stream; rename it to {path.name}.gz.")
+    if named_gz and not content.compressed and content.bytes_on_disk:
+        findings.append(Finding("warning", "not_compressed", "named .gz, content is plain"))
+    header = read_header(content, policy)
+    buffer = np.empty(header.payload_bytes, np.uint8)
+    got = content.into(memoryview(buffer))
+    if got < header.payload_bytes:
+        raise truncated(header, content, got)
+    # Less than a slice too much is padding; more, and the header promises too little.
+    smallest = header.payload_bytes // max(header.shape[:3])
+    limit = max(smallest, 1024)
+    surplus = content.drain(limit)
+    if surplus >= limit:
+        raise DataError(
+            f"{path}: expected {header.payload_bytes} bytes of voxels, got at least {surplus} "
+            "more: header and content do not belong together; export it again."
+        )
+    if surplus or content.garbage:
+        findings.append(Finding("warning", "trailing_bytes", "bytes after the last voxel ignored"))
+    raw = buffer.view(header.dtype).reshape(header.shape, order="F")
+    if isinstance(policy.frames, int):
+        raw = raw[..., policy.frames : policy.frames + 1]
+    return header, raw, [*findings, *header.findings]
+
+
+def _volume(
+    raw: np.ndarray,
+    header: Header,
+    affine: np.ndarray,
+    findings: list[Finding],
+    kind: Literal["image", "label"],
+    policy: ReadPolicy,
+    path: Path,
+) -> Volume:
+    treat = values.intensities if kind == "image" else values.labels
+    scaling = {"slope": header.slope, "inter": header.inter}
+    array, more = treat(raw, **scaling, policy=policy, path=path)
+    moved, moved_affine = canonical(array, affine)
+    return Volume(
+        np.ascontiguousarray(np.moveaxis(moved, -1, 0)),
+        moved_affine,
+        kind,
+        Grid(header.shape[:3], affine, header.raw),
+        path,
+        (*findings, *more),
+    )
+
+
+def check_grids(image: Volume, other: Volume) -> None:
+    """Image and mask, or two channels, must lie on one grid.
+
+    Raises:
+        DataError: other shape, spacing or position
+    """
+    difference = agree(image.grid, other.grid)
+    if difference:
+        raise DataError(
+            f"{other.path}: expected the grid of {image.path}, got {difference}; resample it, or "
+            "check that both belong to one case."
+        )
+
+
+def write(
+    path: Path | str,
+    array: Shaped[np.ndarray, "*c d h w"],
+    *,
+    like: Volume | Grid,
+    kind: Literal["image", "label"],
+    dtype: Literal["float32", "int16"] = "float32",
+) -> None:
+    """Writes a canonical array into the file grid of `like`, whole or not at all.
+
+    Arguments:
+        path: ends with .nii or .nii.gz
+        array: (d, h, w) or (c, d, h, w) with axes along R, A, S
+        like: the volume that was read, or its `native` grid; forms, codes and units are repeated
+        kind: labels become uint8
+        dtype: of images; int16 is scaled to the range of the values
+
+    Raises:
+        ValueError: array and grid do not fit, or values are not finite or not labels
+    """
+    path = Path(path)
+    grid = like.native if isinstance(like, Volume) else like
+    if not path.name.lower().endswith(SUFFIXES):
+        raise ValueError(f"{path}: expected a name that ends with .nii or .nii.gz.")
+    channels = array[None] if array.ndim == 3 else array
+    expected = canonical_grid(grid).shape
+    if channels.ndim != 4 or channels.shape[1:] != expected:
+        raise ValueError(f"{path}: expected a shape of {expected}, got {array.shape}.")
+    if not np.isfinite(channels).all():
+        raise ValueError(f"{path}: expected finite values, got NaN or Inf.")
+    if kind == "label" and not np.isin(channels, np.arange(256)).all():
+        raise ValueError(f"{path}: expected whole labels from 0 to 255.")
+    stored = from_canonical(np.moveaxis(channels, 0, -1), grid)
+    header = _header_like(grid)
+    slope, inter = 1.0, 0.0
+    if kind == "label":
+        stored = stored.astype(np.uint8)
+    elif dtype == "float32":
+        stored = stored.astype(np.float32)
+    else:
+        stored, slope, inter = _as_int16(stored)
+    frames = stored.shape[3]
+    header.set_data_dtype(stored.dtype)
+    header.set_data_shape(stored.shape if frames > 1 else stored.shape[:3])
+    header["scl_slope"], header["scl_inter"] = slope, inter
+    with atomic(path) as file:
+        if path.name.lower().endswith(".gz"):
+            # no name and no time in the stream: equal volumes give equal files
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
+                _write_single(stream, header, stored)
+        else:
+            _write_single(file, header, stored)
+
+
+def _header_like(grid: Grid) -> nib.Nifti1Header:
+    """A fresh little-endian header with the geometry of the file that the grid came from."""
+    if grid.header is None:
+        header = nib.Nifti1Header(endianness="<")
+        header.set_data_shape(grid.shape)
+        header.set_sform(grid.affine, code=1)
+        header.set_qform(grid.affine, code=1)
+        header.set_xyzt_units("mm")
+        return header
+    old = parse(grid.header)
+    cls = nib.Nifti1Header if int(old["sizeof_hdr"]) == 348 else nib.Nifti2Header
+    header = cls(grid.header, endianness=">" if old.dtype["dim"].base.byteorder == ">" else "<")
+    header = header.as_byteswapped("<")
+    for name in set(TEXT_FIELDS) & set(header.keys()):  # NIfTI-2 has fewer
+        header[name] = b""
+    for name in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
+        header[name] = 0
+    header["slice_code"] = header["slice_start"] = header["slice_end"] = 0
+    header["dim"] = [3, *grid.shape, 1, 1, 1, 1]
+    header["pixdim"][4:] = 1
+    header["xyzt_units"] = int(old["xyzt_units"]) & 7
+    header["magic"] = header.single_magic
+    return header
+
+
+def _as_int16(array: np.ndarray) -> tuple[np.ndarray, float, float]:
+    low, high = float(array.min()), float(array.max())
+    inter = (low + high) / 2
+    # the slope as it will be read back, in float32
+    slope = float(np.float32((high - low) / 65534)) or 1.0
+    inter = float(np.float32(inter))
+    coded = np.rint((array.astype(np.float64) - inter) / slope)
+    return np.clip(coded, -32768, 32767).astype(np.int16), slope, inter
+
+
+def _write_single(file: BufferedIOBase, header: nib.Nifti1Header, array: np.ndarray) -> None:
+    header["vox_offset"] = header.sizeof_hdr + 4
+    file.write(header.binaryblock)
+    file.write(bytes(4))  # no extensions
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    for frame in range(little.shape[3]):
+        for k in range(little.shape[2]):
+            file.write(little[:, :, k, frame].tobytes(order="F"))
