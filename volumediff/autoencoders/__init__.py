@@ -1,0 +1,5 @@
+"""Autoencoders, volume <-> latent. The file name is the name in configurations."""
+
+from volumediff.autoencoders._base import Autoencoder
+
+__all__ = ["Autoencoder"]

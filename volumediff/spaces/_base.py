@@ -1,0 +1,162 @@
+r"""State spaces: an invertible map between volumes x and states z,
+
+.. math:: z = (A(x) - \mu) / s, \qquad x = A^{-1}(s z + \mu),
+
+with a transform A that the files of this folder define and one mean mu and one standard deviation
+s per state channel, estimated from training volumes. States then have zero mean and unit variance
+per channel, as the noise has.
+
+Sizes that the stride does not divide are padded by repeating the last plane and cropped back.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff import tiling
+from volumediff.shapes import Shape
+
+__all__ = ["StateSpace"]
+
+# A channel whose deviation is below this fraction of the largest one holds rounding errors only,
+# such as through-plane details of one-slice volumes; dividing by it would blow them up.
+CONSTANT = 1e-6
+
+
+class StateSpace(nn.Module, ABC):
+    """A map between volumes and states of unit variance.
+
+    The buffers `shift` (mu) and `scale` (s) hold one value per state channel; they are 0 and 1
+    until `fit` and belong to the state dict.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(1))
+        self.register_buffer("scale", torch.ones(1))
+        self.register_load_state_dict_pre_hook(_adopt_sizes)
+
+    @property
+    @abstractmethod
+    def stride(self) -> Shape:
+        """Voxels per state voxel along the axes d, h, w of the volume."""
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether `decode(encode(x))` is x up to rounding."""
+
+    @abstractmethod
+    def channels(self, c: int) -> int:
+        """State channels k of a volume with c channels."""
+
+    @abstractmethod
+    def analysis(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
+        """The transform A, before normalisation."""
+
+    @abstractmethod
+    def synthesis(
+        self, raw: Float[Tensor, "b k d2 h2 w2"], shape: Shape | None = None
+    ) -> Float[Tensor, "b c d h w"]:
+        """The inverse of A, cropped to `shape` if given."""
+
+    @abstractmethod
+    def noise(self, field: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
+        """State noise from a noise field on the padded volume, by a map with orthonormal rows.
+
+        White fields of unit variance give white noise of unit variance. The field has the `padded`
+        shape: no linear map makes more independent numbers than it is given.
+
+        Raises:
+            ValueError: the stride does not divide the field
+        """
+
+    @abstractmethod
+    def mask(self, m: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d2 h2 w2"]:
+        """The largest mask value among the voxels that each state voxel depends on."""
+
+    def encode(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
+        """The state of a volume."""
+        raw = self.analysis(x)
+        return (raw - self._per_channel(self.shift, raw)) / self._per_channel(self.scale, raw)
+
+    def decode(
+        self, z: Float[Tensor, "b k d2 h2 w2"], shape: Shape | None = None
+    ) -> Float[Tensor, "b c d h w"]:
+        """The volume of a state, cropped to `shape` if given."""
+        raw = z * self._per_channel(self.scale, z) + self._per_channel(self.shift, z)
+        return self.synthesis(raw, shape)
+
+    def padded(self, shape: Shape) -> Shape:
+        """The size of a volume after padding to multiples of the stride."""
+        return tiling.padded_shape(shape, self.stride)
+
+    def grid(self, shape: Shape) -> Shape:
+        """The size of the state of a volume; axes may be reordered."""
+        d, h, w = self.mask(torch.empty((1, 1, *shape), device="meta")).shape[2:]
+        return d, h, w
+
+    @torch.no_grad()
+    def fit(self, volumes: Iterable[Float[Tensor, "_ _ _ _ _"]]) -> None:
+        """Sets shift and scale to mean and deviation of each raw state channel.
+
+        Streaming: batches are merged by the update of Chan et al. (1979), in float64. A channel
+        that is constant over all volumes keeps the scale 1.
+
+        Raises:
+            ValueError: no volumes, values that are not finite, or nothing but constants
+        """
+        count, mean, squares = 0, torch.zeros(1), torch.zeros(1)
+        for x in volumes:
+            raw = self.analysis(x)
+            # one channel at a time: a float64 copy of a whole state would be the peak of memory
+            parts = [torch.var_mean(raw[:, i].double(), correction=0) for i in range(raw.shape[1])]
+            var_new, mean_new = (torch.stack(p).cpu() for p in zip(*parts, strict=True))
+            number = raw[:, 0].numel()
+            delta = mean_new - mean
+            total = count + number
+            squares = squares + var_new * number + delta.square() * (count * number / total)
+            mean = mean + delta * (number / total)
+            count = total
+        if count == 0:
+            raise ValueError("fit needs at least one volume, got none; check the training split.")
+        std = (squares / count).sqrt()
+        if not bool(torch.isfinite(std).all()):
+            raise ValueError("fit met values that are not finite; run `volumediff check`.")
+        if not bool(std.max() > 0):
+            raise ValueError("fit met constant volumes only; check intensities and foreground.")
+        std[std <= CONSTANT * std.max()] = 1.0
+        self.shift = mean.to(self.shift)
+        self.scale = std.to(self.scale)
+
+    def _per_channel(self, values: Tensor, z: Tensor) -> Tensor:
+        """Statistics for the channels of z: those of `fit`, or band by band their mean over the
+        channels of the training volumes where z has another number, as image conditions may."""
+        k = z.shape[1]
+        if values.numel() not in (1, k):
+            bands = self.channels(1)
+            values = values.view(bands, -1).mean(1, keepdim=True).expand(bands, k // bands)
+        return values.to(z.dtype).reshape(1, -1, 1, 1, 1)
+
+    def _check_field(self, field: Tensor) -> None:
+        d, h, w = field.shape[2:]
+        if self.padded((d, h, w)) != (d, h, w):
+            raise ValueError(
+                f"expected a noise field whose sizes are multiples of {self.stride}, got "
+                f"{(d, h, w)}; draw it on space.padded(shape)."
+            )
+
+
+def _adopt_sizes(space: StateSpace, state: dict[str, Any], prefix: str, *unused: object) -> None:
+    """Gives the buffers the length that they have in the state dict: it depends on the data."""
+    for name in ("shift", "scale"):
+        buffer, stored = getattr(space, name), state.get(prefix + name)
+        if stored is not None and stored.shape != buffer.shape:
+            setattr(space, name, buffer.new_empty(stored.shape))
