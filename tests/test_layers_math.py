@@ -1,0 +1,215 @@
+"""Layers against float64 formulas written out with plain operations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from volumediff.networks._layers import (
+    Conv,
+    Down,
+    Linear,
+    Norm,
+    NormAct,
+    PlaneConv,
+    ResidualBlock,
+    Up,
+)
+
+KINDS = ("group", "slice", "voxel")
+LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def normalised(x, kind, groups):
+    """Mean 0, variance 1 over the axes of the kind, from the definition."""
+    b, c, d, h, w = x.shape
+    if kind == "voxel":
+        mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+        return (x - mean) / (var + 1e-5).sqrt()
+    g = x.reshape(b, groups, c // groups, d, h, w)
+    axes = (2, 3, 4, 5) if kind == "group" else (2, 4, 5)
+    mean, var = g.mean(axes, keepdim=True), g.var(axes, keepdim=True, unbiased=False)
+    return ((g - mean) / (var + 1e-5).sqrt()).reshape(x.shape)
+
+
+def reference(module, x, film):
+    gain, offset = film[:, :, None, None, None].double().chunk(2, dim=1)
+    weight = module.norm.weight.detach().double()[:, None, None, None]
+    bias = module.norm.bias.detach().double()[:, None, None, None]
+    u = normalised(x.double(), module.norm.kind, module.norm.groups)
+    u = (u * weight + bias) * (1 + gain) + offset
+    return u / (1 + torch.exp(-u))
+
+
+def norm_act(kind, channels=8, groups=2):
+    module = NormAct(channels, norm=kind, groups=groups)
+    with torch.no_grad():
+        module.norm.weight.copy_(1 + 0.3 * normal(channels, seed=1))
+        module.norm.bias.copy_(normal(channels, seed=2))
+    return module
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_act_is_its_formula(kind, layout):
+    module = norm_act(kind)
+    x = (3 + 2 * normal(2, 8, 3, 4, 5)).contiguous(memory_format=layout)
+    film = 0.5 * normal(2, 16, seed=3)
+    torch.testing.assert_close(module(x, film), reference(module, x, film), rtol=0, atol=1e-12)
+    y = module(x.float(), film.float())
+    torch.testing.assert_close(y.double(), reference(module, x, film), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_act_gradients(kind, layout):
+    """The hand-written backward pass against finite differences."""
+    module = norm_act(kind, channels=4).double()
+    x = normal(2, 4, 2, 3, 2).contiguous(memory_format=layout).requires_grad_()
+    film = (0.5 * normal(2, 8, seed=3)).requires_grad_()
+    weight, bias = module.norm.weight, module.norm.bias
+
+    def function(x, film, weight, bias):
+        parameters = {"norm.weight": weight, "norm.bias": bias}
+        return torch.func.functional_call(module, parameters, (x, film))
+
+    assert torch.autograd.gradcheck(function, (x, film, weight, bias))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_act_in_bfloat16(kind):
+    """Statistics in float32: a mean of 30 standard deviations survives bfloat16 inputs."""
+    module = norm_act(kind)
+    offset = 0.0 if kind == "voxel" else 30.0
+    x = (offset + normal(1, 8, 8, 16, 16)).bfloat16().requires_grad_()
+    film = 0.5 * normal(1, 16, seed=3, dtype=torch.float32)
+    y = module(x, film)
+    assert y.dtype == torch.bfloat16
+    expected = reference(module, x.detach(), film)
+    error = (y.detach().double() - expected).square().mean().sqrt() / expected.std()
+    assert error < 0.01
+    exact = x.detach().double().requires_grad_()
+    grad = normal(*x.shape, seed=5)
+    (wanted,) = torch.autograd.grad(module(exact, film.double()), exact, grad)
+    (got,) = torch.autograd.grad(y, x, grad.bfloat16())
+    assert (got.double() - wanted).square().mean().sqrt() / wanted.std() < 0.02
+
+
+def test_norm_act_keeps_only_its_input():
+    """Separate operations would keep three tensors of the size of the volume, this keeps one."""
+    module = norm_act("group")
+    x = normal(1, 8, 8, 8, 8, dtype=torch.float32).requires_grad_()
+    film = normal(1, 16, dtype=torch.float32).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        module(x, film)
+    large = [t for t in kept if t.numel() == x.numel()]
+    assert len(large) == 1
+    assert large[0].data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_norm_agrees(kind):
+    norm = Norm(8, kind=kind, groups=2)
+    x = normal(2, 8, 3, 4, 5)
+    torch.testing.assert_close(norm(x), normalised(x, kind, norm.groups), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (128, 32), (29, 1), (24, 4), (2, 1)])
+def test_groups_divide_and_hold_two_channels(channels, groups):
+    assert Norm(channels).groups == groups
+    # one voxel and one sample: a group of a single number would be normalised to zero
+    x = normal(1, channels, 1, 1, 1)
+    assert Norm(channels)(x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_layers_follow_the_input_dtype(dtype):
+    x = normal(1, 4, 3, 4, 5, dtype=dtype)
+    block = ResidualBlock(4, 6, embedding=3)
+    y = block(x, normal(1, 3, dtype=torch.float32))
+    assert y.dtype == dtype
+    assert all(p.dtype == torch.float32 for p in block.parameters())
+    assert Linear(4, 2)(x.movedim(1, -1)).dtype == dtype
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((1, 3, 5), (1, 2, 2))])
+def test_convolution_by_hand(kernel, stride):
+    """One output voxel as the sum over its neighbourhood."""
+    conv = Conv(2, 3, kernel=kernel, stride=stride)
+    x = normal(1, 2, 4, 7, 9)
+    y = conv(x)
+    assert y.shape[2:] == tuple(-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True))
+    at = (1, 1, 2)
+    start = [i * s for i, s in zip(at, stride, strict=True)]
+    padded = F.pad(x, [p for k in reversed(conv.halo) for p in (k, k)])
+    window = padded[0, :, *(slice(i, i + k) for i, k in zip(start, kernel, strict=True))]
+    expected = (conv.weight.double() * window).sum((1, 2, 3, 4)) + conv.bias.double()
+    torch.testing.assert_close(y[0, :, *at], expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 7), (4, 6, 1)])
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2)])
+def test_up_undoes_the_size_of_down(size, factor):
+    x = normal(1, 2, *size)
+    small = Down(2, 3, factor=factor)(x)
+    assert small.shape[2:] == tuple(-(-n // f) for n, f in zip(size, factor, strict=True))
+    up = Up(3, 2, factor=factor)
+    y = up(small, size)
+    assert y.shape == x.shape
+    index = [torch.arange(n) // f for n, f in zip(size, factor, strict=True)]
+    values = torch.einsum("oi,bidhw->bodhw", up.conv.weight[:, :, 0, 0, 0].double(), small)
+    values = values + up.conv.bias.double()[:, None, None, None]
+    expected = values[:, :, index[0]][:, :, :, index[1]][:, :, :, :, index[2]]
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("conv", [Conv, PlaneConv])
+def test_halo_is_exact(conv):
+    """The output at a voxel depends on inputs up to `halo` away, and on none beyond."""
+    block = ResidualBlock(2, 2, norm="voxel", conv=conv)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(normal(*p.shape))
+    x = normal(1, 2, 9, 9, 9).requires_grad_()
+    block(x)[0, :, 4, 4, 4].sum().backward()
+    touched = x.grad[0].abs().sum(0).nonzero() - 4
+    assert touched.abs().amax(0).tolist() == list(block.halo)
+
+
+def test_block_starts_as_its_shortcut():
+    x, e = normal(2, 4, 3, 4, 5), normal(2, 6)
+    assert torch.equal(ResidualBlock(4, 4, embedding=6)(x, e), x)
+    block = ResidualBlock(4, 5, embedding=6)
+    torch.testing.assert_close(block(x, e), block.shortcut(x))
+
+
+def test_film_starts_as_the_identity_and_additive_does_not():
+    x, e = normal(2, 4, 3, 4, 5), normal(2, 6)
+    for mode, same in (("film", True), ("additive", False)):
+        block = ResidualBlock(4, 4, embedding=6, mode=mode)
+        torch.nn.init.normal_(block.conv2.weight)
+        assert torch.allclose(block(x, e), block(x, -3 * e)) is same
+
+
+def test_even_kernels_and_plane_strides_are_refused():
+    with pytest.raises(ValueError, match="odd"):
+        Conv(1, 1, kernel=(2, 3, 3))
+    with pytest.raises(ValueError, match="through-plane"):
+        PlaneConv(1, 1, stride=(2, 2, 2))
+
+
+def test_plane_convolution_is_two_convolutions():
+    layer = PlaneConv(2, 3)
+    torch.nn.init.normal_(layer.through_plane.weight)
+    x = normal(1, 2, 4, 5, 6)
+    weight = torch.einsum(
+        "omd,mihw->oidhw",
+        layer.through_plane.weight[..., 0, 0].double(),
+        layer.in_plane.weight[:, :, 0].double(),
+    )
+    torch.testing.assert_close(layer(x)[:, :, 1:-1], F.conv3d(x, weight, padding=1)[:, :, 1:-1])

@@ -1,0 +1,1 @@
+"""Networks: (z_t, t, condition) -> output, built from the few layers of `_layers`."""

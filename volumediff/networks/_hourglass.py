@@ -1,0 +1,152 @@
+r"""The U-shaped body shared by the networks: encoder, middle, decoder with additive skips.
+
+A skip is added, :math:`(h + s) / \sqrt 2`, not concatenated: decoder blocks keep their width, and
+no tensor of twice the channels is ever stored. For two signals of unit variance that are
+uncorrelated the factor keeps the variance at 1; dividing by 2 would halve it at every skip.
+
+References:
+    Bieder et al. (2023), PatchDDM, arXiv:2303.15288
+    Friedrich et al. (2024), WDM, arXiv:2402.19043
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.networks._attention import Attention, Backend
+from volumediff.networks._layers import (
+    Conv,
+    Down,
+    NormAct,
+    NormKind,
+    ResidualBlock,
+    Triple,
+    Up,
+)
+
+__all__ = ["Hourglass", "Stage"]
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where there is one."""
+
+    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b o d h w"]:
+        h = self.block(x, e)
+        return h if self.attention is None else self.attention(h)
+
+
+class Hourglass(nn.Module):
+    """Encoder and decoder over `widths`; ceil(size / 2) per level, any size.
+
+    Arguments:
+        in_channels, out_channels: numbers of channels
+        widths: channels per level, finest first
+        blocks: residual blocks per level, in the encoder and again in the decoder
+        attention_levels: levels whose blocks attend, 0 being the finest
+        embedding: length of the embedding vector
+        mode: how it enters the blocks
+        norm, groups: see `Norm`
+        kernel: of the convolutions
+        factor: down-sampling per level and axis
+        conv: the convolution of the blocks
+        backend: of the attention
+        plane: attention within slices
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        widths: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int],
+        embedding: int,
+        mode: Literal["film", "additive"],
+        norm: NormKind,
+        groups: int,
+        kernel: Triple,
+        factor: Triple,
+        conv: Callable[..., nn.Module] = Conv,
+        backend: Backend = "auto",
+        plane: bool = False,
+    ) -> None:
+        super().__init__()
+        levels = range(len(widths))
+        if not widths or min(widths) < 1 or blocks < 1:
+            raise ValueError(
+                f"expected at least one level of positive width and one block, got widths "
+                f"{tuple(widths)} and blocks {blocks}"
+            )
+        if not set(attention_levels) <= set(levels):
+            raise ValueError(
+                f"attention_levels {tuple(attention_levels)} must be levels of the network, "
+                f"0 (finest) to {len(widths) - 1}"
+            )
+
+        def stage(level: int) -> Stage:
+            width = widths[level]
+            block = ResidualBlock(
+                width,
+                width,
+                embedding=embedding,
+                mode=mode,
+                kernel=kernel,
+                norm=norm,
+                groups=groups,
+                conv=conv,
+            )
+            attention = None
+            if level in attention_levels:
+                attention = Attention(
+                    width, norm=norm, groups=groups, backend=backend, plane=plane
+                )
+            return Stage(block, attention)
+
+        last = levels[-1]
+        self.stride = tuple(f**last for f in factor)
+        self.stem = conv(in_channels, widths[0], kernel=kernel)
+        self.encoder = nn.ModuleList(
+            nn.ModuleList(stage(level) for _ in range(blocks)) for level in levels
+        )
+        self.down = nn.ModuleList(
+            Down(widths[i], widths[i + 1], factor=factor, kernel=kernel, conv=conv)
+            for i in range(last)
+        )
+        self.middle = nn.ModuleList(stage(last) for _ in range(2))
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(stage(level) for _ in range(blocks)) for level in levels
+        )
+        self.up = nn.ModuleList(Up(widths[i + 1], widths[i], factor=factor) for i in range(last))
+        self.act = NormAct(widths[0], norm=norm, groups=groups)
+        self.head = conv(widths[0], out_channels, kernel=kernel, zero=True)
+
+    def forward(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b o d h w"]:
+        h = self.stem(x)
+        skips = []
+        for level, stages in enumerate(self.encoder):
+            for stage in stages:
+                h = stage(h, e)
+                skips.append(h)
+            if level < len(self.down):
+                h = self.down[level](h)
+        for stage in self.middle:
+            h = stage(h, e)
+        for level in reversed(range(len(self.decoder))):
+            for stage in self.decoder[level]:
+                h = stage((h + skips.pop()).mul_(math.sqrt(0.5)), e)
+            if level > 0:
+                h = self.up[level - 1](h, skips[-1].shape[2:])
+        return self.head(self.act(h))

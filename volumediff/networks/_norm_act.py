@@ -1,0 +1,115 @@
+r"""silu(s x̂ + b) with x̂ the normalised input: one function that stores nothing but its input.
+
+Written with separate operations, normalisation, FiLM and activation each keep a tensor of the size
+of the volume for the backward pass. Here the backward pass forms them again from x, in two reused
+buffers. With u = s x̂ + b, y = silu(u), g = ∂L/∂u and means over the set that is normalised
+together,
+
+.. math:: \frac{\partial L}{\partial x} = \frac{1}{\sigma}
+          \left(s g - \langle s g \rangle - \hat x\, \langle s g \hat x \rangle\right)
+
+For a group norm the means follow from the gradients of s and b, which are sums over voxels.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+__all__ = ["norm_act"]
+
+
+def norm_act(
+    x: Float[Tensor, "b c *size"],
+    scale: Float[Tensor, "b c"],
+    shift: Float[Tensor, "b c"],
+    *,
+    groups: int | None,
+    eps: float,
+) -> Float[Tensor, "b c *size"]:
+    """silu(scale * normalised x + shift).
+
+    Arguments:
+        scale, shift: per sample and channel, in float32 or float64
+        groups: channel groups of the group norm; None normalises the channels of each voxel
+    """
+    return _NormAct.apply(x, scale, shift, groups, eps)
+
+
+def _normalised(
+    x: Float[Tensor, "b c *size"], groups: int | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x̂, mean and 1/σ; the kernels accumulate in float32 and keep the memory layout."""
+    channels = x.shape[1]
+    ones = zeros = None
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        # With float32 parameters the CPU kernels also return the statistics in float32.
+        ones, zeros = torch.ones(channels), torch.zeros(channels)
+    if groups is None:
+        last = x.movedim(1, -1)
+        y, mean, inverse = torch.native_layer_norm(last, (channels,), ones, zeros, eps)
+        return y.movedim(-1, 1), mean, inverse
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    if not x.is_contiguous(memory_format=layout):
+        x = x.contiguous()
+    voxels = x[0, 0].numel()
+    return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
+
+
+def _column(value: Float[Tensor, "b c"], like: Tensor) -> Tensor:
+    """(b, c) in the shape (b, c, 1, ...) and dtype of the other tensor."""
+    return value.to(like.dtype).reshape(*value.shape, *(1,) * (like.ndim - 2))
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, scale: Tensor, shift: Tensor, groups: int | None, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, shift)
+        ctx.groups, ctx.eps = groups, eps
+        y, _, _ = _normalised(x, groups, eps)
+        torch.addcmul(_column(shift, y), y, _column(scale, y), out=y)
+        return torch.ops.aten.silu_(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift = ctx.saved_tensors
+        groups = ctx.groups
+        normal, mean, inverse = _normalised(x, groups, ctx.eps)
+        buffer = torch.addcmul(_column(shift, x), normal, _column(scale, x))
+        g = torch.ops.aten.silu_backward(grad, buffer)
+        axes = tuple(range(2, x.ndim))
+        grad_shift = g.sum(axes).to(scale.dtype)
+        grad_scale = torch.mul(g, normal, out=buffer).sum(axes).to(scale.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_scale, grad_shift, None, None
+        if groups is None:
+            g.mul_(_column(scale, x))
+            ones = torch.ones(x.shape[1], device=x.device, dtype=inverse.dtype)
+            ones = ones if inverse.dtype != x.dtype else None
+            grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+                g.movedim(1, -1),
+                x.movedim(1, -1),
+                (x.shape[1],),
+                mean,
+                inverse,
+                ones,
+                ones,
+                [True, False, False],
+            )
+            return grad_x.movedim(-1, 1), grad_scale, grad_shift, None, None
+        b, c = scale.shape
+        count = c // groups * x[0, 0].numel()
+
+        def group_mean(total: Tensor) -> Tensor:
+            means = (scale * total).reshape(b, groups, -1).sum(2) / count
+            return means.repeat_interleave(c // groups, dim=1)
+
+        inverse = inverse.to(scale.dtype).repeat_interleave(c // groups, dim=1)
+        offset = _column(-inverse * group_mean(grad_shift), x)
+        slope = _column(-inverse * group_mean(grad_scale), x)
+        torch.addcmul(offset, normal, slope, out=normal)
+        torch.addcmul(normal, g, _column(inverse * scale, x), out=g)
+        return g, grad_scale, grad_shift, None, None
