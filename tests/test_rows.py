@@ -1,0 +1,166 @@
+"""Every row of configs/anomaly, found in the folder, in every space."""
+
+import re
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from anomaly_models import SHAPE, SPACES, SPACING, foreground, states
+
+from volumediff.anomaly import calibrate, rows
+from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.localizer import Localizer
+from volumediff.condition import Condition
+from volumediff.errors import UsageError
+
+ROWS = rows.available_rows()
+INSIDE = foreground()
+ATLAS = Atlas.fit(
+    0.2 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(i)) for i in range(3)
+)
+
+
+@cache
+def model_in(space, classes):
+    if classes:
+        return states(SPACES[space](), means=(-0.2, 0.3), classes=2)
+    return states(SPACES[space]())
+
+
+def volume(i):
+    return 0.2 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(100 + i))
+
+
+def local(method, model, i, calibration, condition):
+    return method.localize(
+        model,
+        volume(i),
+        foreground=INSIDE,
+        spacing_mm=SPACING,
+        key=i,
+        condition=condition,
+        calibration=calibration,
+    )
+
+
+def refusal(method, model):
+    try:
+        method.check(model)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def quick(method):
+    """The row with few steps: what is tested is that the blocks fit, not what they find."""
+    if not isinstance(method, Localizer):
+        return method
+    sampler = method.sampler and replace(method.sampler, steps=3)
+    return replace(method, sampler=sampler, first=method.first and quick(method.first))
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_runs_in_every_space_or_says_why_not(name, space):
+    method = quick(rows.load_row(name, atlas=ATLAS))
+    model = model_in(space, 0)
+    reason = refusal(method, model)
+    if reason:
+        assert re.search(r"expected .*got .*; use|expected .*got one without", reason)
+        assert "\n" not in reason
+        model = model_in(space, 2)  # the other kind of checkpoint: with volume labels
+        assert refusal(method, model) == ""
+    examples = [Example(volume(i), INSIDE, SPACING) for i in range(5)]
+    calibration = calibrate.fit(method, model, examples, seed=0)
+    truth = torch.zeros_like(INSIDE)
+    truth[..., 4, 4, 4] = True
+    sick = [Example(volume(9), INSIDE, SPACING, truth=truth)]
+    calibration = calibrate.validate(calibration, method, model, sick, seed=0)
+    got = local(method, model, 20, calibration, Condition())
+    assert got.map.shape == (1, 1, *SHAPE)
+    assert bool(torch.isfinite(got.map).all())
+    assert bool((got.map[~INSIDE] == 0).all())
+    assert got.mask is not None
+    assert not bool(got.mask[~INSIDE].any())
+    assert got.pseudo_healthy is None or bool(torch.isfinite(got.pseudo_healthy).all())
+    values = [torch.isfinite(v.float()).all() for v in got.trace.values()]
+    assert all(bool(v) for v in values)
+    # the score and the calibration's scores are of one kind
+    assert min(calibration.scores) - 1e3 < got.score < max(calibration.scores) + 1e3
+    if isinstance(method, Baseline):
+        none = local(method, None, 20, calibration, Condition())
+        assert torch.equal(none.map, got.map)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_says_what_it_needs_and_finds(name):
+    tree = rows.config.load(rows.config.config_path("anomaly", name))
+    assert {"supervision", "scope", "threshold", "score"} <= set(tree)
+    method = rows.load_row(name)
+    assert method.supervision == tree["supervision"]
+    assert len(method.scope) > 5
+
+
+def test_the_methods_of_the_first_release_are_there():
+    wanted = {"ddpm", "ddim_inversion", "cfg_inversion", "autoddpm", "thor", "scan"}
+    assert wanted | {"intensity", "smoothing", "atlas", "prevalence"} <= set(ROWS)
+
+
+def test_a_row_with_labels_refuses_a_model_without():
+    method = rows.load_row("cfg_inversion")
+    with pytest.raises(ValueError, match="guidance classifierfree: expected a class-conditional"):
+        method.check(model_in("voxel", 0))
+    model_in("voxel", 2)
+    method.check(model_in("voxel", 2))
+
+
+def test_rows_compose(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "# test\n"
+        "first: ddpm\n"
+        "route: {name: diffuse, level: 0.1}\n"
+        "policy: {name: stitch, threshold: 0.2}\n"
+        "sampler: {name: ddim, steps: 3}\n"
+        "map: {name: product, maps: [l1, {name: saturated, map: l2, quantile: 0.5}]}\n"
+        "post: [{name: smooth, sigma_mm: 1}, erode]\n"
+    )
+    method = rows.load_row(str(path), overrides=["sampler.steps=5", "policy.resampling=2"])
+    assert isinstance(method, Localizer)
+    assert method.first == rows.load_row("ddpm")
+    assert method.sampler.steps == 5
+    assert method.policy.resampling == 2
+    assert [type(p).__name__ for p in method.post] == ["Smooth", "Erode"]
+    assert method.map.maps[1].quantile == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rout: 1", "rout: no slot of a row: .*Did you mean 'route'"),
+        ("supervision: weak", "expected a route or a baseline, got neither"),
+        ("supervision: strong\nroute: identity", "supervision: expected none or unsupervised"),
+        ("route: {name: diffuse}", "route: expected exactly one of level and log_snr"),
+        ("route: {name: difuse, level: 1}", "route.name = 'difuse'.*Did you mean 'diffuse'"),
+        ("route: identity\nmap: {name: ssim, sigma: 2}", "map.sigma: SSIM takes sigma_mm"),
+        ("route: identity\npost: median", "post: expected a list of steps"),
+        ("route: identity\nsampler: {name: ddim, steps: 2}", "route identity: has no reverse"),
+        ("route: identity\nfirst: {baseline: prevalence}", "first: expected the name of a row"),
+        (
+            "route: {name: diffuse, level: 0.5}\nsampler: {name: ddim, steps: 2}\n"
+            "guidance: {name: classifier_free, classes: 3}",
+            "guidance.classes: is derived, not configured",
+        ),
+        ("baseline: {name: atlas_z, atlas: x}", "baseline.atlas: is derived, not configured"),
+        ("baseline: {name: smothing}", "baseline.name = 'smothing'.*Did you mean 'smoothing'"),
+        ("baseline: prevalence\nroute: identity", "route: no slot of a row"),
+    ],
+)
+def test_mistakes_in_rows_are_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        rows.load_row(str(path))
+    assert "\n" not in str(caught.value)

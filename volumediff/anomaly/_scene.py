@@ -1,0 +1,140 @@
+"""What the blocks of one run share: the volume, the model, the noise, what is found on the way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff.anomaly.maps import Map
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
+from volumediff.model import Model
+from volumediff.schedules._base import Schedule
+
+__all__ = ["Level", "Scene", "classes_of", "read_levels"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level, as exactly one of a time and a log-SNR.
+
+    Arguments:
+        level: time t in (0, 1]
+        log_snr: log(α²/σ²), the same corruption under any schedule
+    """
+
+    level: float | None = None
+    log_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.level is None) == (self.log_snr is None):
+            raise ValueError(
+                f"expected exactly one of level and log_snr, got {self.level} and {self.log_snr}."
+            )
+        if self.level is not None and not 0 < self.level <= 1:
+            raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
+
+    def time(self, schedule: Schedule) -> float:
+        """The time under a schedule.
+
+        Raises:
+            ValueError: the schedule never gets that noisy
+        """
+        if self.log_snr is None:
+            return float(self.level)
+        return float(schedule.time(torch.tensor([self.log_snr], dtype=torch.float64)))
+
+
+def read_levels(levels: tuple[float, ...], log_snrs: tuple[float, ...]) -> list[Level]:
+    """Several levels, all given as times or all as log-SNRs.
+
+    Raises:
+        ValueError: both are given, or a level out of range
+    """
+    if levels and log_snrs:
+        raise ValueError("expected levels or log_snrs, got both; give one of them.")
+    return [Level(level=t) for t in levels] + [Level(log_snr=s) for s in log_snrs]
+
+
+def classes_of(model: Model) -> int:
+    """Classes that the checkpoint was trained with, without the null class; 0 for none."""
+    return model.network.embedding.classes
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One run of a row on one volume.
+
+    Arguments:
+        model: space, kernel and network
+        denoise: guided, with which the way down is walked
+        condition: what `denoise` is told
+        unguided: of the model alone, with which the way up is walked
+        unguided_condition: what `unguided` is told; the null class where there are classes
+        x: the volume
+        foreground: voxels that count
+        spacing_mm: voxel size along d, h, w
+        distance: the row's map
+        noise: keyed state noise: -1, -2, ... of the forward route, 0, 1, ... of the steps
+        lossy: whether the space's own loss is subtracted from the map
+        prior_map: map of the first pass, where the row has one
+        prior_healthy: pseudo-healthy volume of the first pass
+        trace: masks and intermediate maps, for inspection
+        maps: maps that a policy collected on the way; they join the ensemble
+    """
+
+    model: Model
+    denoise: Denoiser
+    condition: Condition
+    unguided: Denoiser
+    unguided_condition: Condition
+    x: Float[Tensor, "1 c d h w"]
+    foreground: Bool[Tensor, "1 1 d h w"]
+    spacing_mm: tuple[float, float, float]
+    distance: Map
+    noise: Callable[[int], Tensor]
+    lossy: bool = False
+    prior_map: Float[Tensor, "1 1 d h w"] | None = None
+    prior_healthy: Float[Tensor, "1 c d h w"] | None = None
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    maps: list[Tensor] = field(default_factory=list)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The checkpoint's schedule."""
+        return self.model.kernel.schedule
+
+    def encode(self, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 k d2 h2 w2"]:
+        """The state of a volume."""
+        return self.model.encode(x)
+
+    def decode(self, z: Float[Tensor, "1 k d2 h2 w2"]) -> Float[Tensor, "1 c d h w"]:
+        """The volume of a state, of the size of x."""
+        d, h, w = self.x.shape[2:]
+        return self.model.decode(z, (d, h, w))
+
+    def noised(self, z: Float[Tensor, "1 k d2 h2 w2"], t: float, *, draw: int = 0) -> Tensor:
+        """z_t of a state, with a draw of the noise of the forward route."""
+        return self.model.kernel.corrupt(z, self.times(t), self.noise(-1 - draw).to(z))
+
+    def times(self, t: float) -> Float[Tensor, "1"]:
+        """A time as the model takes it."""
+        return torch.tensor([t], dtype=torch.float64, device=self.x.device)
+
+    def compare(self, healthy: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 1 d h w"]:
+        """The row's map; what the space alone loses is no anomaly and is subtracted."""
+        a = self._map(healthy)
+        return (a - self.floor).clamp(min=0) if self.lossy else a
+
+    @cached_property
+    def floor(self) -> Float[Tensor, "1 1 d h w"]:
+        """Map of the space's own reconstruction D(E(x))."""
+        return self._map(self.decode(self.encode(self.x)))
+
+    def _map(self, healthy: Tensor) -> Tensor:
+        return self.distance(
+            self.x, healthy, foreground=self.foreground, spacing_mm=self.spacing_mm
+        )

@@ -1,0 +1,307 @@
+r"""The localization head: a row of slots that turns a volume into a map.
+
+    x ─ route(noise, policy, sampler, guidance) ─▶ x̂_1, x̂_2, … ─ map ─▶ a_1, a_2, …
+      ─ ensemble ─▶ a ─ normalize ─ post ─▶ map ─ threshold ─▶ mask,  ─ score ─▶ volume score
+
+A method is a `Localizer` with its slots filled, read from a YAML row. Higher means more abnormal;
+everything that is compared, counted or ranked lies in the foreground.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
+from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.maps import L1, Map
+from volumediff.anomaly.noise import Gaussian, Noise
+from volumediff.anomaly.policy import Plain, Policy
+from volumediff.anomaly.post import MASK, Post
+from volumediff.anomaly.route import Route
+from volumediff.anomaly.score import Score, TopFraction
+from volumediff.anomaly.threshold import HealthyFPR, Threshold
+from volumediff.condition import HEALTHY, Condition
+from volumediff.guidance._base import Guidance
+from volumediff.model import Model
+from volumediff.randomness import key as key_of
+from volumediff.samplers._base import Sampler
+
+__all__ = ["Finding", "Localization", "Localizer", "Method"]
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """What a method found in one volume.
+
+    Arguments:
+        map: higher is more abnormal; 0 outside the foreground
+        mask: map above the threshold; None where the threshold needs a calibration that was not
+            given, or is an oracle
+        pseudo_healthy: the volume without its findings; None for methods that make none
+        score: volume score
+        trace: masks and intermediate maps of the blocks, by name
+    """
+
+    map: Float[Tensor, "1 1 d h w"]
+    mask: Bool[Tensor, "1 1 d h w"] | None
+    pseudo_healthy: Float[Tensor, "1 c d h w"] | None
+    score: float
+    trace: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A map before normalization and post-processing.
+
+    Arguments:
+        map: the map
+        healthy: pseudo-healthy volume, if the method makes one
+        trace: masks and intermediate maps
+    """
+
+    map: Float[Tensor, "1 1 d h w"]
+    healthy: Float[Tensor, "1 c d h w"] | None
+    trace: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Anything that localizes: rows of the engine and baselines.
+
+    Arguments:
+        supervision: what training needs beside volumes: none at all, healthy volumes
+            (unsupervised), synthetic anomalies (self), volume labels (weak), masks (full)
+        scope: what the method claims to find, in words
+        normalize: the map in units of healthy maps
+        post: post-processing, applied in its fixed order
+        threshold: from map to mask
+        score: from map to volume score
+    """
+
+    supervision: Literal["none", "unsupervised", "self", "weak", "full"] = "unsupervised"
+    scope: str = "any deviation from healthy volumes"
+    normalize: Normalization = field(default_factory=Raw)
+    post: tuple[Post, ...] = ()
+    threshold: Threshold = field(default_factory=HealthyFPR)
+    score: Score = field(default_factory=TopFraction)
+
+    @abstractmethod
+    def check(self, model: Model | None) -> None:
+        """Raises ValueError, with the reason, for a model with which the method is meaningless."""
+
+    @abstractmethod
+    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+        """The map of a volume, before normalization."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the blocks that shape map and score; a calibration belongs to one."""
+        free = ("threshold", "supervision", "scope")
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in free]
+        text = f"{type(self).__name__}({', '.join(parts)})"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def residual(self, model: Model | None, example: Example, *, key: int) -> Residual:
+        """The map of a volume, prepared for normalization; used to calibrate."""
+        found = self.find(model, example, key=key)
+        return self._prepared(found, example)
+
+    @torch.no_grad()
+    def finish(
+        self, residual: Residual, statistics: Mapping[str, Tensor]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """Normalization and post-processing of the map."""
+        a = self.normalize(residual, statistics)
+        for post in sorted(self.post, key=lambda p: p.rank):
+            if post.rank < MASK:
+                a = post(a, foreground=residual.foreground, spacing_mm=residual.spacing_mm)
+        return a
+
+    @torch.no_grad()
+    def localize(
+        self,
+        model: Model | None,
+        x: Float[Tensor, "1 c d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+        key: int,
+        condition: Condition = Condition(),  # noqa: B008 - frozen and empty
+        calibration: Calibration | None = None,
+    ) -> Localization:
+        """Map, mask, pseudo-healthy volume and score of one volume.
+
+        Arguments:
+            model: the denoiser with its space; baselines take None
+            x: the volume, as preprocessed for training
+            foreground: voxels that count
+            spacing_mm: voxel size along d, h, w
+            key: of all noise; the result depends on nothing else that is random
+            condition: what the denoiser is told; the class defaults to healthy
+            calibration: of this method on healthy volumes
+
+        Raises:
+            ValueError: the method does not fit the model or the calibration; the message says why
+        """
+        self.check(model)
+        if not bool(foreground.any()):
+            raise ValueError("expected a foreground with voxels, got an empty one.")
+        statistics = self._statistics(calibration)
+        example = Example(x, foreground, spacing_mm, condition)
+        found = self.find(model, example, key=key)
+        a = self.finish(self._prepared(found, example), statistics)
+        value = self.threshold(calibration)
+        mask = None
+        if value is not None:
+            mask = self._mask(a, value, example)
+        score = self.score(a, foreground=foreground)
+        return Localization(a, mask, found.healthy, score, found.trace)
+
+    def _prepared(self, found: Finding, example: Example) -> Residual:
+        raw = Residual(found.map, example.x, example.foreground, example.spacing_mm)
+        return self.normalize.prepare(raw)
+
+    def _mask(self, a: Tensor, threshold: float, example: Example) -> Tensor:
+        mask = (a > threshold) & example.foreground
+        for post in sorted(self.post, key=lambda p: p.rank):
+            if post.rank > MASK:
+                mask = post(mask, foreground=example.foreground, spacing_mm=example.spacing_mm)
+        return mask
+
+    def _statistics(self, calibration: Calibration | None) -> Mapping[str, Tensor]:
+        if calibration is None:
+            if self.normalize.fitted:
+                raise ValueError(
+                    f"normalize {type(self.normalize).__name__.lower()}: expected a calibration "
+                    "on healthy volumes, got none; fit one, or use normalize: raw."
+                )
+            return {}
+        if calibration.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"expected a calibration of this method ({self.fingerprint}), got one of another "
+                f"({calibration.fingerprint}); fit it again."
+            )
+        return calibration.statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localizer(Method):
+    """A row of the engine.
+
+    Arguments:
+        noise: what the volume is corrupted with; must be the checkpoint's
+        route: how the volume becomes pseudo-healthy
+        guidance: change of the denoiser on the way down
+        policy: what may change
+        sampler: steps of the reverse chain
+        ensemble: runs, and how their maps are merged
+        map: distance between volume and pseudo-healthy volume
+        first: row whose map and pseudo-healthy volume a two-pass policy starts from
+    """
+
+    noise: Noise = field(default_factory=Gaussian)
+    route: Route
+    guidance: Guidance | None = None
+    policy: Policy = field(default_factory=Plain)
+    sampler: Sampler | None = None
+    ensemble: Ensemble = field(default_factory=Mean)
+    map: Map = field(default_factory=L1)
+    first: "Localizer | None" = None
+
+    def __post_init__(self) -> None:
+        self.route.check(self.sampler)
+        if not self.route.chain and not isinstance(self.policy, Plain):
+            raise ValueError(
+                f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
+                f"chain, got {type(self.route).__name__.lower()}; use diffuse or inversion."
+            )
+        if not self.route.stochastic and self.ensemble.seeds > 1:
+            raise ValueError("ensemble: expected seeds: 1, since the route draws no noise.")
+        if self.policy.two_pass != (self.first is not None):
+            raise ValueError(
+                "first: expected a first row exactly where the policy takes its mask from one, "
+                f"got {'a row' if self.first else 'none'} with policy "
+                f"{type(self.policy).__name__.lower()}."
+            )
+
+    def check(self, model: Model | None) -> None:
+        """Noise, guidance, classes and levels must suit the checkpoint."""
+        if model is None:
+            raise ValueError("expected a trained model, got none; only baselines work without.")
+        self.noise.check(model)
+        if self.guidance is not None and not classes_of(model):
+            raise ValueError(
+                f"guidance {type(self.guidance).__name__.lower()}: expected a class-conditional "
+                "checkpoint, trained on volume labels, got one without classes."
+            )
+        times = self._times(model)
+        if times and max(times) > model.times[1] + 1e-9:
+            raise ValueError(
+                f"level: expected times up to {model.times[1]:.3f}, which the checkpoint was "
+                f"trained on, got {max(times):.3f}; use a lower level."
+            )
+        if self.first is not None:
+            self.first.check(model)
+            if max(times) >= max(self.first._times(model)):
+                raise ValueError(
+                    "first: expected a second pass at a lower noise level than the first, got "
+                    f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
+                )
+
+    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+        """Runs all members of the ensemble and merges their maps."""
+        prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
+        members = self.ensemble.members()
+        total, healthy, count, volumes = 0.0, 0.0, 0, 0
+        trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
+        for i, (level, seed) in enumerate(members):
+            scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
+            route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
+            for volume in route:
+                a = self.policy.weigh(scene, scene.compare(volume))
+                total, count = total + self.ensemble.forward(a), count + 1
+                healthy, volumes = healthy + volume, volumes + 1
+            for a in scene.maps:
+                total, count = total + self.ensemble.forward(a), count + 1
+            prefix = f"run-{i}/" if len(members) > 1 else ""
+            trace.update({prefix + name: value for name, value in scene.trace.items()})
+        return Finding(self.ensemble.inverse(total / count), healthy / volumes, trace)
+
+    def _times(self, model: Model) -> list[float]:
+        levels = [level for level, _ in self.ensemble.members() if level is not None]
+        levels = levels or self.route.noise_levels()
+        return [level.time(model.kernel.schedule) for level in levels]
+
+    def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
+        condition, null = example.condition, example.condition
+        classes = classes_of(model)
+        if classes:
+            label = torch.full((1,), HEALTHY, device=example.x.device)
+            condition = condition.replace(label=label)
+            null = condition.replace(label=torch.full_like(label, classes))
+        guidance = self.guidance
+        if guidance is not None and "classes" in {f.name for f in fields(guidance)}:
+            guidance = replace(guidance, classes=classes)  # derived from the checkpoint
+        return Scene(
+            model=model,
+            denoise=model.denoise if guidance is None else guidance(model.denoise),
+            condition=condition,
+            unguided=model.denoise,
+            unguided_condition=null,
+            x=example.x,
+            foreground=example.foreground,
+            spacing_mm=example.spacing_mm,
+            distance=self.map,
+            noise=self.noise(model, tuple(example.x.shape[1:]), key=key),
+            lossy=self.route.corrupts and not model.space.exact,
+            prior_map=None if prior is None else prior.map,
+            prior_healthy=None if prior is None else prior.healthy,
+        )

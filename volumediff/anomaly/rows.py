@@ -1,0 +1,118 @@
+"""Rows: methods as YAML files, one slot per key.
+
+route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
+sampler: {name: ancestral, steps: 50}
+first: ddpm                                 a first pass is a row, by name or written out
+baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from volumediff import config
+from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.errors import UsageError
+
+__all__ = ["available_rows", "load_row"]
+
+FAMILIES = {
+    "normalize": "calibration",
+    "post": "post",
+    "threshold": "threshold",
+    "score": "score",
+    "noise": "noise",
+    "route": "route",
+    "guidance": "guidance",
+    "policy": "policy",
+    "sampler": "sampler",
+    "ensemble": "ensemble",
+    "map": "map",
+}
+WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
+
+
+def available_rows() -> list[str]:
+    """Names of the methods that ship with the package."""
+    return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
+
+
+def load_row(
+    name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()
+) -> Localizer | Baseline:
+    """A method from its row.
+
+    Arguments:
+        name: of a row that ships with the package, or the path of a YAML file
+        atlas: healthy atlas, for the baselines that need one
+        overrides: `slot.argument=value` words, such as `sampler.steps=10`
+
+    Raises:
+        UsageError: unknown row, slot, component or argument; one line that says what is expected
+    """
+    tree = config.load(config.config_path("anomaly", str(name)), overrides)
+    return _method(tree, atlas=atlas, where=str(name))
+
+
+def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Localizer | Baseline:
+    is_baseline = "baseline" in tree
+    kind = Method if is_baseline else Localizer
+    slots = [f.name for f in fields(kind)] + ["baseline"] * is_baseline
+    for name in tree:
+        if name not in slots:
+            hint = config.suggestion(str(name), slots)
+            raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
+    values = {
+        name: _slot(name, value, atlas=atlas, where=f"{where}.{name}")
+        for name, value in tree.items()
+        if name != "baseline"
+    }
+    try:
+        if is_baseline:
+            return _baseline(tree["baseline"], values, atlas=atlas, where=f"{where}.baseline")
+        if "route" not in values:
+            raise UsageError(f"{where}: expected a route or a baseline, got neither.")
+        return Localizer(**values)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
+    if name in WORDS:
+        allowed = WORDS[name]
+        if not isinstance(value, str) or (allowed and value not in allowed):
+            raise UsageError(f"{where}: expected {' or '.join(allowed) or 'text'}, got {value!r}.")
+        return value
+    if name == "first":
+        if isinstance(value, str):
+            return load_row(value)
+        if not isinstance(value, Mapping) or "baseline" in value:
+            raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
+        return _method(value, atlas=atlas, where=where)
+    if name == "post":
+        if not isinstance(value, list):
+            raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
+        return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
+    family = FAMILIES[name]
+    return config.build(family, value, where=where, **_derived(family, value))
+
+
+def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: str) -> Baseline:
+    derived = dict(values)
+    if "atlas" in _parameters("baseline", spec):
+        derived["atlas"] = atlas
+    return config.build("baseline", spec, where=where, **derived)
+
+
+def _derived(family: str, spec: Any) -> dict[str, Any]:
+    # the number of classes is the checkpoint's: the localizer fills it in when it meets a model
+    return {"classes": 1} if "classes" in _parameters(family, spec) else {}
+
+
+def _parameters(family: str, spec: Any) -> set[str]:
+    """Fields of the component that a specification names; none if it names none."""
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if name not in config.available(family):
+        return set()  # config.build says so better
+    return {f.name for f in fields(config.component(family, name))}

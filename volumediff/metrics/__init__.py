@@ -1,0 +1,1 @@
+"""How well a map finds lesions: voxel-wise, lesion-wise and volume-wise, with intervals."""
