@@ -40,7 +40,6 @@ def test_nested_components_are_built():
             "sampler.steps: Input should be a valid integer.*'many'",
         ),
         ({"steps": 3}, "sampler: expected a name or a mapping with the key 'name'"),
-        (3, "sampler: expected a name or a mapping"),
     ],
 )
 def test_errors_say_what_to_do(spec, message):

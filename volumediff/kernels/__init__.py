@@ -1,0 +1,1 @@
+"""Transition kernels: how states are corrupted, and how a network's output is read."""

@@ -1,0 +1,91 @@
+r"""Kernels: the corruption q(z_t | z_0), its posterior, and the reading of a network's output.
+
+For levels s < t a kernel gives
+
+.. math:: z_t \sim q(z_t | z_0), \qquad z_t \sim q(z_t | z_s), \qquad z_s \sim q(z_s | z_t, z_0)
+
+and turns outputs into a `Prediction`. All times are per sample; noise always comes from outside.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.condition import Condition
+from volumediff.kernels._prediction import Prediction
+from volumediff.schedules._base import Schedule
+
+__all__ = ["UNCONDITIONAL", "Denoiser", "Kernel", "Prediction"]
+
+UNCONDITIONAL = Condition()
+
+# (z_t, t, condition) -> what z_t says about z_0
+Denoiser = Callable[[Tensor, Tensor, Condition], Prediction]
+
+
+@dataclass(frozen=True)
+class Kernel(ABC):
+    """Forward process and posterior.
+
+    Arguments:
+        schedule: signal and noise over time
+    """
+
+    schedule: Schedule
+
+    @abstractmethod
+    def prior(self, noise: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k d h w"]:
+        """z_1, the state that sampling starts from, made of white noise."""
+
+    @abstractmethod
+    def corrupt(
+        self,
+        z_0: Float[Tensor, "b k d h w"],
+        t: Float[Tensor, "b"],
+        noise: Float[Tensor, "b k d h w"],
+    ) -> Float[Tensor, "b k d h w"]:
+        """z_t ~ q(z_t | z_0)."""
+
+    @abstractmethod
+    def renoise(
+        self,
+        z_s: Float[Tensor, "b k d h w"],
+        s: Float[Tensor, "b"],
+        t: Float[Tensor, "b"],
+        noise: Float[Tensor, "b k d h w"],
+    ) -> Float[Tensor, "b k d h w"]:
+        """z_t ~ q(z_t | z_s): back to a noisier level."""
+
+    @abstractmethod
+    def predict(
+        self,
+        output: Float[Tensor, "b o d h w"],
+        z_t: Float[Tensor, "b k d h w"],
+        t: Float[Tensor, "b"],
+    ) -> Prediction:
+        """The network's output read as a prediction."""
+
+    @abstractmethod
+    def step(
+        self,
+        prediction: Prediction,
+        z_t: Float[Tensor, "b k d h w"],
+        t: Float[Tensor, "b"],
+        s: Float[Tensor, "b"],
+        noise: Float[Tensor, "b k d h w"],
+    ) -> Float[Tensor, "b k d h w"]:
+        """z_s from the posterior q(z_s | z_t, z_0) with the predicted z_0; no noise at s = 0."""
+
+    @abstractmethod
+    def loss(
+        self,
+        output: Float[Tensor, "b o d h w"],
+        z_0: Float[Tensor, "b k d h w"],
+        z_t: Float[Tensor, "b k d h w"],
+        t: Float[Tensor, "b"],
+        noise: Float[Tensor, "b k d h w"],
+    ) -> Float[Tensor, "b"]:
+        """One loss per sample, at least in float32."""

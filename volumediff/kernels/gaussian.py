@@ -1,0 +1,105 @@
+r"""Gaussian kernel, variance preserving,
+
+.. math:: q(z_t | z_0) &= N(\alpha_t z_0, \sigma_t^2), \qquad a = \alpha_t^2 / \alpha_s^2, \\
+          q(z_t | z_s) &= N(\sqrt{a}\, z_s,\; 1 - a), \\
+          q(z_s | z_t, z_0) &= N\!\Big(\frac{\alpha_s (1 - a)}{\sigma_t^2} z_0 +
+          \frac{\sqrt{a}\, \sigma_s^2}{\sigma_t^2} z_t,\;
+          (1 - a) \frac{\sigma_s^2}{\sigma_t^2}\Big).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.kernels._base import Kernel, Prediction
+from volumediff.schedules._base import per_sample
+
+__all__ = ["Gaussian"]
+
+State = Float[Tensor, "b k d h w"]
+Level = Float[Tensor, "b"]
+Quantity = Literal["eps", "x0", "v"]
+
+
+@dataclass(frozen=True)
+class Gaussian(Kernel):
+    """Gaussian noise; the network gives eps, x0 or v.
+
+    The loss of a sample is the mean squared error of `weighting`, whatever the network gives: with
+    e_v the error of v, the error of eps is alpha e_v and that of x0 is sigma e_v.
+
+    Arguments:
+        schedule: signal and noise over time
+        prediction: what the network's output is
+        weighting: of which quantity the loss is the mean squared error; None for the output's own
+
+    References:
+        Ho et al. (2020), arXiv:2006.11239, eq. 4 to 7; Salimans and Ho (2022), arXiv:2202.00512
+    """
+
+    prediction: Quantity = "v"
+    weighting: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        if self.prediction == "eps" and self.schedule.zero_terminal_snr:
+            raise ValueError(
+                "prediction eps does not go with zero_terminal_snr: at t = 1 the state is all "
+                "noise, so that eps says nothing about z_0; use v or x0."
+            )
+
+    def prior(self, noise: State) -> State:
+        """N(0, I)."""
+        return noise
+
+    def corrupt(self, z_0: State, t: Level, noise: State) -> State:
+        alpha, sigma = self.schedule(t)
+        return per_sample(alpha, z_0) * z_0 + per_sample(sigma, z_0) * noise
+
+    def renoise(self, z_s: State, s: Level, t: Level, noise: State) -> State:
+        ratio, spread = self._transition(s, t)
+        return per_sample(ratio, z_s) * z_s + per_sample(spread.sqrt(), z_s) * noise
+
+    def predict(self, output: State, z_t: State, t: Level) -> Prediction:
+        alpha, sigma = self.schedule(t)
+        if self.prediction == "eps":
+            return Prediction.from_eps(output, z_t, alpha, sigma)
+        if self.prediction == "x0":
+            return Prediction.from_x0(output, z_t, alpha, sigma)
+        return Prediction.from_v(output, z_t, alpha, sigma)
+
+    def posterior(self, z_0: State, z_t: State, t: Level, s: Level) -> tuple[State, Level]:
+        """Mean of q(z_s | z_t, z_0) and its standard deviation, for any s < t."""
+        ratio, spread = self._transition(s, t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
+        of_z_t = ratio * (sigma_s / sigma_t).square()
+        of_z_0 = alpha_s - alpha_t * of_z_t  # the same as above, and exactly 1 at s = 0
+        mean = per_sample(of_z_0, z_t) * z_0 + per_sample(of_z_t, z_t) * z_t
+        return mean, spread.sqrt() * sigma_s / sigma_t
+
+    def step(self, prediction: Prediction, z_t: State, t: Level, s: Level, noise: State) -> State:
+        mean, deviation = self.posterior(prediction.x0, z_t, t, s)
+        return mean + per_sample(deviation, z_t) * noise
+
+    def loss(self, output: State, z_0: State, z_t: State, t: Level, noise: State) -> Level:
+        alpha, sigma = self.schedule(t)
+        if self.prediction == "eps":
+            target = noise
+        elif self.prediction == "x0":
+            target = z_0
+        else:
+            target = per_sample(alpha, z_0) * noise - per_sample(sigma, z_0) * z_0
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        errors = (output.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
+        if self.weighting is None:
+            return errors
+        factor = {"eps": alpha, "x0": sigma, "v": torch.ones_like(alpha)}
+        weight = (factor[self.weighting] / factor[self.prediction]).square()
+        return errors * weight.to(dtype)
+
+    def _transition(self, s: Level, t: Level) -> tuple[Level, Level]:
+        """sqrt(a) and 1 - a."""
+        ratio = self.schedule(t)[0] / self.schedule(s)[0]
+        return ratio, 1 - ratio.square()

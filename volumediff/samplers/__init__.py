@@ -1,0 +1,1 @@
+"""Samplers: from a noisy state to a clean one, and back."""

@@ -1,0 +1,1 @@
+"""Noise schedules: how much signal and how much noise a state holds at time t."""
