@@ -1,0 +1,143 @@
+r"""Keyed augmentation with TorchIO: the same key gives the same volume, on any worker.
+
+TorchIO's random transforms draw from torch's global generator. Here they draw inside a fork of it
+that is seeded by the key, so that the augmentation of a sample depends on nothing else and the
+global state stays as it was. Intensities lie in [-1, 1] with background -1, which is no signal:
+transforms see (x + 1) / 2, so that padding is background, and the background stays background.
+Labels and foregrounds move with the image, with nearest-neighbour interpolation.
+
+References:
+    Perez-Garcia et al. (2021), TorchIO, Computer Methods and Programs in Biomedicine
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+__all__ = ["Augmentation", "Augmented"]
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """One augmented sample; what was not given stays None."""
+
+    x: Float[Tensor, "c d h w"]
+    label: UInt8[Tensor, "1 d h w"] | None
+    foreground: Bool[Tensor, "1 d h w"] | None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a healthy volume; zero or empty switches one off.
+
+    Arguments:
+        flip: axes that are mirrored with probability 1/2, 0 is left-right
+        affine_degrees: largest rotation about each axis
+        affine_scale: largest relative change of size
+        affine_translation_mm: largest shift along each axis
+        elastic_mm: largest displacement of the control points of a smooth deformation
+        elastic_points: control points per axis
+        bias: largest coefficient of the polynomial bias field of order 3
+        gamma: largest |log γ|
+        noise: largest standard deviation of the added noise
+    """
+
+    flip: tuple[int, ...] = (0,)
+    affine_degrees: float = 0.0
+    affine_scale: float = 0.0
+    affine_translation_mm: float = 0.0
+    elastic_mm: float = 0.0
+    elastic_points: int = 7
+    bias: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not set(self.flip) <= {0, 1, 2}:
+            raise ValueError(f"flip: expected axes out of 0, 1, 2, got {self.flip}.")
+        if self.elastic_points < 4:
+            raise ValueError(
+                f"elastic_points: expected at least 4 control points, got {self.elastic_points}."
+            )
+        for name in ("affine_degrees", "affine_scale", "affine_translation_mm", "elastic_mm"):
+            _non_negative(name, getattr(self, name))
+        for name in ("bias", "gamma", "noise"):
+            _non_negative(name, getattr(self, name))
+        if self.affine_scale >= 1:
+            raise ValueError(f"affine_scale: expected less than 1, got {self.affine_scale}.")
+
+    def __call__(
+        self,
+        x: Float[Tensor, "c d h w"],
+        key: int,
+        *,
+        spacing_mm: tuple[float, float, float],
+        label: UInt8[Tensor, "1 d h w"] | None = None,
+        foreground: Bool[Tensor, "1 d h w"] | None = None,
+    ) -> Augmented:
+        """The sample under the changes that the key draws."""
+        import torchio  # heavy import
+
+        affine = np.diag([*spacing_mm, 1.0])
+        images = {"x": torchio.ScalarImage(tensor=(x + 1) / 2, affine=affine)}
+        for name, map_ in (("label", label), ("foreground", foreground)):
+            if map_ is not None:
+                images[name] = torchio.LabelMap(tensor=map_.to(torch.uint8), affine=affine)
+        subject = torchio.Subject(images)
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would also reseed the accelerators.
+            torch.default_generator.manual_seed(key)
+            for transform in self._spatial():
+                subject = transform(subject)
+            background = subject["x"].data <= 0
+            for transform in self._intensity():
+                subject = transform(subject)
+        y = (2 * subject["x"].data.to(x) - 1).clamp(-1, 1).masked_fill(background, -1.0)
+        return Augmented(
+            y.contiguous(),
+            None if label is None else subject["label"].data.to(torch.uint8).contiguous(),
+            None if foreground is None else subject["foreground"].data.bool().contiguous(),
+        )
+
+    def _spatial(self) -> list:
+        import torchio  # heavy import
+
+        chosen = []
+        if self.flip:
+            chosen.append(torchio.RandomFlip(axes=self.flip, flip_probability=0.5))
+        if self.affine_degrees or self.affine_scale or self.affine_translation_mm:
+            chosen.append(
+                torchio.RandomAffine(
+                    scales=self.affine_scale,
+                    degrees=self.affine_degrees,
+                    translation=self.affine_translation_mm,
+                    default_pad_value=0,
+                )
+            )
+        if self.elastic_mm:
+            chosen.append(
+                torchio.RandomElasticDeformation(
+                    num_control_points=self.elastic_points, max_displacement=self.elastic_mm
+                )
+            )
+        return chosen
+
+    def _intensity(self) -> list:
+        import torchio  # heavy import
+
+        chosen = []
+        if self.bias:
+            chosen.append(torchio.RandomBiasField(coefficients=self.bias))
+        if self.gamma:
+            chosen.append(torchio.RandomGamma(log_gamma=self.gamma))
+        if self.noise:
+            chosen.append(torchio.RandomNoise(std=(0, self.noise / 2)))
+        return chosen
+
+
+def _non_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value}.")
