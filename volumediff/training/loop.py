@@ -1,0 +1,215 @@
+r"""Training: one loop for any pipeline and any autoencoder.
+
+.. math:: \theta \leftarrow \operatorname{AdamW}\!\left(\theta,\; \nabla_\theta
+          \frac{1}{B} \sum_{i=1}^{B} \ell_\theta(\text{sample } n B + i)\right)
+
+for step n, where everything drawn for a sample follows from its number (`dataset`). The state of a
+run is therefore its tensors and one integer: the same command goes on where the run stopped, and
+the weights come out bit-identical to those of an uninterrupted run.
+"""
+
+import math
+import os
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from volumediff.errors import DataError, UsageError
+from volumediff.model import Batch
+from volumediff.training import processes
+from volumediff.training.dataset import Order, stream
+from volumediff.training.journal import Journal
+from volumediff.training.prepare import Prepared, prepare
+from volumediff.training.rate import learning_rate
+from volumediff.training.run_config import RunConfig
+from volumediff.training.run_folder import begin, locked, record_session
+from volumediff.training.signals import StopFlag
+from volumediff.training.state import State
+from volumediff.training.task import Task
+from volumediff.training.validation import Validator
+
+__all__ = ["train"]
+
+
+def train(config: RunConfig) -> Path:
+    """Trains, or goes on training, the run in `config.output`; returns its folder.
+
+    Raises:
+        UsageError: the configuration does not fit the run, the data or the launch
+        DataError: bad data, a full disk, or a loss that is not finite; one line each
+        SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
+    """
+    run, optim = config.output, config.optim
+    accelerator = processes.start(config)
+    with (
+        _deterministic(config.deterministic and accelerator.device.type == "cuda"),
+        locked(run, accelerator),
+        Journal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
+    ):
+        processes.on_main(accelerator, lambda: begin(run, config))
+        prepared = prepare(config, accelerator, journal.line)
+        task = prepared.task
+        state = State.start(task, optim, run, journal.line)
+        processes.broadcast_module(accelerator, task.module)
+        validator = Validator(config, prepared, accelerator)
+        _announce(config, prepared, accelerator, journal, state)
+        journal.start(state.step)
+        samples = _samples(config, prepared, accelerator, first=state.step)
+        with closing(samples), StopFlag() as stop:
+            while state.step < optim.steps:
+                micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
+                row: dict[str, int | float] = {"step": state.step + 1}
+                row["lr"] = learning_rate(optim, state.step)
+                for player, optimizer in state.optimizers.items():
+                    parameters = task.parameters()[player]
+                    losses = [_backward(task, player, b, optim.accumulate) for b in micros]
+                    processes.mean_gradients(accelerator, parameters)
+                    norm = float(nn.utils.clip_grad_norm_(parameters, optim.clip or math.inf))
+                    mean = float(torch.cat(losses).mean()) / accelerator.num_processes
+                    loss, stopped = processes.total(accelerator, [mean, float(stop.number)])
+                    if not (math.isfinite(loss) and math.isfinite(norm)):
+                        named = _names(prepared, state.step, micros, losses)
+                        raise DataError(_refusal(state.step, player, loss, norm, named))
+                    optimizer.param_groups[0]["lr"] = row["lr"]
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    suffix = "" if player == task.main else f"_{player}"
+                    row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
+                state.step += 1
+                state.ema.update(task.trained(), step=state.step)
+                _log(accelerator, journal, row)
+
+                last = state.step == optim.steps
+                if state.step % config.validation.every == 0 or last:
+                    with state.averaged():
+                        found = validator(state.step)
+                    _log(accelerator, journal, {"step": state.step, **found.row})
+                    journal.plot()
+                    if found.better_than(state.best):
+                        state.best = found.summary(state.step)
+                        processes.on_main(accelerator, lambda: state.save(run, "best"))
+                if state.step % config.save_every == 0 or last or stopped:
+                    processes.on_main(accelerator, lambda: state.save(run, "last"))
+                if stopped and not last:
+                    journal.line(f"stopped after step {state.step}; the same command goes on.")
+                    raise SystemExit(128 + (stop.number or signal.SIGTERM))
+        # Not end_training(): the process group belongs to the launch, which may train again.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    return run
+
+
+def _backward(task: Task, player: str, batch: Batch, parts: int) -> Tensor:
+    """Adds the gradient of one micro-batch; returns the losses of its samples."""
+    losses = task.loss(player, batch)
+    (losses.mean() / parts).backward()
+    return losses.detach()
+
+
+def _names(prepared: Prepared, step: int, micros: list[Batch], losses: list[Tensor]) -> list[str]:
+    """Samples whose loss is not finite, of all processes; all of them if only the gradient is."""
+    keys = [key for batch in micros for key in batch.keys]
+    pairs = zip(micros, losses, strict=True)
+    finite = torch.cat([x.isfinite().expand(len(b.keys)) for b, x in pairs]).tolist()
+    bad = [key for key, good in zip(keys, finite, strict=True) if not good]
+    mine = [(prepared.name(key, step), key in bad) for key in keys]
+    everybody = gather_object(mine)
+    return sorted({n for n, guilty in everybody if guilty} or {n for n, _ in everybody})
+
+
+def _refusal(step: int, player: str, loss: float, norm: float, names: list[str]) -> str:
+    return (
+        f"step {step + 1}: not finite (loss {loss}, gradient norm {norm} of the {player}) with "
+        f"samples {', '.join(names)}; nothing of this step was kept. Check these volumes "
+        "(volumediff check), or lower optim.lr; the same command goes on from the last checkpoint."
+    )
+
+
+def _log(accelerator: Accelerator, journal: Journal, row: dict[str, int | float]) -> None:
+    journal.record(row)
+    accelerator.log(row, step=int(row["step"]))
+
+
+def _samples(
+    config: RunConfig, prepared: Prepared, accelerator: Accelerator, *, first: int
+) -> Generator[Batch, None, None]:
+    """This process's micro-batches from a step on."""
+    optim, world = config.optim, accelerator.num_processes
+    if optim.batch_size % (world * optim.accumulate):
+        raise UsageError(
+            f"optim.batch_size {optim.batch_size} is shared by {world} processes and "
+            f"optim.accumulate {optim.accumulate}: expected a multiple of "
+            f"{world * optim.accumulate}."
+        )
+    plan = Order(len(prepared.dataset), config.seed).batches(
+        first,
+        optim.steps,
+        batch_size=optim.batch_size,
+        accumulate=optim.accumulate,
+        rank=accelerator.process_index,
+        world=world,
+    )
+    return stream(prepared.dataset, plan, workers=config.data.workers)
+
+
+def _announce(
+    config: RunConfig,
+    prepared: Prepared,
+    accelerator: Accelerator,
+    journal: Journal,
+    state: State,
+) -> None:
+    """Says what is about to run, and records it in the manifest."""
+    count = sum(p.numel() for p in state.task.trained().values())
+    where = f"{accelerator.num_processes} process(es) on {accelerator.device}"
+    journal.line(
+        f"{config.output}: {count / 1e6:.2f} M parameters, {len(prepared.dataset)} training "
+        f"volumes, steps {state.step} to {config.optim.steps}, global batch "
+        f"{config.optim.batch_size}, {where}, {torch.get_num_threads()} threads."
+    )
+    facts = {
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "parameters": count,
+        "first_step": state.step,
+        **prepared.facts,
+    }
+    processes.on_main(accelerator, lambda: record_session(config.output, facts))
+    if config.trackers:
+        accelerator.init_trackers(config.output.name, config=_flat(config))
+
+
+def _flat(config: RunConfig) -> dict[str, str]:
+    """Sections as text: trackers take no nested values."""
+    return {name: str(value) for name, value in config.dump().items()}
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic CUDA kernels inside the block; on the CPU they are already."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    # cuBLAS asks for this variable when its algorithms are to be reproducible.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Kernels that have no deterministic twin warn by name instead of ending the run.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    # Filling fresh memory finds bugs, not randomness, and costs a pass over every activation.
+    filled, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        False,
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        torch.utils.deterministic.fill_uninitialized_memory = filled

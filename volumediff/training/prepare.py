@@ -1,0 +1,184 @@
+"""All that has to be there before step 0: data, statistics, and the module on its device."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from volumediff.errors import UsageError
+from volumediff.randomness import key
+from volumediff.shapes import Shape
+from volumediff.spaces import StateSpace
+from volumediff.training.assemble import build_recipe, build_task, keep_autoencoder
+from volumediff.training.cache import Cache
+from volumediff.training.checkpoint import find
+from volumediff.training.dataset import Crop, Keyed, Order
+from volumediff.training.latents import Precomputed, encoded
+from volumediff.training.processes import on_main
+from volumediff.training.recipe import Recipe
+from volumediff.training.run_config import RunConfig
+from volumediff.training.selection import with_lesions
+from volumediff.training.sources import gather
+from volumediff.training.statistics import Statistics
+from volumediff.training.task import Compression, Diffusion, Task
+from volumediff.training.volumes import TrainingVolume
+
+__all__ = ["Prepared", "crop_of", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the loop runs on.
+
+    Arguments:
+        task: module on its device, players and losses
+        dataset: training samples
+        held: validation samples in the same form
+        scans: validation volumes, whole and in voxels
+        lesions: the same volumes with a lesion each, if the checkpoint is selected by them
+        batch_size: global batch size
+        facts: for the run's manifest
+    """
+
+    task: Task
+    dataset: Keyed
+    held: Keyed
+    scans: Keyed
+    lesions: Sequence[TrainingVolume]
+    batch_size: int
+    facts: Mapping[str, Any]
+
+    def name(self, wanted: int, step: int) -> str:
+        """The sample that had this key in this step, for messages."""
+        order = Order(len(self.dataset), self.dataset.seed)
+        for number in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = order.place(number)
+            if key(self.dataset.seed, epoch, index) == wanted:
+                return f"{self.dataset.volumes[index].id} (epoch {epoch})"
+        return f"key {wanted}"
+
+
+def prepare(
+    config: RunConfig, accelerator: Accelerator, report: Callable[[str], None]
+) -> Prepared:
+    """Data in the cache, statistics of the training split, and the task on its device.
+
+    Raises:
+        UsageError: configuration, data and recipe do not fit
+        DataError: a file is refused, or a part of the run is damaged
+    """
+    run = config.output
+    on_main(accelerator, lambda: keep_autoencoder(config, run))
+    task = build_task(config, run=run)
+    task.module.to(accelerator.device)
+    cache = Cache(config.data.cache or run.parent / "cache", report)
+    training, validation = gather(config, accelerator, cache)
+    recipe = build_recipe(config)
+    _check_labels(recipe, training + validation)
+    if not (run / "statistics").is_dir():
+        measured = Statistics.measure(recipe, training)
+        on_main(accelerator, lambda: measured.save(run))
+    statistics = Statistics.load(run)
+    voxels = Keyed(
+        volumes=training,
+        recipe=recipe,
+        seed=config.seed,
+        statistics=statistics,
+    )
+    scans = replace(voxels, volumes=validation)
+    dataset, held = voxels, scans
+    if isinstance(task, Diffusion):
+        if config.crop is None and config.data.augmentation is None and task.digest:
+            dataset, held = _in_latents(config, task, dataset, held, cache, accelerator)
+        if recipe.normalised and find(run, "last") is None:
+            everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
+            task.fit(x.to(accelerator.device) for x in everything)
+    crop, lesions, best = _crop(config, task), [], config.validation.best
+    if best is not None and isinstance(task, Diffusion) and not recipe.needs_labels:
+        chosen = validation[: best.volumes]
+        lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
+    located = isinstance(task, Diffusion) and task.model.network.coordinates
+    return Prepared(
+        task=task,
+        dataset=replace(dataset, crop=crop, located=located, augment=config.data.augmentation),
+        held=replace(held, crop=crop, located=located),
+        scans=scans,
+        lesions=lesions,
+        batch_size=config.optim.batch_size,
+        facts={
+            "volumes": {"train": len(training), "validation": len(validation)},
+            "autoencoder": task.digest,
+        },
+    )
+
+
+def _in_latents(
+    config: RunConfig,
+    task: Diffusion,
+    dataset: Keyed,
+    held: Keyed,
+    cache: Cache,
+    accelerator: Accelerator,
+) -> tuple[Keyed, Keyed]:
+    """Both splits with raw latents in place of voxels, and the task made to expect them."""
+    space = task.model.space
+    convert = partial(
+        encoded,
+        space=space,
+        digest=task.digest,
+        described=json.dumps(config.space, sort_keys=True),
+        cache=cache,
+        accelerator=accelerator,
+    )
+    atlas = dataset.statistics.atlas
+    if atlas is not None:
+        with torch.no_grad():
+            atlas = space.analysis(atlas[None].to(accelerator.device))[0].cpu()
+    statistics = replace(dataset.statistics, atlas=atlas)
+    task.states = Precomputed().to(accelerator.device)
+    return (
+        replace(dataset, volumes=convert(dataset.volumes), statistics=statistics),
+        replace(held, volumes=convert(held.volumes), statistics=statistics),
+    )
+
+
+def _crop(config: RunConfig, task: Task) -> Crop | None:
+    """How training crops are taken.
+
+    Raises:
+        UsageError: the crop does not fit the stride
+    """
+    if config.crop is None:
+        return None
+    try:
+        if isinstance(task, Compression):
+            return Crop(config.crop, task.autoencoder.stride)
+        return crop_of(task.module.space, config.crop)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def crop_of(space: StateSpace, shape: Shape) -> Crop:
+    """Crops of a volume that are windows of its state.
+
+    Raises:
+        ValueError: the shape is no multiple of the stride
+    """
+    # Sizes that tell the axes apart say where the space puts each of them.
+    sizes = (2, 3, 5)
+    d, h, w = (n * s for n, s in zip(sizes, space.stride, strict=True))
+    first, second, third = (sizes.index(n) for n in space.grid((d, h, w)))
+    return Crop(shape, space.stride, (first, second, third))
+
+
+def _check_labels(recipe: Recipe, volumes: list[TrainingVolume]) -> None:
+    missing = [v.id for v in volumes if recipe.needs_labels and v.entry.load("label") is None]
+    if missing:
+        raise UsageError(
+            f"recipe: needs a label map for every case; {len(missing)} have none, for example "
+            f"{missing[0]}."
+        )

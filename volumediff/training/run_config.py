@@ -1,0 +1,283 @@
+"""The configuration of a run: the YAML files of `configs/pipelines` and `configs/autoencoders`.
+
+A run trains a diffusion model (`space`, `kernel`, `network`) or an `autoencoder`. Components stay
+constructor calls (`{name: unet, widths: [...]}`) that `volumediff.config.build` validates;
+the sections around them are declared here. Unknown keys fail with a suggestion.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from volumediff.config import config_path, load, suggestion
+from volumediff.data.augmentation import Augmentation
+from volumediff.errors import UsageError
+from volumediff.memory.policy import MemoryPolicy
+
+__all__ = [
+    "Best",
+    "Data",
+    "Optim",
+    "Population",
+    "Preprocess",
+    "RunConfig",
+    "SplitRule",
+    "Validation",
+    "changes",
+    "load_run_config",
+    "parse",
+    "saved_config",
+]
+
+Component = str | dict[str, Any]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+POPULATION = "population"
+# What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
+FREE = {"optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _declared(cls: type) -> BeforeValidator:
+    """Unknown keys of a plain dataclass fail: pydantic alone would leave them out."""
+    choices = [f.name for f in fields(cls)]
+
+    def check(value: Any) -> Any:
+        unknown = [n for n in value if n not in choices] if isinstance(value, Mapping) else []
+        if unknown:
+            hint = suggestion(str(unknown[0]), choices)
+            raise ValueError(f"unknown key {unknown[0]}; choose from {', '.join(choices)}.{hint}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class Population(_Section):
+    """Simulated healthy subjects, used with `data.root: population`."""
+
+    subjects: PositiveInt = 60
+    seed: int = 0
+
+
+class Preprocess(_Section):
+    """Grid and intensities of the training volumes: see `volumediff.data.preprocessing`."""
+
+    spacing_mm: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    intensity: Component = "percentile"
+    centre: Literal["foreground", "volume"] = "foreground"
+
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Spacing along d, h, w; one number means the same along all."""
+        spacing = self.spacing_mm
+        return (spacing,) * 3 if isinstance(spacing, float) else spacing
+
+
+class SplitRule(_Section):
+    """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
+    of the cases (participants.tsv), and draws the validation part from training if none is named.
+    """
+
+    seed: int = 0
+    validation: Fraction = 0.1
+    calibration: Fraction = 0.1
+    test: Fraction = 0.0
+    by_attribute: bool = False
+
+
+class Data(_Section):
+    """Where the volumes are and how they become training samples."""
+
+    root: str | None = None
+    layout: str = "auto"
+    channels: tuple[str, ...] | None = None
+    population: Population = Population()
+    preprocessing: Preprocess = Preprocess()
+    augmentation: Annotated[Augmentation, _declared(Augmentation)] | None = None
+    split: SplitRule = SplitRule()
+    cache: Path | None = None
+    workers: NonNegativeInt = 0
+
+
+class Optim(_Section):
+    """AdamW; the learning rate is a function of the step.
+
+    `batch_size` is global: over all processes and accumulation steps. `decay` is the fraction of
+    `lr` that a half cosine reaches at the last step; 1 keeps it constant.
+    """
+
+    lr: PositiveFloat = 1e-4
+    steps: PositiveInt = 100_000
+    warmup: NonNegativeInt = 500
+    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    batch_size: PositiveInt = 1
+    accumulate: PositiveInt = 1
+    clip: PositiveFloat | None = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    ema: Fraction = 0.9999
+
+
+class Best(_Section):
+    """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes."""
+
+    volumes: PositiveInt = 4
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.4, 0.6, 0.8)
+    smooth_mm: NonNegativeFloat = 3.0
+
+
+class Validation(_Section):
+    """Every `every` steps: validation loss, previews and, if `best` is given, selection."""
+
+    every: PositiveInt = 1000
+    volumes: PositiveInt = 16
+    previews: NonNegativeInt = 0
+    preview_steps: PositiveInt = 25
+    best: Best | None = None
+
+
+class RunConfig(_Section):
+    """Everything that decides a run; saved as RUN/config.yaml."""
+
+    data: Data = Data()
+    space: Component | None = None
+    kernel: Component | None = None
+    network: Component | None = None
+    autoencoder: Component | None = None
+    recipe: Component = "healthy"
+    crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    memory: Annotated[MemoryPolicy, _declared(MemoryPolicy)] = MemoryPolicy()
+    optim: Optim = Optim()
+    validation: Validation = Validation()
+    save_every: PositiveInt = 500
+    seed: int = 0
+    deterministic: bool = True
+    processes: PositiveInt | None = None
+    trackers: tuple[str, ...] = ()
+    output: Path = Path("runs/run")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "RunConfig":
+        diffusion = {"space": self.space, "kernel": self.kernel, "network": self.network}
+        missing = [name for name, part in diffusion.items() if part is None]
+        if self.autoencoder is None and missing:
+            raise ValueError(f"needs {', '.join(missing)} (or autoencoder alone)")
+        if self.autoencoder is not None and len(missing) < 3:
+            raise ValueError("takes autoencoder alone, or space, kernel and network, not both")
+        if self.optim.batch_size % self.optim.accumulate:
+            raise ValueError(
+                f"needs optim.batch_size ({self.optim.batch_size}) to be a multiple of "
+                f"optim.accumulate ({self.optim.accumulate})"
+            )
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, as it is saved in the run."""
+        header = "# The resolved configuration of this run.\n"
+        return header + yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A configuration file (or the name of a shipped one) with `a.b=c` words applied.
+
+    Raises:
+        UsageError: one line with the key, what it takes and what came
+    """
+    name = str(path)
+    if Path(name).is_file():
+        found = Path(name)
+    else:
+        kind = "autoencoders" if name.startswith(("kl", "vq")) else "pipelines"
+        found = config_path(kind, name)
+    return parse(load(found, overrides), where=str(path))
+
+
+def saved_config(run: Path) -> RunConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        UsageError: the folder is no run, or its configuration was edited into something invalid
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
+    return parse(load(path), where=str(path))
+
+
+def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
+    """Validates nested dictionaries.
+
+    Raises:
+        UsageError: one line for the first fault
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    *parents, last = [str(p) for p in first["loc"]] or [""]
+    if first["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for parent in parents:
+            section = _section_of(section.model_fields[parent].annotation)
+        choices = list(section.model_fields)
+        takes = f"unknown key; choose from {', '.join(choices)}."
+        return f"{'.'.join([*parents, last])}: {takes}{suggestion(last, choices)}"
+    if first["type"] == "value_error":
+        place = f"{'.'.join([*parents, last])}: " if last else ""
+        return f"{place}{str(first['ctx']['error']).rstrip('.')}."
+    names = [p for p in [*parents, last] if not p.startswith(("function-", "tuple[", "dict["))]
+    return f"{'.'.join(names)}: {first['msg']} (got {first['input']!r})."
+
+
+def _section_of(annotation: Any) -> Any:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """`key: old -> new` for every setting that may not change within a run."""
+    before, after = _flat(old.dump()), _flat(new.dump())
+    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith("trackers")]
+    none = "nothing"
+    return [
+        f"{k}: {before.get(k, none)} -> {after.get(k, none)}"
+        for k in keys
+        if before.get(k, none) != after.get(k, none)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = json.dumps(value)
+    return found

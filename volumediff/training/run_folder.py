@@ -1,0 +1,115 @@
+"""RUN/: one process group at a time, one configuration for ever, and a manifest of what ran.
+
+config.yaml  manifest.json  splits.json  statistics/  metrics.jsonl  progress.png  previews/
+checkpoints/  autoencoder/ (latent pipelines: a copy of what encodes)  run.lock
+"""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from accelerate import Accelerator
+
+from volumediff.errors import DataError, UsageError
+from volumediff.training.folder import clear_leftovers, write_text
+from volumediff.training.processes import on_main
+from volumediff.training.run_config import RunConfig, changes, saved_config
+
+__all__ = ["begin", "locked", "record_session"]
+
+PACKAGES = ("volumediff", "torch", "accelerate", "numpy", "safetensors", "nibabel", "torchio")
+
+
+@contextmanager
+def locked(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Holds RUN/run.lock in the main process; the kernel frees it when the process dies.
+
+    Raises:
+        UsageError: another process trains in this folder
+        DataError: the folder cannot be written
+    """
+    file = on_main(accelerator, lambda: _lock(run), local=True)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _lock(run: Path) -> TextIO:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / "run.lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{run}: cannot be written ({error.strerror}); choose output=DIR."
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UsageError(
+            f"{run}: another process trains here ({holder}); wait for it or choose another "
+            "output=DIR."
+        ) from None
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
+    file.flush()
+    return file
+
+
+def begin(run: Path, config: RunConfig) -> None:
+    """Saves the configuration, or checks it against the one that the run began with; tidies up.
+
+    Raises:
+        UsageError: the run was started with other settings; names each of them
+    """
+    path = run / "config.yaml"
+    if path.is_file():
+        different = changes(saved_config(run), config)
+        if different:
+            raise UsageError(
+                f"{run}: was started with other settings ({'; '.join(different)}); "
+                "choose another output=DIR, or go on with the old ones."
+            )
+    write_text(path, config.to_yaml())
+    clear_leftovers(run / "checkpoints")
+
+
+def record_session(run: Path, facts: Mapping[str, Any]) -> None:
+    """Adds this start of the run to manifest.json: versions, machine, threads, and the facts."""
+    path = run / "manifest.json"
+    sessions = json.loads(path.read_text())["sessions"] if path.is_file() else []
+    session = {
+        "started": _now(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        # Sums depend on it: runs are bit-identical only with equal thread counts.
+        "threads": torch.get_num_threads(),
+        **facts,
+    }
+    write_text(path, json.dumps({"format": 1, "sessions": [*sessions, session]}, indent=1))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,181 @@
+"""Where training volumes come from: files or the simulated population, split and prepared.
+
+Every case is prepared once and kept in the cache; processes share the work. The split is by
+patient and stands in RUN/splits.json.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from volumediff.config import build
+from volumediff.data.cases import Case, find_cases
+from volumediff.data.population import Population
+from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.splits import Split, split_cases
+from volumediff.errors import UsageError
+from volumediff.training.cache import Cache
+from volumediff.training.run_config import POPULATION, Data, RunConfig
+from volumediff.training.volumes import TrainingVolume
+
+__all__ = ["cases_of", "gather", "preprocessing", "simulated", "split_of"]
+
+# To be raised when the simulated subjects come to look different for the same seed.
+POPULATION_VERSION = 1
+
+Made = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+def preprocessing(data: Data) -> Preprocessing:
+    """The preprocessing of a configuration."""
+    section = data.preprocessing
+    intensity = build("intensity", section.intensity, where="data.preprocessing.intensity")
+    return Preprocessing(section.spacing(), section.shape, intensity, section.centre)
+
+
+def simulated(data: Data) -> Population:
+    """The population of a configuration.
+
+    Raises:
+        UsageError: its grid is not given
+    """
+    spacing, shape = data.preprocessing.spacing(), data.preprocessing.shape
+    if shape is None or spacing is None:
+        raise UsageError(
+            "data.root = population: needs data.preprocessing.shape and spacing_mm, for example "
+            "shape=[64,64,64] and spacing_mm=3."
+        )
+    return Population(data.population.seed, shape, spacing)
+
+
+def cases_of(data: Data) -> list[Case]:
+    """All cases of the data set; simulated subjects are cases without files.
+
+    Raises:
+        UsageError: no data set is named
+    """
+    if data.root is None:
+        raise UsageError(
+            "data.root: expected the folder of the volumes, for example data.root=/path/to/data, "
+            "or data.root=population for simulated subjects."
+        )
+    if data.root == POPULATION:
+        names = [f"subject-{i:04d}" for i in range(data.population.subjects)]
+        return [Case(name, name, {}) for name in names]
+    return find_cases(data.root, data.layout, data.channels)
+
+
+def split_of(cases: Sequence[Case], data: Data) -> Split:
+    """The split of a configuration.
+
+    Raises:
+        UsageError: nothing is left for training
+    """
+    rule = data.split
+    held = rule.validation + rule.calibration + rule.test
+    if held >= 1:
+        raise UsageError(f"data.split: fractions sum to {held:.3g}, nothing is left for training.")
+    fractions = (1 - held, rule.validation, rule.calibration, rule.test)
+    split = split_cases(cases, fractions, seed=rule.seed, by_attribute=rule.by_attribute)
+    if not split.train:
+        raise UsageError(
+            f"data.split: none of {len(cases)} cases is left for training; lower its fractions."
+        )
+    return split
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One case before it is prepared."""
+
+    case: Case
+    fingerprint: Mapping[str, Any]
+    make: Callable[[], Made]
+
+
+def gather(
+    config: RunConfig, accelerator: Accelerator, cache: Cache
+) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
+    """The prepared volumes for training and for validation.
+
+    Raises:
+        UsageError: no data given, nothing to train on, or volumes that do not fit each other
+        DataError: a file is refused
+    """
+    data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
+    cases = cases_of(data)
+    split = split_of(cases, data)
+    if accelerator.is_main_process:
+        split.save(config.output / "splits.json")
+    wanted = {*split.train, *split.validation}
+    sources = [_source(case, data) for case in cases if case.id in wanted]
+    # Each process prepares its share, then all of them open everything.
+    for index, source in enumerate(sources[rank::world]):
+        cache.entry(source.case.id, source.fingerprint, source.make)
+        if index % 10 == 9:
+            cache.report(f"{(index + 1) * world} of {len(sources)} volumes are prepared")
+    accelerator.wait_for_everyone()
+    volumes = {
+        s.case.id: TrainingVolume(
+            s.case.id, s.case.attributes, cache.entry(s.case.id, s.fingerprint, s.make)
+        )
+        for s in sources
+    }
+    _check_shapes(config, list(volumes.values()))
+    return [volumes[i] for i in split.train], [volumes[i] for i in split.validation]
+
+
+def _source(case: Case, data: Data) -> _Source:
+    if data.root == POPULATION:
+        population = simulated(data)
+        described = {
+            "population": POPULATION_VERSION,
+            "subject": case.id,
+            "seed": population.seed,
+            "shape": population.shape,
+            "spacing_mm": population.spacing_mm,
+            "variation": asdict(population.variation),
+        }
+        return _Source(case, described, partial(_simulate, population, case))
+    recipe = preprocessing(data)
+    return _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
+
+
+def _prepare(recipe: Preprocessing, case: Case) -> Made:
+    prepared = recipe.prepare(case)
+    arrays = {"x": prepared.x.numpy(), "foreground": prepared.foreground.numpy()}
+    if prepared.label is not None:
+        arrays["label"] = prepared.label.numpy()
+    return arrays, {"spacing_mm": list(prepared.spacing_mm)}
+
+
+def _simulate(population: Population, case: Case) -> Made:
+    subject = population.subject(int(case.id.rpartition("-")[2]))
+    arrays = {"x": subject.x.numpy(), "foreground": subject.foreground.numpy()}
+    return arrays, {"spacing_mm": list(population.spacing_mm)}
+
+
+def _check_shapes(config: RunConfig, volumes: Sequence[TrainingVolume]) -> None:
+    """Volumes must fit into one batch and into what the network was built for."""
+    channels = len(config.data.channels) if config.data.channels else 1
+    shapes = {v.id: v.shape for v in volumes}
+    for name, (c, *size) in shapes.items():
+        if c != channels:
+            raise UsageError(
+                f"data.channels: case {name} has {c} channels, expected {channels}; name the "
+                "channels, for example data.channels=[T1w,FLAIR]."
+            )
+        if config.crop and any(n > m for n, m in zip(config.crop, size, strict=True)):
+            raise UsageError(
+                f"crop {list(config.crop)} is larger than case {name} with {size} voxels; lower "
+                "it, or pad the volumes with data.preprocessing.shape."
+            )
+    if config.crop is None and config.optim.batch_size > 1 and len(set(shapes.values())) > 1:
+        raise UsageError(
+            "volumes have different shapes: set data.preprocessing.shape (and spacing_mm), crop, "
+            "or optim.batch_size=1."
+        )

@@ -1,0 +1,157 @@
+"""What the loop trains: a diffusion model, or an autoencoder with its discriminator.
+
+A task names its players (groups of parameters that take turns, one for a diffusion model), gives
+the loss of each sample for a player, and knows which tensors a checkpoint holds.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.autoencoders import Autoencoder
+from volumediff.model import Batch, Model
+from volumediff.randomness import generator
+from volumediff.spaces import StateSpace
+
+__all__ = ["Compression", "Diffusion", "Task"]
+
+
+class Task(ABC):
+    """Contract of what is trained; `main` is the player whose loss validates and selects."""
+
+    module: nn.Module
+    main: str
+    digest: str = ""  # of a frozen autoencoder's weights
+
+    @abstractmethod
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Trained parts by player."""
+
+    @abstractmethod
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        """Loss of each sample; gradients of its mean reach this player's parameters alone."""
+
+    @cached_property
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return self._named
+
+    @cached_property
+    def _players(self) -> dict[str, list[nn.Parameter]]:
+        mine = {id(p) for p in self._named.values()}
+        return {
+            player: [p for p in part.parameters() if id(p) in mine]
+            for player, part in self.modules().items()
+        }
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by player."""
+        return self._players
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that belong to a checkpoint: all but a frozen autoencoder's."""
+        frozen = self._frozen()
+        return {n: t for n, t in self.module.state_dict().items() if not n.startswith(frozen)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts the tensors of `state` back.
+
+        Raises:
+            RuntimeError: names or shapes differ
+        """
+        frozen = self._frozen()
+        kept = {n: t for n, t in self.module.state_dict().items() if n.startswith(frozen)}
+        self.module.load_state_dict({**tensors, **kept}, strict=True)
+
+    def _frozen(self) -> tuple[str, ...]:
+        return tuple(
+            f"{name}."
+            for name, part in self.module.named_modules()
+            if name and isinstance(part, Autoencoder)
+        )
+
+
+class Diffusion(Task):
+    """A diffusion model; its network is the one player.
+
+    Arguments:
+        model: the model
+        digest: SHA-256 of the autoencoder's weights in a latent space
+        states: space of the volumes that the loss sees, if they are states computed beforehand
+    """
+
+    main = "network"
+
+    def __init__(
+        self, model: Model, *, digest: str = "", states: StateSpace | None = None
+    ) -> None:
+        self.module = self.model = model
+        self.digest = digest
+        self.states = states
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"network": self.model.network}
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        return self._seen.loss(batch)
+
+    def fit(self, volumes: Iterable[Float[Tensor, "_ _ _ _ _"]]) -> None:
+        """Sets the space's normalisation from what the loss sees."""
+        space = self.model.space if self.states is None else self.states
+        space.fit(volumes)
+        self.model.space.shift, self.model.space.scale = space.shift, space.scale
+
+    @property
+    def _seen(self) -> Model:
+        """The model on the volumes that the loader brings: the same network and normalisation."""
+        if self.states is None:
+            return self.model
+        self.states.shift, self.states.scale = self.model.space.shift, self.model.space.scale
+        return Model(
+            self.states,
+            self.model.kernel,
+            self.model.network,
+            dtype=self.model.dtype,
+            times=self.model.times,
+        )
+
+
+class Compression(Task):
+    """An autoencoder and, where it has one, its discriminator.
+
+    Arguments:
+        autoencoder: what is trained
+        dtype: in which it computes
+    """
+
+    def __init__(self, autoencoder: Autoencoder, *, dtype: torch.dtype = torch.float32) -> None:
+        self.module = self.autoencoder = autoencoder
+        self.main = next(iter(autoencoder.players))
+        self.dtype = dtype
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return self.autoencoder.players
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        # Sample by sample: the noise of a latent then depends on its own key alone.
+        losses = [
+            self.autoencoder.loss(
+                player, x[None].to(self.dtype), generator=generator(key, player)
+            )["loss"]
+            for x, key in zip(batch.x, batch.keys, strict=True)
+        ]
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+        """Through the latent and back."""
+        d, h, w = x.shape[2:]
+        latent = self.autoencoder.encode(x.to(self.dtype))
+        return self.autoencoder.decode(latent, (d, h, w)).to(x.dtype)

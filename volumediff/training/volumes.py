@@ -1,0 +1,60 @@
+"""A prepared volume of the training or validation split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volumediff.training.cache import Entry
+
+__all__ = ["TrainingVolume"]
+
+
+@dataclass(frozen=True)
+class TrainingVolume:
+    """One volume, its arrays in the cache; plain data, so that loader workers can have it.
+
+    Arguments:
+        id: the case's name
+        attributes: what participants.tsv and the like say about it
+        entry: arrays `x`, `foreground` and, where there is one, `label`
+    """
+
+    id: str
+    attributes: Mapping[str, str | float]
+    entry: Entry
+
+    def array(self, name: str) -> Tensor | None:
+        """A copy of one array in memory, or None if the case has none."""
+        stored = self.entry.load(name)
+        return None if stored is None else torch.from_numpy(np.array(stored))
+
+    @property
+    def x(self) -> Tensor:
+        """The volume (c, d, h, w)."""
+        x = self.array("x")
+        assert x is not None, "every entry has x"
+        return x
+
+    @property
+    def foreground(self) -> Tensor:
+        """Where the imaged object is (1, d, h, w)."""
+        foreground = self.array("foreground")
+        assert foreground is not None, "every entry in voxels has a foreground"
+        return foreground
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Channels and voxels, without reading them."""
+        stored = self.entry.load("x")
+        assert stored is not None, "every entry has x"
+        c, d, h, w = stored.shape
+        return c, d, h, w
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along d, h, w."""
+        d, h, w = self.entry.info["spacing_mm"]
+        return float(d), float(h), float(w)
