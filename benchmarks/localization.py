@@ -31,9 +31,29 @@ from volumediff.training.run_config import load_run_config
 PIPELINES = ("patch", "wavelet", "latent", "pseudo3d")
 BASELINES = ("intensity", "smoothing", "atlas", "prevalence")
 CHANNEL = "T1w"
-# 3 mm on the template's own grid: volumes stay aligned, as atlas and normalization need.
-GRID = ("data.preprocessing.shape=[64,80,64]", "data.preprocessing.centre=volume")
-HEALTHY = ("data.split.by_attribute=true", "recipe.atlas=true", "validation.best=null")
+# 4 mm on the template's own grid: volumes stay aligned, as atlas and normalization need.
+GRID = (
+    "data.preprocessing.spacing_mm=4",
+    "data.preprocessing.shape=[50,60,48]",
+    "data.preprocessing.centre=volume",
+    "data.split.by_attribute=true",
+    "memory={dtype: bfloat16, channels_last: true}",
+)
+# Short training: a high rate that decays to zero, the healthy mean as a condition.
+SHORT = (
+    "recipe.atlas=true",
+    "network.coordinates=true",
+    "optim.lr=2e-3",
+    "optim.warmup=50",
+    "optim.decay=0.01",
+    "optim.weight_decay=0.01",
+    "optim.betas=[0.9,0.99]",
+    "optim.ema=0.99",
+    "optim.batch_size=2",
+    "validation.best=null",
+    "validation.previews=1",
+)
+CROPS = {"pseudo3d": ("crop=[50,60,24]",)}
 
 
 def trained_run(name: str, out: Path, words: Sequence[str]) -> Path:
@@ -58,9 +78,10 @@ def runs(
     for pipeline in pipelines:
         extra = []
         if pipeline == "latent":
-            first = [*shared, *HEALTHY[:1], f"optim.steps={max(steps // 2, 1)}"]
+            first = [*shared, f"optim.steps={max(steps // 2, 1)}"]
             extra = [f"space.autoencoder={trained_run('kl_64', out, [*first, *words])}"]
-        diffusion = [*shared, *HEALTHY, f"optim.steps={steps}", *extra, *words]
+        extra += CROPS.get(pipeline, ())
+        diffusion = [*shared, *SHORT, f"optim.steps={steps}", *extra, *words]
         found[pipeline] = trained_run(f"{pipeline}_64", out, diffusion)
     return found
 
@@ -159,7 +180,7 @@ def ct(data: Path, out: Path, steps: int, words: Sequence[str]) -> list[MethodRe
             "data.preprocessing.intensity={name: window, center: 40, width: 400}",
             "data.split.validation=0",
             "data.split.calibration=0",
-            "validation.best=null",
+            *SHORT[2:],
             f"optim.steps={steps}",
             *words,
         ],

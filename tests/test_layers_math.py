@@ -213,3 +213,21 @@ def test_plane_convolution_is_two_convolutions():
         layer.in_plane.weight[:, :, 0].double(),
     )
     torch.testing.assert_close(layer(x)[:, :, 1:-1], F.conv3d(x, weight, padding=1)[:, :, 1:-1])
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 9, 9), (2, 9, 9), (3, 9, 9), (4, 9, 9), (6, 1, 1), (2, 2, 2)]
+)
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_volumes_have_right_gradients_in_bfloat16(shape, kernel, stride):
+    # torch.nn.functional.conv3d alone fails some of these in channels-last layout.
+    conv = Conv(8, 8, kernel=(kernel, 3, 3), stride=(stride,) * 3)
+    x = torch.randn(1, 8, *shape, generator=torch.Generator().manual_seed(kernel))
+    conv(x).square().sum().backward()
+    expected, conv.weight.grad = conv.weight.grad, None
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    thin = x.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    conv(thin).float().square().sum().backward()
+    error = (conv.weight.grad - expected).norm() / expected.norm()
+    assert float(error) < 0.02
