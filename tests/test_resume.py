@@ -109,6 +109,14 @@ def test_other_settings_are_refused_by_name(data, tmp_path):
     assert digests(run) == before
 
 
+def test_a_run_that_never_trained_begins_anew(data, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"data\.root"):
+        train(tiny(data, run, "optim.steps=1", "data.root=null"))
+    train(tiny(data, run, "optim.steps=1"))
+    assert digests(run) == digests(train(tiny(data, tmp_path / "fresh", "optim.steps=1")))
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_its_steps_made_again(
     data, whole, tmp_path, capsys
 ):

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from volumediff.errors import DataError, UsageError
+from volumediff.memory.policy import retain_heap
 from volumediff.model import Batch
 from volumediff.training import processes
 from volumediff.training.dataset import Order, stream
@@ -47,6 +48,8 @@ def train(config: RunConfig) -> Path:
     """
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
+    if accelerator.device.type == "cpu":
+        retain_heap()
     with (
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from volumediff.errors import DataError, UsageError
-from volumediff.training.folder import clear_leftovers, write_text
+from volumediff.training.folder import clear_leftovers, discard, write_text
 from volumediff.training.processes import on_main
 from volumediff.training.run_config import RunConfig, changes, saved_config
 
@@ -72,19 +72,31 @@ def _lock(run: Path) -> TextIO:
 def begin(run: Path, config: RunConfig) -> None:
     """Saves the configuration, or checks it against the one that the run began with; tidies up.
 
+    A run without a checkpoint begins anew.
+
     Raises:
         UsageError: the run was started with other settings; names each of them
     """
     path = run / "config.yaml"
     if path.is_file():
         different = changes(saved_config(run), config)
-        if different:
+        if different and not any((run / "checkpoints").glob("last-*")):
+            _empty(run)  # no step was kept, for example because the data were not found
+        elif different:
             raise UsageError(
                 f"{run}: was started with other settings ({'; '.join(different)}); "
                 "choose another output=DIR, or go on with the old ones."
             )
     write_text(path, config.to_yaml())
     clear_leftovers(run / "checkpoints")
+
+
+def _empty(run: Path) -> None:
+    """Removes what follows from a configuration that never trained."""
+    for name in ("statistics", "autoencoder"):
+        discard(run / name)
+    for name in ("splits.json", "metrics.jsonl", "config.yaml"):
+        (run / name).unlink(missing_ok=True)
 
 
 def record_session(run: Path, facts: Mapping[str, Any]) -> None:
