@@ -26,6 +26,7 @@ from volumediff.training.sources import gather
 from volumediff.training.statistics import Statistics
 from volumediff.training.task import Compression, Diffusion, Task
 from volumediff.training.volumes import TrainingVolume
+from volumediff.training.warm_start import warm_start
 
 __all__ = ["Prepared", "crop_of", "prepare"]
 
@@ -74,6 +75,8 @@ def prepare(
     run = config.output
     on_main(accelerator, lambda: keep_autoencoder(config, run))
     task = build_task(config, run=run)
+    if config.start_from is not None and find(run, "last") is None:
+        warm_start(task.module, config.start_from)
     task.module.to(accelerator.device)
     cache = Cache(config.data.cache or run.parent / "cache", report)
     training, validation = gather(config, accelerator, cache)

@@ -156,7 +156,10 @@ class Validation(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that decides a run; saved as RUN/config.yaml."""
+    """Everything that decides a run; saved as RUN/config.yaml.
+
+    `start_from` is the folder of a run whose weights this one begins with; see `warm_start`.
+    """
 
     data: Data = Data()
     space: Component | None = None
@@ -164,6 +167,7 @@ class RunConfig(_Section):
     network: Component | None = None
     autoencoder: Component | None = None
     recipe: Component = "healthy"
+    start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, _declared(MemoryPolicy)] = MemoryPolicy()
     optim: Optim = Optim()
