@@ -39,7 +39,10 @@ def encoder(
     layers: list[nn.Module] = [Conv(channels, widths[0], kernel=kernel)]
     for level, width in enumerate(widths):
         if level:
-            layers.append(Down(widths[level - 1], width, factor=strides[level - 1]))
+            factor = strides[level - 1]
+            # An axis that keeps its size needs no neighbours here, and slices may have none.
+            d, h, w = (k if f > 1 else 1 for k, f in zip((3, 3, 3), factor, strict=True))
+            layers.append(Down(widths[level - 1], width, factor=factor, kernel=(d, h, w)))
         layers += [ResidualBlock(width, width, kernel=kernel, norm=kind) for _ in range(blocks)]
     layers += [NormAct(widths[-1], norm=kind), Conv(widths[-1], features, kernel=kernel)]
     return nn.Sequential(*layers)
