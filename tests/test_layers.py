@@ -112,7 +112,8 @@ def test_importing_the_package_is_light():
 
 
 def test_wheel_lists_every_package():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
     folders = {
         f.parent.relative_to(ROOT).as_posix().replace("/", ".") for f in PACKAGE.rglob("*.py")
     }

@@ -1,0 +1,277 @@
+"""The program: what users type wrong becomes one line with a reason and the right exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_app import PLAIN, base, label_run, program, run, save, write_cases
+from tiny_runs import phantom, write_data
+
+from volumediff import cli
+from volumediff.inference import capabilities
+
+__all__ = ["base", "program", "run"]  # fixtures
+
+COMMANDS = {
+    "train",
+    "check",
+    "localize",
+    "calibrate",
+    "segment",
+    "sample",
+    "evaluate",
+    "demo",
+    "info",
+    "doctor",
+}
+
+
+def test_help_answers_without_loading_anything_heavy():
+    code = (
+        "import sys; from volumediff.cli import main; sys.argv = ['volumediff', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'nibabel', 'accelerate', 'pandas', 'matplotlib', 'torchio'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "HEAVY []" in shown.stdout
+    for command in COMMANDS:
+        assert f" {command} " in shown.stdout
+
+
+def test_help_is_fast():
+    words = [sys.executable, "-m", "volumediff", "--help"]
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run(words, capture_output=True, check=True)
+        after = os.times()
+        used = after.children_user + after.children_system
+        seconds.append(used - before.children_user - before.children_system)
+    assert min(seconds) < 0.5  # processor seconds: a busy machine does not count
+
+
+def test_the_commands_are_these():
+    found = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    assert found == COMMANDS
+
+
+def test_without_words_there_is_help(program):
+    code, out, _ = program()
+    assert code == 0
+    assert "Usage" in out
+    assert program("--version")[1].startswith("volumediff ")
+
+
+WRONG = {
+    "command": (("localise",), "No such command 'localise'. Did you mean 'localize'?"),
+    "option": (("info", "--jsno"), "No such option: --jsno"),
+    "no input": (("localize", "r", "-o", "o"), "Missing option '-i'"),
+    "no config": (("train", "wavlet_128"), "Did you mean 'wavelet_128'?"),
+    "key": (("train", "wavelet_64", "optm.lr=1"), "optm: unknown key"),
+    "value": (("train", "wavelet_64", "optim.lr=fast"), "got 'fast'"),
+    "no data": (("train", "wavelet_64", "output={tmp}/r"), "data.root: expected the folder"),
+    "word": (("train", "wavelet_64", "optim.lr"), "expected key=value"),
+    "no run": (("localize", "{tmp}", "-i", "x", "-o", "y"), "no config.yaml, so this is no run"),
+    "layout": (("check", "{tmp}", "--layout", "bid"), "choose from auto, folder"),
+    "count": (("sample", "{tmp}", "-o", "x", "-n", "0"), "-n"),
+    "no maps": (("evaluate", "{tmp}", "--truth", "{data}"), "localize first"),
+    "demo": (("demo", "-o", "{tmp}/d", "tests.subjects=1"), "demo: tests"),
+    "doctor": (("doctor", "wavelet_64", "space.levls=2"), "Did you mean 'levels'?"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_usage_is_one_line_and_exit_code_2(name, program, base, run, tmp_path):
+    words, reason = WRONG[name]
+    place = {"tmp": tmp_path, "data": base / "data"}
+    code, _, complaint = program(*(word.format(**place) for word in words))
+    assert code == 2
+    assert reason in complaint
+    lines = complaint.splitlines()
+    assert lines[-1].startswith("volumediff: error: ")
+    assert "Traceback" not in complaint
+
+
+WRONG_FOR_A_RUN = {
+    "method": (("--method", "thorr"), "Did you mean 'thor'?"),
+    "slot": (("--method", "ddpm", "sampeler.steps=2"), "Did you mean 'sampler'?"),
+    "guidance": (("--method", "cfg_inversion"), "class-conditional"),
+    "device": (("--device", "cuda:99"), "--device cuda:99: not usable here"),
+    "checkpoint": (("--which", "worst"), "'best', 'last'"),
+    "no input": (("-i", "{tmp}/none.nii.gz"), "nothing there"),
+    "text": (("-i", "{tmp}/notes.txt"), "expected .nii, .nii.gz, a folder"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FOR_A_RUN)
+def test_what_does_not_suit_a_run_is_said(name, program, run, tmp_path):
+    words, reason = WRONG_FOR_A_RUN[name]
+    (tmp_path / "notes.txt").write_text("no volume")
+    source = write_cases(tmp_path / "in", count=1)
+    words = [word.format(tmp=tmp_path) for word in words]
+    source = [] if "-i" in words else ["-i", source]
+    code, _, complaint = program("localize", run, *source, "-o", tmp_path / "out", *words)
+    assert code == 2
+    assert reason in complaint
+    assert complaint.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_are_used_for_what_they_were_trained_for(program, base, run, tmp_path):
+    source = write_cases(tmp_path / "in", count=1)
+    labels = label_run(base)
+    code, _, complaint = program("localize", labels, "-i", source, "-o", tmp_path / "out", *PLAIN)
+    assert code == 2
+    assert "use volumediff segment" in complaint
+    code, _, complaint = program("segment", run, "-i", source, "-o", tmp_path / "out")
+    assert code == 2
+    assert "use volumediff localize" in complaint
+    code, _, complaint = program("sample", labels, "-o", tmp_path / "out")
+    assert code == 2
+    assert "volumediff segment RUN -i FILE" in complaint
+
+
+def test_bad_data_is_exit_code_1(program, tmp_path):
+    code, _, complaint = program("check", tmp_path / "nowhere")
+    assert code == 1
+    assert complaint.count("\n") == 1
+    data = write_data(tmp_path / "data", cases=2)
+    assert program("check", data)[0] == 0
+    (data / "sub-00_T1w.nii.gz").write_bytes(b"no volume")
+    code, table, _ = program("check", data)
+    assert code == 1
+    assert "sub-00_T1w.nii.gz" in table
+    assert "1 readable files, 1 errors" in table
+    code, text, _ = program("check", data, "--json")
+    assert code == 1
+    assert {row["severity"] for row in json.loads(text)} >= {"error", "info"}
+
+
+def test_a_damaged_run_is_exit_code_1(program, run, tmp_path):
+    import shutil
+
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    for weights in broken.glob("checkpoints/*/ema.safetensors"):
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    source = write_cases(tmp_path / "in", count=1)
+    code, _, complaint = program("localize", broken, "-i", source, "-o", tmp_path / "o", *PLAIN)
+    assert code == 1
+    assert "damaged" in complaint
+
+
+def test_an_output_that_cannot_be_written_is_one_line(program, run, tmp_path):
+    source = write_cases(tmp_path / "in", count=1)
+    (tmp_path / "file").write_text("in the way")
+    code, _, complaint = program(
+        "localize", run, "-i", source, "-o", tmp_path / "file" / "out", *PLAIN
+    )
+    assert code == 1
+    assert complaint.count("\n") == 1
+    assert "cannot be written" in complaint
+
+
+def test_ctrl_c_is_130(tmp_path):
+    words = ["volumediff", "check", str(tmp_path)]
+    code = (
+        "import sys, time, volumediff.data.check as c\n"
+        "def slow(*a, **k):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+        "c.check = slow\n"
+        f"sys.argv = {words!r}\n"
+        "from volumediff.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_info_lists_what_there_is(program):
+    code, text, _ = program("info", "--json")
+    assert code == 0
+    found = json.loads(text)
+    assert {"thor", "ddpm", "scan", "intensity"} <= set(found["localization methods"])
+    assert found["segmentation methods"] == ["label_diffusion"]
+    assert {"voxel", "wavelet", "latent", "slices"} <= set(found["components"]["space"])
+    assert "thor" in program("info")[1]
+
+
+def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):
+    code, text, _ = program("doctor", "--json")
+    assert code == 0
+    names = {line["name"]: line["state"] for line in json.loads(text)}
+    assert names["attention auto"] == names["cpu"] == names["torch"] == "ok"
+    for release, state in (("2.9.1+cu128", "problem"), ("2.10.0", "ok"), ("2.14.0", "note")):
+        assert capabilities._release(release).state == state
+    words = ["kernel.schedule={name: linear}", "data.preprocessing.shape=[64,64,64]"]
+    (line,) = capabilities._global_mean("wavelet_64", words)
+    assert line.state == "problem"
+    # the linear schedule ends at alpha^2 = 4.04e-5 (Ho et al. 2020); 32^3 state voxels
+    assert float(re.search(r"is ([\d.e-]+)", line.message)[1]) == pytest.approx(1.32, rel=0.01)
+    (good,) = capabilities._global_mean("wavelet_64", [])
+    assert good.state == "ok"
+
+
+def test_train_localize_evaluate_report(program, base, run, tmp_path):
+    """The way of a user: lesions in new files are mapped, compared and shown."""
+    data = tmp_path / "data"
+    for i in range(3):
+        image = phantom(50 + i) / 2
+        lesion = np.zeros(image.shape, np.uint8)
+        lesion[3:5, 3:5, 2 + i : 4 + i] = image[3:5, 3:5, 2 + i : 4 + i] != 0
+        image[lesion > 0] = 190  # brighter than anything healthy
+        affine = np.diag([3.0, 3, 3, 1])
+        save(data / f"p{i}_T1w.nii.gz", image, affine)
+        save(data / f"p{i}_mask.nii.gz", lesion, affine)
+    words = ("threshold.min_volumes=2", "post=[]")
+    for method in ("intensity", "scan", "atlas"):
+        out = tmp_path / "maps" / method
+        assert program("localize", run, "-i", data, "-o", out, "--method", method, *words)[0] == 0
+    folders = [tmp_path / "maps" / m for m in ("intensity", "scan", "atlas")]
+    report = ("-o", tmp_path / "report", "--report", "--replicates", 50)
+    code, table, complaint = program("evaluate", *folders, "--truth", data, *report)
+    assert code == 0, complaint
+    assert "voxel AP" in table
+    assert "Dice at validation threshold" in table
+    assert "Dice at healthy-FPR threshold" in table
+    found = json.loads((tmp_path / "report" / "evaluation.json").read_text())["methods"]
+    assert found["intensity"]["measures"]["voxel_ap"]["value"] == pytest.approx(1)
+    assert found["scan"]["measures"]["voxel_ap"]["value"] < 1
+    assert "best other" in table
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert html.count("<figure>") == 3
+    assert "scope" in html
+    sidecar = json.loads((folders[1] / "p0_desc-anomaly_map.json").read_text())
+    assert set(sidecar["thresholds"]) == {"healthy_fpr", "validation"}
+    assert sidecar["threshold"] == sidecar["thresholds"]["healthy_fpr"]
+    written = np.asarray(nib.load(folders[1] / "p0_desc-anomaly_map.nii.gz").dataobj)
+    mask = np.asarray(nib.load(folders[1] / "p0_desc-anomaly_mask.nii.gz").dataobj)
+    foreground = np.asarray(nib.load(folders[1] / "p0_desc-foreground_mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask > 0, (written > sidecar["threshold"]) & (foreground > 0))
+
+
+def test_calibrate_stores_what_localize_uses(program, run):
+    code, said, _ = program("calibrate", run, "--method", "intensity", "threshold.min_volumes=2")
+    assert code == 0
+    assert re.search(r"calibrated on 4 volumes, validation threshold [\d.]+", said)
+    assert list((Path(run) / "calibration" / "intensity").glob("*.json"))

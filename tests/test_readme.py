@@ -1,0 +1,56 @@
+"""The README runs: its Python blocks as they stand, and its commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+COMMANDS = sorted(
+    {
+        word
+        for language, body in BLOCKS
+        if not language
+        for word in re.findall(r"^(?:.* )?volumediff (\w+)", body, re.MULTILINE)
+    }
+)
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_blocks_run(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_exist(command):
+    from volumediff.cli import app
+
+    assert command in {c.name or c.callback.__name__ for c in app.registered_commands}
+
+
+def test_commands_are_found():
+    assert {"demo", "check", "train", "localize", "evaluate", "segment"} <= set(COMMANDS)
+
+
+def test_named_configurations_exist():
+    from volumediff.config import config_path
+
+    for line in (x for _, body in BLOCKS for x in body.splitlines() if "volumediff train" in x):
+        words = shlex.split(line)
+        assert config_path("pipelines", words[words.index("train") + 1])
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    command = re.search(r"<!-- test-command -->\n```\n(.*?)\n```", README, re.DOTALL)
+    assert command
+    assert command[1] == 'pip install ".[test]" && pytest'
+    ci = (Path(__file__).parents[1] / ".ci/run").read_text(encoding="utf-8")
+    assert "test-command" in ci

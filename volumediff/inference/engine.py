@@ -1,0 +1,198 @@
+"""Localization with a trained run, file by file.
+
+    file ─ read ─ preprocess ─▶ x ─ method ─▶ map, mask, … ─ to the file's grid ─▶ NIfTI, JSON
+
+What is drawn for a volume depends on the seed and on the bytes of its file, not on its name, its
+place in the folder, or what else is in there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import volumediff
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.threshold import HealthyFPR, Validation
+from volumediff.data.cases import Case
+from volumediff.data.preprocessing import Prepared
+from volumediff.errors import DataError
+from volumediff.inference.batch import Result, Summary, process
+from volumediff.inference.calibrate import Row, calibration_for, load_method
+from volumediff.inference.export import write_localization
+from volumediff.inference.inputs import find_inputs
+from volumediff.inference.trained import Trained
+from volumediff.randomness import key
+
+__all__ = ["localize", "prepared_case", "provenance", "versions"]
+
+PACKAGES = ("volumediff", "torch", "numpy", "nibabel")
+# The rate of the healthy-FPR threshold that is recorded beside the row's own.
+RECORDED_RATE = HealthyFPR().rate
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = volumediff.__version__ if name == "volumediff" else None
+    return found
+
+
+def provenance(trained: Trained) -> dict[str, Any]:
+    """Where results come from: run, weights and versions."""
+    return {
+        "run": str(trained.run.resolve()),
+        "checkpoint": trained.checkpoint,
+        "weights_sha256": trained.digest,
+        "device": str(trained.device),
+        "versions": versions(),
+    }
+
+
+def localize(
+    trained: Trained,
+    source: Path | str,
+    out: Path | str,
+    *,
+    method: str,
+    overrides: Sequence[str] = (),
+    channels: Sequence[str] | None = None,
+    seed: int = 0,
+    trace: bool = True,
+    overwrite: bool = False,
+    calibration_limit: int | None = None,
+    report: Callable[[str], None] | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Localizes anomalies in every case of the source.
+
+    Arguments:
+        trained: a run of a model of healthy volumes
+        source: file, folder or manifest
+        out: output folder
+        method: row by name or path
+        overrides: `slot.argument=value` words for the row
+        channels: names of the images; None takes those of the run
+        seed: of the method's noise
+        trace: whether masks and maps of the blocks are written
+        overwrite: whether results of other settings in `out` may be replaced
+        calibration_limit: most volumes to calibrate on, if that is still to do
+        report: receives a line per case; None shows progress on the terminal
+        announce: receives what happens before the first case
+
+    Raises:
+        UsageError: method, run, source and output folder do not fit
+        DataError: the source has no cases, or the disk is full
+    """
+    trained.localizes()
+    row = load_method(trained, method, overrides)
+    names = channels if channels is not None else trained.config.data.channels
+    scalars = bool(trained.recipe.scalars)
+    cases, problems = find_inputs(source, channels=names, siblings=scalars)
+    calibration = calibration_for(
+        trained, row, method, seed=seed, limit=calibration_limit, report=announce
+    )
+    settings = {
+        "task": "localize",
+        "method": Path(method).stem,
+        "fingerprint": row.fingerprint,
+        "threshold": repr(row.threshold),
+        "thresholds": _thresholds(row, calibration),
+        "weights": trained.digest,
+        "preprocessing": repr(trained.preprocessing),
+        "seed": seed,
+        "trace": trace,
+        "version": volumediff.__version__,
+    }
+
+    def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
+        prepared = prepared_case(trained, case)
+        example = trained.placed(
+            prepared.x,
+            prepared.foreground,
+            prepared.spacing_mm,
+            condition=trained.condition(case.attributes),
+        )
+        found = row.localize(
+            trained.model,
+            example.x,
+            foreground=example.foreground,
+            spacing_mm=example.spacing_mm,
+            key=key(seed, "localize", *inputs.values()),
+            condition=example.condition,
+            calibration=calibration,
+        )
+        facts = {
+            "case": case.id,
+            "patient": case.patient,
+            "method": settings["method"],
+            "overrides": list(overrides),
+            "fingerprint": row.fingerprint,
+            "supervision": row.supervision,
+            "scope": row.scope,
+            "threshold": row.threshold(calibration),
+            "threshold_rule": repr(row.threshold),
+            "thresholds": settings["thresholds"],
+            "seed": seed,
+            "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
+            **provenance(trained),
+        }
+        files = write_localization(
+            folder,
+            case.id,
+            found,
+            foreground=prepared.foreground,
+            record=prepared.record,
+            preprocessing=trained.preprocessing,
+            facts=facts,
+            trace=trace,
+        )
+        return Result(files, {"score": found.score})
+
+    return process(
+        cases,
+        out,
+        settings=settings,
+        work=work,
+        problems=problems,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def prepared_case(trained: Trained, case: Case) -> Prepared:
+    """A case as the model sees it.
+
+    Raises:
+        DataError: a file is refused, has other channels than the model, or shows nothing
+    """
+    prepared = trained.preprocessing.prepare(case)
+    first = next(iter(case.images.values()))
+    if len(prepared.x) != trained.channels:
+        raise DataError(
+            f"{first}: has {len(prepared.x)} channels, the run takes {trained.channels}; name "
+            "them with --channels."
+        )
+    if not bool(prepared.foreground.any()):
+        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
+    return prepared
+
+
+def _thresholds(row: Row, calibration: Calibration | None) -> dict[str, float]:
+    """Thresholds that no test volume has seen, for the evaluation to compare."""
+    if calibration is None:
+        return {}
+    own = row.threshold.rate if isinstance(row.threshold, HealthyFPR) else RECORDED_RATE
+    found = {}
+    value = HealthyFPR(rate=own, min_volumes=1)(calibration)
+    if value is not None:
+        found["healthy_fpr"] = value
+    if calibration.validation_threshold is not None:
+        value = Validation()(calibration)
+        assert value is not None, "it was validated"
+        found["validation"] = value
+    return found

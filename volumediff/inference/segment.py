@@ -1,0 +1,125 @@
+"""Segmentation with a trained run, file by file.
+
+<case>_dseg.nii.gz                    most probable label at each voxel
+<case>_label-<value>_probseg.nii.gz   probability of a label
+<case>_label-<value>_desc-variance_map.nii.gz   variance of the samples
+<case>_desc-entropy_map.nii.gz        entropy of the label, in nats
+<case>_dseg.json                      method, weights, inputs, volume of every label
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import volumediff
+from volumediff.data.cases import Case
+from volumediff.errors import UsageError
+from volumediff.inference.batch import Result, Summary, process
+from volumediff.inference.engine import prepared_case, provenance
+from volumediff.inference.export import Writer, write_json
+from volumediff.inference.inputs import find_inputs
+from volumediff.inference.trained import Trained
+from volumediff.randomness import key
+from volumediff.segmentation.rows import load_segmenter
+from volumediff.training.recipe import LabelDiffusion
+
+__all__ = ["segment"]
+
+
+def segment(
+    trained: Trained,
+    source: Path | str,
+    out: Path | str,
+    *,
+    method: str = "label_diffusion",
+    overrides: Sequence[str] = (),
+    channels: Sequence[str] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> Summary:
+    """Segments every case of the source.
+
+    Arguments:
+        trained: a run with the recipe label_diffusion
+        source: file, folder or manifest
+        out: output folder
+        method: segmenter by name or path
+        overrides: `key=value` words for it
+        channels: names of the images; None takes those of the run
+        seed: of the samples
+        overwrite: whether results of other settings in `out` may be replaced
+        report: receives a line per case; None shows progress on the terminal
+
+    Raises:
+        UsageError: method, run, source and output folder do not fit
+        DataError: the source has no cases, or the disk is full
+    """
+    recipe = trained.recipe
+    if not isinstance(recipe, LabelDiffusion):
+        raise UsageError(
+            f"{trained.run}: was not trained to segment; train with the recipe label_diffusion, "
+            "or use volumediff localize."
+        )
+    segmenter = load_segmenter(method, overrides)
+    names = channels if channels is not None else trained.config.data.channels
+    cases, problems = find_inputs(source, channels=names, siblings=bool(recipe.scalars))
+    settings = {
+        "task": "segment",
+        "method": repr(segmenter),
+        "weights": trained.digest,
+        "preprocessing": repr(trained.preprocessing),
+        "seed": seed,
+        "version": volumediff.__version__,
+    }
+
+    def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
+        prepared = prepared_case(trained, case)
+        found = segmenter.predict(
+            trained.model,
+            prepared.x[None].to(trained.device),
+            key=key(seed, "segment", *inputs.values()),
+            labels=recipe.labels,
+            condition=trained.condition(case.attributes),
+        )
+        writer = Writer(folder, case.id, trained.preprocessing, prepared.record)
+        native = writer.label("dseg", found.labels[0])
+        for i, value in enumerate(recipe.labels):
+            writer.image(f"label-{value}_probseg", found.probabilities[0, i : i + 1])
+            writer.image(f"label-{value}_desc-variance_map", found.variance[0, i : i + 1])
+        writer.image("desc-entropy_map", found.entropy[0])
+        voxel_ml = abs(float(torch.linalg.det(_matrix(prepared.record.native.affine)))) / 1000
+        volumes = {str(v): float((native == v).sum()) * voxel_ml for v in recipe.labels}
+        sidecar = folder / f"{case.id}_dseg.json"
+        write_json(
+            sidecar,
+            {
+                "case": case.id,
+                "method": method,
+                "segmenter": repr(segmenter),
+                "volumes_ml": volumes,
+                "seed": seed,
+                "inputs": {
+                    n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()
+                },
+                **provenance(trained),
+                "preprocessing_findings": [vars(f) for f in prepared.record.findings],
+                "notice": "Research software, not for diagnosis.",
+            },
+        )
+        return Result([*writer.files, sidecar], {"volumes_ml": volumes})
+
+    return process(
+        cases,
+        out,
+        settings=settings,
+        work=work,
+        problems=problems,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def _matrix(affine: object) -> torch.Tensor:
+    return torch.as_tensor(affine, dtype=torch.float64)[:3, :3]

@@ -1,0 +1,217 @@
+"""A trained run, ready for new volumes: model, preprocessing, conditions and splits."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from volumediff.anomaly.calibration import Example
+from volumediff.condition import Condition
+from volumediff.data.cases import Case
+from volumediff.data.population import Population
+from volumediff.data.preprocessing import Preprocessing
+from volumediff.data.splits import Split
+from volumediff.errors import DataError, UsageError
+from volumediff.model import Model
+from volumediff.training import checkpoint
+from volumediff.training.assemble import build_recipe, channels_of, load_run
+from volumediff.training.recipe import ClassConditional, LabelDiffusion, Recipe
+from volumediff.training.run_config import POPULATION, RunConfig
+from volumediff.training.sources import cases_of, preprocessing, simulated
+from volumediff.training.statistics import Statistics
+
+__all__ = ["Trained", "device_of", "load_trained"]
+
+Which = Literal["best", "last"]
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA where there is some.
+
+    Raises:
+        UsageError: no such device here
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {name}: not usable here ({reason}); use auto, or see volumediff doctor."
+        ) from None
+    return device
+
+
+def load_trained(run: Path | str, *, which: Which = "best", device: str = "auto") -> "Trained":
+    """Loads a diffusion run.
+
+    Arguments:
+        run: its folder
+        which: the checkpoint selected on validation, or the newest
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        UsageError: no run, no checkpoint of this kind, no such device, or an autoencoder's run
+        DataError: the run is damaged
+    """
+    run = Path(run)
+    config, model = load_run(run, which=which)
+    if not isinstance(model, Model):
+        raise UsageError(f"{run}: trains an autoencoder, expected the run of a diffusion model.")
+    found = checkpoint.find(run, which)
+    assert found is not None, "load_run has just read it"
+    manifest = json.loads((found.path / "manifest.json").read_bytes())
+    place = device_of(device)
+    return Trained(
+        run=run,
+        config=config,
+        model=model.to(place),
+        statistics=Statistics.load(run),
+        checkpoint=found.path.name,
+        digest=manifest["files"]["ema.safetensors"]["sha256"],
+        device=place,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A run with its model on a device.
+
+    Arguments:
+        run: folder
+        config: resolved configuration
+        model: with averaged weights, in evaluation mode
+        statistics: numbers of the training split that conditions need
+        checkpoint: name of the checkpoint, such as best-00010000
+        digest: SHA-256 of its weights
+        device: where the model is
+    """
+
+    run: Path
+    config: RunConfig
+    model: Model
+    statistics: Statistics
+    checkpoint: str
+    digest: str
+    device: torch.device
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the run diffuses."""
+        return build_recipe(self.config)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """From files to what the model was trained on."""
+        return preprocessing(self.config.data)
+
+    @property
+    def channels(self) -> int:
+        """Channels that a volume must have."""
+        return channels_of(self.config)
+
+    def localizes(self) -> None:
+        """Checks that lesions can be localized with the run.
+
+        Raises:
+            UsageError: the run models label maps
+        """
+        if isinstance(self.recipe, LabelDiffusion):
+            raise UsageError(
+                f"{self.run}: was trained to segment (recipe label_diffusion); use volumediff "
+                "segment, or the run of a model of healthy volumes."
+            )
+
+    def condition(self, attributes: Mapping[str, str | float]) -> Condition:
+        """What the denoiser is told about a whole volume; classes are the methods' own affair.
+
+        Raises:
+            UsageError: an attribute that the run was trained with is missing
+        """
+        image, atlas = None, self.statistics.atlas
+        if self.recipe.atlas and atlas is not None:
+            with torch.no_grad():
+                image = self.model.encode(atlas[None].to(self.device))
+        scalars = self.statistics.standardised(attributes)
+        told = None if scalars is None else scalars[None].float().to(self.device)
+        return Condition(image=image, scalars=told)
+
+    @cached_property
+    def _population(self) -> Population | None:
+        return simulated(self.config.data) if self.config.data.root == POPULATION else None
+
+    @cached_property
+    def _cases(self) -> dict[str, Case]:
+        return {case.id: case for case in cases_of(self.config.data)}
+
+    def cases(self, part: str) -> list[Case]:
+        """Healthy cases of a part of the run's split: train, validation, calibration or test.
+
+        Raises:
+            UsageError: the run's data are not where they were
+        """
+        split = Split.load(self.run / "splits.json")
+        wanted = getattr(split, part)
+        try:
+            cases = self._cases
+        except DataError as error:
+            raise UsageError(
+                f"{self.run}: its data are needed and not reachable ({error}); give their folder "
+                "with --data."
+            ) from None
+        missing = [name for name in wanted if name not in cases]
+        if missing:
+            raise UsageError(
+                f"{self.run}: case {missing[0]} of its split is not in {self.config.data.root}; "
+                "give the folder with the run's data with --data."
+            )
+        return [cases[name] for name in wanted if self._healthy(cases[name])]
+
+    def _healthy(self, case: Case) -> bool:
+        recipe = self.recipe
+        if not isinstance(recipe, ClassConditional):
+            return True
+        return str(case.attributes.get(recipe.attribute)) == recipe.values[0]
+
+    def example(self, case: Case) -> Example:
+        """A case of the run's data as the methods take it, on the model's device."""
+        if self._population is not None:
+            subject = self._population.subject(int(case.id.rpartition("-")[2]))
+            x, foreground, truth = subject.x, subject.foreground, None
+            spacing = self._population.spacing_mm
+        else:
+            prepared = self.preprocessing.prepare(case)
+            x, foreground, spacing = prepared.x, prepared.foreground, prepared.spacing_mm
+            truth = None if prepared.label is None else (prepared.label > 0)[None]
+        condition = self.condition(case.attributes)
+        return self.placed(x, foreground, spacing, condition=condition, truth=truth)
+
+    def placed(
+        self,
+        x: Tensor,
+        foreground: Tensor,
+        spacing_mm: tuple[float, float, float],
+        *,
+        condition: Condition,
+        truth: Tensor | None = None,
+    ) -> Example:
+        """One volume (c, d, h, w) as an example on the model's device."""
+        return Example(
+            x[None].to(self.device),
+            foreground[None].to(self.device),
+            spacing_mm,
+            condition,
+            None if truth is None else truth.to(self.device),
+        )
+
+    def examples(self, part: str, *, limit: int | None = None) -> Iterator[Example]:
+        """The healthy examples of a part of the split, one at a time."""
+        for case in self.cases(part)[:limit]:
+            yield self.example(case)

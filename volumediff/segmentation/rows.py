@@ -1,0 +1,50 @@
+"""Segmenters as YAML files: `configs/segmentation/<method>.yaml`, one key per field."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from pydantic import TypeAdapter, ValidationError
+
+from volumediff import config
+from volumediff.errors import UsageError
+from volumediff.segmentation.segmenter import Segmenter
+
+__all__ = ["available_segmenters", "load_segmenter"]
+
+
+def available_segmenters() -> list[str]:
+    """Names of the segmentation methods that ship with the package."""
+    return sorted(
+        {p.stem for root in config.ROOTS for p in (root / "segmentation").glob("*.yaml")}
+    )
+
+
+def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
+    """A segmenter from its file.
+
+    Arguments:
+        name: of a file that ships with the package, or a path
+        overrides: `key=value` words, such as `samples=10` or `sampler.steps=50`
+
+    Raises:
+        UsageError: unknown file, key or component, or a wrong value
+    """
+    tree = config.load(config.config_path("segmentation", name), overrides)
+    types = {f.name: f.type for f in fields(Segmenter)}
+    values = {}
+    for key, value in tree.items():
+        where = f"{name}.{key}"
+        if key not in types:
+            hint = config.suggestion(str(key), list(types))
+            raise UsageError(f"{where}: a segmenter takes {', '.join(types)}.{hint}")
+        if key == "sampler":
+            values[key] = config.build("sampler", value, where=where)
+            continue
+        try:
+            values[key] = TypeAdapter(types[key]).validate_python(value)
+        except ValidationError as error:
+            raise UsageError(f"{where}: {error.errors()[0]['msg']} (got {value!r}).") from None
+    try:
+        return Segmenter(**values)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
