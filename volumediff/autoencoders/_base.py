@@ -131,7 +131,8 @@ class Autoencoder(nn.Module, ABC):
         fake, penalty, parts = self._reconstruct(x, generator)
         parts["l1"] = (fake.float() - x.float()).abs().mean()
         total = parts["l1"] + penalty
-        if self.discriminator is not None:
+        # The judgement changes with the discriminator: no measure to compare checkpoints by.
+        if self.discriminator is not None and self.training:
             # gradients pass to x and not to the discriminator, whose optimizer has its own loss
             frozen = {n: p.detach() for n, p in self.discriminator.named_parameters()}
             judged = torch.func.functional_call(self.discriminator, frozen, (fake,))

@@ -20,7 +20,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
 from volumediff.training import checkpoint
 from volumediff.training.assemble import build_recipe, channels_of, load_run
-from volumediff.training.recipe import ClassConditional, LabelDiffusion, Recipe
+from volumediff.training.recipe import LabelDiffusion, Recipe
 from volumediff.training.run_config import POPULATION, RunConfig
 from volumediff.training.sources import cases_of, preprocessing, simulated
 from volumediff.training.statistics import Statistics
@@ -172,13 +172,7 @@ class Trained:
                 f"{self.run}: case {missing[0]} of its split is not in {self.config.data.root}; "
                 "give the folder with the run's data with --data."
             )
-        return [cases[name] for name in wanted if self._healthy(cases[name])]
-
-    def _healthy(self, case: Case) -> bool:
-        recipe = self.recipe
-        if not isinstance(recipe, ClassConditional):
-            return True
-        return str(case.attributes.get(recipe.attribute)) == recipe.values[0]
+        return [cases[name] for name in wanted if self.recipe.healthy(cases[name].attributes)]
 
     def example(self, case: Case) -> Example:
         """A case of the run's data as the methods take it, on the model's device."""
@@ -212,6 +206,8 @@ class Trained:
         )
 
     def examples(self, part: str, *, limit: int | None = None) -> Iterator[Example]:
-        """The healthy examples of a part of the split, one at a time."""
+        """The healthy examples of a part of the split, one at a time; marked lesions are none."""
         for case in self.cases(part)[:limit]:
-            yield self.example(case)
+            example = self.example(case)
+            if example.truth is None or not bool(example.truth.any()):
+                yield example

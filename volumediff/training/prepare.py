@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Prepared:
         task: module on its device, players and losses
         dataset: training samples
         held: validation samples in the same form
-        scans: validation volumes, whole and in voxels
+        scans: validation volumes, whole and in voxels, the healthy ones where that matters
         lesions: the same volumes with a lesion each, if the checkpoint is selected by them
         batch_size: global batch size
         facts: for the run's manifest
@@ -82,9 +83,8 @@ def prepare(
     training, validation = gather(config, accelerator, cache)
     recipe = build_recipe(config)
     _check_labels(recipe, training + validation)
-    if not (run / "statistics").is_dir():
-        measured = Statistics.measure(recipe, training)
-        on_main(accelerator, lambda: measured.save(run))
+    # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
+    on_main(accelerator, lambda: _measure_once(recipe, training, run))
     statistics = Statistics.load(run)
     voxels = Keyed(
         volumes=training,
@@ -92,17 +92,22 @@ def prepare(
         seed=config.seed,
         statistics=statistics,
     )
-    scans = replace(voxels, volumes=validation)
-    dataset, held = voxels, scans
+    held = replace(voxels, volumes=validation)
+    sound = [v for v in validation if recipe.healthy(v.attributes) and not v.lesioned]
+    scans = held if recipe.needs_labels or not sound else replace(voxels, volumes=sound)
+    dataset = voxels
     if isinstance(task, Diffusion):
-        if config.crop is None and config.data.augmentation is None and task.digest:
+        whole = config.crop is None and config.data.augmentation is None
+        if whole and task.digest and not recipe.needs_labels:
             dataset, held = _in_latents(config, task, dataset, held, cache, accelerator)
-        if recipe.normalised and find(run, "last") is None:
+        # Codes of an autoencoder have no unit variance of their own, masks or not.
+        fits = recipe.normalised or not task.model.space.exact
+        if fits and find(run, "last") is None:
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             task.fit(x.to(accelerator.device) for x in everything)
     crop, lesions, best = _crop(config, task), [], config.validation.best
     if best is not None and isinstance(task, Diffusion) and not recipe.needs_labels:
-        chosen = validation[: best.volumes]
+        chosen = sound[: best.volumes]
         lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
     located = isinstance(task, Diffusion) and task.model.network.coordinates
     return Prepared(
@@ -117,6 +122,11 @@ def prepare(
             "autoencoder": task.digest,
         },
     )
+
+
+def _measure_once(recipe: Recipe, training: Sequence[TrainingVolume], run: Path) -> None:
+    if not (run / "statistics").is_dir():
+        Statistics.measure(recipe, training).save(run)
 
 
 def _in_latents(

@@ -71,6 +71,10 @@ class Recipe(ABC):
         """Channels of the image condition, for volumes of c channels."""
 
     @abstractmethod
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        """Whether a volume without a marked lesion counts as healthy."""
+
+    @abstractmethod
     def target(
         self,
         x: Float[Tensor, "c d h w"],
@@ -98,6 +102,9 @@ class Healthy(Recipe):
     needs_labels = False
     normalised = True
     classes = 0
+
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        return True
 
     def channels(self, c: int) -> int:
         return c
@@ -150,6 +157,9 @@ class ClassConditional(Recipe):
     def classes(self) -> int:
         return len(self.values)
 
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        return _word(attributes.get(self.attribute)) == self.values[0]
+
     def channels(self, c: int) -> int:
         return c
 
@@ -165,7 +175,7 @@ class ClassConditional(Recipe):
         attributes: Mapping[str, str | float],
         key: int,
     ) -> Target:
-        value = str(attributes.get(self.attribute, "missing"))
+        value = _word(attributes.get(self.attribute))
         if value not in self.values:
             raise DataError(
                 f"attribute {self.attribute!r} is {value!r}: expected one of "
@@ -197,6 +207,9 @@ class LabelDiffusion(Recipe):
     normalised = False
     classes = 0
 
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        return True
+
     def channels(self, c: int) -> int:
         return len(self.labels)
 
@@ -216,3 +229,10 @@ class LabelDiffusion(Recipe):
             raise DataError("label diffusion needs a label map for every volume.")
         masks = torch.cat([(label == value).to(x.dtype) for value in self.labels])
         return Target(2 * masks - 1, x)
+
+
+def _word(value: str | float | None) -> str:
+    """An attribute as it stands in the table: tables of numbers are read as floats."""
+    if value is None:
+        return "missing"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ patient and stands in RUN/splits.json.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def gather(
     """
     data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
     cases = cases_of(data)
-    split = split_of(cases, data)
+    split = _kept_split(config.output, cases, cache.report) or split_of(cases, data)
     if accelerator.is_main_process:
         split.save(config.output / "splits.json")
     wanted = {*split.train, *split.validation}
@@ -127,6 +128,27 @@ def gather(
     }
     _check_shapes(config, list(volumes.values()))
     return [volumes[i] for i in split.train], [volumes[i] for i in split.validation]
+
+
+def _kept_split(run: Path, cases: Sequence[Case], report: Callable[[str], None]) -> Split | None:
+    """The split that a run was trained with: new cases must not move held-out patients.
+
+    Raises:
+        UsageError: a case of the split is gone
+    """
+    if not any((run / "checkpoints").glob("last-*")):
+        return None
+    split = Split.load(run / "splits.json")
+    parts = (split.train, split.validation, split.calibration, split.test)
+    known, found = {i for part in parts for i in part}, {case.id for case in cases}
+    if gone := sorted(known - found):
+        raise UsageError(
+            f"{run}: case {gone[0]} of its splits.json is not in the data any more; bring it "
+            "back, or start another run with output=DIR."
+        )
+    if new := sorted(found - known):
+        report(f"{len(new)} cases are new since the run began and not used: {new[0]}")
+    return split
 
 
 def _source(case: Case, data: Data) -> _Source:

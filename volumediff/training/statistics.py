@@ -49,10 +49,15 @@ class Statistics:
             return cls(scalars)
         if len({v.shape for v in volumes}) > 1:
             raise UsageError("recipe.atlas: needs one data.preprocessing.shape for all volumes.")
+        sound = [v for v in volumes if recipe.healthy(v.attributes) and not v.lesioned]
+        if not sound:
+            raise UsageError(
+                "recipe.atlas: needs healthy volumes, and the training split has none."
+            )
         total = torch.zeros(volumes[0].shape, dtype=torch.float64)
-        for volume in volumes:
+        for volume in sound:
             total += volume.array("x")
-        return cls(scalars, (total / len(volumes)).float())
+        return cls(scalars, (total / len(sound)).float())
 
     def save(self, run: Path) -> None:
         """Writes RUN/statistics once; a run keeps the numbers it began with."""

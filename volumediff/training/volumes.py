@@ -46,6 +46,12 @@ class TrainingVolume:
         return foreground
 
     @property
+    def lesioned(self) -> bool:
+        """Whether a label marks anything: such a volume is no healthy one."""
+        label = self.array("label")
+        return label is not None and bool(label.any())
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """Channels and voxels, without reading them."""
         stored = self.entry.load("x")
