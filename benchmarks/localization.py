@@ -13,7 +13,7 @@ more.
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +93,9 @@ def localized(
     rows: Sequence[str],
     *,
     channels: Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
-    """Folders of maps, one per row; the overrides are for the first row."""
+    """Folders of maps, one per row."""
     trained = load_trained(run, which="last")
     folders = []
     for row in rows:
@@ -105,7 +105,7 @@ def localized(
             source,
             folder / row,
             method=row,
-            overrides=overrides if row == rows[0] else (),
+            overrides=(overrides or {}).get(row, ()),
             channels=channels,
             trace=False,
             report=lambda line: None,
@@ -119,7 +119,14 @@ def localized(
 def table(results: dict[str, list[MethodResult]]) -> str:
     """One line per pipeline and row, one column per case."""
     cases = [m.case for m in next(iter(results.values()))[0].cases]
-    head = ["pipeline", "row", *cases, "mean AP (95 %)", "Dice, healthy FPR 5 %", "best Dice"]
+    head = [
+        "pipeline",
+        "row",
+        *cases,
+        "mean AP (95 %)",
+        "Dice, healthy FPR 5 %",
+        "best Dice, pooled",
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for pipeline, methods in results.items():
         for result in methods:
@@ -185,8 +192,12 @@ def ct(data: Path, out: Path, steps: int, words: Sequence[str]) -> list[MethodRe
             *words,
         ],
     )
-    rows, raw = ("scan", "intensity", "smoothing"), ("normalize=raw", "threshold=best")
-    folders = localized(run, sick, out / "ct" / "maps", rows, overrides=raw)
+    overrides = {
+        "scan": ("normalize=raw", "threshold=best"),
+        "intensity": ("threshold=best",),
+        "smoothing": ("threshold=best",),
+    }
+    folders = localized(run, sick, out / "ct" / "maps", list(overrides), overrides=overrides)
     return evaluate(folders, sick, replicates=0)
 
 

@@ -39,6 +39,7 @@ def test_nested_components_are_built():
             {"name": "ddim", "steps": "many"},
             "sampler.steps: Input should be a valid integer.*'many'",
         ),
+        ({"name": [1]}, r"sampler.name: expected a name, got \[1\]"),
         ({"steps": 3}, "sampler: expected a name or a mapping with the key 'name'"),
     ],
 )
@@ -93,6 +94,9 @@ def test_yaml_errors_name_file_and_line(tmp_path):
         config.load(path)
     path.write_text("- 1\n")
     with pytest.raises(UsageError, match="expected a mapping of sections, got list"):
+        config.load(path)
+    path.write_bytes(b"a: \x00\x01")
+    with pytest.raises(UsageError, match="cannot be read as a YAML file"):
         config.load(path)
     path.write_text("a: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(UsageError, match="not valid YAML"):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from volumediff.condition import Condition
 from volumediff.config import available, component
+from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
 from volumediff.networks.pseudo3d import Pseudo3D, inflate
 from volumediff.networks.unet import UNet
@@ -234,3 +235,26 @@ def test_inflate_refuses_what_it_cannot_inflate():
         inflate(Pseudo3D(1, 1, widths=(4,), blocks=1).state_dict())
     with pytest.raises(ValueError, match="through_plane=False"):
         inflate(UNet(1, 1, widths=(4,), blocks=1).state_dict())
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (8, 1, 8), (8, 8, 1), (1, 1, 8), (5, 1, 1), (2, 3, 1)]
+)
+@pytest.mark.parametrize("network", [UNet, Pseudo3D])
+def test_thin_volumes_train_in_bfloat16_and_channels_last(network, shape):
+    # Shapes with which torch's own bfloat16 kernels refuse, give wrong gradients, or crash.
+    generator = torch.Generator().manual_seed(0)
+    net = network(2, 2, widths=(8, 16), blocks=1, groups=4)
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    z_t, t = torch.randn(2, 2, *shape, generator=generator), torch.tensor([0.3, 0.8])
+
+    def gradients(dtype, channels_last):
+        MemoryPolicy(dtype, channels_last, False).apply(net)
+        net.zero_grad()
+        net(z_t.to(getattr(torch, dtype)), t, Condition()).float().square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    expected = gradients("float32", False)
+    error = (gradients("bfloat16", True) - expected).norm() / expected.norm()
+    assert float(error) < 0.1

@@ -186,15 +186,27 @@ def test_workers_change_nothing(data, tmp_path):
 
 @pytest.fixture
 def volumes(tmp_path):
+    return made(tmp_path, marked=True)
+
+
+@pytest.fixture
+def unmarked(tmp_path):
+    """The same volumes without labels: healthy ones."""
+    return made(tmp_path, marked=False)
+
+
+def made(tmp_path, *, marked):
     cache = Cache(tmp_path / "cache", lambda line: None)
-    made = []
+    found = []
     for i in range(5):
         x = normal((1, 6, 5, 7), i, "volume").numpy()
-        arrays = {"x": x, "label": (x > 1).astype(np.uint8) * 2, "foreground": x > -9}
+        arrays = {"x": x, "foreground": x > -9}
+        if marked:
+            arrays["label"] = (x > 1).astype(np.uint8) * 2
         info = {"spacing_mm": [1, 2, 3]}
         entry = cache.entry(f"v{i}", {"i": i}, lambda a=arrays, n=info: (a, n))
-        made.append(TrainingVolume(f"v{i}", {"age": 20.0 + i, "group": "ab"[i % 2]}, entry))
-    return made
+        found.append(TrainingVolume(f"v{i}", {"age": 20.0 + i, "group": "ab"[i % 2]}, entry))
+    return found
 
 
 def keyed(volumes, **changes):
@@ -268,7 +280,8 @@ def test_a_crop_is_a_window_of_the_state_with_its_coordinates(space, volumes):
     assert len(seen) >= min(count, 40) * 0.5, "crops come from everywhere"
 
 
-def test_batches_are_collated_in_order(volumes):
+def test_batches_are_collated_in_order(unmarked):
+    volumes = unmarked
     recipe = ClassConditional("group", ("a", "b"), drop=0.0, atlas=True, scalars=("age",))
     statistics = Statistics.measure(recipe, volumes)
     dataset = keyed(volumes, recipe=recipe, statistics=statistics)
@@ -278,13 +291,14 @@ def test_batches_are_collated_in_order(volumes):
     assert batch.condition.label.tolist() == [1, 0]
     # ages 20..24: mean 22, standard deviation sqrt(2)
     assert batch.condition.scalars[:, 0].tolist() == pytest.approx([-(0.5**0.5), 2**0.5])
-    mean = torch.stack([v.x for v in volumes]).mean(0)
+    # the atlas is the mean of group a, the healthy one
+    mean = torch.stack([v.x for v in volumes[::2]]).mean(0)
     torch.testing.assert_close(batch.image, mean.expand(2, -1, -1, -1, -1))
 
 
-def test_statistics_come_back_from_the_run_and_damage_is_noticed(volumes, tmp_path):
+def test_statistics_come_back_from_the_run_and_damage_is_noticed(unmarked, tmp_path):
     recipe = Healthy(atlas=True, scalars=("age",))
-    measured = Statistics.measure(recipe, volumes)
+    measured = Statistics.measure(recipe, unmarked)
     measured.save(tmp_path)
     found = Statistics.load(tmp_path)
     assert torch.equal(found.atlas, measured.atlas)
@@ -305,6 +319,12 @@ def test_label_diffusion_codes_masks_and_conditions_on_the_scan(volumes):
     assert torch.equal(target.x[1], torch.where(x[0] > 1, 1.0, -1.0))
     assert torch.equal(target.image, x)
     assert (recipe.channels(1), recipe.image_channels(1)) == (2, 1)
+
+
+@pytest.mark.parametrize("labels", [(), (0, 1), (1, 1), (300,)])
+def test_labels_that_cannot_be_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels that differ, each in 1\.\.255"):
+        LabelDiffusion(labels=labels)
 
 
 def test_classes_are_dropped_as_often_as_asked():

@@ -107,7 +107,12 @@ def _json(content: Any) -> None:
 
 
 def _names(channels: str | None) -> tuple[str, ...] | None:
-    return None if channels is None else tuple(c.strip() for c in channels.split(",") if c.strip())
+    if channels is None:
+        return None
+    names = tuple(c.strip() for c in channels.split(",") if c.strip())
+    if not names:
+        raise UsageError(f"--channels {channels!r}: expected names such as T1w,FLAIR.")
+    return names
 
 
 def _trained(run: Path, which: _Which, device: str, data: str | None = None) -> "Trained":

@@ -150,6 +150,8 @@ def build(family: str, spec: str | Mapping[str, Any], *, where: str = "", **deri
             f"{where}: expected a name or a mapping with the key 'name', got {spec!r}; "
             f"choose the name from {', '.join(available(family))}."
         )
+    if not isinstance(spec["name"], str):
+        raise UsageError(f"{where}.name: expected a name, got {spec['name']!r}.")
     cls = component(family, spec["name"])
     hints = typing.get_type_hints(cls.__init__)
     parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in derived}
@@ -237,8 +239,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a YAML file ({error}).") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot be read as a YAML file ({reason}).") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected a mapping of sections, got {type(tree).__name__}.")
     return overridden(tree, overrides)

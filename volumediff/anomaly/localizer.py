@@ -41,7 +41,7 @@ class Localization:
     """What a method found in one volume.
 
     Arguments:
-        map: higher is more abnormal; 0 outside the foreground
+        map: higher is more abnormal; outside the foreground the lowest value inside, at most 0
         mask: map above the threshold; None where the threshold needs a calibration that was not
             given, or is an oracle
         pseudo_healthy: the volume without its findings; None for methods that make none
@@ -158,6 +158,8 @@ class Method(ABC):
         example = Example(x, foreground, spacing_mm, condition)
         found = self.find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
+        # Normalized maps are negative where a volume is more usual than most: air must not win.
+        a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
         value = self.threshold(calibration)
         mask = None
         if value is not None:

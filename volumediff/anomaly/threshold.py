@@ -78,7 +78,8 @@ class HealthyFPR(Threshold):
         if calibration.volumes < self.min_volumes:
             raise ValueError(
                 f"threshold healthy_fpr: expected at least {self.min_volumes} healthy calibration "
-                f"volumes, got {calibration.volumes}; add some, or lower min_volumes."
+                f"volumes, got {calibration.volumes}; lower threshold.min_volumes, or ask for a "
+                "map without a mask with threshold=best."
             )
         return threshold_at_fpr(calibration.healthy, self.rate)
 

@@ -120,6 +120,7 @@ def calibrate(
         if trained.cases("validation"):
             lesions = _with_truth(trained, seed=seed, limit=limit, truth=truth)
             calibration = validate(calibration, method, trained.model, lesions, seed=seed)
+        method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
         raise UsageError(f"--method {name}: {error}") from None
     calibration.save(_path(trained, method, name))

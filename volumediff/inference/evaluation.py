@@ -179,6 +179,11 @@ def evaluate(
             f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
             "with labels."
         )
+    if by and not any(by in t.attributes for t in known.values()):
+        there = sorted({name for t in known.values() for name in t.attributes})
+        raise UsageError(
+            f"--by {by}: no case has this attribute; there are {', '.join(there) or 'none'}."
+        )
     results: dict[str, MethodResult] = {}
     for folder, found in maps.items():
         sidecars = {case: _sidecar(found[case]) for case in known}

@@ -1,6 +1,6 @@
 """What is written for one localized volume: NIfTI on the file's own grid, and a JSON beside it.
 
-<case>_desc-anomaly_map.nii.gz        higher is more abnormal, 0 outside the foreground
+<case>_desc-anomaly_map.nii.gz        higher is more abnormal, lowest outside the foreground
 <case>_desc-anomaly_mask.nii.gz       map above the threshold, if the method has one
 <case>_desc-foreground_mask.nii.gz    voxels that were looked at
 <case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
@@ -96,7 +96,10 @@ class Writer:
         self.files: list[Path] = []
 
     def image(self, name: str, array: Tensor) -> np.ndarray:
-        native = self.preprocessing.to_native(array.detach().float().cpu(), self.record)
+        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
+        values = array.detach().float().cpu()
+        lowest = min(0.0, float(values.min()))
+        native = self.preprocessing.to_native(values, self.record, fill=lowest)
         write(self._path(name), native, like=self.record.native, kind="image")
         return native
 

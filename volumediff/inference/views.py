@@ -151,7 +151,7 @@ def picture(view: View) -> bytes:
             axes.imshow(slab, cmap=colours, vmin=low, vmax=high, origin="lower", aspect=aspect)
             if view.truth is not None and view.truth.any():
                 mask = view.truth.take(at[axis], axis=axis).T
-                if mask.any() and not mask.all():
+                if min(mask.shape) > 1 and mask.any() and not mask.all():
                     axes.contour(mask, levels=[0.5], colors="#2fe0ff", linewidths=0.8)
             axes.set_axis_off()
         line[0].set_title(title, color="white", fontsize=8, loc="left", pad=2)

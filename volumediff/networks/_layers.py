@@ -108,16 +108,16 @@ class Conv(nn.Module):
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "b i d h w"]) -> Float[Tensor, "b o d2 h2 w2"]:
-        dtype = torch.float32 if self._unsafe(x) else x.dtype
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        return F.conv3d(x.to(dtype), weight, bias, self.stride, self.halo).to(x.dtype)
+        weight, bias = self.weight, self.bias
+        if self._unsafe(x):
+            wide = x.float().contiguous(), weight.float().contiguous(), bias.float()
+            return F.conv3d(*wide, self.stride, self.halo).to(x.dtype)
+        return F.conv3d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.halo)
 
     def _unsafe(self, x: Tensor) -> bool:
-        # torch 2.13 on the CPU: the weight gradient of a bfloat16 channels-last convolution is
-        # wrong (any number, or NaN) on volumes thinner along d than the kernel, unless d = 1, and
-        # on planes smaller than the kernel.
-        (d, h, w), (k_d, k_h, k_w) = x.shape[2:], self.weight.shape[2:]
-        small = 1 < d < k_d or (h < k_h and w < k_w)
+        # torch 2.13 on the CPU: the backward pass of a bfloat16 channels-last convolution gives
+        # wrong weight gradients, NaN, or a crash on volumes smaller than the kernel along an axis.
+        small = any(n < k for n, k in zip(x.shape[2:], self.weight.shape[2:], strict=True))
         return small and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 

@@ -52,6 +52,9 @@ def _normalised(
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if not x.is_contiguous(memory_format=layout):
         x = x.contiguous()
+        if 1 in x.shape:
+            # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
+            x = x.clone(memory_format=torch.contiguous_format)
     voxels = x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
 

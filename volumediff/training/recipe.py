@@ -207,6 +207,14 @@ class LabelDiffusion(Recipe):
     normalised = False
     classes = 0
 
+    def __post_init__(self) -> None:
+        wrong = [v for v in self.labels if not 1 <= v <= 255]
+        if not self.labels or wrong or len(set(self.labels)) < len(self.labels):
+            raise ValueError(
+                "expected labels that differ, each in 1..255 (the background has no channel of "
+                f"its own), got {list(self.labels)}."
+            )
+
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True
 

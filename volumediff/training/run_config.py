@@ -108,7 +108,7 @@ class Data(_Section):
     """Where the volumes are and how they become training samples."""
 
     root: str | None = None
-    layout: str = "auto"
+    layout: Literal["auto", "folder", "nnunet", "bids", "datalist"] = "auto"
     channels: tuple[str, ...] | None = None
     population: Population = Population()
     preprocessing: Preprocess = Preprocess()
