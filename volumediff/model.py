@@ -22,7 +22,7 @@ from volumediff.randomness import normal, uniform
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
-__all__ = ["Batch", "Model", "full_coordinates"]
+__all__ = ["Batch", "Model", "full_coordinates", "positions"]
 
 Volume = Float[Tensor, "b c d h w"]
 State = Float[Tensor, "b k d2 h2 w2"]
@@ -154,10 +154,12 @@ class Model(nn.Module):
         return self.space.noise(torch.stack(fields))
 
 
+def positions(n: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "n"]:
+    """Coordinates of n voxels along an axis, from -1 to 1; a single one is at 0."""
+    return torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device)
+
+
 def full_coordinates(z: State) -> Float[Tensor, "1 3 d2 h2 w2"]:
     """Position of every state voxel of a whole volume; the outer voxels are at -1 and 1."""
-    axes = [
-        torch.linspace(-1, 1, n, device=z.device) if n > 1 else torch.zeros(1, device=z.device)
-        for n in z.shape[2:]
-    ]
+    axes = [positions(n, device=z.device) for n in z.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].to(z.dtype)

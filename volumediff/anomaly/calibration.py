@@ -58,6 +58,11 @@ class Example:
     condition: Condition = field(default_factory=Condition)
     truth: Bool[Tensor, "1 1 d h w"] | None = None
 
+    @property
+    def lesioned(self) -> bool:
+        """Whether a lesion is marked: such a volume is no healthy one."""
+        return self.truth is not None and bool(self.truth.any())
+
 
 @dataclass(frozen=True, eq=False)
 class Residual:

@@ -170,7 +170,7 @@ def _with_truth(
                 )
             yield example
             continue
-        if example.truth is not None and bool(example.truth.any()):
+        if example.lesioned:
             continue  # its own lesion would count as a false positive
         donor = trained.example(cases[(i + 1) % len(cases)]).x[0].cpu()
         same = donor.shape == example.x[0].shape

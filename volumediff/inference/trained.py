@@ -209,5 +209,5 @@ class Trained:
         """The healthy examples of a part of the split, one at a time; marked lesions are none."""
         for case in self.cases(part)[:limit]:
             example = self.example(case)
-            if example.truth is None or not bool(example.truth.any()):
+            if not example.lesioned:
                 yield example

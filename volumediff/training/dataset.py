@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from volumediff import tiling
 from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
-from volumediff.model import Batch
+from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.shapes import Shape
 from volumediff.training.recipe import Recipe
@@ -125,11 +125,7 @@ class Crop:
         """Position of the crop's state voxels in the whole volume, as in `full_coordinates`."""
         grid = [-(-m // s) for m, s in zip(size, self.stride, strict=True)]
         states = self.windows(size, key)[1]
-        lines = []
-        for axis in self.axes:
-            n = grid[axis]
-            line = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
-            lines.append(line[states[axis]])
+        lines = [positions(grid[axis])[states[axis]] for axis in self.axes]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"))
 
 

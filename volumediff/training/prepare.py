@@ -26,7 +26,7 @@ from volumediff.training.selection import with_lesions
 from volumediff.training.sources import gather
 from volumediff.training.statistics import Statistics
 from volumediff.training.task import Compression, Diffusion, Task
-from volumediff.training.volumes import TrainingVolume
+from volumediff.training.volumes import TrainingVolume, healthy_volumes
 from volumediff.training.warm_start import warm_start
 
 __all__ = ["Prepared", "crop_of", "prepare"]
@@ -93,7 +93,7 @@ def prepare(
         statistics=statistics,
     )
     held = replace(voxels, volumes=validation)
-    sound = [v for v in validation if recipe.healthy(v.attributes) and not v.lesioned]
+    sound = healthy_volumes(recipe, validation)
     scans = held if recipe.needs_labels or not sound else replace(voxels, volumes=sound)
     dataset = voxels
     if isinstance(task, Diffusion):

@@ -17,7 +17,7 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.training.folder import Damaged, publish, verify
 from volumediff.training.recipe import Recipe
-from volumediff.training.volumes import TrainingVolume
+from volumediff.training.volumes import TrainingVolume, healthy_volumes
 
 __all__ = ["Statistics"]
 
@@ -49,7 +49,7 @@ class Statistics:
             return cls(scalars)
         if len({v.shape for v in volumes}) > 1:
             raise UsageError("recipe.atlas: needs one data.preprocessing.shape for all volumes.")
-        sound = [v for v in volumes if recipe.healthy(v.attributes) and not v.lesioned]
+        sound = healthy_volumes(recipe, volumes)
         if not sound:
             raise UsageError(
                 "recipe.atlas: needs healthy volumes, and the training split has none."

@@ -1,6 +1,6 @@
 """A prepared volume of the training or validation split."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from volumediff.training.cache import Entry
+from volumediff.training.recipe import Recipe
 
-__all__ = ["TrainingVolume"]
+__all__ = ["TrainingVolume", "healthy_volumes"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,8 @@ class TrainingVolume:
         """Voxel size along d, h, w."""
         d, h, w = self.entry.info["spacing_mm"]
         return float(d), float(h), float(w)
+
+
+def healthy_volumes(recipe: Recipe, volumes: Sequence[TrainingVolume]) -> list[TrainingVolume]:
+    """Those that may stand for health: of the healthy class, and without a marked lesion."""
+    return [v for v in volumes if recipe.healthy(v.attributes) and not v.lesioned]
