@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from volumediff.networks._layers import Linear, Norm, NormKind
+from volumediff.networks._layers import Linear, Norm, NormKind, whole
 
 __all__ = ["Attention", "Backend", "attend", "available_backends"]
 
@@ -137,6 +137,7 @@ class Attention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.out = Linear(channels, channels, zero=True)
 
+    @whole
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
         b, c, d, h, w = x.shape
         # Voxels become tokens: (b, d h w, c), or (b d, h w, c) within slices.

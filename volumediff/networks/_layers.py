@@ -13,19 +13,23 @@ input gives bfloat16 activations without autocast. Statistics are accumulated in
 normalisation, which makes no float32 copy of its input.
 
 Every layer says how far it looks (`halo`, in input voxels to each side, per axis) and over which
-axes its statistics run (`global_axes`): all that a slab-wise execution has to know.
+axes its statistics run (`global_axes`). Layers compute through a small vocabulary of functions
+(`conv`, `norm_act`, nearest neighbours, sums, concatenation, ...) that a slab-wise execution knows
+how to cut; what needs whole volumes says so with `whole`.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from volumediff.networks._norm_act import norm_act
+from volumediff.networks._norm_act import NormKind, as_images, as_stack, norm_act
 
 __all__ = [
     "Conv",
@@ -38,20 +42,49 @@ __all__ = [
     "ResidualBlock",
     "Triple",
     "Up",
+    "conv",
+    "whole",
 ]
 
 Triple = tuple[int, int, int]
-NormKind = Literal["group", "slice", "voxel"]
 
 
-def as_images(x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b*d c h w"]:
-    """A volume as a batch of its slices; a view when channels are last in memory."""
-    return x.transpose(1, 2).flatten(0, 1)
+def whole(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Marks the forward method of a module that needs whole volumes, such as attention.
+
+    A slab-wise execution brings its input together and calls the method on plain tensors.
+    """
+
+    @functools.wraps(forward)
+    def marked(self: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        if has_torch_function_unary(x):
+            return handle_torch_function(marked, (x,), self, x, *args)
+        return forward(self, x, *args)
+
+    marked.needs_whole_volumes = True
+    return marked
 
 
-def as_stack(y: Float[Tensor, "n c h w"], slices: int) -> Float[Tensor, "b c d h w"]:
-    """The inverse of `as_images`."""
-    return y.unflatten(0, (-1, slices)).transpose(1, 2)
+def conv(
+    x: Float[Tensor, "b i d h w"],
+    weight: Float[Tensor, "o i kd kh kw"],
+    bias: Float[Tensor, "o"] | None,
+    *,
+    stride: Triple,
+    padding: Triple,
+) -> Float[Tensor, "b o d2 h2 w2"]:
+    """Convolution with zero padding, in the dtype of x; weights are cast here, layer by layer."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(conv, (x,), x, weight, bias, stride=stride, padding=padding)
+    # torch 2.13 on the CPU: the backward pass of a bfloat16 channels-last convolution gives
+    # wrong weight gradients, NaN, or a crash on volumes smaller than the kernel along an axis.
+    small = any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    if small and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        wide = None if bias is None else bias.float()
+        y = F.conv3d(x.float().contiguous(), weight.float().contiguous(), wide, stride, padding)
+        return y.to(x.dtype)
+    cast = None if bias is None else bias.to(x.dtype)
+    return F.conv3d(x, weight.to(x.dtype), cast, stride, padding)
 
 
 class Linear(nn.Linear):
@@ -108,17 +141,7 @@ class Conv(nn.Module):
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "b i d h w"]) -> Float[Tensor, "b o d2 h2 w2"]:
-        weight, bias = self.weight, self.bias
-        if self._unsafe(x):
-            wide = x.float().contiguous(), weight.float().contiguous(), bias.float()
-            return F.conv3d(*wide, self.stride, self.halo).to(x.dtype)
-        return F.conv3d(x, weight.to(x.dtype), bias.to(x.dtype), self.stride, self.halo)
-
-    def _unsafe(self, x: Tensor) -> bool:
-        # torch 2.13 on the CPU: the backward pass of a bfloat16 channels-last convolution gives
-        # wrong weight gradients, NaN, or a crash on volumes smaller than the kernel along an axis.
-        small = any(n < k for n, k in zip(x.shape[2:], self.weight.shape[2:], strict=True))
-        return small and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        return conv(x, self.weight, self.bias, stride=self.stride, padding=self.halo)
 
 
 class PlaneConv(nn.Module):
@@ -237,13 +260,7 @@ class NormAct(nn.Module):
         if film is not None:
             gain, offset = film.to(dtype).chunk(2, dim=1)
             scale, shift = scale * (1 + gain), torch.addcmul(offset, shift, 1 + gain)
-        groups = None if norm.kind == "voxel" else norm.groups
-        if norm.kind != "slice":
-            return norm_act(x, scale, shift, groups=groups, eps=norm.eps)
-        slices = x.shape[2]
-        scale, shift = (v.repeat_interleave(slices, dim=0) for v in (scale, shift))
-        y = norm_act(as_images(x), scale, shift, groups=groups, eps=norm.eps)
-        return as_stack(y, slices)
+        return norm_act(x, scale, shift, kind=norm.kind, groups=norm.groups, eps=norm.eps)
 
 
 class ResidualBlock(nn.Module):

@@ -11,29 +11,56 @@ together,
 For a group norm the means follow from the gradients of s and b, which are sums over voxels.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-__all__ = ["norm_act"]
+__all__ = ["NormKind", "as_images", "as_stack", "norm_act"]
+
+NormKind = Literal["group", "slice", "voxel"]
+"""What is normalised together: see `volumediff.networks._layers.Norm`."""
 
 
 def norm_act(
-    x: Float[Tensor, "b c *size"],
+    x: Float[Tensor, "b c d h w"],
     scale: Float[Tensor, "b c"],
     shift: Float[Tensor, "b c"],
     *,
-    groups: int | None,
+    kind: NormKind,
+    groups: int,
     eps: float,
-) -> Float[Tensor, "b c *size"]:
+) -> Float[Tensor, "b c d h w"]:
     """silu(scale * normalised x + shift).
 
     Arguments:
         scale, shift: per sample and channel, in float32 or float64
-        groups: channel groups of the group norm; None normalises the channels of each voxel
+        kind: what is normalised together
+        groups: channel groups of the statistics; `voxel` takes all channels together
     """
-    return _NormAct.apply(x, scale, shift, groups, eps)
+    if has_torch_function_unary(x):
+        named = {"kind": kind, "groups": groups, "eps": eps}
+        return handle_torch_function(norm_act, (x,), x, scale, shift, **named)
+    if kind == "voxel":
+        return _NormAct.apply(x, scale, shift, None, eps)
+    if kind == "group":
+        return _NormAct.apply(x, scale, shift, groups, eps)
+    slices = x.shape[2]
+    scale, shift = (v.repeat_interleave(slices, dim=0) for v in (scale, shift))
+    return as_stack(_NormAct.apply(as_images(x), scale, shift, groups, eps), slices)
+
+
+def as_images(x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b*d c h w"]:
+    """A volume as a batch of its slices; a view when channels are last in memory."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def as_stack(y: Float[Tensor, "n c h w"], slices: int) -> Float[Tensor, "b c d h w"]:
+    """The inverse of `as_images`."""
+    return y.unflatten(0, (-1, slices)).transpose(1, 2)
 
 
 def _normalised(
