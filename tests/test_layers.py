@@ -15,7 +15,13 @@ PACKAGE = ROOT / "volumediff"
 LAYERS = [
     ["errors", "randomness", "shapes", "tiling", "config", "condition"],
     [
+        "memory.graph",
+        "memory.host",
         "memory.policy",
+        "memory.slabs",
+        "memory.statistics",
+        "memory.store",
+        "memory.streaming",
         "data",
         "spaces",
         "schedules",

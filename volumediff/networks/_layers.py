@@ -288,6 +288,7 @@ class ResidualBlock(nn.Module):
         conv: Callable[..., nn.Module] = Conv,
     ) -> None:
         super().__init__()
+        self.level = 0  # of the network that it is part of, whose builder sets it; 0 is finest
         self.mode = mode
         self.act1 = NormAct(in_channels, norm=norm, groups=groups)
         self.conv1 = conv(in_channels, out_channels, kernel=kernel)

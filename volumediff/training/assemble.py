@@ -111,9 +111,9 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         classes=recipe.classes,
         scalars=len(recipe.scalars),
     )
-    config.memory.apply(network)
     kernel = build("kernel", config.kernel)
     model = Model(space, kernel, network, dtype=config.memory.torch_dtype)
+    config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")
 
 
