@@ -23,6 +23,7 @@ LAYERS = [
         "networks",
         "autoencoders",
         "metrics",
+        "importers",
     ],
     ["model"],
     ["guidance", "samplers"],
