@@ -9,19 +9,26 @@ The published networks embed the step k = 0..999, ours embeds 1000 t = k + 1. Wi
 so that a rotation of the columns of the first weight matrix gives the same function of t. Where
 the number of features is odd, the published code appends a feature that is always 0; its column
 is left out.
+
+The published code reads arrays as they lie in the file, which for BraTS run to the left, posterior
+and superior; ours run to the right, anterior and superior. A network with all kernels mirrored
+along an axis is the same function of mirrored volumes. Of a strided convolution, y_j = sum_o w_o
+x_{2 j + o} with o from -1 to 1, the mirror image on an axis of even length is sum_p w_{1 - p}
+x_{2 j + p} with p from 0 to 2: a kernel of size 5 that begins with two zeros.
 """
 
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers._base import Shapes, Source
 
-__all__ = ["architecture", "in_channels", "network", "out_channels"]
+__all__ = ["architecture", "in_channels", "mirrors", "network", "out_channels"]
 
 STEM, HEAD = "input_blocks.0.0", "out.2"
 BLOCK = {
@@ -32,6 +39,7 @@ BLOCK = {
     "conv2": "out_layers.3",
     "shortcut": "skip_connection",
 }
+DIRECTIONS = ("RL", "AP", "SI")
 OURS = "network."
 TIME = "embedding.time.0.weight"
 
@@ -46,8 +54,22 @@ def out_channels(source: Source) -> int:
     return source.shape(f"{HEAD}.weight")[0]
 
 
-def architecture(source: Source) -> dict[str, Any]:
+def mirrors(axes: str) -> tuple[bool, bool, bool]:
+    """Whether arrays along `axes`, such as LPS, run against our R, A, S."""
+    if len(axes) != 3 or any(a not in pair for a, pair in zip(axes, DIRECTIONS, strict=True)):
+        raise ValueError(
+            f"expected axes such as LPS: R or L, then A or P, then S or I; got {axes!r}"
+        )
+    d, h, w = (a != pair[0] for a, pair in zip(axes, DIRECTIONS, strict=True))
+    return d, h, w
+
+
+def architecture(source: Source, axes: str) -> dict[str, Any]:
     """The network's specification, but for the groups, which leave no trace in a shape.
+
+    Arguments:
+        source: the checkpoint
+        axes: directions of the arrays that it was trained with
 
     Raises:
         DataError: not of this lineage, or with attention or concatenated skips
@@ -76,11 +98,15 @@ def architecture(source: Source) -> dict[str, Any]:
         "widths": widths,
         "blocks": blocks,
         "embedding": "film" if film else "additive",
-        "resampling": "convolution" if strided else "block",
+        **(
+            {"resampling": "convolution", "down_kernel": [5 if m else 3 for m in mirrors(axes)]}
+            if strided
+            else {"resampling": "block"}
+        ),
     }
 
 
-def network(source: Source, shapes: Shapes) -> dict[str, Tensor]:
+def network(source: Source, shapes: Shapes, axes: str) -> dict[str, Tensor]:
     """The tensors of the network, by the names that the run's shapes have for them, in float32."""
     shapes = {n.removeprefix(OURS): s for n, s in shapes.items() if n.startswith(OURS)}
     levels = 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("encoder."))
@@ -92,6 +118,11 @@ def network(source: Source, shapes: Shapes) -> dict[str, Tensor]:
             width, features = shape
             whole = (width, width // 4)  # with the column that an odd number of features leaves
             tensor = _shifted(source.take(theirs, whole).double()[:, :features])
+        elif len(shape) == 5:
+            # Kernels are published with at most 3 voxels; a mirrored one of a stride has 5.
+            sizes = tuple(min(k, 3) for k in shape[2:])
+            tensor = _mirrored(source.take(theirs, (*shape[:2], *sizes)), axes)
+            tensor = F.pad(tensor, [n for k in shape[:1:-1] for n in (k - min(k, 3), 0)])
         else:
             tensor = source.take(theirs, shape)
         found[OURS + name] = tensor.float()
@@ -128,6 +159,10 @@ def _theirs(name: str, levels: int, blocks: int) -> str:
         return f"{prefix}.{'op' if part == 'down' else 'conv'}.{kind}"
     rest = rest[1:] if rest[:1] == ["block"] else rest
     return f"{prefix}.{BLOCK['.'.join(rest)]}.{kind}"
+
+
+def _mirrored(weight: Float[Tensor, "o i kd kh kw"], axes: str) -> Float[Tensor, "o i kd kh kw"]:
+    return weight.flip([dim for dim, mirror in enumerate(mirrors(axes), start=2) if mirror])
 
 
 def _shifted(weight: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:

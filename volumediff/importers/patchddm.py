@@ -2,13 +2,15 @@ r"""PatchDDM (FlorentinBieder/PatchDDM-3D): masks of a tumour given four MR imag
 
 Input channels there: four images, three coordinates (none in the variants `fullres` and
 `halfres`), one noisy mask; here the state comes first, then the images, then the coordinates.
-Masks are coded 0 and 1, not -1 and 1.
+Masks are coded 0 and 1, not -1 and 1. Along an axis on which its arrays run the other way, a
+coordinate changes its sign.
 
 References:
     Bieder et al. (2023), Memory-Efficient 3D Denoising Diffusion Models for Medical Image
     Processing, arXiv:2303.15288
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +26,20 @@ IMAGES = ("t1", "t1ce", "t2", "flair")
 STEM = "network.stem.weight"
 
 
+@dataclass(frozen=True)
 class PatchDDM(Importer):
     """Runs of PatchDDM, as its run.sh configures them: linear schedule, 1000 steps, eps, and as
     many groups as the finest level has channels.
+
+    Arguments:
+        axes: directions of the arrays it was trained with; those of BraTS files run to the left,
+            posterior and superior
     """
+
+    axes: str = "LPS"
+
+    def __post_init__(self) -> None:
+        _guided.mirrors(self.axes)
 
     def config(self, source: Source) -> dict[str, Any]:
         given, masks = _guided.in_channels(source), _guided.out_channels(source)
@@ -37,14 +49,16 @@ class PatchDDM(Importer):
                 f"{source.where}: has {given} channels in and {masks} out; PatchDDM has "
                 f"{len(IMAGES)} images, 3 or no coordinates and 1 mask in, 1 mask out."
             )
-        network = _guided.architecture(source)
+        network = _guided.architecture(source, self.axes)
         return {
             "data": {
                 "channels": list(IMAGES),
                 "preprocessing": {
                     "spacing_mm": 1.0,
                     "shape": [256, 256, 256],
+                    # From 0, the background, to almost the brightest voxel of the brain.
                     "intensity": {"name": "percentile", "low": 0.0, "high": 99.4},
+                    "centre": "volume",
                 },
             },
             "space": {"name": "voxel"},
@@ -60,11 +74,15 @@ class PatchDDM(Importer):
         }
 
     def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
-        found = _guided.network(source, shapes)
-        # The mask from the last place to the first; images and coordinates keep their order.
-        found[STEM] = found[STEM].roll(1, dims=1)
+        found = _guided.network(source, shapes, self.axes)
+        # The mask goes from the last place to the first; the others keep their order.
+        stem = found[STEM].roll(1, dims=1)
+        if stem.shape[1] > 1 + len(IMAGES):
+            sign = torch.tensor([-1.0 if m else 1.0 for m in _guided.mirrors(self.axes)])
+            stem[:, -3:] *= sign[:, None, None, None]
         return {
+            **found,
+            STEM: stem,
             "space.shift": torch.zeros(1),
             "space.scale": torch.ones(1),
-            **found,
         }

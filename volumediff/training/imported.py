@@ -36,21 +36,24 @@ def import_run(
     """Writes the run that a checkpoint stands for; returns its folder.
 
     Arguments:
-        kind: name of the importer
+        kind: name of the importer, such as wdm
         file: the checkpoint
         run: the folder, which must not be there yet
-        overrides: `key=value` words for the configuration
+        overrides: `key=value` words for the configuration of the run, and for arguments of the
+            importer, such as importer.axes=RAS
         weights_only_pickle: see `read`
 
     Raises:
         UsageError: unknown kind, no such file, folder in use, or an override that does not fit
         DataError: the file is no checkpoint of this kind, or the disk is full; nothing is left
     """
-    importer = build("importer", kind)
+    own = [word for word in overrides if word.startswith("importer.")]
+    importer = build("importer", overridden({"importer": kind}, own)["importer"])
     if run.exists():
         raise UsageError(f"{run}: is there already; choose another folder with -o.")
     source = Source(read(file, weights_only_pickle=weights_only_pickle), where=str(file))
-    tree = overridden(importer.config(source), overrides)
+    words = [word for word in overrides if word not in own]
+    tree = overridden(importer.config(source), words)
     config = parse({**tree, "output": str(run)}, where=kind)
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
     try:
