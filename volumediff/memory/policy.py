@@ -1,4 +1,4 @@
-r"""How a network is held and run: dtype, memory layout, recomputation. Never what it computes.
+r"""How a network is held and run: dtype, layout, recomputation, kernels. Never what it computes.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
 block again in the backward pass: the same operations on the same numbers, the same gradients.
@@ -14,19 +14,24 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from volumediff.networks._attention import Attention
-from volumediff.networks._layers import ResidualBlock
+from volumediff.networks._layers import NormAct, ResidualBlock
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """Dtype of the activations, layout of the tensors, and whether blocks are recomputed.
+    """Dtype of the activations, layout of the tensors, recomputation and kernels.
+
+    All of it is written down: nothing is chosen by timing at run time, so that a resumed run does
+    what the first session did.
 
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer
         channels_last: weights, and with them activations, in torch.channels_last_3d
         checkpoint: recompute residual blocks and attention in the backward pass
+        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
+            they pay on a device is measured by `benchmarks/kernels.py`
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
@@ -35,6 +40,14 @@ class MemoryPolicy:
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     checkpoint: bool = False
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fused and not self.channels_last:
+            raise ValueError(
+                "fused normalisation works on channels-last tensors: set channels_last to true, "
+                "or fused to false"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -52,6 +65,8 @@ class MemoryPolicy:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         for module in network.modules():
+            if isinstance(module, NormAct):
+                module.fused = self.fused
             if isinstance(module, ResidualBlock | Attention):
                 # An attribute of the instance shadows the method of the class.
                 module.__dict__.pop("forward", None)
