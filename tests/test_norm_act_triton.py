@@ -1,8 +1,10 @@
 """The Triton kernels against the formula in float64, in the interpreter where there is no GPU."""
 
 import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,3 +294,17 @@ def test_triton_is_imported_only_when_used():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_compile_for_gpus(tmp_path):
+    """For compute capability 8.0, without such a device."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    script = Path(__file__).with_name("compile_kernels.py")
+    out = subprocess.run(
+        [sys.executable, script, "80"], capture_output=True, text=True, env=environment
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stdout == "8 kernels\n"
