@@ -183,11 +183,19 @@ def _conv(
 
 
 def _norm_act(
-    x: Lazy, scale: Tensor, shift: Tensor, *, kind: NormKind, groups: int, eps: float
+    x: Lazy,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    kind: NormKind,
+    groups: int,
+    eps: float,
+    fused: bool = False,
 ) -> Lazy:
     if kind == "group":
+        # Slab by slab the statistics come first; what is left is one pass either way.
         return x.add(Affine(groups, eps, (scale, shift)), x.shape)
-    return x.add(LocalNorm(kind, groups, eps, (scale, shift)), x.shape)
+    return x.add(LocalNorm(kind, groups, eps, fused, (scale, shift)), x.shape)
 
 
 def _interpolate(

@@ -1,4 +1,4 @@
-r"""How a network is held and run: dtype, layout, recomputation, slabs. Never what it computes.
+r"""How a network is held and run: dtype, layout, recomputation, slabs, kernels. Never what it is.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
 block again in the backward pass: the same operations on the same numbers, the same gradients. In
@@ -20,7 +20,7 @@ from volumediff.autoencoders import Autoencoder
 from volumediff.memory.streaming import stream
 from volumediff.networks._attention import Attention
 from volumediff.networks._base import Network
-from volumediff.networks._layers import ResidualBlock
+from volumediff.networks._layers import NormAct, ResidualBlock
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
@@ -28,6 +28,9 @@ __all__ = ["MemoryPolicy", "retain_heap"]
 @dataclass(frozen=True)
 class MemoryPolicy:
     """How activations are held: dtype, layout, what is recomputed, cut, or kept elsewhere.
+
+    All of it is written down: nothing is chosen by timing at run time, so that a resumed run does
+    what the first session did.
 
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer
@@ -37,9 +40,11 @@ class MemoryPolicy:
         slab: run networks and autoencoders in slabs of so many planes along d, exactly, in
             training and inference; None in one piece
         offload: keep what waits between layers, and its gradients, in host memory
+        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
+            they pay on a device is measured by `benchmarks/kernels.py`
 
     Raises:
-        ValueError: no positive number where one is expected
+        ValueError: no positive number where one is expected, or fused without channels_last
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
@@ -50,12 +55,18 @@ class MemoryPolicy:
     checkpoint: bool | int = False
     slab: int | None = None
     offload: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.slab is not None and self.slab < 1:
             raise ValueError(f"expected memory.slab of at least one plane, got {self.slab}.")
         if self.checkpoint < 0:
             raise ValueError(f"expected memory.checkpoint >= 0 levels, got {self.checkpoint}.")
+        if self.fused and not self.channels_last:
+            raise ValueError(
+                "fused normalisation works on channels-last tensors: set channels_last to true, "
+                "or fused to false"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -83,6 +94,8 @@ class MemoryPolicy:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         for module in model.modules():
+            if isinstance(module, NormAct):
+                module.fused = self.fused
             if isinstance(module, ResidualBlock | Attention):
                 again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)

@@ -106,11 +106,13 @@ class LocalNorm(_Planewise):
     kind: str
     groups: int
     eps: float
+    fused: bool
     small: tuple[Tensor, ...]
     linear = False
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        return norm_act(slabs[0], *small, kind=self.kind, groups=self.groups, eps=self.eps)
+        how = {"kind": self.kind, "groups": self.groups, "eps": self.eps, "fused": self.fused}
+        return norm_act(slabs[0], *small, **how)
 
 
 @dataclass(eq=False, repr=False)

@@ -243,6 +243,8 @@ class Norm(nn.Module):
 class NormAct(nn.Module):
     """silu(norm(x) (1 + s) + b), with FiLM coefficients (s, b) per sample and channel.
 
+    `fused` says whether Triton kernels compute it; a `MemoryPolicy` sets it.
+
     References:
         Perez et al. (2018), FiLM, arXiv:1709.07871
     """
@@ -255,6 +257,7 @@ class NormAct(nn.Module):
         super().__init__()
         self.norm = Norm(channels, kind=norm, groups=groups, least=least)
         self.global_axes = self.norm.global_axes
+        self.fused = False
 
     def forward(
         self, x: Float[Tensor, "b c d h w"], film: Float[Tensor, "b 2*c"] | None = None
@@ -267,7 +270,8 @@ class NormAct(nn.Module):
         if film is not None:
             gain, offset = film.to(dtype).chunk(2, dim=1)
             scale, shift = scale * (1 + gain), torch.addcmul(offset, shift, 1 + gain)
-        return norm_act(x, scale, shift, kind=norm.kind, groups=norm.groups, eps=norm.eps)
+        named = {"kind": norm.kind, "groups": norm.groups, "eps": norm.eps}
+        return norm_act(x, scale, shift, **named, fused=self.fused)
 
 
 class ResidualBlock(nn.Module):
