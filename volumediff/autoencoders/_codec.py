@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from volumediff.networks._layers import Conv, Down, NormAct, NormKind, ResidualBlock, Up
+from volumediff.networks._layers import Conv, Down, NormAct, NormKind, ResidualBlock, Up, place
 from volumediff.shapes import Shape
 
 __all__ = ["NormName", "decoder", "encoder", "kernel_and_norm"]
@@ -75,6 +75,5 @@ def _blocks(
 ) -> list[ResidualBlock]:
     """The residual blocks of a level."""
     blocks = [ResidualBlock(width, width, kernel=kernel, norm=norm) for _ in range(number)]
-    for block in blocks:
-        block.level = level
+    place(level, *blocks)
     return blocks

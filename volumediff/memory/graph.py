@@ -201,7 +201,7 @@ def _norm_act(
 def _interpolate(
     x: Lazy,
     size: None = None,
-    scale_factor: Sequence[float] | float | None = None,
+    scale_factor: Sequence[float] | float | int | None = None,
     mode: str = "nearest",
     **unused: Any,
 ) -> Lazy:
@@ -214,13 +214,19 @@ def _interpolate(
     return x.add(Nearest((d, h, w)), (b, c, *grown))
 
 
-def _average(x: Lazy, kernel_size: int | Triple, stride: Any = None, **unused: Any) -> Lazy:
+def _average(
+    x: Lazy,
+    kernel_size: int | Triple,
+    stride: Any = None,
+    ceil_mode: bool = False,
+    **unused: Any,
+) -> Lazy:
     size = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
     steps = (stride,) * 3 if isinstance(stride, int) else tuple(stride or size)
     if steps != size or any(unused.values()):
         raise NotImplementedError("slabs are averaged over cells that do not overlap")
-    shape = (*x.shape[:2], *(n // s for n, s in zip(x.shape[2:], size, strict=True)))
-    return x.add(Average(size), shape)
+    cells = (-(-n // s) if ceil_mode else n // s for n, s in zip(x.shape[2:], size, strict=True))
+    return x.add(Average(size, ceil_mode), (*x.shape[:2], *cells))
 
 
 def _pad(x: Lazy, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Lazy:

@@ -18,9 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from volumediff.autoencoders import Autoencoder
 from volumediff.memory.streaming import stream
-from volumediff.networks._attention import Attention
 from volumediff.networks._base import Network
-from volumediff.networks._layers import NormAct, ResidualBlock
+from volumediff.networks._layers import NormAct, Recomputable
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
@@ -96,7 +95,7 @@ class MemoryPolicy:
         for module in model.modules():
             if isinstance(module, NormAct):
                 module.fused = self.fused
-            if isinstance(module, ResidualBlock | Attention):
+            if isinstance(module, Recomputable):
                 again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
         for module, method in _whole_passes(model):

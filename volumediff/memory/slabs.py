@@ -189,16 +189,20 @@ class Nearest(Operation):
 
 @dataclass(eq=False, repr=False)
 class Average(Operation):
-    """Mean over cells of `size` voxels that do not overlap."""
+    """Mean over cells of `size` voxels that do not overlap; `ceil` keeps incomplete ones."""
 
     size: Triple
+    ceil: bool
 
     def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
         lo, hi = wanted
-        return [(lo * self.size[0], hi * self.size[0])]
+        return [(lo * self.size[0], min(hi * self.size[0], depths[0]))]
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        return F.avg_pool3d(slabs[0], self.size)
+        depth, *plane = self.size
+        # The last cell of an odd axis may have a single plane, which torch wants to be told.
+        size = (min(depth, slabs[0].shape[2]), *plane)
+        return F.avg_pool3d(slabs[0], size, size, ceil_mode=self.ceil)
 
 
 @dataclass(eq=False, repr=False)

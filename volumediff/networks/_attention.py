@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from volumediff.networks._layers import Linear, Norm, NormKind, whole
+from volumediff.networks._layers import Linear, Norm, NormKind, Recomputable, whole
 
 __all__ = ["Attention", "Backend", "attend", "available_backends"]
 
@@ -104,7 +104,7 @@ def available_backends(device: torch.device | str) -> dict[str, str]:
     return reasons
 
 
-class Attention(nn.Module):
+class Attention(Recomputable):
     """x + W attention(norm(x)) with a zero W at the start.
 
     Arguments:
@@ -129,7 +129,6 @@ class Attention(nn.Module):
         head_size: int = 32,
     ) -> None:
         super().__init__()
-        self.level = 0  # see `ResidualBlock`
         self.plane = plane
         self.global_axes = "hw" if plane else "dhw"
         self.backend = backend

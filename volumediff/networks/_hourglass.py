@@ -25,6 +25,7 @@ from volumediff.networks._layers import (
     ResidualBlock,
     Triple,
     Up,
+    place,
 )
 
 __all__ = ["Hourglass", "Stage"]
@@ -106,14 +107,14 @@ class Hourglass(nn.Module):
                 groups=groups,
                 conv=conv,
             )
-            block.level = level
             attention = None
             if level in attention_levels:
                 attention = Attention(
                     width, norm=norm, groups=groups, backend=backend, plane=plane
                 )
-                attention.level = level
-            return Stage(block, attention)
+            made = Stage(block, attention)
+            place(level, made)
+            return made
 
         last = levels[-1]
         self.stride = tuple(f**last for f in factor)

@@ -41,10 +41,12 @@ __all__ = [
     "NormKind",
     "PlaneConv",
     "Pool",
+    "Recomputable",
     "ResidualBlock",
     "Triple",
     "Up",
     "conv",
+    "place",
     "whole",
 ]
 
@@ -274,7 +276,24 @@ class NormAct(nn.Module):
         return norm_act(x, scale, shift, **named, fused=self.fused)
 
 
-class ResidualBlock(nn.Module):
+class Recomputable(nn.Module):
+    """A part of a network that a memory policy may run again in the backward pass.
+
+    `level` is that of the network, 0 being the finest; see `place`.
+    """
+
+    level = 0
+
+
+def place(level: int, *modules: nn.Module) -> None:
+    """Says on which level of a network the recomputable parts of the modules stand."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, Recomputable):
+                part.level = level
+
+
+class ResidualBlock(Recomputable):
     """Two convolutions with pre-activation, conditioned by an embedding; starts as its shortcut.
 
     Arguments:
@@ -302,7 +321,6 @@ class ResidualBlock(nn.Module):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.level = 0  # of the network that it is part of, whose builder sets it; 0 is finest
         self.mode = mode
         self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least)
         self.resample = resample

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
 from volumediff.networks._hourglass import Stage
-from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
+from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock, place
 
 __all__ = ["Guided"]
 
@@ -138,6 +138,10 @@ class Guided(Network):
         self.up = nn.ModuleList(
             block(w, resample=Nearest()) if pools else UpConv(w) for w in widths[:last]
         )
+        for level in range(len(widths)):
+            place(level, self.encoder[level], self.decoder[level])
+            place(level, *self.down[level : level + 1], *self.up[level : level + 1])
+        place(last, self.middle)
         self.act = NormAct(widths[0], groups=groups, least=1)
         self.head = Conv(widths[0], out_channels, zero=True)
 
