@@ -1,5 +1,7 @@
 """Networks: conditions, sizes, equivariance, the crop gap, inflation."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,9 +36,10 @@ def build(request):
     cls = component("network", request.param)
 
     def make(**options):
-        options = {"widths": (4, 8), "blocks": 1, **options}
+        options = {"widths": (4, 8), "blocks": 1, "groups": 2, **options}
         return cls(options.pop("inputs", 2), 3, **options)
 
+    make.takes = set(inspect.signature(cls).parameters)
     return make
 
 
@@ -79,7 +82,8 @@ def test_builds_on_meta(build):
 
 @pytest.mark.parametrize("embedding", ["film", "additive"])
 def test_conditions_matter_and_null_class_is_the_last(build, embedding):
-    net = randomised(build(classes=2, scalars=1, embedding=embedding))
+    ways = {"embedding": embedding} if "embedding" in build.takes else {}
+    net = randomised(build(classes=2, scalars=1, **ways))
     z, age = normal(1, 2, 4, 4, 4), normal(1, 1)
 
     def output(label, t=T, scalars=age):

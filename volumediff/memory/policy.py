@@ -1,7 +1,8 @@
 r"""How a network is held and run: dtype, memory layout, recomputation. Never what it computes.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
-block again in the backward pass: the same operations on the same numbers, the same gradients.
+block again in the backward pass: the same operations on the same numbers, the same gradients. A
+convolution of an enlarged volume stores the small one; its own arithmetic is not repeated.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from volumediff.networks._attention import Attention
 from volumediff.networks._layers import ResidualBlock
+from volumediff.networks._resample import UpConv
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
@@ -26,7 +28,8 @@ class MemoryPolicy:
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer
         channels_last: weights, and with them activations, in torch.channels_last_3d
-        checkpoint: recompute residual blocks and attention in the backward pass
+        checkpoint: recompute residual blocks, attention and enlarged volumes in the backward
+            pass
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
@@ -52,7 +55,7 @@ class MemoryPolicy:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         for module in network.modules():
-            if isinstance(module, ResidualBlock | Attention):
+            if isinstance(module, ResidualBlock | Attention | UpConv):
                 # An attribute of the instance shadows the method of the class.
                 module.__dict__.pop("forward", None)
                 if self.checkpoint:
