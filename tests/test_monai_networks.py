@@ -1,0 +1,206 @@
+"""Our networks compute what MONAI's compute, and learn what they learn."""
+
+import pytest
+import torch
+from monai_networks import WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
+
+from volumediff import config
+from volumediff.condition import Condition
+from volumediff.importers._base import Source, checked
+from volumediff.networks._embedding import fourier
+
+
+def volume(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+# --- diffusion --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exact_time(monkeypatch):
+    """MONAI computes its time features in float32, whatever the network computes in."""
+    modules = (
+        "monai.networks.nets.diffusion_model_unet",
+        "monai.apps.generation.maisi.networks.diffusion_model_unet_maisi",
+    )
+    for module in modules:
+        name = f"{module}.get_timestep_embedding"
+        monkeypatch.setattr(name, lambda k, width: fourier(k.double() / 1000, width))
+
+
+def test_time_features_are_those_of_monai():
+    from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+
+    k = torch.tensor([0.0, 3.0, 499.0, 999.0])
+    torch.testing.assert_close(
+        fourier(k / 1000, 16), get_timestep_embedding(k, 16), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.usefixtures("exact_time")
+@pytest.mark.parametrize(
+    ("options", "size", "words"),
+    [
+        ({}, (6, 4, 2), ()),
+        ({"resblock_updown": True, "include_fc": False}, (2, 4, 6), ()),
+        ({"num_class_embeds": 3, "use_combined_linear": True}, (4, 4, 4), ()),
+        ({"channels": (8,), "attention_levels": (True,)}, (5, 3, 1), ()),
+        (
+            {
+                "channels": (8, 8, 16),
+                "num_res_blocks": (1, 2, 1),
+                "attention_levels": (True, False, False),
+                "num_head_channels": (2, 0, 8),
+            },
+            (8, 4, 4),
+            ("network.head_size=[2,1,8]",),
+        ),
+        ({"norm_num_groups": 8}, (4, 4, 4), ("network.groups=8",)),
+    ],
+)
+def test_unet_computes_and_learns_the_same(options, size, words):
+    theirs = unet(**options)
+    ours = imported("monai_unet", theirs.state_dict(), *WORDS, *words).network
+    x, k = volume(2, 4, *size), torch.tensor([0, 730])
+    label = torch.tensor([2, 0]) if "num_class_embeds" in options else None
+    expected = theirs(x.clone(), k, class_labels=label)
+    y = ours(x, (k.double() + 1) / 1000, Condition(label=label))
+    close(y, expected)
+    assert expected.std() > 0.1
+    expected.square().sum().backward()
+    y.square().sum().backward()
+    # Gradients under the names of their weights: the importer maps names, so it maps them too.
+    grads = {n: p.grad for n, p in theirs.named_parameters()}
+    mapped = mapped_gradients("monai_unet", grads, ours, *WORDS, *words)
+    assert len(mapped) > 40
+    for name, gradient in mapped.items():
+        parameter = ours.get_parameter(name.removeprefix("network."))
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-8, msg=name)
+
+
+def mapped_gradients(kind, grads, ours, *words):
+    """Their gradients under our names, without what has none of theirs."""
+    shapes = {f"network.{n}": tuple(p.shape) for n, p in ours.named_parameters()}
+    shapes |= dict.fromkeys(("space.shift", "space.scale"), (4,))
+    found = checked(config.build("importer", kind), Source(grads), shapes)
+    # The identity in place of an absent projection, which theirs does not train.
+    absent = not any(".out_proj." in name for name in grads)
+    return {
+        name: gradient
+        for name, gradient in found.items()
+        if name.startswith("network.") and not (absent and ".attention.out." in name)
+    }
+
+
+@pytest.mark.usefixtures("exact_time")
+@pytest.mark.parametrize("regions", [True, False])
+def test_maisi_unet_computes_the_same(regions):
+    theirs = maisi_unet(
+        num_class_embeds=4,
+        include_fc=True,
+        include_spacing_input=True,
+        include_top_region_index_input=regions,
+        include_bottom_region_index_input=regions,
+    )
+    model = imported("monai_unet", theirs.state_dict(), *WORDS, "network.offset=0.0")
+    x, t, label = volume(2, 4, 4, 6, 2), torch.tensor([0.3, 1.0]).double(), torch.tensor([3, 1])
+    top, bottom, spacing = volume(2, 4), volume(2, 4, seed=1), volume(2, 3, seed=2)
+    named = {"top_region_index_tensor": top, "bottom_region_index_tensor": bottom}
+    expected = theirs(
+        x.clone(),
+        1000 * t,
+        class_labels=label,
+        spacing_tensor=spacing,
+        **(named if regions else {}),
+    )
+    scalars = torch.cat((top, bottom, spacing), 1) if regions else spacing
+    close(model.network(x, t, Condition(label=label, scalars=scalars)), expected)
+    # the null class is no class
+    null = model.network(x, t, Condition(scalars=scalars))
+    theirs.class_embedding.weight.data.zero_()
+    other = theirs(
+        x.clone(),
+        1000 * t,
+        class_labels=label,
+        spacing_tensor=spacing,
+        **(named if regions else {}),
+    )
+    close(null, other)
+
+
+# --- autoencoders -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exact_norm(monkeypatch):
+    """MAISI's normalisation computes in float32, whatever it is given."""
+    name = "monai.apps.generation.maisi.networks.autoencoderkl_maisi.MaisiGroupNorm3D.forward"
+    monkeypatch.setattr(name, torch.nn.GroupNorm.forward)
+
+
+@pytest.mark.usefixtures("exact_norm")
+@pytest.mark.parametrize(
+    ("make", "options", "size"),
+    [
+        (autoencoder, {}, (6, 4, 2)),
+        (autoencoder, {"in_channels": 2, "out_channels": 2, "norm_num_groups": 8}, (4, 4, 4)),
+        (autoencoder, {"with_encoder_nonlocal_attn": True}, (2, 4, 6)),
+        (
+            autoencoder,
+            {"with_decoder_nonlocal_attn": True, "include_fc": False, "num_res_blocks": (2, 1)},
+            (2, 4, 6),
+        ),
+        (autoencoder, {"channels": (8,), "attention_levels": (False,)}, (5, 3, 1)),
+        (
+            autoencoder,
+            {
+                "channels": (8, 8, 16),
+                "attention_levels": (False,) * 3,
+                "num_res_blocks": (1, 2, 3),
+                "with_encoder_nonlocal_attn": True,
+                "with_decoder_nonlocal_attn": True,
+            },
+            (4, 8, 4),
+        ),
+        (maisi_autoencoder, {}, (6, 4, 2)),
+        (
+            maisi_autoencoder,
+            {
+                "num_channels": (8, 16, 16),
+                "attention_levels": (False,) * 3,
+                "num_res_blocks": (2, 1, 2),
+                "with_decoder_nonlocal_attn": True,
+            },
+            (4, 4, 8),
+        ),
+    ],
+)
+def test_autoencoder_computes_and_learns_the_same(make, options, size):
+    theirs = make(**options)
+    words = (f"autoencoder.groups={options.get('norm_num_groups', 4)}",)
+    ours = imported("monai_autoencoder", theirs.state_dict(), *words)
+    x = volume(2, options.get("in_channels", 1), *size)
+    mu, sigma = theirs.encode(x.clone())
+    features = ours.codec["encoder"](x)
+    close(ours.encode(x), mu)
+    close(features.chunk(2, dim=1)[1].clamp(-30, 20).div(2).exp(), sigma)
+    expected = theirs.decode(mu.clone())
+    y = ours.decode(mu)
+    close(y, expected)
+    assert expected.std() > 0.05
+    (theirs.decode(mu) + sigma.mean()).square().sum().backward()
+    mu, log_variance = ours.codec["encoder"](x).chunk(2, dim=1)
+    (ours.decode(mu) + log_variance.div(2).exp().mean()).square().sum().backward()
+    grads = {n: p.grad for n, p in theirs.named_parameters()}
+    shapes = {n: tuple(p.shape) for n, p in ours.named_parameters()}
+    mapped = checked(config.build("importer", "monai_autoencoder"), Source(grads), shapes)
+    identity = () if options.get("include_fc", make is autoencoder) else (".out.",)
+    for name, parameter in ours.named_parameters():
+        if not any(word in name for word in identity):
+            close(parameter.grad, mapped[name])
