@@ -133,5 +133,9 @@ def test_nothing_unpickles_or_evaluates(name, file):
             assert not roots & FORBIDDEN, f"{name}: {roots & FORBIDDEN}"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"eval", "exec", "torch.load", "yaml.load", "extractall"}, name
+            assert called not in {"eval", "exec", "yaml.load", "extractall"}, name
+            if called == "torch.load":
+                # Other tools publish nothing else; the user asks for it, and it builds no objects.
+                assert name == "importers._files", name
+                assert "weights_only=True" in ast.unparse(node), name
             assert not any(k.arg in {"allow_pickle", "shell"} for k in node.keywords), name

@@ -36,6 +36,7 @@ class Guided(Network):
         embedding: `film` scales and shifts, `additive` adds
         resampling: `block` pools and repeats within a residual block of its own (WDM),
             `convolution` has strided convolutions and convolves what was repeated (PatchDDM)
+        down_kernel: of the strided convolutions, per axis
         coordinates: whether the position in the full volume is an input
         attention: backend of the attention
 
@@ -58,6 +59,7 @@ class Guided(Network):
         groups: int | None = None,
         embedding: Literal["film", "additive"] = "additive",
         resampling: Resampling = "block",
+        down_kernel: tuple[int, int, int] = (3, 3, 3),
         coordinates: bool = False,
         attention: Backend = "auto",
     ) -> None:
@@ -101,7 +103,8 @@ class Guided(Network):
             for i, w in enumerate(widths)
         )
         self.down = nn.ModuleList(
-            block(w, resample=Pool()) if pools else Down(w, w) for w in widths[:last]
+            block(w, resample=Pool()) if pools else Down(w, w, kernel=down_kernel)
+            for w in widths[:last]
         )
         self.middle = nn.ModuleList(stage(last, widths[last], widths[last]) for _ in range(2))
         # A block's output has the width of the skip that the next one takes.
