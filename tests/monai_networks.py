@@ -7,7 +7,8 @@ from volumediff.importers._base import Source, checked
 from volumediff.training.assemble import build_task
 from volumediff.training.run_config import parse
 
-WORDS = ("space=voxel", "data.channels=[a,b,c,d]", "network.groups=4", "network.head_size=4")
+UNET = {"name": "monai_unet", "head_size": 4}
+WORDS = ("space=voxel", "data.channels=[a,b,c,d]", "network.groups=4")
 
 
 def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -19,7 +20,7 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.double().eval()
 
 
-def imported(kind: str, tensors: dict, *words: str) -> torch.nn.Module:
+def imported(kind: str | dict, tensors: dict, *words: str) -> torch.nn.Module:
     """The trained module of the run that the tensors stand for."""
     source, importer = Source(tensors), config.build("importer", kind)
     task = build_task(parse(config.overridden(importer.config(source), words)))

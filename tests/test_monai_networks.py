@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from monai_networks import WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
+from monai_networks import UNET, WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
 
 from volumediff import config
 from volumediff.condition import Condition
@@ -66,7 +66,7 @@ def test_time_features_are_those_of_monai():
 )
 def test_unet_computes_and_learns_the_same(options, size, words):
     theirs = unet(**options)
-    ours = imported("monai_unet", theirs.state_dict(), *WORDS, *words).network
+    ours = imported(UNET, theirs.state_dict(), *WORDS, *words).network
     x, k = volume(2, 4, *size), torch.tensor([0, 730])
     label = torch.tensor([2, 0]) if "num_class_embeds" in options else None
     expected = theirs(x.clone(), k, class_labels=label)
@@ -77,18 +77,18 @@ def test_unet_computes_and_learns_the_same(options, size, words):
     y.square().sum().backward()
     # Gradients under the names of their weights: the importer maps names, so it maps them too.
     grads = {n: p.grad for n, p in theirs.named_parameters()}
-    mapped = mapped_gradients("monai_unet", grads, ours, *WORDS, *words)
+    mapped = mapped_gradients(grads, ours)
     assert len(mapped) > 40
     for name, gradient in mapped.items():
         parameter = ours.get_parameter(name.removeprefix("network."))
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-8, msg=name)
 
 
-def mapped_gradients(kind, grads, ours, *words):
+def mapped_gradients(grads, ours):
     """Their gradients under our names, without what has none of theirs."""
     shapes = {f"network.{n}": tuple(p.shape) for n, p in ours.named_parameters()}
     shapes |= dict.fromkeys(("space.shift", "space.scale"), (4,))
-    found = checked(config.build("importer", kind), Source(grads), shapes)
+    found = checked(config.build("importer", UNET), Source(grads), shapes)
     # The identity in place of an absent projection, which theirs does not train.
     absent = not any(".out_proj." in name for name in grads)
     return {
@@ -108,7 +108,7 @@ def test_maisi_unet_computes_the_same(regions):
         include_top_region_index_input=regions,
         include_bottom_region_index_input=regions,
     )
-    model = imported("monai_unet", theirs.state_dict(), *WORDS, "network.offset=0.0")
+    model = imported(UNET, theirs.state_dict(), *WORDS, "network.offset=0.0")
     x, t, label = volume(2, 4, 4, 6, 2), torch.tensor([0.3, 1.0]).double(), torch.tensor([3, 1])
     top, bottom, spacing = volume(2, 4), volume(2, 4, seed=1), volume(2, 3, seed=2)
     named = {"top_region_index_tensor": top, "bottom_region_index_tensor": bottom}

@@ -11,7 +11,19 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers._base import Source
 
-__all__ = ["attention", "count", "layer", "prefix", "refuse_flat", "residual_block", "wrapping"]
+__all__ = [
+    "attention",
+    "count",
+    "layer",
+    "prefix",
+    "residual_block",
+    "sized",
+    "take_records",
+    "wrapping",
+]
+
+# What MONAI's trainers save beside the weights, and what does not change what they compute.
+RECORDS = ("epoch", "loss", "num_train_timesteps")
 
 
 def prefix(source: Source, stem: str) -> str:
@@ -40,15 +52,23 @@ def count(source: Source, pattern: str) -> int:
     return number
 
 
-def refuse_flat(source: Source, name: str) -> None:
-    """Refuses networks of images.
+def take_records(source: Source) -> None:
+    """Takes what a trainer wrote about itself."""
+    for name in RECORDS:
+        if name in source:
+            source.take(name, ())
+
+
+def sized(source: Source, name: str, *, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor: 5 axes are a convolution of volumes, where images have 4.
 
     Raises:
-        DataError: the convolution of this name is none of volumes
+        DataError: another number of axes
     """
     shape = source.shape(name)
-    if len(shape) != 5:
-        raise DataError(f"{source.where}: {name} has shape {shape}, expected one of volumes.")
+    if len(shape) != axes:
+        raise DataError(f"{source.where}: {name} has shape {shape}, expected {axes} axes.")
+    return shape
 
 
 def wrapping(source: Source, name: str) -> int | None:
@@ -86,8 +106,8 @@ def attention(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
     if f"{inner}.qkv.weight" in source:
         found |= layer(source, f"{inner}.qkv", f"{ours}.qkv")
     else:
-        for n in ("weight", "bias"):
-            parts = [source.take(f"{inner}.to_{part}.{n}") for part in "qkv"]
+        for n, shape in (("weight", (width, width)), ("bias", (width,))):
+            parts = [source.take(f"{inner}.to_{part}.{n}", shape) for part in "qkv"]
             found[f"{ours}.qkv.{n}"] = torch.cat(parts)
     for out in (f"{inner}.out_proj", f"{theirs}.proj_attn"):
         if f"{out}.weight" in source:

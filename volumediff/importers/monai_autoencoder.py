@@ -18,8 +18,9 @@ from volumediff.importers._monai import (
     attention,
     layer,
     prefix,
-    refuse_flat,
     residual_block,
+    sized,
+    take_records,
     wrapping,
 )
 
@@ -36,7 +37,7 @@ class MonaiAutoencoderImporter(Importer):
 
     def config(self, source: Source) -> dict[str, Any]:
         p = prefix(source, STEM)
-        refuse_flat(source, f"{p}{STEM}")
+        k = sized(source, f"{p}{STEM}", axes=5)[0]
         down, up = _kinds(source, f"{p}encoder"), _kinds(source, f"{p}decoder")
         encoder, decoder = ENCODER.fullmatch(down), DECODER.fullmatch(up)
         for half, kinds, match in (("encoder", down, encoder), ("decoder", up, decoder)):
@@ -54,13 +55,13 @@ class MonaiAutoencoderImporter(Importer):
                 f"encoder, got {mirrored[::-1]} and {blocks}."
             )
         stem, head = _conv(source, f"{p}encoder", 0), _conv(source, f"{p}decoder", len(up) - 1)
-        channels, given = source.shape(stem)[1], source.shape(head)[0]
+        channels, given = sized(source, stem, axes=5)[1], sized(source, head, axes=5)[0]
         if channels != given:
             raise DataError(f"{source.where}: takes {channels} channels and gives {given}.")
         tree: dict[str, Any] = {
             "autoencoder": {
                 "name": "monai_kl",
-                "latent_channels": source.shape(f"{p}{STEM}")[0],
+                "latent_channels": k,
                 "widths": _widths(source, f"{p}encoder", down),
                 "blocks": blocks,
                 "groups": 32,
@@ -75,13 +76,15 @@ class MonaiAutoencoderImporter(Importer):
 
     def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
         p = prefix(source, STEM)
+        take_records(source)
         encoder, decoder = "codec.encoder", "codec.decoder"
         found = layer(source, f"{p}post_quant_conv", f"{decoder}.0")
-        # One convolution here gives mean and log-variance.
-        parts = [layer(source, f"{p}quant_conv_{name}", "both") for name in ("mu", "log_sigma")]
         down, up = _kinds(source, f"{p}encoder"), _kinds(source, f"{p}decoder")
-        for name in ("weight", "bias"):
-            joined = torch.cat([part[f"both.{name}"] for part in parts])
+        # One convolution here gives mean and log-variance.
+        k = source.shape(f"{p}{STEM}")[0]
+        for name, shape in (("weight", (k, k, 1, 1, 1)), ("bias", (k,))):
+            parts = [f"{p}quant_conv_{part}.conv.{name}" for part in ("mu", "log_sigma")]
+            joined = torch.cat([source.take(part, shape) for part in parts])
             found[f"{encoder}.{len(down)}.{name}"] = joined
         for half, kinds, ours, first in (
             ("encoder", down, encoder, 0),
@@ -135,5 +138,5 @@ def _widths(source: Source, half: str, kinds: str) -> list[int]:
         if kind == "C" and i < len(kinds) - 1:
             widths.append(0)
         elif kind == "R":
-            widths[-1] = source.shape(f"{half}.blocks.{i}.norm2.weight")[0]
+            widths[-1] = sized(source, f"{half}.blocks.{i}.norm2.weight", axes=1)[0]
     return widths

@@ -1,13 +1,17 @@
 """DiffusionModelUNet and DiffusionModelUNetMaisi of MONAI -> a diffusion model of `monai_unet`.
 
-Widths, blocks, attention, classes and scalars are read off the tensors. No tensor tells
+Widths, blocks, attention, classes and scalars are read off the tensors. What no tensor tells is
+given in words:
 
-    network.head_size    channels of an attention head (MONAI: 8; MAISI: 32): has to be given
+    importer.head_size   channels of an attention head, always needed; MAISI has 32
     space.autoencoder    the run of the autoencoder, for a model of latents
-    kernel               MAISI's schedule of discrete steps by default
+    kernel               the schedule, here MAISI's for discrete steps, and what is predicted
+    network.offset       0.0 for a model trained in continuous time, see `monai_unet`
+    network.groups       unless it is 32
 
-so these are given as KEY=VALUE words. A label y is MONAI's class y, and the null class, which the
-checkpoint has not, embeds as zero.
+A label y is MONAI's class y. The null class, which the checkpoint has not, embeds as zero. Scalars
+are read as they are: MAISI wants its regions one-hot and the spacing in hundredths of a
+millimetre. The axes of arrays that MONAI oriented to RAS are ours.
 """
 
 from typing import Any
@@ -22,14 +26,16 @@ from volumediff.importers._monai import (
     count,
     layer,
     prefix,
-    refuse_flat,
     residual_block,
+    sized,
+    take_records,
     wrapping,
 )
 
 __all__ = ["MonaiUNetImporter"]
 
 STEM = "conv_in.conv.weight"
+SCALE = "scale_factor"
 # In the order in which MAISI appends them to the embedding, with names for the scalars.
 SCALARS = {
     "top_region_index_layer": "top_region",
@@ -39,16 +45,22 @@ SCALARS = {
 
 
 class MonaiUNetImporter(Importer):
-    """Diffusion U-Nets of MONAI with self-attention."""
+    """Diffusion U-Nets of MONAI with self-attention.
+
+    Arguments:
+        head_size: channels of an attention head, one number or one per level
+    """
+
+    def __init__(self, head_size: int | tuple[int, ...]) -> None:
+        self.head_size = head_size
 
     def config(self, source: Source) -> dict[str, Any]:
         p = prefix(source, STEM)
-        refuse_flat(source, f"{p}{STEM}")
+        channels = sized(source, f"{p}{STEM}", axes=5)[1]
         crossed = [name for name in source.left if ".transformer_blocks." in name]
         if crossed:
             raise DataError(f"{source.where}: {crossed[0]}: cross-attention is not supported.")
-        channels = source.shape(f"{p}{STEM}")[1]
-        given = source.shape(f"{p}out.2.conv.weight")[0]
+        given = sized(source, f"{p}out.2.conv.weight", axes=5)[0]
         if channels != given:
             raise DataError(
                 f"{source.where}: takes {channels} channels and gives {given}; expected a network "
@@ -57,9 +69,9 @@ class MonaiUNetImporter(Importer):
         blocks = _blocks(source, p)
         first = [f"{p}down_blocks.{i}" for i in range(len(blocks))]
         classes = f"{p}class_embedding.weight"
-        labels = source.shape(classes)[0] if classes in source else 0
+        labels = sized(source, classes, axes=2)[0] if classes in source else 0
         groups = {
-            name: source.shape(f"{p}{key}.0.weight")[1]
+            name: sized(source, f"{p}{key}.0.weight", axes=2)[1]
             for key, name in SCALARS.items()
             if f"{p}{key}.0.weight" in source
         }
@@ -79,12 +91,12 @@ class MonaiUNetImporter(Importer):
             },
             "network": {
                 "name": "monai_unet",
-                "widths": [source.shape(f"{b}.resnets.0.norm2.weight")[0] for b in first],
+                "widths": [sized(source, f"{b}.resnets.0.norm2.weight", axes=1)[0] for b in first],
                 "blocks": blocks,
                 "attention_levels": [
                     i for i in levels if f"{first[i]}.attentions.0.norm.weight" in source
                 ],
-                "head_size": None,
+                "head_size": self.head_size,
                 "resampling": "residual" if residual else "convolution",
                 "scalar_groups": list(groups.values()),
             },
@@ -93,10 +105,13 @@ class MonaiUNetImporter(Importer):
 
     def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
         p = prefix(source, STEM)
+        take_records(source)
         body = "network.hourglass"
+        # MONAI multiplies latents by its factor, we divide by the scale.
+        factor = source.take(SCALE, ()) if SCALE in source else torch.ones(())
         found = {
             "space.shift": torch.zeros(shapes["space.shift"]),
-            "space.scale": torch.ones(shapes["space.scale"]),
+            "space.scale": torch.ones(shapes["space.scale"]) / factor.float(),
         }
         found |= _embedding(source, p)
         found |= layer(source, f"{p}conv_in", f"{body}.stem")
