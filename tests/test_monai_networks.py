@@ -2,12 +2,24 @@
 
 import pytest
 import torch
-from monai_networks import UNET, WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
+from monai_networks import (
+    UNET,
+    WORDS,
+    autoencoder,
+    imported,
+    maisi_autoencoder,
+    maisi_unet,
+    randomised,
+    unet,
+)
 
 from volumediff import config
+from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
 from volumediff.importers._base import Source, checked
+from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
+from volumediff.networks.monai_unet import MonaiUNet
 
 
 def volume(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -204,3 +216,95 @@ def test_autoencoder_computes_and_learns_the_same(make, options, size):
     for name, parameter in ours.named_parameters():
         if not any(word in name for word in identity):
             close(parameter.grad, mapped[name])
+
+
+# --- both -------------------------------------------------------------------------------------
+
+
+def test_float32_modules_as_they_are():
+    """Without the help of float64: MAISI's own normalisation and MONAI's own time features."""
+    theirs = maisi_autoencoder().float()
+    ours = imported("monai_autoencoder", theirs.state_dict(), "autoencoder.groups=4").float()
+    x = volume(1, 1, 8, 4, 6).float()
+    with torch.no_grad():
+        mu, _ = theirs.encode(x.clone())
+        torch.testing.assert_close(ours.encode(x), mu, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            ours.decode(mu), theirs.decode(mu.clone()), rtol=1e-5, atol=1e-5
+        )
+        theirs = unet().float()
+        ours = imported(UNET, theirs.state_dict(), *WORDS).network.float()
+        z = volume(2, 4, 4, 6, 2).float()
+        # (k + 1) / 1000 without rounding
+        k, t = torch.tensor([124, 749]), torch.tensor([0.125, 0.75])
+        torch.testing.assert_close(ours(z, t), theirs(z, k), rtol=1e-5, atol=1e-5)
+
+
+def kept_and_gradients(module, call):
+    """Bytes stored for the backward pass, and the gradients."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    module.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = call(module)
+    y.square().sum().backward()
+    return sum(kept.values()), {n: p.grad.clone() for n, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("resampling", ["convolution", "residual"])
+def test_recomputed_unet_stores_no_concatenation(resampling):
+    net = MonaiUNet(2, 2, widths=(8, 8), blocks=1, groups=2, resampling=resampling)
+    randomised(net)
+    z, t = volume(1, 2, 8, 8, 8), torch.tensor([0.4])
+    _, expected = kept_and_gradients(net, lambda m: m(z, t))
+    MemoryPolicy(checkpoint=True).apply(net)
+    shapes = []
+
+    def keep(tensor):
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        net(z, t)
+    volumes = [s for s in shapes if len(s) == 5 and s[2] > 3]
+    assert volumes
+    assert all(s[1] <= 8 for s in volumes)
+    _, gradients = kept_and_gradients(net, lambda m: m(z, t))
+    for name, gradient in gradients.items():
+        close(gradient, expected[name])
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "trilinear"])
+def test_recomputed_autoencoder(upsampling):
+    options = {"widths": (8, 8), "blocks": 1, "groups": 4, "upsampling": upsampling}
+    model = randomised(MonaiKL(1, decoder_attention=True, **options))
+    x = volume(1, 1, 8, 8, 8)
+    plain, expected = kept_and_gradients(model, lambda m: m.decode(m.encode(x)))
+    MemoryPolicy(checkpoint=True).apply(model)
+    kept, gradients = kept_and_gradients(model, lambda m: m.decode(m.encode(x)))
+    assert kept < 0.5 * plain
+    for name, gradient in gradients.items():
+        close(gradient, expected[name])
+
+
+def test_wrong_arguments():
+    for options, words in (
+        ({"widths": ()}, "at least one level"),
+        ({"blocks": (1, 1)}, r"blocks \(1, 1\): expected one number, or one for each of 4 levels"),
+        ({"groups": 24}, r"groups must divide all widths \(64, 128, 256, 512\), got 24"),
+        ({"head_size": (8, 8, 8, 48)}, "head_size 48 must divide the width 512 of level 3"),
+        ({"scalars": 5, "scalar_groups": (4,)}, r"scalar_groups \(4,\) .* sum to the 5 scalars"),
+    ):
+        with torch.device("meta"), pytest.raises(ValueError, match=words):
+            MonaiUNet(1, 1, **options)
+    for options, words in (
+        ({"widths": ()}, "at least one level"),
+        ({"blocks": (1, 1)}, "a positive number of blocks for each"),
+        ({"groups": 24}, r"groups must divide all widths \(64, 128, 256\), got 24"),
+    ):
+        with torch.device("meta"), pytest.raises(ValueError, match=words):
+            MonaiKL(1, **options)
