@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from volumediff.networks._layers import (
     Conv,
@@ -231,3 +232,29 @@ def test_small_volumes_have_right_gradients_in_bfloat16(shape, kernel, stride):
     conv(thin).float().square().sum().backward()
     error = (conv.weight.grad - expected).norm() / expected.norm()
     assert float(error) < 0.02
+
+
+class Copies(TorchDispatchMode):
+    """Elements that were copied as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.clone.default:
+            self.numel += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_normalisation_copies_no_volume(batch):
+    layer = NormAct(8)
+    x = torch.randn(batch, 8, 4, 5, 6)
+    with Copies() as copies:
+        layer(x).sum().backward()
+    assert copies.numel == 0
+    with Copies() as copies:
+        layer(x.transpose(3, 4))
+    assert copies.numel == x.numel(), "the measurement sees a copy where one is needed"

@@ -19,6 +19,7 @@ from volumediff.condition import Condition
 from volumediff.importers._base import Source, checked
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
+from volumediff.networks._resample import UpConv
 from volumediff.networks.monai_unet import MonaiUNet
 
 
@@ -276,6 +277,14 @@ def test_recomputed_unet_stores_no_concatenation(resampling):
     _, gradients = kept_and_gradients(net, lambda m: m(z, t))
     for name, gradient in gradients.items():
         close(gradient, expected[name])
+
+
+def test_recomputed_convolution_stores_the_small_volume():
+    layer = torch.nn.Sequential(UpConv(4)).double()
+    MemoryPolicy(checkpoint=True).apply(layer)
+    x = volume(1, 4, 8, 8, 8).requires_grad_()
+    kept, _ = kept_and_gradients(layer, lambda m: m(x))
+    assert kept == x.numel() * 8
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "trilinear"])

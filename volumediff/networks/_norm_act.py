@@ -79,7 +79,7 @@ def _normalised(
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if not x.is_contiguous(memory_format=layout):
         x = x.contiguous()
-        if 1 in x.shape:
+        if 1 in x.shape[1:]:
             # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
             x = x.clone(memory_format=torch.contiguous_format)
     voxels = x[0, 0].numel()
