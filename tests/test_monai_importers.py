@@ -93,7 +93,7 @@ def test_what_is_not_supported_is_said(named):
     if named:
         crossed = {"with_conditioning": True, "cross_attention_dim": 8}
         refused(UNET, unet(**crossed).state_dict(), "cross-attention is not supported", *WORDS)
-        refused("monai_unet", unet().state_dict(), "needs head_size", *WORDS)
+        refused("monai_unet", unet().state_dict(), "importer.head_size=N", *WORDS)
         refused(UNET, unet().state_dict(), "groups must divide", *WORDS, "network.groups=3")
         three = UNET | {"head_size": 3}
         refused(three, unet().state_dict(), "head_size 3 must divide the width 16", *WORDS)

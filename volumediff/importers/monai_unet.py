@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.errors import DataError
+from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Importer, Shapes, Source
 from volumediff.importers._monai import (
     attention,
@@ -48,10 +48,10 @@ class MonaiUNetImporter(Importer):
     """Diffusion U-Nets of MONAI with self-attention.
 
     Arguments:
-        head_size: channels of an attention head, one number or one per level
+        head_size: channels of an attention head, one number or one per level; has to be given
     """
 
-    def __init__(self, head_size: int | tuple[int, ...]) -> None:
+    def __init__(self, head_size: int | tuple[int, ...] | None = None) -> None:
         self.head_size = head_size
 
     def config(self, source: Source) -> dict[str, Any]:
@@ -65,6 +65,11 @@ class MonaiUNetImporter(Importer):
             raise DataError(
                 f"{source.where}: takes {channels} channels and gives {given}; expected a network "
                 "that takes the state alone."
+            )
+        if self.head_size is None:
+            raise UsageError(
+                f"{source.where}: no tensor tells the channels of an attention head; give "
+                "importer.head_size=N (num_head_channels of its configuration)."
             )
         blocks = _blocks(source, p)
         first = [f"{p}down_blocks.{i}" for i in range(len(blocks))]
