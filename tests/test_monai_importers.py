@@ -37,11 +37,12 @@ def test_two_checkpoints_become_a_latent_run(tmp_path):
     assert config.recipe["scalars"] == ["spacing_0", "spacing_1", "spacing_2"]
     x = torch.randn(1, 1, 4, 8, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = theirs.float().encode(x)[0]
+        # MAISI's volumes are in [0, 1]
+        expected = theirs.float().encode((x + 1) / 2)[0]
         z = model.encode(x)
         torch.testing.assert_close(z, 1.25 * expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
-            model.decode(z, (4, 8, 4)), theirs.decode(expected), rtol=1e-4, atol=1e-4
+            model.decode(z, (4, 8, 4)), 2 * theirs.decode(expected) - 1, rtol=1e-4, atol=1e-4
         )
         # t = 0.5 is the step 499 of a thousand, and its square survives float32
         attributes = {"spacing_0": 1.0, "spacing_1": 2.0, "spacing_2": 0.5}
@@ -50,6 +51,17 @@ def test_two_checkpoints_become_a_latent_run(tmp_path):
         steps, spacing = torch.tensor([499]), torch.tensor([[1.0, 2.0, 0.5]])
         expected = net.float()(z, steps, spacing_tensor=spacing)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_one_channel_diffuses_voxels():
+    from monai.networks.nets import DiffusionModelUNet
+
+    small = {"channels": (8,), "attention_levels": (False,), "num_res_blocks": 1}
+    net = DiffusionModelUNet(3, 1, 1, norm_num_groups=4, num_head_channels=4, **small)
+    model = imported(UNET, net.state_dict(), "network.groups=4")
+    x = torch.linspace(-1, 1, 27).double().view(1, 1, 3, 3, 3)
+    torch.testing.assert_close(model.encode(x), (x + 1) / 2)
+    torch.testing.assert_close(model.decode((x + 1) / 2), x)
 
 
 def test_names_from_before_monai_1_4():

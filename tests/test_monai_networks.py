@@ -22,6 +22,8 @@ from volumediff.networks._embedding import fourier
 from volumediff.networks._resample import UpConv
 from volumediff.networks.monai_unet import MonaiUNet
 
+INTERVAL = "autoencoder.interval=[-1,1]"  # as it is
+
 
 def volume(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -196,7 +198,7 @@ def exact_norm(monkeypatch):
 )
 def test_autoencoder_computes_and_learns_the_same(make, options, size):
     theirs = make(**options)
-    words = (f"autoencoder.groups={options.get('norm_num_groups', 4)}",)
+    words = (f"autoencoder.groups={options.get('norm_num_groups', 4)}", INTERVAL)
     ours = imported("monai_autoencoder", theirs.state_dict(), *words)
     x = volume(2, options.get("in_channels", 1), *size)
     mu, sigma = theirs.encode(x.clone())
@@ -225,7 +227,8 @@ def test_autoencoder_computes_and_learns_the_same(make, options, size):
 def test_float32_modules_as_they_are():
     """Without the help of float64: MAISI's own normalisation and MONAI's own time features."""
     theirs = maisi_autoencoder().float()
-    ours = imported("monai_autoencoder", theirs.state_dict(), "autoencoder.groups=4").float()
+    ours = imported("monai_autoencoder", theirs.state_dict(), "autoencoder.groups=4", INTERVAL)
+    ours = ours.float()
     x = volume(1, 1, 8, 4, 6).float()
     with torch.no_grad():
         mu, _ = theirs.encode(x.clone())

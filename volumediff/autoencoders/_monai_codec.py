@@ -1,15 +1,17 @@
 """Encoder and decoder of MONAI's autoencoders, as plain sequences of the package's layers.
 
 Unlike the package's own codec: a level begins with the change of its width, the grid is halved
-after a plane of zeros at the end of each axis, the last normalisation has no activation, and
-between encoder, latent and decoder there are pointwise convolutions.
+after a plane of zeros at the end of each axis, the last normalisation has no activation, between
+encoder, latent and decoder there are pointwise convolutions, and intensities have an interval of
+their own.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from volumediff.autoencoders._codec import Codec
 from volumediff.networks._attention import Attention
@@ -25,6 +27,20 @@ EPS = 1e-6  # of every normalisation in MONAI's networks
 POINT = (1, 1, 1)
 
 
+class Affine(nn.Module):
+    """y = factor x + offset, of intensities."""
+
+    halo = (0, 0, 0)
+    global_axes = ""
+
+    def __init__(self, factor: float, offset: float) -> None:
+        super().__init__()
+        self.factor, self.offset = factor, offset
+
+    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+        return x * self.factor + self.offset
+
+
 def published(
     channels: int,
     features: int,
@@ -36,6 +52,7 @@ def published(
     encoder_attention: bool,
     decoder_attention: bool,
     upsampling: Upsampling,
+    interval: tuple[float, float],
 ) -> Codec:
     """MONAI's codec.
 
@@ -48,6 +65,7 @@ def published(
         groups: channel groups of every normalisation
         encoder_attention, decoder_attention: a block, attention and a block on the latent grid
         upsampling: of the decoder
+        interval: what -1 and 1 are inside
     """
     if not widths or min(blocks) < 1 or len(blocks) != len(widths):
         raise ValueError(
@@ -56,6 +74,10 @@ def published(
         )
     if groups < 1 or any(width % groups for width in widths):
         raise ValueError(f"groups must divide all widths {tuple(widths)}, got {groups}.")
+    low, high = interval
+    if not low < high:
+        raise ValueError(f"interval must be two rising numbers, got {interval}.")
+    half, centre = (high - low) / 2, (high + low) / 2
     # A group may be a single channel.
     norm = {"groups": groups, "least": 1, "eps": EPS}
     block = partial(ResidualBlock, **norm)
@@ -67,7 +89,7 @@ def published(
     def level(inner: int, outer: int, number: int) -> list[nn.Module]:
         return [block(inner if i == 0 else outer, outer) for i in range(number)]
 
-    down: list[nn.Module] = [Conv(channels, widths[0])]
+    down: list[nn.Module] = [Affine(half, centre), Conv(channels, widths[0])]
     width = widths[0]
     for i, outer in enumerate(widths):
         down += [PaddedDown(width)] if i else []
@@ -86,5 +108,6 @@ def published(
         enlarge = Nearest() if upsampling == "nearest" else Linear2()
         up += [UpConv(width, enlarge=enlarge)] if i else []
     up += [Norm(width, **norm), Conv(width, channels)]
+    up += [Affine(1 / half, -centre / half)]
     factor = 2 ** (len(widths) - 1)
     return Codec(nn.Sequential(*down), nn.Sequential(*up), (factor, factor, factor))

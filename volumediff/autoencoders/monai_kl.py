@@ -25,6 +25,7 @@ class MonaiKL(Autoencoder):
         groups: channel groups of the group normalization
         encoder_attention, decoder_attention: self-attention on the latent grid, between two blocks
         upsampling: of the decoder, `nearest` in AutoencoderKL, `trilinear` in AutoencoderKlMaisi
+        interval: the intensities inside for -1 and 1 outside; published weights know [0, 1]
         weight: factor of the divergence, a mean over latent elements; see `kl`
         adversarial: weight of the generator's loss; 0 leaves the discriminator out
 
@@ -43,6 +44,7 @@ class MonaiKL(Autoencoder):
         encoder_attention: bool = False,
         decoder_attention: bool = False,
         upsampling: Upsampling = "nearest",
+        interval: tuple[float, float] = (-1.0, 1.0),
         weight: float = 1e-3,
         adversarial: float = 0.0,
     ) -> None:
@@ -56,6 +58,7 @@ class MonaiKL(Autoencoder):
             encoder_attention=encoder_attention,
             decoder_attention=decoder_attention,
             upsampling=upsampling,
+            interval=interval,
         )
         super().__init__(channels, latent_channels, codec=codec, adversarial=adversarial)
         self.weight = weight

@@ -1,9 +1,13 @@
 """AutoencoderKL and AutoencoderKlMaisi of MONAI -> an autoencoder's run of `monai_kl`.
 
-Everything but the number of groups (32, or autoencoder.groups=N) is read off the tensors: a layer
-is known by its names, and MAISI's, which doubles the grid by linear interpolation, by convolutions
-that are wrapped twice. A MAISI autoencoder with transposed convolutions (`use_convtranspose`) has
-the same names and shapes; nobody publishes one, and it cannot be told apart.
+A layer is known by its names; MAISI's autoencoder, which doubles the grid by linear interpolation,
+by convolutions that are wrapped twice. What no tensor tells is given in words:
+
+    autoencoder.groups      unless it is 32
+    autoencoder.interval    of the intensities, unless it is [0,1]
+
+A MAISI autoencoder with transposed convolutions (`use_convtranspose`) has the same names and
+shapes; nobody publishes one, and it cannot be told apart.
 """
 
 import re
@@ -67,6 +71,8 @@ class MonaiAutoencoderImporter(Importer):
                 "groups": 32,
                 "encoder_attention": encoder[3] is not None,
                 "decoder_attention": decoder[1] is not None,
+                # Of MONAI's tutorials and of MAISI; our volumes have [-1, 1].
+                "interval": [0.0, 1.0],
                 "upsampling": "trilinear" if stem.endswith("conv.conv.weight") else "nearest",
             }
         }
@@ -85,9 +91,9 @@ class MonaiAutoencoderImporter(Importer):
         for name, shape in (("weight", (k, k, 1, 1, 1)), ("bias", (k,))):
             parts = [f"{p}quant_conv_{part}.conv.{name}" for part in ("mu", "log_sigma")]
             joined = torch.cat([source.take(part, shape) for part in parts])
-            found[f"{encoder}.{len(down)}.{name}"] = joined
+            found[f"{encoder}.{len(down) + 1}.{name}"] = joined
         for half, kinds, ours, first in (
-            ("encoder", down, encoder, 0),
+            ("encoder", down, encoder, 1),
             ("decoder", up, decoder, 1),
         ):
             for i, kind in enumerate(kinds):

@@ -11,7 +11,8 @@ given in words:
 
 A label y is MONAI's class y. The null class, which the checkpoint has not, embeds as zero. Scalars
 are read as they are: MAISI wants its regions one-hot and the spacing in hundredths of a
-millimetre. The axes of arrays that MONAI oriented to RAS are ours.
+millimetre. The axes of arrays that MONAI oriented to RAS are ours. A network of one channel
+diffuses voxels, with MONAI's intensities in [0, 1].
 """
 
 from typing import Any
@@ -88,7 +89,7 @@ class MonaiUNetImporter(Importer):
         residual = wrapping(source, f"{first[0]}.downsampler.conv1") is not None
         levels = range(len(blocks))
         return {
-            "space": {"name": "latent"} if channels > 1 else {"name": "voxel"},
+            "space": {"name": "voxel" if _voxels(source, p) else "latent"},
             "kernel": {
                 "name": "gaussian",
                 "schedule": {"name": "scaled_linear", "beta_first": 0.0015, "beta_last": 0.0195},
@@ -112,11 +113,13 @@ class MonaiUNetImporter(Importer):
         p = prefix(source, STEM)
         take_records(source)
         body = "network.hourglass"
-        # MONAI multiplies latents by its factor, we divide by the scale.
-        factor = source.take(SCALE, ()) if SCALE in source else torch.ones(())
+        factor = source.take(SCALE, ()).item() if SCALE in source else 1.0
+        # z = (raw - shift) / scale: MONAI multiplies latents by its factor, and voxels are in
+        # [0, 1] where ours are in [-1, 1].
+        shift, scale = (-1.0, 2.0) if _voxels(source, p) else (0.0, 1 / factor)
         found = {
-            "space.shift": torch.zeros(shapes["space.shift"]),
-            "space.scale": torch.ones(shapes["space.scale"]) / factor.float(),
+            "space.shift": torch.full(shapes["space.shift"], shift),
+            "space.scale": torch.full(shapes["space.scale"], scale),
         }
         found |= _embedding(source, p)
         found |= layer(source, f"{p}conv_in", f"{body}.stem")
@@ -140,6 +143,11 @@ class MonaiUNetImporter(Importer):
                 found |= _change(source, f"{theirs}.upsampler", f"{body}.up.{level - 1}")
         found |= layer(source, f"{p}out.0", f"{body}.act.norm")
         return found | layer(source, f"{p}out.2", f"{body}.head")
+
+
+def _voxels(source: Source, p: str) -> bool:
+    """Whether the state is the volume: a single channel, which no published latent has."""
+    return source.shape(f"{p}{STEM}")[1] == 1
 
 
 def _blocks(source: Source, p: str) -> list[int]:
