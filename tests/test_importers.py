@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from guided_reference import forward, haar, inverse_haar, published
 from tiny_app import program
-from tiny_runs import phantom
+from tiny_runs import phantom, write_data
 
 from volumediff.condition import Condition
 from volumediff.config import available, build
@@ -32,11 +32,13 @@ from volumediff.importers._base import Importer, Source, checked
 from volumediff.importers._files import read
 from volumediff.inference.trained import load_trained
 from volumediff.networks._layers import NormAct
+from volumediff.segmentation.segmenter import Segmenter
 from volumediff.training import checkpoint
 from volumediff.training.assemble import build_task, load_run
 from volumediff.training.imported import _shapes, import_run
+from volumediff.training.loop import train
 from volumediff.training.recipe import LabelDiffusion
-from volumediff.training.run_config import parse
+from volumediff.training.run_config import parse, saved_config
 
 __all__ = ["program"]  # a fixture
 
@@ -425,11 +427,6 @@ def test_an_imported_run_samples(program, file, tmp_path):
 
 def test_an_imported_run_trains_on(file, tmp_path):
     """Moments start fresh, weights and normalisation do not."""
-    from tiny_runs import write_data
-
-    from volumediff.training.loop import train
-    from volumediff.training.run_config import saved_config
-
     data = write_data(tmp_path / "data", cases=4, size=(16, 16, 16))
     words = [f"data.root={data}", "optim.steps=1", "optim.lr=1e-12", "optim.warmup=0"]
     words += ["data.preprocessing.spacing_mm=3.0", "data.split={validation: 0.3, calibration: 0}"]
@@ -441,7 +438,7 @@ def test_an_imported_run_trains_on(file, tmp_path):
     torch.testing.assert_close(after.tensors("weights"), before, rtol=0, atol=1e-9)
 
 
-def test_an_imported_run_segments(program, tmp_path):
+def test_an_imported_run_segments(program, tmp_path, monkeypatch):
     path, data = tmp_path / "patch.safetensors", tmp_path / "data"
     safetensors.torch.save_file(published(**{**PATCH, "widths": (5, 10), "blocks": 1}), path)
     data.mkdir()
@@ -455,10 +452,18 @@ def test_an_imported_run_segments(program, tmp_path):
     trained = load_trained(run, device="cpu")
     assert trained.recipe == LabelDiffusion(absent=0.0)
     options = ("samples=1", "sampler.steps=2")
+    codes, predict = [], Segmenter.predict
+
+    def recorded(*args, absent, **named):
+        codes.append(absent)
+        return predict(*args, absent=absent, **named)
+
+    monkeypatch.setattr(Segmenter, "predict", recorded)
     code, out, text = program("segment", run, "-i", data, "-o", tmp_path / "out", *options)
     assert code == 0, out + text
     (found,) = (tmp_path / "out").rglob("*_dseg.nii.gz")
     assert nib.load(found).shape == (8, 8, 8)
+    assert codes == [0.0]
 
 
 def test_pickles_are_read_only_when_allowed(program, tmp_path):
@@ -536,6 +541,17 @@ def test_mistakes_are_one_line_and_leave_nothing(program, file, tmp_path, words,
     assert text.count("\n") == 1
     assert re.search(message, text), text
     assert {p.name for p in tmp_path.iterdir()} == before
+
+
+def test_a_failure_on_the_way_leaves_nothing(program, file, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("volumediff.training.imported.record_session", full)
+    code, _, text = program("import", "wdm", file, "-o", tmp_path / "run")
+    assert code == 1
+    assert "run: cannot be written (No space left on device)" in text
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_run_is_never_overwritten(program, file, tmp_path):

@@ -11,6 +11,7 @@ together,
 For a group norm the means follow from the gradients of s and b, which are sums over voxels.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -79,11 +80,15 @@ def _normalised(
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if not x.is_contiguous(memory_format=layout):
         x = x.contiguous()
-        if 1 in x.shape[1:]:
+        if x.stride() != _plain_strides(x.shape):
             # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
             x = x.clone(memory_format=torch.contiguous_format)
     voxels = x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
+
+
+def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _column(value: Float[Tensor, "b c"], like: Tensor) -> Tensor:
