@@ -259,7 +259,7 @@ def kept_and_gradients(module, call):
     return sum(kept.values()), {n: p.grad.clone() for n, p in module.named_parameters()}
 
 
-@pytest.mark.parametrize("resampling", ["convolution", "residual"])
+@pytest.mark.parametrize("resampling", ["convolution", "block"])
 def test_recomputed_unet_stores_no_concatenation(resampling):
     net = MonaiUNet(2, 2, widths=(8, 8), blocks=1, groups=2, resampling=resampling)
     randomised(net)

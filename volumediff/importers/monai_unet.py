@@ -103,7 +103,7 @@ class MonaiUNetImporter(Importer):
                     i for i in levels if f"{first[i]}.attentions.0.norm.weight" in source
                 ],
                 "head_size": self.head_size,
-                "resampling": "residual" if residual else "convolution",
+                "resampling": "block" if residual else "convolution",
                 "scalar_groups": list(groups.values()),
             },
             "recipe": recipe,

@@ -7,7 +7,6 @@ its input and concatenates inside: under recomputation no concatenation is store
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,12 +14,9 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._hourglass import Stage
 from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
-from volumediff.networks._resample import UpConv
+from volumediff.networks._resample import Resampling, UpConv
 
-__all__ = ["ConcatHourglass", "Resampling"]
-
-Resampling = Literal["convolution", "residual"]
-"""How the grid changes: a convolution, or a residual block around pooling and repetition."""
+__all__ = ["ConcatHourglass"]
 
 EPS = 1e-6  # of every normalisation in MONAI's networks
 

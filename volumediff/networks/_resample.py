@@ -1,12 +1,17 @@
 """How published networks change the grid: padded strides, interpolation and convolution."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.networks._layers import Conv, Nearest, conv, whole
 
-__all__ = ["Linear2", "PaddedDown", "UpConv"]
+__all__ = ["Linear2", "PaddedDown", "Resampling", "UpConv"]
+
+Resampling = Literal["block", "convolution"]
+"""Between levels: a residual block that pools or repeats, or a strided convolution, `UpConv`."""
 
 
 class Linear2(nn.Module):

@@ -16,11 +16,9 @@ from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
 from volumediff.networks._hourglass import Stage
 from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
-from volumediff.networks._resample import UpConv
+from volumediff.networks._resample import Resampling, UpConv
 
 __all__ = ["Guided"]
-
-Resampling = Literal["block", "convolution"]
 
 
 class Guided(Network):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from volumediff.networks._attention import Backend
 from volumediff.networks._base import Network
-from volumediff.networks._concat_hourglass import ConcatHourglass, Resampling
+from volumediff.networks._concat_hourglass import ConcatHourglass
 from volumediff.networks._embedding import WideEmbedding
+from volumediff.networks._resample import Resampling
 
 __all__ = ["MonaiUNet"]
 
@@ -25,7 +26,7 @@ class MonaiUNet(Network):
         attention_levels: levels with self-attention, 0 being the finest; the middle always has it
         head_size: channels of an attention head, one number or one per level
         groups: channel groups of the group normalisation
-        resampling: between levels, a `convolution`, or a `residual` block that pools or repeats
+        resampling: between levels, a `convolution`, or a residual `block` that pools or repeats
         scalar_groups: see `WideEmbedding`
         steps, offset: the network reads the time step `steps` t + `offset`: of T discrete steps
             k = 0..T-1 it is T and -1, of a flow in continuous time 1000 and 0
