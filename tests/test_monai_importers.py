@@ -109,6 +109,8 @@ def test_what_is_not_supported_is_said(named):
         refused(UNET, unet().state_dict(), "groups must divide", *WORDS, "network.groups=3")
         three = UNET | {"head_size": 3}
         refused(three, unet().state_dict(), "head_size 3 must divide the width 16", *WORDS)
+        ends = {n: t for n, t in unet().state_dict().items() if n.startswith(("conv_in", "out"))}
+        refused(UNET, ends, "no tensor down_blocks.0.resnets.0.norm1.weight", *WORDS)
         refused(UNET, autoencoder().state_dict(), "conv_in.conv.weight, got 0", *WORDS)
         return
     attends = {"attention_levels": (False, True)}

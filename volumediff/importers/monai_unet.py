@@ -152,7 +152,10 @@ def _voxels(source: Source, p: str) -> bool:
 
 def _blocks(source: Source, p: str) -> list[int]:
     """Residual blocks per level of the encoder."""
-    levels = count(source, f"{p}down_blocks.*.resnets.0.norm1.weight")
+    first = f"{p}down_blocks.*.resnets.0.norm1.weight"
+    levels = count(source, first)
+    if not levels:
+        raise DataError(f"{source.where}: has no tensor {first.replace('*', '0')}.")
     return [count(source, f"{p}down_blocks.{i}.resnets.*.norm1.weight") for i in range(levels)]
 
 

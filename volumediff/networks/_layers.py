@@ -374,7 +374,10 @@ class Pool(nn.Module):
     ) -> Float[Tensor, "b c d2 h2 w2"]:
         """The means; `size` follows from x and is there for the sake of `Nearest`."""
         d, h, w = (min(2, n) for n in x.shape[2:])
-        return F.avg_pool3d(x, (d, h, w), (d, h, w), ceil_mode=True)
+        # torch 2.13 has no bfloat16 kernel for it on the CPU.
+        narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        wide = x.to(torch.float32) if narrow else x
+        return F.avg_pool3d(wide, (d, h, w), (d, h, w), ceil_mode=True).to(x.dtype)
 
 
 class Nearest(nn.Module):
