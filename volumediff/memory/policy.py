@@ -1,7 +1,8 @@
 r"""How a network is held and run: dtype, layout, recomputation, slabs, kernels. Never what it is.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
-block again in the backward pass: the same operations on the same numbers, the same gradients. In
+block again in the backward pass: the same operations on the same numbers, the same gradients. A
+convolution of an enlarged volume stores the small one; its own arithmetic is not repeated. In
 slabs, whole volumes are stored only where a layer needs them; see `volumediff.memory.streaming`.
 """
 
@@ -34,8 +35,8 @@ class MemoryPolicy:
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer
         channels_last: weights, and with them activations, in torch.channels_last_3d
-        checkpoint: recompute residual blocks and attention in the backward pass; a number does so
-            on that many levels only, finest first
+        checkpoint: recompute residual blocks, attention and enlarged volumes in the backward pass;
+            a number does so on that many levels only, finest first
         slab: run networks and autoencoders in slabs of so many planes along d, exactly, in
             training and inference; None in one piece
         offload: keep what waits between layers, and its gradients, in host memory

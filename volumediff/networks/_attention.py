@@ -109,7 +109,7 @@ class Attention(Recomputable):
 
     Arguments:
         channels: number of channels
-        norm, groups: see `Norm`
+        norm, groups, least, eps: see `Norm`
         backend: which kernel computes it
         plane: attend within each slice of the first axis instead of the whole volume
         head_size: channels per head, reduced to a divisor of `channels`
@@ -124,6 +124,8 @@ class Attention(Recomputable):
         *,
         norm: NormKind = "group",
         groups: int = 32,
+        least: int = 2,
+        eps: float = 1e-5,
         backend: Backend = "auto",
         plane: bool = False,
         head_size: int = 32,
@@ -133,7 +135,7 @@ class Attention(Recomputable):
         self.global_axes = "hw" if plane else "dhw"
         self.backend = backend
         self.heads = channels // math.gcd(channels, head_size)
-        self.norm = Norm(channels, kind=norm, groups=groups)
+        self.norm = Norm(channels, kind=norm, groups=groups, least=least, eps=eps)
         self.qkv = Linear(channels, 3 * channels)
         self.out = Linear(channels, channels, zero=True)
 

@@ -40,9 +40,12 @@ class Stage(nn.Module):
         self.attention = attention
 
     def forward(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b _ d h w"],
+        e: Float[Tensor, "b n"],
+        skip: Float[Tensor, "b _ d h w"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
-        h = self.block(x, e)
+        h = self.block(x, e, None, skip)
         return h if self.attention is None else self.attention(h)
 
 

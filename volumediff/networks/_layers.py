@@ -209,6 +209,7 @@ class Norm(nn.Module):
         groups: number of channel groups, reduced to a divisor of `channels` that leaves at least
             `least` channels per group; voxel normalisation always takes all channels together
         least: fewest channels of a group; a single one forgets what is added to its channel
+        eps: added to the variance
 
     References:
         Wu, He (2018), Group Normalization, arXiv:1803.08494
@@ -217,7 +218,13 @@ class Norm(nn.Module):
     halo = (0, 0, 0)
 
     def __init__(
-        self, channels: int, *, kind: NormKind = "group", groups: int = 32, least: int = 2
+        self,
+        channels: int,
+        *,
+        kind: NormKind = "group",
+        groups: int = 32,
+        least: int = 2,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -228,7 +235,7 @@ class Norm(nn.Module):
         self.global_axes = {"group": "dhw", "slice": "hw", "voxel": ""}[kind]
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = 1e-5
+        self.eps = eps
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -254,10 +261,16 @@ class NormAct(nn.Module):
     halo = (0, 0, 0)
 
     def __init__(
-        self, channels: int, *, norm: NormKind = "group", groups: int = 32, least: int = 2
+        self,
+        channels: int,
+        *,
+        norm: NormKind = "group",
+        groups: int = 32,
+        least: int = 2,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm = Norm(channels, kind=norm, groups=groups, least=least)
+        self.norm = Norm(channels, kind=norm, groups=groups, least=least, eps=eps)
         self.global_axes = self.norm.global_axes
         self.fused = False
 
@@ -301,7 +314,7 @@ class ResidualBlock(Recomputable):
         embedding: length of the embedding vector; 0 for a block without conditioning
         mode: `film` scales and shifts the second normalisation, `additive` adds to its input
         kernel: of the convolutions, per axis
-        norm, groups, least: see `Norm`
+        norm, groups, least, eps: see `Norm`
         conv: the convolution, `Conv` or `PlaneConv`
         resample: `Pool` or `Nearest` before the first convolution and the shortcut, or None
     """
@@ -317,15 +330,16 @@ class ResidualBlock(Recomputable):
         norm: NormKind = "group",
         groups: int = 32,
         least: int = 2,
+        eps: float = 1e-5,
         conv: Callable[..., nn.Module] = Conv,
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.mode = mode
-        self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least)
+        self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least, eps=eps)
         self.resample = resample
         self.conv1 = conv(in_channels, out_channels, kernel=kernel)
-        self.act2 = NormAct(out_channels, norm=norm, groups=groups, least=least)
+        self.act2 = NormAct(out_channels, norm=norm, groups=groups, least=least, eps=eps)
         self.conv2 = conv(out_channels, out_channels, kernel=kernel, zero=True)
         self.halo = tuple(a + b for a, b in zip(self.conv1.halo, self.conv2.halo, strict=True))
         self.global_axes = self.act1.global_axes
@@ -340,11 +354,19 @@ class ResidualBlock(Recomputable):
 
     def forward(
         self,
-        x: Float[Tensor, "b i d h w"],
+        x: Float[Tensor, "b _ d h w"],
         e: Float[Tensor, "b n"] | None = None,
         size: tuple[int, ...] | None = None,
+        skip: Float[Tensor, "b _ d h w"] | None = None,
     ) -> Float[Tensor, "b o d2 h2 w2"]:
-        """The block; `size` is that of the output, for a block that enlarges."""
+        """The block on x, or on the channels of x and then those of the skip.
+
+        Arguments:
+            size: of the output, for a block that enlarges
+        """
+        if skip is not None:
+            # In here, so that recomputation stores the two and not their concatenation.
+            x = torch.cat((x, skip), dim=1)
         h = self.act1(x)
         if self.resample is not None:
             h = self.resample(h, size)

@@ -16,31 +16,9 @@ from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
 from volumediff.networks._hourglass import Stage
 from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock, place
+from volumediff.networks._resample import Resampling, UpConv
 
 __all__ = ["Guided"]
-
-Resampling = Literal["block", "convolution"]
-
-
-class UpConv(nn.Module):
-    """Nearest neighbour, then a convolution on the fine grid.
-
-    Arguments:
-        channels: number of channels
-    """
-
-    halo = (1, 1, 1)
-    global_axes = ""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.nearest = Nearest()
-        self.conv = Conv(channels, channels)
-
-    def forward(
-        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
-    ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.conv(self.nearest(x, size))
 
 
 class Guided(Network):
