@@ -273,7 +273,7 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Lazy:
 def _pointwise(function: Callable[..., Tensor], *, linear: bool) -> Callable[..., Lazy]:
     """Records function(x, y) of volumes, coefficients per sample and channel, and numbers."""
 
-    def recorded(x: Tensor | float, y: Tensor | float) -> Lazy:
+    def recorded(x: Tensor | float | int, y: Tensor | float | int) -> Lazy:
         recorder = next(t for t in (x, y) if isinstance(t, Lazy)).recorder
         # 0: a number, 1: a volume, 2: a coefficient
         kinds, volumes, small = [], [], []
@@ -305,7 +305,7 @@ def _pointwise(function: Callable[..., Tensor], *, linear: bool) -> Callable[...
 def _changing(recorded: Callable[..., Lazy]) -> Callable[..., Lazy]:
     """The in-place form: the stand-in stands for the result from now on."""
 
-    def changed(x: Lazy, y: Tensor | float) -> Lazy:
+    def changed(x: Lazy, y: Tensor | float | int) -> Lazy:
         x.node = recorded(x, y).node
         return x
 
