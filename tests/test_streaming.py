@@ -97,12 +97,12 @@ def close(found, expected, bound):
         torch.testing.assert_close(a, b, rtol=0, atol=bound * size)
 
 
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("how", [{}, {"offload": True}, {"remake": True}], ids=str)
 @pytest.mark.parametrize("slab", [None, 1, 2, 5, 100])
-def test_inference_is_exact(plain, slab, offload):
+def test_inference_is_exact(plain, slab, how):
     network, x, e, _, y, _ = plain
     with torch.no_grad():
-        close([stream(network.body, x, e, slab=slab, offload=offload)], [y], 1e-12)
+        close([stream(network.body, x, e, slab=slab, **how)], [y], 1e-12)
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -214,7 +214,9 @@ def test_slabs_need_a_fraction_of_the_memory():
     whole_run, _ = held(MemoryPolicy(), training=False)
     cut, nothing = held(MemoryPolicy(slab=4), training=False)
     away, waiting = held(MemoryPolicy(slab=4, offload=True), training=False)
+    again, _ = held(MemoryPolicy(slab=4, remake=True), training=False)
     assert nothing == 0
+    assert again < 3 * one_tensor
     assert cut < 0.8 * whole_run
     assert away < 1.5 * one_tensor < waiting
     trained, _ = held(MemoryPolicy(checkpoint=True), training=True)

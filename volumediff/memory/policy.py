@@ -40,6 +40,8 @@ class MemoryPolicy:
         slab: run networks and autoencoders in slabs of so many planes along d, exactly, in
             training and inference; None in one piece
         offload: keep what waits between layers, and its gradients, in host memory
+        remake: in inference with slabs, make the skips of the finest level again where they are
+            read instead of keeping them: a third more time for less memory on the device
         fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
             they pay on a device is measured by `benchmarks/kernels.py`
 
@@ -55,6 +57,7 @@ class MemoryPolicy:
     checkpoint: bool | int = False
     slab: int | None = None
     offload: bool = False
+    remake: bool = False
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -102,6 +105,15 @@ class MemoryPolicy:
         for module, method in _whole_passes(model):
             _replace(module, method, self._streamed if self.streams else None)
 
+    def freeze(self, network: nn.Module) -> None:
+        """For inference: kernels are kept in the dtype that they are cast to anyway.
+
+        The same results with half the weights, where activations are in half precision.
+        """
+        for parameter in network.requires_grad_(False).parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.to(self.torch_dtype)
+
     def _streamed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         return stream(
             function,
@@ -109,6 +121,7 @@ class MemoryPolicy:
             slab=self.slab,
             offload=self.offload,
             checkpoint=self.levels,
+            remake=self.remake,
         )
 
 
