@@ -16,6 +16,7 @@ LAYERS = [
     ["errors", "randomness", "shapes", "tiling", "config", "condition"],
     [
         "memory.policy",
+        "memory.host",
         "data",
         "spaces",
         "schedules",

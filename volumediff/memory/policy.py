@@ -27,6 +27,8 @@ class MemoryPolicy:
         dtype: of activations; weights stay in float32 and are cast layer by layer
         channels_last: weights, and with them activations, in torch.channels_last_3d
         checkpoint: recompute residual blocks and attention in the backward pass
+        slab: execute the network in slabs of so many planes along d; None in one piece
+        offload: keep what waits between layers in host memory
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
@@ -35,6 +37,8 @@ class MemoryPolicy:
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     checkpoint: bool = False
+    slab: int | None = None
+    offload: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
