@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny, write_data
+from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import DataError, UsageError
 from volumediff.training import checkpoint, processes
@@ -82,8 +82,7 @@ def test_a_stop_at_every_step_changes_nothing(data, whole, tmp_path, monkeypatch
     assert checkpoint.find(config.output, "last").step == stop
     train(config)
     assert digests(config.output) == digests(whole)
-    rows = read_metrics(config.output / "metrics.jsonl")
-    assert rows == read_metrics(whole / "metrics.jsonl"), "every step stands in the log once"
+    assert figures(config.output) == figures(whole), "every step stands in the log once"
 
 
 def test_a_finished_run_is_left_alone(data, whole):
@@ -129,8 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_steps_made_again(
     train(config)
     assert "last-00000007: damaged, not used: optimizer.safetensors" in capsys.readouterr().err
     assert digests(config.output) == digests(whole)
-    rows = read_metrics(config.output / "metrics.jsonl")
-    assert rows == read_metrics(whole / "metrics.jsonl"), "a step made again stands there once"
+    assert figures(config.output) == figures(whole), "a step made again stands there once"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_silently_begun_again(data, tmp_path):
@@ -168,7 +166,7 @@ import json, os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from tiny_runs import tiny
+from tiny_runs import figures, tiny
 from volumediff.training.loop import train
 import volumediff.data.augmentation, torchio, matplotlib.figure
 
@@ -242,12 +240,12 @@ def test_kills_at_any_moment_leave_the_weights_bit_identical(data, whole, tmp_pa
     assert digests(output) == digests(reference)
     # saving more often does not change the weights either, with one thread as the children have
     assert not list((output / "checkpoints").glob(".partial-*"))
-    assert read_metrics(output / "metrics.jsonl") == read_metrics(reference / "metrics.jsonl")
+    assert figures(output) == figures(reference)
 
 
 def start(data, output, *words):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from tiny_runs import tiny;"
+        "import sys; sys.path.insert(0, sys.argv[1]); from tiny_runs import figures, tiny;"
         "from volumediff.training.loop import train; train(tiny(*sys.argv[2:]))"
     )
     return subprocess.Popen(

@@ -1,18 +1,21 @@
 """One training step and one pass of inference, cut into named stages, on any tensors.
 
-The stages of a training step are encode, forward, backward, optimizer; those of inference encode,
-denoise, decode. The step is that of `volumediff.training.loop`.
+The stages of training are encode, forward, backward, optimizer, as in `volumediff.training.loop`,
+and those of inference encode, denoise, decode. Where the configuration has whole volumes pass
+through the model in training, such a validation follows the step.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
+from volumediff.memory.tracer import Tracer
 from volumediff.model import Batch, Model
 from volumediff.shapes import Shape
 from volumediff.training.assemble import build_recipe, channels_of
@@ -20,10 +23,117 @@ from volumediff.training.run_config import RunConfig
 from volumediff.training.state import State
 from volumediff.training.task import Compression, Diffusion, Task
 
-__all__ = ["crop_shape", "random_batch", "train_step", "use", "volume_shape", "with_moments"]
+__all__ = [
+    "VALIDATION",
+    "Step",
+    "crop_shape",
+    "inference_step",
+    "random_batch",
+    "train_step",
+    "training_step",
+    "use",
+    "validates",
+    "volume_shape",
+    "with_moments",
+]
 
 Stage = Callable[[str], AbstractContextManager[None]]
 LEVEL = 0.6  # any time will do
+VALIDATION = "validation "  # begins the names of stages that training can do without
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to run again and again.
+
+    Arguments:
+        held: tensors that exist before, during and after it, by category of the tracer
+        run: does it, given what names stages
+    """
+
+    held: Mapping[str, Sequence[Tensor]]
+    run: Callable[[Stage], None]
+
+    def counted(self, tracer: Tracer) -> None:
+        """Makes an active tracer count what is held, and gradients as such."""
+        for category, tensors in self.held.items():
+            tracer.adopt(category, tensors)
+        tracer.follow(p for p in self.held["weights"] if isinstance(p, nn.Parameter))
+
+
+def training_step(
+    config: RunConfig,
+    task: Task,
+    *,
+    device: torch.device | str = "cpu",
+    foreach: bool | None = None,
+    most: int | None = None,
+) -> Step:
+    """A step of training as it is from the second one on.
+
+    Arguments:
+        foreach: whether the optimizer handles all parameters at once; None leaves it to torch,
+            which does so on GPUs
+        most: micro-batches that are run, if not all; the third finds nothing new
+    """
+    optim = config.optim
+    state = State.fresh(task, optim)
+    for optimizer in state.optimizers.values():
+        for group in optimizer.param_groups:
+            group["foreach"] = foreach
+    with_moments(state)
+    count = optim.batch_size // optim.accumulate // (config.processes or 1)
+    sizes = [crop_shape(config)] * optim.accumulate
+    micros = [random_batch(config, task, size, max(count, 1), device=device) for size in sizes]
+
+    def run(stage: Stage) -> None:
+        train_step(state, micros[:most], clip=optim.clip, stage=stage)
+        if validates(config):
+            whole = random_batch(config, task, volume_shape(config), 1, device=device)
+            with _evaluating(task.module):
+                use(task, whole, stage=lambda name: stage(VALIDATION + name))
+
+    states = [s for o in state.optimizers.values() for s in o.state.values()]
+    held = {
+        "weights": [*task.module.parameters()],
+        "optimizer": [*(m for s in states for m in s.values()), *state.ema.tensors.values()],
+        "other": [*task.module.buffers(), *(t for b in micros for t in _tensors(b))],
+    }
+    return Step(held, run)
+
+
+def inference_step(config: RunConfig, task: Task, *, device: torch.device | str = "cpu") -> Step:
+    """A pass of inference over one whole volume."""
+    batch = random_batch(config, task, volume_shape(config), 1, device=device)
+
+    def run(stage: Stage) -> None:
+        with _evaluating(task.module):
+            use(task, batch, stage=stage)
+
+    other = [*task.module.buffers(), *_tensors(batch)]
+    return Step({"weights": [*task.module.parameters()], "other": other}, run)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    given = batch.condition
+    found = (batch.x, batch.image, given.label, given.scalars, given.coordinates)
+    return [t for t in found if t is not None]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    before = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(before)
+
+
+def validates(config: RunConfig) -> bool:
+    """Whether whole volumes pass through the model in training."""
+    wanted = config.validation
+    return bool(wanted.previews) or (wanted.best is not None and config.autoencoder is None)
 
 
 def volume_shape(config: RunConfig) -> Shape:

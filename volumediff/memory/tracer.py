@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from volumediff.memory.host import is_host
 
-__all__ = ["CATEGORIES", "Peak", "Tracer"]
+__all__ = ["CATEGORIES", "OUTSIDE", "Peak", "Tracer"]
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "other")
 OUTSIDE = "outside"  # name of what happens in no stage
