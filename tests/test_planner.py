@@ -74,6 +74,21 @@ def test_predicts_what_a_real_step_holds(name, mode):
 
 @pytest.mark.parametrize(
     "words",
+    [[], ["optim.accumulate=2", "validation.previews=1", "validation.best={volumes: 1}"]],
+    ids=["plain", "accumulated"],
+)
+def test_predicts_the_training_loop_itself(words, tmp_path):
+    data = write_data(tmp_path / "data", cases=4, size=(16, 16, 16))
+    size = ("data.preprocessing.shape=[16,16,16]", "network.widths=[8,16]", "optim.steps=2")
+    config = tiny(data, tmp_path / "run", *size, *words)
+    with Tracer() as tracer:
+        train(config)
+    predicted = trace(config, foreach=False).peak_gb * 1e9
+    assert predicted == pytest.approx(tracer.peak.device, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "words",
     [
         ["memory.checkpoint=true", "memory.dtype=bfloat16"],
         ["optim.accumulate=2", "validation.previews=0", "validation.best=null"],
@@ -108,6 +123,7 @@ def test_stages_of_training_and_of_whole_volumes_within():
         *("encode", "forward", "backward", "optimizer"),
         *("validation encode", "validation denoise", "validation decode"),
     ]
+    assert found.stages["validation denoise"].parts["gradients"] == 0
     bare = trace(small("latent", *BARE, size=16))
     assert list(bare.stages) == ["encode", "forward", "backward", "optimizer"]
     parts = bare.stages["optimizer"].parts
@@ -115,6 +131,15 @@ def test_stages_of_training_and_of_whole_volumes_within():
     assert 0 < trained < parts["weights"]  # the frozen autoencoder has weights and no gradients
     # two moments and the average; torch's step counters come on top
     assert 3 * trained <= parts["optimizer"] < 3.01 * trained
+
+
+def test_kernels_that_this_machine_lacks_are_traced_too():
+    words = ("space=voxel", "network.attention_levels=[1]", *BARE)
+    auto, forced = (
+        trace(small("wavelet", *words, f"network.attention={name}", size=16), mode="infer")
+        for name in ("auto", "xformers")
+    )
+    assert auto == forced
 
 
 def test_policies_are_ordered():

@@ -125,7 +125,7 @@ def test_advice_depends_on_what_there_is(tmp_path, monkeypatch):
     config = tiny(tmp_path, tmp_path, "memory.checkpoint=true")
     has(monkeypatch, 1.0)
     assert "nothing fits, it takes a card with 1.3 GB" in shortage.advice(
-        config, mode="train", device="cpu"
+        config, mode="infer", device="cpu"
     )
     bare = tiny(tmp_path, tmp_path)
     has(monkeypatch, 64.0)
