@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from volumediff.autoencoders import Autoencoder
 from volumediff.errors import UsageError
 from volumediff.memory.estimates import Estimates, estimates
 from volumediff.memory.fake import fake_task
@@ -33,7 +34,6 @@ from volumediff.memory.step import (
 from volumediff.memory.tracer import OUTSIDE, Peak, Tracer
 from volumediff.shapes import Shape
 from volumediff.training.run_config import RunConfig
-from volumediff.training.task import Compression
 
 __all__ = ["Mode", "Plan", "Traced", "at_shape", "fastest", "ladder", "plan", "trace", "words"]
 
@@ -293,9 +293,9 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
 
 
 def _depth(config: RunConfig, shape: Shape) -> int:
-    """Planes along d of what the network sees."""
+    """Planes along d of the largest thing that slabs are cut from."""
     with _explained(), fake_task(config) as task:
-        if isinstance(task, Compression):
+        if any(isinstance(part, Autoencoder) for part in task.module.modules()):
             return shape[0]
         return task.module.space.grid(shape)[0]
 
