@@ -31,7 +31,7 @@ AUTOENCODER = [
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from tiny_runs import figures, tiny
+from tiny_runs import tiny
 from volumediff.errors import DataError, UsageError
 from volumediff.training.loop import train
 

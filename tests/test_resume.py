@@ -91,6 +91,15 @@ def test_a_finished_run_is_left_alone(data, whole):
     assert (digests(whole), (whole / "metrics.jsonl").read_bytes()) == before
 
 
+def test_a_run_goes_on_with_recomputation_and_nothing_changes(data, whole, tmp_path):
+    words = (*WORDS, "memory.checkpoint=false")
+    train(tiny(data, tmp_path / "run", *words, "optim.steps=3"))
+    run = train(tiny(data, tmp_path / "run", *WORDS, "memory.offload=true"))
+    assert digests(run) == digests(whole)
+    with pytest.raises(UsageError, match=r"memory\.slab: null -> 4"):
+        train(tiny(data, run, *WORDS, "memory.slab=4"))
+
+
 def test_more_steps_go_on_from_the_end(data, tmp_path):
     config = tiny(data, tmp_path / "run", "optim.steps=2")
     train(config)
@@ -166,7 +175,7 @@ import json, os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from tiny_runs import figures, tiny
+from tiny_runs import tiny
 from volumediff.training.loop import train
 import volumediff.data.augmentation, torchio, matplotlib.figure
 
@@ -245,7 +254,7 @@ def test_kills_at_any_moment_leave_the_weights_bit_identical(data, whole, tmp_pa
 
 def start(data, output, *words):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from tiny_runs import figures, tiny;"
+        "import sys; sys.path.insert(0, sys.argv[1]); from tiny_runs import tiny;"
         "from volumediff.training.loop import train; train(tiny(*sys.argv[2:]))"
     )
     return subprocess.Popen(
