@@ -22,6 +22,7 @@ __all__ = ["base", "program", "run"]  # fixtures
 
 COMMANDS = {
     "train",
+    "import",
     "check",
     "localize",
     "calibrate",

@@ -15,8 +15,13 @@ PACKAGE = ROOT / "volumediff"
 LAYERS = [
     ["errors", "randomness", "shapes", "tiling", "config", "condition"],
     [
-        "memory.policy",
+        "memory.graph",
         "memory.host",
+        "memory.policy",
+        "memory.slabs",
+        "memory.statistics",
+        "memory.store",
+        "memory.streaming",
         "data",
         "spaces",
         "schedules",
@@ -24,6 +29,7 @@ LAYERS = [
         "networks",
         "autoencoders",
         "metrics",
+        "importers",
     ],
     ["model"],
     ["guidance", "samplers"],
@@ -53,7 +59,10 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "triton",
 }
+# Modules that exist for a heavy package, and are themselves imported only when used.
+LATE_MODULES = {"networks._norm_act_triton", "networks._norm_act_kernels"}
 
 
 def layer(module: str) -> int:
@@ -97,8 +106,13 @@ def test_imports_go_one_way(name, file):
 
 @pytest.mark.parametrize(("name", "file"), modules(), ids=[n for n, _ in modules()])
 def test_heavy_packages_load_only_when_used(name, file):
-    top = {t.split(".")[0] for t in imports(file, top_only=True)}
-    assert not top & LATE, f"{name} imports {top & LATE} at the top"
+    if name.removeprefix("volumediff.") in LATE_MODULES:
+        return
+    top = imports(file, top_only=True)
+    packages = {t.split(".")[0] for t in top}
+    assert not packages & LATE, f"{name} imports {packages & LATE} at the top"
+    late = [t for t in top if any(m in f"{t}." for m in LATE_MODULES)]
+    assert not late, f"{name} imports {late} at the top"
 
 
 def test_every_layer_name_exists():
@@ -133,5 +147,9 @@ def test_nothing_unpickles_or_evaluates(name, file):
             assert not roots & FORBIDDEN, f"{name}: {roots & FORBIDDEN}"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"eval", "exec", "torch.load", "yaml.load", "extractall"}, name
+            assert called not in {"eval", "exec", "yaml.load", "extractall"}, name
+            if called == "torch.load":
+                # Other tools publish nothing else; the user asks for it, and it builds no objects.
+                assert name == "importers._files", name
+                assert "weights_only=True" in ast.unparse(node), name
             assert not any(k.arg in {"allow_pickle", "shell"} for k in node.keywords), name

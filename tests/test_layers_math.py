@@ -1,16 +1,21 @@
 """Layers against float64 formulas written out with plain operations."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from volumediff.networks._layers import (
     Conv,
     Down,
     Linear,
+    Nearest,
     Norm,
     NormAct,
     PlaneConv,
+    Pool,
     ResidualBlock,
     Up,
 )
@@ -112,6 +117,30 @@ def test_norm_act_keeps_only_its_input():
     assert large[0].data_ptr() == x.data_ptr()
 
 
+class Operations(TorchDispatchMode):
+    """Names of the operations inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_norm_act_copies_a_volume_only_where_its_strides_are_odd():
+    module = norm_act("group")
+    plain, odd = (normal(1, 8, 4, 4, 4, dtype=torch.float32) for _ in range(2))
+    odd = odd.as_strided(odd.shape, (7, *odd.stride()[1:]))  # the same volume to the eye
+    with torch.no_grad(), Operations() as seen:
+        y = module(plain)
+    assert not any("clone" in name for name in seen.names)
+    with torch.no_grad(), Operations() as seen:
+        assert torch.equal(module(odd), y)
+    assert any("clone" in name for name in seen.names)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_norm_agrees(kind):
     norm = Norm(8, kind=kind, groups=2)
@@ -125,6 +154,32 @@ def test_groups_divide_and_hold_two_channels(channels, groups):
     # one voxel and one sample: a group of a single number would be normalised to zero
     x = normal(1, channels, 1, 1, 1)
     assert Norm(channels)(x).abs().max() > 0.1
+
+
+def test_groups_may_be_allowed_to_hold_one_channel():
+    for channels, groups, expected in ((29, 29, 29), (87, 29, 29), (64, 32, 32), (10, 4, 2)):
+        assert Norm(channels, groups=groups, least=1).groups == expected
+
+
+@pytest.mark.parametrize("size", [(4, 6, 8), (3, 1, 5)])
+def test_pool_and_nearest_are_means_and_repeats(size):
+    x = normal(1, 2, *size)
+    pooled = Pool()(x)
+    assert pooled.shape[2:] == tuple(-(-n // 2) for n in size)
+    for i, j, k in itertools.product(*(range(n) for n in pooled.shape[2:])):
+        cell = x[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, 2 * k : 2 * k + 2]
+        torch.testing.assert_close(pooled[:, :, i, j, k], cell.mean((2, 3, 4)))
+    y = Nearest()(pooled, x.shape[2:])
+    assert y.shape == x.shape
+    for i, j, k in itertools.product(*(range(n) for n in size)):
+        assert torch.equal(y[..., i, j, k], pooled[..., i // 2, j // 2, k // 2])
+
+
+@pytest.mark.parametrize("resample", [Pool(), Nearest()])
+def test_a_resampling_block_starts_as_its_resampled_shortcut(resample):
+    block = ResidualBlock(4, 4, groups=2, resample=resample).double()
+    x = normal(1, 4, 4, 4, 4)
+    torch.testing.assert_close(block(x), resample(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

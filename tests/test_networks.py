@@ -8,6 +8,7 @@ from volumediff.condition import Condition
 from volumediff.config import available, component
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
+from volumediff.networks.guided import Guided
 from volumediff.networks.pseudo3d import Pseudo3D, inflate
 from volumediff.networks.unet import UNet
 
@@ -240,7 +241,7 @@ def test_inflate_refuses_what_it_cannot_inflate():
 @pytest.mark.parametrize(
     "shape", [(1, 8, 8), (8, 1, 8), (8, 8, 1), (1, 1, 8), (5, 1, 1), (2, 3, 1)]
 )
-@pytest.mark.parametrize("network", [UNet, Pseudo3D])
+@pytest.mark.parametrize("network", [Guided, UNet, Pseudo3D])
 def test_thin_volumes_train_in_bfloat16_and_channels_last(network, shape):
     # Shapes with which torch's own bfloat16 kernels refuse, give wrong gradients, or crash.
     generator = torch.Generator().manual_seed(0)

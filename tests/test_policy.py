@@ -7,6 +7,7 @@ import torch
 
 from volumediff.condition import Condition
 from volumediff.memory.policy import MemoryPolicy, retain_heap
+from volumediff.networks.guided import Guided
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
 
@@ -36,7 +37,7 @@ def step(net, dtype):
     return y.detach(), {n: p.grad.clone() for n, p in net.named_parameters()}, sum(kept.values())
 
 
-@pytest.mark.parametrize("cls", [UNet, Pseudo3D])
+@pytest.mark.parametrize("cls", [Guided, UNet, Pseudo3D])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_checkpointing_changes_memory_and_nothing_else(cls, channels_last):
     plain, saved = network(cls).double(), network(cls).double()

@@ -135,6 +135,17 @@ def test_labels_and_entropy_of_known_memberships(channels, value, h):
     torch.testing.assert_close(found.entropy, torch.full_like(found.entropy, h))
 
 
+@pytest.mark.parametrize(("absent", "code"), [(-1.0, -0.5), (0.0, 0.25), (-3.0, -2.0)])
+def test_memberships_follow_the_code_of_an_absent_label(absent, code):
+    """A voxel a quarter of the way from the code of absence to 1 is a member by a quarter."""
+    inner = Model(Voxel(), Gaussian(SCHEDULE, prediction="x0"), Fixed((code,)))
+    segmenter = Segmenter(DPMSolverPP(3), samples=1)
+    found = segmenter.predict(inner, torch.zeros(1, 1, 4, 4, 4), key=7, absent=absent)
+    torch.testing.assert_close(
+        found.probabilities, torch.full_like(found.probabilities, 0.25), rtol=0, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("name", available_segmenters())
 def test_shipped_segmenters_build(name):
     segmenter = load_segmenter(name, ["samples=2", "sampler.steps=3"])

@@ -42,6 +42,7 @@ FOLDERS = {
     "autoencoder": "volumediff.autoencoders",
     "guidance": "volumediff.guidance",
     "sampler": "volumediff.samplers",
+    "importer": "volumediff.importers",
 }
 # Files that hold all components of a family, named by their class in snake case.
 MODULES = {

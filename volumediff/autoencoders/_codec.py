@@ -43,7 +43,7 @@ def encoder(
             # An axis that keeps its size needs no neighbours here, and slices may have none.
             d, h, w = (k if f > 1 else 1 for k, f in zip((3, 3, 3), factor, strict=True))
             layers.append(Down(widths[level - 1], width, factor=factor, kernel=(d, h, w)))
-        layers += [ResidualBlock(width, width, kernel=kernel, norm=kind) for _ in range(blocks)]
+        layers += _blocks(blocks, width, level, kernel, kind)
     layers += [NormAct(widths[-1], norm=kind), Conv(widths[-1], features, kernel=kernel)]
     return nn.Sequential(*layers)
 
@@ -63,8 +63,18 @@ def decoder(
     layers: list[nn.Module] = [Conv(latent_channels, widths[-1], kernel=kernel)]
     for level in reversed(range(len(widths))):
         width = widths[level]
-        layers += [ResidualBlock(width, width, kernel=kernel, norm=kind) for _ in range(blocks)]
+        layers += _blocks(blocks, width, level, kernel, kind)
         if level:
             layers.append(Up(width, widths[level - 1], factor=strides[level - 1]))
     layers += [NormAct(widths[0], norm=kind), Conv(widths[0], channels, kernel=kernel)]
     return nn.Sequential(*layers)
+
+
+def _blocks(
+    number: int, width: int, level: int, kernel: Shape, norm: NormKind
+) -> list[ResidualBlock]:
+    """The residual blocks of a level."""
+    blocks = [ResidualBlock(width, width, kernel=kernel, norm=norm) for _ in range(number)]
+    for block in blocks:
+        block.level = level
+    return blocks

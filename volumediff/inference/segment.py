@@ -84,6 +84,7 @@ def segment(
                 prepared.x[None].to(trained.device),
                 key=key(seed, "segment", *inputs.values()),
                 labels=recipe.labels,
+                absent=recipe.absent,
                 condition=trained.condition(case.attributes),
             )
         writer = Writer(folder, case.id, trained.preprocessing, prepared.record)

@@ -1,34 +1,50 @@
-r"""How a network is held and run: dtype, memory layout, recomputation. Never what it computes.
+r"""How a network is held and run: dtype, layout, recomputation, slabs, kernels. Never what it is.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
-block again in the backward pass: the same operations on the same numbers, the same gradients.
+block again in the backward pass: the same operations on the same numbers, the same gradients. In
+slabs, whole volumes are stored only where a layer needs them; see `volumediff.memory.streaming`.
 """
 
 import ctypes
 import functools
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from volumediff.autoencoders import Autoencoder
+from volumediff.memory.streaming import stream
 from volumediff.networks._attention import Attention
-from volumediff.networks._layers import ResidualBlock
+from volumediff.networks._base import Network
+from volumediff.networks._layers import NormAct, ResidualBlock
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """Dtype of the activations, layout of the tensors, and whether blocks are recomputed.
+    """How activations are held: dtype, layout, what is recomputed, cut, or kept elsewhere.
+
+    All of it is written down: nothing is chosen by timing at run time, so that a resumed run does
+    what the first session did.
 
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer
         channels_last: weights, and with them activations, in torch.channels_last_3d
-        checkpoint: recompute residual blocks and attention in the backward pass
-        slab: execute the network in slabs of so many planes along d; None in one piece
-        offload: keep what waits between layers in host memory
+        checkpoint: recompute residual blocks and attention in the backward pass; a number does so
+            on that many levels only, finest first
+        slab: run networks and autoencoders in slabs of so many planes along d, exactly, in
+            training and inference; None in one piece
+        offload: keep what waits between layers, and its gradients, in host memory
+        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
+            they pay on a device is measured by `benchmarks/kernels.py`
+
+    Raises:
+        ValueError: no positive number where one is expected, or fused without channels_last
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
@@ -36,44 +52,99 @@ class MemoryPolicy:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
-    checkpoint: bool = False
+    checkpoint: bool | int = False
     slab: int | None = None
     offload: bool = False
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slab is not None and self.slab < 1:
+            raise ValueError(f"expected memory.slab of at least one plane, got {self.slab}.")
+        if self.checkpoint < 0:
+            raise ValueError(f"expected memory.checkpoint >= 0 levels, got {self.checkpoint}.")
+        if self.fused and not self.channels_last:
+            raise ValueError(
+                "fused normalisation works on channels-last tensors: set channels_last to true, "
+                "or fused to false"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype to cast the network's input to."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
-    def apply(self, network: nn.Module) -> None:
-        """Puts the policy into effect on the network, whatever policy it had before.
+    @property
+    def streams(self) -> bool:
+        """Whether networks run through the executor of `volumediff.memory.streaming`."""
+        return self.slab is not None or self.offload
+
+    @property
+    def levels(self) -> int:
+        """On how many levels blocks are recomputed."""
+        return sys.maxsize if self.checkpoint is True else int(self.checkpoint)
+
+    def apply(self, model: nn.Module) -> None:
+        """Puts the policy into effect on all networks in the module, whatever policy they had.
 
         Names and values of the weights stay. The layout follows the weights: a convolution with
         channels-last weights gives a channels-last output for any input.
         """
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
-        for parameter in network.parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
-        for module in network.modules():
+        for module in model.modules():
+            if isinstance(module, NormAct):
+                module.fused = self.fused
             if isinstance(module, ResidualBlock | Attention):
-                # An attribute of the instance shadows the method of the class.
-                module.__dict__.pop("forward", None)
-                if self.checkpoint:
-                    module.forward = _Recomputed(module)
+                again = not self.streams and module.level < self.levels
+                _replace(module, "forward", _recomputed if again else None)
+        for module, method in _whole_passes(model):
+            _replace(module, method, self._streamed if self.streams else None)
+
+    def _streamed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return stream(
+            function,
+            *arguments,
+            slab=self.slab,
+            offload=self.offload,
+            checkpoint=self.levels,
+        )
 
 
-class _Recomputed:
-    """The forward method of a module under non-reentrant checkpointing."""
+def _whole_passes(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Methods that map volumes to volumes from end to end."""
+    for module in model.modules():
+        if isinstance(module, Network):
+            yield module, "body"
+        elif isinstance(module, Autoencoder):
+            yield module.codec["encoder"], "forward"
+            yield module.codec["decoder"], "forward"
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        functools.update_wrapper(self, type(module).forward)
 
-    def __call__(self, *args: object) -> torch.Tensor:
-        method = functools.partial(type(self.module).forward, self.module)
-        # Blocks draw no random numbers, so no generator state has to be kept.
-        return checkpoint(method, *args, use_reentrant=False, preserve_rng_state=False)
+def _replace(module: nn.Module, method: str, how: Callable[..., Tensor] | None) -> None:
+    """Runs a method as `how` says, or as the class has it."""
+    # An attribute of the instance shadows the method of the class.
+    module.__dict__.pop(method, None)
+    if how is not None:
+        setattr(module, method, _Replaced(module, method, how))
+
+
+def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Non-reentrant checkpointing; blocks draw no random numbers, no generator has to be kept."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+class _Replaced:
+    """A method of a module that is run in another way."""
+
+    def __init__(self, module: nn.Module, method: str, how: Callable[..., Tensor]) -> None:
+        self.module, self.method, self.how = module, method, how
+        functools.update_wrapper(self, getattr(type(module), method))
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        function = functools.partial(getattr(type(self.module), self.method), self.module)
+        return self.how(function, *arguments)
 
 
 def retain_heap() -> bool:

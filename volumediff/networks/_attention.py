@@ -129,6 +129,7 @@ class Attention(nn.Module):
         head_size: int = 32,
     ) -> None:
         super().__init__()
+        self.level = 0  # see `ResidualBlock`
         self.plane = plane
         self.global_axes = "hw" if plane else "dhw"
         self.backend = backend

@@ -27,6 +27,7 @@ class Network(nn.Module, ABC):
         scalars: number of scalar conditions
         coordinates: whether the position of each voxel in the full volume is an input
         frequencies: Fourier features of the time
+        width: length of the embedding; None for four times the features
     """
 
     def __init__(
@@ -39,13 +40,14 @@ class Network(nn.Module, ABC):
         scalars: int = 0,
         coordinates: bool = False,
         frequencies: int = 64,
+        width: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.image_channels = image_channels
         self.coordinates = coordinates
-        self.embedding = Embedding(frequencies, classes=classes, scalars=scalars)
+        self.embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
 
     @property
     def input_channels(self) -> int:

@@ -39,12 +39,15 @@ class Embedding(nn.Module):
         frequencies: even number of Fourier features of t
         classes: number of classes; the table has one entry more, the null class, index `classes`
         scalars: number of standardised scalars
+        width: length of e; None for four times the features
     """
 
-    def __init__(self, frequencies: int, *, classes: int = 0, scalars: int = 0) -> None:
+    def __init__(
+        self, frequencies: int, *, classes: int = 0, scalars: int = 0, width: int | None = None
+    ) -> None:
         super().__init__()
         self.frequencies = 2 * max(1, frequencies // 2)
-        self.width = 4 * self.frequencies
+        self.width = width or 4 * self.frequencies
         self.classes = classes
         self.scalars = scalars
         self.time = nn.ModuleList(

@@ -106,11 +106,13 @@ class Hourglass(nn.Module):
                 groups=groups,
                 conv=conv,
             )
+            block.level = level
             attention = None
             if level in attention_levels:
                 attention = Attention(
                     width, norm=norm, groups=groups, backend=backend, plane=plane
                 )
+                attention.level = level
             return Stage(block, attention)
 
         last = levels[-1]

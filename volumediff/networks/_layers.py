@@ -35,10 +35,12 @@ __all__ = [
     "Conv",
     "Down",
     "Linear",
+    "Nearest",
     "Norm",
     "NormAct",
     "NormKind",
     "PlaneConv",
+    "Pool",
     "ResidualBlock",
     "Triple",
     "Up",
@@ -203,7 +205,8 @@ class Norm(nn.Module):
         channels: number of channels
         kind: what is normalised together
         groups: number of channel groups, reduced to a divisor of `channels` that leaves at least
-            two channels per group; voxel normalisation always takes all channels together
+            `least` channels per group; voxel normalisation always takes all channels together
+        least: fewest channels of a group; a single one forgets what is added to its channel
 
     References:
         Wu, He (2018), Group Normalization, arXiv:1803.08494
@@ -211,11 +214,13 @@ class Norm(nn.Module):
 
     halo = (0, 0, 0)
 
-    def __init__(self, channels: int, *, kind: NormKind = "group", groups: int = 32) -> None:
+    def __init__(
+        self, channels: int, *, kind: NormKind = "group", groups: int = 32, least: int = 2
+    ) -> None:
         super().__init__()
         self.kind = kind
         # gcd keeps a divisor; a group of one channel and one voxel would be normalised to zero.
-        self.groups = 1 if kind == "voxel" else math.gcd(groups, max(1, channels // 2))
+        self.groups = 1 if kind == "voxel" else math.gcd(groups, max(1, channels // least))
         if channels % self.groups:
             self.groups = math.gcd(self.groups, channels)
         self.global_axes = {"group": "dhw", "slice": "hw", "voxel": ""}[kind]
@@ -238,16 +243,21 @@ class Norm(nn.Module):
 class NormAct(nn.Module):
     """silu(norm(x) (1 + s) + b), with FiLM coefficients (s, b) per sample and channel.
 
+    `fused` says whether Triton kernels compute it; a `MemoryPolicy` sets it.
+
     References:
         Perez et al. (2018), FiLM, arXiv:1709.07871
     """
 
     halo = (0, 0, 0)
 
-    def __init__(self, channels: int, *, norm: NormKind = "group", groups: int = 32) -> None:
+    def __init__(
+        self, channels: int, *, norm: NormKind = "group", groups: int = 32, least: int = 2
+    ) -> None:
         super().__init__()
-        self.norm = Norm(channels, kind=norm, groups=groups)
+        self.norm = Norm(channels, kind=norm, groups=groups, least=least)
         self.global_axes = self.norm.global_axes
+        self.fused = False
 
     def forward(
         self, x: Float[Tensor, "b c d h w"], film: Float[Tensor, "b 2*c"] | None = None
@@ -260,7 +270,8 @@ class NormAct(nn.Module):
         if film is not None:
             gain, offset = film.to(dtype).chunk(2, dim=1)
             scale, shift = scale * (1 + gain), torch.addcmul(offset, shift, 1 + gain)
-        return norm_act(x, scale, shift, kind=norm.kind, groups=norm.groups, eps=norm.eps)
+        named = {"kind": norm.kind, "groups": norm.groups, "eps": norm.eps}
+        return norm_act(x, scale, shift, **named, fused=self.fused)
 
 
 class ResidualBlock(nn.Module):
@@ -271,8 +282,9 @@ class ResidualBlock(nn.Module):
         embedding: length of the embedding vector; 0 for a block without conditioning
         mode: `film` scales and shifts the second normalisation, `additive` adds to its input
         kernel: of the convolutions, per axis
-        norm, groups: see `Norm`
+        norm, groups, least: see `Norm`
         conv: the convolution, `Conv` or `PlaneConv`
+        resample: `Pool` or `Nearest` before the first convolution and the shortcut, or None
     """
 
     def __init__(
@@ -285,13 +297,17 @@ class ResidualBlock(nn.Module):
         kernel: Triple = (3, 3, 3),
         norm: NormKind = "group",
         groups: int = 32,
+        least: int = 2,
         conv: Callable[..., nn.Module] = Conv,
+        resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.level = 0  # of the network that it is part of, whose builder sets it; 0 is finest
         self.mode = mode
-        self.act1 = NormAct(in_channels, norm=norm, groups=groups)
+        self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least)
+        self.resample = resample
         self.conv1 = conv(in_channels, out_channels, kernel=kernel)
-        self.act2 = NormAct(out_channels, norm=norm, groups=groups)
+        self.act2 = NormAct(out_channels, norm=norm, groups=groups, least=least)
         self.conv2 = conv(out_channels, out_channels, kernel=kernel, zero=True)
         self.halo = tuple(a + b for a, b in zip(self.conv1.halo, self.conv2.halo, strict=True))
         self.global_axes = self.act1.global_axes
@@ -305,18 +321,70 @@ class ResidualBlock(nn.Module):
             self.shortcut = Conv(in_channels, out_channels, kernel=(1, 1, 1))
 
     def forward(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"] | None = None
-    ) -> Float[Tensor, "b o d h w"]:
-        h = self.conv1(self.act1(x))
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"] | None = None,
+        size: tuple[int, ...] | None = None,
+    ) -> Float[Tensor, "b o d2 h2 w2"]:
+        """The block; `size` is that of the output, for a block that enlarges."""
+        h = self.act1(x)
+        if self.resample is not None:
+            h = self.resample(h, size)
+        # In place: no operation needs the result of a convolution in its backward pass.
+        h = self.conv1(h)
         film = None
         if self.project is not None:
             film = self.project(e)
             if self.mode == "additive":
-                h = h + film.to(h.dtype)[:, :, None, None, None]
+                h.add_(film.to(h.dtype)[:, :, None, None, None])
                 film = None
-        h = self.conv2(self.act2(h, film))
-        # In place: no operation needs the result of a convolution in its backward pass.
+        h = self.act2(h, film)
+        h = self.conv2(h)
+        # Only now, so that an enlarged x is not held meanwhile.
+        if self.resample is not None:
+            x = self.resample(x, size)
         return h.add_(x if self.shortcut is None else self.shortcut(x))
+
+
+class Pool(nn.Module):
+    """Mean over cells of 2 x 2 x 2 voxels, cut off at the end of an odd axis: ceil(size / 2)."""
+
+    halo = (0, 0, 0)
+    global_axes = ""
+
+    def forward(
+        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        """The means; `size` follows from x and is there for the sake of `Nearest`."""
+        d, h, w = (min(2, n) for n in x.shape[2:])
+        # torch 2.13 has no bfloat16 kernel for it on the CPU.
+        narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        wide = x.to(torch.float32) if narrow else x
+        return F.avg_pool3d(wide, (d, h, w), (d, h, w), ceil_mode=True).to(x.dtype)
+
+
+class Nearest(nn.Module):
+    """Nearest neighbour: output voxel i is input voxel i // factor.
+
+    Arguments:
+        factor: per axis
+    """
+
+    halo = (0, 0, 0)
+    global_axes = ""
+
+    def __init__(self, factor: Triple = (2, 2, 2)) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(
+        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        """Upsamples; `size` is at most factor times the size of x, and by default just that."""
+        y = F.interpolate(x, scale_factor=[float(f) for f in self.factor])
+        if size is None:
+            return y
+        return y[:, :, : size[0], : size[1], : size[2]]
 
 
 class Down(nn.Module):
@@ -371,14 +439,11 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, factor: Triple = (2, 2, 2)) -> None:
         super().__init__()
-        self.factor = factor
         self.conv = Conv(in_channels, out_channels, kernel=(1, 1, 1))
+        self.nearest = Nearest(factor)
 
     def forward(
         self, x: Float[Tensor, "b i d h w"], size: tuple[int, ...] | None = None
     ) -> Float[Tensor, "b o d2 h2 w2"]:
-        """Upsamples; `size` is at most factor times the size of x, and by default just that."""
-        y = F.interpolate(self.conv(x), scale_factor=[float(f) for f in self.factor])
-        if size is None:
-            return y
-        return y[:, :, : size[0], : size[1], : size[2]]
+        """Upsamples; see `Nearest` for the size."""
+        return self.nearest(self.conv(x), size)

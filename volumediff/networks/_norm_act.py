@@ -9,17 +9,24 @@ together,
           \left(s g - \langle s g \rangle - \hat x\, \langle s g \hat x \rangle\right)
 
 For a group norm the means follow from the gradients of s and b, which are sums over voxels.
+
+This eager form is the reference. `_norm_act_triton` computes the same, to rounding, in fewer
+passes over memory, where a caller asks for it. Nothing here measures and chooses by itself: a
+choice by timing may differ between two sessions of one run, and a resumed run would lose its bits.
 """
 
+import importlib.util
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-__all__ = ["NormKind", "as_images", "as_stack", "norm_act"]
+__all__ = ["NormKind", "as_images", "as_stack", "fused_refusal", "norm_act"]
 
 NormKind = Literal["group", "slice", "voxel"]
 """What is normalised together: see `volumediff.networks._layers.Norm`."""
@@ -33,6 +40,7 @@ def norm_act(
     kind: NormKind,
     groups: int,
     eps: float,
+    fused: bool = False,
 ) -> Float[Tensor, "b c d h w"]:
     """silu(scale * normalised x + shift).
 
@@ -40,17 +48,54 @@ def norm_act(
         scale, shift: per sample and channel, in float32 or float64
         kind: what is normalised together
         groups: channel groups of the statistics; `voxel` takes all channels together
+        fused: on a GPU, through the Triton kernels; they copy x where its channels are not last
+
+    Raises:
+        ValueError: x is on a GPU and the fused kernels cannot take it
     """
     if has_torch_function_unary(x):
-        named = {"kind": kind, "groups": groups, "eps": eps}
+        named = {"kind": kind, "groups": groups, "eps": eps, "fused": fused}
         return handle_torch_function(norm_act, (x,), x, scale, shift, **named)
+    apply = _fused(x) if fused else _NormAct.apply
     if kind == "voxel":
-        return _NormAct.apply(x, scale, shift, None, eps)
+        return apply(x, scale, shift, None, eps)
     if kind == "group":
-        return _NormAct.apply(x, scale, shift, groups, eps)
+        return apply(x, scale, shift, groups, eps)
     slices = x.shape[2]
     scale, shift = (v.repeat_interleave(slices, dim=0) for v in (scale, shift))
-    return as_stack(_NormAct.apply(as_images(x), scale, shift, groups, eps), slices)
+    return as_stack(apply(as_images(x), scale, shift, groups, eps), slices)
+
+
+def fused_refusal(x: Tensor) -> str:
+    """Why the fused kernels cannot take x, or an empty string."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "its kernels take float32, bfloat16 and float16"
+    from volumediff.networks._norm_act_triton import INTERPRETED
+
+    if x.device.type != "cuda" and not INTERPRETED:
+        return "its kernels need a GPU"
+    return ""
+
+
+def _fused(x: Tensor) -> Callable[..., Tensor]:
+    """The fused function, or the reference where there are no data or no GPU."""
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or torch.compiler.is_compiling():
+        return _NormAct.apply
+    reason = fused_refusal(x)
+    # What was trained on a GPU must run on a CPU as well.
+    if reason and x.device.type == "cpu":
+        return _NormAct.apply
+    if reason:
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"fused normalisation cannot run on {x.device.type} with {dtype}: {reason}; "
+            "set 'fused' to false"
+        )
+    from volumediff.networks._norm_act_triton import FusedNormAct
+
+    return FusedNormAct.apply
 
 
 def as_images(x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b*d c h w"]:
@@ -79,11 +124,15 @@ def _normalised(
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     if not x.is_contiguous(memory_format=layout):
         x = x.contiguous()
-        if 1 in x.shape:
+        if x.stride() != _plain_strides(x.shape):
             # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
             x = x.clone(memory_format=torch.contiguous_format)
     voxels = x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
+
+
+def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _column(value: Float[Tensor, "b c"], like: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 r"""Label diffusion: samples of p(m | x), m one channel per label coded ±1, x the encoded image.
 
-    m_i ~ p(m | x),  y_i = clip((m_i + 1) / 2, 0, 1),
+    m_i ~ p(m | x),  y_i = clip((m_i - a) / (1 - a), 0, 1),
     p_l = mean_i y_{i,l},   v_l = mean_i (y_{i,l} - p_l)²,   h = -Σ_l p_l log p_l,
 
-with the background p_0 = 1 - Σ_l p_l and, where overlapping labels sum to more than one, the p_l
-scaled to sum to one in h. Samples are streamed (Welford, 1962): memory does not grow with their
+with a the code of an absent label (-1 unless the recipe says otherwise), the background
+p_0 = 1 - Σ_l p_l and, where overlapping labels sum to more than one, the p_l scaled to sum to one
+in h. Samples are streamed (Welford, 1962): memory does not grow with their
 number. For samples that are ±1 throughout, v_l = p_l (1 - p_l).
 
 References:
@@ -102,6 +103,7 @@ class Segmenter:
         *,
         key: int,
         labels: tuple[int, ...] = (1,),
+        absent: float = -1.0,
         condition: Condition = Condition(),  # noqa: B008 (frozen and empty)
     ) -> Segmentation:
         """Segments one volume.
@@ -111,6 +113,7 @@ class Segmenter:
             x: the image, as preprocessed for training
             key: of all noise; sample i depends on (key, i) alone
             labels: label values of the model's channels, in order
+            absent: code of a voxel without the label
             condition: what else the denoiser is told; its image is replaced by x
         """
         shape = (len(labels), *x.shape[2:])
@@ -119,7 +122,7 @@ class Segmenter:
         for start in range(0, self.samples, self.batch):
             numbers = range(start, min(start + self.batch, self.samples))
             keys = [randomness.key(key, "sample", i) for i in numbers]
-            y = self._memberships(model, image, keys, shape, condition)
+            y = self._memberships(model, image, keys, shape, condition, absent)
             moments.update(y)
             if self.keep:
                 kept.append(y)
@@ -143,6 +146,7 @@ class Segmenter:
         keys: list[int],
         shape: tuple[int, ...],
         condition: Condition,
+        absent: float,
     ) -> Float[Tensor, "n l d h w"]:
         """Samples as numbers in [0, 1]."""
         n = len(keys)
@@ -158,4 +162,4 @@ class Segmenter:
             noise=noise,
         )
         m = model.decode(z, (shape[1], shape[2], shape[3]))
-        return ((m + 1) / 2).clamp(0, 1)
+        return ((m - absent) / (1 - absent)).clamp(0, 1)

@@ -6,7 +6,6 @@ space, classes and conditions from the recipe. Building needs no data and works 
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ import torch
 from volumediff.autoencoders import Autoencoder
 from volumediff.config import build, component, config_path
 from volumediff.errors import DataError, UsageError
-from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.spaces import StateSpace
@@ -27,9 +25,6 @@ from volumediff.training.run_config import RunConfig, load_run_config, saved_con
 from volumediff.training.task import Compression, Diffusion, Task
 
 __all__ = ["build_recipe", "build_task", "channels_of", "keep_autoencoder", "load_run"]
-
-# An autoencoder, the policy that it was trained with, and the SHA-256 of its weights.
-Encoder = tuple[Autoencoder, MemoryPolicy, str]
 
 
 def load_run(
@@ -101,12 +96,8 @@ def build_task(config: RunConfig, *, run: Path | None = None) -> Task:
 
 def _diffusion(config: RunConfig, run: Path | None) -> Task:
     recipe, c = build_recipe(config), channels_of(config)
-    encoders: list[Encoder] = []
+    encoders: list[tuple[Autoencoder, str]] = []
     space = _space(config.space, run, "space", encoders)
-    for autoencoder, own, _ in encoders:
-        # Dtype and layout are those of its training; how it is executed belongs to this run.
-        memory = replace(own, slab=config.memory.slab, offload=config.memory.offload)
-        memory.apply(autoencoder)
     try:
         k = space.channels(recipe.channels(c))
         image = recipe.image_channels(c)
@@ -122,25 +113,25 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         classes=recipe.classes,
         scalars=len(recipe.scalars),
     )
-    config.memory.apply(network)
     kernel = build("kernel", config.kernel)
     model = Model(space, kernel, network, dtype=config.memory.torch_dtype)
-    return Diffusion(model, digest=encoders[0][2] if encoders else "")
+    config.memory.apply(model)
+    return Diffusion(model, digest=encoders[0][1] if encoders else "")
 
 
 def _space(
     spec: str | Mapping[str, Any] | None,
     run: Path | None,
     where: str,
-    encoders: list[Encoder],
+    encoders: list[tuple[Autoencoder, str]],
 ) -> StateSpace:
     """The space of a specification, with the autoencoder of a run in place of its path."""
     parts = {"name": spec} if isinstance(spec, str) else dict(spec or {})
     takes = inspect.signature(component("space", str(parts.get("name")))).parameters
     derived: dict[str, Any] = {}
     if "autoencoder" in takes:
-        autoencoder, own, digest = _encoder(str(parts.pop("autoencoder", "")), run, where)
-        encoders.append((autoencoder, own, digest))
+        autoencoder, digest = _encoder(str(parts.pop("autoencoder", "")), run, where)
+        encoders.append((autoencoder, digest))
         derived |= {"autoencoder": autoencoder, "digest": digest}
     if "inner" in takes:
         derived["inner"] = _space(parts.pop("inner", None), run, f"{where}.inner", encoders)
@@ -182,8 +173,8 @@ def keep_autoencoder(config: RunConfig, run: Path) -> None:
     )
 
 
-def _encoder(path: str, run: Path | None, where: str) -> Encoder:
-    """The autoencoder that a latent space asks for."""
+def _encoder(path: str, run: Path | None, where: str) -> tuple[Autoencoder, str]:
+    """The autoencoder that a latent space asks for, and the SHA-256 of its weights."""
     if not path:
         raise UsageError(f"{where}.autoencoder: expected the folder of an autoencoder's run.")
     folder = None if run is None else run / "autoencoder"
@@ -192,23 +183,23 @@ def _encoder(path: str, run: Path | None, where: str) -> Encoder:
             verify(folder)
         except Damaged as error:
             raise DataError(f"{folder}: damaged: {error}; restore it from a backup.") from None
-        autoencoder, memory = _compression(saved_config(folder))
+        autoencoder = _compression(saved_config(folder))
         file = folder / "weights.safetensors"
         autoencoder.load_state_dict(safetensors.torch.load_file(file))
-        return autoencoder, memory, sha256(file)
+        return autoencoder, sha256(file)
     if (Path(path) / "config.yaml").is_file():
-        return *_compression(saved_config(Path(path))), ""
+        return _compression(saved_config(Path(path))), ""
     try:
         shipped = config_path("autoencoders", path if path.endswith(".yaml") else Path(path).name)
     except UsageError:
         raise UsageError(
             f"{where}.autoencoder = {path}: no such run and no shipped configuration of this name."
         ) from None
-    return *_compression(load_run_config(shipped)), ""
+    return _compression(load_run_config(shipped)), ""
 
 
-def _compression(config: RunConfig) -> tuple[Autoencoder, MemoryPolicy]:
+def _compression(config: RunConfig) -> Autoencoder:
     task = build_task(config)
     if not isinstance(task, Compression):
         raise UsageError(f"{config.output}: trains a diffusion model, expected an autoencoder.")
-    return task.autoencoder, config.memory
+    return task.autoencoder

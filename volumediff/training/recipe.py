@@ -193,6 +193,7 @@ class LabelDiffusion(Recipe):
     Arguments:
         labels: label values that get a channel each; the background is where none is +1
         scalars: attributes that condition the model
+        absent: code of a voxel without the label, below 1, which is the code of one with it
 
     References:
         Amit et al. (2021), SegDiff, arXiv:2112.00390
@@ -200,6 +201,7 @@ class LabelDiffusion(Recipe):
 
     labels: tuple[int, ...] = (1,)
     scalars: tuple[str, ...] = ()
+    absent: float = -1.0
 
     atlas = False
     needs_labels = True
@@ -214,6 +216,8 @@ class LabelDiffusion(Recipe):
                 "expected labels that differ, each in 1..255 (the background has no channel of "
                 f"its own), got {list(self.labels)}."
             )
+        if not self.absent < 1:
+            raise ValueError(f"expected absent below 1, got {self.absent}.")
 
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True
@@ -236,7 +240,7 @@ class LabelDiffusion(Recipe):
         if label is None:
             raise DataError("label diffusion needs a label map for every volume.")
         masks = torch.cat([(label == value).to(x.dtype) for value in self.labels])
-        return Target(2 * masks - 1, x)
+        return Target((1 - self.absent) * masks + self.absent, x)
 
 
 def _word(value: str | float | None) -> str:

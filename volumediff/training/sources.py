@@ -136,7 +136,8 @@ def _kept_split(run: Path, cases: Sequence[Case], report: Callable[[str], None])
     Raises:
         UsageError: a case of the split is gone
     """
-    if not any((run / "checkpoints").glob("last-*")):
+    # An imported run has weights, and no step of training that would have had a split.
+    if all(path.name == "last-00000000" for path in (run / "checkpoints").glob("last-*")):
         return None
     split = Split.load(run / "splits.json")
     parts = (split.train, split.validation, split.calibration, split.test)

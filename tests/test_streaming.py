@@ -1,0 +1,330 @@
+"""Slabs change what is in memory and nothing else."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from volumediff.autoencoders.kl import KL
+from volumediff.condition import Condition
+from volumediff.memory import slabs
+from volumediff.memory.graph import record
+from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.statistics import Moments
+from volumediff.memory.streaming import stream
+from volumediff.memory.tracer import Tracer
+from volumediff.networks._layers import Conv, NormAct, PlaneConv, ResidualBlock, conv, whole
+from volumediff.networks.pseudo3d import Pseudo3D
+from volumediff.networks.unet import UNet
+
+SIZE = (9, 8, 6)
+ALL = 99
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def filled(module):
+    """No weight is zero, so that nothing can be left out unnoticed."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.double()
+
+
+def unet(norm="group", embedding="film"):
+    arguments = {"widths": (8, 16), "blocks": 2, "attention_levels": (1,)}
+    return filled(UNet(2, 2, norm=norm, embedding=embedding, **arguments))
+
+
+def pseudo3d(norm="group"):
+    return filled(Pseudo3D(2, 2, widths=(8, 16), blocks=1, attention_levels=(1,), norm=norm))
+
+
+NETWORKS = {
+    "unet": unet,
+    "unet-additive": lambda: unet(embedding="additive"),
+    "unet-voxel": lambda: unet("voxel"),
+    "pseudo3d": pseudo3d,
+    "pseudo3d-voxel": lambda: pseudo3d("voxel"),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def plain(request):
+    """A network, its input, and what it gives in one piece: output and gradients."""
+    network = NETWORKS[request.param]()
+    x = draw(2, 2, *SIZE).requires_grad_()
+    e = draw(2, network.embedding.width, seed=1).requires_grad_()
+    y = network.body(x, e)
+    g = draw(*y.shape, seed=2)
+    given = [x, e, *network.hourglass.parameters()]
+    return network, x, e, g, y.detach(), torch.autograd.grad(y, given, g)
+
+
+def close(found, expected, bound):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=bound * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("slab", [None, 1, 2, 5, 100])
+def test_inference_is_exact(plain, slab, offload):
+    network, x, e, _, y, _ = plain
+    with torch.no_grad():
+        close([stream(network.body, x, e, slab=slab, offload=offload)], [y], 1e-12)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("checkpoint", [0, 1, ALL])
+@pytest.mark.parametrize("slab", [None, 2, 5])
+def test_gradients_are_exact(plain, slab, checkpoint, offload):
+    network, x, e, g, y, gradients = plain
+    found = stream(network.body, x, e, slab=slab, offload=offload, checkpoint=checkpoint)
+    close([found], [y], 1e-12)
+    given = [x, e, *network.hourglass.parameters()]
+    close(torch.autograd.grad(found, given, g), gradients, 1e-10)
+
+
+def test_float32_stays_within_rounding(plain):
+    network, x, e, g, y, gradients = plain
+    network = copy.deepcopy(network).float()
+    x, e = x.detach().float().requires_grad_(), e.detach().float().requires_grad_()
+    found = stream(network.body, x, e, slab=2, checkpoint=ALL)
+    close([found.double()], [y], 1e-5)
+    given = [x, e, *network.hourglass.parameters()]
+    close([t.double() for t in torch.autograd.grad(found, given, g.float())], gradients, 1e-4)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("slab", [None, 1, 3])
+def test_autoencoders_are_exact(part, slab):
+    autoencoder = filled(KL(1, widths=(8, 16), strides=((2, 2, 2),), blocks=1))
+    module = autoencoder.codec[part]
+    x = draw(1, 1 if part == "encoder" else 4, 10, 6, 8).requires_grad_()
+    y = module(x)
+    g = draw(*y.shape, seed=1)
+    given = [x, *module.parameters()]
+    expected = torch.autograd.grad(y, given, g)
+    found = stream(type(module).forward.__get__(module), x, slab=slab, checkpoint=ALL)
+    close([found], [y.detach()], 1e-12)
+    close(torch.autograd.grad(found, given, g), expected, 1e-10)
+
+
+def test_bfloat16_is_as_near_as_one_piece():
+    network = unet().float()
+    x, e = draw(1, 2, 12, 10, 8).float(), draw(1, network.embedding.width, seed=1).float()
+    with torch.no_grad():
+        exact = network.body(x, e)
+        whole_error = (network.body(x.bfloat16(), e).float() - exact).norm()
+        slab_error = (stream(network.body, x.bfloat16(), e, slab=3).float() - exact).norm()
+    assert 0 < slab_error < 1.2 * whole_error
+
+
+def steps(policy, seed=0):
+    """Losses of twenty steps of Adam."""
+    torch.manual_seed(seed)
+    network = UNet(1, 1, widths=(8, 16), blocks=1, attention_levels=(1,))
+    policy.apply(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    x = draw(1, 1, 8, 8, 8).float()
+    losses = []
+    for k in range(20):
+        z = x + draw(*x.shape, seed=k).float()
+        loss = (network(z, torch.tensor([0.5])) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        MemoryPolicy(checkpoint=True),
+        MemoryPolicy(checkpoint=1, channels_last=True),
+        MemoryPolicy(slab=3),
+        MemoryPolicy(slab=3, checkpoint=True, channels_last=True),
+        MemoryPolicy(offload=True, checkpoint=1),
+        MemoryPolicy(slab=2, offload=True, checkpoint=True),
+    ],
+    ids=str,
+)
+def test_loss_curves_are_those_of_the_plain_run(policy):
+    reference = steps(MemoryPolicy())
+    assert reference[-1] < 0.9 * reference[0]
+    torch.testing.assert_close(steps(policy), reference, rtol=1e-5, atol=1e-5)
+
+
+def held(policy, *, training):
+    """Peak of live bytes, on the device and in host memory."""
+    network = UNet(1, 1, widths=(16, 16), blocks=2)
+    policy.apply(network)
+    x, t = draw(1, 1, 48, 24, 24).float(), torch.tensor([0.5])
+    with torch.set_grad_enabled(training), Tracer() as tracer:
+        y = network(x, t)
+        if training:
+            y.square().mean().backward()
+    return tracer.peak.device, tracer.peak.host
+
+
+def test_slabs_need_a_fraction_of_the_memory():
+    one_tensor = 16 * 48 * 24 * 24 * 4
+    whole_run, _ = held(MemoryPolicy(), training=False)
+    cut, nothing = held(MemoryPolicy(slab=4), training=False)
+    away, waiting = held(MemoryPolicy(slab=4, offload=True), training=False)
+    assert nothing == 0
+    assert cut < 0.75 * whole_run
+    assert away < 1.5 * one_tensor < waiting
+    trained, _ = held(MemoryPolicy(checkpoint=True), training=True)
+    cut, _ = held(MemoryPolicy(slab=4, checkpoint=True), training=True)
+    away, waiting = held(MemoryPolicy(slab=4, checkpoint=True, offload=True), training=True)
+    assert cut < min(12 * one_tensor, trained)
+    assert away < 2.5 * one_tensor < waiting
+
+
+CUTS = {
+    "conv": (slabs.Convolution((1, 1, 1), (1, 1, 1), (draw(3, 2, 3, 3, 3), draw(3))), 9),
+    "strided": (slabs.Convolution((2, 2, 2), (1, 1, 1), (draw(3, 2, 3, 3, 3),)), 5),
+    "unpadded": (slabs.Convolution((2, 2, 2), (0, 0, 0), (draw(3, 2, 3, 3, 3),)), 4),
+    "pointwise kernel": (slabs.Convolution((1, 1, 1), (0, 0, 0), (draw(3, 2, 1, 1, 1),)), 9),
+    "wide": (slabs.Convolution((1, 1, 1), (2, 0, 0), (draw(3, 2, 5, 1, 1),)), 9),
+    "nearest": (slabs.Nearest((2, 2, 1)), 18),
+    "nearest in planes": (slabs.Nearest((1, 2, 2)), 9),
+    "average": (slabs.Average((2, 2, 2)), 4),
+    "pad": (slabs.Pad((3, 1, 0), 9), 12),
+    "crop": (slabs.Crop(5, 4), 7),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@torch.no_grad()
+def test_every_operation_gives_its_planes(name, size):
+    operation, depth = CUTS[name]
+    x = draw(1, 2, *SIZE)
+    expected = {
+        "conv": lambda: F.conv3d(x, *operation.small, padding=1),
+        "strided": lambda: F.conv3d(x, *operation.small, stride=2, padding=1),
+        "unpadded": lambda: F.conv3d(x, *operation.small, stride=2),
+        "pointwise kernel": lambda: F.conv3d(x, *operation.small),
+        "wide": lambda: F.conv3d(x, *operation.small, padding=(2, 0, 0)),
+        "nearest": lambda: F.interpolate(x, scale_factor=[2.0, 2.0, 1.0]),
+        "nearest in planes": lambda: F.interpolate(x, scale_factor=[1.0, 2.0, 2.0]),
+        "average": lambda: F.avg_pool3d(x, 2),
+        "pad": lambda: F.pad(x, (0, 0, 0, 1, 0, 3)),
+        "crop": lambda: x[:, :, :7, :5, :4],
+    }[name]()
+    assert expected.shape[2] == depth
+    for lo in range(0, depth, size):
+        wanted = (lo, min(lo + size, depth))
+        ((first, last),) = operation.needs(wanted, [SIZE[0]])
+        found = operation(wanted, [x[:, :, first:last]], operation.small)
+        torch.testing.assert_close(found, expected[:, :, slice(*wanted)], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-4)])
+def test_moments_merge_exactly(dtype, bound):
+    x = (20 + 3 * draw(2, 4, 11, 6, 5)).to(dtype)
+    moments = Moments()
+    for part in x.split(3, dim=2):
+        moments.update(part)
+    mean, variance = moments.result()
+    torch.testing.assert_close(mean, x.double().mean((2, 3, 4)), rtol=bound, atol=0)
+    expected = x.double().var((2, 3, 4), correction=0)
+    torch.testing.assert_close(variance, expected, rtol=bound, atol=0)
+
+
+def test_what_cannot_be_cut_is_refused_by_name():
+    block = ResidualBlock(2, 2)
+    with pytest.raises(NotImplementedError, match=r"flip on a volume .* memory.slab=null"):
+        record(lambda x: block(x.flip(2)), draw(1, 2, *SIZE).float())
+    with pytest.raises(NotImplementedError, match="first voxels"):
+        record(lambda x: x[:, :, 1:], draw(1, 2, *SIZE))
+    with pytest.raises(NotImplementedError, match="does not depend"):
+        record(lambda x: torch.zeros(3), draw(1, 2, *SIZE))
+
+
+class Mean(nn.Module):
+    """An operation that needs everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    @whole
+    def forward(self, x):
+        return x - self.gain * x.mean((2, 3, 4), keepdim=True)
+
+
+class Odds(nn.Module):
+    """Operations that the package's own networks do not use together."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = NormAct(4)
+        self.first, self.second = Conv(2, 4), PlaneConv(6, 4)
+        self.mean = Mean()
+
+    def forward(self, x, gain, other):
+        h = self.act(self.first(x))
+        h = torch.cat([F.interpolate(F.avg_pool3d(h, 2), scale_factor=2), other], 1)
+        h = self.second(h) * gain
+        h = F.silu(self.mean(h)) / 3 - h
+        h = conv(
+            F.pad(h, (0, 1, 0, 1, 0, 1)),
+            self.first.weight[:, :1].expand(4, 4, 3, 3, 3),
+            None,
+            stride=(2, 2, 2),
+            padding=(0, 0, 0),
+        )
+        return 1.5 * h + 2
+
+
+def test_the_vocabulary_in_other_orders():
+    network = filled(Odds())
+    x, other = draw(1, 2, 8, 6, 4), draw(1, 2, 8, 6, 4, seed=1)
+    gain = draw(1, 4, 1, 1, 1, seed=2)
+    given = [t.requires_grad_() for t in (x, gain, other)] + list(network.parameters())
+    y = network(x, gain, other)
+    g = draw(*y.shape, seed=3)
+    expected = torch.autograd.grad(y, given, g)
+    for slab in (None, 1, 3):
+        found = stream(network, x, gain, other, slab=slab, checkpoint=ALL)
+        close([found], [y.detach()], 1e-12)
+        close(torch.autograd.grad(found, given, g), expected, 1e-10)
+
+
+def test_gradients_come_once():
+    network = unet()
+    x, e = draw(1, 2, *SIZE), draw(1, network.embedding.width)
+    y = stream(network.body, x, e, slab=2)
+    y.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        y.sum().backward()
+
+
+def test_policies_change_how_not_what():
+    network = UNet(2, 2, widths=(8, 16), blocks=1, classes=2)
+    filled(network)
+    z, t, told = draw(1, 2, *SIZE), torch.tensor([0.3]), Condition(label=torch.tensor([1]))
+    y = network(z, t, told)
+    names = list(network.state_dict())
+    MemoryPolicy(slab=2, checkpoint=True).apply(network)
+    twin = copy.deepcopy(network)
+    assert list(twin.state_dict()) == names
+    torch.testing.assert_close(twin(z, t, told), y, rtol=0, atol=1e-12)
+    assert twin.body.module is twin
+    MemoryPolicy().apply(twin)
+    assert torch.equal(twin(z, t, told), y)
+
+
+@pytest.mark.parametrize("words", [{"slab": 0}, {"checkpoint": -1}])
+def test_policies_refuse_nonsense(words):
+    with pytest.raises(ValueError, match="expected memory"):
+        MemoryPolicy(**words)

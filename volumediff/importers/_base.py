@@ -1,0 +1,117 @@
+"""Importers: what a checkpoint of another tool means here.
+
+A checkpoint is a flat mapping from names to tensors. An importer says which run it stands for, and
+gives the tensors of that run. Nothing is dropped and nothing is made up: every tensor of the
+checkpoint is taken exactly once, and every tensor of the run is given with its shape.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from volumediff.errors import DataError
+
+__all__ = ["Importer", "Shapes", "Source", "checked"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Names and shapes of the tensors of a run."""
+
+
+class Source:
+    """The tensors of a foreign checkpoint, each to be taken once.
+
+    Arguments:
+        tensors: name -> tensor
+        where: the file, for messages
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, where: str = "checkpoint") -> None:
+        self.where = where
+        self._all = dict(tensors)
+        self._left = dict(tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._all
+
+    @property
+    def left(self) -> list[str]:
+        """Names that nobody has taken yet."""
+        return list(self._left)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, which stays.
+
+        Raises:
+            DataError: the checkpoint has no such tensor
+        """
+        if name not in self._all:
+            raise DataError(
+                f"{self.where}: has no tensor {name}; is it a checkpoint of this kind?"
+            )
+        return tuple(self._all[name].shape)
+
+    def take(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A tensor, which is then taken.
+
+        Raises:
+            DataError: no such tensor, taken before, or of another shape than the given one
+        """
+        found = self.shape(name)
+        if shape is not None and found != tuple(shape):
+            raise DataError(f"{self.where}: {name} has shape {found}, expected {tuple(shape)}.")
+        if name not in self._left:
+            raise DataError(f"{self.where}: {name} would be used twice.")
+        return self._left.pop(name)
+
+
+class Importer(ABC):
+    """What checkpoints of one kind mean."""
+
+    @abstractmethod
+    def config(self, source: Source) -> dict[str, Any]:
+        """The configuration of the run, as in a YAML file; looks at names and shapes alone.
+
+        The command's KEY=VALUE words are applied to it: for what no shape tells.
+
+        Raises:
+            DataError: no checkpoint of this kind
+        """
+
+    @abstractmethod
+    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+        """The state of the run: `network.*`, `space.shift` and `space.scale` of a diffusion model,
+        or that of an autoencoder; takes all of the source.
+
+        Arguments:
+            source: the checkpoint
+            shapes: what the run of the configuration has
+        """
+
+
+def checked(importer: Importer, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+    """The state of the run, complete.
+
+    Raises:
+        DataError: a tensor of the checkpoint is missing, surplus or of another shape; one line
+    """
+    given = importer.tensors(source, shapes)
+    if source.left:
+        more = f" and {len(source.left) - 1} more" if len(source.left) > 1 else ""
+        raise DataError(
+            f"{source.where}: {source.left[0]}{more} would be left over; the checkpoint is of "
+            "another kind or architecture."
+        )
+    for name, shape in shapes.items():
+        if name not in given:
+            raise DataError(f"{source.where}: holds nothing for {name} of the run.")
+        if tuple(given[name].shape) != tuple(shape):
+            raise DataError(
+                f"{source.where}: gives {name} the shape {tuple(given[name].shape)}, and the run "
+                f"has {tuple(shape)}; the checkpoint is of another architecture."
+            )
+    unknown = [name for name in given if name not in shapes]
+    if unknown:
+        raise DataError(f"{source.where}: the run has no place for {unknown[0]}.")
+    return given

@@ -1,0 +1,95 @@
+r"""WDM (pfriedri/wdm-3d), U-Net variant: unconditional volumes in Haar coefficients.
+
+Its state is the transform W x with the band LLL divided by 3 and the other seven bands as they
+are; noise is W of white noise, divided by nothing. Here that is the wavelet space with mu = 0 and
+s = (3, 1, 1, 1, 1, 1, 1, 1). Its order of the bands (LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH, the
+letters for d, h, w) and its signs (high pass: even minus odd voxel) are those of our space. Along
+an axis on which its arrays run the other way, though, even and odd voxels change places: a band
+changes its sign for every such axis that it is high along, and stem and head take up the signs.
+
+References:
+    Friedrich et al. (2024), WDM: 3D Wavelet Diffusion Models for High-Resolution Medical Image
+    Synthesis, arXiv:2402.19043
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from volumediff.errors import DataError
+from volumediff.importers import _guided
+from volumediff.importers._base import Importer, Shapes, Source
+
+__all__ = ["WDM"]
+
+BANDS = 8
+LOW = 3.0  # divisor of the band LLL
+# Both published sizes, 128 with five levels and 256 with six, end on a grid of 4 x 4 x 4.
+COARSEST = 4
+FIELD_MM = 256.0  # BraTS at 1 mm, padded to 256; pooled by 2 for the size 128
+
+
+@dataclass(frozen=True)
+class WDM(Importer):
+    """Runs of WDM, as its run.sh configures them: 32 groups, linear schedule, 1000 steps, x0.
+
+    Arguments:
+        axes: directions of the arrays it was trained with; those of BraTS files run to the left,
+            posterior and superior
+    """
+
+    axes: str = "LPS"
+
+    def __post_init__(self) -> None:
+        _guided.mirrors(self.axes)
+
+    def config(self, source: Source) -> dict[str, Any]:
+        channels = (_guided.in_channels(source), _guided.out_channels(source))
+        if channels != (BANDS, BANDS):
+            raise DataError(
+                f"{source.where}: has {channels[0]} channels in and {channels[1]} out; WDM has "
+                f"{BANDS} subbands in and out."
+            )
+        network = _guided.architecture(source, self.axes)
+        size = 2 ** len(network["widths"]) * COARSEST
+        return {
+            "data": {
+                "preprocessing": {
+                    "spacing_mm": FIELD_MM / size,
+                    "shape": [size, size, size],
+                    # Its limits are 0 and the 0.999 quantile of the whole volume; the brain is
+                    # about a sixth of a BraTS volume.
+                    "intensity": {"name": "percentile", "low": 0.0, "high": 99.4},
+                    "centre": "volume",
+                }
+            },
+            "space": {"name": "wavelet", "wavelet": "haar", "levels": 1},
+            "kernel": {"name": "gaussian", "schedule": {"name": "linear"}, "prediction": "x0"},
+            "network": {**network, "groups": 32},
+            "recipe": {"name": "healthy"},
+            "optim": {"lr": 1e-5},
+        }
+
+    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+        found = _guided.network(source, shapes, self.axes)
+        sign = torch.tensor(_signs(_guided.mirrors(self.axes)))
+        scale = torch.ones(BANDS)
+        scale[0] = LOW
+        return {
+            **found,
+            "network.stem.weight": found["network.stem.weight"] * sign[:, None, None, None],
+            "network.head.weight": found["network.head.weight"] * sign[:, None, None, None, None],
+            "network.head.bias": found["network.head.bias"] * sign,
+            "space.shift": torch.zeros(BANDS),
+            "space.scale": scale,
+        }
+
+
+def _signs(mirrors: tuple[bool, bool, bool]) -> list[float]:
+    """The sign of each band on mirrored volumes."""
+    bands = itertools.product((False, True), repeat=3)  # whether it is high along d, h, w
+    flips = (sum(h and m for h, m in zip(band, mirrors, strict=True)) for band in bands)
+    return [(-1.0) ** n for n in flips]

@@ -1,0 +1,302 @@
+r"""Operations that can be cut along d: which planes they need, and what they make of them.
+
+An operation gives planes [lo, hi) of its output from a range of planes of each input,
+
+.. math:: y[lo{:}hi] = f\big(x_1[a_1{:}b_1], x_2[a_2{:}b_2], \dots\big), \qquad
+          (a_i, b_i) = \mathrm{needs}_i(lo, hi),
+
+so that any part of a network that is built of them can be evaluated slab by slab, halos included,
+with the same numbers as in one piece. The exception is a group norm, whose statistics are those of
+the whole volume: it is given them (`Affine`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from volumediff.networks._layers import Triple, conv
+from volumediff.networks._norm_act import norm_act
+
+__all__ = [
+    "Affine",
+    "Average",
+    "Concat",
+    "Convolution",
+    "Crop",
+    "LocalNorm",
+    "Nearest",
+    "Operation",
+    "Pad",
+    "Pointwise",
+    "Range",
+    "Whole",
+    "scaled",
+]
+
+Range = tuple[int, int]
+"""Planes lo, ..., hi - 1."""
+
+
+class Operation(ABC):
+    """A function of slabs.
+
+    `small` tensors (weights, coefficients per sample and channel) do not depend on the range.
+    `linear` operations do not need the values of their inputs to pass gradients on to them.
+    """
+
+    linear = True
+    small: tuple[Tensor, ...] = ()
+
+    @abstractmethod
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        """The planes of each input, of the given depths, that the wanted output is made of."""
+
+    @abstractmethod
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        """The wanted planes, from those that it needs and from `small` or stand-ins for it."""
+
+
+class _Planewise(Operation):
+    """Output plane i needs plane i of every input."""
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        return [wanted] * len(depths)
+
+
+@dataclass(eq=False, repr=False)
+class Pointwise(_Planewise):
+    """f(x_1, ..., s_1, ...) voxel by voxel; `small` has one value per sample and channel."""
+
+    function: Callable[..., Tensor]
+    small: tuple[Tensor, ...] = ()
+    linear: bool = True
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        return self.function(*slabs, *small)
+
+
+class Concat(_Planewise):
+    """Channels of all inputs, one after the other."""
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(slabs), dim=1)
+
+
+@dataclass(eq=False, repr=False)
+class Crop(_Planewise):
+    """The first voxels along h and w; along d the depth of the output says enough."""
+
+    height: int
+    width: int
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        return slabs[0][:, :, :, : self.height, : self.width]
+
+
+@dataclass(eq=False, repr=False)
+class LocalNorm(_Planewise):
+    """silu(s x̂ + b) with statistics of one slice or one voxel: nothing beyond the plane."""
+
+    kind: str
+    groups: int
+    eps: float
+    fused: bool
+    small: tuple[Tensor, ...]
+    linear = False
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        how = {"kind": self.kind, "groups": self.groups, "eps": self.eps, "fused": self.fused}
+        return norm_act(slabs[0], *small, **how)
+
+
+@dataclass(eq=False, repr=False)
+class Affine(_Planewise):
+    """silu(s x̂ + b) with statistics of the whole volume: silu(a x + c).
+
+    `small` is (s, b). When called, it is given (a, c), which the executor forms of (s, b) and the
+    statistics of its input.
+    """
+
+    groups: int
+    eps: float
+    small: tuple[Tensor, ...]
+    linear = False
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        u = scaled(slabs[0], *small)
+        return F.silu(u) if u.requires_grad else F.silu(u, inplace=True)
+
+
+@dataclass(eq=False, repr=False)
+class Convolution(Operation):
+    """Cross-correlation with zero padding; `small` is the weight and perhaps the bias.
+
+    Under autograd it gives zeros with the right gradients: nothing that follows a convolution
+    within a part of the graph reads its value, see `volumediff.memory.streaming`.
+    """
+
+    stride: Triple
+    padding: Triple
+    small: tuple[Tensor, ...]
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        lo, hi = wanted
+        first, last = self._unclipped(lo, hi)
+        return [(max(first, 0), min(last, depths[0]))]
+
+    def _unclipped(self, lo: int, hi: int) -> Range:
+        step, pad, size = self.stride[0], self.padding[0], self.small[0].shape[2]
+        return lo * step - pad, (hi - 1) * step - pad + size
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        (x,) = slabs
+        weight, bias = small[0], small[1] if len(small) > 1 else None
+        first, last = self._unclipped(*wanted)
+        before = max(-first, 0)
+        after = last - first - before - x.shape[2]
+        padding = self.padding
+        padded = x.shape[2] + 2 * padding[0] - weight.shape[2]
+        if before < padding[0] or padded // self.stride[0] + 1 != wanted[1] - wanted[0]:
+            # Planes beyond the volume are zeros; those within it are in the slab already.
+            x = F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
+            padding = (0, *padding[1:])
+        function = conv if not torch.is_grad_enabled() else _gradients_of_conv
+        return function(x, weight, bias, stride=self.stride, padding=padding)
+
+
+@dataclass(eq=False, repr=False)
+class Nearest(Operation):
+    """Nearest neighbour by whole factors: output voxel i is input voxel i // factor."""
+
+    factor: Triple
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        lo, hi = wanted
+        return [(lo // self.factor[0], (hi - 1) // self.factor[0] + 1)]
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        lo, hi = wanted
+        y = F.interpolate(slabs[0], scale_factor=[float(f) for f in self.factor])
+        start = lo % self.factor[0]
+        return y.narrow(2, start, hi - lo)
+
+
+@dataclass(eq=False, repr=False)
+class Average(Operation):
+    """Mean over cells of `size` voxels that do not overlap."""
+
+    size: Triple
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        lo, hi = wanted
+        return [(lo * self.size[0], hi * self.size[0])]
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        return F.avg_pool3d(slabs[0], self.size)
+
+
+@dataclass(eq=False, repr=False)
+class Pad(Operation):
+    """Zeros after the last voxel of each axis of a volume of so many planes."""
+
+    after: Triple
+    depth: int
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        lo, hi = wanted
+        # A slab of zeros alone still needs some plane to take its other sizes from.
+        return [(min(lo, self.depth - 1), min(hi, self.depth))]
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        (x,), (lo, hi) = slabs, wanted
+        used = max(0, min(hi, self.depth) - lo)
+        y = F.pad(x, (0, self.after[2], 0, self.after[1], 0, hi - lo - used))
+        return y.narrow(2, x.shape[2] - used, hi - lo)
+
+
+@dataclass(eq=False, repr=False)
+class Whole(Operation):
+    """A module that needs its whole input; `small` are its parameters and further arguments."""
+
+    module: nn.Module
+    small: tuple[Tensor, ...]
+    linear = False
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        return [(0, depths[0])]
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        names = [name for name, _ in self.module.named_parameters()]
+        parameters = dict(zip(names, small, strict=False))
+        arguments: tuple[Any, ...] = (slabs[0], *small[len(names) :])
+        return torch.func.functional_call(self.module, parameters, arguments)
+
+
+def scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """a x + c per sample and channel, in the dtype of x, computed in that of a and c.
+
+    A batch norm in evaluation mode is just that, in one pass and without a wide copy of x.
+    """
+    mean, variance = torch.zeros_like(a[0]), torch.ones_like(a[0])
+    rows = [
+        F.batch_norm(x[i : i + 1], mean, variance, a[i], c[i], training=False, eps=0.0)
+        for i in range(len(x))
+    ]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _gradients_of_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Triple, padding: Triple
+) -> Tensor:
+    """A stand-in for a convolution whose value nobody reads: zeros, with its gradients."""
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    shape = [len(x), len(weight), *((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)]
+    if any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)):
+        return conv(x, weight, bias, stride=stride, padding=padding)
+    return _ConvGradients.apply(x, weight, bias, shape, stride, padding)
+
+
+class _ConvGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: list[int],
+        stride: Triple,
+        padding: Triple,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding
+        ctx.bias = None if bias is None else bias.dtype
+        return x.new_zeros(()).expand(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        gx, gw, gb = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight.to(x.dtype),
+            None if ctx.bias is None else [len(weight)],
+            stride,
+            padding,
+            (1, 1, 1),
+            False,
+            (0, 0, 0),
+            1,
+            (for_x, for_weight, for_bias and ctx.bias is not None),
+        )
+        gw = None if gw is None else gw.to(weight.dtype)
+        gb = None if gb is None else gb.to(ctx.bias)
+        return gx, gw, gb, None, None, None

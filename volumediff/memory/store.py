@@ -1,0 +1,113 @@
+"""Where a volume waits while slabs of it are used: on its device, or in host memory."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from volumediff.memory import host
+from volumediff.memory.slabs import Range
+
+__all__ = ["Store"]
+
+
+@dataclass(eq=False, repr=False)
+class Store:
+    """A volume that is written and read slab by slab; slabs are on the device.
+
+    Arguments:
+        tensor: all planes
+        device: of the slabs
+        filled: planes before this one hold values
+    """
+
+    tensor: Tensor
+    device: torch.device
+    filled: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Store":
+        """A volume that is there already."""
+        return cls(tensor, tensor.device, tensor.shape[2])
+
+    @classmethod
+    def like(cls, slab: Tensor, depth: int, *, offload: bool) -> "Store":
+        """Room for so many planes like those of a slab.
+
+        Arguments:
+            offload: in host memory
+        """
+        b, c, _, h, w = slab.shape
+        if offload:
+            # Planes are contiguous when channels are last, so that a slab is copied in one go.
+            room = host.empty((b, depth, h, w, c), slab.dtype, slab)
+            return cls(room.permute(0, 4, 1, 2, 3), slab.device, 0)
+        last = torch.channels_last_3d
+        planar = slab.is_contiguous(memory_format=last) and not slab.is_contiguous()
+        layout = last if planar else torch.contiguous_format
+        shape = (b, c, depth, h, w)
+        room = torch.empty(shape, dtype=slab.dtype, device=slab.device, memory_format=layout)
+        return cls(room, slab.device, 0)
+
+    @property
+    def depth(self) -> int:
+        """Planes along d."""
+        return self.tensor.shape[2]
+
+    def read(self, wanted: Range) -> Tensor:
+        """Planes, as a view where they are on the device already."""
+        lo, hi = wanted
+        planes = self.tensor.narrow(2, lo, hi - lo)
+        if not self._travels:
+            return planes.to(self.device)
+        # Copies have a stream of their own and keep their order there: a read follows the writes.
+        copies, here = _copies(self.device), torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(copies):
+            slab = planes.to(self.device, non_blocking=True)
+        here.wait_stream(copies)
+        slab.record_stream(here)
+        return slab
+
+    def write(self, lo: int, slab: Tensor) -> None:
+        """Puts planes in place; they may overlap those written before, or follow them."""
+        planes = self.tensor.narrow(2, lo, slab.shape[2])
+        self.filled = max(self.filled, lo + slab.shape[2])
+        if not self._travels:
+            planes.copy_(slab)
+            return
+        copies = _copies(self.device)
+        copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(copies):
+            planes.copy_(slab, non_blocking=True)
+        slab.record_stream(copies)
+
+    @property
+    def _travels(self) -> bool:
+        return self.device.type == "cuda" and self.tensor.device.type == "cpu"
+
+    def add(self, lo: int, slab: Tensor) -> None:
+        """Adds planes to those there are; planes that hold no values yet count as zeros."""
+        if lo > self.filled:
+            self.tensor.narrow(2, self.filled, lo - self.filled).zero_()
+            self.filled = lo
+        common = min(self.filled - lo, slab.shape[2])
+        if common:
+            self.write(lo, self.read((lo, lo + common)) + slab.narrow(2, 0, common))
+        if common < slab.shape[2]:
+            self.write(lo + common, slab.narrow(2, common, slab.shape[2] - common))
+
+    def complete(self) -> None:
+        """Makes the planes that hold no values yet zeros."""
+        self.tensor.narrow(2, self.filled, self.depth - self.filled).zero_()
+        self.filled = self.depth
+
+    def whole(self) -> Tensor:
+        """All planes on the device."""
+        return self.read((0, self.depth))
+
+
+@functools.cache
+def _copies(device: torch.device) -> "torch.cuda.Stream":
+    """The stream of the copies between a device and host memory."""
+    return torch.cuda.Stream(device)

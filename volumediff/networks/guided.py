@@ -1,0 +1,191 @@
+r"""The U-Net of the guided-diffusion lineage with additive skips, as WDM and PatchDDM publish it.
+
+Compared with `unet`: a skip is :math:`(h + s) / 2`; the stem and every down-sampling are skips
+too, so that the decoder has one block more per level than the encoder; and groups may hold a
+single channel. Sizes that 2 does not divide, which the published code refuses, are cut as
+everywhere here: ceil(size / 2) per level.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.networks._attention import Attention, Backend
+from volumediff.networks._base import Network
+from volumediff.networks._hourglass import Stage
+from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
+
+__all__ = ["Guided"]
+
+Resampling = Literal["block", "convolution"]
+
+
+class UpConv(nn.Module):
+    """Nearest neighbour, then a convolution on the fine grid.
+
+    Arguments:
+        channels: number of channels
+    """
+
+    halo = (1, 1, 1)
+    global_axes = ""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.nearest = Nearest()
+        self.conv = Conv(channels, channels)
+
+    def forward(
+        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        return self.conv(self.nearest(x, size))
+
+
+class Guided(Network):
+    """U-Net of residual blocks, with the decoder and the skips of guided diffusion.
+
+    Arguments:
+        in_channels, out_channels, image_channels, classes, scalars: see `Network`
+        widths: channels per level, finest first
+        blocks: residual blocks per level of the encoder; the decoder has one more
+        attention_levels: levels with self-attention, 0 being the finest
+        groups: channel groups of every normalisation, a divisor of all widths; None for half the
+            finest width, which leaves two channels in its groups
+        embedding: `film` scales and shifts, `additive` adds
+        resampling: `block` pools and repeats within a residual block of its own (WDM),
+            `convolution` has strided convolutions and convolves what was repeated (PatchDDM)
+        down_kernel: of the strided convolutions, per axis
+        coordinates: whether the position in the full volume is an input
+        attention: backend of the attention
+
+    References:
+        Dhariwal, Nichol (2021), arXiv:2105.05233; Bieder et al. (2023), PatchDDM,
+        arXiv:2303.15288; Friedrich et al. (2024), WDM, arXiv:2402.19043
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        image_channels: int = 0,
+        classes: int = 0,
+        scalars: int = 0,
+        widths: tuple[int, ...] = (64, 128, 128, 256, 256),
+        blocks: int = 2,
+        attention_levels: tuple[int, ...] = (),
+        groups: int | None = None,
+        embedding: Literal["film", "additive"] = "additive",
+        resampling: Resampling = "block",
+        down_kernel: tuple[int, int, int] = (3, 3, 3),
+        coordinates: bool = False,
+        attention: Backend = "auto",
+    ) -> None:
+        groups = _checked(widths, blocks, attention_levels, groups)
+        super().__init__(
+            in_channels,
+            out_channels,
+            image_channels=image_channels,
+            classes=classes,
+            scalars=scalars,
+            coordinates=coordinates,
+            frequencies=widths[0],
+            width=4 * widths[0],
+        )
+        vector = self.embedding.width
+
+        def block(
+            inner: int, outer: int | None = None, resample: nn.Module | None = None
+        ) -> ResidualBlock:
+            return ResidualBlock(
+                inner,
+                outer or inner,
+                embedding=vector,
+                mode=embedding,
+                groups=groups,
+                least=1,
+                resample=resample,
+            )
+
+        def stage(level: int, inner: int, outer: int) -> Stage:
+            attends = level in attention_levels
+            attending = Attention(outer, groups=groups, backend=attention) if attends else None
+            return Stage(block(inner, outer), attending)
+
+        last = len(widths) - 1
+        finer = (widths[0], *widths)  # what comes from the next finer level, or the stem
+        pools = resampling == "block"
+        self.stem = Conv(self.input_channels, widths[0])
+        self.encoder = nn.ModuleList(
+            nn.ModuleList(stage(i, w if k else finer[i], w) for k in range(blocks))
+            for i, w in enumerate(widths)
+        )
+        self.down = nn.ModuleList(
+            block(w, resample=Pool()) if pools else Down(w, w, kernel=down_kernel)
+            for w in widths[:last]
+        )
+        self.middle = nn.ModuleList(stage(last, widths[last], widths[last]) for _ in range(2))
+        # A block's output has the width of the skip that the next one takes.
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(
+                stage(i, w if k < blocks else finer[i], w if k < blocks - 1 else finer[i])
+                for k in range(blocks + 1)
+            )
+            for i, w in enumerate(widths)
+        )
+        self.up = nn.ModuleList(
+            block(w, resample=Nearest()) if pools else UpConv(w) for w in widths[:last]
+        )
+        self.act = NormAct(widths[0], groups=groups, least=1)
+        self.head = Conv(widths[0], out_channels, zero=True)
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        factor = 2 ** len(self.down)
+        return factor, factor, factor
+
+    def body(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b o d h w"]:
+        h = self.stem(x)
+        skips = [h]
+        for level, stages in enumerate(self.encoder):
+            for stage in stages:
+                h = stage(h, e)
+                skips.append(h)
+            if level < len(self.down):
+                down = self.down[level]
+                h = down(h, e) if isinstance(down, ResidualBlock) else down(h)
+                skips.append(h)
+        for stage in self.middle:
+            h = stage(h, e)
+        for level in reversed(range(len(self.decoder))):
+            for stage in self.decoder[level]:
+                # In place: h is the sum that a block ends with, which nothing else needs.
+                h = stage(h.add_(skips.pop()).mul_(0.5), e)
+            if level > 0:
+                up, size = self.up[level - 1], skips[-1].shape[2:]
+                h = up(h, e, size) if isinstance(up, ResidualBlock) else up(h, size)
+        return self.head(self.act(h))
+
+
+def _checked(
+    widths: Sequence[int], blocks: int, attention_levels: Sequence[int], groups: int | None
+) -> int:
+    """The number of groups, for arguments that fit together."""
+    if not widths or min(widths) < 1 or blocks < 1:
+        raise ValueError(
+            f"expected at least one level of positive width and one block, got widths "
+            f"{tuple(widths)} and blocks {blocks}"
+        )
+    if not set(attention_levels) <= set(range(len(widths))):
+        raise ValueError(
+            f"attention_levels {tuple(attention_levels)} must be levels of the network, "
+            f"0 (finest) to {len(widths) - 1}"
+        )
+    groups = max(1, widths[0] // 2) if groups is None else groups
+    if groups < 1 or any(w % groups for w in widths):
+        raise ValueError(f"groups must divide all widths {tuple(widths)}, got {groups}")
+    return groups

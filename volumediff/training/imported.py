@@ -1,0 +1,90 @@
+"""A checkpoint of another tool becomes a run, as if it had been trained here up to step 0.
+
+The folder appears whole or not at all. Its `best` and `last` checkpoints hold the same weights, so
+that every command takes it, and training goes on from them with fresh moments of the optimizer.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from volumediff.config import build, overridden
+from volumediff.errors import DataError, UsageError
+from volumediff.importers._base import Source, checked
+from volumediff.importers._files import read
+from volumediff.training import checkpoint
+from volumediff.training.assemble import build_task, keep_autoencoder
+from volumediff.training.folder import TEMPORARY, sha256, write_text
+from volumediff.training.run_config import parse
+from volumediff.training.run_folder import record_session
+from volumediff.training.statistics import Statistics
+from volumediff.training.task import Diffusion, Task
+
+__all__ = ["import_run"]
+
+
+def import_run(
+    kind: str,
+    file: Path,
+    run: Path,
+    *,
+    overrides: Sequence[str] = (),
+    weights_only_pickle: bool = False,
+) -> Path:
+    """Writes the run that a checkpoint stands for; returns its folder.
+
+    Arguments:
+        kind: name of the importer, such as wdm
+        file: the checkpoint
+        run: the folder, which must not be there yet
+        overrides: `key=value` words for the configuration of the run, and for arguments of the
+            importer, such as importer.axes=RAS
+        weights_only_pickle: see `read`
+
+    Raises:
+        UsageError: unknown kind, no such file, folder in use, or an override that does not fit
+        DataError: the file is no checkpoint of this kind, or the disk is full; nothing is left
+    """
+    own = [word for word in overrides if word.startswith("importer.")]
+    importer = build("importer", overridden({"importer": kind}, own)["importer"])
+    if run.exists():
+        raise UsageError(f"{run}: is there already; choose another folder with -o.")
+    source = Source(read(file, weights_only_pickle=weights_only_pickle), where=str(file))
+    words = [word for word in overrides if word not in own]
+    tree = overridden(importer.config(source), words)
+    config = parse({**tree, "output": str(run)}, where=kind)
+    hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
+    try:
+        keep_autoencoder(config, hidden)
+        task = build_task(config, run=hidden)
+        tensors = checked(importer, source, _shapes(task))
+        write_text(hidden / "config.yaml", config.to_yaml())
+        Statistics({}).save(hidden)
+        for name, parts in (("best", {}), ("last", {"optimizer": {}})):
+            checkpoint.save(
+                hidden,
+                name,
+                step=0,
+                tensors={"weights": tensors, "ema": tensors, **parts},
+                state={"best": {}, "autoencoder": task.digest},
+                keep=1,
+            )
+        record_session(hidden, {"imported": {"kind": kind, "sha256": sha256(file)}})
+        os.rename(hidden, run)
+    except OSError as error:
+        raise DataError(f"{run}: cannot be written ({error.strerror}).") from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return run
+
+
+def _shapes(task: Task) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what the run's checkpoint has to hold."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in task.state().items()}
+    if isinstance(task, Diffusion):
+        # Normalisation has one number per state channel, once there is one.
+        channels = task.model.network.in_channels
+        shapes |= {"space.shift": (channels,), "space.scale": (channels,)}
+    return shapes
