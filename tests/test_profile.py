@@ -119,7 +119,7 @@ def test_training_says_what_the_planner_would_do(program, exhausted, tmp_path, m
     has(monkeypatch, sum(needs) / 2)
     line = one_line(*program("train", file)[::2])
     assert line.startswith("volumediff: error: out of memory on cpu (1.3 GB)")
-    assert "volumes of 8×8×8; volumediff plan would take memory.checkpoint=true, which" in line
+    assert "volumes of 8×8×8; volumediff plan would take memory.checkpoint=" in line
 
 
 def test_advice_depends_on_what_there_is(tmp_path, monkeypatch):

@@ -117,7 +117,10 @@ def policies(found: "Plan") -> None:
 def _policy(traced: "Traced") -> str:
     policy = traced.policy
     parts = [policy.dtype, "channels last"] if policy.channels_last else [policy.dtype]
-    parts += ["recomputed"] if policy.checkpoint else []
+    parts += ["fused"] if policy.fused else []
+    if policy.checkpoint:
+        levels = "" if policy.checkpoint is True else f" on {policy.checkpoint} levels"
+        parts.append(f"recomputed{levels}")
     parts += [] if policy.slab is None else [f"slabs of {policy.slab}"]
     return ", ".join([*parts, "offloaded"] if policy.offload else parts)
 

@@ -5,8 +5,9 @@ optimizer has its moments already, and a validation on a whole volume counts as 
 configuration asks for one. The loops of localization and sampling keep three to nine float32
 volumes more than the one denoising step that is traced (0.07 GB each at 256³).
 
-Policies are tried from the fastest on: nothing saved, recomputation, slabs from thick to thin,
-slabs with what waits in host memory. The first that fits is taken; slab depths are bisected.
+Policies are tried from the fastest on: nothing saved, recomputation of the finest levels and then
+of all, slabs from thick to thin, the same with what waits in host memory. The first that fits is
+taken; within a kind they are bisected.
 """
 
 import json
@@ -199,9 +200,9 @@ def _explained() -> Iterator[None]:
 
 
 def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryPolicy]]:
-    """Policies by speed: families of one kind, in each from thick slabs to thin ones.
+    """Policies by speed: families of one kind, in each from the fastest to the leanest.
 
-    Dtype and layout, which change what is computed, stay as they are configured.
+    Dtype, layout and fused kernels stay as they are configured.
 
     Arguments:
         policy: the configured one
@@ -209,11 +210,13 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
         depth: planes along d that the network sees
     """
     plain = replace(policy, checkpoint=False, slab=None, offload=False)
-    saved = replace(plain, checkpoint=True) if mode == "train" else plain
+    lean = replace(plain, checkpoint=mode == "train")
+    # The finest levels hold most of what recomputation can spare.
+    saved = [replace(plain, checkpoint=levels) for levels in (1, 2, True)]
     depths = [n for n in (math.ceil(depth / cuts) for cuts in CUTS) if n >= THINNEST]
-    slabs = [replace(saved, slab=n) for n in depths]
-    away = [replace(p, offload=True) for p in slabs]
-    return [f for f in ([plain], [saved] if saved != plain else [], slabs, away) if f]
+    slabs = [replace(lean, slab=n) for n in depths]
+    away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
+    return [f for f in ([plain], saved if mode == "train" else [], slabs, away) if f]
 
 
 def fastest(
@@ -252,16 +255,17 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
     Raises:
         UsageError: the configuration has no shape, or its parts do not fit
     """
-    seen: dict[MemoryPolicy, Traced] = {}
+    seen: dict[str, Traced] = {}  # by their text: True and 1 are equal, and not the same policy
     start = time.monotonic()
 
     def patient() -> bool:
         return time.monotonic() - start < PATIENCE
 
     def traced(policy: MemoryPolicy) -> Traced:
-        if policy not in seen:
-            seen[policy] = trace(config.model_copy(update={"memory": policy}), mode=mode)
-        return seen[policy]
+        if repr(policy) not in seen:
+            tried = config.model_copy(update={"memory": policy})
+            seen[repr(policy)] = trace(tried, mode=mode)
+        return seen[repr(policy)]
 
     shape = crop_shape(config) if mode == "train" else volume_shape(config)
     families = ladder(config.memory, mode=mode, depth=_depth(config, shape))
@@ -278,8 +282,9 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
             remedies = _remedies(config, chosen, mode=mode, vram_gb=vram_gb, patient=patient)
         else:
             chosen = traced(policy)
-    order = [config.memory, *(p for family in families for p in family)]
-    order = list(dict.fromkeys(order if config.memory not in order[1:] else order[1:]))
+    order = [repr(p) for family in families for p in family]
+    if repr(config.memory) not in order:
+        order.insert(0, repr(config.memory))
     final = config.model_copy(update={"memory": chosen.policy})
     return Plan(
         config=final,

@@ -80,7 +80,7 @@ def _advice(
     begin += f" with volumes of {size}"
     if not found.fits:
         return f"{begin}; nothing fits, it takes {'; or '.join(found.remedies)}."
-    if found.chosen.policy == config.memory:
+    if repr(found.chosen.policy) == repr(config.memory):
         return (
             f"{begin}; these settings need {card:.1f} GB by the plan, so something else takes "
             "memory there, or its limit is lower."
