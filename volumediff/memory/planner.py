@@ -42,7 +42,7 @@ Mode = Literal["train", "infer"]
 GB = 1e9
 # Numbers of slabs that are tried. Tracing takes as much longer as there are slabs; below the
 # thinnest depth a slab is mostly halo.
-CUTS = (2, 4, 8, 16)
+CUTS = (2, 4, 8)
 THINNEST = 4
 # Seconds after which a policy that fits is good enough, even if a faster one might.
 PATIENCE = 18.0
@@ -184,8 +184,7 @@ def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> T
         else:
             step = inference_step(config, task)
         with Tracer() as tracer:
-            step.counted(tracer)
-            step.run(tracer.stage)
+            step.traced(tracer)
     stages = {name: peak for name, peak in tracer.stages.items() if name != OUTSIDE}
     return Traced(config.memory, stages)
 

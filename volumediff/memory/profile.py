@@ -134,8 +134,7 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
         else:
             step = inference_step(config, task, device=device)
         with Tracer(device) as tracer:
-            step.counted(tracer)
-            step.run(tracer.stage)
+            step.traced(tracer)
         watches = []
         for _ in range(steps):
             watch = _Stopwatch(device)

@@ -39,6 +39,7 @@ __all__ = [
 
 Stage = Callable[[str], AbstractContextManager[None]]
 LEVEL = 0.6  # any time will do
+OPTIMIZER = "optimizer"  # the stage whose temporary tensors are no activations
 VALIDATION = "validation "  # begins the names of stages that training can do without
 
 
@@ -54,11 +55,16 @@ class Step:
     held: Mapping[str, Sequence[Tensor]]
     run: Callable[[Stage], None]
 
-    def counted(self, tracer: Tracer) -> None:
-        """Makes an active tracer count what is held, and gradients as such."""
+    def traced(self, tracer: Tracer) -> None:
+        """Runs it under an active tracer, with its tensors in their categories."""
         for category, tensors in self.held.items():
             tracer.adopt(category, tensors)
         tracer.follow(p for p in self.held["weights"] if isinstance(p, nn.Parameter))
+
+        def stage(name: str) -> AbstractContextManager[None]:
+            return tracer.stage(name, holds="other" if name == OPTIMIZER else "activations")
+
+        self.run(stage)
 
 
 def training_step(
@@ -211,12 +217,12 @@ def train_step(state: State, micros: Sequence[Batch], *, clip: float | None, sta
             loss = _loss(task, player, batch, stage)
             with stage("backward"):
                 (loss / len(micros)).backward()
-        with stage("optimizer"):
+        with stage(OPTIMIZER):
             nn.utils.clip_grad_norm_(parameters, clip or math.inf)
             optimizer.step()
             optimizer.zero_grad()
     state.step += 1
-    with stage("optimizer"):
+    with stage(OPTIMIZER):
         state.ema.update(task.trained(), step=state.step)
 
 
