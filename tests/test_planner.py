@@ -60,6 +60,7 @@ def check(config, mode):
     assert list(predicted.stages) == list(measured)
     for name, peak in measured.items():
         assert predicted.stages[name].device == pytest.approx(peak.device, rel=0.1), name
+        assert predicted.stages[name].host == pytest.approx(peak.host, rel=0.1), name
     assert predicted.peak_gb * 1e9 == pytest.approx(
         max(p.device for p in measured.values()), rel=0.1
     )
@@ -90,6 +91,7 @@ def test_predicts_the_training_loop_itself(words, tmp_path):
     "words",
     [
         ["memory.checkpoint=true", "memory.dtype=bfloat16"],
+        ["memory.checkpoint=true", "memory.slab=4", "memory.offload=true", *BARE],
         ["optim.accumulate=2", "validation.previews=0", "validation.best=null"],
     ],
 )
@@ -130,6 +132,18 @@ def test_stages_of_training_and_of_whole_volumes_within():
     assert 0 < trained < parts["weights"]  # the frozen autoencoder has weights and no gradients
     # two moments and the average; torch's step counters come on top
     assert 3 * trained <= parts["optimizer"] < 3.01 * trained
+
+
+def test_slabs_and_host_memory_take_less():
+    config = small("wavelet", "space=voxel", *BARE)
+    whole, cut, away = (
+        trace(config.model_copy(update={"memory": MemoryPolicy(checkpoint=True, **policy)}))
+        for policy in ({}, {"slab": 4}, {"slab": 4, "offload": True})
+    )
+    assert whole.stages["backward"].device > cut.stages["backward"].device
+    assert cut.stages["backward"].device > 1.5 * away.stages["backward"].device
+    assert whole.host_gb == cut.host_gb == 0 < away.host_gb
+    assert estimates(config, training=True, offload_gb=away.host_gb).host_gb > away.host_gb
 
 
 def test_kernels_that_this_machine_lacks_are_traced_too():
