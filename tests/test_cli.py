@@ -29,6 +29,8 @@ COMMANDS = {
     "segment",
     "sample",
     "evaluate",
+    "plan",
+    "profile",
     "demo",
     "info",
     "doctor",
@@ -224,6 +226,16 @@ def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):
     assert names["attention auto"] == names["cpu"] == names["torch"] == "ok"
     for release, state in (("2.9.1+cu128", "problem"), ("2.10.0", "ok"), ("2.14.0", "note")):
         assert capabilities._release(release).state == state
+    for release, cudnn, state in (
+        ("2.9.1", 91002, "problem"),
+        ("2.9.1", 91500, "ok"),
+        ("2.9.0+cu126", 90701, "ok"),
+        ("2.10.0", 91002, "ok"),
+        ("2.13.0+cpu", None, "note"),
+    ):
+        assert capabilities._convolutions(release, cudnn).state == state
+    assert "cuDNN 9.10.2" in capabilities._convolutions("2.9.1", 91002).message
+    assert {"triton", "torch and cuDNN"} <= set(names)
     words = ["kernel.schedule={name: linear}", "data.preprocessing.shape=[64,64,64]"]
     (line,) = capabilities._global_mean("wavelet_64", words)
     assert line.state == "problem"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_runs import tiny, write_data
+from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import UsageError
 from volumediff.training import checkpoint, processes
@@ -87,7 +87,7 @@ def test_two_processes_equal_one(data, tmp_path):
         two, one = tmp_path / f"two-{name}", train(tiny(data, tmp_path / f"one-{name}", *words))
         for kind in ("weights", "ema"):
             assert difference(two, one, kind) < 1e-5
-        rows = [read_metrics(run / "metrics.jsonl") for run in (two, one)]
+        rows = [figures(run) for run in (two, one)]
         assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
         for a, b in zip(*rows, strict=True):
             assert a == pytest.approx(b, abs=1e-5)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny, write_data
+from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import DataError, UsageError
 from volumediff.training import checkpoint, processes
@@ -82,14 +82,22 @@ def test_a_stop_at_every_step_changes_nothing(data, whole, tmp_path, monkeypatch
     assert checkpoint.find(config.output, "last").step == stop
     train(config)
     assert digests(config.output) == digests(whole)
-    rows = read_metrics(config.output / "metrics.jsonl")
-    assert rows == read_metrics(whole / "metrics.jsonl"), "every step stands in the log once"
+    assert figures(config.output) == figures(whole), "every step stands in the log once"
 
 
 def test_a_finished_run_is_left_alone(data, whole):
     before = digests(whole), (whole / "metrics.jsonl").read_bytes()
     train(tiny(data, whole, *WORDS))
     assert (digests(whole), (whole / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_run_goes_on_with_recomputation_and_nothing_changes(data, whole, tmp_path):
+    words = (*WORDS, "memory.checkpoint=false")
+    train(tiny(data, tmp_path / "run", *words, "optim.steps=3"))
+    run = train(tiny(data, tmp_path / "run", *WORDS, "memory.offload=true"))
+    assert digests(run) == digests(whole)
+    with pytest.raises(UsageError, match=r"memory\.slab: null -> 4"):
+        train(tiny(data, run, *WORDS, "memory.slab=4"))
 
 
 def test_more_steps_go_on_from_the_end(data, tmp_path):
@@ -129,8 +137,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_steps_made_again(
     train(config)
     assert "last-00000007: damaged, not used: optimizer.safetensors" in capsys.readouterr().err
     assert digests(config.output) == digests(whole)
-    rows = read_metrics(config.output / "metrics.jsonl")
-    assert rows == read_metrics(whole / "metrics.jsonl"), "a step made again stands there once"
+    assert figures(config.output) == figures(whole), "a step made again stands there once"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_silently_begun_again(data, tmp_path):
@@ -242,7 +249,7 @@ def test_kills_at_any_moment_leave_the_weights_bit_identical(data, whole, tmp_pa
     assert digests(output) == digests(reference)
     # saving more often does not change the weights either, with one thread as the children have
     assert not list((output / "checkpoints").glob(".partial-*"))
-    assert read_metrics(output / "metrics.jsonl") == read_metrics(reference / "metrics.jsonl")
+    assert figures(output) == figures(reference)
 
 
 def start(data, output, *words):

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from volumediff.config import overridden
+from volumediff.training.journal import read_metrics
 from volumediff.training.run_config import RunConfig, parse
 
 SIZE = (8, 8, 8)
@@ -55,3 +56,10 @@ def tiny(root: Path, output: Path, *words: str) -> RunConfig:
         "output": str(output),
     }
     return parse(overridden(tree, words))
+
+
+def figures(run: Path) -> list[dict]:
+    """The metrics of a run without the durations, which nothing decides."""
+    rows = read_metrics(run / "metrics.jsonl")
+    assert all(row["seconds"] > 0 for row in rows if "loss" in row)
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]

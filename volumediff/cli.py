@@ -39,6 +39,11 @@ class _Which(StrEnum):
     last = "last"
 
 
+class _Mode(StrEnum):
+    train = "train"
+    infer = "infer"
+
+
 class _Truth(StrEnum):
     synthetic = "synthetic"
     label = "label"
@@ -65,6 +70,19 @@ Channels = Annotated[
 DataRoot = Annotated[
     str | None, typer.Option("--data", help="Where the run's data are now, if they were moved.")
 ]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory", metavar="KEY=VALUE", help="Memory policy, such as slab=32, not the training's."
+    ),
+]
+Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")]
+Size = Annotated[
+    tuple[int, int, int] | None,
+    typer.Option("--shape", metavar="D H W", help="Voxels of the volumes, if not as configured."),
+]
+ModeOption = Annotated[_Mode, typer.Option("--mode", help="A training step, or inference.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -79,6 +97,12 @@ def main() -> None:
         _stop(str(error), 2)
     except DataError as error:
         _stop(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        from volumediff.memory.shortage import is_shortage
+
+        if not is_shortage(error):
+            raise
+        _stop("out of memory; see what fits: volumediff plan CONFIG --vram GB.", 1)
     except OSError as error:
         _stop(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:
@@ -115,12 +139,18 @@ def _names(channels: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def _trained(run: Path, which: _Which, device: str, data: str | None = None) -> "Trained":
+def _trained(
+    run: Path,
+    which: _Which,
+    device: str,
+    data: str | None = None,
+    memory: list[str] | None = None,
+) -> "Trained":
     from dataclasses import replace
 
     from volumediff.inference.trained import load_trained
 
-    trained = load_trained(run, which=which.value, device=device)
+    trained = load_trained(run, which=which.value, device=device, memory=memory or [])
     if data is None:
         return trained
     moved = trained.config.data.model_copy(update={"root": data})
@@ -155,7 +185,7 @@ def options(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
+    config: Config,
     overrides: Words = None,
 ) -> None:
     """Train a run, or go on with it: the same command resumes.
@@ -193,13 +223,79 @@ def import_(
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Words = None,
+    vram: Annotated[float | None, typer.Option("--vram", help="Memory of the card in GB.")] = None,
+    shape: Size = None,
+    mode: ModeOption = _Mode.train,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Write the configuration with the chosen policy."),
+    ] = None,
+) -> None:
+    """Predict memory without data or GPU, and choose the fastest policy that fits a card.
+
+    volumediff plan wavelet_256 --vram 8 -o small.yaml
+    """
+    from volumediff.inference.tables import policies
+    from volumediff.memory.planner import at_shape
+    from volumediff.memory.planner import plan as look
+    from volumediff.training.folder import write_text
+    from volumediff.training.run_config import load_run_config
+
+    if vram is not None and vram <= 0:
+        raise UsageError(f"--vram {vram:g}: expected the card's memory in GB, above 0.")
+    if out is not None and vram is None:
+        raise UsageError("-o writes the policy that fits a card: give its memory with --vram GB.")
+    wanted = at_shape(load_run_config(config, overrides or []), shape)
+    found = look(wanted, mode=mode.value, vram_gb=vram)
+    if as_json:
+        _json({"config": config, **found.to_json()})
+    else:
+        policies(found)
+    if found.fits is False:
+        raise typer.Exit(1)
+    if out is not None:
+        write_text(out, found.config.to_yaml(f"{config} with the policy for {vram:g} GB."))
+        _say(f"wrote {out}; train with: volumediff train {out} data.root=DATA")
+
+
+@app.command()
+def profile(
+    config: Config,
+    overrides: Words = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed.")] = 3,
+    shape: Size = None,
+    mode: ModeOption = _Mode.train,
+    snapshot: Annotated[
+        Path, typer.Option("--snapshot", help="For CUDA's allocator, if memory runs out.")
+    ] = Path("memory_snapshot.pickle"),
+    as_json: Json = False,
+) -> None:
+    """Run a few steps on random data: memory and seconds per stage, beside the plan's figures."""
+    from volumediff.inference.tables import profiled
+    from volumediff.memory.planner import at_shape
+    from volumediff.memory.profile import profile as work
+    from volumediff.training.run_config import load_run_config
+
+    wanted = at_shape(load_run_config(config, overrides or []), shape)
+    found = work(wanted, mode=mode.value, steps=steps, snapshot=snapshot)
+    if as_json:
+        _json({"config": config, **found.to_json()})
+    else:
+        profiled(found)
+
+
+@app.command()
 def check(
     data: Annotated[Path, typer.Argument(help="Data set: folder, nnU-Net raw, BIDS, datalist.")],
     layout: Annotated[
         str, typer.Option("--layout", help="auto, folder, nnunet, bids or datalist.")
     ] = "auto",
     channels: Channels = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Read every volume of a data set and list what is wrong or noteworthy."""
     from volumediff.data.check import check as look
@@ -228,6 +324,7 @@ def localize(
     which: WhichOption = _Which.best,
     channels: Channels = None,
     device: Device = "auto",
+    memory: Memory = None,
     seed: Seed = 0,
     data: DataRoot = None,
     trace: Annotated[bool, typer.Option(help="Write masks and maps of the blocks too.")] = True,
@@ -240,7 +337,7 @@ def localize(
     from volumediff.inference.engine import localize as work
 
     summary = work(
-        _trained(run, which, device, data),
+        _trained(run, which, device, data, memory),
         source,
         out,
         method=method,
@@ -261,6 +358,7 @@ def calibrate(
     method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
     which: WhichOption = _Which.best,
     device: Device = "auto",
+    memory: Memory = None,
     seed: Seed = 0,
     data: DataRoot = None,
     volumes: Annotated[
@@ -274,7 +372,7 @@ def calibrate(
     from volumediff.inference.calibrate import calibrate as fit
     from volumediff.inference.calibrate import load_method
 
-    trained = _trained(run, which, device, data)
+    trained = _trained(run, which, device, data, memory)
     trained.localizes()
     row = load_method(trained, method, overrides or [])
     found = fit(trained, row, method, seed=seed, limit=volumes, truth=truth.value, report=_say)
@@ -295,6 +393,7 @@ def segment(
     which: WhichOption = _Which.best,
     channels: Channels = None,
     device: Device = "auto",
+    memory: Memory = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -302,7 +401,7 @@ def segment(
     from volumediff.inference.segment import segment as work
 
     summary = work(
-        _trained(run, which, device),
+        _trained(run, which, device, memory=memory),
         source,
         out,
         method=method,
@@ -332,6 +431,7 @@ def sample(
     ] = None,
     which: WhichOption = _Which.best,
     device: Device = "auto",
+    memory: Memory = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -340,7 +440,7 @@ def sample(
     from volumediff.inference.sample import sample as work
 
     summary = work(
-        _trained(run, which, device),
+        _trained(run, which, device, memory=memory),
         out or run / "samples",
         count=count,
         sampler=sampler,
@@ -404,7 +504,7 @@ def demo(
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def info(as_json: Json = False) -> None:
     """List pipelines, methods and components."""
     from volumediff.inference.capabilities import inventory
     from volumediff.inference.tables import families
@@ -420,7 +520,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 def doctor(
     config: Annotated[str | None, typer.Argument(help="Also look at this configuration.")] = None,
     overrides: Words = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what this machine can run, and what would go wrong."""
     from volumediff.inference.capabilities import diagnose

@@ -17,6 +17,7 @@ from volumediff.data.cases import Case
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.inputs import digests
 from volumediff.inference.ledger import Ledger, fingerprint, open_ledger
+from volumediff.memory.shortage import is_shortage
 
 __all__ = ["Result", "Summary", "process"]
 
@@ -118,7 +119,7 @@ def _attempt(
         result = work(case, inputs, ledger.folder)
     except CASE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, MemoryError) or "out of memory" in reason.lower():
+        if is_shortage(error):
             reason = "not enough memory; choose a coarser data.preprocessing.spacing_mm"
         ledger.failed(case.id, reason)
         summary.failed[case.id] = reason

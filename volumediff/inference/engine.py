@@ -22,6 +22,7 @@ from volumediff.inference.calibrate import Row, calibration_for, load_method
 from volumediff.inference.export import write_localization
 from volumediff.inference.inputs import find_inputs
 from volumediff.inference.trained import Trained
+from volumediff.memory.shortage import explained
 from volumediff.randomness import key
 
 __all__ = ["localize", "prepared_case", "provenance", "versions"]
@@ -111,21 +112,23 @@ def localize(
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         prepared = prepared_case(trained, case)
-        example = trained.placed(
-            prepared.x,
-            prepared.foreground,
-            prepared.spacing_mm,
-            condition=trained.condition(case.attributes),
-        )
-        found = row.localize(
-            trained.model,
-            example.x,
-            foreground=example.foreground,
-            spacing_mm=example.spacing_mm,
-            key=key(seed, "localize", *inputs.values()),
-            condition=example.condition,
-            calibration=calibration,
-        )
+        d, h, w = prepared.x.shape[1:]
+        with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
+            example = trained.placed(
+                prepared.x,
+                prepared.foreground,
+                prepared.spacing_mm,
+                condition=trained.condition(case.attributes),
+            )
+            found = row.localize(
+                trained.model,
+                example.x,
+                foreground=example.foreground,
+                spacing_mm=example.spacing_mm,
+                key=key(seed, "localize", *inputs.values()),
+                condition=example.condition,
+                calibration=calibration,
+            )
         facts = {
             "case": case.id,
             "patient": case.patient,

@@ -17,6 +17,7 @@ from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.engine import provenance
 from volumediff.inference.export import write_json
 from volumediff.inference.trained import Trained
+from volumediff.memory.shortage import explained
 from volumediff.randomness import key
 from volumediff.shapes import Shape
 from volumediff.training.recipe import LabelDiffusion
@@ -93,16 +94,17 @@ def sample(
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         del inputs  # a sample has none
         channels = trained.recipe.channels(trained.channels)
-        noise = model.noise((key(seed, case.id),), (channels, *size))
-        z = steps_of.sample(
-            model.denoise,
-            kernel,
-            kernel.prior(noise(-1)),
-            steps_of.times(kernel.schedule),
-            condition=condition,
-            noise=noise,
-        )
-        x = model.decode(z, size)[0].float().cpu().numpy()
+        with explained(trained.config, mode="infer", device=trained.device, shape=size):
+            noise = model.noise((key(seed, case.id),), (channels, *size))
+            z = steps_of.sample(
+                model.denoise,
+                kernel,
+                kernel.prior(noise(-1)),
+                steps_of.times(kernel.schedule),
+                condition=condition,
+                noise=noise,
+            )
+            x = model.decode(z, size)[0].float().cpu().numpy()
         path = folder / f"{case.id}_image.nii.gz"
         write(path, x, like=grid, kind="image")
         sidecar = folder / f"{case.id}_image.json"

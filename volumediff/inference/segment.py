@@ -20,6 +20,7 @@ from volumediff.inference.engine import prepared_case, provenance
 from volumediff.inference.export import Writer, write_json
 from volumediff.inference.inputs import find_inputs
 from volumediff.inference.trained import Trained
+from volumediff.memory.shortage import explained
 from volumediff.randomness import key
 from volumediff.segmentation.rows import load_segmenter
 from volumediff.training.recipe import LabelDiffusion
@@ -76,14 +77,16 @@ def segment(
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         prepared = prepared_case(trained, case)
-        found = segmenter.predict(
-            trained.model,
-            prepared.x[None].to(trained.device),
-            key=key(seed, "segment", *inputs.values()),
-            labels=recipe.labels,
-            absent=recipe.absent,
-            condition=trained.condition(case.attributes),
-        )
+        d, h, w = prepared.x.shape[1:]
+        with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
+            found = segmenter.predict(
+                trained.model,
+                prepared.x[None].to(trained.device),
+                key=key(seed, "segment", *inputs.values()),
+                labels=recipe.labels,
+                absent=recipe.absent,
+                condition=trained.condition(case.attributes),
+            )
         writer = Writer(folder, case.id, trained.preprocessing, prepared.record)
         native = writer.label("dseg", found.labels[0])
         for i, value in enumerate(recipe.labels):

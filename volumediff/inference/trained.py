@@ -1,7 +1,7 @@
 """A trained run, ready for new volumes: model, preprocessing, conditions and splits."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,20 +49,28 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def load_trained(run: Path | str, *, which: Which = "best", device: str = "auto") -> "Trained":
+def load_trained(
+    run: Path | str,
+    *,
+    which: Which = "best",
+    device: str = "auto",
+    memory: Sequence[str] = (),
+) -> "Trained":
     """Loads a diffusion run.
 
     Arguments:
         run: its folder
         which: the checkpoint selected on validation, or the newest
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        memory: `key=value` words for the memory policy, in place of the training's
 
     Raises:
         UsageError: no run, no checkpoint of this kind, no such device, or an autoencoder's run
         DataError: the run is damaged
     """
     run = Path(run)
-    config, model = load_run(run, which=which)
+    words = [f"memory.{word}" for word in memory]
+    config, model = load_run(run, which=which, overrides=words)
     if not isinstance(model, Model):
         raise UsageError(f"{run}: trains an autoencoder, expected the run of a diffusion model.")
     config.memory.freeze(model.network)

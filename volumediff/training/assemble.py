@@ -5,7 +5,7 @@ space, classes and conditions from the recipe. Building needs no data and works 
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,18 +32,20 @@ def load_run(
     *,
     which: Literal["best", "last"] = "best",
     weights: Literal["ema", "weights"] = "ema",
+    overrides: Sequence[str] = (),
 ) -> tuple[RunConfig, Model | Autoencoder]:
     """Configuration and trained model of a run, verified, on the CPU, in evaluation mode.
 
     Arguments:
         which: the checkpoint selected on validation, or the newest
         weights: the averaged weights, or those of the last step
+        overrides: `a.b=c` words for its configuration, such as those of its memory policy
 
     Raises:
         UsageError: no run, or no checkpoint of this kind yet
         DataError: the checkpoint is damaged or does not fit its configuration
     """
-    config = saved_config(run)
+    config = saved_config(run, overrides)
     found = checkpoint.find(run, which)
     if found is None:
         raise UsageError(

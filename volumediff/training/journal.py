@@ -1,5 +1,8 @@
 """What a run says: one line per step in metrics.jsonl, progress.png, and the terminal.
 
+The figures of a step follow from the configuration, all but its duration (`seconds`, from waiting
+for the samples to the average of the weights).
+
 On a terminal a progress bar, elsewhere (batch systems) a plain line now and then. A resumed run
 forgets the lines beyond its checkpoint, so that every step stands in the file once.
 """

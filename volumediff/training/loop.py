@@ -11,6 +11,7 @@ the weights come out bit-identical to those of an uninterrupted run.
 import math
 import os
 import signal
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.policy import retain_heap
+from volumediff.memory.shortage import explained
 from volumediff.model import Batch
 from volumediff.training import processes
 from volumediff.training.dataset import Order, stream
@@ -43,7 +45,7 @@ def train(config: RunConfig) -> Path:
 
     Raises:
         UsageError: the configuration does not fit the run, the data or the launch
-        DataError: bad data, a full disk, or a loss that is not finite; one line each
+        DataError: bad data, a full disk, no memory, or a loss that is not finite; one line each
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
     """
     run, optim = config.output, config.optim
@@ -51,6 +53,7 @@ def train(config: RunConfig) -> Path:
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
+        explained(config, mode="train", device=accelerator.device),
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),
         Journal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
@@ -66,6 +69,7 @@ def train(config: RunConfig) -> Path:
         samples = _samples(config, prepared, accelerator, first=state.step)
         with closing(samples), StopFlag() as stop:
             while state.step < optim.steps:
+                began = time.monotonic()
                 micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
                 row: dict[str, int | float] = {"step": state.step + 1}
                 row["lr"] = learning_rate(optim, state.step)
@@ -86,6 +90,7 @@ def train(config: RunConfig) -> Path:
                     row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
                 state.step += 1
                 state.ema.update(task.trained(), step=state.step)
+                row["seconds"] = round(time.monotonic() - began, 4)
                 _log(accelerator, journal, row)
 
                 last = state.step == optim.steps

@@ -50,7 +50,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 POPULATION = "population"
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
-FREE = {"optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"}
+# Recomputation and host memory are for runs that meet a smaller card on their way.
+FREE = {
+    *("optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"),
+    *("memory.checkpoint", "memory.offload"),
+}
 
 
 class _Section(BaseModel):
@@ -198,10 +202,9 @@ class RunConfig(_Section):
         """The configuration as plain JSON values."""
         return self.model_dump(mode="json")
 
-    def to_yaml(self) -> str:
-        """The resolved configuration, as it is saved in the run."""
-        header = "# The resolved configuration of this run.\n"
-        return header + yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, title: str = "The resolved configuration of this run.") -> str:
+        """The resolved configuration, as it is saved in the run, under a comment."""
+        return f"# {title}\n" + yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -219,8 +222,8 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     return parse(load(found, overrides), where=str(path))
 
 
-def saved_config(run: Path) -> RunConfig:
-    """The configuration that a run was started with.
+def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with, with `a.b=c` words applied.
 
     Raises:
         UsageError: the folder is no run, or its configuration was edited into something invalid
@@ -228,7 +231,7 @@ def saved_config(run: Path) -> RunConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
-    return parse(load(path), where=str(path))
+    return parse(load(path, overrides), where=str(path))
 
 
 def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:

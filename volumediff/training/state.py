@@ -37,15 +37,20 @@ class State:
     best: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, task: Task, optim: Optim, run: Path, report: Callable[[str], None]) -> "State":
-        """A fresh state, or that of the newest good checkpoint of the run."""
+    def fresh(cls, task: Task, optim: Optim) -> "State":
+        """The state before the first step."""
         optimizers = {
             player: torch.optim.AdamW(
                 parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
             )
             for player, parameters in task.parameters().items()
         }
-        state = cls(task, optimizers, EMA(task.trained(), decay=optim.ema))
+        return cls(task, optimizers, EMA(task.trained(), decay=optim.ema))
+
+    @classmethod
+    def start(cls, task: Task, optim: Optim, run: Path, report: Callable[[str], None]) -> "State":
+        """A fresh state, or that of the newest good checkpoint of the run."""
+        state = cls.fresh(task, optim)
         found = checkpoint.find(run, "last", report=report)
         if found is not None:
             state._resume(found)
