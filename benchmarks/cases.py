@@ -123,9 +123,9 @@ CASES = {
     "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 8, PATCHDDM),
     "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
     "ae-256-decode": Case(
-        partial(_autoencoder, maisi=True), (4, 64, 64, 64), "decode", 4, DECODER
+        partial(_autoencoder, maisi=True), (4, 64, 64, 64), "decode", 4, DECODER, True
     ),
-    "ae-512-decode": Case(_maisi_autoencoder, (4, 128, 128, 128), "decode", 4, DECODER),
+    "ae-512-decode": Case(_maisi_autoencoder, (4, 128, 128, 128), "decode", 4, DECODER, True),
     "ae-256-train": Case(_monai_autoencoder, (1, 256, 256, 256), "autoencode", 8, TRAINED, True),
     "latent-256-train": Case(_maisi_unet, (4, 64, 64, 64), "train", 16, MAISI, autocast=True),
     "latent-512-train": Case(_maisi_unet, (4, 128, 128, 128), "train", 16, MAISI, autocast=True),

@@ -87,7 +87,7 @@ def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
         with Tracer() as tracer:
             tracer.follow(module.parameters())
             tracer.adopt("activations", [z])
-            autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.autocast)
+            autocast = torch.autocast("cpu", torch.float16, enabled=case.autocast)
             with torch.set_grad_enabled(training), autocast:
                 result = cases.peer_of(module, case, z)
             if training:
@@ -204,8 +204,8 @@ def main() -> None:
         return
     rows = []
     for name in options.only:
-        print(name, file=sys.stderr)
         rows.append(row(name, found, options))
+        print(rows[-1], file=sys.stderr)
     print(json.dumps(rows, indent=1) if options.json else "\n".join(table(rows)))
 
 

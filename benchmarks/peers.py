@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["REPOSITORIES", "checkouts", "maisi_unet", "monai_autoencoder", "patchddm", "wdm"]
 
+WIDTHS = (64, 128, 256)  # of MONAI's published autoencoders
 REPOSITORIES = {"wdm": "pfriedri/wdm-3d", "patchddm": "FlorentinBieder/PatchDDM-3D"}
 
 
@@ -118,7 +119,6 @@ def monai_autoencoder(*, maisi: bool) -> nn.Module:
         "spatial_dims": 3,
         "in_channels": 1,
         "out_channels": 1,
-        "channels": (64, 128, 256),
         "latent_channels": 4,
         "num_res_blocks": (2, 2, 2),
         "attention_levels": (False, False, False),
@@ -128,9 +128,14 @@ def monai_autoencoder(*, maisi: bool) -> nn.Module:
         "norm_eps": 1e-6,
     }
     if not maisi:
-        return AutoencoderKL(**arguments)
+        return AutoencoderKL(channels=WIDTHS, **arguments)
     return AutoencoderKlMaisi(
-        **arguments, num_splits=1, norm_float16=True, save_mem=False, print_info=False
+        num_channels=WIDTHS,
+        **arguments,
+        num_splits=1,
+        norm_float16=True,
+        save_mem=False,
+        print_info=False,
     )
 
 

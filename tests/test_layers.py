@@ -15,8 +15,10 @@ PACKAGE = ROOT / "volumediff"
 LAYERS = [
     ["errors", "randomness", "shapes", "tiling", "config", "condition"],
     [
+        "memory.execution",
         "memory.graph",
         "memory.host",
+        "memory.parts",
         "memory.policy",
         "memory.slabs",
         "memory.statistics",

@@ -1,0 +1,314 @@
+r"""A recorded pass, executed slab by slab: forward, and backward through it.
+
+Statistics of a volume are accumulated while it is made. Backward, stored volumes are taken in
+reverse. A slab of one is made again from the stored volumes before it, under autograd, and passes
+its gradient on to them; gradients of the statistics, which every voxel shares, are added when
+their volume's turn comes:
+
+.. math:: \frac{\partial L}{\partial x_i} \mathrel{+}= \frac1n \frac{\partial L}{\partial \mu} +
+          \frac2n (x_i - \mu) \frac{\partial L}{\partial \sigma^2}
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from volumediff.memory.graph import Graph, Node
+from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
+from volumediff.memory.slabs import Affine, Range, Whole, scaled
+from volumediff.memory.statistics import Moments, coefficients
+from volumediff.memory.store import Store
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """One pass over a graph, forward and perhaps backward.
+
+    Arguments:
+        graph: the recorded pass
+        slab, offload, checkpoint, remake: see `stream`
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        slab: int | None,
+        offload: bool,
+        checkpoint: int,
+        remake: bool,
+    ) -> None:
+        self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
+        self.measured = {
+            node.inputs[0] for node in graph.nodes if isinstance(node.operation, Affine)
+        }
+        self.stored = stored(graph)
+        made = [node for node in graph.nodes if node.operation is not None]
+        self.remade: set[Node] = set()
+        if remake:
+            self.remade = fine_encoder([node for node in made if node in self.stored])
+            self.stored |= joins(graph, self.remade) & self.measured
+        self.schedule = [node for node in made if node in self.stored | self.measured]
+        self.parts = {node: self._part(node) for node in self.schedule}
+        self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
+        self.dropped = self._dropped()
+        self.values = {
+            node: Store.of(graph.sources[node.source].detach())
+            for node in graph.nodes
+            if node.operation is None
+        }
+        self.moments: dict[Node, Moments] = {}
+        self.gradients: dict[Node, Store] = {}
+        self.small_gradients: dict[int, Tensor] = {}
+        # Of every measured volume: (P, Q), its statistics' share of the gradient is P + Q x.
+        self.shares: dict[Node, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, *, training: bool) -> Tensor:
+        """The output; in training, what the backward pass needs is kept."""
+        for source in self.measured & self.values.keys():
+            self._measure(source)
+        for node in self.schedule:
+            self._make(node, training=training)
+            for leaf in self.parts[node].leaves:
+                done = self.last_use[leaf] is node
+                if done and leaf.operation is not None and (not training or leaf in self.dropped):
+                    self.values.pop(leaf, None)
+        return self.values.pop(self.graph.output).whole()
+
+    @torch.no_grad()
+    def backward(self, grad: Tensor) -> None:
+        """Gradients of sources and small tensors, from that of the output."""
+        self.gradients[self.graph.output] = Store.of(grad)
+        for node in reversed(self.schedule):
+            if node in self.gradients or node in self.shares:
+                self._pass_on(node)
+            self.gradients.pop(node, None)
+            self.values.pop(node, None)
+
+    def source_gradients(self) -> list[Tensor | None]:
+        """Gradients of the given volumes, None for those that want none."""
+        found: list[Tensor | None] = [None] * len(self.graph.sources)
+        for node in self.graph.nodes:
+            if node.operation is None and node in self.gradients:
+                found[node.source] = self.gradients[node].whole()
+        return found
+
+    def _part(self, top: Node) -> Part:
+        """Its part; in the decoder of the finest grid, remade skips are not at hand any more."""
+        again = bool(self.remade) and top.number > max(n.number for n in self.remade)
+        again = again and top.shape[2:] == next(iter(self.remade)).shape[2:]
+        return part_of(top, self.stored - self.remade if again else self.stored)
+
+    def _slabs(self, node: Node) -> list[Range]:
+        depth = node.depth
+        step = depth if self.slab is None or isinstance(node.operation, Whole) else self.slab
+        return [(lo, min(lo + step, depth)) for lo in range(0, depth, step)]
+
+    def _dropped(self) -> set[Node]:
+        """Stored volumes that are made again for the backward pass.
+
+        Those with one reader, as inside a residual block; of two in a row the first, so that one
+        convolution brings each of them back.
+        """
+        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)
+        fine = set(grids[: self.checkpoint])
+        dropped: set[Node] = set()
+        for node in self.schedule:
+            inner = math.prod(node.shape[2:]) in fine and node in self.stored
+            single = inner and len(self.graph.consumers[node]) == 1
+            if single and not dropped.intersection(self.parts[node].leaves):
+                dropped.add(node)
+        return dropped
+
+    def _reads(
+        self, part: Part, slabs: list[Range]
+    ) -> Iterator[tuple[Range, dict[Node, Range], dict[Node, Tensor]]]:
+        """Of every slab the planes, those that each node must give, and the leaves' values.
+
+        What waits in host memory is asked for one slab ahead, so that it travels while the slab
+        before it is computed.
+        """
+
+        def read(wanted: Range) -> tuple[Range, dict[Node, Range], dict[Node, Tensor]]:
+            ranges = part.ranges(wanted)
+            leaves = {n: self.values[n].read(ranges[n]).detach() for n in part.leaves}
+            return wanted, ranges, leaves
+
+        if not self.offload:
+            yield from map(read, slabs)
+            return
+        ahead = read(slabs[0])
+        for wanted in slabs[1:]:
+            now, ahead = ahead, read(wanted)
+            yield now
+            del now
+        yield ahead
+
+    def _measure(self, node: Node) -> None:
+        """Statistics of a source."""
+        self.moments[node] = Moments()
+        for wanted in self._slabs(node):
+            self.moments[node].update(self.values[node].read(wanted))
+
+    def _make(self, node: Node, *, training: bool) -> None:
+        """Stores a volume, accumulates its statistics, or both."""
+        part, slabs = self.parts[node], self._slabs(node)
+        small = {n: self._small(n) for n in part.inner}
+        moments = Moments() if node in self.measured and node not in self.moments else None
+        kept = None if training else self._donor(part, slabs)
+        for wanted, ranges, leaves in self._reads(part, slabs):
+            slab = part.compute(ranges, leaves, small)
+            if moments is not None:
+                moments.update(slab)
+            if node not in self.stored:
+                continue
+            if len(slabs) == 1 and not self._waits(node):
+                kept = Store.of(slab)
+                break
+            if kept is None:
+                kept = Store.like(slab, node.depth, offload=self._waits(node))
+            kept.write(wanted[0], slab)
+            del slab
+        if kept is not None:
+            self.values[node] = kept
+        if moments is not None:
+            self.moments[node] = moments
+
+    def _waits(self, node: Node) -> bool:
+        """Whether a volume is kept in host memory; the output is not."""
+        return self.offload and node is not self.graph.output
+
+    def _donor(self, part: Part, slabs: list[Range]) -> Store | None:
+        """The memory of a volume that is read here for the last time, and plane by plane."""
+        top = part.top
+        if top not in self.stored or not self._waits(top) == self.offload:
+            return None
+        for leaf in part.leaves:
+            alike = leaf.shape == top.shape and leaf.dtype == top.dtype
+            last = leaf.operation is not None and self.last_use[leaf] is top
+            if alike and last and len(slabs) > 1 and part.pointwise_in(leaf, slabs):
+                return self.values[leaf]
+        return None
+
+    def _small(self, node: Node) -> tuple[Tensor, ...]:
+        """What an operation takes besides slabs."""
+        assert node.operation is not None, "sources are leaves"
+        small = tuple(t.detach() for t in node.operation.small)
+        if not isinstance(node.operation, Affine):
+            return small
+        operation, moments = node.operation, self.moments[node.inputs[0]]
+        return coefficients(*moments.result(), *small, operation.groups, operation.eps)
+
+    def _pass_on(self, node: Node) -> None:
+        """Gives a volume's gradient to the stored volumes and small tensors that it is made of."""
+        part, slabs, total = self.parts[node], self._slabs(node), self.gradients.get(node)
+        share = self.shares.pop(node, None)
+        for leaf in (*part.leaves, *((node,) if share and node in self.stored else ())):
+            self._bring_back(leaf)
+        small = {n: tuple(self._leaf(n, t) for t in self._small(n)) for n in part.inner}
+        wanting = [leaf for leaf in part.leaves if self._wants_gradient(leaf)]
+        heir = self._heir(part, slabs, wanting)
+        for wanted, ranges, leaves in self._reads(part, slabs):
+            for leaf in wanting:
+                leaves[leaf].requires_grad_()
+            ends = [leaves[leaf] for leaf in wanting]
+            ends += [t for ts in small.values() for t in ts if t.requires_grad]
+            with torch.enable_grad():
+                slab = part.compute(ranges, leaves, small)
+            grad = None if total is None else total.read(wanted)
+            if share is not None:
+                x = self.values[node].read(wanted) if node in self.stored else slab.detach()
+                of_statistics = scaled(x, share[1], share[0])
+                grad = of_statistics if grad is None else of_statistics.add_(grad)
+            if slab.requires_grad and ends:
+                torch.autograd.backward(slab, grad, inputs=ends)
+            del slab, grad
+            for leaf, end in zip(wanting, ends, strict=False):
+                passed, end.grad = end.grad, None
+                if passed is None:
+                    continue
+                if leaf is heir:
+                    assert total is not None, "an heir takes the memory of a gradient"
+                    total.write(wanted[0], passed)
+                else:
+                    self._accumulate(leaf, ranges[leaf], passed)
+        if heir is not None:
+            assert total is not None, "an heir takes the memory of a gradient"
+            self.gradients[heir] = total
+        for leaf in wanting:
+            if leaf in self.gradients:
+                self.gradients[leaf].complete()
+        for inner, stand_ins in small.items():
+            self._finish_small(inner, stand_ins)
+
+    def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
+        """A stand-in for a small tensor, which collects its gradient over slabs."""
+        assert node.operation is not None, "sources are leaves"
+        affine = isinstance(node.operation, Affine)
+        wanted = affine or any(t.requires_grad for t in node.operation.small)
+        return tensor.detach().requires_grad_(wanted and tensor.is_floating_point())
+
+    def _wants_gradient(self, leaf: Node) -> bool:
+        return leaf.operation is not None or self.graph.sources[leaf.source].requires_grad
+
+    def _bring_back(self, node: Node) -> None:
+        """Makes a dropped volume again, and before it those that it is made of."""
+        if node in self.values:
+            return
+        for leaf in self.parts[node].leaves:
+            self._bring_back(leaf)
+        self._make(node, training=True)
+
+    def _heir(self, part: Part, slabs: list[Range], wanting: list[Node]) -> Node | None:
+        """A leaf without gradient yet that takes over the memory of the top's."""
+        top = part.top
+        if top is self.graph.output or top not in self.gradients:
+            return None
+        for leaf in wanting:
+            alike = leaf.shape == top.shape and leaf.dtype == top.dtype
+            if alike and leaf not in self.gradients and part.pointwise_in(leaf, slabs):
+                return leaf
+        return None
+
+    def _accumulate(self, leaf: Node, place: Range, passed: Tensor) -> None:
+        waits = self.offload and leaf.operation is not None
+        if leaf not in self.gradients:
+            if place == (0, leaf.depth) and not waits:
+                self.gradients[leaf] = Store.of(passed)
+                return
+            self.gradients[leaf] = Store.like(passed, leaf.depth, offload=waits)
+        self.gradients[leaf].add(place[0], passed)
+
+    def _finish_small(self, node: Node, stand_ins: tuple[Tensor, ...]) -> None:
+        """Gradients of an operation's small tensors and, through them, of statistics."""
+        assert node.operation is not None, "sources are leaves"
+        originals = node.operation.small
+        if not isinstance(node.operation, Affine):
+            for original, stand_in in zip(originals, stand_ins, strict=True):
+                if original.requires_grad and stand_in.grad is not None:
+                    self._add_small(original, stand_in.grad)
+            return
+        operation, x = node.operation, node.inputs[0]
+        if all(t.grad is None for t in stand_ins):
+            return
+        moments = self.moments[x]
+        given = [t.detach().requires_grad_() for t in (*moments.result(), *originals)]
+        with torch.enable_grad():
+            made = coefficients(*given, operation.groups, operation.eps)
+        mean, variance, *of_small = torch.autograd.grad(made, given, [t.grad for t in stand_ins])
+        for original, gradient in zip(originals, of_small, strict=True):
+            if original.requires_grad:
+                self._add_small(original, gradient)
+        slope = 2 * variance / moments.count
+        offset = mean / moments.count - slope * given[0].detach()
+        slope, offset = slope.to(moments.dtype), offset.to(moments.dtype)
+        before = self.shares.get(x, (0.0, 0.0))
+        self.shares[x] = (before[0] + offset, before[1] + slope)
+
+    def _add_small(self, original: Tensor, gradient: Tensor) -> None:
+        before = self.small_gradients.get(id(original))
+        gradient = gradient.to(original.dtype)
+        self.small_gradients[id(original)] = gradient if before is None else before + gradient
