@@ -1,5 +1,7 @@
 """Networks: conditions, sizes, equivariance, the crop gap, inflation."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from volumediff.config import available, component
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
 from volumediff.networks.guided import Guided
+from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D, inflate
 from volumediff.networks.unet import UNet
 
@@ -35,9 +38,10 @@ def build(request):
     cls = component("network", request.param)
 
     def make(**options):
-        options = {"widths": (4, 8), "blocks": 1, **options}
+        options = {"widths": (4, 8), "blocks": 1, "groups": 2, **options}
         return cls(options.pop("inputs", 2), 3, **options)
 
+    make.takes = set(inspect.signature(cls).parameters)
     return make
 
 
@@ -80,7 +84,8 @@ def test_builds_on_meta(build):
 
 @pytest.mark.parametrize("embedding", ["film", "additive"])
 def test_conditions_matter_and_null_class_is_the_last(build, embedding):
-    net = randomised(build(classes=2, scalars=1, embedding=embedding))
+    ways = {"embedding": embedding} if "embedding" in build.takes else {}
+    net = randomised(build(classes=2, scalars=1, **ways))
     z, age = normal(1, 2, 4, 4, 4), normal(1, 1)
 
     def output(label, t=T, scalars=age):
@@ -241,7 +246,7 @@ def test_inflate_refuses_what_it_cannot_inflate():
 @pytest.mark.parametrize(
     "shape", [(1, 8, 8), (8, 1, 8), (8, 8, 1), (1, 1, 8), (5, 1, 1), (2, 3, 1)]
 )
-@pytest.mark.parametrize("network", [Guided, UNet, Pseudo3D])
+@pytest.mark.parametrize("network", [Guided, UNet, Pseudo3D, MonaiUNet])
 def test_thin_volumes_train_in_bfloat16_and_channels_last(network, shape):
     # Shapes with which torch's own bfloat16 kernels refuse, give wrong gradients, or crash.
     generator = torch.Generator().manual_seed(0)

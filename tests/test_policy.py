@@ -82,6 +82,20 @@ def test_bfloat16_is_close_and_half_the_memory():
     assert kept2 < 0.75 * kept
 
 
+def test_frozen_weights_give_the_same_bits():
+    net = network()
+    policy = MemoryPolicy(dtype="bfloat16", channels_last=True)
+    policy.apply(net)
+    z, t = torch.randn(1, 2, 7, 8, 6).bfloat16(), torch.tensor([0.3])
+    with torch.no_grad():
+        y = net(z, t)
+        policy.freeze(net)
+        assert torch.equal(net(z, t), y)
+    kernels = [p for p in net.parameters() if p.ndim == 5]
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in kernels)
+    assert next(net.embedding.parameters()).dtype == torch.float32
+
+
 def test_policies_replace_each_other_and_survive_copies():
     net = network().double()
     reference = step(net, torch.float64)

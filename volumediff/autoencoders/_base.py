@@ -6,7 +6,6 @@ means over voxels, and optionally a discriminator that is trained against them. 
 this folder adds is the bottleneck between the two: what a latent is and how it is penalised.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff import tiling
-from volumediff.autoencoders._codec import NormName, decoder, encoder
+from volumediff.autoencoders._codec import Codec
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
 from volumediff.shapes import Shape
 
@@ -27,54 +26,23 @@ Generators = torch.Generator | Sequence[torch.Generator]
 class Autoencoder(nn.Module, ABC):
     """Encoder, bottleneck, decoder and an optional discriminator.
 
-    Subclasses pass these arguments on.
-
     Arguments:
         channels: channels c of the volumes
-        features: channels that the encoder makes
         latent_channels: channels k of the latent
-        widths: channels per level, finest first
-        strides: down-sampling between levels, per axis d, h, w, each 1 or 2
-        blocks: residual blocks per level
-        norm: group, or voxel for networks that must not depend on the size of the crop
-        planar: slices along d are coded apart: kernels 1 x 3 x 3 and statistics per slice
+        codec: encoder and decoder
         adversarial: weight of the generator's loss; 0 leaves the discriminator out
     """
 
     def __init__(
-        self,
-        channels: int,
-        features: int,
-        *,
-        latent_channels: int,
-        widths: tuple[int, ...],
-        strides: tuple[Shape, ...],
-        blocks: int,
-        norm: NormName,
-        planar: bool,
-        adversarial: float,
+        self, channels: int, latent_channels: int, *, codec: Codec, adversarial: float
     ) -> None:
         super().__init__()
-        if len(strides) != len(widths) - 1 or {n for s in strides for n in s} - {1, 2}:
-            raise ValueError(
-                f"strides must be one triple of 1 or 2 between each two of the {len(widths)} "
-                f"widths, got {strides}."
-            )
-        if planar and any(s[0] != 1 for s in strides):
-            raise ValueError(f"a planar autoencoder has strides (1, ., .), got {strides}.")
-        common = {"widths": widths, "strides": strides, "blocks": blocks}
-        common |= {"norm": norm, "planar": planar}
-        self.codec = nn.ModuleDict(
-            {
-                "encoder": encoder(channels, features, **common),
-                "decoder": decoder(latent_channels, channels, **common),
-            }
-        )
+        self.codec = nn.ModuleDict({"encoder": codec.encoder, "decoder": codec.decoder})
+        planar = codec.planar
         self.discriminator = PatchGAN(channels, planar=planar) if adversarial > 0 else None
         self.adversarial = adversarial
         self.channels, self.latent_channels, self.planar = channels, latent_channels, planar
-        d, h, w = (math.prod(s[axis] for s in strides) for axis in range(3))
-        self.stride: Shape = (d, h, w)
+        self.stride = codec.stride
 
     @abstractmethod
     def code(self, features: Float[Tensor, "b f d h w"]) -> Float[Tensor, "b k d h w"]:

@@ -5,16 +5,76 @@ normalization, convolution to features. The decoder is its mirror. There is no a
 nothing but the normalization is global, and any size is legal.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from volumediff.networks._layers import Conv, Down, NormAct, NormKind, ResidualBlock, Up
+from volumediff.networks._layers import Conv, Down, NormAct, NormKind, ResidualBlock, Up, place
 from volumediff.shapes import Shape
 
-__all__ = ["NormName", "decoder", "encoder", "kernel_and_norm"]
+__all__ = ["Codec", "NormName", "kernel_and_norm", "strided"]
 
 NormName = Literal["group", "voxel"]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Two networks that undo each other, as far as training gets them.
+
+    Arguments:
+        encoder: volume -> features on the latent grid
+        decoder: latent -> volume
+        stride: voxels of a latent voxel along d, h, w
+        planar: whether slices along d are coded apart
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    stride: Shape
+    planar: bool = False
+
+
+def strided(
+    channels: int,
+    features: int,
+    *,
+    latent_channels: int,
+    widths: tuple[int, ...],
+    strides: tuple[Shape, ...],
+    blocks: int,
+    norm: NormName,
+    planar: bool,
+) -> Codec:
+    """The codec with a strided convolution between levels.
+
+    Arguments:
+        channels: channels c of the volumes
+        features: channels that the encoder makes
+        latent_channels: channels k of the latent
+        widths: channels per level, finest first
+        strides: down-sampling between levels, per axis d, h, w, each 1 or 2
+        blocks: residual blocks per level
+        norm: group, or voxel for networks that must not depend on the size of the crop
+        planar: slices along d are coded apart: kernels 1 x 3 x 3 and statistics per slice
+    """
+    if len(strides) != len(widths) - 1 or {n for s in strides for n in s} - {1, 2}:
+        raise ValueError(
+            f"strides must be one triple of 1 or 2 between each two of the {len(widths)} "
+            f"widths, got {strides}."
+        )
+    if planar and any(s[0] != 1 for s in strides):
+        raise ValueError(f"a planar autoencoder has strides (1, ., .), got {strides}.")
+    common = {"widths": widths, "strides": strides, "blocks": blocks}
+    common |= {"norm": norm, "planar": planar}
+    d, h, w = (math.prod(s[axis] for s in strides) for axis in range(3))
+    return Codec(
+        encoder(channels, features, **common),
+        decoder(latent_channels, channels, **common),
+        (d, h, w),
+        planar,
+    )
 
 
 def kernel_and_norm(norm: NormName, *, planar: bool) -> tuple[Shape, NormKind]:
@@ -75,6 +135,5 @@ def _blocks(
 ) -> list[ResidualBlock]:
     """The residual blocks of a level."""
     blocks = [ResidualBlock(width, width, kernel=kernel, norm=norm) for _ in range(number)]
-    for block in blocks:
-        block.level = level
+    place(level, *blocks)
     return blocks

@@ -1,23 +1,17 @@
-r"""Autoencoder with a Gaussian latent: the encoder gives mean and log-variance of q(z | x),
+"""Autoencoder with a Gaussian latent and the package's own codec, for any stride per axis.
 
-.. math:: \mathrm{KL}(q \| N(0, 1)) = \tfrac12 (\mu^2 + \sigma^2 - 1 - \log \sigma^2),
-
-the decoder reads a sample in training and a latent is the mean. A small weight keeps latents
-smooth and roughly scaled without costing detail; exact scaling is the latent space's shift and
-scale.
+A small weight of the divergence keeps latents smooth and roughly scaled without costing detail;
+exact scaling is the latent space's shift and scale.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.autoencoders._base import Autoencoder, Generators
-from volumediff.autoencoders._codec import NormName
+from volumediff.autoencoders._codec import NormName, strided
+from volumediff.autoencoders._gaussian import mean, sample
 
 __all__ = ["KL"]
-
-# exp(-30) and exp(20) are far from what a latent of unit order needs, and finite in float32.
-LOG_VARIANCE = (-30.0, 20.0)
 
 
 class KL(Autoencoder):
@@ -54,7 +48,7 @@ class KL(Autoencoder):
         weight: float = 1e-3,
         adversarial: float = 0.0,
     ) -> None:
-        super().__init__(
+        codec = strided(
             channels,
             2 * latent_channels,
             latent_channels=latent_channels,
@@ -63,12 +57,12 @@ class KL(Autoencoder):
             blocks=blocks,
             norm=norm,
             planar=planar,
-            adversarial=adversarial,
         )
+        super().__init__(channels, latent_channels, codec=codec, adversarial=adversarial)
         self.weight = weight
 
     def code(self, features: Float[Tensor, "b f d h w"]) -> Float[Tensor, "b k d h w"]:
-        return features.chunk(2, dim=1)[0]
+        return mean(features)
 
     def restore(self, latent: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k d h w"]:
         return latent
@@ -76,20 +70,5 @@ class KL(Autoencoder):
     def bottleneck(
         self, features: Float[Tensor, "b f d h w"], generator: Generators
     ) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, ""], dict[str, Tensor]]:
-        mean, log_variance = features.float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(*LOG_VARIANCE)
-        z = mean + torch.exp(0.5 * log_variance) * _normal(mean, generator)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return z.to(features.dtype), self.weight * kl, {"kl": kl}
-
-
-def _normal(like: Tensor, generator: Generators) -> Tensor:
-    """Normal numbers, drawn where the generator lives; one generator per sample if it is many."""
-    if isinstance(generator, torch.Generator):
-        noise = torch.randn(like.shape, generator=generator, device=generator.device)
-        return noise.to(like.device)
-    if len(generator) != like.shape[0]:
-        raise ValueError(
-            f"expected {like.shape[0]} generators, one per sample, got {len(generator)}."
-        )
-    return torch.cat([_normal(like[i : i + 1], g) for i, g in enumerate(generator)])
+        z, kl = sample(features, generator)
+        return z, self.weight * kl, {"kl": kl}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from volumediff import randomness
 from volumediff.autoencoders._base import Autoencoder, Generators
-from volumediff.autoencoders._codec import NormName
+from volumediff.autoencoders._codec import NormName, strided
 
 __all__ = ["VQ", "nearest"]
 
@@ -129,7 +129,7 @@ class VQ(Autoencoder):
         patience: int = 200,
         adversarial: float = 0.0,
     ) -> None:
-        super().__init__(
+        codec = strided(
             channels,
             latent_channels,
             latent_channels=latent_channels,
@@ -138,8 +138,8 @@ class VQ(Autoencoder):
             blocks=blocks,
             norm=norm,
             planar=planar,
-            adversarial=adversarial,
         )
+        super().__init__(channels, latent_channels, codec=codec, adversarial=adversarial)
         self.commitment = commitment
         self.codec["codebook"] = Codebook(codes, latent_channels, patience=patience)
 

@@ -73,6 +73,7 @@ def load_trained(
     config, model = load_run(run, which=which, overrides=words)
     if not isinstance(model, Model):
         raise UsageError(f"{run}: trains an autoencoder, expected the run of a diffusion model.")
+    config.memory.freeze(model.network)
     found = checkpoint.find(run, which)
     assert found is not None, "load_run has just read it"
     manifest = json.loads((found.path / "manifest.json").read_bytes())

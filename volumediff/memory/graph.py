@@ -20,6 +20,7 @@ from volumediff.memory.slabs import (
     Concat,
     Convolution,
     Crop,
+    Linear,
     LocalNorm,
     Nearest,
     Operation,
@@ -194,33 +195,51 @@ def _norm_act(
 ) -> Lazy:
     if kind == "group":
         # Slab by slab the statistics come first; what is left is one pass either way.
-        return x.add(Affine(groups, eps, (scale, shift)), x.shape)
+        return x.add(Affine(groups, eps, True, (scale, shift)), x.shape)
     return x.add(LocalNorm(kind, groups, eps, fused, (scale, shift)), x.shape)
+
+
+def _group_norm(x: Lazy, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Lazy:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scale, shift = (t.to(dtype).expand(x.shape[0], -1) for t in (weight, bias))
+    return x.add(Affine(groups, eps, False, (scale, shift)), x.shape)
 
 
 def _interpolate(
     x: Lazy,
     size: None = None,
-    scale_factor: Sequence[float] | float | None = None,
+    scale_factor: Sequence[float] | float | int | None = None,
     mode: str = "nearest",
+    align_corners: bool | None = None,
     **unused: Any,
 ) -> Lazy:
+    corners = bool(align_corners)
     scales = (scale_factor,) * 3 if isinstance(scale_factor, int | float) else scale_factor
-    if size is not None or mode != "nearest" or scales is None or any(s % 1 for s in scales):
-        raise NotImplementedError("slabs are interpolated by nearest neighbour and whole factors")
-    d, h, w = (int(s) for s in scales)
     b, c, *sizes = x.shape
+    if size is None and mode == "trilinear" and scales == (2.0, 2.0, 2.0) and not corners:
+        return x.add(Linear(), (b, c, *(2 * n for n in sizes)))
+    if size is not None or mode != "nearest" or scales is None or any(s % 1 for s in scales):
+        raise NotImplementedError(
+            "slabs are interpolated by nearest neighbour and whole factors, or linearly by 2"
+        )
+    d, h, w = (int(s) for s in scales)
     grown = (n * f for n, f in zip(sizes, (d, h, w), strict=True))
     return x.add(Nearest((d, h, w)), (b, c, *grown))
 
 
-def _average(x: Lazy, kernel_size: int | Triple, stride: Any = None, **unused: Any) -> Lazy:
+def _average(
+    x: Lazy,
+    kernel_size: int | Triple,
+    stride: Any = None,
+    ceil_mode: bool = False,
+    **unused: Any,
+) -> Lazy:
     size = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
     steps = (stride,) * 3 if isinstance(stride, int) else tuple(stride or size)
     if steps != size or any(unused.values()):
         raise NotImplementedError("slabs are averaged over cells that do not overlap")
-    shape = (*x.shape[:2], *(n // s for n, s in zip(x.shape[2:], size, strict=True)))
-    return x.add(Average(size), shape)
+    cells = (-(-n // s) if ceil_mode else n // s for n, s in zip(x.shape[2:], size, strict=True))
+    return x.add(Average(size, ceil_mode), (*x.shape[:2], *cells))
 
 
 def _pad(x: Lazy, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Lazy:
@@ -254,7 +273,7 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Lazy:
 def _pointwise(function: Callable[..., Tensor], *, linear: bool) -> Callable[..., Lazy]:
     """Records function(x, y) of volumes, coefficients per sample and channel, and numbers."""
 
-    def recorded(x: Tensor | float, y: Tensor | float) -> Lazy:
+    def recorded(x: Tensor | float | int, y: Tensor | float | int) -> Lazy:
         recorder = next(t for t in (x, y) if isinstance(t, Lazy)).recorder
         # 0: a number, 1: a volume, 2: a coefficient
         kinds, volumes, small = [], [], []
@@ -286,7 +305,7 @@ def _pointwise(function: Callable[..., Tensor], *, linear: bool) -> Callable[...
 def _changing(recorded: Callable[..., Lazy]) -> Callable[..., Lazy]:
     """The in-place form: the stand-in stands for the result from now on."""
 
-    def changed(x: Lazy, y: Tensor | float) -> Lazy:
+    def changed(x: Lazy, y: Tensor | float | int) -> Lazy:
         x.node = recorded(x, y).node
         return x
 
@@ -312,6 +331,7 @@ _sub, _div = _pointwise(torch.sub, linear=True), _pointwise(torch.div, linear=Fa
 RECORDED: dict[Any, Callable[..., Any]] = {
     conv: _conv,
     norm_act: _norm_act,
+    F.group_norm: _group_norm,
     F.interpolate: _interpolate,
     F.avg_pool3d: _average,
     F.pad: _pad,

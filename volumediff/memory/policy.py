@@ -1,7 +1,8 @@
 r"""How a network is held and run: dtype, layout, recomputation, slabs, kernels. Never what it is.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
-block again in the backward pass: the same operations on the same numbers, the same gradients. In
+block again in the backward pass: the same operations on the same numbers, the same gradients. A
+convolution of an enlarged volume stores the small one; its own arithmetic is not repeated. In
 slabs, whole volumes are stored only where a layer needs them; see `volumediff.memory.streaming`.
 """
 
@@ -18,9 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from volumediff.autoencoders import Autoencoder
 from volumediff.memory.streaming import stream
-from volumediff.networks._attention import Attention
 from volumediff.networks._base import Network
-from volumediff.networks._layers import NormAct, ResidualBlock
+from volumediff.networks._layers import NormAct, Recomputable
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
@@ -35,11 +35,13 @@ class MemoryPolicy:
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer
         channels_last: weights, and with them activations, in torch.channels_last_3d
-        checkpoint: recompute residual blocks and attention in the backward pass; a number does so
-            on that many levels only, finest first
+        checkpoint: recompute residual blocks, attention and enlarged volumes in the backward pass;
+            a number does so on that many levels only, finest first
         slab: run networks and autoencoders in slabs of so many planes along d, exactly, in
             training and inference; None in one piece
         offload: keep what waits between layers, and its gradients, in host memory
+        remake: in inference with slabs, make the skips of the finest level again where they are
+            read instead of keeping them: a third more time for less memory on the device
         fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
             they pay on a device is measured by `benchmarks/kernels.py`
 
@@ -55,6 +57,7 @@ class MemoryPolicy:
     checkpoint: bool | int = False
     slab: int | None = None
     offload: bool = False
+    remake: bool = False
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -96,11 +99,20 @@ class MemoryPolicy:
         for module in model.modules():
             if isinstance(module, NormAct):
                 module.fused = self.fused
-            if isinstance(module, ResidualBlock | Attention):
+            if isinstance(module, Recomputable):
                 again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
         for module, method in _whole_passes(model):
             _replace(module, method, self._streamed if self.streams else None)
+
+    def freeze(self, network: nn.Module) -> None:
+        """For inference: kernels are kept in the dtype that they are cast to anyway.
+
+        The same results with half the weights, where activations are in half precision.
+        """
+        for parameter in network.requires_grad_(False).parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.to(self.torch_dtype)
 
     def _streamed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         return stream(
@@ -109,6 +121,7 @@ class MemoryPolicy:
             slab=self.slab,
             offload=self.offload,
             checkpoint=self.levels,
+            remake=self.remake,
         )
 
 

@@ -54,6 +54,7 @@ def stream(
     slab: int | None,
     offload: bool = False,
     checkpoint: int = 0,
+    remake: bool = False,
 ) -> Tensor:
     """function(x, *arguments), computed in slabs; differentiable.
 
@@ -63,6 +64,8 @@ def stream(
         offload: keep stored volumes, and their gradients, in host memory
         checkpoint: for the backward pass, keep only what several operations read, on this number
             of grids, finest first
+        remake: without gradients, make the skips of the finest grid again, slab by slab, where the
+            decoder reads them, instead of keeping them
 
     Raises:
         NotImplementedError: the function does something that cannot be cut
@@ -71,8 +74,11 @@ def stream(
     small = list(
         {id(t): t for n in graph.nodes if n.operation for t in n.operation.small}.values()
     )
-    execution = Execution(graph, slab=slab, offload=offload, checkpoint=checkpoint)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*graph.sources, *small)):
+    given = (*graph.sources, *small)
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    remake = remake and not training
+    execution = Execution(graph, slab=slab, offload=offload, checkpoint=checkpoint, remake=remake)
+    if training:
         return _Streamed.apply(execution, len(graph.sources), *graph.sources, *small)
     with torch.no_grad():
         return execution.forward(training=False)
@@ -162,17 +168,29 @@ class Execution:
 
     Arguments:
         graph: the recorded pass
-        slab, offload, checkpoint: see `stream`
+        slab, offload, checkpoint, remake: see `stream`
     """
 
-    def __init__(self, graph: Graph, *, slab: int | None, offload: bool, checkpoint: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        slab: int | None,
+        offload: bool,
+        checkpoint: int,
+        remake: bool,
+    ) -> None:
         self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
         self.measured = {
             node.inputs[0] for node in graph.nodes if isinstance(node.operation, Affine)
         }
         self.stored = _stored(graph)
-        self.schedule = [n for n in graph.nodes if n in self.stored or n in self.measured]
-        self.schedule = [n for n in self.schedule if n.operation is not None]
+        made = [node for node in graph.nodes if node.operation is not None]
+        self.remade: set[Node] = set()
+        if remake:
+            self.remade = _fine_encoder([node for node in made if node in self.stored])
+            self.stored |= _joins(graph, self.remade) & self.measured
+        self.schedule = [node for node in made if node in self.stored | self.measured]
         self.parts = {node: self._part(node) for node in self.schedule}
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
         self.dropped = self._dropped()
@@ -218,10 +236,13 @@ class Execution:
         return found
 
     def _part(self, top: Node) -> Part:
+        again = bool(self.remade) and top.number > max(n.number for n in self.remade)
+        again = again and top.shape[2:] == next(iter(self.remade)).shape[2:]
+        stored = self.stored - self.remade if again else self.stored
         inner, leaves, stack = {top}, set(), [top]
         while stack:
             for given in stack.pop().inputs:
-                if given in self.stored or given.operation is None:
+                if given in stored or given.operation is None:
                     leaves.add(given)
                 elif given not in inner:
                     inner.add(given)
@@ -462,6 +483,26 @@ def _stored(graph: Graph) -> set[Node]:
             else:
                 stored.add(node)
     return stored
+
+
+def _fine_encoder(stored: list[Node]) -> set[Node]:
+    """Volumes on the finest grid that are stored before a coarser one is."""
+    finest = max(math.prod(node.shape[2:]) for node in stored)
+    sizes = [math.prod(node.shape[2:]) for node in stored]
+    turn = next((i for i, size in enumerate(sizes) if size < finest), 0)
+    fine = {node for node in stored[:turn] if sizes[0] == finest}
+    # What needs whole volumes cannot be made slab by slab.
+    return set() if any(isinstance(node.operation, Whole) for node in fine) else fine
+
+
+def _joins(graph: Graph, skips: set[Node]) -> set[Node]:
+    """Sums with these skips: kept, in place of the other summand, they need the skip only once."""
+    joins: set[Node] = set()
+    for node in graph.nodes:
+        later = node not in skips and isinstance(node.operation, Pointwise)
+        if later and any(given in skips or given in joins for given in node.inputs):
+            joins.add(node)
+    return joins
 
 
 def _merely_combines(node: Node) -> bool:

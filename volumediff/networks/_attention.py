@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from volumediff.networks._layers import Linear, Norm, NormKind, whole
+from volumediff.networks._layers import Linear, Norm, NormKind, Recomputable, whole
 
 __all__ = ["Attention", "Backend", "attend", "available_backends"]
 
@@ -104,12 +104,12 @@ def available_backends(device: torch.device | str) -> dict[str, str]:
     return reasons
 
 
-class Attention(nn.Module):
+class Attention(Recomputable):
     """x + W attention(norm(x)) with a zero W at the start.
 
     Arguments:
         channels: number of channels
-        norm, groups: see `Norm`
+        norm, groups, least, eps: see `Norm`
         backend: which kernel computes it
         plane: attend within each slice of the first axis instead of the whole volume
         head_size: channels per head, reduced to a divisor of `channels`
@@ -124,17 +124,18 @@ class Attention(nn.Module):
         *,
         norm: NormKind = "group",
         groups: int = 32,
+        least: int = 2,
+        eps: float = 1e-5,
         backend: Backend = "auto",
         plane: bool = False,
         head_size: int = 32,
     ) -> None:
         super().__init__()
-        self.level = 0  # see `ResidualBlock`
         self.plane = plane
         self.global_axes = "hw" if plane else "dhw"
         self.backend = backend
         self.heads = channels // math.gcd(channels, head_size)
-        self.norm = Norm(channels, kind=norm, groups=groups)
+        self.norm = Norm(channels, kind=norm, groups=groups, least=least, eps=eps)
         self.qkv = Linear(channels, 3 * channels)
         self.out = Linear(channels, channels, zero=True)
 

@@ -28,6 +28,7 @@ class Network(nn.Module, ABC):
         coordinates: whether the position of each voxel in the full volume is an input
         frequencies: Fourier features of the time
         width: length of the embedding; None for four times the features
+        embedding: another map (t, condition) -> e in place of `Embedding`
     """
 
     def __init__(
@@ -41,13 +42,16 @@ class Network(nn.Module, ABC):
         coordinates: bool = False,
         frequencies: int = 64,
         width: int | None = None,
+        embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.image_channels = image_channels
         self.coordinates = coordinates
-        self.embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
+        if embedding is None:
+            embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
+        self.embedding = embedding
 
     @property
     def input_channels(self) -> int:

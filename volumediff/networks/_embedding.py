@@ -11,13 +11,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.networks._layers import Linear
 
-__all__ = ["Embedding", "fourier"]
+__all__ = ["Embedding", "WideEmbedding", "fourier"]
 
 
 def fourier(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b n"]:
@@ -62,31 +62,106 @@ class Embedding(nn.Module):
 
     def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
         e = _mlp(self.time, fourier(t, self.frequencies))
-        if self.label is not None:
-            label = condition.label
-            if label is None:
-                label = torch.full(t.shape, self.classes, device=t.device, dtype=torch.int64)
+        label = _labels(condition, self.classes, t)
+        if label is not None:
             e = e + self.label.weight.to(e.dtype)[label]
-        elif condition.label is not None:
-            raise ValueError(
-                "the condition has a label, but the network was built with classes=0: "
-                "leave the label out or train with classes"
-            )
-        if self.scalar is not None:
-            given = condition.scalars
-            if given is None or given.shape[1] != self.scalars:
-                count = "none" if given is None else given.shape[1]
-                raise ValueError(
-                    f"the network takes {self.scalars} scalars per sample, got {count}: "
-                    "set Condition.scalars"
-                )
-            e = e + _mlp(self.scalar, given.to(e.dtype))
-        elif condition.scalars is not None:
-            raise ValueError(
-                "the condition has scalars, but the network was built with scalars=0: "
-                "leave them out or train with scalars"
-            )
+        scalars = _scalars(condition, self.scalars)
+        if scalars is not None:
+            e = e + _mlp(self.scalar, scalars.to(e.dtype))
         return F.silu(e)
+
+
+class WideEmbedding(nn.Module):
+    r"""The embedding of MONAI's networks: groups of scalars lengthen e instead of adding to it,
+
+    .. math:: e = a\big([W_2\, a(W_1 \gamma(\tau)) + E_y,\ \mathrm{MLP}_1(c_1),\
+              \mathrm{MLP}_2(c_2), \ldots]\big), \qquad \tau = T t + \tau_0.
+
+    Arguments:
+        frequencies: even number of Fourier features of the time
+        classes: number of classes; the table has one entry more, the null class, index `classes`
+        scalars: number of scalars
+        scalar_groups: how many scalars, in their order, share a perceptron; by default all do
+        steps, offset: T and the offset of the time step that the network reads
+
+    References:
+        Guo et al. (2024), MAISI, arXiv:2409.11169
+    """
+
+    def __init__(
+        self,
+        frequencies: int,
+        *,
+        classes: int = 0,
+        scalars: int = 0,
+        scalar_groups: tuple[int, ...] = (),
+        steps: int = 1000,
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        groups = scalar_groups or (scalars,) * (scalars > 0)
+        if sum(groups) != scalars or any(n < 1 for n in groups):
+            raise ValueError(
+                f"scalar_groups {tuple(groups)} must be positive and sum to the {scalars} scalars"
+            )
+        # No width at all is refused, in its own words, by the layers that have it.
+        frequencies = 2 * max(1, frequencies // 2)
+        self.frequencies, self.classes, self.scalars = frequencies, classes, scalars
+        self.steps, self.offset = steps, offset
+        part = 4 * frequencies
+        self.width = part * (1 + len(groups))
+        self.time = nn.ModuleList([Linear(frequencies, part), Linear(part, part)])
+        self.label = nn.Embedding(classes + 1, part) if classes else None
+        self.scalar = nn.ModuleList(
+            nn.ModuleList([Linear(n, part), Linear(part, part)]) for n in groups
+        )
+        self.groups = groups
+
+    def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
+        # `fourier` counts in thousandths.
+        e = _mlp(self.time, fourier((self.steps * t + self.offset) / 1000, self.frequencies))
+        label = _labels(condition, self.classes, t)
+        if label is not None:
+            e = e + self.label.weight.to(e.dtype)[label]
+        parts = [e]
+        scalars = _scalars(condition, self.scalars)
+        if scalars is not None:
+            split = scalars.to(e.dtype).split(self.groups, dim=1)
+            parts += [_mlp(layers, c) for layers, c in zip(self.scalar, split, strict=True)]
+        return F.silu(torch.cat(parts, dim=1))
+
+
+def _labels(condition: Condition, classes: int, t: Tensor) -> Int[Tensor, "b"] | None:
+    """The class of each sample, the null class where none is given; None without classes."""
+    if classes:
+        if condition.label is not None:
+            return condition.label
+        return torch.full(t.shape, classes, device=t.device, dtype=torch.int64)
+    if condition.label is not None:
+        raise ValueError(
+            "the condition has a label, but the network was built with classes=0: "
+            "leave the label out or train with classes"
+        )
+    return None
+
+
+def _scalars(condition: Condition, scalars: int) -> Float[Tensor, "b n"] | None:
+    """The scalars of each sample; None for a network without."""
+    given = condition.scalars
+    if scalars:
+        if given is None or given.shape[1] != scalars:
+            count = "none" if given is None else given.shape[1]
+            raise ValueError(
+                f"the network takes {scalars} scalars per sample, got {count}: "
+                "set Condition.scalars"
+            )
+        return given
+    if given is not None:
+        raise ValueError(
+            "the condition has scalars, but the network was built with scalars=0: "
+            "leave them out or train with scalars"
+        )
+    return None
 
 
 def _mlp(layers: nn.ModuleList, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:

@@ -25,6 +25,7 @@ from volumediff.networks._layers import (
     ResidualBlock,
     Triple,
     Up,
+    place,
 )
 
 __all__ = ["Hourglass", "Stage"]
@@ -39,9 +40,12 @@ class Stage(nn.Module):
         self.attention = attention
 
     def forward(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b _ d h w"],
+        e: Float[Tensor, "b n"],
+        skip: Float[Tensor, "b _ d h w"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
-        h = self.block(x, e)
+        h = self.block(x, e, None, skip)
         return h if self.attention is None else self.attention(h)
 
 
@@ -106,14 +110,14 @@ class Hourglass(nn.Module):
                 groups=groups,
                 conv=conv,
             )
-            block.level = level
             attention = None
             if level in attention_levels:
                 attention = Attention(
                     width, norm=norm, groups=groups, backend=backend, plane=plane
                 )
-                attention.level = level
-            return Stage(block, attention)
+            made = Stage(block, attention)
+            place(level, made)
+            return made
 
         last = levels[-1]
         self.stride = tuple(f**last for f in factor)

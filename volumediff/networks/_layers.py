@@ -41,10 +41,12 @@ __all__ = [
     "NormKind",
     "PlaneConv",
     "Pool",
+    "Recomputable",
     "ResidualBlock",
     "Triple",
     "Up",
     "conv",
+    "place",
     "whole",
 ]
 
@@ -207,6 +209,7 @@ class Norm(nn.Module):
         groups: number of channel groups, reduced to a divisor of `channels` that leaves at least
             `least` channels per group; voxel normalisation always takes all channels together
         least: fewest channels of a group; a single one forgets what is added to its channel
+        eps: added to the variance
 
     References:
         Wu, He (2018), Group Normalization, arXiv:1803.08494
@@ -215,7 +218,13 @@ class Norm(nn.Module):
     halo = (0, 0, 0)
 
     def __init__(
-        self, channels: int, *, kind: NormKind = "group", groups: int = 32, least: int = 2
+        self,
+        channels: int,
+        *,
+        kind: NormKind = "group",
+        groups: int = 32,
+        least: int = 2,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -226,7 +235,7 @@ class Norm(nn.Module):
         self.global_axes = {"group": "dhw", "slice": "hw", "voxel": ""}[kind]
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = 1e-5
+        self.eps = eps
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -252,10 +261,16 @@ class NormAct(nn.Module):
     halo = (0, 0, 0)
 
     def __init__(
-        self, channels: int, *, norm: NormKind = "group", groups: int = 32, least: int = 2
+        self,
+        channels: int,
+        *,
+        norm: NormKind = "group",
+        groups: int = 32,
+        least: int = 2,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm = Norm(channels, kind=norm, groups=groups, least=least)
+        self.norm = Norm(channels, kind=norm, groups=groups, least=least, eps=eps)
         self.global_axes = self.norm.global_axes
         self.fused = False
 
@@ -274,7 +289,24 @@ class NormAct(nn.Module):
         return norm_act(x, scale, shift, **named, fused=self.fused)
 
 
-class ResidualBlock(nn.Module):
+class Recomputable(nn.Module):
+    """A part of a network that a memory policy may run again in the backward pass.
+
+    `level` is that of the network, 0 being the finest; see `place`.
+    """
+
+    level = 0
+
+
+def place(level: int, *modules: nn.Module) -> None:
+    """Says on which level of a network the recomputable parts of the modules stand."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, Recomputable):
+                part.level = level
+
+
+class ResidualBlock(Recomputable):
     """Two convolutions with pre-activation, conditioned by an embedding; starts as its shortcut.
 
     Arguments:
@@ -282,7 +314,7 @@ class ResidualBlock(nn.Module):
         embedding: length of the embedding vector; 0 for a block without conditioning
         mode: `film` scales and shifts the second normalisation, `additive` adds to its input
         kernel: of the convolutions, per axis
-        norm, groups, least: see `Norm`
+        norm, groups, least, eps: see `Norm`
         conv: the convolution, `Conv` or `PlaneConv`
         resample: `Pool` or `Nearest` before the first convolution and the shortcut, or None
     """
@@ -298,16 +330,16 @@ class ResidualBlock(nn.Module):
         norm: NormKind = "group",
         groups: int = 32,
         least: int = 2,
+        eps: float = 1e-5,
         conv: Callable[..., nn.Module] = Conv,
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.level = 0  # of the network that it is part of, whose builder sets it; 0 is finest
         self.mode = mode
-        self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least)
+        self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least, eps=eps)
         self.resample = resample
         self.conv1 = conv(in_channels, out_channels, kernel=kernel)
-        self.act2 = NormAct(out_channels, norm=norm, groups=groups, least=least)
+        self.act2 = NormAct(out_channels, norm=norm, groups=groups, least=least, eps=eps)
         self.conv2 = conv(out_channels, out_channels, kernel=kernel, zero=True)
         self.halo = tuple(a + b for a, b in zip(self.conv1.halo, self.conv2.halo, strict=True))
         self.global_axes = self.act1.global_axes
@@ -322,11 +354,19 @@ class ResidualBlock(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "b i d h w"],
+        x: Float[Tensor, "b _ d h w"],
         e: Float[Tensor, "b n"] | None = None,
         size: tuple[int, ...] | None = None,
+        skip: Float[Tensor, "b _ d h w"] | None = None,
     ) -> Float[Tensor, "b o d2 h2 w2"]:
-        """The block; `size` is that of the output, for a block that enlarges."""
+        """The block on x, or on the channels of x and then those of the skip.
+
+        Arguments:
+            size: of the output, for a block that enlarges
+        """
+        if skip is not None:
+            # In here, so that recomputation stores the two and not their concatenation.
+            x = torch.cat((x, skip), dim=1)
         h = self.act1(x)
         if self.resample is not None:
             h = self.resample(h, size)

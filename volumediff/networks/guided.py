@@ -15,32 +15,10 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
 from volumediff.networks._hourglass import Stage
-from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
+from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock, place
+from volumediff.networks._resample import Resampling, UpConv
 
 __all__ = ["Guided"]
-
-Resampling = Literal["block", "convolution"]
-
-
-class UpConv(nn.Module):
-    """Nearest neighbour, then a convolution on the fine grid.
-
-    Arguments:
-        channels: number of channels
-    """
-
-    halo = (1, 1, 1)
-    global_axes = ""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.nearest = Nearest()
-        self.conv = Conv(channels, channels)
-
-    def forward(
-        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
-    ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.conv(self.nearest(x, size))
 
 
 class Guided(Network):
@@ -138,6 +116,10 @@ class Guided(Network):
         self.up = nn.ModuleList(
             block(w, resample=Nearest()) if pools else UpConv(w) for w in widths[:last]
         )
+        for level in range(len(widths)):
+            place(level, self.encoder[level], self.decoder[level])
+            place(level, *self.down[level : level + 1], *self.up[level : level + 1])
+        place(last, self.middle)
         self.act = NormAct(widths[0], groups=groups, least=1)
         self.head = Conv(widths[0], out_channels, zero=True)
 

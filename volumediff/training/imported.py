@@ -15,7 +15,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Source, checked
 from volumediff.importers._files import read
 from volumediff.training import checkpoint
-from volumediff.training.assemble import build_task, keep_autoencoder
+from volumediff.training.assemble import build_recipe, build_task, keep_autoencoder
 from volumediff.training.folder import TEMPORARY, sha256, write_text
 from volumediff.training.run_config import parse
 from volumediff.training.run_folder import record_session
@@ -61,7 +61,9 @@ def import_run(
         task = build_task(config, run=hidden)
         tensors = checked(importer, source, _shapes(task))
         write_text(hidden / "config.yaml", config.to_yaml())
-        Statistics({}).save(hidden)
+        # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
+        scalars = dict.fromkeys(build_recipe(config).scalars, (0.0, 1.0))
+        Statistics(scalars).save(hidden)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
             checkpoint.save(
                 hidden,

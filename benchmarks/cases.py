@@ -1,0 +1,174 @@
+"""The networks that memory and speed are measured on: as published by peers, and as shipped here.
+
+A case is a network, the state that it sees, and what is done with it. Peers' networks are ours of
+the same architecture, proven equal to the peers' own code by the tests of the importers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import peers
+import torch
+from torch import Tensor, nn
+
+from volumediff.autoencoders import Autoencoder
+from volumediff.autoencoders.monai_kl import MonaiKL
+from volumediff.condition import Condition
+from volumediff.memory.policy import MemoryPolicy
+from volumediff.model import full_coordinates
+from volumediff.networks.guided import Guided
+from volumediff.networks.monai_unet import MonaiUNet
+from volumediff.training.assemble import build_task
+from volumediff.training.run_config import load_run_config
+
+__all__ = ["CASES", "Case", "peer_of", "run", "smaller"]
+
+Work = Literal["train", "infer", "decode", "autoencode"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the tables.
+
+    Arguments:
+        build: our network or autoencoder
+        shape: (k, d, h, w) of its input
+        work: a training step of a network or an autoencoder, or one pass without gradients
+        slab: planes of the policy that the row is about
+        peer: the peer's own network, given the checkouts; None where nothing is published
+        autocast: whether the peer trains under autocast
+    """
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, int, int, int]
+    work: Work
+    slab: int
+    peer: Callable[[dict[str, Path]], nn.Module | None] = lambda found: None
+    autocast: bool = False
+
+    @property
+    def policy(self) -> MemoryPolicy:
+        """Without host memory."""
+        training = self.work in ("train", "autoencode")
+        return MemoryPolicy(
+            "bfloat16",
+            channels_last=True,
+            checkpoint=training,
+            slab=self.slab,
+            remake=not training,
+        )
+
+    @property
+    def offloaded(self) -> MemoryPolicy:
+        """With host memory."""
+        return replace(self.policy, offload=True, remake=False)
+
+    @property
+    def plain(self) -> MemoryPolicy:
+        """What the cost of the others is measured against: nothing recomputed, nothing cut."""
+        return MemoryPolicy("bfloat16", channels_last=True)
+
+
+def _wdm(channels: int = 8) -> nn.Module:
+    return Guided(channels, channels, widths=(64, 128, 128, 256, 256, 256), groups=32)
+
+
+def _patchddm() -> nn.Module:
+    widths = (29, 87, 116, 116, 116, 116, 116)
+    return Guided(5, 1, coordinates=True, widths=widths, groups=29, resampling="convolution")
+
+
+def _maisi_unet() -> nn.Module:
+    return MonaiUNet(
+        4,
+        4,
+        widths=(64, 128, 256, 512),
+        attention_levels=(2, 3),
+        head_size=32,
+        resampling="block",
+    )
+
+
+def _autoencoder(*, maisi: bool) -> nn.Module:
+    return MonaiKL(1, widths=(64, 128, 256), upsampling="trilinear" if maisi else "nearest")
+
+
+def _shipped(name: str) -> nn.Module:
+    return build_task(load_run_config(name)).module.network
+
+
+def _of(name: str, build: Callable[[Path], nn.Module]) -> Callable[..., nn.Module | None]:
+    return lambda found: build(found[name]) if name in found else None
+
+
+def _installed(build: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
+    return lambda found: build()
+
+
+WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
+MAISI = _installed(peers.maisi_unet)
+_maisi_autoencoder = partial(_autoencoder, maisi=True)
+_monai_autoencoder = partial(_autoencoder, maisi=False)
+_pseudo3d = partial(_shipped, "pseudo3d_256")
+DECODER = _installed(partial(peers.monai_autoencoder, maisi=True))
+TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
+
+CASES = {
+    "wavelet-256-train": Case(_wdm, (8, 128, 128, 128), "train", 16, WDM),
+    "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 8, WDM),
+    "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 16, PATCHDDM),
+    "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 8, PATCHDDM),
+    "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
+    "ae-256-decode": Case(
+        partial(_autoencoder, maisi=True), (4, 64, 64, 64), "decode", 4, DECODER
+    ),
+    "ae-512-decode": Case(_maisi_autoencoder, (4, 128, 128, 128), "decode", 4, DECODER),
+    "ae-256-train": Case(_monai_autoencoder, (1, 256, 256, 256), "autoencode", 8, TRAINED, True),
+    "latent-256-train": Case(_maisi_unet, (4, 64, 64, 64), "train", 16, MAISI, autocast=True),
+    "latent-512-train": Case(_maisi_unet, (4, 128, 128, 128), "train", 16, MAISI, autocast=True),
+    "pseudo3d-256-train": Case(_pseudo3d, (16, 256, 64, 64), "train", 16),
+    "pseudo3d-256-infer": Case(_pseudo3d, (16, 256, 64, 64), "infer", 16),
+    "wavelet-512-train": Case(partial(_wdm, 64), (64, 128, 128, 128), "train", 16),
+    "wavelet-512-infer": Case(partial(_wdm, 64), (64, 128, 128, 128), "infer", 8),
+}
+
+
+def smaller(case: Case, factor: int) -> Case:
+    """The case on a state of so many times fewer voxels along each axis."""
+    k, d, h, w = case.shape
+    return replace(case, shape=(k, d // factor, h // factor, w // factor))
+
+
+def run(module: nn.Module, case: Case, z: Tensor, *, policy: MemoryPolicy) -> Tensor:
+    """One pass of ours; in training its loss."""
+    dtype = policy.torch_dtype
+    if isinstance(module, Autoencoder):
+        if case.work == "decode":
+            return module.decode(z.to(dtype))
+        generator = torch.Generator().manual_seed(0)
+        return module.loss("autoencoder", z.to(dtype), generator=generator)["loss"]
+    t = torch.full((len(z),), 0.5, device=z.device)
+    y = module(z.to(dtype), t, _places(module, z)).float()
+    return (y - z[:, : y.shape[1]]).square().mean() if case.work == "train" else y
+
+
+def _places(module: nn.Module, z: Tensor) -> Condition | None:
+    return Condition(coordinates=full_coordinates(z)) if module.coordinates else None
+
+
+def peer_of(network: nn.Module, case: Case, z: Tensor) -> Tensor:
+    """One pass of the peer's; in training its loss."""
+    if case.work == "decode":
+        return network.decode(z)
+    if case.work == "autoencode":
+        fake, mean, deviation = network(z)
+        kl = 0.5 * (mean.square() + deviation.square() - deviation.square().log() - 1).mean()
+        return (fake - z).abs().mean() + 1e-6 * kl
+    if case.build is _patchddm:
+        # Its eight channels: state and images, and the coordinates.
+        z = torch.cat([z, z[:, :3]], dim=1)
+    y = peers.output(network, z, torch.full((len(z),), 500, device=z.device))
+    return (y.float() - z[:, : y.shape[1]]).square().mean() if case.work == "train" else y

@@ -1,0 +1,140 @@
+"""The peers' own networks, built by their own code with the settings of their own scripts.
+
+Checkouts are named on the command line, `wdm=PATH patchddm=PATH`; MONAI is the installed package.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import MagicMock
+
+from torch import Tensor, nn
+
+__all__ = ["REPOSITORIES", "checkouts", "maisi_unet", "monai_autoencoder", "patchddm", "wdm"]
+
+REPOSITORIES = {"wdm": "pfriedri/wdm-3d", "patchddm": "FlorentinBieder/PatchDDM-3D"}
+
+
+def checkouts(words: list[str]) -> dict[str, Path]:
+    """`name=PATH` words as paths of checkouts."""
+    found = {}
+    for word in words:
+        name, _, path = word.partition("=")
+        if name not in REPOSITORIES or not (Path(path) / "guided_diffusion").is_dir():
+            raise SystemExit(
+                f"--peer {word}: expected wdm=PATH or patchddm=PATH with the path of a checkout "
+                f"of {' or '.join(REPOSITORIES.values())}"
+            )
+        found[name] = Path(path)
+    return found
+
+
+def _create_model(checkout: Path) -> Callable[..., nn.Module]:
+    """`create_model` of a checkout; both have a package of the same name."""
+    for name in [n for n in sys.modules if n.startswith(("guided_diffusion", "DWT_IDWT"))]:
+        del sys.modules[name]
+    sys.path.insert(0, str(checkout))
+    # Logging and plotting packages that the model does not need are replaced where missing.
+    sys.modules["torch.utils.tensorboard"] = MagicMock()
+    try:
+        while True:
+            try:
+                from guided_diffusion.script_util import create_model
+            except ModuleNotFoundError as error:
+                if error.name is None or error.name.startswith(("guided_diffusion", "DWT_IDWT")):
+                    raise SystemExit(f"{checkout} is no checkout of a peer: {error}") from None
+                sys.modules[error.name] = MagicMock()
+                for name in [n for n in sys.modules if n.startswith("guided_diffusion")]:
+                    del sys.modules[name]
+            else:
+                return create_model
+    finally:
+        sys.path.remove(str(checkout))
+
+
+COMMON = {
+    "num_res_blocks": 2,
+    "attention_resolutions": "",
+    "num_heads": 1,
+    "use_scale_shift_norm": False,
+    "dims": 3,
+    "bottleneck_attention": False,
+    "resample_2d": False,
+    "additive_skips": True,
+}
+
+
+def wdm(checkout: Path, *, size: int = 256) -> nn.Module:
+    """WDM's U-Net variant for volumes of 128³ or 256³; its input is the 8 subbands."""
+    return _create_model(checkout)(
+        image_size=size,
+        num_channels=64,
+        channel_mult={128: "1,2,2,4,4", 256: "1,2,2,4,4,4"}[size],
+        num_groups=32,
+        in_channels=8,
+        out_channels=8,
+        **COMMON,
+    )
+
+
+def patchddm(checkout: Path) -> nn.Module:
+    """PatchDDM's U-Net; its input is 4 images, 3 coordinates and 1 noisy mask."""
+    return _create_model(checkout)(
+        image_size=256,
+        num_channels=29,
+        channel_mult="1,3,4,4,4,4,4",
+        num_groups=29,
+        in_channels=8,
+        out_channels=1,
+        resblock_updown=False,
+        **COMMON,
+    )
+
+
+def maisi_unet() -> nn.Module:
+    """The U-Net of MAISI's diffusion model, 180 M parameters, without its extra conditions."""
+    from monai.networks.nets import DiffusionModelUNet
+
+    return DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=4,
+        out_channels=4,
+        channels=(64, 128, 256, 512),
+        attention_levels=(False, False, True, True),
+        num_head_channels=(0, 0, 32, 32),
+        num_res_blocks=2,
+        resblock_updown=True,
+        include_fc=True,
+        use_flash_attention=True,
+    )
+
+
+def monai_autoencoder(*, maisi: bool) -> nn.Module:
+    """MONAI's AutoencoderKL at 64, 128, 256 channels, or MAISI's."""
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+    from monai.networks.nets import AutoencoderKL
+
+    arguments = {
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 1,
+        "channels": (64, 128, 256),
+        "latent_channels": 4,
+        "num_res_blocks": (2, 2, 2),
+        "attention_levels": (False, False, False),
+        "with_encoder_nonlocal_attn": False,
+        "with_decoder_nonlocal_attn": False,
+        "norm_num_groups": 32,
+        "norm_eps": 1e-6,
+    }
+    if not maisi:
+        return AutoencoderKL(**arguments)
+    return AutoencoderKlMaisi(
+        **arguments, num_splits=1, norm_float16=True, save_mem=False, print_info=False
+    )
+
+
+def output(network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
+    """A peer's U-Net on a state; the guided-diffusion ones return the tensor alone."""
+    found = network(z, timesteps=t)
+    return found[0] if isinstance(found, tuple) else found

@@ -1,0 +1,128 @@
+"""Checkpoints of MONAI become runs, or are refused in one line."""
+
+import pytest
+import safetensors.torch
+import torch
+from monai_networks import UNET, WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
+
+from volumediff.condition import Condition
+from volumediff.errors import DataError, UsageError
+from volumediff.training.assemble import load_run
+from volumediff.training.imported import import_run
+from volumediff.training.statistics import Statistics
+
+GROUPS = "autoencoder.groups=4"
+
+
+def refused(kind, tensors, words, *overrides):
+    """The one line that importing ends with, which has these words in it."""
+    with pytest.raises((DataError, UsageError), match=words) as caught:
+        imported(kind, tensors, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_checkpoints_become_a_latent_run(tmp_path):
+    theirs, net = maisi_autoencoder(latent_channels=4), maisi_unet(include_spacing_input=True)
+    for name, module in (("a", theirs), ("b", net)):
+        state = {n: t.float() for n, t in module.state_dict().items()}
+        if name == "b":
+            state = {f"unet_state_dict.{n}": t for n, t in state.items()}
+            state |= {"scale_factor": torch.tensor(1.25), "epoch": torch.tensor(7)}
+        safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
+    file = tmp_path / "a.safetensors"
+    coder = import_run("monai_autoencoder", file, tmp_path / "coder", overrides=[GROUPS])
+    words = ["importer.head_size=4", "network.groups=4", f"space.autoencoder={coder}"]
+    run = import_run("monai_unet", tmp_path / "b.safetensors", tmp_path / "run", overrides=words)
+    config, model = load_run(run)
+    assert config.recipe["scalars"] == ["spacing_0", "spacing_1", "spacing_2"]
+    x = torch.randn(1, 1, 4, 8, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # MAISI's volumes are in [0, 1]
+        expected = theirs.float().encode((x + 1) / 2)[0]
+        z = model.encode(x)
+        torch.testing.assert_close(z, 1.25 * expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            model.decode(z, (4, 8, 4)), 2 * theirs.decode(expected) - 1, rtol=1e-4, atol=1e-4
+        )
+        # t = 0.5 is the step 499 of a thousand, and its square survives float32
+        attributes = {"spacing_0": 1.0, "spacing_1": 2.0, "spacing_2": 0.5}
+        scalars = Statistics.load(run).standardised(attributes)[None]
+        y = model.network(z, torch.tensor([0.5]), Condition(scalars=scalars))
+        steps, spacing = torch.tensor([499]), torch.tensor([[1.0, 2.0, 0.5]])
+        expected = net.float()(z, steps, spacing_tensor=spacing)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_one_channel_diffuses_voxels():
+    from monai.networks.nets import DiffusionModelUNet
+
+    small = {"channels": (8,), "attention_levels": (False,), "num_res_blocks": 1}
+    net = DiffusionModelUNet(3, 1, 1, norm_num_groups=4, num_head_channels=4, **small)
+    model = imported(UNET, net.state_dict(), "network.groups=4")
+    x = torch.linspace(-1, 1, 27).double().view(1, 1, 3, 3, 3)
+    torch.testing.assert_close(model.encode(x), (x + 1) / 2)
+    torch.testing.assert_close(model.decode((x + 1) / 2), x)
+
+
+def test_names_from_before_monai_1_4():
+    new = unet().state_dict()
+    renamed = {"postconv": "conv", "attn.to_": "to_", "attn.out_proj": "proj_attn"}
+
+    def old(name):
+        for now, before in renamed.items():
+            name = name.replace(now, before)
+        return name
+
+    state = {old(n): t for n, t in new.items()}
+    assert len(set(state) - set(new)) == 34
+    ours, same = imported(UNET, new, *WORDS), imported(UNET, state, *WORDS)
+    assert all(torch.equal(t, same.state_dict()[n]) for n, t in ours.state_dict().items())
+    state = autoencoder(with_encoder_nonlocal_attn=True).state_dict()
+    ours = imported("monai_autoencoder", state, GROUPS).state_dict()
+    same = imported("monai_autoencoder", {old(n): t for n, t in state.items()}, GROUPS)
+    assert all(torch.equal(t, same.state_dict()[n]) for n, t in ours.items())
+
+
+def test_every_tensor_is_used_and_none_is_missing():
+    for kind, make, words in (
+        (UNET, unet, WORDS),
+        (UNET, maisi_unet, WORDS),
+        ("monai_autoencoder", autoencoder, (GROUPS,)),
+        ("monai_autoencoder", maisi_autoencoder, (GROUPS,)),
+    ):
+        state = make().state_dict()
+        refused(
+            kind, {**state, "extra.weight": torch.zeros(3)}, "extra.weight would be left", *words
+        )
+        for name in list(state)[:: len(state) // 12]:
+            less = {n: t for n, t in state.items() if n != name}
+            refused(kind, less, ".", *words)
+            refused(kind, {**state, name: torch.zeros(5)}, ".", *words)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_not_supported_is_said(named):
+    if named:
+        crossed = {"with_conditioning": True, "cross_attention_dim": 8}
+        refused(UNET, unet(**crossed).state_dict(), "cross-attention is not supported", *WORDS)
+        refused("monai_unet", unet().state_dict(), "importer.head_size=N", *WORDS)
+        refused(UNET, unet().state_dict(), "groups must divide", *WORDS, "network.groups=3")
+        three = UNET | {"head_size": 3}
+        refused(three, unet().state_dict(), "head_size 3 must divide the width 16", *WORDS)
+        ends = {n: t for n, t in unet().state_dict().items() if n.startswith(("conv_in", "out"))}
+        refused(UNET, ends, "no tensor down_blocks.0.resnets.0.norm1.weight", *WORDS)
+        refused(UNET, autoencoder().state_dict(), "conv_in.conv.weight, got 0", *WORDS)
+        return
+    attends = {"attention_levels": (False, True)}
+    for options, words in (
+        (attends, "encoder's layers CRCRANC .* no attention inside levels"),
+        ({"use_convtranspose": True}, r"decoder's layers CR\?RNC .* no transposed"),
+        ({"in_channels": 2}, "takes 2 channels and gives 1"),
+    ):
+        refused("monai_autoencoder", autoencoder(**options).state_dict(), words, GROUPS)
+    state = maisi_autoencoder(**attends).state_dict()
+    refused("monai_autoencoder", state, "no attention inside levels", GROUPS)
+    state = autoencoder().state_dict()
+    refused("monai_autoencoder", state, r"groups must divide .* got 32")
+    flat = {n: t[..., 0] if t.ndim == 5 else t for n, t in state.items()}
+    refused("monai_autoencoder", flat, "expected 5 axes", GROUPS)

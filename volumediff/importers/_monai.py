@@ -1,0 +1,117 @@
+"""What the importers of MONAI's networks share: layers by their names.
+
+A layer of MONAI is a prefix of names. Its convolutions are wrapped (`conv1.conv.weight`), those of
+MAISI's autoencoder twice, and checkpoints from before MONAI 1.4 (the generative repository) have
+other names in attention.
+"""
+
+import torch
+from torch import Tensor
+
+from volumediff.errors import DataError
+from volumediff.importers._base import Source
+
+__all__ = [
+    "attention",
+    "count",
+    "layer",
+    "prefix",
+    "residual_block",
+    "sized",
+    "take_records",
+    "wrapping",
+]
+
+# What MONAI's trainers save beside the weights, and what does not change what they compute.
+RECORDS = ("epoch", "loss", "num_train_timesteps")
+
+
+def prefix(source: Source, stem: str) -> str:
+    """What stands before all names, such as `unet_state_dict.`.
+
+    Arguments:
+        stem: a name that every checkpoint of the kind has
+
+    Raises:
+        DataError: not one tensor of this name
+    """
+    found = [name for name in source.left if name == stem or name.endswith(f".{stem}")]
+    if len(found) != 1:
+        raise DataError(
+            f"{source.where}: expected one tensor {stem}, got {len(found)}; is it a checkpoint of "
+            "this kind?"
+        )
+    return found[0].removesuffix(stem)
+
+
+def count(source: Source, pattern: str) -> int:
+    """How many names there are in a row that are `pattern` with 0, 1, ... in place of `*`."""
+    number = 0
+    while pattern.replace("*", str(number)) in source:
+        number += 1
+    return number
+
+
+def take_records(source: Source) -> None:
+    """Takes what a trainer wrote about itself."""
+    for name in RECORDS:
+        if name in source:
+            source.take(name, ())
+
+
+def sized(source: Source, name: str, *, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor: 5 axes are a convolution of volumes, where images have 4.
+
+    Raises:
+        DataError: another number of axes
+    """
+    shape = source.shape(name)
+    if len(shape) != axes:
+        raise DataError(f"{source.where}: {name} has shape {shape}, expected {axes} axes.")
+    return shape
+
+
+def wrapping(source: Source, name: str) -> int | None:
+    """How often a layer is wrapped, k of `name` and k times `.conv`; None without one."""
+    return next((k for k in range(4) if f"{name}{'.conv' * k}.weight" in source), None)
+
+
+def layer(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+    """Weight and bias of a convolution, a linear layer or a normalisation."""
+    theirs += ".conv" * (wrapping(source, theirs) or 0)
+    return {f"{ours}.{n}": source.take(f"{theirs}.{n}") for n in ("weight", "bias")}
+
+
+def residual_block(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+    """A residual block, with or without embedding and shortcut."""
+    names = {"norm1": "act1.norm", "conv1": "conv1", "norm2": "act2.norm", "conv2": "conv2"}
+    optional = {"time_emb_proj": "project", "skip_connection": "shortcut"}
+    optional |= {"nin_shortcut": "shortcut"}
+    names |= {k: v for k, v in optional.items() if wrapping(source, f"{theirs}.{k}") is not None}
+    found: dict[str, Tensor] = {}
+    for theirs_, ours_ in names.items():
+        found |= layer(source, f"{theirs}.{theirs_}", f"{ours}.{ours_}")
+    return found
+
+
+def attention(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+    """Self-attention; a network without an output projection gets the identity."""
+    found = layer(source, f"{theirs}.norm", f"{ours}.norm")
+    width = found[f"{ours}.norm.weight"].shape[0]
+    inner = (
+        f"{theirs}.attn"
+        if any(f"{theirs}.attn.{n}.weight" in source for n in ("qkv", "to_q"))
+        else theirs
+    )
+    if f"{inner}.qkv.weight" in source:
+        found |= layer(source, f"{inner}.qkv", f"{ours}.qkv")
+    else:
+        for n, shape in (("weight", (width, width)), ("bias", (width,))):
+            parts = [source.take(f"{inner}.to_{part}.{n}", shape) for part in "qkv"]
+            found[f"{ours}.qkv.{n}"] = torch.cat(parts)
+    for out in (f"{inner}.out_proj", f"{theirs}.proj_attn"):
+        if f"{out}.weight" in source:
+            return found | layer(source, out, f"{ours}.out")
+    like = found[f"{ours}.qkv.weight"]
+    identity = torch.eye(width, dtype=like.dtype)
+    return found | {f"{ours}.out.weight": identity, f"{ours}.out.bias": like.new_zeros(width)}

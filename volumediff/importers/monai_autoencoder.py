@@ -1,0 +1,148 @@
+"""AutoencoderKL and AutoencoderKlMaisi of MONAI -> an autoencoder's run of `monai_kl`.
+
+A layer is known by its names; MAISI's autoencoder, which doubles the grid by linear interpolation,
+by convolutions that are wrapped twice. What no tensor tells is given in words:
+
+    autoencoder.groups      unless it is 32
+    autoencoder.interval    of the intensities, unless it is [0,1]
+
+A MAISI autoencoder with transposed convolutions (`use_convtranspose`) has the same names and
+shapes; nobody publishes one, and it cannot be told apart.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from volumediff.errors import DataError
+from volumediff.importers._base import Importer, Shapes, Source
+from volumediff.importers._monai import (
+    attention,
+    layer,
+    prefix,
+    residual_block,
+    sized,
+    take_records,
+    wrapping,
+)
+
+__all__ = ["MonaiAutoencoderImporter"]
+
+STEM = "post_quant_conv.conv.weight"
+# Letters of `_kinds`: C convolution, R residual block, A attention, N normalisation.
+ENCODER = re.compile(r"C((?:R+C)*)(R+?)(RAR)?NC")
+DECODER = re.compile(r"C(RAR)?((?:R+C)*)(R+)NC")
+
+
+class MonaiAutoencoderImporter(Importer):
+    """Autoencoders of MONAI with a Gaussian latent."""
+
+    def config(self, source: Source) -> dict[str, Any]:
+        p = prefix(source, STEM)
+        k = sized(source, f"{p}{STEM}", axes=5)[0]
+        down, up = _kinds(source, f"{p}encoder"), _kinds(source, f"{p}decoder")
+        encoder, decoder = ENCODER.fullmatch(down), DECODER.fullmatch(up)
+        for half, kinds, match in (("encoder", down, encoder), ("decoder", up, decoder)):
+            if match is None:
+                raise DataError(
+                    f"{source.where}: the {half}'s layers {kinds} (C convolution, R block, A "
+                    "attention, N normalisation, ? unknown) are not supported: no attention "
+                    "inside levels, no transposed convolutions."
+                )
+        blocks = [len(level) for level in f"{encoder[1]}{encoder[2]}".split("C")]
+        mirrored = [len(level) for level in f"{decoder[2]}{decoder[3]}".split("C")]
+        if mirrored[::-1] != blocks:
+            raise DataError(
+                f"{source.where}: expected as many blocks per level in the decoder as in the "
+                f"encoder, got {mirrored[::-1]} and {blocks}."
+            )
+        stem, head = _conv(source, f"{p}encoder", 0), _conv(source, f"{p}decoder", len(up) - 1)
+        channels, given = sized(source, stem, axes=5)[1], sized(source, head, axes=5)[0]
+        if channels != given:
+            raise DataError(f"{source.where}: takes {channels} channels and gives {given}.")
+        tree: dict[str, Any] = {
+            "autoencoder": {
+                "name": "monai_kl",
+                "latent_channels": k,
+                "widths": _widths(source, f"{p}encoder", down),
+                "blocks": blocks,
+                "groups": 32,
+                "encoder_attention": encoder[3] is not None,
+                "decoder_attention": decoder[1] is not None,
+                # Of MONAI's tutorials and of MAISI; our volumes have [-1, 1].
+                "interval": [0.0, 1.0],
+                "upsampling": "trilinear" if stem.endswith("conv.conv.weight") else "nearest",
+            }
+        }
+        if channels > 1:
+            tree["data"] = {"channels": [f"channel_{i}" for i in range(channels)]}
+        return tree
+
+    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+        p = prefix(source, STEM)
+        take_records(source)
+        encoder, decoder = "codec.encoder", "codec.decoder"
+        found = layer(source, f"{p}post_quant_conv", f"{decoder}.0")
+        down, up = _kinds(source, f"{p}encoder"), _kinds(source, f"{p}decoder")
+        # One convolution here gives mean and log-variance.
+        k = source.shape(f"{p}{STEM}")[0]
+        for name, shape in (("weight", (k, k, 1, 1, 1)), ("bias", (k,))):
+            parts = [f"{p}quant_conv_{part}.conv.{name}" for part in ("mu", "log_sigma")]
+            joined = torch.cat([source.take(part, shape) for part in parts])
+            found[f"{encoder}.{len(down) + 1}.{name}"] = joined
+        for half, kinds, ours, first in (
+            ("encoder", down, encoder, 1),
+            ("decoder", up, decoder, 1),
+        ):
+            for i, kind in enumerate(kinds):
+                theirs, name = f"{p}{half}.blocks.{i}", f"{ours}.{i + first}"
+                if kind == "R":
+                    found |= residual_block(source, theirs, name)
+                elif kind == "A":
+                    found |= attention(source, theirs, name)
+                elif kind == "C":
+                    # A change of the grid holds its convolution by name, in both of ours.
+                    changes = 0 < i < len(kinds) - 1
+                    theirs = _conv(source, f"{p}{half}", i).removesuffix(".weight")
+                    found |= layer(source, theirs, f"{name}.conv" if changes else name)
+                else:
+                    found |= layer(source, theirs, name)
+        return found
+
+
+def _kinds(source: Source, half: str) -> str:
+    """One letter for each layer of the encoder or the decoder."""
+    names = [n.removeprefix(f"{half}.blocks.") for n in source.left if n.startswith(f"{half}.")]
+    number = 1 + max((int(n.split(".")[0]) for n in names if n[:1].isdigit()), default=-1)
+    return "".join(_kind(source, f"{half}.blocks.{i}") for i in range(number))
+
+
+def _kind(source: Source, block: str) -> str:
+    if f"{block}.norm1.weight" in source:
+        return "R"
+    if f"{block}.norm.weight" in source:
+        return "A"
+    if f"{block}.weight" in source:
+        return "N"
+    wrapped = (wrapping(source, name) for name in (block, f"{block}.postconv"))
+    return "C" if any(k is not None for k in wrapped) else "?"
+
+
+def _conv(source: Source, half: str, index: int) -> str:
+    """The name of the weight of a convolution."""
+    block = f"{half}.blocks.{index}"
+    name = block if wrapping(source, block) is not None else f"{block}.postconv"
+    return f"{name}{'.conv' * (wrapping(source, name) or 0)}.weight"
+
+
+def _widths(source: Source, half: str, kinds: str) -> list[int]:
+    """Channels per level of the encoder; a convolution inside begins the next level."""
+    widths: list[int] = []
+    for i, kind in enumerate(kinds):
+        if kind == "C" and i < len(kinds) - 1:
+            widths.append(0)
+        elif kind == "R":
+            widths[-1] = sized(source, f"{half}.blocks.{i}.norm2.weight", axes=1)[0]
+    return widths

@@ -1,0 +1,152 @@
+"""The U-shaped body with concatenated skips, of which MONAI's diffusion networks are made.
+
+Every layer of the encoder is a skip, the stem and the changes of the grid included, so that a
+level of the decoder has one block more than in the encoder. A decoder block takes the skip beside
+its input and concatenates inside: under recomputation no concatenation is stored.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.networks._attention import Attention, Backend
+from volumediff.networks._hourglass import Stage
+from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock, place
+from volumediff.networks._resample import Resampling, UpConv
+
+__all__ = ["ConcatHourglass"]
+
+EPS = 1e-6  # of every normalisation in MONAI's networks
+
+
+class ConcatHourglass(nn.Module):
+    """Encoder and decoder over `widths`; ceil(size / 2) per level, any size.
+
+    Arguments:
+        in_channels, out_channels: numbers of channels
+        widths: channels per level, finest first
+        blocks: residual blocks per level of the encoder; the decoder has one more
+        attention_levels: levels whose blocks attend, 0 being the finest; the middle always does
+        head_sizes: channels of an attention head per level
+        embedding: length of the embedding vector
+        groups: channel groups of every normalisation, a divisor of all widths
+        resampling: how the grid changes between levels
+        backend: of the attention
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        attention_levels: Sequence[int],
+        head_sizes: Sequence[int],
+        embedding: int,
+        groups: int,
+        resampling: Resampling,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        last = len(widths) - 1
+        _check(widths, blocks, attention_levels, head_sizes, groups)
+        # A group may be a single channel.
+        norm = {"groups": groups, "least": 1, "eps": EPS}
+        block = partial(ResidualBlock, embedding=embedding, mode="additive", **norm)
+
+        def attention(level: int) -> Attention:
+            return Attention(widths[level], backend=backend, head_size=head_sizes[level], **norm)
+
+        def stage(level: int, inputs: int) -> Stage:
+            attends = level in attention_levels
+            return Stage(block(inputs, widths[level]), attention(level) if attends else None)
+
+        def down(width: int) -> nn.Module:
+            if resampling == "convolution":
+                return Down(width, width)
+            return block(width, width, resample=Pool())
+
+        def up(width: int) -> nn.Module:
+            if resampling == "convolution":
+                return UpConv(width)
+            return block(width, width, resample=Nearest())
+
+        self.stride = (2**last,) * 3
+        self.stem = Conv(in_channels, widths[0])
+        self.encoder = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        for level, width in enumerate(widths):
+            finer, coarser = widths[max(level - 1, 0)], widths[min(level + 1, last)]
+            inputs = [finer] + [width] * (blocks[level] - 1)
+            self.encoder.append(nn.ModuleList(stage(level, i) for i in inputs))
+            # What comes from below or before, and the skips: the blocks', last the one of the
+            # finer level's change of grid, or of the stem.
+            inputs = [coarser] + [width] * blocks[level]
+            skips = [width] * blocks[level] + [finer]
+            pairs = zip(inputs, skips, strict=True)
+            self.decoder.append(nn.ModuleList(stage(level, i + s) for i, s in pairs))
+        self.down = nn.ModuleList(down(width) for width in widths[:-1])
+        self.up = nn.ModuleList(up(width) for width in widths[1:])
+        self.middle = nn.ModuleList(
+            Stage(block(widths[-1], widths[-1]), attends) for attends in (attention(last), None)
+        )
+        for level in range(len(widths)):
+            place(level, self.encoder[level], self.decoder[level])
+            place(level, *self.down[level : level + 1], *self.up[level : level + 1])
+        place(last, self.middle)
+        self.act = NormAct(widths[0], **norm)
+        self.head = Conv(widths[0], out_channels, zero=True)
+
+    def forward(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b o d h w"]:
+        h = self.stem(x)
+        skips = [h]
+        for level, stages in enumerate(self.encoder):
+            for stage in stages:
+                h = stage(h, e)
+                skips.append(h)
+            if level < len(self.down):
+                down = self.down[level]
+                h = down(h, e) if isinstance(down, ResidualBlock) else down(h)
+                skips.append(h)
+        for stage in self.middle:
+            h = stage(h, e)
+        for level in reversed(range(len(self.decoder))):
+            for stage in self.decoder[level]:
+                h = stage(h, e, skips.pop())
+            if level > 0:
+                up, size = self.up[level - 1], skips[-1].shape[2:]
+                h = up(h, e, size) if isinstance(up, ResidualBlock) else up(h, size)
+        return self.head(self.act(h))
+
+
+def _check(
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    attention_levels: Sequence[int],
+    head_sizes: Sequence[int],
+    groups: int,
+) -> None:
+    last = len(widths) - 1
+    if not widths or min(widths) < 1 or min(blocks) < 1:
+        raise ValueError(
+            f"expected at least one level of positive width and one block per level, got widths "
+            f"{tuple(widths)} and blocks {tuple(blocks)}"
+        )
+    if not set(attention_levels) <= set(range(len(widths))):
+        raise ValueError(
+            f"attention_levels {tuple(attention_levels)} must be levels of the network, "
+            f"0 (finest) to {last}"
+        )
+    for level in sorted({*attention_levels, last}):
+        if head_sizes[level] < 1 or widths[level] % head_sizes[level]:
+            raise ValueError(
+                f"head_size {head_sizes[level]} must divide the width {widths[level]} of level "
+                f"{level}"
+            )
+    if groups < 1 or any(width % groups for width in widths):
+        raise ValueError(f"groups must divide all widths {tuple(widths)}, got {groups}")

@@ -1,0 +1,104 @@
+"""3D U-Net with concatenated skips: computes what MONAI's published diffusion models compute.
+
+Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention and without
+cross-attention. For new runs `unet` is the lighter architecture.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.networks._attention import Backend
+from volumediff.networks._base import Network
+from volumediff.networks._concat_hourglass import ConcatHourglass
+from volumediff.networks._embedding import WideEmbedding
+from volumediff.networks._resample import Resampling
+
+__all__ = ["MonaiUNet"]
+
+
+class MonaiUNet(Network):
+    """U-Net of residual blocks with an added embedding and concatenated skips.
+
+    Arguments:
+        in_channels, out_channels, image_channels, classes, scalars: see `Network`
+        widths: channels per level, finest first, multiples of `groups`
+        blocks: residual blocks per level, one number or one per level; the decoder has one more
+        attention_levels: levels with self-attention, 0 being the finest; the middle always has it
+        head_size: channels of an attention head, one number or one per level
+        groups: channel groups of the group normalisation
+        resampling: between levels, a `convolution`, or a residual `block` that pools or repeats
+        scalar_groups: see `WideEmbedding`
+        steps, offset: the network reads the time step `steps` t + `offset`: of T discrete steps
+            k = 0..T-1 it is T and -1, of a flow in continuous time 1000 and 0
+        coordinates: whether the position in the full volume is an input
+        attention: backend of the attention
+
+    References:
+        Pinaya et al. (2022), arXiv:2209.07162; Guo et al. (2024), MAISI, arXiv:2409.11169
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        image_channels: int = 0,
+        classes: int = 0,
+        scalars: int = 0,
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        blocks: int | tuple[int, ...] = 2,
+        attention_levels: tuple[int, ...] = (),
+        head_size: int | tuple[int, ...] = 8,
+        groups: int = 32,
+        resampling: Resampling = "convolution",
+        scalar_groups: tuple[int, ...] = (),
+        steps: int = 1000,
+        offset: float = -1.0,
+        coordinates: bool = False,
+        attention: Backend = "auto",
+    ) -> None:
+        embedding = WideEmbedding(
+            widths[0] if widths else 0,
+            classes=classes,
+            scalars=scalars,
+            scalar_groups=scalar_groups,
+            steps=steps,
+            offset=offset,
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            image_channels=image_channels,
+            coordinates=coordinates,
+            embedding=embedding,
+        )
+        self.hourglass = ConcatHourglass(
+            self.input_channels,
+            out_channels,
+            widths=widths,
+            blocks=_per_level("blocks", blocks, len(widths)),
+            attention_levels=attention_levels,
+            head_sizes=_per_level("head_size", head_size, len(widths)),
+            embedding=embedding.width,
+            groups=groups,
+            resampling=resampling,
+            backend=attention,
+        )
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        return self.hourglass.stride
+
+    def body(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b o d h w"]:
+        return self.hourglass(x, e)
+
+
+def _per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
+    values = (value,) * levels if isinstance(value, int) else tuple(value)
+    if len(values) != levels:
+        raise ValueError(
+            f"{name} {values}: expected one number, or one for each of {levels} levels"
+        )
+    return values
