@@ -21,8 +21,7 @@ from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import full_coordinates
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
-from volumediff.training.assemble import build_task
-from volumediff.training.run_config import load_run_config
+from volumediff.networks.pseudo3d import Pseudo3D
 
 __all__ = ["CASES", "Case", "peer_of", "run", "smaller"]
 
@@ -96,8 +95,10 @@ def _autoencoder(*, maisi: bool) -> nn.Module:
     return MonaiKL(1, widths=(64, 128, 256), upsampling="trilinear" if maisi else "nearest")
 
 
-def _shipped(name: str) -> nn.Module:
-    return build_task(load_run_config(name)).module.network
+def _pseudo3d() -> nn.Module:
+    """The network of configs/pipelines/pseudo3d_256.yaml."""
+    widths = (64, 128, 256, 256)
+    return Pseudo3D(16, 16, widths=widths, attention_levels=(3,), coordinates=True)
 
 
 def _of(name: str, build: Callable[[Path], nn.Module]) -> Callable[..., nn.Module | None]:
@@ -112,14 +113,13 @@ WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
 MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
 _monai_autoencoder = partial(_autoencoder, maisi=False)
-_pseudo3d = partial(_shipped, "pseudo3d_256")
 DECODER = _installed(partial(peers.monai_autoencoder, maisi=True))
 TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 
 CASES = {
     "wavelet-256-train": Case(_wdm, (8, 128, 128, 128), "train", 16, WDM),
     "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 8, WDM),
-    "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 16, PATCHDDM),
+    "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 8, PATCHDDM),
     "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 8, PATCHDDM),
     "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
     "ae-256-decode": Case(
