@@ -87,6 +87,8 @@ class Execution:
                 self._pass_on(node)
             self.gradients.pop(node, None)
             self.values.pop(node, None)
+        for source in [node for node in self.shares if self._wants_gradient(node)]:
+            self._share_out(source)
 
     def source_gradients(self) -> list[Tensor | None]:
         """Gradients of the given volumes, None for those that want none."""
@@ -243,6 +245,13 @@ class Execution:
                 self.gradients[leaf].complete()
         for inner, stand_ins in small.items():
             self._finish_small(inner, stand_ins)
+
+    def _share_out(self, source: Node) -> None:
+        """Gives a measured source, which no part makes, the gradient of its statistics."""
+        offset, slope = self.shares.pop(source)
+        for wanted in self._slabs(source):
+            x = self.values[source].read(wanted)
+            self._accumulate(source, wanted, scaled(x, slope, offset))
 
     def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
         """A stand-in for a small tensor, which collects its gradient over slabs."""
