@@ -16,7 +16,6 @@ choice by timing may differ between two sessions of one run, and a resumed run w
 """
 
 import importlib.util
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-__all__ = ["NormKind", "as_images", "as_stack", "fused_refusal", "norm_act"]
+__all__ = ["NormKind", "as_images", "as_stack", "dense", "fused_refusal", "norm_act"]
 
 NormKind = Literal["group", "slice", "voxel"]
 """What is normalised together: see `volumediff.networks._layers.Norm`."""
@@ -121,18 +120,21 @@ def _normalised(
         last = x.movedim(1, -1)
         y, mean, inverse = torch.native_layer_norm(last, (channels,), ones, zeros, eps)
         return y.movedim(-1, 1), mean, inverse
-    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    if not x.is_contiguous(memory_format=layout):
-        x = x.contiguous()
-        if x.stride() != _plain_strides(x.shape):
-            # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
-            x = x.clone(memory_format=torch.contiguous_format)
-    voxels = x[0, 0].numel()
+    x, voxels = dense(x), x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
 
 
-def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+def dense(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+    """x as `torch.native_group_norm` takes it: dense, channels last if they are, else planar.
+
+    An axis of size 1 may have any stride, as in a slab or a single slice of a volume, and the
+    kernel tells the layout by the strides: here they become those of a fresh tensor.
+    """
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    if not x.is_contiguous(memory_format=layout):
+        layout, x = torch.contiguous_format, x.contiguous()
+    fresh = torch.empty(x.shape, device="meta", memory_format=layout)
+    return x.as_strided(x.shape, fresh.stride())
 
 
 def _column(value: Float[Tensor, "b c"], like: Tensor) -> Tensor:
