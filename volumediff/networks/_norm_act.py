@@ -121,14 +121,44 @@ def _normalised(
         last = x.movedim(1, -1)
         y, mean, inverse = torch.native_layer_norm(last, (channels,), ones, zeros, eps)
         return y.movedim(-1, 1), mean, inverse
+    if x.device.type != "cpu":
+        return _from_moments(x, groups, eps)
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    if not x.is_contiguous(memory_format=layout):
+    if x.is_contiguous(memory_format=layout):
+        # Axes of size 1 may have any stride, but the kernel reads the layout off all of them.
+        b, c, *size = x.shape
+        last = _plain_strides(torch.Size((b, *size, c)))
+        x = x.as_strided(x.shape, (last[0], last[-1], *last[1:-1]))
+    else:
         x = x.contiguous()
         if x.stride() != _plain_strides(x.shape):
             # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
             x = x.clone(memory_format=torch.contiguous_format)
     voxels = x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
+
+
+def _from_moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_normalised`, on a GPU, where torch's own kernel refuses volumes with channels last.
+
+    Statistics and coefficients are in float32 or wider, without a wide copy of x there.
+    """
+    parts = x.unflatten(1, (groups, -1))
+    axes, dtype = tuple(range(2, parts.ndim)), torch.promote_types(x.dtype, torch.float32)
+    if x.dtype == dtype:
+        variance, mean = torch.var_mean(parts, axes, correction=0)
+    else:
+        mean = parts.mean(axes, dtype=dtype)
+        # Around zero: the rounding of float32 stays below that of voxels in half precision.
+        norm = torch.linalg.vector_norm(parts, 2, axes, dtype=dtype).double()
+        square = norm.square() / parts[0, 0].numel()
+        variance = (square - mean.double().square()).clamp_min(0).to(dtype)
+    inverse = (variance + eps).rsqrt()
+    a, c = (
+        v.repeat_interleave(parts.shape[2], dim=1).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+        for v in (inverse, -mean * inverse)
+    )
+    return torch.addcmul(c, x, a, out=torch.empty_like(x)), mean, inverse
 
 
 def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
