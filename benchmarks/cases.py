@@ -21,10 +21,10 @@ from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import full_coordinates
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
-from volumediff.training.assemble import build_task
-from volumediff.training.run_config import load_run_config
+from volumediff.networks.pseudo3d import Pseudo3D
+from volumediff.networks.unet import UNet
 
-__all__ = ["CASES", "Case", "peer_of", "run", "smaller"]
+__all__ = ["CASES", "UNEQUAL", "Case", "peer_of", "run", "smaller", "trains"]
 
 Work = Literal["train", "infer", "decode", "autoencode"]
 
@@ -52,13 +52,12 @@ class Case:
     @property
     def policy(self) -> MemoryPolicy:
         """Without host memory."""
-        training = self.work in ("train", "autoencode")
         return MemoryPolicy(
             "bfloat16",
             channels_last=True,
-            checkpoint=training,
+            checkpoint=trains(self),
             slab=self.slab,
-            remake=not training,
+            remake=not trains(self),
         )
 
     @property
@@ -72,8 +71,19 @@ class Case:
         return MemoryPolicy("bfloat16", channels_last=True)
 
 
-def _wdm(channels: int = 8) -> nn.Module:
-    return Guided(channels, channels, widths=(64, 128, 128, 256, 256, 256), groups=32)
+def trains(case: Case) -> bool:
+    """Whether it is a training step."""
+    return case.work in ("train", "autoencode")
+
+
+def _wdm(channels: int = 8, *, levels: int = 6) -> nn.Module:
+    widths = (64, 128, 128, 256, 256, 256)[:levels]
+    return Guided(channels, channels, widths=widths, groups=32)
+
+
+def _unet(blocks: int) -> nn.Module:
+    widths = (64, 128, 128, 256, 256)
+    return UNet(8, 8, widths=widths, blocks=blocks, embedding="additive")
 
 
 def _patchddm() -> nn.Module:
@@ -96,8 +106,9 @@ def _autoencoder(*, maisi: bool) -> nn.Module:
     return MonaiKL(1, widths=(64, 128, 256), upsampling="trilinear" if maisi else "nearest")
 
 
-def _shipped(name: str) -> nn.Module:
-    return build_task(load_run_config(name)).module.network
+def _pseudo3d() -> nn.Module:
+    widths = (64, 128, 256, 256)
+    return Pseudo3D(16, 16, widths=widths, attention_levels=(3,), coordinates=True)
 
 
 def _of(name: str, build: Callable[[Path], nn.Module]) -> Callable[..., nn.Module | None]:
@@ -109,16 +120,17 @@ def _installed(build: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
 
 
 WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
+WDM_128 = _of("wdm", partial(peers.wdm, size=128))
 MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
 _monai_autoencoder = partial(_autoencoder, maisi=False)
-_pseudo3d = partial(_shipped, "pseudo3d_256")
 DECODER = _installed(partial(peers.monai_autoencoder, maisi=True))
 TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 
 CASES = {
     "wavelet-256-train": Case(_wdm, (8, 128, 128, 128), "train", 16, WDM),
     "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 8, WDM),
+    "wavelet-128-train": Case(partial(_wdm, levels=5), (8, 64, 64, 64), "train", 8, WDM_128),
     "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 16, PATCHDDM),
     "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 8, PATCHDDM),
     "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
@@ -133,6 +145,12 @@ CASES = {
     "pseudo3d-256-infer": Case(_pseudo3d, (16, 256, 64, 64), "infer", 16),
     "wavelet-512-train": Case(partial(_wdm, 64), (64, 128, 128, 128), "train", 16),
     "wavelet-512-infer": Case(partial(_wdm, 64), (64, 128, 128, 128), "infer", 8),
+}
+
+# Our own network at the widths of a peer's, with fewer operations: for times, not for memory.
+UNEQUAL = {
+    "wavelet-128-unet": Case(partial(_unet, 2), (8, 64, 64, 64), "train", 8, WDM_128),
+    "wavelet-128-unet-1": Case(partial(_unet, 1), (8, 64, 64, 64), "train", 8, WDM_128),
 }
 
 
