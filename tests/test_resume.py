@@ -94,7 +94,7 @@ def test_a_finished_run_is_left_alone(data, whole):
 def test_a_run_goes_on_with_recomputation_and_nothing_changes(data, whole, tmp_path):
     words = (*WORDS, "memory.checkpoint=false")
     train(tiny(data, tmp_path / "run", *words, "optim.steps=3"))
-    run = train(tiny(data, tmp_path / "run", *WORDS, "memory.offload=true"))
+    run = train(tiny(data, tmp_path / "run", *WORDS))
     assert digests(run) == digests(whole)
     with pytest.raises(UsageError, match=r"memory\.slab: null -> 4"):
         train(tiny(data, run, *WORDS, "memory.slab=4"))

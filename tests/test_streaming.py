@@ -1,6 +1,7 @@
 """Slabs change what is in memory and nothing else."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -340,6 +341,24 @@ def test_the_vocabulary_in_other_orders():
         found = stream(network, x, gain, other, slab=slab, checkpoint=ALL)
         close([found], [y.detach()], 1e-12)
         close(torch.autograd.grad(found, given, g), expected, 1e-10)
+
+
+def test_nothing_is_left_behind():
+    network = UNet(1, 1, widths=(8, 8), blocks=1)
+    MemoryPolicy(slab=3, checkpoint=True).apply(network)
+    gc.collect()
+    gc.disable()  # what only a collection would free stays in memory for many steps
+    try:
+        with Tracer() as tracer:
+            x = draw(1, 1, 8, 8, 8).float()
+            t = torch.tensor([0.5])
+            tracer.follow(network.parameters())
+            before = tracer.live
+            network(x, t).sum().backward()
+            network.zero_grad()
+            assert tracer.live == before
+    finally:
+        gc.enable()
 
 
 def test_gradients_come_once():

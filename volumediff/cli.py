@@ -266,7 +266,9 @@ def plan(
 def profile(
     config: Config,
     overrides: Words = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed.")] = 3,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Steps that are timed; 0: the traced one.")
+    ] = 3,
     shape: Size = None,
     mode: ModeOption = _Mode.train,
     snapshot: Annotated[

@@ -288,8 +288,11 @@ def _pointwise(function: Callable[..., Tensor], *, linear: bool) -> Callable[...
                 small.append(operand)
         numbers = [o for o, k in zip((x, y), kinds, strict=True) if k == 0]
 
+        # The closure must not hold a stand-in, which would hold the closure through its node.
+        count = len(volumes)
+
         def apply(*tensors: Tensor) -> Tensor:
-            parts = {1: iter(tensors[: len(volumes)]), 2: iter(tensors[len(volumes) :])}
+            parts = {1: iter(tensors[:count]), 2: iter(tensors[count:])}
             left, right = (next(parts[k]) if k else numbers[0] for k in kinds)
             return function(left, right)
 

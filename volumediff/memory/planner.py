@@ -7,7 +7,7 @@ volumes more than the one denoising step that is traced (0.07 GB each at 256³).
 
 Policies are tried from the fastest on: nothing saved, recomputation of the finest levels and then
 of all, slabs from thick to thin, the same with what waits in host memory. The first that fits is
-taken; within a kind they are bisected.
+taken; within a kind they are bisected. In inference, before host memory, skips are made again.
 """
 
 import json
@@ -208,14 +208,16 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
         mode: without gradients there is nothing to recompute
         depth: planes along d that the network sees
     """
-    plain = replace(policy, checkpoint=False, slab=None, offload=False)
+    plain = replace(policy, checkpoint=False, slab=None, offload=False, remake=False)
     lean = replace(plain, checkpoint=mode == "train")
     # The finest levels hold most of what recomputation can spare.
     saved = [replace(plain, checkpoint=levels) for levels in (1, 2, True)]
     depths = [n for n in (math.ceil(depth / cuts) for cuts in CUTS) if n >= THINNEST]
     slabs = [replace(lean, slab=n) for n in depths]
+    remade = [replace(lean, slab=n, remake=True) for n in depths]
     away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
-    return [f for f in ([plain], saved if mode == "train" else [], slabs, away) if f]
+    between = [saved, slabs] if mode == "train" else [slabs, remade]
+    return [family for family in ([plain], *between, away) if family]
 
 
 def fastest(

@@ -113,7 +113,7 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
     Arguments:
         config: the run; neither its data nor its folder is touched
         mode: a training step, or one pass of inference
-        steps: that are timed
+        steps: that are timed; 0 times the traced step itself
         snapshot: where CUDA's allocator describes itself if memory runs out
 
     Raises:
@@ -133,9 +133,10 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
             step = training_step(config, task, device=device)
         else:
             step = inference_step(config, task, device=device)
+        watches = [_Stopwatch(device)]
         with Tracer(device) as tracer:
-            step.traced(tracer)
-        watches = []
+            step.traced(tracer, watches[0].stage)
+        watches = [watches[0].seconds] if steps == 0 else []
         for _ in range(steps):
             watch = _Stopwatch(device)
             step.run(watch.stage)

@@ -7,7 +7,7 @@ through the model in training, such a validation follows the step.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +55,21 @@ class Step:
     held: Mapping[str, Sequence[Tensor]]
     run: Callable[[Stage], None]
 
-    def traced(self, tracer: Tracer) -> None:
-        """Runs it under an active tracer, with its tensors in their categories."""
+    def traced(self, tracer: Tracer, within: Stage = lambda name: nullcontext()) -> None:
+        """Runs it under an active tracer, with its tensors in their categories.
+
+        Arguments:
+            within: what else is to be told of stages
+        """
         for category, tensors in self.held.items():
             tracer.adopt(category, tensors)
         tracer.follow(p for p in self.held["weights"] if isinstance(p, nn.Parameter))
 
-        def stage(name: str) -> AbstractContextManager[None]:
-            return tracer.stage(name, holds="other" if name == OPTIMIZER else "activations")
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            holds = "other" if name == OPTIMIZER else "activations"
+            with within(name), tracer.stage(name, holds=holds):
+                yield
 
         self.run(stage)
 

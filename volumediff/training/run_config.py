@@ -50,10 +50,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 POPULATION = "population"
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
-# Recomputation and host memory are for runs that meet a smaller card on their way.
+# Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
+# rounding.
 FREE = {
     *("optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"),
-    *("memory.checkpoint", "memory.offload"),
+    "memory.checkpoint",
 }
 
 
