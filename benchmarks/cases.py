@@ -22,8 +22,9 @@ from volumediff.model import full_coordinates
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
+from volumediff.networks.unet import UNet
 
-__all__ = ["CASES", "Case", "peer_of", "run", "smaller"]
+__all__ = ["CASES", "UNEQUAL", "Case", "peer_of", "run", "smaller", "trains"]
 
 Work = Literal["train", "infer", "decode", "autoencode"]
 
@@ -51,13 +52,12 @@ class Case:
     @property
     def policy(self) -> MemoryPolicy:
         """Without host memory."""
-        training = self.work in ("train", "autoencode")
         return MemoryPolicy(
             "bfloat16",
             channels_last=True,
-            checkpoint=training,
+            checkpoint=trains(self),
             slab=self.slab,
-            remake=not training,
+            remake=not trains(self),
         )
 
     @property
@@ -71,8 +71,19 @@ class Case:
         return MemoryPolicy("bfloat16", channels_last=True)
 
 
-def _wdm(channels: int = 8) -> nn.Module:
-    return Guided(channels, channels, widths=(64, 128, 128, 256, 256, 256), groups=32)
+def trains(case: Case) -> bool:
+    """Whether it is a training step."""
+    return case.work in ("train", "autoencode")
+
+
+def _wdm(channels: int = 8, *, levels: int = 6) -> nn.Module:
+    widths = (64, 128, 128, 256, 256, 256)[:levels]
+    return Guided(channels, channels, widths=widths, groups=32)
+
+
+def _unet(blocks: int) -> nn.Module:
+    widths = (64, 128, 128, 256, 256)
+    return UNet(8, 8, widths=widths, blocks=blocks, embedding="additive")
 
 
 def _patchddm() -> nn.Module:
@@ -110,6 +121,7 @@ def _installed(build: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
 
 
 WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
+WDM_128 = _of("wdm", partial(peers.wdm, size=128))
 MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
 _monai_autoencoder = partial(_autoencoder, maisi=False)
@@ -119,6 +131,7 @@ TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 CASES = {
     "wavelet-256-train": Case(_wdm, (8, 128, 128, 128), "train", 16, WDM),
     "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 8, WDM),
+    "wavelet-128-train": Case(partial(_wdm, levels=5), (8, 64, 64, 64), "train", 8, WDM_128),
     "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 8, PATCHDDM),
     "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 8, PATCHDDM),
     "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
@@ -133,6 +146,12 @@ CASES = {
     "pseudo3d-256-infer": Case(_pseudo3d, (16, 256, 64, 64), "infer", 16),
     "wavelet-512-train": Case(partial(_wdm, 64), (64, 128, 128, 128), "train", 16),
     "wavelet-512-infer": Case(partial(_wdm, 64), (64, 128, 128, 128), "infer", 8),
+}
+
+# Our own network at the widths of a peer's, with fewer operations: for times, not for memory.
+UNEQUAL = {
+    "wavelet-128-unet": Case(partial(_unet, 2), (8, 64, 64, 64), "train", 8, WDM_128),
+    "wavelet-128-unet-1": Case(partial(_unet, 1), (8, 64, 64, 64), "train", 8, WDM_128),
 }
 
 

@@ -291,17 +291,23 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = machine(device)
     print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-    norms = [norm_row(*shape, device) for shape in SHAPES[device]]
-    print("\n".join(norm_table(norms)), end="\n\n")
-    attentions = [row for case in TOKENS[device] for row in attention_rows(*case, device)]
-    print("\n".join(attention_table(attentions)), end="\n\n")
-    lines = [verdict(norms)]
-    if device == "cpu":
-        lines.insert(0, interpreter_check())
-    print("\n".join(lines))
-    if options.json:
-        results = {"machine": facts, "norm_act": norms, "attention": attentions, "verdict": lines}
-        options.json.write_text(json.dumps(results, indent=2))
+    results = {"machine": facts, "norm_act": [], "attention": [], "verdict": []}
+
+    def keep(key: str, rows: list) -> None:
+        # What is there is written at once, for a run that ends early.
+        results[key] += rows
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2))
+
+    for shape in SHAPES[device]:
+        keep("norm_act", [norm_row(*shape, device)])
+    print("\n".join(norm_table(results["norm_act"])), end="\n\n")
+    for case in TOKENS[device]:
+        keep("attention", attention_rows(*case, device))
+    print("\n".join(attention_table(results["attention"])), end="\n\n")
+    keep("verdict", [interpreter_check()] if device == "cpu" else [])
+    keep("verdict", [verdict(results["norm_act"])])
+    print("\n".join(results["verdict"]))
 
 
 if __name__ == "__main__":

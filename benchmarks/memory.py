@@ -3,7 +3,7 @@
     python benchmarks/memory.py                                     # ours, and MONAI's
     python benchmarks/memory.py --peer wdm=PATH patchddm=PATH       # and the other peers'
     python benchmarks/memory.py --only wavelet-256-train --time 4   # and the cost of a step
-    python benchmarks/memory.py --real wavelet-256-train --cap 8    # a step on a GPU of 8 GB
+    python benchmarks/memory.py --real wavelet-256-train --cap 8 24 # and within 8 and 24 GB
 
 GB are 10^9 bytes of live tensors at batch 1, traced under fake tensors: no memory and no GPU are
 needed. Ours hold float32 weights, gradients and both moments of Adam (the second step is traced);
@@ -13,14 +13,23 @@ and `host_gb` are of the policy that keeps waiting volumes in host memory.
 `--time F` measures training cases for real, on states of F times fewer voxels along each axis: the
 policy's step against a step with nothing recomputed and nothing cut, steps taken in turn, in
 processor time on the CPU and in seconds on a GPU.
+
+`--real` takes steps on this machine's device and prints a line of JSON for every case, as soon as
+it has been run: traced memory, and of every run the allocator's figures and those of the card,
+which must be idle otherwise. A cap is the memory of a card: what the allocator may have is what is
+left of it beside what the process holds outside of the allocator.
 """
 
 import argparse
+import gc
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import cases
 import peers
@@ -29,34 +38,41 @@ from cases import CASES, Case
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from volumediff.memory.overhead import OVERHEAD
 from volumediff.memory.policy import MemoryPolicy, retain_heap
+from volumediff.memory.shortage import is_shortage
 from volumediff.memory.tracer import Peak, Tracer
 
 GB = 1e9
+TRACERS = 6  # processes beside one that uses the GPU, at most
 
 
-def ours(case: Case, policy: MemoryPolicy) -> Peak:
+def ours(case: Case, policy: MemoryPolicy, *, foreach: bool = False) -> Peak:
     """The peak of a step of ours."""
     with FakeTensorMode():
-        module, step = prepared(case, policy, torch.device("cpu"))
+        module, step = prepared(case, policy, torch.device("cpu"), foreach=foreach)
         with Tracer() as tracer:
             tracer.follow(module.parameters())
-            for _ in range(2 if case.work in ("train", "autoencode") else 1):
+            for _ in range(2 if cases.trains(case) else 1):
                 step()
     return tracer.peak
 
 
 def prepared(
-    case: Case, policy: MemoryPolicy, device: torch.device
+    case: Case, policy: MemoryPolicy, device: torch.device, *, foreach: bool = False
 ) -> tuple[nn.Module, Callable[[], None]]:
-    """Our module, and what takes a step or makes a pass with it."""
+    """Our module, and what takes a step or makes a pass with it.
+
+    Arguments:
+        foreach: whether Adam handles all parameters at once, as it does on a GPU
+    """
     torch.manual_seed(0)
     module = case.build()
     if device.type != "cpu":  # fake parameters cannot be moved
         module.to(device)
     policy.apply(module)
     z = torch.randn((1, *case.shape)).to(device)
-    if case.work in ("infer", "decode"):
+    if not cases.trains(case):
         policy.freeze(module)
 
         @torch.no_grad()
@@ -64,7 +80,7 @@ def prepared(
             cases.run(module, case, z, policy=policy)
 
         return module, step
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-5)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-5, foreach=foreach)
 
     def step() -> None:
         cases.run(module, case, z, policy=policy).backward()
@@ -76,7 +92,7 @@ def prepared(
 
 def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
     """The peak of a first step of the peer's code."""
-    training = case.work in ("train", "autoencode")
+    training = cases.trains(case)
     with FakeTensorMode():
         module = network()
         if module is None:
@@ -115,39 +131,111 @@ def cost(case: Case, device: torch.device, rounds: int) -> float:
     return statistics.median(ratios)
 
 
-def real(name: str, cap: float | None, factor: int, *, offload: bool) -> dict[str, object]:
-    """Steps on this machine's device, within a cap, beside the traced figure."""
-    case = cases.smaller(CASES[name], factor) if factor > 1 else CASES[name]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = case.offloaded if offload else case.policy
-    facts: dict[str, object] = {"case": name, "shape": case.shape, "offload": offload}
-    facts["traced_gb"] = ours(case, policy).device / GB
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        if cap is not None:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GB / total), device)
-        facts |= {"device": torch.cuda.get_device_name(device), "cap_gb": cap}
-    try:
-        _, step = prepared(case, policy, device)
-        seconds = []
-        with Tracer(device) if device.type == "cpu" else torch.cuda.device(device) as tracer:
-            for _ in range(3):
-                start = time.perf_counter()
-                step()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                seconds.append(time.perf_counter() - start)
-        facts["seconds"] = min(seconds)
-        facts["peak_gb"] = (
-            tracer.peak.device / GB
-            if device.type == "cpu"
-            else torch.cuda.max_memory_allocated(device) / GB
+def real(
+    case: Case, policy: MemoryPolicy, caps: list[float], steps: int
+) -> list[dict[str, object]]:
+    """Steps on this machine's device, as they come and then within each of the caps."""
+    if not torch.cuda.is_available():
+        return [_run(case, policy, torch.device("cpu"), steps)]
+    device = torch.device("cuda")
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.0, device)
+    runs = [_run(case, policy, device, steps)]
+    for cap in sorted(caps, reverse=True):
+        left = cap * GB - _outside(device)
+        torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, left / total)), device)
+        runs.append(
+            {"cap_gb": cap, "allocator_gb": left / GB, **_run(case, policy, device, steps)}
         )
-        if device.type == "cuda":
-            facts["reserved_gb"] = torch.cuda.max_memory_reserved(device) / GB
-    except torch.OutOfMemoryError as error:
-        facts["failed"] = str(error).splitlines()[0]
+    return runs
+
+
+def _outside(device: torch.device) -> int:
+    """Bytes of the card that the allocator does not know of: context, libraries, others' work."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def _run(case: Case, policy: MemoryPolicy, device: torch.device, steps: int) -> dict[str, object]:
+    """Figures of a few steps, or that memory ran out."""
+    facts: dict[str, object] = {}
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        facts |= _stepped(case, policy, device, steps)
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        facts["failed"] = f"out of memory: {str(error).splitlines()[0]}"
+    if cuda:
+        facts["peak_gb"] = torch.cuda.max_memory_allocated(device) / GB
+        facts["reserved_gb"] = torch.cuda.max_memory_reserved(device) / GB
+        facts["outside_gb"] = _outside(device) / GB
+    # The next run begins with nothing reserved, neither on the card nor pinned.
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+        # Not in every supported torch.
+        getattr(torch.accelerator, "empty_host_cache", lambda: None)()
     return facts
+
+
+def _stepped(
+    case: Case, policy: MemoryPolicy, device: torch.device, steps: int
+) -> dict[str, object]:
+    cuda = device.type == "cuda"
+    seconds = []
+    module, step = prepared(case, policy, device, foreach=cuda)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.cuda.device(device) if cuda else Tracer(device) as tracer:
+        if not cuda:
+            tracer.follow(module.parameters())
+        for _ in range(steps):
+            start = time.perf_counter()
+            step()
+            if cuda:
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": min(seconds)} | ({} if cuda else {"peak_gb": tracer.peak.device / GB})
+
+
+def chosen(name: str, factor: int, *, offload: bool) -> tuple[Case, MemoryPolicy]:
+    """A case, perhaps smaller, and its policy with or without host memory."""
+    case = cases.smaller(CASES[name], factor)
+    return case, case.offloaded if offload else case.policy
+
+
+def _traced(name: str, factor: int, offload: bool, foreach: bool) -> Peak:
+    return ours(*chosen(name, factor, offload=offload), foreach=foreach)
+
+
+def realities(options: argparse.Namespace) -> None:
+    """`--real`: runs cases, and prints what was traced for them beside."""
+    cuda = torch.cuda.is_available()
+    facts = {"device": torch.cuda.get_device_name() if cuda else "cpu", "offload": options.offload}
+    workers = max(1, min(TRACERS, (os.cpu_count() or 1) // 2))
+    # Traces need no GPU and take seconds: they are made by other processes meanwhile.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        traces = {
+            name: pool.submit(_traced, name, options.smaller, options.offload, cuda)
+            for name in options.real
+        }
+        for name, trace in traces.items():
+            case, policy = chosen(name, options.smaller, offload=options.offload)
+            runs = real(case, policy, options.cap, options.steps)
+            peak = trace.result()
+            facts |= {
+                "case": name,
+                "shape": case.shape,
+                "policy": vars(policy),
+                "traced_gb": peak.device / GB,
+                "host_gb": peak.host / GB,
+                "planned_card_gb": OVERHEAD.card_gb(peak.device / GB),
+                "runs": runs,
+            }
+            print(json.dumps(facts), flush=True)
 
 
 def row(name: str, found: dict, options: argparse.Namespace) -> dict[str, object]:
@@ -156,7 +244,7 @@ def row(name: str, found: dict, options: argparse.Namespace) -> dict[str, object
     peer = theirs(case, lambda: case.peer(found))
     kept, away = ours(case, case.policy), ours(case, case.offloaded)
     ratio = None
-    if options.time and case.work in ("train", "autoencode"):
+    if options.time and cases.trains(case):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             retain_heap()
@@ -190,8 +278,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--time", type=int, metavar="F", help="measure steps on smaller states")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--real", choices=CASES, help="run one case on this machine's device")
-    parser.add_argument("--cap", type=float, help="GB that --real may use on a GPU")
+    parser.add_argument(
+        "--real", nargs="*", choices=CASES, help="run cases on this machine's device"
+    )
+    parser.add_argument(
+        "--cap", nargs="*", type=float, default=[], help="GB of cards that --real tries to fit"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="of every run of --real")
     parser.add_argument("--offload", action="store_true", help="--real with host memory")
     parser.add_argument(
         "--smaller", type=int, default=1, metavar="F", help="as --time, for --real"
@@ -200,9 +293,7 @@ def main() -> None:
     options = parser.parse_args()
     found = peers.checkouts(options.peer)
     if options.real:
-        print(
-            json.dumps(real(options.real, options.cap, options.smaller, offload=options.offload))
-        )
+        realities(options)
         return
     rows = []
     for name in options.only:

@@ -19,6 +19,7 @@ from volumediff.networks._layers import (
     ResidualBlock,
     Up,
 )
+from volumediff.networks._norm_act import _from_moments
 
 KINDS = ("group", "slice", "voxel")
 LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
@@ -286,3 +287,32 @@ def test_small_volumes_have_right_gradients_in_bfloat16(shape, kernel, stride):
     conv(thin).float().square().sum().backward()
     error = (conv.weight.grad - expected).norm() / expected.norm()
     assert float(error) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_normalisation_of_gpus(dtype, last):
+    """Its formula, on the CPU: statistics are not rounded, the layout stays."""
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    x = (normal(2, 12, 5, 4, 3) + 4).to(dtype).contiguous(memory_format=layout)
+    y, mean, inverse = _from_moments(x, 3, 1e-5)
+    assert y.dtype == dtype
+    assert y.stride() == x.stride()
+    g = x.double().unflatten(1, (3, 4)).flatten(2)
+    tolerance = {"rtol": 1e-4 if dtype != torch.float64 else 1e-12, "atol": 0}
+    variance = g.var(2, correction=0)
+    torch.testing.assert_close(mean.double(), g.mean(2), **tolerance)
+    torch.testing.assert_close(inverse.double(), (variance + 1e-5).rsqrt(), **tolerance)
+    step = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(
+        y.double(), normalised(x.double(), "group", 3), rtol=step, atol=step
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_slice_of_a_volume_with_channels_last(dtype):
+    """Its strides differ from those of a volume of one slice."""
+    x = normal(1, 8, 3, 5, 4).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    module = norm_act("slice")
+    whole, part = module(x), module(x.narrow(2, 2, 1))
+    torch.testing.assert_close(part, whole.narrow(2, 2, 1), rtol=0, atol=0)

@@ -120,6 +120,8 @@ def _normalised(
         last = x.movedim(1, -1)
         y, mean, inverse = torch.native_layer_norm(last, (channels,), ones, zeros, eps)
         return y.movedim(-1, 1), mean, inverse
+    if x.device.type != "cpu":
+        return _from_moments(x, groups, eps)
     x, voxels = dense(x), x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
 
@@ -135,6 +137,29 @@ def dense(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         layout, x = torch.contiguous_format, x.contiguous()
     fresh = torch.empty(x.shape, device="meta", memory_format=layout)
     return x.as_strided(x.shape, fresh.stride())
+
+
+def _from_moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_normalised`, on a GPU, where torch's own kernel refuses volumes with channels last.
+
+    Statistics and coefficients are in float32 or wider, without a wide copy of x there.
+    """
+    parts = x.unflatten(1, (groups, -1))
+    axes, dtype = tuple(range(2, parts.ndim)), torch.promote_types(x.dtype, torch.float32)
+    if x.dtype == dtype:
+        variance, mean = torch.var_mean(parts, axes, correction=0)
+    else:
+        mean = parts.mean(axes, dtype=dtype)
+        # Around zero: the rounding of float32 stays below that of voxels in half precision.
+        norm = torch.linalg.vector_norm(parts, 2, axes, dtype=dtype).double()
+        square = norm.square() / parts[0, 0].numel()
+        variance = (square - mean.double().square()).clamp_min(0).to(dtype)
+    inverse = (variance + eps).rsqrt()
+    a, c = (
+        v.repeat_interleave(parts.shape[2], dim=1).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+        for v in (inverse, -mean * inverse)
+    )
+    return torch.addcmul(c, x, a, out=torch.empty_like(x)), mean, inverse
 
 
 def _column(value: Float[Tensor, "b c"], like: Tensor) -> Tensor:
