@@ -439,6 +439,7 @@ def test_what_does_not_fit_is_exit_code_1_and_writes_nothing(program, tmp_path):
 
 WRONG = {
     "vram": ((*TINY, "--vram", "0"), "--vram 0: expected"),
+    "no number": ((*TINY, "--vram", "nan"), "--vram nan: expected"),
     "word": ((*TINY, "--vram", "much"), "--vram"),
     "output": ((*TINY, "-o", "x.yaml"), "--vram GB"),
     "mode": ((*TINY, "--mode", "use"), "--mode"),

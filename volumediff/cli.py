@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 bad data or failed cases, 2 wrong usage or configuration, 
 packages load inside the commands, so that `--help` answers at once.
 """
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -245,7 +246,7 @@ def plan(
     from volumediff.training.folder import write_text
     from volumediff.training.run_config import load_run_config
 
-    if vram is not None and vram <= 0:
+    if vram is not None and not 0 < vram < math.inf:
         raise UsageError(f"--vram {vram:g}: expected the card's memory in GB, above 0.")
     if out is not None and vram is None:
         raise UsageError("-o writes the policy that fits a card: give its memory with --vram GB.")

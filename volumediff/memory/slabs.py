@@ -97,7 +97,7 @@ class Crop(_Planewise):
     width: int
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        return slabs[0][:, :, :, : self.height, : self.width]
+        return _planes(_planes(slabs[0], 0, self.height, dim=3), 0, self.width, dim=4)
 
 
 @dataclass(eq=False, repr=False)
@@ -187,8 +187,7 @@ class Nearest(Operation):
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
         lo, hi = wanted
         y = F.interpolate(slabs[0], scale_factor=[float(f) for f in self.factor])
-        start = lo % self.factor[0]
-        return y.narrow(2, start, hi - lo)
+        return _planes(y, lo % self.factor[0], hi - lo)
 
 
 @dataclass(eq=False, repr=False)
@@ -203,7 +202,7 @@ class Linear(Operation):
         lo, hi = wanted
         y = F.interpolate(slabs[0], scale_factor=2.0, mode="trilinear")
         # The first plane that it was given; at the ends of the volume both clamp alike.
-        return y.narrow(2, lo - 2 * max(lo // 2 - 1, 0), hi - lo)
+        return _planes(y, lo - 2 * max(lo // 2 - 1, 0), hi - lo)
 
 
 @dataclass(eq=False, repr=False)
@@ -240,7 +239,7 @@ class Pad(Operation):
         (x,), (lo, hi) = slabs, wanted
         used = max(0, min(hi, self.depth) - lo)
         y = F.pad(x, (0, self.after[2], 0, self.after[1], 0, hi - lo - used))
-        return y.narrow(2, x.shape[2] - used, hi - lo)
+        return _planes(y, x.shape[2] - used, hi - lo)
 
 
 @dataclass(eq=False, repr=False)
@@ -272,6 +271,11 @@ def scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
         for i in range(len(x))
     ]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _planes(x: Tensor, start: int, count: int, *, dim: int = 2) -> Tensor:
+    """So many planes; all of them as they are, since even then the gradient would be copied."""
+    return x if x.shape[dim] == count else x.narrow(dim, start, count)
 
 
 def _gradients_of_conv(

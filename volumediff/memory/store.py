@@ -60,7 +60,8 @@ class Store:
         lo, hi = wanted
         planes = self.tensor.narrow(2, lo, hi - lo)
         if not self._travels:
-            return planes.to(self.device)
+            # Also where host and device are one, what waits is copied: so a plan counts the slab.
+            return planes.clone() if host.is_host(planes) else planes
         # Copies have a stream of their own and keep their order there: a read follows the writes.
         copies, here = _copies(self.device), torch.cuda.current_stream(self.device)
         with torch.cuda.stream(copies):
@@ -93,7 +94,11 @@ class Store:
             self.filled = lo
         common = min(self.filled - lo, slab.shape[2])
         if common:
-            self.write(lo, self.read((lo, lo + common)) + slab.narrow(2, 0, common))
+            there, more = (lo, lo + common), slab.narrow(2, 0, common)
+            if host.is_host(self.tensor):
+                self.write(lo, self.read(there).add_(more))
+            else:
+                self.read(there).add_(more)
         if common < slab.shape[2]:
             self.write(lo + common, slab.narrow(2, common, slab.shape[2] - common))
 
