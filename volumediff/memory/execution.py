@@ -87,6 +87,8 @@ class Execution:
                 self._pass_on(node)
             self.gradients.pop(node, None)
             self.values.pop(node, None)
+        for source in [node for node in self.shares if self._wants_gradient(node)]:
+            self._share_out(source)
 
     def source_gradients(self) -> list[Tensor | None]:
         """Gradients of the given volumes, None for those that want none."""
@@ -110,17 +112,20 @@ class Execution:
     def _dropped(self) -> set[Node]:
         """Stored volumes that are made again for the backward pass.
 
-        Those with one reader, as inside a residual block; of two in a row the first, so that one
-        convolution brings each of them back.
+        Those with one reader, as inside a residual block; of two in a row the larger or else the
+        first, so that one convolution brings each of them back.
         """
-        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)
-        fine = set(grids[: self.checkpoint])
         dropped: set[Node] = set()
-        for node in self.schedule:
-            inner = math.prod(node.shape[2:]) in fine and node in self.stored
-            single = inner and len(self.graph.consumers[node]) == 1
-            if single and not dropped.intersection(self.parts[node].leaves):
-                dropped.add(node)
+        beside: set[Node] = set()  # what those are made of
+        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)
+        for voxels in grids[: self.checkpoint]:
+            for node in self.schedule:
+                inner = math.prod(node.shape[2:]) == voxels and node in self.stored
+                single = inner and len(self.graph.consumers[node]) == 1
+                leaves = self.parts[node].leaves
+                if single and node not in beside and not dropped.intersection(leaves):
+                    dropped.add(node)
+                    beside.update(leaves)
         return dropped
 
     def _reads(
@@ -204,8 +209,12 @@ class Execution:
 
     def _pass_on(self, node: Node) -> None:
         """Gives a volume's gradient to the stored volumes and small tensors that it is made of."""
-        part, slabs, total = self.parts[node], self._slabs(node), self.gradients.get(node)
-        share = self.shares.pop(node, None)
+        part, slabs = self.parts[node], self._slabs(node)
+        if not self.offload and node in self.stored:
+            # First of all, so that the volume can go. In host memory it may stay: one way less.
+            self._share_out(node)
+            self.values.pop(node, None)
+        share, total = self.shares.pop(node, None), self.gradients.get(node)
         for leaf in (*part.leaves, *((node,) if share and node in self.stored else ())):
             self._bring_back(leaf)
         small = {n: tuple(self._leaf(n, t) for t in self._small(n)) for n in part.inner}
@@ -243,6 +252,15 @@ class Execution:
                 self.gradients[leaf].complete()
         for inner, stand_ins in small.items():
             self._finish_small(inner, stand_ins)
+
+    def _share_out(self, node: Node) -> None:
+        """Adds the gradient that a volume has through its statistics, if they were taken."""
+        if node not in self.shares:
+            return
+        offset, slope = self.shares.pop(node)
+        for wanted in self._slabs(node):
+            x = self.values[node].read(wanted)
+            self._accumulate(node, wanted, scaled(x, slope, offset))
 
     def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
         """A stand-in for a small tensor, which collects its gradient over slabs."""

@@ -279,20 +279,20 @@ def _pointwise(function: Callable[..., Tensor], *, linear: bool) -> Callable[...
         kinds, volumes, small = [], [], []
         for operand in (x, y):
             is_tensor = isinstance(operand, Tensor) and operand.ndim > 0
-            wide = is_tensor and (isinstance(operand, Lazy) or operand.shape[2:].numel() > 1)
-            kinds.append(1 if wide else 2 if isinstance(operand, Tensor) else 0)
-            if wide:
+            whole = is_tensor and (isinstance(operand, Lazy) or operand.shape[2:].numel() > 1)
+            kinds.append(1 if whole else 2 if isinstance(operand, Tensor) else 0)
+            if whole:
                 given = operand if isinstance(operand, Lazy) else recorder.given(operand)
                 volumes.append(given)
             elif isinstance(operand, Tensor):
                 small.append(operand)
         numbers = [o for o, k in zip((x, y), kinds, strict=True) if k == 0]
-
-        # The closure must not hold a stand-in, which would hold the closure through its node.
-        count = len(volumes)
+        # Of the stand-ins their number alone: in place, one of them stands for the result, and
+        # the graph would hold itself and all that it was given.
+        wide = len(volumes)
 
         def apply(*tensors: Tensor) -> Tensor:
-            parts = {1: iter(tensors[:count]), 2: iter(tensors[count:])}
+            parts = {1: iter(tensors[:wide]), 2: iter(tensors[wide:])}
             left, right = (next(parts[k]) if k else numbers[0] for k in kinds)
             return function(left, right)
 

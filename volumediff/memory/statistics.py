@@ -10,6 +10,8 @@ affine, :math:`s \hat x + b = a x + c` with
 import torch
 from torch import Tensor
 
+from volumediff.networks._norm_act import dense
+
 __all__ = ["Moments", "coefficients"]
 
 AXES = (2, 3, 4)
@@ -55,7 +57,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
         # A reduction would cast the whole slab first; the kernel of the group norm does not. With
         # float32 parameters it returns its statistics in float32.
         ones, eps = torch.ones(c), 1e-5
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = dense(x.contiguous(memory_format=torch.channels_last_3d))
         number = x[0, 0].numel()
         _, mean, inverse = torch.native_group_norm(x, ones, ones, b, c, number, c, eps)
         variance = (inverse.double().pow(-2) - eps).clamp_min(0)

@@ -39,6 +39,8 @@ def stream(
 ) -> Tensor:
     """function(x, *arguments), computed in slabs; differentiable.
 
+    Activations have the dtype of x, also under autocast.
+
     Arguments:
         function: of a volume (b, c, d, h, w), made of the package's layers
         slab: planes along d that are computed at a time; None for all
@@ -51,7 +53,8 @@ def stream(
     Raises:
         NotImplementedError: the function does something that cannot be cut
     """
-    graph = record(function, x, *arguments)
+    with _no_autocast(x.device):
+        graph = record(function, x, *arguments)
     small = list(
         {id(t): t for n in graph.nodes if n.operation for t in n.operation.small}.values()
     )
@@ -61,22 +64,32 @@ def stream(
     execution = Execution(graph, slab=slab, offload=offload, checkpoint=checkpoint, remake=remake)
     if training:
         return _Streamed.apply(execution, len(graph.sources), *graph.sources, *small)
-    with torch.no_grad():
+    with torch.no_grad(), _no_autocast(x.device):
         return execution.forward(training=False)
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
+    """Nodes are recorded with the dtypes that they will have."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Streamed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, execution: Execution, sources: int, *given: Tensor) -> Tensor:
-        ctx.execution, ctx.small = execution, given[sources:]
-        return execution.forward(training=True)
+        # Saved for the sake of torch's check that nothing of it was changed since.
+        ctx.save_for_backward(*given)
+        ctx.execution, ctx.small = execution, [id(t) for t in given[sources:]]
+        with _no_autocast(given[0].device):
+            return execution.forward(training=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.execution is None:
             raise RuntimeError("the gradients of a streamed network can be asked for only once")
+        _ = ctx.saved_tensors
         execution, ctx.execution = ctx.execution, None
-        execution.backward(grad)
-        of_small = (execution.small_gradients.get(id(t)) for t in ctx.small)
+        with _no_autocast(grad.device):
+            execution.backward(grad)
+        of_small = (execution.small_gradients.get(name) for name in ctx.small)
         return None, None, *execution.source_gradients(), *of_small

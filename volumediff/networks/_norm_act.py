@@ -16,7 +16,6 @@ choice by timing may differ between two sessions of one run, and a resumed run w
 """
 
 import importlib.util
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-__all__ = ["NormKind", "as_images", "as_stack", "fused_refusal", "norm_act"]
+__all__ = ["NormKind", "as_images", "as_stack", "dense", "fused_refusal", "norm_act"]
 
 NormKind = Literal["group", "slice", "voxel"]
 """What is normalised together: see `volumediff.networks._layers.Norm`."""
@@ -123,19 +122,21 @@ def _normalised(
         return y.movedim(-1, 1), mean, inverse
     if x.device.type != "cpu":
         return _from_moments(x, groups, eps)
-    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    if x.is_contiguous(memory_format=layout):
-        # Axes of size 1 may have any stride, but the kernel reads the layout off all of them.
-        b, c, *size = x.shape
-        last = _plain_strides(torch.Size((b, *size, c)))
-        x = x.as_strided(x.shape, (last[0], last[-1], *last[1:-1]))
-    else:
-        x = x.contiguous()
-        if x.stride() != _plain_strides(x.shape):
-            # Axes of size 1 leave strides ambiguous; only a clone has what the kernel expects.
-            x = x.clone(memory_format=torch.contiguous_format)
-    voxels = x[0, 0].numel()
+    x, voxels = dense(x), x[0, 0].numel()
     return torch.native_group_norm(x, ones, zeros, x.shape[0], channels, voxels, groups, eps)
+
+
+def dense(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+    """x as `torch.native_group_norm` takes it: dense, channels last if they are, else planar.
+
+    An axis of size 1 may have any stride, as in a slab or a single slice of a volume, and the
+    kernel tells the layout by the strides: here they become those of a fresh tensor.
+    """
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    if not x.is_contiguous(memory_format=layout):
+        layout, x = torch.contiguous_format, x.contiguous()
+    fresh = torch.empty(x.shape, device="meta", memory_format=layout)
+    return x.as_strided(x.shape, fresh.stride())
 
 
 def _from_moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,10 +160,6 @@ def _from_moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, T
         for v in (inverse, -mean * inverse)
     )
     return torch.addcmul(c, x, a, out=torch.empty_like(x)), mean, inverse
-
-
-def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _column(value: Float[Tensor, "b c"], like: Tensor) -> Tensor:
