@@ -35,12 +35,12 @@ import cases
 import peers
 import torch
 from cases import CASES, Case
+from kernels import reason_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumediff.memory.overhead import OVERHEAD
 from volumediff.memory.policy import MemoryPolicy, retain_heap
-from volumediff.memory.shortage import is_shortage
 from volumediff.memory.tracer import Peak, Tracer
 
 GB = 1e9
@@ -157,7 +157,10 @@ def _outside(device: torch.device) -> int:
 
 
 def _run(case: Case, policy: MemoryPolicy, device: torch.device, steps: int) -> dict[str, object]:
-    """Figures of a few steps, or that memory ran out."""
+    """Figures of a few steps, or why there are none.
+
+    Where little memory is left, cuDNN says that it found no engine, and not that memory ran out.
+    """
     facts: dict[str, object] = {}
     cuda = device.type == "cuda"
     if cuda:
@@ -165,9 +168,7 @@ def _run(case: Case, policy: MemoryPolicy, device: torch.device, steps: int) -> 
     try:
         facts |= _stepped(case, policy, device, steps)
     except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
-            raise
-        facts["failed"] = f"out of memory: {str(error).splitlines()[0]}"
+        facts["failed"] = reason_of(error)
     if cuda:
         facts["peak_gb"] = torch.cuda.max_memory_allocated(device) / GB
         facts["reserved_gb"] = torch.cuda.max_memory_reserved(device) / GB

@@ -36,12 +36,12 @@ import cases
 import peers
 import torch
 from cases import Case
+from kernels import reason_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from volumediff.memory.policy import MemoryPolicy, retain_heap
-from volumediff.memory.shortage import is_shortage
 
 TRAINING = {n: c for n, c in {**cases.CASES, **cases.UNEQUAL}.items() if cases.trains(c)}
 POLICIES: dict[str, Callable[[Case], MemoryPolicy]] = {
@@ -151,10 +151,8 @@ def work(name: str, found: dict[str, Path], factor: int) -> None:
                     step = stepper(name, case, found, device)
             else:
                 facts = timed(step, device)
-        except RuntimeError as error:
-            if not is_shortage(error):
-                raise
-            step, facts = None, {"failed": f"out of memory: {str(error).splitlines()[0]}"}
+        except (RuntimeError, MemoryError) as error:
+            step, facts = None, {"failed": reason_of(error)}
         if step is None:
             _give_back(device)
         replies.write(json.dumps(facts) + "\n")
