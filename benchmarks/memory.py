@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 
 import cases
 import peers
@@ -93,7 +94,8 @@ def prepared(
 def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
     """The peak of a first step of the peer's code."""
     training = cases.trains(case)
-    with FakeTensorMode():
+    # What their code prints does not belong among the figures.
+    with FakeTensorMode(), redirect_stdout(sys.stderr):
         module = network()
         if module is None:
             return None
