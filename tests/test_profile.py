@@ -87,7 +87,10 @@ def test_the_program_profiles(program):
     assert found["peak_gb"] == pytest.approx(found["planned_peak_gb"], rel=0.1)
     assert list(found["stages"]) == ["encode", "forward", "backward", "optimizer"]
     assert {"step_seconds", "rss_gb", "device", "policy"} <= set(found)
-    code, _, complaint = program("profile", *TINY, "--steps", "0")
+    code, text, _ = program("profile", *TINY, "--steps", "0", "--json")
+    assert code == 0
+    assert json.loads(text)["step_seconds"] > 0
+    code, _, complaint = program("profile", *TINY, "--steps", "-1")
     assert code == 2
     assert "--steps" in complaint
 
