@@ -380,7 +380,7 @@ def test_checkpoint_and_calibration_must_suit():
     row = Localizer(route=route.Scan(levels=(0.5,)))
     x = torch.zeros((1, 1, *SHAPE))
     other = Model(Voxel(), Fancy(KERNEL.schedule, prediction="x0"), Wiener(Voxel()))
-    with pytest.raises(ValueError, match="trained with the fancy kernel"):
+    with pytest.raises(ValueError, match="got one that was trained with the fancy kernel"):
         run(row, other, x)
     short = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.0, 0.4))
     with pytest.raises(ValueError, match=r"expected times up to 0\.400.*got 0\.500"):

@@ -21,7 +21,6 @@ from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
-from volumediff.anomaly.noise import Gaussian, Noise
 from volumediff.anomaly.policy import Plain, Policy
 from volumediff.anomaly.post import MASK, Post
 from volumediff.anomaly.route import Route
@@ -30,6 +29,7 @@ from volumediff.anomaly.threshold import HealthyFPR, Threshold
 from volumediff.condition import HEALTHY, Condition
 from volumediff.guidance._base import Guidance
 from volumediff.model import Model
+from volumediff.noise import Gaussian, Noise
 from volumediff.randomness import key as key_of
 from volumediff.samplers._base import Sampler
 
@@ -199,7 +199,7 @@ class Localizer(Method):
     """A row of the engine.
 
     Arguments:
-        noise: what the volume is corrupted with; must be the checkpoint's
+        noise: kind of noise that the method is about; its details are the checkpoint's
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
         policy: what may change
@@ -209,7 +209,7 @@ class Localizer(Method):
         first: row whose map and pseudo-healthy volume a two-pass policy starts from
     """
 
-    noise: Noise = field(default_factory=Gaussian)
+    noise: type[Noise] = Gaussian
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -238,7 +238,7 @@ class Localizer(Method):
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
-        self.noise.check(model)
+        self._check_noise(model)
         if self.guidance is not None and not classes_of(model):
             raise ValueError(
                 f"guidance {type(self.guidance).__name__.lower()}: expected a class-conditional "
@@ -257,6 +257,25 @@ class Localizer(Method):
                     "first: expected a second pass at a lower noise level than the first, got "
                     f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
                 )
+
+    def _check_noise(self, model: Model) -> None:
+        kernel = type(model.kernel).__name__.lower()
+        if kernel != "gaussian":
+            raise ValueError(
+                f"noise: expected a checkpoint with kernel gaussian, got one that was trained with "
+                f"the {kernel} kernel; use a method for that kernel."
+            )
+        wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
+        if wanted != "gaussian" and not model.space.exact:
+            raise ValueError(
+                f"noise: expected a space of voxels or wavelets for {wanted} noise, got latents, "
+                "which are trained on white noise of their own; use another pipeline."
+            )
+        if wanted != got:
+            raise ValueError(
+                f"noise: expected a checkpoint that was trained with {wanted} noise, got one with "
+                f"{got} noise; use a method for {got} noise, or train with noise={wanted}."
+            )
 
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps."""
@@ -302,7 +321,7 @@ class Localizer(Method):
             foreground=example.foreground,
             spacing_mm=example.spacing_mm,
             distance=self.map,
-            noise=self.noise(model, tuple(example.x.shape[1:]), key=key),
+            noise=model.noise((key,), tuple(example.x.shape[1:])),
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,

@@ -22,7 +22,6 @@ FAMILIES = {
     "post": "post",
     "threshold": "threshold",
     "score": "score",
-    "noise": "noise",
     "route": "route",
     "guidance": "guidance",
     "policy": "policy",
@@ -90,6 +89,12 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
         if not isinstance(value, Mapping) or "baseline" in value:
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
         return _method(value, atlas=atlas, where=where)
+    if name == "noise":
+        if not isinstance(value, str):
+            raise UsageError(
+                f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
+            )
+        return config.component("noise", value)
     if name == "post":
         if not isinstance(value, list):
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
