@@ -262,7 +262,7 @@ class Localizer(Method):
         kernel = type(model.kernel).__name__.lower()
         if kernel != "gaussian":
             raise ValueError(
-                f"noise: expected a checkpoint with kernel gaussian, got one that was trained with "
+                "noise: expected a checkpoint with kernel gaussian, got one that was trained with "
                 f"the {kernel} kernel; use a method for that kernel."
             )
         wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
