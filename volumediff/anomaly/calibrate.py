@@ -42,7 +42,13 @@ def fit(
         histograms.append(histogram(a, foreground=r.foreground))
         scores.append(method.score(a, foreground=r.foreground))
     statistics = method.normalize.fit(residuals)
-    return Calibration(method.fingerprint, statistics, total(histograms), tuple(scores))
+    return Calibration(
+        method.fingerprint,
+        statistics,
+        total(histograms),
+        tuple(scores),
+        each=tuple(histograms),
+    )
 
 
 def validate(

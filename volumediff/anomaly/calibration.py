@@ -36,7 +36,7 @@ __all__ = [
     "Voxelwise",
 ]
 
-FORMAT = 1
+FORMAT = 2
 Spacing = tuple[float, float, float]
 
 
@@ -280,6 +280,7 @@ class Calibration:
         healthy: histogram of the finished healthy maps in the foreground
         scores: volume scores of the healthy volumes
         validation_threshold: best Dice on validation volumes, once `validate` was called
+        each: histogram of each healthy volume
     """
 
     fingerprint: str
@@ -287,6 +288,7 @@ class Calibration:
     healthy: Histogram
     scores: tuple[float, ...]
     validation_threshold: float | None = None
+    each: tuple[Histogram, ...] = ()
 
     @property
     def volumes(self) -> int:
@@ -296,13 +298,15 @@ class Calibration:
     def save(self, path: Path | str) -> None:
         """Writes `path`.safetensors and `path`.json; the JSON, written last, has its hash."""
         tensors = {f"statistics.{k}": v.contiguous() for k, v in self.statistics.items()}
-        tensors["healthy.keys"] = torch.from_numpy(self.healthy.keys.astype(np.int32))
-        tensors["healthy.counts"] = torch.from_numpy(self.healthy.healthy.astype(np.int64))
+        for name, h in {"healthy": self.healthy, **_numbered(self.each)}.items():
+            tensors[f"{name}.keys"] = torch.from_numpy(h.keys.astype(np.int32))
+            tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
         data = safetensors.torch.save(tensors)
         meta = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "scores": self.scores,
+            "each": len(self.each),
             "validation_threshold": self.validation_threshold,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -329,12 +333,22 @@ class Calibration:
                 f"{path}: the calibration is damaged or of another version; fit again."
             )
         tensors = safetensors.torch.load(data)
-        counts = tensors.pop("healthy.counts").numpy()
-        keys = tensors.pop("healthy.keys").numpy()
+
+        def histogram(name: str) -> Histogram:
+            counts = tensors.pop(f"{name}.counts").numpy()
+            return Histogram(tensors.pop(f"{name}.keys").numpy(), counts, np.zeros_like(counts))
+
+        healthy = histogram("healthy")
+        each = tuple(histogram(f"volume-{i}") for i in range(meta["each"]))
         return Calibration(
             fingerprint=meta["fingerprint"],
             statistics={k.removeprefix("statistics."): v for k, v in tensors.items()},
-            healthy=Histogram(keys, counts, np.zeros_like(counts)),
+            healthy=healthy,
             scores=tuple(meta["scores"]),
             validation_threshold=meta["validation_threshold"],
+            each=each,
         )
+
+
+def _numbered(histograms: Sequence[Histogram]) -> dict[str, Histogram]:
+    return {f"volume-{i}": h for i, h in enumerate(histograms)}

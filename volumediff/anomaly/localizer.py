@@ -25,7 +25,7 @@ from volumediff.anomaly.policy import Plain, Policy
 from volumediff.anomaly.post import MASK, Post
 from volumediff.anomaly.route import Route
 from volumediff.anomaly.score import Score, TopFraction
-from volumediff.anomaly.threshold import HealthyFPR, Threshold
+from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.condition import HEALTHY, Condition
 from volumediff.guidance._base import Guidance
 from volumediff.model import Model
@@ -47,6 +47,7 @@ class Localization:
         pseudo_healthy: the volume without its findings; None for methods that make none
         score: volume score
         trace: masks and intermediate maps of the blocks, by name
+        threshold: of the mask
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -54,6 +55,7 @@ class Localization:
     pseudo_healthy: Float[Tensor, "1 c d h w"] | None
     score: float
     trace: dict[str, Tensor]
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +163,13 @@ class Method(ABC):
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
         value = self.threshold(calibration)
+        if isinstance(self.threshold, OwnMap):
+            value = self.threshold.of(a, foreground=foreground)
         mask = None
         if value is not None:
             mask = self._mask(a, value, example)
         score = self.score(a, foreground=foreground)
-        return Localization(a, mask, found.healthy, score, found.trace)
+        return Localization(a, mask, found.healthy, score, found.trace, value)
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm)
@@ -239,6 +243,7 @@ class Localizer(Method):
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
         self._check_noise(model)
+        self.map.check(model)
         if self.guidance is not None and not classes_of(model):
             raise ValueError(
                 f"guidance {type(self.guidance).__name__.lower()}: expected a class-conditional "
@@ -320,7 +325,7 @@ class Localizer(Method):
             x=example.x,
             foreground=example.foreground,
             spacing_mm=example.spacing_mm,
-            distance=self.map,
+            distance=self.map.bound(model, condition),
             noise=model.noise((key,), tuple(example.x.shape[1:])),
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,

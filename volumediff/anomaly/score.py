@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Max", "Mean", "Score", "TopFraction"]
+__all__ = ["Excess", "Max", "Mean", "Score", "TopFraction"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,26 @@ class Max(Score):
     ) -> float:
         """The maximum."""
         return float(scores[foreground].max())
+
+
+@dataclass(frozen=True)
+class Excess(Score):
+    """Mass of the map above a value, per voxel of the foreground: mean of max(0, a - θ).
+
+    Arguments:
+        value: θ, in units of the map
+    """
+
+    value: float = 0.0
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "1 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+    ) -> float:
+        """The mean excess."""
+        return float((scores[foreground].double() - self.value).clamp(min=0).mean())
 
 
 @dataclass(frozen=True)
