@@ -10,7 +10,7 @@ everything that is compared, counted or ranked lies in the foreground.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ from volumediff.anomaly.route import Route
 from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.condition import HEALTHY, Condition
-from volumediff.guidance._base import Guidance
+from volumediff.guidance._base import Guidance, needs_classes, with_classes
 from volumediff.model import Model
 from volumediff.noise import Gaussian, Noise
 from volumediff.randomness import key as key_of
@@ -244,11 +244,14 @@ class Localizer(Method):
             raise ValueError("expected a trained model, got none; only baselines work without.")
         self._check_noise(model)
         self.map.check(model)
-        if self.guidance is not None and not classes_of(model):
-            raise ValueError(
-                f"guidance {type(self.guidance).__name__.lower()}: expected a class-conditional "
-                "checkpoint, trained on volume labels, got one without classes."
-            )
+        if self.guidance is not None and needs_classes(self.guidance):
+            if not classes_of(model):
+                raise ValueError(
+                    f"guidance {type(self.guidance).__name__.lower()}: expected a "
+                    "class-conditional checkpoint, trained on volume labels, got one without "
+                    "classes."
+                )
+            with_classes(self.guidance, classes_of(model))
         times = self._times(model)
         if times and max(times) > model.times[1] + 1e-9:
             raise ValueError(
@@ -313,9 +316,7 @@ class Localizer(Method):
             label = torch.full((1,), HEALTHY, device=example.x.device)
             condition = condition.replace(label=label)
             null = condition.replace(label=torch.full_like(label, classes))
-        guidance = self.guidance
-        if guidance is not None and "classes" in {f.name for f in fields(guidance)}:
-            guidance = replace(guidance, classes=classes)  # derived from the checkpoint
+        guidance = None if self.guidance is None else with_classes(self.guidance, classes)
         return Scene(
             model=model,
             denoise=model.denoise if guidance is None else guidance(model.denoise),
