@@ -1,6 +1,7 @@
 """Blocks of the localization head: closed forms, invariances, hand-computed fixtures."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -587,8 +588,12 @@ def test_calibrations_survive_the_disk(tmp_path):
     assert threshold.HealthyFPR()(got) == threshold.HealthyFPR()(saved)
     rule = threshold.Conformal(0.5)
     assert len(got.each) == 5
+    assert got.errors is None
     assert rule(got) == rule(saved)
     assert sorted(p.name for p in path.parent.iterdir()) == ["v1.2.json", "v1.2.safetensors"]
+    runs = replace(saved, errors=torch.arange(10.0).reshape(5, 2).double())
+    runs.save(tmp_path / "runs")
+    assert torch.equal(Calibration.load(tmp_path / "runs").errors, runs.errors)
     data = bytearray((path.parent / "v1.2.safetensors").read_bytes())
     data[-1] ^= 1
     (path.parent / "v1.2.safetensors").write_bytes(bytes(data))

@@ -50,6 +50,7 @@ class Example:
         spacing_mm: voxel size along d, h, w
         condition: what the denoiser is told
         truth: lesion voxels, for validation; healthy volumes have none
+        region: voxels to redraw, for the policy `given`
     """
 
     x: Float[Tensor, "1 c d h w"]
@@ -57,6 +58,7 @@ class Example:
     spacing_mm: Spacing
     condition: Condition = field(default_factory=Condition)
     truth: Bool[Tensor, "1 1 d h w"] | None = None
+    region: Bool[Tensor, "1 1 d h w"] | None = None
 
     @property
     def lesioned(self) -> bool:
@@ -73,12 +75,14 @@ class Residual:
         x: the volume
         foreground: voxels that count
         spacing_mm: voxel size along d, h, w
+        errors: mean of the map of each run
     """
 
     map: Float[Tensor, "1 1 d h w"]
     x: Float[Tensor, "1 c d h w"]
     foreground: Bool[Tensor, "1 1 d h w"]
     spacing_mm: Spacing
+    errors: Float[Tensor, "n"] | None = None
 
 
 Statistics = Mapping[str, Tensor]
@@ -281,6 +285,7 @@ class Calibration:
         scores: volume scores of the healthy volumes
         validation_threshold: best Dice on validation volumes, once `validate` was called
         each: histogram of each healthy volume
+        errors: mean of the map of each run, a row per healthy volume; None without runs
     """
 
     fingerprint: str
@@ -289,6 +294,7 @@ class Calibration:
     scores: tuple[float, ...]
     validation_threshold: float | None = None
     each: tuple[Histogram, ...] = ()
+    errors: Float[Tensor, "m n"] | None = None
 
     @property
     def volumes(self) -> int:
@@ -301,6 +307,8 @@ class Calibration:
         for name, h in {"healthy": self.healthy, **_numbered(self.each)}.items():
             tensors[f"{name}.keys"] = torch.from_numpy(h.keys.astype(np.int32))
             tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
+        if self.errors is not None:
+            tensors["errors"] = self.errors.contiguous()
         data = safetensors.torch.save(tensors)
         meta = {
             "format": FORMAT,
@@ -338,6 +346,7 @@ class Calibration:
             counts = tensors.pop(f"{name}.counts").numpy()
             return Histogram(tensors.pop(f"{name}.keys").numpy(), counts, np.zeros_like(counts))
 
+        errors = tensors.pop("errors", None)
         healthy = histogram("healthy")
         each = tuple(histogram(f"volume-{i}") for i in range(meta["each"]))
         return Calibration(
@@ -347,6 +356,7 @@ class Calibration:
             scores=tuple(meta["scores"]),
             validation_threshold=meta["validation_threshold"],
             each=each,
+            errors=errors,
         )
 
 

@@ -66,11 +66,13 @@ class Finding:
         map: the map
         healthy: pseudo-healthy volume, if the method makes one
         trace: masks and intermediate maps
+        errors: mean of the maps of each run in the foreground; None without runs
     """
 
     map: Float[Tensor, "1 1 d h w"]
     healthy: Float[Tensor, "1 c d h w"] | None
     trace: dict[str, Tensor] = field(default_factory=dict)
+    errors: Float[Tensor, "n"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ class Method(ABC):
         key: int,
         condition: Condition = Condition(),  # noqa: B008 - frozen and empty
         calibration: Calibration | None = None,
+        region: Bool[Tensor, "1 1 d h w"] | None = None,
     ) -> Localization:
         """Map, mask, pseudo-healthy volume and score of one volume.
 
@@ -149,6 +152,7 @@ class Method(ABC):
             key: of all noise; the result depends on nothing else that is random
             condition: what the denoiser is told; the class defaults to healthy
             calibration: of this method on healthy volumes
+            region: voxels to redraw, for the policy `given`
 
         Raises:
             ValueError: the method does not fit the model or the calibration; the message says why
@@ -157,7 +161,7 @@ class Method(ABC):
         if not bool(foreground.any()):
             raise ValueError("expected a foreground with voxels, got an empty one.")
         statistics = self._statistics(calibration)
-        example = Example(x, foreground, spacing_mm, condition)
+        example = Example(x, foreground, spacing_mm, condition, region=region)
         found = self.find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
         # Normalized maps are negative where a volume is more usual than most: air must not win.
@@ -168,11 +172,12 @@ class Method(ABC):
         mask = None
         if value is not None:
             mask = self._mask(a, value, example)
-        score = self.score(a, foreground=foreground)
+        healthy = None if calibration is None else calibration.errors
+        score = self.score(a, foreground=foreground, errors=found.errors, healthy=healthy)
         return Localization(a, mask, found.healthy, score, found.trace, value)
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
-        raw = Residual(found.map, example.x, example.foreground, example.spacing_mm)
+        raw = Residual(found.map, example.x, example.foreground, example.spacing_mm, found.errors)
         return self.normalize.prepare(raw)
 
     def _mask(self, a: Tensor, threshold: float, example: Example) -> Tensor:
@@ -244,6 +249,9 @@ class Localizer(Method):
             raise ValueError("expected a trained model, got none; only baselines work without.")
         self._check_noise(model)
         self.map.check(model)
+        problem = self.policy.problem(model)
+        if problem:
+            raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
         if self.guidance is not None and needs_classes(self.guidance):
             if not classes_of(model):
                 raise ValueError(
@@ -260,7 +268,7 @@ class Localizer(Method):
             )
         if self.first is not None:
             self.first.check(model)
-            if max(times) >= max(self.first._times(model)):
+            if self.policy.refines and max(times) >= max(self.first._times(model)):
                 raise ValueError(
                     "first: expected a second pass at a lower noise level than the first, got "
                     f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
@@ -289,20 +297,25 @@ class Localizer(Method):
         """Runs all members of the ensemble and merges their maps."""
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
-        total, healthy, count, volumes = 0.0, 0.0, 0, 0
+        total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         for i, (level, seed) in enumerate(members):
             scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
+            means = []
             for volume in route:
-                a = self.policy.weigh(scene, scene.compare(volume))
-                total, count = total + self.ensemble.forward(a), count + 1
+                if self.policy.own_map:
+                    scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
                 healthy, volumes = healthy + volume, volumes + 1
-            for a in scene.maps:
-                total, count = total + self.ensemble.forward(a), count + 1
+                while scene.maps:  # summed one by one and not kept
+                    a = scene.maps.pop(0)
+                    total, count = total + self.ensemble.forward(a), count + 1
+                    means.append(a[example.foreground].double().mean())
+            errors.append(torch.stack(means).mean().float())
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
-        return Finding(self.ensemble.inverse(total / count), healthy / volumes, trace)
+        merged = self.ensemble.inverse(total / count)
+        return Finding(merged, healthy / volumes, trace, torch.stack(errors))
 
     def _times(self, model: Model) -> list[float]:
         levels = [level for level, _ in self.ensemble.members() if level is not None]
@@ -331,4 +344,5 @@ class Localizer(Method):
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,
+            region=example.region,
         )

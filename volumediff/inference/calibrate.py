@@ -48,7 +48,8 @@ def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> R
 
 def needs_calibration(method: Row) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
-    return method.normalize.fitted or method.threshold.calibrated
+    parts = (method.threshold.calibrated, method.score.calibrated)
+    return method.normalize.fitted or any(parts)
 
 
 def calibration_for(
