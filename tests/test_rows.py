@@ -12,9 +12,11 @@ from volumediff.anomaly import calibrate, rows
 from volumediff.anomaly.baselines import Atlas, Baseline
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.maps import Perceptual
 from volumediff.anomaly.route import FlowScan, Grid, Shrink
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
+from volumediff.inference.capabilities import inventory, localization
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.noise import Gaussian, Pyramid, Simplex
@@ -132,6 +134,33 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
     if isinstance(method, Baseline):
         none = local(method, None, 20, calibration, Condition())
         assert torch.equal(none.map, got.map)
+
+
+def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
+    spaces = {"patch": "voxel", "wavelet": "wavelet", "latent": "latent", "pseudo3d": "slices"}
+    found = inventory()
+    matrix = found["localization"]
+    assert set(matrix) == set(ROWS)
+    assert all(set(cells) == set(spaces) for cells in matrix.values())
+    refused = {
+        (row, spaces[pipeline])
+        for row, cells in matrix.items()
+        for pipeline, text in cells.items()
+        if text != "ok"
+    }
+    assert refused == set(IMPOSSIBLE)
+    assert LATENT in matrix["andi"]["latent"]
+    assert found["localization needs"]["anoddpm"] == ["noise=simplex"]
+    assert found["localization needs"]["anofpdm"] == ["recipe=class_conditional"]
+    assert found["localization needs"]["ddpm"] == []
+
+
+def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
+    row = replace(rows.load_row("features"), map=Perceptual(of="autoencoder"))
+    monkeypatch.setattr(rows, "load_row", lambda name: row)
+    cells = localization()["ddpm"]
+    assert cells["latent"] == "ok"
+    assert "expected a latent space with an autoencoder, got voxel" in cells["patch"]
 
 
 @pytest.mark.parametrize("name", ROWS)

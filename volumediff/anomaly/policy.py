@@ -24,7 +24,6 @@ __all__ = [
     "Given",
     "Harmonise",
     "Inpaint",
-    "Keep",
     "Plain",
     "Policy",
     "Stitch",
@@ -234,7 +233,7 @@ class _Masked(Policy):
 
 @dataclass(frozen=True, eq=False)
 class Keep(_Masked):
-    """Redraws a fixed region; what routes with masks of their own use.
+    """Redraws a fixed region; what routes with masks of their own use, and no row can name.
 
     Arguments:
         region: 1 inside
