@@ -19,6 +19,7 @@ from anomaly_models import (
 )
 from sklearn.metrics import average_precision_score
 
+from volumediff import noise
 from volumediff.anomaly import maps, policy, route
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
@@ -375,6 +376,27 @@ def test_results_depend_on_the_key_alone():
         assert torch.equal(a.map, b.map)
         assert a.score == b.score
     assert not torch.equal(run(row, model, volumes[0], key=7).map, forth[0].map)
+
+
+def test_a_method_and_its_checkpoint_have_one_noise():
+    x = torch.zeros((1, 1, *SHAPE))
+    white, coarse = wiener(), wiener()
+    coarse.field = noise.Coarse(cell=4)
+    row = Localizer(route=route.Scan(levels=(0.5,)))
+    other = replace(row, noise=noise.Coarse)
+    run(row, white, x)
+    run(other, coarse, x)
+    with pytest.raises(ValueError, match="trained with gaussian noise, got one with coarse noise"):
+        run(row, coarse, x)
+    with pytest.raises(ValueError, match=r"got one with gaussian noise; .* train with noise=coa"):
+        run(other, white, x)
+    # and the noise that is drawn is the checkpoint's
+    asked = []
+    coarse.denoise = lambda z, t, condition: (asked.append(z), white.denoise(z, t, condition))[1]
+    run(other, coarse, x)
+    _, sigma = KERNEL.schedule(torch.tensor([0.5], dtype=torch.float64))
+    drawn = coarse.field((1, *SHAPE), key_of(1, "run", 0, 0), "noise", -1)
+    torch.testing.assert_close(asked[0][0], float(sigma) * drawn)
 
 
 class Fancy(Gaussian):

@@ -135,6 +135,16 @@ def test_the_mask_shrinks_to_its_fixed_point():
         route.Shrink(level=0.5, passes=0)
 
 
+def test_the_mask_never_grows_where_states_are_coarser_than_voxels():
+    # redrawing in Haar space changes the neighbours of the mask, too
+    model = wiener(Wavelet(), correlation=2.0)
+    row = Localizer(route=route.Shrink(level=0.6, quantile=0.5, passes=6), sampler=DDIM(3))
+    got = run(row, model, lesion_volume(model))
+    masks = [got.trace[n] for n in sorted(got.trace)]
+    assert len(masks) > 2
+    assert all(not bool((b & ~a).any()) for a, b in pairwise(masks))
+
+
 # redrawn regions
 
 
