@@ -351,8 +351,8 @@ class Shrink(Route):
 
     References:
         Liang et al. (2025), IterMask3D, arXiv:2504.04911: a network that is trained on masks and
-        on the high frequencies of what they hide, and θ from the bend of a curve of thresholds
-        on healthy volumes; here a chain of any network, and a quantile
+        on the high frequencies of what they hide, and θ where a curve fitted to the subject's
+        own percentiles bends; here a chain of any network, and a fixed quantile
     """
 
     chain: ClassVar[bool] = False
