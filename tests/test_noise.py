@@ -92,12 +92,12 @@ def test_simplex_noise_is_the_sum_over_all_corners():
     source = torch.Generator().manual_seed(0)
     table = torch.randperm(252, generator=source).repeat(2)
     points = 9 * torch.rand((40, 3), generator=source, dtype=torch.float64) - 4
-    got = noise._gradient_noise(points[None].float(), table)[0]
+    got = noise._gradient_noise(*points.float().T, table)
     expected = [by_hand(p, table.tolist()) / math.sqrt(noise._VARIANCE) for p in points.tolist()]
     torch.testing.assert_close(got.double(), torch.tensor(expected).double(), atol=1e-3, rtol=0)
     # zero at the corners, where the only near gradient meets no distance
-    lattice = torch.tensor([[[0.0, 0, 0], [5 / 6, -1 / 6, -1 / 6]]])
-    assert float(noise._gradient_noise(lattice, table).abs().max()) < 1e-5
+    lattice = torch.tensor([[0.0, 0, 0], [5 / 6, -1 / 6, -1 / 6]])
+    assert float(noise._gradient_noise(*lattice.T, table).abs().max()) < 1e-5
 
 
 def test_octaves_have_the_wavelengths_and_weights_asked_for():
