@@ -6,12 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 from anomaly_models import KERNEL, SHAPE, SPACING, blob, foreground, states, wiener
+from sklearn.metrics import average_precision_score
 
 from volumediff.anomaly import maps, policy, route
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import GeometricMean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.rows import load_row
 from volumediff.condition import Condition
 from volumediff.guidance.classifier_free import ClassifierFree
 from volumediff.randomness import key as key_of
@@ -281,3 +283,30 @@ def test_the_scan_is_the_distance_of_backward_transitions_up_to_a_factor():
     transitions = (logs / 3).exp()[INSIDE]
     ratio = transitions / got.map[INSIDE].double()
     assert float(ratio.std() / ratio.mean()) < 1e-3
+
+
+# rows
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    # the windows of the similarity reach beyond a blob of three voxels
+    [("pddpm", 0.9), ("itermask3d", 0.9), ("ssim_ensemble", 0.35), ("healthy_inpainting", 0.9)],
+)
+def test_rows_find_a_blob_with_a_perfect_denoiser(name, least):
+    row = load_row(name, overrides=["sampler.steps=6", "post=[]"])
+    if name == "pddpm":
+        row = replace(row, route=replace(row.route, box_mm=12.0, overlap_mm=4.0))
+    if name == "healthy_inpainting":
+        row = replace(row, policy=replace(row.policy, quantile=0.9))
+    model = wiener(correlation=2.0)
+    truth = blob()[INSIDE].numpy()
+
+    def mean_ap(volumes):
+        maps_of = [run(row, model, x).map[INSIDE].numpy() for x in volumes]
+        return sum(average_precision_score(truth, a) for a in maps_of) / len(maps_of)
+
+    sick = mean_ap([lesion_volume(model, seed) for seed in range(4)])
+    healthy = mean_ap([model.network.sample(seed) for seed in range(4)])
+    assert sick > least
+    assert sick > 2 * healthy
