@@ -1,6 +1,7 @@
 """Blocks of the localization head: closed forms, invariances, hand-computed fixtures."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from volumediff.anomaly.calibration import (
     Residual,
     Voxelwise,
 )
-from volumediff.anomaly.ensemble import HarmonicMean, Mean
+from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, Mean
 from volumediff.errors import DataError
 from volumediff.metrics.detection import Histogram, histogram, rates, threshold_at_fpr
 
@@ -91,6 +92,8 @@ ALL_MAPS = [
     maps.SSIM(sigma_mm=1.5),
     maps.Product((maps.SSIM(), maps.L1())),
     maps.Saturated(maps.L1(), quantile=0.9),
+    maps.SSIMEnsemble((0.6, 1.5)),
+    maps.Asymmetric(maps.L1(), sigma_mm=1.0),
 ]
 
 
@@ -234,6 +237,39 @@ def test_min_component_counts_cubic_millimetres():
     )
 
 
+@pytest.mark.parametrize("radius", [1.0, 2.0, 3.3])
+def test_opening_and_closing_are_those_of_a_ball(radius):
+    from scipy.ndimage import binary_closing, binary_opening
+
+    mask = noise(31, 14, 12, 10) + 0.2 * blobs()[..., :14, :12, :10] > 0.3
+    mask = filters.dilate(mask.float(), radius_mm=1.0, spacing_mm=MM)[..., 1::1].bool() & (
+        noise(32, 14, 12, 9) > -1.2
+    )
+    spacing = (1.0, 2.0, 1.5)
+    ball = post._ball(radius, spacing)
+    wide = np.pad(mask.numpy()[0, 0], 6)
+    everywhere = torch.ones_like(mask)
+    for block, exact in ((post.Open, binary_opening), (post.Close, binary_closing)):
+        got = block(radius_mm=radius)(mask, foreground=everywhere, spacing_mm=spacing)
+        expected = exact(wide, structure=ball)[6:-6, 6:-6, 6:-6]
+        assert np.array_equal(got.numpy()[0, 0], expected)
+    closed = post.Close(radius)(mask, foreground=mask, spacing_mm=spacing)
+    assert torch.equal(closed, mask), "nothing is filled outside the foreground"
+    for empty in (torch.zeros_like(mask), everywhere):
+        got = post.Close(radius)(empty, foreground=everywhere, spacing_mm=spacing)
+        assert torch.equal(got, empty)
+
+
+def test_the_largest_component_is_kept():
+    mask = blobs()
+    largest = post.LargestComponent()(mask, foreground=mask, spacing_mm=MM)
+    assert bool(largest[0, 0, 5, 5, 5])
+    assert not bool(largest[0, 0, 12, 12, 12])
+    assert int(largest.sum()) > 100
+    none = torch.zeros_like(mask)
+    assert not bool(post.LargestComponent()(none, foreground=mask, spacing_mm=MM).any())
+
+
 # scores, thresholds, ensembles
 
 
@@ -247,6 +283,8 @@ def test_scores_by_hand():
     n = len(values)
     got = score.TopFraction(0.01)(a, foreground=INSIDE)
     assert got == pytest.approx(float(values[-math.ceil(0.01 * n) :].mean()))
+    expected = (values - 100).clamp(min=0).sum() / n
+    assert score.Excess(100.0)(a, foreground=INSIDE) == pytest.approx(float(expected))
     with pytest.raises(ValueError, match="fraction: expected a share"):
         score.TopFraction(0.0)
 
@@ -273,6 +311,71 @@ def test_healthy_fpr_of_ties_never_exceeds_the_rate():
     assert t < 1.001
 
 
+def test_conformal_thresholds_cover_new_volumes_at_any_number():
+    # Exact for continuous scores: P(t_new <= t_(k)) = k / (n + 1), here with 19 volumes of 40
+    # voxels each of which has its own scale.
+    rule = threshold.Conformal(probability=0.8, rate=0.05)
+    generator = np.random.default_rng(0)
+    hits, trials = 0, 250
+    for _ in range(trials):
+        scales = generator.gamma(2.0, size=(20, 1))
+        values = scales * abs(generator.standard_normal((20, 40)))
+        maps_of = torch.from_numpy(1 + values).float()
+        each = tuple(histogram(a) for a in maps_of[:19])
+        t = rule(Calibration("x", {}, each[0], (0.0,) * 19, each=each))
+        hits += int((maps_of[19] > t).sum()) <= 0.05 * 40
+    # 16 of 20; binomial standard error 0.025
+    assert hits / trials == pytest.approx(0.8, abs=0.075)
+
+
+def test_conformal_thresholds_by_hand():
+    each = tuple(histogram(torch.tensor([0.0, 0.0, float(i)])) for i in (3, 1, 9, 4))
+    calibration = Calibration("x", {}, each[0], (0.0,) * 4, each=each)
+    at = threshold.Conformal(probability=0.6, rate=0.0)  # k = 3
+    assert at(calibration) == pytest.approx(4.0, rel=1e-3)
+    assert threshold.Conformal(0.8, rate=0.34)(calibration) == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ValueError, match=r"at least 9 healthy calibration volumes .* got 4"):
+        threshold.Conformal(0.9)(calibration)
+    assert at(None) is None
+    with pytest.raises(ValueError, match="expected probability in"):
+        threshold.Conformal(1.0)
+
+
+def test_otsu_is_the_best_of_all_splits():
+    values = torch.cat([noise(41, 300, 1, 1).flatten() * 0.3, 2 + noise(42, 80, 1, 1).flatten()])
+    a = torch.full((1, 1, *SHAPE), 1e3)
+    inside = torch.zeros_like(INSIDE)
+    inside.view(-1)[:380] = True
+    a.view(-1)[:380] = values
+    got = threshold.Otsu(bins=64).of(a, foreground=inside)
+
+    def within(t):
+        parts = values[values <= t], values[values > t]
+        return sum(float(((p - p.mean()) ** 2).sum()) for p in parts)
+
+    edges = torch.linspace(float(values.min()), float(values.max()), 65)[1:-1].tolist()
+    best = min(edges, key=within)
+    # within a bin the histogram does not know where the values lie
+    assert within(got) <= 1.02 * within(best)
+    assert 0.5 < got < 1.6
+    assert threshold.Otsu().of(torch.ones_like(a), foreground=inside) == 1.0
+
+
+def test_own_thresholds_follow_the_map():
+    x = 0.2 * noise(20)
+    method = Intensity(threshold=threshold.OwnQuantile(0.9))
+    found = find(method, x)
+    assert float(found.mask.sum() / INSIDE.sum()) == pytest.approx(0.1, abs=0.01)
+    assert found.threshold == filters.inside_quantile(found.map, 0.9, foreground=INSIDE)
+    assert method.threshold(None) is None
+    assert not method.threshold.calibrated
+    assert find(Intensity(threshold=threshold.Fixed(0.3)), x).threshold == 0.3
+    with pytest.raises(ValueError, match="quantile: expected a share"):
+        threshold.OwnQuantile(1.0)
+    with pytest.raises(ValueError, match="bins: expected at least 2"):
+        threshold.Otsu(1)
+
+
 def test_thresholds_need_what_they_need():
     values = noise(7)
     assert threshold.Fixed(0.3)(None) == 0.3
@@ -293,7 +396,12 @@ def test_thresholds_need_what_they_need():
 
 def test_merges_are_generalised_means():
     a, b = noise(8).abs() + 0.1, noise(9).abs() + 0.1
-    for block, expected in ((Mean(), (a + b) / 2), (HarmonicMean(), 2 / (1 / a + 1 / b))):
+    cases = (
+        (Mean(), (a + b) / 2),
+        (HarmonicMean(), 2 / (1 / a + 1 / b)),
+        (GeometricMean(), (a * b).sqrt()),
+    )
+    for block, expected in cases:
         got = block.inverse((block.forward(a) + block.forward(b)) / 2)
         torch.testing.assert_close(got, expected)
     zero = HarmonicMean()
@@ -478,7 +586,14 @@ def test_calibrations_survive_the_disk(tmp_path):
     for name, value in saved.statistics.items():
         assert torch.equal(got.statistics[name], value)
     assert threshold.HealthyFPR()(got) == threshold.HealthyFPR()(saved)
+    rule = threshold.Conformal(0.5)
+    assert len(got.each) == 5
+    assert got.errors is None
+    assert rule(got) == rule(saved)
     assert sorted(p.name for p in path.parent.iterdir()) == ["v1.2.json", "v1.2.safetensors"]
+    runs = replace(saved, errors=torch.arange(10.0).reshape(5, 2).double())
+    runs.save(tmp_path / "runs")
+    assert torch.equal(Calibration.load(tmp_path / "runs").errors, runs.errors)
     data = bytearray((path.parent / "v1.2.safetensors").read_bytes())
     data[-1] ^= 1
     (path.parent / "v1.2.safetensors").write_bytes(bytes(data))

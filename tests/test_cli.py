@@ -216,7 +216,10 @@ def test_info_lists_what_there_is(program):
     assert {"thor", "ddpm", "scan", "intensity"} <= set(found["localization methods"])
     assert found["segmentation methods"] == ["label_diffusion"]
     assert {"voxel", "wavelet", "latent", "slices"} <= set(found["components"]["space"])
-    assert "thor" in program("info")[1]
+    text = program("info")[1]
+    assert "thor" in text
+    assert "noise=simplex" in text
+    assert "anoddpm: noise: expected a space of voxels or wavelets for simplex noise" in text
 
 
 def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):

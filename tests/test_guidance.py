@@ -1,12 +1,19 @@
 """Guidance, by contract and on classes whose score is known."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from oracles import class_gaussian, state_like
 
 from volumediff.condition import Condition
-from volumediff.config import available, build
+from volumediff.config import available, build, component
+from volumediff.guidance._base import needs_classes, with_classes
+from volumediff.guidance.chain import Chain
 from volumediff.guidance.classifier_free import ClassifierFree
+from volumediff.guidance.dynamic_clipping import DynamicClipping
+from volumediff.guidance.finite_difference import FiniteDifference
+from volumediff.guidance.sum import Sum
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.linear import Linear
@@ -30,9 +37,18 @@ def recorded(asked):
     return denoise
 
 
+def made(name):
+    """A guidance of this name that changes something."""
+    takes = {f.name for f in fields(component("guidance", name))}
+    derived = {"classes": 2} if "classes" in takes else {}
+    if "terms" in takes:
+        derived["terms"] = (ClassifierFree(2.0, classes=2), DynamicClipping(0.5, limit=0.2))
+    return build("guidance", name, **derived)
+
+
 @pytest.mark.parametrize("name", available("guidance"))
 def test_guided_denoisers_are_denoisers(name):
-    guided = build("guidance", name, classes=2)(DENOISE)
+    guided = made(name)(DENOISE)
     z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 1.0)
     found = guided(z, t, LABEL)
     alpha, sigma = (x[:, None, None, None, None] for x in SCHEDULE(t))
@@ -101,3 +117,82 @@ def test_errors_say_what_is_missing():
         ClassifierFree(2.0, classes=0)
     with pytest.raises(ValueError, match=r"expected weight >= 0, got -1\.0"):
         ClassifierFree(-1.0, classes=2)
+
+
+def test_finite_differences_extrapolate_away_from_the_other_class():
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
+    healthy = Condition(label=torch.tensor([0, 0, 0]))
+    asked = []
+    found = FiniteDifference(1.5, classes=2)(recorded(asked))(z, t, healthy)
+    sick = DENOISE(z, t, Condition(label=torch.tensor([1, 1, 1])))
+    own = DENOISE(z, t, healthy)
+    torch.testing.assert_close(found.x0, own.x0 + 1.5 * (own.x0 - sick.x0), rtol=0, atol=1e-12)
+    assert asked == [[0, 0, 0], [1, 1, 1]]
+    asked.clear()
+    FiniteDifference(0.0, classes=2)(recorded(asked))(z, t, healthy)
+    assert asked == [[0, 0, 0]]
+    # of equal Gaussians the scores differ by a constant: the mean moves by w (m_0 - m_1) times it
+    alpha, sigma = SCHEDULE(t)
+    shift = (alpha**2 * STD**2 / (alpha**2 * STD**2 + sigma**2) - 1) * 1.5
+    expected = own.x0.flatten() - shift * (MEANS[0] - MEANS[1])
+    torch.testing.assert_close(found.x0.flatten(), expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="other: expected one of the 2 classes, got 2"):
+        FiniteDifference(other=2, classes=2)
+    with pytest.raises(ValueError, match=r"needs Condition\.label"):
+        FiniteDifference(classes=2)(DENOISE)(z, t, Condition())
+
+
+def test_terms_add_up_with_their_weights():
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
+    a, b = ClassifierFree(3.0, classes=2), FiniteDifference(2.0, other=0, classes=2)
+    base = DENOISE(z, t, LABEL)
+    found = Sum((a, b), weights=(0.5, 2.0))(DENOISE)(z, t, LABEL)
+    parts = [g(DENOISE)(z, t, LABEL) for g in (a, b)]
+    for name in ("x0", "eps", "v"):
+        own, first, second = (getattr(p, name) for p in (base, *parts))
+        expected = own + 0.5 * (first - own) + 2.0 * (second - own)
+        torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=1e-12)
+    alone = Sum((a,))(DENOISE)(z, t, LABEL)
+    torch.testing.assert_close(alone.eps, parts[0].eps, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="got 2 terms and 1 weights"):
+        Sum((a, b), weights=(1.0,))
+
+
+def test_a_chain_guides_the_guided():
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
+    first, second = ClassifierFree(4.0, classes=2), DynamicClipping(1.0, limit=0.1)
+    found = Chain((first, second))(DENOISE)(z, t, LABEL)
+    expected = second(first(DENOISE))(z, t, LABEL)
+    assert torch.equal(found.x0, expected.x0)
+    assert not torch.equal(found.x0, first(second(DENOISE))(z, t, LABEL).x0)
+    with pytest.raises(ValueError, match="at least one term"):
+        Chain(())
+
+
+def test_dynamic_clipping_by_hand():
+    z = torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(2, 1, 1, 1, 10)
+    t, condition = at(0.4, 0.4), Condition(label=torch.tensor([0, 1]))
+    plain = DENOISE(z, t, condition)
+    found = DynamicClipping(0.8, limit=0.3)(DENOISE)(z, t, condition)
+    for i in range(2):
+        x0 = plain.x0[i].flatten()
+        s = max(0.3, float(x0.abs().sort().values[7]))  # the 8th of 10
+        expected = x0.clamp(-s, s) * 0.3 / s
+        torch.testing.assert_close(found.x0[i].flatten(), expected, rtol=0, atol=1e-12)
+    assert float(found.x0.abs().max()) <= 0.3 + 1e-12
+    # within the limit it is the identity
+    assert DynamicClipping(0.5, limit=50.0)(DENOISE)(z, t, condition).x0 is not None
+    assert torch.equal(DynamicClipping(0.5, limit=50.0)(DENOISE)(z, t, condition).x0, plain.x0)
+    with pytest.raises(ValueError, match=r"quantile in \(0, 1\]"):
+        DynamicClipping(0.0)
+
+
+def test_classes_reach_every_term():
+    nested = Sum((Chain((ClassifierFree(2.0, classes=1), DynamicClipping())), DynamicClipping()))
+    assert needs_classes(nested)
+    assert not needs_classes(DynamicClipping())
+    told = with_classes(nested, 4)
+    assert told.terms[0].terms[0].classes == 4
+    assert told.terms[1] == DynamicClipping()
+    with pytest.raises(ValueError, match="other: expected one of the 2 classes, got 3"):
+        with_classes(Chain((FiniteDifference(other=3, classes=1),)), 2)

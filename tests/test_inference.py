@@ -84,6 +84,29 @@ def test_a_cropped_volume_comes_back_in_full_size(run, program, tmp_path):
     np.testing.assert_allclose(written, values / 200, atol=1e-6)
 
 
+def test_a_threshold_of_the_volumes_own_is_recorded(run, program, tmp_path):
+    source = write_cases(tmp_path / "in", count=1)
+    words = ("--method", "itermask3d", "sampler.steps=2", "route.passes=2", "threshold=otsu")
+    code, _, said = program("localize", run, "-i", source, "-o", tmp_path / "out", *words)
+    assert code == 0, said
+    facts = json.loads((tmp_path / "out" / "new-0_desc-anomaly_map.json").read_text())
+    a = array_of(tmp_path / "out" / f"new-0_{MAP}")
+    mask = array_of(tmp_path / "out" / "new-0_desc-anomaly_mask.nii.gz")
+    assert 0 < facts["threshold"] < a.max()
+    assert 0 < mask.sum()
+    assert (a[mask > 0] > facts["threshold"]).all()
+    assert (tmp_path / "out" / "new-0_desc-shrink01_mask.nii.gz").is_file()
+
+
+def test_a_method_of_another_noise_is_refused_with_the_way_out(run, program, tmp_path):
+    source = write_cases(tmp_path / "in", count=1)
+    words = ("localize", run, "-i", source, "-o", tmp_path / "out", "--method", "anoddpm")
+    code, _, said = program(*words)
+    assert code == 2
+    assert "got one with gaussian noise" in said
+    assert "train with noise=simplex" in said
+
+
 def test_findings_are_in_millimetres():
     mask = np.zeros((1, 6, 6, 6), np.uint8)
     mask[0, 1:3, 1, 1] = 1

@@ -19,11 +19,14 @@ from anomaly_models import (
 )
 from sklearn.metrics import average_precision_score
 
+from volumediff import noise
 from volumediff.anomaly import maps, policy, route
+from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
 from volumediff.anomaly.calibration import Example, Voxelwise
 from volumediff.anomaly.ensemble import HarmonicMean, Mean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.score import ZAverage
 from volumediff.anomaly.threshold import Fixed
 from volumediff.condition import Condition
 from volumediff.guidance.classifier_free import ClassifierFree
@@ -313,6 +316,46 @@ def test_an_ensemble_is_the_mean_of_its_members():
     torch.testing.assert_close(both.pseudo_healthy, sum(volumes) / 4, atol=1e-6, rtol=0)
 
 
+def test_the_z_average_takes_every_level_in_its_own_units():
+    model = wiener(correlation=1.5)
+    row = Localizer(
+        route=route.Diffuse(level=0.5),
+        sampler=DDIM(3),
+        ensemble=Mean(levels=(0.2, 0.7)),
+        score=ZAverage(),
+    )
+    volumes = [model.network.sample(i) for i in range(5)]
+    calibration = fit(row, model, [Example(v, FOREGROUND, SPACING) for v in volumes], seed=0)
+    assert calibration.errors.shape == (5, 2)
+    x = lesion_volume(model, 9)
+    got = run(row, model, x, calibration=calibration)
+
+    def errors(v, key):
+        made = []
+        for i, level in enumerate((0.2, 0.7)):
+            noise = model.noise((key_of(key, "run", i, 0),), (1, *SHAPE))
+            z = KERNEL.corrupt(v, torch.tensor([level], dtype=torch.float64), noise(-1))
+            times = DDIM(3).times(KERNEL.schedule, start=level)
+            healthy = DDIM(3).sample(model.denoise, KERNEL, z, times)
+            made.append((v - healthy).abs()[FOREGROUND].mean())
+        return torch.stack(made)
+
+    table = torch.stack([errors(v, key_of(0, "calibration", i)) for i, v in enumerate(volumes)])
+    z = (errors(x, 1) - table.mean(0)) / table.std(0)
+    assert got.score == pytest.approx(float(z.mean()), rel=1e-3)
+    assert got.score > 2
+    # a calibration volume is judged by the others
+    rest = table[1:]
+    own = ((table[0] - rest.mean(0)) / rest.std(0)).mean()
+    assert calibration.scores[0] == pytest.approx(float(own), rel=1e-3)
+    with pytest.raises(ValueError, match="score z_average: expected a calibration"):
+        run(row, model, x)
+    with pytest.raises(ValueError, match="score z_average: expected a method with runs"):
+        Prevalence(score=ZAverage()).localize(
+            None, x, foreground=FOREGROUND, spacing_mm=SPACING, key=0
+        )
+
+
 def test_log_snr_and_time_are_the_same_level():
     model = wiener()
     x = lesion_volume(model)
@@ -333,6 +376,27 @@ def test_results_depend_on_the_key_alone():
         assert torch.equal(a.map, b.map)
         assert a.score == b.score
     assert not torch.equal(run(row, model, volumes[0], key=7).map, forth[0].map)
+
+
+def test_a_method_and_its_checkpoint_have_one_noise():
+    x = torch.zeros((1, 1, *SHAPE))
+    white, coarse = wiener(), wiener()
+    coarse.field = noise.Coarse(cell=4)
+    row = Localizer(route=route.Scan(levels=(0.5,)))
+    other = replace(row, noise=noise.Coarse)
+    run(row, white, x)
+    run(other, coarse, x)
+    with pytest.raises(ValueError, match="trained with gaussian noise, got one with coarse noise"):
+        run(row, coarse, x)
+    with pytest.raises(ValueError, match=r"got one with gaussian noise; .* train with noise=coa"):
+        run(other, white, x)
+    # and the noise that is drawn is the checkpoint's
+    asked = []
+    coarse.denoise = lambda z, t, condition: (asked.append(z), white.denoise(z, t, condition))[1]
+    run(other, coarse, x)
+    _, sigma = KERNEL.schedule(torch.tensor([0.5], dtype=torch.float64))
+    drawn = coarse.field((1, *SHAPE), key_of(1, "run", 0, 0), "noise", -1)
+    torch.testing.assert_close(asked[0][0], float(sigma) * drawn)
 
 
 class Fancy(Gaussian):
@@ -380,7 +444,7 @@ def test_checkpoint_and_calibration_must_suit():
     row = Localizer(route=route.Scan(levels=(0.5,)))
     x = torch.zeros((1, 1, *SHAPE))
     other = Model(Voxel(), Fancy(KERNEL.schedule, prediction="x0"), Wiener(Voxel()))
-    with pytest.raises(ValueError, match="trained with the fancy kernel"):
+    with pytest.raises(ValueError, match="got one that was trained with the fancy kernel"):
         run(row, other, x)
     short = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.0, 0.4))
     with pytest.raises(ValueError, match=r"expected times up to 0\.400.*got 0\.500"):

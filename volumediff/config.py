@@ -48,7 +48,7 @@ FOLDERS = {
 MODULES = {
     "intensity": "volumediff.data.intensity",
     "recipe": "volumediff.training.recipe",
-    "noise": "volumediff.anomaly.noise",
+    "noise": "volumediff.noise",
     "route": "volumediff.anomaly.route",
     "policy": "volumediff.anomaly.policy",
     "ensemble": "volumediff.anomaly.ensemble",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.networks._base import Network
-from volumediff.randomness import normal, uniform
+from volumediff.noise import Gaussian, Noise
+from volumediff.randomness import uniform
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
@@ -63,6 +64,7 @@ class Model(nn.Module):
         network: (z_t, t, c) -> output
         dtype: in which the network computes; states, times and losses stay in float32
         times: (low, high), training times are uniform on (low, high]
+        field: what volumes are corrupted with; the network knows no other noise
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Model(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         times: tuple[float, float] = (0.0, 1.0),
+        field: Noise = Gaussian(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if not 0 <= times[0] < times[1] <= 1:
@@ -82,6 +85,7 @@ class Model(nn.Module):
         self.network = network
         self.dtype = dtype
         self.times = times
+        self.field = field
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +108,7 @@ class Model(nn.Module):
         return self.kernel.predict(self._output(z_t, t, condition), z_t, t)
 
     def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], State]:
-        """step -> white noise in state space; sample i depends on keys[i] and the step alone.
+        """step -> noise in state space; sample i depends on keys[i] and the step alone.
 
         Samplers ask for the steps 0, 1, ...; other numbers, such as -1 for the state that a chain
         starts from, give noise that is independent of all of theirs.
@@ -150,7 +154,7 @@ class Model(nn.Module):
         # Drawn on the padded volume: a space cannot make more white noise than the field has.
         c, d, h, w = shape
         size = (c, *self.space.padded((d, h, w)))
-        fields = [normal(size, key, *parts, device=self.device) for key in keys]
+        fields = [self.field(size, key, *parts, device=self.device) for key in keys]
         return self.space.noise(torch.stack(fields))
 
 

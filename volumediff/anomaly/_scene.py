@@ -82,6 +82,7 @@ class Scene:
         lossy: whether the space's own loss is subtracted from the map
         prior_map: map of the first pass, where the row has one
         prior_healthy: pseudo-healthy volume of the first pass
+        region: voxels that the caller asked to redraw
         trace: masks and intermediate maps, for inspection
         maps: maps that a policy collected on the way; they join the ensemble
     """
@@ -99,6 +100,7 @@ class Scene:
     lossy: bool = False
     prior_map: Float[Tensor, "1 1 d h w"] | None = None
     prior_healthy: Float[Tensor, "1 c d h w"] | None = None
+    region: Bool[Tensor, "1 1 d h w"] | None = None
     trace: dict[str, Tensor] = field(default_factory=dict)
     maps: list[Tensor] = field(default_factory=list)
 
@@ -134,7 +136,11 @@ class Scene:
         """Map of the space's own reconstruction D(E(x))."""
         return self._map(self.decode(self.encode(self.x)))
 
+    def distance_of(
+        self, x: Float[Tensor, "1 c d h w"], healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The row's map of two volumes."""
+        return self.distance(x, healthy, foreground=self.foreground, spacing_mm=self.spacing_mm)
+
     def _map(self, healthy: Tensor) -> Tensor:
-        return self.distance(
-            self.x, healthy, foreground=self.foreground, spacing_mm=self.spacing_mm
-        )
+        return self.distance_of(self.x, healthy)

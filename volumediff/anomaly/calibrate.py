@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.localizer import Method
@@ -30,19 +31,29 @@ def fit(
         method.residual(model, e, key=key_of(seed, "calibration", i))
         for i, e in enumerate(volumes)
     ]
-    if len(residuals) < (3 if method.normalize.fitted else 1):
+    if len(residuals) < (3 if method.normalize.fitted or method.score.calibrated else 1):
         raise ValueError(
             f"calibration: expected at least 3 healthy volumes, got {len(residuals)}; "
             "make the calibration split larger."
         )
+    ours = [r.errors for r in residuals if r.errors is not None]
+    errors = torch.stack(ours).double().cpu() if ours else None
     histograms, scores = [], []
     for i, r in enumerate(residuals):
         others = residuals[:i] + residuals[i + 1 :] if method.normalize.fitted else [r]
         a = method.finish(r, method.normalize.fit(others))
         histograms.append(histogram(a, foreground=r.foreground))
-        scores.append(method.score(a, foreground=r.foreground))
+        rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
+        scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
     statistics = method.normalize.fit(residuals)
-    return Calibration(method.fingerprint, statistics, total(histograms), tuple(scores))
+    return Calibration(
+        method.fingerprint,
+        statistics,
+        total(histograms),
+        tuple(scores),
+        each=tuple(histograms),
+        errors=errors,
+    )
 
 
 def validate(

@@ -36,7 +36,7 @@ __all__ = [
     "Voxelwise",
 ]
 
-FORMAT = 1
+FORMAT = 2
 Spacing = tuple[float, float, float]
 
 
@@ -50,6 +50,7 @@ class Example:
         spacing_mm: voxel size along d, h, w
         condition: what the denoiser is told
         truth: lesion voxels, for validation; healthy volumes have none
+        region: voxels to redraw, for the policy `given`
     """
 
     x: Float[Tensor, "1 c d h w"]
@@ -57,6 +58,7 @@ class Example:
     spacing_mm: Spacing
     condition: Condition = field(default_factory=Condition)
     truth: Bool[Tensor, "1 1 d h w"] | None = None
+    region: Bool[Tensor, "1 1 d h w"] | None = None
 
     @property
     def lesioned(self) -> bool:
@@ -73,12 +75,14 @@ class Residual:
         x: the volume
         foreground: voxels that count
         spacing_mm: voxel size along d, h, w
+        errors: mean of the map of each run
     """
 
     map: Float[Tensor, "1 1 d h w"]
     x: Float[Tensor, "1 c d h w"]
     foreground: Bool[Tensor, "1 1 d h w"]
     spacing_mm: Spacing
+    errors: Float[Tensor, "n"] | None = None
 
 
 Statistics = Mapping[str, Tensor]
@@ -280,6 +284,8 @@ class Calibration:
         healthy: histogram of the finished healthy maps in the foreground
         scores: volume scores of the healthy volumes
         validation_threshold: best Dice on validation volumes, once `validate` was called
+        each: histogram of each healthy volume
+        errors: mean of the map of each run, a row per healthy volume; None without runs
     """
 
     fingerprint: str
@@ -287,6 +293,8 @@ class Calibration:
     healthy: Histogram
     scores: tuple[float, ...]
     validation_threshold: float | None = None
+    each: tuple[Histogram, ...] = ()
+    errors: Float[Tensor, "m n"] | None = None
 
     @property
     def volumes(self) -> int:
@@ -296,13 +304,17 @@ class Calibration:
     def save(self, path: Path | str) -> None:
         """Writes `path`.safetensors and `path`.json; the JSON, written last, has its hash."""
         tensors = {f"statistics.{k}": v.contiguous() for k, v in self.statistics.items()}
-        tensors["healthy.keys"] = torch.from_numpy(self.healthy.keys.astype(np.int32))
-        tensors["healthy.counts"] = torch.from_numpy(self.healthy.healthy.astype(np.int64))
+        for name, h in {"healthy": self.healthy, **_numbered(self.each)}.items():
+            tensors[f"{name}.keys"] = torch.from_numpy(h.keys.astype(np.int32))
+            tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
+        if self.errors is not None:
+            tensors["errors"] = self.errors.contiguous()
         data = safetensors.torch.save(tensors)
         meta = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "scores": self.scores,
+            "each": len(self.each),
             "validation_threshold": self.validation_threshold,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -329,12 +341,24 @@ class Calibration:
                 f"{path}: the calibration is damaged or of another version; fit again."
             )
         tensors = safetensors.torch.load(data)
-        counts = tensors.pop("healthy.counts").numpy()
-        keys = tensors.pop("healthy.keys").numpy()
+
+        def histogram(name: str) -> Histogram:
+            counts = tensors.pop(f"{name}.counts").numpy()
+            return Histogram(tensors.pop(f"{name}.keys").numpy(), counts, np.zeros_like(counts))
+
+        errors = tensors.pop("errors", None)
+        healthy = histogram("healthy")
+        each = tuple(histogram(f"volume-{i}") for i in range(meta["each"]))
         return Calibration(
             fingerprint=meta["fingerprint"],
             statistics={k.removeprefix("statistics."): v for k, v in tensors.items()},
-            healthy=Histogram(keys, counts, np.zeros_like(counts)),
+            healthy=healthy,
             scores=tuple(meta["scores"]),
             validation_threshold=meta["validation_threshold"],
+            each=each,
+            errors=errors,
         )
+
+
+def _numbered(histograms: Sequence[Histogram]) -> dict[str, Histogram]:
+    return {f"volume-{i}": h for i, h in enumerate(histograms)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Level, read_levels
 
-__all__ = ["Ensemble", "HarmonicMean", "Mean"]
+__all__ = ["Ensemble", "GeometricMean", "HarmonicMean", "Mean"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,26 @@ class Mean(Ensemble):
         return mean
 
 
+TINY = 1e-6  # far below the 2^-11 of a map in half precision
+
+
+@dataclass(frozen=True)
+class GeometricMean(Ensemble):
+    """Geometric mean, φ(a) = log a: runs whose maps have other units weigh the same.
+
+    A factor on the map of one run is a factor on the result. Maps are bounded below by `TINY`.
+    """
+
+    def forward(self, a: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
+        """The logarithm."""
+        return a.clamp(min=TINY).log()
+
+    def inverse(self, mean: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
+        """The exponential; zero again where every map is zero."""
+        a = mean.exp()
+        return a * (a > 1.01 * TINY)
+
+
 @dataclass(frozen=True)
 class HarmonicMean(Ensemble):
     """Harmonic mean, φ(a) = 1 / a: abnormal only where all runs say so.
@@ -68,13 +88,11 @@ class HarmonicMean(Ensemble):
     Maps are bounded below by `TINY`, so that one run that finds nothing gives nearly 0, not 1/0.
     """
 
-    TINY = 1e-6  # far below the 2^-11 of a map in half precision
-
     def forward(self, a: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
         """The reciprocal."""
-        return 1 / a.clamp(min=self.TINY)
+        return 1 / a.clamp(min=TINY)
 
     def inverse(self, mean: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
         """The reciprocal of the mean reciprocal; zero again where every map is zero."""
         a = 1 / mean
-        return a * (a > 2 * self.TINY)
+        return a * (a > 2 * TINY)

@@ -10,7 +10,7 @@ everything that is compared, counted or ranked lies in the foreground.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -21,15 +21,15 @@ from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
-from volumediff.anomaly.noise import Gaussian, Noise
 from volumediff.anomaly.policy import Plain, Policy
 from volumediff.anomaly.post import MASK, Post
 from volumediff.anomaly.route import Route
 from volumediff.anomaly.score import Score, TopFraction
-from volumediff.anomaly.threshold import HealthyFPR, Threshold
+from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.condition import HEALTHY, Condition
-from volumediff.guidance._base import Guidance
+from volumediff.guidance._base import Guidance, needs_classes, with_classes
 from volumediff.model import Model
+from volumediff.noise import Gaussian, Noise
 from volumediff.randomness import key as key_of
 from volumediff.samplers._base import Sampler
 
@@ -47,6 +47,7 @@ class Localization:
         pseudo_healthy: the volume without its findings; None for methods that make none
         score: volume score
         trace: masks and intermediate maps of the blocks, by name
+        threshold: of the mask
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -54,6 +55,7 @@ class Localization:
     pseudo_healthy: Float[Tensor, "1 c d h w"] | None
     score: float
     trace: dict[str, Tensor]
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +66,13 @@ class Finding:
         map: the map
         healthy: pseudo-healthy volume, if the method makes one
         trace: masks and intermediate maps
+        errors: mean of the maps of each run in the foreground; None without runs
     """
 
     map: Float[Tensor, "1 1 d h w"]
     healthy: Float[Tensor, "1 c d h w"] | None
     trace: dict[str, Tensor] = field(default_factory=dict)
+    errors: Float[Tensor, "n"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,7 @@ class Method(ABC):
         key: int,
         condition: Condition = Condition(),  # noqa: B008 - frozen and empty
         calibration: Calibration | None = None,
+        region: Bool[Tensor, "1 1 d h w"] | None = None,
     ) -> Localization:
         """Map, mask, pseudo-healthy volume and score of one volume.
 
@@ -147,6 +152,7 @@ class Method(ABC):
             key: of all noise; the result depends on nothing else that is random
             condition: what the denoiser is told; the class defaults to healthy
             calibration: of this method on healthy volumes
+            region: voxels to redraw, for the policy `given`
 
         Raises:
             ValueError: the method does not fit the model or the calibration; the message says why
@@ -155,20 +161,23 @@ class Method(ABC):
         if not bool(foreground.any()):
             raise ValueError("expected a foreground with voxels, got an empty one.")
         statistics = self._statistics(calibration)
-        example = Example(x, foreground, spacing_mm, condition)
+        example = Example(x, foreground, spacing_mm, condition, region=region)
         found = self.find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
         value = self.threshold(calibration)
+        if isinstance(self.threshold, OwnMap):
+            value = self.threshold.of(a, foreground=foreground)
         mask = None
         if value is not None:
             mask = self._mask(a, value, example)
-        score = self.score(a, foreground=foreground)
-        return Localization(a, mask, found.healthy, score, found.trace)
+        healthy = None if calibration is None else calibration.errors
+        score = self.score(a, foreground=foreground, errors=found.errors, healthy=healthy)
+        return Localization(a, mask, found.healthy, score, found.trace, value)
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
-        raw = Residual(found.map, example.x, example.foreground, example.spacing_mm)
+        raw = Residual(found.map, example.x, example.foreground, example.spacing_mm, found.errors)
         return self.normalize.prepare(raw)
 
     def _mask(self, a: Tensor, threshold: float, example: Example) -> Tensor:
@@ -199,7 +208,7 @@ class Localizer(Method):
     """A row of the engine.
 
     Arguments:
-        noise: what the volume is corrupted with; must be the checkpoint's
+        noise: kind of noise that the method is about; its details are the checkpoint's
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
         policy: what may change
@@ -209,7 +218,7 @@ class Localizer(Method):
         first: row whose map and pseudo-healthy volume a two-pass policy starts from
     """
 
-    noise: Noise = field(default_factory=Gaussian)
+    noise: type[Noise] = Gaussian
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -238,12 +247,19 @@ class Localizer(Method):
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
-        self.noise.check(model)
-        if self.guidance is not None and not classes_of(model):
-            raise ValueError(
-                f"guidance {type(self.guidance).__name__.lower()}: expected a class-conditional "
-                "checkpoint, trained on volume labels, got one without classes."
-            )
+        self._check_noise(model)
+        self.map.check(model)
+        problem = self.policy.problem(model)
+        if problem:
+            raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
+        if self.guidance is not None and needs_classes(self.guidance):
+            if not classes_of(model):
+                raise ValueError(
+                    f"guidance {type(self.guidance).__name__.lower()}: expected a "
+                    "class-conditional checkpoint, trained on volume labels, got one without "
+                    "classes."
+                )
+            with_classes(self.guidance, classes_of(model))
         times = self._times(model)
         if times and max(times) > model.times[1] + 1e-9:
             raise ValueError(
@@ -252,30 +268,54 @@ class Localizer(Method):
             )
         if self.first is not None:
             self.first.check(model)
-            if max(times) >= max(self.first._times(model)):
+            if self.policy.refines and max(times) >= max(self.first._times(model)):
                 raise ValueError(
                     "first: expected a second pass at a lower noise level than the first, got "
                     f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
                 )
 
+    def _check_noise(self, model: Model) -> None:
+        kernel = type(model.kernel).__name__.lower()
+        if kernel != "gaussian":
+            raise ValueError(
+                "noise: expected a checkpoint with kernel gaussian, got one that was trained with "
+                f"the {kernel} kernel; use a method for that kernel."
+            )
+        wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
+        if wanted != "gaussian" and not model.space.exact:
+            raise ValueError(
+                f"noise: expected a space of voxels or wavelets for {wanted} noise, got latents, "
+                "which are trained on white noise of their own; use another pipeline."
+            )
+        if wanted != got:
+            raise ValueError(
+                f"noise: expected a checkpoint that was trained with {wanted} noise, got one with "
+                f"{got} noise; use a method for {got} noise, or train with noise={wanted}."
+            )
+
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps."""
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
-        total, healthy, count, volumes = 0.0, 0.0, 0, 0
+        total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         for i, (level, seed) in enumerate(members):
             scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
+            means = []
             for volume in route:
-                a = self.policy.weigh(scene, scene.compare(volume))
-                total, count = total + self.ensemble.forward(a), count + 1
+                if self.policy.own_map:
+                    scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
                 healthy, volumes = healthy + volume, volumes + 1
-            for a in scene.maps:
-                total, count = total + self.ensemble.forward(a), count + 1
+                while scene.maps:  # summed one by one and not kept
+                    a = scene.maps.pop(0)
+                    total, count = total + self.ensemble.forward(a), count + 1
+                    means.append(a[example.foreground].double().mean())
+            errors.append(torch.stack(means).mean().float())
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
-        return Finding(self.ensemble.inverse(total / count), healthy / volumes, trace)
+        merged = self.ensemble.inverse(total / count)
+        return Finding(merged, healthy / volumes, trace, torch.stack(errors))
 
     def _times(self, model: Model) -> list[float]:
         levels = [level for level, _ in self.ensemble.members() if level is not None]
@@ -289,9 +329,7 @@ class Localizer(Method):
             label = torch.full((1,), HEALTHY, device=example.x.device)
             condition = condition.replace(label=label)
             null = condition.replace(label=torch.full_like(label, classes))
-        guidance = self.guidance
-        if guidance is not None and "classes" in {f.name for f in fields(guidance)}:
-            guidance = replace(guidance, classes=classes)  # derived from the checkpoint
+        guidance = None if self.guidance is None else with_classes(self.guidance, classes)
         return Scene(
             model=model,
             denoise=model.denoise if guidance is None else guidance(model.denoise),
@@ -301,9 +339,10 @@ class Localizer(Method):
             x=example.x,
             foreground=example.foreground,
             spacing_mm=example.spacing_mm,
-            distance=self.map,
-            noise=self.noise(model, tuple(example.x.shape[1:]), key=key),
+            distance=self.map.bound(model, condition),
+            noise=model.noise((key,), tuple(example.x.shape[1:])),
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,
+            region=example.region,
         )

@@ -5,14 +5,35 @@ Higher means more abnormal; channels are averaged; the map is zero outside the f
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._features import (
+    Features,
+    autoencoder_features,
+    feature_problem,
+    network_features,
+    spread,
+)
 from volumediff.anomaly._filters import inside_quantile, smooth
+from volumediff.condition import Condition
+from volumediff.model import Model
 
-__all__ = ["L1", "L2", "SSIM", "Map", "Product", "Saturated"]
+__all__ = [
+    "L1",
+    "L2",
+    "SSIM",
+    "Asymmetric",
+    "Map",
+    "Perceptual",
+    "Product",
+    "SSIMEnsemble",
+    "Saturated",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,20 @@ class Map(ABC):
         spacing_mm: tuple[float, float, float],
     ) -> Float[Tensor, "b 1 d h w"]:
         """The map a(x, x̂) ≥ 0, zero outside the foreground."""
+
+    @property
+    def parts(self) -> "tuple[Map, ...]":
+        """Maps that this one is made of."""
+        return ()
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError, with the reason, for a model with which the map is meaningless."""
+        for part in self.parts:
+            part.check(model)
+
+    def bound(self, model: Model, condition: Condition) -> "Map":
+        """The map with what it takes from a model."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -97,18 +132,199 @@ class SSIM(Map):
     ) -> Float[Tensor, "b 1 d h w"]:
         """One minus the local structural similarity."""
 
-        def mean(a: Tensor) -> Tensor:
-            return smooth(a, sigma_mm=self.sigma_mm, spacing_mm=spacing_mm, foreground=foreground)
-
-        c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the intensity range is 2
-        p, q = x + 1, healthy + 1
-        mean_p, mean_q = mean(p), mean(q)
-        var_p = (mean(p * p) - mean_p**2).clamp(min=0)
-        var_q = (mean(q * q) - mean_q**2).clamp(min=0)
-        both = mean(p * q) - mean_p * mean_q
-        ssim = (2 * mean_p * mean_q + c1) * (2 * both + c2)
-        ssim = ssim / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2))
+        ssim = _ssim(x, healthy, self.sigma_mm, spacing_mm, foreground)
         return (1 - ssim).clamp(min=0).mean(dim=1, keepdim=True) * foreground
+
+
+def _ssim(
+    x: Tensor,
+    healthy: Tensor,
+    sigma_mm: float,
+    spacing_mm: tuple[float, float, float],
+    foreground: Tensor,
+) -> Tensor:
+    """The similarity of every channel."""
+
+    def mean(a: Tensor) -> Tensor:
+        return smooth(a, sigma_mm=sigma_mm, spacing_mm=spacing_mm, foreground=foreground)
+
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the intensity range is 2
+    p, q = x + 1, healthy + 1
+    mean_p, mean_q = mean(p), mean(q)
+    var_p = (mean(p * p) - mean_p**2).clamp(min=0)
+    var_q = (mean(q * q) - mean_q**2).clamp(min=0)
+    both = mean(p * q) - mean_p * mean_q
+    ssim = (2 * mean_p * mean_q + c1) * (2 * both + c2)
+    return ssim / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2))
+
+
+@dataclass(frozen=True)
+class SSIMEnsemble(Map):
+    r"""Structural dissimilarity over windows of several widths, the worst counting most,
+
+    .. math:: a = 1 - \sum_i w_i S_i, \qquad w = \mathrm{softmax}(-S),
+
+    with S_i the similarity at width i, voxel by voxel and channel by channel.
+
+    Arguments:
+        sigmas_mm: standard deviations of the windows; the published 0.3 to 1.7 are in voxels,
+            of 2 mm
+
+    References:
+        Behrendt et al. (2024), Diffusion Models with Ensembled Structure-Based Anomaly Scoring for
+        Unsupervised Anomaly Detection, arXiv:2403.14262
+    """
+
+    sigmas_mm: tuple[float, ...] = (0.6, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0, 3.4)
+
+    def __post_init__(self) -> None:
+        if not self.sigmas_mm or min(self.sigmas_mm) <= 0:
+            raise ValueError(f"sigmas_mm: expected positive widths, got {self.sigmas_mm}.")
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """One minus the weighted similarity."""
+        # Σ w S = Σ S exp(-S) / Σ exp(-S), summed width by width
+        top, bottom = torch.zeros_like(x), torch.zeros_like(x)
+        for sigma in self.sigmas_mm:
+            ssim = _ssim(x, healthy, sigma, spacing_mm, foreground)
+            weight = torch.exp(-ssim)
+            top, bottom = top.addcmul_(weight, ssim), bottom.add_(weight)
+        return (1 - top / bottom).clamp(min=0).mean(dim=1, keepdim=True) * foreground
+
+
+@dataclass(frozen=True)
+class Perceptual(Map):
+    r"""Distance of the features that the trained model's own encoder has of x and of x̂,
+
+    .. math:: a = \frac{1}{L} \sum_l U\Big(1 - \frac{f_l(x) \cdot f_l(\hat x)}
+              {|f_l(x)|\,|f_l(\hat x)|}\Big)
+
+    over the levels l of the encoder, U the interpolation to voxels; `l2` has the mean squared
+    difference instead of the cosine. It stands for LPIPS, whose weights come from photographs.
+    Features reach beyond the foreground, unlike the other maps.
+
+    Arguments:
+        of: the denoiser, or the autoencoder of a latent space
+        distance: how two feature vectors are compared
+        level: time at which the denoiser is asked, for a state without noise; low, as the
+            volumes have little
+        features: taken from the model, never configured
+    """
+
+    of: Literal["network", "autoencoder"] = "network"
+    distance: Literal["cosine", "l2"] = "cosine"
+    level: float = 0.1
+    features: Features | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level <= 1:
+            raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
+
+    def check(self, model: Model) -> None:
+        """The model must have such features."""
+        problem = feature_problem(model, self.of)
+        if problem:
+            raise ValueError(f"map perceptual: {problem}")
+
+    def bound(self, model: Model, condition: Condition) -> "Perceptual":
+        """The map with the features of a model."""
+        result = replace(self)
+        made = (
+            autoencoder_features(model)
+            if self.of == "autoencoder"
+            else network_features(model, condition, self.level)
+        )
+        object.__setattr__(result, "features", made)
+        return result
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """The mean distance over the levels.
+
+        Raises:
+            ValueError: the map is not bound to a model
+        """
+        if self.features is None:
+            raise ValueError("map perceptual: expected a model, got none; it compares features.")
+        d, h, w = x.shape[2:]
+        pairs = list(zip(self.features(x), self.features(healthy), strict=True))
+        total = torch.zeros_like(x[:, :1])
+        for f, g in pairs:
+            f, g = f.float(), g.float()
+            if self.distance == "cosine":
+                near = torch.nn.functional.cosine_similarity(f, g, dim=1)[:, None]
+                a = (1 - near).clamp(min=0)
+            else:
+                a = (f - g).square().mean(1, keepdim=True)
+            total += spread(a, (d, h, w))
+        return total / len(pairs) * foreground
+
+
+@dataclass(frozen=True)
+class Asymmetric(Map):
+    r"""What one side has more of than the other,
+
+    .. math:: b(v) = \max(0, a(v) - G_σ a(v')),
+
+    v' the place of v on the other side of the middle of the foreground along d, which runs from
+    left to right. Errors of the model are alike on both sides, lesions seldom are; those on the
+    midline are lost. For volumes whose midline is straight along d.
+
+    Arguments:
+        map: the map a
+        sigma_mm: smoothing of the other side, since no brain is its own mirror image
+    """
+
+    map: Map
+    sigma_mm: float = 3.0
+
+    @property
+    def parts(self) -> tuple[Map, ...]:
+        """The map."""
+        return (self.map,)
+
+    def bound(self, model: Model, condition: Condition) -> "Asymmetric":
+        """The map with what its own takes from a model."""
+        return replace(self, map=self.map.bound(model, condition))
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """The excess over the other side."""
+        a = self.map(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        other = smooth(a, sigma_mm=self.sigma_mm, spacing_mm=spacing_mm, foreground=foreground)
+        return (a - mirrored(other, foreground)).clamp(min=0) * foreground
+
+
+def mirrored(
+    a: Float[Tensor, "b c d h w"], foreground: Bool[Tensor, "b 1 d h w"]
+) -> Float[Tensor, "b c d h w"]:
+    """The volume reflected along d about the middle of the foreground; zero from beyond."""
+    result = torch.zeros_like(a)
+    for i, inside in enumerate(foreground):
+        planes = inside.any(dim=(0, 2, 3)).nonzero().flatten()
+        if len(planes):
+            low, high = int(planes[0]), int(planes[-1]) + 1
+            result[i, :, low:high] = a[i, :, low:high].flip(1)
+    return result
 
 
 @dataclass(frozen=True)
@@ -124,6 +340,15 @@ class Product(Map):
     def __post_init__(self) -> None:
         if not self.maps:
             raise ValueError("maps: expected at least one map, got none.")
+
+    @property
+    def parts(self) -> tuple[Map, ...]:
+        """The factors."""
+        return self.maps
+
+    def bound(self, model: Model, condition: Condition) -> "Product":
+        """The map with what its factors take from a model."""
+        return replace(self, maps=tuple(m.bound(model, condition) for m in self.maps))
 
     def __call__(
         self,
@@ -153,6 +378,15 @@ class Saturated(Map):
     def __post_init__(self) -> None:
         if not 0 < self.quantile <= 1:
             raise ValueError(f"quantile: expected a share in (0, 1], got {self.quantile}.")
+
+    @property
+    def parts(self) -> tuple[Map, ...]:
+        """The map."""
+        return (self.map,)
+
+    def bound(self, model: Model, condition: Condition) -> "Saturated":
+        """The map with what its own takes from a model."""
+        return replace(self, map=self.map.bound(model, condition))
 
     def __call__(
         self,

@@ -14,18 +14,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._filters import close, dilate
-from volumediff.anomaly._scene import Scene, read_levels
+from volumediff.anomaly._filters import close, dilate, inside_quantile
+from volumediff.anomaly._scene import Scene, classes_of, read_levels
+from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 
-__all__ = ["Harmonise", "Plain", "Policy", "Stitch"]
+__all__ = [
+    "ClassContrast",
+    "Given",
+    "Harmonise",
+    "Inpaint",
+    "Plain",
+    "Policy",
+    "Stitch",
+]
 
 
 @dataclass(frozen=True)
 class Policy(ABC):
-    """Edits of one reverse chain."""
+    """Edits of one reverse chain.
+
+    `two_pass` says whether the mask comes from a first row, `refines` whether the second pass must
+    start from a lower level, `own_map` whether the pseudo-healthy volume's map joins those that
+    the policy collects.
+    """
 
     two_pass: ClassVar[bool] = False
+    refines: ClassVar[bool] = False
+    own_map: ClassVar[bool] = True
+
+    def problem(self, model: Model) -> str | None:
+        """Why the policy is meaningless with a model; None where it is not."""
+        return None
 
     @abstractmethod
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
@@ -106,13 +126,13 @@ class Stitch(Policy):
     """
 
     two_pass: ClassVar[bool] = True
+    refines: ClassVar[bool] = True
     threshold: float = 0.13
     dilate_mm: float = 2.0
     resampling: int = 5
 
     def __post_init__(self) -> None:
-        if self.resampling < 1:
-            raise ValueError(f"resampling: expected at least 1, got {self.resampling}.")
+        _check_visits(self.resampling)
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume, with the suspicious part of the first pass's pseudo-healthy volume."""
@@ -122,30 +142,17 @@ class Stitch(Policy):
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The grid with U - 1 returns to the start of every step but the last."""
-        grid = [times[:1]]
-        for t, s in pairwise(times):
-            again = self.resampling - 1 if s > 0 else 0
-            grid.append(torch.stack([s, *[t, s] * again]))
-        return torch.cat(grid)
+        return _revisited(times, self.resampling)
 
     def hook(self, scene: Scene) -> Hook | None:
         """Puts the patient's own state back outside the mask."""
-        m = scene.model.space.mask(self._mask(scene))
-        own = (1 - m) * scene.encode(scene.x)
-
-        def stitch(ctx: Context) -> tuple[Tensor, Tensor]:
-            return m * ctx.prediction.x0 + own, ctx.z_t
-
-        return stitch
+        return _keeping(scene, self._mask(scene))
 
     def finish(
         self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """Exact spaces keep the patient's own voxels by construction, others need a blend."""
-        if scene.model.space.exact:
-            return healthy
-        m = self._mask(scene)
-        return m * healthy + (1 - m) * scene.x
+        return _blended(scene, healthy, self._mask(scene))
 
     def weigh(
         self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
@@ -156,6 +163,220 @@ class Stitch(Policy):
     def _mask(self, scene: Scene) -> Tensor:
         m = (scene.prior_map > self.threshold).to(scene.x.dtype)
         return dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+
+
+def _check_visits(resampling: int) -> None:
+    if resampling < 1:
+        raise ValueError(f"resampling: expected at least 1, got {resampling}.")
+
+
+def _revisited(times: Tensor, visits: int) -> Tensor:
+    """The grid with visits - 1 returns to the start of every step but the last."""
+    grid = [times[:1]]
+    for t, s in pairwise(times):
+        again = visits - 1 if s > 0 else 0
+        grid.append(torch.stack([s, *[t, s] * again]))
+    return torch.cat(grid)
+
+
+def _keeping(scene: Scene, m: Tensor) -> Hook:
+    """Puts the patient's own state back outside a mask of voxels."""
+    m = scene.model.space.mask(m)
+    own = (1 - m) * scene.encode(scene.x)
+
+    def keep(ctx: Context) -> tuple[Tensor, Tensor]:
+        return m * ctx.prediction.x0 + own, ctx.z_t
+
+    return keep
+
+
+def _blended(scene: Scene, healthy: Tensor, m: Tensor) -> Tensor:
+    """The patient's own voxels outside a mask; exact spaces have them already."""
+    if scene.model.space.exact:
+        return healthy
+    return m * healthy + (1 - m) * scene.x
+
+
+class _Masked(Policy):
+    """Redraws a region, given everything around it."""
+
+    resampling: int = 1
+
+    @abstractmethod
+    def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region, 1 inside."""
+
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume."""
+        return scene.x
+
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The grid with U - 1 returns to the start of every step but the last."""
+        return _revisited(times, self.resampling)
+
+    def hook(self, scene: Scene) -> Hook | None:
+        """Puts the patient's own state back outside the region."""
+        return _keeping(scene, self.mask(scene))
+
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The volume with the region redrawn."""
+        return _blended(scene, healthy, self.mask(scene))
+
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map."""
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Keep(_Masked):
+    """Redraws a fixed region; what routes with masks of their own use, and no row can name.
+
+    Arguments:
+        region: 1 inside
+        resampling: U, visits of each step
+    """
+
+    region: Float[Tensor, "1 1 d h w"]
+    resampling: int = 1
+
+    def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region."""
+        return self.region
+
+
+@dataclass(frozen=True)
+class Given(_Masked):
+    """Redraws the region that comes with the volume: `Localizer.localize(..., region=...)`.
+
+    Arguments:
+        dilate_mm: half-width by which the region grows
+        resampling: U, visits of each step
+    """
+
+    dilate_mm: float = 0.0
+    resampling: int = 1
+
+    def __post_init__(self) -> None:
+        _check_visits(self.resampling)
+
+    def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region, dilated.
+
+        Raises:
+            ValueError: the volume came without one
+        """
+        if scene.region is None:
+            raise ValueError(
+                "policy given: expected a region to redraw, got none; pass region= with the "
+                "volume, or use the policy inpaint, which finds one."
+            )
+        m = scene.region.to(scene.x.dtype)
+        return dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+
+
+@dataclass(frozen=True)
+class Inpaint(_Masked):
+    r"""Redraws what a first pass found most abnormal, knowing nothing of it but its surroundings.
+
+    The mask is M = dilate(a₁ > Q_q(a₁)) with the first pass's map a₁ and its quantile in the
+    foreground. From t near 1 nothing of the lesion is left inside; outside every state is a draw
+    of the patient's own. Unlike `stitch` the map is not weighed, and the level is free.
+
+    Arguments:
+        quantile: q, share of the foreground that is kept
+        dilate_mm: half-width of the dilation
+        resampling: U, visits of each step
+
+    References:
+        Lugmayr et al. (2022), RePaint, arXiv:2201.09865; Durrer et al. (2024), Denoising Diffusion
+        Models for Inpainting of Healthy Brain Tissue, arXiv:2402.17307, trains on voids instead
+    """
+
+    two_pass: ClassVar[bool] = True
+    quantile: float = 0.98
+    dilate_mm: float = 2.0
+    resampling: int = 1
+
+    def __post_init__(self) -> None:
+        _check_visits(self.resampling)
+        if not 0 < self.quantile < 1:
+            raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
+
+    def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The most abnormal part, dilated."""
+        top = inside_quantile(scene.prior_map, self.quantile, foreground=scene.foreground)
+        m = ((scene.prior_map > top) & scene.foreground).to(scene.x.dtype)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        scene.trace["inpaint/mask"] = m.bool()
+        return m
+
+
+@dataclass(frozen=True)
+class ClassContrast(Policy):
+    r"""The map is what the class changes: at every step of the chain
+
+    .. math:: a_t = d\big(D(\hat z_0(z_t, c)),\; D(\hat z_0(z_t, c'))\big)
+
+    with d the row's map, c healthy, and c' another class. The maps join the ensemble and the
+    residual of the pseudo-healthy volume does not: anatomy that the model cannot keep is the same
+    in both.
+
+    Arguments:
+        other: index of the class c'; 1 is the first that is not healthy
+
+    References:
+        Hu et al. (2023), Conditional Diffusion Models for Weakly Supervised Medical Image
+        Segmentation, arXiv:2306.03878, differentiates by the class, with c' 5 % of the way to
+        another class among the embeddings; here it is all the way
+    """
+
+    own_map: ClassVar[bool] = False
+    other: int = 1
+
+    def problem(self, model: Model) -> str | None:
+        """Both classes must exist."""
+        classes = classes_of(model)
+        if 0 < self.other < classes:
+            return None
+        got = f"got one with {classes}" if classes else "got one without classes"
+        return f"expected a class-conditional checkpoint with a class {self.other}, {got}."
+
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume."""
+        return scene.x
+
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The sampler's grid."""
+        return times
+
+    def hook(self, scene: Scene) -> Hook | None:
+        """Collects a map, changes nothing."""
+        label = torch.full_like(scene.condition.label, self.other)
+        other = scene.condition.replace(label=label)
+
+        def contrast(ctx: Context) -> tuple[Tensor, Tensor]:
+            away = scene.unguided(ctx.z_t, ctx.t, other)
+            volumes = (scene.decode(p.x0) for p in (ctx.prediction, away))
+            scene.maps.append(scene.distance_of(*volumes))
+            return ctx.prediction.x0, ctx.z_t
+
+        return contrast
+
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The decoded volume."""
+        return healthy
+
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map."""
+        return scores
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 r"""Post-processing in millimetres, so that voxel size does not change what is kept.
 
 The order is fixed, whatever the order in a row: erode the foreground, median, smooth, threshold,
-remove small components. Each block knows its `rank` in it; those from `MASK` on act on the mask.
+open, close, remove small components, keep
+the largest. Each block knows its `rank` in it; those from `MASK` on act on the mask.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,17 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
 
-__all__ = ["MASK", "Erode", "Median", "MinComponent", "Post", "Smooth"]
+__all__ = [
+    "MASK",
+    "Close",
+    "Erode",
+    "LargestComponent",
+    "Median",
+    "MinComponent",
+    "Open",
+    "Post",
+    "Smooth",
+]
 
 MASK = 10  # rank of the threshold
 Spacing = tuple[float, float, float]
@@ -129,6 +140,74 @@ class Smooth(Post):
 
 
 @dataclass(frozen=True)
+class Open(Post):
+    """Keeps what a ball of the mask reaches: spikes and sheets thinner than it go.
+
+    Arguments:
+        radius_mm: of the ball
+    """
+
+    rank: ClassVar[int] = MASK + 1
+    radius_mm: float = 1.0
+
+    def __call__(
+        self,
+        value: Shaped[Tensor, "b 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Shaped[Tensor, "b 1 d h w"]:
+        """The opened mask; beyond the field of view is background."""
+        return _morphed(value, self.radius_mm, spacing_mm, grow=False)
+
+
+@dataclass(frozen=True)
+class Close(Post):
+    """Fills what no ball outside the mask reaches: gaps and holes thinner than it.
+
+    Arguments:
+        radius_mm: of the ball
+    """
+
+    rank: ClassVar[int] = MASK + 2
+    radius_mm: float = 1.0
+
+    def __call__(
+        self,
+        value: Shaped[Tensor, "b 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Shaped[Tensor, "b 1 d h w"]:
+        """The closed mask, inside the foreground."""
+        return _morphed(value, self.radius_mm, spacing_mm, grow=True) & foreground
+
+
+def _morphed(value: Tensor, radius_mm: float, spacing_mm: Spacing, *, grow: bool) -> Tensor:
+    """The mask grown first and shrunk then, or the other way round, by a ball."""
+    # a margin of the ball's radius: a mask that touches the rim is grown beyond it, too
+    margin = [(int(radius_mm / s) + 1,) * 2 for s in spacing_mm]
+    inner = tuple(slice(a, -b) for a, b in margin)
+    done = []
+    for mask in value[:, 0].cpu().numpy():
+        wide = np.pad(mask, margin)
+        for growing in (grow, not grow):
+            wide = _ball_of(wide, radius_mm, spacing_mm, grow=growing)
+        done.append(wide[inner])
+    return torch.from_numpy(np.stack(done)[:, None]).to(value.device)
+
+
+def _ball_of(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing, *, grow: bool) -> np.ndarray:
+    from scipy.ndimage import distance_transform_edt  # heavy import
+
+    rest = ~mask if grow else mask
+    if rest.all():  # nothing to measure a distance to
+        return mask
+    near = distance_transform_edt(rest, sampling=spacing_mm) <= radius_mm * (1 + 1e-6)
+    return near if grow else mask & ~near
+
+
+@dataclass(frozen=True)
 class MinComponent(Post):
     """Removes 26-connected components of the mask below a volume.
 
@@ -137,7 +216,7 @@ class MinComponent(Post):
             voxels of 2 mm are 56 mm³
     """
 
-    rank: ClassVar[int] = MASK + 1
+    rank: ClassVar[int] = MASK + 3
     volume_mm3: float = 20.0
 
     def __call__(
@@ -157,4 +236,28 @@ class MinComponent(Post):
             large = np.bincount(labels.ravel()) * voxel >= self.volume_mm3 * (1 - 1e-6)
             large[0] = False
             kept.append(large[labels])
+        return torch.from_numpy(np.stack(kept)[:, None]).to(value.device)
+
+
+@dataclass(frozen=True)
+class LargestComponent(Post):
+    """Keeps the largest 26-connected component of the mask; loses every other lesion."""
+
+    rank: ClassVar[int] = MASK + 4
+
+    def __call__(
+        self,
+        value: Shaped[Tensor, "b 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Shaped[Tensor, "b 1 d h w"]:
+        """The component, the first of equal ones."""
+        from scipy.ndimage import label  # heavy import
+
+        kept = []
+        for mask in value[:, 0].cpu().numpy():
+            labels, count = label(mask, structure=np.ones((3, 3, 3)))
+            sizes = np.bincount(labels.ravel(), minlength=2)[1:]
+            kept.append((labels == 1 + sizes.argmax()) & bool(count))
         return torch.from_numpy(np.stack(kept)[:, None]).to(value.device)

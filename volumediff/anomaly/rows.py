@@ -14,6 +14,7 @@ from volumediff import config
 from volumediff.anomaly.baselines import Atlas, Baseline
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.errors import UsageError
+from volumediff.guidance._base import Guidance
 
 __all__ = ["available_rows", "load_row"]
 
@@ -22,9 +23,7 @@ FAMILIES = {
     "post": "post",
     "threshold": "threshold",
     "score": "score",
-    "noise": "noise",
     "route": "route",
-    "guidance": "guidance",
     "policy": "policy",
     "sampler": "sampler",
     "ensemble": "ensemble",
@@ -90,12 +89,19 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
         if not isinstance(value, Mapping) or "baseline" in value:
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
         return _method(value, atlas=atlas, where=where)
+    if name == "noise":
+        if not isinstance(value, str):
+            raise UsageError(
+                f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
+            )
+        return config.component("noise", value)
+    if name == "guidance":
+        return _guidance(value, where=where)
     if name == "post":
         if not isinstance(value, list):
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
-    family = FAMILIES[name]
-    return config.build(family, value, where=where, **_derived(family, value))
+    return config.build(FAMILIES[name], value, where=where)
 
 
 def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: str) -> Baseline:
@@ -105,9 +111,19 @@ def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: 
     return config.build("baseline", spec, where=where, **derived)
 
 
-def _derived(family: str, spec: Any) -> dict[str, Any]:
+def _guidance(spec: Any, *, where: str) -> Guidance:
     # the number of classes is the checkpoint's: the localizer fills it in when it meets a model
-    return {"classes": 1} if "classes" in _parameters(family, spec) else {}
+    takes = _parameters("guidance", spec)
+    derived: dict[str, Any] = {"classes": 1} if "classes" in takes else {}
+    if "terms" in takes:
+        terms = spec.get("terms") if isinstance(spec, Mapping) else None
+        if not isinstance(terms, list):
+            raise UsageError(f"{where}.terms: expected a list of guidances, got {terms!r}.")
+        spec = {name: value for name, value in spec.items() if name != "terms"}
+        derived["terms"] = tuple(
+            _guidance(term, where=f"{where}.terms[{i}]") for i, term in enumerate(terms)
+        )
+    return config.build("guidance", spec, where=where, **derived)
 
 
 def _parameters(family: str, spec: Any) -> set[str]:

@@ -1,18 +1,25 @@
-"""Volume scores: one number per volume from its map, for triage."""
+"""Volume scores: one number per volume for triage, from its map or from the errors of its runs."""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Max", "Mean", "Score", "TopFraction"]
+__all__ = ["Excess", "Max", "Mean", "Score", "TopFraction", "ZAverage"]
 
 
 @dataclass(frozen=True)
 class Score(ABC):
-    """A number from a map; higher means more abnormal."""
+    """A number from a map; higher means more abnormal.
+
+    `calibrated` says whether it needs healthy volumes.
+    """
+
+    calibrated: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -20,8 +27,17 @@ class Score(ABC):
         scores: Float[Tensor, "1 1 d h w"],
         *,
         foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
     ) -> float:
-        """The score of the foreground."""
+        """The score of the foreground.
+
+        Arguments:
+            scores: the map
+            foreground: voxels that count
+            errors: mean of the map of each run of the ensemble
+            healthy: the same of healthy volumes, one per row
+        """
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,8 @@ class Mean(Score):
         scores: Float[Tensor, "1 1 d h w"],
         *,
         foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
     ) -> float:
         """The mean."""
         return float(scores[foreground].double().mean())
@@ -47,9 +65,33 @@ class Max(Score):
         scores: Float[Tensor, "1 1 d h w"],
         *,
         foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
     ) -> float:
         """The maximum."""
         return float(scores[foreground].max())
+
+
+@dataclass(frozen=True)
+class Excess(Score):
+    """Mass of the map above a value, per voxel of the foreground: mean of max(0, a - θ).
+
+    Arguments:
+        value: θ, in units of the map
+    """
+
+    value: float = 0.0
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "1 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
+    ) -> float:
+        """The mean excess."""
+        return float((scores[foreground].double() - self.value).clamp(min=0).mean())
 
 
 @dataclass(frozen=True)
@@ -71,8 +113,53 @@ class TopFraction(Score):
         scores: Float[Tensor, "1 1 d h w"],
         *,
         foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
     ) -> float:
         """The mean of the top."""
         values = scores[foreground]
         top = values.topk(max(math.ceil(self.fraction * values.numel()), 1)).values
         return float(top.double().mean())
+
+
+@dataclass(frozen=True)
+class ZAverage(Score):
+    r"""Mean over the runs of an ensemble of their error in units of healthy volumes,
+
+    .. math:: s = \frac{1}{n} \sum_i (e_i - μ_i) / s_i,
+
+    with e_i the mean of the i-th map in the foreground, μ_i and s_i mean and deviation of that of
+    healthy volumes: noise levels whose errors are large do not drown the others.
+
+    References:
+        Graham et al. (2023), Denoising Diffusion Models for Out-of-Distribution Detection,
+        arXiv:2211.07740
+    """
+
+    calibrated: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "1 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
+    ) -> float:
+        """The mean deviation.
+
+        Raises:
+            ValueError: a method without runs, or fewer than two healthy volumes
+        """
+        if errors is None:
+            raise ValueError("score z_average: expected a method with runs, got a baseline.")
+        if healthy is None or len(healthy) < 2:
+            raise ValueError(
+                "score z_average: expected a calibration on healthy volumes, got none; fit one, "
+                "or use the score mean."
+            )
+        h = healthy.double()
+        std = h.std(dim=0)
+        # runs that are equal on all healthy volumes have the error as unit
+        std = torch.where(std > 1e-6 * h.mean(0).abs(), std, h.mean(0).abs().clamp(min=1e-12))
+        return float(((errors.double().cpu() - h.mean(0)) / std).mean())

@@ -1,24 +1,45 @@
 """Thresholds: the number above which a map is a mask, and what was allowed to choose it.
 
-A threshold that saw the truth of the volumes it is reported on is an oracle: an upper bound. All
-others come from a `Calibration`: from healthy volumes, or from validation volumes with truth.
+A threshold that saw the truth of the volumes it is reported on is an oracle: an upper bound. The
+others come from a `Calibration`, of healthy volumes or of validation volumes with truth, or from
+the map itself; the latter marks something in every volume, healthy ones included.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.calibration import Calibration
 from volumediff.metrics.detection import threshold_at_fpr
 
-__all__ = ["Best", "Fixed", "HealthyFPR", "Threshold", "Validation"]
+__all__ = [
+    "Best",
+    "Conformal",
+    "Fixed",
+    "HealthyFPR",
+    "Otsu",
+    "OwnMap",
+    "OwnQuantile",
+    "Threshold",
+    "Validation",
+]
 
 
 @dataclass(frozen=True)
 class Threshold(ABC):
-    """A rule for the threshold; the mask is `map > threshold`."""
+    """A rule for the threshold; the mask is `map > threshold`.
+
+    `oracle` says whether it needs the truth, `calibrated` whether it needs a calibration.
+    """
 
     oracle: ClassVar[bool] = False
+    calibrated: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, calibration: Calibration | None) -> float | None:
@@ -43,6 +64,8 @@ class Best(Threshold):
 class Validation(Threshold):
     """The threshold with the best Dice on validation volumes with truth."""
 
+    calibrated: ClassVar[bool] = True
+
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The threshold that validation chose."""
         if calibration is None:
@@ -64,6 +87,7 @@ class HealthyFPR(Threshold):
         min_volumes: fewest healthy volumes that may stand for a population
     """
 
+    calibrated: ClassVar[bool] = True
     rate: float = 0.05
     min_volumes: int = 5
 
@@ -97,3 +121,118 @@ class Fixed(Threshold):
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The number."""
         return self.value
+
+
+@dataclass(frozen=True)
+class Conformal(Threshold):
+    r"""The threshold that a new healthy volume respects with a given probability.
+
+    Let t_i be the value that a share q of the voxels of healthy volume i exceeds. With the k-th
+    smallest of t_1, ..., t_n and a new volume that is exchangeable with them,
+
+    .. math:: P(t_{n+1} \le t_{(k)}) \ge p, \qquad k = \lceil (n + 1)\, p \rceil \le n,
+
+    at any n and for any distribution: split conformal prediction with t as the score.
+    `healthy_fpr` bounds the voxels of all volumes together and promises nothing about one of
+    them. A fitted normalization makes calibration volumes slightly less normal than new ones.
+
+    Arguments:
+        probability: p, share of healthy volumes that respect it, in (0, 1)
+        rate: q, share of the foreground that may lie above, in [0, 1)
+
+    References:
+        Vovk et al. (2005), Algorithmic Learning in a Random World; Angelopoulos and Bates (2021),
+        arXiv:2107.07511
+    """
+
+    calibrated: ClassVar[bool] = True
+    probability: float = 0.9
+    rate: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability < 1 or not 0 <= self.rate < 1:
+            raise ValueError(
+                f"expected probability in (0, 1) and rate in [0, 1), got {self.probability} and "
+                f"{self.rate}."
+            )
+
+    def __call__(self, calibration: Calibration | None) -> float | None:
+        """The k-th smallest of the volumes' own thresholds."""
+        if calibration is None:
+            return None
+        n = len(calibration.each)
+        # rounded, as (9 + 1) · 0.9 is 9.000000000000002
+        k = math.ceil(round((n + 1) * self.probability, 9))
+        if k > n:
+            least = math.ceil(round(self.probability / (1 - self.probability), 9))
+            raise ValueError(
+                f"threshold conformal: expected at least {least} healthy calibration volumes for "
+                f"probability {self.probability:g}, got {n}; lower threshold.probability."
+            )
+        return sorted(threshold_at_fpr(h, self.rate) for h in calibration.each)[k - 1]
+
+
+@dataclass(frozen=True)
+class OwnMap(Threshold):
+    """A threshold that follows from the map it is applied to."""
+
+    def __call__(self, calibration: Calibration | None) -> float | None:
+        """None: it is another one for every volume."""
+        return None
+
+    @abstractmethod
+    def of(self, a: Float[Tensor, "1 1 d h w"], *, foreground: Bool[Tensor, "1 1 d h w"]) -> float:
+        """The threshold of a map."""
+
+
+@dataclass(frozen=True)
+class OwnQuantile(OwnMap):
+    """The quantile of the map in its own foreground: the same share is marked in every volume.
+
+    Arguments:
+        quantile: share of the foreground below, in (0, 1); AnoFPDM (arXiv:2404.15683) takes 0.90
+            to 0.98, larger where its curves over t range less, by a rule not known to us
+    """
+
+    quantile: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
+
+    def of(self, a: Float[Tensor, "1 1 d h w"], *, foreground: Bool[Tensor, "1 1 d h w"]) -> float:
+        """The quantile."""
+        return inside_quantile(a, self.quantile, foreground=foreground)
+
+
+@dataclass(frozen=True)
+class Otsu(OwnMap):
+    """The threshold that parts the foreground into two classes of least variance within.
+
+    Arguments:
+        bins: of the histogram between the lowest and the highest value
+
+    References:
+        Otsu (1979), A Threshold Selection Method from Gray-Level Histograms, eq. 14 to 19
+    """
+
+    bins: int = 256
+
+    def __post_init__(self) -> None:
+        if self.bins < 2:
+            raise ValueError(f"bins: expected at least 2, got {self.bins}.")
+
+    def of(self, a: Float[Tensor, "1 1 d h w"], *, foreground: Bool[Tensor, "1 1 d h w"]) -> float:
+        """The upper edge of the lower class; the map's maximum if it is constant."""
+        values = a[foreground].double().cpu()
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            return high
+        counts = torch.histc(values, self.bins, low, high)
+        place = torch.arange(self.bins, dtype=torch.float64)
+        below, total = counts.cumsum(0), counts.sum()
+        moment = (counts * place).cumsum(0)
+        # n_0 n_1 (μ_0 - μ_1)², up to a constant; the last split has an empty class
+        between = (moment[-1] * below - total * moment).square() / (below * (total - below))
+        best = int(torch.nan_to_num(between[:-1], nan=-1.0).argmax())
+        return low + (best + 1) * (high - low) / self.bins

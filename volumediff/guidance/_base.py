@@ -1,11 +1,11 @@
 """Guidance: a denoiser in, a denoiser out, so that every sampler works with every guidance."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from volumediff.kernels._base import Denoiser
 
-__all__ = ["Guidance"]
+__all__ = ["Guidance", "needs_classes", "with_classes"]
 
 
 @dataclass(frozen=True)
@@ -15,3 +15,23 @@ class Guidance(ABC):
     @abstractmethod
     def __call__(self, denoise: Denoiser) -> Denoiser:
         """The guided denoiser."""
+
+
+def needs_classes(guidance: Guidance) -> bool:
+    """Whether the guidance, or a term of it, is about class labels."""
+    names = {f.name for f in fields(guidance)}
+    terms = guidance.terms if "terms" in names else ()
+    return "classes" in names or any(needs_classes(term) for term in terms)
+
+
+def with_classes(guidance: Guidance, classes: int) -> Guidance:
+    """The guidance for a network of so many classes, terms included.
+
+    Raises:
+        ValueError: there are too few for it
+    """
+    names = {f.name for f in fields(guidance)}
+    changes = {"classes": classes} if "classes" in names else {}
+    if "terms" in names:
+        changes["terms"] = tuple(with_classes(term, classes) for term in guidance.terms)
+    return replace(guidance, **changes) if changes else guidance

@@ -48,8 +48,8 @@ def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> R
 
 def needs_calibration(method: Row) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
-    without = method.threshold(None) is None and not method.threshold.oracle
-    return method.normalize.fitted or without
+    parts = (method.threshold.calibrated, method.score.calibrated)
+    return method.normalize.fitted or any(parts)
 
 
 def calibration_for(

@@ -4,12 +4,20 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from volumediff import config
 
-__all__ = ["Check", "diagnose", "inventory"]
+if TYPE_CHECKING:
+    from volumediff.anomaly.baselines import Baseline
+    from volumediff.anomaly.localizer import Localizer
+    from volumediff.model import Model
+
+    Row = Localizer | Baseline
+
+__all__ = ["Check", "diagnose", "inventory", "localization"]
 
 PACKAGES = (
     *("torch", "accelerate", "numpy", "nibabel", "torchio", "monai", "SimpleITK", "nilearn"),
@@ -36,18 +44,78 @@ class Check:
 
 def inventory() -> dict[str, Any]:
     """Names that commands and configurations take, by family."""
+    from volumediff.anomaly.rows import load_row
+
     families = sorted([*config.FOLDERS, *config.MODULES])
-
-    def shipped(kind: str) -> list[str]:
-        return sorted({p.stem for root in config.ROOTS for p in (root / kind).glob("*.yaml")})
-
     return {
-        "pipelines": shipped("pipelines"),
-        "autoencoders": shipped("autoencoders"),
-        "localization methods": shipped("anomaly"),
-        "segmentation methods": shipped("segmentation"),
+        "pipelines": _shipped("pipelines"),
+        "autoencoders": _shipped("autoencoders"),
+        "localization methods": _shipped("anomaly"),
+        "segmentation methods": _shipped("segmentation"),
         "components": {family: config.available(family) for family in families},
+        "localization": localization(),
+        "localization needs": {n: list(_needs(load_row(n))) for n in _shipped("anomaly")},
     }
+
+
+def _shipped(kind: str) -> list[str]:
+    return sorted({p.stem for root in config.ROOTS for p in (root / kind).glob("*.yaml")})
+
+
+def localization() -> dict[str, dict[str, str]]:
+    """row -> pipeline -> "ok", or why no checkpoint of the pipeline serves the row.
+
+    The smallest configuration of a pipeline is built without memory, trained as the row needs it:
+    on volume labels for weak supervision, and with the row's noise.
+    """
+    from volumediff.anomaly.rows import load_row
+
+    pipelines: dict[str, list[str]] = {}
+    for name in _shipped("pipelines"):
+        pipelines.setdefault(name.rpartition("_")[0], []).append(name)
+    smallest = {p: min(n, key=lambda s: int(s.rpartition("_")[2])) for p, n in pipelines.items()}
+    rows = {name: load_row(name) for name in _shipped("anomaly")}
+    models = cache(_model)
+    return {
+        name: {
+            pipeline: _suits(row, models(path, row.supervision == "weak"))
+            for pipeline, path in smallest.items()
+        }
+        for name, row in rows.items()
+    }
+
+
+def _needs(row: "Row") -> tuple[str, ...]:
+    """How a run must be trained for the row, beyond the shipped configurations."""
+    from volumediff.anomaly.localizer import Localizer
+    from volumediff.noise import Gaussian
+
+    words = ["recipe=class_conditional"] if row.supervision == "weak" else []
+    if isinstance(row, Localizer) and row.noise is not Gaussian:
+        words.append(f"noise={row.noise.__name__.lower()}")
+    return tuple(words)
+
+
+def _suits(row: "Row", model: "Model") -> str:
+    from volumediff.anomaly.localizer import Localizer
+
+    model.field = row.noise() if isinstance(row, Localizer) else model.field
+    try:
+        row.check(model)
+    except ValueError as error:
+        return str(error)
+    return "ok"
+
+
+def _model(path: str, labels: bool) -> "Model":
+    import torch
+
+    from volumediff.training.assemble import build_task
+    from volumediff.training.run_config import load_run_config
+
+    recipe = "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
+    with torch.device("meta"):
+        return build_task(load_run_config(path, [recipe] if labels else [])).module
 
 
 def diagnose(name: str | None = None, overrides: Sequence[str] = ()) -> list[Check]:

@@ -137,7 +137,7 @@ def localize(
             "fingerprint": row.fingerprint,
             "supervision": row.supervision,
             "scope": row.scope,
-            "threshold": row.threshold(calibration),
+            "threshold": found.threshold,
             "threshold_rule": repr(row.threshold),
             "thresholds": settings["thresholds"],
             "seed": seed,

@@ -16,6 +16,7 @@ from volumediff.autoencoders import Autoencoder
 from volumediff.config import build, component, config_path
 from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
+from volumediff.noise import Gaussian
 from volumediff.randomness import key
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
@@ -114,7 +115,14 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         scalars=len(recipe.scalars),
     )
     kernel = build("kernel", config.kernel)
-    model = Model(space, kernel, network, dtype=config.memory.torch_dtype)
+    field = build("noise", config.noise)
+    if encoders and not isinstance(field, Gaussian):
+        raise UsageError(
+            f"noise: expected gaussian in a latent space, got {type(field).__name__.lower()}; the "
+            "latents are made once, and noise of the volume cannot be told from theirs. Use voxel "
+            "or wavelet."
+        )
+    model = Model(space, kernel, network, dtype=config.memory.torch_dtype, field=field)
     config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")
 

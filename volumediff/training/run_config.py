@@ -172,6 +172,7 @@ class RunConfig(_Section):
     network: Component | None = None
     autoencoder: Component | None = None
     recipe: Component = "healthy"
+    noise: Component = "gaussian"
     start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, _declared(MemoryPolicy)] = MemoryPolicy()

@@ -120,6 +120,7 @@ class Diffusion(Task):
             self.model.network,
             dtype=self.model.dtype,
             times=self.model.times,
+            field=self.model.field,
         )
 
 
