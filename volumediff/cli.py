@@ -474,8 +474,8 @@ def evaluate(
 ) -> None:
     """Compare maps of one or more methods with truth masks; the first is the one in question."""
     from volumediff.inference.evaluation import evaluate as compare
-    from volumediff.inference.evaluation import to_json
     from volumediff.inference.export import write_json
+    from volumediff.inference.records import to_json
     from volumediff.inference.report import report_of
     from volumediff.inference.summary import verdicts
     from volumediff.inference.tables import measures

@@ -10,7 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.condition import Condition
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
+from volumediff.metrics.calibration import Probability
 from volumediff.metrics.detection import Histogram
 
 __all__ = [
@@ -280,6 +281,7 @@ class Calibration:
         healthy: histogram of the finished healthy maps in the foreground
         scores: volume scores of the healthy volumes
         validation_threshold: best Dice on validation volumes, once `validate` was called
+        probability: of a lesion by map value, on the same volumes
     """
 
     fingerprint: str
@@ -287,6 +289,7 @@ class Calibration:
     healthy: Histogram
     scores: tuple[float, ...]
     validation_threshold: float | None = None
+    probability: Probability | None = None
 
     @property
     def volumes(self) -> int:
@@ -304,6 +307,7 @@ class Calibration:
             "fingerprint": self.fingerprint,
             "scores": self.scores,
             "validation_threshold": self.validation_threshold,
+            "probability": None if self.probability is None else asdict(self.probability),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -337,4 +341,11 @@ class Calibration:
             healthy=Histogram(keys, counts, np.zeros_like(counts)),
             scores=tuple(meta["scores"]),
             validation_threshold=meta["validation_threshold"],
+            probability=_probability(meta.get("probability")),
         )
+
+
+def _probability(values: Mapping[str, Sequence[float]] | None) -> Probability | None:
+    if values is None:
+        return None
+    return Probability(tuple(values["edges"]), tuple(values["values"]))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
-from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.ensemble import Ensemble, Mean, Spread
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.noise import Gaussian, Noise
 from volumediff.anomaly.policy import Plain, Policy
@@ -47,6 +47,8 @@ class Localization:
         pseudo_healthy: the volume without its findings; None for methods that make none
         score: volume score
         trace: masks and intermediate maps of the blocks, by name
+        uncertainty: deviation of the map between the seeds of an ensemble, before normalization
+            and post-processing; None with one seed
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -54,6 +56,7 @@ class Localization:
     pseudo_healthy: Float[Tensor, "1 c d h w"] | None
     score: float
     trace: dict[str, Tensor]
+    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +67,13 @@ class Finding:
         map: the map
         healthy: pseudo-healthy volume, if the method makes one
         trace: masks and intermediate maps
+        uncertainty: deviation between the seeds of an ensemble
     """
 
     map: Float[Tensor, "1 1 d h w"]
     healthy: Float[Tensor, "1 c d h w"] | None
     trace: dict[str, Tensor] = field(default_factory=dict)
+    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,7 @@ class Method(ABC):
         if value is not None:
             mask = self._mask(a, value, example)
         score = self.score(a, foreground=foreground)
-        return Localization(a, mask, found.healthy, score, found.trace)
+        return Localization(a, mask, found.healthy, score, found.trace, found.uncertainty)
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm)
@@ -264,18 +269,28 @@ class Localizer(Method):
         members = self.ensemble.members()
         total, healthy, count, volumes = 0.0, 0.0, 0, 0
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
+        spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
             scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
+            own, maps = 0.0, 0
             for volume in route:
                 a = self.policy.weigh(scene, scene.compare(volume))
-                total, count = total + self.ensemble.forward(a), count + 1
+                total, own, maps = total + self.ensemble.forward(a), own + a, maps + 1
                 healthy, volumes = healthy + volume, volumes + 1
             for a in scene.maps:
-                total, count = total + self.ensemble.forward(a), count + 1
+                total, own, maps = total + self.ensemble.forward(a), own + a, maps + 1
+            count += maps
+            if spread is not None:
+                spread.add(own / maps)
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
-        return Finding(self.ensemble.inverse(total / count), healthy / volumes, trace)
+        return Finding(
+            self.ensemble.inverse(total / count),
+            healthy / volumes,
+            trace,
+            None if spread is None else spread.value(),
+        )
 
     def _times(self, model: Model) -> list[float]:
         levels = [level for level, _ in self.ensemble.members() if level is not None]
