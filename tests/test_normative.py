@@ -62,6 +62,7 @@ def test_degenerate_methods():
     assert best > 0.6
     assert best > nor.caci(foreground=ALL, lesion=lesion, similarity=nothing)
     assert nor.combined(1.0, 0.0, 0.0) == 0
+    assert math.isnan(nor.combined(math.nan, 1.0, 1.0))
     assert nor.combined(1.0, 1.0, 1.0) == 1
     assert nor.combined(0.5, 0.2, 1.0) == pytest.approx((2 / 3 + 0.2) / 2)
 

@@ -473,6 +473,7 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Compare maps of one or more methods with truth masks; the first is the one in question."""
+    from volumediff.inference.curves import write_curves
     from volumediff.inference.evaluation import evaluate as compare
     from volumediff.inference.export import write_json
     from volumediff.inference.records import to_json
@@ -484,11 +485,12 @@ def evaluate(
     target = out or folders[0]
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(results)})
+    pictures = write_curves(target, results)
     measures(results)
     for line in verdicts(results):
         _out(line)
     if report:
-        report_of(target / "report.html", results, truth, by=by)
+        report_of(target / "report.html", results, truth, by=by, pictures=pictures)
         _out(f"wrote {target / 'report.html'}")
 
 

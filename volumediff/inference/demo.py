@@ -27,6 +27,7 @@ from volumediff.data.grid import Grid
 from volumediff.data.population import Population
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
+from volumediff.inference.curves import write_curves
 from volumediff.inference.engine import localize, provenance
 from volumediff.inference.evaluation import MethodResult, evaluate
 from volumediff.inference.export import write_json
@@ -257,7 +258,10 @@ def _write_results(
         results=results,
         views=views_of(shown, find_truths(out / "test"), names[: demo.pictures]),
         manifest={**source, "training": session},
-        pictures=[("Training: loss and selection by step.", out / "run" / "progress.png")],
+        pictures=[
+            ("Training: loss and selection by step.", out / "run" / "progress.png"),
+            *write_curves(out, results),
+        ],
         groups="kind of lesion",
     )
     write_report(out / "report.html", page)

@@ -208,7 +208,9 @@ def _restored(
     around = _box(seen)
     lesion, seen = lesion[around], seen[around]
     x, restored = (v.array[0][around].astype(np.float32) for v in (image, healthy))
-    low, unit = normative.scale(x, seen)
+    # a large lesion is no part of the range of intensities
+    usual = seen & ~lesion
+    low, unit = normative.scale(x, usual if usual.any() else seen)
     x, restored = (x - low) / unit, (restored - low) / unit
     similarity = normative.ssim(x, restored)
     spacing_mm = volume.spacing_mm

@@ -105,7 +105,7 @@ def caci(*, foreground: Mask, lesion: Mask, similarity: Volume) -> float:
 
 
 def _harmonic(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b > 0 else 0.0
+    return 2 * a * b / (a + b) if a + b != 0 else 0.0  # nan stays nan
 
 
 def combined(rqi: float, ahi: float, caci: float) -> float:
