@@ -116,8 +116,8 @@ def test_matching_and_ap_are_those_of_the_libraries(seed):
         gt_classes=[np.zeros(len(t.corners), int) for _, t in pairs],
     )
     for mine, other in zip(ours, theirs, strict=True):
-        order = np.argsort(-mine.scores, kind="stable")
-        np.testing.assert_array_equal(mine.hits[:, order], other[0]["dtMatches"] > 0)
+        np.testing.assert_array_equal(mine.scores, other[0]["dtScores"])
+        np.testing.assert_array_equal(mine.hits, other[0]["dtMatches"] > 0)
     for at in range(len(bx.IOUS)):
         hits = np.concatenate([m.hits[at] for m in ours])
         scores = np.concatenate([m.scores for m in ours])
@@ -145,6 +145,17 @@ def test_nothing_found_and_nothing_to_find():
     assert bx.precision([alarm], at=0) == 0
     assert math.isnan(bx.recall([alarm], at=0))
     assert math.isnan(bx.average_precision([alarm, bx.match(none, none)], at=0))
+
+
+def test_only_the_best_of_many_boxes_count():
+    truth = bx.Boxes(np.array([[0, 0, 0, 1, 1, 1]]), np.ones(1))
+    corners = np.repeat([[5, 5, 5, 6, 6, 6]], 150, axis=0)
+    corners[-1] = [0, 0, 0, 1, 1, 1]
+    for score, hit in ((150.0, True), (50.5, True), (49.5, False)):
+        scores = np.append(np.arange(1.0, 150.0), score)
+        got = bx.match(bx.Boxes(corners, scores), truth)
+        assert len(got.scores) == bx.LIMIT
+        assert bool(got.hits[0].any()) is hit
 
 
 def test_response_inside_and_outside():

@@ -1,6 +1,7 @@
 """Lesion-wise figures: counted by hand, by MONAI, and by brute force over thresholds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def made_up(rng, count=8):
                 tuple(np.isfinite(scores).tolist()),
                 wrong,
                 tuple(scores.tolist()),
-                tuple(rng.normal(0, 1, wrong).tolist()),
+                rng.normal(0, 1, wrong),
             )
         )
     return cases
@@ -120,48 +121,43 @@ def test_froc_is_that_of_monai(seed):
     positive = shifted[shifted > 0]
     fps, sensitivity = compute_froc_curve_data(wrong, positive, len(true), len(cases))
     curve = les.froc(cases)
-    np.testing.assert_allclose(curve.false_positives, fps[::-1])
-    np.testing.assert_allclose(curve.sensitivity, sensitivity[::-1])
+    x = np.linspace(0.01, 12, 500)  # beside the operating points, whose ends MONAI may leave out
+    mine = np.interp(x, curve.false_positives, curve.sensitivity)
+    np.testing.assert_allclose(mine, np.interp(x, fps[::-1], sensitivity[::-1]))
     rates = (0.2, 0.5, 1.0, 3.3)
     expected = compute_froc_score(fps, sensitivity, rates)
     assert les.froc_score(cases, rates=rates) == pytest.approx(expected)
 
 
 def test_froc_by_thresholds():
-    # Two volumes, three lesions, one never found.
-    a = les.Lesions((1.0, 1.0), (1.0, 0.0), (True, False), 2, (0.9, -math.inf), (0.95, 0.2))
-    b = les.Lesions((1.0,), (1.0,), (True,), 1, (0.5,), (0.5,))
-    curve = les.froc([a, b])
-    np.testing.assert_allclose(curve.false_positives, [0, 0.5, 0.5, 1.0, 1.5])
-    np.testing.assert_allclose(curve.sensitivity, [0, 0, 1 / 3, 2 / 3, 2 / 3])
-    for threshold, fp, found in zip(
-        (0.95, 0.9, 0.5, 0.2), curve.false_positives[1:], curve.sensitivity[1:], strict=True
-    ):
-        assert fp == sum(s >= threshold for c in (a, b) for s in c.false_scores) / 2
-        assert found == pytest.approx(sum(s >= threshold for c in (a, b) for s in c.scores) / 3)
-    assert les.froc_score([a, b], rates=(0.5, 0.75, 8.0)) == pytest.approx(
-        (1 / 3 + 1 / 2 + 2 / 3) / 3
+    # Two volumes, three lesions, one never found; a lesion and a false positive at 0.5.
+    a = les.Lesions(
+        (1.0, 1.0), (1.0, 0.0), (True, False), 2, (0.9, -np.inf), np.array([0.95, 0.2])
     )
-    # only the order of the scores matters
-    moved = [
-        les.Lesions(
-            c.volumes_ml,
-            c.recalls,
-            c.detected,
-            c.false_positives,
-            tuple(math.exp(s) for s in c.scores if s > -math.inf)
-            + tuple(s for s in c.scores if s == -math.inf),
-            tuple(math.exp(s) for s in c.false_scores),
-        )
-        for c in (a, b)
-    ]
-    assert les.froc_score(moved) == pytest.approx(les.froc_score([a, b]))
+    b = les.Lesions((1.0,), (1.0,), (True,), 1, (0.5,), np.array([0.5]))
+    curve = les.froc([a, b])
+    np.testing.assert_allclose(curve.false_positives, [0, 0.5, 0.5, 0.5, 1.0, 1.5])
+    np.testing.assert_allclose(curve.sensitivity, [0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    points = set(zip(curve.false_positives, curve.sensitivity, strict=True))
+    for threshold in (0.9, 0.5):  # those of the lesions are operating points
+        fp = sum(s >= threshold for c in (a, b) for s in c.false_scores) / 2
+        assert (fp, sum(s >= threshold for c in (a, b) for s in c.scores) / 3) in points
+    got = les.froc_score([a, b], rates=(0.5, 0.75, 8.0))
+    assert got == pytest.approx((1 / 3 + 1 / 2 + 2 / 3) / 3)
+
+    def moved(c):  # only the order of the scores matters
+        scores = tuple(float(np.exp(s)) if s > -np.inf else s for s in c.scores)
+        return replace(c, scores=scores, false_scores=np.exp(c.false_scores))
+
+    assert les.froc_score([moved(a), moved(b)]) == pytest.approx(les.froc_score([a, b]))
 
 
 def test_froc_needs_scores_and_lesions():
     without = les.Lesions((1.0,), (1.0,), (True,), 0)
     assert les.froc([without]) is None
     assert math.isnan(les.froc_score([without]))
-    assert les.froc([les.Lesions((), (), (), 1, (), (0.3,))]) is None
-    perfect = les.Lesions((1.0,), (1.0,), (True,), 0, (3.0,), ())
+    assert les.froc([les.Lesions((), (), (), 1, (), np.array([0.3]))]) is None
+    unscored = les.Lesions((), (), (), 3)  # nobody knows where its false positives belong
+    perfect = les.Lesions((1.0,), (1.0,), (True,), 0, (3.0,))
     assert les.froc_score([perfect]) == 1
+    assert les.froc([perfect, unscored]) is None

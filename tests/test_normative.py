@@ -26,13 +26,13 @@ def test_ssim_is_that_of_monai_away_from_the_border():
 
     x = textured()
     y = 0.7 * x + 0.3 * textured(1) + 0.1
-    ours, edge = nor.ssim(x, y), nor.RADIUS
+    ours, edge = nor.ssim(x, y), 5
     theirs, _ = compute_ssim_and_cs(
         torch.from_numpy(y)[None, None],
         torch.from_numpy(x)[None, None],
         spatial_dims=3,
-        kernel_size=(2 * edge + 1,) * 3,
-        kernel_sigma=(nor.SIGMA,) * 3,
+        kernel_size=(11, 11, 11),  # Wang et al. (2004)
+        kernel_sigma=(1.5, 1.5, 1.5),
     )
     inner = ours[edge:-edge, edge:-edge, edge:-edge]
     np.testing.assert_allclose(

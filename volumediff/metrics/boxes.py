@@ -6,7 +6,8 @@ the differences. With A, B two boxes and C the smallest box around both,
     IoU = |A ∩ B| / |A ∪ B|,   GIoU = IoU - (|C| - |A ∪ B|) / |C|.
 
 Found boxes are matched greedily: by falling score, each to the free true box of the same volume
-with the largest IoU, if that reaches the threshold (as in COCO). AP is the sum of precision times
+with the largest IoU, if that reaches the threshold, and of a volume only the 100 best scores count
+(as in COCO). AP is the sum of precision times
 gain in recall over all volumes, not interpolated, like the voxel-wise one.
 
 Voxel sizes cancel in every ratio, so that spacing does not matter.
@@ -39,6 +40,8 @@ __all__ = [
     "response",
 ]
 
+# Most found boxes of a volume that count (COCO): a noisy mask has thousands of specks.
+LIMIT = 100
 # Lesions are small and their borders vague: 0.5 of a 3D box is strict, 0.1 says "it is there".
 IOUS = (0.1, 0.25, 0.5)
 
@@ -110,7 +113,7 @@ class Matches:
     """Found boxes of one volume against its true ones.
 
     Arguments:
-        scores: of the found boxes
+        scores: of the found boxes, falling
         hits: per IoU threshold, whether each found box has a true one
         truths: number of true boxes
         nearest: for each true box, the largest GIoU of a found one; -1 where nothing was found
@@ -123,13 +126,14 @@ class Matches:
 
 
 def match(found: Boxes, truth: Boxes, *, ious: Sequence[float] = IOUS) -> Matches:
-    """Greedy matching at each IoU threshold."""
-    order = np.argsort(-found.scores, kind="stable")
+    """Greedy matching at each IoU threshold, of the `LIMIT` found boxes that score highest."""
+    order = np.argsort(-found.scores, kind="stable")[:LIMIT]
+    found = Boxes(found.corners[order], found.scores[order])
     overlap = iou(found.corners, truth.corners)
     hits = np.zeros((len(ious), len(order)), dtype=bool)
     for row, least in zip(hits, ious, strict=True):
         free = np.ones(len(truth.corners), dtype=bool)
-        for i in order if free.size else ():
+        for i in range(len(order)) if free.size else ():
             best = int(np.argmax(np.where(free, overlap[i], -1.0)))
             if free[best] and overlap[i, best] >= least:
                 row[i], free[best] = True, False

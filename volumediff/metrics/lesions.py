@@ -15,8 +15,9 @@ has chosen.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -64,7 +65,9 @@ class Lesions:
     detected: tuple[bool, ...]
     false_positives: int
     scores: tuple[float, ...] = ()
-    false_scores: tuple[float, ...] = ()
+    false_scores: Float[np.ndarray, "k"] = field(
+        default_factory=lambda: np.zeros(0), compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def lesions(
         detected=tuple(detected.tolist()),
         false_positives=len(false),
         scores=tuple(best.tolist()),
-        false_scores=tuple(peaks.tolist()),
+        false_scores=peaks,
     )
 
 
@@ -179,11 +182,11 @@ def stratified(cases: Iterable[Lesions], *, edges_ml: Sequence[float] = SIZES_ML
 
 @dataclass(frozen=True, eq=False)
 class Froc:
-    """The free-response ROC, from the highest threshold down.
+    """The free-response ROC, from the highest threshold down: its corners.
 
     Arguments:
-        false_positives: per volume, ascending; starts at 0
-        sensitivity: share of the lesions that are found, ascending
+        false_positives: per volume, never falling; starts at 0
+        sensitivity: share of the lesions that are found, never falling
     """
 
     false_positives: Float[np.ndarray, "k"]
@@ -195,17 +198,31 @@ def froc(cases: Sequence[Lesions]) -> Froc | None:
     scored = [c for c in cases if len(c.scores) == len(c.volumes_ml)]
     scored = [c for c in scored if len(c.false_scores) == c.false_positives]
     true = np.array([s for c in scored for s in c.scores])
-    false = np.array([s for c in scored for s in c.false_scores])
     if len(scored) < len(cases) or len(true) == 0:
         return None
-    found = np.sort(true[np.isfinite(true)])
-    thresholds = np.unique(np.concatenate([found, false]))[::-1]
-    wrong = len(false) - np.searchsorted(np.sort(false), thresholds)
-    right = len(found) - np.searchsorted(found, thresholds)
+    false = np.concatenate([c.false_scores for c in scored])
+    thresholds, hits = np.unique(true[np.isfinite(true)], return_counts=True)
+    # Nothing is found between two scores of lesions: corners there, no sorting of the many false.
+    above = _at_least(thresholds, false, side="left")
+    reached = _at_least(thresholds, false, side="right")
+    found = np.cumsum(hits[::-1])
+    corners = np.stack([above[::-1], reached[::-1]], axis=1).ravel()
+    heights = np.stack([found - hits[::-1], found], axis=1).ravel()
+    last = found[-1] if len(found) else 0
     return Froc(
-        np.concatenate([[0.0], wrong / len(scored)]),
-        np.concatenate([[0.0], right / len(true)]),
+        np.concatenate([[0], corners, [len(false)]]) / len(scored),
+        np.concatenate([[0], heights, [last]]) / len(true),
     )
+
+
+def _at_least(
+    thresholds: np.ndarray, scores: np.ndarray, *, side: Literal["left", "right"]
+) -> np.ndarray:
+    """How many scores reach each of the ascending thresholds; "left" leaves out those equal."""
+    below = np.bincount(
+        np.searchsorted(thresholds, scores, side=side), minlength=len(thresholds) + 1
+    )
+    return len(scores) - np.cumsum(below)[:-1]
 
 
 def froc_score(cases: Sequence[Lesions], *, rates: Sequence[float] = FROC_RATES) -> float:
