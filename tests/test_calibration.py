@@ -51,7 +51,9 @@ def test_reliability_by_hand():
     wrong = cal.reliability(histogram(scores, ~truth), probability, bins=4)
     assert wrong.ece == wrong.mce == 0.5
     certain = cal.Probability((0.0,), (1.0,))
-    assert cal.reliability(histogram(scores, truth), certain).ece == 0.5  # p = 1 has a bin
+    last = cal.reliability(histogram(scores, truth), certain)
+    assert last.ece == 0.5
+    assert last.voxels.tolist() == [0] * (cal.BINS - 1) + [8]  # p = 1 is in the last bin
 
 
 def test_reliability_of_parts_adds_up():

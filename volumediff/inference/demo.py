@@ -3,7 +3,7 @@
     DIR/run/          the trained run, as volumediff train leaves it
     DIR/test/         held-out subjects with lesions, as NIfTI with masks and participants.tsv
     DIR/maps/<row>/   maps of the method and of the baselines, as volumediff localize writes them
-    DIR/metrics.json  DIR/table.md  DIR/report.html
+    DIR/metrics.json  DIR/table.md  DIR/report.html, with its curves as PNG
 
 Every step is the command that a user would give; the same demo again goes on where it stopped.
 Test lesions come from a family of shapes and strengths that neither training nor calibration uses.

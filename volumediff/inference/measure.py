@@ -205,7 +205,7 @@ def _restored(
     image, healthy = read(truth.image), read(_beside(path, HEALTHY))
     check_grids(volume, image)
     check_grids(volume, healthy)
-    around = _box(seen)
+    abnormal, around = bool(lesion.any()), _box(seen)
     lesion, seen = lesion[around], seen[around]
     x, restored = (v.array[0][around].astype(np.float32) for v in (image, healthy))
     # a large lesion is no part of the range of intensities
@@ -223,7 +223,7 @@ def _restored(
     ratios = [b / a if a > 0 else NAN for a, b in zip(before, after, strict=True)]
     return Restored(
         rqi=NAN
-        if lesion.any()
+        if abnormal
         else normative.rqi(x, restored, foreground=seen, similarity=similarity),
         caci=normative.caci(foreground=seen, lesion=lesion, similarity=similarity),
         before=normative.moments(x, foreground=seen, spacing_mm=spacing_mm),
