@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_app import base, program, run, save, write_cases
 
+from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.ensemble import Spread
 from volumediff.inference.cost import counted
 from volumediff.inference.curves import write_curves
 from volumediff.inference.evaluation import evaluate

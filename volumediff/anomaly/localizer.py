@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
-from volumediff.anomaly.ensemble import Ensemble, Mean, Spread
+from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.noise import Gaussian, Noise
 from volumediff.anomaly.policy import Plain, Policy
