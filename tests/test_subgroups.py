@@ -32,7 +32,7 @@ def test_gap_of_three_groups_is_between_the_extremes():
 
 
 def test_groups_without_a_figure_are_left_out():
-    got = gap([1.0, 2.0, math.nan], mean, groups=["a", "b", "healthy"], replicates=0)
+    got = gap([1.0, 2.0, math.nan], mean, groups=["b", "c", "a"], replicates=0)
     assert got.gap.value == 1
     one = gap([1.0, 2.0], mean, groups=["a", "a"], replicates=10)
     assert math.isnan(one.gap.value)
@@ -42,7 +42,7 @@ def test_groups_without_a_figure_are_left_out():
 
 def test_patients_stay_together():
     # 40 volumes of one patient per group: the interval has no width, chance no second patient
-    values, groups = [0.0] * 40 + [1.0] * 40, ["a"] * 40 + ["b"] * 40
+    values, groups = [0.0, 2.0] * 20 + [1.0, 3.0] * 20, ["a"] * 40 + ["b"] * 40
     got = gap(values, mean, groups=groups, patients=groups, replicates=200)
     assert (got.gap.low, got.gap.high, got.chance) == (1, 1, 1)
     both = gap(values, mean, groups=groups, patients=["p"] * 80, replicates=20)

@@ -171,7 +171,9 @@ class Method(ABC):
         if value is not None:
             mask = self._mask(a, value, example)
         score = self.score(a, foreground=foreground)
-        return Localization(a, mask, found.healthy, score, found.trace, found.uncertainty)
+        return Localization(
+            a, mask, found.healthy, score, found.trace, uncertainty=found.uncertainty
+        )
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm)
@@ -290,7 +292,7 @@ class Localizer(Method):
             self.ensemble.inverse(total / count),
             healthy / volumes,
             trace,
-            None if spread is None else spread.value(),
+            uncertainty=None if spread is None else spread.value(),
         )
 
     def _times(self, model: Model) -> list[float]:
