@@ -108,6 +108,15 @@ def test_figures_are_those_of_the_parts(tmp_path):
     )
     assert value["rqi"] == pytest.approx(1)  # healthy volumes came back as they were
     assert value["caci"] > 0.5
+    features = {c.case: (c.restored.before, c.restored.after) for c in result.cases}
+    assert value["ahi"] == pytest.approx(
+        normative.ahi(
+            pathological=[features[p][0] for p in ("p0", "p2", "p4")],
+            restored=[features[p][1] for p in ("p0", "p2", "p4")],
+            normal=[features[p][0] for p in ("p1", "p5")],
+            unseen=[features["p3"][0]],
+        )
+    )
     assert value["ahi"] > 0.5
     assert value["normative"] > 0.5
     assert value["through_plane_restored"] > 0
@@ -198,10 +207,13 @@ def test_an_unknown_column_is_said_and_left_out(tmp_path):
 
 def test_lesions_are_told_apart_by_size(tmp_path):
     write_outputs(tmp_path / "m", tmp_path / "truth")
+    nothing = np.zeros(SHAPE, np.uint8)
+    save(tmp_path / "m" / "p4_desc-anomaly_mask.nii.gz", nothing, AFFINE)  # misses the largest
     (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=10)
     # 6 x 6 x {2, 4, 6} voxels of 0.064 ml
     assert [s.name for s in result.sizes] == ["1 to 10 ml", "from 10 ml"]
     assert [s.stratum.lesions for s in result.sizes] == [2, 1]
+    assert [s.rate.value for s in result.sizes] == [1, 0]
     rows, best = size_table([result])
     assert rows[0][0] == "lesions 1 to 10 ml (2)"
     assert best == [None, None]
