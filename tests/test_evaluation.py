@@ -9,6 +9,7 @@ from tiny_app import base, program, run, save, write_cases
 
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration
+from volumediff.inference.calibrate import load_method
 from volumediff.inference.cost import counted
 from volumediff.inference.curves import write_curves
 from volumediff.inference.evaluation import evaluate
@@ -122,7 +123,21 @@ def test_figures_are_those_of_the_parts(tmp_path):
     assert value["through_plane_restored"] > 0
     assert value["box_response"] > 1.2
     assert 0 <= value["froc"] <= 1
+    plain = json.loads(json.dumps(to_json([result])))["m"]["cases"][0]
+    assert plain["lesions"]["false_positives"] == len(result.cases[0].lesions.false_scores) > 0
+    assert "false_scores" not in plain["lesions"]
     assert result.measures["caci"].low <= value["caci"] <= result.measures["caci"].high
+
+
+def test_what_was_not_looked_at_is_least_certain(tmp_path):
+    known = write_outputs(tmp_path / "m", tmp_path / "truth", cases=2)
+    *_, lesion, foreground, mask, uncertainty, _, _ = known["p0"]
+    hidden = (foreground & ~lesion).astype(np.uint8)
+    save(tmp_path / "m" / "p0_desc-foreground_mask.nii.gz", hidden, AFFINE)
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    errors = next(c.errors for c in result.cases if c.case == "p0")
+    assert errors.edges[-1] == pytest.approx(uncertainty[hidden > 0].max(), rel=1e-3)
+    assert errors.abnormal[-1] >= (lesion & ~mask).sum() > 0
 
 
 def test_a_method_that_returns_its_input_corrects_nothing(tmp_path):
@@ -265,6 +280,20 @@ def test_spread_is_the_deviation_within_levels():
     torch.testing.assert_close(
         spread.value(), maps.var(dim=1).mean(dim=0).sqrt(), atol=1e-4, rtol=1e-4
     )
+
+
+def test_uncertainty_is_that_of_the_maps_of_the_seeds(run):
+    # scan has several maps per run; of two seeds, the first is that of a single one
+    trained = load_trained(run)
+    example = next(iter(trained.examples("calibration")))
+    one, two = (
+        load_method(trained, "scan", (f"ensemble.seeds={n}",)).find(trained.model, example, key=7)
+        for n in (1, 2)
+    )
+    assert one.uncertainty is None
+    expected = 2**0.5 * (one.map - two.map).abs()
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(two.uncertainty, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_probabilities_are_kept_with_the_calibration(tmp_path):

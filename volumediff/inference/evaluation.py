@@ -146,7 +146,6 @@ def evaluate(
             f"--by {by}: no case has this attribute, subgroups are left out; there are "
             f"{', '.join(there) or 'none'}"
         )
-        by = None
     results: dict[str, MethodResult] = {}
     for folder, found in maps.items():
         sidecars = {case: _sidecar(found[case]) for case in known}
