@@ -275,7 +275,16 @@ def test_train_localize_evaluate_report(program, base, run, tmp_path):
     assert found["scan"]["measures"]["voxel_ap"]["value"] < 1
     assert "best other" in table
     html = (tmp_path / "report" / "report.html").read_text()
-    assert html.count("<figure>") == 3
+    assert html.count("<figure>") == 6  # three cases, three curves
+    for name in ("froc", "reliability", "risk_coverage"):
+        assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    scan = found["scan"]
+    assert scan["measures"]["network_calls"]["value"] > 0
+    assert found["intensity"]["measures"]["network_calls"]["value"] == 0
+    assert scan["curves"]["reliability"] is not None
+    assert 0 <= scan["measures"]["aurc"]["value"] <= 1  # two seeds
+    assert found["intensity"]["curves"]["risk_coverage"] is None
+    assert "maps/intensity: left out: risk-coverage (no uncertainty maps" in complaint
     assert "scope" in html
     sidecar = json.loads((folders[1] / "p0_desc-anomaly_map.json").read_text())
     assert set(sidecar["thresholds"]) == {"healthy_fpr", "validation"}

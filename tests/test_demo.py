@@ -72,7 +72,9 @@ def test_the_demo_writes_what_it_promises(program, folder):
     per_kind = found["voxel_ap_per_kind"]
     assert per_kind["prevalence"]["hyper"]["value"] == pytest.approx(np.mean(prevalence), rel=1e-4)
     assert per_kind["intensity"]["hyper"]["value"] == pytest.approx(np.mean(total), rel=1e-3)
-    assert (folder / "report.html").read_text().count("<figure>") == 3  # two cases and progress
+    assert (folder / "report.html").read_text().count(
+        "<figure>"
+    ) == 6  # two cases, progress, three curves
     assert (folder / "table.md").read_text().startswith("| voxel AP |")
     assert found["verdicts"]
 

@@ -9,7 +9,6 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from volumediff.metrics import bootstrap as boot
 from volumediff.metrics import detection as det
-from volumediff.metrics import lesions as les
 from volumediff.metrics.overlap import overlap
 
 N = 60_000
@@ -159,39 +158,6 @@ def test_overlap_counts_the_foreground_only():
     m, y = torch.tensor([True, True, False]), torch.tensor([True, False, True])
     inside = torch.tensor([True, False, False])
     assert overlap(m, y, foreground=inside, spacing_mm=(1.0, 1.0, 1.0)).dice == 1
-
-
-def _grid(*points, shape=(8, 8, 8)):
-    m = torch.zeros(shape, dtype=torch.bool)
-    for p in points:
-        m[p] = True
-    return m
-
-
-def test_lesions_by_hand():
-    # Two lesions: a corner-connected pair (one under 26 neighbours) and a bar of four.
-    truth = _grid((0, 0, 0), (1, 1, 1), (5, 5, 2), (5, 5, 3), (5, 5, 4), (5, 5, 5))
-    # The mask hits one voxel of the bar, and has two components elsewhere.
-    mask = _grid((5, 5, 5), (7, 0, 0), (0, 7, 7), (1, 6, 6))
-    got = les.lesions(mask, truth, spacing_mm=(1.0, 2.0, 3.0))
-    assert got == les.Lesions((12.0, 24.0), (False, True), 2)
-    assert les.lesions(mask, truth, spacing_mm=(1.0, 2.0, 3.0), share=0.25).detected[1] is False
-    assert les.lesions(mask, truth, spacing_mm=(1.0, 2.0, 3.0), share=0.24).detected[1] is True
-    clean = les.lesions(mask, _grid(), spacing_mm=(1.0, 1.0, 1.0))
-    assert clean == les.Lesions((), (), 3)
-    cases = [got, clean]
-    assert les.detection_rate(cases) == 0.5
-    assert les.false_positives(cases) == 2.5
-    assert les.lesion_f1(cases) == pytest.approx(2 / (2 + 5 + 1))
-    small, large, beyond = les.stratified(cases, edges_mm3=(20.0, 100.0))
-    assert (small.lesions, small.detected, small.rate) == (1, 0, 0.0)
-    assert (large.lesions, large.detected, large.rate) == (1, 1, 1.0)
-    assert math.isnan(beyond.rate)
-    assert math.isnan(les.detection_rate([clean]))
-    assert math.isnan(les.lesion_f1([clean]))
-    assert math.isnan(les.false_positives([]))
-    with pytest.raises(ValueError, match="share: expected a number"):
-        les.lesions(mask, truth, spacing_mm=(1.0, 1.0, 1.0), share=1.0)
 
 
 def test_bootstrap_covers_the_mean():

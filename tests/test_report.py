@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from volumediff.inference.evaluation import MEASURES, MethodResult
+from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.report import Page, write_report
+from volumediff.inference.statistics import MEASURES
 from volumediff.inference.summary import group_table, measure_table, verdicts
 from volumediff.inference.views import View, limits, packed, picture, scaled, thinned
 from volumediff.metrics.bootstrap import Interval

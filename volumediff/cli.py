@@ -474,9 +474,10 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Compare maps of one or more methods with truth masks; the first is the one in question."""
+    from volumediff.inference.curves import write_curves
     from volumediff.inference.evaluation import evaluate as compare
-    from volumediff.inference.evaluation import to_json
     from volumediff.inference.export import write_json
+    from volumediff.inference.records import to_json
     from volumediff.inference.report import report_of
     from volumediff.inference.summary import verdicts
     from volumediff.inference.tables import measures
@@ -485,11 +486,12 @@ def evaluate(
     target = out or folders[0]
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(results)})
+    pictures = write_curves(target, results)
     measures(results)
     for line in verdicts(results):
         _out(line)
     if report:
-        report_of(target / "report.html", results, truth, by=by)
+        report_of(target / "report.html", results, truth, by=by, pictures=pictures)
         _out(f"wrote {target / 'report.html'}")
 
 

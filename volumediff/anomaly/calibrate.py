@@ -12,6 +12,7 @@ import torch
 
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.localizer import Method
+from volumediff.metrics.calibration import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, total
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
@@ -64,7 +65,8 @@ def validate(
     *,
     seed: int,
 ) -> Calibration:
-    """Adds the threshold with the best Dice, pooled over validation volumes with truth.
+    """Adds the threshold with the best Dice and the probability of a lesion by map value, both
+    pooled over validation volumes with truth.
 
     Raises:
         ValueError: a volume has no truth, or none of them has a lesion
@@ -76,7 +78,10 @@ def validate(
         r = method.residual(model, e, key=key_of(seed, "validation", i))
         a = method.finish(r, calibration.statistics)
         histograms.append(histogram(a, e.truth, foreground=e.foreground))
-    best = best_dice(total(histograms))
+    pooled = total(histograms)
+    best = best_dice(pooled)
     if not np.isfinite(best.threshold):
         raise ValueError("calibration: expected validation volumes with lesions, got none.")
-    return replace(calibration, validation_threshold=best.threshold)
+    return replace(
+        calibration, validation_threshold=best.threshold, probability=fit_probability(pooled)
+    )

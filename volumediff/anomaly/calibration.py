@@ -10,7 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.condition import Condition
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
+from volumediff.metrics.calibration import Probability
 from volumediff.metrics.detection import Histogram
 
 __all__ = [
@@ -286,6 +287,7 @@ class Calibration:
         validation_threshold: best Dice on validation volumes, once `validate` was called
         each: histogram of each healthy volume
         errors: mean of the map of each run, a row per healthy volume; None without runs
+        probability: of a lesion by map value, on the same volumes
     """
 
     fingerprint: str
@@ -295,6 +297,7 @@ class Calibration:
     validation_threshold: float | None = None
     each: tuple[Histogram, ...] = ()
     errors: Float[Tensor, "m n"] | None = None
+    probability: Probability | None = None
 
     @property
     def volumes(self) -> int:
@@ -316,6 +319,7 @@ class Calibration:
             "scores": self.scores,
             "each": len(self.each),
             "validation_threshold": self.validation_threshold,
+            "probability": None if self.probability is None else asdict(self.probability),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -357,8 +361,15 @@ class Calibration:
             validation_threshold=meta["validation_threshold"],
             each=each,
             errors=errors,
+            probability=_probability(meta.get("probability")),
         )
 
 
 def _numbered(histograms: Sequence[Histogram]) -> dict[str, Histogram]:
     return {f"volume-{i}": h for i, h in enumerate(histograms)}
+
+
+def _probability(values: Mapping[str, Sequence[float]] | None) -> Probability | None:
+    if values is None:
+        return None
+    return Probability(tuple(values["edges"]), tuple(values["values"]))

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
@@ -48,6 +49,8 @@ class Localization:
         score: volume score
         trace: masks and intermediate maps of the blocks, by name
         threshold: of the mask
+        uncertainty: deviation of the map between the seeds of an ensemble, before normalization
+            and post-processing; None with one seed
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -56,6 +59,7 @@ class Localization:
     score: float
     trace: dict[str, Tensor]
     threshold: float | None = None
+    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +71,14 @@ class Finding:
         healthy: pseudo-healthy volume, if the method makes one
         trace: masks and intermediate maps
         errors: mean of the maps of each run in the foreground; None without runs
+        uncertainty: deviation between the seeds of an ensemble
     """
 
     map: Float[Tensor, "1 1 d h w"]
     healthy: Float[Tensor, "1 c d h w"] | None
     trace: dict[str, Tensor] = field(default_factory=dict)
     errors: Float[Tensor, "n"] | None = None
+    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +179,15 @@ class Method(ABC):
         if value is not None:
             mask = self._mask(a, value, example)
         healthy = None if calibration is None else calibration.errors
-        score = self.score(a, foreground=foreground, errors=found.errors, healthy=healthy)
-        return Localization(a, mask, found.healthy, score, found.trace, value)
+        return Localization(
+            map=a,
+            mask=mask,
+            pseudo_healthy=found.healthy,
+            score=self.score(a, foreground=foreground, errors=found.errors, healthy=healthy),
+            trace=found.trace,
+            threshold=value,
+            uncertainty=found.uncertainty,
+        )
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm, found.errors)
@@ -299,10 +312,11 @@ class Localizer(Method):
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
+        spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
             scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
-            means = []
+            own, means = 0.0, []
             for volume in route:
                 if self.policy.own_map:
                     scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
@@ -311,11 +325,19 @@ class Localizer(Method):
                     a = scene.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
                     means.append(a[example.foreground].double().mean())
+                    own = own if spread is None else own + a
             errors.append(torch.stack(means).mean().float())
+            if spread is not None:
+                spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
-        merged = self.ensemble.inverse(total / count)
-        return Finding(merged, healthy / volumes, trace, torch.stack(errors))
+        return Finding(
+            map=self.ensemble.inverse(total / count),
+            healthy=healthy / volumes,
+            trace=trace,
+            errors=torch.stack(errors),
+            uncertainty=None if spread is None else spread.value(),
+        )
 
     def _times(self, model: Model) -> list[float]:
         levels = [level for level, _ in self.ensemble.members() if level is not None]

@@ -3,7 +3,7 @@
     DIR/run/          the trained run, as volumediff train leaves it
     DIR/test/         held-out subjects with lesions, as NIfTI with masks and participants.tsv
     DIR/maps/<row>/   maps of the method and of the baselines, as volumediff localize writes them
-    DIR/metrics.json  DIR/table.md  DIR/report.html
+    DIR/metrics.json  DIR/table.md  DIR/report.html, with its curves as PNG
 
 Every step is the command that a user would give; the same demo again goes on where it stopped.
 Test lesions come from a family of shapes and strengths that neither training nor calibration uses.
@@ -27,9 +27,11 @@ from volumediff.data.grid import Grid
 from volumediff.data.population import Population
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
+from volumediff.inference.curves import write_curves
 from volumediff.inference.engine import localize, provenance
-from volumediff.inference.evaluation import MethodResult, evaluate, to_json
+from volumediff.inference.evaluation import MethodResult, evaluate
 from volumediff.inference.export import write_json
+from volumediff.inference.records import to_json
 from volumediff.inference.report import Page, write_report
 from volumediff.inference.summary import group_table, verdicts
 from volumediff.inference.trained import Which, load_trained
@@ -256,7 +258,10 @@ def _write_results(
         results=results,
         views=views_of(shown, find_truths(out / "test"), names[: demo.pictures]),
         manifest={**source, "training": session},
-        pictures=[("Training: loss and selection by step.", out / "run" / "progress.png")],
+        pictures=[
+            ("Training: loss and selection by step.", out / "run" / "progress.png"),
+            *write_curves(out, results),
+        ],
         groups="kind of lesion",
     )
     write_report(out / "report.html", page)

@@ -7,6 +7,7 @@ place in the folder, or what else is in there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from volumediff.data.preprocessing import Prepared
 from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.calibrate import Row, calibration_for, load_method
+from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
 from volumediff.inference.inputs import find_inputs
 from volumediff.inference.trained import Trained
@@ -103,6 +105,7 @@ def localize(
         "fingerprint": row.fingerprint,
         "threshold": repr(row.threshold),
         "thresholds": _thresholds(row, calibration),
+        "probability": _probability(calibration),
         "weights": trained.digest,
         "preprocessing": repr(trained.preprocessing),
         "seed": seed,
@@ -120,15 +123,16 @@ def localize(
                 prepared.spacing_mm,
                 condition=trained.condition(case.attributes),
             )
-            found = row.localize(
-                trained.model,
-                example.x,
-                foreground=example.foreground,
-                spacing_mm=example.spacing_mm,
-                key=key(seed, "localize", *inputs.values()),
-                condition=example.condition,
-                calibration=calibration,
-            )
+            with counted(trained.model) as cost:
+                found = row.localize(
+                    trained.model,
+                    example.x,
+                    foreground=example.foreground,
+                    spacing_mm=example.spacing_mm,
+                    key=key(seed, "localize", *inputs.values()),
+                    condition=example.condition,
+                    calibration=calibration,
+                )
         facts = {
             "case": case.id,
             "patient": case.patient,
@@ -140,6 +144,7 @@ def localize(
             "threshold": found.threshold,
             "threshold_rule": repr(row.threshold),
             "thresholds": settings["thresholds"],
+            "probability": settings["probability"],
             "seed": seed,
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             **provenance(trained),
@@ -154,7 +159,7 @@ def localize(
             facts=facts,
             trace=trace,
         )
-        return Result(files, {"score": found.score})
+        return Result(files, {"score": found.score, **asdict(cost)})
 
     return process(
         cases,
@@ -199,3 +204,11 @@ def _thresholds(row: Row, calibration: Calibration | None) -> dict[str, float]:
         assert value is not None, "it was validated"
         found["validation"] = value
     return found
+
+
+def _probability(calibration: Calibration | None) -> dict[str, Any] | None:
+    """Probability of a lesion by map value, as validation has it."""
+    if calibration is None or calibration.probability is None:
+        return None
+    edges, values = calibration.probability.edges, calibration.probability.values
+    return {"edges": list(edges), "values": list(values)}

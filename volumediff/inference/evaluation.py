@@ -1,120 +1,73 @@
 """Maps against truth masks: one row per method, with bootstrap intervals over patients.
 
-Everything is counted on the files' own grids, inside the foreground that the method looked at and
-in the lesions: lesion voxels that it did not look at count as its lowest value. `voxel_ap`,
-`voxel_auroc` and Dice are means over the volumes that have a lesion, `voxel_ap_pooled` and
-`best_dice` come from all voxels together; the threshold of `best_dice` has seen the truth, those
-of the other two Dice have not.
+The figures of a volume are those of `measure`, those of a sample are in `statistics`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from volumediff.data.volume import check_grids, read
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.export import MAP, MASK
-from volumediff.inference.truths import Truth, find_truths
-from volumediff.metrics import detection
-from volumediff.metrics.bootstrap import Interval, bootstrap
-from volumediff.metrics.lesions import (
-    Lesions,
-    detection_rate,
-    false_positives,
-    lesion_f1,
-    lesions,
+from volumediff.inference.export import MAP
+from volumediff.inference.ledger import read_entries
+from volumediff.inference.measure import Measured, measure
+from volumediff.inference.statistics import (
+    LOWER_IS_BETTER,
+    MEASURES,
+    Statistic,
+    errors_in,
+    lesions_in,
+    reliability_in,
+    restored_in,
 )
-from volumediff.metrics.overlap import overlap
+from volumediff.inference.truths import find_truths
+from volumediff.metrics import calibration, detection
+from volumediff.metrics.bootstrap import Interval, bootstrap
+from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
+from volumediff.metrics.subgroups import Gap, gap
 
-__all__ = ["MEASURES", "Measured", "MethodResult", "evaluate", "measure", "to_json"]
+__all__ = ["Curves", "MethodResult", "Size", "evaluate"]
 
-FOREGROUND = "desc-foreground_mask"
 # More of a lesion than this outside the foreground is said: the crop may be too tight. There are
 # no healthy voxels out there to rank it against, so that figures mean little when it is most.
 UNSEEN = 0.05
+# Only these are worth a table per subgroup: the others need many volumes.
+GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "lesion_detection")
+GAP_MEASURES = (*GROUP_MEASURES, "false_positives")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lesions of one size range.
+
+    Arguments:
+        stratum: how many there are and were found
+        rate: share that was found, with its interval over patients
+    """
+
+    stratum: Stratum
+    rate: Interval
+
+    @property
+    def name(self) -> str:
+        """The range in words."""
+        low, high = self.stratum.low_ml, self.stratum.high_ml
+        if low == 0:
+            return f"below {high:g} ml"
+        return f"{low:g} to {high:g} ml" if np.isfinite(high) else f"from {low:g} ml"
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Figures of one volume.
+class Curves:
+    """What is drawn; None where there is nothing to draw it from."""
 
-    Arguments:
-        case, patient, group: which volume, of whom, and in which subgroup
-        score: volume score of the method
-        abnormal: whether the truth has a lesion
-        ap, auroc: of the voxels; nan without a lesion
-        dice: at the thresholds that have not seen the truth, by name
-        lesions: lesion by lesion, of the method's own mask if it has one
-        histogram: of the map inside and outside the lesions
-        unseen: share of the lesion outside the foreground that the method looked at
-    """
-
-    case: str
-    patient: str
-    group: str
-    score: float
-    abnormal: bool
-    ap: float
-    auroc: float
-    dice: Mapping[str, float]
-    lesions: Lesions | None
-    histogram: detection.Histogram
-    unseen: float = 0.0
-
-
-Statistic = Callable[[Sequence[Measured]], float]
-
-
-def _mean(values: Iterable[float]) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else float("nan")
-
-
-def _pooled(cases: Sequence[Measured]) -> detection.Histogram:
-    """Counts of all cases, which have common bins: `_result` has seen to that."""
-    if not cases:
-        return detection.total([])
-    return detection.Histogram(
-        cases[0].histogram.keys,
-        np.sum([c.histogram.healthy for c in cases], axis=0),
-        np.sum([c.histogram.abnormal for c in cases], axis=0),
-    )
-
-
-def _lesions(cases: Sequence[Measured]) -> list[Lesions]:
-    return [c.lesions for c in cases if c.lesions is not None]
-
-
-def _by_group(cases: Sequence[Measured]) -> float:
-    groups: dict[str, list[float]] = {}
-    for c in cases:
-        groups.setdefault(c.group, []).append(c.ap)
-    return _mean(_mean(values) for values in groups.values())
-
-
-MEASURES: dict[str, Statistic] = {
-    "voxel_ap": lambda cs: _mean(c.ap for c in cs),
-    "voxel_ap_by_group": _by_group,
-    "voxel_ap_pooled": lambda cs: detection.average_precision(_pooled(cs)),
-    "voxel_auroc": lambda cs: _mean(c.auroc for c in cs),
-    "best_dice": lambda cs: detection.best_dice(_pooled(cs)).dice,
-    "dice_validation": lambda cs: _mean(c.dice.get("validation", np.nan) for c in cs),
-    "dice_healthy_fpr": lambda cs: _mean(c.dice.get("healthy_fpr", np.nan) for c in cs),
-    "lesion_detection": lambda cs: detection_rate(_lesions(cs)),
-    "lesion_f1": lambda cs: lesion_f1(_lesions(cs)),
-    "false_positives": lambda cs: false_positives(_lesions(cs)),
-    "volume_auroc": lambda cs: detection.volume_auroc(
-        [c.score for c in cs], [c.abnormal for c in cs]
-    ),
-    "prevalence": lambda cs: detection.prevalence(_pooled([c for c in cs if c.abnormal])),
-}
-# Only these are worth a table per subgroup: the others need many volumes.
-GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "lesion_detection")
+    froc: Froc | None = None
+    reliability: calibration.Reliability | None = None
+    risk_coverage: calibration.RiskCoverage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +81,10 @@ class MethodResult:
         groups: subgroup -> measures
         cases: the volumes
         facts: from the sidecar of the first volume
+        gaps: measure -> difference between subgroups
+        sizes: detection of the lesions of each size
+        curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
+        left_out: what could not be said, and why
     """
 
     method: str
@@ -136,6 +93,10 @@ class MethodResult:
     groups: Mapping[str, Mapping[str, Interval]]
     cases: Sequence[Measured]
     facts: Mapping[str, Any]
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
+    sizes: Sequence[Size] = ()
+    curves: Curves = field(default_factory=Curves)
+    left_out: Sequence[str] = ()
 
 
 def evaluate(
@@ -181,8 +142,9 @@ def evaluate(
         )
     if by and not any(by in t.attributes for t in known.values()):
         there = sorted({name for t in known.values() for name in t.attributes})
-        raise UsageError(
-            f"--by {by}: no case has this attribute; there are {', '.join(there) or 'none'}."
+        report(
+            f"--by {by}: no case has this attribute, subgroups are left out; there are "
+            f"{', '.join(there) or 'none'}"
         )
     results: dict[str, MethodResult] = {}
     for folder, found in maps.items():
@@ -192,13 +154,18 @@ def evaluate(
         name = name if name not in results else folder.name
         if name in results:
             raise UsageError(f"{folder}: '{name}' is evaluated already; give each folder once.")
+        costs = read_entries(folder)
         cases = [
-            measure(found[case], known[case], sidecar, by=by) for case, sidecar in sidecars.items()
+            measure(found[case], known[case], sidecar, by=by, cost=_spent(costs.get(case, {})))
+            for case, sidecar in sidecars.items()
         ]
         for c in cases:
             if c.unseen > UNSEEN:
                 report(f"{folder}: {c.unseen:.0%} of the lesion of {c.case} was not looked at")
-        results[name] = _result(name, folder, cases, first, seed=seed, replicates=replicates)
+        result = _result(name, folder, cases, first, seed=seed, replicates=replicates)
+        if result.left_out:
+            report(f"{folder}: left out: {'; '.join(result.left_out)}")
+        results[name] = result
     return list(results.values())
 
 
@@ -221,58 +188,10 @@ def _sidecar(path: Path) -> dict[str, Any]:
         raise DataError(f"{sidecar}: cannot be read ({error}); localize again.") from None
 
 
-def measure(
-    path: Path, truth: Truth, sidecar: Mapping[str, Any], *, by: str | None = None
-) -> Measured:
-    """Figures of one map.
-
-    Arguments:
-        path: the map; foreground and mask lie beside it
-        truth: mask with its case
-        sidecar: content of the map's JSON
-        by: attribute that names the subgroup
-    """
-    volume, mask = read(path), read(truth.path, kind="label")
-    check_grids(volume, mask)
-    scores = torch.from_numpy(volume.array[0])
-    lesion = torch.from_numpy(mask.array[0] > 0)
-    beside = {
-        name: _label(path, name) for name in (FOREGROUND, MASK) if _beside(path, name).is_file()
-    }
-    seen = beside.get(FOREGROUND, torch.ones_like(lesion))
-    scores = torch.where(seen, scores, scores[seen].min() if bool(seen.any()) else 0.0)
-    inside = seen | lesion
-    counts = detection.histogram(scores, lesion, foreground=inside)
-    dice = {
-        name: overlap(
-            (scores > value) & seen, lesion, foreground=inside, spacing_mm=volume.spacing_mm
-        ).dice
-        for name, value in sidecar.get("thresholds", {}).items()
-    }
-    own = None
-    if MASK in beside:
-        own = lesions(beside[MASK], lesion, spacing_mm=volume.spacing_mm)
-    return Measured(
-        case=truth.case,
-        patient=truth.patient,
-        group=str(truth.attributes.get(by, "")) if by else "",
-        score=float(sidecar.get("score") or 0.0),
-        abnormal=bool(lesion.any()),
-        ap=detection.average_precision(counts),
-        auroc=detection.auroc(counts),
-        dice=dice,
-        lesions=own,
-        histogram=counts,
-        unseen=float((lesion & ~seen).sum()) / max(int(lesion.sum()), 1),
-    )
-
-
-def _beside(path: Path, name: str) -> Path:
-    return path.with_name(path.name.replace(MAP, name))
-
-
-def _label(path: Path, name: str) -> torch.Tensor:
-    return torch.from_numpy(read(_beside(path, name), kind="label").array[0] > 0)
+def _spent(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The cost of a case in the ledger of its folder."""
+    names = ("seconds", "network_calls", "peak_gb")
+    return {n: float(entry[n]) for n in names if entry.get(n) is not None}
 
 
 def _result(
@@ -284,16 +203,29 @@ def _result(
     seed: int,
     replicates: int,
 ) -> MethodResult:
+    cases = _with_reference(cases)
     # the same draws for every method, and common bins, so that differences are the methods'
-    common = detection.coarse([c.histogram for c in cases])
-    slim = [Measured(**{**vars(c), "histogram": h}) for c, h in zip(cases, common, strict=True)]
+    slim = _on_common_bins(cases)
+    patients = [c.patient for c in slim]
 
     def interval(statistic: Statistic, chosen: Sequence[Measured]) -> Interval:
-        patients = [c.patient for c in chosen]
-        return bootstrap(chosen, statistic, patients=patients, seed=seed, replicates=replicates)
+        whose = [c.patient for c in chosen]
+        return bootstrap(chosen, statistic, patients=whose, seed=seed, replicates=replicates)
 
     groups = sorted({c.group for c in slim} - {""})
-    return MethodResult(
+    gaps = {
+        m: gap(
+            slim,
+            MEASURES[m],
+            groups=[c.group for c in slim],
+            patients=patients,
+            better="lower" if m in LOWER_IS_BETTER else "higher",
+            seed=seed,
+            replicates=replicates,
+        )
+        for m in (GAP_MEASURES if len(groups) > 1 else ())
+    }
+    found = MethodResult(
         method=name,
         folder=folder,
         measures={m: interval(statistic, slim) for m, statistic in MEASURES.items()},
@@ -305,39 +237,54 @@ def _result(
         },
         cases=cases,
         facts=facts,
+        gaps={m: found for m, found in gaps.items() if np.isfinite(found.gap.value)},
+        sizes=[
+            Size(stratum, interval(lambda cs, k=k: stratified(lesions_in(cs))[k].rate, slim))
+            for k, stratum in enumerate(stratified(lesions_in(slim)))
+            if stratum.lesions
+        ],
+        curves=Curves(
+            froc(lesions_in(slim)),
+            reliability_in(slim),
+            calibration.risk_coverage(errors_in(slim)),
+        ),
     )
+    return replace(found, left_out=_left_out(found))
 
 
-def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
-    """Everything but the histograms, as plain values."""
+def _with_reference(cases: Sequence[Measured]) -> list[Measured]:
+    """Every other patient with healthy volumes is one of those that others are compared with."""
+    order = sorted({c.patient for c in cases if not c.abnormal})
+    chosen = set(order[::2])
+    return [replace(c, reference=not c.abnormal and c.patient in chosen) for c in cases]
 
-    def intervals(measures: Mapping[str, Interval]) -> dict[str, Any]:
-        return {name: asdict(value) for name, value in measures.items()}
 
-    return {
-        r.method: {
-            "folder": str(r.folder),
-            "measures": intervals(r.measures),
-            "groups": {g: intervals(m) for g, m in r.groups.items()},
-            "cases": [
-                {
-                    "case": c.case,
-                    "patient": c.patient,
-                    "group": c.group,
-                    "score": c.score,
-                    "abnormal": c.abnormal,
-                    "voxel_ap": c.ap,
-                    "voxel_auroc": c.auroc,
-                    "dice": dict(c.dice),
-                    "unseen": c.unseen,
-                    "lesions": None if c.lesions is None else asdict(c.lesions),
-                }
-                for c in r.cases
-            ],
-            "fingerprint": r.facts.get("fingerprint"),
-            "supervision": r.facts.get("supervision"),
-            "scope": r.facts.get("scope"),
-            "weights_sha256": r.facts.get("weights_sha256"),
-        }
-        for r in results
-    }
+def _on_common_bins(cases: Sequence[Measured]) -> list[Measured]:
+    maps = detection.coarse([c.histogram for c in cases])
+    with_errors = [c.errors for c in cases if c.errors is not None]
+    errors = iter(detection.coarse(with_errors) if with_errors else [])
+    return [
+        replace(c, histogram=h, errors=None if c.errors is None else next(errors))
+        for c, h in zip(cases, maps, strict=True)
+    ]
+
+
+def _left_out(found: MethodResult) -> list[str]:
+    """What has no figure, with the reason, in a few words each."""
+    cases, value = found.cases, {m: i.value for m, i in found.measures.items()}
+    lines = []
+    if not lesions_in(cases):
+        lines.append("lesions and boxes (no masks)")
+    if found.curves.reliability is None:
+        lines.append("reliability (no probabilities; validation volumes with truth fit them)")
+    if found.curves.risk_coverage is None:
+        lines.append(
+            "risk-coverage (no uncertainty maps and masks; ensemble.seeds > 1 writes them)"
+        )
+    if not restored_in(cases):
+        lines.append("RQI, AHI, CACI (no pseudo-healthy volumes and images)")
+    elif not np.isfinite(value["ahi"]):
+        lines.append("AHI (too few volumes, or lesions change the features too little)")
+    if not np.isfinite(value["seconds"]):
+        lines.append("cost (no ledger)")
+    return lines

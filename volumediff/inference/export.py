@@ -3,6 +3,7 @@
 <case>_desc-anomaly_map.nii.gz        higher is more abnormal, lowest outside the foreground
 <case>_desc-anomaly_mask.nii.gz       map above the threshold, if the method has one
 <case>_desc-foreground_mask.nii.gz    voxels that were looked at
+<case>_desc-uncertainty_map.nii.gz    deviation of the map between the seeds of an ensemble
 <case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
 <case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's blocks
 <case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, findings
@@ -27,6 +28,7 @@ __all__ = ["MAP", "MASK", "Writer", "findings_of", "finite", "write_json", "writ
 
 MAP, MASK = "desc-anomaly_map", "desc-anomaly_mask"
 FOREGROUND, HEALTHY = "desc-foreground_mask", "desc-pseudohealthy_image"
+UNCERTAINTY = "desc-uncertainty_map"
 
 
 def write_localization(
@@ -59,6 +61,8 @@ def write_localization(
     if found.mask is not None:
         mask = writer.label(MASK, found.mask[0])
         findings = findings_of(mask, anomaly, affine=record.canonical.affine)
+    if found.uncertainty is not None:
+        writer.image(UNCERTAINTY, found.uncertainty[0])
     if found.pseudo_healthy is not None:
         x = found.pseudo_healthy[0].float().cpu().numpy()
         writer.channels(HEALTHY, preprocessing.to_intensity(x, record))

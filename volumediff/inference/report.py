@@ -21,7 +21,14 @@ import numpy as np
 from volumediff.data.atomic import atomic
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import finite
-from volumediff.inference.summary import coverage, group_table, measure_table, verdicts
+from volumediff.inference.summary import (
+    coverage,
+    gap_lines,
+    group_table,
+    measure_table,
+    size_table,
+    verdicts,
+)
 from volumediff.inference.truths import find_truths
 from volumediff.inference.views import (
     View,
@@ -75,6 +82,7 @@ def report_of(
     *,
     by: str | None = None,
     cases: int = 8,
+    pictures: Sequence[tuple[str, Path]] = (),
 ) -> None:
     """The report of an evaluation, with pictures of its first cases that have lesions.
 
@@ -84,6 +92,7 @@ def report_of(
         truth: data set with masks and images
         by: attribute that made the subgroups
         cases: most cases to show
+        pictures: caption and PNG file of each curve
     """
     main = results[0]
     chosen = sorted(main.cases, key=lambda c: not c.abnormal)[:cases]
@@ -96,6 +105,7 @@ def report_of(
         results=results,
         views=views_of(results, find_truths(truth), [c.case for c in chosen]),
         manifest={r.method: r.facts for r in results},
+        pictures=pictures,
         groups=by or "group",
     )
     write_report(path, page)
@@ -173,7 +183,21 @@ def _tables(page: Page) -> list[str]:
         f"{coverage(results)} The threshold of the oracle has seen the truth: an upper bound, not "
         "a result."
     )
-    parts.append(_table(["", *(r.method for r in results)], lines, caption=text))
+    methods = ["", *(r.method for r in results)]
+    parts.append(_table(methods, lines, caption=text))
+    sizes, best = size_table(results)
+    if sizes:
+        lines = [
+            _row(name, cells, [top] * len(cells), "")
+            for (name, cells), top in zip(sizes, best, strict=True)
+        ]
+        parts.append(_table(methods, lines, caption="Share of the lesions of each size found."))
+    if found := gap_lines(results):
+        items = "".join(f"<li>{escape(line)}</li>" for line in found)
+        parts.append(f"<p>Differences by {escape(page.groups)}</p><ul>{items}</ul>")
+    if absent := [f"{r.method}: {'; '.join(r.left_out)}" for r in results if r.left_out]:
+        items = "".join(f"<li>{escape(line)}</li>" for line in absent)
+        parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
     return parts
 
 

@@ -5,9 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from volumediff.inference.evaluation import MethodResult
+from volumediff.inference.statistics import LOWER_IS_BETTER
 from volumediff.metrics.bootstrap import Interval
 
-__all__ = ["HEADINGS", "best_of", "coverage", "group_table", "measure_table", "verdicts"]
+__all__ = [
+    "HEADINGS",
+    "best_of",
+    "coverage",
+    "gap_lines",
+    "group_table",
+    "measure_table",
+    "size_table",
+    "verdicts",
+]
 
 HEADINGS = {
     "voxel_ap_by_group": "voxel AP, mean over groups",
@@ -20,9 +30,22 @@ HEADINGS = {
     "lesion_detection": "lesions detected",
     "lesion_f1": "lesion F1",
     "false_positives": "false positives per volume",
+    "froc": "FROC, mean at 1/8 to 8 false positives",
+    "box_ap": "box AP at IoU 0.25",
     "volume_auroc": "volume AUROC",
+    "rqi": "RQI, restoration of healthy volumes",
+    "ahi": "AHI, pseudo-healthy is healthy",
+    "caci": "CACI, changed in the lesion only",
+    "ece": "ECE of probabilities",
+    "brier_skill": "Brier skill of probabilities",
+    "aurc": "AURC by uncertainty",
+    "through_plane": "through-plane ratio, 1 without jumps",
+    "network_calls": "network calls per volume",
+    "seconds": "seconds per volume",
+    "peak_gb": "peak GB of the card",
 }
-LOWER_IS_BETTER = {"false_positives"}
+# Neither more nor less is better.
+UNRANKED = {"through_plane"}
 
 Rows = list[tuple[str, list[Interval]]]
 
@@ -37,7 +60,8 @@ def measure_table(results: Sequence[MethodResult]) -> tuple[Rows, list[float | N
             continue
         if any(np.isfinite(c.value) for c in cells):
             rows.append((heading, cells))
-            best.append(best_of(cells, lowest=name in LOWER_IS_BETTER))
+            lowest = name in LOWER_IS_BETTER
+            best.append(None if name in UNRANKED else best_of(cells, lowest=lowest))
     return rows, best
 
 
@@ -60,6 +84,38 @@ def group_table(
     columns = [*groups, "mean"]
     best = [best_of([cells[i] for _, cells in rows]) for i in range(len(columns))]
     return columns, rows, best
+
+
+def size_table(results: Sequence[MethodResult]) -> tuple[Rows, list[float | None]]:
+    """Share of the lesions of each size that were found, methods in order; and the best of each.
+
+    Methods without a mask have no figure.
+    """
+    counts = {s.name: s.stratum for r in results for s in r.sizes}
+    order = sorted(counts, key=lambda name: counts[name].low_ml)
+    unknown = Interval(float("nan"), float("nan"), float("nan"), 0.95, 0)
+    rows = []
+    for name in order:
+        rates = [next((s.rate for s in r.sizes if s.name == name), unknown) for r in results]
+        rows.append((f"lesions {name} ({counts[name].lesions})", rates))
+    return rows, [best_of(cells) for _, cells in rows]
+
+
+def gap_lines(results: Sequence[MethodResult]) -> list[str]:
+    """How much worse a method is for the worst subgroup, and what chance alone would do."""
+    lines = []
+    for r in results:
+        for name, found in r.gaps.items():
+            text = (
+                f"{r.method}, {HEADINGS[name]}: worst for {found.worst} "
+                f"({found.worst_value:.3f}), gap {found.gap.value:.3f}"
+            )
+            if np.isfinite(found.gap.low):
+                text += f" ({found.gap.low:.3f} to {found.gap.high:.3f})"
+            if np.isfinite(found.chance):
+                text += f"; by chance up to {found.chance:.3f}"
+            lines.append(f"{text}.")
+    return lines
 
 
 def best_of(cells: Sequence[Interval], *, lowest: bool = False) -> float | None:

@@ -11,7 +11,13 @@ from rich.table import Table
 from volumediff.data.check import Row
 from volumediff.inference.capabilities import Check
 from volumediff.inference.evaluation import MethodResult
-from volumediff.inference.summary import coverage, group_table, measure_table
+from volumediff.inference.summary import (
+    coverage,
+    gap_lines,
+    group_table,
+    measure_table,
+    size_table,
+)
 from volumediff.memory.overhead import OVERHEAD
 from volumediff.metrics.bootstrap import Interval
 
@@ -46,19 +52,23 @@ def findings(rows: Sequence[Row]) -> None:
 
 
 def measures(results: Sequence[MethodResult]) -> None:
-    """One row per measure, one column per method; then voxel AP by group."""
+    """One row per measure, one column per method; then lesions by size, voxel AP by group."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for r in results:
         table.add_column(r.method, justify="right")
     for heading, cells in measure_table(results)[0]:
         table.add_row(heading, *(_cell(c) for c in cells))
+    for heading, cells in size_table(results)[0]:
+        table.add_row(f"  {heading}", *(_cell(c) for c in cells))
     columns, rows, _ = group_table(results)
     for i, group in enumerate(columns[:-1]):
         table.add_row(f"  voxel AP, {group}", *(_cell(cells[i]) for _, cells in rows))
     console = _console()
     console.print(table)
     console.print(coverage(results))
+    for line in gap_lines(results):
+        console.print(line, soft_wrap=True)
 
 
 def _cell(value: Interval) -> str:

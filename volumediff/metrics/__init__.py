@@ -1,1 +1,1 @@
-"""How well a map finds lesions: voxel-wise, lesion-wise and volume-wise, with intervals."""
+"""How well a map finds lesions: by voxel, lesion, box, volume and subgroup; how sure it is."""

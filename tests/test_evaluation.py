@@ -1,0 +1,308 @@
+"""Evaluation with all outputs of a method, with some, and what its figures may not depend on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_app import base, program, run, save, write_cases
+
+from volumediff.anomaly._spread import Spread
+from volumediff.anomaly.calibration import Calibration
+from volumediff.inference.calibrate import load_method
+from volumediff.inference.cost import counted
+from volumediff.inference.curves import write_curves
+from volumediff.inference.evaluation import evaluate
+from volumediff.inference.ledger import read_entries
+from volumediff.inference.records import to_json
+from volumediff.inference.summary import gap_lines, measure_table, size_table
+from volumediff.inference.trained import load_trained
+from volumediff.metrics import calibration, detection, normative
+from volumediff.metrics.consistency import through_plane
+
+__all__ = ["base", "program", "run"]  # fixtures
+
+AFFINE = np.diag([4.0, 4, 4, 1])
+SHAPE = (12, 12, 12)
+PROBABILITY = {"edges": [0.0, 0.5, 1.0], "values": [0.01, 0.2, 0.9]}
+
+
+def smooth_noise(rng):
+    from scipy.ndimage import gaussian_filter
+
+    x = gaussian_filter(rng.normal(size=SHAPE), 1.0)
+    return (100 + 40 * x / x.std()).astype(np.float32)
+
+
+def write_outputs(folder, truth, *, restored="healthy", cases=6):
+    """Every output that a method can have; odd cases are healthy. Returns them by case."""
+    rng, known = np.random.default_rng(0), {}
+    for i in range(cases):
+        case, lesion, healthy = f"p{i}", np.zeros(SHAPE, np.uint8), smooth_noise(rng)
+        if i % 2 == 0:
+            lesion[3:9, 3:9, 3 : 5 + i] = 1
+        image = healthy + 90 * lesion
+        scores = rng.uniform(0, 1, SHAPE).astype(np.float32) + 0.5 * lesion
+        foreground = np.ones_like(lesion)
+        foreground[0] = 0
+        mask = ((scores > 0.9) & (foreground > 0)).astype(np.uint8)
+        u = rng.uniform(0, 1, SHAPE).astype(np.float32) + (mask != lesion)
+        save(truth / f"{case}_mask.nii.gz", lesion, AFFINE)
+        save(truth / f"{case}_T1w.nii.gz", image, AFFINE)
+        for name, array in (
+            ("desc-anomaly_map", scores * foreground),
+            ("desc-foreground_mask", foreground),
+            ("desc-anomaly_mask", mask),
+            ("desc-uncertainty_map", u * foreground),
+            ("desc-pseudohealthy_image", healthy if restored == "healthy" else image),
+        ):
+            save(folder / f"{case}_{name}.nii.gz", array, AFFINE)
+        sidecar = {"method": folder.name, "score": float(scores.max())}
+        sidecar |= {"thresholds": {"validation": 0.9}, "probability": PROBABILITY}
+        (folder / f"{case}_desc-anomaly_map.json").write_text(json.dumps(sidecar))
+        entry = {"case": case, "job": "j", "status": "done", "seconds": 2.0 + i}
+        with open(folder / "ledger.jsonl", "a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps({**entry, "network_calls": 10 * i, "peak_gb": None}) + "\n")
+        known[case] = (scores, lesion > 0, foreground > 0, mask > 0, u, image, healthy)
+    return known
+
+
+def test_figures_are_those_of_the_parts(tmp_path):
+    known = write_outputs(tmp_path / "m", tmp_path / "truth")
+    lines = []
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=20, report=lines.append)
+    assert not result.left_out
+    assert not lines
+    value = {name: m.value for name, m in result.measures.items()}
+    assert value["seconds"] == 4.5
+    assert value["network_calls"] == 25
+    assert np.isnan(value["peak_gb"])
+
+    p, y, u, wrong = [], [], [], []
+    for scores, lesion, foreground, mask, uncertainty, *_ in known.values():
+        inside = foreground | lesion
+        p.append(calibration.Probability((0.0, 0.5, 1.0), (0.01, 0.2, 0.9))(scores[inside]))
+        y.append(lesion[inside])
+        u.append(uncertainty[inside])
+        wrong.append((mask != lesion)[inside])
+    p, y, u, wrong = (np.concatenate(parts) for parts in (p, y, u, wrong))
+    assert value["brier"] == pytest.approx(np.mean((p - y) ** 2), abs=1e-3)
+    gaps = [np.mean(p == v) * abs(v - y[p == v].mean()) for v in (0.01, 0.2, 0.9)]
+    assert value["ece"] == pytest.approx(sum(gaps), abs=2e-3)
+    risks = np.cumsum(wrong[np.argsort(u)]) / np.arange(1, len(u) + 1)
+    assert value["aurc"] == pytest.approx(risks.mean(), abs=1e-3)
+    assert value["aurc"] < 0.9 * wrong.mean()
+
+    scores, lesion, foreground, _, _, image, healthy = known["p2"]
+    low, unit = normative.scale(image, foreground & ~lesion)
+    x, restored = (image - low) / unit, (healthy - low) / unit
+    ssim = normative.ssim(x, restored)
+    caci = normative.caci(foreground=foreground, lesion=lesion, similarity=ssim)
+    case = next(c for c in result.cases if c.case == "p2")
+    assert case.restored.caci == pytest.approx(caci, abs=1e-3)
+    assert case.through_plane == pytest.approx(
+        through_plane(
+            torch.from_numpy(scores),
+            foreground=torch.from_numpy(foreground),
+            spacing_mm=(4.0, 4.0, 4.0),
+        )
+    )
+    assert value["rqi"] == pytest.approx(1)  # healthy volumes came back as they were
+    assert value["caci"] > 0.5
+    features = {c.case: (c.restored.before, c.restored.after) for c in result.cases}
+    assert value["ahi"] == pytest.approx(
+        normative.ahi(
+            pathological=[features[p][0] for p in ("p0", "p2", "p4")],
+            restored=[features[p][1] for p in ("p0", "p2", "p4")],
+            normal=[features[p][0] for p in ("p1", "p5")],
+            unseen=[features["p3"][0]],
+        )
+    )
+    assert value["ahi"] > 0.5
+    assert value["normative"] > 0.5
+    assert value["through_plane_restored"] > 0
+    assert value["box_response"] > 1.2
+    assert 0 <= value["froc"] <= 1
+    plain = json.loads(json.dumps(to_json([result])))["m"]["cases"][0]
+    assert plain["lesions"]["false_positives"] == len(result.cases[0].lesions.false_scores) > 0
+    assert "false_scores" not in plain["lesions"]
+    assert result.measures["caci"].low <= value["caci"] <= result.measures["caci"].high
+
+
+def test_what_was_not_looked_at_is_least_certain(tmp_path):
+    known = write_outputs(tmp_path / "m", tmp_path / "truth", cases=2)
+    *_, lesion, foreground, mask, uncertainty, _, _ = known["p0"]
+    hidden = (foreground & ~lesion).astype(np.uint8)
+    save(tmp_path / "m" / "p0_desc-foreground_mask.nii.gz", hidden, AFFINE)
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    errors = next(c.errors for c in result.cases if c.case == "p0")
+    assert errors.edges[-1] == pytest.approx(uncertainty[hidden > 0].max(), rel=1e-3)
+    assert errors.abnormal[-1] >= (lesion & ~mask).sum() > 0
+
+
+def test_a_method_that_returns_its_input_corrects_nothing(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth", restored="image")
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    value = {name: m.value for name, m in result.measures.items()}
+    assert value["rqi"] == pytest.approx(1)
+    assert value["caci"] == pytest.approx(0, abs=1e-5)
+    assert value["ahi"] == pytest.approx(0, abs=1e-6)
+    assert value["through_plane_restored"] == pytest.approx(1)
+
+
+def test_test_labels_choose_nothing(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth")
+    (before,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    for path in (tmp_path / "truth").glob("*_mask.nii.gz"):
+        lesion = np.zeros(SHAPE, np.uint8)
+        lesion[8:11, 8:11, 8:11] = 1
+        save(path, lesion, AFFINE)
+    (after,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    p, q = before.curves.reliability, after.curves.reliability
+    assert not np.array_equal(p.lesions, q.lesions)
+    # what the method says of the voxels in the foreground is the same
+    np.testing.assert_array_equal(p.voxels, q.voxels)
+    np.testing.assert_allclose(p.predicted, q.predicted)
+    found = [len(c.boxes.scores) for c in before.cases]
+    assert found == [len(c.boxes.scores) for c in after.cases]
+
+
+def test_what_is_missing_is_left_out_and_said(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth")
+    for pattern in ("*uncertainty*", "*pseudohealthy*", "ledger*", "*anomaly_mask*"):
+        for path in (tmp_path / "m").glob(pattern):
+            path.unlink()
+    for path in (tmp_path / "m").glob("*.json"):
+        sidecar = json.loads(path.read_text())
+        path.write_text(json.dumps({**sidecar, "probability": None}))
+    lines = []
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=5, report=lines.append)
+    assert len(lines) == 1
+    for word in ("lesions and boxes", "reliability", "risk-coverage", "RQI, AHI, CACI", "cost"):
+        assert word in lines[0]
+    for name in ("froc", "box_ap", "ece", "aurc", "rqi", "ahi", "caci", "seconds"):
+        assert np.isnan(result.measures[name].value), name
+    headings = [name for name, _ in measure_table([result])[0]]
+    assert "voxel AP" in headings
+    assert not [h for h in headings if h.startswith(("FROC", "box", "ECE", "AURC", "RQI"))]
+    assert write_curves(tmp_path, [result]) == []
+    plain = json.loads(json.dumps(to_json([result])))["m"]
+    assert plain["curves"] == {"froc": None, "risk_coverage": None, "reliability": None}
+    assert plain["boxes"] == {}
+    assert len(plain["left_out"]) == 5
+
+
+def test_gaps_by_a_column(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth")
+    rows = ["participant_id\tsex", *(f"p{i}\t{'F' if i < 3 else 'M'}" for i in range(6))]
+    (tmp_path / "truth" / "participants.tsv").write_text("\n".join(rows) + "\n")
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", by="sex", replicates=20)
+    ap = {c.case: c.ap for c in result.cases if c.abnormal}
+    women, men = (ap["p0"] + ap["p2"]) / 2, ap["p4"]
+    found = result.gaps["voxel_ap"]
+    assert found.gap.value == pytest.approx(abs(women - men), rel=0.02)
+    assert found.worst == ("F" if women < men else "M")
+    assert result.gaps["false_positives"].worst in ("F", "M")
+    lines = gap_lines([result])
+    assert any(line.startswith(f"m, voxel AP: worst for {found.worst}") for line in lines)
+    assert all("by chance up to" in line for line in lines)
+    assert set(to_json([result])["m"]["volume_auroc_by_group"]) == {"F", "M"}
+
+
+def test_an_unknown_column_is_said_and_left_out(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth", cases=2)
+    lines = []
+    (result,) = evaluate(
+        [tmp_path / "m"], tmp_path / "truth", by="sex", replicates=0, report=lines.append
+    )
+    assert lines[0].startswith("--by sex: no case has this attribute, subgroups are left out")
+    assert not result.gaps
+    assert not result.groups
+
+
+def test_lesions_are_told_apart_by_size(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth")
+    nothing = np.zeros(SHAPE, np.uint8)
+    save(tmp_path / "m" / "p4_desc-anomaly_mask.nii.gz", nothing, AFFINE)  # misses the largest
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=10)
+    # 6 x 6 x {2, 4, 6} voxels of 0.064 ml
+    assert [s.name for s in result.sizes] == ["1 to 10 ml", "from 10 ml"]
+    assert [s.stratum.lesions for s in result.sizes] == [2, 1]
+    assert [s.rate.value for s in result.sizes] == [1, 0]
+    rows, best = size_table([result])
+    assert rows[0][0] == "lesions 1 to 10 ml (2)"
+    assert best == [None, None]
+
+
+def test_curves_are_png_and_repeatable(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth")
+    results = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    written = write_curves(tmp_path, results)
+    assert [p.name for _, p in written] == ["froc.png", "reliability.png", "risk_coverage.png"]
+    before = [p.read_bytes() for _, p in written]
+    assert all(b.startswith(b"\x89PNG") for b in before)
+    assert before == [p.read_bytes() for _, p in write_curves(tmp_path, results)]
+
+
+def test_network_calls_are_counted_per_state(run, program, tmp_path):
+    model = load_trained(run).model
+    z, t = torch.zeros(3, 1, 8, 8, 8), torch.full((3,), 0.5)
+    with torch.no_grad(), counted(model) as cost:
+        model.denoise(z, t)
+        model.denoise(z[:1], t[:1])
+    assert (cost.network_calls, cost.peak_gb) == (4, None)
+    with torch.no_grad():
+        model.denoise(z, t)
+    assert cost.network_calls == 4  # counted no longer
+    data, out = write_cases(tmp_path / "data", count=1), tmp_path / "out"
+    words = ("--method", "ddpm", "sampler.steps=2", "threshold=best", "post=[]")
+    assert (
+        program("localize", run, "-i", data, "-o", out, *words, "ensemble={name: mean, seeds: 3}")[
+            0
+        ]
+        == 0
+    )
+    entry = read_entries(out)["new-0"]
+    assert entry["network_calls"] == 2 * 3
+    assert entry["seconds"] > 0
+    assert (out / "new-0_desc-uncertainty_map.nii.gz").is_file()
+    assert program("localize", run, "-i", data, "-o", tmp_path / "one", *words)[0] == 0
+    assert not list((tmp_path / "one").glob("*uncertainty*"))
+
+
+def test_spread_is_the_deviation_within_levels():
+    g = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 1, 1, 2, 2, 2, generator=g)  # levels, seeds
+    maps[1] += 100  # a level changes everything
+    spread = Spread(3)
+    for a in maps.flatten(0, 1):
+        spread.add(a)
+    torch.testing.assert_close(
+        spread.value(), maps.var(dim=1).mean(dim=0).sqrt(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_uncertainty_is_that_of_the_maps_of_the_seeds(run):
+    # scan has several maps per run; of two seeds, the first is that of a single one
+    trained = load_trained(run)
+    example = next(iter(trained.examples("calibration")))
+    one, two = (
+        load_method(trained, "scan", (f"ensemble.seeds={n}",)).find(trained.model, example, key=7)
+        for n in (1, 2)
+    )
+    assert one.uncertainty is None
+    expected = 2**0.5 * (one.map - two.map).abs()
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(two.uncertainty, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_probabilities_are_kept_with_the_calibration(tmp_path):
+    scores = torch.arange(40.0)
+    h = detection.histogram(scores)
+    fitted = calibration.Probability((0.0, 3.0), (0.1, 0.7))
+    Calibration("f", {}, h, (1.0,), 2.0, fitted).save(tmp_path / "c")
+    assert Calibration.load(tmp_path / "c").probability == fitted
+    meta = json.loads((tmp_path / "c.json").read_text())
+    del meta["probability"]  # written before there were any
+    (tmp_path / "c.json").write_text(json.dumps(meta))
+    assert Calibration.load(tmp_path / "c").probability is None

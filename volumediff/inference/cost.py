@@ -1,0 +1,46 @@
+"""What a volume costs: evaluations of the network, and peak memory of the card."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from volumediff.model import Model
+
+__all__ = ["Cost", "counted"]
+
+
+@dataclass
+class Cost:
+    """The cost of one volume; the time is the batch's to take.
+
+    Arguments:
+        network_calls: evaluations of the network on one state; a batch of two is two
+        peak_gb: largest memory that tensors held on a CUDA device; None elsewhere, where the
+            process has no such counter
+    """
+
+    network_calls: int = 0
+    peak_gb: float | None = None
+
+
+@contextmanager
+def counted(model: Model) -> Iterator[Cost]:
+    """Counts what happens inside the block; `peak_gb` is known at its end."""
+    cost, device = Cost(), model.device
+
+    def count(network: nn.Module, arguments: tuple[Any, ...]) -> None:
+        cost.network_calls += len(arguments[0])
+
+    handle = model.network.register_forward_pre_hook(count)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        yield cost
+    finally:
+        handle.remove()
+        if device.type == "cuda":
+            cost.peak_gb = torch.cuda.max_memory_allocated(device) / 1e9
