@@ -40,6 +40,7 @@ class Case:
         slab: planes of the policy that the row is about
         peer: the peer's own network, given the checkouts; None where nothing is published
         autocast: whether the peer trains under autocast
+        recomputed: levels that a training step recomputes, or all
     """
 
     build: Callable[[], nn.Module]
@@ -48,6 +49,7 @@ class Case:
     slab: int
     peer: Callable[[dict[str, Path]], nn.Module | None] = lambda found: None
     autocast: bool = False
+    recomputed: bool | int = True
 
     @property
     def policy(self) -> MemoryPolicy:
@@ -55,7 +57,7 @@ class Case:
         return MemoryPolicy(
             "bfloat16",
             channels_last=True,
-            checkpoint=trains(self),
+            checkpoint=trains(self) and self.recomputed,
             slab=self.slab,
             remake=not trains(self),
         )
@@ -142,7 +144,7 @@ CASES = {
     "ae-256-train": Case(_monai_autoencoder, (1, 256, 256, 256), "autoencode", 8, TRAINED, True),
     "latent-256-train": Case(_maisi_unet, (4, 64, 64, 64), "train", 16, MAISI, autocast=True),
     "latent-512-train": Case(_maisi_unet, (4, 128, 128, 128), "train", 16, MAISI, autocast=True),
-    "pseudo3d-256-train": Case(_pseudo3d, (16, 256, 64, 64), "train", 16),
+    "pseudo3d-256-train": Case(_pseudo3d, (16, 256, 64, 64), "train", 16, recomputed=1),
     "pseudo3d-256-infer": Case(_pseudo3d, (16, 256, 64, 64), "infer", 16),
     "wavelet-512-train": Case(partial(_wdm, 64), (64, 128, 128, 128), "train", 16),
     "wavelet-512-infer": Case(partial(_wdm, 64), (64, 128, 128, 128), "infer", 8),
