@@ -300,7 +300,7 @@ def test_probabilities_are_kept_with_the_calibration(tmp_path):
     scores = torch.arange(40.0)
     h = detection.histogram(scores)
     fitted = calibration.Probability((0.0, 3.0), (0.1, 0.7))
-    Calibration("f", {}, h, (1.0,), 2.0, fitted).save(tmp_path / "c")
+    Calibration("f", {}, h, (1.0,), 2.0, probability=fitted).save(tmp_path / "c")
     assert Calibration.load(tmp_path / "c").probability == fitted
     meta = json.loads((tmp_path / "c.json").read_text())
     del meta["probability"]  # written before there were any

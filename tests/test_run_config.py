@@ -107,6 +107,7 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
             ["memory.dtype=float16"],
             "config: memory.dtype: Input should be 'float32' or",
         ),
+        (["memory.slab=true"], "memory.slab: Input should be a valid integer"),
         (["memory.chekpoint=true"], "config: memory: unknown key chekpoint.*mean 'checkpoint'"),
         (["data.augmentation.flop=[0]"], "config: data.augmentation: unknown key flop"),
         (["data.split.seeds=1"], "config: data.split.seeds: unknown key.*Did you mean 'seed'"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import StrictInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -55,7 +56,7 @@ class MemoryPolicy:
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     checkpoint: bool | int = False
-    slab: int | None = None
+    slab: StrictInt | None = None  # true is no number of planes
     offload: bool = False
     remake: bool = False
     fused: bool = False
