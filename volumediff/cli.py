@@ -194,10 +194,16 @@ def train(
     volumediff train wavelet_128 data.root=DATA output=runs/brain
     """
     from volumediff.training.loop import train as run
+    from volumediff.training.processes import end
     from volumediff.training.run_config import load_run_config
 
-    folder = run(load_run_config(config, overrides or []))
+    try:
+        folder = run(load_run_config(config, overrides or []))
+    except SystemExit:  # a signal, after all processes have saved
+        end()
+        raise
     _say(f"{folder}: trained.")
+    end()
 
 
 @app.command("import")

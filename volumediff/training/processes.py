@@ -18,7 +18,7 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.training.run_config import RunConfig
 
-__all__ = ["broadcast_module", "mean_gradients", "on_main", "start", "total"]
+__all__ = ["broadcast_module", "end", "mean_gradients", "on_main", "start", "total"]
 
 Result = TypeVar("Result")
 
@@ -53,6 +53,15 @@ def start(config: RunConfig) -> Accelerator:
             "joined; launch with torchrun --standalone --nproc_per_node N -m volumediff train ..."
         )
     return accelerator
+
+
+def end() -> None:
+    """Leaves the process group at the end of the program.
+
+    Threads of gloo may abort a process that exits within it, after all its work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_main(
