@@ -34,14 +34,14 @@ sys.path.insert(0, sys.argv[1])
 from tiny_runs import tiny
 from volumediff.errors import DataError, UsageError
 from volumediff.training.loop import train
-from volumediff.training.processes import end
+from volumediff.training.processes import leave
 
 for data, output, words in json.loads(sys.argv[2]):
     try:
         train(tiny(data, output, *words))
     except (UsageError, DataError) as error:
         sys.stderr.write(f"refused: {error}\\n")
-end()
+leave()
 """
 
 

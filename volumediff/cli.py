@@ -194,16 +194,16 @@ def train(
     volumediff train wavelet_128 data.root=DATA output=runs/brain
     """
     from volumediff.training.loop import train as run
-    from volumediff.training.processes import end
+    from volumediff.training.processes import leave
     from volumediff.training.run_config import load_run_config
 
     try:
         folder = run(load_run_config(config, overrides or []))
-    except SystemExit:  # a signal, after all processes have saved
-        end()
+    except SystemExit as stopped:  # a signal, after all processes have saved
+        leave(stopped.code if isinstance(stopped.code, int) else 1)
         raise
     _say(f"{folder}: trained.")
-    end()
+    leave()
 
 
 @app.command("import")

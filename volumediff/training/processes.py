@@ -5,6 +5,7 @@ works for any number of players and unused parameters, and accumulation needs no
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.training.run_config import RunConfig
 
-__all__ = ["broadcast_module", "end", "mean_gradients", "on_main", "start", "total"]
+__all__ = ["broadcast_module", "leave", "mean_gradients", "on_main", "start", "total"]
 
 Result = TypeVar("Result")
 
@@ -55,13 +56,16 @@ def start(config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def end() -> None:
-    """Leaves the process group at the end of the program.
+def leave(code: int = 0) -> None:
+    """Ends the program of one of several processes, with everything written; does nothing alone.
 
-    Threads of gloo may abort a process that exits within it, after all its work is done.
+    At once, without taking the process group down: where one process is done before another,
+    threads of gloo may abort it in its last moment, and the launcher reports a failure.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def on_main(
