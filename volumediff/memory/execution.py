@@ -192,9 +192,8 @@ class Execution:
         if top not in self.stored or not self._waits(top) == self.offload:
             return None
         for leaf in part.leaves:
-            alike = leaf.shape == top.shape and leaf.dtype == top.dtype
             last = leaf.operation is not None and self.last_use[leaf] is top
-            if alike and last and len(slabs) > 1 and part.pointwise_in(leaf, slabs):
+            if last and len(slabs) > 1 and part.in_place_of(leaf, slabs):
                 return self.values[leaf]
         return None
 
@@ -286,8 +285,7 @@ class Execution:
         if top is self.graph.output or top not in self.gradients:
             return None
         for leaf in wanting:
-            alike = leaf.shape == top.shape and leaf.dtype == top.dtype
-            if alike and leaf not in self.gradients and part.pointwise_in(leaf, slabs):
+            if leaf not in self.gradients and part.in_place_of(leaf, slabs):
                 return leaf
         return None
 

@@ -74,9 +74,10 @@ class Part:
             del slabs
         return values.pop(self.top)
 
-    def pointwise_in(self, leaf: Node, slabs: list[Range]) -> bool:
-        """Whether a slab reads no other planes of the leaf than its own."""
-        return all(self.ranges(wanted)[leaf] == wanted for wanted in slabs)
+    def in_place_of(self, leaf: Node, slabs: list[Range]) -> bool:
+        """Whether the top may take the leaf's memory: alike, and read plane by plane."""
+        alike = leaf.shape == self.top.shape and leaf.dtype == self.top.dtype
+        return alike and all(self.ranges(wanted)[leaf] == wanted for wanted in slabs)
 
 
 def part_of(top: Node, stored: Set[Node]) -> Part:

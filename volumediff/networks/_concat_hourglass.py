@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._hourglass import Stage
-from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock, place
+from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
+from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Resampling, UpConv
 
 __all__ = ["ConcatHourglass"]
@@ -93,34 +94,21 @@ class ConcatHourglass(nn.Module):
         self.middle = nn.ModuleList(
             Stage(block(widths[-1], widths[-1]), attends) for attends in (attention(last), None)
         )
-        for level in range(len(widths)):
-            place(level, self.encoder[level], self.decoder[level])
-            place(level, *self.down[level : level + 1], *self.up[level : level + 1])
-        place(last, self.middle)
+        place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
         self.act = NormAct(widths[0], **norm)
         self.head = Conv(widths[0], out_channels, zero=True)
 
     def forward(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
-        h = self.stem(x)
-        skips = [h]
-        for level, stages in enumerate(self.encoder):
-            for stage in stages:
-                h = stage(h, e)
-                skips.append(h)
-            if level < len(self.down):
-                down = self.down[level]
-                h = down(h, e) if isinstance(down, ResidualBlock) else down(h)
-                skips.append(h)
+        h, skips = descend(self.stem(x), e, self.encoder, self.down)
         for stage in self.middle:
             h = stage(h, e)
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
                 h = stage(h, e, skips.pop())
             if level > 0:
-                up, size = self.up[level - 1], skips[-1].shape[2:]
-                h = up(h, e, size) if isinstance(up, ResidualBlock) else up(h, size)
+                h = enlarge(self.up[level - 1], h, e, skips[-1].shape[2:])
         return self.head(self.act(h))
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
 from volumediff.networks._hourglass import Stage
-from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock, place
+from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
+from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Resampling, UpConv
 
 __all__ = ["Guided"]
@@ -116,10 +117,7 @@ class Guided(Network):
         self.up = nn.ModuleList(
             block(w, resample=Nearest()) if pools else UpConv(w) for w in widths[:last]
         )
-        for level in range(len(widths)):
-            place(level, self.encoder[level], self.decoder[level])
-            place(level, *self.down[level : level + 1], *self.up[level : level + 1])
-        place(last, self.middle)
+        place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
         self.act = NormAct(widths[0], groups=groups, least=1)
         self.head = Conv(widths[0], out_channels, zero=True)
 
@@ -131,16 +129,7 @@ class Guided(Network):
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
-        h = self.stem(x)
-        skips = [h]
-        for level, stages in enumerate(self.encoder):
-            for stage in stages:
-                h = stage(h, e)
-                skips.append(h)
-            if level < len(self.down):
-                down = self.down[level]
-                h = down(h, e) if isinstance(down, ResidualBlock) else down(h)
-                skips.append(h)
+        h, skips = descend(self.stem(x), e, self.encoder, self.down)
         for stage in self.middle:
             h = stage(h, e)
         for level in reversed(range(len(self.decoder))):
@@ -148,8 +137,7 @@ class Guided(Network):
                 # In place: h is the sum that a block ends with, which nothing else needs.
                 h = stage(h.add_(skips.pop()).mul_(0.5), e)
             if level > 0:
-                up, size = self.up[level - 1], skips[-1].shape[2:]
-                h = up(h, e, size) if isinstance(up, ResidualBlock) else up(h, size)
+                h = enlarge(self.up[level - 1], h, e, skips[-1].shape[2:])
         return self.head(self.act(h))
 
 

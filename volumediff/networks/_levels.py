@@ -1,0 +1,48 @@
+"""What published U-Nets share: every layer of the encoder is a skip, changes of grid included."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.networks._layers import ResidualBlock, place
+
+__all__ = ["descend", "enlarge", "place_levels"]
+
+
+def descend(
+    h: Float[Tensor, "b c d h w"],
+    e: Float[Tensor, "b n"],
+    encoder: nn.ModuleList,
+    down: nn.ModuleList,
+) -> tuple[Tensor, list[Tensor]]:
+    """The encoder on the stem's output: what it ends with, and all skips, the stem's first."""
+    skips = [h]
+    for level, stages in enumerate(encoder):
+        for stage in stages:
+            h = stage(h, e)
+            skips.append(h)
+        if level < len(down):
+            change = down[level]
+            h = change(h, e) if isinstance(change, ResidualBlock) else change(h)
+            skips.append(h)
+    return h, skips
+
+
+def enlarge(
+    up: nn.Module, h: Tensor, e: Float[Tensor, "b n"], size: tuple[int, ...]
+) -> Float[Tensor, "b c d h w"]:
+    """A change to the next finer grid, by a residual block or without one."""
+    return up(h, e, size) if isinstance(up, ResidualBlock) else up(h, size)
+
+
+def place_levels(
+    encoder: nn.ModuleList,
+    middle: nn.ModuleList,
+    decoder: nn.ModuleList,
+    down: nn.ModuleList,
+    up: nn.ModuleList,
+) -> None:
+    """Says on which level every part stands; changes of the grid belong to the finer one."""
+    for level in range(len(encoder)):
+        place(level, encoder[level], decoder[level])
+        place(level, *down[level : level + 1], *up[level : level + 1])
+    place(len(encoder) - 1, middle)
