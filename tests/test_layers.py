@@ -37,6 +37,7 @@ LAYERS = [
     ["guidance", "samplers"],
     ["anomaly", "segmentation"],
     ["memory", "training", "inference"],
+    ["commands"],
     ["cli", "__main__"],
 ]
 ENGINE = (
