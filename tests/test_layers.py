@@ -33,6 +33,7 @@ LAYERS = [
         "metrics",
         "importers",
     ],
+    ["recipes"],
     ["model"],
     ["guidance", "samplers"],
     ["anomaly", "segmentation"],
