@@ -54,6 +54,7 @@ MODULES = {
     "region": "volumediff.data.regions",
     "corruption": "volumediff.data.corruptions",
     "noise": "volumediff.noise",
+    "where": "volumediff.anomaly.where",
     "ensemble": "volumediff.anomaly.ensemble",
     "map": "volumediff.anomaly.maps",
     "post": "volumediff.anomaly.post",

@@ -373,6 +373,7 @@ class Localizer(Method):
             spacing_mm=example.spacing_mm,
             distance=self.map.bound(model, condition),
             noise=model.noise((key,), tuple(example.x.shape[1:])),
+            key=key,
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,
