@@ -30,7 +30,7 @@ from volumediff.training.volumes import TrainingVolume
 __all__ = ["one_step_map", "voxel_ap", "with_lesions"]
 
 # To be raised when the validation generators come to make other lesions for the same key.
-VERSION = 1
+VERSION = 2
 
 
 def with_lesions(
