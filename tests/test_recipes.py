@@ -6,7 +6,7 @@ from tiny_runs import tiny, write_data
 
 from volumediff.config import available, build
 from volumediff.data.corruptions import ForeignPatch
-from volumediff.data.regions import Blobs, Box, Cells
+from volumediff.data.regions import Blobs, Box, Cells, Slabs
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
@@ -52,7 +52,7 @@ class Fixed(Network):
 
 
 @pytest.mark.parametrize(
-    "region", [Box(side_mm=8.0), Blobs(size_mm=(3.0, 8.0)), Cells(cell_mm=6.0)]
+    "region", [Box(side_mm=8.0), Blobs(size_mm=(3.0, 8.0)), Cells(cell_mm=6.0), Slabs(6.0, 4.0)]
 )
 def test_regions_are_keyed_and_never_empty(region):
     foreground = subject().foreground
@@ -79,6 +79,31 @@ def test_a_box_has_its_side_and_blobs_their_share():
         Cells(0.3, 4.0)(foreground, spacing_mm=SPACING, key=k).float().mean() for k in range(60)
     ]
     assert float(torch.stack(shares).mean()) == pytest.approx(0.3, abs=0.03)
+
+
+def test_slabs_have_their_thickness_and_distance():
+    foreground = torch.ones(1, 40, 44, 48, dtype=torch.bool)
+    axes = set()
+    for k in range(12):
+        m = Slabs(6.0, 4.0)(foreground, spacing_mm=SPACING, key=k)[0]
+        lines = [m.movedim(i, 0).flatten(1) for i in range(3)]
+        (axis,) = [i for i, a in enumerate(lines) if bool((a == a[:, :1]).all())]
+        runs = torch.unique_consecutive(lines[axis][:, 0], return_counts=True)
+        inner = list(zip(runs[0][1:-1].tolist(), runs[1][1:-1].tolist(), strict=True))
+        assert set(inner) == {(True, 3), (False, 2)}
+        axes.add(axis)
+    assert axes == {0, 1, 2}
+
+
+def test_only_the_named_channels_are_hidden():
+    x, m = torch.rand(2, 3, 4, 5, 6), torch.zeros(2, 1, 4, 5, 6)
+    m[..., 2:4] = 1
+    recipe = Inpainting(redrawn=(2, 0))
+    (void,) = recipe.hints(x, m)
+    assert torch.equal(void[:, 1], x[:, 1])
+    assert torch.equal(void[:, [0, 2]], (x * (1 - m))[:, [0, 2]])
+    with pytest.raises(ValueError, match="expected redrawn channels out of 0 to 2, got"):
+        Inpainting(redrawn=(3,)).hints(x, m)
 
 
 @pytest.mark.parametrize("space", [Voxel(), Wavelet()], ids=["voxel", "wavelet"])

@@ -24,7 +24,7 @@ from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.anomaly.rows import load_row
 from volumediff.anomaly.where import Found, Given
 from volumediff.condition import Condition
-from volumediff.data.regions import Cells
+from volumediff.data.regions import Cells, Slabs
 from volumediff.guidance.classifier_free import ClassifierFree
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -293,8 +293,8 @@ def test_masks_average_what_was_hidden():
 class Recorder(Network):
     """Halves what it sees."""
 
-    def __init__(self):
-        super().__init__(1, 1)
+    def __init__(self, channels=1, image_channels=0):
+        super().__init__(channels, channels, image_channels=image_channels)
         self.seen = []
 
     @property
@@ -304,6 +304,31 @@ class Recorder(Network):
     def body(self, x, e):
         self.seen.append(x)
         return x / 2
+
+
+def test_one_modality_is_redrawn_from_the_other():
+    class Copies(Recorder):
+        """Says that both channels look as the first, which it is shown."""
+
+        def body(self, x, e):
+            return x[:, 2:3].expand(-1, 2, -1, -1, -1).contiguous()
+
+    network = Copies(2, image_channels=3)
+    recipe = Inpainting(redrawn=(1,))
+    model = Model(Voxel(), TERMINAL, network, recipe=recipe)
+    x = normal((1, 1, *SHAPE), 4)
+    x = torch.cat([x, x + 2.0 * blob()], dim=1)  # healthy: both modalities agree
+    row = Localizer(
+        recipe=Inpainting,
+        route=Masks(region=Slabs(8.0, 4.0), count=12, level=1.0),
+        sampler=DDIM(1),
+        map=maps.L2(),
+    )
+    got = run(row, model, x)
+    torch.testing.assert_close(got.pseudo_healthy[:, 0], x[:, 0])
+    torch.testing.assert_close(got.pseudo_healthy[:, 1], x[:, 0], atol=1e-5, rtol=0)
+    # the mean over channels of squares: 2² / 2 in the lesion, nothing elsewhere
+    torch.testing.assert_close(got.map, 2.0 * (blob() & INSIDE), atol=1e-4, rtol=0)
 
 
 def test_a_network_trained_on_local_noise_sees_clean_surroundings_at_every_step():
