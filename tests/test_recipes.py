@@ -5,7 +5,7 @@ import torch
 from tiny_runs import tiny, write_data
 
 from volumediff.config import available, build
-from volumediff.data.corruptions import ForeignPatch
+from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.regions import Blobs, Box, Cells, Slabs
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold

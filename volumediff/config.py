@@ -45,6 +45,7 @@ FOLDERS = {
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",
     "recipe": "volumediff.recipes",
+    "corruption": "volumediff.data.corruptions",
     "route": "volumediff.anomaly.routes",
     "policy": "volumediff.anomaly.policies",
 }
@@ -52,7 +53,6 @@ FOLDERS = {
 MODULES = {
     "intensity": "volumediff.data.intensity",
     "region": "volumediff.data.regions",
-    "corruption": "volumediff.data.corruptions",
     "noise": "volumediff.noise",
     "where": "volumediff.anomaly.where",
     "ensemble": "volumediff.anomaly.ensemble",
