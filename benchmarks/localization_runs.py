@@ -36,6 +36,12 @@ MIXTURE = (
     "corruption: {name: mixture, of: [{name: texture_patch}, {name: natural_patch}, "
     "{name: foreign_patch}, {name: mood}]}"
 )
+# A detector is asked at t = 1 alone.
+DETECTOR = (
+    f"recipe={{name: synthetic_anomalies, atlas: true, {MIXTURE}}}",
+    "network.coordinates=true",
+    "times=[0.999,1]",
+)
 BASELINES = ("prevalence", "intensity", "intensity_dark", "smoothing", "atlas")
 CHAINS = ("ddpm", "thor", "autoddpm", "ddim_inversion", "ssim_ensemble", "features")
 
@@ -61,12 +67,12 @@ RUNS = {
     "wavelet": Run("wavelet_64", ATLAS, (*BASELINES, "scan", *CHAINS)),
     "wavelet-synthetic": Run(
         "wavelet_64",
-        (f"recipe={{name: synthetic_anomalies, atlas: true, {MIXTURE}}}", ATLAS[1]),
+        DETECTOR,
         ("synthetic",),
     ),
     "pseudo3d-synthetic": Run(
         "pseudo3d_64",
-        (f"recipe={{name: synthetic_anomalies, atlas: true, {MIXTURE}}}", ATLAS[1]),
+        DETECTOR,
         ("synthetic",),
     ),
 }

@@ -284,10 +284,19 @@ class Localizer(Method):
                 )
             with_classes(self.guidance, classes_of(model))
         times = self._times(model)
-        if times and max(times) > model.times[1] + 1e-9:
+        low, high = model.times
+        if times and max(times) > high + 1e-9:
             raise ValueError(
-                f"level: expected times up to {model.times[1]:.3f}, which the checkpoint was "
-                f"trained on, got {max(times):.3f}; use a lower level."
+                f"level: expected times up to {high:.3f}, which the checkpoint was trained on, "
+                f"got {max(times):.3f}; use a lower level."
+            )
+        # One step asks at the level alone; a chain goes down to 0.
+        chain = self.sampler is not None and self.sampler.steps > 1
+        lowest = 0.0 if chain else min(times, default=1.0)
+        if low > 0 and lowest <= low:
+            raise ValueError(
+                f"level: expected times above {low:.3f}, which the checkpoint was trained on, got "
+                f"{lowest:.3f}; use a method for it, or train with times=[0,1]."
             )
         if self.first is not None:
             self.first.check(model)

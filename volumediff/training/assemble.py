@@ -125,7 +125,13 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
             "or wavelet."
         )
     model = Model(
-        space, kernel, network, dtype=config.memory.torch_dtype, field=field, recipe=recipe
+        space,
+        kernel,
+        network,
+        dtype=config.memory.torch_dtype,
+        times=config.times,
+        field=field,
+        recipe=recipe,
     )
     config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")
