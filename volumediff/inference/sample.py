@@ -70,8 +70,8 @@ def sample(
     if trained.model.times != (0.0, 1.0):
         low, high = trained.model.times
         raise UsageError(
-            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling goes "
-            "through all from 1 to 0; train with times=[0,1]."
+            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
+            "goes through all from 1 to 0; train with times=[0,1]."
         )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(

@@ -165,7 +165,8 @@ class RunConfig(_Section):
     """Everything that decides a run; saved as RUN/config.yaml.
 
     `times` are those that are trained, from above the first to the second: [0, 0.8] for methods
-    that never go higher, [0.999, 1] for a detector that only asks at t = 1. `start_from` is the folder of a run whose weights this one begins with; see `warm_start`.
+    that never go higher, [0.999, 1] for a detector that is only asked at t = 1. `start_from` is
+    the folder of a run whose weights this one begins with; see `warm_start`.
     """
 
     data: Data = Data()
