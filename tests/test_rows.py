@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ ROWS = rows.available_rows()
 FIELDS = {Gaussian: Gaussian(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
 # Where no checkpoint of a pipeline can serve a row.
 LATENT = "got latents, which are trained on white noise"
-IMPOSSIBLE = {("anoddpm", "latent"): LATENT, ("andi", "latent"): LATENT}
+IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
 # What checkpoints there are.
 KINDS = [
     {},
@@ -44,6 +44,7 @@ KINDS = [
     {"stages": True},
     {"recipe": Inpainting},
     {"recipe": LocalNoise},
+    {"recipe": partial(Healthy, reference=True), "field": Simplex},
 ]
 INSIDE = foreground()
 ATLAS = Atlas.fit(

@@ -228,6 +228,7 @@ class Localizer(Method):
     Arguments:
         noise: kind of noise that the method is about; its details are the checkpoint's
         kernel: of the checkpoint
+        reference: whether the checkpoint must be one that is told the volume through a bottleneck
         recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
@@ -241,6 +242,7 @@ class Localizer(Method):
     noise: type[Noise] = Gaussian
     kernel: type[Kernel] = GaussianKernel
     recipe: type[Recipe] | None = None
+    reference: bool = False
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -270,6 +272,11 @@ class Localizer(Method):
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
         check_recipe(model, self.recipe)
+        if self.reference and not model.recipe.reference:
+            raise ValueError(
+                "reference: expected a checkpoint that is told the volume through a bottleneck, "
+                "got one that is not; train with recipe.reference=true."
+            )
         self._check_noise(model)
         self.map.check(model)
         problem = self.policy.problem(model)
@@ -364,7 +371,8 @@ class Localizer(Method):
         return [level.time(model.kernel.schedule) for level in levels]
 
     def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
-        condition, null = example.condition, example.condition
+        condition = model.referred(example.condition, model.encode(example.x))
+        null = condition
         classes = classes_of(model)
         if classes:
             label = torch.full((1,), HEALTHY, device=example.x.device)

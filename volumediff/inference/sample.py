@@ -62,7 +62,7 @@ def sample(
         raise UsageError(
             f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
         )
-    if not trained.recipe.whole:
+    if not trained.recipe.whole or trained.recipe.reference:
         raise UsageError(
             f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
             "sample from a run of the recipe healthy or class_conditional."

@@ -91,6 +91,7 @@ def one_step_map(
 ) -> Float[Tensor, "1 1 d h w"]:
     """Mean over levels of the residual after one denoising step, channels averaged."""
     z = model.encode(x)
+    condition = model.referred(condition, z)
     shape = x.shape[1:]
     noise = model.noise((key,), shape)
     total = torch.zeros_like(x[:, :1])

@@ -123,7 +123,7 @@ class Validator:
         """Whether there is something to show: not every recipe can be sampled."""
         module = self.prepared.task.module
         return not isinstance(module, Model) or (
-            module.recipe.samples and module.times == (0.0, 1.0)
+            module.recipe.samples and not module.recipe.reference and module.times == (0.0, 1.0)
         )
 
     def _preview(self, step: int) -> None:
