@@ -130,8 +130,16 @@ def measured(trained: Trained, p: Prepared, item: Item, *, seed: int) -> dict[st
         "auroc": detection.auroc(h),
         "prevalence": detection.prevalence(h),
         "best_dice": best.dice,
-        **{f"dice_{n}": detection.rates(h, t).dice for n, t in thresholds.items()},
+        **{f"dice_{n}": _dice(h, t) for n, t in thresholds.items()},
     }
+
+
+def _dice(h: detection.Histogram, threshold: float) -> float:
+    """Of the voxels above a threshold; post-processing of the mask is left out."""
+    r = detection.rates(h, threshold)
+    positives, negatives = int(h.abnormal.sum()), int(h.healthy.sum())
+    tp, fp = r.tpr * positives, r.fpr * negatives
+    return 2 * tp / (tp + fp + positives)
 
 
 def measure(
