@@ -24,8 +24,9 @@ from localization_runs import RUNS, words
 from localization_tables import heat_map, tables
 
 from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
-from volumediff.inference.calibrate import Row, calibrate, load_method
+from volumediff.inference.calibrate import calibrate, load_method
 from volumediff.inference.cost import counted
 from volumediff.inference.trained import Trained, load_trained
 from volumediff.metrics import detection
@@ -37,7 +38,6 @@ SUITES = ("healthy", "glioma", "ms-real", "stroke", "ms", "synthetic", "sizes")
 # Names of this benchmark: a shipped row with words on top.
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "intensity_dark": ("intensity", ("baseline.sign=-1",)),
-    "synthetic": ("detector", ()),
 }
 SMOOTHING_MM = (2.0, 4.0, 8.0, 12.0)
 RATE = 0.05

@@ -1,7 +1,7 @@
 """Corruptions: what every one of them keeps, and each against its formula."""
 
 import itertools
-import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 
 from volumediff.config import available, build
 from volumediff.data import anomalies, corruptions
+from volumediff.data.corruptions import Corruption
 from volumediff.data.corruptions._place import box, foreign
 from volumediff.data.corruptions._poisson import blended, grown
 from volumediff.data.corruptions.coarse import Coarse
@@ -270,7 +271,7 @@ def test_coarse_noise_has_its_deviation_everywhere():
     x = torch.zeros((1, 8, 9, 7))
     foreground = torch.ones((1, 8, 9, 7), dtype=torch.bool)
     draws = torch.stack([run(corruption, x, foreground, x, k)[0] for k in range(600)])
-    assert float(draws.square().mean().sqrt()) == pytest.approx(0.05, rel=0.02)
+    assert float(draws.square().mean().sqrt()) == pytest.approx(0.05, rel=0.03)
     everywhere = draws.square().mean(0).sqrt()
     assert float((everywhere - 0.05).abs().max()) < 0.008
     changed, amount = run(corruption, x, foreground, x, 0)
@@ -308,8 +309,8 @@ def test_kinds_of_the_challenge_do_what_they_say(kind):
         assert float(values.max() - values.min()) < 1e-4
         assert 0 < float(values.abs().max()) <= 2 * 6 * step + 1e-4
     elif kind == "reflection":
-        # all along the ramp or not at all
-        sums = (changed + ramp)[0][where]
+        # all along the ramp or, up to rounding, not at all
+        sums = (changed + ramp)[0][where & (change.abs() > 1e-4)]
         assert not len(sums) or float(sums.max() - sums.min()) < 1e-4
     elif kind == "interpolation":
         assert float(change.abs().max()) > 0.01
@@ -330,23 +331,26 @@ def test_textures_cover_the_drawn_share():
         assert set(amount.unique().tolist()) == {0.0, 0.5}
 
 
+@dataclass(frozen=True)
+class Mark(Corruption):
+    """Puts a value everywhere."""
+
+    value: float
+
+    def __call__(self, x, foreground, *, donor, spacing_mm, key):
+        return torch.full_like(x, self.value), torch.ones_like(x[:1])
+
+
 def test_a_mixture_draws_each_as_often_as_it_says():
-    x, foreground, y = scene((1, 6, 6, 6))
-    parts = (Coarse(), Mood(("constant",)), ForeignPatch())
-    mixture = Mixture(parts, weights=(1.0, 2.0, 1.0))
-    counts = [0, 0, 0]
-    for key in range(300):
-        changed, _ = run(mixture, x, foreground, y, key)
-        many = int((changed != x).sum())
-        if many == int(foreground.sum()):
-            counts[0] += 1
-        elif len(changed[changed != x].unique()) <= 1:
-            counts[1] += 1
-        else:
-            counts[2] += 1
+    x, foreground, y = scene((1, 3, 3, 3))
+    mixture = Mixture((Mark(0.1), Mark(0.2), Mark(0.3)), weights=(1.0, 2.0, 1.0))
+    drawn = [float(run(mixture, x, foreground, y, k)[0].mean()) for k in range(400)]
+    counts = torch.histc(torch.tensor(drawn), 3, 0.05, 0.35) / 400
     # three standard deviations of a binomial share
-    for count, share in zip(counts, (0.25, 0.5, 0.25), strict=True):
-        assert count / 300 == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / 300))
+    torch.testing.assert_close(counts, torch.tensor([0.25, 0.5, 0.25]), rtol=0, atol=0.075)
+    equal = Mixture((Mark(0.1), Mark(0.2)))
+    drawn = [float(run(equal, x, foreground, y, k)[0].mean()) for k in range(400)]
+    assert sum(v > 0.15 for v in drawn) == pytest.approx(200, abs=30)
 
 
 def test_a_mixture_may_be_in_a_mixture():
@@ -364,7 +368,7 @@ def test_a_mixture_may_be_in_a_mixture():
     ("spec", "message"),
     [
         ({"name": "mixture", "of": []}, "of: expected at least one corruption"),
-        ({"name": "mixture", "of": ["mod"]}, r"of\[0\].name = 'mod'.*Did you mean 'mood'"),
+        ({"name": "mixture", "of": ["mod"]}, "name = 'mod'.*Did you mean 'mood'"),
         ({"name": "mixture", "of": ["mood"], "weights": [1.0, 2.0]}, "expected one for each of 1"),
         ({"name": "mixture", "of": ["mood"], "weights": [0.0]}, "expected positive numbers"),
         ({"name": "mood", "kinds": ["sinks"]}, "kinds: expected some of addition, .*got sinks"),

@@ -6,7 +6,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states
+from anomaly_models import KERNEL, SCHEDULE, SHAPE, SPACES, SPACING, foreground, states
 
 from volumediff.anomaly import calibrate, rows
 from volumediff.anomaly.baselines import Atlas, Baseline
@@ -19,15 +19,24 @@ from volumediff.anomaly.routes.grid import Grid
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.condition import Condition
+from volumediff.data.corruptions.coarse import Coarse
+from volumediff.data.corruptions.disentangled import Disentangled
+from volumediff.data.corruptions.foreign_patch import ForeignPatch
+from volumediff.data.corruptions.natural_patch import NaturalPatch
+from volumediff.data.corruptions.poisson_patch import PoissonPatch
+from volumediff.data.corruptions.texture_patch import TexturePatch
 from volumediff.data.regions import Cells
 from volumediff.errors import UsageError
 from volumediff.inference.capabilities import inventory, localization
+from volumediff.kernels.cold import Cold
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.noise import Gaussian, Pyramid, Simplex
+from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 
 ROWS = rows.available_rows()
 # Small enough for 8 voxels.
@@ -35,6 +44,10 @@ FIELDS = {Gaussian: Gaussian(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Py
 # Where no checkpoint of a pipeline can serve a row.
 LATENT = "got latents, which are trained on white noise"
 IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
+MAPS = "got latents, whose autoencoder was made for volumes"
+IMPOSSIBLE |= {(name, "latent"): MAPS for name in ("fpi", "pii", "nsa", "draem", "synthetic")}
+RESTORED = (ForeignPatch, Disentangled, PoissonPatch, Coarse)
+DETECTED = (ForeignPatch, PoissonPatch, NaturalPatch, TexturePatch)
 # What checkpoints there are.
 KINDS = [
     {},
@@ -45,6 +58,8 @@ KINDS = [
     {"recipe": Inpainting},
     {"recipe": LocalNoise},
     {"recipe": partial(Healthy, reference=True), "field": Simplex},
+    *({"recipe": partial(Degradation, c()), "cold": True} for c in RESTORED),
+    *({"recipe": partial(SyntheticAnomalies, c())} for c in DETECTED),
 ]
 INSIDE = foreground()
 ATLAS = Atlas.fit(
@@ -53,7 +68,7 @@ ATLAS = Atlas.fit(
 
 
 @cache
-def model_in(space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy):
+def model_in(space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, cold=False):
     made = SPACES[space]()
     if stages:
         return unet(made)
@@ -61,6 +76,8 @@ def model_in(space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy):
     model = states(made, **prior)
     model.field = FIELDS[field]
     model.recipe = recipe()
+    if cold:
+        model.kernel = Cold(SCHEDULE)
     return model
 
 
@@ -244,7 +261,7 @@ def test_rows_compose(tmp_path):
             r"guidance.terms\[0\].classes: is derived, not configured",
         ),
         ("rout: 1", "rout: no slot of a row: .*Did you mean 'route'"),
-        ("supervision: weak", "expected a route or a baseline, got neither"),
+        ("supervision: weak", "expected a route, a baseline or a detector, got none"),
         ("supervision: strong\nroute: identity", "supervision: expected none or unsupervised"),
         ("route: {name: diffuse}", "route: expected exactly one of level and log_snr"),
         ("route: {name: difuse, level: 1}", "route.name = 'difuse'.*Did you mean 'diffuse'"),
@@ -260,6 +277,9 @@ def test_rows_compose(tmp_path):
         ("baseline: {name: atlas_z, atlas: x}", "baseline.atlas: is derived, not configured"),
         ("baseline: {name: smothing}", "baseline.name = 'smothing'.*Did you mean 'smoothing'"),
         ("baseline: prevalence\nroute: identity", "route: no slot of a row"),
+        ("detector: posterior_mean\nroute: identity", "route: no slot of a row"),
+        ("detector: {name: posterior_mean, seds: 2}", "detector.seds: .*Did you mean 'seeds'"),
+        ("detector: posterior_mean\ncorruption: fpi", "corruption.name = 'fpi': choose from"),
     ],
 )
 def test_mistakes_in_rows_are_named(tmp_path, text, message):

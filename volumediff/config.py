@@ -62,6 +62,7 @@ MODULES = {
     "score": "volumediff.anomaly.score",
     "calibration": "volumediff.anomaly.calibration",
     "baseline": "volumediff.anomaly.baselines",
+    "detector": "volumediff.anomaly.detectors",
 }
 ROOTS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 

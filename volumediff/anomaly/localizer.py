@@ -17,6 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._checkpoint import (
+    check_corruption,
+    check_kernel,
+    check_noise,
+    check_recipe,
+)
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
@@ -30,6 +36,7 @@ from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
+from volumediff.data.corruptions import Corruption
 from volumediff.guidance._base import Guidance, needs_classes, with_classes
 from volumediff.kernels._base import Kernel
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -230,6 +237,7 @@ class Localizer(Method):
         kernel: of the checkpoint
         reference: whether the checkpoint must be one that is told the volume through a bottleneck
         recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
+        corruption: that the checkpoint was trained with; None for any or none
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
         policy: what may change
@@ -243,6 +251,7 @@ class Localizer(Method):
     kernel: type[Kernel] = GaussianKernel
     recipe: type[Recipe] | None = None
     reference: bool = False
+    corruption: type[Corruption] | None = None
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -253,6 +262,11 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
+        if self.route.kernel not in (None, self.kernel):
+            raise ValueError(
+                f"kernel: expected {name_of(self.route.kernel)} for the route "
+                f"{name_of(type(self.route))}, got {name_of(self.kernel)}."
+            )
         if not self.route.chain and not isinstance(self.policy, Plain):
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
@@ -272,12 +286,14 @@ class Localizer(Method):
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
         check_recipe(model, self.recipe)
+        check_corruption(model, self.corruption)
+        check_kernel(model, self.kernel)
         if self.reference and not model.recipe.reference:
             raise ValueError(
                 "reference: expected a checkpoint that is told the volume through a bottleneck, "
                 "got one that is not; train with recipe.reference=true."
             )
-        self._check_noise(model)
+        check_noise(model, self.noise)
         self.map.check(model)
         problem = self.policy.problem(model)
         if problem:
@@ -312,25 +328,6 @@ class Localizer(Method):
                     "first: expected a second pass at a lower noise level than the first, got "
                     f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
                 )
-
-    def _check_noise(self, model: Model) -> None:
-        if type(model.kernel) is not self.kernel:
-            raise ValueError(
-                f"kernel: expected a checkpoint with kernel {name_of(self.kernel)}, got one that "
-                f"was trained with the {name_of(type(model.kernel))} kernel; use a method for "
-                "that kernel."
-            )
-        wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
-        if wanted != "gaussian" and not model.space.exact:
-            raise ValueError(
-                f"noise: expected a space of voxels or wavelets for {wanted} noise, got latents, "
-                "which are trained on white noise of their own; use another pipeline."
-            )
-        if wanted != got:
-            raise ValueError(
-                f"noise: expected a checkpoint that was trained with {wanted} noise, got one with "
-                f"{got} noise; use a method for {got} noise, or train with noise={wanted}."
-            )
 
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps."""
@@ -396,19 +393,3 @@ class Localizer(Method):
             prior_healthy=None if prior is None else prior.healthy,
             region=example.region,
         )
-
-
-def check_recipe(model: Model, wanted: type[Recipe] | None) -> None:
-    """Raises ValueError unless a model was trained on the recipe that a method is about.
-
-    Arguments:
-        wanted: the recipe; None for any whose noise is everywhere in the volume itself
-    """
-    got = type(model.recipe)
-    if model.recipe.whole if wanted is None else got is wanted:
-        return
-    name = "healthy or class_conditional" if wanted is None else name_of(wanted)
-    raise ValueError(
-        f"recipe: expected a checkpoint of the recipe {name}, got {name_of(got)}; use a method "
-        f"for it, or train with recipe={name.split()[0]}."
-    )

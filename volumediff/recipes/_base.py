@@ -94,6 +94,8 @@ class Recipe(ABC):
         classes: number of classes, not counting the null class; 0 without classes
         local: whether noise is in a region alone
         shows_mask: whether the network is shown a mask, one channel in state space
+        exact: whether the target is no volume, so that it needs a space that loses nothing
+        corruption: what volumes are changed with, for recipes that do
     """
 
     atlas: bool
@@ -108,6 +110,8 @@ class Recipe(ABC):
     normalised: ClassVar[bool] = True
     local: ClassVar[bool] = False
     shows_mask: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    corruption: Corruption | None = None
 
     @property
     @abstractmethod

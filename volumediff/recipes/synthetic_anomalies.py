@@ -35,6 +35,7 @@ class SyntheticAnomalies(Recipe):
 
     needs_foreground: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
     corruption: Corruption = field(default_factory=ForeignPatch)
     atlas: bool = False
     scalars: tuple[str, ...] = ()

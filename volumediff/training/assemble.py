@@ -100,6 +100,12 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
     recipe, c = build_recipe(config), channels_of(config)
     encoders: list[tuple[Autoencoder, str]] = []
     space = _space(config.space, run, "space", encoders)
+    if recipe.exact and not space.exact:
+        raise UsageError(
+            f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
+            "latents, whose autoencoder was made for volumes and not for maps; use voxel, wavelet "
+            "or slices."
+        )
     try:
         k = space.channels(recipe.channels(c))
         image_channels = sum(space.channels(n) for n in recipe.image_channels(c))

@@ -7,6 +7,7 @@ r"""Routes: from a volume to a noisy state and back to pseudo-healthy volumes.
     grid       diffuse, box by box
     masks      diffuse, region by random region
     shrink     diffuse, inside a mask that shrinks
+    restore    E(x) itself as a state of a cold kernel, restored
     identity   D(E(x)): what the space alone loses
 
 The level is a time t, or better a log-SNR: the same t is another corruption under another

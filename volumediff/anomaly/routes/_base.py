@@ -10,6 +10,8 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Route", "Volumes"]
@@ -23,12 +25,13 @@ class Route(ABC):
 
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
-    the finding.
+    the finding; `kernel` whose states it walks, None for any.
     """
 
     chain: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     corrupts: ClassVar[bool] = True
+    kernel: ClassVar[type[Kernel] | None] = Gaussian
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:

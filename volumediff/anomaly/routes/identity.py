@@ -7,6 +7,7 @@ from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
+from volumediff.kernels._base import Kernel
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Identity"]
@@ -19,6 +20,7 @@ class Identity(Route):
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     corrupts: ClassVar[bool] = False
+    kernel: ClassVar[type[Kernel] | None] = None
 
     def noise_levels(self) -> list[Level]:
         """None."""
