@@ -36,12 +36,13 @@ class Policy(ABC):
 
     `two_pass` says whether the mask comes from a first row, `refines` whether the second pass must
     start from a lower level, `own_map` whether the pseudo-healthy volume's map joins those that
-    the policy collects.
+    the policy collects, `takes_region` whether the caller says what to redraw.
     """
 
     two_pass: ClassVar[bool] = False
     refines: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
+    takes_region: ClassVar[bool] = False
 
     def problem(self, model: Model) -> str | None:
         """Why the policy is meaningless with a model; None where it is not."""
@@ -257,6 +258,7 @@ class Given(_Masked):
         resampling: U, visits of each step
     """
 
+    takes_region: ClassVar[bool] = True
     dilate_mm: float = 0.0
     resampling: int = 1
 
@@ -275,7 +277,9 @@ class Given(_Masked):
                 "volume, or use the policy inpaint, which finds one."
             )
         m = scene.region.to(scene.x.dtype)
-        return dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        scene.trace["given/mask"] = m.bool()
+        return m
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ def calibrate(
     Raises:
         UsageError: the run's data are not reachable, or too few for the method
     """
+    if isinstance(method, Localizer) and method.takes_region:
+        raise UsageError(
+            f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
+            "use normalize=raw threshold=otsu, or another threshold of the map itself."
+        )
     part = "calibration" if trained.cases("calibration") else "validation"
     count = len(trained.cases(part)[:limit])
     if count == 0:
