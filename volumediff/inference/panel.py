@@ -14,6 +14,7 @@ __all__ = ["case_panel", "figure_of", "findings_table"]
 
 # Rows of the table; the file has all of them.
 MOST = 12
+WHERE = ("laterality", "front_back", "up_down")
 COLUMNS = (
     *("finding", "look", "where", "ml", "mean score", "severity", "probability", "± of map"),
     "against expected",
@@ -77,7 +78,7 @@ def _row(finding: Mapping[str, Any], view: View, number: int) -> str:
     cells = [
         escape(str(finding["id"])),
         mark,
-        escape(str(finding["place"]["region"]).removesuffix(" of the foreground")),
+        escape(" · ".join(str(finding["place"][name]) for name in WHERE)),
         f"{finding['volume_ml']:.3g}",
         f"{finding['mean_score']:.3g}",
         f"{finding['severity']:.3g}",

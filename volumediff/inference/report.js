@@ -141,6 +141,7 @@
     $("healthy").disabled = !state.layers.healthy;
     $("truth").disabled = !state.layers.truth;
     $("found").disabled = !state.layers.found;
+    if (!before && !state.layers.truth) $("found").checked = Boolean(state.layers.found);
     // one scale for all planes: each is as wide as its extent in millimetres
     const wide = PANES.map((p) => c.shape[p.right] * c.spacing[p.right]);
     root.querySelector(".panes").style.setProperty("grid-template-columns", window.innerWidth > 720 ? wide.map((w) => `minmax(0, ${w}fr)`).join(" ") : "1fr");

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from volumediff.data.volume import read
+from volumediff.inference.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.inference.timeline import Step, read_steps
@@ -224,7 +225,9 @@ def picture(view: View) -> bytes:
         aspect = spacing[b] / spacing[a]
         for axes, (_, array, colours, (low, high)) in zip(line, columns, strict=True):
             slab = array.take(at[axis], axis=axis).T
-            axes.imshow(slab, cmap=colours, vmin=low, vmax=high, origin="lower", aspect=aspect)
+            axes.imshow(
+                slab, cmap=gradient(colours), vmin=low, vmax=high, origin="lower", aspect=aspect
+            )
             for mask, colour in ((view.found, FOUND), (view.truth, TRUTH)):
                 if mask is not None:
                     _outline(axes, mask.take(at[axis], axis=axis).T, colour)
@@ -249,13 +252,13 @@ def _columns(view: View) -> list[tuple[str, np.ndarray, str, tuple[float, float]
         difference = view.image - view.healthy
         reach = float(np.percentile(np.abs(difference), WHITE)) or 1.0
         columns.append(("pseudo-healthy", view.healthy, "gray", greys))
-        columns.append((f"difference, ±{reach:.3g}", difference, "RdBu_r", (-reach, reach)))
+        columns.append((f"difference, ±{reach:.3g}", difference, DIFFERENCE, (-reach, reach)))
     for name, array in view.maps.items():
         columns.append((f"map, {name}", array, "inferno", limits(array, floor=0.0)))
         break
     if view.uncertainty is not None:
         span = limits(view.uncertainty, floor=0.0)
-        columns.append((f"uncertainty, to {span[1]:.2g}", view.uncertainty, "viridis", span))
+        columns.append((f"uncertainty, to {span[1]:.2g}", view.uncertainty, UNCERTAIN, span))
     return columns
 
 

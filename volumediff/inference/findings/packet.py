@@ -22,6 +22,7 @@ from jaxtyping import Bool
 
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
+from volumediff.inference.colours import DIFFERENCE, UNCERTAIN
 from volumediff.inference.findings.panels import Layer, draw, overlay
 from volumediff.inference.findings.prompt import prompt_of, prompt_text
 from volumediff.inference.findings.regions import components
@@ -135,11 +136,11 @@ def _layers(written: Written) -> Iterator[tuple[str, Layer, bool]]:
         reach = reach if reach > 0 else 1.0
         title = f"image minus pseudo-healthy, {channel}: red brighter, blue darker than expected"
         title += f", full colour at {reach:.3g}"
-        yield f"difference{mark}", Layer(title, difference, "RdBu_r", (-reach, reach)), True
+        yield f"difference{mark}", Layer(title, difference, DIFFERENCE, (-reach, reach)), True
     if written.uncertainty is not None:
         span = limits(written.uncertainty, floor=0.0)
         title = f"deviation of the map between runs, full colour at {span[1]:.3g}"
-        yield "uncertainty", Layer(title, written.uncertainty, "viridis", span), True
+        yield "uncertainty", Layer(title, written.uncertainty, UNCERTAIN, span), True
 
 
 def _voxel(written: Written, finding: Finding) -> tuple[int, int, int]:

@@ -28,12 +28,12 @@ class Gallery:
 
     folder: Path
     views: list[tuple[Rank, View]] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    lines: dict[str, str] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
 
     def add(self, written: Written, found: CaseFindings) -> None:
         """Another case."""
-        self.lines.append(f"{found.case}: {found.statement}")
+        self.lines[found.case] = f"{found.case}: {found.statement}"
         self.facts = self.facts or dict(written.facts)
         top = max((LEVELS.index(f.urgency.level) for f in found.findings), default=-1)
         rank = (top, sum(f.severity for f in found.findings))
@@ -51,11 +51,13 @@ class Gallery:
             f"{self.facts.get('supervision', 'unknown')}.",
             f"{len(self.lines)} cases; numbers of every finding are in <case>_{FINDINGS}.json.",
         ]
-        if len(self.lines) > len(self.views):
-            lead.append(f"The {len(self.views)} with the most urgent findings are shown.")
+        others = self.lines.keys() - {view.title for _, view in self.views}
+        if others:
+            lead.append(f"The {len(self.views)} with the most urgent findings are shown; others:")
+        lead += [line for case, line in self.lines.items() if case in others]
         page = Page(
             title=f"Findings: {method}",
-            lead=[*lead, *self.lines],
+            lead=lead,
             results=[],
             views=[view for _, view in self.views],
             manifest=self.facts,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
+from volumediff.inference.colours import gradient
 from volumediff.inference.views import limits
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Layer:
     Arguments:
         title: over the planes
         array: the volume
-        colours: name of a matplotlib colour map
+        colours: name of a matplotlib colour map, or of one of `colours.py`
         span: what becomes the first and the last colour
         base: drawn in grey below it, where the array is above the start of its span
     """
@@ -124,7 +125,7 @@ def _plane(
     place = {"extent": (0.0, width, 0.0, height), "origin": "lower", "interpolation": "nearest"}
     slab = layer.array.take(at[axis], axis=axis).T
     low, high = layer.span
-    shown: dict = {"cmap": layer.colours, "vmin": low, "vmax": high}
+    shown: dict = {"cmap": gradient(layer.colours), "vmin": low, "vmax": high}
     if layer.base is not None:
         dark, bright = limits(layer.base)
         base = layer.base.take(at[axis], axis=axis).T

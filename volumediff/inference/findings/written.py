@@ -119,8 +119,8 @@ def read_written(folder: Path, case: Case) -> Written:
     restored = beside(HEALTHY)
     if restored is not None and len(restored) != len(images):
         raise DataError(
-            f"{folder}: expected {len(images)} channels of the pseudo-healthy volume of {case.id}, "
-            f"got {len(restored)}; localize again."
+            f"{folder}: expected {len(images)} channels in the pseudo-healthy {case.id}, got "
+            f"{len(restored)}; localize again."
         )
     foreground, mask = beside(FOREGROUND, "label"), beside(MASK, "label")
     return Written(
