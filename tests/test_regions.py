@@ -74,7 +74,12 @@ def test_regions_are_found_by_the_names_of_the_cases(tmp_path):
         find_regions(masks, cases[2:])
     # labels beside the images
     for i in range(3):
-        save(tmp_path / "set" / f"p{i}_T1w.nii.gz", np.ones((2, 2, 2), np.float32), np.eye(4))
+        image = save(
+            tmp_path / "set" / f"p{i}_T1w.nii.gz", np.ones((2, 2, 2), np.float32), np.eye(4)
+        )
+        cases[i] = Case(f"p{i}", f"p{i}", {"T1w": image})
+    with pytest.raises(UsageError, match="has no mask for p0"):
+        find_regions(tmp_path / "set", cases)
     label = save(tmp_path / "set" / "p1_mask.nii.gz", np.ones((2, 2, 2), np.uint8), np.eye(4))
     assert find_regions(tmp_path / "set", cases) == ({"p1": label}, ["p0", "p2"])
 

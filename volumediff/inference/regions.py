@@ -5,7 +5,7 @@ the case with a last word such as `_region`, `_mask` or `_lesion`; or a data set
 labels beside their images, which may be the input folder itself. All above 0 is the region.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +71,8 @@ def find_regions(source: Path | str, cases: Sequence[Case]) -> tuple[dict[str, P
                 f"mask per case, such as {cases[0].id}_mask.nii.gz."
             )
         return {cases[0].id: source}, []
-    named = _named(source)
+    images = {path.resolve() for case in cases for path in case.images.values()}
+    named = _named(source, images)
     found = {}
     for case in cases:
         names = [case.id, *(safe_id(stem_of(path)) for path in case.images.values())]
@@ -86,24 +87,21 @@ def find_regions(source: Path | str, cases: Sequence[Case]) -> tuple[dict[str, P
     return found, [case.id for case in cases if case.id not in found]
 
 
-def _named(source: Path) -> dict[str, Path]:
-    """Masks by the names that a case may have."""
-    found: dict[str, Path] = {}
+def _named(source: Path, images: Set[Path]) -> dict[str, Path]:
+    """Masks by the names that a case may have; the images themselves are none."""
     try:
-        labelled = survey_cases(source)[0]
+        known = survey_cases(source)[0]
     except DataError:
-        labelled = []  # a folder of masks alone is no data set
-    for case in labelled:
-        if case.label is not None:
-            found[case.id] = case.label
+        known = []  # a folder of masks alone is no data set
+    found = {case.id: case.label for case in known if case.label is not None}
+    labelled = bool(found)
     files = [p for p in source.glob("*.nii*") if p.name.lower().endswith(SUFFIXES)]
     for path in sorted(files) if source.is_dir() else ():
-        stem = stem_of(path)
-        name, _, word = stem.rpartition("_")
+        name, _, word = stem_of(path).rpartition("_")
         if name and word.lower() in WORDS:
             found.setdefault(safe_id(name), path)
-        elif not labelled:  # beside labels, bare names are images
-            found.setdefault(safe_id(stem), path)
+        elif not labelled and path.resolve() not in images:  # beside labels, these are images
+            found.setdefault(safe_id(stem_of(path)), path)
     return found
 
 

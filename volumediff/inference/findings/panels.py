@@ -36,8 +36,8 @@ PLANES = (
 BARS_MM = (1, 2, 5, 10, 20, 50, 100)
 DPI = 100
 EDGE = "#2fe0ff"  # of outlines, as in the viewer
-# The map over the image begins to show at this share of its range and is full at the end.
-FIRST_ALPHA = 0.35
+# The map over the image is opaque from this share of its range on, and fades out below.
+OPAQUE = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ def _plane(
         base = layer.base.take(at[axis], axis=axis).T
         axes.imshow(base, cmap="gray", vmin=dark, vmax=bright, **place)
         unit = np.clip((slab - low) / max(high - low, 1e-12), 0, 1)
-        shown["alpha"] = np.where(unit > 0, FIRST_ALPHA + (1 - FIRST_ALPHA) * unit, 0.0)
+        shown["alpha"] = np.clip(unit / OPAQUE, 0, 1)
     axes.imshow(slab, **shown, **place)
     if outline is not None:
         mask = outline.take(at[axis], axis=axis).T
