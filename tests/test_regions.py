@@ -106,7 +106,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     np.testing.assert_array_equal(traced > 0, inside)
     np.testing.assert_allclose(healthy[~inside], np.clip(image, 0, 200)[~inside], atol=1e-3)
     assert np.abs(healthy - image)[inside].min() > 1e-3
-    assert (scores[~inside] == 0).all()
+    assert scores[~inside].max() < 1e-5 * scores.max()  # zero up to rounding
     facts = json.loads((out / "new-0_T1w_desc-anomaly_map.json").read_text())
     assert facts["region_sha256"]
     # another region is another result; the same one is finished
