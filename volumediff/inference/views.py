@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from volumediff.data.policy import ReadPolicy
 from volumediff.data.volume import read
 from volumediff.inference.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.inference.evaluation import MethodResult
@@ -36,6 +37,8 @@ __all__ = [
 
 # Longest side in the page: 128³ bytes per layer; pictures of larger volumes are thinned out.
 LONGEST = 128
+# Pseudo-healthy volumes have a frame per channel; the first is shown.
+FRAMES = ReadPolicy(frames="channels")
 # Edges of lesions and of the method's own findings, as in the viewer.
 TRUTH, FOUND = "#2fe0ff", "#8cff66"
 # The viewer's white: the few brightest voxels would make everything else dark.
@@ -152,7 +155,7 @@ def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
     found = _json(beside(FINDINGS).with_suffix("").with_suffix(".json"))
     facts = _json(path.with_suffix("").with_suffix(".json"))
     return {
-        "healthy": read(healthy).array[0] if healthy.is_file() else None,
+        "healthy": read(healthy, policy=FRAMES).array[0] if healthy.is_file() else None,
         "uncertainty": read(uncertainty).array[0] if uncertainty.is_file() else None,
         "found": read(mask, kind="label").array[0] > 0 if mask.is_file() else None,
         "steps": read_steps(path.parent, facts, at[2]),

@@ -99,13 +99,14 @@ def read_written(folder: Path, case: Case) -> Written:
     channels = _channels(facts, case)
     # outputs repeat the forms of the input, so that they need the decisions that it needed
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=policy)
+    written = replace(policy, frames="channels")  # one frame per channel, whatever came in
+    anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=written)
 
     def beside(name: str, kind: Literal["image", "label"] = "image") -> np.ndarray | None:
         path = folder / f"{case.id}_{name}.nii.gz"
         if not path.is_file():
             return None
-        volume = read(path, kind=kind, policy=replace(policy, frames="channels"))
+        volume = read(path, kind=kind, policy=written)
         difference = agree(anomaly.grid, volume.grid)
         if difference:
             raise DataError(f"{path}: expected the grid of the map, got {difference}.")
