@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import fields, replace
 from itertools import pairwise, product
 
@@ -211,7 +212,7 @@ def test_what_is_not_known_is_null(tmp_path):
 
 
 def test_equal_outputs_give_equal_bytes_and_say_no_time_or_place(tmp_path):
-    first, second = (written(tmp_path / name, A, B) for name in "ab")
+    first, second = (written(tmp_path / name, A) for name in "ab")
     found(*first, packets=True)
     found(*second, packets=True)
     names = sorted(p.relative_to(first[0]) for p in first[0].rglob("*") if p.is_file())
@@ -344,10 +345,16 @@ def test_urgency_is_monotone():
 # --- packets -------------------------------------------------------------------------------------
 
 
-def test_a_packet_is_whole_and_its_hashes_are_those_of_its_files(tmp_path):
-    out, data = written(tmp_path, A, B)
-    found(out, data, packets=True)
-    folder = out / "findings" / "sub-7" / "001"
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """The packet of the first of two findings."""
+    out, data = written(tmp_path_factory.mktemp("packed"), A, B)
+    found(out, data, packets=True, most=1)
+    return out / "findings" / "sub-7" / "001"
+
+
+def test_a_packet_is_whole_and_its_hashes_are_those_of_its_files(packed, tmp_path):
+    folder = shutil.copytree(packed, tmp_path / "001")
     manifest = json.loads((folder / "packet.json").read_text())
     names = {entry["file"] for entry in manifest["files"]}
     assert names == {p.name for p in folder.iterdir()} - {"packet.json"}
@@ -364,12 +371,9 @@ def test_a_packet_is_whole_and_its_hashes_are_those_of_its_files(tmp_path):
         check_packet(folder)
 
 
-def test_a_prompt_has_facts_and_prohibitions_and_no_name(tmp_path):
-    out, data = written(tmp_path, A, B)
-    found(out, data, packets=True)
-    folder = out / "findings" / "sub-7" / "001"
-    prompt = json.loads((folder / "prompt.json").read_text())
-    text = (folder / "prompt.txt").read_text()
+def test_a_prompt_has_facts_and_prohibitions_and_no_name(packed):
+    prompt = json.loads((packed / "prompt.json").read_text())
+    text = (packed / "prompt.txt").read_text()
     assert prompt["must_not"] == list(MUST_NOT)
     assert all(line in text for line in (*MUST_NOT, *DISCLAIMERS, prompt["question"]))
     facts = " ".join(prompt["facts"])
@@ -381,16 +385,21 @@ def test_a_prompt_has_facts_and_prohibitions_and_no_name(tmp_path):
     assert [p["file"] for p in prompt["pictures"]][:2] == ["image.png", "overlay.png"]
     for content in (text, json.dumps(prompt)):
         assert "sub-7" not in content
-        assert str(tmp_path) not in content
+        assert str(packed.parents[3]) not in content
 
 
 def test_packets_of_an_earlier_run_go(tmp_path):
-    out, data = written(tmp_path, A, B)
+    out, data = written(tmp_path, A)
+    for name in ("pseudohealthy_image", "uncertainty_map"):
+        (out / f"sub-7_desc-{name}.nii.gz").unlink()
+    old, foreign = (out / "findings" / "sub-7" / name for name in ("009", "notes"))
+    for folder in (old, foreign):
+        folder.mkdir(parents=True)
+    (old / "packet.json").write_text("{}")
     found(out, data, packets=True)
-    place_of = out / "findings" / "sub-7"
-    assert sorted(p.name for p in place_of.iterdir()) == ["001", "002"]
-    found(out, data, packets=True, most=1)
-    assert sorted(p.name for p in place_of.iterdir()) == ["001"]
+    assert sorted(p.name for p in old.parent.iterdir()) == ["001", "notes"]
+    names = {p.name for p in (old.parent / "001").iterdir()}
+    assert names == {"image.png", "overlay.png", "prompt.json", "prompt.txt", "packet.json"}
 
 
 def test_a_picture_has_the_left_on_the_left_and_a_true_scale():
