@@ -414,7 +414,7 @@ def test_a_picture_has_the_left_on_the_left_and_a_true_scale():
     rows, columns = np.nonzero(axial > 0.97)
     assert np.median(columns) < axial.shape[1] / 2
     assert np.median(rows) < axial.shape[0] / 2
-    assert [bar_mm(v) for v in (2, 9, 60, 180, 1000)] == [1, 2, 20, 50, 100]
+    assert [bar_mm(v) for v in (2.0, 9.0, 60.0, 180.0, 1000.0)] == [1, 2, 20, 50, 100]
 
 
 # --- the steps of a method -----------------------------------------------------------------------
