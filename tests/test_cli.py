@@ -25,6 +25,7 @@ COMMANDS = {
     "import",
     "check",
     "localize",
+    "findings",
     "calibrate",
     "segment",
     "sample",

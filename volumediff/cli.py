@@ -16,6 +16,7 @@ from volumediff.commands.check import check
 from volumediff.commands.demo import demo
 from volumediff.commands.doctor import doctor
 from volumediff.commands.evaluate import evaluate
+from volumediff.commands.findings import findings
 from volumediff.commands.import_run import import_
 from volumediff.commands.info import info
 from volumediff.commands.localize import localize
@@ -97,6 +98,7 @@ for _name, _command in {
     "profile": profile,
     "check": check,
     "localize": localize,
+    "findings": findings,
     "calibrate": calibrate,
     "segment": segment,
     "sample": sample,

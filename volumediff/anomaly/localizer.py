@@ -281,6 +281,11 @@ class Localizer(Method):
                 f"{type(self.policy).__name__.lower()}."
             )
 
+    @property
+    def takes_region(self) -> bool:
+        """Whether the caller must say what to redraw."""
+        return self.policy.takes_region or (self.first is not None and self.first.takes_region)
+
     def check(self, model: Model | None) -> None:
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
@@ -354,8 +359,11 @@ class Localizer(Method):
                 spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
+        merged = self.ensemble.inverse(total / count)
+        if spread is not None:  # what the uncertainty is to be compared with
+            trace["ensemble/map"] = merged
         return Finding(
-            map=self.ensemble.inverse(total / count),
+            map=merged,
             healthy=healthy / volumes,
             trace=trace,
             errors=torch.stack(errors),

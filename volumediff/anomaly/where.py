@@ -19,11 +19,11 @@ __all__ = ["Found", "Given", "Where"]
 
 @dataclass(frozen=True)
 class Where(ABC):
-    """A region of a scene; `two_pass` says whether a first row finds it, `asks` whether the caller
-    gives it."""
+    """A region of a scene; `two_pass` says whether a first row finds it, `takes_region` whether
+    the caller gives it."""
 
     two_pass: ClassVar[bool] = False
-    asks: ClassVar[bool] = False
+    takes_region: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
@@ -64,7 +64,7 @@ class Given(Where):
         dilate_mm: half-width by which the region grows
     """
 
-    asks: ClassVar[bool] = True
+    takes_region: ClassVar[bool] = True
     dilate_mm: float = 0.0
 
     def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
@@ -79,7 +79,9 @@ class Given(Where):
                 "volume, or use found, which finds one."
             )
         m = scene.region.to(scene.x.dtype)
-        return dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        scene.trace["given/mask"] = m.bool()
+        return m
 
 
 @dataclass(frozen=True, eq=False)

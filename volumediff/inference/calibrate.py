@@ -14,6 +14,7 @@ from typing import Literal
 from volumediff.anomaly.baselines import Atlas, AtlasZ
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
+from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.rows import Row, load_row
 from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
 from volumediff.errors import UsageError
@@ -103,6 +104,11 @@ def calibrate(
     Raises:
         UsageError: the run's data are not reachable, or too few for the method
     """
+    if isinstance(method, Localizer) and method.takes_region:
+        raise UsageError(
+            f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
+            "use normalize=raw threshold=otsu, or another threshold of the map itself."
+        )
     part = "calibration" if trained.cases("calibration") else "validation"
     count = len(trained.cases(part)[:limit])
     if count == 0:

@@ -1,9 +1,10 @@
 """What a command is given: one file, a folder of cases in any layout, or a manifest."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from volumediff.data.cases import Case, patient_of, safe_id, survey_cases
 from volumediff.data.dicom import is_dicom
@@ -94,14 +95,18 @@ def _is_series(folder: Path) -> bool:
     return any(is_dicom(p) for p in files[:20])
 
 
-def digests(case: Case) -> dict[str, str]:
+def digests(case: Case, *, also: Mapping[str, Path] = MappingProxyType({})) -> dict[str, str]:
     """SHA-256 of every file of a case by channel; a DICOM series is its files in order.
+
+    Arguments:
+        case: with its images
+        also: further files by name
 
     Raises:
         DataError: a file cannot be read
     """
     found = {}
-    for name, path in case.images.items():
+    for name, path in {**case.images, **also}.items():
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         whole = hashlib.sha256()
         for file in files:

@@ -22,12 +22,13 @@ class Policy(ABC):
 
     `two_pass` says whether the mask comes from a first row, `refines` whether the second pass must
     start from a lower level, `own_map` whether the pseudo-healthy volume's map joins those that
-    the policy collects.
+    the policy collects, `takes_region` whether the caller says what to redraw.
     """
 
     two_pass: ClassVar[bool] = False
     refines: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
+    takes_region: ClassVar[bool] = False
 
     def problem(self, model: Model) -> str | None:
         """Why the policy is meaningless with a model; None where it is not."""

@@ -45,6 +45,11 @@ class Inpaint(Policy):
         """Whether a first row finds the region."""
         return self.where.two_pass
 
+    @property
+    def takes_region(self) -> bool:
+        """Whether the caller says what to redraw."""
+        return self.where.takes_region
+
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
         return scene.x
