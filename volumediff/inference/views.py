@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from volumediff.data.volume import read
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import HEALTHY, MAP
+from volumediff.inference.inputs import stem_of
 from volumediff.inference.truths import Truth
 
 __all__ = ["View", "packed", "picture", "scaled", "views_of"]
@@ -89,7 +90,7 @@ def views_of(
                 note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
                 image=image.array[0],
                 maps=maps,
-                truth=read(truth.path, kind="label").array[0] > 0,
+                truth=truth.marks(image).lesion.numpy(),
                 healthy=healthy,
                 spacing_mm=image.spacing_mm,
             )
@@ -98,7 +99,7 @@ def views_of(
 
 
 def _map_of(folder: Path, truth: Truth) -> Path | None:
-    names = [truth.case] + ([] if truth.image is None else [truth.image.name.split(".nii")[0]])
+    names = [truth.case] + ([] if truth.image is None else [stem_of(truth.image)])
     paths = [folder / f"{name}_{MAP}.nii.gz" for name in names]
     return next((p for p in paths if p.is_file()), None)
 
