@@ -33,10 +33,12 @@ LAYERS = [
         "metrics",
         "importers",
     ],
+    ["recipes"],
     ["model"],
     ["guidance", "samplers"],
     ["anomaly", "segmentation"],
     ["memory", "training", "inference"],
+    ["commands"],
     ["cli", "__main__"],
 ]
 ENGINE = (

@@ -4,9 +4,10 @@ import pytest
 import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states, tiny_autoencoder
 
-from volumediff.anomaly import maps, route
+from volumediff.anomaly import maps
 from volumediff.anomaly._features import network_features
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Model
@@ -126,7 +127,7 @@ def test_composed_maps_take_what_they_need_from_the_model():
     model = network_in(Voxel())
     inner = maps.Perceptual(distance="l2")
     row = Localizer(
-        route=route.Scan(levels=(0.4,)),
+        route=Scan(levels=(0.4,)),
         map=maps.Product((maps.Asymmetric(maps.Saturated(inner)), maps.L1())),
     )
     x, _ = pair()

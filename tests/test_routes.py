@@ -8,11 +8,19 @@ import torch
 from anomaly_models import KERNEL, SHAPE, SPACING, blob, foreground, states, wiener
 from sklearn.metrics import average_precision_score
 
-from volumediff.anomaly import maps, policy, route
+from volumediff.anomaly import maps
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import GeometricMean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.policies.class_contrast import ClassContrast
+from volumediff.anomaly.policies.given import Given
+from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.anomaly.routes.flow_scan import FlowScan
+from volumediff.anomaly.routes.grid import Grid
+from volumediff.anomaly.routes.scan import Scan
+from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.anomaly.rows import load_row
 from volumediff.condition import Condition
 from volumediff.guidance.classifier_free import ClassifierFree
@@ -64,8 +72,8 @@ def region_chain(row, scene, m, level):
 def test_one_box_is_the_plain_chain(space):
     model = wiener(space(), correlation=1.5)
     x = lesion_volume(model)
-    plain = Localizer(route=route.Diffuse(level=0.5), sampler=Ancestral(4))
-    grid = replace(plain, route=route.Grid(level=0.5, box_mm=400.0))
+    plain = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(4))
+    grid = replace(plain, route=Grid(level=0.5, box_mm=400.0))
     a, b = run(plain, model, x), run(grid, model, x)
     torch.testing.assert_close(b.pseudo_healthy, a.pseudo_healthy, atol=1e-5, rtol=0)
     torch.testing.assert_close(b.map, a.map, atol=1e-5, rtol=0)
@@ -75,8 +83,8 @@ def test_one_box_is_the_plain_chain(space):
 def test_boxes_change_nothing_where_voxels_do_not_know_of_each_other(space):
     model = wiener(space())
     x = lesion_volume(model)
-    plain = Localizer(route=route.Diffuse(level=0.5), sampler=Ancestral(4))
-    grid = replace(plain, route=route.Grid(level=0.5, box_mm=9.0, overlap_mm=3.0))
+    plain = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(4))
+    grid = replace(plain, route=Grid(level=0.5, box_mm=9.0, overlap_mm=3.0))
     a, b = run(plain, model, x, inside=ALL), run(grid, model, x, inside=ALL)
     torch.testing.assert_close(b.pseudo_healthy, a.pseudo_healthy, atol=1e-5, rtol=0)
 
@@ -86,7 +94,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     x = lesion_volume(model)
     inside = INSIDE.clone()
     inside[..., 6:, :] = False  # no box of the second half has foreground
-    row = Localizer(route=route.Grid(level=0.5, box_mm=12.0), sampler=Ancestral(3))
+    row = Localizer(route=Grid(level=0.5, box_mm=12.0), sampler=Ancestral(3))
     got = run(row, model, x, inside=inside).pseudo_healthy
     scene = scene_of(row, model, x, inside)
     # 8 x 12 x 8 voxels of 2 mm in boxes of 6: two per axis, of which two axes overlap
@@ -101,7 +109,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     assert torch.equal(got[..., 6:, :], x[..., 6:, :])
     with pytest.raises(ValueError, match="expected overlap_mm below box_mm"):
-        route.Grid(level=0.5, box_mm=4.0, overlap_mm=4.0)
+        Grid(level=0.5, box_mm=4.0, overlap_mm=4.0)
 
 
 # shrink
@@ -110,9 +118,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
 def test_the_mask_shrinks_to_its_fixed_point():
     model = wiener(correlation=2.0)
     x = lesion_volume(model)
-    row = Localizer(
-        route=route.Shrink(level=0.6, quantile=0.7, passes=8, stop=0.05), sampler=DDIM(4)
-    )
+    row = Localizer(route=Shrink(level=0.6, quantile=0.7, passes=8, stop=0.05), sampler=DDIM(4))
     got = run(row, model, x)
     scene = scene_of(row, model, x)
     m, bar, masks = INSIDE, None, []
@@ -134,13 +140,13 @@ def test_the_mask_shrinks_to_its_fixed_point():
     lesion = blob() & INSIDE
     assert float((masks[-1] & lesion).sum() / masks[-1].sum()) > 3 * float(lesion.sum() / 360)
     with pytest.raises(ValueError, match="passes >= 1"):
-        route.Shrink(level=0.5, passes=0)
+        Shrink(level=0.5, passes=0)
 
 
 def test_the_mask_never_grows_where_states_are_coarser_than_voxels():
     # redrawing in Haar space changes the neighbours of the mask, too
     model = wiener(Wavelet(), correlation=2.0)
-    row = Localizer(route=route.Shrink(level=0.6, quantile=0.5, passes=6), sampler=DDIM(3))
+    row = Localizer(route=Shrink(level=0.6, quantile=0.5, passes=6), sampler=DDIM(3))
     got = run(row, model, lesion_volume(model))
     masks = [got.trace[n] for n in sorted(got.trace)]
     assert len(masks) > 2
@@ -155,16 +161,16 @@ def test_a_given_region_is_redrawn_without_a_look_inside():
     x = lesion_volume(model)
     other = x + 2.0 * blob()
     row = Localizer(
-        route=route.Diffuse(log_snr=-9.0),
+        route=Diffuse(log_snr=-9.0),
         sampler=Ancestral(6),
-        policy=policy.Given(resampling=2),
+        policy=Given(resampling=2),
     )
     a, b = (run(row, model, v, region=blob()).pseudo_healthy for v in (x, other))
     # the level leaves a trace of exp(-4.5) of what was inside
     assert float((a - b)[blob()].abs().max()) < 0.05
     assert torch.equal(a[~blob()], x[~blob()])
     assert float((a - x)[blob()].abs().mean()) > 0.2
-    wide = replace(row, policy=policy.Given(dilate_mm=2.0))
+    wide = replace(row, policy=Given(dilate_mm=2.0))
     c = run(wide, model, x, region=blob()).pseudo_healthy
     grown = dilate(blob().float(), radius_mm=2.0, spacing_mm=SPACING).bool()
     assert torch.equal(c[~grown], x[~grown])
@@ -176,12 +182,12 @@ def test_a_given_region_is_redrawn_without_a_look_inside():
 def test_inpainting_redraws_what_the_first_pass_found():
     model = wiener(correlation=1.5)
     x = lesion_volume(model)
-    first = Localizer(route=route.Scan(levels=(0.6,)))
+    first = Localizer(route=Scan(levels=(0.6,)))
     row = Localizer(
         first=first,
-        route=route.Diffuse(level=0.9),  # above the first pass's: allowed, unlike for stitch
+        route=Diffuse(level=0.9),  # above the first pass's: allowed, unlike for stitch
         sampler=Ancestral(4),
-        policy=policy.Inpaint(quantile=0.9, dilate_mm=2.0, resampling=2),
+        policy=Inpaint(quantile=0.9, dilate_mm=2.0, resampling=2),
     )
     got = run(row, model, x)
     a = got.trace["first/map"]
@@ -191,7 +197,7 @@ def test_inpainting_redraws_what_the_first_pass_found():
     assert torch.equal(got.pseudo_healthy[~m], x[~m])
     torch.testing.assert_close(got.map, (x - got.pseudo_healthy).abs() * INSIDE)
     with pytest.raises(ValueError, match="quantile: expected a share"):
-        policy.Inpaint(quantile=1.0)
+        Inpaint(quantile=1.0)
 
 
 # classes
@@ -204,9 +210,9 @@ def labelled(x, means=(-0.5, 0.5)):
 def test_the_class_contrast_is_the_difference_of_two_predictions():
     model, x = labelled(0.5 + 0.3 * normal((1, 1, *SHAPE), 3))
     row = Localizer(
-        route=route.Diffuse(level=0.5),
+        route=Diffuse(level=0.5),
         sampler=DDIM(3),
-        policy=policy.ClassContrast(),
+        policy=ClassContrast(),
         map=maps.L2(),
     )
     got = run(row, model, x)
@@ -226,7 +232,7 @@ def test_the_class_contrast_is_the_difference_of_two_predictions():
     assert float(got.map[INSIDE].std()) < 1e-4
     with pytest.raises(ValueError, match="policy classcontrast: expected a class-conditional"):
         run(row, states(), x)
-    third = replace(row, policy=policy.ClassContrast(other=2))
+    third = replace(row, policy=ClassContrast(other=2))
     with pytest.raises(ValueError, match="with a class 2, got one with 2"):
         run(third, model, x)
 
@@ -235,7 +241,7 @@ def test_the_flow_scan_stops_where_the_class_matters_most():
     model, x = labelled(0.5 + 0.3 * normal((1, 1, *SHAPE), 3))
     levels = (0.2, 0.4, 0.6, 0.8, 0.95)
     row = Localizer(
-        route=route.FlowScan(levels=levels),
+        route=FlowScan(levels=levels),
         sampler=DDIM(1),
         guidance=ClassifierFree(2.0, classes=1),
         map=maps.L2(),
@@ -258,7 +264,7 @@ def test_the_flow_scan_stops_where_the_class_matters_most():
     with pytest.raises(ValueError, match="route flow_scan: expected a sampler that can be inv"):
         replace(row, sampler=Ancestral(1))
     with pytest.raises(ValueError, match="two or more levels"):
-        route.FlowScan(levels=(0.5,))
+        FlowScan(levels=(0.5,))
 
 
 # backward transitions
@@ -270,7 +276,7 @@ def test_the_scan_is_the_distance_of_backward_transitions_up_to_a_factor():
     model = wiener(correlation=1.5)
     x = lesion_volume(model)
     levels = (0.2, 0.3, 0.4)
-    row = Localizer(route=route.Scan(levels=levels), ensemble=GeometricMean())
+    row = Localizer(route=Scan(levels=levels), ensemble=GeometricMean())
     got = run(row, model, x)
     noise = model.noise((key_of(1, "run", 0, 0),), (1, *SHAPE))
     logs = 0.0

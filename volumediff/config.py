@@ -29,6 +29,7 @@ __all__ = [
     "component",
     "config_path",
     "load",
+    "name_of",
     "overridden",
     "suggestion",
 ]
@@ -44,14 +45,16 @@ FOLDERS = {
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",
     "layout": "volumediff.data.layouts",
+    "recipe": "volumediff.recipes",
+    "route": "volumediff.anomaly.routes",
+    "policy": "volumediff.anomaly.policies",
 }
 # Files that hold all components of a family, named by their class in snake case.
 MODULES = {
     "intensity": "volumediff.data.intensity",
-    "recipe": "volumediff.training.recipe",
+    "region": "volumediff.data.regions",
+    "corruption": "volumediff.data.corruptions",
     "noise": "volumediff.noise",
-    "route": "volumediff.anomaly.route",
-    "policy": "volumediff.anomaly.policy",
     "ensemble": "volumediff.anomaly.ensemble",
     "map": "volumediff.anomaly.maps",
     "post": "volumediff.anomaly.post",
@@ -69,7 +72,9 @@ def suggestion(word: str, choices: list[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def _snake(name: str) -> str:
+def name_of(cls: type) -> str:
+    """The name of a class in configurations, its own in snake case."""
+    name = cls.__name__
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
@@ -83,7 +88,7 @@ def _members(family: str) -> dict[str, str]:
         module = importlib.import_module(MODULES[family])
         classes = [getattr(module, n) for n in module.__all__]
         return {
-            _snake(c.__name__): f"{MODULES[family]}:{c.__name__}"
+            name_of(c): f"{MODULES[family]}:{c.__name__}"
             for c in classes
             if inspect.isclass(c) and not inspect.isabstract(c) and _family(c) == family
         }

@@ -22,16 +22,21 @@ from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
-from volumediff.anomaly.policy import Plain, Policy
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.post import MASK, Post
-from volumediff.anomaly.route import Route
+from volumediff.anomaly.routes._base import Route
 from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.condition import HEALTHY, Condition
+from volumediff.config import name_of
 from volumediff.guidance._base import Guidance, needs_classes, with_classes
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
 from volumediff.noise import Gaussian, Noise
 from volumediff.randomness import key as key_of
+from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Finding", "Localization", "Localizer", "Method"]
@@ -222,6 +227,8 @@ class Localizer(Method):
 
     Arguments:
         noise: kind of noise that the method is about; its details are the checkpoint's
+        kernel: of the checkpoint
+        recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
         policy: what may change
@@ -232,6 +239,8 @@ class Localizer(Method):
     """
 
     noise: type[Noise] = Gaussian
+    kernel: type[Kernel] = GaussianKernel
+    recipe: type[Recipe] | None = None
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -260,6 +269,7 @@ class Localizer(Method):
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
+        check_recipe(model, self.recipe)
         self._check_noise(model)
         self.map.check(model)
         problem = self.policy.problem(model)
@@ -288,11 +298,11 @@ class Localizer(Method):
                 )
 
     def _check_noise(self, model: Model) -> None:
-        kernel = type(model.kernel).__name__.lower()
-        if kernel != "gaussian":
+        if type(model.kernel) is not self.kernel:
             raise ValueError(
-                "noise: expected a checkpoint with kernel gaussian, got one that was trained with "
-                f"the {kernel} kernel; use a method for that kernel."
+                f"kernel: expected a checkpoint with kernel {name_of(self.kernel)}, got one that "
+                f"was trained with the {name_of(type(model.kernel))} kernel; use a method for "
+                "that kernel."
             )
         wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
         if wanted != "gaussian" and not model.space.exact:
@@ -368,3 +378,19 @@ class Localizer(Method):
             prior_healthy=None if prior is None else prior.healthy,
             region=example.region,
         )
+
+
+def check_recipe(model: Model, wanted: type[Recipe] | None) -> None:
+    """Raises ValueError unless a model was trained on the recipe that a method is about.
+
+    Arguments:
+        wanted: the recipe; None for any whose noise is everywhere in the volume itself
+    """
+    got = type(model.recipe)
+    if model.recipe.whole if wanted is None else got is wanted:
+        return
+    name = "healthy or class_conditional" if wanted is None else name_of(wanted)
+    raise ValueError(
+        f"recipe: expected a checkpoint of the recipe {name}, got {name_of(got)}; use a method "
+        f"for it, or train with recipe={name.split()[0]}."
+    )

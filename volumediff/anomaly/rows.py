@@ -89,12 +89,12 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
         if not isinstance(value, Mapping) or "baseline" in value:
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
         return _method(value, atlas=atlas, where=where)
-    if name == "noise":
+    if name in ("noise", "kernel", "recipe"):
         if not isinstance(value, str):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
             )
-        return config.component("noise", value)
+        return config.component(name, value)
     if name == "guidance":
         return _guidance(value, where=where)
     if name == "post":

@@ -2,13 +2,14 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
 from volumediff import config
+from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
     from volumediff.anomaly.baselines import Baseline
@@ -65,8 +66,8 @@ def _shipped(kind: str) -> list[str]:
 def localization() -> dict[str, dict[str, str]]:
     """row -> pipeline -> "ok", or why no checkpoint of the pipeline serves the row.
 
-    The smallest configuration of a pipeline is built without memory, trained as the row needs it:
-    on volume labels for weak supervision, and with the row's noise.
+    The smallest configuration of a pipeline is built without memory, as the row needs it to be
+    trained.
     """
     from volumediff.anomaly.rows import load_row
 
@@ -77,10 +78,7 @@ def localization() -> dict[str, dict[str, str]]:
     rows = {name: load_row(name) for name in _shipped("anomaly")}
     models = cache(_model)
     return {
-        name: {
-            pipeline: _suits(row, models(path, row.supervision == "weak"))
-            for pipeline, path in smallest.items()
-        }
+        name: {pipeline: _suits(row, models, path) for pipeline, path in smallest.items()}
         for name, row in rows.items()
     }
 
@@ -88,34 +86,47 @@ def localization() -> dict[str, dict[str, str]]:
 def _needs(row: "Row") -> tuple[str, ...]:
     """How a run must be trained for the row, beyond the shipped configurations."""
     from volumediff.anomaly.localizer import Localizer
+    from volumediff.config import name_of
+    from volumediff.kernels.gaussian import Gaussian as GaussianKernel
     from volumediff.noise import Gaussian
 
     words = ["recipe=class_conditional"] if row.supervision == "weak" else []
-    if isinstance(row, Localizer) and row.noise is not Gaussian:
-        words.append(f"noise={row.noise.__name__.lower()}")
+    if not isinstance(row, Localizer):
+        return tuple(words)
+    if row.recipe is not None:
+        words = [f"recipe={name_of(row.recipe)}"]
+    if row.kernel is not GaussianKernel:
+        words.append(f"kernel={name_of(row.kernel)}")
+    if row.noise is not Gaussian:
+        words.append(f"noise={name_of(row.noise)}")
     return tuple(words)
 
 
-def _suits(row: "Row", model: "Model") -> str:
-    from volumediff.anomaly.localizer import Localizer
+# What a word of `_needs` stands for, where it takes arguments.
+FULL = {
+    "recipe=class_conditional": (
+        "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
+    ),
+    "kernel=cold": "kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}",
+}
 
-    model.field = row.noise() if isinstance(row, Localizer) else model.field
+
+def _suits(row: "Row", models: "Callable[[str, tuple[str, ...]], Model]", path: str) -> str:
     try:
-        row.check(model)
-    except ValueError as error:
+        row.check(models(path, _needs(row)))
+    except (ValueError, UsageError) as error:
         return str(error)
     return "ok"
 
 
-def _model(path: str, labels: bool) -> "Model":
+def _model(path: str, words: tuple[str, ...]) -> "Model":
     import torch
 
     from volumediff.training.assemble import build_task
     from volumediff.training.run_config import load_run_config
 
-    recipe = "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
     with torch.device("meta"):
-        return build_task(load_run_config(path, [recipe] if labels else [])).module
+        return build_task(load_run_config(path, [FULL.get(w, w) for w in words])).module
 
 
 def diagnose(name: str | None = None, overrides: Sequence[str] = ()) -> list[Check]:

@@ -8,7 +8,7 @@ import torch
 
 import volumediff
 from volumediff.condition import HEALTHY
-from volumediff.config import build
+from volumediff.config import build, name_of
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import write
@@ -19,8 +19,8 @@ from volumediff.inference.export import write_json
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.shapes import Shape
-from volumediff.training.recipe import LabelDiffusion
 
 __all__ = ["sample"]
 
@@ -61,6 +61,11 @@ def sample(
     if isinstance(trained.recipe, LabelDiffusion):
         raise UsageError(
             f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
+        )
+    if not trained.recipe.whole:
+        raise UsageError(
+            f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
+            "sample from a run of the recipe healthy or class_conditional."
         )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(

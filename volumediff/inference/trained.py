@@ -18,9 +18,10 @@ from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
+from volumediff.recipes._base import Recipe
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.training import checkpoint
 from volumediff.training.assemble import build_recipe, channels_of, load_run
-from volumediff.training.recipe import LabelDiffusion, Recipe
 from volumediff.training.run_config import POPULATION, RunConfig
 from volumediff.training.sources import cases_of, preprocessing, simulated
 from volumediff.training.statistics import Statistics

@@ -129,7 +129,8 @@ def inference_step(config: RunConfig, task: Task, *, device: torch.device | str 
 
 def _tensors(batch: Batch) -> list[Tensor]:
     given = batch.condition
-    found = (batch.x, batch.image, given.label, given.scalars, given.coordinates)
+    found = (batch.x, *batch.images, batch.mask, batch.region, batch.end)
+    found += (given.label, given.scalars, given.coordinates)
     return [t for t in found if t is not None]
 
 
@@ -184,7 +185,7 @@ def random_batch(
         return torch.rand(size, device=device) * 2 - 1
 
     diffusion = isinstance(task, Diffusion)
-    image = recipe.image_channels(c) if diffusion else 0
+    images = recipe.image_channels(c) if diffusion else ()
     label, scalars, place = None, None, None
     if diffusion and recipe.classes:
         label = torch.zeros(count, dtype=torch.int64, device=device)
@@ -196,7 +197,10 @@ def random_batch(
         noise(count, recipe.channels(c) if diffusion else c, *shape),
         tuple(range(count)),
         Condition(label=label, scalars=scalars, coordinates=place),
-        noise(count, image, *shape) if image else None,
+        tuple(noise(count, n, *shape) for n in images),
+        mask=noise(count, 1, *shape) if diffusion and recipe.shows_mask else None,
+        region=noise(count, 1, *shape) if diffusion and recipe.local else None,
+        end=noise(count, c, *shape) if diffusion and recipe.kernel == "cold" else None,
     )
 
 
@@ -265,9 +269,7 @@ def use(task: Task, batch: Batch, *, stage: Stage) -> None:
     assert isinstance(model, Model), "there are two kinds of tasks"
     with stage("encode"):
         z = model.encode(batch.x)
-        condition = batch.condition.replace(
-            image=None if batch.image is None else model.encode(batch.image)
-        )
+        condition = model.told(batch.condition, batch.images, batch.mask)
         noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
     with stage("denoise"):
         t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)

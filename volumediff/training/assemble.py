@@ -13,15 +13,16 @@ import safetensors.torch
 import torch
 
 from volumediff.autoencoders import Autoencoder
-from volumediff.config import build, component, config_path
+from volumediff.config import build, component, config_path, name_of
 from volumediff.errors import DataError, UsageError
+from volumediff.kernels._base import Kernel
 from volumediff.model import Model
 from volumediff.noise import Gaussian
 from volumediff.randomness import key
+from volumediff.recipes._base import Recipe
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
 from volumediff.training.folder import Damaged, publish, sha256, verify
-from volumediff.training.recipe import Recipe
 from volumediff.training.run_config import RunConfig, load_run_config, saved_config
 from volumediff.training.task import Compression, Diffusion, Task
 
@@ -101,8 +102,8 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
     space = _space(config.space, run, "space", encoders)
     try:
         k = space.channels(recipe.channels(c))
-        image = recipe.image_channels(c)
-        image_channels = space.channels(image) if image else 0
+        image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
+        image_channels += recipe.shows_mask
     except ValueError as error:
         raise UsageError(f"space: {error}") from None
     network = build(
@@ -115,6 +116,7 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         scalars=len(recipe.scalars),
     )
     kernel = build("kernel", config.kernel)
+    _check_kernel(recipe, kernel)
     field = build("noise", config.noise)
     if encoders and not isinstance(field, Gaussian):
         raise UsageError(
@@ -122,9 +124,19 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
             "latents are made once, and noise of the volume cannot be told from theirs. Use voxel "
             "or wavelet."
         )
-    model = Model(space, kernel, network, dtype=config.memory.torch_dtype, field=field)
+    model = Model(
+        space, kernel, network, dtype=config.memory.torch_dtype, field=field, recipe=recipe
+    )
     config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")
+
+
+def _check_kernel(recipe: Recipe, kernel: Kernel) -> None:
+    name = name_of(type(kernel))
+    if name != recipe.kernel:
+        raise UsageError(
+            f"kernel: expected {recipe.kernel} for the recipe {name_of(type(recipe))}, got {name}."
+        )
 
 
 def _space(

@@ -121,6 +121,7 @@ class Diffusion(Task):
             dtype=self.model.dtype,
             times=self.model.times,
             field=self.model.field,
+            recipe=self.model.recipe,
         )
 
 

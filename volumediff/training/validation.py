@@ -69,7 +69,7 @@ class Validator:
             if self.prepared.lesions:
                 score = self._mean(self._voxel_ap, len(self.prepared.lesions))
                 row["localization_ap"] = score
-            if wanted.previews and self.accelerator.is_main_process:
+            if wanted.previews and self.accelerator.is_main_process and self._shows:
                 self._preview(step)
         finally:
             task.module.train(was_training)
@@ -116,9 +116,13 @@ class Validator:
         condition = batch.condition
         if condition.label is not None:
             condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
-        if batch.image is not None:
-            condition = condition.replace(image=model.encode(batch.image))
-        return condition
+        return model.told(condition, batch.images, batch.mask)
+
+    @property
+    def _shows(self) -> bool:
+        """Whether there is something to show: not every recipe can be sampled."""
+        module = self.prepared.task.module
+        return not isinstance(module, Model) or module.recipe.samples
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""

@@ -1,0 +1,49 @@
+"""Noise to a level and denoise."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._chain import down, needs_sampler
+from volumediff.samplers._base import Sampler
+
+__all__ = ["Diffuse"]
+
+Volumes = Iterator[Float[Tensor, "1 c d h w"]]
+
+
+@dataclass(frozen=True)
+class Diffuse(Route):
+    """Noise to a level and denoise.
+
+    Arguments:
+        level: time t of the noisy state, in (0, 1]
+        log_snr: the same as log-SNR; give one of the two
+    """
+
+    level: float | None = None
+    log_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        self.noise_levels()
+
+    def noise_levels(self) -> list[Level]:
+        """The level."""
+        return [Level(self.level, self.log_snr)]
+
+    def check(self, sampler: Sampler | None) -> None:
+        """Any sampler will do."""
+        needs_sampler("diffuse", sampler)
+
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """One volume."""
+        t = (level or self.noise_levels()[0]).time(scene.schedule)
+        z_t = scene.noised(scene.encode(policy.start(scene)), t)
+        yield down(scene, z_t, t, policy=policy, sampler=sampler)

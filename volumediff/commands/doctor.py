@@ -1,0 +1,25 @@
+"""`volumediff doctor`."""
+
+from typing import Annotated
+
+import typer
+
+from volumediff.commands._options import Json, Words, print_json
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="Also look at this configuration.")] = None,
+    overrides: Words = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine can run, and what would go wrong."""
+    from volumediff.inference.capabilities import diagnose
+    from volumediff.inference.tables import checks
+
+    found = diagnose(config, overrides or [])
+    if as_json:
+        print_json([vars(line) for line in found])
+    else:
+        checks(found)

@@ -1,0 +1,47 @@
+"""`volumediff evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volumediff.commands._options import Seed, out_line, say
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    folders: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of maps.")],
+    truth: Annotated[Path, typer.Option("--truth", help="Data set with masks.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to write; the first OUT by default.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Column of participants.tsv that makes groups.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
+    replicates: Annotated[
+        int, typer.Option("--replicates", min=0, help="Of the bootstrap.")
+    ] = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Compare maps of one or more methods with truth masks; the first is the one in question."""
+    from volumediff.inference.curves import write_curves
+    from volumediff.inference.evaluation import evaluate as compare
+    from volumediff.inference.export import write_json
+    from volumediff.inference.records import to_json
+    from volumediff.inference.report import report_of
+    from volumediff.inference.summary import verdicts
+    from volumediff.inference.tables import measures
+
+    results = compare(folders, truth, by=by, seed=seed, replicates=replicates, report=say)
+    target = out or folders[0]
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(results)})
+    pictures = write_curves(target, results)
+    measures(results)
+    for line in verdicts(results):
+        out_line(line)
+    if report:
+        report_of(target / "report.html", results, truth, by=by, pictures=pictures)
+        out_line(f"wrote {target / 'report.html'}")

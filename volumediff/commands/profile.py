@@ -1,0 +1,45 @@
+"""`volumediff profile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volumediff.commands._options import (
+    Config,
+    Json,
+    Mode,
+    ModeOption,
+    Size,
+    Words,
+    print_json,
+)
+
+__all__ = ["profile"]
+
+
+def profile(
+    config: Config,
+    overrides: Words = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Steps that are timed; 0: the traced one.")
+    ] = 3,
+    shape: Size = None,
+    mode: ModeOption = Mode.train,
+    snapshot: Annotated[
+        Path, typer.Option("--snapshot", help="For CUDA's allocator, if memory runs out.")
+    ] = Path("memory_snapshot.pickle"),
+    as_json: Json = False,
+) -> None:
+    """Run a few steps on random data: memory and seconds per stage, beside the plan's figures."""
+    from volumediff.inference.tables import profiled
+    from volumediff.memory.planner import at_shape
+    from volumediff.memory.profile import profile as work
+    from volumediff.training.run_config import load_run_config
+
+    wanted = at_shape(load_run_config(config, overrides or []), shape)
+    found = work(wanted, mode=mode.value, steps=steps, snapshot=snapshot)
+    if as_json:
+        print_json({"config": config, **found.to_json()})
+    else:
+        profiled(found)
