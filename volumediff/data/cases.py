@@ -144,11 +144,11 @@ def survey_cases(
             problems.append(Problem(case.id, message))
         else:
             kept[case.id] = case
+    name = type(reader).__module__.rpartition(".")[2]
     if not kept and not any(problem.severity == "error" for problem in problems):
-        name = type(reader).__module__.rpartition(".")[2]
         raise DataError(
             f"{root}: no case found as layout '{name}'; expected .nii.gz files, one folder per "
-            "case, nnU-Net raw, BIDS, or a datalist JSON."
+            "case, or a layout that `volumediff info` lists."
         )
     return [kept[k] for k in sorted(kept)], problems
 

@@ -122,12 +122,14 @@ class SplitRule(_Section):
 class Data(_Section):
     """Where the volumes are and how they become training samples.
 
-    `layout` is a name that `volumediff info` lists, or a mapping with its options.
+    `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
+    the cases whose attributes have one of the values given, such as `{group: healthy}`.
     """
 
     root: str | None = None
     layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
     channels: tuple[str, ...] | None = None
+    only: dict[str, str | float | tuple[str | float, ...]] = {}
     population: Population = Population()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, _declared(Augmentation)] | None = None
