@@ -16,8 +16,10 @@ from volumediff.data.intensity import Window
 from volumediff.data.linking import Rectangle, link
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.truth import filled
-from volumediff.data.volume import read
+from volumediff.data.volume import read, write
 from volumediff.errors import DataError, UsageError
+from volumediff.inference.evaluation import evaluate
+from volumediff.inference.export import MAP, MASK
 from volumediff.inference.truths import find_truths
 
 
@@ -820,3 +822,24 @@ def test_boxes_outside_of_the_volume(tmp_path):
     for box in ((0, 0, 0, 4, 4, 5), (-1, 0, 0, 1, 1, 1), (2, 2, 2, 2, 3, 3)):
         with pytest.raises(DataError, match="does not lie in a volume"):
             filled([box], volume)
+
+
+def test_maps_are_evaluated_against_boxes(tmp_path):
+    """A map that is high in the boxes and nowhere else is perfect; a healthy one has no lesion."""
+    fastmri(tmp_path / "data")
+    out = tmp_path / "maps"
+    out.mkdir()
+    for case in find_cases(tmp_path / "data")[:2]:
+        volume = read(case.images["image"])
+        inside = filled(case.boxes, volume).array.astype(np.float32)
+        write(out / f"{case.id}_{MAP}.nii.gz", inside, like=volume, kind="image")
+        write(out / f"{case.id}_{MASK}.nii.gz", inside, like=volume, kind="label")
+        sidecar = {"method": "m", "score": float(inside.sum()), "thresholds": {}}
+        (out / f"{case.id}_{MAP}.json").write_text(json.dumps(sidecar))
+    (result,) = evaluate([out], tmp_path / "data", replicates=0)
+    one, two = result.cases
+    assert (one.abnormal, two.abnormal) == (True, False)
+    assert (one.patient, one.ap, one.unseen) == ("p", 1, 0)
+    # the two boxes that meet are two in the truth and one in the mask
+    assert one.boxes.truths == 3
+    assert result.measures["box_energy"].value == 1

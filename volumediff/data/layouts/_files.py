@@ -48,7 +48,10 @@ def stem(path: Path) -> str:
 
 def volumes(folder: Path) -> list[Path]:
     """The NIfTI files of a folder, whatever they turn out to be."""
-    return [p for p in _entries(folder) if NIFTI.search(p.name) and not p.is_dir()]
+    if not folder.is_dir():
+        return []
+    names = sorted(n for n in os.listdir(folder) if NIFTI.search(n) and not n.startswith("."))
+    return [folder / n for n in names if not (folder / n).is_dir()]
 
 
 def folders(root: Path, depth: int) -> Iterator[Path]:
@@ -59,7 +62,7 @@ def folders(root: Path, depth: int) -> Iterator[Path]:
         if depth == 0:
             return
         depth -= 1
-        level = [p for folder in level for p in _entries(folder) if p.is_dir()]
+        level = [p for folder in level for p in _inner(folder)]
 
 
 def first_folders(root: Path, depth: int) -> Iterator[Path]:
@@ -72,8 +75,7 @@ def first_folders(root: Path, depth: int) -> Iterator[Path]:
         if depth == 0:
             return
         depth -= 1
-        inner = (p for folder in level for p in _entries(folder) if p.is_dir())
-        level = list(islice(inner, left))
+        level = list(islice((p for folder in level for p in _inner(folder)), left))
 
 
 def walk(base: Path, *, hidden: frozenset[str] = frozenset()) -> Iterable[Path]:
@@ -114,7 +116,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _entries(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+def _inner(folder: Path) -> Iterator[Path]:
+    """The folders in a folder; a hundred thousand files beside them cost one listing, no more."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{folder}: cannot be listed ({reason}); check its rights.") from error
+    return (folder / name for name in names)
