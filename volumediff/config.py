@@ -46,6 +46,7 @@ FOLDERS = {
     "importer": "volumediff.importers",
     "layout": "volumediff.data.layouts",
     "recipe": "volumediff.recipes",
+    "corruption": "volumediff.data.corruptions",
     "route": "volumediff.anomaly.routes",
     "policy": "volumediff.anomaly.policies",
 }
@@ -53,8 +54,8 @@ FOLDERS = {
 MODULES = {
     "intensity": "volumediff.data.intensity",
     "region": "volumediff.data.regions",
-    "corruption": "volumediff.data.corruptions",
     "noise": "volumediff.noise",
+    "where": "volumediff.anomaly.where",
     "ensemble": "volumediff.anomaly.ensemble",
     "map": "volumediff.anomaly.maps",
     "post": "volumediff.anomaly.post",

@@ -150,11 +150,16 @@ class Model(nn.Module):
             parts.append(self.space.mask(mask))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
 
+    def referred(self, condition: Condition, z: State) -> Condition:
+        """The condition with the state of the volume itself, for models that are told it."""
+        return condition.replace(reference=z) if self.recipe.reference else condition
+
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises."""
         with torch.no_grad():
             z_0 = self.encode(batch.x)
             condition = self.told(batch.condition, batch.images, batch.mask)
+            condition = self.referred(condition, z_0)
         low, high = self.times
         # 1 - u lies in (0, 1]: t = 0 has no noise to remove.
         draws = [high - (high - low) * uniform(key, "t") for key in batch.keys]

@@ -228,6 +228,7 @@ class Localizer(Method):
     Arguments:
         noise: kind of noise that the method is about; its details are the checkpoint's
         kernel: of the checkpoint
+        reference: whether the checkpoint must be one that is told the volume through a bottleneck
         recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
@@ -241,6 +242,7 @@ class Localizer(Method):
     noise: type[Noise] = Gaussian
     kernel: type[Kernel] = GaussianKernel
     recipe: type[Recipe] | None = None
+    reference: bool = False
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -270,6 +272,11 @@ class Localizer(Method):
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
         check_recipe(model, self.recipe)
+        if self.reference and not model.recipe.reference:
+            raise ValueError(
+                "reference: expected a checkpoint that is told the volume through a bottleneck, "
+                "got one that is not; train with recipe.reference=true."
+            )
         self._check_noise(model)
         self.map.check(model)
         problem = self.policy.problem(model)
@@ -284,10 +291,19 @@ class Localizer(Method):
                 )
             with_classes(self.guidance, classes_of(model))
         times = self._times(model)
-        if times and max(times) > model.times[1] + 1e-9:
+        low, high = model.times
+        if times and max(times) > high + 1e-9:
             raise ValueError(
-                f"level: expected times up to {model.times[1]:.3f}, which the checkpoint was "
-                f"trained on, got {max(times):.3f}; use a lower level."
+                f"level: expected times up to {high:.3f}, which the checkpoint was trained on, "
+                f"got {max(times):.3f}; use a lower level."
+            )
+        # One step asks at the level alone; a chain goes down to 0.
+        chain = self.sampler is not None and self.sampler.steps > 1
+        lowest = 0.0 if chain else min(times, default=1.0)
+        if low > 0 and lowest <= low:
+            raise ValueError(
+                f"level: expected times above {low:.3f}, which the checkpoint was trained on, got "
+                f"{lowest:.3f}; use a method for it, or train with times=[0,1]."
             )
         if self.first is not None:
             self.first.check(model)
@@ -355,7 +371,8 @@ class Localizer(Method):
         return [level.time(model.kernel.schedule) for level in levels]
 
     def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
-        condition, null = example.condition, example.condition
+        condition = model.referred(example.condition, model.encode(example.x))
+        null = condition
         classes = classes_of(model)
         if classes:
             label = torch.full((1,), HEALTHY, device=example.x.device)
@@ -373,6 +390,7 @@ class Localizer(Method):
             spacing_mm=example.spacing_mm,
             distance=self.map.bound(model, condition),
             noise=model.noise((key,), tuple(example.x.shape[1:])),
+            key=key,
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,

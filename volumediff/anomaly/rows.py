@@ -89,6 +89,10 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
         if not isinstance(value, Mapping) or "baseline" in value:
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
         return _method(value, atlas=atlas, where=where)
+    if name == "reference":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: expected true or false, got {value!r}.")
+        return value
     if name in ("noise", "kernel", "recipe"):
         if not isinstance(value, str):
             raise UsageError(

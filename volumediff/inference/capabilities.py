@@ -95,6 +95,8 @@ def _needs(row: "Row") -> tuple[str, ...]:
         return tuple(words)
     if row.recipe is not None:
         words = [f"recipe={name_of(row.recipe)}"]
+    if row.reference:
+        words.append("recipe.reference=true")
     if row.kernel is not GaussianKernel:
         words.append(f"kernel={name_of(row.kernel)}")
     if row.noise is not Gaussian:

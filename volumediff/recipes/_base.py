@@ -81,6 +81,7 @@ class Recipe(ABC):
     Attributes:
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
+        reference: whether the network is told the clean state itself through a bottleneck
         kernel: name of the kernel that the targets are for
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
@@ -97,6 +98,7 @@ class Recipe(ABC):
 
     atlas: bool
     scalars: tuple[str, ...]
+    reference: bool = False
     kernel: ClassVar[str] = "gaussian"
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False

@@ -106,6 +106,7 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         image_channels += recipe.shows_mask
     except ValueError as error:
         raise UsageError(f"space: {error}") from None
+    references = {"reference_channels": k} if recipe.reference else {}
     network = build(
         "network",
         config.network,
@@ -114,6 +115,7 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         image_channels=image_channels,
         classes=recipe.classes,
         scalars=len(recipe.scalars),
+        **references,
     )
     kernel = build("kernel", config.kernel)
     _check_kernel(recipe, kernel)
@@ -125,7 +127,13 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
             "or wavelet."
         )
     model = Model(
-        space, kernel, network, dtype=config.memory.torch_dtype, field=field, recipe=recipe
+        space,
+        kernel,
+        network,
+        dtype=config.memory.torch_dtype,
+        times=config.times,
+        field=field,
+        recipe=recipe,
     )
     config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")

@@ -30,7 +30,7 @@ from volumediff.training.volumes import TrainingVolume
 __all__ = ["one_step_map", "voxel_ap", "with_lesions"]
 
 # To be raised when the validation generators come to make other lesions for the same key.
-VERSION = 1
+VERSION = 2
 
 
 def with_lesions(
@@ -91,6 +91,7 @@ def one_step_map(
 ) -> Float[Tensor, "1 1 d h w"]:
     """Mean over levels of the residual after one denoising step, channels averaged."""
     z = model.encode(x)
+    condition = model.referred(condition, z)
     shape = x.shape[1:]
     noise = model.noise((key,), shape)
     total = torch.zeros_like(x[:, :1])

@@ -122,7 +122,9 @@ class Validator:
     def _shows(self) -> bool:
         """Whether there is something to show: not every recipe can be sampled."""
         module = self.prepared.task.module
-        return not isinstance(module, Model) or module.recipe.samples
+        return not isinstance(module, Model) or (
+            module.recipe.samples and not module.recipe.reference and module.times == (0.0, 1.0)
+        )
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""

@@ -5,6 +5,7 @@ r"""Routes: from a volume to a noisy state and back to pseudo-healthy volumes.
     scan       E[z_0 | z_t] at several t, no chain
     flow_scan  the same along the inversion, while the class changes more and more
     grid       diffuse, box by box
+    masks      diffuse, region by random region
     shrink     diffuse, inside a mask that shrinks
     identity   D(E(x)): what the space alone loses
 

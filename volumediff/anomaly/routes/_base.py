@@ -12,7 +12,7 @@ from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Route"]
+__all__ = ["Route", "Volumes"]
 
 Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
