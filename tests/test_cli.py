@@ -87,7 +87,7 @@ WRONG = {
     "no data": (("train", "wavelet_64", "output={tmp}/r"), "data.root: expected the folder"),
     "word": (("train", "wavelet_64", "optim.lr"), "expected key=value"),
     "no run": (("localize", "{tmp}", "-i", "x", "-o", "y"), "no config.yaml, so this is no run"),
-    "layout": (("check", "{tmp}", "--layout", "bid"), "choose from auto, folder"),
+    "layout": (("check", "{tmp}", "--layout", "bid"), "choose from auto, atlas"),
     "count": (("sample", "{tmp}", "-o", "x", "-n", "0"), "-n"),
     "no maps": (("evaluate", "{tmp}", "--truth", "{data}"), "localize first"),
     "demo": (("demo", "-o", "{tmp}/d", "tests.subjects=1"), "demo: tests"),

@@ -107,7 +107,7 @@ def written(folder, *boxes, facts=(), steps=(), affine=AFFINE):
 def found(folder, data, **options):
     work = find_in_folder(folder, data, **options)
     assert not work.failed
-    return json.loads((folder / "sub-7_desc-anomaly_findings.json").read_text())
+    return json.loads((folder / "sub-7_desc-anomaly_findings.json").read_text(encoding="utf-8"))
 
 
 def test_two_boxes_have_the_numbers_computed_by_hand(tmp_path):
@@ -177,7 +177,7 @@ def test_the_order_of_the_axes_in_the_file_changes_nothing(tmp_path):
     for path in [*out.glob("*.nii.gz"), *data.glob("*.nii.gz")]:
         image = nib.load(path)
         save(path, np.asarray(image.dataobj)[::-1], image.affine @ flip)
-    facts = json.loads((out / "sub-7_desc-anomaly_map.json").read_text())
+    facts = json.loads((out / "sub-7_desc-anomaly_map.json").read_text(encoding="utf-8"))
     source = data / "sub-7_T1w.nii.gz"
     facts["inputs"]["T1w"]["sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
     (out / "sub-7_desc-anomaly_map.json").write_text(json.dumps(facts))
@@ -219,7 +219,7 @@ def test_equal_outputs_give_equal_bytes_and_say_no_time_or_place(tmp_path):
     assert any(p.suffix == ".png" for p in names)
     for name in names:
         assert (first[0] / name).read_bytes() == (second[0] / name).read_bytes(), name
-    text = (first[0] / "sub-7_desc-anomaly_findings.json").read_text()
+    text = (first[0] / "sub-7_desc-anomaly_findings.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     assert set(json.loads(text)) == {f.name for f in fields(CaseFindings)}
     assert json.loads(text)["disclaimers"] == list(DISCLAIMERS)
@@ -355,7 +355,7 @@ def packed(tmp_path_factory):
 
 def test_a_packet_is_whole_and_its_hashes_are_those_of_its_files(packed, tmp_path):
     folder = shutil.copytree(packed, tmp_path / "001")
-    manifest = json.loads((folder / "packet.json").read_text())
+    manifest = json.loads((folder / "packet.json").read_text(encoding="utf-8"))
     names = {entry["file"] for entry in manifest["files"]}
     assert names == {p.name for p in folder.iterdir()} - {"packet.json"}
     assert {"image.png", "overlay.png", "healthy.png", "difference.png"} < names
@@ -372,8 +372,8 @@ def test_a_packet_is_whole_and_its_hashes_are_those_of_its_files(packed, tmp_pat
 
 
 def test_a_prompt_has_facts_and_prohibitions_and_no_name(packed):
-    prompt = json.loads((packed / "prompt.json").read_text())
-    text = (packed / "prompt.txt").read_text()
+    prompt = json.loads((packed / "prompt.json").read_text(encoding="utf-8"))
+    text = (packed / "prompt.txt").read_text(encoding="utf-8")
     assert prompt["must_not"] == list(MUST_NOT)
     assert all(line in text for line in (*MUST_NOT, *DISCLAIMERS, prompt["question"]))
     facts = " ".join(prompt["facts"])
@@ -471,7 +471,7 @@ def test_localize_writes_what_the_command_writes_again(run, program, tmp_path):
     assert code == 0
     assert "wrote" in said
     assert {p.name: p.read_bytes() for p in out.glob("*_findings.json")} == before
-    page = (out / "findings.html").read_text()
+    page = (out / "findings.html").read_text(encoding="utf-8")
     assert "not for diagnosis" in page
     assert page.count('data-view="0"') == min(12, len(entries))
     code, said, _ = program(*command)  # the ledger still knows every file

@@ -154,7 +154,7 @@ def test_layers_are_the_volumes(html):
 
 def test_findings_steps_and_uncertainty_are_in_the_page(tmp_path):
     write_report(tmp_path / "r.html", Page("T", [], [], [view("first"), told("second")], {}))
-    page = (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
     ((_, described),) = blocks(page, "application/json")
     first, second = json.loads(described)
     assert first["maps"] == ["scan", "atlas"]
@@ -221,7 +221,7 @@ def test_the_best_figure_is_marked_and_lower_can_be_better():
 
 def test_a_page_without_cases_has_no_script(tmp_path):
     write_report(tmp_path / "r.html", Page("T", [], [result("scan", 0.3)], [], {}))
-    assert "<script" not in (tmp_path / "r.html").read_text()
+    assert "<script" not in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_the_wheel_carries_script_and_style():

@@ -44,6 +44,7 @@ FOLDERS = {
     "guidance": "volumediff.guidance",
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",
+    "layout": "volumediff.data.layouts",
     "recipe": "volumediff.recipes",
     "corruption": "volumediff.data.corruptions",
     "route": "volumediff.anomaly.routes",

@@ -18,7 +18,7 @@ from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.localizer import Localizer
 from volumediff.data.cases import Case, safe_id, survey_cases
 from volumediff.data.grid import Grid
-from volumediff.data.layouts import LABEL_WORDS
+from volumediff.data.layouts._files import LABEL_WORDS
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from volumediff.data.atomic import atomic
+from volumediff.data.cases import AUTO, Spec
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import finite
 from volumediff.inference.panel import case_panel, figure_of
@@ -81,6 +82,7 @@ def report_of(
     truth: Path | str,
     *,
     by: str | None = None,
+    layout: Spec = AUTO,
     cases: int = 8,
     pictures: Sequence[tuple[str, Path]] = (),
 ) -> None:
@@ -91,6 +93,7 @@ def report_of(
         results: of the methods, the one in question first
         truth: data set with masks and images
         by: attribute that made the subgroups
+        layout: of the truth
         cases: most cases to show
         pictures: caption and PNG file of each curve
     """
@@ -103,7 +106,7 @@ def report_of(
             f"{main.facts.get('supervision', 'unknown')}.",
         ],
         results=results,
-        views=views_of(results, find_truths(truth), [c.case for c in chosen]),
+        views=views_of(results, find_truths(truth, layout), [c.case for c in chosen]),
         manifest={r.method: r.facts for r in results},
         pictures=pictures,
         groups=by or "group",

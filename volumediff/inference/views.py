@@ -17,6 +17,7 @@ from volumediff.data.volume import read
 from volumediff.inference.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
+from volumediff.inference.inputs import stem_of
 from volumediff.inference.timeline import Step, read_steps
 from volumediff.inference.truths import Truth
 
@@ -113,7 +114,8 @@ def views_of(
         if truth is None or truth.image is None:
             continue
         maps, numbers, more = {}, [], {}
-        image, lesion = read(truth.image), read(truth.path, kind="label").array[0] > 0
+        image = read(truth.image)
+        lesion = truth.marks(image).lesion.numpy()
         for result in results:
             path = _map_of(result.folder, truth)
             if path is None:
@@ -169,7 +171,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _map_of(folder: Path, truth: Truth) -> Path | None:
-    names = [truth.case] + ([] if truth.image is None else [truth.image.name.split(".nii")[0]])
+    names = [truth.case] + ([] if truth.image is None else [stem_of(truth.image)])
     paths = [folder / f"{name}_{MAP}.nii.gz" for name in names]
     return next((p for p in paths if p.is_file()), None)
 

@@ -25,8 +25,9 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import config_path, load, suggestion
+from volumediff.config import build, config_path, load, suggestion
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.cases import AUTO
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
 
@@ -46,6 +47,15 @@ __all__ = [
 ]
 
 Component = str | dict[str, Any]
+
+
+def _known_layout(value: Any) -> Any:
+    """The layout as it was written, if there is one of that name with these options."""
+    if value != AUTO:
+        build("layout", value, where="data.layout")
+    return value
+
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -111,11 +121,16 @@ class SplitRule(_Section):
 
 
 class Data(_Section):
-    """Where the volumes are and how they become training samples."""
+    """Where the volumes are and how they become training samples.
+
+    `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
+    the cases whose attributes have one of the values given, such as `{group: healthy}`.
+    """
 
     root: str | None = None
-    layout: Literal["auto", "folder", "nnunet", "bids", "datalist"] = "auto"
+    layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
     channels: tuple[str, ...] | None = None
+    only: dict[str, str | float | tuple[str | float, ...]] = {}
     population: Population = Population()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, _declared(Augmentation)] | None = None
