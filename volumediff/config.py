@@ -43,6 +43,7 @@ FOLDERS = {
     "guidance": "volumediff.guidance",
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",
+    "fitted": "volumediff.anomaly.fitted",
 }
 # Files that hold all components of a family, named by their class in snake case.
 MODULES = {

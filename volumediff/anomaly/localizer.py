@@ -20,7 +20,7 @@ from torch import Tensor
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
-from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.ensemble import Ensemble, Mahalanobis, Mean
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.policy import Plain, Policy
 from volumediff.anomaly.post import MASK, Post
@@ -311,6 +311,8 @@ class Localizer(Method):
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
+        weighing = isinstance(self.ensemble, Mahalanobis)
+        kept: list[Tensor] = []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
@@ -321,6 +323,8 @@ class Localizer(Method):
                 if self.policy.own_map:
                     scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
                 healthy, volumes = healthy + volume, volumes + 1
+                if weighing:
+                    kept.append(volume)
                 while scene.maps:  # summed one by one and not kept
                     a = scene.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
@@ -331,8 +335,13 @@ class Localizer(Method):
                 spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
+        a = self.ensemble.inverse(total / count)
+        if weighing:
+            a = a * self.ensemble.distance(
+                scene.kept, torch.cat(kept), foreground=example.foreground
+            )
         return Finding(
-            map=self.ensemble.inverse(total / count),
+            map=a,
             healthy=healthy / volumes,
             trace=trace,
             errors=torch.stack(errors),

@@ -4,6 +4,7 @@ route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
+fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from dataclasses import fields
 from typing import Any
 
 from volumediff import config
-from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.baselines import Baseline
+from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
@@ -29,6 +31,8 @@ FAMILIES = {
     "ensemble": "ensemble",
     "map": "map",
 }
+# Methods that are one component instead of slots of their own.
+SINGLE = ("baseline", "fitted")
 WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
 
 
@@ -37,39 +41,38 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-def load_row(
-    name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()
-) -> Localizer | Baseline:
+def load_row(name: str, *, overrides: Sequence[str] = ()) -> Localizer | Baseline | Fitted:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
-        atlas: healthy atlas, for the baselines that need one
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
     tree = config.load(config.config_path("anomaly", str(name)), overrides)
-    return _method(tree, atlas=atlas, where=str(name))
+    return _method(tree, where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Localizer | Baseline:
-    is_baseline = "baseline" in tree
-    kind = Method if is_baseline else Localizer
-    slots = [f.name for f in fields(kind)] + ["baseline"] * is_baseline
+def _method(tree: Mapping[str, Any], *, where: str) -> Localizer | Baseline | Fitted:
+    single = next((name for name in SINGLE if name in tree), None)
+    kind = Localizer if single is None else Method
+    slots = [f.name for f in fields(kind)] + ([] if single is None else [single])
     for name in tree:
         if name not in slots:
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, atlas=atlas, where=f"{where}.{name}")
+        name: _slot(name, value, where=f"{where}.{name}")
         for name, value in tree.items()
-        if name != "baseline"
+        if name != single
     }
     try:
-        if is_baseline:
-            return _baseline(tree["baseline"], values, atlas=atlas, where=f"{where}.baseline")
+        if single is not None:
+            derived = {"fit": None} if "fit" in _parameters(single, tree[single]) else {}
+            where = f"{where}.{single}"
+            return config.build(single, tree[single], where=where, **values, **derived)
         if "route" not in values:
             raise UsageError(f"{where}: expected a route or a baseline, got neither.")
         return Localizer(**values)
@@ -77,7 +80,7 @@ def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Loca
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
+def _slot(name: str, value: Any, *, where: str) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
@@ -86,9 +89,9 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
     if name == "first":
         if isinstance(value, str):
             return load_row(value)
-        if not isinstance(value, Mapping) or "baseline" in value:
+        if not isinstance(value, Mapping) or set(SINGLE) & set(value):
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return _method(value, atlas=atlas, where=where)
+        return _method(value, where=where)
     if name == "noise":
         if not isinstance(value, str):
             raise UsageError(
@@ -102,13 +105,6 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
     return config.build(FAMILIES[name], value, where=where)
-
-
-def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: str) -> Baseline:
-    derived = dict(values)
-    if "atlas" in _parameters("baseline", spec):
-        derived["atlas"] = atlas
-    return config.build("baseline", spec, where=where, **derived)
 
 
 def _guidance(spec: Any, *, where: str) -> Guidance:

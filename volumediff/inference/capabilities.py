@@ -12,10 +12,11 @@ from volumediff import config
 
 if TYPE_CHECKING:
     from volumediff.anomaly.baselines import Baseline
+    from volumediff.anomaly.fitted._base import Fitted
     from volumediff.anomaly.localizer import Localizer
     from volumediff.model import Model
 
-    Row = Localizer | Baseline
+    Row = Localizer | Baseline | Fitted
 
 __all__ = ["Check", "diagnose", "inventory", "localization"]
 
