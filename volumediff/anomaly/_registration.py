@@ -19,10 +19,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["displacement_mm"]
+from volumediff.data._fields import warp
+
+__all__ = ["bent_onto", "displacement_mm"]
 
 SHRINK = 2  # of the coarse resolution
 SMALLEST = 8  # voxels along an axis, below which there is one resolution
+
+
+def bent_onto(
+    moving: Float[Tensor, "b c d h w"],
+    fixed: Float[Tensor, "b c d h w"],
+    *,
+    spacing_mm: tuple[float, float, float],
+    smooth_mm: float,
+    limit_mm: float,
+    iterations: int,
+) -> Float[Tensor, "b c d h w"]:
+    """The moving volumes, each bent onto its fixed one by the mean over channels; on the CPU.
+
+    Arguments: see `displacement_mm`
+    """
+    unit = torch.tensor(spacing_mm).view(3, 1, 1, 1)
+    bent = []
+    for source, target in zip(moving.float().cpu(), fixed.float().cpu(), strict=True):
+        u = displacement_mm(
+            source.mean(0),
+            target.mean(0),
+            spacing_mm=spacing_mm,
+            smooth_mm=smooth_mm,
+            limit_mm=limit_mm,
+            iterations=iterations,
+        )
+        bent.append(warp(source, u / unit))
+    return torch.stack(bent).to(moving)
 
 
 def displacement_mm(

@@ -20,10 +20,9 @@ from volumediff.anomaly._features import (
     spread,
 )
 from volumediff.anomaly._filters import inside_quantile, smooth
-from volumediff.anomaly._registration import displacement_mm
+from volumediff.anomaly._registration import bent_onto
 from volumediff.anomaly._similarity import ssim
 from volumediff.condition import Condition
-from volumediff.data._fields import warp
 from volumediff.model import Model
 
 __all__ = [
@@ -436,18 +435,12 @@ class Deformed(Map):
         spacing_mm: tuple[float, float, float],
     ) -> Float[Tensor, "b 1 d h w"]:
         """The map of the bent volume."""
-        unit = torch.tensor(spacing_mm).view(3, 1, 1, 1)
-        bent = []
-        for target, source in zip(x.float().cpu(), healthy.float().cpu(), strict=True):
-            u = displacement_mm(
-                source.mean(0),
-                target.mean(0),
-                spacing_mm=spacing_mm,
-                smooth_mm=self.smooth_mm,
-                limit_mm=self.limit_mm,
-                iterations=self.iterations,
-            )
-            bent.append(warp(source, u / unit))
-        return self.map(
-            x, torch.stack(bent).to(healthy), foreground=foreground, spacing_mm=spacing_mm
+        bent = bent_onto(
+            healthy,
+            x,
+            spacing_mm=spacing_mm,
+            smooth_mm=self.smooth_mm,
+            limit_mm=self.limit_mm,
+            iterations=self.iterations,
         )
+        return self.map(x, bent, foreground=foreground, spacing_mm=spacing_mm)

@@ -32,18 +32,17 @@ def with_fit(
         UsageError: the run's data are not reachable, too few, or without the masks it needs
         DataError: the stored fit is damaged
     """
-    name = type(method).__name__.lower()
     owner = {
-        "method": name,
+        "method": method.name,
         "recipe": repr(method.recipe),
         "supervision": method.supervision,
         "weights": trained.digest if method.of_model else "",
     }
     stem = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()[:24]
-    path = trained.run / "calibration" / "fits" / f"{name}-{stem}.safetensors"
+    path = trained.run / "calibration" / "fits" / f"{method.name}-{stem}.safetensors"
     if path.is_file():
         return replace(method, fit=Fit.load(path, owner=owner))
-    report(f"fitting {name} on the run's volumes")
+    report(f"fitting {method.name} on the run's volumes")
     try:
         fit = method.learn(trained.model, _examples(trained, method), key=key(SEED, "fit"))
     except ValueError as error:
@@ -55,7 +54,7 @@ def with_fit(
 def _examples(trained: Trained, method: Fitted) -> Iterator[Example]:
     """Volumes as the method's supervision says."""
     if method.supervision == "full":
-        # The training split holds no masks of lesions that count: a healthy model never saw them.
+        # To the model, what it was trained on looks more usual than new volumes will.
         for case in trained.cases("validation"):
             example = trained.example(case)
             if example.truth is not None:

@@ -140,6 +140,11 @@ class Fitted(Method, ABC):
         """
 
     @property
+    def name(self) -> str:
+        """Name in configurations, that of the file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def learnt(self) -> Fit:
         """The fit.
 
@@ -148,7 +153,7 @@ class Fitted(Method, ABC):
         """
         if self.fit is None:
             raise ValueError(
-                f"fitted {type(self).__name__.lower()}: expected what was learnt of a run's "
-                "volumes, got none; learn it first and pass it as fit."
+                f"fitted {self.name}: expected what was learnt of a run's volumes, got none; "
+                "learn it first and pass it as fit."
             )
         return self.fit
