@@ -10,11 +10,12 @@ from volumediff.data.anomalies import (
     KINDS,
     TEST,
     TOLERANCE,
+    TRAINING,
     VALIDATION,
     insert,
 )
 from volumediff.data.distractors import DISTRACTORS, distract
-from volumediff.data.lesion_shapes import blob, ellipsoid
+from volumediff.data.lesion_shapes import blob, cuboid, ellipsoid
 
 SPACING = (4.0, 4.0, 4.0)
 SHAPE = (24, 28, 22)
@@ -105,7 +106,7 @@ def test_insertion_is_a_function_of_the_key(x, foreground, donor, kind):
     assert not torch.equal(first[0], inserted(x, foreground, kind, 6, donor)[0])
 
 
-@pytest.mark.parametrize("shape", [blob, ellipsoid])
+@pytest.mark.parametrize("shape", [blob, cuboid, ellipsoid])
 def test_shapes_have_the_asked_volume_and_are_compact(foreground, shape):
     centres = []
     for key in range(12):
@@ -226,10 +227,10 @@ def test_a_given_shape_is_used(x, foreground, donor):
 
 
 def test_families_have_nothing_in_common():
-    assert TEST.shape is not VALIDATION.shape
-    assert TEST.profile is not VALIDATION.profile
-    assert TEST.grain_mm != VALIDATION.grain_mm
-    assert FAMILIES == {"test": TEST, "validation": VALIDATION}
+    families = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
+    assert families == FAMILIES
+    for part in ("shape", "profile", "grain_mm"):
+        assert len({getattr(family, part) for family in FAMILIES.values()}) == 3, part
 
 
 def test_wrong_requests_are_refused(x, foreground):

@@ -1,7 +1,7 @@
 """Every row of configs/anomaly, found in the folder, in every space."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache, partial
 
 import pytest
@@ -9,8 +9,9 @@ import torch
 from anomaly_models import KERNEL, SCHEDULE, SHAPE, SPACES, SPACING, foreground, states
 
 from volumediff.anomaly import calibrate, rows
-from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps import Perceptual
 from volumediff.anomaly.routes.flow_scan import FlowScan
@@ -64,9 +65,8 @@ INSIDE = foreground()
 # What rows with a region of the caller's redraw; the others do not look at it.
 REGION = torch.zeros_like(INSIDE)
 REGION[..., 3:5, 3:5, 3:5] = True
-ATLAS = Atlas.fit(
-    0.2 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(i)) for i in range(3)
-)
+LESION = torch.zeros_like(INSIDE)
+LESION[..., 4:6, 4:6, 4:6] = True
 
 
 @cache
@@ -117,6 +117,11 @@ def refusal(method, model):
 
 def quick(method):
     """The row with few steps: what is tested is that the blocks fit, not what they find."""
+    if isinstance(method, Fitted) and hasattr(method, "features"):
+        small = {"steps": 2, "volumes": 3, "members": 1, "epochs": 1, "size": 20}
+        taken = {name: n for name, n in small.items() if name in {f.name for f in fields(method)}}
+        features = replace(method.features, stride=2)
+        return replace(method, features=features, **taken)
     if not isinstance(method, Localizer):
         return method
     sampler = method.sampler and replace(method.sampler, steps=2)
@@ -137,7 +142,7 @@ def quick(method):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs_in_every_space_or_says_why_not(name, space):
-    method = quick(rows.load_row(name, atlas=ATLAS))
+    method = quick(rows.load_row(name))
     reasons = [refusal(method, model_in(space, **kind)) for kind in KINDS]
     for reason in filter(None, reasons):
         assert re.search(r"expected .*got .*; (use|train)|expected .*got one without", reason)
@@ -149,10 +154,14 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
     assert "" in reasons, reasons
     model = model_in(space, **KINDS[reasons.index("")])
     examples = [Example(volume(i), INSIDE, SPACING, region=REGION) for i in range(5)]
+    if isinstance(method, Fitted):
+        learns = method.supervision in ("full", "self")
+        seen = [replace(e, truth=LESION) for e in examples] if learns else examples
+        with pytest.raises(ValueError, match="expected what was learnt of a run's volumes"):
+            method.residual(model, examples[0], key=0)
+        method = replace(method, fit=method.learn(model, iter(seen), key=0))
     calibration = calibrate.fit(method, model, examples, seed=0)
-    truth = torch.zeros_like(INSIDE)
-    truth[..., 4, 4, 4] = True
-    sick = [Example(volume(9), INSIDE, SPACING, truth=truth, region=REGION)]
+    sick = [Example(volume(9), INSIDE, SPACING, truth=LESION, region=REGION)]
     calibration = calibrate.validate(calibration, method, model, sick, seed=0)
     got = local(method, model, 20, calibration, Condition())
     assert got.map.shape == (1, 1, *SHAPE)
@@ -211,6 +220,8 @@ def test_the_methods_of_the_first_release_are_there():
     wanted = {"ddpm", "ddim_inversion", "cfg_inversion", "autoddpm", "thor", "scan"}
     wanted |= {"anoddpm", "andi", "pddpm", "ssim_ensemble", "graham_ood", "itermask3d", "anofpdm"}
     wanted |= {"ddib", "diff_scm", "class_contrast", "healthy_inpainting", "inpaint_given"}
+    wanted |= {"padim", "patchcore", "pca_features", "fae", "mahalanobis", "morphaeus"}
+    wanted |= {"diffusion_features", "diffusion_features_synthetic"}
     assert wanted | {"intensity", "smoothing", "atlas", "prevalence"} <= set(ROWS)
 
 
@@ -269,7 +280,9 @@ def test_rows_compose(tmp_path):
             "guidance: {name: classifier_free, classes: 3}",
             "guidance.classes: is derived, not configured",
         ),
-        ("baseline: {name: atlas_z, atlas: x}", "baseline.atlas: is derived, not configured"),
+        ("fitted: {name: atlas_z, fit: x}", "fitted.fit: is derived, not configured"),
+        ("fitted: {name: padim, features: {stride: 0}}", "features: .*at least one voxel, got 0"),
+        ("fitted: pixel_classifier", "expected supervision full .* or self"),
         ("baseline: {name: smothing}", "baseline.name = 'smothing'.*Did you mean 'smoothing'"),
         ("baseline: prevalence\nroute: identity", "route: no slot of a row"),
         ("detector: posterior_mean\nroute: identity", "route: no slot of a row"),

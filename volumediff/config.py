@@ -49,6 +49,7 @@ FOLDERS = {
     "corruption": "volumediff.data.corruptions",
     "route": "volumediff.anomaly.routes",
     "policy": "volumediff.anomaly.policies",
+    "fitted": "volumediff.anomaly.fitted",
 }
 # Files that hold all components of a family, named by their class in snake case.
 MODULES = {

@@ -39,15 +39,30 @@ def feature_problem(model: Model, of: str) -> str | None:
     return None
 
 
-def network_features(model: Model, condition: Condition, t: float) -> Features:
-    """Stages of the denoiser's encoder for the noise-free state α_t z, at the time t."""
+def network_features(
+    model: Model,
+    condition: Condition,
+    t: float,
+    *,
+    noise: Callable[[Tensor], Tensor] | None = None,
+) -> Features:
+    """Stages of the denoiser's encoder at the time t.
+
+    Arguments:
+        model: with a network of residual blocks
+        condition: what the denoiser is told
+        t: time
+        noise: state -> ε, for the state α_t z + σ_t ε; None for the noise-free α_t z
+    """
 
     def features(x: Tensor) -> list[Tensor]:
         time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-        alpha, _ = model.kernel.schedule(time)
+        alpha, sigma = model.kernel.schedule(time)
         z = model.encode(x)
-        scaled = alpha.to(z).view(-1, 1, 1, 1, 1) * z
-        made = _encoded(model.network, lambda: model.denoise(scaled, time, condition))
+        z_t = alpha.to(z).view(-1, 1, 1, 1, 1) * z
+        if noise is not None:
+            z_t = z_t + sigma.to(z).view(-1, 1, 1, 1, 1) * noise(z)
+        made = _encoded(model.network, lambda: model.denoise(z_t, time, condition))
         return [_upright(model.space, f) for f in made]
 
     return features

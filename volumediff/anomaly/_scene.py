@@ -136,7 +136,12 @@ class Scene:
     @cached_property
     def floor(self) -> Float[Tensor, "1 1 d h w"]:
         """Map of the space's own reconstruction D(E(x))."""
-        return self._map(self.decode(self.encode(self.x)))
+        return self._map(self.kept)
+
+    @cached_property
+    def kept(self) -> Float[Tensor, "1 c d h w"]:
+        """What the space keeps of x: D(E(x)) where its own loss is no anomaly, else x."""
+        return self.decode(self.encode(self.x)) if self.lossy else self.x
 
     def distance_of(
         self, x: Float[Tensor, "1 c d h w"], healthy: Float[Tensor, "1 c d h w"]

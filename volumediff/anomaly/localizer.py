@@ -26,7 +26,7 @@ from volumediff.anomaly._checkpoint import (
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
-from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.ensemble import Ensemble, Mahalanobis, Mean
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.plain import Plain
@@ -339,6 +339,8 @@ class Localizer(Method):
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
+        weighing = isinstance(self.ensemble, Mahalanobis)
+        kept: list[Tensor] = []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
@@ -349,6 +351,8 @@ class Localizer(Method):
                 if self.policy.own_map:
                     scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
                 healthy, volumes = healthy + volume, volumes + 1
+                if weighing:
+                    kept.append(volume)
                 while scene.maps:  # summed one by one and not kept
                     a = scene.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
@@ -362,6 +366,10 @@ class Localizer(Method):
         merged = self.ensemble.inverse(total / count)
         if spread is not None:  # what the uncertainty is to be compared with
             trace["ensemble/map"] = merged
+        if weighing:
+            merged = merged * self.ensemble.distance(
+                scene.kept, torch.cat(kept), foreground=example.foreground
+            )
         return Finding(
             map=merged,
             healthy=healthy / volumes,

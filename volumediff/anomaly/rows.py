@@ -5,6 +5,7 @@ sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
+fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +13,16 @@ from dataclasses import fields
 from typing import Any
 
 from volumediff import config
-from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.detectors import Detector
+from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
 __all__ = ["Row", "available_rows", "load_row"]
 
-Row = Localizer | Baseline | Detector
+Row = Localizer | Baseline | Detector | Fitted
 
 FAMILIES = {
     "normalize": "calibration",
@@ -33,6 +35,8 @@ FAMILIES = {
     "ensemble": "ensemble",
     "map": "map",
 }
+# Methods that are one component instead of slots of their own.
+SINGLE = ("baseline", "detector", "fitted")
 WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
 
 
@@ -41,40 +45,39 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-def load_row(name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()) -> Row:
+def load_row(name: str, *, overrides: Sequence[str] = ()) -> Row:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
-        atlas: healthy atlas, for the baselines that need one
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
     tree = config.load(config.config_path("anomaly", str(name)), overrides)
-    return _method(tree, atlas=atlas, where=str(name))
+    return _method(tree, where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Row:
-    whole = next((name for name in ("baseline", "detector") if name in tree), None)
-    slots = [f.name for f in fields(Localizer if whole is None else Method)]
-    if whole is not None:
-        slots += [whole] + ["corruption"] * (whole == "detector")
+def _method(tree: Mapping[str, Any], *, where: str) -> Row:
+    single = next((name for name in SINGLE if name in tree), None)
+    kind = Localizer if single is None else Method
+    slots = [f.name for f in fields(kind)] + ([] if single is None else [single])
+    slots += ["corruption"] * (single == "detector")
     for name in tree:
         if name not in slots:
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, atlas=atlas, where=f"{where}.{name}")
+        name: _slot(name, value, where=f"{where}.{name}")
         for name, value in tree.items()
-        if name != whole
+        if name != single
     }
     try:
-        if whole == "detector":
-            return config.build("detector", tree[whole], where=f"{where}.detector", **values)
-        if whole == "baseline":
-            return _baseline(tree["baseline"], values, atlas=atlas, where=f"{where}.baseline")
+        if single is not None:
+            derived = {"fit": None} if "fit" in _parameters(single, tree[single]) else {}
+            where = f"{where}.{single}"
+            return config.build(single, tree[single], where=where, **values, **derived)
         if "route" not in values:
             raise UsageError(f"{where}: expected a route, a baseline or a detector, got none.")
         return Localizer(**values)
@@ -82,7 +85,7 @@ def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Row:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
+def _slot(name: str, value: Any, *, where: str) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
@@ -91,9 +94,9 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
     if name == "first":
         if isinstance(value, str):
             return load_row(value)
-        if not isinstance(value, Mapping) or not {"baseline", "detector"}.isdisjoint(value):
+        if not isinstance(value, Mapping) or set(SINGLE) & set(value):
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return _method(value, atlas=atlas, where=where)
+        return _method(value, where=where)
     if name == "reference":
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false, got {value!r}.")
@@ -111,13 +114,6 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
     return config.build(FAMILIES[name], value, where=where)
-
-
-def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: str) -> Baseline:
-    derived = dict(values)
-    if "atlas" in _parameters("baseline", spec):
-        derived["atlas"] = atlas
-    return config.build("baseline", spec, where=where, **derived)
 
 
 def _guidance(spec: Any, *, where: str) -> Guidance:

@@ -107,7 +107,7 @@ def localize(
         DataError: the source has no cases, or the disk is full
     """
     trained.localizes()
-    row = load_method(trained, method, overrides)
+    row = load_method(trained, method, overrides, report=announce)
     check_region(row, method, region)
     names = channels if channels is not None else trained.config.data.channels
     scalars = bool(trained.recipe.scalars)
