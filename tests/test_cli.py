@@ -26,6 +26,7 @@ COMMANDS = {
     "check",
     "localize",
     "calibrate",
+    "tune",
     "segment",
     "sample",
     "evaluate",

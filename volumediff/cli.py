@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 from volumediff import __version__
+from volumediff.commands.tune import tune
 from volumediff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -388,6 +389,9 @@ def calibrate(
     limit = found.validation_threshold
     shown = "none" if limit is None else f"{limit:.4g}"
     _out(f"{method}: calibrated on {found.volumes} volumes, validation threshold {shown}")
+
+
+app.command()(tune)
 
 
 @app.command()

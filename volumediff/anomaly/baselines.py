@@ -20,6 +20,7 @@ from volumediff.anomaly.localizer import Finding, Method
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
 from volumediff.model import Model
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Atlas", "AtlasZ", "Baseline", "Intensity", "Prevalence", "Smoothing"]
 
@@ -136,7 +137,7 @@ class Smoothing(Baseline):
         sigma_mm: standard deviation σ; tune on validation among 1, 2, 4, 8 mm
     """
 
-    sigma_mm: float = 4.0
+    sigma_mm: float = tunable(4.0, Tunable.PARAMETER)
 
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
         """The residual; the pseudo-healthy volume is the smoothed one, background untouched."""
@@ -159,7 +160,7 @@ class AtlasZ(Baseline):
         atlas: of the training volumes; from `load_row(..., atlas=...)`, never from YAML
     """
 
-    floor: float = 0.1
+    floor: float = tunable(0.1, Tunable.PARAMETER)
     atlas: Atlas | None = None
 
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:

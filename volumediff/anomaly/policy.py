@@ -18,6 +18,7 @@ from volumediff.anomaly._filters import close, dilate, inside_quantile
 from volumediff.anomaly._scene import Scene, classes_of, read_levels
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
+from volumediff.tunable import Tunable, tunable
 
 __all__ = [
     "ClassContrast",
@@ -405,8 +406,8 @@ class Harmonise(Policy):
         (THOR), arXiv:2403.08464
     """
 
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     dilate_mm: float = 9.0
 
     def __post_init__(self) -> None:

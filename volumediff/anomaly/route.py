@@ -26,6 +26,7 @@ from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policy import Keep, Policy
 from volumediff.samplers._base import InvertibleSampler, Sampler
 from volumediff.tiling import Tile, tile_grid
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Diffuse", "FlowScan", "Grid", "Identity", "Inversion", "Route", "Scan", "Shrink"]
 
@@ -83,8 +84,8 @@ class Diffuse(Route):
         log_snr: the same as log-SNR; give one of the two
     """
 
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
 
     def __post_init__(self) -> None:
         self.noise_levels()
@@ -120,8 +121,8 @@ class Inversion(Route):
     """
 
     stochastic: ClassVar[bool] = False
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
     iterations: int = 0
 
     def __post_init__(self) -> None:
@@ -161,8 +162,8 @@ class Scan(Route):
     """
 
     chain: ClassVar[bool] = False
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
 
     def __post_init__(self) -> None:
         if not self.noise_levels():
@@ -213,8 +214,8 @@ class FlowScan(Route):
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     iterations: int = 0
 
     def __post_init__(self) -> None:
@@ -281,8 +282,8 @@ class Grid(Route):
     """
 
     chain: ClassVar[bool] = False
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
     box_mm: float = 96.0
     overlap_mm: float = 0.0
 
@@ -356,8 +357,8 @@ class Shrink(Route):
     """
 
     chain: ClassVar[bool] = False
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
     quantile: float = 0.8
     passes: int = 10
     stop: float = 0.01

@@ -16,7 +16,7 @@ from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["available_rows", "load_row"]
+__all__ = ["available_rows", "build_row", "load_row", "load_tree"]
 
 FAMILIES = {
     "normalize": "calibration",
@@ -50,11 +50,38 @@ def load_row(
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
-    tree = config.load(config.config_path("anomaly", str(name)), overrides)
-    return _method(tree, atlas=atlas, where=str(name))
+    return build_row(_read(name, overrides), atlas=atlas, where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Localizer | Baseline:
+def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A row as nested dictionaries, a first pass that is a name written out.
+
+    Raises:
+        UsageError: unknown row, or no YAML file
+    """
+    tree = _read(name, overrides)
+    if isinstance(tree.get("first"), str):
+        tree["first"] = load_tree(tree["first"])
+    return tree
+
+
+def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    return config.load(config.config_path("anomaly", str(name)), overrides)
+
+
+def build_row(
+    tree: Mapping[str, Any], *, atlas: Atlas | None = None, where: str = "row"
+) -> Localizer | Baseline:
+    """A method from the tree of its row.
+
+    Arguments:
+        tree: slot -> specification, as in YAML
+        atlas: healthy atlas, for the baselines that need one
+        where: name of the row, for messages
+
+    Raises:
+        UsageError: unknown slot, component or argument; one line that says what is expected
+    """
     is_baseline = "baseline" in tree
     kind = Method if is_baseline else Localizer
     slots = [f.name for f in fields(kind)] + ["baseline"] * is_baseline
@@ -88,7 +115,7 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
             return load_row(value)
         if not isinstance(value, Mapping) or "baseline" in value:
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return _method(value, atlas=atlas, where=where)
+        return build_row(value, atlas=atlas, where=where)
     if name == "noise":
         if not isinstance(value, str):
             raise UsageError(

@@ -7,26 +7,20 @@ say what they belong to: after more training, or with another setting, they are 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from volumediff.anomaly.baselines import Atlas, AtlasZ, Baseline
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.rows import load_row
-from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
 from volumediff.errors import UsageError
+from volumediff.inference.lesioned import Truth, lesioned
 from volumediff.inference.trained import Trained
-from volumediff.randomness import key
 
 __all__ = ["calibrate", "calibration_for", "load_method", "needs_calibration"]
 
 Row = Localizer | Baseline
-Truth = Literal["synthetic", "label"]
-# The largest lesion of the family is 1 % of a brain; in a small organ it must not be all of it.
-LARGEST_SHARE = 0.1
 PAUSE = 15.0  # seconds between two lines
 
 
@@ -118,7 +112,8 @@ def calibrate(
         healthy = _counted(trained.examples(part, limit=limit), count, report)
         calibration = fit(method, trained.model, healthy, seed=seed)
         if trained.cases("validation"):
-            lesions = _with_truth(trained, seed=seed, limit=limit, truth=truth)
+            pairs = lesioned(trained, seed=seed, limit=limit, truth=truth)
+            lesions = (pair.sick for pair in pairs)
             calibration = validate(calibration, method, trained.model, lesions, seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
@@ -154,42 +149,3 @@ def _atlas(trained: Trained) -> Atlas:
         raise UsageError(f"{trained.run}: {error}") from None
     atlas.save(path)
     return atlas
-
-
-def _with_truth(
-    trained: Trained, *, seed: int, limit: int | None, truth: Truth
-) -> Iterator[Example]:
-    """Validation volumes with lesions; never those of the test family."""
-    cases = trained.cases("validation")[:limit]
-    for i, case in enumerate(cases):
-        example = trained.example(case)
-        if truth == "label":
-            if example.truth is None:
-                raise UsageError(
-                    f"{trained.run}: case {case.id} has no label; use synthetic lesions."
-                )
-            yield example
-            continue
-        if example.lesioned:
-            continue  # its own lesion would count as a false positive
-        donor = trained.example(cases[(i + 1) % len(cases)]).x[0].cpu()
-        same = donor.shape == example.x[0].shape
-        kinds = [kind for kind in KINDS if same or kind != "foreign_patch"]
-        x, mask = insert(
-            example.x[0].cpu(),
-            example.foreground[0].cpu(),
-            kind=kinds[i % len(kinds)],
-            key=key(seed, "calibration lesion", i),
-            spacing_mm=example.spacing_mm,
-            family=_fitting(example),
-            donor=donor if same else None,
-        )
-        yield replace(example, x=x[None].to(trained.device), truth=mask[None].to(trained.device))
-
-
-def _fitting(example: Example) -> Family:
-    """The validation family, with lesions of at most a tenth of a small foreground."""
-    d, h, w = example.spacing_mm
-    most = LARGEST_SHARE * int(example.foreground.sum()) * d * h * w / 1000
-    low, high = VALIDATION.volume_ml
-    return replace(VALIDATION, volume_ml=(min(low, most), min(high, most)))
