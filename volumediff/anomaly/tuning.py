@@ -188,13 +188,14 @@ def axes_of(method: Method, schedule: Schedule | None) -> list[Axis]:
 def _noise_axis(
     row: Localizer, prefix: Path, places: Sequence[Place], schedule: Schedule
 ) -> NoiseAxis | None:
-    """None for rows without levels, and for those from pure noise, beside which nothing lies."""
+    """None for rows without levels, and for those from the end of the schedule: all is noise."""
     members = [level for level, _ in row.ensemble.members() if level is not None]
-    levels = [_log_snr(level, schedule) for level in members or row.route.noise_levels()]
-    if not levels or not math.isfinite(min(levels)) or not places:
+    levels = members or row.route.noise_levels()
+    if not levels or not places or any(level.level == 1 for level in levels):
         return None
+    own = round(min(_log_snr(level, schedule) for level in levels), 4)
     name = _dotted((*prefix, "log_snr"))
-    return NoiseAxis(name, Tunable.LOG_SNR, round(min(levels), 4), tuple(places), schedule)
+    return NoiseAxis(name, Tunable.LOG_SNR, own, tuple(places), schedule)
 
 
 def _passes(path: Path) -> int:
