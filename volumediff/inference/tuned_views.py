@@ -157,7 +157,8 @@ def _along(axes: "Axes", found: Tuned, stage: Stage) -> None:
 def _mark(axes: "Axes", places: Mapping[Setting, tuple[float, float]], found: Tuned) -> None:
     """A star for the chosen setting, a square for the row's own."""
     if found.chosen in places:
-        axes.scatter(*places[found.chosen], 140, "tab:red", "*", zorder=3, label="chosen")
+        star = {"marker": "*", "color": "tab:red"}
+        axes.scatter(*places[found.chosen], 140, zorder=3, label="chosen", **star)
     if found.own in places:
         square = {"marker": "s", "facecolors": "none", "edgecolors": "k"}
         axes.scatter(*places[found.own], 60, zorder=3, label="the row's own", **square)
