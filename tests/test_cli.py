@@ -27,6 +27,7 @@ COMMANDS = {
     "localize",
     "findings",
     "calibrate",
+    "tune",
     "segment",
     "sample",
     "evaluate",

@@ -25,6 +25,7 @@ from volumediff.commands.profile import profile
 from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
+from volumediff.commands.tune import tune
 from volumediff.errors import DataError, UsageError
 
 __all__ = ["app", "main"]
@@ -100,6 +101,7 @@ for _name, _command in {
     "localize": localize,
     "findings": findings,
     "calibrate": calibrate,
+    "tune": tune,
     "segment": segment,
     "sample": sample,
     "evaluate": evaluate,

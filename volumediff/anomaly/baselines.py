@@ -10,6 +10,7 @@ from volumediff.anomaly._filters import smooth
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Finding, Method
 from volumediff.model import Model
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]
 
@@ -57,7 +58,7 @@ class Smoothing(Baseline):
         sigma_mm: standard deviation σ; tune on validation among 1, 2, 4, 8 mm
     """
 
-    sigma_mm: float = 4.0
+    sigma_mm: float = tunable(4.0, Tunable.PARAMETER)
 
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
         """The residual; the pseudo-healthy volume is the smoothed one, background untouched."""

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Level, read_levels
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Ensemble", "GeometricMean", "HarmonicMean", "Mahalanobis", "Mean"]
 
@@ -26,8 +27,8 @@ class Ensemble(ABC):
         seeds: runs with fresh noise at each level
     """
 
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     seeds: int = 1
 
     def __post_init__(self) -> None:

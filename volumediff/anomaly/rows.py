@@ -20,7 +20,7 @@ from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["Row", "available_rows", "load_row"]
+__all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
 
 Row = Localizer | Baseline | Detector | Fitted
 
@@ -55,11 +55,35 @@ def load_row(name: str, *, overrides: Sequence[str] = ()) -> Row:
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
-    tree = config.load(config.config_path("anomaly", str(name)), overrides)
-    return _method(tree, where=str(name))
+    return build_row(_read(name, overrides), where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, where: str) -> Row:
+def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A row as nested dictionaries, a first pass that is a name written out.
+
+    Raises:
+        UsageError: unknown row, or no YAML file
+    """
+    tree = _read(name, overrides)
+    if isinstance(tree.get("first"), str):
+        tree["first"] = load_tree(tree["first"])
+    return tree
+
+
+def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    return config.load(config.config_path("anomaly", str(name)), overrides)
+
+
+def build_row(tree: Mapping[str, Any], *, where: str = "row") -> Row:
+    """A method from the tree of its row.
+
+    Arguments:
+        tree: slot -> specification, as in YAML
+        where: name of the row, for messages
+
+    Raises:
+        UsageError: unknown slot, component or argument; one line that says what is expected
+    """
     single = next((name for name in SINGLE if name in tree), None)
     kind = Localizer if single is None else Method
     slots = [f.name for f in fields(kind)] + ([] if single is None else [single])
@@ -96,7 +120,7 @@ def _slot(name: str, value: Any, *, where: str) -> Any:
             return load_row(value)
         if not isinstance(value, Mapping) or set(SINGLE) & set(value):
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return _method(value, where=where)
+        return build_row(value, where=where)
     if name == "reference":
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false, got {value!r}.")

@@ -8,23 +8,19 @@ another setting, they are fitted anew.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.rows import Row, load_row
-from volumediff.data.anomalies import VALIDATION
 from volumediff.errors import UsageError
 from volumediff.inference.fits import with_fit
-from volumediff.inference.lesions import lesioned
+from volumediff.inference.lesions import Truth, validation_pairs
 from volumediff.inference.trained import Trained
-from volumediff.randomness import key
 
 __all__ = ["calibrate", "calibration_for", "load_method", "needs_calibration"]
 
-Truth = Literal["synthetic", "label"]
 PAUSE = 15.0  # seconds between two lines
 
 
@@ -125,7 +121,8 @@ def calibrate(
         healthy = _counted(trained.examples(part, limit=limit), count, report)
         calibration = fit(method, trained.model, healthy, seed=seed)
         if trained.cases("validation"):
-            lesions = _with_truth(trained, seed=seed, limit=limit, truth=truth)
+            pairs = validation_pairs(trained, seed=seed, limit=limit, truth=truth)
+            lesions = (pair.sick for pair in pairs)
             calibration = validate(calibration, method, trained.model, lesions, seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
@@ -149,19 +146,3 @@ def _counted(
 def _path(trained: Trained, method: Row, name: str) -> Path:
     stem = f"{trained.digest[:12]}-{method.fingerprint}"
     return trained.run / "calibration" / Path(name).stem / stem
-
-
-def _with_truth(
-    trained: Trained, *, seed: int, limit: int | None, truth: Truth
-) -> Iterator[Example]:
-    """Validation volumes with lesions; never those of the test family."""
-    cases = trained.cases("validation")[:limit]
-    if truth == "synthetic":
-        keys = [key(seed, "calibration lesion", i) for i in range(len(cases))]
-        yield from lesioned(trained, cases, family=VALIDATION, keys=keys)
-        return
-    for case in cases:
-        example = trained.example(case)
-        if example.truth is None:
-            raise UsageError(f"{trained.run}: case {case.id} has no label; use synthetic lesions.")
-        yield example

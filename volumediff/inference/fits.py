@@ -62,6 +62,7 @@ def _examples(trained: Trained, method: Fitted) -> Iterator[Example]:
     elif method.supervision == "self":
         cases = trained.cases("train")
         keys = [key(SEED, "training lesion", i) for i in range(len(cases))]
-        yield from lesioned(trained, cases, family=TRAINING, keys=keys)
+        for pair in lesioned(trained, cases, family=TRAINING, keys=keys):
+            yield pair.sick
     else:
         yield from trained.examples("train")

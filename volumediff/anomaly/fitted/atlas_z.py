@@ -11,6 +11,7 @@ from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.localizer import Finding
 from volumediff.model import Model
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasZ"]
 
@@ -26,7 +27,7 @@ class AtlasZ(Fitted):
     """
 
     of_model: ClassVar[bool] = False
-    floor: float = 0.1
+    floor: float = tunable(0.1, Tunable.PARAMETER)
 
     @property
     def recipe(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Context, Hook
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Harmonise"]
 
@@ -41,8 +42,8 @@ class Harmonise(Policy):
         (THOR), arXiv:2403.08464
     """
 
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     dilate_mm: float = 9.0
 
     def __post_init__(self) -> None:

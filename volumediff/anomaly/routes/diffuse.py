@@ -7,6 +7,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Diffuse"]
 
@@ -20,8 +21,8 @@ class Diffuse(Route):
         log_snr: the same as log-SNR; give one of the two
     """
 
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
 
     def __post_init__(self) -> None:
         self.noise_levels()

@@ -10,6 +10,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
 from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["FlowScan"]
 
@@ -39,8 +40,8 @@ class FlowScan(Route):
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     iterations: int = 0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.anomaly.where import Fixed
 from volumediff.samplers._base import Sampler
 from volumediff.tiling import Tile, tile_grid
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Grid"]
 
@@ -40,8 +41,8 @@ class Grid(Route):
     """
 
     chain: ClassVar[bool] = False
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
     box_mm: float = 96.0
     overlap_mm: float = 0.0
 

@@ -8,6 +8,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_inverse
 from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Inversion"]
 
@@ -26,8 +27,8 @@ class Inversion(Route):
     """
 
     stochastic: ClassVar[bool] = False
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
     iterations: int = 0
 
     def __post_init__(self) -> None:

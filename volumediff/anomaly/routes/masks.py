@@ -14,6 +14,7 @@ from volumediff.anomaly.where import Fixed
 from volumediff.data.regions import Cells, Region
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Masks"]
 
@@ -41,8 +42,8 @@ class Masks(Route):
     chain: ClassVar[bool] = False
     region: Region = field(default_factory=Cells)
     count: int = 8
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
 
     def __post_init__(self) -> None:
         self.noise_levels()

@@ -8,6 +8,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Scan"]
 
@@ -22,8 +23,8 @@ class Scan(Route):
     """
 
     chain: ClassVar[bool] = False
-    levels: tuple[float, ...] = ()
-    log_snrs: tuple[float, ...] = ()
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
 
     def __post_init__(self) -> None:
         if not self.noise_levels():

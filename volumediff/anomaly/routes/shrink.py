@@ -11,6 +11,7 @@ from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.anomaly.where import Fixed
 from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Shrink"]
 
@@ -39,8 +40,8 @@ class Shrink(Route):
     """
 
     chain: ClassVar[bool] = False
-    level: float | None = None
-    log_snr: float | None = None
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
     quantile: float = 0.8
     passes: int = 10
     stop: float = 0.01
