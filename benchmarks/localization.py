@@ -28,6 +28,7 @@ from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.inference.calibrate import calibrate, load_method
 from volumediff.inference.cost import counted
+from volumediff.inference.lesions import validation_pairs
 from volumediff.inference.trained import Trained, load_trained
 from volumediff.metrics import detection
 from volumediff.randomness import key
@@ -80,10 +81,9 @@ def prepared(trained: Trained, name: str, extra: Sequence[str]) -> Prepared:
 
 
 def _validation_ap(trained: Trained, candidate: Prepared) -> float:
-    from volumediff.inference.calibrate import _with_truth
-
     aps = []
-    for i, example in enumerate(_with_truth(trained, seed=1, limit=None, truth="synthetic")):
+    pairs = validation_pairs(trained, seed=1, limit=None, truth="synthetic")
+    for i, example in enumerate(pair.sick for pair in pairs):
         r = candidate.method.residual(trained.model, example, key=key(1, "tuning", i))
         a = candidate.method.finish(r, candidate.calibration.statistics)
         h = detection.histogram(a, example.truth, foreground=example.foreground)

@@ -65,16 +65,8 @@ class Run:
 
 RUNS = {
     "wavelet": Run("wavelet_64", ATLAS, (*BASELINES, "scan", *CHAINS)),
-    "wavelet-synthetic": Run(
-        "wavelet_64",
-        DETECTOR,
-        ("synthetic",),
-    ),
-    "pseudo3d-synthetic": Run(
-        "pseudo3d_64",
-        DETECTOR,
-        ("synthetic",),
-    ),
+    "wavelet-synthetic": Run("wavelet_64", DETECTOR, ("synthetic",)),
+    "pseudo3d-synthetic": Run("pseudo3d_64", DETECTOR, ("synthetic",), share=0.8),
 }
 
 
