@@ -30,6 +30,7 @@ __all__ = [
     "config_path",
     "load",
     "overridden",
+    "shipped",
     "suggestion",
 ]
 
@@ -227,6 +228,11 @@ def config_path(kind: str, name: str) -> Path:
         f"{kind} configuration {name!r}: no such file, and none of the shipped "
         f"{', '.join(dict.fromkeys(names)) or 'ones'}.{hint}"
     )
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the configurations of a folder that ship with the package."""
+    return sorted({p.stem for root in ROOTS for p in (root / kind).glob("*.yaml")})
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
