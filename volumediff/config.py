@@ -59,6 +59,7 @@ MODULES = {
     "score": "volumediff.anomaly.score",
     "calibration": "volumediff.anomaly.calibration",
     "baseline": "volumediff.anomaly.baselines",
+    "reconstruction": "volumediff.anomaly.reconstruction",
 }
 ROOTS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 

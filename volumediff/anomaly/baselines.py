@@ -16,10 +16,9 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Finding, Method
+from volumediff.anomaly.localizer import Finding, Learned, Method
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
-from volumediff.model import Model
 
 __all__ = ["Atlas", "AtlasZ", "Baseline", "Intensity", "Prevalence", "Smoothing"]
 
@@ -98,10 +97,10 @@ class Baseline(Method, ABC):
     """A method that needs no model."""
 
     @abstractmethod
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Nothing to check: the model is not used."""
 
 
@@ -122,7 +121,7 @@ class Intensity(Baseline):
 
     sign: Literal[1, -1] = 1
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The intensities in the foreground."""
         a = (1 + self.sign * example.x.mean(dim=1, keepdim=True)) / 2
         return Finding(a * example.foreground, None)
@@ -138,7 +137,7 @@ class Smoothing(Baseline):
 
     sigma_mm: float = 4.0
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The residual; the pseudo-healthy volume is the smoothed one, background untouched."""
         healthy = smooth(
             example.x,
@@ -162,7 +161,7 @@ class AtlasZ(Baseline):
     floor: float = 0.1
     atlas: Atlas | None = None
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The absolute z-score; the pseudo-healthy volume is the atlas mean."""
         if self.atlas is None:
             raise ValueError(
@@ -186,6 +185,6 @@ class AtlasZ(Baseline):
 class Prevalence(Baseline):
     """A constant map: its AP is the share of lesion voxels, the floor of every table."""
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """One in the foreground."""
         return Finding(example.foreground.to(example.x.dtype), None)

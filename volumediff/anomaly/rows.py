@@ -3,16 +3,20 @@
 route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
+first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
+reconstruction: single_pass                 a row of an autoencoder has one instead of a route
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from volumediff import config
 from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.lent import Borrowed, Lent
 from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
@@ -28,6 +32,7 @@ FAMILIES = {
     "sampler": "sampler",
     "ensemble": "ensemble",
     "map": "map",
+    "reconstruction": "reconstruction",
 }
 WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
 
@@ -37,64 +42,72 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
+Runs = Callable[[str], Borrowed]
+
+
 def load_row(
-    name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()
-) -> Localizer | Baseline:
+    name: str,
+    *,
+    atlas: Atlas | None = None,
+    overrides: Sequence[str] = (),
+    runs: Runs | None = None,
+) -> Method:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
         atlas: healthy atlas, for the baselines that need one
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
+        runs: from the folder of another run to its autoencoder, for rows that work with one
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
     tree = config.load(config.config_path("anomaly", str(name)), overrides)
-    return _method(tree, atlas=atlas, where=str(name))
+    return _method(tree, atlas=atlas, runs=runs, where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Localizer | Baseline:
+def _method(
+    tree: Mapping[str, Any], *, atlas: Atlas | None, runs: Runs | None, where: str
+) -> Method:
     is_baseline = "baseline" in tree
-    kind = Method if is_baseline else Localizer
+    kind = Method if is_baseline else Rebuilder if "reconstruction" in tree else Localizer
     slots = [f.name for f in fields(kind)] + ["baseline"] * is_baseline
     for name in tree:
         if name not in slots:
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, atlas=atlas, where=f"{where}.{name}")
+        name: _slot(name, value, atlas=atlas, runs=runs, where=f"{where}.{name}")
         for name, value in tree.items()
         if name != "baseline"
     }
     try:
         if is_baseline:
             return _baseline(tree["baseline"], values, atlas=atlas, where=f"{where}.baseline")
-        if "route" not in values:
-            raise UsageError(f"{where}: expected a route or a baseline, got neither.")
-        return Localizer(**values)
+        if kind is Localizer and "route" not in values:
+            raise UsageError(
+                f"{where}: expected a route, a reconstruction or a baseline, got none of them."
+            )
+        return kind(**values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
+def _slot(name: str, value: Any, *, atlas: Atlas | None, runs: Runs | None, where: str) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
             raise UsageError(f"{where}: expected {' or '.join(allowed) or 'text'}, got {value!r}.")
         return value
     if name == "first":
-        if isinstance(value, str):
-            return load_row(value)
-        if not isinstance(value, Mapping) or "baseline" in value:
-            raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return _method(value, atlas=atlas, where=where)
-    if name == "noise":
+        return _first(value, atlas=atlas, runs=runs, where=where)
+    if name in ("noise", "autoencoder"):
         if not isinstance(value, str):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
             )
-        return config.component("noise", value)
+        return config.component(name, value)
     if name == "guidance":
         return _guidance(value, where=where)
     if name == "post":
@@ -102,6 +115,21 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
     return config.build(FAMILIES[name], value, where=where)
+
+
+def _first(value: Any, *, atlas: Atlas | None, runs: Runs | None, where: str) -> Method:
+    """The row of a first pass; with the key `run`, of the run that it works with."""
+    if isinstance(value, str):
+        return load_row(value)
+    if not isinstance(value, Mapping) or "baseline" in value:
+        raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
+    if "row" not in value:
+        return _method(value, atlas=atlas, runs=runs, where=where)
+    if set(value) - {"row", "run"} or not isinstance(value["row"], str):
+        raise UsageError(f"{where}: expected the keys row and run alone, got {dict(value)!r}.")
+    run = value.get("run")
+    lent = None if run is None or runs is None else runs(str(run))
+    return Lent(row=load_row(value["row"]), run=lent)
 
 
 def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: str) -> Baseline:

@@ -8,22 +8,25 @@ say what they belong to: after more training, or with another setting, they are 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from volumediff.anomaly.baselines import Atlas, AtlasZ, Baseline
+from volumediff.anomaly.baselines import Atlas, AtlasZ
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.lent import Borrowed
+from volumediff.anomaly.localizer import Method
 from volumediff.anomaly.rows import load_row
+from volumediff.autoencoders import Reconstructor
 from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
 from volumediff.errors import UsageError
-from volumediff.inference.trained import Trained
+from volumediff.inference.trained import Trained, load_trained
 from volumediff.randomness import key
 
 __all__ = ["calibrate", "calibration_for", "load_method", "needs_calibration"]
 
-Row = Localizer | Baseline
+Row = Method
 Truth = Literal["synthetic", "label"]
 # The largest lesion of the family is 1 % of a brain; in a small organ it must not be all of it.
 LARGEST_SHARE = 0.1
@@ -36,7 +39,7 @@ def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> R
     Raises:
         UsageError: no such row, or one that does not suit the run
     """
-    method = load_row(name, overrides=overrides)
+    method = load_row(name, overrides=overrides, runs=partial(_borrowed, trained))
     if isinstance(method, AtlasZ):
         method = load_row(name, overrides=overrides, atlas=_atlas(trained))
     try:
@@ -44,6 +47,28 @@ def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> R
     except ValueError as error:
         raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
     return method
+
+
+def _borrowed(trained: Trained, path: str) -> Borrowed:
+    """The autoencoder of another run, which must see the same volumes.
+
+    Raises:
+        UsageError: no autoencoder's run, or one of other volumes
+    """
+    other = load_trained(path, device=str(trained.device))
+    if not isinstance(other.model, Reconstructor):
+        raise UsageError(
+            f"first.run = {path}: expected the run of an autoencoder, got a diffusion model's."
+        )
+    pairs = [(other.channels, trained.channels)]
+    pairs.append((repr(other.preprocessing), repr(trained.preprocessing)))
+    for theirs, ours in pairs:
+        if theirs != ours:
+            raise UsageError(
+                f"first.run = {path}: expected a run on the same volumes as {trained.run}, with "
+                f"{ours}, got {theirs}; train it with the same data section."
+            )
+    return Borrowed(other.model, other.digest)
 
 
 def needs_calibration(method: Row) -> bool:

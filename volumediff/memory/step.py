@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from volumediff.condition import Condition
 from volumediff.autoencoders import Autoencoder
+from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.memory.tracer import Tracer
 from volumediff.model import Batch, Model
