@@ -11,6 +11,7 @@ the variance :math:`\sigma^2 = \beta N / k` for N voxels and k latent elements, 
 from abc import ABC
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,7 +43,8 @@ def half_square(
     x: Float[Tensor, "b c d h w"], y: Float[Tensor, "b c d h w"]
 ) -> Float[Tensor, "b"]:
     """Half the mean squared difference of each sample."""
-    return 0.5 * (x - y).float().square().flatten(1).mean(1)
+    rest = (x - y).to(torch.promote_types(x.dtype, torch.float32))
+    return 0.5 * rest.square().flatten(1).mean(1)
 
 
 class Variational(Reconstructor, ABC):
