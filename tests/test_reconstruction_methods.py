@@ -445,6 +445,8 @@ def test_codes_are_drawn_again_given_those_before():
 @torch.no_grad()
 def test_unlikely_codes_are_found_and_mapped_where_they_are():
     model, x = prior(), torch.randn(1, 1, 8, 4, 2)
+    latents = model.autoencoder.encode(x)[0].flatten(1).T
+    model.autoencoder.codec["codebook"].vectors.copy_(latents[[0, 3, 6]])
     tokens = model.tokens(x)
     assert len(tokens.unique()) > 1
     torch.testing.assert_close(model.volume(tokens, (8, 4, 2)), model.reconstruct(x))
