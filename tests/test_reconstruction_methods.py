@@ -33,6 +33,7 @@ from volumediff.autoencoders.soft_intro_vae import SoftIntroVAE
 from volumediff.autoencoders.token_prior import TokenPrior
 from volumediff.autoencoders.vae import VAE
 from volumediff.autoencoders.vq import VQ
+from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._layers import Conv
 from volumediff.training.loop import train
 
@@ -301,10 +302,11 @@ def test_reversed_features_by_hand():
     x, y = torch.randn(1, 1, 8, 8, 8), torch.randn(1, 1, 8, 8, 8)
     encode = model.codec["encoder"]
     got = model._difference(x, y, encode)
-    blocks = [i for i, m in enumerate(encode) if type(m).__name__ == "ResidualBlock"]
+    convolutions = encode[0]
+    blocks = [i for i, m in enumerate(convolutions) if type(m).__name__ == "ResidualBlock"]
     expected = 0.0
     for i in blocks:
-        f, g = (encode[: i + 1](v).flatten() for v in (x, y))
+        f, g = (convolutions[: i + 1](v).flatten() for v in (x, y))
         cosine = (f @ g) / (f.norm() * g.norm())
         expected = expected + 0.5 * (f - g).square().mean() + 1 - cosine
     assert len(blocks) == 2
@@ -480,6 +482,35 @@ def test_draws_are_an_ensemble():
         Rebuilder(ensemble=ensemble)
 
 
+# --- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [VAE, SoftIntroVAE, FAnoGAN, Denoising])
+def test_slabs_change_nothing(kind):
+    options = {"widths": (4, 8), "groups": 2} if kind is Denoising else SMALL
+    model, x = kind(1, **options), torch.randn(1, 1, 8, 8, 8)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    results = []
+    for policy in (MemoryPolicy(), MemoryPolicy(slab=4)):
+        policy.apply(model)
+        with torch.no_grad():
+            found = [model.reconstruct(x)]
+        player, part = next(iter(model.players.items()))
+        model.zero_grad()
+        model.loss(player, x, generator=generator(1))["loss"].backward()
+        results.append(found + [p.grad.clone() for p in part.parameters()])
+    for whole, slabs in zip(*results, strict=True):
+        torch.testing.assert_close(slabs, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_reversed_features_need_one_piece():
+    model = SoftIntroVAE(1, **SMALL, reversed=1.0)
+    MemoryPolicy(slab=4).apply(model)
+    with pytest.raises(ValueError, match=r"reversed: expected an encoder .* use memory.slab=null"):
+        model.loss("decoder", torch.zeros(1, 1, 8, 8, 8), generator=generator())
+
+
 # --- what does not fit ------------------------------------------------------------------------
 
 
@@ -504,7 +535,7 @@ def test_a_gradient_needs_a_bound_in_one_piece():
         row.check(Denoising(1, widths=(4, 8), groups=2))
     model = VAE(1, **SMALL)
     row.check(model)
-    model.codec["decoder"].__dict__["forward"] = model.codec["decoder"].forward
+    MemoryPolicy(slab=4).apply(model)
     with pytest.raises(ValueError, match=r"runs in one piece.*use memory.slab=null"):
         row.check(model)
 

@@ -2,7 +2,8 @@
 
 Between the strided convolutions and the latent, all features of a cell are one vector, and a
 linear map is a convolution of size 1. A larger volume than the one that the cell was made for is
-several cells; a smaller one is padded.
+several cells; a smaller one is padded. The first part of the encoder and the last of the decoder
+are convolutions, which may run in slabs.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from volumediff import tiling
 from volumediff.autoencoders._codec import Codec, NormName, decoder, encoder
-from volumediff.networks._layers import Conv, whole
+from volumediff.networks._layers import Conv
 from volumediff.shapes import Shape
 
 __all__ = ["dense"]
@@ -27,7 +28,6 @@ class Gather(nn.Module):
         super().__init__()
         self.cell = cell
 
-    @whole
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
         p, q, r = self.cell
         b, c, d, h, w = x.shape
@@ -42,7 +42,6 @@ class Scatter(nn.Module):
         super().__init__()
         self.cell = cell
 
-    @whole
     def forward(self, x: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b c d2 h2 w2"]:
         p, q, r = self.cell
         b, _, d, h, w = x.shape
@@ -93,7 +92,7 @@ def dense(
     down = encoder(channels, squeeze, **common)
     up = decoder(squeeze, channels, **common)
     return Codec(
-        nn.Sequential(*down, Gather((p, q, r)), Conv(vector, features, kernel=point)),
-        nn.Sequential(Conv(latent_channels, vector, kernel=point), Scatter((p, q, r)), *up),
+        nn.Sequential(down, Gather((p, q, r)), Conv(vector, features, kernel=point)),
+        nn.Sequential(Conv(latent_channels, vector, kernel=point), Scatter((p, q, r)), up),
         stride,
     )

@@ -63,8 +63,8 @@ class Variational(Reconstructor, ABC):
 
     @property
     def passes(self) -> tuple[nn.Module, ...]:
-        """Encoder and decoder."""
-        return self.codec["encoder"], self.codec["decoder"]
+        """The convolutions of encoder and decoder."""
+        return self.codec["encoder"][0], self.codec["decoder"][-1]
 
     def posterior(
         self, x: Float[Tensor, "b c d h w"]

@@ -121,8 +121,8 @@ class FAnoGAN(Reconstructor):
 
     @property
     def passes(self) -> tuple[nn.Module, ...]:
-        """Encoder and generator."""
-        return self.encoder, self.generator
+        """The convolutions of encoder and generator."""
+        return self.encoder[0], self.generator[-1]
 
     def reconstruct(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
         """G(E(x))."""

@@ -148,6 +148,11 @@ class SoftIntroVAE(Variational):
         return total
 
     def _stages(self, x: Tensor, encode: Map) -> list[Tensor]:
+        if "forward" in vars(self.passes[0]):  # slabs never show a whole block
+            raise ValueError(
+                "reversed: expected an encoder that runs in one piece, got one in slabs; use "
+                "memory.slab=null memory.offload=false, or reversed: 0."
+            )
         seen: list[Tensor] = []
         parts = [m for m in self.codec["encoder"].modules() if isinstance(m, Recomputable)]
         handles = [p.register_forward_hook(lambda _, __, y: seen.append(y)) for p in parts]
