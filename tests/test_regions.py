@@ -128,7 +128,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
         (GIVEN, False, "redraws a region of yours and finds none itself"),
         (("--method", "ddpm"), True, "its policy plain does not take one; use --method inpaint"),
         (("--method", "repaint"), True, "its policy inpaint does not take one"),
-        (("--method", "intensity"), True, "a baseline redraws nothing"),
+        (("--method", "intensity"), True, "it redraws nothing"),
         ((*GIVEN, "threshold=healthy_fpr"), True, "and healthy volumes have none"),
     ],
 )

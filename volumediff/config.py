@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "name_of",
     "overridden",
+    "shipped",
     "suggestion",
 ]
 
@@ -65,6 +66,7 @@ MODULES = {
     "calibration": "volumediff.anomaly.calibration",
     "baseline": "volumediff.anomaly.baselines",
     "detector": "volumediff.anomaly.detectors",
+    "reconstruction": "volumediff.anomaly.reconstruction",
 }
 ROOTS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 
@@ -236,6 +238,11 @@ def config_path(kind: str, name: str) -> Path:
         f"{kind} configuration {name!r}: no such file, and none of the shipped "
         f"{', '.join(dict.fromkeys(names)) or 'ones'}.{hint}"
     )
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the configurations of a folder that ship with the package."""
+    return sorted({p.stem for root in ROOTS for p in (root / kind).glob("*.yaml")})
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import torch
 
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Finding, Method
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned, Method
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]
@@ -20,10 +19,10 @@ class Baseline(Method, ABC):
     """A method that needs no model."""
 
     @abstractmethod
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Nothing to check: the model is not used."""
 
 
@@ -44,7 +43,7 @@ class Intensity(Baseline):
 
     sign: Literal[1, -1] = 1
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The intensities in the foreground."""
         a = (1 + self.sign * example.x.mean(dim=1, keepdim=True)) / 2
         return Finding(a * example.foreground, None)
@@ -60,7 +59,7 @@ class Smoothing(Baseline):
 
     sigma_mm: float = tunable(4.0, Tunable.PARAMETER)
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The residual; the pseudo-healthy volume is the smoothed one, background untouched."""
         healthy = smooth(
             example.x,
@@ -76,6 +75,6 @@ class Smoothing(Baseline):
 class Prevalence(Baseline):
     """A constant map: its AP is the share of lesion voxels, the floor of every table."""
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """One in the foreground."""
         return Finding(example.foreground.to(example.x.dtype), None)

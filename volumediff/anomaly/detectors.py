@@ -22,7 +22,8 @@ from volumediff.anomaly._checkpoint import (
 )
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Finding, Method
+from volumediff.anomaly.localizer import Finding, Learned, Method
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -64,10 +65,16 @@ class Detector(Method, ABC):
             shape: (1, d, h, w) of the map
         """
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Recipe, corruption, kernel, space and training times must suit the method."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
+        if isinstance(model, Reconstructor):
+            kind = type(model).__name__.lower()
+            raise ValueError(
+                f"expected the run of a diffusion model, got one of the autoencoder {kind}; use a "
+                "row such as vae."
+            )
         check_recipe(model, SyntheticAnomalies)
         check_corruption(model, self.corruption)
         check_kernel(model, GaussianKernel)
@@ -83,7 +90,7 @@ class Detector(Method, ABC):
                 f"{model.times[1]:.3f}; train with times=[0,1]."
             )
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The mean of the maps of all seeds, in [0, 1] in the foreground, 0 elsewhere."""
         assert model is not None, "check"
         d, h, w = example.x.shape[2:]

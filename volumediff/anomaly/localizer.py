@@ -34,6 +34,7 @@ from volumediff.anomaly.post import MASK, Post
 from volumediff.anomaly.routes._base import Route
 from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
@@ -46,7 +47,10 @@ from volumediff.randomness import key as key_of
 from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Finding", "Localization", "Localizer", "Method"]
+__all__ = ["Finding", "Learned", "Localization", "Localizer", "Method"]
+
+Learned = Model | Reconstructor | None
+"""What a method works with: a diffusion model, an autoencoder, or nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +119,11 @@ class Method(ABC):
     score: Score = field(default_factory=TopFraction)
 
     @abstractmethod
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Raises ValueError, with the reason, for a model with which the method is meaningless."""
 
     @abstractmethod
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
 
     @property
@@ -131,7 +135,7 @@ class Method(ABC):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @torch.no_grad()
-    def residual(self, model: Model | None, example: Example, *, key: int) -> Residual:
+    def residual(self, model: Learned, example: Example, *, key: int) -> Residual:
         """The map of a volume, prepared for normalization; used to calibrate."""
         found = self.find(model, example, key=key)
         return self._prepared(found, example)
@@ -150,7 +154,7 @@ class Method(ABC):
     @torch.no_grad()
     def localize(
         self,
-        model: Model | None,
+        model: Learned,
         x: Float[Tensor, "1 c d h w"],
         *,
         foreground: Bool[Tensor, "1 1 d h w"],
@@ -163,7 +167,7 @@ class Method(ABC):
         """Map, mask, pseudo-healthy volume and score of one volume.
 
         Arguments:
-            model: the denoiser with its space; baselines take None
+            model: the denoiser with its space, or an autoencoder; baselines take None
             x: the volume, as preprocessed for training
             foreground: voxels that count
             spacing_mm: voxel size along d, h, w
@@ -258,7 +262,7 @@ class Localizer(Method):
     sampler: Sampler | None = None
     ensemble: Ensemble = field(default_factory=Mean)
     map: Map = field(default_factory=L1)
-    first: "Localizer | None" = None
+    first: Method | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
@@ -284,12 +288,20 @@ class Localizer(Method):
     @property
     def takes_region(self) -> bool:
         """Whether the caller must say what to redraw."""
-        return self.policy.takes_region or (self.first is not None and self.first.takes_region)
+        first = self.first
+        inner = isinstance(first, Localizer) and first.takes_region
+        return self.policy.takes_region or inner
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
+        if isinstance(model, Reconstructor):
+            kind = type(model).__name__.lower()
+            raise ValueError(
+                f"expected the run of a diffusion model, got one of the autoencoder {kind}; use a "
+                "row such as vae, or train one of configs/pipelines."
+            )
         check_recipe(model, self.recipe)
         check_corruption(model, self.corruption)
         check_kernel(model, self.kernel)
@@ -328,13 +340,15 @@ class Localizer(Method):
             )
         if self.first is not None:
             self.first.check(model)
-            if self.policy.refines and max(times) >= max(self.first._times(model)):
+            # a first row without a chain, such as that of an autoencoder, has no level
+            before = self.first._times(model) if isinstance(self.first, Localizer) else []
+            if self.policy.refines and before and max(times) >= max(before):
                 raise ValueError(
                     "first: expected a second pass at a lower noise level than the first, got "
-                    f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
+                    f"t = {max(times):.3f} after {max(before):.3f}."
                 )
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps."""
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()

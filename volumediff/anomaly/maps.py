@@ -22,6 +22,7 @@ from volumediff.anomaly._features import (
 from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.anomaly._registration import bent_onto
 from volumediff.anomaly._similarity import ssim
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
 from volumediff.model import Model
 
@@ -59,12 +60,12 @@ class Map(ABC):
         """Maps that this one is made of."""
         return ()
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model | Reconstructor) -> None:
         """Raises ValueError, with the reason, for a model with which the map is meaningless."""
         for part in self.parts:
             part.check(model)
 
-    def bound(self, model: Model, condition: Condition) -> "Map":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Map":
         """The map with what it takes from a model."""
         return self
 
@@ -209,13 +210,13 @@ class Perceptual(Map):
         if not 0 < self.level <= 1:
             raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model | Reconstructor) -> None:
         """The model must have such features."""
         problem = feature_problem(model, self.of)
         if problem:
             raise ValueError(f"map perceptual: {problem}")
 
-    def bound(self, model: Model, condition: Condition) -> "Perceptual":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Perceptual":
         """The map with the features of a model."""
         result = replace(self)
         made = (
@@ -278,7 +279,7 @@ class Asymmetric(Map):
         """The map."""
         return (self.map,)
 
-    def bound(self, model: Model, condition: Condition) -> "Asymmetric":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Asymmetric":
         """The map with what its own takes from a model."""
         return replace(self, map=self.map.bound(model, condition))
 
@@ -328,7 +329,7 @@ class Product(Map):
         """The factors."""
         return self.maps
 
-    def bound(self, model: Model, condition: Condition) -> "Product":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Product":
         """The map with what its factors take from a model."""
         return replace(self, maps=tuple(m.bound(model, condition) for m in self.maps))
 
@@ -366,7 +367,7 @@ class Saturated(Map):
         """The map."""
         return (self.map,)
 
-    def bound(self, model: Model, condition: Condition) -> "Saturated":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Saturated":
         """The map with what its own takes from a model."""
         return replace(self, map=self.map.bound(model, condition))
 

@@ -3,12 +3,14 @@
 route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
+first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
+reconstruction: single_pass                 a row of an autoencoder has one instead of a route
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,13 +18,15 @@ from volumediff import config
 from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.detectors import Detector
 from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.lent import Borrowed, Lent
 from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
 __all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
 
-Row = Localizer | Baseline | Detector | Fitted
+Row = Localizer | Rebuilder | Baseline | Detector | Fitted
 
 FAMILIES = {
     "normalize": "calibration",
@@ -34,6 +38,7 @@ FAMILIES = {
     "sampler": "sampler",
     "ensemble": "ensemble",
     "map": "map",
+    "reconstruction": "reconstruction",
 }
 # Methods that are one component instead of slots of their own.
 SINGLE = ("baseline", "detector", "fitted")
@@ -45,17 +50,22 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-def load_row(name: str, *, overrides: Sequence[str] = ()) -> Row:
+# From the folder of another run to its autoencoder.
+Runs = Callable[[str], Borrowed]
+
+
+def load_row(name: str, *, overrides: Sequence[str] = (), runs: Runs | None = None) -> Row:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
+        runs: from the folder of another run to its autoencoder, for rows that work with one
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
-    return build_row(_read(name, overrides), where=str(name))
+    return build_row(_read(name, overrides), runs=runs, where=str(name))
 
 
 def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -74,26 +84,27 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return config.load(config.config_path("anomaly", str(name)), overrides)
 
 
-def build_row(tree: Mapping[str, Any], *, where: str = "row") -> Row:
+def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str = "row") -> Row:
     """A method from the tree of its row.
 
     Arguments:
         tree: slot -> specification, as in YAML
+        runs: from the folder of another run to its autoencoder, for rows that work with one
         where: name of the row, for messages
 
     Raises:
         UsageError: unknown slot, component or argument; one line that says what is expected
     """
     single = next((name for name in SINGLE if name in tree), None)
-    kind = Localizer if single is None else Method
-    slots = [f.name for f in fields(kind)] + ([] if single is None else [single])
-    slots += ["corruption"] * (single == "detector")
+    whole = Rebuilder if "reconstruction" in tree else Localizer
+    slots = [f.name for f in fields(whole if single is None else Method)]
+    slots += ([] if single is None else [single]) + ["corruption"] * (single == "detector")
     for name in tree:
         if name not in slots:
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, where=f"{where}.{name}")
+        name: _slot(name, value, runs=runs, where=f"{where}.{name}")
         for name, value in tree.items()
         if name != single
     }
@@ -102,30 +113,29 @@ def build_row(tree: Mapping[str, Any], *, where: str = "row") -> Row:
             derived = {"fit": None} if "fit" in _parameters(single, tree[single]) else {}
             where = f"{where}.{single}"
             return config.build(single, tree[single], where=where, **values, **derived)
-        if "route" not in values:
-            raise UsageError(f"{where}: expected a route, a baseline or a detector, got none.")
-        return Localizer(**values)
+        if whole is Localizer and "route" not in values:
+            raise UsageError(
+                f"{where}: expected a route, a reconstruction, a baseline, a detector or a fitted "
+                "method, got none of them."
+            )
+        return whole(**values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, where: str) -> Any:
+def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
             raise UsageError(f"{where}: expected {' or '.join(allowed) or 'text'}, got {value!r}.")
         return value
     if name == "first":
-        if isinstance(value, str):
-            return load_row(value)
-        if not isinstance(value, Mapping) or set(SINGLE) & set(value):
-            raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return build_row(value, where=where)
+        return _first(value, runs=runs, where=where)
     if name == "reference":
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false, got {value!r}.")
         return value
-    if name in ("noise", "kernel", "recipe", "corruption"):
+    if name in ("noise", "kernel", "recipe", "corruption", "autoencoder"):
         if not isinstance(value, str):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
@@ -138,6 +148,21 @@ def _slot(name: str, value: Any, *, where: str) -> Any:
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
     return config.build(FAMILIES[name], value, where=where)
+
+
+def _first(value: Any, *, runs: Runs | None, where: str) -> Method:
+    """The row of a first pass; with the key `run`, of the run that it works with."""
+    if isinstance(value, str):
+        return load_row(value)
+    if not isinstance(value, Mapping) or set(SINGLE) & set(value):
+        raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
+    if "row" not in value:
+        return build_row(value, runs=runs, where=where)
+    if set(value) - {"row", "run"} or not isinstance(value["row"], str):
+        raise UsageError(f"{where}: expected the keys row and run alone, got {dict(value)!r}.")
+    run = value.get("run")
+    lent = None if run is None or runs is None else runs(str(run))
+    return Lent(row=load_row(value["row"]), run=lent)
 
 
 def _guidance(spec: Any, *, where: str) -> Guidance:

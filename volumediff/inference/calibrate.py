@@ -7,19 +7,29 @@ another setting, they are fitted anew.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.lent import Borrowed
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.rows import Row, load_row
+from volumediff.autoencoders import Reconstructor
 from volumediff.errors import UsageError
 from volumediff.inference.fits import with_fit
 from volumediff.inference.lesions import Truth, validation_pairs
-from volumediff.inference.trained import Trained
+from volumediff.inference.trained import Trained, load_trained
 
-__all__ = ["calibrate", "calibration_for", "load_method", "needs_calibration"]
+__all__ = [
+    "borrowed",
+    "calibrate",
+    "calibration_for",
+    "completed",
+    "load_method",
+    "needs_calibration",
+]
 
 PAUSE = 15.0  # seconds between two lines
 
@@ -36,12 +46,41 @@ def load_method(
     Raises:
         UsageError: no such row, or one that does not suit the run
     """
-    method = load_row(name, overrides=overrides)
+    method = load_row(name, overrides=overrides, runs=partial(borrowed, trained))
     try:
         method.check(trained.model)
     except ValueError as error:
         raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
+    return completed(trained, method, report=report)
+
+
+def completed(
+    trained: Trained, method: Row, *, report: Callable[[str], None] = lambda line: None
+) -> Row:
+    """The method with what it learns of the run's volumes, where it does."""
     return with_fit(trained, method, report=report) if isinstance(method, Fitted) else method
+
+
+def borrowed(trained: Trained, path: str) -> Borrowed:
+    """The autoencoder of another run, which must see the same volumes.
+
+    Raises:
+        UsageError: no autoencoder's run, or one of other volumes
+    """
+    other = load_trained(path, device=str(trained.device))
+    if not isinstance(other.model, Reconstructor):
+        raise UsageError(
+            f"first.run = {path}: expected the run of an autoencoder, got a diffusion model's."
+        )
+    pairs = [(other.channels, trained.channels)]
+    pairs.append((repr(other.preprocessing), repr(trained.preprocessing)))
+    for theirs, ours in pairs:
+        if theirs != ours:
+            raise UsageError(
+                f"first.run = {path}: expected a run on the same volumes as {trained.run}, with "
+                f"{ours}, got {theirs}; train it with the same data section."
+            )
+    return Borrowed(other.model, other.digest)
 
 
 def needs_calibration(method: Row) -> bool:

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from volumediff.anomaly.baselines import Baseline
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.data.cases import Case, safe_id, survey_cases
 from volumediff.data.grid import Grid
 from volumediff.data.layouts._files import LABEL_WORDS
@@ -29,7 +28,7 @@ __all__ = ["check_region", "find_regions", "missing_reasons", "nearest", "region
 WORDS = LABEL_WORDS | {"region"}
 
 
-def check_region(row: Localizer | Baseline, method: str, region: Path | str | None) -> None:
+def check_region(row: Method, method: str, region: Path | str | None) -> None:
     """Whether a method takes a region, and whether there is one.
 
     Raises:
@@ -46,7 +45,7 @@ def check_region(row: Localizer | Baseline, method: str, region: Path | str | No
     if isinstance(row, Localizer):
         why = f"its policy {type(row.policy).__name__.lower()} does not take one"
     else:
-        why = "a baseline redraws nothing"
+        why = "it redraws nothing"
     raise UsageError(
         f"--region: --method {method} looks for anomalies itself, {why}; use --method "
         "inpaint_given, or a row whose policy redraws where: given."

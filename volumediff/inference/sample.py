@@ -58,6 +58,7 @@ def sample(
     Raises:
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
+    model = trained.diffusion
     if isinstance(trained.recipe, LabelDiffusion):
         raise UsageError(
             f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
@@ -89,7 +90,7 @@ def sample(
     if trained.recipe.classes:
         condition = condition.replace(label=torch.full((1,), label, device=trained.device))
     steps_of = build("sampler", {"name": sampler, "steps": steps})
-    kernel, model = trained.model.kernel, trained.model
+    kernel = model.kernel
     grid = _centred(size, spacing)
     settings = {
         "task": "sample",

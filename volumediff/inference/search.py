@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Method
+from volumediff.anomaly.localizer import Learned, Method
 from volumediff.anomaly.rows import Row, build_row
 from volumediff.anomaly.tuning import Axis, written
 from volumediff.errors import UsageError
@@ -21,7 +21,6 @@ from volumediff.inference.cost import Cost, counted
 from volumediff.inference.lesions import Pair
 from volumediff.inference.trials import Trial, choose, measure, same_finding
 from volumediff.inference.tuned import Setting, Stage, name_of
-from volumediff.model import Model
 from volumediff.tunable import Tunable
 
 __all__ = ["Bench", "Budget", "Grids", "Search"]
@@ -65,16 +64,16 @@ class Bench:
         pairs: makes the volumes with and without lesions, the first time they are needed
         references: the same for the healthy volumes of a normalization
         seed: of the methods' noise
-        complete: gives a method what it learns of the run
+        make: from the tree of a row to the method, with what it takes of the run
     """
 
     tree: Mapping[str, Any]
     axes: Sequence[Axis]
-    model: Model | None
+    model: Learned
     pairs: Callable[[], Sequence[Pair]]
     references: Callable[[], Sequence[Example]] = tuple
     seed: int = 0
-    complete: Callable[[Row], Row] = lambda method: method
+    make: Callable[[Mapping[str, Any]], Row] = build_row
 
     @property
     def own(self) -> Setting:
@@ -99,7 +98,7 @@ class Bench:
         Raises:
             ValueError, UsageError: the blocks or the model do not allow it
         """
-        method = self.complete(build_row(self.row(setting)))
+        method = self.make(self.row(setting))
         method.check(self.model)
         return method
 

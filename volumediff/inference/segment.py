@@ -80,7 +80,7 @@ def segment(
         d, h, w = prepared.x.shape[1:]
         with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
             found = segmenter.predict(
-                trained.model,
+                trained.diffusion,
                 prepared.x[None].to(trained.device),
                 key=key(seed, "segment", *inputs.values()),
                 labels=recipe.labels,

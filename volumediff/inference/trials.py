@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Example, Raw, Residual
-from volumediff.anomaly.localizer import Finding, Method
+from volumediff.anomaly.localizer import Finding, Learned, Method
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.lesions import Pair
 from volumediff.metrics.detection import (
@@ -37,7 +37,6 @@ from volumediff.metrics.detection import (
     histogram,
     total,
 )
-from volumediff.model import Model
 from volumediff.randomness import key as key_of
 
 __all__ = ["Trial", "choose", "measure", "placed", "same_finding"]
@@ -147,7 +146,7 @@ def same_finding(a: Method, b: Method) -> bool:
 @torch.no_grad()
 def measure(
     methods: Sequence[Method],
-    model: Model | None,
+    model: Learned,
     pairs: Sequence[Pair],
     *,
     references: Sequence[Example] = (),
@@ -199,7 +198,7 @@ class _Cost:
 
 
 @contextmanager
-def _timed(model: Model | None) -> Iterator[_Cost]:
+def _timed(model: Learned) -> Iterator[_Cost]:
     """Network calls and seconds of the block."""
     cost, start = _Cost(), time.perf_counter()
     with nullcontext(Cost()) if model is None else counted(model) as counts:

@@ -10,18 +10,16 @@ was asked for, so that the same command goes on, and another grid takes what is 
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import load_tree
+from volumediff.anomaly.rows import build_row, load_tree
 from volumediff.anomaly.tuning import axes_of
 from volumediff.errors import UsageError
-from volumediff.inference.calibrate import load_method
-from volumediff.inference.fits import with_fit
+from volumediff.inference.calibrate import borrowed, completed, load_method
 from volumediff.inference.lesions import Pair, Truth, validation_pairs
 from volumediff.inference.search import Bench, Budget, Grids, Search
 from volumediff.inference.trained import Trained
@@ -89,7 +87,7 @@ def tune(
         pairs=cache(lambda: _pairs(trained, seed=seed, limit=limit, truth=truth)),
         references=cache(lambda: _references(trained, limit=limit)),
         seed=seed,
-        complete=lambda m: with_fit(trained, m) if isinstance(m, Fitted) else m,
+        make=lambda tree: completed(trained, build_row(tree, runs=partial(borrowed, trained))),
     )
     search = Search(
         bench, grids, known=journal.trials, keep=journal.write, budget=budget, report=report

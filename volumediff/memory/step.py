@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from volumediff.autoencoders import Autoencoder
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.memory.tracer import Tracer
@@ -258,6 +259,10 @@ def _loss(task: Task, player: str, batch: Batch, stage: Stage) -> Tensor:
 def use(task: Task, batch: Batch, *, stage: Stage) -> None:
     """One pass of inference over whole volumes: encode, denoise once, decode."""
     d, h, w = batch.x.shape[2:]
+    if isinstance(task, Compression) and not isinstance(task.autoencoder, Autoencoder):
+        with stage("reconstruct"):
+            task.reconstruct(batch.x)
+        return
     if isinstance(task, Compression):
         x = batch.x.to(task.dtype)
         with stage("encode"):

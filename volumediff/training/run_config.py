@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import build, config_path, load, suggestion
+from volumediff.config import build, config_path, load, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.cases import AUTO
 from volumediff.errors import UsageError
@@ -244,8 +244,9 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     if Path(name).is_file():
         found = Path(name)
     else:
-        kind = "autoencoders" if name.startswith(("kl", "vq")) else "pipelines"
-        found = config_path(kind, name)
+        found = config_path(
+            "autoencoders" if name in shipped("autoencoders") else "pipelines", name
+        )
     return parse(load(found, overrides), where=str(path))
 
 

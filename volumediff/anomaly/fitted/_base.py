@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Method
+from volumediff.anomaly.localizer import Learned, Method
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
-from volumediff.model import Model
 
 __all__ = ["Fit", "Fitted"]
 
@@ -127,7 +126,7 @@ class Fitted(Method, ABC):
         """The arguments that shape the fit; with others it is fitted again."""
 
     @abstractmethod
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """What is learnt from the volumes.
 
         Arguments:

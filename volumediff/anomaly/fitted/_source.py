@@ -18,6 +18,8 @@ from volumediff.anomaly._features import (
 )
 from volumediff.anomaly._scene import classes_of
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.localizer import Learned
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import HEALTHY
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
@@ -54,7 +56,7 @@ class Source:
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise: expected a share in [0, 1], got {self.noise}.")
 
-    def check(self, model: Model | None, *, where: str) -> None:
+    def check(self, model: Learned, *, where: str) -> None:
         """Raises ValueError, with the reason, for a model without such features."""
         if model is None:
             raise ValueError(f"{where}: expected a trained model, got none; use a baseline.")
@@ -68,7 +70,9 @@ class Source:
             raise ValueError(f"{where}: {problem}")
 
     @torch.no_grad()
-    def __call__(self, model: Model, example: Example) -> Float[Tensor, "f d2 h2 w2"]:
+    def __call__(
+        self, model: Model | Reconstructor, example: Example
+    ) -> Float[Tensor, "f d2 h2 w2"]:
         """The features of a volume, in float32 on its device."""
         grid = self.grid(example.x)
         made = [
@@ -93,7 +97,7 @@ class Source:
         d, h, w = example.x.shape[2:]
         return spread(a[None, None], (d, h, w)).to(example.x.dtype) * example.foreground
 
-    def _extractors(self, model: Model, example: Example) -> list[Features]:
+    def _extractors(self, model: Model | Reconstructor, example: Example) -> list[Features]:
         if self.of == "autoencoder":
             return [autoencoder_features(model)]
         condition = example.condition

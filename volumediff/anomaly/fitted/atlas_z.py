@@ -9,8 +9,7 @@ import torch
 from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.localizer import Finding
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasZ"]
@@ -34,10 +33,10 @@ class AtlasZ(Fitted):
         """Nothing: the floor is added later."""
         return ()
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Nothing to check: the model is not used."""
 
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and deviation, with n - 1, one volume at a time (Welford, 1962).
 
         Raises:
@@ -59,7 +58,7 @@ class AtlasZ(Fitted):
             raise ValueError(f"atlas: expected at least two healthy volumes, got {n}.")
         return Fit({"mean": mean.float(), "std": (squares / (n - 1)).sqrt().float()}, n)
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The absolute z-score; the pseudo-healthy volume is the atlas mean."""
         tensors = self.learnt.to(example.x)
         mean, std = tensors["mean"].to(example.x), tensors["std"].to(example.x)

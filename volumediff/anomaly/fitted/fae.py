@@ -18,8 +18,7 @@ from volumediff.anomaly._similarity import ssim
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned
 from volumediff.randomness import generator
 
 __all__ = ["FAE"]
@@ -70,11 +69,11 @@ class FAE(Fitted):
         training = (self.steps, self.batch_size, self.lr, self.window, self.volumes)
         return self.features, self.widths, *training
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """The model must have such features."""
         self.features.check(model, where="fitted fae")
 
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and scale of every feature, and the trained weights.
 
         Raises:
@@ -99,7 +98,7 @@ class FAE(Fitted):
         weights = {f"net.{name}": w.detach() for name, w in net.state_dict().items()}
         return Fit({"mean": mean, "scale": scale, **weights}, len(kept))
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The dissimilarity at every position, interpolated to the voxels."""
         assert model is not None, "checked"
         learnt = self.learnt.to(example.x)

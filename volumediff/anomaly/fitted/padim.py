@@ -13,8 +13,7 @@ from torch import Tensor
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned
 from volumediff.randomness import generator
 
 __all__ = ["PaDiM"]
@@ -53,11 +52,11 @@ class PaDiM(Fitted):
         """All arguments."""
         return self.features, self.dimensions, self.ridge
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """The model must have such features."""
         self.features.check(model, where="fitted padim")
 
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Means and Cholesky factors of the covariances, with n - 1.
 
         Raises:
@@ -92,7 +91,7 @@ class PaDiM(Fitted):
         found = {"channels": channels, "mean": mean.float(), "factor": factor}
         return Fit({**found, "grid": torch.tensor(grid)}, n)
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The distance at every position, interpolated to the voxels.
 
         Raises:

@@ -18,8 +18,7 @@ from torch import Tensor
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned
 from volumediff.randomness import generator, normal, uniform
 from volumediff.randomness import key as key_of
 
@@ -74,11 +73,11 @@ class PatchCore(Fitted):
         """What shapes the bank."""
         return self.features, self.average, self.candidates, self.size, self.projection
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """The model must have such features."""
         self.features.check(model, where="fitted patchcore")
 
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """The memory bank.
 
         Raises:
@@ -104,7 +103,7 @@ class PatchCore(Fitted):
         chosen = k_centers(low, self.size, key=key_of(key, "centers"))
         return Fit({"bank": pool[chosen].contiguous()}, volumes)
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The distances, interpolated to the voxels, and the score as the only error."""
         assert model is not None, "checked"
         bank = self.learnt.to(example.x)["bank"]
@@ -116,7 +115,7 @@ class PatchCore(Fitted):
         errors = _reweighted(rows, bank, distances, index, self.neighbours)
         return Finding(self.features.voxels(a, example), None, errors=errors)
 
-    def _averaged(self, model: Model, example: Example) -> Tensor:
+    def _averaged(self, model: Learned, example: Example) -> Tensor:
         f = self.features(model, example)[None]
         reach = self.average // 2
         return F.avg_pool3d(f, self.average, 1, reach, count_include_pad=False)[0]

@@ -12,8 +12,7 @@ import torch
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned
 
 __all__ = ["PCA"]
 
@@ -49,11 +48,11 @@ class PCA(Fitted):
         """All arguments."""
         return self.features, self.variance
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """The model must have such features."""
         self.features.check(model, where="fitted pca")
 
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and components.
 
         Raises:
@@ -78,7 +77,7 @@ class PCA(Fitted):
         components = vectors.flip(1)[:, :kept].T
         return Fit({"mean": mean.float(), "components": components.float().contiguous()}, volumes)
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The error at every position, interpolated to the voxels."""
         assert model is not None, "checked"
         learnt = self.learnt.to(example.x)

@@ -14,8 +14,7 @@ from torch import Tensor
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding
-from volumediff.model import Model
+from volumediff.anomaly.localizer import Finding, Learned
 from volumediff.randomness import generator
 from volumediff.randomness import key as key_of
 
@@ -63,11 +62,11 @@ class PixelClassifier(Fitted):
         """All arguments."""
         return self.features, self.hidden, self.members, self.epochs, self.samples
 
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """The model must have such features."""
         self.features.check(model, where="fitted pixel_classifier")
 
-    def learn(self, model: Model | None, examples: Iterable[Example], *, key: int) -> Fit:
+    def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and scale of every feature, and the weights of all members.
 
         Raises:
@@ -103,7 +102,7 @@ class PixelClassifier(Fitted):
         weights = self._fitted((rows - mean) / scale, labels, key)
         return Fit({"mean": mean, "scale": scale, **weights}, volumes)
 
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The mean probability at every position, interpolated to the voxels."""
         assert model is not None, "checked"
         learnt = self.learnt.to(example.x)
