@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from localization_cases import Item, items
 from localization_runs import RUNS, words
-from localization_tables import heat_map, tables
+from localization_tables import heat_map, latest, tables
 
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.rows import Row
@@ -36,9 +36,31 @@ from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config
 
 SUITES = ("healthy", "glioma", "ms-real", "stroke", "ms", "synthetic", "sizes")
+NORMALIZED = "normalize={name: voxelwise, sigma_mm: 4.0, pool_mm: 4.0, floor: 0.1}"
 # Names of this benchmark: a shipped row with words on top.
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "intensity_dark": ("intensity", ("baseline.sign=-1",)),
+    # what residual normalization is worth
+    "scan_raw": ("scan", ("normalize=raw",)),
+    "synthetic_z": ("synthetic", (NORMALIZED,)),
+    "ddpm_z": ("ddpm", (NORMALIZED,)),
+    # the papers' numbers of steps, and few
+    "ddpm_paper": ("ddpm", ("sampler={name: ancestral, steps: 300}",)),
+    "ddpm_few": ("ddpm", ("sampler={name: dpmpp, steps: 10}",)),
+    "ssim_ensemble_paper": ("ssim_ensemble", ("sampler={name: ancestral, steps: 300}",)),
+    "ssim_ensemble_few": ("ssim_ensemble", ("sampler={name: dpmpp, steps: 10}",)),
+    "thor_paper": ("thor", ("sampler={name: ancestral, steps: 350}",)),
+    "thor_few": ("thor", ("sampler={name: ddim, steps: 20}",)),
+    "autoddpm_paper": (
+        "autoddpm",
+        ("first.sampler={name: ancestral, steps: 200}", "sampler={name: ancestral, steps: 50}"),
+    ),
+    "autoddpm_few": (
+        "autoddpm",
+        ("first.sampler={name: dpmpp, steps: 10}", "sampler={name: ancestral, steps: 6}"),
+    ),
+    "ddim_inversion_paper": ("ddim_inversion", ("sampler={name: ddim, steps: 500}",)),
+    "ddim_inversion_few": ("ddim_inversion", ()),
 }
 SMOOTHING_MM = (2.0, 4.0, 8.0, 12.0)
 RATE = 0.05
@@ -50,7 +72,7 @@ class Prepared:
 
     name: str
     method: Row
-    calibration: Calibration
+    calibration: Calibration | None
 
 
 def trained_run(name: str, data: Path, out: Path, steps: int) -> Trained:
@@ -65,6 +87,8 @@ def trained_run(name: str, data: Path, out: Path, steps: int) -> Trained:
 def prepared(trained: Trained, name: str, extra: Sequence[str]) -> Prepared:
     """A method and its calibration on the run's own healthy volumes."""
     base, own = VARIANTS.get(name, (name, ()))
+    if name.endswith(("_paper", "_few")):  # raw maps: hundreds of calls for each healthy volume
+        return Prepared(name, load_method(trained, base, [*own, *extra]), None)
     options = [[*own, *extra]]
     if name == "smoothing":
         options = [[f"baseline.sigma_mm={s}", *extra] for s in SMOOTHING_MM]
@@ -117,11 +141,11 @@ def measured(trained: Trained, p: Prepared, item: Item, *, seed: int) -> dict[st
         "seconds": time.monotonic() - began,
     }
     h = detection.histogram(found.map, e.truth, foreground=e.foreground)
-    thresholds = {
-        "healthy_fpr": HealthyFPR(rate=RATE, min_volumes=1)(p.calibration),
-        "validation": Validation()(p.calibration),
-    }
-    row["false_alarms"] = detection.rates(h, thresholds["healthy_fpr"]).fpr
+    thresholds: dict[str, float | None] = {}
+    if p.calibration is not None:
+        thresholds["healthy_fpr"] = HealthyFPR(rate=RATE, min_volumes=1)(p.calibration)
+        thresholds["validation"] = Validation()(p.calibration)
+        row["false_alarms"] = detection.rates(h, thresholds["healthy_fpr"]).fpr
     if e.truth is None:
         return row
     best = detection.best_dice(h)
@@ -160,7 +184,11 @@ def measure(
             "seed": args.seed,
         }
         began, count = time.monotonic(), 0
+        seen: dict[str, int] = {}
         for item in items(trained, args.data, tuple(args.suites), seed=args.seed):
+            seen[item.suite] = seen.get(item.suite, 0) + 1
+            if args.limit and seen[item.suite] > args.limit:
+                continue
             place = (facts["weights"], facts["fingerprint"], item.suite, item.name)
             if place in done:
                 continue
@@ -179,6 +207,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="instead of those of each run")
     parser.add_argument("--suites", nargs="+", default=SUITES, choices=SUITES)
     parser.add_argument("--steps", type=int, default=5000, help="of each run")
+    parser.add_argument("--limit", type=int, help="volumes of each suite")
     parser.add_argument("--seed", type=int, default=0, help="of lesions and noise")
     parser.add_argument(
         "--tables", action="store_true", help="print what is there, measure nothing"
@@ -195,7 +224,7 @@ def main() -> None:
             for row in measure(trained, name, args.rows or RUNS[name].rows, args):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-    results = [json.loads(line) for line in path.read_text().splitlines()]
+    results = latest([json.loads(line) for line in path.read_text().splitlines()])
     print(tables(results), flush=True)
     heat_map(results, args.out / "sizes.png")
 

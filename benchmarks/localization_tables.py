@@ -9,12 +9,23 @@ import numpy as np
 from volumediff.metrics.bootstrap import bootstrap
 from volumediff.metrics.detection import volume_auroc
 
-__all__ = ["heat_map", "tables"]
+__all__ = ["heat_map", "latest", "tables"]
 
 Results = Sequence[Mapping[str, Any]]
 GROUPS = ("glioma", "ms-real", "stroke", "ms", "synthetic")
 BASELINES = ("intensity", "intensity_dark", "smoothing", "atlas")
 REPLICATES = 2000
+
+
+def latest(results: Results) -> Results:
+    """Of every volume the last result, with the last weights of each run."""
+    weights = {r["run"]: r["weights"] for r in results}
+    kept = {
+        (r["run"], r["row"], r["suite"], r["case"]): r
+        for r in results
+        if r["weights"] == weights[r["run"]]
+    }
+    return list(kept.values())
 
 
 def tables(results: Results) -> str:
@@ -94,7 +105,7 @@ def against(results: Results) -> str:
 
 def cost(results: Results) -> str:
     """Three thresholds, false alarms, detection of volumes and cost, over all lesions."""
-    rows = []
+    lines = []
     for m in _methods(results):
         sick = [r for g in GROUPS for r in _of(results, m, g)]
         healthy = _of(results, m, "healthy")
@@ -105,23 +116,21 @@ def cost(results: Results) -> str:
             if healthy and sick
             else np.nan
         )
-        rows.append(
-            [
-                *m,
-                *(
-                    f"{_mean([r[n] for r in sick]):.3f}"
-                    for n in ("dice_healthy_fpr", "dice_validation")
-                ),
-                f"{_mean([r['best_dice'] for r in sick]):.3f}",
-                f"{_mean([r['false_alarms'] for r in healthy]):.3f}",
-                f"{auroc:.2f}",
-                f"{_mean([r['calls'] for r in sick]):.0f}",
-                f"{_mean([r['seconds'] for r in sick]):.2f}",
-            ]
-        )
+        figures = [(sick, n, 3) for n in ("dice_healthy_fpr", "dice_validation", "best_dice")]
+        figures += [(healthy, "false_alarms", 3)]
+        later = [(sick, "calls", 0), (sick, "seconds", 2)]
+        cells = [_figure(rows, name, digits) for rows, name, digits in figures]
+        more = [_figure(rows, name, digits) for rows, name, digits in later]
+        lines.append([*m, *cells, "" if np.isnan(auroc) else f"{auroc:.2f}", *more])
     head = ["run", "row", "Dice, healthy FPR 5 %", "Dice, validation", "best Dice (oracle)"]
     head += ["FPR of held-out healthy", "volume AUROC", "calls", "s per volume"]
-    return "Thresholds and cost\n\n" + _table(head, rows)
+    return "Thresholds and cost\n\n" + _table(head, lines)
+
+
+def _figure(rows: Results, name: str, digits: int) -> str:
+    """Mean of a figure where it was measured."""
+    values = [r[name] for r in rows if r.get(name) is not None]
+    return f"{_mean(values):.{digits}f}" if values else ""
 
 
 def kinds(results: Results) -> str:
