@@ -20,6 +20,7 @@ from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.grid import Grid
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.scan import Scan
+from volumediff.anomaly.routes.selective import Selective
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.anomaly.rows import load_row
 from volumediff.anomaly.where import Found, Given
@@ -304,6 +305,35 @@ class Recorder(Network):
     def body(self, x, e):
         self.seen.append(x)
         return x / 2
+
+
+class Wary(Recorder):
+    """Takes everything beyond 1 for noise and says 0 there; leaves the rest."""
+
+    def body(self, x, e):
+        self.seen.append(x)
+        return torch.where(x.abs() > 1, 0.0, x)
+
+
+@pytest.mark.parametrize("space", [Voxel, Wavelet])
+def test_what_the_network_takes_for_noise_is_denoised_and_the_rest_is_kept(space):
+    space = space()
+    k = space.channels(1)
+    model = Model(space, KERNEL, Wary(k), recipe=LocalNoise())
+    z = 0.3 * normal((1, k, *space.grid(SHAPE)), 3).clamp(-2, 2)
+    m = space.mask(blob().float()).bool().expand_as(z)
+    x = space.decode(torch.where(m, 3.0, z), SHAPE)
+    row = Localizer(recipe=LocalNoise, route=Selective(levels=(0.5, 0.3), quantile=0.6))
+    got = run(row, model, x)
+    expected = space.decode(torch.where(m, 0.0, z), SHAPE)
+    torch.testing.assert_close(got.pseudo_healthy, expected, atol=1e-5, rtol=0)
+    # nothing was added: the first state is the volume's own, the second is the mended one
+    torch.testing.assert_close(model.network.seen[0], space.encode(x))
+    torch.testing.assert_close(model.network.seen[1], torch.where(m, 0.0, z), atol=1e-5, rtol=0)
+    # a part that moves less than the quantile is kept
+    strict = replace(row, route=Selective(levels=(0.5,), quantile=0.999))
+    kept = run(strict, model, x).pseudo_healthy
+    torch.testing.assert_close(kept, x, atol=1e-5, rtol=0)
 
 
 def test_one_modality_is_redrawn_from_the_other():

@@ -8,6 +8,7 @@ r"""Routes: from a volume to a noisy state and back to pseudo-healthy volumes.
     masks      diffuse, region by random region
     shrink     diffuse, inside a mask that shrinks
     restore    E(x) itself as a state of a cold kernel, restored
+    selective  no noise is added: what the network wants to change most is denoised
     identity   D(E(x)): what the space alone loses
 
 The level is a time t, or better a log-SNR: the same t is another corruption under another

@@ -1,15 +1,11 @@
 """The volume itself, read as a degraded one, restored."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.config import name_of
 from volumediff.kernels._base import Kernel
 from volumediff.kernels.cold import Cold
@@ -17,8 +13,6 @@ from volumediff.samplers._base import Sampler
 from volumediff.samplers.ancestral import Ancestral
 
 __all__ = ["Restore"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)
