@@ -48,6 +48,28 @@ def test_named_configurations_exist():
         assert config_path("pipelines", words[words.index("train") + 1])
 
 
+def test_the_table_of_rows_is_what_info_says():
+    from volumediff.inference.capabilities import inventory
+
+    section = re.search(r"<!-- rows -->\n(.*?)<!-- /rows -->", README, re.DOTALL)
+    assert section
+    head, _, *lines = section[1].strip().splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    shown, needs = {}, {}
+    for line in lines:
+        cells = dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
+        row = cells["row"].strip("`")
+        needs[row] = re.findall(r"`([^`]+)`", cells["run"])
+        shown[row] = {c: cells[c] == "✓" for c in columns[4:]}
+    found = inventory()
+    expected = {
+        row: {c: text == "ok" for c, text in cells.items()}
+        for row, cells in found["localization"].items()
+    }
+    assert shown == expected
+    assert needs == found["localization needs"]
+
+
 def test_ci_runs_the_test_command_of_the_readme():
     command = re.search(r"<!-- test-command -->\n```\n(.*?)\n```", README, re.DOTALL)
     assert command
