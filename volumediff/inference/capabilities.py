@@ -51,6 +51,7 @@ def inventory() -> dict[str, Any]:
     return {
         "pipelines": _shipped("pipelines"),
         "autoencoders": _shipped("autoencoders"),
+        "classifiers": _shipped("classifiers"),
         "localization methods": _shipped("anomaly"),
         "segmentation methods": _shipped("segmentation"),
         "components": {family: config.available(family) for family in families},
@@ -240,7 +241,9 @@ def _global_mean(name: str, overrides: Sequence[str]) -> list[Check]:
     run = load_run_config(name, overrides)
     task = build_task(run)
     if not isinstance(task, Diffusion):
-        return [Check("note", "global mean", f"{name} trains an autoencoder: no noise schedule")]
+        return [
+            Check("note", "global mean", f"{name} trains no diffusion model: no noise of its own")
+        ]
     shape = run.data.preprocessing.shape or run.crop
     if shape is None:
         text = "unknown: set data.preprocessing.shape"

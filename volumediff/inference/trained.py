@@ -66,14 +66,14 @@ def load_trained(
         memory: `key=value` words for the memory policy, in place of the training's
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, no such device, or an autoencoder's run
+        UsageError: no run, no checkpoint of this kind, no such device, or no diffusion run
         DataError: the run is damaged
     """
     run = Path(run)
     words = [f"memory.{word}" for word in memory]
     config, model = load_run(run, which=which, overrides=words)
     if not isinstance(model, Model):
-        raise UsageError(f"{run}: trains an autoencoder, expected the run of a diffusion model.")
+        raise UsageError(f"{run}: trains no diffusion model, expected the run of one.")
     config.memory.freeze(model.network)
     found = checkpoint.find(run, which)
     assert found is not None, "load_run has just read it"

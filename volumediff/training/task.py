@@ -1,4 +1,4 @@
-"""What the loop trains: a diffusion model, or an autoencoder with its discriminator.
+"""What the loop trains: a diffusion model, an autoencoder with its discriminator, a classifier.
 
 A task names its players (groups of parameters that take turns, one for a diffusion model), gives
 the loss of each sample for a player, and knows which tensors a checkpoint holds.
@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.autoencoders import Autoencoder
+from volumediff.classification import StateClassifier
 from volumediff.model import Batch, Model
 from volumediff.randomness import generator
 from volumediff.spaces import StateSpace
 
-__all__ = ["Compression", "Diffusion", "Task"]
+__all__ = ["Classification", "Compression", "Diffusion", "Task"]
 
 
 class Task(ABC):
@@ -157,3 +158,24 @@ class Compression(Task):
         d, h, w = x.shape[2:]
         latent = self.autoencoder.encode(x.to(self.dtype))
         return self.autoencoder.decode(latent, (d, h, w)).to(x.dtype)
+
+
+class Classification(Task):
+    """A classifier of the noisy states of a diffusion run.
+
+    Arguments:
+        module: the classifier with space, kernel and noise of that run
+        digest: SHA-256 of the autoencoder's weights in a latent space
+    """
+
+    main = "classifier"
+
+    def __init__(self, module: StateClassifier, *, digest: str = "") -> None:
+        self.module = module
+        self.digest = digest
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"classifier": self.module.classifier}
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        return self.module.loss(batch)

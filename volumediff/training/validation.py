@@ -23,7 +23,7 @@ from volumediff.training.prepare import Prepared
 from volumediff.training.previews import write_slices
 from volumediff.training.run_config import RunConfig
 from volumediff.training.selection import one_step_map, voxel_ap
-from volumediff.training.task import Compression
+from volumediff.training.task import Compression, Diffusion
 
 __all__ = ["Found", "Validator"]
 
@@ -120,9 +120,11 @@ class Validator:
 
     @property
     def _shows(self) -> bool:
-        """Whether there is something to show: not every recipe can be sampled."""
-        module = self.prepared.task.module
-        return not isinstance(module, Model) or module.recipe.samples
+        """Whether there is something to show: not every model can be sampled."""
+        task = self.prepared.task
+        if isinstance(task, Diffusion):
+            return task.model.recipe.samples
+        return isinstance(task, Compression)
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""
