@@ -6,9 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states
+from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, posterior, states
 
 from volumediff.anomaly import calibrate, rows
+from volumediff.anomaly._classifier import takes_classifier, with_classifier
 from volumediff.anomaly.baselines import Atlas, Baseline
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Localizer
@@ -98,6 +99,11 @@ def quick(method):
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs_in_every_space_or_says_why_not(name, space):
     method = quick(rows.load_row(name, atlas=ATLAS))
+    if takes_classifier(method):
+        reason = refusal(method, model_in(space))
+        assert re.search("classifier: expected .*, got none; use --classifier RUN", reason)
+        method = with_classifier(method, posterior())
+        assert not refusal(method, model_in(space))
     kinds = [
         (0, Gaussian),
         (2, Gaussian),
@@ -155,6 +161,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert found["localization needs"]["anoddpm"] == ["noise=simplex"]
     assert found["localization needs"]["anofpdm"] == ["recipe=class_conditional"]
     assert found["localization needs"]["ddpm"] == []
+    assert found["localization needs"]["wolleb"] == ["--classifier"]
 
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
@@ -178,6 +185,7 @@ def test_the_methods_of_the_first_release_are_there():
     wanted = {"ddpm", "ddim_inversion", "cfg_inversion", "autoddpm", "thor", "scan"}
     wanted |= {"anoddpm", "andi", "pddpm", "ssim_ensemble", "graham_ood", "itermask3d", "anofpdm"}
     wanted |= {"ddib", "diff_scm", "class_contrast", "healthy_inpainting"}
+    wanted |= {"wolleb", "wolleb_ddpm", "hu", "saliency", "dif_fuse", "pinaya"}
     assert wanted | {"intensity", "smoothing", "atlas", "prevalence"} <= set(ROWS)
 
 

@@ -15,7 +15,14 @@ from volumediff.spaces._base import StateSpace
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
 
-__all__ = ["Features", "autoencoder_features", "feature_problem", "network_features", "spread"]
+__all__ = [
+    "Features",
+    "autoencoder_features",
+    "feature_problem",
+    "network_features",
+    "spread",
+    "upright",
+]
 
 # volume -> one tensor per level, on that level's own grid, axes d, h, w of the volume
 Features = Callable[[Tensor], list[Tensor]]
@@ -48,7 +55,7 @@ def network_features(model: Model, condition: Condition, t: float) -> Features:
         z = model.encode(x)
         scaled = alpha.to(z).view(-1, 1, 1, 1, 1) * z
         made = _encoded(model.network, lambda: model.denoise(scaled, time, condition))
-        return [_upright(model.space, f) for f in made]
+        return [upright(model.space, f) for f in made]
 
     return features
 
@@ -58,7 +65,7 @@ def autoencoder_features(model: Model) -> Features:
 
     def features(x: Tensor) -> list[Tensor]:
         made = _encoded(_latent(model.space).autoencoder.codec["encoder"], lambda: model.encode(x))
-        return [_upright(model.space, f) for f in made]
+        return [upright(model.space, f) for f in made]
 
     return features
 
@@ -96,5 +103,6 @@ def _latent(space: StateSpace) -> Latent | None:
     return inner if isinstance(inner, Latent) else None
 
 
-def _upright(space: StateSpace, features: Tensor) -> Tensor:
+def upright(space: StateSpace, features: Tensor) -> Tensor:
+    """A tensor on the state's grid with the axes of the volume."""
     return features.movedim(2, space.axis) if isinstance(space, Slices) else features

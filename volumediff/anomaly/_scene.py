@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._features import spread, upright
 from volumediff.anomaly.maps import Map
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -117,6 +118,12 @@ class Scene:
         """The volume of a state, of the size of x."""
         d, h, w = self.x.shape[2:]
         return self.model.decode(z, (d, h, w))
+
+    def voxels(self, a: Float[Tensor, "1 1 d2 h2 w2"]) -> Float[Tensor, "1 1 d h w"]:
+        """A map on the grid of the state, interpolated to voxels; zero outside the foreground."""
+        d, h, w = self.x.shape[2:]
+        wide = spread(upright(self.model.space, a), self.model.space.padded((d, h, w)))
+        return wide[..., :d, :h, :w] * self.foreground
 
     def noised(self, z: Float[Tensor, "1 k d2 h2 w2"], t: float, *, draw: int = 0) -> Tensor:
         """z_t of a state, with a draw of the noise of the forward route."""

@@ -4,16 +4,17 @@ To be honest about new volumes, the map of calibration volume i is normalized wi
 of the others: in the statistics that it helped to make, a volume looks more normal than it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.localizer import Method
+from volumediff.anomaly.localizer import BAR, Method
 from volumediff.metrics.calibration import fit as fit_probability
-from volumediff.metrics.detection import best_dice, histogram, total
+from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
 
@@ -28,6 +29,11 @@ def fit(
     Raises:
         ValueError: no volumes, or too few for the method's normalization
     """
+    learnt = {}
+    if method.bar is not None:
+        volumes = list(volumes)
+        learnt = {BAR: _bar(*method.bar, model, volumes, seed=seed)}
+    row, method = method, method.fitted(learnt)
     residuals = [
         method.residual(model, e, key=key_of(seed, "calibration", i))
         for i, e in enumerate(volumes)
@@ -46,15 +52,28 @@ def fit(
         histograms.append(histogram(a, foreground=r.foreground))
         rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
         scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
-    statistics = method.normalize.fit(residuals)
     return Calibration(
-        method.fingerprint,
-        statistics,
+        row.fingerprint,
+        {**method.normalize.fit(residuals), **learnt},
         total(histograms),
         tuple(scores),
         each=tuple(histograms),
         errors=errors,
     )
+
+
+def _bar(
+    first: Method, q: float, model: Model | None, volumes: Sequence[Example], *, seed: int
+) -> Tensor:
+    """The quantile of the first row's maps of healthy volumes, pooled over their foreground."""
+    histograms = []
+    for i, e in enumerate(volumes):
+        with torch.no_grad():
+            a = first.find(model, e, key=key_of(key_of(seed, "calibration", i), "first")).map
+        histograms.append(histogram(a, foreground=e.foreground))
+    if not histograms:
+        raise ValueError("calibration: expected healthy volumes, got none; split some off.")
+    return torch.tensor(threshold_at_fpr(total(histograms), 1 - q), dtype=torch.float64)
 
 
 def validate(
@@ -71,7 +90,7 @@ def validate(
     Raises:
         ValueError: a volume has no truth, or none of them has a lesion
     """
-    histograms = []
+    method, histograms = method.fitted(calibration.statistics), []
     for i, e in enumerate(volumes):
         if e.truth is None:
             raise ValueError(f"calibration: validation volume {i} has no truth; give its mask.")

@@ -10,15 +10,18 @@ everything that is compared, counted or ranked lies in the foreground.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._classifier import missing_classifier
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
+from volumediff.anomaly._suits import check_noise, check_recipe
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
@@ -39,7 +42,9 @@ from volumediff.randomness import key as key_of
 from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Finding", "Localization", "Localizer", "Method"]
+__all__ = ["BAR", "Finding", "Localization", "Localizer", "Method"]
+
+BAR = "first.threshold"  # among the statistics of a calibration
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +121,15 @@ class Method(ABC):
         """The map of a volume, before normalization."""
 
     @property
+    def bar(self) -> "tuple[Method, float] | None":
+        """A row and the quantile of its healthy maps that this method waits for; None for none."""
+        return None
+
+    def fitted(self, statistics: Mapping[str, Tensor]) -> "Method":
+        """The method with what it waits for, from the statistics of its calibration."""
+        return self
+
+    @property
     def fingerprint(self) -> str:
         """Identifies the blocks that shape map and score; a calibration belongs to one."""
         free = ("threshold", "supervision", "scope")
@@ -173,7 +187,7 @@ class Method(ABC):
             raise ValueError("expected a foreground with voxels, got an empty one.")
         statistics = self._statistics(calibration)
         example = Example(x, foreground, spacing_mm, condition, region=region)
-        found = self.find(model, example, key=key)
+        found = self.fitted(statistics).find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
@@ -207,10 +221,11 @@ class Method(ABC):
 
     def _statistics(self, calibration: Calibration | None) -> Mapping[str, Tensor]:
         if calibration is None:
-            if self.normalize.fitted:
+            if self.normalize.fitted or self.bar is not None:
+                part = "policy" if self.bar else f"normalize {type(self.normalize).__name__}"
                 raise ValueError(
-                    f"normalize {type(self.normalize).__name__.lower()}: expected a calibration "
-                    "on healthy volumes, got none; fit one, or use normalize: raw."
+                    f"{part.lower()}: expected a calibration on healthy volumes, got none; fit "
+                    "one, or use normalize: raw and policy.threshold."
                 )
             return {}
         if calibration.fingerprint != self.fingerprint:
@@ -258,19 +273,26 @@ class Localizer(Method):
             )
         if not self.route.stochastic and self.ensemble.seeds > 1:
             raise ValueError("ensemble: expected seeds: 1, since the route draws no noise.")
-        if self.policy.two_pass != (self.first is not None):
+        names = f"policy {name_of(type(self.policy))} and route {name_of(type(self.route))}"
+        if (self.policy.two_pass or self.route.two_pass) != (self.first is not None):
             raise ValueError(
-                "first: expected a first row exactly where the policy takes its mask from one, "
-                f"got {'a row' if self.first else 'none'} with policy "
-                f"{type(self.policy).__name__.lower()}."
+                "first: expected a first row exactly where policy or route take a mask from one, "
+                f"got {'a row' if self.first else 'none'} with {names}."
             )
+        if self.policy.refines and not self.first.route.own_map:
+            raise ValueError(f"first: expected a row with a pseudo-healthy volume for {names}.")
 
     def check(self, model: Model | None) -> None:
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
         check_recipe(model, self.recipe)
-        self._check_noise(model)
+        check_noise(model, noise=self.noise, kernel=self.kernel)
+        if missing_classifier(self):
+            raise ValueError(
+                "classifier: expected a classifier of this model's noisy states, got none; use "
+                "--classifier RUN, the run of a configuration such as encoder_64."
+            )
         self.map.check(model)
         problem = self.policy.problem(model)
         if problem:
@@ -297,40 +319,23 @@ class Localizer(Method):
                     f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
                 )
 
-    def _check_noise(self, model: Model) -> None:
-        if type(model.kernel) is not self.kernel:
-            raise ValueError(
-                f"kernel: expected a checkpoint with kernel {name_of(self.kernel)}, got one that "
-                f"was trained with the {name_of(type(model.kernel))} kernel; use a method for "
-                "that kernel."
-            )
-        wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
-        if wanted != "gaussian" and not model.space.exact:
-            raise ValueError(
-                f"noise: expected a space of voxels or wavelets for {wanted} noise, got latents, "
-                "which are trained on white noise of their own; use another pipeline."
-            )
-        if wanted != got:
-            raise ValueError(
-                f"noise: expected a checkpoint that was trained with {wanted} noise, got one with "
-                f"{got} noise; use a method for {got} noise, or train with noise={wanted}."
-            )
-
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps."""
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
+        own_map = self.policy.own_map and self.route.own_map
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
             scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
             own, means = 0.0, []
-            for volume in route:
-                if self.policy.own_map:
-                    scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
-                healthy, volumes = healthy + volume, volumes + 1
+            for volume in chain(route, (None,)):
+                if volume is not None:
+                    healthy, volumes = healthy + volume, volumes + 1
+                    if own_map:
+                        scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
                 while scene.maps:  # summed one by one and not kept
                     a = scene.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
@@ -343,11 +348,23 @@ class Localizer(Method):
             trace.update({prefix + name: value for name, value in scene.trace.items()})
         return Finding(
             map=self.ensemble.inverse(total / count),
-            healthy=healthy / volumes,
+            healthy=healthy / volumes if volumes else None,
             trace=trace,
             errors=torch.stack(errors),
             uncertainty=None if spread is None else spread.value(),
         )
+
+    @property
+    def bar(self) -> tuple[Method, float] | None:
+        """The first row, where the policy's mask needs its healthy maps."""
+        q = self.policy.healthy_quantile
+        return None if q is None else (self.first, q)
+
+    def fitted(self, statistics: Mapping[str, Tensor]) -> "Localizer":
+        """The row with the threshold of its policy."""
+        if self.bar is None:
+            return self
+        return replace(self, policy=self.policy.fitted(float(statistics[BAR])))
 
     def _times(self, model: Model) -> list[float]:
         levels = [level for level, _ in self.ensemble.members() if level is not None]
@@ -378,19 +395,3 @@ class Localizer(Method):
             prior_healthy=None if prior is None else prior.healthy,
             region=example.region,
         )
-
-
-def check_recipe(model: Model, wanted: type[Recipe] | None) -> None:
-    """Raises ValueError unless a model was trained on the recipe that a method is about.
-
-    Arguments:
-        wanted: the recipe; None for any whose noise is everywhere in the volume itself
-    """
-    got = type(model.recipe)
-    if model.recipe.whole if wanted is None else got is wanted:
-        return
-    name = "healthy or class_conditional" if wanted is None else name_of(wanted)
-    raise ValueError(
-        f"recipe: expected a checkpoint of the recipe {name}, got {name_of(got)}; use a method "
-        f"for it, or train with recipe={name.split()[0]}."
-    )

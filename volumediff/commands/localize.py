@@ -6,6 +6,7 @@ import typer
 
 from volumediff.commands._options import (
     Channels,
+    Classifier,
     DataRoot,
     Device,
     Memory,
@@ -32,6 +33,7 @@ def localize(
     out: OutFolder,
     overrides: Words = None,
     method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
+    classifier: Classifier = None,
     which: WhichOption = Which.best,
     channels: Channels = None,
     device: Device = "auto",
@@ -53,6 +55,7 @@ def localize(
         out,
         method=method,
         overrides=overrides or [],
+        classifier=classifier,
         channels=names_of(channels),
         seed=seed,
         trace=trace,

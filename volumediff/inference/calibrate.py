@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from volumediff.anomaly._classifier import takes_classifier, with_classifier
 from volumediff.anomaly.baselines import Atlas, AtlasZ, Baseline
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.rows import load_row
+from volumediff.classification import ClassPosterior
 from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
 from volumediff.errors import UsageError
 from volumediff.inference.trained import Trained
@@ -30,16 +32,26 @@ LARGEST_SHARE = 0.1
 PAUSE = 15.0  # seconds between two lines
 
 
-def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> Row:
-    """The method of a row, with the run's healthy atlas where it needs one.
+def load_method(
+    trained: Trained,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    classifier: ClassPosterior | None = None,
+) -> Row:
+    """The method of a row, with the run's healthy atlas and the classifier where it needs them.
 
     Raises:
-        UsageError: no such row, or one that does not suit the run
+        UsageError: no such row, one that does not suit the run, or that takes no classifier
     """
     method = load_row(name, overrides=overrides)
     if isinstance(method, AtlasZ):
         method = load_row(name, overrides=overrides, atlas=_atlas(trained))
+    if classifier is not None and not takes_classifier(method):
+        raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
     try:
+        if classifier is not None:
+            method = with_classifier(method, classifier)
         method.check(trained.model)
     except ValueError as error:
         raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
@@ -49,7 +61,7 @@ def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> R
 def needs_calibration(method: Row) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
     parts = (method.threshold.calibrated, method.score.calibrated)
-    return method.normalize.fitted or any(parts)
+    return method.normalize.fitted or method.bar is not None or any(parts)
 
 
 def calibration_for(

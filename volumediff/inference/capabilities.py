@@ -56,7 +56,7 @@ def inventory() -> dict[str, Any]:
         "segmentation methods": _shipped("segmentation"),
         "components": {family: config.available(family) for family in families},
         "localization": localization(),
-        "localization needs": {n: list(_needs(load_row(n))) for n in _shipped("anomaly")},
+        "localization needs": {n: _all_needs(load_row(n)) for n in _shipped("anomaly")},
     }
 
 
@@ -84,14 +84,22 @@ def localization() -> dict[str, dict[str, str]]:
     }
 
 
+def _all_needs(row: "Row") -> list[str]:
+    from volumediff.anomaly._classifier import takes_classifier
+
+    return [*_needs(row), *["--classifier"] * takes_classifier(row)]
+
+
 def _needs(row: "Row") -> tuple[str, ...]:
     """How a run must be trained for the row, beyond the shipped configurations."""
+    from volumediff.anomaly._classifier import takes_classifier
     from volumediff.anomaly.localizer import Localizer
     from volumediff.config import name_of
     from volumediff.kernels.gaussian import Gaussian as GaussianKernel
     from volumediff.noise import Gaussian
 
-    words = ["recipe=class_conditional"] if row.supervision == "weak" else []
+    labels = takes_classifier(row)  # they train the classifier, whatever the model knows of them
+    words = ["recipe=class_conditional"] if row.supervision == "weak" and not labels else []
     if not isinstance(row, Localizer):
         return tuple(words)
     if row.recipe is not None:
@@ -113,8 +121,15 @@ FULL = {
 
 
 def _suits(row: "Row", models: "Callable[[str, tuple[str, ...]], Model]", path: str) -> str:
+    from volumediff.anomaly._classifier import takes_classifier, with_classifier
+    from volumediff.classification import ClassPosterior
+
     try:
-        row.check(models(path, _needs(row)))
+        model = models(path, _needs(row))
+        if takes_classifier(row):  # of two classes, which is never asked
+            schedule = model.kernel.schedule
+            row = with_classifier(row, ClassPosterior(lambda z, t: z, schedule, 2, ""))
+        row.check(model)
     except (ValueError, UsageError) as error:
         return str(error)
     return "ok"

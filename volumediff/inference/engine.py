@@ -20,6 +20,7 @@ from volumediff.data.preprocessing import Prepared
 from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.calibrate import Row, calibration_for, load_method
+from volumediff.inference.classifier import load_classifier
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
 from volumediff.inference.inputs import find_inputs
@@ -63,6 +64,7 @@ def localize(
     *,
     method: str,
     overrides: Sequence[str] = (),
+    classifier: Path | str | None = None,
     channels: Sequence[str] | None = None,
     seed: int = 0,
     trace: bool = True,
@@ -79,6 +81,7 @@ def localize(
         out: output folder
         method: row by name or path
         overrides: `slot.argument=value` words for the row
+        classifier: run of the classifier of noisy states that the row takes
         channels: names of the images; None takes those of the run
         seed: of the method's noise
         trace: whether masks and maps of the blocks are written
@@ -92,7 +95,8 @@ def localize(
         DataError: the source has no cases, or the disk is full
     """
     trained.localizes()
-    row = load_method(trained, method, overrides)
+    guide = None if classifier is None else load_classifier(classifier, trained)
+    row = load_method(trained, method, overrides, classifier=guide and guide.posterior)
     names = channels if channels is not None else trained.config.data.channels
     scalars = bool(trained.recipe.scalars)
     cases, problems = find_inputs(source, channels=names, siblings=scalars)
@@ -146,6 +150,7 @@ def localize(
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
             "seed": seed,
+            "classifier": guide and guide.facts,
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             **provenance(trained),
         }

@@ -23,12 +23,15 @@ class Route(ABC):
 
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
-    the finding.
+    the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
+    map is taken of the volumes, besides maps that the route leaves with the scene.
     """
 
     chain: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     corrupts: ClassVar[bool] = True
+    two_pass: ClassVar[bool] = False
+    own_map: ClassVar[bool] = True
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:
