@@ -80,7 +80,8 @@ class Finding:
         map: the map
         healthy: pseudo-healthy volume, if the method makes one
         trace: masks and intermediate maps
-        errors: mean of the maps of each run in the foreground; None without runs
+        errors: mean of the maps of each run in the foreground, or what else the score remembers
+            a run by; None without runs
         uncertainty: deviation between the seeds of an ensemble
     """
 
@@ -341,7 +342,7 @@ class Localizer(Method):
                     total, count = total + self.ensemble.forward(a), count + 1
                     means.append(a[example.foreground].double().mean())
                     own = own if spread is None else own + a
-            errors.append(torch.stack(means).mean().float())
+            errors.append(self.score.evidence(scene, torch.stack(means).mean().float()))
             if spread is not None:
                 spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""

@@ -21,7 +21,6 @@ from volumediff.samplers.ancestral import Ancestral
 __all__ = ["Fuse"]
 
 Volumes = Iterator[Float[Tensor, "1 c d h w"]]
-HALF = 0.5  # where a smoothed edge crosses the edge itself
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,17 @@ class Fuse(Route):
     the row's sampler, and z by ancestral steps; after each step
 
     .. math:: z_s \leftarrow M_z z_s + (1 - M_z)\, u_s, \qquad
-              M = \big[ G_σ [a_1 > Q_{1 - q}(a_1)] > 1/2 \big],
+              M = [G_σ a_1 > Q_{1 - q}(G_σ a_1)],
 
     with the first pass's map a_1, such as a saliency, and its quantile in the foreground: no noise
-    enters outside M, and what is inside is drawn given the patient's own path around it.
+    enters outside M, and what is inside is drawn given the patient's own path around it. The
+    published code smooths the mask and not the map, which leaves little of scattered voxels.
 
     Arguments:
         level: time t of the noisy state, in (0, 1]
         log_snr: the same as log-SNR; give one of the two
         share: q, share of the foreground that is redrawn, in (0, 1)
-        sigma_mm: σ of the mask's smoothing
+        sigma_mm: σ of the map's smoothing
         iterations: fixed-point iterations per step of the way up; 0 is the published way
 
     References:
@@ -72,15 +72,15 @@ class Fuse(Route):
 
     def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
         """What is redrawn."""
-        a, inside = scene.prior_map, scene.foreground
-        top = (a > inside_quantile(a, 1 - self.share, foreground=inside)) & inside
-        wide = smooth(
-            top.to(scene.x.dtype),
+        inside = scene.foreground
+        a = smooth(
+            scene.prior_map,
             sigma_mm=self.sigma_mm,
             spacing_mm=scene.spacing_mm,
             foreground=inside,
         )
-        return (wide > HALF).to(scene.x.dtype)
+        top = inside_quantile(a, 1 - self.share, foreground=inside)
+        return ((a > top) & inside).to(scene.x.dtype)
 
     def __call__(
         self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
