@@ -5,12 +5,14 @@ import json
 import math
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from anomaly_models import KERNEL
 from test_resume import digests
-from tiny_app import base, program, write_cases
-from tiny_runs import figures, tiny, write_data
+from tiny_app import base, program, save, write_cases
+from tiny_runs import figures, phantom, tiny, write_data
 
 from volumediff.classification import ClassPosterior, StateClassifier
 from volumediff.classifiers.encoder import Encoder
@@ -45,9 +47,9 @@ def encoder(k=1, classes=2, **more):
 
 
 def batch_of(*labels, size=8, difference=1.0):
-    """Volumes whose mean is that of their class."""
+    """Volumes of two classes whose means differ."""
     x = [
-        0.3 * normal((1, size, size, size), "volume", i) + difference * label
+        0.3 * normal((1, size, size, size), "volume", i) + difference * (label - 0.5)
         for i, label in enumerate(labels)
     ]
     return Batch(torch.stack(x), tuple(range(len(labels))), Condition(label=torch.tensor(labels)))
@@ -118,7 +120,7 @@ def test_it_learns_what_is_separable(space):
         torch.manual_seed(0)
         made = Encoder(space.channels(1), 2, widths=(4, 8), groups=2, norm="voxel")
     module = StateClassifier(space, KERNEL, made)
-    optimizer = torch.optim.Adam(made.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(made.parameters(), lr=5e-3)
     losses = []
     for step in range(30):
         batch = batch_of(0, 1, 0, 1, size=4, difference=2.0)
@@ -127,9 +129,9 @@ def test_it_learns_what_is_separable(space):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
-    assert sum(losses[-5:]) / 5 < 0.5 * math.log(2)
+    assert sum(losses[-5:]) / 5 < 0.6 * math.log(2)
     # and guidance takes a sick state to where it is healthier
     posterior = ClassPosterior(module.log_probability, KERNEL.schedule, 2, "tiny")
     z, t = space.encode(batch_of(1, size=4, difference=2.0).x), torch.tensor([0.2]).double()
@@ -280,4 +282,21 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     # another classifier is another job
     again = program(*words, *quick, "--classifier", classifier)
     assert "already finished" in again[1]
+    # a map from elsewhere, on another grid than the volume's
+    (image,) = files.glob("*.nii.gz")
+    flipped = np.diag([-3.0, 3, 3, 1])
+    flipped[0, 3] = 21.0  # the same field of view, the first axis the other way
+    brought = save(tmp_path / "map.nii.gz", phantom(3) + 1, flipped)
+    fused = ("--method", "dif_fuse", "sampler.steps=2", "post=[]", "--device", "cpu")
+    out = tmp_path / "fused"
+    code, _, err = program("localize", run, "-i", image, "-o", out, *fused, "--saliency", brought)
+    assert code == 0, err
+    (path,) = out.glob("*_desc-first_map.nii.gz")
+    first = np.asarray(nib.load(path).dataobj)
+    inside = first > 0
+    assert inside.any()
+    np.testing.assert_allclose(first[inside], (phantom(3) + 1)[::-1][inside], rtol=1e-3)
+    code, _, err = program("localize", run, "-i", image, "-o", out, *fused, "--saliency", tmp_path)
+    assert code == 2
+    assert "no such file; every case needs its map" in err
     assert saved_config(classifier).classifier["of"] == str(run)

@@ -424,6 +424,20 @@ def test_saliency_is_in_its_place_in_every_space(space):
         assert wanted <= int(found) < wanted + s, "where the state voxel is"
 
 
+def test_a_map_from_elsewhere_takes_the_place_of_the_first_pass():
+    model = wiener()
+    x = lesion_volume(model)
+    row = load_row("dif_fuse", overrides=["first={route: external}", "post=[]", "sampler.steps=3"])
+    row = replace(row, route=replace(row.route, share=0.1, sigma_mm=0.0))
+    brought = torch.rand(1, 1, *SHAPE)
+    got = run(row, model, x, saliency=brought)
+    top = brought > inside_quantile(brought, 0.9, foreground=INSIDE)
+    assert torch.equal(got.trace["fuse/mask"], top & INSIDE)
+    assert torch.equal(got.trace["first/map"], brought * INSIDE)
+    with pytest.raises(ValueError, match="expected a map with the volume, got none; use --sal"):
+        run(row, model, x)
+
+
 def test_the_score_of_a_classifier_is_the_log_odds_of_disease():
     model, exact = states(), posterior()
     row = Localizer(

@@ -84,6 +84,7 @@ class Scene:
         prior_map: map of the first pass, where the row has one
         prior_healthy: pseudo-healthy volume of the first pass
         region: voxels that the caller asked to redraw
+        saliency: map that the caller brought
         trace: masks and intermediate maps, for inspection
         maps: maps that a policy collected on the way; they join the ensemble
     """
@@ -102,6 +103,7 @@ class Scene:
     prior_map: Float[Tensor, "1 1 d h w"] | None = None
     prior_healthy: Float[Tensor, "1 c d h w"] | None = None
     region: Bool[Tensor, "1 1 d h w"] | None = None
+    saliency: Float[Tensor, "1 1 d h w"] | None = None
     trace: dict[str, Tensor] = field(default_factory=dict)
     maps: list[Tensor] = field(default_factory=list)
 

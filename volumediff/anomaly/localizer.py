@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._classifier import missing_classifier
+from volumediff.anomaly._result import Finding, Localization
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly._suits import check_noise, check_recipe
@@ -45,51 +46,6 @@ from volumediff.samplers._base import Sampler
 __all__ = ["BAR", "Finding", "Localization", "Localizer", "Method"]
 
 BAR = "first.threshold"  # among the statistics of a calibration
-
-
-@dataclass(frozen=True, eq=False)
-class Localization:
-    """What a method found in one volume.
-
-    Arguments:
-        map: higher is more abnormal; outside the foreground the lowest value inside, at most 0
-        mask: map above the threshold; None where the threshold needs a calibration that was not
-            given, or is an oracle
-        pseudo_healthy: the volume without its findings; None for methods that make none
-        score: volume score
-        trace: masks and intermediate maps of the blocks, by name
-        threshold: of the mask
-        uncertainty: deviation of the map between the seeds of an ensemble, before normalization
-            and post-processing; None with one seed
-    """
-
-    map: Float[Tensor, "1 1 d h w"]
-    mask: Bool[Tensor, "1 1 d h w"] | None
-    pseudo_healthy: Float[Tensor, "1 c d h w"] | None
-    score: float
-    trace: dict[str, Tensor]
-    threshold: float | None = None
-    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """A map before normalization and post-processing.
-
-    Arguments:
-        map: the map
-        healthy: pseudo-healthy volume, if the method makes one
-        trace: masks and intermediate maps
-        errors: mean of the maps of each run in the foreground, or what else the score remembers
-            a run by; None without runs
-        uncertainty: deviation between the seeds of an ensemble
-    """
-
-    map: Float[Tensor, "1 1 d h w"]
-    healthy: Float[Tensor, "1 c d h w"] | None
-    trace: dict[str, Tensor] = field(default_factory=dict)
-    errors: Float[Tensor, "n"] | None = None
-    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +123,7 @@ class Method(ABC):
         condition: Condition = Condition(),  # noqa: B008 - frozen and empty
         calibration: Calibration | None = None,
         region: Bool[Tensor, "1 1 d h w"] | None = None,
+        saliency: Float[Tensor, "1 1 d h w"] | None = None,
     ) -> Localization:
         """Map, mask, pseudo-healthy volume and score of one volume.
 
@@ -179,6 +136,7 @@ class Method(ABC):
             condition: what the denoiser is told; the class defaults to healthy
             calibration: of this method on healthy volumes
             region: voxels to redraw, for the policy `given`
+            saliency: a map from elsewhere, for the route `external`
 
         Raises:
             ValueError: the method does not fit the model or the calibration; the message says why
@@ -187,7 +145,8 @@ class Method(ABC):
         if not bool(foreground.any()):
             raise ValueError("expected a foreground with voxels, got an empty one.")
         statistics = self._statistics(calibration)
-        example = Example(x, foreground, spacing_mm, condition, region=region)
+        given = {"region": region, "saliency": saliency}
+        example = Example(x, foreground, spacing_mm, condition, **given)
         found = self.fitted(statistics).find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
         # Normalized maps are negative where a volume is more usual than most: air must not win.
@@ -395,4 +354,5 @@ class Localizer(Method):
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,
             region=example.region,
+            saliency=example.saliency,
         )

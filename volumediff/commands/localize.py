@@ -1,5 +1,6 @@
 """`volumediff localize`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,10 @@ def localize(
     overrides: Words = None,
     method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
     classifier: Classifier = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option("--saliency", help="Map in place of the first pass: file or folder."),
+    ] = None,
     which: WhichOption = Which.best,
     channels: Channels = None,
     device: Device = "auto",
@@ -56,6 +61,7 @@ def localize(
         method=method,
         overrides=overrides or [],
         classifier=classifier,
+        saliency=saliency,
         channels=names_of(channels),
         seed=seed,
         trace=trace,

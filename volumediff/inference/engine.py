@@ -24,9 +24,11 @@ from volumediff.inference.classifier import load_classifier
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
 from volumediff.inference.inputs import find_inputs
+from volumediff.inference.saliency import read_saliency, saliency_maps
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
+from volumediff.training.folder import sha256
 
 __all__ = ["localize", "prepared_case", "provenance", "versions"]
 
@@ -65,6 +67,7 @@ def localize(
     method: str,
     overrides: Sequence[str] = (),
     classifier: Path | str | None = None,
+    saliency: Path | None = None,
     channels: Sequence[str] | None = None,
     seed: int = 0,
     trace: bool = True,
@@ -82,6 +85,8 @@ def localize(
         method: row by name or path
         overrides: `slot.argument=value` words for the row
         classifier: run of the classifier of noisy states that the row takes
+        saliency: map from elsewhere, for rows with a first pass: a file for one case, or a folder
+            with <case>_saliency.nii.gz; it takes the place of the row's own first pass
         channels: names of the images; None takes those of the run
         seed: of the method's noise
         trace: whether masks and maps of the blocks are written
@@ -96,10 +101,12 @@ def localize(
     """
     trained.localizes()
     guide = None if classifier is None else load_classifier(classifier, trained)
-    row = load_method(trained, method, overrides, classifier=guide and guide.posterior)
+    words = [*overrides, *([] if saliency is None else ["first={route: external}"])]
+    row = load_method(trained, method, words, classifier=guide and guide.posterior)
     names = channels if channels is not None else trained.config.data.channels
     scalars = bool(trained.recipe.scalars)
     cases, problems = find_inputs(source, channels=names, siblings=scalars)
+    maps = {} if saliency is None else saliency_maps(saliency, [case.id for case in cases])
     calibration = calibration_for(
         trained, row, method, seed=seed, limit=calibration_limit, report=announce
     )
@@ -113,6 +120,7 @@ def localize(
         "weights": trained.digest,
         "preprocessing": repr(trained.preprocessing),
         "seed": seed,
+        "saliency": {name: sha256(path) for name, path in maps.items()},
         "trace": trace,
         "version": volumediff.__version__,
     }
@@ -127,6 +135,7 @@ def localize(
                 prepared.spacing_mm,
                 condition=trained.condition(case.attributes),
             )
+            given = None if not maps else read_saliency(maps[case.id], trained, prepared)
             with counted(trained.model) as cost:
                 found = row.localize(
                     trained.model,
@@ -136,6 +145,7 @@ def localize(
                     key=key(seed, "localize", *inputs.values()),
                     condition=example.condition,
                     calibration=calibration,
+                    saliency=given,
                 )
         facts = {
             "case": case.id,
@@ -151,6 +161,7 @@ def localize(
             "probability": settings["probability"],
             "seed": seed,
             "classifier": guide and guide.facts,
+            "saliency": settings["saliency"].get(case.id),
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             **provenance(trained),
         }

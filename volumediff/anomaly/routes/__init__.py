@@ -9,6 +9,7 @@ r"""Routes: from a volume to a noisy state and back to pseudo-healthy volumes.
     fuse       diffuse and inversion side by side, the former inside a mask
     kl         divergence of the model's transitions from the volume's, no chain
     saliency   gradient of a classifier, no chain
+    external   a map from elsewhere
     identity   D(E(x)): what the space alone loses
 
 The level is a time t, or better a log-SNR: the same t is another corruption under another
