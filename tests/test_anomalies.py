@@ -74,6 +74,20 @@ def test_mask_is_what_changed(x, foreground, donor, kind, family):
             assert not bool((m & ~region).any())
 
 
+def test_a_reflection_mirrors_the_tissue_of_its_shape(x, foreground):
+    shape = ball(4)
+    y, m = inserted(x, foreground, "reflection", 3, None, shape=shape)
+    weight = shape * (2 * gaussian(shape.float(), (3 / 4, 3 / 4, 3 / 4)) - 0.5).clamp(0.5, 1)
+    expected = []
+    for axis, centre in enumerate((12, 14, 11)):
+        index = 2 * centre - torch.arange(SHAPE[axis])
+        mirrored = x.index_select(axis + 1, index.clamp(0, SHAPE[axis] - 1))
+        expected.append(torch.where(shape, torch.lerp(x, mirrored, weight), x))
+    farthest = max(expected, key=lambda v: float((v - x).abs().sum()))
+    torch.testing.assert_close(y, farthest)
+    assert m.any()
+
+
 def volume_of(family, key):
     low, high = family.volume_ml
     return low * (high / low) ** randomness.uniform(key, "volume")

@@ -219,7 +219,7 @@ def test_info_lists_what_there_is(program):
     text = program("info")[1]
     assert "thor" in text
     assert "noise=simplex" in text
-    assert "anoddpm: noise: expected a space of voxels or wavelets for simplex noise" in text
+    assert "anoddpm: noise: expected gaussian in a latent space, got simplex" in text
 
 
 def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):

@@ -455,6 +455,14 @@ def test_checkpoint_and_calibration_must_suit():
     short = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.0, 0.4))
     with pytest.raises(ValueError, match=r"expected times up to 0\.400.*got 0\.500"):
         run(row, short, x)
+    late = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.4, 1.0))
+    chain = Localizer(route=Diffuse(level=0.5), sampler=DDIM(2))
+    with pytest.raises(ValueError, match=r"expected times above 0\.400.*got 0\.000"):
+        run(chain, late, x)
+    with pytest.raises(ValueError, match=r"expected times above 0\.400.*got 0\.300"):
+        run(Localizer(route=Scan(levels=(0.3, 0.5))), late, x)
+    assert run(row, late, x).map.shape == x.shape
+    assert run(replace(chain, sampler=DDIM(1)), late, x).map.shape == x.shape
     with pytest.raises(ValueError, match="expected a trained model, got none"):
         run(row, None, x)
     model = wiener()

@@ -4,16 +4,22 @@ import pytest
 import torch
 from tiny_runs import tiny, write_data
 
+from volumediff.anomaly.rows import load_row
+from volumediff.condition import Condition
 from volumediff.config import available, build
-from volumediff.data.corruptions import ForeignPatch
-from volumediff.data.regions import Blobs, Box, Cells
+from volumediff.data.corruptions.foreign_patch import ForeignPatch
+from volumediff.data.regions import Blobs, Box, Cells, Slabs
 from volumediff.errors import UsageError
+from volumediff.inference.sample import sample
+from volumediff.inference.trained import load_trained
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
 from volumediff.networks._base import Network
+from volumediff.networks.unet import UNet
 from volumediff.recipes._base import Subject
 from volumediff.recipes.degradation import Degradation
+from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
@@ -52,7 +58,7 @@ class Fixed(Network):
 
 
 @pytest.mark.parametrize(
-    "region", [Box(side_mm=8.0), Blobs(size_mm=(3.0, 8.0)), Cells(cell_mm=6.0)]
+    "region", [Box(side_mm=8.0), Blobs(size_mm=(3.0, 8.0)), Cells(cell_mm=6.0), Slabs(6.0, 4.0)]
 )
 def test_regions_are_keyed_and_never_empty(region):
     foreground = subject().foreground
@@ -79,6 +85,31 @@ def test_a_box_has_its_side_and_blobs_their_share():
         Cells(0.3, 4.0)(foreground, spacing_mm=SPACING, key=k).float().mean() for k in range(60)
     ]
     assert float(torch.stack(shares).mean()) == pytest.approx(0.3, abs=0.03)
+
+
+def test_slabs_have_their_thickness_and_distance():
+    foreground = torch.ones(1, 40, 44, 48, dtype=torch.bool)
+    axes = set()
+    for k in range(12):
+        m = Slabs(6.0, 4.0)(foreground, spacing_mm=SPACING, key=k)[0]
+        lines = [m.movedim(i, 0).flatten(1) for i in range(3)]
+        (axis,) = [i for i, a in enumerate(lines) if bool((a == a[:, :1]).all())]
+        runs = torch.unique_consecutive(lines[axis][:, 0], return_counts=True)
+        inner = list(zip(runs[0][1:-1].tolist(), runs[1][1:-1].tolist(), strict=True))
+        assert set(inner) == {(True, 3), (False, 2)}
+        axes.add(axis)
+    assert axes == {0, 1, 2}
+
+
+def test_only_the_named_channels_are_hidden():
+    x, m = torch.rand(2, 3, 4, 5, 6), torch.zeros(2, 1, 4, 5, 6)
+    m[..., 2:4] = 1
+    recipe = Inpainting(redrawn=(2, 0))
+    (void,) = recipe.hints(x, m)
+    assert torch.equal(void[:, 1], x[:, 1])
+    assert torch.equal(void[:, [0, 2]], (x * (1 - m))[:, [0, 2]])
+    with pytest.raises(ValueError, match="expected redrawn channels out of 0 to 2, got"):
+        Inpainting(redrawn=(3,)).hints(x, m)
 
 
 @pytest.mark.parametrize("space", [Voxel(), Wavelet()], ids=["voxel", "wavelet"])
@@ -176,6 +207,60 @@ def test_synthetic_anomalies_say_how_much_was_changed_and_where():
     still = sum(torch.equal(t.images[0], s.x) for t in quiet)
     assert still == pytest.approx(100, abs=25)
     assert all(bool((t.x == -1).all()) == torch.equal(t.images[0], s.x) for t in quiet)
+
+
+def test_a_reference_is_told_through_a_bottleneck():
+    torch.manual_seed(0)
+    network = UNet(1, 1, reference_channels=1, widths=(8, 16), blocks=1, groups=2)
+    with torch.no_grad():  # the last layer starts at zero
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    model = Model(Voxel(), Gaussian(TERMINAL), network, recipe=Healthy(reference=True)).eval()
+    x = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
+    t = torch.full((2,), 0.5, dtype=torch.float64)
+
+    def told(reference):
+        with torch.no_grad():
+            return model.denoise(x, t, Condition(reference=reference)).v
+
+    a = told(x)
+    # cells of 2 voxels have a mean, and nothing else of them is seen
+    fine = torch.tensor([1.0, -1.0]).repeat(16).view(1, 1, 32, 1, 1).expand_as(x)
+    torch.testing.assert_close(told(x + fine), a, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(told(x + 1.0), a, atol=1e-4)
+    # each volume of a batch has its own
+    same = told(x[:1].expand_as(x))
+    torch.testing.assert_close(same[0], a[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(same[1], a[1], atol=1e-4)
+    seen = []
+    hook = network.embedding.register_forward_pre_hook(lambda m, args: seen.append(args[1]))
+    model.loss(Batch(x, (1, 2)))
+    hook.remove()
+    assert torch.equal(seen[0].reference, x)
+    with pytest.raises(ValueError, match="reference of 1 channels, got 0"):
+        model.denoise(x, t)
+
+
+def test_a_run_with_a_reference_trains_and_localizes_and_does_not_sample(tmp_path):
+    root = write_data(tmp_path / "data", cases=6)
+    words = ("recipe={name: healthy, atlas: true, reference: true}", "optim.steps=2")
+    trained = load_trained(train(tiny(root, tmp_path / "run", *words)), which="last")
+    row = load_row("cddpm", overrides=["noise=gaussian", "post=[]", "threshold=best"])
+    example = next(iter(trained.examples("train")))
+    found = row.localize(
+        trained.model,
+        example.x,
+        foreground=example.foreground,
+        spacing_mm=example.spacing_mm,
+        key=1,
+        condition=example.condition,
+    )
+    assert bool(found.map.isfinite().all())
+    with pytest.raises(UsageError, match="models no whole volumes"):
+        sample(trained, tmp_path / "out", count=1, sampler="ddim", steps=2)
+    plain = train(tiny(root, tmp_path / "plain", "optim.steps=1"))
+    with pytest.raises(ValueError, match=r"train with recipe\.reference=true"):
+        row.check(load_trained(plain, which="last").model)
 
 
 RECIPES = {

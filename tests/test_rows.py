@@ -2,11 +2,20 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
-from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, posterior, states
+from anomaly_models import (
+    KERNEL,
+    SCHEDULE,
+    SHAPE,
+    SPACES,
+    SPACING,
+    foreground,
+    posterior,
+    states,
+)
 
 from volumediff.anomaly import calibrate, rows
 from volumediff.anomaly._classifier import takes_classifier, with_classifier
@@ -14,22 +23,54 @@ from volumediff.anomaly.baselines import Atlas, Baseline
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps import Perceptual
+from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.grid import Grid
+from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.condition import Condition
+from volumediff.data.corruptions.coarse import Coarse
+from volumediff.data.corruptions.disentangled import Disentangled
+from volumediff.data.corruptions.foreign_patch import ForeignPatch
+from volumediff.data.corruptions.natural_patch import NaturalPatch
+from volumediff.data.corruptions.poisson_patch import PoissonPatch
+from volumediff.data.corruptions.texture_patch import TexturePatch
+from volumediff.data.regions import Cells
 from volumediff.errors import UsageError
 from volumediff.inference.capabilities import inventory, localization
+from volumediff.kernels.cold import Cold
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.noise import Gaussian, Pyramid, Simplex
+from volumediff.recipes.degradation import Degradation
+from volumediff.recipes.healthy import Healthy
+from volumediff.recipes.inpainting import Inpainting
+from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 
 ROWS = rows.available_rows()
 # Small enough for 8 voxels.
 FIELDS = {Gaussian: Gaussian(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
 # Where no checkpoint of a pipeline can serve a row.
 LATENT = "got latents, which are trained on white noise"
-IMPOSSIBLE = {("anoddpm", "latent"): LATENT, ("andi", "latent"): LATENT}
+IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
+MAPS = "got latents, whose autoencoder was made for volumes"
+IMPOSSIBLE |= {(name, "latent"): MAPS for name in ("fpi", "pii", "nsa", "draem", "synthetic")}
+RESTORED = (ForeignPatch, Disentangled, PoissonPatch, Coarse)
+DETECTED = (ForeignPatch, PoissonPatch, NaturalPatch, TexturePatch)
+# What checkpoints there are.
+KINDS = [
+    {},
+    {"classes": 2},
+    {"field": Simplex},
+    {"field": Pyramid},
+    {"stages": True},
+    {"recipe": Inpainting},
+    {"recipe": LocalNoise},
+    {"recipe": partial(Healthy, reference=True), "field": Simplex},
+    *({"recipe": partial(Degradation, c()), "cold": True} for c in RESTORED),
+    *({"recipe": partial(SyntheticAnomalies, c())} for c in DETECTED),
+]
 INSIDE = foreground()
 ATLAS = Atlas.fit(
     0.2 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(i)) for i in range(3)
@@ -37,13 +78,16 @@ ATLAS = Atlas.fit(
 
 
 @cache
-def model_in(space, classes=0, field=Gaussian, stages=False):
+def model_in(space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, cold=False):
     made = SPACES[space]()
     if stages:
         return unet(made)
     prior = {"means": (-0.2, 0.3), "classes": 2} if classes else {}
     model = states(made, **prior)
     model.field = FIELDS[field]
+    model.recipe = recipe()
+    if cold:
+        model.kernel = Cold(SCHEDULE)
     return model
 
 
@@ -67,7 +111,14 @@ def local(method, model, i, calibration, condition):
         key=i,
         condition=condition,
         calibration=calibration,
+        region=region_of(method),
     )
+
+
+def region_of(method):
+    """A region, for rows that the caller must give one."""
+    asks = isinstance(method, Localizer) and isinstance(method.policy, Inpaint)
+    return INSIDE if asks and method.policy.where.asks else None
 
 
 def refusal(method, model):
@@ -86,6 +137,8 @@ def quick(method):
     route = method.route
     if isinstance(route, Grid):  # a box is larger than the tests' volumes
         route = replace(route, box_mm=14.0, overlap_mm=2.0)
+    if isinstance(route, Masks):
+        route = replace(route, count=2, region=Cells(0.5, 6.0))
     if isinstance(route, Shrink):
         route = replace(route, passes=2)
     if isinstance(route, FlowScan):
@@ -104,14 +157,7 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
         assert re.search("classifier: expected .*, got none; use --classifier RUN", reason)
         method = with_classifier(method, posterior())
         assert not refusal(method, model_in(space))
-    kinds = [
-        (0, Gaussian),
-        (2, Gaussian),
-        (0, Simplex),
-        (0, Pyramid),
-        (0, Gaussian, True),
-    ]
-    reasons = [refusal(method, model_in(space, *kind)) for kind in kinds]
+    reasons = [refusal(method, model_in(space, **kind)) for kind in KINDS]
     for reason in filter(None, reasons):
         assert re.search(r"expected .*got .*; (use|train)|expected .*got one without", reason)
         assert "\n" not in reason
@@ -120,12 +166,13 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
         assert any(IMPOSSIBLE[name, space] in reason for reason in reasons)
         return
     assert "" in reasons, reasons
-    model = model_in(space, *kinds[reasons.index("")])
-    examples = [Example(volume(i), INSIDE, SPACING) for i in range(5)]
+    model = model_in(space, **KINDS[reasons.index("")])
+    region = region_of(method)
+    examples = [Example(volume(i), INSIDE, SPACING, region=region) for i in range(5)]
     calibration = calibrate.fit(method, model, examples, seed=0)
     truth = torch.zeros_like(INSIDE)
     truth[..., 4, 4, 4] = True
-    sick = [Example(volume(9), INSIDE, SPACING, truth=truth)]
+    sick = [Example(volume(9), INSIDE, SPACING, truth=truth, region=region)]
     calibration = calibrate.validate(calibration, method, model, sick, seed=0)
     got = local(method, model, 20, calibration, Condition())
     assert got.map.shape == (1, 1, *SHAPE)
@@ -192,9 +239,8 @@ def test_the_methods_of_the_first_release_are_there():
 def test_a_row_with_labels_refuses_a_model_without():
     method = rows.load_row("cfg_inversion")
     with pytest.raises(ValueError, match="guidance classifierfree: expected a class-conditional"):
-        method.check(model_in("voxel", 0))
-    model_in("voxel", 2)
-    method.check(model_in("voxel", 2))
+        method.check(model_in("voxel"))
+    method.check(model_in("voxel", classes=2))
 
 
 def test_rows_compose(tmp_path):
@@ -232,7 +278,7 @@ def test_rows_compose(tmp_path):
             r"guidance.terms\[0\].classes: is derived, not configured",
         ),
         ("rout: 1", "rout: no slot of a row: .*Did you mean 'route'"),
-        ("supervision: weak", "expected a route or a baseline, got neither"),
+        ("supervision: weak", "expected a route, a baseline or a detector, got none"),
         ("supervision: strong\nroute: identity", "supervision: expected none or unsupervised"),
         ("route: {name: diffuse}", "route: expected exactly one of level and log_snr"),
         ("route: {name: difuse, level: 1}", "route.name = 'difuse'.*Did you mean 'diffuse'"),
@@ -248,6 +294,9 @@ def test_rows_compose(tmp_path):
         ("baseline: {name: atlas_z, atlas: x}", "baseline.atlas: is derived, not configured"),
         ("baseline: {name: smothing}", "baseline.name = 'smothing'.*Did you mean 'smoothing'"),
         ("baseline: prevalence\nroute: identity", "route: no slot of a row"),
+        ("detector: posterior_mean\nroute: identity", "route: no slot of a row"),
+        ("detector: {name: posterior_mean, seds: 2}", "detector.seds: .*Did you mean 'seeds'"),
+        ("detector: posterior_mean\ncorruption: fpi", "corruption.name = 'fpi': choose from"),
     ],
 )
 def test_mistakes_in_rows_are_named(tmp_path, text, message):

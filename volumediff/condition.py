@@ -25,6 +25,7 @@ class Condition:
         mixture: shares of all classes and of the null class, in place of the label; their
             embeddings are mixed
         scalars: standardised numbers such as age or spacing
+        reference: a state that the network is told through a bottleneck
         coordinates: position of every state voxel in the full volume, in [-1, 1]
     """
 
@@ -33,6 +34,7 @@ class Condition:
     mixture: Float[Tensor, "b l"] | None = None
     scalars: Float[Tensor, "b n"] | None = None
     coordinates: Float[Tensor, "b 3 d h w"] | None = None
+    reference: Float[Tensor, "b _ _ _ _"] | None = None
 
     def replace(self, **changes: Tensor | None) -> "Condition":
         """The same condition with some fields changed."""

@@ -46,6 +46,7 @@ FOLDERS = {
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",
     "recipe": "volumediff.recipes",
+    "corruption": "volumediff.data.corruptions",
     "route": "volumediff.anomaly.routes",
     "policy": "volumediff.anomaly.policies",
 }
@@ -53,8 +54,8 @@ FOLDERS = {
 MODULES = {
     "intensity": "volumediff.data.intensity",
     "region": "volumediff.data.regions",
-    "corruption": "volumediff.data.corruptions",
     "noise": "volumediff.noise",
+    "where": "volumediff.anomaly.where",
     "ensemble": "volumediff.anomaly.ensemble",
     "map": "volumediff.anomaly.maps",
     "post": "volumediff.anomaly.post",
@@ -62,6 +63,7 @@ MODULES = {
     "score": "volumediff.anomaly.score",
     "calibration": "volumediff.anomaly.calibration",
     "baseline": "volumediff.anomaly.baselines",
+    "detector": "volumediff.anomaly.detectors",
 }
 ROOTS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 

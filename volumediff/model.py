@@ -157,11 +157,16 @@ class Model(nn.Module):
             parts.append(self.space.mask(mask))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
 
+    def referred(self, condition: Condition, z: State) -> Condition:
+        """The condition with the state of the volume itself, for models that are told it."""
+        return condition.replace(reference=z) if self.recipe.reference else condition
+
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises."""
         with torch.no_grad():
             z_0 = self.encode(batch.x)
             condition = self.told(batch.condition, batch.images, batch.mask)
+            condition = self.referred(condition, z_0)
         t = training_times(batch.keys, self.times, device=z_0.device)
         if batch.end is None:
             noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)

@@ -80,6 +80,7 @@ class Scene:
         spacing_mm: voxel size along d, h, w
         distance: the row's map
         noise: keyed state noise: -1, -2, ... of the forward route, 0, 1, ... of the steps
+        key: of whatever else is drawn
         lossy: whether the space's own loss is subtracted from the map
         prior_map: map of the first pass, where the row has one
         prior_healthy: pseudo-healthy volume of the first pass
@@ -99,6 +100,7 @@ class Scene:
     spacing_mm: tuple[float, float, float]
     distance: Map
     noise: Callable[[int], Tensor]
+    key: int = 0
     lossy: bool = False
     prior_map: Float[Tensor, "1 1 d h w"] | None = None
     prior_healthy: Float[Tensor, "1 c d h w"] | None = None

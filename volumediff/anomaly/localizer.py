@@ -18,11 +18,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._checkpoint import (
+    check_corruption,
+    check_kernel,
+    check_noise,
+    check_recipe,
+)
 from volumediff.anomaly._classifier import missing_classifier
 from volumediff.anomaly._result import Finding, Localization
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
-from volumediff.anomaly._suits import check_noise, check_recipe
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.maps import L1, Map
@@ -34,6 +39,7 @@ from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
+from volumediff.data.corruptions import Corruption
 from volumediff.guidance._base import Guidance, needs_classes, with_classes
 from volumediff.kernels._base import Kernel
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -203,7 +209,9 @@ class Localizer(Method):
     Arguments:
         noise: kind of noise that the method is about; its details are the checkpoint's
         kernel: of the checkpoint
+        reference: whether the checkpoint must be one that is told the volume through a bottleneck
         recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
+        corruption: that the checkpoint was trained with; None for any or none
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
         policy: what may change
@@ -216,6 +224,8 @@ class Localizer(Method):
     noise: type[Noise] = Gaussian
     kernel: type[Kernel] = GaussianKernel
     recipe: type[Recipe] | None = None
+    reference: bool = False
+    corruption: type[Corruption] | None = None
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
@@ -226,6 +236,11 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
+        if self.route.kernel not in (None, self.kernel):
+            raise ValueError(
+                f"kernel: expected {name_of(self.route.kernel)} for the route "
+                f"{name_of(type(self.route))}, got {name_of(self.kernel)}."
+            )
         if not self.route.chain and not isinstance(self.policy, Plain):
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
@@ -247,7 +262,14 @@ class Localizer(Method):
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
         check_recipe(model, self.recipe)
-        check_noise(model, noise=self.noise, kernel=self.kernel)
+        check_corruption(model, self.corruption)
+        check_kernel(model, self.kernel)
+        if self.reference and not model.recipe.reference:
+            raise ValueError(
+                "reference: expected a checkpoint that is told the volume through a bottleneck, "
+                "got one that is not; train with recipe.reference=true."
+            )
+        check_noise(model, self.noise)
         if missing_classifier(self):
             raise ValueError(
                 "classifier: expected a classifier of this model's noisy states, got none; use "
@@ -266,10 +288,19 @@ class Localizer(Method):
                 )
             with_classes(self.guidance, classes_of(model))
         times = self._times(model)
-        if times and max(times) > model.times[1] + 1e-9:
+        low, high = model.times
+        if times and max(times) > high + 1e-9:
             raise ValueError(
-                f"level: expected times up to {model.times[1]:.3f}, which the checkpoint was "
-                f"trained on, got {max(times):.3f}; use a lower level."
+                f"level: expected times up to {high:.3f}, which the checkpoint was trained on, "
+                f"got {max(times):.3f}; use a lower level."
+            )
+        # One step asks at the level alone; a chain goes down to 0.
+        chain = self.sampler is not None and self.sampler.steps > 1
+        lowest = 0.0 if chain else min(times, default=1.0)
+        if low > 0 and lowest <= low:
+            raise ValueError(
+                f"level: expected times above {low:.3f}, which the checkpoint was trained on, got "
+                f"{lowest:.3f}; use a method for it, or train with times=[0,1]."
             )
         if self.first is not None:
             self.first.check(model)
@@ -332,7 +363,8 @@ class Localizer(Method):
         return [level.time(model.kernel.schedule) for level in levels]
 
     def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
-        condition, null = example.condition, example.condition
+        condition = model.referred(example.condition, model.encode(example.x))
+        null = condition
         classes = classes_of(model)
         if classes:
             label = torch.full((1,), HEALTHY, device=example.x.device)
@@ -350,6 +382,7 @@ class Localizer(Method):
             spacing_mm=example.spacing_mm,
             distance=self.map.bound(model, condition),
             noise=model.noise((key,), tuple(example.x.shape[1:])),
+            key=key,
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,

@@ -4,6 +4,7 @@ route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
+detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,14 @@ from typing import Any
 
 from volumediff import config
 from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.detectors import Detector
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["available_rows", "load_row"]
+__all__ = ["Row", "available_rows", "load_row"]
+
+Row = Localizer | Baseline | Detector
 
 FAMILIES = {
     "normalize": "calibration",
@@ -37,9 +41,7 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-def load_row(
-    name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()
-) -> Localizer | Baseline:
+def load_row(name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()) -> Row:
     """A method from its row.
 
     Arguments:
@@ -54,10 +56,11 @@ def load_row(
     return _method(tree, atlas=atlas, where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Localizer | Baseline:
-    is_baseline = "baseline" in tree
-    kind = Method if is_baseline else Localizer
-    slots = [f.name for f in fields(kind)] + ["baseline"] * is_baseline
+def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Row:
+    whole = next((name for name in ("baseline", "detector") if name in tree), None)
+    slots = [f.name for f in fields(Localizer if whole is None else Method)]
+    if whole is not None:
+        slots += [whole] + ["corruption"] * (whole == "detector")
     for name in tree:
         if name not in slots:
             hint = config.suggestion(str(name), slots)
@@ -65,13 +68,15 @@ def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Loca
     values = {
         name: _slot(name, value, atlas=atlas, where=f"{where}.{name}")
         for name, value in tree.items()
-        if name != "baseline"
+        if name != whole
     }
     try:
-        if is_baseline:
+        if whole == "detector":
+            return config.build("detector", tree[whole], where=f"{where}.detector", **values)
+        if whole == "baseline":
             return _baseline(tree["baseline"], values, atlas=atlas, where=f"{where}.baseline")
         if "route" not in values:
-            raise UsageError(f"{where}: expected a route or a baseline, got neither.")
+            raise UsageError(f"{where}: expected a route, a baseline or a detector, got none.")
         return Localizer(**values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
@@ -86,10 +91,14 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
     if name == "first":
         if isinstance(value, str):
             return load_row(value)
-        if not isinstance(value, Mapping) or "baseline" in value:
+        if not isinstance(value, Mapping) or not {"baseline", "detector"}.isdisjoint(value):
             raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
         return _method(value, atlas=atlas, where=where)
-    if name in ("noise", "kernel", "recipe"):
+    if name == "reference":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: expected true or false, got {value!r}.")
+        return value
+    if name in ("noise", "kernel", "recipe", "corruption"):
         if not isinstance(value, str):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."

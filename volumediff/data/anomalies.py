@@ -6,6 +6,7 @@ Each kind changes the volume inside a shape of weight w(p) ∈ [0, 1], zero outs
     texture         x + a w n, n smooth noise without mean in the shape: the local mean stays
     cavity          (1 − w) x + w x_fluid, as after a resection
     foreign_patch   (1 − w) x + w x_donor(p + o), tissue of another volume and another place
+    reflection      (1 − w) x + w x(c + R (p − c)), tissue mirrored about the shape's own middle
     mass_effect     x∘exp(−v), v away from the shape: what surrounds it is pushed outwards
     atrophy         x∘exp(v): what surrounds it is pulled inwards
 
@@ -22,6 +23,7 @@ ever shown in training.
 References:
     Meissen et al. (2022), On the Pitfalls of Using the Residual as Anomaly Score (source and sink)
     Tan et al. (2020), Detecting Outliers with Foreign Patch Interpolation
+    Zimmerer et al. (2022), MOOD 2020, a public benchmark (reflection, among others)
 """
 
 from collections.abc import Callable
@@ -148,6 +150,24 @@ def _foreign_patch(x: Tensor, site: _Site) -> Tensor:
     return torch.lerp(x, patch, site.weight)
 
 
+def _reflection(x: Tensor, site: _Site) -> Tensor:
+    """Along the axis that changes most: across a flat border of tissue nothing would be seen."""
+    mirrored = [_mirrored(x, site.shape, axis) for axis in range(3)]
+    changes = [float(((y - x) * site.weight).abs().sum()) for y in mirrored]
+    return torch.lerp(x, mirrored[changes.index(max(changes))], site.weight)
+
+
+def _mirrored(x: Tensor, shape: Tensor, axis: int) -> Tensor:
+    """The planes that a shape spans along an axis, in reverse order."""
+    places = shape[0].nonzero()[:, axis]
+    first, last = int(places.min()), int(places.max())
+    y = x.clone()
+    y.narrow(axis + 1, first, last - first + 1).copy_(
+        x.narrow(axis + 1, first, last - first + 1).flip(axis + 1)
+    )
+    return y
+
+
 def _mass_effect(x: Tensor, site: _Site) -> Tensor:
     return _deformed(x, site, -site.strength(site.family.push_mm))
 
@@ -185,6 +205,7 @@ _INTENSITY: dict[str, Callable[[Tensor, _Site], Tensor]] = {
     "texture": _texture,
     "cavity": _cavity,
     "foreign_patch": _foreign_patch,
+    "reflection": _reflection,
 }
 _DEFORMATION: dict[str, Callable[[Tensor, _Site], Tensor]] = {
     "mass_effect": _mass_effect,

@@ -3,6 +3,7 @@ r"""Random regions of a volume, for recipes that hide a part of it.
 box     one box with its centre in the foreground (pDDPM)
 blobs   where smooth noise is high, a keyed share of the foreground (inpainting)
 cells   random cells of a grid (masked autoencoders, MAD-AD)
+slabs   every other slab across one axis (MMCCD's strips)
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 from volumediff import randomness
 from volumediff.data._fields import smooth_noise
 
-__all__ = ["Blobs", "Box", "Cells", "Region"]
+__all__ = ["Blobs", "Box", "Cells", "Region", "Slabs"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,50 @@ class Cells(Region):
             hidden = hidden.repeat_interleave(s, axis).narrow(axis, 0, n)
         m = hidden[None].to(foreground.device)
         return m if bool(m.any()) else torch.ones_like(foreground)
+
+
+@dataclass(frozen=True)
+class Slabs(Region):
+    """Slabs of equal thickness with gaps between them, across a drawn axis, from a drawn place.
+
+    Arguments:
+        thickness_mm: of a slab
+        gap_mm: between two slabs
+
+    References:
+        Liang et al. (2023), Modality Cycles with Masked Conditional Diffusion for Unsupervised
+        Anomaly Segmentation in MRI, arXiv:2308.16150: strips of 16 pixels, 2 apart
+    """
+
+    thickness_mm: float = 16.0
+    gap_mm: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not self.thickness_mm > 0 or not self.gap_mm > 0:
+            raise ValueError(
+                f"expected thickness_mm and gap_mm above 0, got {self.thickness_mm} and "
+                f"{self.gap_mm}."
+            )
+
+    def __call__(
+        self,
+        foreground: Bool[Tensor, "1 d h w"],
+        *,
+        spacing_mm: tuple[float, float, float],
+        key: int,
+    ) -> Bool[Tensor, "1 d h w"]:
+        """The slabs, over the whole volume."""
+        _places(foreground)
+        axis = int(randomness.uniform(key, "axis") * 3)
+        period = self.thickness_mm + self.gap_mm
+        start = randomness.uniform(key, "start") * period
+        place = (torch.arange(foreground.shape[axis + 1]) * spacing_mm[axis] + start) % period
+        inside = place < self.thickness_mm
+        if not bool(inside.any()):  # thinner than a voxel
+            inside[int(place.argmin())] = True
+        shape = [1, 1, 1, 1]
+        shape[axis + 1] = -1
+        return inside.view(shape).expand_as(foreground).clone().to(foreground.device)
 
 
 def _places(foreground: Tensor) -> Tensor:

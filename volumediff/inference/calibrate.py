@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from volumediff.anomaly._classifier import takes_classifier, with_classifier
-from volumediff.anomaly.baselines import Atlas, AtlasZ, Baseline
+from volumediff.anomaly.baselines import Atlas, AtlasZ
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.rows import Row, load_row
 from volumediff.classification import ClassPosterior
 from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
 from volumediff.errors import UsageError
@@ -25,7 +24,6 @@ from volumediff.randomness import key
 
 __all__ = ["calibrate", "calibration_for", "load_method", "needs_calibration"]
 
-Row = Localizer | Baseline
 Truth = Literal["synthetic", "label"]
 # The largest lesion of the family is 1 % of a brain; in a small organ it must not be all of it.
 LARGEST_SHARE = 0.1

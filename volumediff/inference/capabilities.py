@@ -12,11 +12,8 @@ from volumediff import config
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
-    from volumediff.anomaly.baselines import Baseline
-    from volumediff.anomaly.localizer import Localizer
+    from volumediff.anomaly.rows import Row
     from volumediff.model import Model
-
-    Row = Localizer | Baseline
 
 __all__ = ["Check", "diagnose", "inventory", "localization"]
 
@@ -93,6 +90,7 @@ def _all_needs(row: "Row") -> list[str]:
 def _needs(row: "Row") -> tuple[str, ...]:
     """How a run must be trained for the row, beyond the shipped configurations."""
     from volumediff.anomaly._classifier import takes_classifier
+    from volumediff.anomaly.detectors import Detector
     from volumediff.anomaly.localizer import Localizer
     from volumediff.config import name_of
     from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -100,15 +98,23 @@ def _needs(row: "Row") -> tuple[str, ...]:
 
     labels = takes_classifier(row)  # they train the classifier, whatever the model knows of them
     words = ["recipe=class_conditional"] if row.supervision == "weak" and not labels else []
+    if isinstance(row, Detector):
+        words = ["recipe=synthetic_anomalies"]
+    if isinstance(row, Localizer | Detector) and row.corruption is not None:
+        trained = [f"recipe.corruption={name_of(row.corruption)}"]
+    else:
+        trained = []
     if not isinstance(row, Localizer):
-        return tuple(words)
+        return (*words, *trained)
     if row.recipe is not None:
         words = [f"recipe={name_of(row.recipe)}"]
+    if row.reference:
+        words.append("recipe.reference=true")
     if row.kernel is not GaussianKernel:
         words.append(f"kernel={name_of(row.kernel)}")
     if row.noise is not Gaussian:
         words.append(f"noise={name_of(row.noise)}")
-    return tuple(words)
+    return (*words, *trained)
 
 
 # What a word of `_needs` stands for, where it takes arguments.

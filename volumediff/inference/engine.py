@@ -14,12 +14,13 @@ from typing import Any
 
 import volumediff
 from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.data.cases import Case
 from volumediff.data.preprocessing import Prepared
 from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
-from volumediff.inference.calibrate import Row, calibration_for, load_method
+from volumediff.inference.calibrate import calibration_for, load_method
 from volumediff.inference.classifier import load_classifier
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization

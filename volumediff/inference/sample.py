@@ -62,10 +62,16 @@ def sample(
         raise UsageError(
             f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
         )
-    if not trained.recipe.whole:
+    if not trained.recipe.whole or trained.recipe.reference:
         raise UsageError(
             f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
             "sample from a run of the recipe healthy or class_conditional."
+        )
+    if trained.model.times != (0.0, 1.0):
+        low, high = trained.model.times
+        raise UsageError(
+            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
+            "goes through all from 1 to 0; train with times=[0,1]."
         )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(

@@ -275,6 +275,7 @@ def use(task: Task, batch: Batch, *, stage: Stage) -> None:
     with stage("encode"):
         z = model.encode(batch.x)
         condition = model.told(batch.condition, batch.images, batch.mask)
+        condition = model.referred(condition, z)
         noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
     with stage("denoise"):
         t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)

@@ -81,6 +81,7 @@ class Recipe(ABC):
     Attributes:
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
+        reference: whether the network is told the clean state itself through a bottleneck
         kernel: name of the kernel that the targets are for
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
@@ -93,10 +94,13 @@ class Recipe(ABC):
         classes: number of classes, not counting the null class; 0 without classes
         local: whether noise is in a region alone
         shows_mask: whether the network is shown a mask, one channel in state space
+        exact: whether the target is no volume, so that it needs a space that loses nothing
+        corruption: what volumes are changed with, for recipes that do
     """
 
     atlas: bool
     scalars: tuple[str, ...]
+    reference: bool = False
     kernel: ClassVar[str] = "gaussian"
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
@@ -106,6 +110,8 @@ class Recipe(ABC):
     normalised: ClassVar[bool] = True
     local: ClassVar[bool] = False
     shows_mask: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    corruption: Corruption | None = None
 
     @property
     @abstractmethod

@@ -12,7 +12,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.data.corruptions import Corruption, ForeignPatch
+from volumediff.data.corruptions import Corruption
+from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.recipes._base import Recipe, Subject, Target, shown
 
 __all__ = ["Degradation"]

@@ -19,12 +19,15 @@ class Healthy(Recipe):
     Arguments:
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
+        reference: whether the network is told the volume itself through a bottleneck, so that it
+            knows the subject and not the lesion (cDDPM)
     """
 
     whole: ClassVar[bool] = True
     fixed: ClassVar[bool] = True
     atlas: bool = False
     scalars: tuple[str, ...] = ()
+    reference: bool = False
 
     @property
     def classes(self) -> int:

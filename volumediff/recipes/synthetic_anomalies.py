@@ -11,7 +11,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.data.corruptions import Corruption, ForeignPatch
+from volumediff.data.corruptions import Corruption
+from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.randomness import uniform
 from volumediff.recipes._base import Recipe, Subject, Target, shown
 
@@ -34,6 +35,7 @@ class SyntheticAnomalies(Recipe):
 
     needs_foreground: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
     corruption: Corruption = field(default_factory=ForeignPatch)
     atlas: bool = False
     scalars: tuple[str, ...] = ()

@@ -104,12 +104,19 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
     recipe, c = build_recipe(config), channels_of(config)
     encoders: list[tuple[Autoencoder, str]] = []
     space = _space(config.space, run, "space", encoders)
+    if recipe.exact and not space.exact:
+        raise UsageError(
+            f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
+            "latents, whose autoencoder was made for volumes and not for maps; use voxel, wavelet "
+            "or slices."
+        )
     try:
         k = space.channels(recipe.channels(c))
         image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
         image_channels += recipe.shows_mask
     except ValueError as error:
         raise UsageError(f"space: {error}") from None
+    references = {"reference_channels": k} if recipe.reference else {}
     network = build(
         "network",
         config.network,
@@ -118,6 +125,7 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         image_channels=image_channels,
         classes=recipe.classes,
         scalars=len(recipe.scalars),
+        **references,
     )
     kernel = build("kernel", config.kernel)
     _check_kernel(recipe, kernel)
@@ -129,7 +137,13 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
             "or wavelet."
         )
     model = Model(
-        space, kernel, network, dtype=config.memory.torch_dtype, field=field, recipe=recipe
+        space,
+        kernel,
+        network,
+        dtype=config.memory.torch_dtype,
+        times=config.times,
+        field=field,
+        recipe=recipe,
     )
     config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")

@@ -106,8 +106,9 @@ def prepare(
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             task.fit(x.to(accelerator.device) for x in everything)
     crop, lesions, best = _crop(config, task), [], config.validation.best
-    # A map of one denoising step says nothing where noise is not everywhere.
-    if best is not None and isinstance(task, Diffusion) and recipe.whole:
+    # A map of one denoising step says nothing where noise is in a region alone.
+    mapped = recipe.whole or recipe.corruption is not None
+    if best is not None and isinstance(task, Diffusion) and mapped:
         chosen = sound[: best.volumes]
         lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
     located = isinstance(task, Diffusion) and task.model.network.coordinates

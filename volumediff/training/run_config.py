@@ -50,6 +50,7 @@ __all__ = [
 
 Component = str | dict[str, Any]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 POPULATION = "population"
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
@@ -136,7 +137,7 @@ class Optim(_Section):
     lr: PositiveFloat = 1e-4
     steps: PositiveInt = 100_000
     warmup: NonNegativeInt = 500
-    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    decay: Share = 1.0
     batch_size: PositiveInt = 1
     accumulate: PositiveInt = 1
     clip: PositiveFloat | None = 1.0
@@ -166,7 +167,9 @@ class Validation(_Section):
 class RunConfig(_Section):
     """Everything that decides a run; saved as RUN/config.yaml.
 
-    `start_from` is the folder of a run whose weights this one begins with; see `warm_start`.
+    `times` are those that are trained, from above the first to the second: [0, 0.8] for methods
+    that never go higher, [0.999, 1] for a detector that is only asked at t = 1. `start_from` is
+    the folder of a run whose weights this one begins with; see `warm_start`.
     """
 
     data: Data = Data()
@@ -177,6 +180,10 @@ class RunConfig(_Section):
     classifier: Component | None = None
     recipe: Component = "healthy"
     noise: Component = "gaussian"
+    times: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (
+        0.0,
+        1.0,
+    )
     start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, _declared(MemoryPolicy)] = MemoryPolicy()
@@ -205,6 +212,9 @@ class RunConfig(_Section):
             raise ValueError(f"needs {', '.join(missing)} (or autoencoder alone)")
         if self.autoencoder is not None and len(missing) < 3:
             raise ValueError("takes autoencoder alone, or space, kernel and network, not both")
+        low, high = self.times
+        if not low < high:
+            raise ValueError(f"needs times [low, high] with low < high, got [{low:g}, {high:g}]")
         return self._batches()
 
     def _batches(self) -> "RunConfig":

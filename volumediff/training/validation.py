@@ -17,6 +17,7 @@ from volumediff.condition import HEALTHY, Condition
 from volumediff.config import build
 from volumediff.model import Model
 from volumediff.randomness import key
+from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.training import processes
 from volumediff.training.dataset import collate
 from volumediff.training.prepare import Prepared
@@ -94,10 +95,11 @@ class Validator:
         assert truth is not None, "lesioned volumes have a truth"
         if not bool(truth.any()):
             return 0.0
+        x = volume.x[None].to(self.accelerator.device)
         residual = one_step_map(
             model,
-            volume.x[None].to(self.accelerator.device),
-            condition=self._condition(model, index),
+            x,
+            condition=self._condition(model, index, x),
             levels=best.levels,
             key=key(self.config.seed, "selection", index),
         )
@@ -109,22 +111,30 @@ class Validator:
             smooth_mm=best.smooth_mm,
         )
 
-    def _condition(self, model: Model, index: int) -> Condition:
-        """Condition of a whole validation volume, healthy where there are classes."""
+    def _condition(self, model: Model, index: int, x: Tensor | None = None) -> Condition:
+        """Condition of a whole validation volume, healthy where there are classes.
+
+        Arguments:
+            x: what a model of maps is to look at, in place of a synthetic anomaly
+        """
         sample = self.prepared.scans.sample(index, key=0)
         batch = collate([sample]).to(self.accelerator.device)
         condition = batch.condition
         if condition.label is not None:
             condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
-        return model.told(condition, batch.images, batch.mask)
+        images = batch.images
+        if x is not None and isinstance(model.recipe, SyntheticAnomalies):
+            images = (*images[:-1], x)
+        return model.told(condition, images, batch.mask)
 
     @property
     def _shows(self) -> bool:
         """Whether there is something to show: not every model can be sampled."""
         task = self.prepared.task
-        if isinstance(task, Diffusion):
-            return task.model.recipe.samples
-        return isinstance(task, Compression)
+        if not isinstance(task, Diffusion):
+            return isinstance(task, Compression)
+        model = task.model
+        return model.recipe.samples and not model.recipe.reference and model.times == (0.0, 1.0)
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
 from volumediff.model import Model
 from volumediff.samplers._base import Hook
 
@@ -47,6 +49,10 @@ class Policy(ABC):
     @abstractmethod
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The time grid of the way down, from the sampler's own."""
+
+    @abstractmethod
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """Whom the sampler asks, and what it is told."""
 
     @abstractmethod
     def hook(self, scene: Scene) -> Hook | None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly.policies._base import Policy
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 
@@ -58,6 +60,10 @@ class ClassContrast(Policy):
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The guided model."""
+        return scene.denoise, scene.condition
 
     def hook(self, scene: Scene) -> Hook | None:
         """Collects a map, changes nothing."""

@@ -8,6 +8,8 @@ from torch import Tensor
 from volumediff.anomaly._filters import close, dilate
 from volumediff.anomaly._scene import Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Context, Hook
 
 __all__ = ["Harmonise"]
@@ -54,6 +56,10 @@ class Harmonise(Policy):
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The guided model."""
+        return scene.denoise, scene.condition
 
     def hook(self, scene: Scene) -> Hook | None:
         """Harmonises once per level that the chain passes."""

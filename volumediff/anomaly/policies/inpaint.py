@@ -1,51 +1,76 @@
-"""Redraws what a first pass found most abnormal, knowing nothing of it but its surroundings."""
+"""Redraws a region, given everything around it."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._filters import dilate, inside_quantile
+from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
 from volumediff.anomaly._scene import Scene
-from volumediff.anomaly.policies._masked import Masked
-from volumediff.anomaly.policies._stitching import check_visits
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.where import Found, Where
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
+from volumediff.recipes.inpainting import Inpainting
+from volumediff.samplers._base import Hook
 
 __all__ = ["Inpaint"]
 
 
 @dataclass(frozen=True)
-class Inpaint(Masked):
-    r"""Redraws what a first pass found most abnormal, knowing nothing of it but its surroundings.
+class Inpaint(Policy):
+    r"""Redraws a region, knowing nothing of it but its surroundings.
 
-    The mask is M = dilate(a₁ > Q_q(a₁)) with the first pass's map a₁ and its quantile in the
-    foreground. From t near 1 nothing of the lesion is left inside; outside every state is a draw
-    of the patient's own. Unlike `stitch` the map is not weighed, and the level is free.
+    From t near 1 nothing of the lesion is left inside; outside, the volume is the patient's own.
+    Unlike `stitch` the map is not weighed, and the level is free. Checkpoints of the recipe
+    inpainting are told the region and what surrounds it, others keep it in the chain.
 
     Arguments:
-        quantile: q, share of the foreground that is kept
-        dilate_mm: half-width of the dilation
-        resampling: U, visits of each step
+        where: the region
+        resampling: U, visits of each step; 1 for checkpoints of the recipe inpainting
 
     References:
-        Lugmayr et al. (2022), RePaint, arXiv:2201.09865; Durrer et al. (2024), Denoising Diffusion
-        Models for Inpainting of Healthy Brain Tissue, arXiv:2402.17307, trains on voids instead
+        Durrer et al. (2024), Denoising Diffusion Models for Inpainting of Healthy Brain Tissue,
+        arXiv:2402.17307; Lugmayr et al. (2022), RePaint, arXiv:2201.09865
     """
 
-    two_pass: ClassVar[bool] = True
-    quantile: float = 0.98
-    dilate_mm: float = 2.0
+    where: Where = field(default_factory=Found)
     resampling: int = 1
 
     def __post_init__(self) -> None:
         check_visits(self.resampling)
-        if not 0 < self.quantile < 1:
-            raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
 
-    def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
-        """The most abnormal part, dilated."""
-        top = inside_quantile(scene.prior_map, self.quantile, foreground=scene.foreground)
-        m = ((scene.prior_map > top) & scene.foreground).to(scene.x.dtype)
-        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
-        scene.trace["inpaint/mask"] = m.bool()
-        return m
+    @property
+    def two_pass(self) -> bool:
+        """Whether a first row finds the region."""
+        return self.where.two_pass
+
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume."""
+        return scene.x
+
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The grid with U - 1 returns to the start of every step but the last."""
+        return revisited(times, self.resampling)
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The denoiser as it redraws the region."""
+        return asked(scene, self.where(scene))
+
+    def hook(self, scene: Scene) -> Hook | None:
+        """Puts the patient's own state back outside the region, unless the network is told."""
+        if isinstance(scene.model.recipe, Inpainting):
+            return None
+        return keeping(scene, self.where(scene))
+
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The volume with the region redrawn."""
+        return blended(scene, healthy, self.where(scene))
+
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map."""
+        return scores

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
 
 __all__ = ["Plain"]
@@ -23,6 +25,10 @@ class Plain(Policy):
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The guided model."""
+        return scene.denoise, scene.condition
 
     def hook(self, scene: Scene) -> Hook | None:
         """None."""

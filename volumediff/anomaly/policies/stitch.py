@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import dilate
+from volumediff.anomaly._redrawing import blended, check_visits, keeping, revisited
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies._stitching import blended, check_visits, keeping, revisited
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
 
 __all__ = ["Stitch"]
@@ -57,6 +59,10 @@ class Stitch(Policy):
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The guided model."""
+        return scene.denoise, scene.condition
 
     def hook(self, scene: Scene) -> Hook | None:
         """Puts the patient's own state back outside the mask."""

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Route"]
+__all__ = ["Route", "Volumes"]
 
 Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
@@ -24,7 +26,8 @@ class Route(ABC):
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
     the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
-    map is taken of the volumes, besides maps that the route leaves with the scene.
+    map is taken of the volumes, besides maps that the route leaves with the scene; `kernel` whose
+    states it walks, None for any.
     """
 
     chain: ClassVar[bool] = True
@@ -32,6 +35,7 @@ class Route(ABC):
     corrupts: ClassVar[bool] = True
     two_pass: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
+    kernel: ClassVar[type[Kernel] | None] = Gaussian
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:

@@ -33,12 +33,13 @@ def down(
     scene: Scene, z_t: Tensor, t: float, *, policy: Policy, sampler: Sampler
 ) -> Float[Tensor, "1 c d h w"]:
     """The guided reverse chain from z_t, decoded."""
+    denoise, condition = policy.asked(scene)
     z_0 = sampler.sample(
-        scene.denoise,
+        denoise,
         scene.model.kernel,
         z_t,
         policy.times(sampler.times(scene.schedule, start=t)),
-        condition=scene.condition,
+        condition=condition,
         noise=scene.noise,
         on_x0=policy.hook(scene),
     )

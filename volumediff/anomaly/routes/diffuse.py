@@ -1,20 +1,14 @@
 """Noise to a level and denoise."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Diffuse"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
 """One-step estimates along the probability flow, up to where the class matters most."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
 from volumediff.samplers._base import Sampler
 
 __all__ = ["FlowScan"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)

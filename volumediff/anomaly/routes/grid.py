@@ -1,24 +1,20 @@
 """Boxes that cover the foreground, noised and denoised one after the other."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies._keep import Keep
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
+from volumediff.anomaly.where import Fixed
 from volumediff.samplers._base import Sampler
 from volumediff.tiling import Tile, tile_grid
 
 __all__ = ["Grid"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Grid(Route):
             m[:, :, *box] = 1
             if not bool((scene.foreground & m.bool()).any()):
                 continue
-            total += m * down(scene, z_t, t, policy=Keep(m), sampler=sampler)
+            total += m * down(scene, z_t, t, policy=Inpaint(Fixed(m)), sampler=sampler)
             weight += m
         yield torch.where(weight > 0, total / weight.clamp(min=1), scene.x)
 

@@ -1,21 +1,16 @@
 """No noise at all: the reconstruction of the space, such as an autoencoder."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
+from volumediff.kernels._base import Kernel
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Identity"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +20,7 @@ class Identity(Route):
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     corrupts: ClassVar[bool] = False
+    kernel: ClassVar[type[Kernel] | None] = None
 
     def noise_levels(self) -> list[Level]:
         """None."""

@@ -1,21 +1,15 @@
 """One-step estimates E[z_0 | z_t] at several levels, one volume each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Scan"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,18 @@
 """A mask that shrinks from the whole foreground to what no redrawing explains,"""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
-
-from jaxtyping import Float
-from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies._keep import Keep
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
+from volumediff.anomaly.where import Fixed
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Shrink"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class Shrink(Route):
         z_t = scene.noised(scene.encode(scene.x), t)
         m, bar, healthy = scene.foreground, None, scene.x
         for i in range(self.passes):
-            keep = Keep(m.to(scene.x.dtype))
+            keep = Inpaint(Fixed(m.to(scene.x.dtype)))
             healthy = down(scene, z_t, t, policy=keep, sampler=sampler)
             scene.trace[f"shrink/{i:02d}/mask"] = m
             a = scene.compare(healthy)
