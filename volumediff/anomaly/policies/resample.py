@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
+from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies._stitching import blended, check_visits, keeping, revisited
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
 
 __all__ = ["Resample"]
@@ -61,6 +63,10 @@ class Resample(Policy):
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The denoiser as it redraws the mask."""
+        return asked(scene, self._mask(scene))
 
     def hook(self, scene: Scene) -> Hook | None:
         """Puts the patient's own state back outside the mask."""

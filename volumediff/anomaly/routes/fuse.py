@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile, smooth
+from volumediff.anomaly._redrawing import blended
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies._stitching import blended
 from volumediff.anomaly.routes._base import Route
 from volumediff.anomaly.routes._chain import needs_inverse
 from volumediff.samplers._base import Sampler
