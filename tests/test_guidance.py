@@ -6,10 +6,17 @@ import pytest
 import torch
 from oracles import class_gaussian, state_like
 
+from volumediff.anomaly._classifier import (
+    missing_classifier,
+    takes_classifier,
+    with_classifier,
+)
+from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.config import available, build, component
 from volumediff.guidance._base import needs_classes, with_classes
 from volumediff.guidance.chain import Chain
+from volumediff.guidance.classifier import Classifier
 from volumediff.guidance.classifier_free import ClassifierFree
 from volumediff.guidance.dynamic_clipping import DynamicClipping
 from volumediff.guidance.finite_difference import FiniteDifference
@@ -23,6 +30,17 @@ MEANS, STD = [-0.5, 0.5], 0.4
 DENOISE = class_gaussian(SCHEDULE, MEANS, STD)
 LABEL = Condition(label=torch.tensor([0, 1, 1]))
 NULL = Condition(label=torch.tensor([2, 2, 2]))
+
+
+def log_posterior(z_t, t):
+    """log p(y | z_t) of the two classes, in closed form; a linear log-odds per voxel."""
+    alpha, sigma = (a[:, None, None, None, None] for a in SCHEDULE(t))
+    variance = alpha**2 * STD**2 + sigma**2
+    fits = [-((z_t - alpha * m) ** 2 / variance / 2).flatten(1).sum(1) for m in MEANS]
+    return torch.log_softmax(torch.stack(fits, 1), 1)
+
+
+EXACT = ClassPosterior(log_posterior, SCHEDULE, 2, "exact")
 
 
 def at(*values):
@@ -41,6 +59,8 @@ def made(name):
     """A guidance of this name that changes something."""
     takes = {f.name for f in fields(component("guidance", name))}
     derived = {"classes": 2} if "classes" in takes else {}
+    if "classifier" in takes:
+        derived["classifier"] = EXACT
     if "terms" in takes:
         derived["terms"] = (ClassifierFree(2.0, classes=2), DynamicClipping(0.5, limit=0.2))
     return build("guidance", name, **derived)
@@ -196,3 +216,86 @@ def test_classes_reach_every_term():
     assert told.terms[1] == DynamicClipping()
     with pytest.raises(ValueError, match="other: expected one of the 2 classes, got 3"):
         with_classes(Chain((FiniteDifference(other=3, classes=1),)), 2)
+
+
+def test_an_exact_classifier_of_scale_one_is_the_bayes_rule():
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
+    for target in (0, 1):
+        wanted = DENOISE(z, t, Condition(label=torch.full((3,), target)))
+        guided = Classifier(1.0, target, classifier=EXACT)(DENOISE)
+        with torch.no_grad():
+            found = guided(z, t, NULL)
+        for name in ("x0", "eps", "v"):
+            a, b = getattr(found, name), getattr(wanted, name)
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+        assert not found.x0.requires_grad
+
+
+def test_the_gradient_of_a_classifier_is_that_of_the_log_odds():
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
+    alpha, sigma = SCHEDULE(t)
+    slope = alpha * (MEANS[0] - MEANS[1]) / (alpha**2 * STD**2 + sigma**2)
+    expected = log_posterior(z, t)[:, 1].exp() * slope
+    found = EXACT.gradient(z, t, label=0)
+    torch.testing.assert_close(found.flatten(), expected, rtol=0, atol=1e-12)
+    half = EXACT.gradient(z.bfloat16(), t, label=0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), found, rtol=0.02, atol=0.02)
+
+
+def test_scale_zero_and_states_without_a_volume_are_left_alone():
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 1.0)
+    assert Classifier(0.0, classifier=EXACT)(DENOISE) is DENOISE
+    plain = DENOISE(z, t, NULL)
+    found = Classifier(100.0, classifier=EXACT)(DENOISE)(z, t, NULL)
+    assert torch.equal(found.x0[2], plain.x0[2]), "at alpha = 0 nothing is known of the class"
+    assert bool((found.x0[:2] != plain.x0[:2]).all())
+
+
+def test_guidance_to_healthy_lowers_the_probability_of_disease_along_the_chain():
+    z = state_like(*torch.linspace(-1.5, 1.5, 33).tolist())
+    null = Condition(label=torch.full((33,), 2))
+    sampler, kernel = DDIM(40), Gaussian(SCHEDULE)
+    sick, ends = [], []
+    for scale in (0.0, 1.0, 4.0):
+        seen = []
+
+        def watch(ctx, seen=seen):
+            seen.append(float(log_posterior(ctx.z_t, ctx.t)[:, 1].exp().mean()))
+            return ctx.prediction.x0, ctx.z_t
+
+        denoise = Classifier(scale, classifier=EXACT)(DENOISE)
+        times = sampler.times(SCHEDULE)
+        end = sampler.sample(denoise, kernel, z, times, condition=null, on_x0=watch)
+        ends.append(float(end.mean()))
+        sick.append(seen)
+    assert sick[0][-1] == pytest.approx(0.5, abs=0.02)
+    assert sick[1][-1] < 0.2
+    assert sick[2][-1] < sick[1][-1]
+    for earlier, later in zip(sick[2][5:], sick[2][6:], strict=False):
+        assert later <= earlier + 1e-9
+    assert ends[1] == pytest.approx(MEANS[0], abs=0.05)
+    assert ends[2] < ends[1]
+
+
+def test_classifiers_reach_every_term_and_are_missed():
+    nested = Chain((Sum((Classifier(2.0, classifier=None), DynamicClipping())),))
+    assert takes_classifier(nested)
+    assert missing_classifier(nested)
+    assert not takes_classifier(Chain((DynamicClipping(),)))
+    told = with_classifier(nested, EXACT)
+    assert told.terms[0].terms[0].classifier is EXACT
+    assert not missing_classifier(told)
+    assert "digest='exact'" in repr(told), "what belongs to a classifier says to which"
+    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
+    alone = Classifier(2.0, classifier=EXACT)(DENOISE)(z, t, NULL)
+    clipped = DynamicClipping(0.99, limit=0.1)
+    found = Chain((Classifier(2.0, classifier=EXACT), clipped))(DENOISE)(z, t, NULL)
+    assert float(found.x0.abs().max()) <= 0.1 + 1e-12
+    assert float(alone.x0.abs().max()) > 0.1
+    with pytest.raises(ValueError, match="expected a trained classifier, got none"):
+        nested(DENOISE)
+    with pytest.raises(ValueError, match="target: expected one of the 2 classes, got 2"):
+        Classifier(target=2, classifier=EXACT)
+    with pytest.raises(ValueError, match="expected scale >= 0"):
+        Classifier(-1.0, classifier=None)

@@ -5,25 +5,45 @@ from itertools import pairwise
 
 import pytest
 import torch
-from anomaly_models import KERNEL, SHAPE, SPACING, blob, foreground, states, wiener
+from anomaly_models import (
+    KERNEL,
+    SHAPE,
+    SPACES,
+    SPACING,
+    blob,
+    foreground,
+    posterior,
+    states,
+    wiener,
+)
 from sklearn.metrics import average_precision_score
 
 from volumediff.anomaly import maps
-from volumediff.anomaly._filters import dilate, inside_quantile
+from volumediff.anomaly._filters import dilate, inside_quantile, smooth
+from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import GeometricMean
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.policies.class_contrast import ClassContrast
 from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly.policies.resample import Resample
+from volumediff.anomaly.policies.stitch import Stitch
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.flow_scan import FlowScan
+from volumediff.anomaly.routes.fuse import Fuse
 from volumediff.anomaly.routes.grid import Grid
+from volumediff.anomaly.routes.inversion import Inversion
+from volumediff.anomaly.routes.kl import KL
 from volumediff.anomaly.routes.masks import Masks
+from volumediff.anomaly.routes.saliency import Saliency
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.routes.selective import Selective
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.score import Classifier
+from volumediff.anomaly.threshold import Fixed
 from volumediff.anomaly.where import Found, Given
+from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.data.regions import Cells, Slabs
 from volumediff.guidance.classifier_free import ClassifierFree
@@ -514,3 +534,193 @@ def test_rows_find_a_blob_with_a_perfect_denoiser(name, least):
     healthy = mean_ap([model.network.sample(seed) for seed in range(4)])
     assert sick > least
     assert sick > 2 * healthy
+
+
+# fuse
+
+
+FIRST = Localizer(route=Scan(levels=(0.3,)))
+
+
+@pytest.mark.parametrize("space", [Voxel, Wavelet])
+def test_an_empty_mask_is_the_round_trip_and_a_full_one_the_stochastic_chain(space, monkeypatch):
+    model = wiener(space(), correlation=1.5)
+    x = lesion_volume(model)
+    row = Localizer(first=FIRST, route=Fuse(level=0.6), sampler=DDIM(5))
+
+    def with_mask(value):
+        monkeypatch.setattr(Fuse, "mask", lambda self, scene: torch.full_like(scene.x, value))
+        return run(row, model, x).pseudo_healthy
+
+    trip = run(Localizer(route=Inversion(level=0.6), sampler=DDIM(5)), model, x)
+    torch.testing.assert_close(with_mask(0.0), trip.pseudo_healthy, atol=1e-6, rtol=0)
+    scene = scene_of(row, model, x)
+    times = row.sampler.times(scene.schedule, start=0.6)
+    z = row.sampler.invert(model.denoise, model.kernel, scene.encode(x), times)
+    z = Ancestral(5).sample(model.denoise, model.kernel, z, times, noise=scene.noise)
+    torch.testing.assert_close(with_mask(1.0), scene.decode(z), atol=1e-6, rtol=0)
+
+
+def test_fused_chains_keep_the_round_trip_outside_and_redraw_inside():
+    model = wiener()  # voxels that do not know of each other
+    x = lesion_volume(model)
+    row = Localizer(first=FIRST, route=Fuse(level=0.6, share=0.2), sampler=DDIM(5))
+    got = run(row, model, x, inside=ALL)
+    m = got.trace["fuse/mask"]
+    assert int(m.sum()) == pytest.approx(0.2 * m.numel(), abs=1)
+    trip = run(Localizer(route=Inversion(level=0.6), sampler=DDIM(5)), model, x, inside=ALL)
+    a, b = got.pseudo_healthy, trip.pseudo_healthy
+    torch.testing.assert_close(a[~m], b[~m], atol=1e-6, rtol=0)
+    assert float((a[m] - b[m]).abs().median()) > 1e-3
+    prior = got.trace["first/map"]
+    prior = smooth(prior, sigma_mm=3.0, spacing_mm=SPACING, foreground=ALL)
+    assert float(prior[m].min()) > float(prior[~m].max())
+    with pytest.raises(ValueError, match="first: expected a first row exactly where"):
+        Localizer(route=Fuse(level=0.6), sampler=DDIM(5))
+    with pytest.raises(ValueError, match="route fuse: expected a sampler that can be inverted"):
+        Localizer(first=FIRST, route=Fuse(level=0.6), sampler=Ancestral(5))
+
+
+# saliency
+
+
+def test_saliency_is_the_norm_of_the_classifiers_gradient():
+    model, exact = states(), posterior()
+    x = 0.05 + 0.02 * lesion_volume(wiener())
+    row = Localizer(route=Saliency(levels=(0.2, 0.5), classifier=exact))
+    got = run(row, model, x)
+    assert got.pseudo_healthy is None
+    scene = scene_of(row, model, x)
+    total = 0
+    for i, level in enumerate((0.2, 0.5)):
+        z_t = scene.noised(x, level, draw=i)
+        alpha, sigma = model.kernel.schedule(scene.times(level))
+        slope = alpha * 0.5 / (alpha**2 * 0.3**2 + sigma**2)  # of the log-odds, per voxel
+        total += float(exact.log_probability(z_t, scene.times(level))[0, 1].exp() * slope) / 2
+    torch.testing.assert_close(got.map, total * INSIDE, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_saliency_is_in_its_place_in_every_space(space):
+    model = states(SPACES[space]())
+    model.space.shift = torch.zeros(1)
+    place = torch.zeros(model.encode(torch.zeros(1, 1, *SHAPE)).shape)
+    d, h, w = (2 * n // s for n, s in zip((2, 4, 1), model.space.stride, strict=True))
+    if space == "slices":
+        d, h, w = w, d, h
+    place[0, 0, d, h, w] = 1
+
+    def log_probability(z_t, t):
+        odds = (place * z_t).flatten(1).sum(1)
+        return torch.log_softmax(torch.stack([odds, -odds], 1), 1)
+
+    seen = ClassPosterior(log_probability, KERNEL.schedule, 2, "one state voxel")
+    row = Localizer(route=Saliency(levels=(0.3,), classifier=seen))
+    got = run(row, model, torch.zeros(1, 1, *SHAPE), inside=ALL).map
+    peak = torch.unravel_index(got.argmax(), got.shape)[2:]
+    for found, wanted, s in zip(peak, (4, 8, 2), model.space.stride, strict=True):
+        assert wanted <= int(found) < wanted + s, "where the state voxel is"
+
+
+def test_a_map_from_elsewhere_takes_the_place_of_the_first_pass():
+    model = wiener()
+    x = lesion_volume(model)
+    row = load_row("dif_fuse", overrides=["first={route: external}", "post=[]", "sampler.steps=3"])
+    row = replace(row, route=replace(row.route, share=0.1, sigma_mm=0.0))
+    brought = torch.rand(1, 1, *SHAPE)
+    got = run(row, model, x, saliency=brought)
+    top = brought > inside_quantile(brought, 0.9, foreground=INSIDE)
+    assert torch.equal(got.trace["fuse/mask"], top & INSIDE)
+    assert torch.equal(got.trace["first/map"], brought * INSIDE)
+    with pytest.raises(ValueError, match="expected a map with the volume, got none; use --sal"):
+        run(row, model, x)
+
+
+def test_the_score_of_a_classifier_is_the_log_odds_of_disease():
+    model, exact = states(), posterior()
+    row = Localizer(
+        route=Scan(levels=(0.3,)), score=Classifier(classifier=exact), threshold=Fixed(0.1)
+    )
+    healthy, sick = (torch.full((1, 1, *SHAPE), m) for m in (-0.2, 0.3))
+    middle = run(row, model, 0.05 + 0.01 * torch.rand(1, 1, *SHAPE)).score
+    assert run(row, model, healthy).score < middle < run(row, model, sick).score
+    x = lesion_volume(wiener())
+    scene = scene_of(row, model, x)
+    t = torch.tensor([0.0], dtype=torch.float64)
+    t += model.kernel.schedule.time(torch.tensor([3.5], dtype=torch.float64))
+    alpha, sigma = (float(a) for a in model.kernel.schedule(t))
+    z_t = alpha * x + sigma * scene.noise(-1 - 10_000)
+    variance = alpha**2 * 0.3**2 + sigma**2
+    squares = [((z_t - alpha * m) ** 2).double().sum() / variance / 2 for m in (-0.2, 0.3)]
+    assert run(row, model, x).score == pytest.approx(float(squares[0] - squares[1]), rel=1e-3)
+    with pytest.raises(ValueError, match="expected a method with runs"):
+        row.score(x, foreground=INSIDE)
+
+
+# kl and resample
+
+
+@pytest.mark.parametrize("space", [Voxel, Wavelet])
+def test_the_kl_map_is_the_divergence_of_the_posteriors(space):
+    model = wiener(space(), correlation=1.5).double()
+    x = lesion_volume(model).double()
+    row = Localizer(route=KL(levels=(0.3, 0.6), steps=100))
+    got = run(row, model, x, inside=ALL)
+    assert got.pseudo_healthy is None
+    scene = scene_of(row, model, x, ALL)
+    z_0, total = scene.encode(x), 0
+    for i, level in enumerate((0.3, 0.6)):
+        t, s = scene.times(level), scene.times(level - 0.01)
+        z_t = scene.noised(z_0, level, draw=i)
+        of_q, deviation = KERNEL.posterior(z_0, z_t, t, s)
+        of_p, _ = KERNEL.posterior(model.denoise(z_t, t, Condition()).x0, z_t, t, s)
+        kl = ((of_q - of_p) ** 2 / (2 * deviation**2)).sum(1, keepdim=True)
+        total += scene.voxels(kl) / 2
+        if space is Voxel:
+            torch.testing.assert_close(scene.voxels(kl), kl.float(), check_dtype=False)
+    torch.testing.assert_close(got.map, total, rtol=1e-4, atol=1e-9, check_dtype=False)
+    with pytest.raises(ValueError, match="kl: expected levels"):
+        KL()
+
+
+def test_what_is_redrawn_exceeds_a_quantile_of_the_healthy_maps():
+    model = wiener()
+    first = Localizer(route=KL(levels=(0.4,)))
+    policy = Resample(quantile=0.9, sigma_mm=0.0)
+    row = Localizer(first=first, route=Diffuse(level=0.6), policy=policy, sampler=DDIM(3))
+    healthy = [Example(model.network.sample(i), INSIDE, SPACING) for i in range(6)]
+    calibration = fit(row, model, healthy, seed=0)
+    maps = [
+        first.find(model, e, key=key_of(key_of(0, "calibration", i), "first")).map[INSIDE]
+        for i, e in enumerate(healthy)
+    ]
+    bar = float(calibration.statistics["first.threshold"])
+    assert float((torch.cat(maps) > bar).float().mean()) == pytest.approx(0.1, abs=0.01)
+    x = lesion_volume(model)
+    got = run(row, model, x, calibration=calibration)
+    m = got.trace["resample/mask"]
+    assert torch.equal(m, (got.trace["first/map"] > bar) & INSIDE)
+    assert torch.equal(got.pseudo_healthy[~m], x[~m]), "healthy states are the patient's own"
+    torch.testing.assert_close(got.map, (x - got.pseudo_healthy).abs() * m, rtol=0, atol=1e-6)
+    assert float(got.map[blob() & INSIDE].mean()) > 5 * float(got.map[INSIDE].mean())
+    # the same row with the value written out, and the same fingerprint before and after
+    fixed = replace(row, policy=replace(policy, threshold=bar))
+    assert torch.equal(run(fixed, model, x).map, got.map)
+    assert calibration.fingerprint == row.fingerprint
+    sick = [Example(x, INSIDE, SPACING, truth=blob())]
+    assert validate(calibration, row, model, sick, seed=0).validation_threshold > 0
+    with pytest.raises(ValueError, match="policy: expected a calibration on healthy volumes"):
+        run(row, model, x)
+    with pytest.raises(ValueError, match="expected a row with a pseudo-healthy volume"):
+        Localizer(first=first, route=Diffuse(level=0.2), policy=Stitch(), sampler=DDIM(3))
+
+
+def test_the_class_derivative_is_its_share_of_the_contrast():
+    model = states(means=(-0.2, 0.3), classes=2)
+    x = lesion_volume(wiener())
+    row = Localizer(route=Diffuse(level=0.6), policy=ClassContrast(share=0.05), sampler=DDIM(4))
+    whole = replace(row, policy=ClassContrast())
+    # predictions of this model are linear in the shares of the classes
+    torch.testing.assert_close(run(row, model, x).map, 0.05 * run(whole, model, x).map)
+    with pytest.raises(ValueError, match="share: expected a share in"):
+        ClassContrast(share=0.0)

@@ -6,9 +6,19 @@ from functools import cache, partial
 
 import pytest
 import torch
-from anomaly_models import KERNEL, SCHEDULE, SHAPE, SPACES, SPACING, foreground, states
+from anomaly_models import (
+    KERNEL,
+    SCHEDULE,
+    SHAPE,
+    SPACES,
+    SPACING,
+    foreground,
+    posterior,
+    states,
+)
 
 from volumediff.anomaly import calibrate, rows
+from volumediff.anomaly._classifier import takes_classifier, with_classifier
 from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fitted
@@ -158,6 +168,11 @@ def quick(method):
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs_in_every_space_or_says_why_not(name, space):
     method = quick(rows.load_row(name))
+    if takes_classifier(method):
+        reason = refusal(method, model_in(space))
+        assert re.search("classifier: expected .*, got none; use --classifier RUN", reason)
+        method = with_classifier(method, posterior())
+        assert not refusal(method, model_in(space))
     reasons = [refusal(method, model_in(space, **kind)) for kind in KINDS]
     for reason in filter(None, reasons):
         assert re.search(r"expected .*got .*; (use|train)|expected .*got one without", reason)
@@ -219,6 +234,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert found["localization needs"]["ddpm"] == []
     assert found["localization needs"]["cevae"] == ["context_vae_64"]
     assert found["localization needs"]["phanes"] == ["first.run=soft_intro_vae_64"]
+    assert found["localization needs"]["wolleb"] == ["--classifier"]
 
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
@@ -244,6 +260,7 @@ def test_the_methods_of_the_first_release_are_there():
     wanted |= {"ddib", "diff_scm", "class_contrast", "healthy_inpainting", "inpaint_given"}
     wanted |= {"padim", "patchcore", "pca_features", "fae", "mahalanobis", "morphaeus"}
     wanted |= {"diffusion_features", "diffusion_features_synthetic"}
+    wanted |= {"wolleb", "wolleb_ddpm", "hu", "saliency", "dif_fuse", "pinaya"}
     assert wanted | {"intensity", "smoothing", "atlas", "prevalence"} <= set(ROWS)
 
 

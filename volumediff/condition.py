@@ -22,6 +22,8 @@ class Condition:
     Arguments:
         image: an encoded image, in state space, concatenated to z_t
         label: class index; `HEALTHY` is 0, the null class is the number of classes
+        mixture: shares of all classes and of the null class, in place of the label; their
+            embeddings are mixed
         scalars: standardised numbers such as age or spacing
         reference: a state that the network is told through a bottleneck
         coordinates: position of every state voxel in the full volume, in [-1, 1]
@@ -29,6 +31,7 @@ class Condition:
 
     image: Float[Tensor, "b k d h w"] | None = None
     label: Int[Tensor, "b"] | None = None
+    mixture: Float[Tensor, "b l"] | None = None
     scalars: Float[Tensor, "b n"] | None = None
     coordinates: Float[Tensor, "b 3 d h w"] | None = None
     reference: Float[Tensor, "b _ _ _ _"] | None = None

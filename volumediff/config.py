@@ -42,6 +42,7 @@ FOLDERS = {
     "kernel": "volumediff.kernels",
     "network": "volumediff.networks",
     "autoencoder": "volumediff.autoencoders",
+    "classifier": "volumediff.classifiers",
     "guidance": "volumediff.guidance",
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",

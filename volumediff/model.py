@@ -25,7 +25,14 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
-__all__ = ["Batch", "Model", "full_coordinates", "positions"]
+__all__ = [
+    "Batch",
+    "Model",
+    "full_coordinates",
+    "positions",
+    "state_noise",
+    "training_times",
+]
 
 Volume = Float[Tensor, "b c d h w"]
 State = Float[Tensor, "b k d2 h2 w2"]
@@ -160,10 +167,7 @@ class Model(nn.Module):
             z_0 = self.encode(batch.x)
             condition = self.told(batch.condition, batch.images, batch.mask)
             condition = self.referred(condition, z_0)
-        low, high = self.times
-        # 1 - u lies in (0, 1]: t = 0 has no noise to remove.
-        draws = [high - (high - low) * uniform(key, "t") for key in batch.keys]
-        t = torch.tensor(draws, dtype=torch.float64, device=z_0.device)
+        t = training_times(batch.keys, self.times, device=z_0.device)
         if batch.end is None:
             noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)
         else:
@@ -195,11 +199,35 @@ class Model(nn.Module):
         return self.network(z_t.to(self.dtype), t.to(z_t.dtype), told).to(z_t.dtype)
 
     def _noise(self, keys: Sequence[int], shape: tuple[int, ...], *parts: int | str) -> State:
-        # Drawn on the padded volume: a space cannot make more white noise than the field has.
-        c, d, h, w = shape
-        size = (c, *self.space.padded((d, h, w)))
-        fields = [self.field(size, key, *parts, device=self.device) for key in keys]
-        return self.space.noise(torch.stack(fields))
+        return state_noise(self.space, self.field, keys, shape, *parts, device=self.device)
+
+
+def training_times(
+    keys: Sequence[int],
+    times: tuple[float, float] = (0.0, 1.0),
+    *,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "b"]:
+    """A time per key, uniform on (low, high], in float64."""
+    low, high = times
+    # 1 - u lies in (0, 1]: t = 0 has no noise to remove.
+    draws = [high - (high - low) * uniform(key, "t") for key in keys]
+    return torch.tensor(draws, dtype=torch.float64, device=device)
+
+
+def state_noise(
+    space: StateSpace,
+    field: Noise,
+    keys: Sequence[int],
+    shape: tuple[int, ...],
+    *parts: int | str,
+    device: torch.device | str = "cpu",
+) -> State:
+    """The noise of each key in state space, for volumes of shape (c, d, h, w)."""
+    # Drawn on the padded volume: a space cannot make more white noise than the field has.
+    c, d, h, w = shape
+    size = (c, *space.padded((d, h, w)))
+    return space.noise(torch.stack([field(size, key, *parts, device=device) for key in keys]))
 
 
 def positions(n: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "n"]:

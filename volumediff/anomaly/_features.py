@@ -23,6 +23,7 @@ __all__ = [
     "latent_of",
     "network_features",
     "spread",
+    "upright",
 ]
 
 # volume -> one tensor per level, on that level's own grid, axes d, h, w of the volume
@@ -77,7 +78,7 @@ def network_features(
         if noise is not None:
             z_t = z_t + sigma.to(z).view(-1, 1, 1, 1, 1) * noise(z)
         made = _encoded(model.network, lambda: model.denoise(z_t, time, condition))
-        return [_upright(model.space, f) for f in made]
+        return [upright(model.space, f) for f in made]
 
     return features
 
@@ -89,7 +90,7 @@ def autoencoder_features(model: Model | Reconstructor) -> Features:
         if isinstance(model, Reconstructor):
             return _encoded(model.passes[0], lambda: model.reconstruct(x))
         encoder = latent_of(model.space).autoencoder.passes[0]
-        return [_upright(model.space, f) for f in _encoded(encoder, lambda: model.encode(x))]
+        return [upright(model.space, f) for f in _encoded(encoder, lambda: model.encode(x))]
 
     return features
 
@@ -128,5 +129,6 @@ def latent_of(space: StateSpace) -> Latent | None:
     return inner if isinstance(inner, Latent) else None
 
 
-def _upright(space: StateSpace, features: Tensor) -> Tensor:
+def upright(space: StateSpace, features: Tensor) -> Tensor:
+    """A tensor on the state's grid with the axes of the volume."""
     return features.movedim(2, space.axis) if isinstance(space, Slices) else features

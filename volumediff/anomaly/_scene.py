@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._features import spread, upright
 from volumediff.anomaly.maps import Map
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -84,6 +85,7 @@ class Scene:
         prior_map: map of the first pass, where the row has one
         prior_healthy: pseudo-healthy volume of the first pass
         region: voxels that the caller asked to redraw
+        saliency: map that the caller brought
         trace: masks and intermediate maps, for inspection
         maps: maps that a policy collected on the way; they join the ensemble
     """
@@ -103,6 +105,7 @@ class Scene:
     prior_map: Float[Tensor, "1 1 d h w"] | None = None
     prior_healthy: Float[Tensor, "1 c d h w"] | None = None
     region: Bool[Tensor, "1 1 d h w"] | None = None
+    saliency: Float[Tensor, "1 1 d h w"] | None = None
     trace: dict[str, Tensor] = field(default_factory=dict)
     maps: list[Tensor] = field(default_factory=list)
 
@@ -119,6 +122,12 @@ class Scene:
         """The volume of a state, of the size of x."""
         d, h, w = self.x.shape[2:]
         return self.model.decode(z, (d, h, w))
+
+    def voxels(self, a: Float[Tensor, "1 1 d2 h2 w2"]) -> Float[Tensor, "1 1 d h w"]:
+        """A map on the grid of the state, interpolated to voxels; zero outside the foreground."""
+        d, h, w = self.x.shape[2:]
+        wide = spread(upright(self.model.space, a), self.model.space.padded((d, h, w)))
+        return wide[..., :d, :h, :w] * self.foreground
 
     def noised(self, z: Float[Tensor, "1 k d2 h2 w2"], t: float, *, draw: int = 0) -> Tensor:
         """z_t of a state, with a draw of the noise of the forward route."""

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 
 from volumediff.anomaly._filters import smooth
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Finding, Learned, Method
+from volumediff.anomaly.localizer import Learned, Method
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]

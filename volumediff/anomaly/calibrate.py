@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.localizer import Learned, Method
+from volumediff.anomaly.localizer import BAR, Learned, Method
 from volumediff.metrics.calibration import fit as fit_probability
-from volumediff.metrics.detection import best_dice, histogram, total
+from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of
 
-__all__ = ["fit", "validate"]
+__all__ = ["fit", "informed", "validate"]
 
 
 def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int) -> Calibration:
@@ -25,6 +26,11 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
     Raises:
         ValueError: no volumes, or too few for the method's normalization
     """
+    row, learnt = method, {}
+    if method.bar is not None:
+        volumes = list(volumes)
+        learnt = informed(method, model, volumes, seed=seed)
+        method = method.with_bar(learnt)
     residuals = [
         method.residual(model, e, key=key_of(seed, "calibration", i))
         for i, e in enumerate(volumes)
@@ -43,15 +49,37 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
         histograms.append(histogram(a, foreground=r.foreground))
         rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
         scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
-    statistics = method.normalize.fit(residuals)
     return Calibration(
-        method.fingerprint,
-        statistics,
+        row.fingerprint,
+        {**method.normalize.fit(residuals), **learnt},
         total(histograms),
         tuple(scores),
         each=tuple(histograms),
         errors=errors,
     )
+
+
+def informed(
+    method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
+) -> dict[str, Tensor]:
+    """What a method waits for: the quantile of its first row's maps of healthy volumes, pooled
+    over their foreground; nothing for a method that waits for nothing.
+
+    Raises:
+        ValueError: no volumes
+    """
+    if method.bar is None:
+        return {}
+    first, q = method.bar
+    histograms = []
+    for i, e in enumerate(volumes):
+        with torch.no_grad():
+            a = first.find(model, e, key=key_of(key_of(seed, "calibration", i), "first")).map
+        histograms.append(histogram(a, foreground=e.foreground))
+    if not histograms:
+        raise ValueError("calibration: expected healthy volumes, got none; split some off.")
+    value = threshold_at_fpr(total(histograms), 1 - q)
+    return {BAR: torch.tensor(value, dtype=torch.float64)}
 
 
 def validate(
@@ -68,7 +96,7 @@ def validate(
     Raises:
         ValueError: a volume has no truth, or none of them has a lesion
     """
-    histograms = []
+    method, histograms = method.with_bar(calibration.statistics), []
     for i, e in enumerate(volumes):
         if e.truth is None:
             raise ValueError(f"calibration: validation volume {i} has no truth; give its mask.")

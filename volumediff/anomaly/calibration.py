@@ -53,6 +53,7 @@ class Example:
         condition: what the denoiser is told
         truth: lesion voxels, for validation; healthy volumes have none
         region: voxels to redraw, for the policy `given`
+        saliency: a map from elsewhere, for the route `external`
     """
 
     x: Float[Tensor, "1 c d h w"]
@@ -61,6 +62,7 @@ class Example:
     condition: Condition = field(default_factory=Condition)
     truth: Bool[Tensor, "1 1 d h w"] | None = None
     region: Bool[Tensor, "1 1 d h w"] | None = None
+    saliency: Float[Tensor, "1 1 d h w"] | None = None
 
     @property
     def lesioned(self) -> bool:

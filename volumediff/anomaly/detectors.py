@@ -16,14 +16,15 @@ from torch import Tensor
 
 from volumediff.anomaly._checkpoint import (
     check_corruption,
+    check_diffusion,
     check_kernel,
     check_noise,
     check_recipe,
 )
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Finding, Learned, Method
-from volumediff.autoencoders import Reconstructor
+from volumediff.anomaly.localizer import Learned, Method
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -67,14 +68,7 @@ class Detector(Method, ABC):
 
     def check(self, model: Learned) -> None:
         """Recipe, corruption, kernel, space and training times must suit the method."""
-        if model is None:
-            raise ValueError("expected a trained model, got none; only baselines work without.")
-        if isinstance(model, Reconstructor):
-            kind = type(model).__name__.lower()
-            raise ValueError(
-                f"expected the run of a diffusion model, got one of the autoencoder {kind}; use a "
-                "row such as vae."
-            )
+        check_diffusion(model)
         check_recipe(model, SyntheticAnomalies)
         check_corruption(model, self.corruption)
         check_kernel(model, GaussianKernel)

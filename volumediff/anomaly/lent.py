@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Finding, Learned, Method
+from volumediff.anomaly.localizer import Learned, Method
 from volumediff.autoencoders import Reconstructor
 
 __all__ = ["Borrowed", "Lent"]

@@ -10,7 +10,8 @@ everything that is compared, counted or ranked lies in the foreground.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -19,10 +20,16 @@ from torch import Tensor
 
 from volumediff.anomaly._checkpoint import (
     check_corruption,
+    check_diffusion,
+    check_guidance,
     check_kernel,
     check_noise,
     check_recipe,
+    check_reference,
+    check_times,
 )
+from volumediff.anomaly._classifier import missing_classifier
+from volumediff.anomaly._result import Finding, Localization
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
@@ -38,7 +45,7 @@ from volumediff.autoencoders import Reconstructor
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
-from volumediff.guidance._base import Guidance, needs_classes, with_classes
+from volumediff.guidance._base import Guidance, with_classes
 from volumediff.kernels._base import Kernel
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
@@ -47,54 +54,12 @@ from volumediff.randomness import key as key_of
 from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Finding", "Learned", "Localization", "Localizer", "Method"]
+__all__ = ["BAR", "Finding", "Learned", "Localization", "Localizer", "Method"]
 
 Learned = Model | Reconstructor | None
 """What a method works with: a diffusion model, an autoencoder, or nothing."""
 
-
-@dataclass(frozen=True, eq=False)
-class Localization:
-    """What a method found in one volume.
-
-    Arguments:
-        map: higher is more abnormal; outside the foreground the lowest value inside, at most 0
-        mask: map above the threshold; None where the threshold needs a calibration that was not
-            given, or is an oracle
-        pseudo_healthy: the volume without its findings; None for methods that make none
-        score: volume score
-        trace: masks and intermediate maps of the blocks, by name
-        threshold: of the mask
-        uncertainty: deviation of the map between the seeds of an ensemble, before normalization
-            and post-processing; None with one seed
-    """
-
-    map: Float[Tensor, "1 1 d h w"]
-    mask: Bool[Tensor, "1 1 d h w"] | None
-    pseudo_healthy: Float[Tensor, "1 c d h w"] | None
-    score: float
-    trace: dict[str, Tensor]
-    threshold: float | None = None
-    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """A map before normalization and post-processing.
-
-    Arguments:
-        map: the map
-        healthy: pseudo-healthy volume, if the method makes one
-        trace: masks and intermediate maps
-        errors: mean of the maps of each run in the foreground; None without runs
-        uncertainty: deviation between the seeds of an ensemble
-    """
-
-    map: Float[Tensor, "1 1 d h w"]
-    healthy: Float[Tensor, "1 c d h w"] | None
-    trace: dict[str, Tensor] = field(default_factory=dict)
-    errors: Float[Tensor, "n"] | None = None
-    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
+BAR = "first.threshold"  # among the statistics of a calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +90,15 @@ class Method(ABC):
     @abstractmethod
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
+
+    @property
+    def bar(self) -> "tuple[Method, float] | None":
+        """A row and the quantile of its healthy maps that this method waits for; None for none."""
+        return None
+
+    def with_bar(self, statistics: Mapping[str, Tensor]) -> "Method":
+        """The method with what it waits for, from the statistics of its calibration."""
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -163,6 +137,7 @@ class Method(ABC):
         condition: Condition = Condition(),  # noqa: B008 - frozen and empty
         calibration: Calibration | None = None,
         region: Bool[Tensor, "1 1 d h w"] | None = None,
+        saliency: Float[Tensor, "1 1 d h w"] | None = None,
     ) -> Localization:
         """Map, mask, pseudo-healthy volume and score of one volume.
 
@@ -175,6 +150,7 @@ class Method(ABC):
             condition: what the denoiser is told; the class defaults to healthy
             calibration: of this method on healthy volumes
             region: voxels to redraw, for the policy `given`
+            saliency: a map from elsewhere, for the route `external`
 
         Raises:
             ValueError: the method does not fit the model or the calibration; the message says why
@@ -183,8 +159,9 @@ class Method(ABC):
         if not bool(foreground.any()):
             raise ValueError("expected a foreground with voxels, got an empty one.")
         statistics = self._statistics(calibration)
-        example = Example(x, foreground, spacing_mm, condition, region=region)
-        found = self.find(model, example, key=key)
+        given = {"region": region, "saliency": saliency}
+        example = Example(x, foreground, spacing_mm, condition, **given)
+        found = self.with_bar(statistics).find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
@@ -218,10 +195,11 @@ class Method(ABC):
 
     def _statistics(self, calibration: Calibration | None) -> Mapping[str, Tensor]:
         if calibration is None:
-            if self.normalize.fitted:
+            if self.normalize.fitted or self.bar is not None:
+                part = "policy" if self.bar else f"normalize {type(self.normalize).__name__}"
                 raise ValueError(
-                    f"normalize {type(self.normalize).__name__.lower()}: expected a calibration "
-                    "on healthy volumes, got none; fit one, or use normalize: raw."
+                    f"{part.lower()}: expected a calibration on healthy volumes, got none; fit "
+                    "one, or use normalize: raw and policy.threshold."
                 )
             return {}
         if calibration.fingerprint != self.fingerprint:
@@ -278,12 +256,15 @@ class Localizer(Method):
             )
         if not self.route.stochastic and self.ensemble.seeds > 1:
             raise ValueError("ensemble: expected seeds: 1, since the route draws no noise.")
-        if self.policy.two_pass != (self.first is not None):
+        names = f"policy {name_of(type(self.policy))} and route {name_of(type(self.route))}"
+        if (self.policy.two_pass or self.route.two_pass) != (self.first is not None):
             raise ValueError(
-                "first: expected a first row exactly where the policy takes its mask from one, "
-                f"got {'a row' if self.first else 'none'} with policy "
-                f"{type(self.policy).__name__.lower()}."
+                "first: expected a first row exactly where policy or route take a mask from one, "
+                f"got {'a row' if self.first else 'none'} with {names}."
             )
+        first = self.first
+        if self.policy.refines and isinstance(first, Localizer) and not first.route.own_map:
+            raise ValueError(f"first: expected a row with a pseudo-healthy volume for {names}.")
 
     @property
     def takes_region(self) -> bool:
@@ -294,50 +275,24 @@ class Localizer(Method):
 
     def check(self, model: Learned) -> None:
         """Noise, guidance, classes and levels must suit the checkpoint."""
-        if model is None:
-            raise ValueError("expected a trained model, got none; only baselines work without.")
-        if isinstance(model, Reconstructor):
-            kind = type(model).__name__.lower()
-            raise ValueError(
-                f"expected the run of a diffusion model, got one of the autoencoder {kind}; use a "
-                "row such as vae, or train one of configs/pipelines."
-            )
+        check_diffusion(model)
         check_recipe(model, self.recipe)
         check_corruption(model, self.corruption)
         check_kernel(model, self.kernel)
-        if self.reference and not model.recipe.reference:
-            raise ValueError(
-                "reference: expected a checkpoint that is told the volume through a bottleneck, "
-                "got one that is not; train with recipe.reference=true."
-            )
+        check_reference(model, self.reference)
         check_noise(model, self.noise)
+        if missing_classifier(self):
+            raise ValueError(
+                "classifier: expected a classifier of this model's noisy states, got none; use "
+                "--classifier RUN, the run of a configuration such as encoder_64."
+            )
         self.map.check(model)
         problem = self.policy.problem(model)
         if problem:
             raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
-        if self.guidance is not None and needs_classes(self.guidance):
-            if not classes_of(model):
-                raise ValueError(
-                    f"guidance {type(self.guidance).__name__.lower()}: expected a "
-                    "class-conditional checkpoint, trained on volume labels, got one without "
-                    "classes."
-                )
-            with_classes(self.guidance, classes_of(model))
+        check_guidance(model, self.guidance)
         times = self._times(model)
-        low, high = model.times
-        if times and max(times) > high + 1e-9:
-            raise ValueError(
-                f"level: expected times up to {high:.3f}, which the checkpoint was trained on, "
-                f"got {max(times):.3f}; use a lower level."
-            )
-        # One step asks at the level alone; a chain goes down to 0.
-        chain = self.sampler is not None and self.sampler.steps > 1
-        lowest = 0.0 if chain else min(times, default=1.0)
-        if low > 0 and lowest <= low:
-            raise ValueError(
-                f"level: expected times above {low:.3f}, which the checkpoint was trained on, got "
-                f"{lowest:.3f}; use a method for it, or train with times=[0,1]."
-            )
+        check_times(model, times, chain=self.sampler is not None and self.sampler.steps > 1)
         if self.first is not None:
             self.first.check(model)
             # a first row without a chain, such as that of an autoencoder, has no level
@@ -353,6 +308,7 @@ class Localizer(Method):
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
+        own_map = self.policy.own_map and self.route.own_map
         weighing = isinstance(self.ensemble, Mahalanobis)
         kept: list[Tensor] = []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
@@ -361,18 +317,19 @@ class Localizer(Method):
             scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
             own, means = 0.0, []
-            for volume in route:
-                if self.policy.own_map:
-                    scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
-                healthy, volumes = healthy + volume, volumes + 1
-                if weighing:
-                    kept.append(volume)
+            for volume in chain(route, (None,)):
+                if volume is not None:
+                    healthy, volumes = healthy + volume, volumes + 1
+                    if own_map:
+                        scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
+                    if weighing:
+                        kept.append(volume)
                 while scene.maps:  # summed one by one and not kept
                     a = scene.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
                     means.append(a[example.foreground].double().mean())
                     own = own if spread is None else own + a
-            errors.append(torch.stack(means).mean().float())
+            errors.append(self.score.evidence(scene, torch.stack(means).mean().float()))
             if spread is not None:
                 spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""
@@ -386,11 +343,23 @@ class Localizer(Method):
             )
         return Finding(
             map=merged,
-            healthy=healthy / volumes,
+            healthy=healthy / volumes if volumes else None,
             trace=trace,
             errors=torch.stack(errors),
             uncertainty=None if spread is None else spread.value(),
         )
+
+    @property
+    def bar(self) -> tuple[Method, float] | None:
+        """The first row, where the policy's mask needs its healthy maps."""
+        q = self.policy.healthy_quantile
+        return None if q is None else (self.first, q)
+
+    def with_bar(self, statistics: Mapping[str, Tensor]) -> "Localizer":
+        """The row with the threshold of its policy."""
+        if self.bar is None:
+            return self
+        return replace(self, policy=self.policy.with_bar(float(statistics[BAR])))
 
     def _times(self, model: Model) -> list[float]:
         levels = [level for level, _ in self.ensemble.members() if level is not None]
@@ -422,4 +391,5 @@ class Localizer(Method):
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,
             region=example.region,
+            saliency=example.saliency,
         )

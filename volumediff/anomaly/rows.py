@@ -147,7 +147,10 @@ def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
         if not isinstance(value, list):
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
-    return config.build(FAMILIES[name], value, where=where)
+    # a classifier is handed to the finished row, by `with_classifier`
+    takes = _parameters(FAMILIES[name], value)
+    derived = {"classifier": None} if "classifier" in takes else {}
+    return config.build(FAMILIES[name], value, where=where, **derived)
 
 
 def _first(value: Any, *, runs: Runs | None, where: str) -> Method:
@@ -169,6 +172,8 @@ def _guidance(spec: Any, *, where: str) -> Guidance:
     # the number of classes is the checkpoint's: the localizer fills it in when it meets a model
     takes = _parameters("guidance", spec)
     derived: dict[str, Any] = {"classes": 1} if "classes" in takes else {}
+    if "classifier" in takes:
+        derived["classifier"] = None  # handed to the finished row, by `with_classifier`
     if "terms" in takes:
         terms = spec.get("terms") if isinstance(spec, Mapping) else None
         if not isinstance(terms, list):

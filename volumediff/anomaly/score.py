@@ -2,14 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Excess", "Max", "Mean", "Reported", "Score", "TopFraction", "ZAverage"]
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.classification import ClassPosterior
+from volumediff.condition import HEALTHY
+
+__all__ = ["Classifier", "Excess", "Max", "Mean", "Reported", "Score", "TopFraction", "ZAverage"]
+
+OWN = 10_000  # number of the noise that no route draws
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class Score(ABC):
             errors: mean of the map of each run of the ensemble
             healthy: the same of healthy volumes, one per row
         """
+
+    def evidence(self, scene: Scene, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """What a run is remembered by: the mean of its map, for scores that have no other."""
+        return error
 
 
 @dataclass(frozen=True)
@@ -188,3 +198,55 @@ class ZAverage(Score):
         # runs that are equal on all healthy volumes have the error as unit
         std = torch.where(std > 1e-6 * h.mean(0).abs(), std, h.mean(0).abs().clamp(min=1e-12))
         return float(((errors.double().cpu() - h.mean(0)) / std).mean())
+
+
+@dataclass(frozen=True)
+class Classifier(Score):
+    r"""Log-odds of disease of a classifier of noisy states, whatever the map says,
+
+    .. math:: s = \log (1 - C(\text{healthy} | z_t, t)) - \log C(\text{healthy} | z_t, t),
+
+    at a low noise level, mean over the runs of the ensemble.
+
+    Arguments:
+        log_snr: of the level
+        classifier: of the noisy states of this model; handed in, never configured
+
+    References:
+        Wolleb et al. (2022), Diffusion Models for Medical Anomaly Detection, arXiv:2203.04306
+    """
+
+    log_snr: float = 3.5
+    _: KW_ONLY
+    classifier: ClassPosterior | None
+
+    def evidence(self, scene: Scene, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The log-odds of the volume.
+
+        Raises:
+            ValueError: no classifier was handed in
+        """
+        if self.classifier is None:
+            raise ValueError("score classifier: expected a trained classifier, got none.")
+        t = Level(log_snr=self.log_snr).time(scene.schedule)
+        z_t = scene.noised(scene.encode(scene.x), t, draw=OWN)
+        log_p = self.classifier.log_probability(z_t, scene.times(t))[0]
+        sick = torch.cat([log_p[:HEALTHY], log_p[HEALTHY + 1 :]])
+        return (torch.logsumexp(sick, 0) - log_p[HEALTHY]).float()
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "1 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
+    ) -> float:
+        """The mean log-odds.
+
+        Raises:
+            ValueError: a method without runs
+        """
+        if errors is None:
+            raise ValueError("score classifier: expected a method with runs, got a baseline.")
+        return float(errors.double().mean())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Channels",
+    "Classifier",
     "Config",
     "DataRoot",
     "Device",
@@ -92,6 +93,10 @@ Memory = Annotated[
     typer.Option(
         "--memory", metavar="KEY=VALUE", help="Memory policy, such as slab=32, not the training's."
     ),
+]
+Classifier = Annotated[
+    Path | None,
+    typer.Option("--classifier", help="Run of the classifier that the method takes, if any."),
 ]
 Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")]
 Size = Annotated[

@@ -7,6 +7,7 @@ import typer
 
 from volumediff.commands._options import (
     Channels,
+    Classifier,
     DataRoot,
     Device,
     Memory,
@@ -33,6 +34,11 @@ def localize(
     out: OutFolder,
     overrides: Words = None,
     method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
+    classifier: Classifier = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option("--saliency", help="Map in place of the first pass: file or folder."),
+    ] = None,
     which: WhichOption = Which.best,
     channels: Channels = None,
     device: Device = "auto",
@@ -63,6 +69,8 @@ def localize(
         out,
         method=method,
         overrides=overrides or [],
+        classifier=classifier,
+        saliency=saliency,
         channels=names_of(channels),
         seed=seed,
         trace=trace,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from volumediff.commands._options import (
+    Classifier,
     DataRoot,
     Device,
     Json,
@@ -40,6 +41,7 @@ def tune(
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the row to start from."),
     ] = None,
     method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
+    classifier: Classifier = None,
     levels: Annotated[
         str,
         typer.Option("--levels", help=f"Log-SNRs of the noisiest level: {GRID}-3,-1.5,0."),
@@ -81,6 +83,7 @@ def tune(
     Figures are kept in RUN/tuning: the same command goes on. Test volumes are never read.
     """
     from volumediff.data.atomic import atomic
+    from volumediff.inference.classifier import load_classifier
     from volumediff.inference.tune import tune as search
     from volumediff.inference.tuned_views import picture, tabulated
     from volumediff.training.folder import write_text
@@ -91,10 +94,12 @@ def tune(
         raise UsageError(f"-o {out}: expected a name that ends with .yaml, as --method takes it.")
     trained = trained_run(run, which, device, data, memory)
     trained.localizes()
+    guide = None if classifier is None else load_classifier(classifier, trained)
     found, file = search(
         trained,
         method,
         overrides=overrides or [],
+        classifier=None if guide is None else guide.posterior,
         grids=grids,
         seed=seed,
         limit=volumes,

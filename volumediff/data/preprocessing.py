@@ -200,6 +200,19 @@ class Preprocessing:
             Record(first.native, first.grid, shape, step, origin, limits, tuple(findings)),
         )
 
+    def to_prepared(self, volume: Volume, record: Record) -> Float[Tensor, "c d h w"]:
+        """Another volume of a case, such as a map of its own, on the prepared grid.
+
+        Values stay as they are; outside the volume's field of view they are 0.
+        """
+        x = torch.from_numpy(volume.array).float()
+        if agree(record.canonical, volume.grid):
+            x, _ = onto(x, volume.grid, record.canonical, fill=0.0)
+        matrices = _matrices(
+            record.canonical.shape, record.shape, step=record.step, origin=record.origin
+        )
+        return resample(x, matrices, fill=0.0)
+
     def to_native(
         self,
         array: Shaped[Tensor, "c d h w"] | Shaped[np.ndarray, "c d h w"],

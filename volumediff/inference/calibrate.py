@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from volumediff.anomaly._classifier import takes_classifier, with_classifier
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.fitted._base import Fitted
@@ -17,6 +18,7 @@ from volumediff.anomaly.lent import Borrowed
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.rows import Row, load_row
 from volumediff.autoencoders import Reconstructor
+from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
 from volumediff.inference.fits import with_fit
 from volumediff.inference.lesions import Truth, validation_pairs
@@ -39,15 +41,27 @@ def load_method(
     name: str,
     overrides: Sequence[str] = (),
     *,
+    classifier: ClassPosterior | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Row:
     """The method of a row, with what it learnt of the run where it learns something.
 
+    Arguments:
+        trained: the run
+        name: of the row
+        overrides: `slot.argument=value` words
+        classifier: of the run's noisy states, for rows that take one
+        report: receives progress lines
+
     Raises:
-        UsageError: no such row, or one that does not suit the run
+        UsageError: no such row, one that does not suit the run, or that takes no classifier
     """
     method = load_row(name, overrides=overrides, runs=partial(borrowed, trained))
+    if classifier is not None and not takes_classifier(method):
+        raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
     try:
+        if classifier is not None:
+            method = with_classifier(method, classifier)
         method.check(trained.model)
     except ValueError as error:
         raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
@@ -86,7 +100,7 @@ def borrowed(trained: Trained, path: str) -> Borrowed:
 def needs_calibration(method: Row) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
     parts = (method.threshold.calibrated, method.score.calibrated)
-    return method.normalize.fitted or any(parts)
+    return method.normalize.fitted or method.bar is not None or any(parts)
 
 
 def calibration_for(

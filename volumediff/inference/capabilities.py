@@ -49,11 +49,12 @@ def inventory() -> dict[str, Any]:
     return {
         "pipelines": config.shipped("pipelines"),
         "autoencoders": config.shipped("autoencoders"),
+        "classifiers": config.shipped("classifiers"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in families},
         "localization": localization(),
-        "localization needs": {n: list(_needs(load_row(n))) for n in config.shipped("anomaly")},
+        "localization needs": {n: _all_needs(load_row(n)) for n in config.shipped("anomaly")},
     }
 
 
@@ -98,6 +99,12 @@ def autoencoder_of(row: "Row") -> str:
     return min(names, key=lambda s: int(s.rpartition("_")[2]))
 
 
+def _all_needs(row: "Row") -> list[str]:
+    from volumediff.anomaly._classifier import takes_classifier
+
+    return [*_needs(row), *["--classifier"] * takes_classifier(row)]
+
+
 def _needs(row: "Row") -> tuple[str, ...]:
     """How a run must be trained for the row, beyond the shipped configurations."""
     from volumediff.anomaly.detectors import Detector
@@ -117,6 +124,7 @@ def _needs(row: "Row") -> tuple[str, ...]:
 
 def _training(row: "Row") -> list[str]:
     """Recipe, kernel and noise, where they are not those of the shipped configurations."""
+    from volumediff.anomaly._classifier import takes_classifier
     from volumediff.anomaly.detectors import Detector
     from volumediff.anomaly.localizer import Localizer
     from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -124,7 +132,8 @@ def _training(row: "Row") -> list[str]:
 
     if isinstance(row, Detector):
         return ["recipe=synthetic_anomalies"]
-    words = ["recipe=class_conditional"] if row.supervision == "weak" else []
+    labels = takes_classifier(row)  # they train the classifier, whatever the model knows of them
+    words = ["recipe=class_conditional"] if row.supervision == "weak" and not labels else []
     if not isinstance(row, Localizer):
         return words
     if row.recipe is not None:
@@ -149,8 +158,11 @@ Models = Callable[[str, tuple[str, ...]], "Model | Reconstructor"]
 
 
 def _suits(row: "Row", models: Models, path: str) -> str:
+    from volumediff.anomaly._classifier import takes_classifier, with_classifier
     from volumediff.anomaly.lent import Borrowed, Lent
     from volumediff.anomaly.localizer import Localizer
+    from volumediff.classification import ClassPosterior
+    from volumediff.model import Model
 
     pipeline = path in config.shipped("pipelines")
     words = tuple(w for w in _needs(row) if pipeline and "=" in w and not w.startswith("first."))
@@ -158,7 +170,11 @@ def _suits(row: "Row", models: Models, path: str) -> str:
         lent = Borrowed(models(autoencoder_of(row), ()), "")
         row = replace(row, first=replace(row.first, run=lent))
     try:
-        row.check(models(path, words))
+        model = models(path, words)
+        if isinstance(model, Model) and takes_classifier(row):  # of two classes, never asked
+            schedule = model.kernel.schedule
+            row = with_classifier(row, ClassPosterior(lambda z, t: z, schedule, 2, ""))
+        row.check(model)
     except (ValueError, UsageError) as error:
         return str(error)
     return "ok"
@@ -285,7 +301,9 @@ def _global_mean(name: str, overrides: Sequence[str]) -> list[Check]:
     run = load_run_config(name, overrides)
     task = build_task(run)
     if not isinstance(task, Diffusion):
-        return [Check("note", "global mean", f"{name} trains an autoencoder: no noise schedule")]
+        return [
+            Check("note", "global mean", f"{name} trains no diffusion model: no noise of its own")
+        ]
     shape = run.data.preprocessing.shape or run.crop
     if shape is None:
         text = "unknown: set data.preprocessing.shape"

@@ -25,6 +25,7 @@ from volumediff.data.preprocessing import Prepared
 from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.calibrate import calibration_for, load_method
+from volumediff.inference.classifier import load_classifier
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
 from volumediff.inference.findings.work import write_findings
@@ -35,9 +36,11 @@ from volumediff.inference.regions import (
     missing_reasons,
     region_on,
 )
+from volumediff.inference.saliency import read_saliency, saliency_maps
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
+from volumediff.training.folder import sha256
 
 __all__ = ["localize", "prepared_case", "provenance", "versions"]
 
@@ -76,6 +79,8 @@ def localize(
     *,
     method: str,
     overrides: Sequence[str] = (),
+    classifier: Path | str | None = None,
+    saliency: Path | None = None,
     channels: Sequence[str] | None = None,
     seed: int = 0,
     trace: bool = True,
@@ -93,6 +98,9 @@ def localize(
         out: output folder
         method: row by name or path
         overrides: `slot.argument=value` words for the row
+        classifier: run of the classifier of noisy states that the row takes
+        saliency: map from elsewhere, for rows with a first pass: a file for one case, or a folder
+            with <case>_saliency.nii.gz; it takes the place of the row's own first pass
         channels: names of the images; None takes those of the run
         seed: of the method's noise
         trace: whether masks and maps of the blocks are written
@@ -107,7 +115,10 @@ def localize(
         DataError: the source has no cases, or the disk is full
     """
     trained.localizes()
-    row = load_method(trained, method, overrides, report=announce)
+    guide = None if classifier is None else load_classifier(classifier, trained)
+    words = [*overrides, *([] if saliency is None else ["first={route: external}"])]
+    given = None if guide is None else guide.posterior
+    row = load_method(trained, method, words, classifier=given, report=announce)
     check_region(row, method, region)
     names = channels if channels is not None else trained.config.data.channels
     scalars = bool(trained.recipe.scalars)
@@ -117,6 +128,7 @@ def localize(
         regions, missing = find_regions(region, cases)
         problems = {**problems, **missing_reasons(missing, region)}
         cases = [case for case in cases if case.id in regions]
+    maps = {} if saliency is None else saliency_maps(saliency, [case.id for case in cases])
     calibration = calibration_for(
         trained, row, method, seed=seed, limit=calibration_limit, report=announce
     )
@@ -130,6 +142,7 @@ def localize(
         "weights": trained.digest,
         "preprocessing": repr(trained.preprocessing),
         "seed": seed,
+        "saliency": {name: sha256(path) for name, path in maps.items()},
         "trace": trace,
         "version": volumediff.__version__,
     }
@@ -145,6 +158,7 @@ def localize(
                 prepared.spacing_mm,
                 condition=trained.condition(case.attributes),
             )
+            brought = None if not maps else read_saliency(maps[case.id], trained, prepared)
             with counted(trained.model) as cost:
                 found = row.localize(
                     trained.model,
@@ -155,6 +169,7 @@ def localize(
                     condition=example.condition,
                     calibration=calibration,
                     region=own,
+                    saliency=brought,
                 )
         facts = {
             "case": case.id,
@@ -169,6 +184,8 @@ def localize(
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
             "seed": seed,
+            "classifier": guide and guide.facts,
+            "saliency": settings["saliency"].get(case.id),
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             "region_sha256": inputs.get(REGION),
             "read_policy": asdict(trained.preprocessing.policy),

@@ -104,8 +104,8 @@ class Bench:
 
     def measure(self, methods: Sequence[Method]) -> list[Trial]:
         """Figures of methods that make the same map."""
-        fitted = any(m.normalize.fitted for m in methods)
-        references = self.references() if fitted else ()
+        waits = any(m.normalize.fitted or m.bar is not None for m in methods)
+        references = self.references() if waits else ()
         return measure(methods, self.model, self.pairs(), references=references, seed=self.seed)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from volumediff.anomaly.calibration import Example
 from volumediff.autoencoders import Reconstructor
+from volumediff.classification import StateClassifier
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population
@@ -67,12 +68,17 @@ def load_trained(
         memory: `key=value` words for the memory policy, in place of the training's
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, or no such device
+        UsageError: no run, no checkpoint of this kind, no such device, or a classifier's run
         DataError: the run is damaged
     """
     run = Path(run)
     words = [f"memory.{word}" for word in memory]
     config, model = load_run(run, which=which, overrides=words)
+    if isinstance(model, StateClassifier):
+        raise UsageError(
+            f"{run}: trains a classifier, expected the run of a diffusion model or of an "
+            "autoencoder; a classifier is given with --classifier."
+        )
     if isinstance(model, Model):
         config.memory.freeze(model.network)
     else:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from volumediff.anomaly.calibrate import informed
 from volumediff.anomaly.calibration import Example, Raw, Residual
 from volumediff.anomaly.localizer import Finding, Learned, Method
 from volumediff.inference.cost import Cost, counted
@@ -163,9 +164,10 @@ def measure(
         seed: of the methods' noise
 
     Raises:
-        ValueError: too few healthy volumes for a normalization
+        ValueError: too few healthy volumes for a normalization, or none for a policy's threshold
     """
-    finder = methods[0]
+    there = (e if model is None else placed(e, model.device) for e in references)
+    finder = methods[0].with_bar(informed(methods[0], model, there, seed=seed))
     fitted = any(m.normalize.fitted for m in methods)
     alone = fitted and not references
 

@@ -9,15 +9,17 @@ fingerprint says what figures depend on (weights, row, volumes, lesions, seed) a
 was asked for, so that the same command goes on, and another grid takes what is there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from volumediff.anomaly._classifier import with_classifier
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import build_row, load_tree
+from volumediff.anomaly.rows import Row, build_row, load_tree
 from volumediff.anomaly.tuning import axes_of
+from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
 from volumediff.inference.calibrate import borrowed, completed, load_method
 from volumediff.inference.lesions import Pair, Truth, validation_pairs
@@ -41,6 +43,7 @@ def tune(
     name: str,
     *,
     overrides: Sequence[str] = (),
+    classifier: ClassPosterior | None = None,
     grids: Grids = DEFAULT,
     seed: int = 0,
     limit: int | None = None,
@@ -54,6 +57,7 @@ def tune(
         trained: the run
         name: of the row
         overrides: `slot.argument=value` words; the search starts from the row with them
+        classifier: of the run's noisy states, for rows that take one
         grids: what is searched, and where
         seed: of lesions and noise
         limit: most volumes of a part; prepared volumes are kept in host memory
@@ -68,7 +72,7 @@ def tune(
         UsageError: nothing of the row can be tuned, or the run cannot serve it
         DataError: the stored figures are damaged
     """
-    method = load_method(trained, name, overrides)
+    method = load_method(trained, name, overrides, classifier=classifier)
     tree = load_tree(name, overrides=overrides)
     schedule = trained.model.kernel.schedule if isinstance(method, Localizer) else None
     axes = axes_of(method, schedule)
@@ -79,6 +83,8 @@ def tune(
             f"with {'only ' + there + ', which was not asked for' if there else 'none of them'}."
         )
     facts = _facts(trained, seed=seed, limit=limit, truth=truth)
+    if classifier is not None:
+        facts["classifier_sha256"] = classifier.digest
     journal = open_journal(trained.run / "tuning", name, {**facts, "base": tree})
     bench = Bench(
         tree=tree,
@@ -87,7 +93,7 @@ def tune(
         pairs=cache(lambda: _pairs(trained, seed=seed, limit=limit, truth=truth)),
         references=cache(lambda: _references(trained, limit=limit)),
         seed=seed,
-        make=lambda tree: completed(trained, build_row(tree, runs=partial(borrowed, trained))),
+        make=partial(_made, trained, classifier),
     )
     search = Search(
         bench, grids, known=journal.trials, keep=journal.write, budget=budget, report=report
@@ -111,6 +117,14 @@ def tune(
     )
     journal.write(found.summary())
     return found, journal.path
+
+
+def _made(trained: Trained, classifier: ClassPosterior | None, tree: Mapping[str, Any]) -> Row:
+    """The method of a tree, with what it takes of the run and the classifier."""
+    method = build_row(tree, runs=partial(borrowed, trained))
+    if classifier is not None:
+        method = with_classifier(method, classifier)
+    return completed(trained, method)
 
 
 def _facts(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from volumediff.autoencoders import Reconstructor
+from volumediff.classifiers import Classifier
 from volumediff.memory.streaming import stream
 from volumediff.networks._base import Network
 from volumediff.networks._layers import NormAct, Recomputable
@@ -131,6 +132,8 @@ def _whole_passes(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     for module in model.modules():
         if isinstance(module, Network):
             yield module, "body"
+        elif isinstance(module, Classifier):
+            yield module, "features"
         elif isinstance(module, Reconstructor):
             for part in module.passes:
                 yield part, "forward"

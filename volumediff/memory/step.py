@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from volumediff.autoencoders import Autoencoder
-from volumediff.condition import Condition
+from volumediff.classification import ClassPosterior
+from volumediff.condition import HEALTHY, Condition
 from volumediff.errors import UsageError
 from volumediff.memory.tracer import Tracer
 from volumediff.model import Batch, Model
@@ -22,7 +23,7 @@ from volumediff.shapes import Shape
 from volumediff.training.assemble import build_recipe, channels_of
 from volumediff.training.run_config import RunConfig
 from volumediff.training.state import State
-from volumediff.training.task import Compression, Diffusion, Task
+from volumediff.training.task import Classification, Compression, Diffusion, Task
 
 __all__ = [
     "VALIDATION",
@@ -148,7 +149,8 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def validates(config: RunConfig) -> bool:
     """Whether whole volumes pass through the model in training."""
     wanted = config.validation
-    return bool(wanted.previews) or (wanted.best is not None and config.autoencoder is None)
+    shows = wanted.previews and config.classifier is None
+    return bool(shows) or (wanted.best is not None and config.network is not None)
 
 
 def volume_shape(config: RunConfig) -> Shape:
@@ -185,10 +187,10 @@ def random_batch(
     def noise(*size: int) -> Tensor:
         return torch.rand(size, device=device) * 2 - 1
 
-    diffusion = isinstance(task, Diffusion)
+    diffusion, classifies = isinstance(task, Diffusion), isinstance(task, Classification)
     images = recipe.image_channels(c) if diffusion else ()
     label, scalars, place = None, None, None
-    if diffusion and recipe.classes:
+    if (diffusion or classifies) and recipe.classes:
         label = torch.zeros(count, dtype=torch.int64, device=device)
     if diffusion and recipe.scalars:
         scalars = noise(count, len(recipe.scalars))
@@ -257,7 +259,7 @@ def _loss(task: Task, player: str, batch: Batch, stage: Stage) -> Tensor:
 
 @torch.no_grad()
 def use(task: Task, batch: Batch, *, stage: Stage) -> None:
-    """One pass of inference over whole volumes: encode, denoise once, decode."""
+    """One pass of inference over whole volumes: encode, denoise once, decode; or guide once."""
     d, h, w = batch.x.shape[2:]
     if isinstance(task, Compression) and not isinstance(task.autoencoder, Autoencoder):
         with stage("reconstruct"):
@@ -270,8 +272,11 @@ def use(task: Task, batch: Batch, *, stage: Stage) -> None:
         with stage("decode"):
             task.autoencoder.decode(latent, (d, h, w)).to(batch.x.dtype)
         return
+    if isinstance(task, Classification):
+        _guide(task, batch, stage)
+        return
     model = task.module
-    assert isinstance(model, Model), "there are two kinds of tasks"
+    assert isinstance(model, Model), "there are three kinds of tasks"
     with stage("encode"):
         z = model.encode(batch.x)
         condition = model.told(batch.condition, batch.images, batch.mask)
@@ -284,3 +289,16 @@ def use(task: Task, batch: Batch, *, stage: Stage) -> None:
         x0 = model.denoise(z_t, t, condition).x0
     with stage("decode"):
         model.decode(x0, (d, h, w))
+
+
+def _guide(task: Classification, batch: Batch, stage: Stage) -> None:
+    """What guidance asks of a classifier: a gradient in the state."""
+    module = task.module
+    with stage("encode"):
+        z = module.space.encode(batch.x)
+    posterior = ClassPosterior(
+        module.log_probability, module.kernel.schedule, module.classifier.classes, ""
+    )
+    with stage("guide"):
+        t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
+        posterior.gradient(z, t, label=HEALTHY)

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.condition import Condition
@@ -62,9 +62,9 @@ class Embedding(nn.Module):
 
     def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
         e = _mlp(self.time, fourier(t, self.frequencies))
-        label = _labels(condition, self.classes, t)
+        label = _class(self.label, condition, self.classes, e)
         if label is not None:
-            e = e + self.label.weight.to(e.dtype)[label]
+            e = e + label
         scalars = _scalars(condition, self.scalars)
         if scalars is not None:
             e = e + _mlp(self.scalar, scalars.to(e.dtype))
@@ -120,9 +120,9 @@ class WideEmbedding(nn.Module):
     def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
         # `fourier` counts in thousandths.
         e = _mlp(self.time, fourier((self.steps * t + self.offset) / 1000, self.frequencies))
-        label = _labels(condition, self.classes, t)
+        label = _class(self.label, condition, self.classes, e)
         if label is not None:
-            e = e + self.label.weight.to(e.dtype)[label]
+            e = e + label
         parts = [e]
         scalars = _scalars(condition, self.scalars)
         if scalars is not None:
@@ -131,18 +131,29 @@ class WideEmbedding(nn.Module):
         return F.silu(torch.cat(parts, dim=1))
 
 
-def _labels(condition: Condition, classes: int, t: Tensor) -> Int[Tensor, "b"] | None:
-    """The class of each sample, the null class where none is given; None without classes."""
-    if classes:
-        if condition.label is not None:
-            return condition.label
-        return torch.full(t.shape, classes, device=t.device, dtype=torch.int64)
-    if condition.label is not None:
-        raise ValueError(
-            "the condition has a label, but the network was built with classes=0: "
-            "leave the label out or train with classes"
-        )
-    return None
+def _class(
+    table: nn.Embedding | None, condition: Condition, classes: int, e: Float[Tensor, "b n"]
+) -> Float[Tensor, "b n"] | None:
+    """The embedding of each sample's class, the null class where none is given; None without."""
+    label, mixture = condition.label, condition.mixture
+    if not classes:
+        if label is not None or mixture is not None:
+            raise ValueError(
+                "the condition has a label, but the network was built with classes=0: "
+                "leave the label out or train with classes"
+            )
+        return None
+    weight = table.weight.to(e.dtype)
+    if mixture is not None:
+        if label is not None or mixture.shape[1] != classes + 1:
+            raise ValueError(
+                f"the network takes a label or a mixture of {classes + 1} classes (the null class "
+                f"last), got {'both' if label is not None else mixture.shape[1]}: set one of them"
+            )
+        return mixture.to(e.dtype) @ weight
+    if label is None:
+        label = torch.full((len(e),), classes, device=e.device, dtype=torch.int64)
+    return weight[label]
 
 
 def _scalars(condition: Condition, scalars: int) -> Float[Tensor, "b n"] | None:

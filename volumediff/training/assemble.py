@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from volumediff.autoencoders import Autoencoder, Reconstructor
+from volumediff.classification import StateClassifier
 from volumediff.config import build, component, config_path, name_of
 from volumediff.errors import DataError, UsageError
 from volumediff.kernels._base import Kernel
@@ -24,9 +25,10 @@ from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
 from volumediff.training.folder import Damaged, publish, sha256, verify
 from volumediff.training.run_config import RunConfig, load_run_config, saved_config
-from volumediff.training.task import Compression, Diffusion, Task
+from volumediff.training.states import adopt_states, check_source, keep_states
+from volumediff.training.task import Classification, Compression, Diffusion, Task
 
-__all__ = ["build_recipe", "build_task", "channels_of", "keep_autoencoder", "load_run"]
+__all__ = ["build_recipe", "build_task", "channels_of", "keep_sources", "load_run"]
 
 
 def load_run(
@@ -35,7 +37,7 @@ def load_run(
     which: Literal["best", "last"] = "best",
     weights: Literal["ema", "weights"] = "ema",
     overrides: Sequence[str] = (),
-) -> tuple[RunConfig, Model | Reconstructor]:
+) -> tuple[RunConfig, Model | Reconstructor | StateClassifier]:
     """Configuration and trained model of a run, verified, on the CPU, in evaluation mode.
 
     Arguments:
@@ -91,6 +93,8 @@ def build_task(config: RunConfig, *, run: Path | None = None) -> Task:
         torch.manual_seed(key(config.seed, "weights"))
         if config.autoencoder is not None:
             return _compression(config, run)
+        if config.classifier is not None:
+            return _classification(config, run)
         return _diffusion(config, run)
 
 
@@ -166,6 +170,29 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
     return Diffusion(model, digest=encoders[0][1] if encoders else "")
 
 
+def _classification(config: RunConfig, run: Path | None) -> Task:
+    recipe, c = build_recipe(config), channels_of(config)
+    # Samples without a class, and conditions that a classifier is not told, have no meaning here.
+    if not recipe.classes or getattr(recipe, "drop", 0) or recipe.atlas or recipe.scalars:
+        raise UsageError(
+            "recipe: expected classes without drop, atlas and scalars for a classifier, such as "
+            "{name: class_conditional, attribute: group, values: [healthy, sick], drop: 0}, got "
+            f"{config.recipe}."
+        )
+    encoders: list[tuple[Autoencoder, str]] = []
+    space = _space(config.space, run, "space", encoders)
+    assert isinstance(config.classifier, Mapping), "it names its run"
+    spec = {n: v for n, v in config.classifier.items() if n != "of"}
+    classifier = build("classifier", spec, in_channels=space.channels(c), classes=recipe.classes)
+    kernel, field = build("kernel", config.kernel), build("noise", config.noise)
+    dtype = config.memory.torch_dtype
+    module = StateClassifier(space, kernel, classifier, dtype=dtype, field=field)
+    if run is not None:
+        adopt_states(module.space, run)
+    config.memory.apply(module)
+    return Classification(module, digest=encoders[0][1] if encoders else "")
+
+
 def _check_kernel(recipe: Recipe, kernel: Kernel) -> None:
     name = name_of(type(kernel))
     if name != recipe.kernel:
@@ -200,13 +227,22 @@ def autoencoder_path(spec: Any) -> str | None:
     return spec.get("autoencoder") or autoencoder_path(spec.get("inner"))
 
 
-def keep_autoencoder(config: RunConfig, run: Path) -> None:
-    """Copies the autoencoder that a run works on into it, once: the run then stands alone.
+def keep_sources(config: RunConfig, run: Path) -> None:
+    """Copies what other runs give to this one into it, once: the run then stands alone.
+
+    A latent space, or a model of codes, takes an autoencoder; a classifier the states of a
+    diffusion run.
 
     Raises:
-        UsageError: the autoencoder is not trained yet
+        UsageError: the other run is not trained yet, or trains something else
         DataError: its checkpoint is damaged
     """
+    if config.classifier is not None and not (run / "states").is_dir():
+        of = check_source(config)
+        _, model = load_run(of)
+        if not isinstance(model, Model):
+            raise UsageError(f"classifier.of = {of}: expected the run of a diffusion model.")
+        keep_states(run, of, model)
     path = autoencoder_path(config.space) or autoencoder_path(config.autoencoder)
     where = "space.autoencoder" if config.autoencoder is None else "autoencoder.autoencoder"
     if path is None or (run / "autoencoder").is_dir():

@@ -15,7 +15,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Source, checked
 from volumediff.importers._files import read
 from volumediff.training import checkpoint
-from volumediff.training.assemble import build_recipe, build_task, keep_autoencoder
+from volumediff.training.assemble import build_recipe, build_task, keep_sources
 from volumediff.training.folder import TEMPORARY, sha256, write_text
 from volumediff.training.run_config import parse
 from volumediff.training.run_folder import record_session
@@ -57,7 +57,7 @@ def import_run(
     config = parse({**tree, "output": str(run)}, where=kind)
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
     try:
-        keep_autoencoder(config, hidden)
+        keep_sources(config, hidden)
         task = build_task(config, run=hidden)
         tensors = checked(importer, source, _shapes(task))
         write_text(hidden / "config.yaml", config.to_yaml())

@@ -15,7 +15,7 @@ from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
-from volumediff.training.assemble import build_recipe, build_task, keep_autoencoder
+from volumediff.training.assemble import build_recipe, build_task, keep_sources
 from volumediff.training.cache import Cache
 from volumediff.training.checkpoint import find
 from volumediff.training.dataset import Crop, Keyed, Order
@@ -74,7 +74,7 @@ def prepare(
         DataError: a file is refused, or a part of the run is damaged
     """
     run = config.output
-    on_main(accelerator, lambda: keep_autoencoder(config, run))
+    on_main(accelerator, lambda: keep_sources(config, run))
     task = build_task(config, run=run)
     if config.start_from is not None and find(run, "last") is None:
         warm_start(task.module, config.start_from)

@@ -1,6 +1,8 @@
-"""The configuration of a run: the YAML files of `configs/pipelines` and `configs/autoencoders`.
+"""The configuration of a run: the YAML files of `configs/pipelines`, `configs/autoencoders` and
+`configs/classifiers`.
 
-A run trains a diffusion model (`space`, `kernel`, `network`) or an `autoencoder`. Components stay
+A run trains a diffusion model (`space`, `kernel`, `network`), an `autoencoder`, or a `classifier`
+of the states of a diffusion run, which it names and takes them from. Components stay
 constructor calls (`{name: unet, widths: [...]}`) that `volumediff.config.build` validates;
 the sections around them are declared here. Unknown keys fail with a suggestion.
 """
@@ -44,6 +46,7 @@ __all__ = [
     "load_run_config",
     "parse",
     "saved_config",
+    "states_of",
 ]
 
 Component = str | dict[str, Any]
@@ -189,6 +192,7 @@ class RunConfig(_Section):
     kernel: Component | None = None
     network: Component | None = None
     autoencoder: Component | None = None
+    classifier: Component | None = None
     recipe: Component = "healthy"
     noise: Component = "gaussian"
     times: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (
@@ -209,6 +213,14 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "RunConfig":
+        if self.classifier is not None:
+            others = {"network": self.network, "autoencoder": self.autoencoder}
+            found = [name for name, part in others.items() if part is not None]
+            if found:
+                raise ValueError(f"takes classifier alone, not with {' and '.join(found)}")
+            if self.crop is not None:
+                raise ValueError("takes crop: null with a classifier: its class is the volume's")
+            return self._batches()
         diffusion = {"space": self.space, "kernel": self.kernel, "network": self.network}
         missing = [name for name, part in diffusion.items() if part is None]
         if self.autoencoder is None and missing:
@@ -218,6 +230,9 @@ class RunConfig(_Section):
         low, high = self.times
         if not low < high:
             raise ValueError(f"needs times [low, high] with low < high, got [{low:g}, {high:g}]")
+        return self._batches()
+
+    def _batches(self) -> "RunConfig":
         if self.optim.batch_size % self.optim.accumulate:
             raise ValueError(
                 f"needs optim.batch_size ({self.optim.batch_size}) to be a multiple of "
@@ -244,9 +259,8 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     if Path(name).is_file():
         found = Path(name)
     else:
-        found = config_path(
-            "autoencoders" if name in shipped("autoencoders") else "pipelines", name
-        )
+        kinds = (kind for kind in ("autoencoders", "classifiers") if name in shipped(kind))
+        found = config_path(next(kinds, "pipelines"), name)
     return parse(load(found, overrides), where=str(path))
 
 
@@ -269,9 +283,42 @@ def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
         UsageError: one line for the first fault
     """
     try:
-        return RunConfig.model_validate(tree)
+        found = RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UsageError(f"{where}: {_first(error)}") from None
+    return found if found.classifier is None or found.space is not None else _with_states(found)
+
+
+def states_of(config: RunConfig) -> Path:
+    """The run whose states a classifier sees.
+
+    Raises:
+        UsageError: the configuration names none
+    """
+    spec = config.classifier
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("of"), str):
+        raise UsageError("classifier.of: expected the folder of a diffusion run.")
+    return Path(spec["of"])
+
+
+def _with_states(config: RunConfig) -> RunConfig:
+    """The configuration of a classifier, with the parts that its states come from filled in.
+
+    Raises:
+        UsageError: no such run and no shipped configuration of this name, or no diffusion model
+    """
+    of = states_of(config)
+    try:
+        run = (of / "config.yaml").is_file()
+        source = saved_config(of) if run else load_run_config(config_path("pipelines", of.name))
+    except UsageError as error:
+        raise UsageError(f"classifier.of = {of}: no diffusion run ({error})") from None
+    if source.network is None:
+        raise UsageError(f"classifier.of = {of}: expected the run of a diffusion model.")
+    parts = {name: getattr(source, name) for name in ("space", "kernel", "noise")}
+    if config.data.root is None:
+        parts["data"] = source.data
+    return config.model_copy(update=parts)
 
 
 def _first(error: ValidationError) -> str:

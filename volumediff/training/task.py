@@ -1,4 +1,5 @@
-"""What the loop trains: a diffusion model, or an autoencoder and what is trained against it.
+"""What the loop trains: a diffusion model, an autoencoder and what is trained against it, or a
+classifier.
 
 A task names its players (groups of parameters that take turns, one for a diffusion model), gives
 the loss of each sample for a player, and knows which tensors a checkpoint holds.
@@ -13,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.autoencoders import Autoencoder, Reconstructor
+from volumediff.classification import StateClassifier
 from volumediff.model import Batch, Model
 from volumediff.randomness import generator
 from volumediff.spaces import StateSpace
 
-__all__ = ["Compression", "Diffusion", "Task"]
+__all__ = ["Classification", "Compression", "Diffusion", "Task"]
 
 
 class Task(ABC):
@@ -163,3 +165,24 @@ class Compression(Task):
     def reconstruct(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
         """What the volumes look like to it."""
         return self.autoencoder.reconstruct(x.to(self.dtype)).to(x.dtype)
+
+
+class Classification(Task):
+    """A classifier of the noisy states of a diffusion run.
+
+    Arguments:
+        module: the classifier with space, kernel and noise of that run
+        digest: SHA-256 of the autoencoder's weights in a latent space
+    """
+
+    main = "classifier"
+
+    def __init__(self, module: StateClassifier, *, digest: str = "") -> None:
+        self.module = module
+        self.digest = digest
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"classifier": self.module.classifier}
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        return self.module.loss(batch)

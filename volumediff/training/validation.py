@@ -24,7 +24,7 @@ from volumediff.training.prepare import Prepared
 from volumediff.training.previews import write_slices
 from volumediff.training.run_config import RunConfig
 from volumediff.training.selection import one_step_map, voxel_ap
-from volumediff.training.task import Compression
+from volumediff.training.task import Compression, Diffusion
 
 __all__ = ["Found", "Validator"]
 
@@ -129,11 +129,12 @@ class Validator:
 
     @property
     def _shows(self) -> bool:
-        """Whether there is something to show: not every recipe can be sampled."""
-        module = self.prepared.task.module
-        return not isinstance(module, Model) or (
-            module.recipe.samples and not module.recipe.reference and module.times == (0.0, 1.0)
-        )
+        """Whether there is something to show: not every model can be sampled."""
+        task = self.prepared.task
+        if not isinstance(task, Diffusion):
+            return isinstance(task, Compression)
+        model = task.model
+        return model.recipe.samples and not model.recipe.reference and model.times == (0.0, 1.0)
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""

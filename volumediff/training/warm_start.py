@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from volumediff.classification import StateClassifier
 from volumediff.errors import UsageError
 from volumediff.model import Model
 from volumediff.networks.pseudo3d import Pseudo3D, inflate
@@ -32,6 +33,8 @@ def warm_start(module: nn.Module, source: Path) -> None:
     target, given = module, other
     if isinstance(module, Model) and isinstance(other, Model):
         target, given = module.network, other.network
+    elif isinstance(module, StateClassifier) and isinstance(other, StateClassifier):
+        target, given = module.classifier, other.classifier
     weights, expected = given.state_dict(), target.state_dict()
     if set(weights) < set(expected) and isinstance(target, Pseudo3D):
         through = next(

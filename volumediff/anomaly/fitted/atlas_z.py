@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 
 from volumediff.anomaly._filters import inside_quantile
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.localizer import Finding, Learned
+from volumediff.anomaly.localizer import Learned
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasZ"]

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly._similarity import ssim
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding, Learned
+from volumediff.anomaly.localizer import Learned
 from volumediff.randomness import generator
 
 __all__ = ["FAE"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding, Learned
+from volumediff.anomaly.localizer import Learned
 
 __all__ = ["PCA"]
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Finding, Learned
+from volumediff.anomaly.localizer import Learned
 from volumediff.randomness import generator
 from volumediff.randomness import key as key_of
 

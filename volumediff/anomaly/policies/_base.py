@@ -34,6 +34,15 @@ class Policy(ABC):
         """Why the policy is meaningless with a model; None where it is not."""
         return None
 
+    @property
+    def healthy_quantile(self) -> float | None:
+        """The quantile of the first pass's healthy maps that a mask waits for; None for none."""
+        return None
+
+    def with_bar(self, threshold: float) -> "Policy":
+        """The policy with the value of that quantile."""
+        return self
+
     @abstractmethod
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume that the route corrupts."""

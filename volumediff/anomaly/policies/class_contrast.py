@@ -23,21 +23,27 @@ class ClassContrast(Policy):
 
     .. math:: a_t = d\big(D(\hat z_0(z_t, c)),\; D(\hat z_0(z_t, c'))\big)
 
-    with d the row's map, c healthy, and c' another class. The maps join the ensemble and the
+    with d the row's map, c healthy, and c' on the way to another class: among the embeddings,
+    c' = (1 - w) c + w c_1. The maps join the ensemble and the
     residual of the pseudo-healthy volume does not: anatomy that the model cannot keep is the same
     in both.
 
     Arguments:
-        other: index of the class c'; 1 is the first that is not healthy
+        other: index of the class c_1; 1 is the first that is not healthy
+        share: w in (0, 1]; 1 is the other class itself
 
     References:
         Hu et al. (2023), Conditional Diffusion Models for Weakly Supervised Medical Image
-        Segmentation, arXiv:2306.03878, differentiates by the class, with c' 5 % of the way to
-        another class among the embeddings; here it is all the way
+        Segmentation, arXiv:2306.03878: w = 0.05, a finite difference by the class
     """
 
     own_map: ClassVar[bool] = False
     other: int = 1
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: expected a share in (0, 1], got {self.share}.")
 
     def problem(self, model: Model) -> str | None:
         """Both classes must exist."""
@@ -61,8 +67,13 @@ class ClassContrast(Policy):
 
     def hook(self, scene: Scene) -> Hook | None:
         """Collects a map, changes nothing."""
-        label = torch.full_like(scene.condition.label, self.other)
-        other = scene.condition.replace(label=label)
+        own = scene.condition.label
+        other = scene.condition.replace(label=torch.full_like(own, self.other))
+        if self.share < 1:
+            mixture = torch.zeros(len(own), classes_of(scene.model) + 1, device=own.device)
+            mixture[:, self.other] = self.share
+            mixture[torch.arange(len(own)), own] = 1 - self.share
+            other = scene.condition.replace(label=None, mixture=mixture)
 
         def contrast(ctx: Context) -> tuple[Tensor, Tensor]:
             away = scene.unguided(ctx.z_t, ctx.t, other)

@@ -7,6 +7,10 @@ r"""Routes: from a volume to a noisy state and back to pseudo-healthy volumes.
     grid       diffuse, box by box
     masks      diffuse, region by random region
     shrink     diffuse, inside a mask that shrinks
+    fuse       diffuse and inversion side by side, the former inside a mask
+    kl         divergence of the model's transitions from the volume's, no chain
+    saliency   gradient of a classifier, no chain
+    external   a map from elsewhere
     restore    E(x) itself as a state of a cold kernel, restored
     selective  no noise is added: what the network wants to change most is denoised
     identity   D(E(x)): what the space alone loses

@@ -25,12 +25,16 @@ class Route(ABC):
 
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
-    the finding; `kernel` whose states it walks, None for any.
+    the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
+    map is taken of the volumes, besides maps that the route leaves with the scene; `kernel` whose
+    states it walks, None for any.
     """
 
     chain: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     corrupts: ClassVar[bool] = True
+    two_pass: ClassVar[bool] = False
+    own_map: ClassVar[bool] = True
     kernel: ClassVar[type[Kernel] | None] = Gaussian
 
     @abstractmethod

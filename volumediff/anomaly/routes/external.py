@@ -1,0 +1,52 @@
+"""The map that comes with the volume, for two-pass rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._chain import no_sampler
+from volumediff.samplers._base import Sampler
+
+__all__ = ["External"]
+
+Volumes = Iterator[Float[Tensor, "1 c d h w"]]
+
+
+@dataclass(frozen=True)
+class External(Route):
+    """The map that comes with the volume: `Localizer.localize(..., saliency=...)`."""
+
+    chain: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    corrupts: ClassVar[bool] = False
+    own_map: ClassVar[bool] = False
+
+    def noise_levels(self) -> list[Level]:
+        """None."""
+        return []
+
+    def check(self, sampler: Sampler | None) -> None:
+        """A sampler would never be used."""
+        no_sampler("external", sampler)
+
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """No volume; the map.
+
+        Raises:
+            ValueError: the volume came without one
+        """
+        if scene.saliency is None:
+            raise ValueError(
+                "route external: expected a map with the volume, got none; use --saliency FILE, "
+                "or another first row."
+            )
+        scene.maps.append(scene.saliency.to(scene.x) * scene.foreground)
+        yield from ()

@@ -1,0 +1,75 @@
+"""Where a classifier of noisy states looks; no chain, and no pseudo-healthy volume."""
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._chain import no_sampler
+from volumediff.classification import ClassPosterior
+from volumediff.condition import HEALTHY
+from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
+
+__all__ = ["Saliency"]
+
+Volumes = Iterator[Float[Tensor, "1 c d h w"]]
+
+
+@dataclass(frozen=True)
+class Saliency(Route):
+    r"""Where a classifier of noisy states looks,
+
+    .. math:: a = U \, \big\| \nabla_{z_t} \log C(\text{healthy} | z_t, t) \big\|
+
+    with the norm over the channels of each state voxel and U the interpolation to voxels; one
+    map per level. The row's own map is not asked. The gradient stays in state space: through an
+    autoencoder it would cost the memory of its training.
+
+    Arguments:
+        levels: times t of the noisy states, in (0, 1]
+        log_snrs: the same as log-SNRs; give one of the two
+        classifier: of the noisy states of this model; handed in, never configured
+
+    References:
+        Simonyan et al. (2014), Deep Inside Convolutional Networks, arXiv:1312.6034
+    """
+
+    chain: ClassVar[bool] = False
+    own_map: ClassVar[bool] = False
+    levels: tuple[float, ...] = tunable((), Tunable.TIME)
+    log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
+    _: KW_ONLY
+    classifier: ClassPosterior | None
+
+    def __post_init__(self) -> None:
+        if not self.noise_levels():
+            raise ValueError("saliency: expected levels or log_snrs, got none.")
+
+    def noise_levels(self) -> list[Level]:
+        """The levels."""
+        return read_levels(self.levels, self.log_snrs)
+
+    def check(self, sampler: Sampler | None) -> None:
+        """A sampler would never be used."""
+        no_sampler("saliency", sampler)
+
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """No volume; one map per level, each with its own noise."""
+        if self.classifier is None:
+            raise ValueError("saliency: expected a trained classifier, got none.")
+        z_0 = scene.encode(scene.x)
+        for i, each in enumerate([level] if level else self.noise_levels()):
+            t = each.time(scene.schedule)
+            z_t = scene.noised(z_0, t, draw=i)
+            gradient = self.classifier.gradient(z_t, scene.times(t), label=HEALTHY)
+            norm = gradient.square().sum(dim=1, keepdim=True).sqrt()
+            scene.maps.append(scene.voxels(norm))
+        yield from ()

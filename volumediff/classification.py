@@ -1,0 +1,107 @@
+r"""Classification of noisy states, log C(y | z_t, t), and what its gradient is for,
+
+.. math:: \nabla_{z_t} \log p(z_t | y) = \nabla_{z_t} \log p(z_t) + \nabla_{z_t} \log p(y | z_t).
+
+The classifier sees the states of a diffusion model: the same space with the same normalisation,
+the same kernel, the same noise. What is drawn for a sample depends on its key alone, as in
+`volumediff.model`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.classifiers import Classifier
+from volumediff.kernels._base import Kernel
+from volumediff.model import Batch, state_noise, training_times
+from volumediff.noise import Gaussian, Noise
+from volumediff.schedules._base import Schedule
+from volumediff.spaces._base import StateSpace
+
+__all__ = ["ClassPosterior", "StateClassifier"]
+
+State = Float[Tensor, "b k d h w"]
+
+
+class StateClassifier(nn.Module):
+    """C(y | z_t, t), as a state space, a kernel and a classifier.
+
+    Arguments:
+        space: volumes <-> states, that of the diffusion model
+        kernel: how states are corrupted, that of the diffusion model
+        classifier: (z_t, t) -> logits
+        dtype: in which the classifier computes; states, times, logits and losses are wider
+        field: what volumes are corrupted with
+    """
+
+    def __init__(
+        self,
+        space: StateSpace,
+        kernel: Kernel,
+        classifier: Classifier,
+        *,
+        dtype: torch.dtype = torch.float32,
+        field: Noise = Gaussian(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.kernel = kernel
+        self.classifier = classifier
+        self.dtype = dtype
+        self.field = field
+
+    def log_probability(self, z_t: State, t: Float[Tensor, "b"]) -> Float[Tensor, "b l"]:
+        """log C(y | z_t, t) of every class."""
+        return F.log_softmax(self.classifier(z_t.to(self.dtype), t.to(z_t.dtype)), dim=1)
+
+    def loss(self, batch: Batch) -> Float[Tensor, "b"]:
+        """Cross-entropy of each sample at its own time.
+
+        Raises:
+            ValueError: the batch has no classes
+        """
+        if batch.condition.label is None:
+            raise ValueError("expected Batch.condition.label, the classes; got none.")
+        with torch.no_grad():
+            z_0 = self.space.encode(batch.x)
+            t = training_times(batch.keys, device=z_0.device)
+            shape = tuple(batch.x.shape[1:])
+            noise = state_noise(
+                self.space, self.field, batch.keys, shape, "loss", device=z_0.device
+            ).to(z_0)
+            z_t = self.kernel.corrupt(z_0, t, noise)
+        return F.nll_loss(self.log_probability(z_t, t), batch.condition.label, reduction="none")
+
+
+@dataclass(frozen=True)
+class ClassPosterior:
+    """p(y | z_t) as guidance and saliency take it.
+
+    Arguments:
+        log_probability: (z_t, t) -> log-probability of every class, differentiable in z_t
+        schedule: signal and noise of the states
+        classes: number of classes, `HEALTHY` first
+        digest: identifies the weights; calibrations belong to it
+    """
+
+    log_probability: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+    schedule: Schedule = field(repr=False)
+    classes: int
+    digest: str
+
+    def gradient(self, z_t: State, t: Float[Tensor, "b"], *, label: int) -> State:
+        """The gradient of log p(label | z_t) in z_t, sample by sample, at least in float32.
+
+        Memory is that of one backward pass through the classifier; weights that are frozen cost
+        nothing.
+        """
+        dtype = torch.promote_types(z_t.dtype, torch.float32)
+        with torch.enable_grad():  # samplers and localizers run without
+            z = z_t.detach().to(dtype).requires_grad_()
+            chosen = self.log_probability(z, t)[:, label].sum()
+            (gradient,) = torch.autograd.grad(chosen, z)
+        return gradient.to(z_t.dtype)
