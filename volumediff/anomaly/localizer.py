@@ -10,7 +10,7 @@ everything that is compared, counted or ranked lies in the foreground.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -25,8 +25,10 @@ from volumediff.anomaly._checkpoint import (
 )
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
+from volumediff.anomaly.adaptation import Adaptation
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.finding import Finding, Localization
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.plain import Plain
@@ -47,50 +49,6 @@ from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Finding", "Localization", "Localizer", "Method"]
-
-
-@dataclass(frozen=True, eq=False)
-class Localization:
-    """What a method found in one volume.
-
-    Arguments:
-        map: higher is more abnormal; outside the foreground the lowest value inside, at most 0
-        mask: map above the threshold; None where the threshold needs a calibration that was not
-            given, or is an oracle
-        pseudo_healthy: the volume without its findings; None for methods that make none
-        score: volume score
-        trace: masks and intermediate maps of the blocks, by name
-        threshold: of the mask
-        uncertainty: deviation of the map between the seeds of an ensemble, before normalization
-            and post-processing; None with one seed
-    """
-
-    map: Float[Tensor, "1 1 d h w"]
-    mask: Bool[Tensor, "1 1 d h w"] | None
-    pseudo_healthy: Float[Tensor, "1 c d h w"] | None
-    score: float
-    trace: dict[str, Tensor]
-    threshold: float | None = None
-    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """A map before normalization and post-processing.
-
-    Arguments:
-        map: the map
-        healthy: pseudo-healthy volume, if the method makes one
-        trace: masks and intermediate maps
-        errors: mean of the maps of each run in the foreground; None without runs
-        uncertainty: deviation between the seeds of an ensemble
-    """
-
-    map: Float[Tensor, "1 1 d h w"]
-    healthy: Float[Tensor, "1 c d h w"] | None
-    trace: dict[str, Tensor] = field(default_factory=dict)
-    errors: Float[Tensor, "n"] | None = None
-    uncertainty: Float[Tensor, "1 1 d h w"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +84,9 @@ class Method(ABC):
     def fingerprint(self) -> str:
         """Identifies the blocks that shape map and score; a calibration belongs to one."""
         free = ("threshold", "supervision", "scope")
-        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in free]
+        slots = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
+        # a slot that came later and is not filled changes nothing
+        parts = [f"{n}={v!r}" for n, v in slots.items() if (n, v) != ("adapt", None)]
         text = f"{type(self).__name__}({', '.join(parts)})"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -245,6 +205,7 @@ class Localizer(Method):
         ensemble: runs, and how their maps are merged
         map: distance between volume and pseudo-healthy volume
         first: row whose map and pseudo-healthy volume a two-pass policy starts from
+        adapt: fitting of the network to each volume outside of what a first map suspects
     """
 
     noise: type[Noise] = Gaussian
@@ -259,6 +220,7 @@ class Localizer(Method):
     ensemble: Ensemble = field(default_factory=Mean)
     map: Map = field(default_factory=L1)
     first: "Localizer | None" = None
+    adapt: Adaptation | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
@@ -295,6 +257,8 @@ class Localizer(Method):
             )
         check_noise(model, self.noise)
         self.map.check(model)
+        if self.adapt is not None:
+            self.adapt.check(model)
         problem = self.policy.problem(model)
         if problem:
             raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
@@ -330,7 +294,18 @@ class Localizer(Method):
                 )
 
     def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
-        """Runs all members of the ensemble and merges their maps."""
+        """Runs all members of the ensemble and merges their maps; twice with an adaptation."""
+        found = self._run(model, example, key=key)
+        if self.adapt is None:
+            return found
+        assert model is not None, "check"
+        suspected = self.adapt.suspected(found.map, example)
+        with self.adapt.adapted(model, example, suspected=suspected, key=key_of(key, "adapt")):
+            again = self._run(model, example, key=key)
+        seen = {"adapt/suspected": suspected, "adapt/before": found.map}
+        return replace(again, trace={**again.trace, **seen})
+
+    def _run(self, model: Model | None, example: Example, *, key: int) -> Finding:
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []

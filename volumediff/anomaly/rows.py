@@ -3,6 +3,7 @@
 route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
+adapt: {name: affine, steps: 10}            test-time adaptation; without it the network stays
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 """
@@ -106,6 +107,8 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
         return config.component(name, value)
     if name == "guidance":
         return _guidance(value, where=where)
+    if name == "adapt":
+        return None if value is None else config.build("adaptation", value, where=where)
     if name == "post":
         if not isinstance(value, list):
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")

@@ -13,6 +13,7 @@ from volumediff.commands._options import (
     Overwrite,
     Run,
     Seed,
+    SiteFolder,
     Source,
     Which,
     WhichOption,
@@ -38,6 +39,7 @@ def localize(
     memory: Memory = None,
     seed: Seed = 0,
     data: DataRoot = None,
+    site: SiteFolder = None,
     trace: Annotated[bool, typer.Option(help="Write masks and maps of the blocks too.")] = True,
     overwrite: Overwrite = False,
 ) -> None:
@@ -56,6 +58,7 @@ def localize(
         channels=names_of(channels),
         seed=seed,
         trace=trace,
+        site=site,
         overwrite=overwrite,
         announce=say,
     )

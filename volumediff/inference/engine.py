@@ -17,13 +17,12 @@ from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.data.cases import Case
-from volumediff.data.preprocessing import Prepared
-from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.calibrate import calibration_for, load_method
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
-from volumediff.inference.inputs import find_inputs
+from volumediff.inference.inputs import find_inputs, prepared_case
+from volumediff.inference.site import Site, find_site, site_calibration
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
@@ -69,6 +68,7 @@ def localize(
     trace: bool = True,
     overwrite: bool = False,
     calibration_limit: int | None = None,
+    site: Path | str | None = None,
     report: Callable[[str], None] | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -85,6 +85,7 @@ def localize(
         trace: whether masks and maps of the blocks are written
         overwrite: whether results of other settings in `out` may be replaced
         calibration_limit: most volumes to calibrate on, if that is still to do
+        site: healthy volumes of the site that the source is of; thresholds are those of the site
         report: receives a line per case; None shows progress on the terminal
         announce: receives what happens before the first case
 
@@ -97,9 +98,16 @@ def localize(
     names = channels if channels is not None else trained.config.data.channels
     scalars = bool(trained.recipe.scalars)
     cases, problems = find_inputs(source, channels=names, siblings=scalars)
+    place = None if site is None else find_site(trained, site, channels=channels)
     calibration = calibration_for(
         trained, row, method, seed=seed, limit=calibration_limit, report=announce
     )
+    if place is not None:
+        calibration, drift = site_calibration(
+            trained, row, method, place, own=calibration, seed=seed, report=announce
+        )
+        for line in drift.lines():
+            announce(line)
     settings = {
         "task": "localize",
         "method": Path(method).stem,
@@ -112,6 +120,7 @@ def localize(
         "seed": seed,
         "trace": trace,
         "version": volumediff.__version__,
+        **({} if place is None else {"site": place.name}),
     }
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
@@ -147,6 +156,7 @@ def localize(
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
             "seed": seed,
+            **_site_facts(place, inputs),
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             **provenance(trained),
         }
@@ -173,22 +183,11 @@ def localize(
     )
 
 
-def prepared_case(trained: Trained, case: Case) -> Prepared:
-    """A case as the model sees it.
-
-    Raises:
-        DataError: a file is refused, has other channels than the model, or shows nothing
-    """
-    prepared = trained.preprocessing.prepare(case)
-    first = next(iter(case.images.values()))
-    if len(prepared.x) != trained.channels:
-        raise DataError(
-            f"{first}: has {len(prepared.x)} channels, the run takes {trained.channels}; name "
-            "them with --channels."
-        )
-    if not bool(prepared.foreground.any()):
-        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
-    return prepared
+def _site_facts(place: Site | None, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The site, and whether its thresholds have seen the volume itself."""
+    if place is None:
+        return {}
+    return {"site": place.name, "of_site": not place.digests.isdisjoint(inputs.values())}
 
 
 def _thresholds(row: Row, calibration: Calibration | None) -> dict[str, float]:
