@@ -13,6 +13,7 @@ References:
     Wang et al. (2021), Tent: Fully Test-Time Adaptation, arXiv:2006.10726 (which parameters)
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -157,9 +158,10 @@ class Affine(Adaptation):
             for draw in range(self.draws):  # one by one: the memory of a single sample
                 keys = (key_of(key, step, draw),)
                 loss = model.loss(Batch(example.x, keys, condition, hidden=hidden)).mean()
-                if not bool(torch.isfinite(loss)):
+                value = loss.detach().item()
+                if not math.isfinite(value):
                     raise ValueError(
-                        f"adapt affine: expected a finite loss, got {loss.detach().item()} at step {step}; "
+                        f"adapt affine: expected a finite loss, got {value} at step {step}; "
                         "lower adapt.lr."
                     )
                 grads = torch.autograd.grad(loss / self.draws, parameters, allow_unused=True)
