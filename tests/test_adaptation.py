@@ -60,7 +60,7 @@ ALL = torch.ones_like(TRUTH)
 WHITE = torch.randn(TRUTH.shape, generator=torch.Generator().manual_seed(0))
 HEALTHY = SITE + STD * WHITE
 SICK = HEALTHY + 0.8 * TRUTH
-ADAPT = Affine(steps=40, lr=0.02, draws=2, quantile=0.9, dilate_mm=2.0)
+ADAPT = Affine(steps=60, lr=0.02, draws=2, quantile=0.9, dilate_mm=2.0)
 
 
 def example(x):
@@ -107,9 +107,11 @@ def test_the_residual_of_a_lesion_stays_and_is_erased_without_the_restriction():
     before, background = lesion(plain, SICK)
     kept, quiet = lesion(replace(plain, adapt=ADAPT), SICK)
     erased, loud = lesion(replace(plain, adapt=replace(ADAPT, quantile=1.0)), SICK)
-    ideal = 0.8
-    assert before > kept + 0.1, "the shift of the site was part of the residual"
-    assert kept == pytest.approx(0.8 * ideal, abs=0.2 * ideal)
+    # At this level the estimate is m to one part in a thousand: the map is |x - m|.
+    share = 64 / 512
+    assert before == pytest.approx(SITE + 0.8, abs=0.03)
+    assert kept == pytest.approx(0.8, abs=0.03)
+    assert erased == pytest.approx(0.8 * (1 - share), abs=0.04)
     assert erased < kept - 0.05
     assert quiet < 0.6 * background
     assert quiet < loud
