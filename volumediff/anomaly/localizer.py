@@ -84,10 +84,10 @@ class Method(ABC):
     def fingerprint(self) -> str:
         """Identifies the blocks that shape map and score; a calibration belongs to one."""
         free = ("threshold", "supervision", "scope")
-        slots = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
-        # a slot that came later and is not filled changes nothing
-        parts = [f"{n}={v!r}" for n, v in slots.items() if (n, v) != ("adapt", None)]
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in free]
         text = f"{type(self).__name__}({', '.join(parts)})"
+        # a slot that came later and is not filled changes nothing, in a first row neither
+        text = text.replace(", adapt=None", "")
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @torch.no_grad()
