@@ -174,16 +174,18 @@ def volumes(
     facts = (trained.digest[:16], method.fingerprint, site)
     twin: tuple[int, dict[str, Any]] | None = None
     kinds = tuple(args.kinds)
-    for item in items(trained, population, site, count=args.tests, kinds=kinds):
-        if (*facts, item.subject, item.kind) in done:
-            continue
+
+    def wanted(subject: int, kind: str) -> bool:
+        return (*facts, subject, kind) not in done
+
+    for item in items(trained, population, site, count=args.tests, kinds=kinds, wanted=wanted):
         truth = item.sick.truth
         if truth is None or not bool(truth.any()):
             continue  # a deformation of flat tissue may change nothing
         if twin is None or twin[0] != item.subject:
             figures = measured(trained, method, own, there, item.healthy, item.subject)
             twin = (item.subject, figures)
-            if (*facts, item.subject, "none") not in done:
+            if wanted(item.subject, "none"):
                 shown = {k: v for k, v in figures.items() if k not in ("raw", "histogram")}
                 yield {"subject": item.subject, "kind": "none", **shown}
         sick = measured(trained, method, own, there, item.sick, item.subject)

@@ -6,8 +6,9 @@ is the worst case of a healthy set, the very lesions that are to be found. Nothi
 them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -95,12 +96,14 @@ class Item:
     sick: Example
 
 
+@cache
 def population_of(seed: int, spacing: float) -> Population:
     """The population on a grid that holds the brain."""
     d, h, w = (round(mm / spacing) for mm in EXTENT_MM)
     return Population(seed, (d, h, w), (spacing, spacing, spacing))
 
 
+@lru_cache(maxsize=64)
 def scanned(population: Population, site: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A subject at a site, and its foreground."""
     subject = population.subject(number)
@@ -127,14 +130,23 @@ def healthy_of(
 
 
 def items(
-    trained: Trained, population: Population, site: str, *, count: int, kinds: tuple[str, ...]
+    trained: Trained,
+    population: Population,
+    site: str,
+    *,
+    count: int,
+    kinds: tuple[str, ...],
+    wanted: Callable[[int, str], bool],
 ) -> Iterator[Item]:
-    """Test volumes of a site; the lesion is inserted in what the scanner gave."""
+    """Wanted test volumes of a site; the lesion is inserted in what the scanner gave."""
     for number in range(TESTED, TESTED + count):
+        missing = [kind for kind in kinds if wanted(number, kind)]
+        if not missing:
+            continue
         x, foreground = scanned(population, site, number)
         donor, _ = scanned(population, site, number - TESTED + DONORS)
         healthy = placed(trained, population, x, foreground, None)
-        for kind in kinds:
+        for kind in missing:
             sick, truth = lesioned(population, x, foreground, kind, number, donor)
             yield Item(number, kind, healthy, placed(trained, population, sick, foreground, truth))
 

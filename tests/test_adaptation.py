@@ -211,6 +211,9 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     plain = rows.load_row("scan", overrides=["normalize=raw"])
     assert rows.load_row("scan", overrides=["normalize=raw", "adapt=null"]) == plain
     assert plain.fingerprint != row.fingerprint
+    two = rows.load_row("autoddpm")
+    inner = replace(two, first=replace(two.first, adapt=Affine()))
+    assert len({two.fingerprint, inner.fingerprint, replace(two, adapt=Affine()).fingerprint}) == 3
 
 
 def test_the_suspected_region_is_the_top_of_the_map_and_what_is_near():
