@@ -219,7 +219,7 @@ def test_a_classifier_serves_the_run_of_its_states_alone(runs, classifier, tmp_p
         load_classifier(classifier, load_trained(other, device="cpu"))
     with pytest.raises(UsageError, match="expected the run of a classifier; train one with"):
         load_classifier(run, trained)
-    with pytest.raises(UsageError, match="trains no diffusion model"):
+    with pytest.raises(UsageError, match="trains a classifier, expected the run of a"):
         load_trained(classifier, device="cpu")
     kernel = {"name": "gaussian", "schedule": "linear"}
     wrong = config("wrong", space="voxel", kernel=kernel)

@@ -65,6 +65,7 @@ MODULES = {
     "threshold": "volumediff.anomaly.threshold",
     "score": "volumediff.anomaly.score",
     "calibration": "volumediff.anomaly.calibration",
+    "adaptation": "volumediff.anomaly.adaptation",
     "baseline": "volumediff.anomaly.baselines",
     "detector": "volumediff.anomaly.detectors",
     "reconstruction": "volumediff.anomaly.reconstruction",

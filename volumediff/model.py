@@ -50,6 +50,7 @@ class Batch:
         images: volumes to condition on; they go through the state space as x does
         mask: a mask to condition on; it goes through the space as masks do
         region: 1 where there is noise: the state outside is clean, and the loss is inside
+        hidden: 1 where the loss does not look: noise is there as elsewhere
         end: volumes at the noisy end of a cold kernel, in place of noise
     """
 
@@ -59,6 +60,7 @@ class Batch:
     images: tuple[Float[Tensor, "b _ d h w"], ...] = ()
     mask: Float[Tensor, "b 1 d h w"] | None = None
     region: Float[Tensor, "b 1 d h w"] | None = None
+    hidden: Float[Tensor, "b 1 d h w"] | None = None
     end: Volume | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
@@ -67,7 +69,7 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        others = {n: getattr(self, n) for n in ("mask", "region", "end")}
+        others = {n: getattr(self, n) for n in ("mask", "region", "hidden", "end")}
         return replace(
             self,
             x=move(self.x),
@@ -174,13 +176,18 @@ class Model(nn.Module):
             with torch.no_grad():
                 noise = self.encode(batch.end)
         z_t = self.kernel.corrupt(z_0, t, noise)
-        if batch.region is None:
-            return self.kernel.loss(self._output(z_t, t, condition), z_0, z_t, t, noise)
-        m = self.space.mask(batch.region)
-        z_t = torch.lerp(z_0, z_t, m)
+        m = None
+        if batch.region is not None:
+            m = self.space.mask(batch.region)
+            z_t = torch.lerp(z_0, z_t, m)
+        if batch.hidden is not None:
+            seen = 1 - self.space.mask(batch.hidden)
+            m = seen if m is None else m * seen
+        output = self._output(z_t, t, condition)
+        if m is None:
+            return self.kernel.loss(output, z_0, z_t, t, noise)
         # Errors are linear in output, state and noise: the masked ones have the masked error.
-        inside = (m * a for a in (self._output(z_t, t, condition), z_0, noise))
-        output, z_0, noise = inside
+        output, z_0, noise = (m * a for a in (output, z_0, noise))
         return self.kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
 
     def _output(

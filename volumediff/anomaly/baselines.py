@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 
 from volumediff.anomaly._filters import smooth
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.localizer import Learned, Method
 from volumediff.tunable import Tunable, tunable
 

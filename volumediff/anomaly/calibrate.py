@@ -17,7 +17,7 @@ from volumediff.metrics.calibration import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of
 
-__all__ = ["fit", "informed", "validate"]
+__all__ = ["fit", "informed", "recalibrate", "validate"]
 
 
 def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int) -> Calibration:
@@ -80,6 +80,50 @@ def informed(
         raise ValueError("calibration: expected healthy volumes, got none; split some off.")
     value = threshold_at_fpr(total(histograms), 1 - q)
     return {BAR: torch.tensor(value, dtype=torch.float64)}
+
+
+def recalibrate(
+    calibration: Calibration,
+    method: Method,
+    model: Learned,
+    volumes: Iterable[Example],
+    *,
+    seed: int,
+) -> Calibration:
+    """The same normalization, with healthy maps and scores of volumes of another site.
+
+    Few volumes move a threshold, but do not fit a map of healthy residuals, so the statistics
+    stay. What was chosen on lesions of the first site does not: validation threshold and
+    probability are gone.
+
+    Raises:
+        ValueError: no volumes, or too few for the method's score
+    """
+    residuals = [
+        method.residual(model, e, key=key_of(seed, "site", i)) for i, e in enumerate(volumes)
+    ]
+    least = 3 if method.score.calibrated else 1
+    if len(residuals) < least:
+        raise ValueError(
+            f"calibration: expected at least {least} healthy volumes of the site, got "
+            f"{len(residuals)}; add volumes."
+        )
+    ours = [r.errors for r in residuals if r.errors is not None]
+    errors = torch.stack(ours).double().cpu() if ours else None
+    histograms, scores = [], []
+    for i, r in enumerate(residuals):
+        a = method.finish(r, calibration.statistics)
+        histograms.append(histogram(a, foreground=r.foreground))
+        rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
+        scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
+    return Calibration(
+        calibration.fingerprint,
+        calibration.statistics,
+        total(histograms),
+        tuple(scores),
+        each=tuple(histograms),
+        errors=errors,
+    )
 
 
 def validate(

@@ -21,9 +21,9 @@ from volumediff.anomaly._checkpoint import (
     check_noise,
     check_recipe,
 )
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.localizer import Learned, Method
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.localizer import Learned, Method
 from volumediff.autoencoders import Reconstructor
 

@@ -29,11 +29,12 @@ from volumediff.anomaly._checkpoint import (
     check_times,
 )
 from volumediff.anomaly._classifier import missing_classifier
-from volumediff.anomaly._result import Finding, Localization
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
+from volumediff.anomaly.adaptation import Adaptation
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.ensemble import Ensemble, Mahalanobis, Mean
+from volumediff.anomaly.finding import Finding, Localization
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.plain import Plain
@@ -106,6 +107,8 @@ class Method(ABC):
         free = ("threshold", "supervision", "scope")
         parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in free]
         text = f"{type(self).__name__}({', '.join(parts)})"
+        # a slot that came later and is not filled changes nothing, in a first row neither
+        text = text.replace(", adapt=None", "")
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @torch.no_grad()
@@ -227,6 +230,7 @@ class Localizer(Method):
         ensemble: runs, and how their maps are merged
         map: distance between volume and pseudo-healthy volume
         first: row whose map and pseudo-healthy volume a two-pass policy starts from
+        adapt: fitting of the network to each volume outside of what a first map suspects
     """
 
     noise: type[Noise] = Gaussian
@@ -241,6 +245,7 @@ class Localizer(Method):
     ensemble: Ensemble = field(default_factory=Mean)
     map: Map = field(default_factory=L1)
     first: Method | None = None
+    adapt: Adaptation | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
@@ -287,6 +292,8 @@ class Localizer(Method):
                 "--classifier RUN, the run of a configuration such as encoder_64."
             )
         self.map.check(model)
+        if self.adapt is not None:
+            self.adapt.check(model)
         problem = self.policy.problem(model)
         if problem:
             raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
@@ -304,7 +311,18 @@ class Localizer(Method):
                 )
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
-        """Runs all members of the ensemble and merges their maps."""
+        """Runs all members of the ensemble and merges their maps; twice with an adaptation."""
+        found = self._run(model, example, key=key)
+        if self.adapt is None:
+            return found
+        assert model is not None, "check"
+        suspected = self.adapt.suspected(found.map, example)
+        with self.adapt.adapted(model, example, suspected=suspected, key=key_of(key, "adapt")):
+            again = self._run(model, example, key=key)
+        seen = {"adapt/suspected": suspected, "adapt/before": found.map}
+        return replace(again, trace={**again.trace, **seen})
+
+    def _run(self, model: Learned, example: Example, *, key: int) -> Finding:
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 
 from volumediff.anomaly._features import latent_of
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.localizer import Learned, Method
 from volumediff.anomaly.maps import L1, Map
 from volumediff.anomaly.reconstruction import Reconstruction, SinglePass, View

@@ -5,6 +5,7 @@ sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
 reconstruction: single_pass                 a row of an autoencoder has one instead of a route
+adapt: {name: affine, steps: 10}            test-time adaptation; without it the network stays
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
@@ -143,6 +144,8 @@ def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
         return config.component(name, value)
     if name == "guidance":
         return _guidance(value, where=where)
+    if name == "adapt":
+        return None if value is None else config.build("adaptation", value, where=where)
     if name == "post":
         if not isinstance(value, list):
             raise UsageError(f"{where}: expected a list of steps, got {value!r}.")

@@ -29,6 +29,7 @@ __all__ = [
     "Overwrite",
     "Run",
     "Seed",
+    "SiteFolder",
     "Size",
     "Source",
     "Truth",
@@ -87,6 +88,10 @@ Channels = Annotated[
 ]
 DataRoot = Annotated[
     str | None, typer.Option("--data", help="Where the run's data are now, if they were moved.")
+]
+SiteFolder = Annotated[
+    Path | None,
+    typer.Option("--site", help="Healthy volumes of the site that gives the thresholds."),
 ]
 Memory = Annotated[
     list[str] | None,

@@ -15,6 +15,7 @@ from volumediff.commands._options import (
     Overwrite,
     Run,
     Seed,
+    SiteFolder,
     Source,
     Which,
     WhichOption,
@@ -45,6 +46,7 @@ def localize(
     memory: Memory = None,
     seed: Seed = 0,
     data: DataRoot = None,
+    site: SiteFolder = None,
     trace: Annotated[bool, typer.Option(help="Write masks and maps of the blocks too.")] = True,
     region: Annotated[
         Path | None,
@@ -75,6 +77,7 @@ def localize(
         seed=seed,
         trace=trace,
         region=region,
+        site=site,
         overwrite=overwrite,
         announce=say,
     )

@@ -28,7 +28,9 @@ __all__ = [
     "borrowed",
     "calibrate",
     "calibration_for",
+    "calibration_path",
     "completed",
+    "counted",
     "load_method",
     "needs_calibration",
 ]
@@ -119,7 +121,7 @@ def calibration_for(
     """
     if not needs_calibration(method):
         return None
-    path = _path(trained, method, name)
+    path = calibration_path(trained, method, name)
     if path.with_name(f"{path.name}.json").is_file():
         calibration = Calibration.load(path)
     else:
@@ -171,7 +173,7 @@ def calibrate(
         )
     report(f"calibrating {name} on {count} healthy volumes ({part} split)")
     try:
-        healthy = _counted(trained.examples(part, limit=limit), count, report)
+        healthy = counted(trained.examples(part, limit=limit), count, report)
         calibration = fit(method, trained.model, healthy, seed=seed)
         if trained.cases("validation"):
             pairs = validation_pairs(trained, seed=seed, limit=limit, truth=truth)
@@ -180,11 +182,11 @@ def calibrate(
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
         raise UsageError(f"--method {name}: {error}") from None
-    calibration.save(_path(trained, method, name))
+    calibration.save(calibration_path(trained, method, name))
     return calibration
 
 
-def _counted(
+def counted(
     examples: Iterator[Example], count: int, report: Callable[[str], None]
 ) -> Iterator[Example]:
     """The examples, with a line at most every `PAUSE` seconds."""
@@ -196,6 +198,7 @@ def _counted(
             said = time.monotonic()
 
 
-def _path(trained: Trained, method: Row, name: str) -> Path:
+def calibration_path(trained: Trained, method: Row, name: str) -> Path:
+    """Where the calibration of a method on a run's own volumes lies, without the endings."""
     stem = f"{trained.digest[:12]}-{method.fingerprint}"
     return trained.run / "calibration" / Path(name).stem / stem

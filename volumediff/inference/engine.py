@@ -22,14 +22,13 @@ from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.data.cases import Case
 from volumediff.data.preprocessing import Prepared
-from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.calibrate import calibration_for, load_method
 from volumediff.inference.classifier import load_classifier
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
 from volumediff.inference.findings.work import write_findings
-from volumediff.inference.inputs import find_inputs
+from volumediff.inference.inputs import find_inputs, prepared_case
 from volumediff.inference.regions import (
     check_region,
     find_regions,
@@ -37,12 +36,13 @@ from volumediff.inference.regions import (
     region_on,
 )
 from volumediff.inference.saliency import read_saliency, saliency_maps
+from volumediff.inference.site import Site, find_site, site_calibration
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
 from volumediff.training.folder import sha256
 
-__all__ = ["localize", "prepared_case", "provenance", "versions"]
+__all__ = ["localize", "provenance", "versions"]
 
 PACKAGES = ("volumediff", "torch", "numpy", "nibabel")
 REGION = "region"  # name of its file among a case's inputs
@@ -87,6 +87,7 @@ def localize(
     region: Path | str | None = None,
     overwrite: bool = False,
     calibration_limit: int | None = None,
+    site: Path | str | None = None,
     report: Callable[[str], None] | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -107,6 +108,7 @@ def localize(
         region: mask, or folder of masks, of what is to be redrawn; for the policy `given`
         overwrite: whether results of other settings in `out` may be replaced
         calibration_limit: most volumes to calibrate on, if that is still to do
+        site: healthy volumes of the site that the source is of; thresholds are those of the site
         report: receives a line per case; None shows progress on the terminal
         announce: receives what happens before the first case
 
@@ -129,9 +131,16 @@ def localize(
         problems = {**problems, **missing_reasons(missing, region)}
         cases = [case for case in cases if case.id in regions]
     maps = {} if saliency is None else saliency_maps(saliency, [case.id for case in cases])
+    place = None if site is None else find_site(trained, site, channels=channels)
     calibration = calibration_for(
         trained, row, method, seed=seed, limit=calibration_limit, report=announce
     )
+    if place is not None:
+        calibration, drift = site_calibration(
+            trained, row, method, place, own=calibration, seed=seed, report=announce
+        )
+        for line in drift.lines():
+            announce(line)
     settings = {
         "task": "localize",
         "method": Path(method).stem,
@@ -145,6 +154,7 @@ def localize(
         "saliency": {name: sha256(path) for name, path in maps.items()},
         "trace": trace,
         "version": volumediff.__version__,
+        **({} if place is None else {"site": place.name}),
     }
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
@@ -186,6 +196,7 @@ def localize(
             "seed": seed,
             "classifier": guide and guide.facts,
             "saliency": settings["saliency"].get(case.id),
+            **_site_facts(place, inputs),
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             "region_sha256": inputs.get(REGION),
             "read_policy": asdict(trained.preprocessing.policy),
@@ -216,22 +227,11 @@ def localize(
     )
 
 
-def prepared_case(trained: Trained, case: Case) -> Prepared:
-    """A case as the model sees it.
-
-    Raises:
-        DataError: a file is refused, has other channels than the model, or shows nothing
-    """
-    prepared = trained.preprocessing.prepare(case)
-    first = next(iter(case.images.values()))
-    if len(prepared.x) != trained.channels:
-        raise DataError(
-            f"{first}: has {len(prepared.x)} channels, the run takes {trained.channels}; name "
-            "them with --channels."
-        )
-    if not bool(prepared.foreground.any()):
-        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
-    return prepared
+def _site_facts(place: Site | None, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The site, and whether its thresholds have seen the volume itself."""
+    if place is None:
+        return {}
+    return {"site": place.name, "of_site": not place.digests.isdisjoint(inputs.values())}
 
 
 def _region(trained: Trained, prepared: Prepared, path: Path | None) -> Tensor | None:

@@ -8,11 +8,13 @@ from types import MappingProxyType
 
 from volumediff.data.cases import Case, patient_of, safe_id, survey_cases
 from volumediff.data.dicom import is_dicom
+from volumediff.data.preprocessing import Prepared
 from volumediff.data.stream import open_regular
 from volumediff.data.volume import OTHER_FORMATS, SUFFIXES
 from volumediff.errors import DataError, UsageError
+from volumediff.inference.trained import Trained
 
-__all__ = ["digests", "find_inputs", "stem_of"]
+__all__ = ["digests", "find_inputs", "prepared_case", "stem_of"]
 
 VOLUMES = (*SUFFIXES, *OTHER_FORMATS)
 
@@ -26,7 +28,11 @@ def stem_of(path: Path) -> str:
 
 
 def find_inputs(
-    source: Path | str, *, channels: Sequence[str] | None, siblings: bool = False
+    source: Path | str,
+    *,
+    channels: Sequence[str] | None,
+    siblings: bool = False,
+    option: str = "-i",
 ) -> tuple[list[Case], dict[str, str]]:
     """The cases that a command is to work on, without their labels, and those that cannot be.
 
@@ -36,6 +42,7 @@ def find_inputs(
         channels: names of the images that the model takes; None takes a single image
         siblings: whether a single file needs what lies beside it, such as an age in
             participants.tsv
+        option: of the command, for messages
 
     Returns:
         the cases, and case -> reason for the others
@@ -46,7 +53,9 @@ def find_inputs(
     """
     source = Path(source)
     if not source.exists():
-        raise UsageError(f"-i {source}: expected a volume, a folder or a manifest; nothing there.")
+        raise UsageError(
+            f"{option} {source}: expected a volume, a folder or a manifest; nothing there."
+        )
     if source.is_file() and source.name.lower().endswith(VOLUMES):
         if siblings or (channels is not None and len(channels) > 1):
             return [_beside(source, channels)], {}
@@ -54,7 +63,7 @@ def find_inputs(
         return [Case(safe_id(name), patient_of(name), {"image": source})], {}
     if source.is_file() and source.suffix.lower() != ".json":
         raise UsageError(
-            f"-i {source}: expected .nii, .nii.gz, a folder, or the .json of a datalist."
+            f"{option} {source}: expected .nii, .nii.gz, a folder, or the .json of a datalist."
         )
     if source.is_dir() and _is_series(source):
         return [Case(safe_id(source.name), patient_of(source.name), {"image": source})], {}
@@ -72,7 +81,7 @@ def find_inputs(
         )
     if not cases:
         name, reason = next(iter(bad.items()))
-        raise UsageError(f"-i {source}: no usable case; {name}: {reason}")
+        raise UsageError(f"{option} {source}: no usable case; {name}: {reason}")
     return cases, bad
 
 
@@ -94,6 +103,24 @@ def _is_series(folder: Path) -> bool:
     if any(p.name.lower().endswith((*VOLUMES, ".json", ".tsv")) for p in files):
         return False
     return any(is_dicom(p) for p in files[:20])
+
+
+def prepared_case(trained: Trained, case: Case) -> Prepared:
+    """A case as the model sees it.
+
+    Raises:
+        DataError: a file is refused, has other channels than the model, or shows nothing
+    """
+    prepared = trained.preprocessing.prepare(case)
+    first = next(iter(case.images.values()))
+    if len(prepared.x) != trained.channels:
+        raise DataError(
+            f"{first}: has {len(prepared.x)} channels, the run takes {trained.channels}; name "
+            "them with --channels."
+        )
+    if not bool(prepared.foreground.any()):
+        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
+    return prepared
 
 
 def digests(case: Case, *, also: Mapping[str, Path] = MappingProxyType({})) -> dict[str, str]:

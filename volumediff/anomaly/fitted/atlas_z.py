@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 
 from volumediff.anomaly._filters import inside_quantile
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.localizer import Learned
 from volumediff.tunable import Tunable, tunable

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly._similarity import ssim
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
 from volumediff.anomaly.localizer import Learned

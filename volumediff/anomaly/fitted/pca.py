@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from volumediff.anomaly._result import Finding
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
 from volumediff.anomaly.localizer import Learned
