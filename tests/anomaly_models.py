@@ -2,6 +2,7 @@
 
 import torch
 
+from volumediff.autoencoders.binary import Binary
 from volumediff.autoencoders.kl import KL
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -94,6 +95,12 @@ def tiny_autoencoder():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return KL(1, latent_channels=2, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
+
+
+def tiny_binary():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Binary(1, latent_channels=4, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
 
 
 SPACES = {

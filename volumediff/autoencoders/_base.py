@@ -8,6 +8,7 @@ this folder adds is the bottleneck between the two: what a latent is and how it 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,12 @@ class Autoencoder(nn.Module, ABC):
         latent_channels: channels k of the latent
         codec: encoder and decoder
         adversarial: weight of the generator's loss; 0 leaves the discriminator out
+
+    Attributes:
+        binary: whether latents are bits, coded as -1 and 1
     """
+
+    binary: ClassVar[bool] = False
 
     def __init__(
         self, channels: int, latent_channels: int, *, codec: Codec, adversarial: float

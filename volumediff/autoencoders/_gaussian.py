@@ -11,7 +11,7 @@ from torch import Tensor
 
 from volumediff.autoencoders._base import Generators
 
-__all__ = ["mean", "sample"]
+__all__ = ["mean", "normal", "sample"]
 
 # exp(-30) and exp(20) are far from what a latent of unit order needs, and finite in float32.
 LOG_VARIANCE = (-30.0, 20.0)
@@ -28,12 +28,12 @@ def sample(
     """A sample of q, and its divergence from the prior as a mean over latent elements."""
     mu, log_variance = features.float().chunk(2, dim=1)
     log_variance = log_variance.clamp(*LOG_VARIANCE)
-    z = mu + torch.exp(0.5 * log_variance) * _normal(mu, generator)
+    z = mu + torch.exp(0.5 * log_variance) * normal(mu, generator)
     kl = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).mean()
     return z.to(features.dtype), kl
 
 
-def _normal(like: Tensor, generator: Generators) -> Tensor:
+def normal(like: Tensor, generator: Generators) -> Tensor:
     """Normal numbers, drawn where the generator lives; one generator per sample if it is many."""
     if isinstance(generator, torch.Generator):
         noise = torch.randn(like.shape, generator=generator, device=generator.device)
@@ -42,4 +42,4 @@ def _normal(like: Tensor, generator: Generators) -> Tensor:
         raise ValueError(
             f"expected {like.shape[0]} generators, one per sample, got {len(generator)}."
         )
-    return torch.cat([_normal(like[i : i + 1], g) for i, g in enumerate(generator)])
+    return torch.cat([normal(like[i : i + 1], g) for i, g in enumerate(generator)])

@@ -25,13 +25,13 @@ class Route(ABC):
 
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
-    the finding; `kernel` whose states it walks, None for any.
+    the finding; `kernels` whose states it walks.
     """
 
     chain: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     corrupts: ClassVar[bool] = True
-    kernel: ClassVar[type[Kernel] | None] = Gaussian
+    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian,)
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:
