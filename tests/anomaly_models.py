@@ -2,6 +2,7 @@
 
 import torch
 
+from volumediff.autoencoders.binary import Binary
 from volumediff.autoencoders.kl import KL
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
@@ -113,6 +114,12 @@ def posterior(means=(-0.2, 0.3), std=0.3):
         return torch.log_softmax(torch.stack(fits, 1), 1)
 
     return ClassPosterior(log_probability, SCHEDULE, len(means), "exact")
+
+
+def tiny_binary():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Binary(1, latent_channels=4, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
 
 
 SPACES = {

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from volumediff import config
 from volumediff.autoencoders import Autoencoder
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
+from volumediff.autoencoders.binary import Binary
 from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.vq import VQ, Codebook, nearest
 
@@ -305,6 +306,44 @@ def test_extreme_variances_stay_finite():
 def test_number_of_generators_is_checked():
     with pytest.raises(ValueError, match="expected 2 generators, one per sample, got 1"):
         KL(1, **SMALL).bottleneck(torch.zeros(2, 6, 1, 1, 1), [generator()])
+
+
+# --- binary -----------------------------------------------------------------------------------
+
+
+def test_bits_are_drawn_with_the_probabilities_of_the_encoder():
+    model = Binary(1, **SMALL, weight=2.0)
+    logits = torch.tensor([-40.0, -1.0, 0.0, 2.0, 40.0]).double()
+    features = logits.float().view(1, 5, 1, 1, 1).expand(1, 5, 20, 40, 40)
+    z, penalty, parts = model.bottleneck(features, generator())
+    assert set(z.unique().tolist()) == {-1.0, 1.0}
+    p = torch.sigmoid(logits)
+    torch.testing.assert_close((z > 0).double().mean((0, 2, 3, 4)), p, rtol=0, atol=0.01)
+    doubt = (p * (1 - p)).mean()
+    torch.testing.assert_close(parts["doubt"].double(), doubt, rtol=1e-5, atol=0)
+    torch.testing.assert_close(penalty.double(), 2 * doubt, rtol=1e-5, atol=0)
+    # certain bits are never drawn wrong
+    assert float(z[:, 0].max()) == -1
+    assert float(z[:, 4].min()) == 1
+
+
+def test_gradients_of_bits_are_those_of_their_mean():
+    model, features = Binary(1, **SMALL), torch.randn(1, 3, 2, 2, 2).requires_grad_()
+    z, _, _ = model.bottleneck(features, generator())
+    weight = torch.randn(z.shape)
+    (got,) = torch.autograd.grad((weight * z).sum(), features)
+    p = torch.sigmoid(features.detach())
+    torch.testing.assert_close(got, 2 * weight * p * (1 - p))
+
+
+def test_latents_are_the_likelier_bits_and_decoding_takes_the_nearest():
+    model, features = Binary(1, **SMALL), torch.randn(1, 3, 2, 2, 2)
+    z = model.code(features)
+    assert torch.equal(z, features.sign())
+    soft = (0.3 * z).requires_grad_()
+    torch.testing.assert_close(model.decode(soft), model.decode(z), rtol=0, atol=0)
+    (slope,) = torch.autograd.grad(model.restore(soft).sum(), soft)
+    assert torch.equal(slope, torch.ones_like(slope)), "guidance passes through"
 
 
 # --- VQ ---------------------------------------------------------------------------------------

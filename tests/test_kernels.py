@@ -9,6 +9,7 @@ from oracles import state_like, white
 from volumediff.config import available, build
 from volumediff.kernels._base import Prediction
 from volumediff.kernels.cold import Cold
+from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import Linear
@@ -135,13 +136,19 @@ def test_eps_is_refused_where_it_says_nothing():
         Gaussian(ZERO, prediction="eps")
 
 
+def clean(kernel, seed):
+    """A state that the kernel may meet: discrete ones are -1 and 1."""
+    z = draw(seed)
+    return z.sign() if isinstance(kernel, Discrete) else z
+
+
 @pytest.fixture(params=available("kernel"))
 def kernel(request):
     return build("kernel", {"name": request.param, "schedule": {"name": "linear"}})
 
 
 def test_times_are_per_sample(kernel):
-    z_0, noise = draw(8), draw(9)
+    z_0, noise = clean(kernel, 8), draw(9)
     t, s = at(0.2, 0.6, 1.0), at(0.0, 0.5, 0.3)
     z_t = kernel.corrupt(z_0, t, noise)
     output = kernel.predict(draw(10), z_t, t)
@@ -161,7 +168,12 @@ def test_times_are_per_sample(kernel):
 
 
 def test_states_keep_their_dtype(kernel):
-    z, noise, t, s = draw(11).float(), draw(12).float(), at(0.2, 0.6, 1.0), at(0.1, 0.1, 0.1)
+    z, noise, t, s = (
+        clean(kernel, 11).float(),
+        draw(12).float(),
+        at(0.2, 0.6, 1.0),
+        at(0.1, 0.1, 0.1),
+    )
     z_t = kernel.corrupt(z, t, noise)
     prediction = kernel.predict(z, z_t, t)
     made = [z_t, kernel.renoise(z, s, t, noise), kernel.step(prediction, z_t, t, s, noise)]
@@ -171,7 +183,7 @@ def test_states_keep_their_dtype(kernel):
 
 
 def test_no_noise_is_left_at_zero(kernel):
-    z = draw(13)
+    z = clean(kernel, 13)
     t, s = at(0.2, 0.6, 1.0), at(0.0, 0.0, 0.0)
     prediction = kernel.predict(draw(14), z, t)
     quiet = kernel.step(prediction, z, t, s, torch.zeros_like(z))

@@ -15,6 +15,7 @@ from anomaly_models import (
     foreground,
     posterior,
     states,
+    tiny_binary,
 )
 
 from volumediff.anomaly import calibrate, rows
@@ -42,6 +43,7 @@ from volumediff.data.regions import Cells
 from volumediff.errors import UsageError
 from volumediff.inference.capabilities import inventory, localization
 from volumediff.kernels.cold import Cold
+from volumediff.kernels.discrete import Discrete
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.noise import Gaussian, Pyramid, Simplex
@@ -50,6 +52,7 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
+from volumediff.spaces.latent import Latent
 
 ROWS = rows.available_rows()
 # Small enough for 8 voxels.
@@ -57,6 +60,8 @@ FIELDS = {Gaussian: Gaussian(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Py
 # Where no checkpoint of a pipeline can serve a row.
 LATENT = "got latents, which are trained on white noise"
 IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
+BITS = "expected a space of bits"
+IMPOSSIBLE |= {("bernoulli", space): BITS for space in ("voxel", "wavelet", "slices")}
 MAPS = "got latents, whose autoencoder was made for volumes"
 IMPOSSIBLE |= {(name, "latent"): MAPS for name in ("fpi", "pii", "nsa", "draem", "synthetic")}
 RESTORED = (ForeignPatch, Disentangled, PoissonPatch, Coarse)
@@ -70,6 +75,7 @@ KINDS = [
     {"stages": True},
     {"recipe": Inpainting},
     {"recipe": LocalNoise},
+    {"bits": True},
     {"recipe": partial(Healthy, reference=True), "field": Simplex},
     *({"recipe": partial(Degradation, c()), "cold": True} for c in RESTORED),
     *({"recipe": partial(SyntheticAnomalies, c())} for c in DETECTED),
@@ -93,8 +99,10 @@ LESION[..., 4:6, 4:6, 4:6] = True
 
 
 @cache
-def model_in(space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, cold=False):
-    made = SPACES[space]()
+def model_in(
+    space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, cold=False, bits=False
+):
+    made = SPACES[space]() if space != "latent" or not bits else Latent(tiny_binary())
     if stages:
         return unet(made)
     prior = {"means": (-0.2, 0.3), "classes": 2} if classes else {}
@@ -103,6 +111,8 @@ def model_in(space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, 
     model.recipe = recipe()
     if cold:
         model.kernel = Cold(SCHEDULE)
+    if bits:
+        model.kernel = Discrete(SCHEDULE)
     return model
 
 
@@ -235,6 +245,9 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert found["localization needs"]["cevae"] == ["context_vae_64"]
     assert found["localization needs"]["phanes"] == ["first.run=soft_intro_vae_64"]
     assert found["localization needs"]["wolleb"] == ["--classifier"]
+    bits = found["localization needs"]["bernoulli"]
+    assert bits == ["kernel=discrete", "space.autoencoder=binary"]
+    assert f"{BITS} for discrete, got wavelet" in matrix["bernoulli"]["wavelet"]
 
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):

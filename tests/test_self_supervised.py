@@ -129,7 +129,7 @@ def test_restoration_refuses_what_does_not_walk_a_cold_kernel():
         Restore()
     with pytest.raises(ValueError, match="kernel: expected cold for the route restore, got gauss"):
         Localizer(route=Restore((0.5,)))
-    with pytest.raises(ValueError, match="kernel: expected gaussian for the route diffuse"):
+    with pytest.raises(ValueError, match="kernel: expected gaussian or discrete for the route"):
         row(route=Diffuse(0.5), sampler=DDIM(3))
     row(route=Identity())  # no kernel at all
     model, method = restoring(Voxel()), row(route=Restore((0.5,)))

@@ -9,6 +9,7 @@ from torch import nn
 
 from volumediff import config
 from volumediff.autoencoders import Autoencoder
+from volumediff.autoencoders.binary import Binary
 from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.vq import VQ
 from volumediff.spaces import StateSpace
@@ -313,6 +314,20 @@ def test_latents_are_never_clipped():
     raw = z * space.scale.view(1, -1, 1, 1, 1) + space.shift.view(1, -1, 1, 1, 1)
     torch.testing.assert_close(space.decode(z), space.autoencoder.decode(raw))
     assert z.abs().max() > 6
+
+
+def test_bits_stay_bits():
+    space = Latent(autoencoder(Binary)).double()
+    assert space.binary
+    assert not Latent(autoencoder()).binary
+    x = volumes(8, 8, 8)
+    z = space.encode(x)
+    assert set(z.unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(space.decode(z), space.autoencoder.decode(z), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="expected states with a scale, got bits"):
+        space.fit([x])
+    planar = Latent(autoencoder(Binary, **PLANAR))
+    assert Slices(planar).binary
 
 
 def test_the_autoencoder_is_frozen():

@@ -249,11 +249,14 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
-        if self.route.kernel not in (None, self.kernel):
+        if not issubclass(self.kernel, self.route.kernels):
+            known = " or ".join(name_of(k) for k in self.route.kernels)
             raise ValueError(
-                f"kernel: expected {name_of(self.route.kernel)} for the route "
-                f"{name_of(type(self.route))}, got {name_of(self.kernel)}."
+                f"kernel: expected {known} for the route {name_of(type(self.route))}, got "
+                f"{name_of(self.kernel)}."
             )
+        if self.sampler is not None:
+            self.sampler.check(self.kernel)
         if not self.route.chain and not isinstance(self.policy, Plain):
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "

@@ -10,6 +10,7 @@ reconstructors bring losses of their own; they localize anomalies and hold no la
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -96,7 +97,12 @@ class Autoencoder(Reconstructor, ABC):
         latent_channels: channels k of the latent
         codec: encoder and decoder
         adversarial: weight of the generator's loss; 0 leaves the discriminator out
+
+    Attributes:
+        binary: whether latents are bits, coded as -1 and 1
     """
+
+    binary: ClassVar[bool] = False
 
     def __init__(
         self, channels: int, latent_channels: int, *, codec: Codec, adversarial: float

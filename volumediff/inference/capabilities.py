@@ -127,6 +127,7 @@ def _training(row: "Row") -> list[str]:
     from volumediff.anomaly._classifier import takes_classifier
     from volumediff.anomaly.detectors import Detector
     from volumediff.anomaly.localizer import Localizer
+    from volumediff.kernels.discrete import Discrete
     from volumediff.kernels.gaussian import Gaussian as GaussianKernel
     from volumediff.noise import Gaussian
 
@@ -142,6 +143,8 @@ def _training(row: "Row") -> list[str]:
         words.append("recipe.reference=true")
     if row.kernel is not GaussianKernel:
         words.append(f"kernel={config.name_of(row.kernel)}")
+    if row.kernel is Discrete:
+        words.append("space.autoencoder=binary")
     if row.noise is not Gaussian:
         words.append(f"noise={config.name_of(row.noise)}")
     return words
@@ -153,6 +156,10 @@ FULL = {
         "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
     ),
     "kernel=cold": "kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}",
+    "kernel=discrete": (
+        "kernel={name: discrete, schedule: {name: cosine, zero_terminal_snr: true}}"
+    ),
+    "space.autoencoder=binary": "space.autoencoder=binary_64",
 }
 Models = Callable[[str, tuple[str, ...]], "Model | Reconstructor"]
 
@@ -183,9 +190,12 @@ def _suits(row: "Row", models: Models, path: str) -> str:
 def _model(path: str, words: tuple[str, ...]) -> "Model | Reconstructor":
     import torch
 
-    from volumediff.training.assemble import build_task
+    from volumediff.training.assemble import autoencoder_path, build_task
     from volumediff.training.run_config import load_run_config
 
+    # Where the space has no autoencoder to be changed, the rest of the words says why not.
+    if autoencoder_path(load_run_config(path).space) is None:
+        words = tuple(w for w in words if not w.startswith("space.autoencoder="))
     with torch.device("meta"):
         return build_task(load_run_config(path, [FULL.get(w, w) for w in words])).module
 

@@ -91,6 +91,10 @@ def sample(
         condition = condition.replace(label=torch.full((1,), label, device=trained.device))
     steps_of = build("sampler", {"name": sampler, "steps": steps})
     kernel = model.kernel
+    try:
+        steps_of.check(type(kernel))
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
     grid = _centred(size, spacing)
     settings = {
         "task": "sample",

@@ -26,8 +26,9 @@ class Prediction:
     """What a noisy state says about the clean one.
 
     Arguments:
-        x0: the clean state z_0
-        eps: the noise
+        x0: the clean state z_0, as its mean; for discrete states, coded in -1 and 1, it holds the
+            probabilities of their classes
+        eps: the noise; NaN where states are discrete
         v: alpha eps - sigma x0
     """
 

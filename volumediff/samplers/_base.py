@@ -11,13 +11,16 @@ healthy guidance, clipping and constraints are hooks. Nothing is clipped unless 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.condition import Condition
+from volumediff.config import name_of
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
+from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._grid import log_snr_times, uniform_times
 from volumediff.schedules._base import Schedule
 
@@ -86,12 +89,15 @@ class Step:
 class Sampler(ABC):
     """Steps from z_t to z_0.
 
+    `kernels` says whose states it walks: most steps are along Gaussian noise.
+
     Arguments:
         steps: N, number of steps from the start to 0
         log_snr_limits: None for times uniform in t; (low, high) for times uniform in log-SNR
             between these, or from the start's own where that is higher, and then 0
     """
 
+    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian,)
     steps: int
     _: KW_ONLY
     log_snr_limits: tuple[float, float] | None = None
@@ -105,6 +111,15 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, step: Step) -> tuple[State, Memory]:
         """z_s, and what the next step may use of this one."""
+
+    def check(self, kernel: type[Kernel]) -> None:
+        """Raises ValueError, with the reason, for a kernel whose states it cannot walk."""
+        if not issubclass(kernel, self.kernels):
+            known = " or ".join(name_of(k) for k in self.kernels)
+            raise ValueError(
+                f"sampler: expected the kernel {known} for {type(self).__name__}, got "
+                f"{name_of(kernel)}, whose steps are its own; use ancestral with variance 0."
+            )
 
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
         """N + 1 times in float64, descending from `start` to 0, both exact."""
@@ -136,8 +151,10 @@ class Sampler(ABC):
             on_x0: called once per descending step
 
         Raises:
-            ValueError: times that are no grid, or no noise where a step needs some
+            ValueError: times that are no grid, no noise where a step needs some, or the kernel is
+                not for this sampler
         """
+        self.check(type(kernel))
         memory: Memory = ()
         for i, move in enumerate(_moves(times, z)):
             t, s = move.t, move.s

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import Memory, Sampler, Step
 from volumediff.schedules._base import per_sample
 
@@ -21,7 +23,7 @@ class Ancestral(Sampler):
 
     The posterior's variance is right for data without spread, the forward variance 1 - a for data
     of unit variance; `variance` r gives the geometric mean of the two with weights 1 - r and r.
-    There is no noise at s = 0.
+    There is no noise at s = 0. With r = 0 the step is the kernel's own, so that it walks any.
 
     Arguments:
         variance: r in [0, 1]; 0 is the posterior's variance (beta tilde), 1 the forward one (beta)
@@ -38,6 +40,11 @@ class Ancestral(Sampler):
         super().__post_init__()
         if not 0 <= self.variance <= 1:
             raise ValueError(f"expected variance in [0, 1], got {self.variance}.")
+
+    @property
+    def kernels(self) -> tuple[type[Kernel], ...]:
+        """Only Gaussian noise has a variance to choose."""
+        return (Kernel,) if self.variance == 0 else (Gaussian,)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         if step.last:

@@ -31,9 +31,11 @@ class StateSpace(nn.Module, ABC):
     """A map between volumes and states of unit variance.
 
     The buffers `shift` (mu) and `scale` (s) hold one value per state channel; they are 0 and 1
-    until `fit` and belong to the state dict.
+    until `fit` and belong to the state dict. Where states are `binary`, bits that are coded as -1
+    and 1, they stay so.
     """
 
+    binary: bool = False
     shift: Tensor
     scale: Tensor
 
@@ -111,8 +113,11 @@ class StateSpace(nn.Module, ABC):
         that is constant over all volumes keeps the scale 1.
 
         Raises:
-            ValueError: no volumes, values that are not finite, or nothing but constants
+            ValueError: states of bits, no volumes, values that are not finite, or nothing but
+                constants
         """
+        if self.binary:
+            raise ValueError("fit: expected states with a scale, got bits, which are -1 and 1.")
         count, mean, squares = 0, torch.zeros(1), torch.zeros(1)
         for x in volumes:
             raw = self.analysis(x)

@@ -1,7 +1,8 @@
 r"""Latent space: z is the code of a frozen autoencoder, A(x) = E(x), A^{-1} = D.
 
-Latents are normalised per channel and nothing is ever clipped. The map is not exact: D(E(x)) is
-the autoencoder's reconstruction, so localization subtracts its error and stitches in voxel space.
+Latents are normalised per channel, unless they are bits, and nothing is ever clipped. The map is
+not exact: D(E(x)) is the autoencoder's reconstruction, so localization subtracts its error and
+stitches in voxel space.
 
 Noise. A field on the volume becomes latent noise by orthonormal rows on each cell of
 s_0 x s_1 x s_2 voxels that one latent voxel stands for: the k lowest frequencies of the cell's
@@ -58,6 +59,7 @@ class Latent(StateSpace):
         # Slices of a planar autoencoder do not see each other.
         self.reach: Shape = (0 if autoencoder.planar else reach, reach, reach)
         self.digest = digest
+        self.binary = autoencoder.binary
 
     @property
     def stride(self) -> Shape:

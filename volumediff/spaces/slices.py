@@ -45,6 +45,7 @@ class Slices(StateSpace):
                 "with axes: hw, or the latent of a planar autoencoder."
             )
         self.inner = inner
+        self.binary = inner.binary
         self.axis = "dhw".index(axis) + 2
 
     @property

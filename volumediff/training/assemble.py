@@ -17,6 +17,7 @@ from volumediff.classification import StateClassifier
 from volumediff.config import build, component, config_path, name_of
 from volumediff.errors import DataError, UsageError
 from volumediff.kernels._base import Kernel
+from volumediff.kernels.discrete import Discrete
 from volumediff.model import Model
 from volumediff.noise import Gaussian
 from volumediff.randomness import key
@@ -149,7 +150,7 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         **references,
     )
     kernel = build("kernel", config.kernel)
-    _check_kernel(recipe, kernel)
+    _check_kernel(recipe, kernel, space)
     field = build("noise", config.noise)
     if encoders and not isinstance(field, Gaussian):
         raise UsageError(
@@ -193,12 +194,25 @@ def _classification(config: RunConfig, run: Path | None) -> Task:
     return Classification(module, digest=encoders[0][1] if encoders else "")
 
 
-def _check_kernel(recipe: Recipe, kernel: Kernel) -> None:
+def _check_kernel(recipe: Recipe, kernel: Kernel, space: StateSpace) -> None:
     name = name_of(type(kernel))
-    if name != recipe.kernel:
+    if isinstance(kernel, Discrete) and recipe.whole:
+        _check_bits(kernel, space)
+    elif name != recipe.kernel:
         raise UsageError(
             f"kernel: expected {recipe.kernel} for the recipe {name_of(type(recipe))}, got {name}."
         )
+
+
+def _check_bits(kernel: Discrete, space: StateSpace) -> None:
+    if not space.binary:
+        raise UsageError(
+            "kernel: expected a space of bits for discrete, got "
+            f"{name_of(type(space))}, whose states are not; use the latents of a binary "
+            "autoencoder, space={name: latent, autoencoder: RUN}."
+        )
+    if kernel.classes != 2:
+        raise UsageError(f"kernel.classes: expected 2 for bits, got {kernel.classes}.")
 
 
 def _space(

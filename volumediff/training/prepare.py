@@ -102,7 +102,7 @@ def prepare(
             dataset, held = _in_latents(config, task, dataset, held, cache, accelerator)
         # Codes of an autoencoder have no unit variance of their own, masks or not.
         fits = recipe.normalised or not task.model.space.exact
-        if fits and find(run, "last") is None:
+        if fits and not task.model.space.binary and find(run, "last") is None:
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             task.fit(x.to(accelerator.device) for x in everything)
     crop, lesions, best = _crop(config, task), [], config.validation.best

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import build
+from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
@@ -154,7 +155,8 @@ class Validator:
         write_slices(path, volumes, titles)
 
     def _sampled(self, model: Model, index: int, shape: tuple[int, int, int, int]) -> Tensor:
-        sampler = build("sampler", {"name": "ddim", "steps": self.config.validation.preview_steps})
+        name = "ddim" if isinstance(model.kernel, Gaussian) else "ancestral"
+        sampler = build("sampler", {"name": name, "steps": self.config.validation.preview_steps})
         noise = model.noise((key(self.config.seed, "preview", index),), shape)
         z = sampler.sample(
             model.denoise,

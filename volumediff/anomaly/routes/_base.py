@@ -26,8 +26,8 @@ class Route(ABC):
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
     the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
-    map is taken of the volumes, besides maps that the route leaves with the scene; `kernel` whose
-    states it walks, None for any.
+    map is taken of the volumes, besides maps that the route leaves with the scene; `kernels` whose
+    states it walks.
     """
 
     chain: ClassVar[bool] = True
@@ -35,7 +35,7 @@ class Route(ABC):
     corrupts: ClassVar[bool] = True
     two_pass: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
-    kernel: ClassVar[type[Kernel] | None] = Gaussian
+    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian,)
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:

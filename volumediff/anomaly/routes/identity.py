@@ -20,7 +20,7 @@ class Identity(Route):
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     corrupts: ClassVar[bool] = False
-    kernel: ClassVar[type[Kernel] | None] = None
+    kernels: ClassVar[tuple[type[Kernel], ...]] = (Kernel,)
 
     def noise_levels(self) -> list[Level]:
         """None."""

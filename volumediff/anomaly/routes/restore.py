@@ -35,7 +35,7 @@ class Restore(Route):
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    kernel: ClassVar[type[Kernel] | None] = Cold
+    kernels: ClassVar[tuple[type[Kernel], ...]] = (Cold,)
     levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,0 +1,107 @@
+"""Lets only those bits change that the model wants to flip."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff import tiling
+from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.condition import Condition
+from volumediff.config import name_of
+from volumediff.kernels._base import Denoiser
+from volumediff.kernels.discrete import Discrete
+from volumediff.model import Model
+from volumediff.samplers._base import Context, Hook
+
+__all__ = ["Flip"]
+
+
+@dataclass(frozen=True)
+class Flip(Policy):
+    r"""Lets only those bits change that the model wants to flip; all others stay the patient's.
+
+    With the mask M of bits, empty at first, after each prediction
+
+    .. math:: M \leftarrow M \cup \{p(z_0 \ne z_t \,|\, z_t) > P\}, \qquad
+              \hat z_0 \leftarrow M \hat z_0 + (1 - M) z_0.
+
+    P = 1 frees none and gives D(E(x)), P = 0 frees all and is the plain chain. The published code
+    leaves the mask out of its last step, here it is in all. The trace has the share of the freed
+    bits of each latent voxel, on the volume.
+
+    Arguments:
+        probability: P, in [0, 1]
+
+    References:
+        Wolleb et al. (2024), Binary Noise for Binary Tasks: Masked Bernoulli Diffusion for
+        Unsupervised Anomaly Detection, arXiv:2403.11667
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability: expected one in [0, 1], got {self.probability}.")
+
+    def problem(self, model: Model) -> str | None:
+        """There must be bits, and a model of their flips."""
+        if not model.space.binary:
+            return (
+                f"expected a space of bits, got {name_of(type(model.space))}, whose states are "
+                "not; use the latents of a binary autoencoder."
+            )
+        if not isinstance(model.kernel, Discrete):
+            return (
+                "expected a checkpoint with kernel discrete, got one with "
+                f"{name_of(type(model.kernel))}; train with kernel=discrete."
+            )
+        return None
+
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume."""
+        return scene.x
+
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The sampler's grid."""
+        return times
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The guided model."""
+        return scene.denoise, scene.condition
+
+    def hook(self, scene: Scene) -> Hook | None:
+        """Puts the patient's own bits back, but for those that were ever to be flipped."""
+        own = scene.encode(scene.x)
+        freed = torch.zeros_like(own, dtype=torch.bool)
+
+        def keep(ctx: Context) -> tuple[Tensor, Tensor]:
+            # of bits coded as -1 and 1, with their mean x0
+            flips = (1 - ctx.z_t * ctx.prediction.x0) / 2
+            freed.logical_or_(flips > self.probability)
+            scene.trace["flip/map"] = _on_volume(freed, scene)
+            return torch.where(freed, ctx.prediction.x0, own), ctx.z_t
+
+        return keep
+
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The decoded volume."""
+        return healthy
+
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map."""
+        return scores
+
+
+def _on_volume(freed: Bool[Tensor, "1 k d2 h2 w2"], scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+    """The share of freed bits of each latent voxel, in all voxels of its cell."""
+    space, (d, h, w) = scene.model.space, scene.x.shape[2:]
+    share = freed.to(scene.x.dtype).mean(1, keepdim=True)
+    return tiling.crop(F.interpolate(share, size=space.padded((d, h, w))), (d, h, w))

@@ -1,0 +1,171 @@
+r"""Discrete kernel: independent variables of K classes, each kept or drawn anew uniformly,
+
+.. math:: q(z_t | z_0) &= Cat(\bar\alpha_t z_0 + (1 - \bar\alpha_t) / K), \qquad
+          \bar\alpha = \alpha^2, \quad a = \bar\alpha_t / \bar\alpha_s, \\
+          q(z_t | z_s) &= Cat(a z_s + (1 - a) / K), \\
+          p(z_s = j | z_t) &= \Big(a [z_t = j] + \frac{1 - a}{K}\Big)
+          \Big(\bar\alpha_s w_j + \frac{1 - \bar\alpha_s}{K} \sum_k w_k\Big), \\
+          w_k &= p(z_0 = k | z_t) \,/\, \big(\bar\alpha_t [z_t = k] + (1 - \bar\alpha_t) / K\big),
+
+where the last two lines sum q(z_s | z_t, z_0) over what the network thinks of z_0: at K operations
+per variable the exact law, while q(z_s | z_t, E z_0) would be biased towards rare classes.
+
+States are coded in -1 and 1, so that they have the size of noise and E[z_0] is affine in the
+probabilities: with K = 2 one channel per variable, a bit; else K channels per variable, 1 in that
+of its class. Noise comes in as white Gaussian noise, as for every kernel; its distribution
+function makes uniform numbers of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.kernels._base import Kernel, Prediction
+from volumediff.schedules._base import per_sample
+
+__all__ = ["Discrete"]
+
+State = Float[Tensor, "b k d h w"]
+Classes = Float[Tensor, "b n classes d h w"]
+Level = Float[Tensor, "b"]
+
+
+@dataclass(frozen=True)
+class Discrete(Kernel):
+    r"""Uniform transitions between K classes; K = 2 is Bernoulli noise on bits.
+
+    The network gives logits of z_0: of the value 1 for each bit, or of each class. A prediction's
+    x0 is E[z_0] = 2 p - 1 and so holds the probabilities p; there is no eps and no v, they are
+    NaN. The loss of a sample is a mean over variables, in nats,
+
+    .. math:: -\log p(z_0 | z_t) + \lambda\,
+              KL\big(q(z_s | z_t, z_0) \,\|\, p(z_s | z_t)\big), \qquad s = t - 1 / T,
+
+    whose two terms are least at the same p, the true posterior.
+
+    Arguments:
+        schedule: of alpha; the signal kept is alpha², as in the papers
+        classes: K
+        divergence: λ, weight of the divergence
+        levels: T, steps of the chain that the divergence is about
+
+    References:
+        Hoogeboom et al. (2021), Argmax Flows and Multinomial Diffusion, arXiv:2102.05379;
+        Zbinden et al. (2023), CCDM, arXiv:2303.10265, for the sum over classes;
+        Chen et al. (2023), BerDiff, arXiv:2304.04429, for the sum of both losses; its released
+        code lets bits decay to 0, where the formula and this kernel have 1/2
+    """
+
+    classes: int = 2
+    divergence: float = 1.0
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.classes < 2 or self.divergence < 0 or self.levels < 1:
+            raise ValueError(
+                "expected classes >= 2, divergence >= 0 and levels >= 1, got "
+                f"{self.classes}, {self.divergence} and {self.levels}."
+            )
+
+    def prior(self, noise: State) -> State:
+        """Uniform over the classes."""
+        return self._draw(torch.full_like(self._split(noise), 1 / self.classes), noise)
+
+    def corrupt(self, z_0: State, t: Level, noise: State) -> State:
+        alpha, sigma = self.schedule(t)
+        return self._redrawn(z_0, alpha.square(), sigma.square(), noise)
+
+    def renoise(self, z_s: State, s: Level, t: Level, noise: State) -> State:
+        kept = self._kept(s, t)
+        return self._redrawn(z_s, kept, 1 - kept, noise)
+
+    def predict(self, output: State, z_t: State, t: Level) -> Prediction:
+        x0 = self._join(self._log_probabilities(output).exp())
+        undefined = x0.new_full((), float("nan")).expand_as(x0)
+        return Prediction(x0, undefined, undefined)
+
+    def probabilities(self, x0: State) -> Classes:
+        """p of the classes from E[z_0]; what guidance pushed out of [0, 1] is cut to it."""
+        p = self._split(x0).clamp(0, 1)
+        return p / p.sum(2, keepdim=True)
+
+    def posterior(self, p: Classes, z_t: State, t: Level, s: Level) -> Classes:
+        """p(z_s | z_t), summed over the classes of z_0 with probabilities p, for any s < t."""
+        now, share = self._split(z_t), 1 / self.classes
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
+        w = p / _mixture(now, alpha_t.square(), sigma_t.square() * share)
+        kept = self._kept(s, t)
+        forward = _mixture(now, kept, (1 - kept) * share)
+        return forward * (
+            _level(alpha_s.square(), w) * w
+            + _level(sigma_s.square() * share, w) * w.sum(2, keepdim=True)
+        )
+
+    def step(self, prediction: Prediction, z_t: State, t: Level, s: Level, noise: State) -> State:
+        p = self.posterior(self.probabilities(prediction.x0), z_t, t, s)
+        # Without noise the most probable class is drawn.
+        return self._draw(p, torch.where(per_sample(s, noise) > 0, noise, 0.0))
+
+    def loss(self, output: State, z_0: State, z_t: State, t: Level, noise: State) -> Level:
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        log_p, truth = self._log_probabilities(output.to(dtype)), self._split(z_0.to(dtype))
+        loss = -(truth * log_p).sum(2).flatten(1).mean(1)
+        if self.divergence == 0:
+            return loss
+        s = (t - 1 / self.levels).clamp(min=0)
+        q, p = (self.posterior(x, z_t.to(dtype), t, s) for x in (truth, log_p.exp()))
+        tiny = torch.finfo(dtype).tiny  # of logits so wrong that exp(log p) is 0
+        kl = (torch.special.xlogy(q, q) - q * p.clamp(min=tiny).log()).sum(2)
+        return loss + self.divergence * kl.flatten(1).mean(1)
+
+    def _kept(self, s: Level, t: Level) -> Level:
+        """a, the share of variables that are not drawn anew between s and t."""
+        return (self.schedule(t)[0] / self.schedule(s)[0]).square()
+
+    def _redrawn(self, z: State, kept: Level, lost: Level, noise: State) -> State:
+        return self._draw(_mixture(self._split(z), kept, lost / self.classes), noise)
+
+    def _log_probabilities(self, output: State) -> Classes:
+        if self.classes == 2:
+            return torch.stack([F.logsigmoid(output), F.logsigmoid(-output)], dim=2)
+        return F.log_softmax(self._grouped(output), dim=2)
+
+    def _split(self, z: State) -> Classes:
+        """Indicators of the classes, or their probabilities, from a state or its mean."""
+        if self.classes == 2:
+            return torch.stack([(1 + z) / 2, (1 - z) / 2], dim=2)
+        return (1 + self._grouped(z)) / 2
+
+    def _join(self, p: Classes) -> State:
+        """The inverse of `_split`."""
+        return 2 * p[:, :, 0] - 1 if self.classes == 2 else (2 * p - 1).flatten(1, 2)
+
+    def _grouped(self, z: State) -> Classes:
+        if z.shape[1] % self.classes:
+            raise ValueError(
+                f"expected one channel per class of each variable, a multiple of {self.classes}, "
+                f"got {z.shape[1]} channels."
+            )
+        return z.unflatten(1, (-1, self.classes))
+
+    def _draw(self, p: Classes, noise: State) -> State:
+        """States with these probabilities: exact for p = 0 and 1, the likeliest without noise."""
+        if self.classes == 2:
+            first = noise < torch.special.ndtri(p[:, :, 0])
+            return torch.where(first, 1.0, -1.0).to(noise.dtype)
+        # Largest log p + g, with Gumbel noise g = -log(-log u) of uniform u = Φ(noise)
+        gumbel = -torch.log(-torch.special.log_ndtr(self._grouped(noise)))
+        best = (p.log() + gumbel).argmax(2)
+        one = F.one_hot(best, self.classes).movedim(-1, 2)
+        return self._join(one.to(noise.dtype))
+
+
+def _mixture(p: Classes, kept: Level, other: Level) -> Classes:
+    return _level(kept, p) * p + _level(other, p)
+
+
+def _level(values: Level, p: Classes) -> Float[Tensor, "b 1 1 1 1 1"]:
+    return values.to(p)[:, None, None, None, None, None]
