@@ -31,7 +31,14 @@ def latest(results: Results) -> Results:
 def tables(results: Results) -> str:
     """Everything there is to print."""
     return "\n\n".join(
-        [main(results), against(results), cost(results), kinds(results), real(results)]
+        [
+            main(results),
+            against(results),
+            cost(results),
+            steps(results),
+            kinds(results),
+            real(results),
+        ]
     )
 
 
@@ -133,6 +140,35 @@ def _figure(rows: Results, name: str, digits: int) -> str:
     return f"{_mean(values):.{digits}f}" if values else ""
 
 
+def steps(results: Results) -> str:
+    """Few steps against the paper's number of them, on the volumes that both saw."""
+    lines = []
+    for run, row in _methods(results):
+        if not row.endswith("_few"):
+            continue
+        few, paper = (
+            {(r["suite"], r["case"]): r for r in results if (r["run"], r["row"]) == (run, name)}
+            for name in (row, row.replace("_few", "_paper"))
+        )
+        shared = [place for place in few if place in paper]
+        if not shared:
+            continue
+        gains = [few[place]["ap"] - paper[place]["ap"] for place in shared]
+        patients = [few[place]["patient"] for place in shared]
+        i = bootstrap(gains, _mean, patients=patients, replicates=REPLICATES)
+        cells = [
+            f"{_mean([each[place][name] for place in shared]):{digits}}"
+            for name, digits in (("ap", ".3f"), ("calls", ".0f"), ("seconds", ".1f"))
+            for each in (few, paper)
+        ]
+        difference = f"{i.value:+.3f} ({i.low:+.3f} to {i.high:+.3f})"
+        lines.append(
+            [row.removesuffix("_few"), str(len(shared)), *cells[:2], difference, *cells[2:]]
+        )
+    head = ["row", "volumes", "AP, few", "AP, paper", "difference", "calls, few", "calls, paper"]
+    return "Few steps\n\n" + _table([*head, "s, few", "s, paper"], lines)
+
+
 def kinds(results: Results) -> str:
     """Voxel AP by kind of synthetic anomaly."""
     names = list(dict.fromkeys(r["kind"] for r in results if r["suite"] == "synthetic"))
@@ -145,6 +181,7 @@ def kinds(results: Results) -> str:
             ),
         ]
         for m in _methods(results)
+        if _of(results, m, "synthetic")
     ]
     return "Voxel AP by kind\n\n" + _table(["run", "row", *names], rows)
 
