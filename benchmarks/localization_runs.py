@@ -66,6 +66,8 @@ class Run:
 RUNS = {
     "wavelet": Run("wavelet_64", ATLAS, (*BASELINES, "scan", *CHAINS)),
     "wavelet-synthetic": Run("wavelet_64", DETECTOR, ("synthetic",)),
+    # the run above, copied and taken further: its rate fell to nothing and rose again
+    "wavelet-synthetic-long": Run("wavelet_64", DETECTOR, ("synthetic", "synthetic_z"), share=2.4),
     "pseudo3d-synthetic": Run("pseudo3d_64", DETECTOR, ("synthetic",), share=0.8),
 }
 

@@ -30,16 +30,7 @@ def latest(results: Results) -> Results:
 
 def tables(results: Results) -> str:
     """Everything there is to print."""
-    return "\n\n".join(
-        [
-            main(results),
-            against(results),
-            cost(results),
-            steps(results),
-            kinds(results),
-            real(results),
-        ]
-    )
+    return "\n\n".join([table(results) for table in (main, against, cost, steps, kinds, real)])
 
 
 def _methods(results: Results) -> list[tuple[str, str]]:
@@ -162,9 +153,8 @@ def steps(results: Results) -> str:
             for each in (few, paper)
         ]
         difference = f"{i.value:+.3f} ({i.low:+.3f} to {i.high:+.3f})"
-        lines.append(
-            [row.removesuffix("_few"), str(len(shared)), *cells[:2], difference, *cells[2:]]
-        )
+        name = row.removesuffix("_few")
+        lines.append([name, str(len(shared)), *cells[:2], difference, *cells[2:]])
     head = ["row", "volumes", "AP, few", "AP, paper", "difference", "calls, few", "calls, paper"]
     return "Few steps\n\n" + _table([*head, "s, few", "s, paper"], lines)
 
