@@ -41,6 +41,8 @@ def detect(root: Path) -> Literal["folder", "nnunet", "bids", "datalist"]:
         channels = any((root / "imagesTr").glob("*_0000.*"))
         if isinstance(training, list) and training and not channels:
             return "datalist"
+    if (root / "prepared.json").is_file():
+        return "folder"  # whatever the cases are called; `prepare` has written it
     if (root / "imagesTr").is_dir() or (root / "imagesTs").is_dir():
         return "nnunet"
     if any(p.is_dir() for p in root.glob("sub-*")):
