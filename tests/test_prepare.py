@@ -184,9 +184,9 @@ def test_a_known_affine_map_is_found(fine, template):
     moving = scan(x, affine, mask)
     reference = Scan(template.x, template.object, template.grid)
     found = align_affine(moving, reference, skull=False)
-    assert error_mm(found, TRUE, template) < 0.8  # a fifth of a voxel
+    assert error_mm(found, TRUE, template) < 1.0  # a quarter of a voxel
     assert threads_do_not_matter(lambda: align_affine(moving, reference, skull=False), found)
-    assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.02)
+    assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.05)
 
 
 def head_around(x, mask, affine, spacing):
@@ -267,7 +267,9 @@ def test_n4_takes_a_known_field_out(fine):
     before, after = spread(x * true), spread(x * true / found)
     assert before > 3 * spread(x)
     assert after < 0.4 * before
-    assert np.corrcoef(np.log(found[mask]), np.log(true[mask]))[0, 1] > 0.97
+    assert (
+        np.corrcoef(np.log(found[mask]), np.log(true[mask]))[0, 1] > 0.93
+    )  # a mesh of 50 mm follows the rest
     assert np.log(found[mask]).mean() == pytest.approx(0, abs=0.02)
     assert threads_do_not_matter(lambda: bias_field(x * true, template.grid, mask=mask), found)
 

@@ -117,11 +117,11 @@ def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndar
     if not skull:
         moving, reference = moving.masked(), reference.masked()
     rim = 0.0 if skull else RIM_MM
-    levels = [s for s in LEVELS_MM if s >= 0.75 * min(reference.grid.spacing_mm)]
+    finest = max(LEVELS_MM[-1], min(reference.grid.spacing_mm))
+    levels = [s for s in LEVELS_MM if s > finest] + [finest]
     coarse = _Pair.at(moving, reference, levels[0], rim)
     centre = reference.centre_mm()
-    found = [coarse.refined(start, centre, rigid=True) for start in _starts(moving, reference)]
-    matrix = max(found, key=lambda pair: pair[1])[0]
+    matrix = _best(coarse, _starts(moving, reference), centre)
     for spacing in levels:
         pair = _Pair.at(moving, reference, spacing, rim)
         matrix, _ = pair.refined(matrix, centre, rigid=False)
@@ -139,6 +139,21 @@ def align_rigid(moving: Scan, reference: Scan) -> Float[np.ndarray, "4 4"]:
         pair = _Pair.at(moving, reference, spacing, 0.0)
         matrix, _ = pair.refined(matrix, reference.centre_mm(), rigid=True)
     return np.linalg.inv(matrix)
+
+
+def _best(
+    coarse: "_Pair", starts: list[Float[np.ndarray, "4 4"]], centre: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "4 4"]:
+    """The start that leads to the highest mutual information; some may lead nowhere."""
+    found, refused = [], DataError("has no start of its registration.")
+    for start in starts:
+        try:
+            found.append(coarse.refined(start, centre, rigid=True))
+        except DataError as error:
+            refused = error
+    if not found:
+        raise refused
+    return max(found, key=lambda pair: pair[1])[0]
 
 
 def _usable(*scans: Scan) -> list[Scan]:
@@ -230,10 +245,11 @@ class _Pair:
         method.SetInitialTransform(transform, inPlace=True)
         try:
             method.Execute(self.fixed, self.moving)
-        except RuntimeError:
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
             raise DataError(
                 "cannot be registered: the volumes do not overlap; check that it shows the "
-                "template's object, and its affine."
+                f"template's object, and its affine (ITK: {reason})."
             ) from None
         return matrix_of(transform), -float(method.GetMetricValue())
 

@@ -25,7 +25,7 @@ import numpy as np
 import volumediff
 from volumediff.data.atomic import atomic
 from volumediff.data.brain_masks import brain_mask_of, without_masks
-from volumediff.data.cases import Case, Layout, survey_cases
+from volumediff.data.cases import Case, Layout, patient_of, survey_cases
 from volumediff.data.layouts import AUXILIARY_WORDS, LABEL_WORDS
 from volumediff.data.templates import Template
 from volumediff.data.volume import write
@@ -245,12 +245,15 @@ def _write_participants(out: Path, cases: Sequence[Case]) -> None:
     """The attributes of the finished cases, as `find_cases` reads them back."""
     columns = list(dict.fromkeys(key for case in cases for key in case.attributes))
     columns = [c for c in columns if c not in ("participant_id", "patient_id")]
+    # layouts tell the patient by the case's name, where nothing else is said
+    named = ["patient_id"] if any(c.patient != patient_of(c.id) for c in cases) else []
     buffer = io.StringIO()
     table = csv.writer(buffer, delimiter="\t", lineterminator="\n")
-    table.writerow(["participant_id", "patient_id", *columns])
+    table.writerow(["participant_id", *named, *columns])
     for case in cases:
         values = [case.attributes.get(c, "n/a") for c in columns]
-        table.writerow([case.id, case.patient, *(_plain(v) for v in values)])
+        patient = [case.patient] if named else []
+        table.writerow([case.id, *patient, *(_plain(v) for v in values)])
     with atomic(out / "participants.tsv") as file:
         file.write(buffer.getvalue().encode())
 

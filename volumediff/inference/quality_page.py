@@ -111,8 +111,8 @@ def write_page(
         f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
         f"<p>{len(rows)} cases, {len(flagged)} to look at, {len(failed)} failed. Pictures: above "
         f'the native volume, below the aligned one; <b style="color:{TEMPLATE}">red</b> the '
-        f'template\'s brain, <b style="color:{MASK}">blue</b> the mask. Radiological and '
-        "picture is left of the patient.</p>",
+        f'template\'s brain, <b style="color:{MASK}">blue</b> the mask. Left in '
+        "the pictures is left of the patient.</p>",
         *_failures(failed),
         _table(order, flagged),
         '<h2>Pictures</h2><div class="slices">',
