@@ -189,30 +189,6 @@ def test_a_known_affine_map_is_found(fine, template):
     assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.05)
 
 
-def head_around(x, mask, affine, spacing):
-    """Skull, scalp and a neck around a brain."""
-    away = ndimage.distance_transform_edt(~mask, sampling=(spacing,) * 3)
-    index = np.stack(np.meshgrid(*map(np.arange, mask.shape), indexing="ij"), -1)
-    world = index @ affine[:3, :3].T + affine[:3, 3]
-    low = centre_of(mask, affine)
-    neck = np.linalg.norm((world - low)[..., :2], axis=-1) < 55
-    neck &= world[..., 2] < low[2] - 40
-    scalp = (away > 6) & (away <= 14)
-    return np.where(mask, x, np.where(scalp, 650, np.where(neck & (away > 6), 400, 0)))
-
-
-def test_a_head_is_registered_to_a_template_without_skull(fine, template):
-    affine = native_affine()
-    affine[2, 3] -= 40
-    shape = (*SHAPE[:2], SHAPE[2] + 12)
-    mask = seen(fine.object.astype(np.float32), fine.grid, TRUE, affine, shape) >= 0.5
-    x = seen(fine.x, fine.grid, TRUE, affine, shape) * mask * 700
-    head = head_around(x, mask, affine, 3.5).astype(np.float32)
-    moving = scan(head, affine, head > 50)
-    found = align_affine(moving, Scan(template.x, template.object, template.grid), skull=True)
-    assert error_mm(found, TRUE, template) < 2.0
-
-
 def test_another_contrast_on_another_grid_is_registered_rigidly(fine):
     a = np.radians(4)
     motion = np.eye(4)

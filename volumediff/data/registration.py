@@ -108,7 +108,8 @@ def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndar
         moving: a scan; its object is its foreground
         reference: a template; its object is what is compared
         skull: whether `moving` shows more than the object of the reference, such as the skull
-            around the brain; else the background around the object is compared too
+            around the brain; else the background around the object is compared too. The first
+            is the harder problem and can end in a wrong optimum: give a mask where there is one
 
     Raises:
         DataError: one of them is empty, or they never overlap
