@@ -10,11 +10,12 @@ from volumediff.data.anomalies import (
     KINDS,
     TEST,
     TOLERANCE,
+    TRAINING,
     VALIDATION,
     insert,
 )
 from volumediff.data.distractors import DISTRACTORS, distract
-from volumediff.data.lesion_shapes import blob, ellipsoid
+from volumediff.data.lesion_shapes import blob, cuboid, ellipsoid
 
 SPACING = (4.0, 4.0, 4.0)
 SHAPE = (24, 28, 22)
@@ -74,6 +75,20 @@ def test_mask_is_what_changed(x, foreground, donor, kind, family):
             assert not bool((m & ~region).any())
 
 
+def test_a_reflection_mirrors_the_tissue_of_its_shape(x, foreground):
+    shape = ball(4)
+    y, m = inserted(x, foreground, "reflection", 3, None, shape=shape)
+    weight = shape * (2 * gaussian(shape.float(), (3 / 4, 3 / 4, 3 / 4)) - 0.5).clamp(0.5, 1)
+    expected = []
+    for axis, centre in enumerate((12, 14, 11)):
+        index = 2 * centre - torch.arange(SHAPE[axis])
+        mirrored = x.index_select(axis + 1, index.clamp(0, SHAPE[axis] - 1))
+        expected.append(torch.where(shape, torch.lerp(x, mirrored, weight), x))
+    farthest = max(expected, key=lambda v: float((v - x).abs().sum()))
+    torch.testing.assert_close(y, farthest)
+    assert m.any()
+
+
 def volume_of(family, key):
     low, high = family.volume_ml
     return low * (high / low) ** randomness.uniform(key, "volume")
@@ -91,7 +106,7 @@ def test_insertion_is_a_function_of_the_key(x, foreground, donor, kind):
     assert not torch.equal(first[0], inserted(x, foreground, kind, 6, donor)[0])
 
 
-@pytest.mark.parametrize("shape", [blob, ellipsoid])
+@pytest.mark.parametrize("shape", [blob, cuboid, ellipsoid])
 def test_shapes_have_the_asked_volume_and_are_compact(foreground, shape):
     centres = []
     for key in range(12):
@@ -212,10 +227,10 @@ def test_a_given_shape_is_used(x, foreground, donor):
 
 
 def test_families_have_nothing_in_common():
-    assert TEST.shape is not VALIDATION.shape
-    assert TEST.profile is not VALIDATION.profile
-    assert TEST.grain_mm != VALIDATION.grain_mm
-    assert FAMILIES == {"test": TEST, "validation": VALIDATION}
+    families = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
+    assert families == FAMILIES
+    for part in ("shape", "profile", "grain_mm"):
+        assert len({getattr(family, part) for family in FAMILIES.values()}) == 3, part
 
 
 def test_wrong_requests_are_refused(x, foreground):

@@ -10,7 +10,7 @@ from anomaly_models import foreground
 
 from volumediff.anomaly import _filters as filters
 from volumediff.anomaly import calibrate, maps, post, score, threshold
-from volumediff.anomaly.baselines import Atlas, AtlasZ, Intensity, Prevalence, Smoothing
+from volumediff.anomaly.baselines import Intensity, Prevalence, Smoothing
 from volumediff.anomaly.calibration import (
     ByIntensity,
     Calibration,
@@ -20,6 +20,7 @@ from volumediff.anomaly.calibration import (
     Voxelwise,
 )
 from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, Mean
+from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.errors import DataError
 from volumediff.metrics.detection import Histogram, histogram, rates, threshold_at_fpr
 
@@ -612,28 +613,27 @@ def test_threshold_rejects_an_empty_histogram():
 # baselines
 
 
-def atlas_of(n=6):
-    return Atlas.fit(0.2 * noise(i) for i in range(n))
+def healthy(*volumes):
+    return [Example(x, torch.ones_like(x) > 0, MM) for x in volumes]
 
 
-def test_atlas_is_mean_and_deviation(tmp_path):
+def atlas_of(n=6, *, floor=0.1):
+    method = AtlasZ(floor=floor)
+    volumes = healthy(*(0.2 * noise(i) for i in range(n)))
+    return replace(method, fit=method.learn(None, volumes, key=0))
+
+
+def test_atlas_is_mean_and_deviation():
     stack = torch.cat([0.2 * noise(i) for i in range(6)]).double()
-    atlas = atlas_of()
-    torch.testing.assert_close(atlas.mean, stack.mean(0, keepdim=True).float())
-    torch.testing.assert_close(atlas.std, stack.std(0, keepdim=True).float())
-    atlas.save(tmp_path / "atlas.safetensors")
-    again = Atlas.load(tmp_path / "atlas.safetensors")
-    assert torch.equal(again.mean, atlas.mean)
-    assert torch.equal(again.std, atlas.std)
-    assert again.volumes == 6
-    assert repr(again) == repr(atlas) != repr(atlas_of(5))
-    (tmp_path / "atlas.safetensors").write_bytes(b"no")
-    with pytest.raises(DataError, match="no readable atlas"):
-        Atlas.load(tmp_path / "atlas.safetensors")
+    fit = atlas_of().fit
+    torch.testing.assert_close(fit.tensors["mean"], stack.mean(0, keepdim=True).float())
+    torch.testing.assert_close(fit.tensors["std"], stack.std(0, keepdim=True).float())
+    assert fit.volumes == 6
+    assert repr(fit) != repr(atlas_of(5).fit)
     with pytest.raises(ValueError, match="at least two healthy volumes, got 1"):
-        Atlas.fit([noise(0)])
+        AtlasZ().learn(None, healthy(noise(0)), key=0)
     with pytest.raises(ValueError, match="align the volumes to one grid"):
-        Atlas.fit([noise(0), noise(0, 3, 3, 3)])
+        AtlasZ().learn(None, healthy(noise(0), noise(0, 3, 3, 3)), key=0)
 
 
 def find(method, x):
@@ -649,16 +649,18 @@ def test_baselines_by_hand():
     got = find(Smoothing(sigma_mm=2.0), x)
     torch.testing.assert_close(got.map, (x - smooth).abs() * INSIDE)
     assert torch.equal(got.pseudo_healthy[~INSIDE], x[~INSIDE])
-    atlas = atlas_of()
-    got = find(AtlasZ(floor=0.5, atlas=atlas), x)
-    unit = atlas.std + 0.5 * filters.inside_quantile(atlas.std, 0.5, foreground=INSIDE)
-    torch.testing.assert_close(got.map, (x - atlas.mean).abs() / unit * INSIDE)
-    assert torch.equal(got.pseudo_healthy, atlas.mean)
-    with pytest.raises(ValueError, match="baseline atlas_z: expected a healthy atlas"):
+    atlas = atlas_of(floor=0.5)
+    mean, std = atlas.fit.tensors["mean"], atlas.fit.tensors["std"]
+    got = find(atlas, x)
+    unit = std + 0.5 * filters.inside_quantile(std, 0.5, foreground=INSIDE)
+    torch.testing.assert_close(got.map, (x - mean).abs() / unit * INSIDE)
+    assert torch.equal(got.pseudo_healthy, mean)
+    with pytest.raises(ValueError, match="fitted atlas_z: expected what was learnt"):
         find(AtlasZ(), x)
+    small = AtlasZ().learn(None, healthy(noise(0, 3, 3, 3), noise(1, 3, 3, 3)), key=0)
     with pytest.raises(ValueError, match="expected a volume on the atlas grid"):
-        find(AtlasZ(atlas=Atlas.fit([noise(0, 3, 3, 3), noise(1, 3, 3, 3)])), x)
-    assert AtlasZ(atlas=atlas).fingerprint != AtlasZ(atlas=atlas_of(5)).fingerprint
+        find(AtlasZ(fit=small), x)
+    assert atlas_of().fingerprint != atlas_of(5).fingerprint
     assert Intensity().fingerprint == Intensity(threshold=threshold.Fixed(1.0)).fingerprint
     assert Intensity().fingerprint != Intensity(sign=-1).fingerprint
 

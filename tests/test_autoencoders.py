@@ -8,13 +8,14 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from volumediff import config
+from volumediff.autoencoders import Autoencoder
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
 from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.vq import VQ, Codebook, nearest
 
 SMALL = {"latent_channels": 3, "widths": (8, 16), "strides": ((2, 2, 2),), "blocks": 1}
 # What SMALL leaves open, for autoencoders that take it.
-OTHERS = {"groups": 4, "codes": 64}
+OTHERS = {"groups": 4, "codes": 64, "shape": (8, 8, 8), "squeeze": 4, "width": 16, "heads": 2}
 SHAPES = [(8, 4, 12), (5, 7, 3), (1, 9, 6), (29, 4, 4), (1, 1, 1)]
 
 
@@ -25,14 +26,23 @@ def takes(cls: type, argument: str) -> bool:
 def small(cls: type, channels: int = 1, **options):
     """A small autoencoder of any architecture: of SMALL and OTHERS, what it takes."""
     common = {k: v for k, v in (SMALL | OTHERS).items() if takes(cls, k)}
+    if takes(cls, "autoencoder"):
+        common["autoencoder"] = small(VQ, channels)
     return cls(channels, **(common | options))
 
 
-CLASSES = [config.component("autoencoder", name) for name in config.available("autoencoder")]
+ALL = [config.component("autoencoder", name) for name in config.available("autoencoder")]
+CLASSES = [c for c in ALL if issubclass(c, Autoencoder)]
 
 
 @pytest.fixture(params=CLASSES)
 def cls(request) -> type:
+    return request.param
+
+
+@pytest.fixture(params=ALL)
+def any_cls(request) -> type:
+    """Any reconstructor, with or without a latent grid."""
     return request.param
 
 
@@ -107,15 +117,16 @@ def test_overfits_a_small_batch(cls):
     assert error < losses[0] / 4
 
 
-def test_loss_of_a_batch_is_the_mean_over_samples_with_their_own_generators(cls):
+def test_loss_of_a_batch_is_the_mean_over_samples_with_their_own_generators(any_cls):
     # group normalization is per sample; noise is too if every sample brings its generator
-    model = small(cls).eval()
+    model = randomised(small(any_cls))
     x = torch.randn(3, 1, 6, 5, 4)
-    together = model.loss("autoencoder", x, generator=[generator(i) for i in range(3)])["loss"]
-    apart = [
-        model.loss("autoencoder", x[i : i + 1], generator=[generator(i)])["loss"] for i in range(3)
-    ]
-    torch.testing.assert_close(together, torch.stack(apart).mean())
+    for player in model.players:
+        together = model.loss(player, x, generator=[generator(i) for i in range(3)])["loss"]
+        apart = [
+            model.loss(player, x[i : i + 1], generator=[generator(i)])["loss"] for i in range(3)
+        ]
+        torch.testing.assert_close(together, torch.stack(apart).mean())
 
 
 def test_voxel_normalisation_makes_crops_exact(strided):
@@ -174,23 +185,49 @@ def test_configuration_builds_it(strided):
 # --- players ----------------------------------------------------------------------------------
 
 
-def test_each_player_gets_gradients_of_its_own_loss_only(cls):
-    model = randomised(small(cls, adversarial=0.1))
+def test_any_reconstructor_keeps_size_and_type_and_draws_nothing(any_cls):
+    model = randomised(small(any_cls, 2)).eval()
+    for shape in SHAPES:
+        x = torch.randn(2, 2, *shape).bfloat16()
+        if takes(any_cls, "autoencoder") and shape != (5, 7, 3):
+            continue  # its tokens are those of one size
+        x_hat = model.reconstruct(x)
+        assert x_hat.shape == x.shape
+        assert x_hat.dtype == x.dtype
+        assert torch.equal(model.reconstruct(x), x_hat)
+        assert torch.isfinite(x_hat).all()
+
+
+def test_any_reconstructor_refuses_players_that_there_are_not(any_cls):
+    model = small(any_cls)
+    with pytest.raises(ValueError, match=r"player must be one of \w+.* got 'referee'"):
+        model.loss("referee", torch.zeros(1, 1, 8, 8, 8), generator=generator())
+    assert all(isinstance(part, torch.nn.Module) for part in model.passes)
+
+
+def test_each_player_gets_gradients_of_its_own_loss_only(any_cls):
+    options = {"adversarial": 0.1} if takes(any_cls, "adversarial") else {}
+    model = randomised(small(any_cls, **options))
     x = torch.randn(1, 1, 8, 8, 8)
-    assert list(model.players) == ["autoencoder", "discriminator"]
+    if options:
+        assert list(model.players) == ["autoencoder", "discriminator"]
     for player, module in model.players.items():
         model.zero_grad()
         model.loss(player, x, generator=generator())["loss"].backward()
         own = {id(p) for p in module.parameters()}
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == (id(parameter) in own), (player, name)
-        assert sum(bool(p.grad.any()) for p in module.parameters()) > 0.8 * len(own)
+        reached = sum(bool(p.grad.any()) for p in module.parameters() if p.requires_grad)
+        assert reached > 0.8 * len(own), player
 
 
-def test_players_share_no_parameters_and_cover_all(cls):
-    model = small(cls, adversarial=0.1)
-    names = [id(p) for module in model.players.values() for p in module.parameters()]
-    assert len(set(names)) == len(names) == len(list(model.parameters()))
+def test_players_share_no_parameters_and_cover_all(any_cls):
+    options = {"adversarial": 0.1} if takes(any_cls, "adversarial") else {}
+    model = small(any_cls, **options)
+    parts = model.players.values()
+    names = [id(p) for part in parts for p in part.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(set(names)) == len(names) == len(trained)
 
 
 def test_adversarial_gradient_is_the_one_through_the_discriminator():

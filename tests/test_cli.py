@@ -27,7 +27,9 @@ COMMANDS = {
     "prepare",
     "restore",
     "localize",
+    "findings",
     "calibrate",
+    "tune",
     "segment",
     "sample",
     "evaluate",
@@ -88,7 +90,7 @@ WRONG = {
     "no data": (("train", "wavelet_64", "output={tmp}/r"), "data.root: expected the folder"),
     "word": (("train", "wavelet_64", "optim.lr"), "expected key=value"),
     "no run": (("localize", "{tmp}", "-i", "x", "-o", "y"), "no config.yaml, so this is no run"),
-    "layout": (("check", "{tmp}", "--layout", "bid"), "choose from auto, folder"),
+    "layout": (("check", "{tmp}", "--layout", "bid"), "choose from auto, atlas"),
     "count": (("sample", "{tmp}", "-o", "x", "-n", "0"), "-n"),
     "no maps": (("evaluate", "{tmp}", "--truth", "{data}"), "localize first"),
     "demo": (("demo", "-o", "{tmp}/d", "tests.subjects=1"), "demo: tests"),
@@ -221,7 +223,7 @@ def test_info_lists_what_there_is(program):
     text = program("info")[1]
     assert "thor" in text
     assert "noise=simplex" in text
-    assert "anoddpm: noise: expected a space of voxels or wavelets for simplex noise" in text
+    assert "anoddpm: noise: expected gaussian in a latent space, got simplex" in text
 
 
 def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):

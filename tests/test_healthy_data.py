@@ -11,9 +11,11 @@ from volumediff.autoencoders.kl import KL
 from volumediff.errors import UsageError
 from volumediff.inference.trained import load_trained
 from volumediff.randomness import generator
+from volumediff.recipes._base import Subject
+from volumediff.recipes.class_conditional import ClassConditional
+from volumediff.recipes.healthy import Healthy
 from volumediff.training.assemble import load_run
 from volumediff.training.loop import train
-from volumediff.training.recipe import ClassConditional, Healthy
 from volumediff.training.sources import gather
 from volumediff.training.statistics import Statistics
 
@@ -72,7 +74,7 @@ def test_numbers_in_the_table_are_classes_too():
     recipe = ClassConditional("group", ("0", "1"), drop=0.0)
     x = torch.zeros(1, 2, 2, 2)
     labels = [
-        recipe.target(x, None, atlas=None, attributes={"group": value}, key=0).label
+        recipe.target(Subject(x, attributes={"group": value}), atlas=None, key=0).label
         for value in (0.0, 1.0, "1")
     ]
     assert labels == [0, 1, 1]

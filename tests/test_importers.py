@@ -32,12 +32,13 @@ from volumediff.importers._base import Importer, Source, checked
 from volumediff.importers._files import read
 from volumediff.inference.trained import load_trained
 from volumediff.networks._layers import NormAct
+from volumediff.recipes._base import Subject
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.segmentation.segmenter import Segmenter
 from volumediff.training import checkpoint
 from volumediff.training.assemble import build_task, load_run
 from volumediff.training.imported import _shapes, import_run
 from volumediff.training.loop import train
-from volumediff.training.recipe import LabelDiffusion
 from volumediff.training.run_config import parse, saved_config
 
 __all__ = ["program"]  # a fixture
@@ -158,7 +159,7 @@ def test_bands_are_those_of_our_space():
 def test_masks_are_coded_zero_and_one():
     recipe = build("recipe", {"name": "label_diffusion", "absent": 0.0})
     label = torch.tensor([0, 1, 2], dtype=torch.uint8).reshape(1, 1, 1, 3)
-    target = recipe.target(torch.zeros(4, 1, 1, 3), label, atlas=None, attributes={}, key=0)
+    target = recipe.target(Subject(torch.zeros(4, 1, 1, 3), label), atlas=None, key=0)
     assert target.x.flatten().tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="absent below 1"):
         LabelDiffusion(absent=1.0)

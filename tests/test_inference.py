@@ -86,7 +86,7 @@ def test_a_cropped_volume_comes_back_in_full_size(run, program, tmp_path):
 
 def test_a_threshold_of_the_volumes_own_is_recorded(run, program, tmp_path):
     source = write_cases(tmp_path / "in", count=1)
-    words = ("--method", "itermask3d", "sampler.steps=2", "route.passes=2", "threshold=otsu")
+    words = ("--method", "shrink", "sampler.steps=2", "route.passes=2", "threshold=otsu")
     code, _, said = program("localize", run, "-i", source, "-o", tmp_path / "out", *words)
     assert code == 0, said
     facts = json.loads((tmp_path / "out" / "new-0_desc-anomaly_map.json").read_text())

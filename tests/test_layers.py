@@ -13,7 +13,7 @@ PACKAGE = ROOT / "volumediff"
 
 # Lower layers first; a module may import from its own layer and from those before it.
 LAYERS = [
-    ["errors", "randomness", "noise", "shapes", "tiling", "config", "condition"],
+    ["errors", "tunable", "randomness", "noise", "shapes", "tiling", "config", "condition"],
     [
         "memory.execution",
         "memory.graph",
@@ -33,6 +33,7 @@ LAYERS = [
         "metrics",
         "importers",
     ],
+    ["recipes"],
     ["model"],
     ["guidance", "samplers"],
     ["anomaly", "segmentation"],

@@ -20,12 +20,18 @@ from anomaly_models import (
 from sklearn.metrics import average_precision_score
 
 from volumediff import noise
-from volumediff.anomaly import maps, policy, route
+from volumediff.anomaly import maps
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
 from volumediff.anomaly.calibration import Example, Voxelwise
 from volumediff.anomaly.ensemble import HarmonicMean, Mean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.policies.harmonise import Harmonise
+from volumediff.anomaly.policies.stitch import Stitch
+from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.anomaly.routes.identity import Identity
+from volumediff.anomaly.routes.inversion import Inversion
+from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.score import ZAverage
 from volumediff.anomaly.threshold import Fixed
 from volumediff.condition import Condition
@@ -56,13 +62,13 @@ def lesion_volume(model, seed=0, contrast=0.5):
 
 
 ROUTES = {
-    "diffuse": {"route": route.Diffuse(level=0.5), "sampler": Ancestral(6)},
-    "inversion": {"route": route.Inversion(level=0.5), "sampler": Heun(4)},
-    "scan": {"route": route.Scan(levels=(0.3, 0.6))},
+    "diffuse": {"route": Diffuse(level=0.5), "sampler": Ancestral(6)},
+    "inversion": {"route": Inversion(level=0.5), "sampler": Heun(4)},
+    "scan": {"route": Scan(levels=(0.3, 0.6))},
     "thor": {
-        "route": route.Diffuse(level=0.5),
+        "route": Diffuse(level=0.5),
         "sampler": Ancestral(6),
-        "policy": policy.Harmonise(levels=(0.3,), dilate_mm=2.0),
+        "policy": Harmonise(levels=(0.3,), dilate_mm=2.0),
         "map": maps.Saturated(maps.L1()),
     },
 }
@@ -90,7 +96,7 @@ def test_scan_equals_dense_algebra_and_brute_force_ap():
     truth = torch.zeros((1, 1, *shape), dtype=torch.bool)
     truth[..., 2:4, 2:4, 2:4] = True
     x = model.network.sample(3) + 0.4 * truth
-    got = Localizer(route=route.Scan(levels=(0.4, 0.7))).localize(
+    got = Localizer(route=Scan(levels=(0.4, 0.7))).localize(
         model, x, foreground=torch.ones_like(truth), spacing_mm=SPACING, key=5
     )
     unit = torch.eye(216).reshape(216, 1, *shape)
@@ -133,12 +139,12 @@ def test_a_blob_is_found(name):
 def test_stitch_keeps_the_patient_outside_the_aligned_mask(space):
     model = wiener(space())
     x = lesion_volume(model)
-    first = Localizer(route=route.Diffuse(level=0.5), sampler=DDIM(4), map=maps.L1())
+    first = Localizer(route=Diffuse(level=0.5), sampler=DDIM(4), map=maps.L1())
     row = Localizer(
         first=first,
-        route=route.Diffuse(level=0.3),
+        route=Diffuse(level=0.3),
         sampler=Ancestral(4),
-        policy=policy.Stitch(threshold=0.3, dilate_mm=2.0, resampling=3),
+        policy=Stitch(threshold=0.3, dilate_mm=2.0, resampling=3),
         threshold=Fixed(0.1),
     )
     got = run(row, model, x)
@@ -171,13 +177,13 @@ def test_stitch_keeps_the_patient_outside_the_aligned_mask(space):
 def test_stitch_in_a_lossy_space_blends_in_the_volume():
     model = Model(Latent(tiny_autoencoder()), KERNEL, States())
     x = torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(0))
-    first = Localizer(route=route.Diffuse(level=0.5), sampler=DDIM(3))
+    first = Localizer(route=Diffuse(level=0.5), sampler=DDIM(3))
     got = run(
         Localizer(
             first=first,
-            route=route.Diffuse(level=0.3),
+            route=Diffuse(level=0.3),
             sampler=DDIM(3),
-            policy=policy.Stitch(threshold=0.5, dilate_mm=0.0, resampling=2),
+            policy=Stitch(threshold=0.5, dilate_mm=0.0, resampling=2),
         ),
         model,
         x,
@@ -189,21 +195,21 @@ def test_stitch_in_a_lossy_space_blends_in_the_volume():
 
 def test_stitch_repeats_every_step_but_the_last():
     grid = torch.tensor([0.4, 0.2, 0.0], dtype=torch.float64)
-    again = policy.Stitch(resampling=3).times(grid).tolist()
+    again = Stitch(resampling=3).times(grid).tolist()
     assert again == [0.4, 0.2, 0.4, 0.2, 0.4, 0.2, 0.0]
-    assert policy.Stitch(resampling=1).times(grid).tolist() == grid.tolist()
+    assert Stitch(resampling=1).times(grid).tolist() == grid.tolist()
 
 
 def test_the_floor_of_a_lossy_space_is_no_finding():
     model = Model(Latent(tiny_autoencoder()), KERNEL, States())
     x = torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(0))
     rough = (model.decode(model.encode(x), SHAPE) - x).abs() * FOREGROUND
-    row = Localizer(route=route.Diffuse(level=0.4), sampler=DDIM(3))
+    row = Localizer(route=Diffuse(level=0.4), sampler=DDIM(3))
     got = run(row, model, x)
     expected = ((x - got.pseudo_healthy).abs() * FOREGROUND - rough).clamp(min=0)
     torch.testing.assert_close(got.map, expected)
     # the autoencoder alone is judged by what it loses
-    torch.testing.assert_close(run(Localizer(route=route.Identity()), model, x).map, rough)
+    torch.testing.assert_close(run(Localizer(route=Identity()), model, x).map, rough)
 
 
 @pytest.mark.parametrize(("sampler", "factor"), [(DDIM, 1.8), (Heun, 6.0)])
@@ -212,10 +218,10 @@ def test_inversion_round_trip_error_falls_with_steps(sampler, factor):
     x = lesion_volume(model)
     errors = []
     for steps in (10, 20, 40):
-        row = Localizer(route=route.Inversion(level=0.6), sampler=sampler(steps))
+        row = Localizer(route=Inversion(level=0.6), sampler=sampler(steps))
         errors.append(float((run(row, model, x).pseudo_healthy - x).norm() / x.norm()))
     assert all(a > factor * b for a, b in pairwise(errors)), errors
-    exact = Localizer(route=route.Inversion(level=0.3, iterations=20), sampler=DDIM(8))
+    exact = Localizer(route=Inversion(level=0.3, iterations=20), sampler=DDIM(8))
     assert float((run(exact, model, x).pseudo_healthy - x).norm() / x.norm()) < 1e-4
 
 
@@ -225,7 +231,7 @@ def test_times_even_in_log_snr_serve_inversion_best():
     x = lesion_volume(model)
     errors = []
     for sampler in (Heun(10), Heun(10, log_snr_limits=(-3.0, 8.0))):
-        row = Localizer(route=route.Inversion(log_snr=-2.46), sampler=sampler)
+        row = Localizer(route=Inversion(log_snr=-2.46), sampler=sampler)
         errors.append(float((run(row, model, x).pseudo_healthy - x).norm() / x.norm()))
     assert errors[1] < 0.04 < 0.09 < errors[0]
 
@@ -234,7 +240,7 @@ def test_guidance_towards_healthy():
     # Two classes of voxels, healthy at -0.5 and pathological at 0.5; the volume is pathological.
     model = states(means=(-0.5, 0.5), std=0.3, classes=2)
     x = 0.5 + 0.3 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(1))
-    common = {"route": route.Inversion(level=0.5), "sampler": Heun(6)}
+    common = {"route": Inversion(level=0.5), "sampler": Heun(6)}
     plain = run(Localizer(**common), model, x)
     one = run(Localizer(**common, guidance=ClassifierFree(1.0, classes=1)), model, x)
     three = run(Localizer(**common, guidance=ClassifierFree(3.0, classes=1)), model, x)
@@ -264,13 +270,13 @@ class Constant(maps.Map):
 def test_harmonise_is_the_plain_chain_where_nothing_is_put_back(space):
     model = wiener(space())
     x = lesion_volume(model)
-    common = {"route": route.Diffuse(level=0.5), "sampler": Ancestral(5)}
+    common = {"route": Diffuse(level=0.5), "sampler": Ancestral(5)}
     plain = run(Localizer(**common), model, x, inside=ALL)
-    levels = policy.Harmonise(levels=(0.4, 0.25), dilate_mm=2.0)
+    levels = Harmonise(levels=(0.4, 0.25), dilate_mm=2.0)
     free = run(Localizer(**common, policy=levels, map=Constant(1.0)), model, x, inside=ALL)
     torch.testing.assert_close(free.pseudo_healthy, plain.pseudo_healthy, atol=2e-5, rtol=0)
     # ... and the patient's own forward process where everything is
-    last = policy.Harmonise(levels=(0.1,), dilate_mm=2.0)
+    last = Harmonise(levels=(0.1,), dilate_mm=2.0)
     held = run(Localizer(**common, policy=last, map=Constant(0.0)), model, x, inside=ALL)
     torch.testing.assert_close(held.pseudo_healthy, x, atol=2e-5, rtol=0)
     assert float((plain.pseudo_healthy - x).abs().max()) > 0.2
@@ -279,10 +285,10 @@ def test_harmonise_is_the_plain_chain_where_nothing_is_put_back(space):
 def test_harmonise_collects_one_map_per_level():
     model = wiener()
     x = lesion_volume(model)
-    common = {"route": route.Diffuse(level=0.5), "sampler": Ancestral(5)}
+    common = {"route": Diffuse(level=0.5), "sampler": Ancestral(5)}
     row = Localizer(
         **common,
-        policy=policy.Harmonise(levels=(0.1, 0.45, 0.25), dilate_mm=2.0),
+        policy=Harmonise(levels=(0.1, 0.45, 0.25), dilate_mm=2.0),
         map=maps.Saturated(maps.L1()),
         ensemble=HarmonicMean(),
     )
@@ -302,7 +308,7 @@ def test_harmonise_collects_one_map_per_level():
 def test_an_ensemble_is_the_mean_of_its_members():
     model = wiener()
     x = lesion_volume(model)
-    row = Localizer(route=route.Diffuse(level=0.5), sampler=Ancestral(3))
+    row = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(3))
     both = run(replace(row, ensemble=Mean(levels=(0.3, 0.5), seeds=2)), model, x)
     volumes = []
     for i, (level, seed) in enumerate(Mean(levels=(0.3, 0.5), seeds=2).members()):
@@ -319,7 +325,7 @@ def test_an_ensemble_is_the_mean_of_its_members():
 def test_the_z_average_takes_every_level_in_its_own_units():
     model = wiener(correlation=1.5)
     row = Localizer(
-        route=route.Diffuse(level=0.5),
+        route=Diffuse(level=0.5),
         sampler=DDIM(3),
         ensemble=Mean(levels=(0.2, 0.7)),
         score=ZAverage(),
@@ -360,8 +366,8 @@ def test_log_snr_and_time_are_the_same_level():
     model = wiener()
     x = lesion_volume(model)
     log_snr = float(KERNEL.schedule.log_snr(torch.tensor([0.5])))
-    a = run(Localizer(route=route.Diffuse(level=0.5), sampler=DDIM(3)), model, x)
-    b = run(Localizer(route=route.Diffuse(log_snr=log_snr), sampler=DDIM(3)), model, x)
+    a = run(Localizer(route=Diffuse(level=0.5), sampler=DDIM(3)), model, x)
+    b = run(Localizer(route=Diffuse(log_snr=log_snr), sampler=DDIM(3)), model, x)
     torch.testing.assert_close(a.map, b.map, atol=1e-6, rtol=0)
 
 
@@ -382,7 +388,7 @@ def test_a_method_and_its_checkpoint_have_one_noise():
     x = torch.zeros((1, 1, *SHAPE))
     white, coarse = wiener(), wiener()
     coarse.field = noise.Coarse(cell=4)
-    row = Localizer(route=route.Scan(levels=(0.5,)))
+    row = Localizer(route=Scan(levels=(0.5,)))
     other = replace(row, noise=noise.Coarse)
     run(row, white, x)
     run(other, coarse, x)
@@ -406,27 +412,27 @@ class Fancy(Gaussian):
 REFUSED = [
     (
         lambda: Localizer(
-            route=route.Diffuse(level=0.5),
+            route=Diffuse(level=0.5),
             sampler=DDIM(2),
             guidance=ClassifierFree(2.0, classes=1),
         ),
         "expected a class-conditional checkpoint",
     ),
     (
-        lambda: Localizer(route=route.Diffuse(log_snr=-40.0), sampler=DDIM(2)),
+        lambda: Localizer(route=Diffuse(log_snr=-40.0), sampler=DDIM(2)),
         "expected a log-SNR of at least",
     ),
     (
         lambda: Localizer(
-            first=Localizer(route=route.Diffuse(level=0.2), sampler=DDIM(2)),
-            route=route.Diffuse(level=0.3),
+            first=Localizer(route=Diffuse(level=0.2), sampler=DDIM(2)),
+            route=Diffuse(level=0.3),
             sampler=DDIM(2),
-            policy=policy.Stitch(),
+            policy=Stitch(),
         ),
         "expected a second pass at a lower noise level",
     ),
     (
-        lambda: Localizer(route=route.Scan(levels=(0.5,)), normalize=Voxelwise()),
+        lambda: Localizer(route=Scan(levels=(0.5,)), normalize=Voxelwise()),
         "normalize voxelwise: expected a calibration",
     ),
 ]
@@ -441,7 +447,7 @@ def test_meaningless_combinations_are_refused(row, reason):
 
 
 def test_checkpoint_and_calibration_must_suit():
-    row = Localizer(route=route.Scan(levels=(0.5,)))
+    row = Localizer(route=Scan(levels=(0.5,)))
     x = torch.zeros((1, 1, *SHAPE))
     other = Model(Voxel(), Fancy(KERNEL.schedule, prediction="x0"), Wiener(Voxel()))
     with pytest.raises(ValueError, match="got one that was trained with the fancy kernel"):
@@ -449,6 +455,14 @@ def test_checkpoint_and_calibration_must_suit():
     short = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.0, 0.4))
     with pytest.raises(ValueError, match=r"expected times up to 0\.400.*got 0\.500"):
         run(row, short, x)
+    late = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.4, 1.0))
+    chain = Localizer(route=Diffuse(level=0.5), sampler=DDIM(2))
+    with pytest.raises(ValueError, match=r"expected times above 0\.400.*got 0\.000"):
+        run(chain, late, x)
+    with pytest.raises(ValueError, match=r"expected times above 0\.400.*got 0\.300"):
+        run(Localizer(route=Scan(levels=(0.3, 0.5))), late, x)
+    assert run(row, late, x).map.shape == x.shape
+    assert run(replace(chain, sampler=DDIM(1)), late, x).map.shape == x.shape
     with pytest.raises(ValueError, match="expected a trained model, got none"):
         run(row, None, x)
     model = wiener()
@@ -466,26 +480,26 @@ def test_checkpoint_and_calibration_must_suit():
 @pytest.mark.parametrize(
     ("slots", "reason"),
     [
-        ({"route": route.Diffuse(level=0.5)}, "route diffuse: expected a sampler"),
-        ({"route": route.Scan(levels=(0.5,)), "sampler": DDIM(2)}, "route scan: has no reverse"),
+        ({"route": Diffuse(level=0.5)}, "route diffuse: expected a sampler"),
+        ({"route": Scan(levels=(0.5,)), "sampler": DDIM(2)}, "route scan: has no reverse"),
         (
-            {"route": route.Inversion(level=0.5), "sampler": PLMS(2)},
+            {"route": Inversion(level=0.5), "sampler": PLMS(2)},
             "expected a sampler that can be inverted.*got plms",
         ),
         (
-            {"route": route.Scan(levels=(0.5,)), "policy": policy.Harmonise(levels=(0.2,))},
+            {"route": Scan(levels=(0.5,)), "policy": Harmonise(levels=(0.2,))},
             "policy harmonise: expected a route with a reverse chain, got scan",
         ),
         (
             {
-                "route": route.Inversion(level=0.5),
+                "route": Inversion(level=0.5),
                 "sampler": DDIM(2),
                 "ensemble": Mean(seeds=2),
             },
             "the route draws no noise",
         ),
         (
-            {"route": route.Diffuse(level=0.5), "sampler": DDIM(2), "policy": policy.Stitch()},
+            {"route": Diffuse(level=0.5), "sampler": DDIM(2), "policy": Stitch()},
             "first: expected a first row",
         ),
     ],
@@ -495,11 +509,11 @@ def test_slots_that_do_not_go_together(slots, reason):
         Localizer(**slots)
 
 
-@pytest.mark.parametrize("make", [route.Diffuse, route.Inversion, route.Scan])
+@pytest.mark.parametrize("make", [Diffuse, Inversion, Scan])
 def test_a_route_has_one_kind_of_level(make):
     with pytest.raises(ValueError, match="level"):
         make()
-    if make is not route.Scan:
+    if make is not Scan:
         with pytest.raises(ValueError, match="exactly one of level and log_snr"):
             make(level=0.5, log_snr=1.0)
         with pytest.raises(ValueError, match=r"expected a time in \(0, 1\], got 250"):

@@ -4,9 +4,11 @@ import pytest
 import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states, tiny_autoencoder
 
-from volumediff.anomaly import maps, route
+from volumediff.anomaly import maps
 from volumediff.anomaly._features import network_features
+from volumediff.anomaly._similarity import ssim as similarity
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Model
@@ -45,7 +47,9 @@ def test_the_ssim_ensemble_is_the_softmax_of_its_windows():
     x, y = pair()
     sigmas = (2.0, 3.0, 5.0)
     got = maps.SSIMEnsemble(sigmas)(x, y, foreground=INSIDE, spacing_mm=SPACING)
-    ssim = torch.stack([maps._ssim(x, y, s, SPACING, INSIDE) for s in sigmas])
+    ssim = torch.stack(
+        [similarity(x, y, sigma_mm=s, spacing_mm=SPACING, foreground=INSIDE) for s in sigmas]
+    )
     expected = (1 - (torch.softmax(-ssim, 0) * ssim).sum(0)).clamp(min=0) * INSIDE
     torch.testing.assert_close(got, expected)
     # the worst window counts most: more than their mean
@@ -126,7 +130,7 @@ def test_composed_maps_take_what_they_need_from_the_model():
     model = network_in(Voxel())
     inner = maps.Perceptual(distance="l2")
     row = Localizer(
-        route=route.Scan(levels=(0.4,)),
+        route=Scan(levels=(0.4,)),
         map=maps.Product((maps.Asymmetric(maps.Saturated(inner)), maps.L1())),
     )
     x, _ = pair()

@@ -179,11 +179,11 @@ def test_one_slice_is_in_the_middle():
 def test_image_goes_through_the_space(space):
     image = volumes(4, seed=2)
     model = make(space=space, image_channels=space.channels(1))
-    model.loss(batch(image=image))
+    model.loss(batch(images=(image,)))
     k = space.channels(1)
     torch.testing.assert_close(model.network.seen[0][0][:, k:], space.encode(image))
-    moved = batch(image=image, condition=Condition(label=torch.arange(4))).to("cpu")
-    assert torch.equal(moved.image, image)
+    moved = batch(images=(image,), condition=Condition(label=torch.arange(4))).to("cpu")
+    assert torch.equal(moved.images[0], image)
     assert moved.condition.label.tolist() == [0, 1, 2, 3]
 
 

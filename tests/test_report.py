@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.report import Page, write_report
 from volumediff.inference.statistics import MEASURES
 from volumediff.inference.summary import group_table, measure_table, verdicts
+from volumediff.inference.timeline import Step
 from volumediff.inference.views import View, limits, packed, picture, scaled, thinned
 from volumediff.metrics.bootstrap import Interval
 
@@ -42,6 +44,40 @@ def view(title="case"):
     truth[1:4, 2:5, 3:8] = True
     maps = {"scan": rng.normal(size=image.shape).astype(np.float32), "atlas": image / 7}
     return View(title, "a note", image, maps, truth, image[::-1].copy(), (3.0, 2.0, 1.0))
+
+
+def told(case="case"):
+    """A view with everything that a method can leave."""
+    plain = view(case)
+    found = np.zeros(plain.image.shape, bool)
+    found[2:4, 2:4, 2:4] = True
+    affine = np.diag([3.0, 2.0, 1.0, 1.0])
+    affine[:3, 3] = (-9, 4, 7)
+    finding = {
+        "id": f"001{NASTY}",
+        "volume_ml": 0.048,
+        "mean_score": 2.5,
+        "severity": 0.12,
+        "probability": 0.25,
+        "relative_uncertainty": None,
+        "place": {
+            "peak_mm": [-3.0, 10.0, 9.0],  # voxel 2, 3, 2
+            "laterality": "left",
+            "front_back": "middle",
+            "up_down": "superior",
+        },
+        "intensities": [{"direction": "darker", "relative": -0.125}],
+        "urgency": {"level": "soon", "reason": f"because {NASTY}"},
+    }
+    return replace(
+        plain,
+        uncertainty=plain.image / 3,
+        found=found,
+        steps=(Step("shrink/00/mask", np.ones((6, 8), np.float32)),),
+        findings=[finding] * 14,
+        statement=f"14 findings {NASTY}",
+        affine=affine,
+    )
 
 
 @pytest.fixture
@@ -116,6 +152,34 @@ def test_layers_are_the_volumes(html):
     assert first["maps"] == ["scan", "atlas"]
 
 
+def test_findings_steps_and_uncertainty_are_in_the_page(tmp_path):
+    write_report(tmp_path / "r.html", Page("T", [], [], [view("first"), told("second")], {}))
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    ((_, described),) = blocks(page, "application/json")
+    first, second = json.loads(described)
+    assert first["maps"] == ["scan", "atlas"]
+    assert second["maps"] == ["scan", "atlas", "uncertainty"]
+    layer = dict(blocks(page, "text/plain"))[second["layers"]["found"]]
+    volume = np.frombuffer(gzip.decompress(base64.b64decode(layer)), np.uint8)
+    np.testing.assert_array_equal(volume.reshape(6, 8, 10), told().found)
+    assert second["affine"] == told().affine.tolist()
+    rows = re.findall(r'<tr data-view="1" data-at="([^"]*)"', page)
+    assert rows == ["2 3 2"] * 12
+    assert "2 more are in the file" in page
+    assert "left · middle · superior" in page
+    assert "darker (-12%)" in page
+    assert page.count("<figure>") == 3  # two cases, one of them with steps
+    assert "<script>alert" not in page
+    assert not re.findall(r"\son\w+=|style=", page)
+
+
+def test_a_picture_shows_what_there_is():
+    assert picture(view()) != picture(told())
+    assert picture(told()) == picture(told())
+    less = replace(view(), healthy=None)
+    assert picture(less).startswith(b"\x89PNG")
+
+
 def test_large_volumes_are_thinned_out():
     big = np.zeros((130, 128, 300), np.uint8)
     assert thinned(big).shape == (65, 128, 100)
@@ -157,7 +221,7 @@ def test_the_best_figure_is_marked_and_lower_can_be_better():
 
 def test_a_page_without_cases_has_no_script(tmp_path):
     write_report(tmp_path / "r.html", Page("T", [], [result("scan", 0.3)], [], {}))
-    assert "<script" not in (tmp_path / "r.html").read_text()
+    assert "<script" not in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_the_wheel_carries_script_and_style():

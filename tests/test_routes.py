@@ -8,18 +8,34 @@ import torch
 from anomaly_models import KERNEL, SHAPE, SPACING, blob, foreground, states, wiener
 from sklearn.metrics import average_precision_score
 
-from volumediff.anomaly import maps, policy, route
+from volumediff.anomaly import maps
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import GeometricMean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.policies.class_contrast import ClassContrast
+from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.anomaly.routes.flow_scan import FlowScan
+from volumediff.anomaly.routes.grid import Grid
+from volumediff.anomaly.routes.masks import Masks
+from volumediff.anomaly.routes.scan import Scan
+from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.where import Found, Given
 from volumediff.condition import Condition
+from volumediff.data.regions import Cells, Slabs
 from volumediff.guidance.classifier_free import ClassifierFree
+from volumediff.kernels.gaussian import Gaussian
+from volumediff.model import Model
+from volumediff.networks._base import Network
 from volumediff.randomness import key as key_of
 from volumediff.randomness import normal
+from volumediff.recipes.inpainting import Inpainting, high_frequencies
+from volumediff.recipes.local_noise import LocalNoise
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
+from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 
@@ -64,8 +80,8 @@ def region_chain(row, scene, m, level):
 def test_one_box_is_the_plain_chain(space):
     model = wiener(space(), correlation=1.5)
     x = lesion_volume(model)
-    plain = Localizer(route=route.Diffuse(level=0.5), sampler=Ancestral(4))
-    grid = replace(plain, route=route.Grid(level=0.5, box_mm=400.0))
+    plain = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(4))
+    grid = replace(plain, route=Grid(level=0.5, box_mm=400.0))
     a, b = run(plain, model, x), run(grid, model, x)
     torch.testing.assert_close(b.pseudo_healthy, a.pseudo_healthy, atol=1e-5, rtol=0)
     torch.testing.assert_close(b.map, a.map, atol=1e-5, rtol=0)
@@ -75,8 +91,8 @@ def test_one_box_is_the_plain_chain(space):
 def test_boxes_change_nothing_where_voxels_do_not_know_of_each_other(space):
     model = wiener(space())
     x = lesion_volume(model)
-    plain = Localizer(route=route.Diffuse(level=0.5), sampler=Ancestral(4))
-    grid = replace(plain, route=route.Grid(level=0.5, box_mm=9.0, overlap_mm=3.0))
+    plain = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(4))
+    grid = replace(plain, route=Grid(level=0.5, box_mm=9.0, overlap_mm=3.0))
     a, b = run(plain, model, x, inside=ALL), run(grid, model, x, inside=ALL)
     torch.testing.assert_close(b.pseudo_healthy, a.pseudo_healthy, atol=1e-5, rtol=0)
 
@@ -86,7 +102,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     x = lesion_volume(model)
     inside = INSIDE.clone()
     inside[..., 6:, :] = False  # no box of the second half has foreground
-    row = Localizer(route=route.Grid(level=0.5, box_mm=12.0), sampler=Ancestral(3))
+    row = Localizer(route=Grid(level=0.5, box_mm=12.0), sampler=Ancestral(3))
     got = run(row, model, x, inside=inside).pseudo_healthy
     scene = scene_of(row, model, x, inside)
     # 8 x 12 x 8 voxels of 2 mm in boxes of 6: two per axis, of which two axes overlap
@@ -101,7 +117,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     assert torch.equal(got[..., 6:, :], x[..., 6:, :])
     with pytest.raises(ValueError, match="expected overlap_mm below box_mm"):
-        route.Grid(level=0.5, box_mm=4.0, overlap_mm=4.0)
+        Grid(level=0.5, box_mm=4.0, overlap_mm=4.0)
 
 
 # shrink
@@ -110,9 +126,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
 def test_the_mask_shrinks_to_its_fixed_point():
     model = wiener(correlation=2.0)
     x = lesion_volume(model)
-    row = Localizer(
-        route=route.Shrink(level=0.6, quantile=0.7, passes=8, stop=0.05), sampler=DDIM(4)
-    )
+    row = Localizer(route=Shrink(level=0.6, quantile=0.7, passes=8, stop=0.05), sampler=DDIM(4))
     got = run(row, model, x)
     scene = scene_of(row, model, x)
     m, bar, masks = INSIDE, None, []
@@ -134,13 +148,13 @@ def test_the_mask_shrinks_to_its_fixed_point():
     lesion = blob() & INSIDE
     assert float((masks[-1] & lesion).sum() / masks[-1].sum()) > 3 * float(lesion.sum() / 360)
     with pytest.raises(ValueError, match="passes >= 1"):
-        route.Shrink(level=0.5, passes=0)
+        Shrink(level=0.5, passes=0)
 
 
 def test_the_mask_never_grows_where_states_are_coarser_than_voxels():
     # redrawing in Haar space changes the neighbours of the mask, too
     model = wiener(Wavelet(), correlation=2.0)
-    row = Localizer(route=route.Shrink(level=0.6, quantile=0.5, passes=6), sampler=DDIM(3))
+    row = Localizer(route=Shrink(level=0.6, quantile=0.5, passes=6), sampler=DDIM(3))
     got = run(row, model, lesion_volume(model))
     masks = [got.trace[n] for n in sorted(got.trace)]
     assert len(masks) > 2
@@ -155,33 +169,33 @@ def test_a_given_region_is_redrawn_without_a_look_inside():
     x = lesion_volume(model)
     other = x + 2.0 * blob()
     row = Localizer(
-        route=route.Diffuse(log_snr=-9.0),
+        route=Diffuse(log_snr=-9.0),
         sampler=Ancestral(6),
-        policy=policy.Given(resampling=2),
+        policy=Inpaint(Given(), resampling=2),
     )
     a, b = (run(row, model, v, region=blob()).pseudo_healthy for v in (x, other))
     # the level leaves a trace of exp(-4.5) of what was inside
     assert float((a - b)[blob()].abs().max()) < 0.05
     assert torch.equal(a[~blob()], x[~blob()])
     assert float((a - x)[blob()].abs().mean()) > 0.2
-    wide = replace(row, policy=policy.Given(dilate_mm=2.0))
+    wide = replace(row, policy=Inpaint(Given(dilate_mm=2.0)))
     c = run(wide, model, x, region=blob()).pseudo_healthy
     grown = dilate(blob().float(), radius_mm=2.0, spacing_mm=SPACING).bool()
     assert torch.equal(c[~grown], x[~grown])
     assert not torch.equal(c[grown & ~blob()], x[grown & ~blob()])
-    with pytest.raises(ValueError, match="policy given: expected a region to redraw, got none"):
+    with pytest.raises(ValueError, match="where given: expected a region to redraw, got none"):
         run(row, model, x)
 
 
 def test_inpainting_redraws_what_the_first_pass_found():
     model = wiener(correlation=1.5)
     x = lesion_volume(model)
-    first = Localizer(route=route.Scan(levels=(0.6,)))
+    first = Localizer(route=Scan(levels=(0.6,)))
     row = Localizer(
         first=first,
-        route=route.Diffuse(level=0.9),  # above the first pass's: allowed, unlike for stitch
+        route=Diffuse(level=0.9),  # above the first pass's: allowed, unlike for stitch
         sampler=Ancestral(4),
-        policy=policy.Inpaint(quantile=0.9, dilate_mm=2.0, resampling=2),
+        policy=Inpaint(Found(quantile=0.9, dilate_mm=2.0), resampling=2),
     )
     got = run(row, model, x)
     a = got.trace["first/map"]
@@ -191,7 +205,167 @@ def test_inpainting_redraws_what_the_first_pass_found():
     assert torch.equal(got.pseudo_healthy[~m], x[~m])
     torch.testing.assert_close(got.map, (x - got.pseudo_healthy).abs() * INSIDE)
     with pytest.raises(ValueError, match="quantile: expected a share"):
-        policy.Inpaint(quantile=1.0)
+        Found(quantile=1.0)
+
+
+class Neighbours(Network):
+    r"""The conditional mean of hidden voxels, E[x_M | x], of volumes x ~ N(0, C), by brute force.
+
+    C is the covariance of a moving average along w; the state says nothing (t = 1), and the
+    network is told the void and the mask in state space.
+    """
+
+    def __init__(self, n, space):
+        super().__init__(1, 1, image_channels=2)
+        places = torch.arange(n)
+        self.covariance = torch.exp(-(places[:, None] - places).abs() / 3.0).double()
+        self.space, self.seen = [space], []
+
+    @property
+    def stride(self):
+        return 1, 1, 1
+
+    def body(self, x, e):
+        self.seen.append(x)
+        k = x.shape[1] // 2
+        void = self.space[0].synthesis(x[:, k : 2 * k], x.shape[2:])
+        hidden = x[0, -1, 0, 0] > 0
+        result = void.clone()
+        c, line = self.covariance, void[0, 0, 0, 0].double()
+        weights = c[hidden][:, ~hidden] @ torch.linalg.inv(c[~hidden][:, ~hidden])
+        result[0, 0, 0, 0, hidden] = (weights @ line[~hidden]).to(void.dtype)
+        return self.space[0].analysis(result)
+
+
+TERMINAL = Gaussian(Cosine(zero_terminal_snr=True), prediction="x0")
+
+
+def test_a_network_trained_on_voids_is_told_them_and_fills_them():
+    network = Neighbours(12, Voxel())
+    model = Model(Voxel(), TERMINAL, network, recipe=Inpainting())
+    x = normal((1, 1, 1, 1, 12), 5)
+    inside = torch.ones_like(x, dtype=torch.bool)
+    m = torch.zeros_like(inside)
+    m[..., 4:8] = True
+    row = Localizer(
+        recipe=Inpainting,
+        route=Diffuse(level=1.0),
+        sampler=DDIM(1),
+        policy=Inpaint(Given()),
+    )
+    found = run(row, model, x, inside=inside, region=m)
+    told = network.seen[0][:, 1:]
+    torch.testing.assert_close(told[:, :1], x * ~m)
+    assert torch.equal(told[:, 1:], m.float())
+    weights = network.covariance[4:8][:, [0, 1, 2, 3, 8, 9, 10, 11]] @ torch.linalg.inv(
+        network.covariance[[0, 1, 2, 3, 8, 9, 10, 11]][:, [0, 1, 2, 3, 8, 9, 10, 11]]
+    )
+    expected = weights @ x[0, 0, 0, 0, [0, 1, 2, 3, 8, 9, 10, 11]].double()
+    got = found.pseudo_healthy[0, 0, 0, 0]
+    torch.testing.assert_close(got[4:8].double(), expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(got[~m[0, 0, 0, 0]], x[0, 0, 0, 0, ~m[0, 0, 0, 0]])
+    # what lies in the void does not matter
+    other = run(row, model, torch.where(m, 9.0, x), inside=inside, region=m)
+    assert torch.equal(other.pseudo_healthy, found.pseudo_healthy)
+
+
+def test_masks_average_what_was_hidden():
+    network = Neighbours(12, Voxel())
+    model = Model(Voxel(), TERMINAL, network, recipe=Inpainting())
+    x = normal((1, 1, 1, 1, 12), 5)
+    inside = torch.ones_like(x, dtype=torch.bool)
+    row = Localizer(
+        recipe=Inpainting,
+        route=Masks(region=Cells(0.5, 4.0), count=3, level=1.0),
+        sampler=DDIM(1),
+    )
+    got = run(row, model, x, inside=inside).pseudo_healthy
+    hidden = [call[:, 2:] for call in network.seen]
+    assert len(hidden) == 3
+    fills = [Neighbours(12, Voxel()).body(call, None) for call in network.seen]
+    weight = sum(hidden)
+    mean = sum(m * f for m, f in zip(hidden, fills, strict=True)) / weight.clamp(min=1)
+    assert bool((weight == 0).any())
+    assert bool((weight > 1).any())
+    torch.testing.assert_close(got, torch.where(weight > 0, mean, x))
+
+
+class Recorder(Network):
+    """Halves what it sees."""
+
+    def __init__(self, channels=1, image_channels=0):
+        super().__init__(channels, channels, image_channels=image_channels)
+        self.seen = []
+
+    @property
+    def stride(self):
+        return 1, 1, 1
+
+    def body(self, x, e):
+        self.seen.append(x)
+        return x / 2
+
+
+def test_one_modality_is_redrawn_from_the_other():
+    class Copies(Recorder):
+        """Says that both channels look as the first, which it is shown."""
+
+        def body(self, x, e):
+            return x[:, 2:3].expand(-1, 2, -1, -1, -1).contiguous()
+
+    network = Copies(2, image_channels=3)
+    recipe = Inpainting(redrawn=(1,))
+    model = Model(Voxel(), TERMINAL, network, recipe=recipe)
+    x = normal((1, 1, *SHAPE), 4)
+    x = torch.cat([x, x + 2.0 * blob()], dim=1)  # healthy: both modalities agree
+    row = Localizer(
+        recipe=Inpainting,
+        route=Masks(region=Slabs(8.0, 4.0), count=12, level=1.0),
+        sampler=DDIM(1),
+        map=maps.L2(),
+    )
+    got = run(row, model, x)
+    torch.testing.assert_close(got.pseudo_healthy[:, 0], x[:, 0])
+    torch.testing.assert_close(got.pseudo_healthy[:, 1], x[:, 0], atol=1e-5, rtol=0)
+    # the mean over channels of squares: 2² / 2 in the lesion, nothing elsewhere
+    torch.testing.assert_close(got.map, 2.0 * (blob() & INSIDE), atol=1e-4, rtol=0)
+
+
+def test_a_network_trained_on_local_noise_sees_clean_surroundings_at_every_step():
+    model = Model(Voxel(), KERNEL, Recorder(), recipe=LocalNoise())
+    x = normal((1, 1, *SHAPE), 2)
+    row = Localizer(
+        recipe=LocalNoise,
+        route=Diffuse(level=0.6),
+        sampler=Ancestral(4),
+        policy=Inpaint(Given()),
+    )
+    got = run(row, model, x, region=blob()).pseudo_healthy
+    assert len(model.network.seen) == 4
+    for z_t in model.network.seen:
+        assert torch.equal(z_t[~blob()], x[~blob()])
+        assert not torch.isclose(z_t[blob()], x[blob()]).any()
+    assert torch.equal(got[~blob()], x[~blob()])
+    # the last prediction is of the state that the network saw last
+    torch.testing.assert_close(got[blob()], model.network.seen[-1][blob()] / 2)
+
+
+def test_the_hint_of_the_edges_is_the_volume_without_low_frequencies():
+    x = normal((1, 2, 6, 8, 10), 1)
+    rows, columns, planes = (torch.arange(n) for n in (6, 8, 10))
+    wave = torch.cos(2 * torch.pi * (rows[:, None, None] / 6 + columns[:, None] / 8 + 0 * planes))
+    low = 3.0 + wave.expand(1, 2, 6, 8, 10)  # the mean, and a radius of sqrt(2)
+    torch.testing.assert_close(
+        high_frequencies(x + low, 1.5), high_frequencies(x, 1.5), atol=1e-5, rtol=0
+    )
+    fine = torch.cos(2 * torch.pi * 3 * planes / 10).expand(1, 2, 6, 8, 10)
+    torch.testing.assert_close(high_frequencies(low + fine, 1.5), fine, atol=1e-5, rtol=0)
+    recipe = Inpainting(edges=1.5)
+    assert recipe.image_channels(2) == (4,)
+    m = torch.zeros(1, 1, 6, 8, 10)
+    m[..., 2:4] = 1
+    (hint,) = recipe.hints(x, m)
+    torch.testing.assert_close(hint, torch.cat([x * (1 - m), high_frequencies(x, 1.5)], 1))
 
 
 # classes
@@ -204,9 +378,9 @@ def labelled(x, means=(-0.5, 0.5)):
 def test_the_class_contrast_is_the_difference_of_two_predictions():
     model, x = labelled(0.5 + 0.3 * normal((1, 1, *SHAPE), 3))
     row = Localizer(
-        route=route.Diffuse(level=0.5),
+        route=Diffuse(level=0.5),
         sampler=DDIM(3),
-        policy=policy.ClassContrast(),
+        policy=ClassContrast(),
         map=maps.L2(),
     )
     got = run(row, model, x)
@@ -226,7 +400,7 @@ def test_the_class_contrast_is_the_difference_of_two_predictions():
     assert float(got.map[INSIDE].std()) < 1e-4
     with pytest.raises(ValueError, match="policy classcontrast: expected a class-conditional"):
         run(row, states(), x)
-    third = replace(row, policy=policy.ClassContrast(other=2))
+    third = replace(row, policy=ClassContrast(other=2))
     with pytest.raises(ValueError, match="with a class 2, got one with 2"):
         run(third, model, x)
 
@@ -235,7 +409,7 @@ def test_the_flow_scan_stops_where_the_class_matters_most():
     model, x = labelled(0.5 + 0.3 * normal((1, 1, *SHAPE), 3))
     levels = (0.2, 0.4, 0.6, 0.8, 0.95)
     row = Localizer(
-        route=route.FlowScan(levels=levels),
+        route=FlowScan(levels=levels),
         sampler=DDIM(1),
         guidance=ClassifierFree(2.0, classes=1),
         map=maps.L2(),
@@ -258,7 +432,7 @@ def test_the_flow_scan_stops_where_the_class_matters_most():
     with pytest.raises(ValueError, match="route flow_scan: expected a sampler that can be inv"):
         replace(row, sampler=Ancestral(1))
     with pytest.raises(ValueError, match="two or more levels"):
-        route.FlowScan(levels=(0.5,))
+        FlowScan(levels=(0.5,))
 
 
 # backward transitions
@@ -270,7 +444,7 @@ def test_the_scan_is_the_distance_of_backward_transitions_up_to_a_factor():
     model = wiener(correlation=1.5)
     x = lesion_volume(model)
     levels = (0.2, 0.3, 0.4)
-    row = Localizer(route=route.Scan(levels=levels), ensemble=GeometricMean())
+    row = Localizer(route=Scan(levels=levels), ensemble=GeometricMean())
     got = run(row, model, x)
     noise = model.noise((key_of(1, "run", 0, 0),), (1, *SHAPE))
     logs = 0.0
@@ -291,14 +465,14 @@ def test_the_scan_is_the_distance_of_backward_transitions_up_to_a_factor():
 @pytest.mark.parametrize(
     ("name", "least"),
     # the windows of the similarity reach beyond a blob of three voxels
-    [("pddpm", 0.9), ("itermask3d", 0.9), ("ssim_ensemble", 0.35), ("healthy_inpainting", 0.9)],
+    [("grid", 0.9), ("shrink", 0.9), ("ssim_ensemble", 0.35), ("repaint", 0.9)],
 )
 def test_rows_find_a_blob_with_a_perfect_denoiser(name, least):
     row = load_row(name, overrides=["sampler.steps=6", "post=[]"])
-    if name == "pddpm":
+    if name == "grid":
         row = replace(row, route=replace(row.route, box_mm=12.0, overlap_mm=4.0))
-    if name == "healthy_inpainting":
-        row = replace(row, policy=replace(row.policy, quantile=0.9))
+    if name == "repaint":
+        row = replace(row, policy=Inpaint(Found(quantile=0.9)))
     model = wiener(correlation=2.0)
     truth = blob()[INSIDE].numpy()
 

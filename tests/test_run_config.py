@@ -46,8 +46,9 @@ def small(path, data, output, *words):
     """The file's own pipeline at 16^3 with narrow layers; float32, as d = 2 levels occur."""
     tree = yaml.safe_load(path.read_text())
     part = "autoencoder" if "autoencoder" in tree else "network"
-    widths = [8] * len(tree[part]["widths"])
     extra = ["network.groups=4"] if part == "network" else []
+    if "widths" in tree[part]:
+        extra.append(f"{part}.widths={[8] * len(tree[part]['widths'])}")
     if tree["crop"]:
         crop = [16, 16, 8] if tree["crop"][0] != tree["crop"][2] else [8, 8, 8]
         extra.append(f"crop={crop}")
@@ -58,7 +59,6 @@ def small(path, data, output, *words):
             "data.preprocessing.shape=[16,16,16]",
             "data.preprocessing.spacing_mm=3",
             "data.workers=0",
-            f"{part}.widths={widths}",
             "memory.dtype=float32",
             "optim.steps=1",
             "validation.volumes=1",
@@ -76,10 +76,12 @@ def small(path, data, output, *words):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
     words = []
-    source = autoencoder_path(load_run_config(path).space)
+    wanted = load_run_config(path)
+    source = autoencoder_path(wanted.space) or autoencoder_path(wanted.autoencoder)
     if source:
         first = ROOT / "autoencoders" / f"{Path(source).name}.yaml"
-        words = [f"space.autoencoder={train(small(first, data, tmp_path / 'autoencoder'))}"]
+        part = "autoencoder" if wanted.space is None else "space"
+        words = [f"{part}.autoencoder={train(small(first, data, tmp_path / 'autoencoder'))}"]
     config = small(path, data, tmp_path / "run", *words)
     before = build_task(config).trained()
     run = train(config)
@@ -87,7 +89,7 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
     after = dict(trained.named_parameters())
     assert any(not torch.equal(p, after[n]) for n, p in before.items()), "nothing was learnt"
     assert list((run / "previews").glob("*.png"))
-    if source:
+    if source and wanted.space is not None:
         space = trained.space.inner if isinstance(trained.space, Slices) else trained.space
         assert isinstance(space, Latent)
         assert len(space.digest) == 64
@@ -115,6 +117,8 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
         (["autoencoder.name=kl"], "config: takes autoencoder alone, or space"),
         (["optim.accumulate=3"], r"config: needs optim.batch_size \(2\) to be a multiple"),
         (["crop=[8, 8]"], "config: crop.*got"),
+        (["times=[0.5, 0.5]"], r"config: needs times \[low, high\] with low < high"),
+        (["times=[0, 1.5]"], "config: times.*got 1.5"),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(tmp_path, words, message):

@@ -17,6 +17,10 @@ from volumediff.errors import DataError
 from volumediff.kernels._base import Prediction
 from volumediff.model import Model, full_coordinates
 from volumediff.randomness import key, normal
+from volumediff.recipes._base import Subject
+from volumediff.recipes.class_conditional import ClassConditional
+from volumediff.recipes.healthy import Healthy
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
@@ -29,7 +33,6 @@ from volumediff.training.journal import read_metrics
 from volumediff.training.latents import Precomputed
 from volumediff.training.loop import train
 from volumediff.training.rate import learning_rate
-from volumediff.training.recipe import ClassConditional, Healthy, LabelDiffusion
 from volumediff.training.run_config import Optim
 from volumediff.training.statistics import Statistics
 from volumediff.training.task import Diffusion
@@ -292,7 +295,7 @@ def test_batches_are_collated_in_order(unmarked):
     assert batch.condition.scalars[:, 0].tolist() == pytest.approx([-(0.5**0.5), 2**0.5])
     # the atlas is the mean of group a, the healthy one
     mean = torch.stack([v.x for v in volumes[::2]]).mean(0)
-    torch.testing.assert_close(batch.image, mean.expand(2, -1, -1, -1, -1))
+    torch.testing.assert_close(batch.images[0], mean.expand(2, -1, -1, -1, -1))
 
 
 def test_statistics_come_back_from_the_run_and_damage_is_noticed(unmarked, tmp_path):
@@ -313,11 +316,11 @@ def test_statistics_come_back_from_the_run_and_damage_is_noticed(unmarked, tmp_p
 def test_label_diffusion_codes_masks_and_conditions_on_the_scan(volumes):
     recipe = LabelDiffusion(labels=(1, 2))
     x, label = volumes[0].x, volumes[0].array("label")
-    target = recipe.target(x, label, atlas=None, attributes={}, key=0)
+    target = recipe.target(Subject(x, label), atlas=None, key=0)
     assert torch.equal(target.x[0], torch.full_like(x[0], -1))
     assert torch.equal(target.x[1], torch.where(x[0] > 1, 1.0, -1.0))
-    assert torch.equal(target.image, x)
-    assert (recipe.channels(1), recipe.image_channels(1)) == (2, 1)
+    assert [torch.equal(image, x) for image in target.images] == [True]
+    assert (recipe.channels(1), recipe.image_channels(1)) == (2, (1,))
 
 
 @pytest.mark.parametrize("labels", [(), (0, 1), (1, 1), (300,)])
@@ -331,7 +334,7 @@ def test_classes_are_dropped_as_often_as_asked():
     x = torch.zeros(1, 2, 2, 2)
 
     def label(k, value="ill"):
-        return recipe.target(x, None, atlas=None, attributes={"group": value}, key=k).label
+        return recipe.target(Subject(x, attributes={"group": value}), atlas=None, key=k).label
 
     labels = [label(k) for k in range(3000)]
     assert set(labels) == {1, recipe.classes}

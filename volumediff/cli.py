@@ -16,6 +16,7 @@ from volumediff.commands.check import check
 from volumediff.commands.demo import demo
 from volumediff.commands.doctor import doctor
 from volumediff.commands.evaluate import evaluate
+from volumediff.commands.findings import findings
 from volumediff.commands.import_run import import_
 from volumediff.commands.info import info
 from volumediff.commands.localize import localize
@@ -26,6 +27,7 @@ from volumediff.commands.restore import restore
 from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
+from volumediff.commands.tune import tune
 from volumediff.errors import DataError, UsageError
 
 __all__ = ["app", "main"]
@@ -100,7 +102,9 @@ for _name, _command in {
     "check": check,
     "prepare": prepare,
     "localize": localize,
+    "findings": findings,
     "calibrate": calibrate,
+    "tune": tune,
     "segment": segment,
     "restore": restore,
     "sample": sample,

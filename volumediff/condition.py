@@ -23,6 +23,7 @@ class Condition:
         image: an encoded image, in state space, concatenated to z_t
         label: class index; `HEALTHY` is 0, the null class is the number of classes
         scalars: standardised numbers such as age or spacing
+        reference: a state that the network is told through a bottleneck
         coordinates: position of every state voxel in the full volume, in [-1, 1]
     """
 
@@ -30,6 +31,7 @@ class Condition:
     label: Int[Tensor, "b"] | None = None
     scalars: Float[Tensor, "b n"] | None = None
     coordinates: Float[Tensor, "b 3 d h w"] | None = None
+    reference: Float[Tensor, "b _ _ _ _"] | None = None
 
     def replace(self, **changes: Tensor | None) -> "Condition":
         """The same condition with some fields changed."""

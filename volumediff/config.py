@@ -29,7 +29,9 @@ __all__ = [
     "component",
     "config_path",
     "load",
+    "name_of",
     "overridden",
+    "shipped",
     "suggestion",
 ]
 
@@ -43,14 +45,19 @@ FOLDERS = {
     "guidance": "volumediff.guidance",
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",
+    "layout": "volumediff.data.layouts",
+    "recipe": "volumediff.recipes",
+    "corruption": "volumediff.data.corruptions",
+    "route": "volumediff.anomaly.routes",
+    "policy": "volumediff.anomaly.policies",
+    "fitted": "volumediff.anomaly.fitted",
 }
 # Files that hold all components of a family, named by their class in snake case.
 MODULES = {
     "intensity": "volumediff.data.intensity",
-    "recipe": "volumediff.training.recipe",
+    "region": "volumediff.data.regions",
     "noise": "volumediff.noise",
-    "route": "volumediff.anomaly.route",
-    "policy": "volumediff.anomaly.policy",
+    "where": "volumediff.anomaly.where",
     "ensemble": "volumediff.anomaly.ensemble",
     "map": "volumediff.anomaly.maps",
     "post": "volumediff.anomaly.post",
@@ -58,6 +65,8 @@ MODULES = {
     "score": "volumediff.anomaly.score",
     "calibration": "volumediff.anomaly.calibration",
     "baseline": "volumediff.anomaly.baselines",
+    "detector": "volumediff.anomaly.detectors",
+    "reconstruction": "volumediff.anomaly.reconstruction",
 }
 ROOTS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 
@@ -68,7 +77,9 @@ def suggestion(word: str, choices: list[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def _snake(name: str) -> str:
+def name_of(cls: type) -> str:
+    """The name of a class in configurations, its own in snake case."""
+    name = cls.__name__
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
@@ -82,7 +93,7 @@ def _members(family: str) -> dict[str, str]:
         module = importlib.import_module(MODULES[family])
         classes = [getattr(module, n) for n in module.__all__]
         return {
-            _snake(c.__name__): f"{MODULES[family]}:{c.__name__}"
+            name_of(c): f"{MODULES[family]}:{c.__name__}"
             for c in classes
             if inspect.isclass(c) and not inspect.isabstract(c) and _family(c) == family
         }
@@ -227,6 +238,11 @@ def config_path(kind: str, name: str) -> Path:
         f"{kind} configuration {name!r}: no such file, and none of the shipped "
         f"{', '.join(dict.fromkeys(names)) or 'ones'}.{hint}"
     )
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the configurations of a folder that ship with the package."""
+    return sorted({p.stem for root in ROOTS for p in (root / kind).glob("*.yaml")})
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.networks._base import Network
 from volumediff.noise import Gaussian, Noise
 from volumediff.randomness import uniform
+from volumediff.recipes._base import Recipe
+from volumediff.recipes.healthy import Healthy
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
@@ -27,6 +29,7 @@ __all__ = ["Batch", "Model", "full_coordinates", "positions"]
 
 Volume = Float[Tensor, "b c d h w"]
 State = Float[Tensor, "b k d2 h2 w2"]
+TINY = 1e-6  # share of a region that a crop may miss; its loss is then 0
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,20 @@ class Batch:
     Arguments:
         x: volumes
         keys: one per sample; time and noise of the sample are drawn from it alone
-        condition: what the denoiser is told, without the image
-        image: volumes to condition on; they go through the state space as x does
+        condition: what the denoiser is told, without images and mask
+        images: volumes to condition on; they go through the state space as x does
+        mask: a mask to condition on; it goes through the space as masks do
+        region: 1 where there is noise: the state outside is clean, and the loss is inside
+        end: volumes at the noisy end of a cold kernel, in place of noise
     """
 
     x: Volume
     keys: tuple[int, ...]
     condition: Condition = UNCONDITIONAL
-    image: Float[Tensor, "b i d h w"] | None = None
+    images: tuple[Float[Tensor, "b _ d h w"], ...] = ()
+    mask: Float[Tensor, "b 1 d h w"] | None = None
+    region: Float[Tensor, "b 1 d h w"] | None = None
+    end: Volume | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on a device."""
@@ -51,8 +60,14 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        image = None if self.image is None else move(self.image)
-        return replace(self, x=move(self.x), condition=self.condition.map(move), image=image)
+        others = {n: getattr(self, n) for n in ("mask", "region", "end")}
+        return replace(
+            self,
+            x=move(self.x),
+            condition=self.condition.map(move),
+            images=tuple(move(image) for image in self.images),
+            **{n: None if t is None else move(t) for n, t in others.items()},
+        )
 
 
 class Model(nn.Module):
@@ -65,6 +80,7 @@ class Model(nn.Module):
         dtype: in which the network computes; states, times and losses stay in float32
         times: (low, high), training times are uniform on (low, high]
         field: what volumes are corrupted with; the network knows no other noise
+        recipe: what it was trained on
     """
 
     def __init__(
@@ -76,6 +92,7 @@ class Model(nn.Module):
         dtype: torch.dtype = torch.float32,
         times: tuple[float, float] = (0.0, 1.0),
         field: Noise = Gaussian(),  # noqa: B008 - frozen
+        recipe: Recipe = Healthy(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if not 0 <= times[0] < times[1] <= 1:
@@ -86,6 +103,7 @@ class Model(nn.Module):
         self.dtype = dtype
         self.times = times
         self.field = field
+        self.recipe = recipe
 
     @property
     def device(self) -> torch.device:
@@ -119,21 +137,47 @@ class Model(nn.Module):
         """
         return lambda step: self._noise(keys, tuple(shape), "noise", step)
 
+    def told(
+        self,
+        condition: Condition,
+        images: Sequence[Float[Tensor, "b _ d h w"]] = (),
+        mask: Float[Tensor, "b 1 d h w"] | None = None,
+    ) -> Condition:
+        """The condition with volumes and a mask added to its image, in state space."""
+        parts = [] if condition.image is None else [condition.image]
+        parts += [self.encode(image) for image in images]
+        if mask is not None:
+            parts.append(self.space.mask(mask))
+        return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
+
+    def referred(self, condition: Condition, z: State) -> Condition:
+        """The condition with the state of the volume itself, for models that are told it."""
+        return condition.replace(reference=z) if self.recipe.reference else condition
+
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises."""
         with torch.no_grad():
             z_0 = self.encode(batch.x)
-            condition = batch.condition
-            if batch.image is not None:
-                condition = condition.replace(image=self.encode(batch.image))
+            condition = self.told(batch.condition, batch.images, batch.mask)
+            condition = self.referred(condition, z_0)
         low, high = self.times
         # 1 - u lies in (0, 1]: t = 0 has no noise to remove.
         draws = [high - (high - low) * uniform(key, "t") for key in batch.keys]
         t = torch.tensor(draws, dtype=torch.float64, device=z_0.device)
-        noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)
+        if batch.end is None:
+            noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)
+        else:
+            with torch.no_grad():
+                noise = self.encode(batch.end)
         z_t = self.kernel.corrupt(z_0, t, noise)
-        output = self._output(z_t, t, condition)
-        return self.kernel.loss(output, z_0, z_t, t, noise)
+        if batch.region is None:
+            return self.kernel.loss(self._output(z_t, t, condition), z_0, z_t, t, noise)
+        m = self.space.mask(batch.region)
+        z_t = torch.lerp(z_0, z_t, m)
+        # Errors are linear in output, state and noise: the masked ones have the masked error.
+        inside = (m * a for a in (self._output(z_t, t, condition), z_0, noise))
+        output, z_0, noise = inside
+        return self.kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
 
     def _output(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
 from volumediff.model import Model
 from volumediff.networks._layers import Recomputable
@@ -15,16 +16,27 @@ from volumediff.spaces._base import StateSpace
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
 
-__all__ = ["Features", "autoencoder_features", "feature_problem", "network_features", "spread"]
+__all__ = [
+    "Features",
+    "autoencoder_features",
+    "feature_problem",
+    "latent_of",
+    "network_features",
+    "spread",
+]
 
 # volume -> one tensor per level, on that level's own grid, axes d, h, w of the volume
 Features = Callable[[Tensor], list[Tensor]]
 
 
-def feature_problem(model: Model, of: str) -> str | None:
+def feature_problem(model: Model | Reconstructor, of: str) -> str | None:
     """Why the model has no such features; None where it has."""
+    if isinstance(model, Reconstructor):
+        if of != "autoencoder":
+            return "expected a denoiser, got an autoencoder; use of: autoencoder."
+        return None if _parts(model.passes[0]) else _no_blocks(model.passes[0])
     if of == "autoencoder":
-        if _latent(model.space) is None:
+        if latent_of(model.space) is None:
             kind = type(model.space).__name__.lower()
             return f"expected a latent space with an autoencoder, got {kind}; use of: network."
         return None
@@ -33,32 +45,51 @@ def feature_problem(model: Model, of: str) -> str | None:
             "expected a network that runs in one piece, whose stages can be read, got one in "
             "slabs; use memory.slab=null memory.offload=false, or another map."
         )
-    if not _parts(model.network):
-        kind = type(model.network).__name__.lower()
-        return f"expected a network of residual blocks, got {kind}; use another map."
-    return None
+    return None if _parts(model.network) else _no_blocks(model.network)
 
 
-def network_features(model: Model, condition: Condition, t: float) -> Features:
-    """Stages of the denoiser's encoder for the noise-free state α_t z, at the time t."""
+def _no_blocks(network: nn.Module) -> str:
+    kind = type(network).__name__.lower()
+    return f"expected a network of residual blocks, got {kind}; use another map."
+
+
+def network_features(
+    model: Model,
+    condition: Condition,
+    t: float,
+    *,
+    noise: Callable[[Tensor], Tensor] | None = None,
+) -> Features:
+    """Stages of the denoiser's encoder at the time t.
+
+    Arguments:
+        model: with a network of residual blocks
+        condition: what the denoiser is told
+        t: time
+        noise: state -> ε, for the state α_t z + σ_t ε; None for the noise-free α_t z
+    """
 
     def features(x: Tensor) -> list[Tensor]:
         time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-        alpha, _ = model.kernel.schedule(time)
+        alpha, sigma = model.kernel.schedule(time)
         z = model.encode(x)
-        scaled = alpha.to(z).view(-1, 1, 1, 1, 1) * z
-        made = _encoded(model.network, lambda: model.denoise(scaled, time, condition))
+        z_t = alpha.to(z).view(-1, 1, 1, 1, 1) * z
+        if noise is not None:
+            z_t = z_t + sigma.to(z).view(-1, 1, 1, 1, 1) * noise(z)
+        made = _encoded(model.network, lambda: model.denoise(z_t, time, condition))
         return [_upright(model.space, f) for f in made]
 
     return features
 
 
-def autoencoder_features(model: Model) -> Features:
-    """Stages of the encoder of the autoencoder of a latent space."""
+def autoencoder_features(model: Model | Reconstructor) -> Features:
+    """Stages of the encoder of an autoencoder, or of that of a latent space."""
 
     def features(x: Tensor) -> list[Tensor]:
-        made = _encoded(_latent(model.space).autoencoder.codec["encoder"], lambda: model.encode(x))
-        return [_upright(model.space, f) for f in made]
+        if isinstance(model, Reconstructor):
+            return _encoded(model.passes[0], lambda: model.reconstruct(x))
+        encoder = latent_of(model.space).autoencoder.passes[0]
+        return [_upright(model.space, f) for f in _encoded(encoder, lambda: model.encode(x))]
 
     return features
 
@@ -91,7 +122,8 @@ def _parts(module: nn.Module) -> list[Recomputable]:
     return [part for part in module.modules() if isinstance(part, Recomputable)]
 
 
-def _latent(space: StateSpace) -> Latent | None:
+def latent_of(space: StateSpace) -> Latent | None:
+    """The latent space that a space is or holds."""
     inner = space.inner if isinstance(space, Slices) else space
     return inner if isinstance(inner, Latent) else None
 

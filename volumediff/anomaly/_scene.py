@@ -79,6 +79,7 @@ class Scene:
         spacing_mm: voxel size along d, h, w
         distance: the row's map
         noise: keyed state noise: -1, -2, ... of the forward route, 0, 1, ... of the steps
+        key: of whatever else is drawn
         lossy: whether the space's own loss is subtracted from the map
         prior_map: map of the first pass, where the row has one
         prior_healthy: pseudo-healthy volume of the first pass
@@ -97,6 +98,7 @@ class Scene:
     spacing_mm: tuple[float, float, float]
     distance: Map
     noise: Callable[[int], Tensor]
+    key: int = 0
     lossy: bool = False
     prior_map: Float[Tensor, "1 1 d h w"] | None = None
     prior_healthy: Float[Tensor, "1 c d h w"] | None = None
@@ -134,7 +136,12 @@ class Scene:
     @cached_property
     def floor(self) -> Float[Tensor, "1 1 d h w"]:
         """Map of the space's own reconstruction D(E(x))."""
-        return self._map(self.decode(self.encode(self.x)))
+        return self._map(self.kept)
+
+    @cached_property
+    def kept(self) -> Float[Tensor, "1 c d h w"]:
+        """What the space keeps of x: D(E(x)) where its own loss is no anomaly, else x."""
+        return self.decode(self.encode(self.x)) if self.lossy else self.x
 
     def distance_of(
         self, x: Float[Tensor, "1 c d h w"], healthy: Float[Tensor, "1 c d h w"]

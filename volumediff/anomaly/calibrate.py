@@ -11,18 +11,15 @@ import numpy as np
 import torch
 
 from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.localizer import Method
+from volumediff.anomaly.localizer import Learned, Method
 from volumediff.metrics.calibration import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, total
-from volumediff.model import Model
 from volumediff.randomness import key as key_of
 
 __all__ = ["fit", "validate"]
 
 
-def fit(
-    method: Method, model: Model | None, volumes: Iterable[Example], *, seed: int
-) -> Calibration:
+def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int) -> Calibration:
     """Calibrates a method on healthy volumes; volume i draws its noise from (seed, i).
 
     Raises:
@@ -60,7 +57,7 @@ def fit(
 def validate(
     calibration: Calibration,
     method: Method,
-    model: Model | None,
+    model: Learned,
     volumes: Iterable[Example],
     *,
     seed: int,

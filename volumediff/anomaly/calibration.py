@@ -26,6 +26,7 @@ from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
 from volumediff.metrics.calibration import Probability
 from volumediff.metrics.detection import Histogram
+from volumediff.tunable import Tunable, tunable
 
 __all__ = [
     "ByIntensity",
@@ -144,7 +145,7 @@ class Voxelwise(Normalization):
         floor: share δ of the median deviation that is added to s
     """
 
-    sigma_mm: float = 3.0
+    sigma_mm: float = tunable(3.0, Tunable.WIDTH)
     pool_mm: float = 3.0
     floor: float = 0.1
 
@@ -222,7 +223,7 @@ class ByIntensity(Normalization):
         floor: share δ of the median deviation that is added to s
     """
 
-    sigma_mm: float = 3.0
+    sigma_mm: float = tunable(3.0, Tunable.WIDTH)
     bins: int = 16
     floor: float = 0.1
 

@@ -17,24 +17,40 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._checkpoint import (
+    check_corruption,
+    check_kernel,
+    check_noise,
+    check_recipe,
+)
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
-from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.ensemble import Ensemble, Mahalanobis, Mean
 from volumediff.anomaly.maps import L1, Map
-from volumediff.anomaly.policy import Plain, Policy
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.post import MASK, Post
-from volumediff.anomaly.route import Route
+from volumediff.anomaly.routes._base import Route
 from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import HEALTHY, Condition
+from volumediff.config import name_of
+from volumediff.data.corruptions import Corruption
 from volumediff.guidance._base import Guidance, needs_classes, with_classes
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
 from volumediff.noise import Gaussian, Noise
 from volumediff.randomness import key as key_of
+from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Finding", "Localization", "Localizer", "Method"]
+__all__ = ["Finding", "Learned", "Localization", "Localizer", "Method"]
+
+Learned = Model | Reconstructor | None
+"""What a method works with: a diffusion model, an autoencoder, or nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +119,11 @@ class Method(ABC):
     score: Score = field(default_factory=TopFraction)
 
     @abstractmethod
-    def check(self, model: Model | None) -> None:
+    def check(self, model: Learned) -> None:
         """Raises ValueError, with the reason, for a model with which the method is meaningless."""
 
     @abstractmethod
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
 
     @property
@@ -119,7 +135,7 @@ class Method(ABC):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @torch.no_grad()
-    def residual(self, model: Model | None, example: Example, *, key: int) -> Residual:
+    def residual(self, model: Learned, example: Example, *, key: int) -> Residual:
         """The map of a volume, prepared for normalization; used to calibrate."""
         found = self.find(model, example, key=key)
         return self._prepared(found, example)
@@ -138,7 +154,7 @@ class Method(ABC):
     @torch.no_grad()
     def localize(
         self,
-        model: Model | None,
+        model: Learned,
         x: Float[Tensor, "1 c d h w"],
         *,
         foreground: Bool[Tensor, "1 1 d h w"],
@@ -151,7 +167,7 @@ class Method(ABC):
         """Map, mask, pseudo-healthy volume and score of one volume.
 
         Arguments:
-            model: the denoiser with its space; baselines take None
+            model: the denoiser with its space, or an autoencoder; baselines take None
             x: the volume, as preprocessed for training
             foreground: voxels that count
             spacing_mm: voxel size along d, h, w
@@ -222,6 +238,10 @@ class Localizer(Method):
 
     Arguments:
         noise: kind of noise that the method is about; its details are the checkpoint's
+        kernel: of the checkpoint
+        reference: whether the checkpoint must be one that is told the volume through a bottleneck
+        recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
+        corruption: that the checkpoint was trained with; None for any or none
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
         policy: what may change
@@ -232,16 +252,25 @@ class Localizer(Method):
     """
 
     noise: type[Noise] = Gaussian
+    kernel: type[Kernel] = GaussianKernel
+    recipe: type[Recipe] | None = None
+    reference: bool = False
+    corruption: type[Corruption] | None = None
     route: Route
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
     sampler: Sampler | None = None
     ensemble: Ensemble = field(default_factory=Mean)
     map: Map = field(default_factory=L1)
-    first: "Localizer | None" = None
+    first: Method | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
+        if self.route.kernel not in (None, self.kernel):
+            raise ValueError(
+                f"kernel: expected {name_of(self.route.kernel)} for the route "
+                f"{name_of(type(self.route))}, got {name_of(self.kernel)}."
+            )
         if not self.route.chain and not isinstance(self.policy, Plain):
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
@@ -256,11 +285,32 @@ class Localizer(Method):
                 f"{type(self.policy).__name__.lower()}."
             )
 
-    def check(self, model: Model | None) -> None:
+    @property
+    def takes_region(self) -> bool:
+        """Whether the caller must say what to redraw."""
+        first = self.first
+        inner = isinstance(first, Localizer) and first.takes_region
+        return self.policy.takes_region or inner
+
+    def check(self, model: Learned) -> None:
         """Noise, guidance, classes and levels must suit the checkpoint."""
         if model is None:
             raise ValueError("expected a trained model, got none; only baselines work without.")
-        self._check_noise(model)
+        if isinstance(model, Reconstructor):
+            kind = type(model).__name__.lower()
+            raise ValueError(
+                f"expected the run of a diffusion model, got one of the autoencoder {kind}; use a "
+                "row such as vae, or train one of configs/pipelines."
+            )
+        check_recipe(model, self.recipe)
+        check_corruption(model, self.corruption)
+        check_kernel(model, self.kernel)
+        if self.reference and not model.recipe.reference:
+            raise ValueError(
+                "reference: expected a checkpoint that is told the volume through a bottleneck, "
+                "got one that is not; train with recipe.reference=true."
+            )
+        check_noise(model, self.noise)
         self.map.check(model)
         problem = self.policy.problem(model)
         if problem:
@@ -274,43 +324,37 @@ class Localizer(Method):
                 )
             with_classes(self.guidance, classes_of(model))
         times = self._times(model)
-        if times and max(times) > model.times[1] + 1e-9:
+        low, high = model.times
+        if times and max(times) > high + 1e-9:
             raise ValueError(
-                f"level: expected times up to {model.times[1]:.3f}, which the checkpoint was "
-                f"trained on, got {max(times):.3f}; use a lower level."
+                f"level: expected times up to {high:.3f}, which the checkpoint was trained on, "
+                f"got {max(times):.3f}; use a lower level."
+            )
+        # One step asks at the level alone; a chain goes down to 0.
+        chain = self.sampler is not None and self.sampler.steps > 1
+        lowest = 0.0 if chain else min(times, default=1.0)
+        if low > 0 and lowest <= low:
+            raise ValueError(
+                f"level: expected times above {low:.3f}, which the checkpoint was trained on, got "
+                f"{lowest:.3f}; use a method for it, or train with times=[0,1]."
             )
         if self.first is not None:
             self.first.check(model)
-            if self.policy.refines and max(times) >= max(self.first._times(model)):
+            # a first row without a chain, such as that of an autoencoder, has no level
+            before = self.first._times(model) if isinstance(self.first, Localizer) else []
+            if self.policy.refines and before and max(times) >= max(before):
                 raise ValueError(
                     "first: expected a second pass at a lower noise level than the first, got "
-                    f"t = {max(times):.3f} after {max(self.first._times(model)):.3f}."
+                    f"t = {max(times):.3f} after {max(before):.3f}."
                 )
 
-    def _check_noise(self, model: Model) -> None:
-        kernel = type(model.kernel).__name__.lower()
-        if kernel != "gaussian":
-            raise ValueError(
-                "noise: expected a checkpoint with kernel gaussian, got one that was trained with "
-                f"the {kernel} kernel; use a method for that kernel."
-            )
-        wanted, got = (c.__name__.lower() for c in (self.noise, type(model.field)))
-        if wanted != "gaussian" and not model.space.exact:
-            raise ValueError(
-                f"noise: expected a space of voxels or wavelets for {wanted} noise, got latents, "
-                "which are trained on white noise of their own; use another pipeline."
-            )
-        if wanted != got:
-            raise ValueError(
-                f"noise: expected a checkpoint that was trained with {wanted} noise, got one with "
-                f"{got} noise; use a method for {got} noise, or train with noise={wanted}."
-            )
-
-    def find(self, model: Model | None, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps."""
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
+        weighing = isinstance(self.ensemble, Mahalanobis)
+        kept: list[Tensor] = []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
@@ -321,6 +365,8 @@ class Localizer(Method):
                 if self.policy.own_map:
                     scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
                 healthy, volumes = healthy + volume, volumes + 1
+                if weighing:
+                    kept.append(volume)
                 while scene.maps:  # summed one by one and not kept
                     a = scene.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
@@ -331,8 +377,15 @@ class Localizer(Method):
                 spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""
             trace.update({prefix + name: value for name, value in scene.trace.items()})
+        merged = self.ensemble.inverse(total / count)
+        if spread is not None:  # what the uncertainty is to be compared with
+            trace["ensemble/map"] = merged
+        if weighing:
+            merged = merged * self.ensemble.distance(
+                scene.kept, torch.cat(kept), foreground=example.foreground
+            )
         return Finding(
-            map=self.ensemble.inverse(total / count),
+            map=merged,
             healthy=healthy / volumes,
             trace=trace,
             errors=torch.stack(errors),
@@ -345,7 +398,8 @@ class Localizer(Method):
         return [level.time(model.kernel.schedule) for level in levels]
 
     def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
-        condition, null = example.condition, example.condition
+        condition = model.referred(example.condition, model.encode(example.x))
+        null = condition
         classes = classes_of(model)
         if classes:
             label = torch.full((1,), HEALTHY, device=example.x.device)
@@ -363,6 +417,7 @@ class Localizer(Method):
             spacing_mm=example.spacing_mm,
             distance=self.map.bound(model, condition),
             noise=model.noise((key,), tuple(example.x.shape[1:])),
+            key=key,
             lossy=self.route.corrupts and not model.space.exact,
             prior_map=None if prior is None else prior.map,
             prior_healthy=None if prior is None else prior.healthy,

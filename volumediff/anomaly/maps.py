@@ -20,6 +20,9 @@ from volumediff.anomaly._features import (
     spread,
 )
 from volumediff.anomaly._filters import inside_quantile, smooth
+from volumediff.anomaly._registration import bent_onto
+from volumediff.anomaly._similarity import ssim
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
 from volumediff.model import Model
 
@@ -28,6 +31,7 @@ __all__ = [
     "L2",
     "SSIM",
     "Asymmetric",
+    "Deformed",
     "Map",
     "Perceptual",
     "Product",
@@ -56,12 +60,12 @@ class Map(ABC):
         """Maps that this one is made of."""
         return ()
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model | Reconstructor) -> None:
         """Raises ValueError, with the reason, for a model with which the map is meaningless."""
         for part in self.parts:
             part.check(model)
 
-    def bound(self, model: Model, condition: Condition) -> "Map":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Map":
         """The map with what it takes from a model."""
         return self
 
@@ -131,31 +135,9 @@ class SSIM(Map):
         spacing_mm: tuple[float, float, float],
     ) -> Float[Tensor, "b 1 d h w"]:
         """One minus the local structural similarity."""
-
-        ssim = _ssim(x, healthy, self.sigma_mm, spacing_mm, foreground)
-        return (1 - ssim).clamp(min=0).mean(dim=1, keepdim=True) * foreground
-
-
-def _ssim(
-    x: Tensor,
-    healthy: Tensor,
-    sigma_mm: float,
-    spacing_mm: tuple[float, float, float],
-    foreground: Tensor,
-) -> Tensor:
-    """The similarity of every channel."""
-
-    def mean(a: Tensor) -> Tensor:
-        return smooth(a, sigma_mm=sigma_mm, spacing_mm=spacing_mm, foreground=foreground)
-
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the intensity range is 2
-    p, q = x + 1, healthy + 1
-    mean_p, mean_q = mean(p), mean(q)
-    var_p = (mean(p * p) - mean_p**2).clamp(min=0)
-    var_q = (mean(q * q) - mean_q**2).clamp(min=0)
-    both = mean(p * q) - mean_p * mean_q
-    ssim = (2 * mean_p * mean_q + c1) * (2 * both + c2)
-    return ssim / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2))
+        inside = {"spacing_mm": spacing_mm, "foreground": foreground}
+        near = ssim(x, healthy, sigma_mm=self.sigma_mm, **inside)
+        return (1 - near).clamp(min=0).mean(dim=1, keepdim=True) * foreground
 
 
 @dataclass(frozen=True)
@@ -191,11 +173,12 @@ class SSIMEnsemble(Map):
     ) -> Float[Tensor, "b 1 d h w"]:
         """One minus the weighted similarity."""
         # Σ w S = Σ S exp(-S) / Σ exp(-S), summed width by width
+        inside = {"spacing_mm": spacing_mm, "foreground": foreground}
         top, bottom = torch.zeros_like(x), torch.zeros_like(x)
         for sigma in self.sigmas_mm:
-            ssim = _ssim(x, healthy, sigma, spacing_mm, foreground)
-            weight = torch.exp(-ssim)
-            top, bottom = top.addcmul_(weight, ssim), bottom.add_(weight)
+            near = ssim(x, healthy, sigma_mm=sigma, **inside)
+            weight = torch.exp(-near)
+            top, bottom = top.addcmul_(weight, near), bottom.add_(weight)
         return (1 - top / bottom).clamp(min=0).mean(dim=1, keepdim=True) * foreground
 
 
@@ -227,13 +210,13 @@ class Perceptual(Map):
         if not 0 < self.level <= 1:
             raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model | Reconstructor) -> None:
         """The model must have such features."""
         problem = feature_problem(model, self.of)
         if problem:
             raise ValueError(f"map perceptual: {problem}")
 
-    def bound(self, model: Model, condition: Condition) -> "Perceptual":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Perceptual":
         """The map with the features of a model."""
         result = replace(self)
         made = (
@@ -296,7 +279,7 @@ class Asymmetric(Map):
         """The map."""
         return (self.map,)
 
-    def bound(self, model: Model, condition: Condition) -> "Asymmetric":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Asymmetric":
         """The map with what its own takes from a model."""
         return replace(self, map=self.map.bound(model, condition))
 
@@ -346,7 +329,7 @@ class Product(Map):
         """The factors."""
         return self.maps
 
-    def bound(self, model: Model, condition: Condition) -> "Product":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Product":
         """The map with what its factors take from a model."""
         return replace(self, maps=tuple(m.bound(model, condition) for m in self.maps))
 
@@ -384,7 +367,7 @@ class Saturated(Map):
         """The map."""
         return (self.map,)
 
-    def bound(self, model: Model, condition: Condition) -> "Saturated":
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Saturated":
         """The map with what its own takes from a model."""
         return replace(self, map=self.map.bound(model, condition))
 
@@ -403,3 +386,62 @@ class Saturated(Map):
             # a map that is zero up to the quantile has no unit: everything above it is 1
             a[i] = (volume / top).clamp(max=1) if top > 0 else (volume > 0).to(a.dtype)
         return a
+
+
+@dataclass(frozen=True)
+class Deformed(Map):
+    """A map of what is left after the pseudo-healthy volume was bent onto the volume,
+
+    a(x, x̂∘φ), φ smooth and of bounded length: anatomy that stands a little elsewhere is no
+    anomaly. Lesions that displace, and shrinkage, are forgiven with it.
+
+    Arguments:
+        map: the map a
+        limit_mm: longest displacement; about the size of what should be forgiven
+        smooth_mm: standard deviation of the Gaussian that smooths the displacement
+        iterations: of the demons, on each of two resolutions
+
+    References:
+        Bercea et al. (2023), Generalizing Unsupervised Anomaly Detection: Towards Unbiased
+        Pathology Screening (MorphAEus), arXiv:2303.09601; there a network estimates φ
+    """
+
+    map: Map
+    limit_mm: float = 4.0
+    smooth_mm: float = 6.0
+    iterations: int = 30
+
+    def __post_init__(self) -> None:
+        if not (self.limit_mm > 0 and self.smooth_mm > 0 and self.iterations > 0):
+            raise ValueError(
+                "expected positive limit_mm, smooth_mm and iterations, got "
+                f"{self.limit_mm}, {self.smooth_mm} and {self.iterations}."
+            )
+
+    @property
+    def parts(self) -> tuple[Map, ...]:
+        """The map."""
+        return (self.map,)
+
+    def bound(self, model: Model, condition: Condition) -> "Deformed":
+        """The map with what its own takes from a model."""
+        return replace(self, map=self.map.bound(model, condition))
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """The map of the bent volume."""
+        bent = bent_onto(
+            healthy,
+            x,
+            spacing_mm=spacing_mm,
+            smooth_mm=self.smooth_mm,
+            limit_mm=self.limit_mm,
+            iterations=self.iterations,
+        )
+        return self.map(x, bent, foreground=foreground, spacing_mm=spacing_mm)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
+from volumediff.tunable import Tunable, tunable
 
 __all__ = [
     "MASK",
@@ -90,7 +91,7 @@ class Median(Post):
     """
 
     rank: ClassVar[int] = 1
-    radius_mm: float = 2.0
+    radius_mm: float = tunable(2.0, Tunable.WIDTH)
 
     def __call__(
         self,
@@ -126,7 +127,7 @@ class Smooth(Post):
     """
 
     rank: ClassVar[int] = 2
-    sigma_mm: float = 2.0
+    sigma_mm: float = tunable(2.0, Tunable.WIDTH)
 
     def __call__(
         self,

@@ -3,20 +3,30 @@
 route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
+first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
+reconstruction: single_pass                 a row of an autoencoder has one instead of a route
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
+detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
+fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from volumediff import config
-from volumediff.anomaly.baselines import Atlas, Baseline
+from volumediff.anomaly.baselines import Baseline
+from volumediff.anomaly.detectors import Detector
+from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.lent import Borrowed, Lent
 from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["available_rows", "load_row"]
+__all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
+
+Row = Localizer | Rebuilder | Baseline | Detector | Fitted
 
 FAMILIES = {
     "normalize": "calibration",
@@ -28,7 +38,10 @@ FAMILIES = {
     "sampler": "sampler",
     "ensemble": "ensemble",
     "map": "map",
+    "reconstruction": "reconstruction",
 }
+# Methods that are one component instead of slots of their own.
+SINGLE = ("baseline", "detector", "fitted")
 WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
 
 
@@ -37,64 +50,97 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-def load_row(
-    name: str, *, atlas: Atlas | None = None, overrides: Sequence[str] = ()
-) -> Localizer | Baseline:
+# From the folder of another run to its autoencoder.
+Runs = Callable[[str], Borrowed]
+
+
+def load_row(name: str, *, overrides: Sequence[str] = (), runs: Runs | None = None) -> Row:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
-        atlas: healthy atlas, for the baselines that need one
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
+        runs: from the folder of another run to its autoencoder, for rows that work with one
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
-    tree = config.load(config.config_path("anomaly", str(name)), overrides)
-    return _method(tree, atlas=atlas, where=str(name))
+    return build_row(_read(name, overrides), runs=runs, where=str(name))
 
 
-def _method(tree: Mapping[str, Any], *, atlas: Atlas | None, where: str) -> Localizer | Baseline:
-    is_baseline = "baseline" in tree
-    kind = Method if is_baseline else Localizer
-    slots = [f.name for f in fields(kind)] + ["baseline"] * is_baseline
+def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A row as nested dictionaries, a first pass that is a name written out.
+
+    Raises:
+        UsageError: unknown row, or no YAML file
+    """
+    tree = _read(name, overrides)
+    if isinstance(tree.get("first"), str):
+        tree["first"] = load_tree(tree["first"])
+    return tree
+
+
+def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    return config.load(config.config_path("anomaly", str(name)), overrides)
+
+
+def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str = "row") -> Row:
+    """A method from the tree of its row.
+
+    Arguments:
+        tree: slot -> specification, as in YAML
+        runs: from the folder of another run to its autoencoder, for rows that work with one
+        where: name of the row, for messages
+
+    Raises:
+        UsageError: unknown slot, component or argument; one line that says what is expected
+    """
+    single = next((name for name in SINGLE if name in tree), None)
+    whole = Rebuilder if "reconstruction" in tree else Localizer
+    slots = [f.name for f in fields(whole if single is None else Method)]
+    slots += ([] if single is None else [single]) + ["corruption"] * (single == "detector")
     for name in tree:
         if name not in slots:
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, atlas=atlas, where=f"{where}.{name}")
+        name: _slot(name, value, runs=runs, where=f"{where}.{name}")
         for name, value in tree.items()
-        if name != "baseline"
+        if name != single
     }
     try:
-        if is_baseline:
-            return _baseline(tree["baseline"], values, atlas=atlas, where=f"{where}.baseline")
-        if "route" not in values:
-            raise UsageError(f"{where}: expected a route or a baseline, got neither.")
-        return Localizer(**values)
+        if single is not None:
+            derived = {"fit": None} if "fit" in _parameters(single, tree[single]) else {}
+            where = f"{where}.{single}"
+            return config.build(single, tree[single], where=where, **values, **derived)
+        if whole is Localizer and "route" not in values:
+            raise UsageError(
+                f"{where}: expected a route, a reconstruction, a baseline, a detector or a fitted "
+                "method, got none of them."
+            )
+        return whole(**values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
+def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
             raise UsageError(f"{where}: expected {' or '.join(allowed) or 'text'}, got {value!r}.")
         return value
     if name == "first":
-        if isinstance(value, str):
-            return load_row(value)
-        if not isinstance(value, Mapping) or "baseline" in value:
-            raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-        return _method(value, atlas=atlas, where=where)
-    if name == "noise":
+        return _first(value, runs=runs, where=where)
+    if name == "reference":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: expected true or false, got {value!r}.")
+        return value
+    if name in ("noise", "kernel", "recipe", "corruption", "autoencoder"):
         if not isinstance(value, str):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
             )
-        return config.component("noise", value)
+        return config.component(name, value)
     if name == "guidance":
         return _guidance(value, where=where)
     if name == "post":
@@ -104,11 +150,19 @@ def _slot(name: str, value: Any, *, atlas: Atlas | None, where: str) -> Any:
     return config.build(FAMILIES[name], value, where=where)
 
 
-def _baseline(spec: Any, values: dict[str, Any], *, atlas: Atlas | None, where: str) -> Baseline:
-    derived = dict(values)
-    if "atlas" in _parameters("baseline", spec):
-        derived["atlas"] = atlas
-    return config.build("baseline", spec, where=where, **derived)
+def _first(value: Any, *, runs: Runs | None, where: str) -> Method:
+    """The row of a first pass; with the key `run`, of the run that it works with."""
+    if isinstance(value, str):
+        return load_row(value)
+    if not isinstance(value, Mapping) or set(SINGLE) & set(value):
+        raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
+    if "row" not in value:
+        return build_row(value, runs=runs, where=where)
+    if set(value) - {"row", "run"} or not isinstance(value["row"], str):
+        raise UsageError(f"{where}: expected the keys row and run alone, got {dict(value)!r}.")
+    run = value.get("run")
+    lent = None if run is None or runs is None else runs(str(run))
+    return Lent(row=load_row(value["row"]), run=lent)
 
 
 def _guidance(spec: Any, *, where: str) -> Guidance:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Excess", "Max", "Mean", "Score", "TopFraction", "ZAverage"]
+__all__ = ["Excess", "Max", "Mean", "Reported", "Score", "TopFraction", "ZAverage"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,31 @@ class TopFraction(Score):
         values = scores[foreground]
         top = values.topk(max(math.ceil(self.fraction * values.numel()), 1)).values
         return float(top.double().mean())
+
+
+@dataclass(frozen=True)
+class Reported(Score):
+    """Mean of the errors that the method itself reports, such as PatchCore's weighted distance."""
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "1 1 d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        errors: Float[Tensor, "n"] | None = None,
+        healthy: Float[Tensor, "m n"] | None = None,
+    ) -> float:
+        """The mean error.
+
+        Raises:
+            ValueError: a method that reports none
+        """
+        if errors is None:
+            raise ValueError(
+                "score reported: expected a method that reports errors, got none; use another "
+                "score, such as top_fraction."
+            )
+        return float(errors.double().mean())
 
 
 @dataclass(frozen=True)

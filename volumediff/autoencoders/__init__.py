@@ -1,5 +1,5 @@
 """Autoencoders, volume <-> latent. The file name is the name in configurations."""
 
-from volumediff.autoencoders._base import Autoencoder
+from volumediff.autoencoders._base import Autoencoder, Reconstructor
 
-__all__ = ["Autoencoder"]
+__all__ = ["Autoencoder", "Reconstructor"]

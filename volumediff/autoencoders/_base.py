@@ -1,13 +1,15 @@
-r"""Autoencoders: an encoder E to a small latent grid and a decoder D back,
+r"""Reconstructors, x -> what a healthy x looks like, and autoencoders, which go by a latent grid:
+an encoder E and a decoder D,
 
 .. math:: L = |D(E(x)) - x|_1 + \text{penalty of the latent} + w_{adv} L_G(D(E(x))),
 
-means over voxels, and optionally a discriminator that is trained against them. What a file of
-this folder adds is the bottleneck between the two: what a latent is and how it is penalised.
+means over voxels, and optionally a discriminator that is trained against them. What an
+autoencoder's file adds is the bottleneck: what a latent is and how it is penalised. The other
+reconstructors bring losses of their own; they localize anomalies and hold no latent diffusion.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,12 +20,75 @@ from volumediff.autoencoders._codec import Codec
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
 from volumediff.shapes import Shape
 
-__all__ = ["Autoencoder", "Generators"]
+__all__ = ["Autoencoder", "Generators", "Reconstructor", "check_player", "frozen", "sources"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
-class Autoencoder(nn.Module, ABC):
+class Reconstructor(nn.Module, ABC):
+    """Anything that reconstructs volumes and is trained by losses of players that take turns.
+
+    Attributes `channels` and `stride` are the channels of the volumes and the voxels of a cell:
+    crops that start at multiples of the stride see the grid of the whole volume.
+    """
+
+    channels: int
+    stride: Shape
+
+    @property
+    @abstractmethod
+    def players(self) -> dict[str, nn.Module]:
+        """Modules that are trained in turn, each with its own optimizer and its own loss; the loss
+        of the first validates."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> tuple[nn.Module, ...]:
+        """Modules that map volumes from end to end, which a memory policy may run in slabs; the
+        first reads volumes, and its residual blocks are features to compare them by."""
+
+    @abstractmethod
+    def loss(
+        self, player: str, x: Float[Tensor, "b c d h w"], *, generator: Generators
+    ) -> dict[str, Tensor]:
+        """The loss of one player under `loss`, and its parts for the log.
+
+        Arguments:
+            player: a key of `players`
+            x: volumes
+            generator: one, or one per sample: then a sample's noise does not depend on its batch
+
+        Raises:
+            ValueError: no such player
+        """
+
+    @abstractmethod
+    def reconstruct(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+        """What the volume looks like to the model, without randomness."""
+
+
+def check_player(model: Reconstructor, player: str) -> None:
+    """Raises ValueError for a player that there is not."""
+    if player not in model.players:
+        raise ValueError(f"player must be one of {', '.join(model.players)}, got {player!r}.")
+
+
+def sources(generator: Generators, number: int) -> Sequence[torch.Generator]:
+    """A generator for every sample."""
+    if isinstance(generator, torch.Generator):
+        return [generator] * number
+    if len(generator) != number:
+        raise ValueError(f"expected {number} generators, one per sample, got {len(generator)}.")
+    return generator
+
+
+def frozen(module: nn.Module) -> Callable[..., Tensor]:
+    """The module with constant weights: gradients pass to its arguments alone."""
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    return lambda *x: torch.func.functional_call(module, weights, x)
+
+
+class Autoencoder(Reconstructor, ABC):
     """Encoder, bottleneck, decoder and an optional discriminator.
 
     Arguments:
@@ -60,11 +125,21 @@ class Autoencoder(nn.Module, ABC):
 
     @property
     def players(self) -> dict[str, nn.Module]:
-        """Modules that are trained in turn, each with its own optimizer and its own loss."""
+        """Encoder and decoder, then the discriminator."""
         players: dict[str, nn.Module] = {"autoencoder": self.codec}
         if self.discriminator is not None:
             players["discriminator"] = self.discriminator
         return players
+
+    @property
+    def passes(self) -> tuple[nn.Module, ...]:
+        """Encoder and decoder."""
+        return self.codec["encoder"], self.codec["decoder"]
+
+    def reconstruct(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+        """D(E(x))."""
+        d, h, w = x.shape[2:]
+        return self.decode(self.encode(x), (d, h, w))
 
     def encode(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
         """The latent; sizes that the stride does not divide are padded by the last plane."""
@@ -80,18 +155,8 @@ class Autoencoder(nn.Module, ABC):
     def loss(
         self, player: str, x: Float[Tensor, "b c d h w"], *, generator: Generators
     ) -> dict[str, Tensor]:
-        """The loss of one player under `loss`, and its parts for the log.
-
-        Arguments:
-            player: a key of `players`
-            x: volumes
-            generator: one, or one per sample: then a sample's noise does not depend on its batch
-
-        Raises:
-            ValueError: no such player
-        """
-        if player not in self.players:
-            raise ValueError(f"player must be one of {', '.join(self.players)}, got {player!r}.")
+        """Reconstruction, penalty and judgement, or the discriminator's hinge loss."""
+        check_player(self, player)
         if player == "discriminator":
             with torch.no_grad():
                 fake, _, _ = self._reconstruct(x, generator)
@@ -102,9 +167,7 @@ class Autoencoder(nn.Module, ABC):
         # The judgement changes with the discriminator: no measure to compare checkpoints by.
         if self.discriminator is not None and self.training:
             # gradients pass to x and not to the discriminator, whose optimizer has its own loss
-            frozen = {n: p.detach() for n, p in self.discriminator.named_parameters()}
-            judged = torch.func.functional_call(self.discriminator, frozen, (fake,))
-            parts["adversarial"] = generator_loss(judged)
+            parts["adversarial"] = generator_loss(frozen(self.discriminator)(fake))
             total = total + self.adversarial * parts["adversarial"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
 

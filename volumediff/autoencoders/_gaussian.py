@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.autoencoders._base import Generators
+from volumediff.autoencoders._base import Generators, sources
 
-__all__ = ["mean", "sample"]
+__all__ = ["divergence", "draw", "mean", "normal", "posterior", "sample"]
 
 # exp(-30) and exp(20) are far from what a latent of unit order needs, and finite in float32.
 LOG_VARIANCE = (-30.0, 20.0)
@@ -22,24 +22,42 @@ def mean(features: Float[Tensor, "b f d h w"]) -> Float[Tensor, "b k d h w"]:
     return features.chunk(2, dim=1)[0]
 
 
+def posterior(
+    features: Float[Tensor, "b f d h w"],
+) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, "b k d h w"]]:
+    """Mean and log-variance of q, in float32 or wider."""
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    mu, log_variance = wide.chunk(2, dim=1)
+    return mu, log_variance.clamp(*LOG_VARIANCE)
+
+
+def divergence(
+    mu: Float[Tensor, "b k d h w"], log_variance: Float[Tensor, "b k d h w"]
+) -> Float[Tensor, "b"]:
+    """KL(q || N(0, 1)) of each sample, a mean over latent elements."""
+    return 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
+
+
+def draw(
+    mu: Float[Tensor, "b k d h w"], log_variance: Float[Tensor, "b k d h w"], generator: Generators
+) -> Float[Tensor, "b k d h w"]:
+    """A sample of q."""
+    return mu + torch.exp(0.5 * log_variance) * normal(mu, generator)
+
+
 def sample(
     features: Float[Tensor, "b f d h w"], generator: Generators
 ) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, ""]]:
     """A sample of q, and its divergence from the prior as a mean over latent elements."""
-    mu, log_variance = features.float().chunk(2, dim=1)
-    log_variance = log_variance.clamp(*LOG_VARIANCE)
-    z = mu + torch.exp(0.5 * log_variance) * _normal(mu, generator)
-    kl = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).mean()
-    return z.to(features.dtype), kl
+    mu, log_variance = posterior(features)
+    z = draw(mu, log_variance, generator)
+    return z.to(features.dtype), divergence(mu, log_variance).mean()
 
 
-def _normal(like: Tensor, generator: Generators) -> Tensor:
+def normal(like: Tensor, generator: Generators) -> Tensor:
     """Normal numbers, drawn where the generator lives; one generator per sample if it is many."""
     if isinstance(generator, torch.Generator):
         noise = torch.randn(like.shape, generator=generator, device=generator.device)
-        return noise.to(like.device)
-    if len(generator) != like.shape[0]:
-        raise ValueError(
-            f"expected {like.shape[0]} generators, one per sample, got {len(generator)}."
-        )
-    return torch.cat([_normal(like[i : i + 1], g) for i, g in enumerate(generator)])
+        return noise.to(like)
+    each = sources(generator, like.shape[0])
+    return torch.cat([normal(like[i : i + 1], g) for i, g in enumerate(each)])

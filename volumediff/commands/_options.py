@@ -10,6 +10,7 @@ import typer
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
+    from volumediff.data.cases import Spec
     from volumediff.inference.batch import Summary
     from volumediff.inference.trained import Trained
 
@@ -19,6 +20,7 @@ __all__ = [
     "DataRoot",
     "Device",
     "Json",
+    "LayoutOption",
     "Memory",
     "Mode",
     "ModeOption",
@@ -37,6 +39,7 @@ __all__ = [
     "out_line",
     "print_json",
     "say",
+    "spec_of",
     "trained_run",
 ]
 
@@ -70,6 +73,13 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other settings in the folder.")
+]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        help="Of the data set: auto, a name that info lists, or {name: msseg2015, rater: 2}.",
+    ),
 ]
 Channels = Annotated[
     str | None, typer.Option("--channels", help="Names of the images, such as T1w,FLAIR.")
@@ -114,6 +124,21 @@ def names_of(channels: str | None) -> tuple[str, ...] | None:
     if not names:
         raise UsageError(f"--channels {channels!r}: expected names such as T1w,FLAIR.")
     return names
+
+
+def spec_of(layout: str) -> "Spec":
+    """A layout as in a configuration, looked up before anything is read."""
+    from volumediff.config import available, build, overridden
+    from volumediff.data.cases import AUTO
+
+    spec = overridden({}, [f"layout={layout}"])["layout"]
+    if spec == AUTO:
+        return AUTO
+    if isinstance(spec, str) and spec not in available("layout"):
+        names = ", ".join([AUTO, *available("layout")])
+        raise UsageError(f"--layout {layout}: choose from {names}.")
+    build("layout", spec, where="--layout")
+    return spec
 
 
 def trained_run(

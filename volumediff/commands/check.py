@@ -5,17 +5,21 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Channels, Json, names_of, print_json
-from volumediff.errors import UsageError
+from volumediff.commands._options import (
+    Channels,
+    Json,
+    LayoutOption,
+    names_of,
+    print_json,
+    spec_of,
+)
 
 __all__ = ["check"]
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="Data set: folder, nnU-Net raw, BIDS, datalist.")],
-    layout: Annotated[
-        str, typer.Option("--layout", help="auto, folder, nnunet, bids or datalist.")
-    ] = "auto",
+    data: Annotated[Path, typer.Argument(help="Data set: a folder, or the JSON of a datalist.")],
+    layout: LayoutOption = "auto",
     channels: Channels = None,
     as_json: Json = False,
 ) -> None:
@@ -24,10 +28,7 @@ def check(
     from volumediff.data.check import has_errors
     from volumediff.inference.tables import findings
 
-    known = ("auto", "folder", "nnunet", "bids", "datalist")
-    if layout not in known:
-        raise UsageError(f"--layout {layout}: choose from {', '.join(known)}.")
-    rows = look(data, layout=layout, channels=names_of(channels))
+    rows = look(data, layout=spec_of(layout), channels=names_of(channels))
     if as_json:
         print_json([vars(row) for row in rows])
     else:

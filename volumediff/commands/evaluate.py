@@ -5,20 +5,21 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Seed, out_line, say
+from volumediff.commands._options import LayoutOption, Seed, out_line, say, spec_of
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     folders: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of maps.")],
-    truth: Annotated[Path, typer.Option("--truth", help="Data set with masks.")],
+    truth: Annotated[Path, typer.Option("--truth", help="Data set with masks or boxes.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where to write; the first OUT by default.")
     ] = None,
     by: Annotated[
         str | None, typer.Option("--by", help="Column of participants.tsv that makes groups.")
     ] = None,
+    layout: LayoutOption = "auto",
     report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
     replicates: Annotated[
         int, typer.Option("--replicates", min=0, help="Of the bootstrap.")
@@ -34,7 +35,10 @@ def evaluate(
     from volumediff.inference.summary import verdicts
     from volumediff.inference.tables import measures
 
-    results = compare(folders, truth, by=by, seed=seed, replicates=replicates, report=say)
+    spec = spec_of(layout)
+    results = compare(
+        folders, truth, by=by, layout=spec, seed=seed, replicates=replicates, report=say
+    )
     target = out or folders[0]
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(results)})
@@ -43,5 +47,5 @@ def evaluate(
     for line in verdicts(results):
         out_line(line)
     if report:
-        report_of(target / "report.html", results, truth, by=by, pictures=pictures)
+        report_of(target / "report.html", results, truth, by=by, layout=spec, pictures=pictures)
         out_line(f"wrote {target / 'report.html'}")

@@ -1,5 +1,6 @@
 """`volumediff localize`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,6 +40,15 @@ def localize(
     seed: Seed = 0,
     data: DataRoot = None,
     trace: Annotated[bool, typer.Option(help="Write masks and maps of the blocks too.")] = True,
+    region: Annotated[
+        Path | None,
+        typer.Option(
+            "--region",
+            metavar="MASK",
+            help="What to redraw, on any grid: a mask, or a folder of masks by case; "
+            "for methods such as inpaint_given.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Map what is abnormal in volumes, on their own grid; finished cases are skipped.
@@ -56,6 +66,7 @@ def localize(
         channels=names_of(channels),
         seed=seed,
         trace=trace,
+        region=region,
         overwrite=overwrite,
         announce=say,
     )

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Channels, OutFolder, Overwrite, finish, names_of, out_line
+from volumediff.commands._options import (
+    Channels,
+    LayoutOption,
+    OutFolder,
+    Overwrite,
+    finish,
+    names_of,
+    out_line,
+    spec_of,
+)
 from volumediff.errors import UsageError
 
 __all__ = ["prepare"]
@@ -45,9 +54,7 @@ def prepare(
     spacing_mm: Annotated[
         float | None, typer.Option("--spacing-mm", help="Voxels, if not the template's own.")
     ] = None,
-    layout: Annotated[
-        str, typer.Option("--layout", help="auto, folder, nnunet, bids or datalist.")
-    ] = "auto",
+    layout: LayoutOption = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Bring raw volumes to a template: bias field, brain mask, affine registration, resampling.
@@ -59,9 +66,6 @@ def prepare(
     from volumediff.inference.aligning import BrainMask, Steps
     from volumediff.inference.prepare import prepare as work
 
-    known = ("auto", "folder", "nnunet", "bids", "datalist")
-    if layout not in known:
-        raise UsageError(f"--layout {layout}: choose from {', '.join(known)}.")
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UsageError(f"--spacing-mm {spacing_mm:g}: expected millimetres above 0.")
     if not data.exists():
@@ -80,7 +84,7 @@ def prepare(
         out,
         template=chosen,
         steps=Steps(mask=BrainMask(mask.value), strip=strip, n4=n4),
-        layout=layout,
+        layout=spec_of(layout),
         channels=names_of(channels),
         overwrite=overwrite,
     )

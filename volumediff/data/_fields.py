@@ -92,7 +92,7 @@ def sample(
     x: Float[Tensor, "c d h w"], points: Float[Tensor, "3 e i j"], *, border: bool = True
 ) -> Float[Tensor, "c e i j"]:
     """Linear interpolation at voxel coordinates; outside, the border value goes on, or zero."""
-    size = torch.tensor(x.shape[1:], dtype=points.dtype).view(3, 1, 1, 1)
+    size = torch.tensor(x.shape[1:]).to(points).view(3, 1, 1, 1)
     unit = 2 * points / (size - 1).clamp_min(1) - 1
     grid = unit.flip(0).permute(1, 2, 3, 0)[None]  # grid_sample wants the last axis first
     mode = "border" if border else "zeros"

@@ -6,6 +6,7 @@ Each kind changes the volume inside a shape of weight w(p) ∈ [0, 1], zero outs
     texture         x + a w n, n smooth noise without mean in the shape: the local mean stays
     cavity          (1 − w) x + w x_fluid, as after a resection
     foreign_patch   (1 − w) x + w x_donor(p + o), tissue of another volume and another place
+    reflection      (1 − w) x + w x(c + R (p − c)), tissue mirrored about the shape's own middle
     mass_effect     x∘exp(−v), v away from the shape: what surrounds it is pushed outwards
     atrophy         x∘exp(v): what surrounds it is pulled inwards
 
@@ -13,15 +14,17 @@ The mask holds the voxels that really changed, not the shape that was asked for:
 absolute change of a neighbourhood of one voxel exceeds `TOLERANCE`; for the deformations, which
 also move noise about, where the mean change does.
 
-Two families draw shapes and strengths that have nothing in common. `TEST` makes lobed blobs with a
-flat profile, the lesions of demo, tests and benchmarks. `VALIDATION` makes ellipsoids with a
+Three families draw shapes and strengths that have nothing in common. `TEST` makes lobed blobs with
+a flat profile, the lesions of demo, tests and benchmarks. `VALIDATION` makes ellipsoids with a
 peaked profile, other strengths and another grain; checkpoints, thresholds and smoothing widths are
-chosen on it. Test lesions never come from `VALIDATION`, nor choices from `TEST`, and neither is
-ever shown in training.
+chosen on it. `TRAINING` makes boxes with a sharp profile, for methods that learn from synthetic
+lesions. Test lesions never come from the other two, nor choices from `TEST`, and neither of these
+two is ever shown in training.
 
 References:
     Meissen et al. (2022), On the Pitfalls of Using the Residual as Anomaly Score (source and sink)
     Tan et al. (2020), Detecting Outliers with Foreign Patch Interpolation
+    Zimmerer et al. (2022), MOOD 2020, a public benchmark (reflection, among others)
 """
 
 from collections.abc import Callable
@@ -33,9 +36,18 @@ from torch import Tensor
 
 from volumediff import randomness
 from volumediff.data._fields import exponential, gaussian, smooth_noise, warp
-from volumediff.data.lesion_shapes import blob, ellipsoid
+from volumediff.data.lesion_shapes import blob, cuboid, ellipsoid
 
-__all__ = ["FAMILIES", "KINDS", "TEST", "TOLERANCE", "VALIDATION", "Family", "insert"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "TEST",
+    "TOLERANCE",
+    "TRAINING",
+    "VALIDATION",
+    "Family",
+    "insert",
+]
 
 TOLERANCE = 0.05  # of intensities in [-1, 1]; the noise of the population is about 0.04
 _FLUID = 0.03  # quantile of the foreground taken for fluid
@@ -76,9 +88,15 @@ def _peaked(shape: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
     return smooth / smooth.amax().clamp_min(1e-6)
 
 
+def _sharp(shape: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+    """One everywhere inside."""
+    return shape.float()
+
+
 TEST = Family(blob, _flat, (4.0, 24.0), (0.3, 0.6), (0.15, 0.3), 3.0, (8.0, 14.0))
 VALIDATION = Family(ellipsoid, _peaked, (2.0, 16.0), (0.4, 0.9), (0.2, 0.4), 5.0, (6.0, 10.0))
-FAMILIES = {"test": TEST, "validation": VALIDATION}
+TRAINING = Family(cuboid, _sharp, (1.0, 20.0), (0.2, 0.8), (0.1, 0.5), 4.0, (5.0, 12.0))
+FAMILIES = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +166,24 @@ def _foreign_patch(x: Tensor, site: _Site) -> Tensor:
     return torch.lerp(x, patch, site.weight)
 
 
+def _reflection(x: Tensor, site: _Site) -> Tensor:
+    """Along the axis that changes most: across a flat border of tissue nothing would be seen."""
+    mirrored = [_mirrored(x, site.shape, axis) for axis in range(3)]
+    changes = [float(((y - x) * site.weight).abs().sum()) for y in mirrored]
+    return torch.lerp(x, mirrored[changes.index(max(changes))], site.weight)
+
+
+def _mirrored(x: Tensor, shape: Tensor, axis: int) -> Tensor:
+    """The planes that a shape spans along an axis, in reverse order."""
+    places = shape[0].nonzero()[:, axis]
+    first, last = int(places.min()), int(places.max())
+    y = x.clone()
+    y.narrow(axis + 1, first, last - first + 1).copy_(
+        x.narrow(axis + 1, first, last - first + 1).flip(axis + 1)
+    )
+    return y
+
+
 def _mass_effect(x: Tensor, site: _Site) -> Tensor:
     return _deformed(x, site, -site.strength(site.family.push_mm))
 
@@ -185,6 +221,7 @@ _INTENSITY: dict[str, Callable[[Tensor, _Site], Tensor]] = {
     "texture": _texture,
     "cavity": _cavity,
     "foreign_patch": _foreign_patch,
+    "reflection": _reflection,
 }
 _DEFORMATION: dict[str, Callable[[Tensor, _Site], Tensor]] = {
     "mass_effect": _mass_effect,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from volumediff.data.cases import Case
-from volumediff.data.layouts import AUXILIARY_WORDS, SUFFIX
+from volumediff.data.layouts._files import AUXILIARY_WORDS, NIFTI
 from volumediff.errors import DataError
 
 __all__ = ["brain_mask_of", "without_masks"]
@@ -33,9 +33,9 @@ def brain_mask_of(case: Case) -> Path | None:
     own = all(path.parent == folder and folder.name == case.id for path in case.images.values())
     found = []
     for path in sorted(folder.iterdir()):
-        if not SUFFIX.search(path.name) or path.name.startswith("."):
+        if not NIFTI.search(path.name) or path.name.startswith("."):
             continue
-        stem = SUFFIX.sub("", path.name)
+        stem = NIFTI.sub("", path.name)
         rests = [stem[len(p) + 1 :] for p in prefixes if stem.startswith((f"{p}_", f"{p}-"))]
         if own:
             rests.append(stem)

@@ -1,22 +1,33 @@
 """Cases: which files belong together, and which cases belong to one patient.
 
-A case is one examination: named images, perhaps a label, and attributes such as age. Four layouts
-are read: a plain folder, nnU-Net raw, BIDS, and a MONAI datalist. The functions that know them
-are in `layouts`; what they have in common is here.
+A case is one examination: named images, perhaps a label or boxes, and attributes such as age. How
+data sets lie on a disk is known to the family `layouts`, one file each: public data sets as they
+are downloaded, and the conventions (nnU-Net raw, BIDS, MONAI datalist, a table, plain folders).
+What they have in common is here.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from volumediff.config import available, build
 from volumediff.errors import DataError
 
-__all__ = ["Case", "Layout", "Problem", "find_cases", "survey_cases"]
+if TYPE_CHECKING:
+    from volumediff.data.layouts._base import Layout
 
-Layout = Literal["auto", "folder", "nnunet", "bids", "datalist"]
+__all__ = ["AUTO", "Box", "Case", "Problem", "Spec", "find_cases", "layout_of", "survey_cases"]
+
+Box = tuple[int, int, int, int, int, int]
+"""(d0, h0, w0, d1, h1, w1) in voxels of the first image as it is read, the ends exclusive."""
+
+Spec = str | Mapping[str, Any]
+"""`auto`, the name of a layout, or a mapping of its name and options."""
+
+AUTO = "auto"
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # An id without what tells examinations of one patient apart.
@@ -34,7 +45,11 @@ class Case:
         patient: equal for all examinations of a patient; splits keep patients together
         images: channel name -> file, in the order of the channels
         label: label file, if there is one
-        attributes: age, sex, split, fold and the like
+        attributes: age, sex, site, split and the like; `group` is `healthy` or `sick` where the
+            data set knows
+        lesions: the values of the label that are lesions; None means all but 0
+        ignored: values of the label that are neither lesion nor healthy: not evaluated
+        boxes: truth that is boxes; () says that somebody has looked and found nothing
     """
 
     id: str
@@ -42,54 +57,79 @@ class Case:
     images: dict[str, Path]
     label: Path | None = None
     attributes: dict[str, str | float] = field(default_factory=dict)
+    lesions: tuple[int, ...] | None = None
+    ignored: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A case that cannot be used, and why."""
+    """A case that cannot be used, and why; or, as `info`, what was left out on purpose."""
 
     id: str
     message: str
+    severity: Literal["info", "error"] = "error"
 
 
 def find_cases(
-    root: Path | str, layout: Layout = "auto", channels: Sequence[str] | None = None
+    root: Path | str, layout: Spec = AUTO, channels: Sequence[str] | None = None
 ) -> list[Case]:
     """All cases below a folder (or of a datalist file), sorted by id.
 
     Arguments:
         root: the folder, or the JSON file of a datalist
-        layout: `auto` decides by the files that are there
+        layout: `auto` decides by the files that are there; `volumediff info` lists the names
         channels: names of the images that every case must have, in this order; None takes the
             images that each case has
 
     Raises:
         DataError: no case, a missing channel, ambiguous files, or a path that leaves the root
+        UsageError: no such layout, or options that it does not take
     """
     cases, problems = survey_cases(root, layout, channels)
+    problems = [problem for problem in problems if problem.severity == "error"]
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{root}: case {problems[0].id}: {problems[0].message}{rest}")
     return cases
 
 
-def survey_cases(
-    root: Path | str, layout: Layout = "auto", channels: Sequence[str] | None = None
-) -> tuple[list[Case], list[Problem]]:
-    """The usable cases, and the others with the reason."""
-    from volumediff.data import layouts
+def layout_of(root: Path, spec: Spec = AUTO) -> "Layout":
+    """The layout of a folder: as asked for, or by files that only one layout has.
 
-    root = Path(root)
+    Raises:
+        DataError: nothing there, or two layouts fit
+        UsageError: no such layout
+    """
     if not root.exists():
         raise DataError(f"{root}: expected a data folder or a datalist, nothing is there.")
-    readers = {
-        "folder": layouts.folder,
-        "nnunet": layouts.nnunet,
-        "bids": layouts.bids,
-        "datalist": layouts.datalist,
-    }
-    chosen = layouts.detect(root) if layout == "auto" else layout
-    found, problems = readers[chosen](root)
+    if spec != AUTO:
+        return build("layout", spec, where="layout")
+    if (root / "prepared.json").is_file():
+        return build("layout", "folder")  # whatever the cases are called: `prepare` wrote it
+    fitting: dict[int, list[str]] = {}
+    known = {name: build("layout", name) for name in available("layout")}
+    for name, layout in known.items():
+        if layout.recognises(root):
+            fitting.setdefault(layout.rank, []).append(name)
+    if not fitting:
+        raise DataError(f"{root}: expected a folder of volumes or the JSON of a datalist.")
+    first, *others = fitting[min(fitting)]
+    if others:
+        raise DataError(
+            f"{root}: looks like {first} and like {', '.join(others)}; name the layout, or give "
+            "the folder of one data set."
+        )
+    return known[first]
+
+
+def survey_cases(
+    root: Path | str, layout: Spec = AUTO, channels: Sequence[str] | None = None
+) -> tuple[list[Case], list[Problem]]:
+    """The usable cases, and the others with the reason."""
+    root = Path(root)
+    reader = layout_of(root, layout)
+    found, problems = reader.read(root)
     kept: dict[str, Case] = {}
     for case in found:
         case = replace(case, id=safe_id(case.id))
@@ -106,10 +146,11 @@ def survey_cases(
             problems.append(Problem(case.id, message))
         else:
             kept[case.id] = case
-    if not kept and not problems:
+    name = type(reader).__module__.rpartition(".")[2]
+    if not kept and not any(problem.severity == "error" for problem in problems):
         raise DataError(
-            f"{root}: no case found as layout '{chosen}'; expected .nii.gz files, one folder per "
-            "case, nnU-Net raw, BIDS, or a datalist JSON."
+            f"{root}: no case found as layout '{name}'; expected .nii.gz files, one folder per "
+            "case, or a layout that `volumediff info` lists."
         )
     return [kept[k] for k in sorted(kept)], problems
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from volumediff.data.cases import Case, Layout, survey_cases
+from volumediff.data.cases import AUTO, Case, Spec, survey_cases
 from volumediff.data.grid import agree
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.volume import Volume, check_grids, read
@@ -38,7 +38,7 @@ class Row:
 def check(
     root: Path | str,
     *,
-    layout: Layout = "auto",
+    layout: Spec = AUTO,
     channels: Sequence[str] | None = None,
     policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
     on_case: Callable[[Case], None] | None = None,
@@ -54,7 +54,7 @@ def check(
         DataError: there is no case at all
     """
     cases, problems = survey_cases(root, layout, channels)
-    rows = [Row(p.id, "", "error", "case", p.message) for p in problems]
+    rows = [Row(p.id, "", p.severity, "case", p.message) for p in problems]
     spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     content: dict[str, list[Case]] = defaultdict(list)
     for case in cases:

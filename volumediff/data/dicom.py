@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from volumediff.data import values
 from volumediff.data.findings import Finding
-from volumediff.data.grid import Grid, canonical
+from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
 from volumediff.errors import DataError
 
 if TYPE_CHECKING:
     from volumediff.data.volume import Volume
 
-__all__ = ["is_dicom", "read_dicom"]
+__all__ = ["is_dicom", "modality", "read_dicom", "series_grid"]
 
 POSITION, ORIENTATION, THICKNESS = "0020|0032", "0020|0037", "0018|0050"
 FRAMES, ROWS, COLUMNS, PIXEL_SPACING = "0028|0008", "0028|0010", "0028|0011", "0028|0030"
-SAMPLES = "0028|0002"
+SAMPLES, MODALITY = "0028|0002", "0008|0060"
 # Slice positions are written with few decimals; a hundredth of the spacing covers the rounding.
 UNEVEN = 0.01
 
@@ -50,7 +49,7 @@ def read_dicom(
     Raises:
         DataError: no series, several, or one with missing, uneven or differing slices
     """
-    from volumediff.data.volume import Volume
+    from volumediff.data.volume import assembled
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -82,21 +81,56 @@ def read_dicom(
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * spacing
     affine[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    treat = values.intensities if kind == "image" else values.labels
-    raw = array[..., None].astype(np.float32, copy=False)
-    voxels, findings = treat(raw, slope=1.0, inter=0.0, policy=policy, path=folder)
-    if array.shape[2] == 1:
-        findings.append(Finding("info", "single_slice", "one voxel thick along an axis"))
-    moved, moved_affine = canonical(voxels, affine)
     x, y, z = array.shape
-    return Volume(
-        np.ascontiguousarray(np.moveaxis(moved, -1, 0)),
-        moved_affine,
-        kind,
+    thin = [Finding("info", "single_slice", "one voxel thick along an axis")] if z == 1 else []
+    return assembled(
+        array[..., None].astype(np.float32, copy=False),
         Grid((x, y, z), affine),
-        folder,
-        tuple(findings),
+        kind=kind,
+        policy=policy,
+        path=folder,
+        findings=thin,
     )
+
+
+def modality(path: Path) -> str:
+    """What a DICOM file is of, such as CT; nothing where it cannot be read."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("GDCMImageIO")
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return ""
+    return reader.GetMetaData(MODALITY).strip() if reader.HasMetaDataKey(MODALITY) else ""
+
+
+def series_grid(folder: Path) -> Grid:
+    """Where the voxels of a folder's one series lie, as `read_dicom` has it, from its headers.
+
+    Raises:
+        DataError: as `read_dicom`
+    """
+    import SimpleITK as sitk
+
+    slices = _slices(sitk, _series(sitk, folder, None), folder)
+    thickness = _check_slices(slices, folder, ReadPolicy())
+    first, along = slices[0], slices[0][ORIENTATION].reshape(2, 3)
+    across = np.cross(along[0], along[1])
+    positions = sorted((entry[POSITION] for entry in slices), key=lambda p: float(p @ across))
+    step = across * (thickness or 0.0)
+    if len(positions) > 1:
+        step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    affine = np.eye(4)
+    # PixelSpacing is the distance of rows, then of columns
+    affine[:3, 0] = along[0] * first[PIXEL_SPACING][1]
+    affine[:3, 1] = along[1] * first[PIXEL_SPACING][0]
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[0]
+    shape = (int(first[COLUMNS][0]), int(first[ROWS][0]), len(slices))
+    return Grid(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
 def _series(sitk: object, folder: Path, wanted: str | None) -> list[str]:

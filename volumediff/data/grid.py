@@ -20,7 +20,15 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-__all__ = ["Grid", "agree", "canonical", "canonical_grid", "displacement_mm", "from_canonical"]
+__all__ = [
+    "Grid",
+    "agree",
+    "canonical",
+    "canonical_box",
+    "canonical_grid",
+    "displacement_mm",
+    "from_canonical",
+]
 
 # Image and mask count as one grid up to a tenth of a voxel: rounding of float32 forms and of
 # quaternions stays below a hundredth, and the next real error, half a voxel, is well above.
@@ -82,6 +90,17 @@ def canonical_grid(grid: Grid) -> Grid:
         shape[int(axis)] = size
     affine = grid.affine @ inv_ornt_aff(orientation, grid.shape)
     return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def canonical_box(
+    box: tuple[int, int, int, int, int, int], grid: Grid
+) -> tuple[int, int, int, int, int, int]:
+    """A box of voxels of the file's own grid, ends exclusive, in the canonical array."""
+    low, high = [0, 0, 0], [0, 0, 0]
+    for i, (axis, sign) in enumerate(_orientation(grid.affine)):
+        a, b, n = box[i], box[i + 3], grid.shape[i]
+        low[int(axis)], high[int(axis)] = (a, b) if sign > 0 else (n - b, n - a)
+    return low[0], low[1], low[2], high[0], high[1], high[2]
 
 
 def from_canonical(

@@ -5,8 +5,9 @@ The score falls with the distance from a random centre c, so that the set is com
 
     blob:      −‖p − c‖ / R + ρ n(p),   n smooth noise of unit variance, R the radius of the ball
     ellipsoid: −(p − c)ᵀ Q (p − c),     Q a random rotation of random semi-axes
+    cuboid:    −max_i |(R (p − c))_i| / a_i,   R a random rotation, a random semi-axes
 
-The two families have no shape in common: see `anomalies`.
+The families have no shape in common: see `anomalies`.
 """
 
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 from volumediff import randomness
 from volumediff.data._fields import gaussian, identity, smooth_noise
 
-__all__ = ["blob", "ellipsoid"]
+__all__ = ["blob", "cuboid", "ellipsoid"]
 
 _ROUGHNESS = 0.35  # ρ: lobes and dents of about a third of the radius
 
@@ -49,11 +50,31 @@ def ellipsoid(
 ) -> Bool[Tensor, "1 d h w"]:
     """An ellipsoid whose axes differ by up to a factor of two, in any direction."""
     n = _voxels(foreground, volume_ml, spacing_mm)
+    along = _along_axes(foreground, volume_ml, spacing_mm, key)
+    return _highest(-along.square().sum(0, keepdim=True), foreground, n)
+
+
+def cuboid(
+    foreground: Bool[Tensor, "1 d h w"],
+    volume_ml: float,
+    *,
+    spacing_mm: tuple[float, float, float],
+    key: int,
+) -> Bool[Tensor, "1 d h w"]:
+    """A box whose edges differ by up to a factor of two, in any direction."""
+    n = _voxels(foreground, volume_ml, spacing_mm)
+    along = _along_axes(foreground, volume_ml, spacing_mm, key)
+    return _highest(-along.abs().amax(0, keepdim=True), foreground, n)
+
+
+def _along_axes(
+    foreground: Tensor, volume_ml: float, spacing_mm: tuple[float, float, float], key: int
+) -> Float[Tensor, "3 d h w"]:
+    """Offsets from a random centre along random axes, in units of random semi-axes."""
     offset = _offset_mm(foreground, _radius_mm(volume_ml), spacing_mm, key)
     rotation = torch.linalg.qr(randomness.normal((3, 3), key, "rotation")).Q
     semi = torch.tensor([0.7 + 0.7 * randomness.uniform(key, "axis", i) for i in range(3)])
-    along = torch.einsum("ij,jdhw->idhw", rotation, offset) / semi.view(3, 1, 1, 1)
-    return _highest(-along.square().sum(0, keepdim=True), foreground, n)
+    return torch.einsum("ij,jdhw->idhw", rotation, offset) / semi.view(3, 1, 1, 1)
 
 
 def _radius_mm(volume_ml: float) -> float:

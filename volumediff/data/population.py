@@ -20,7 +20,7 @@ References:
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from volumediff import randomness
 from volumediff.data._fields import exponential, gaussian, identity, sample, smooth_noise
+from volumediff.data.template import mni152
 
 __all__ = ["Population", "Subject", "Variation"]
 
@@ -140,7 +141,7 @@ class Population:
     @cached_property
     def _centre(self) -> np.ndarray:
         """Middle of the brain's bounding box in MNI millimetres."""
-        maps, corner = _mni152()
+        maps, corner = mni152()
         return corner + (np.asarray(maps.shape[1:]) - 1) / 2
 
     @cached_property
@@ -153,7 +154,7 @@ class Population:
     @cached_property
     def _template(self) -> tuple[Tensor, Tensor, Tensor]:
         """T1, grey matter, white matter and the support; their origin and step in millimetres."""
-        maps, corner = _mni152()
+        maps, corner = mni152()
         thin = tuple(max(1, int(s / 2)) for s in self.spacing_mm)
         # A Gaussian of this width passes what the target grid can hold, and no more.
         sigma = tuple(math.sqrt(max(s**2 - 1, 0.0)) / 2.355 for s in self.spacing_mm)
@@ -170,7 +171,7 @@ class Population:
         """φ at each voxel, in template millimetres."""
         v = self.variation
         shape = tuple(
-            math.ceil((n + 2 * _MARGIN_MM) / _LATTICE_MM) + 1 for n in _mni152()[0].shape[1:]
+            math.ceil((n + 2 * _MARGIN_MM) / _LATTICE_MM) + 1 for n in mni152()[0].shape[1:]
         )
         velocity = v.shape_mm * smooth_noise(
             (3, *shape), (v.shape_smoothness_mm / _LATTICE_MM,) * 3, key, "shape"
@@ -214,26 +215,3 @@ def _quantile(values: Tensor, q: float) -> Tensor:
     if values.numel() == 0:
         return torch.ones(())
     return values.kthvalue(max(1, round(q * values.numel()))).values
-
-
-@cache
-def _mni152() -> tuple[np.ndarray, np.ndarray]:
-    """T1, grey and white matter as the 8 bits of the files, cut to the brain, and its corner.
-
-    The corner is the centre of the first voxel in MNI millimetres; voxels are 1 mm, along R, A, S.
-    """
-    from nilearn import datasets  # heavy import; the files are in its wheel
-
-    loaders = (
-        datasets.load_mni152_template,
-        datasets.load_mni152_gm_template,
-        datasets.load_mni152_wm_template,
-    )
-    images = [load(resolution=1) for load in loaders]
-    maps = np.stack(
-        [np.rint(255 * np.asarray(image.dataobj)).astype(np.uint8) for image in images]
-    )
-    spans = [np.flatnonzero(maps[0].any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    box = tuple(slice(span[0], span[-1] + 1) for span in spans)
-    corner = images[0].affine[:3, 3] + np.array([span[0] for span in spans], dtype=np.float64)
-    return np.ascontiguousarray(maps[(slice(None), *box)]), corner

@@ -27,6 +27,7 @@ from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.resampling import Matrices, axis_weights, onto, resample, resample_labels
 from volumediff.data.stream import open_regular
+from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 
@@ -144,7 +145,7 @@ class Preprocessing:
             raise ValueError(f"Preprocessing takes a shape of at least 1, got {self.shape}.")
 
     def prepare(self, case: Case) -> Prepared:
-        """Reads and prepares a case.
+        """Reads and prepares a case; of its label the lesions, or else its boxes filled.
 
         Raises:
             DataError: a file is refused, or image and label lie on different grids
@@ -152,7 +153,9 @@ class Preprocessing:
         images = [read(path, policy=self.policy) for path in case.images.values()]
         label = None
         if case.label is not None:
-            label = read(case.label, kind="label", policy=self.policy)
+            label = only(read(case.label, kind="label", policy=self.policy), case.lesions)
+        elif case.boxes is not None:
+            label = filled(case.boxes, images[0])
         return self.prepare_volumes(images, label)
 
     def prepare_volumes(self, images: Sequence[Volume], label: Volume | None = None) -> Prepared:
@@ -325,8 +328,10 @@ def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Find
 
 
 def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
-    """SHA-256 over the bytes of a case's files and the description of the preprocessing."""
+    """SHA-256 over the bytes of a case's files, what counts in them, and the preprocessing."""
     digest = hashlib.sha256(f"{VERSION} {preprocessing!r}".encode())
+    if case.lesions is not None or case.boxes is not None:
+        digest.update(f"\0lesions {case.lesions} boxes {case.boxes}".encode())
     label = [] if case.label is None else [("label", case.label)]
     for name, path in [*case.images.items(), *label]:
         digest.update(f"\0{name}\0".encode())

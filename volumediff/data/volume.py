@@ -1,12 +1,14 @@
 """A volume: voxels, where they lie, and whether they are intensities or labels.
 
 The only place where orientation is decided. `read` returns arrays whose axes d, h, w point to
-R, A, S, whatever the order in the file; `write` takes such arrays back to the file's own order.
-Both moves are flips and permutations: the round trip is exact to the bit.
+R, A, S, whatever the format and the order in the file; `write` takes such arrays back to the
+file's own order. Both moves are flips and permutations: the round trip is exact to the bit.
 """
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
@@ -25,9 +27,29 @@ from volumediff.data.policy import ReadPolicy
 from volumediff.data.stream import Source, source
 from volumediff.errors import DataError
 
-__all__ = ["Finding", "Grid", "ReadPolicy", "Volume", "check_grids", "read", "write"]
+__all__ = [
+    "OTHER_FORMATS",
+    "SUFFIXES",
+    "Finding",
+    "Grid",
+    "ReadPolicy",
+    "Volume",
+    "assembled",
+    "check_grids",
+    "read",
+    "write",
+]
 
 SUFFIXES = (".nii.gz", ".nii")
+# Formats that a public data set comes in; each module has a function `read_volume`.
+OTHER_FORMATS = {
+    ".jpg": "volumediff.data.picture",
+    ".jpeg": "volumediff.data.picture",
+    ".png": "volumediff.data.picture",
+    ".h5": "volumediff.data.fastmri",
+    ".nhdr": "volumediff.data.nrrd",
+    ".nrrd": "volumediff.data.nrrd",
+}
 # Fields that can carry names of people or of files.
 TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
 
@@ -69,24 +91,37 @@ def read(
     kind: Literal["image", "label"] = "image",
     policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
 ) -> Volume:
-    """Reads a NIfTI file, or a folder with one DICOM series, into canonical RAS.
+    """Reads a NIfTI file, a folder with one DICOM series, or a file of `OTHER_FORMATS`, into RAS.
 
     Raises:
         DataError: the file is damaged, ambiguous or not what it should be; the one line says
             what was expected, what came, and what to do
+        UsageError: its format needs an optional package that is not installed
     """
     path = Path(path)
     if path.is_dir():
         from volumediff.data.dicom import read_dicom
 
         return read_dicom(path, kind=kind, policy=policy)
+    if path.suffix.lower() in OTHER_FORMATS:
+        module = import_module(OTHER_FORMATS[path.suffix.lower()])
+        return module.read_volume(path, kind=kind, policy=policy)
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{path}: expected a .nii or .nii.gz file; convert it to NIfTI.")
     with source(path) as content:
         header, raw, findings = _read_voxels(content, policy)
     affine, remarks = affine_of(header, policy, path)
-    return _volume(raw, header, affine, [*findings, *remarks], kind, policy, path)
+    return assembled(
+        raw,
+        Grid(header.shape[:3], affine, header.raw),
+        kind=kind,
+        policy=policy,
+        path=path,
+        findings=[*findings, *remarks],
+        slope=header.slope,
+        inter=header.inter,
+    )
 
 
 def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarray, list[Finding]]:
@@ -119,27 +154,27 @@ def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarra
     return header, raw, [*findings, *header.findings]
 
 
-def _volume(
-    raw: np.ndarray,
-    header: Header,
-    affine: np.ndarray,
-    findings: list[Finding],
+def assembled(
+    raw: Shaped[np.ndarray, "x y z f"],
+    grid: Grid,
+    *,
     kind: Literal["image", "label"],
     policy: ReadPolicy,
     path: Path,
+    findings: Sequence[Finding] = (),
+    slope: float = 1.0,
+    inter: float = 0.0,
 ) -> Volume:
+    """A volume of the numbers that a file holds, frames last, on the file's own grid.
+
+    Raises:
+        DataError: numbers that are no intensities or no labels
+    """
     treat = values.intensities if kind == "image" else values.labels
-    scaling = {"slope": header.slope, "inter": header.inter}
-    array, more = treat(raw, **scaling, policy=policy, path=path)
-    moved, moved_affine = canonical(array, affine)
-    return Volume(
-        np.ascontiguousarray(np.moveaxis(moved, -1, 0)),
-        moved_affine,
-        kind,
-        Grid(header.shape[:3], affine, header.raw),
-        path,
-        (*findings, *more),
-    )
+    array, more = treat(raw, slope=slope, inter=inter, policy=policy, path=path)
+    moved, moved_affine = canonical(array, grid.affine)
+    array = np.ascontiguousarray(np.moveaxis(moved, -1, 0))
+    return Volume(array, moved_affine, kind, grid, path, (*findings, *more))
 
 
 def check_grids(image: Volume, other: Volume) -> None:

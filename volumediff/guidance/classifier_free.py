@@ -15,6 +15,7 @@ from torch import Tensor
 from volumediff.condition import Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["ClassifierFree"]
 
@@ -32,7 +33,7 @@ class ClassifierFree(Guidance):
         ours minus 1
     """
 
-    weight: float = 3.0
+    weight: float = tunable(3.0, Tunable.STRENGTH)
     _: KW_ONLY
     classes: int
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from volumediff.condition import Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
+from volumediff.tunable import Tunable, tunable
 
 __all__ = ["FiniteDifference"]
 
@@ -33,7 +34,7 @@ class FiniteDifference(Guidance):
         order its difference is 0.05 times that of the classes
     """
 
-    weight: float = 1.0
+    weight: float = tunable(1.0, Tunable.STRENGTH)
     other: int = 1
     _: KW_ONLY
     classes: int

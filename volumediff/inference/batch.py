@@ -69,6 +69,7 @@ def process(
     *,
     settings: Mapping[str, Any],
     work: Callable[[Case, Mapping[str, str], Path], Result],
+    also: Mapping[str, Mapping[str, Path]] = MappingProxyType({}),
     problems: Mapping[str, str] = MappingProxyType({}),
     overwrite: bool = False,
     report: Report | None = None,
@@ -80,6 +81,7 @@ def process(
         out: output folder
         settings: everything beside the inputs that shapes the outputs, as JSON
         work: (case, SHA-256 of its files, folder) -> what it wrote
+        also: case -> further input files by name, which count like its images
         problems: case -> reason, for cases that could not even be read
         overwrite: whether results of other settings may be replaced
         report: receives a line per case; None shows progress on the terminal
@@ -98,7 +100,7 @@ def process(
             summary.failed[name] = reason
             say(f"{name}: failed: {reason}")
         for case in cases:
-            _attempt(case, ledger, work, summary, say)
+            _attempt(case, ledger, work, summary, say, also.get(case.id, {}))
     return summary
 
 
@@ -108,10 +110,11 @@ def _attempt(
     work: Callable[[Case, Mapping[str, str], Path], Result],
     summary: Summary,
     say: Report,
+    also: Mapping[str, Path],
 ) -> None:
     start = time.monotonic()
     try:
-        inputs = digests(case)
+        inputs = digests(case, also=also)
         if ledger.finished(case.id, inputs):
             summary.skipped.append(case.id)
             say(f"{case.id}: finished before, verified")

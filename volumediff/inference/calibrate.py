@@ -1,49 +1,86 @@
 """Calibration of a method on a run's own healthy volumes, stored in the run.
 
 RUN/calibration/<method>/<weights>-<method's fingerprint>.{safetensors,json} holds the residual
-normalization and the thresholds, RUN/calibration/atlas.safetensors the healthy atlas. Both names
-say what they belong to: after more training, or with another setting, they are fitted anew.
+normalization and the thresholds. The name says what they belong to: after more training, or with
+another setting, they are fitted anew.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from volumediff.anomaly.baselines import Atlas, AtlasZ, Baseline
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
+from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.lent import Borrowed
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import load_row
-from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
+from volumediff.anomaly.rows import Row, load_row
+from volumediff.autoencoders import Reconstructor
 from volumediff.errors import UsageError
-from volumediff.inference.trained import Trained
-from volumediff.randomness import key
+from volumediff.inference.fits import with_fit
+from volumediff.inference.lesions import Truth, validation_pairs
+from volumediff.inference.trained import Trained, load_trained
 
-__all__ = ["calibrate", "calibration_for", "load_method", "needs_calibration"]
+__all__ = [
+    "borrowed",
+    "calibrate",
+    "calibration_for",
+    "completed",
+    "load_method",
+    "needs_calibration",
+]
 
-Row = Localizer | Baseline
-Truth = Literal["synthetic", "label"]
-# The largest lesion of the family is 1 % of a brain; in a small organ it must not be all of it.
-LARGEST_SHARE = 0.1
 PAUSE = 15.0  # seconds between two lines
 
 
-def load_method(trained: Trained, name: str, overrides: Sequence[str] = ()) -> Row:
-    """The method of a row, with the run's healthy atlas where it needs one.
+def load_method(
+    trained: Trained,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> Row:
+    """The method of a row, with what it learnt of the run where it learns something.
 
     Raises:
         UsageError: no such row, or one that does not suit the run
     """
-    method = load_row(name, overrides=overrides)
-    if isinstance(method, AtlasZ):
-        method = load_row(name, overrides=overrides, atlas=_atlas(trained))
+    method = load_row(name, overrides=overrides, runs=partial(borrowed, trained))
     try:
         method.check(trained.model)
     except ValueError as error:
         raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
-    return method
+    return completed(trained, method, report=report)
+
+
+def completed(
+    trained: Trained, method: Row, *, report: Callable[[str], None] = lambda line: None
+) -> Row:
+    """The method with what it learns of the run's volumes, where it does."""
+    return with_fit(trained, method, report=report) if isinstance(method, Fitted) else method
+
+
+def borrowed(trained: Trained, path: str) -> Borrowed:
+    """The autoencoder of another run, which must see the same volumes.
+
+    Raises:
+        UsageError: no autoencoder's run, or one of other volumes
+    """
+    other = load_trained(path, device=str(trained.device))
+    if not isinstance(other.model, Reconstructor):
+        raise UsageError(
+            f"first.run = {path}: expected the run of an autoencoder, got a diffusion model's."
+        )
+    pairs = [(other.channels, trained.channels)]
+    pairs.append((repr(other.preprocessing), repr(trained.preprocessing)))
+    for theirs, ours in pairs:
+        if theirs != ours:
+            raise UsageError(
+                f"first.run = {path}: expected a run on the same volumes as {trained.run}, with "
+                f"{ours}, got {theirs}; train it with the same data section."
+            )
+    return Borrowed(other.model, other.digest)
 
 
 def needs_calibration(method: Row) -> bool:
@@ -105,6 +142,11 @@ def calibrate(
     Raises:
         UsageError: the run's data are not reachable, or too few for the method
     """
+    if isinstance(method, Localizer) and method.takes_region:
+        raise UsageError(
+            f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
+            "use normalize=raw threshold=otsu, or another threshold of the map itself."
+        )
     part = "calibration" if trained.cases("calibration") else "validation"
     count = len(trained.cases(part)[:limit])
     if count == 0:
@@ -118,7 +160,8 @@ def calibrate(
         healthy = _counted(trained.examples(part, limit=limit), count, report)
         calibration = fit(method, trained.model, healthy, seed=seed)
         if trained.cases("validation"):
-            lesions = _with_truth(trained, seed=seed, limit=limit, truth=truth)
+            pairs = validation_pairs(trained, seed=seed, limit=limit, truth=truth)
+            lesions = (pair.sick for pair in pairs)
             calibration = validate(calibration, method, trained.model, lesions, seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
@@ -142,54 +185,3 @@ def _counted(
 def _path(trained: Trained, method: Row, name: str) -> Path:
     stem = f"{trained.digest[:12]}-{method.fingerprint}"
     return trained.run / "calibration" / Path(name).stem / stem
-
-
-def _atlas(trained: Trained) -> Atlas:
-    path = trained.run / "calibration" / "atlas.safetensors"
-    if path.is_file():
-        return Atlas.load(path)
-    try:
-        atlas = Atlas.fit(e.x.cpu() for e in trained.examples("train"))
-    except ValueError as error:
-        raise UsageError(f"{trained.run}: {error}") from None
-    atlas.save(path)
-    return atlas
-
-
-def _with_truth(
-    trained: Trained, *, seed: int, limit: int | None, truth: Truth
-) -> Iterator[Example]:
-    """Validation volumes with lesions; never those of the test family."""
-    cases = trained.cases("validation")[:limit]
-    for i, case in enumerate(cases):
-        example = trained.example(case)
-        if truth == "label":
-            if example.truth is None:
-                raise UsageError(
-                    f"{trained.run}: case {case.id} has no label; use synthetic lesions."
-                )
-            yield example
-            continue
-        if example.lesioned:
-            continue  # its own lesion would count as a false positive
-        donor = trained.example(cases[(i + 1) % len(cases)]).x[0].cpu()
-        same = donor.shape == example.x[0].shape
-        kinds = [kind for kind in KINDS if same or kind != "foreign_patch"]
-        x, mask = insert(
-            example.x[0].cpu(),
-            example.foreground[0].cpu(),
-            kind=kinds[i % len(kinds)],
-            key=key(seed, "calibration lesion", i),
-            spacing_mm=example.spacing_mm,
-            family=_fitting(example),
-            donor=donor if same else None,
-        )
-        yield replace(example, x=x[None].to(trained.device), truth=mask[None].to(trained.device))
-
-
-def _fitting(example: Example) -> Family:
-    """The validation family, with lesions of at most a tenth of a small foreground."""
-    d, h, w = example.spacing_mm
-    most = LARGEST_SHARE * int(example.foreground.sum()) * d * h * w / 1000
-    low, high = VALIDATION.volume_ml
-    return replace(VALIDATION, volume_ml=(min(low, most), min(high, most)))

@@ -2,20 +2,19 @@
 
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
 from volumediff import config
+from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
-    from volumediff.anomaly.baselines import Baseline
-    from volumediff.anomaly.localizer import Localizer
+    from volumediff.anomaly.rows import Row
+    from volumediff.autoencoders import Reconstructor
     from volumediff.model import Model
-
-    Row = Localizer | Baseline
 
 __all__ = ["Check", "diagnose", "inventory", "localization"]
 
@@ -48,74 +47,131 @@ def inventory() -> dict[str, Any]:
 
     families = sorted([*config.FOLDERS, *config.MODULES])
     return {
-        "pipelines": _shipped("pipelines"),
-        "autoencoders": _shipped("autoencoders"),
-        "localization methods": _shipped("anomaly"),
-        "segmentation methods": _shipped("segmentation"),
+        "pipelines": config.shipped("pipelines"),
+        "autoencoders": config.shipped("autoencoders"),
+        "localization methods": config.shipped("anomaly"),
+        "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in families},
         "localization": localization(),
-        "localization needs": {n: list(_needs(load_row(n))) for n in _shipped("anomaly")},
+        "localization needs": {n: list(_needs(load_row(n))) for n in config.shipped("anomaly")},
     }
-
-
-def _shipped(kind: str) -> list[str]:
-    return sorted({p.stem for root in config.ROOTS for p in (root / kind).glob("*.yaml")})
 
 
 def localization() -> dict[str, dict[str, str]]:
     """row -> pipeline -> "ok", or why no checkpoint of the pipeline serves the row.
 
-    The smallest configuration of a pipeline is built without memory, trained as the row needs it:
-    on volume labels for weak supervision, and with the row's noise.
+    The smallest configuration of a pipeline is built without memory, as the row needs it to be
+    trained. The last column is that of the runs of autoencoders, of the row's own kind.
     """
     from volumediff.anomaly.rows import load_row
 
     pipelines: dict[str, list[str]] = {}
-    for name in _shipped("pipelines"):
+    for name in config.shipped("pipelines"):
         pipelines.setdefault(name.rpartition("_")[0], []).append(name)
     smallest = {p: min(n, key=lambda s: int(s.rpartition("_")[2])) for p, n in pipelines.items()}
-    rows = {name: load_row(name) for name in _shipped("anomaly")}
+    rows = {name: load_row(name) for name in config.shipped("anomaly")}
     models = cache(_model)
     return {
         name: {
-            pipeline: _suits(row, models(path, row.supervision == "weak"))
-            for pipeline, path in smallest.items()
+            pipeline: _suits(row, models, path)
+            for pipeline, path in [*smallest.items(), ("autoencoder", autoencoder_of(row))]
         }
         for name, row in rows.items()
     }
 
 
+def autoencoder_of(row: "Row") -> str:
+    """The smallest shipped configuration of the kind of autoencoder that a row is about, of its
+    first pass if it has one by another run; a VAE where any will do."""
+    from volumediff.anomaly.lent import Lent
+    from volumediff.anomaly.localizer import Localizer
+    from volumediff.anomaly.rebuilder import Rebuilder
+
+    if isinstance(row, Localizer) and isinstance(row.first, Lent):
+        row = row.first.row
+    wanted = row.autoencoder if isinstance(row, Rebuilder) else None
+    found: dict[type, list[str]] = {}
+    for name in config.shipped("autoencoders"):
+        spec = config.load(config.config_path("autoencoders", name))["autoencoder"]
+        found.setdefault(config.component("autoencoder", spec["name"]), []).append(name)
+    names = found.get(wanted) or found[config.component("autoencoder", "vae")]
+    return min(names, key=lambda s: int(s.rpartition("_")[2]))
+
+
 def _needs(row: "Row") -> tuple[str, ...]:
     """How a run must be trained for the row, beyond the shipped configurations."""
+    from volumediff.anomaly.detectors import Detector
+    from volumediff.anomaly.lent import Lent
     from volumediff.anomaly.localizer import Localizer
-    from volumediff.noise import Gaussian
+    from volumediff.anomaly.rebuilder import Rebuilder
 
-    words = ["recipe=class_conditional"] if row.supervision == "weak" else []
-    if isinstance(row, Localizer) and row.noise is not Gaussian:
-        words.append(f"noise={row.noise.__name__.lower()}")
+    if isinstance(row, Rebuilder):
+        return (autoencoder_of(row),)
+    words = _training(row)
+    if isinstance(row, Localizer | Detector) and row.corruption is not None:
+        words.append(f"recipe.corruption={config.name_of(row.corruption)}")
+    if isinstance(row, Localizer) and isinstance(row.first, Lent):
+        words.append(f"first.run={autoencoder_of(row)}")
     return tuple(words)
 
 
-def _suits(row: "Row", model: "Model") -> str:
+def _training(row: "Row") -> list[str]:
+    """Recipe, kernel and noise, where they are not those of the shipped configurations."""
+    from volumediff.anomaly.detectors import Detector
+    from volumediff.anomaly.localizer import Localizer
+    from volumediff.kernels.gaussian import Gaussian as GaussianKernel
+    from volumediff.noise import Gaussian
+
+    if isinstance(row, Detector):
+        return ["recipe=synthetic_anomalies"]
+    words = ["recipe=class_conditional"] if row.supervision == "weak" else []
+    if not isinstance(row, Localizer):
+        return words
+    if row.recipe is not None:
+        words = [f"recipe={config.name_of(row.recipe)}"]
+    if row.reference:
+        words.append("recipe.reference=true")
+    if row.kernel is not GaussianKernel:
+        words.append(f"kernel={config.name_of(row.kernel)}")
+    if row.noise is not Gaussian:
+        words.append(f"noise={config.name_of(row.noise)}")
+    return words
+
+
+# What a word of `_needs` stands for, where it takes arguments.
+FULL = {
+    "recipe=class_conditional": (
+        "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
+    ),
+    "kernel=cold": "kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}",
+}
+Models = Callable[[str, tuple[str, ...]], "Model | Reconstructor"]
+
+
+def _suits(row: "Row", models: Models, path: str) -> str:
+    from volumediff.anomaly.lent import Borrowed, Lent
     from volumediff.anomaly.localizer import Localizer
 
-    model.field = row.noise() if isinstance(row, Localizer) else model.field
+    pipeline = path in config.shipped("pipelines")
+    words = tuple(w for w in _needs(row) if pipeline and "=" in w and not w.startswith("first."))
+    if isinstance(row, Localizer) and isinstance(row.first, Lent):
+        lent = Borrowed(models(autoencoder_of(row), ()), "")
+        row = replace(row, first=replace(row.first, run=lent))
     try:
-        row.check(model)
-    except ValueError as error:
+        row.check(models(path, words))
+    except (ValueError, UsageError) as error:
         return str(error)
     return "ok"
 
 
-def _model(path: str, labels: bool) -> "Model":
+def _model(path: str, words: tuple[str, ...]) -> "Model | Reconstructor":
     import torch
 
     from volumediff.training.assemble import build_task
     from volumediff.training.run_config import load_run_config
 
-    recipe = "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
     with torch.device("meta"):
-        return build_task(load_run_config(path, [recipe] if labels else [])).module
+        return build_task(load_run_config(path, [FULL.get(w, w) for w in words])).module
 
 
 def diagnose(name: str | None = None, overrides: Sequence[str] = ()) -> list[Check]:

@@ -1,4 +1,5 @@
-"""What a volume costs: evaluations of the network, and peak memory of the card."""
+"""What a volume costs: evaluations of the network, or of the encoder of an autoencoder, and peak
+memory of the card."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from volumediff.autoencoders import Reconstructor
 from volumediff.model import Model
 
 __all__ = ["Cost", "counted"]
@@ -28,14 +30,18 @@ class Cost:
 
 
 @contextmanager
-def counted(model: Model) -> Iterator[Cost]:
+def counted(model: Model | Reconstructor) -> Iterator[Cost]:
     """Counts what happens inside the block; `peak_gb` is known at its end."""
-    cost, device = Cost(), model.device
+    if isinstance(model, Reconstructor):
+        network, device = model.passes[0], next(model.parameters()).device
+    else:
+        network, device = model.network, model.device
+    cost = Cost()
 
     def count(network: nn.Module, arguments: tuple[Any, ...]) -> None:
         cost.network_calls += len(arguments[0])
 
-    handle = model.network.register_forward_pre_hook(count)
+    handle = network.register_forward_pre_hook(count)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:

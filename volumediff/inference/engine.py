@@ -2,6 +2,8 @@
 
     file ─ read ─ preprocess ─▶ x ─ method ─▶ map, mask, … ─ to the file's grid ─▶ NIfTI, JSON
 
+The findings are measured on what was written, so that they can be measured again.
+
 What is drawn for a volume depends on the seed and on the bytes of its file, not on its name, its
 place in the folder, or what else is in there.
 """
@@ -12,17 +14,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import volumediff
 from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.data.cases import Case
 from volumediff.data.preprocessing import Prepared
 from volumediff.errors import DataError
 from volumediff.inference.batch import Result, Summary, process
-from volumediff.inference.calibrate import Row, calibration_for, load_method
+from volumediff.inference.calibrate import calibration_for, load_method
 from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
+from volumediff.inference.findings.work import write_findings
 from volumediff.inference.inputs import find_inputs
+from volumediff.inference.regions import (
+    check_region,
+    find_regions,
+    missing_reasons,
+    region_on,
+)
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
@@ -30,6 +42,7 @@ from volumediff.randomness import key
 __all__ = ["localize", "prepared_case", "provenance", "versions"]
 
 PACKAGES = ("volumediff", "torch", "numpy", "nibabel")
+REGION = "region"  # name of its file among a case's inputs
 # The rate of the healthy-FPR threshold that is recorded beside the row's own.
 RECORDED_RATE = HealthyFPR().rate
 
@@ -66,6 +79,7 @@ def localize(
     channels: Sequence[str] | None = None,
     seed: int = 0,
     trace: bool = True,
+    region: Path | str | None = None,
     overwrite: bool = False,
     calibration_limit: int | None = None,
     report: Callable[[str], None] | None = None,
@@ -82,6 +96,7 @@ def localize(
         channels: names of the images; None takes those of the run
         seed: of the method's noise
         trace: whether masks and maps of the blocks are written
+        region: mask, or folder of masks, of what is to be redrawn; for the policy `given`
         overwrite: whether results of other settings in `out` may be replaced
         calibration_limit: most volumes to calibrate on, if that is still to do
         report: receives a line per case; None shows progress on the terminal
@@ -92,10 +107,16 @@ def localize(
         DataError: the source has no cases, or the disk is full
     """
     trained.localizes()
-    row = load_method(trained, method, overrides)
+    row = load_method(trained, method, overrides, report=announce)
+    check_region(row, method, region)
     names = channels if channels is not None else trained.config.data.channels
     scalars = bool(trained.recipe.scalars)
     cases, problems = find_inputs(source, channels=names, siblings=scalars)
+    regions: dict[str, Path] = {}
+    if region is not None:
+        regions, missing = find_regions(region, cases)
+        problems = {**problems, **missing_reasons(missing, region)}
+        cases = [case for case in cases if case.id in regions]
     calibration = calibration_for(
         trained, row, method, seed=seed, limit=calibration_limit, report=announce
     )
@@ -115,6 +136,7 @@ def localize(
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         prepared = prepared_case(trained, case)
+        own = _region(trained, prepared, regions.get(case.id))
         d, h, w = prepared.x.shape[1:]
         with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
             example = trained.placed(
@@ -129,9 +151,10 @@ def localize(
                     example.x,
                     foreground=example.foreground,
                     spacing_mm=example.spacing_mm,
-                    key=key(seed, "localize", *inputs.values()),
+                    key=key(seed, "localize", *(inputs[n] for n in case.images)),
                     condition=example.condition,
                     calibration=calibration,
+                    region=own,
                 )
         facts = {
             "case": case.id,
@@ -147,6 +170,8 @@ def localize(
             "probability": settings["probability"],
             "seed": seed,
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
+            "region_sha256": inputs.get(REGION),
+            "read_policy": asdict(trained.preprocessing.policy),
             **provenance(trained),
         }
         files = write_localization(
@@ -159,6 +184,7 @@ def localize(
             facts=facts,
             trace=trace,
         )
+        files.append(write_findings(folder, case))
         return Result(files, {"score": found.score, **asdict(cost)})
 
     return process(
@@ -166,6 +192,7 @@ def localize(
         out,
         settings=settings,
         work=work,
+        also={name: {REGION: path} for name, path in regions.items()},
         problems=problems,
         overwrite=overwrite,
         report=report,
@@ -188,6 +215,19 @@ def prepared_case(trained: Trained, case: Case) -> Prepared:
     if not bool(prepared.foreground.any()):
         raise DataError(f"{first}: shows no foreground; check that it is not empty.")
     return prepared
+
+
+def _region(trained: Trained, prepared: Prepared, path: Path | None) -> Tensor | None:
+    """The region of a case on the grid of its prepared volume, on the model's device."""
+    if path is None:
+        return None
+    found = region_on(
+        path,
+        prepared.record.grid,
+        prepared.foreground,
+        policy=trained.preprocessing.policy,
+    )
+    return found[None].to(trained.device)
 
 
 def _thresholds(row: Row, calibration: Calibration | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from volumediff.data.cases import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.export import MAP
 from volumediff.inference.ledger import read_entries
@@ -104,6 +105,7 @@ def evaluate(
     truth: Path | str,
     *,
     by: str | None = None,
+    layout: Spec = AUTO,
     seed: int = 0,
     replicates: int = 1000,
     report: Callable[[str], None] = lambda line: None,
@@ -112,9 +114,10 @@ def evaluate(
 
     Arguments:
         folders: outputs of `localize`
-        truth: folder of cases with labels, in any layout, or of masks alone; an empty mask is a
-            healthy volume, no mask is no truth
+        truth: folder of cases with labels or boxes, in any layout, or of masks alone; an empty
+            mask is a healthy volume, no mask is no truth
         by: attribute of the cases (a column of participants.tsv) that makes subgroups
+        layout: of the truth
         seed: of the bootstrap
         replicates: of the bootstrap
         report: receives a line for everything that is left out
@@ -124,7 +127,7 @@ def evaluate(
         DataError: no truth for any map, or image and mask on different grids
     """
     maps = {Path(folder): _maps(Path(folder)) for folder in folders}
-    truths = find_truths(truth)
+    truths = find_truths(truth, layout)
     shared = set.intersection(*(set(m) for m in maps.values()))
     for folder, found in maps.items():
         if extra := sorted(set(found) - shared):

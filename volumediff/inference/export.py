@@ -6,7 +6,8 @@
 <case>_desc-uncertainty_map.nii.gz    deviation of the map between the seeds of an ensemble
 <case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
 <case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's blocks
-<case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, findings
+<case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
+<case>_desc-anomaly_findings.json     what was found, finding by finding; see findings/schema.py
 """
 
 import json
@@ -24,11 +25,27 @@ from volumediff.data.atomic import atomic
 from volumediff.data.preprocessing import Preprocessing, Record
 from volumediff.data.volume import write
 
-__all__ = ["MAP", "MASK", "Writer", "findings_of", "finite", "write_json", "write_localization"]
+__all__ = [
+    "ENSEMBLE",
+    "FINDINGS",
+    "FOREGROUND",
+    "HEALTHY",
+    "MAP",
+    "MASK",
+    "UNCERTAINTY",
+    "Writer",
+    "findings_of",
+    "finite",
+    "sidecar_of",
+    "write_json",
+    "write_localization",
+]
 
 MAP, MASK = "desc-anomaly_map", "desc-anomaly_mask"
 FOREGROUND, HEALTHY = "desc-foreground_mask", "desc-pseudohealthy_image"
 UNCERTAINTY = "desc-uncertainty_map"
+ENSEMBLE = "desc-ensemble_map"  # of the trace: the map that the uncertainty belongs to
+FINDINGS = "desc-anomaly_findings"
 
 
 def write_localization(
@@ -66,6 +83,7 @@ def write_localization(
     if found.pseudo_healthy is not None:
         x = found.pseudo_healthy[0].float().cpu().numpy()
         writer.channels(HEALTHY, preprocessing.to_intensity(x, record))
+    steps = []
     for name, block in found.trace.items() if trace else ():
         if block.shape != found.map.shape:
             continue
@@ -73,7 +91,8 @@ def write_localization(
         words = re.sub(r"[^A-Za-z0-9]+", "", name.removesuffix(kind).title())
         slug = words[:1].lower() + words[1:] or "block"
         (writer.label if kind == "mask" else writer.image)(f"desc-{slug}_{kind}", block[0])
-    sidecar = folder / f"{case}_{MAP}.json"
+        steps.append({"name": name, "file": writer.files[-1].name})
+    sidecar = sidecar_of(folder, case)
     volume_ml = sum(f["volume_mm3"] for f in findings) / 1000
     write_json(
         sidecar,
@@ -82,11 +101,17 @@ def write_localization(
             "score": found.score,
             "mask_volume_ml": volume_ml if found.mask is not None else None,
             "findings": findings,
+            "trace": steps,
             "preprocessing": [vars(f) for f in record.findings],
             "notice": "Research software, not for diagnosis.",
         },
     )
     return [*writer.files, sidecar]
+
+
+def sidecar_of(folder: Path, case: str) -> Path:
+    """The JSON beside the map of a case."""
+    return folder / f"{case}_{MAP}.json"
 
 
 class Writer:

@@ -1,23 +1,25 @@
 """What a command is given: one file, a folder of cases in any layout, or a manifest."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from volumediff.data.cases import Case, patient_of, safe_id, survey_cases
 from volumediff.data.dicom import is_dicom
 from volumediff.data.stream import open_regular
+from volumediff.data.volume import OTHER_FORMATS, SUFFIXES
 from volumediff.errors import DataError, UsageError
 
 __all__ = ["digests", "find_inputs", "stem_of"]
 
-SUFFIXES = (".nii.gz", ".nii")
+VOLUMES = (*SUFFIXES, *OTHER_FORMATS)
 
 
 def stem_of(path: Path) -> str:
     """The name of a volume without its ending."""
-    for suffix in SUFFIXES:
+    for suffix in VOLUMES:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
@@ -45,7 +47,7 @@ def find_inputs(
     source = Path(source)
     if not source.exists():
         raise UsageError(f"-i {source}: expected a volume, a folder or a manifest; nothing there.")
-    if source.is_file() and source.name.lower().endswith(SUFFIXES):
+    if source.is_file() and source.name.lower().endswith(VOLUMES):
         if siblings or (channels is not None and len(channels) > 1):
             return [_beside(source, channels)], {}
         name = stem_of(source)
@@ -57,12 +59,12 @@ def find_inputs(
     if source.is_dir() and _is_series(source):
         return [Case(safe_id(source.name), patient_of(source.name), {"image": source})], {}
     found, problems = survey_cases(source, channels=channels)
-    bad = {problem.id: problem.message for problem in problems}
+    bad = {problem.id: problem.message for problem in problems if problem.severity == "error"}
     wanted = len(channels) if channels is not None else 1
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            cases.append(replace(case, label=None))
+            cases.append(replace(case, label=None, boxes=None))
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "
@@ -80,7 +82,7 @@ def _beside(source: Path, channels: Sequence[str] | None) -> Case:
     for case in cases:
         if any(path.resolve() == source.resolve() for path in case.images.values()):
             images = case.images if channels is not None else {"image": source}
-            return replace(case, images=images, label=None)
+            return replace(case, images=images, label=None, boxes=None)
     raise UsageError(
         f"-i {source}: the run takes the channels {', '.join(channels or ('image',))}, and they "
         "do not lie beside this file; give the folder of the case."
@@ -89,19 +91,23 @@ def _beside(source: Path, channels: Sequence[str] | None) -> Case:
 
 def _is_series(folder: Path) -> bool:
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    if any(p.name.lower().endswith((*SUFFIXES, ".json", ".tsv")) for p in files):
+    if any(p.name.lower().endswith((*VOLUMES, ".json", ".tsv")) for p in files):
         return False
     return any(is_dicom(p) for p in files[:20])
 
 
-def digests(case: Case) -> dict[str, str]:
+def digests(case: Case, *, also: Mapping[str, Path] = MappingProxyType({})) -> dict[str, str]:
     """SHA-256 of every file of a case by channel; a DICOM series is its files in order.
+
+    Arguments:
+        case: with its images
+        also: further files by name
 
     Raises:
         DataError: a file cannot be read
     """
     found = {}
-    for name, path in case.images.items():
+    for name, path in {**case.images, **also}.items():
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         whole = hashlib.sha256()
         for file in files:

@@ -105,18 +105,19 @@ def measure(
 
     Arguments:
         path: the map; foreground, mask and the other outputs lie beside it
-        truth: mask with its case
+        truth: mask or boxes with their case
         sidecar: content of the map's JSON
         by: attribute that names the subgroup
         cost: of the case, from the ledger
     """
-    volume, mask = read(path), read(truth.path, kind="label")
-    check_grids(volume, mask)
+    volume = read(path)
+    marks = truth.marks(volume)
     spacing_mm = volume.spacing_mm
     scores = torch.from_numpy(volume.array[0])
-    lesion = torch.from_numpy(mask.array[0] > 0)
+    lesion, there = marks.lesion, marks.boxes
     own, seen = _label(path, MASK), _label(path, FOREGROUND)
-    seen = torch.ones_like(lesion) if seen is None else seen
+    own = None if own is None else own & ~marks.ignored
+    seen = (torch.ones_like(lesion) if seen is None else seen) & ~marks.ignored
     scores = torch.where(seen, scores, scores[seen].min() if bool(seen.any()) else 0.0)
     counted = seen | lesion
     counts = detection.histogram(scores, lesion, foreground=counted)
@@ -126,7 +127,6 @@ def measure(
         ).dice
         for name, value in sidecar.get("thresholds", {}).items()
     }
-    there = boxes_of(lesion)
     d, h, w = lesion.shape
     box = inside(there, (d, h, w))
     return Measured(

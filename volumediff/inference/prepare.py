@@ -25,8 +25,8 @@ import numpy as np
 import volumediff
 from volumediff.data.atomic import atomic
 from volumediff.data.brain_masks import brain_mask_of, without_masks
-from volumediff.data.cases import Case, Layout, patient_of, survey_cases
-from volumediff.data.layouts import AUXILIARY_WORDS, LABEL_WORDS
+from volumediff.data.cases import AUTO, Case, Spec, patient_of, survey_cases
+from volumediff.data.layouts._files import AUXILIARY_WORDS, LABEL_WORDS
 from volumediff.data.templates import Template
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
@@ -71,7 +71,7 @@ def prepare(
     *,
     template: Template,
     steps: Steps,
-    layout: Layout = "auto",
+    layout: Spec = AUTO,
     channels: Sequence[str] | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,

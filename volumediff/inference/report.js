@@ -10,6 +10,7 @@
     { fixed: 1, right: 0, up: 2, ends: ["L", "R", "I", "S"] },
     { fixed: 0, right: 1, up: 2, ends: ["P", "A", "I", "S"] },
   ];
+  const TRUTH = [47, 224, 255], FOUND = [140, 255, 102];
   const state = { at: [0, 0, 0], shown: null, layers: {} };
 
   async function unpacked(id) {
@@ -31,12 +32,13 @@
   function draw() {
     const c = state.shown;
     if (!c) return;
-    const { image, healthy, truth } = state.layers;
+    const { image, healthy, truth, found } = state.layers;
     const map = state.layers[$("map").value];
     const base = $("healthy").checked && healthy ? healthy : image;
     const opacity = Number($("opacity").value) / 100;
     const floor = Number($("floor").value) / 100;
-    const outline = $("truth").checked ? truth : null;
+    // outlines with their colours; the lesion is drawn over the finding
+    const outlines = [[$("found").checked && found, FOUND], [$("truth").checked && truth, TRUTH]].filter((o) => o[0]);
     PANES.forEach((pane, n) => {
       const [w, h] = [c.shape[pane.right], c.shape[pane.up]];
       const index = (x, y) => {
@@ -60,19 +62,24 @@
             g += a * (hg - g);
             b += a * (hb - b);
           }
-          const inside = outline && outline[at];
-          const rim = Math.max(1, scale >> 2);
+          const rim = Math.max(1, Math.round(scale / 3));
+          const edges = outlines.filter(([mask]) => mask[at]).map(([mask, colour]) => ({
+            colour,
+            left: x === 0 || !mask[index(x - 1, y)],
+            right: x === w - 1 || !mask[index(x + 1, y)],
+            up: y === 0 || !mask[index(x, y - 1)],
+            down: y === h - 1 || !mask[index(x, y + 1)],
+          }));
           for (let sy = 0; sy < scale; sy++) {
             for (let sx = 0; sx < scale; sx++) {
               const o = 4 * ((y * scale + sy) * w * scale + x * scale + sx);
-              const edge = inside && (
-                (sx < rim && (x === 0 || !outline[index(x - 1, y)])) ||
-                (sx >= scale - rim && (x === w - 1 || !outline[index(x + 1, y)])) ||
-                (sy < rim && (y === 0 || !outline[index(x, y - 1)])) ||
-                (sy >= scale - rim && (y === h - 1 || !outline[index(x, y + 1)])));
-              pixels.data[o] = edge ? 47 : r;
-              pixels.data[o + 1] = edge ? 224 : g;
-              pixels.data[o + 2] = edge ? 255 : b;
+              let colour = [r, g, b];
+              for (const e of edges) {
+                if ((e.left && sx < rim) || (e.right && sx >= scale - rim) || (e.up && sy < rim) || (e.down && sy >= scale - rim)) colour = e.colour;
+              }
+              pixels.data[o] = colour[0];
+              pixels.data[o + 1] = colour[1];
+              pixels.data[o + 2] = colour[2];
               pixels.data[o + 3] = 255;
             }
           }
@@ -83,8 +90,17 @@
     const at = state.at;
     const here = offset(c.shape, at[0], at[1], at[2]);
     const value = map ? c.low[$("map").value] + (map[here] / 255) * (c.high[$("map").value] - c.low[$("map").value]) : NaN;
-    $("read").textContent = `voxel ${at.join(", ")}` + (map ? ` · ${$("map").value} ${value.toPrecision(3)}` : "") +
-      (truth ? (truth[here] ? " · inside the lesion" : " · outside the lesion") : "") + (c.note ? ` · ${c.note}` : "");
+    $("read").textContent = `voxel ${at.join(", ")}` + millimetres(c, at) + (map ? ` · ${$("map").value} ${value.toPrecision(3)}` : "") +
+      (truth ? (truth[here] ? " · inside the lesion" : " · outside the lesion") : "") +
+      (found && found[here] ? " · inside a finding" : "") + (c.note ? ` · ${c.note}` : "");
+  }
+
+  // RAS millimetres of a voxel of the page, which may be one of several of the file.
+  function millimetres(c, at) {
+    if (!c.affine) return "";
+    const v = at.map((i, a) => i * c.step[a]);
+    const mm = [0, 1, 2].map((r) => c.affine[r][0] * v[0] + c.affine[r][1] * v[1] + c.affine[r][2] * v[2] + c.affine[r][3]);
+    return ` (${mm.map((x) => x.toFixed(0)).join(", ")} mm)`;
   }
 
   function paint(n, pane, pixels, scale, w, h) {
@@ -124,6 +140,11 @@
     if (c.maps.includes(before)) select.value = before;
     $("healthy").disabled = !state.layers.healthy;
     $("truth").disabled = !state.layers.truth;
+    $("found").disabled = !state.layers.found;
+    if (!before && !state.layers.truth) $("found").checked = Boolean(state.layers.found);
+    // one scale for all planes: each is as wide as its extent in millimetres
+    const wide = PANES.map((p) => c.shape[p.right] * c.spacing[p.right]);
+    root.querySelector(".panes").style.setProperty("grid-template-columns", window.innerWidth > 720 ? wide.map((w) => `minmax(0, ${w}fr)`).join(" ") : "1fr");
     state.at = c.start.slice();
     state.shown = c;
     draw();
@@ -153,7 +174,16 @@
     }, { passive: false });
     $(`slide${n}`).addEventListener("input", (e) => { state.at[pane.fixed] = Number(e.target.value); draw(); });
   });
-  ["map", "opacity", "floor", "truth", "healthy"].forEach((name) => $(name).addEventListener("input", draw));
+  document.querySelectorAll("tr[data-at]").forEach((row) => row.addEventListener("click", async () => {
+    if (!row.dataset.at) return;
+    const number = Number(row.dataset.view);
+    $("case").value = String(number);
+    await show(number);
+    state.at = row.dataset.at.split(" ").map((i, a) => Math.min(state.shown.shape[a] - 1, Math.floor(Number(i) / state.shown.step[a])));
+    draw();
+    root.scrollIntoView({ block: "center" });
+  }));
+  ["map", "opacity", "floor", "truth", "found", "healthy"].forEach((name) => $(name).addEventListener("input", draw));
   $("case").replaceChildren(...cases.map((c, i) => new Option(c.title, i)));
   $("case").addEventListener("input", (e) => show(Number(e.target.value)));
   root.hidden = false;

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from volumediff.data.atomic import atomic
+from volumediff.data.cases import AUTO, Spec
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import finite
+from volumediff.inference.panel import case_panel, figure_of
 from volumediff.inference.summary import (
     coverage,
     gap_lines,
@@ -34,7 +36,6 @@ from volumediff.inference.views import (
     View,
     limits,
     packed,
-    picture,
     scaled,
     thinned,
     views_of,
@@ -81,6 +82,7 @@ def report_of(
     truth: Path | str,
     *,
     by: str | None = None,
+    layout: Spec = AUTO,
     cases: int = 8,
     pictures: Sequence[tuple[str, Path]] = (),
 ) -> None:
@@ -91,6 +93,7 @@ def report_of(
         results: of the methods, the one in question first
         truth: data set with masks and images
         by: attribute that made the subgroups
+        layout: of the truth
         cases: most cases to show
         pictures: caption and PNG file of each curve
     """
@@ -103,7 +106,7 @@ def report_of(
             f"{main.facts.get('supervision', 'unknown')}.",
         ],
         results=results,
-        views=views_of(results, find_truths(truth), [c.case for c in chosen]),
+        views=views_of(results, find_truths(truth, layout), [c.case for c in chosen]),
         manifest={r.method: r.facts for r in results},
         pictures=pictures,
         groups=by or "group",
@@ -126,10 +129,11 @@ def _html(page: Page) -> str:
     ]
     if page.views:
         body += ["<h2>Look at it</h2>", *_viewer(page.views)]
-        pictures = [_slices(view) for view in page.views]
-        body += ['<h2>Slices</h2><div class="slices">', *pictures, "</div>"]
+        body.append("<h2>Case by case</h2>")
+        for number, view in enumerate(page.views):
+            body += case_panel(view, number)
     for caption, path in page.pictures:
-        body += [_figure(path.read_bytes(), caption)]
+        body += [figure_of(path.read_bytes(), caption)]
     manifest = json.dumps(finite(page.manifest), indent=1)
     body += [
         "<h2>Run manifest</h2>",
@@ -234,10 +238,14 @@ def _viewer(views: Sequence[View]) -> list[str]:
         layers["image"] = scaled(view.image, low, high)
         if view.healthy is not None:
             layers["healthy"] = scaled(view.healthy, low, high)
-        if view.truth is not None:
-            layers["truth"] = view.truth.astype(np.uint8)
-        ends = {name: limits(a, floor=max(0.0, float(a.min()))) for name, a in view.maps.items()}
-        for name, array in view.maps.items():
+        for name, mask in (("truth", view.truth), ("found", view.found)):
+            if mask is not None:
+                layers[name] = mask.astype(np.uint8)
+        maps = dict(view.maps)
+        if view.uncertainty is not None:
+            maps["uncertainty"] = view.uncertainty
+        ends = {name: limits(a, floor=max(0.0, float(a.min()))) for name, a in maps.items()}
+        for name, array in maps.items():
             layers[name] = scaled(array, *ends[name])
         small = {name: thinned(layer) for name, layer in layers.items()}
         shape = next(iter(small.values())).shape
@@ -251,7 +259,9 @@ def _viewer(views: Sequence[View]) -> list[str]:
                 "spacing": [s * k for s, k in zip(view.spacing_mm, step, strict=True)],
                 "start": [int(i / k) for i, k in zip(view.start(), step, strict=True)],
                 "layers": ids,
-                "maps": list(view.maps),
+                "step": step,
+                "affine": None if view.affine is None else view.affine.tolist(),
+                "maps": list(maps),
                 "low": {name: e[0] for name, e in ends.items()},
                 "high": {name: e[1] for name, e in ends.items()},
             }
@@ -273,6 +283,7 @@ def _viewer(views: Sequence[View]) -> list[str]:
             'opacity <input type="range" min="0" max="100" value="75" data-id="opacity">',
             'hide below <input type="range" min="0" max="99" value="30" data-id="floor">',
             '<input type="checkbox" checked data-id="truth"><span class="key truth"></span>lesion',
+            '<input type="checkbox" data-id="found"><span class="key found"></span>finding',
             '<input type="checkbox" data-id="healthy"> pseudo-healthy',
         )
     )
@@ -286,16 +297,3 @@ def _viewer(views: Sequence[View]) -> list[str]:
         f'<script type="application/json" id="cases">{text}</script>',
         *blocks,
     ]
-
-
-def _slices(view: View) -> str:
-    outline = ", lesion outlined" if view.truth is not None and view.truth.any() else ""
-    return _figure(picture(view), f"{view.title}{outline}; {view.note}")
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img alt="{escape(caption, quote=True)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )

@@ -8,7 +8,7 @@ import torch
 
 import volumediff
 from volumediff.condition import HEALTHY
-from volumediff.config import build
+from volumediff.config import build, name_of
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import write
@@ -19,8 +19,8 @@ from volumediff.inference.export import write_json
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.shapes import Shape
-from volumediff.training.recipe import LabelDiffusion
 
 __all__ = ["sample"]
 
@@ -58,9 +58,21 @@ def sample(
     Raises:
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
+    model = trained.diffusion
     if isinstance(trained.recipe, LabelDiffusion):
         raise UsageError(
             f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
+        )
+    if not trained.recipe.whole or trained.recipe.reference:
+        raise UsageError(
+            f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
+            "sample from a run of the recipe healthy or class_conditional."
+        )
+    if trained.model.times != (0.0, 1.0):
+        low, high = trained.model.times
+        raise UsageError(
+            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
+            "goes through all from 1 to 0; train with times=[0,1]."
         )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(
@@ -78,7 +90,7 @@ def sample(
     if trained.recipe.classes:
         condition = condition.replace(label=torch.full((1,), label, device=trained.device))
     steps_of = build("sampler", {"name": sampler, "steps": steps})
-    kernel, model = trained.model.kernel, trained.model
+    kernel = model.kernel
     grid = _centred(size, spacing)
     settings = {
         "task": "sample",

@@ -22,8 +22,8 @@ from volumediff.inference.inputs import find_inputs
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.segmentation.rows import load_segmenter
-from volumediff.training.recipe import LabelDiffusion
 
 __all__ = ["segment"]
 
@@ -80,7 +80,7 @@ def segment(
         d, h, w = prepared.x.shape[1:]
         with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
             found = segmenter.predict(
-                trained.model,
+                trained.diffusion,
                 prepared.x[None].to(trained.device),
                 key=key(seed, "segment", *inputs.values()),
                 labels=recipe.labels,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Example
+from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population
@@ -18,9 +19,10 @@ from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
+from volumediff.recipes._base import Recipe
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.training import checkpoint
 from volumediff.training.assemble import build_recipe, channels_of, load_run
-from volumediff.training.recipe import LabelDiffusion, Recipe
 from volumediff.training.run_config import POPULATION, RunConfig
 from volumediff.training.sources import cases_of, preprocessing, simulated
 from volumediff.training.statistics import Statistics
@@ -56,7 +58,7 @@ def load_trained(
     device: str = "auto",
     memory: Sequence[str] = (),
 ) -> "Trained":
-    """Loads a diffusion run.
+    """Loads the run of a diffusion model or of an autoencoder.
 
     Arguments:
         run: its folder
@@ -65,15 +67,16 @@ def load_trained(
         memory: `key=value` words for the memory policy, in place of the training's
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, no such device, or an autoencoder's run
+        UsageError: no run, no checkpoint of this kind, or no such device
         DataError: the run is damaged
     """
     run = Path(run)
     words = [f"memory.{word}" for word in memory]
     config, model = load_run(run, which=which, overrides=words)
-    if not isinstance(model, Model):
-        raise UsageError(f"{run}: trains an autoencoder, expected the run of a diffusion model.")
-    config.memory.freeze(model.network)
+    if isinstance(model, Model):
+        config.memory.freeze(model.network)
+    else:
+        model.requires_grad_(False)
     found = checkpoint.find(run, which)
     assert found is not None, "load_run has just read it"
     manifest = json.loads((found.path / "manifest.json").read_bytes())
@@ -105,11 +108,25 @@ class Trained:
 
     run: Path
     config: RunConfig
-    model: Model
+    model: Model | Reconstructor
     statistics: Statistics
     checkpoint: str
     digest: str
     device: torch.device
+
+    @property
+    def diffusion(self) -> Model:
+        """The diffusion model.
+
+        Raises:
+            UsageError: the run trains an autoencoder
+        """
+        if isinstance(self.model, Reconstructor):
+            raise UsageError(
+                f"{self.run}: trains an autoencoder, expected the run of a diffusion model; this "
+                "one localizes alone, see volumediff info."
+            )
+        return self.model
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -147,7 +164,7 @@ class Trained:
         image, atlas = None, self.statistics.atlas
         if self.recipe.atlas and atlas is not None:
             with torch.no_grad():
-                image = self.model.encode(atlas[None].to(self.device))
+                image = self.diffusion.encode(atlas[None].to(self.device))
         scalars = self.statistics.standardised(attributes)
         told = None if scalars is None else scalars[None].float().to(self.device)
         return Condition(image=image, scalars=told)

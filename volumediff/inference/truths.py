@@ -1,53 +1,118 @@
-"""Truth masks of cases: labels of a data set in any layout, or a folder of masks alone."""
+"""Truth of cases: labels or boxes of a data set in any layout, or a folder of masks alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from volumediff.data.cases import patient_of, safe_id, survey_cases
-from volumediff.data.layouts import LABEL_WORDS
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from volumediff.data.cases import AUTO, Box, Spec, layout_of, patient_of, safe_id, survey_cases
+from volumediff.data.layouts._base import ANYTHING
+from volumediff.data.layouts._files import LABEL_WORDS
+from volumediff.data.truth import filled, only
+from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.inference.inputs import stem_of
+from volumediff.metrics.boxes import Boxes
+from volumediff.metrics.boxes import boxes as boxes_of
 
-__all__ = ["Truth", "find_truths"]
+__all__ = ["Marks", "Truth", "find_truths"]
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """A truth on the grid of a map.
+
+    Arguments:
+        lesion: voxels of the lesions, or of the boxes
+        ignored: voxels that are neither lesion nor healthy
+        boxes: around the lesions, or those of the truth
+    """
+
+    lesion: Bool[Tensor, "d h w"]
+    ignored: Bool[Tensor, "d h w"]
+    boxes: Boxes
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A mask and whose it is.
+    """A mask or boxes, and whose they are.
 
     Arguments:
         case, patient: as in the data set
-        path: of the mask; an empty mask is a healthy volume
+        path: of the mask; an empty mask is a healthy volume; None for boxes
         attributes: of the case
         image: its first image, if there is one
+        lesions, ignored, boxes: as in the data set
     """
 
     case: str
     patient: str
-    path: Path
+    path: Path | None
     attributes: Mapping[str, str | float]
     image: Path | None = None
+    lesions: tuple[int, ...] | None = None
+    ignored: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+    def marks(self, like: Volume) -> Marks:
+        """What is marked, on the grid of a map.
+
+        Raises:
+            DataError: mask or boxes lie on another grid
+        """
+        if self.path is None:
+            found = Boxes(np.array(self.boxes, np.int64).reshape(-1, 6), np.ones(len(self.boxes)))
+            lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
+            return Marks(lesion, torch.zeros_like(lesion), found)
+        label = read(self.path, kind="label")
+        check_grids(like, label)
+        lesion = torch.from_numpy(only(label, self.lesions).array[0] > 0)
+        ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
+        return Marks(lesion, ignored, boxes_of(lesion))
 
 
-def find_truths(root: Path | str) -> dict[str, Truth]:
+def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
     """Truth by every name that an output may have: the case, or the file that was given.
 
+    Arguments:
+        root: a data set with labels or boxes, or a folder of masks
+        layout: of the data set
+
     Raises:
-        DataError: no mask at all
+        DataError: no truth at all
     """
     root = Path(root)
     if not root.exists():
         raise DataError(f"--truth {root}: expected a data set with labels, nothing is there.")
     found: dict[str, Truth] = {}
-    cases = survey_cases(root)[0] if _has_volumes(root) else []
+    cases = survey_cases(root, layout)[0] if _is_data_set(root, layout) else []
+    owners: dict[str, set[str]] = {}
     for case in cases:
-        if case.label is None:
+        if case.label is None and case.boxes is None:
             continue
-        image = next(iter(case.images.values()))
-        truth = Truth(case.id, case.patient, case.label, case.attributes, image)
-        for name in (case.id, *(safe_id(stem_of(p)) for p in case.images.values())):
+        truth = Truth(
+            case.id,
+            case.patient,
+            case.label,
+            case.attributes,
+            next(iter(case.images.values())),
+            case.lesions,
+            case.ignored,
+            case.boxes or (),
+        )
+        found[case.id] = truth
+        for path in case.images.values():
+            name = safe_id(stem_of(path))
+            owners.setdefault(name, set()).add(case.id)
             found.setdefault(name, truth)
+    for name, of in owners.items():
+        # one name for files of several cases, such as FLAIR.nii.gz in a folder per case
+        if len(of) > 1 and found[name].case != name:
+            del found[name]
     if found:
         return found
     for path in sorted(root.glob("*.nii*")) if root.is_dir() else ():
@@ -56,11 +121,13 @@ def find_truths(root: Path | str) -> dict[str, Truth]:
             found[safe_id(name)] = Truth(safe_id(name), patient_of(name), path, {})
     if not found:
         raise DataError(
-            f"--truth {root}: found no masks; expected a data set with labels, or files named "
-            "<case>_mask.nii.gz."
+            f"--truth {root}: found no masks; expected a data set with labels or boxes, or files "
+            "named <case>_mask.nii.gz."
         )
     return found
 
 
-def _has_volumes(root: Path) -> bool:
-    return root.is_file() or any(root.rglob("*.nii*"))
+def _is_data_set(root: Path, layout: Spec) -> bool:
+    """Whether there are cases to look for: a folder without volumes may still hold masks."""
+    plain = layout_of(root, layout).rank == ANYTHING
+    return not plain or any(root.rglob("*.nii*")) or layout != AUTO

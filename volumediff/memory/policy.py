@@ -18,7 +18,7 @@ from pydantic import StrictInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from volumediff.autoencoders import Autoencoder
+from volumediff.autoencoders import Reconstructor
 from volumediff.memory.streaming import stream
 from volumediff.networks._base import Network
 from volumediff.networks._layers import NormAct, Recomputable
@@ -131,9 +131,9 @@ def _whole_passes(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     for module in model.modules():
         if isinstance(module, Network):
             yield module, "body"
-        elif isinstance(module, Autoencoder):
-            yield module.codec["encoder"], "forward"
-            yield module.codec["decoder"], "forward"
+        elif isinstance(module, Reconstructor):
+            for part in module.passes:
+                yield part, "forward"
 
 
 def _replace(module: nn.Module, method: str, how: Callable[..., Tensor] | None) -> None:

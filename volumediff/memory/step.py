@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from volumediff.autoencoders import Autoencoder
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.memory.tracer import Tracer
@@ -129,7 +130,8 @@ def inference_step(config: RunConfig, task: Task, *, device: torch.device | str 
 
 def _tensors(batch: Batch) -> list[Tensor]:
     given = batch.condition
-    found = (batch.x, batch.image, given.label, given.scalars, given.coordinates)
+    found = (batch.x, *batch.images, batch.mask, batch.region, batch.end)
+    found += (given.label, given.scalars, given.coordinates)
     return [t for t in found if t is not None]
 
 
@@ -184,7 +186,7 @@ def random_batch(
         return torch.rand(size, device=device) * 2 - 1
 
     diffusion = isinstance(task, Diffusion)
-    image = recipe.image_channels(c) if diffusion else 0
+    images = recipe.image_channels(c) if diffusion else ()
     label, scalars, place = None, None, None
     if diffusion and recipe.classes:
         label = torch.zeros(count, dtype=torch.int64, device=device)
@@ -196,7 +198,10 @@ def random_batch(
         noise(count, recipe.channels(c) if diffusion else c, *shape),
         tuple(range(count)),
         Condition(label=label, scalars=scalars, coordinates=place),
-        noise(count, image, *shape) if image else None,
+        tuple(noise(count, n, *shape) for n in images),
+        mask=noise(count, 1, *shape) if diffusion and recipe.shows_mask else None,
+        region=noise(count, 1, *shape) if diffusion and recipe.local else None,
+        end=noise(count, c, *shape) if diffusion and recipe.kernel == "cold" else None,
     )
 
 
@@ -254,6 +259,10 @@ def _loss(task: Task, player: str, batch: Batch, stage: Stage) -> Tensor:
 def use(task: Task, batch: Batch, *, stage: Stage) -> None:
     """One pass of inference over whole volumes: encode, denoise once, decode."""
     d, h, w = batch.x.shape[2:]
+    if isinstance(task, Compression) and not isinstance(task.autoencoder, Autoencoder):
+        with stage("reconstruct"):
+            task.reconstruct(batch.x)
+        return
     if isinstance(task, Compression):
         x = batch.x.to(task.dtype)
         with stage("encode"):
@@ -265,9 +274,8 @@ def use(task: Task, batch: Batch, *, stage: Stage) -> None:
     assert isinstance(model, Model), "there are two kinds of tasks"
     with stage("encode"):
         z = model.encode(batch.x)
-        condition = batch.condition.replace(
-            image=None if batch.image is None else model.encode(batch.image)
-        )
+        condition = model.told(batch.condition, batch.images, batch.mask)
+        condition = model.referred(condition, z)
         noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
     with stage("denoise"):
         t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._reference import ReferencedEmbedding
 
 __all__ = ["Network"]
 
@@ -25,6 +26,7 @@ class Network(nn.Module, ABC):
         image_channels: channels of the image condition in state space, 0 for none
         classes: number of classes without the null class, which has the index `classes`
         scalars: number of scalar conditions
+        reference_channels: channels of the state that is told through a bottleneck, 0 for none
         coordinates: whether the position of each voxel in the full volume is an input
         frequencies: Fourier features of the time
         width: length of the embedding; None for four times the features
@@ -39,6 +41,7 @@ class Network(nn.Module, ABC):
         image_channels: int = 0,
         classes: int = 0,
         scalars: int = 0,
+        reference_channels: int = 0,
         coordinates: bool = False,
         frequencies: int = 64,
         width: int | None = None,
@@ -49,7 +52,15 @@ class Network(nn.Module, ABC):
         self.out_channels = out_channels
         self.image_channels = image_channels
         self.coordinates = coordinates
-        if embedding is None:
+        if embedding is None and reference_channels:
+            embedding = ReferencedEmbedding(
+                frequencies,
+                channels=reference_channels,
+                classes=classes,
+                scalars=scalars,
+                width=width,
+            )
+        elif embedding is None:
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
 

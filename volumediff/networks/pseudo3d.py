@@ -34,7 +34,8 @@ class Pseudo3D(Network):
     """U-Net of plane convolutions over a stack of slices.
 
     Arguments:
-        in_channels, out_channels, image_channels, classes, scalars: see `Network`
+        in_channels, out_channels, image_channels, classes, scalars, reference_channels: see
+            `Network`
         widths: channels per level, finest first
         blocks: residual blocks per level, in the encoder and again in the decoder
         attention_levels: levels with self-attention within each slice, 0 being the finest
@@ -55,6 +56,7 @@ class Pseudo3D(Network):
         image_channels: int = 0,
         classes: int = 0,
         scalars: int = 0,
+        reference_channels: int = 0,
         widths: tuple[int, ...] = (64, 128, 256, 256),
         blocks: int = 2,
         attention_levels: tuple[int, ...] = (),
@@ -72,6 +74,7 @@ class Pseudo3D(Network):
             image_channels=image_channels,
             classes=classes,
             scalars=scalars,
+            reference_channels=reference_channels,
             coordinates=coordinates,
             frequencies=widths[0] if widths else 0,
         )

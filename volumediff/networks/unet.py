@@ -16,7 +16,8 @@ class UNet(Network):
     """U-Net of 3D residual blocks.
 
     Arguments:
-        in_channels, out_channels, image_channels, classes, scalars: see `Network`
+        in_channels, out_channels, image_channels, classes, scalars, reference_channels: see
+            `Network`
         widths: channels per level, finest first
         blocks: residual blocks per level, in the encoder and again in the decoder
         attention_levels: levels with self-attention, 0 being the finest
@@ -41,6 +42,7 @@ class UNet(Network):
         image_channels: int = 0,
         classes: int = 0,
         scalars: int = 0,
+        reference_channels: int = 0,
         widths: tuple[int, ...] = (64, 128, 128, 256, 256),
         blocks: int = 2,
         attention_levels: tuple[int, ...] = (),
@@ -58,6 +60,7 @@ class UNet(Network):
             image_channels=image_channels,
             classes=classes,
             scalars=scalars,
+            reference_channels=reference_channels,
             coordinates=coordinates,
             frequencies=widths[0] if widths else 0,
         )

@@ -12,16 +12,17 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 
-from volumediff.autoencoders import Autoencoder
-from volumediff.config import build, component, config_path
+from volumediff.autoencoders import Autoencoder, Reconstructor
+from volumediff.config import build, component, config_path, name_of
 from volumediff.errors import DataError, UsageError
+from volumediff.kernels._base import Kernel
 from volumediff.model import Model
 from volumediff.noise import Gaussian
 from volumediff.randomness import key
+from volumediff.recipes._base import Recipe
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
 from volumediff.training.folder import Damaged, publish, sha256, verify
-from volumediff.training.recipe import Recipe
 from volumediff.training.run_config import RunConfig, load_run_config, saved_config
 from volumediff.training.task import Compression, Diffusion, Task
 
@@ -34,7 +35,7 @@ def load_run(
     which: Literal["best", "last"] = "best",
     weights: Literal["ema", "weights"] = "ema",
     overrides: Sequence[str] = (),
-) -> tuple[RunConfig, Model | Autoencoder]:
+) -> tuple[RunConfig, Model | Reconstructor]:
     """Configuration and trained model of a run, verified, on the CPU, in evaluation mode.
 
     Arguments:
@@ -89,22 +90,50 @@ def build_task(config: RunConfig, *, run: Path | None = None) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "weights"))
         if config.autoencoder is not None:
-            autoencoder = build("autoencoder", config.autoencoder, channels=channels_of(config))
-            config.memory.apply(autoencoder)
-            return Compression(autoencoder, dtype=config.memory.torch_dtype)
+            return _compression(config, run)
         return _diffusion(config, run)
+
+
+def _compression(config: RunConfig, run: Path | None) -> Compression:
+    """An autoencoder, with the size of the volumes and the inner autoencoder if it takes any."""
+    spec = config.autoencoder
+    parts = {"name": spec} if isinstance(spec, str) else dict(spec or {})
+    takes = inspect.signature(component("autoencoder", str(parts.get("name")))).parameters
+    derived: dict[str, Any] = {"channels": channels_of(config)}
+    digest = ""
+    if "shape" in takes:
+        shape = config.crop or config.data.preprocessing.shape
+        if shape is None:
+            raise UsageError(
+                "data.preprocessing.shape: expected the size of the volumes, which the latent "
+                "vector of this autoencoder stands for, got null; set it, for example [64,64,64]."
+            )
+        derived["shape"] = shape
+    if "autoencoder" in takes:
+        path = str(parts.pop("autoencoder", ""))
+        derived["autoencoder"], digest = _encoder(path, run, "autoencoder")
+    autoencoder = build("autoencoder", parts, **derived)
+    config.memory.apply(autoencoder)
+    return Compression(autoencoder, dtype=config.memory.torch_dtype, digest=digest)
 
 
 def _diffusion(config: RunConfig, run: Path | None) -> Task:
     recipe, c = build_recipe(config), channels_of(config)
     encoders: list[tuple[Autoencoder, str]] = []
     space = _space(config.space, run, "space", encoders)
+    if recipe.exact and not space.exact:
+        raise UsageError(
+            f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
+            "latents, whose autoencoder was made for volumes and not for maps; use voxel, wavelet "
+            "or slices."
+        )
     try:
         k = space.channels(recipe.channels(c))
-        image = recipe.image_channels(c)
-        image_channels = space.channels(image) if image else 0
+        image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
+        image_channels += recipe.shows_mask
     except ValueError as error:
         raise UsageError(f"space: {error}") from None
+    references = {"reference_channels": k} if recipe.reference else {}
     network = build(
         "network",
         config.network,
@@ -113,8 +142,10 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         image_channels=image_channels,
         classes=recipe.classes,
         scalars=len(recipe.scalars),
+        **references,
     )
     kernel = build("kernel", config.kernel)
+    _check_kernel(recipe, kernel)
     field = build("noise", config.noise)
     if encoders and not isinstance(field, Gaussian):
         raise UsageError(
@@ -122,9 +153,25 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
             "latents are made once, and noise of the volume cannot be told from theirs. Use voxel "
             "or wavelet."
         )
-    model = Model(space, kernel, network, dtype=config.memory.torch_dtype, field=field)
+    model = Model(
+        space,
+        kernel,
+        network,
+        dtype=config.memory.torch_dtype,
+        times=config.times,
+        field=field,
+        recipe=recipe,
+    )
     config.memory.apply(model)
     return Diffusion(model, digest=encoders[0][1] if encoders else "")
+
+
+def _check_kernel(recipe: Recipe, kernel: Kernel) -> None:
+    name = name_of(type(kernel))
+    if name != recipe.kernel:
+        raise UsageError(
+            f"kernel: expected {recipe.kernel} for the recipe {name_of(type(recipe))}, got {name}."
+        )
 
 
 def _space(
@@ -147,25 +194,26 @@ def _space(
 
 
 def autoencoder_path(spec: Any) -> str | None:
-    """The autoencoder's run that a space names, if it does."""
+    """The autoencoder's run that a space, or a model of its codes, names, if it does."""
     if not isinstance(spec, Mapping):
         return None
     return spec.get("autoencoder") or autoencoder_path(spec.get("inner"))
 
 
 def keep_autoencoder(config: RunConfig, run: Path) -> None:
-    """Copies the autoencoder of a latent space into the run, once: the run then stands alone.
+    """Copies the autoencoder that a run works on into it, once: the run then stands alone.
 
     Raises:
         UsageError: the autoencoder is not trained yet
         DataError: its checkpoint is damaged
     """
-    path = autoencoder_path(config.space)
+    path = autoencoder_path(config.space) or autoencoder_path(config.autoencoder)
+    where = "space.autoencoder" if config.autoencoder is None else "autoencoder.autoencoder"
     if path is None or (run / "autoencoder").is_dir():
         return
     if not (Path(path) / "config.yaml").is_file():
         raise UsageError(
-            f"space.autoencoder = {path}: no such run; train it first: volumediff train "
+            f"{where} = {path}: no such run; train it first: volumediff train "
             f"configs/autoencoders/{Path(path).name}.yaml output={path}"
         )
     inner, autoencoder = load_run(Path(path))
@@ -191,23 +239,27 @@ def _encoder(path: str, run: Path | None, where: str) -> tuple[Autoencoder, str]
             verify(folder)
         except Damaged as error:
             raise DataError(f"{folder}: damaged: {error}; restore it from a backup.") from None
-        autoencoder = _compression(saved_config(folder))
+        autoencoder = _autoencoder(saved_config(folder))
         file = folder / "weights.safetensors"
         autoencoder.load_state_dict(safetensors.torch.load_file(file))
         return autoencoder, sha256(file)
     if (Path(path) / "config.yaml").is_file():
-        return _compression(saved_config(Path(path))), ""
+        return _autoencoder(saved_config(Path(path))), ""
     try:
         shipped = config_path("autoencoders", path if path.endswith(".yaml") else Path(path).name)
     except UsageError:
         raise UsageError(
             f"{where}.autoencoder = {path}: no such run and no shipped configuration of this name."
         ) from None
-    return _compression(load_run_config(shipped)), ""
+    return _autoencoder(load_run_config(shipped)), ""
 
 
-def _compression(config: RunConfig) -> Autoencoder:
+def _autoencoder(config: RunConfig) -> Autoencoder:
     task = build_task(config)
-    if not isinstance(task, Compression):
-        raise UsageError(f"{config.output}: trains a diffusion model, expected an autoencoder.")
-    return task.autoencoder
+    if not isinstance(task.module, Autoencoder):
+        kind = type(task.module).__name__.lower()
+        raise UsageError(
+            f"{config.output}: expected the run of an autoencoder with a latent grid, such as kl "
+            f"or vq, got {kind}."
+        )
+    return task.module

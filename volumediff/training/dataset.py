@@ -12,7 +12,7 @@ workers and processes never change a sample, and no generator state is ever stor
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,8 @@ from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
+from volumediff.recipes._base import Recipe, Subject
 from volumediff.shapes import Shape
-from volumediff.training.recipe import Recipe
 from volumediff.training.signals import outlive_stop_signals
 from volumediff.training.statistics import Statistics
 from volumediff.training.volumes import TrainingVolume
@@ -42,10 +42,13 @@ class Sample:
 
     key: int
     x: Tensor
-    image: Tensor | None
+    images: tuple[Tensor, ...]
     label: int | None
     scalars: Tensor | None
     coordinates: Tensor | None
+    mask: Tensor | None = None
+    region: Tensor | None = None
+    end: Tensor | None = None
 
 
 @lru_cache(maxsize=4)
@@ -161,22 +164,56 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     def sample(self, index: int, *, key: int) -> Sample:
         """Volume number `index` under a key."""
         with _one_thread():
-            volume = self.volumes[index]
-            x, label = volume.x, volume.array("label")
-            if self.augment is not None:
-                changed = self.augment(x, key, spacing_mm=volume.spacing_mm, label=label)
-                x, label = changed.x, changed.label
-            target = self.recipe.target(
-                x, label, atlas=self.statistics.atlas, attributes=volume.attributes, key=key
+            subject = self._subject(index, key)
+            target = self.recipe.target(subject, atlas=self.statistics.atlas, key=key)
+            d, h, w = target.x.shape[1:]
+            place = None
+            if self.crop is not None and self.located:
+                place = self.crop.coordinates((d, h, w), key)
+            return Sample(
+                key,
+                self._cut(target.x, key),
+                tuple(self._cut(image, key) for image in target.images),
+                target.label,
+                self.statistics.standardised(subject.attributes),
+                place,
+                *(
+                    None if a is None else self._cut(a, key)
+                    for a in (target.mask, target.region, target.end)
+                ),
             )
-            x, image, place = target.x, target.image, None
-            if self.crop is not None:
-                d, h, w = x.shape[1:]
-                x = self.crop.cut(x, key)
-                image = None if image is None else self.crop.cut(image, key)
-                place = self.crop.coordinates((d, h, w), key) if self.located else None
-            scalars = self.statistics.standardised(volume.attributes)
-            return Sample(key, x, image, target.label, scalars, place)
+
+    def _cut(self, x: Tensor, key: int) -> Tensor:
+        return x if self.crop is None else self.crop.cut(x, key)
+
+    def _subject(self, index: int, key: int) -> Subject:
+        volume = self.volumes[index]
+        wanted = self.recipe.needs_foreground
+        x, label = volume.x, volume.array("label")
+        foreground = volume.foreground if wanted else None
+        if self.augment is not None:
+            changed = self.augment(
+                x, key, spacing_mm=volume.spacing_mm, label=label, foreground=foreground
+            )
+            x, label, foreground = changed.x, changed.label, changed.foreground
+        return Subject(
+            x,
+            label,
+            foreground,
+            volume.attributes,
+            volume.spacing_mm,
+            partial(self._donor, index) if wanted else None,
+        )
+
+    def _donor(self, index: int, key: int) -> Tensor:
+        """Another volume of the same size; the volume itself where there is none."""
+        others = [
+            i
+            for i, v in enumerate(self.volumes)
+            if i != index and v.shape == self.volumes[index].shape
+        ]
+        chosen = others[int(uniform(key, "donor") * len(others))] if others else index
+        return self.volumes[chosen].x
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -186,6 +223,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         values = [getattr(s, name) for s in samples]
         return None if values[0] is None else torch.stack(values)
 
+    images = tuple(torch.stack(each) for each in zip(*(s.images for s in samples), strict=True))
+
     labels = [s.label for s in samples]
     condition = Condition(
         label=None if labels[0] is None else torch.tensor(labels),
@@ -193,7 +232,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         coordinates=stacked("coordinates"),
     )
     x = torch.stack([s.x for s in samples])
-    return Batch(x, tuple(s.key for s in samples), condition, stacked("image"))
+    others = {name: stacked(name) for name in ("mask", "region", "end")}
+    return Batch(x, tuple(s.key for s in samples), condition, images, **others)
 
 
 def stream(

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from volumediff.errors import UsageError
 from volumediff.randomness import key
+from volumediff.recipes._base import Recipe
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.training.assemble import build_recipe, build_task, keep_autoencoder
@@ -20,7 +21,6 @@ from volumediff.training.checkpoint import find
 from volumediff.training.dataset import Crop, Keyed, Order
 from volumediff.training.latents import Precomputed, encoded
 from volumediff.training.processes import on_main
-from volumediff.training.recipe import Recipe
 from volumediff.training.run_config import RunConfig
 from volumediff.training.selection import with_lesions
 from volumediff.training.sources import gather
@@ -98,7 +98,7 @@ def prepare(
     dataset = voxels
     if isinstance(task, Diffusion):
         whole = config.crop is None and config.data.augmentation is None
-        if whole and task.digest and not recipe.needs_labels:
+        if whole and task.digest and recipe.fixed:
             dataset, held = _in_latents(config, task, dataset, held, cache, accelerator)
         # Codes of an autoencoder have no unit variance of their own, masks or not.
         fits = recipe.normalised or not task.model.space.exact
@@ -106,7 +106,9 @@ def prepare(
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             task.fit(x.to(accelerator.device) for x in everything)
     crop, lesions, best = _crop(config, task), [], config.validation.best
-    if best is not None and isinstance(task, Diffusion) and not recipe.needs_labels:
+    # A map of one denoising step says nothing where noise is in a region alone.
+    mapped = recipe.whole or recipe.corruption is not None
+    if best is not None and isinstance(task, Diffusion) and mapped:
         chosen = sound[: best.volumes]
         lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
     located = isinstance(task, Diffusion) and task.model.network.coordinates

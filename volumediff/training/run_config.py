@@ -25,8 +25,9 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import config_path, load, suggestion
+from volumediff.config import build, config_path, load, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.cases import AUTO
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
 
@@ -46,7 +47,17 @@ __all__ = [
 ]
 
 Component = str | dict[str, Any]
+
+
+def _known_layout(value: Any) -> Any:
+    """The layout as it was written, if there is one of that name with these options."""
+    if value != AUTO:
+        build("layout", value, where="data.layout")
+    return value
+
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 POPULATION = "population"
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
@@ -110,11 +121,16 @@ class SplitRule(_Section):
 
 
 class Data(_Section):
-    """Where the volumes are and how they become training samples."""
+    """Where the volumes are and how they become training samples.
+
+    `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
+    the cases whose attributes have one of the values given, such as `{group: healthy}`.
+    """
 
     root: str | None = None
-    layout: Literal["auto", "folder", "nnunet", "bids", "datalist"] = "auto"
+    layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
     channels: tuple[str, ...] | None = None
+    only: dict[str, str | float | tuple[str | float, ...]] = {}
     population: Population = Population()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, _declared(Augmentation)] | None = None
@@ -133,7 +149,7 @@ class Optim(_Section):
     lr: PositiveFloat = 1e-4
     steps: PositiveInt = 100_000
     warmup: NonNegativeInt = 500
-    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    decay: Share = 1.0
     batch_size: PositiveInt = 1
     accumulate: PositiveInt = 1
     clip: PositiveFloat | None = 1.0
@@ -163,7 +179,9 @@ class Validation(_Section):
 class RunConfig(_Section):
     """Everything that decides a run; saved as RUN/config.yaml.
 
-    `start_from` is the folder of a run whose weights this one begins with; see `warm_start`.
+    `times` are those that are trained, from above the first to the second: [0, 0.8] for methods
+    that never go higher, [0.999, 1] for a detector that is only asked at t = 1. `start_from` is
+    the folder of a run whose weights this one begins with; see `warm_start`.
     """
 
     data: Data = Data()
@@ -173,6 +191,10 @@ class RunConfig(_Section):
     autoencoder: Component | None = None
     recipe: Component = "healthy"
     noise: Component = "gaussian"
+    times: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (
+        0.0,
+        1.0,
+    )
     start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, _declared(MemoryPolicy)] = MemoryPolicy()
@@ -193,6 +215,9 @@ class RunConfig(_Section):
             raise ValueError(f"needs {', '.join(missing)} (or autoencoder alone)")
         if self.autoencoder is not None and len(missing) < 3:
             raise ValueError("takes autoencoder alone, or space, kernel and network, not both")
+        low, high = self.times
+        if not low < high:
+            raise ValueError(f"needs times [low, high] with low < high, got [{low:g}, {high:g}]")
         if self.optim.batch_size % self.optim.accumulate:
             raise ValueError(
                 f"needs optim.batch_size ({self.optim.batch_size}) to be a multiple of "
@@ -219,8 +244,9 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     if Path(name).is_file():
         found = Path(name)
     else:
-        kind = "autoencoders" if name.startswith(("kl", "vq")) else "pipelines"
-        found = config_path(kind, name)
+        found = config_path(
+            "autoencoders" if name in shipped("autoencoders") else "pipelines", name
+        )
     return parse(load(found, overrides), where=str(path))
 
 

@@ -7,6 +7,7 @@ validation volume, and scanned with one denoising step per level,
           \epsilon)\big) \right|,
 
 smoothed and cut to the foreground: the cheapest map that ranks checkpoints by what they are for.
+Self-supervised recipes have theirs: no noise for a cold kernel, E[m | x] for a model of the map.
 """
 
 from collections.abc import Sequence
@@ -18,19 +19,22 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly.detectors import PosteriorMean
 from volumediff.condition import Condition
 from volumediff.data.anomalies import KINDS, VALIDATION, insert
 from volumediff.errors import UsageError
+from volumediff.kernels.cold import Cold
 from volumediff.metrics.detection import average_precision, histogram
 from volumediff.model import Model
 from volumediff.randomness import key
+from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.training.cache import Cache
 from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["one_step_map", "voxel_ap", "with_lesions"]
 
 # To be raised when the validation generators come to make other lesions for the same key.
-VERSION = 1
+VERSION = 2
 
 
 def with_lesions(
@@ -89,14 +93,21 @@ def one_step_map(
     levels: tuple[float, ...],
     key: int,
 ) -> Float[Tensor, "1 1 d h w"]:
-    """Mean over levels of the residual after one denoising step, channels averaged."""
-    z = model.encode(x)
-    shape = x.shape[1:]
-    noise = model.noise((key,), shape)
+    """Mean over levels of the residual after one denoising step, channels averaged.
+
+    A cold kernel reads the volume itself as a state; a model of the map gives it at t = 1.
+    """
+    d, h, w = x.shape[2:]
+    if isinstance(model.recipe, SyntheticAnomalies):
+        m = PosteriorMean().estimate(model, condition, key=key, shape=(1, d, h, w))
+        return ((model.decode(m, (d, h, w)) + 1) / 2).clamp(0, 1)
+    z, noise = model.encode(x), model.noise((key,), x.shape[1:])
+    condition = model.referred(condition, z)
+    cold = isinstance(model.kernel, Cold)
     total = torch.zeros_like(x[:, :1])
     for i, level in enumerate(levels):
         t = torch.full((1,), level, dtype=torch.float64, device=x.device)
-        z_t = model.kernel.corrupt(z, t, noise(i))
+        z_t = z if cold else model.kernel.corrupt(z, t, noise(i))
         z_0 = model.denoise(z_t, t, condition).x0
         total += (x - model.decode(z_0, x.shape[2:])).abs().mean(1, keepdim=True)
     return total / len(levels)

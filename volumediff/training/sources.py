@@ -67,7 +67,23 @@ def cases_of(data: Data) -> list[Case]:
     if data.root == POPULATION:
         names = [f"subject-{i:04d}" for i in range(data.population.subjects)]
         return [Case(name, name, {}) for name in names]
-    return find_cases(data.root, data.layout, data.channels)
+    found = find_cases(data.root, data.layout, data.channels)
+    kept = [case for case in found if _wanted(case, data.only)]
+    if not kept:
+        there = sorted({name for case in found for name in case.attributes})
+        raise UsageError(
+            f"data.only: none of {len(found)} cases has {dict(data.only)}; attributes are "
+            f"{', '.join(there) or 'none'}."
+        )
+    return kept
+
+
+def _wanted(case: Case, only: Mapping[str, Any]) -> bool:
+    """Whether each attribute named has one of its values; numbers are equal as numbers are."""
+    for name, values in only.items():
+        if case.attributes.get(name) not in (values if isinstance(values, tuple) else (values,)):
+            return False
+    return True
 
 
 def split_of(cases: Sequence[Case], data: Data) -> Split:

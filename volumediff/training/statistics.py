@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
+from volumediff.recipes._base import Recipe
 from volumediff.training.folder import Damaged, publish, verify
-from volumediff.training.recipe import Recipe
 from volumediff.training.volumes import TrainingVolume, healthy_volumes
 
 __all__ = ["Statistics"]

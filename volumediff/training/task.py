@@ -1,4 +1,4 @@
-"""What the loop trains: a diffusion model, or an autoencoder with its discriminator.
+"""What the loop trains: a diffusion model, or an autoencoder and what is trained against it.
 
 A task names its players (groups of parameters that take turns, one for a diffusion model), gives
 the loss of each sample for a player, and knows which tensors a checkpoint holds.
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.autoencoders import Autoencoder
+from volumediff.autoencoders import Autoencoder, Reconstructor
 from volumediff.model import Batch, Model
 from volumediff.randomness import generator
 from volumediff.spaces import StateSpace
@@ -121,19 +121,28 @@ class Diffusion(Task):
             dtype=self.model.dtype,
             times=self.model.times,
             field=self.model.field,
+            recipe=self.model.recipe,
         )
 
 
 class Compression(Task):
-    """An autoencoder and, where it has one, its discriminator.
+    """An autoencoder, or any other reconstructor, with all its players.
 
     Arguments:
         autoencoder: what is trained
         dtype: in which it computes
+        digest: SHA-256 of the weights of a frozen autoencoder that it works on
     """
 
-    def __init__(self, autoencoder: Autoencoder, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        autoencoder: Reconstructor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        digest: str = "",
+    ) -> None:
         self.module = self.autoencoder = autoencoder
+        self.digest = digest
         self.main = next(iter(autoencoder.players))
         self.dtype = dtype
 
@@ -152,7 +161,5 @@ class Compression(Task):
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
-        """Through the latent and back."""
-        d, h, w = x.shape[2:]
-        latent = self.autoencoder.encode(x.to(self.dtype))
-        return self.autoencoder.decode(latent, (d, h, w)).to(x.dtype)
+        """What the volumes look like to it."""
+        return self.autoencoder.reconstruct(x.to(self.dtype)).to(x.dtype)

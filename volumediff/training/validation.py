@@ -17,6 +17,7 @@ from volumediff.condition import HEALTHY, Condition
 from volumediff.config import build
 from volumediff.model import Model
 from volumediff.randomness import key
+from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.training import processes
 from volumediff.training.dataset import collate
 from volumediff.training.prepare import Prepared
@@ -69,7 +70,7 @@ class Validator:
             if self.prepared.lesions:
                 score = self._mean(self._voxel_ap, len(self.prepared.lesions))
                 row["localization_ap"] = score
-            if wanted.previews and self.accelerator.is_main_process:
+            if wanted.previews and self.accelerator.is_main_process and self._shows:
                 self._preview(step)
         finally:
             task.module.train(was_training)
@@ -94,10 +95,11 @@ class Validator:
         assert truth is not None, "lesioned volumes have a truth"
         if not bool(truth.any()):
             return 0.0
+        x = volume.x[None].to(self.accelerator.device)
         residual = one_step_map(
             model,
-            volume.x[None].to(self.accelerator.device),
-            condition=self._condition(model, index),
+            x,
+            condition=self._condition(model, index, x),
             levels=best.levels,
             key=key(self.config.seed, "selection", index),
         )
@@ -109,16 +111,29 @@ class Validator:
             smooth_mm=best.smooth_mm,
         )
 
-    def _condition(self, model: Model, index: int) -> Condition:
-        """Condition of a whole validation volume, healthy where there are classes."""
+    def _condition(self, model: Model, index: int, x: Tensor | None = None) -> Condition:
+        """Condition of a whole validation volume, healthy where there are classes.
+
+        Arguments:
+            x: what a model of maps is to look at, in place of a synthetic anomaly
+        """
         sample = self.prepared.scans.sample(index, key=0)
         batch = collate([sample]).to(self.accelerator.device)
         condition = batch.condition
         if condition.label is not None:
             condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
-        if batch.image is not None:
-            condition = condition.replace(image=model.encode(batch.image))
-        return condition
+        images = batch.images
+        if x is not None and isinstance(model.recipe, SyntheticAnomalies):
+            images = (*images[:-1], x)
+        return model.told(condition, images, batch.mask)
+
+    @property
+    def _shows(self) -> bool:
+        """Whether there is something to show: not every recipe can be sampled."""
+        module = self.prepared.task.module
+        return not isinstance(module, Model) or (
+            module.recipe.samples and not module.recipe.reference and module.times == (0.0, 1.0)
+        )
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""

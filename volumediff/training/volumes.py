@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from volumediff.recipes._base import Recipe
 from volumediff.training.cache import Entry
-from volumediff.training.recipe import Recipe
 
 __all__ = ["TrainingVolume", "healthy_volumes"]
 

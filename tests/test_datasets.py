@@ -1,0 +1,845 @@
+"""Public data sets in their own layouts, recognised by themselves and read as they should be."""
+
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from volumediff.config import available
+from volumediff.data.cases import find_cases, layout_of, survey_cases
+from volumediff.data.check import check
+from volumediff.data.grid import Grid, canonical_box
+from volumediff.data.intensity import Window
+from volumediff.data.linking import Rectangle, link
+from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.truth import filled
+from volumediff.data.volume import read, write
+from volumediff.errors import DataError, UsageError
+from volumediff.inference.evaluation import evaluate
+from volumediff.inference.export import MAP, MASK
+from volumediff.inference.truths import find_truths
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    return root
+
+
+def text(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def nifti(path, array, spacing=(1, 1, 1)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+
+
+def name(root):
+    return type(layout_of(root)).__module__.rpartition(".")[2]
+
+
+def brats(root):
+    case = "MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001"
+    touch(root, *(f"{case}_{w}.nii.gz" for w in ("flair", "t1", "t1ce", "t2", "seg")))
+    touch(root, "BraTS2021_00000/BraTS2021_00000_t1ce.nii.gz")
+    touch(root, "HGG/Brats18_CBICA_AAB_1/Brats18_CBICA_AAB_1_t1.nii.gz")
+    for visit in ("000", "001"):
+        case = f"BraTS-GLI-00005-{visit}/BraTS-GLI-00005-{visit}"
+        touch(root, *(f"{case}-{w}.nii.gz" for w in ("t1n", "t1c", "t2w", "t2f", "seg")))
+    text(
+        root / "MICCAI_BraTS2020_TrainingData/survival_info.csv",
+        "Brats20ID,Age,Survival_days,Extent_of_Resection",
+        "BraTS20_Training_001,60.463,289,GTR",
+    )
+
+
+def atlas(root):
+    at = "Training/R001/sub-r001s001/ses-1/anat/sub-r001s001_ses-1_space-MNI152NLin2009aSym"
+    touch(root, f"{at}_T1w.nii.gz", f"{at}_label-L_desc-T1lesion_mask.nii.gz")
+    at = "Testing/R017/sub-r017s010/ses-1/anat/sub-r017s010_ses-1_space-MNI152NLin2009aSym"
+    touch(root, f"{at}_T1w.nii.gz")
+
+
+def wmh(root):
+    for case in ("training/Utrecht/0", "training/Amsterdam/GE3T/100"):
+        for part in ("orig", "pre"):
+            touch(root, *(f"{case}/{part}/{w}.nii.gz" for w in ("FLAIR", "T1", "3DT1")))
+        touch(root, f"{case}/orig/3DT1_mask.nii.gz", f"{case}/wmh.nii.gz")
+
+
+def mslub(root):
+    for word in ("T1W", "T1WKS", "T2W", "FLAIR", "consensus_gt", "brainmask"):
+        touch(root, f"patient01/patient01_{word}.nii.gz", f"patient02/{word}.nii.gz")
+
+
+def msseg2008(root):
+    for case in ("CHB_train_Part1/CHB_train_Case01", "UNC_train_Part1/UNC_train_Case02"):
+        for word in ("FLAIR", "T1", "T2", "lesion"):
+            touch(root, *(f"{case}/{case[16:]}_{word}.{e}" for e in ("nhdr", "raw")))
+    at = "UNC_train_lesion_byCHB/UNC_train_Case02/UNC_train_Case02_lesion_byCHB"
+    touch(root, f"{at}.nhdr", f"{at}.raw")
+    touch(root, "CHB_test1_Part1/CHB_test1_Case01/CHB_test1_Case01_T1.nhdr")
+
+
+def msseg2015(root):
+    for time in ("01", "02"):
+        for word in ("flair", "mprage", "pd", "t2"):
+            at = f"training/training01/preprocessed/training01_{time}_{word}_pp.nii"
+            touch(root, at, f"training/training01/orig/training01_{time}_{word}.nii.gz")
+        for rater in (1, 2):
+            touch(root, f"training/training01/masks/training01_{time}_mask{rater}.nii")
+    touch(root, "testdata_website/test01/preprocessed/test01_01_flair_pp.nii")
+
+
+def msseg2016(root):
+    at = "Training/Center_01/Patient_01"
+    for word in ("FLAIR", "T1", "T2", "DP", "GADO"):
+        touch(root, f"{at}/Preprocessed_Data/{word}_preprocessed.nii.gz")
+    touch(root, f"{at}/Raw_Data/3DFLAIR.nii.gz", f"{at}/Masks/Brain_Mask.nii.gz")
+    touch(root, f"{at}/Masks/Consensus.nii.gz", f"{at}/Masks/ManualSegmentation_3.nii.gz")
+    touch(root, "Testing/Center_01/Patient_01/Preprocessed_Data/FLAIR_preprocessed.nii.gz")
+    touch(root, "Testing/Center_01/Patient_01/Masks/Consensus.nii.gz")
+
+
+def table(root):
+    touch(root, "scans/a.nii.gz", "scans/b.nii.gz", "masks/a.nii.gz")
+    text(
+        root / "cases.csv",
+        "id,image:ct,label,patient,age,sex,group",
+        "s1,scans/a.nii.gz,masks/a.nii.gz,p1,63,f,sick",
+        "p2_visit2,scans/b.nii.gz,,,n/a,m,healthy",
+    )
+
+
+def ixi(root):
+    touch(root, "IXI-T1/IXI002-Guys-0828-T1.nii.gz", "IXI-T2/IXI002-Guys-0828-T2.nii.gz")
+    touch(root, "IXI-T1/IXI012-HH-1211-T1.nii.gz", "IXI-DTI/IXI012-HH-1211-DTI-00.nii.gz")
+    text(
+        root / "IXI.csv",
+        '"IXI_ID","SEX_ID (1=m, 2=f)","HEIGHT","AGE"',
+        "2,2,164,35.8",
+        "12,1,175,",
+        "12,1,175,38.78",
+    )
+
+
+def mood(root):
+    touch(root, "brain/brain_train/00000.nii.gz", "brain/toy/toy_0.nii.gz")
+    touch(root, "abdom/abdom_train/00000.nii.gz", "brain/toy_label/pixel/toy_0.nii.gz")
+    text(root / "brain/toy_label/sample/toy_0.nii.gz.txt", "1")
+
+
+def oct2017(root):
+    touch(root, "OCT2017/train/NORMAL/NORMAL-1001666-1.jpeg", "OCT2017/train/CNV/CNV-81630-6.jpeg")
+    touch(root, "OCT2017/test/CNV/CNV-81630-6.jpeg", "OCT2017/val/DME/DME-9583225-1.jpeg")
+
+
+CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Fracture,Support Devices"
+
+
+def chexpert(root):
+    at = "CheXpert-v1.0-small"
+    names = ("patient00001/study1/view1_frontal.jpg", "patient00002/study1/view1_frontal.jpg")
+    names += ("patient00002/study1/view2_lateral.jpg", "patient00003/study1/view1_frontal.jpg")
+    touch(root, *(f"{at}/train/{n}" for n in names))
+    text(
+        root / at / "train.csv",
+        CHEXPERT,
+        f"{at}/train/{names[0]},Female,68,Frontal,AP,1.0,,,1.0",
+        f"{at}/train/{names[1]},Male,87,Frontal,AP,,1.0,0.0,",
+        f"{at}/train/{names[2]},Male,87,Lateral,,,-1.0,,1.0",
+    )
+
+
+GRAZPED = "filestem,patient_id,gender,age,ao_classification,cast,fracture_visible,pixel_spacing"
+
+
+def grazped(root):
+    for stem in ("0001_1_01_WRI-L1_M014", "0002_2_01_WRI-R2_F009", "0003_3_01_WRI-R1_F010"):
+        (root / "images_part1").mkdir(parents=True, exist_ok=True)
+        grey = np.arange(8 * 10, dtype=np.uint16).reshape(10, 8) * 500
+        Image.fromarray(grey).save(root / f"images_part1/{stem}.png")
+    text(
+        root / "dataset.csv",
+        GRAZPED,
+        "0001_1_01_WRI-L1_M014,1,M,14.1,23r-M/2.1,,1,0.144",
+        "0002_2_01_WRI-R2_F009,2,F,9,,,,0.144",
+        "0003_3_01_WRI-R1_F010,3,F,10,,1,,0.144",
+    )
+    # columns 2 to 6 and rows 1 to 4 of 8 x 10; the word on the picture is no finding
+    text(
+        root / "folder_structure/yolov5/labels/0001_1_01_WRI-L1_M014.txt",
+        "3 0.5 0.25 0.5 0.3",
+        "8 0.9 0.9 0.1 0.1",
+    )
+
+
+HEADER = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+<encoding><encodedSpace><matrixSize><x>16</x><y>6</y><z>1</z></matrixSize></encodedSpace>
+<reconSpace><matrixSize><x>8</x><y>6</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>4</x><y>6</y><z>5</z></fieldOfView_mm></reconSpace></encoding>
+</ismrmrdHeader>"""
+ROWS = "file,slice,study_level,x,y,width,height,label"
+
+
+def fastmri(root, header=HEADER, acquisition="AXFLAIR"):
+    h5py = pytest.importorskip("h5py")
+    slices = np.arange(4 * 6 * 8, dtype=np.float32).reshape(4, 6, 8)
+    for part, stem in (("train", "file_1"), ("train", "file_2"), ("val", "file_3")):
+        (root / f"multicoil_{part}").mkdir(parents=True, exist_ok=True)
+        with h5py.File(root / f"multicoil_{part}/{stem}.h5", "w") as file:
+            file["reconstruction_rss"] = slices
+            if header:
+                file["ismrmrd_header"] = header
+            file.attrs["acquisition"] = acquisition
+            file.attrs["patient_id"] = "p" if part == "train" else "q"
+    with h5py.File(root / "multicoil_train/file_4.h5", "w") as file:
+        file["kspace"] = slices
+    text(
+        root / "Annotations/brain.csv",
+        ROWS,
+        "file_1,0,No,1,2,3,2,Mass",
+        "file_1,1,No,2,2,3,2,Mass",
+        "file_1,1,No,2,2,3,2,Edema",
+        "file_1,3,No,2,2,3,2,Mass",
+        "file_1,3,No,0,0,1,1,Possible artifact",
+        "file_2,0,Yes,,,,,Normal for age",
+    )
+    text(root / "Annotations/brain_file_list.csv", "file_1", "file_2")
+
+
+XML = """<?xml version="1.0"?><LidcReadMessage xmlns="http://www.nih.gov">{sessions}
+</LidcReadMessage>"""
+ROI = "<roi><imageZposition>{z}</imageZposition><inclusion>TRUE</inclusion>{points}</roi>"
+
+
+def session(x0, x1, y0, y1, zs):
+    """A reader with one contour (x0..x1, y0..y1) per slice and one small mark."""
+    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    point = "<edgeMap><xCoord>{}</xCoord><yCoord>{}</yCoord></edgeMap>"
+    points = "".join(point.format(x, y) for x, y in corners)
+    rois = "".join(ROI.format(z=z, points=points) for z in zs)
+    small = ROI.format(z=zs[0], points=point.format(0, 0))
+    marks = (
+        f"<unblindedReadNodule><noduleID>{i}</noduleID>{r}</unblindedReadNodule>"
+        for i, r in enumerate((rois, small))
+    )
+    return f"<readingSession>{''.join(marks)}</readingSession>"
+
+
+def series(folder, kind="CT", slices=4):
+    """Axial slices of 10 x 8 pixels, 0.5 mm, every 2 mm from z = -20."""
+    import SimpleITK as sitk
+
+    folder.mkdir(parents=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(slices):
+        array = np.full((1, 8, 10), 10 * k, np.int16)
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((0.5, 0.5, 2.0))
+        tags = {
+            "0008|0060": kind,
+            "0020|000e": "1.2.3",
+            "0020|000d": "1.2",
+            "0008|0018": f"1.2.3.{9 - k}",
+            "0020|0032": f"-1\\-2\\{-20 + 2 * k}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": "2",
+        }
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"1-{9 - k:03d}.dcm"))
+        writer.Execute(image)
+
+
+def lidc(root):
+    inner = root / "LIDC-IDRI/LIDC-IDRI-0001/01-01-2000-30178"
+    series(inner / "3000566-03192")
+    series(inner / "3000923-62357", kind="DX", slices=1)
+    sessions = (
+        session(2, 6, 1, 5, (-18, -16)),
+        session(2, 7, 1, 5, (-18, -16)),
+        session(3, 7, 2, 5, (-16,)),
+        session(8, 9, 6, 7, (-20,)),
+    )
+    text(inner / "3000566-03192/069.xml", XML.format(sessions="".join(sessions)))
+    touch(root, "LIDC-IDRI/LICENSE.txt")
+
+
+SETS = {
+    f.__name__: f
+    for f in (
+        *(brats, atlas, wmh, mslub, msseg2008, msseg2015, msseg2016, table, ixi, mood),
+        *(oct2017, chexpert, grazped, fastmri, lidc),
+    )
+}
+SICK, HEALTHY = {"group": "sick"}, {"group": "healthy"}
+
+
+def files(case):
+    """Names of the images and of the label."""
+    label = None if case.label is None else case.label.name
+    return {k: p.name for k, p in case.images.items()}, label
+
+
+def test_every_layout_is_tested():
+    assert set(SETS) | {"bids", "datalist", "folder", "nnunet"} == set(available("layout"))
+
+
+@pytest.mark.parametrize("wanted", SETS)
+def test_recognised_alone_and_in_a_folder(wanted, tmp_path):
+    root = tmp_path / "download"
+    SETS[wanted](root)
+    assert name(root) == wanted
+    found = find_cases(root)
+    assert found
+    assert len({c.id for c in found}) == len(found)
+    assert all(path.exists() for c in found for path in c.images.values())
+    # one by one with the name: the same
+    assert find_cases(root, wanted) == found
+
+
+def test_look_alikes_are_kept_apart(tmp_path):
+    """Plain folders, BIDS and nnU-Net that resemble a data set stay what they are."""
+    touch(tmp_path / "a", "B_001/B_001_t1.nii.gz", "B_001/B_001_seg.nii.gz")
+    touch(tmp_path / "b", "sub-001/anat/sub-001_T1w.nii.gz", "sub-r1s1/anat/sub-r1s1_T1w.nii.gz")
+    touch(tmp_path / "c", "patient01/FLAIR.nii.gz", "patient01/lesion.nii.gz")
+    touch(tmp_path / "d", "Utrecht/FLAIR.nii.gz", "train/NORMAL.nii.gz")
+    touch(tmp_path / "e", "imagesTr/BraTS20_Training_001_0000.nii.gz")
+    description = {"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}
+    (tmp_path / "e/dataset.json").write_text(json.dumps(description))
+    text(tmp_path / "f/train.csv", "Path,label")
+    touch(tmp_path / "f", "x_T1w.nii.gz")
+    found = {p.name: name(p) for p in sorted(tmp_path.iterdir())}
+    assert found == dict(
+        zip("abcdef", ["folder", "bids", *["folder"] * 2, "nnunet", "folder"], strict=True)
+    )
+
+
+def test_two_data_sets_in_one_folder_are_told(tmp_path):
+    brats(tmp_path)
+    mslub(tmp_path)
+    with pytest.raises(DataError, match="looks like brats and like mslub; name the layout"):
+        find_cases(tmp_path)
+    assert {c.id for c in find_cases(tmp_path, "mslub")} == {"patient01", "patient02"}
+    with pytest.raises(UsageError, match="Did you mean 'mslub'"):
+        find_cases(tmp_path, "mslb")
+
+
+def test_a_glance_is_short(tmp_path, monkeypatch):
+    """Recognising does not list a large data set: a fixed number of folders is looked at."""
+    from volumediff.data.layouts import _files
+
+    for i in range(60):
+        (tmp_path / f"p{i:03d}/s/v").mkdir(parents=True)
+    monkeypatch.setattr(_files, "GLANCE", 20)
+    assert len(list(_files.first_folders(tmp_path, 3))) == 20
+    assert len(list(_files.folders(tmp_path, 3))) == 1 + 3 * 60
+
+
+def test_brats(tmp_path):
+    brats(tmp_path)
+    cases = {c.id: c for c in find_cases(tmp_path)}
+    first = cases["BraTS20_Training_001"]
+    stem = "BraTS20_Training_001"
+    channels = ("flair", "t1", "t1ce", "t2")
+    assert files(first) == ({c: f"{stem}_{c}.nii.gz" for c in channels}, f"{stem}_seg.nii.gz")
+    assert first.attributes == {**SICK, "age": 60.463}
+    assert first.lesions == (1, 2, 3, 4)
+    assert first.patient == stem
+    assert cases["Brats18_CBICA_AAB_1"].patient == "Brats18_CBICA_AAB"
+    assert cases["Brats18_CBICA_AAB_1"].attributes["grade"] == "HGG"
+    assert cases["BraTS2021_00000"].patient == "BraTS2021_00000"
+    assert cases["BraTS2021_00000"].label is None
+    one, two = (cases[f"BraTS-GLI-00005-00{i}"] for i in (0, 1))
+    assert one.patient == two.patient == "BraTS-GLI-00005"
+    assert (one.attributes["timepoint"], two.attributes["timepoint"]) == (0, 1)
+    assert set(one.images) == {"t1n", "t1c", "t2w", "t2f"}
+    core = find_cases(tmp_path, {"name": "brats", "lesions": [3, 4]})
+    assert core[0].lesions == (3, 4)
+    with pytest.raises(DataError, match=r"missing channel 't1ce'"):
+        find_cases(tmp_path, channels=["t1ce"])
+
+
+def test_atlas(tmp_path):
+    atlas(tmp_path)
+    one, two = find_cases(tmp_path)
+    at = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
+    assert files(one) == (
+        {"T1w": f"{at}_T1w.nii.gz"},
+        f"{at}_label-L_desc-T1lesion_mask.nii.gz",
+    )
+    assert (one.id, one.patient) == ("sub-r001s001_ses-1", "sub-r001s001")
+    assert one.attributes == {"site": "r001", "split": "train", **SICK}
+    assert two.attributes == {"site": "r017", "split": "test", **SICK}
+    assert two.label is None
+
+
+def test_wmh(tmp_path):
+    wmh(tmp_path)
+    one, two = find_cases(tmp_path)
+    assert (one.id, two.id) == ("GE3T_100", "Utrecht_0")
+    assert two.images["FLAIR"].parent.name == "pre"
+    assert set(two.images) == {"FLAIR", "T1", "3DT1"}
+    assert two.attributes == {"site": "Utrecht", "split": "train", **SICK}
+    assert (two.lesions, two.ignored) == ((1,), (2,))
+    orig = find_cases(tmp_path, {"name": "wmh", "images": "orig"})
+    assert orig[0].images["T1"].parent.name == "orig"
+    # FLAIR.nii.gz is the name of every case's file: it must not stand for the first one
+    assert set(find_truths(tmp_path)) == {"GE3T_100", "Utrecht_0"}
+
+
+def test_wmh_other_pathology_is_neither_lesion_nor_healthy(tmp_path):
+    label = np.zeros((6, 5, 4), np.uint8)
+    label[1, 1, 1], label[2:4, 2, 2] = 1, 2
+    image = np.random.default_rng(0).normal(100, 10, label.shape).astype(np.float32)
+    for word in ("FLAIR", "T1"):
+        nifti(tmp_path / f"Utrecht/0/pre/{word}.nii.gz", image)
+    nifti(tmp_path / "Utrecht/0/wmh.nii.gz", label)
+    (case,) = find_cases(tmp_path, channels=["FLAIR", "T1"])
+    prepared = Preprocessing().prepare(case)
+    assert prepared.label.sum() == 1
+    assert prepared.label[0, 1, 1, 1] == 1
+    marks = find_truths(tmp_path)["Utrecht_0"].marks(read(case.images["FLAIR"]))
+    assert marks.lesion.nonzero().tolist() == [[1, 1, 1]]
+    assert marks.ignored.nonzero().tolist() == [[2, 2, 2], [3, 2, 2]]
+    assert marks.boxes.corners.tolist() == [[1, 1, 1, 2, 2, 2]]
+    # what counts is part of what a prepared volume is known by
+    from dataclasses import replace
+
+    other = replace(case, lesions=(1, 2))
+    assert Preprocessing().prepare(other).label.sum() == 1 + 2 * 2
+    assert fingerprint(case, Preprocessing()) != fingerprint(other, Preprocessing())
+
+
+def test_ms_sets(tmp_path):
+    mslub(tmp_path / "a")
+    one, two = find_cases(tmp_path / "a")
+    channels = ("T1W", "T1WKS", "T2W", "FLAIR")
+    images = {c: f"patient01_{c}.nii.gz" for c in channels}
+    assert files(one) == (images, "patient01_consensus_gt.nii.gz")
+    assert files(two) == ({c: f"{c}.nii.gz" for c in channels}, "consensus_gt.nii.gz")
+    assert (one.patient, one.attributes) == ("patient01", SICK)
+
+    msseg2008(tmp_path / "b")
+    test, chb, unc = find_cases(tmp_path / "b")
+    assert files(chb) == (
+        {c: f"CHB_train_Case01_{c}.nhdr" for c in ("FLAIR", "T1", "T2")},
+        "CHB_train_Case01_lesion.nhdr",
+    )
+    assert (test.label, test.attributes["split"]) == (None, "test")
+    assert unc.label.name == "UNC_train_Case02_lesion.nhdr"
+    assert unc.attributes == {"site": "UNC", "split": "train", **SICK}
+    _, chb, unc = find_cases(tmp_path / "b", {"name": "msseg2008", "rater": "CHB"})
+    assert chb.label.name == "CHB_train_Case01_lesion.nhdr"
+    assert unc.label.name == "UNC_train_Case02_lesion_byCHB.nhdr"
+
+    msseg2015(tmp_path / "c")
+    test, one, two = find_cases(tmp_path / "c")
+    words = ("flair", "mprage", "pd", "t2")
+    images = {w: f"training01_01_{w}_pp.nii" for w in words}
+    assert files(one) == (images, "training01_01_mask1.nii")
+    assert (one.patient, two.patient) == ("training01", "training01")
+    assert two.attributes == {"split": "train", "timepoint": 2, **SICK}
+    assert (test.patient, test.label) == ("test01", None)
+    _, one, _ = find_cases(tmp_path / "c", {"name": "msseg2015", "rater": 2})
+    assert one.label.name == "training01_01_mask2.nii"
+
+    msseg2016(tmp_path / "d")
+    test, one = find_cases(tmp_path / "d")
+    words = ("FLAIR", "T1", "T2", "DP", "GADO")
+    images = {w: f"{w}_preprocessed.nii.gz" for w in words}
+    assert files(one) == (images, "Consensus.nii.gz")
+    assert one.attributes == {"site": "Center_01", "split": "train", **SICK}
+    # Patient_01 of the training and of the test part are two persons
+    assert one.patient != test.patient
+    with pytest.raises(DataError, match=r"has no Masks/ManualSegmentation_3.nii.gz; it has"):
+        find_cases(tmp_path / "d", {"name": "msseg2016", "rater": 3})
+    with pytest.raises(UsageError, match="rater from 1 to 7"):
+        find_cases(tmp_path / "d", {"name": "msseg2016", "rater": 8})
+    (tmp_path / "c/training/training01/masks/training01_02_mask1.nii").unlink()
+    with pytest.raises(DataError, match=r"training01_02: has no .*training01_02_mask1.nii"):
+        find_cases(tmp_path / "c")
+
+
+def test_nrrd_is_read(tmp_path):
+    import SimpleITK as sitk
+
+    array = np.arange(4 * 3 * 2, dtype=np.int16).reshape(4, 3, 2)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((2.0, 3.0, 4.0))
+    image.SetOrigin((-5.0, 6.0, 7.0))
+    path = tmp_path / "CHB_train_Case01_T1.nhdr"
+    sitk.WriteImage(image, str(path))
+    volume = read(path)
+    # LPS in the file: right and anterior are the other way round
+    np.testing.assert_array_equal(volume.array[0], array.transpose(2, 1, 0)[::-1, ::-1])
+    np.testing.assert_allclose(volume.affine[:3, 3], [5 - 2, -6 - 6, 7])
+    assert volume.spacing_mm == (2, 3, 4)
+    next(p for p in tmp_path.iterdir() if p != path).unlink()
+    with pytest.raises(DataError, match="cannot be read as NRRD"):
+        read(path)
+
+
+def test_table(tmp_path):
+    table(tmp_path)
+    two, one = find_cases(tmp_path)
+    assert files(one) == ({"ct": "a.nii.gz"}, "a.nii.gz")
+    assert one.attributes == {"age": 63, "sex": "f", **SICK}
+    assert (one.patient, two.patient) == ("p1", "p2")
+    assert (two.label, two.attributes) == (None, {"sex": "m", **HEALTHY})
+    rows = (tmp_path / "cases.csv").read_text()
+    wrong = {
+        "column 'id'": rows.replace("id,", "name,", 1),
+        "column 'image'": rows.replace("image:ct", "file"),
+        "cases.csv, row 2: scans/c.nii.gz: not there": rows.replace("scans/a", "scans/c"),
+        "row 2: the path '../x.nii.gz' leaves": rows.replace("masks/a.nii.gz", "../x.nii.gz"),
+        "row 3 ends before the column 'id'": rows.replace("id,image:ct", "image:ct,z,id").replace(
+            "p2_visit2,scans/b.nii.gz,,,n/a,m,healthy", "x"
+        ),
+    }
+    for message, content in wrong.items():
+        (tmp_path / "cases.csv").write_text(content)
+        with pytest.raises(DataError, match=message) as error:
+            find_cases(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_ixi(tmp_path):
+    ixi(tmp_path)
+    one, two = find_cases(tmp_path)
+    names = {c: f"IXI002-Guys-0828-{c}.nii.gz" for c in ("T1", "T2")}
+    assert files(one) == (names, None)
+    assert (one.id, one.patient) == ("IXI002-Guys-0828", "IXI002")
+    assert one.attributes == {"site": "Guys", "age": 35.8, "sex": "female", **HEALTHY}
+    assert two.attributes == {"site": "HH", "age": 38.78, "sex": "male", **HEALTHY}
+    text(tmp_path / "IXI.csv", "IXI_ID,SEX", "2,1")
+    with pytest.raises(DataError, match=r"IXI.csv: expected a column 'AGE'"):
+        find_cases(tmp_path)
+    (tmp_path / "IXI.csv").rename(tmp_path / "IXI.xls")
+    assert len(find_cases(tmp_path)) == 2
+    (note,) = survey_cases(tmp_path)[1]
+    assert note.severity == "info"
+    assert "save its sheet as IXI.csv" in note.message
+
+
+def test_mood(tmp_path):
+    mood(tmp_path)
+    abdomen, brain, toy = find_cases(tmp_path)
+    assert abdomen.id == "abdom_00000"
+    assert brain.attributes == {"region": "brain", "split": "train", **HEALTHY}
+    assert files(toy) == ({"image": "toy_0.nii.gz"}, "toy_0.nii.gz")
+    assert toy.label.parent.name == "pixel"
+    assert toy.attributes == {"region": "brain", "split": "test", **SICK}
+    (tmp_path / "brain/toy_label/sample/toy_0.nii.gz.txt").unlink()
+    with pytest.raises(DataError, match=r"expected its label toy_label/sample/toy_0.nii.gz.txt"):
+        find_cases(tmp_path)
+
+
+def test_oct2017(tmp_path):
+    oct2017(tmp_path)
+    cases = {c.id: c for c in find_cases(tmp_path)}
+    normal = cases["train_NORMAL-1001666-1"]
+    assert normal.patient == "1001666"
+    assert normal.attributes == {"class": "NORMAL", "split": "train", **HEALTHY}
+    # one picture in two parts: the same patient, so that a split by patient keeps them together
+    assert cases["train_CNV-81630-6"].patient == cases["test_CNV-81630-6"].patient == "81630"
+    assert cases["val_DME-9583225-1"].attributes["split"] == "validation"
+
+
+def test_chexpert(tmp_path):
+    chexpert(tmp_path)
+    one, two, lateral = find_cases(tmp_path)
+    assert one.id == "train_patient00001_study1_view1_frontal"
+    assert one.patient == "patient00001"
+    assert one.attributes == {
+        **HEALTHY,
+        "split": "train",
+        "sex": "female",
+        "age": 68,
+        "view": "Frontal",
+        "projection": "AP",
+        "No Finding": 1,
+        "Support Devices": 1,
+    }
+    assert (two.attributes["group"], two.attributes["Edema"]) == ("sick", 1)
+    assert two.attributes["Fracture"] == 0
+    assert "No Finding" not in two.attributes
+    assert (lateral.attributes["group"], lateral.attributes["Edema"]) == ("unsure", -1)
+    assert two.patient == lateral.patient
+    frontal = find_cases(tmp_path, {"name": "chexpert", "views": ["Frontal"]})
+    assert [c.id for c in frontal] == [one.id, two.id]
+    # the folder itself, without the name that the paths start with
+    assert find_cases(tmp_path / "CheXpert-v1.0-small") == [one, two, lateral]
+    one.images["image"].unlink()
+    with pytest.raises(DataError, match=r"train.csv: train/patient00001/.* is not there"):
+        find_cases(tmp_path)
+    text(tmp_path / "CheXpert-v1.0-small/train.csv", CHEXPERT.replace("No Finding", "None"))
+    with pytest.raises(DataError, match=r"train.csv: expected a column 'No Finding'"):
+        find_cases(tmp_path)
+
+
+def test_grazped_and_its_boxes(tmp_path):
+    grazped(tmp_path)
+    one, two, three = find_cases(tmp_path)
+    assert (one.patient, one.attributes["group"], one.attributes["sex"]) == ("1", "sick", "male")
+    assert [c.attributes["group"] for c in (two, three)] == ["healthy", "other"]
+    assert one.attributes["age"] == 14.1
+    assert (two.boxes, two.attributes["fracture_visible"]) == ((), 0)
+    # columns run to the left and rows to posterior: both are reversed in R, A, S
+    assert one.boxes == ((8 - 6, 10 - 4, 0, 8 - 2, 10 - 1, 1),)
+    volume = read(one.images["image"])
+    inside = volume.array[filled(one.boxes, volume).array > 0]
+    grey = np.arange(80).reshape(10, 8) * 500
+    assert sorted(inside) == sorted(grey[1:4, 2:6].ravel())
+    with_text = find_cases(tmp_path, {"name": "grazped", "objects": ["fracture", "text"]})
+    assert len(with_text[0].boxes) == 2
+    with pytest.raises(UsageError, match="no objects fractur"):
+        find_cases(tmp_path, {"name": "grazped", "objects": ["fractur"]})
+    one.images["image"].unlink()
+    with pytest.raises(DataError, match=r"no images\*/0001_1_01_WRI-L1_M014.png"):
+        find_cases(tmp_path)
+
+
+def test_linking_by_hand():
+    def r(at, x0, x1, label="a", y0=0, y1=2):
+        return Rectangle(at, label, x0, y0, x1, y1)
+
+    # IoU 6/10 and 1/3: a chain at 0.3, two findings at 0.5
+    chain = [r(3, 0, 4), r(4, 1, 5), r(5, 3, 7)]
+    assert chain[0].iou(chain[1]) == 6 / 10
+    assert chain[1].iou(chain[2]) == 4 / 12
+    assert link(chain, least_iou=0.3) == [("a", (0, 0, 3, 7, 2, 6))]
+    assert link(chain[::-1], least_iou=1 / 3) == [("a", (0, 0, 3, 7, 2, 6))]
+    assert link(chain, least_iou=0.5) == [("a", (0, 0, 3, 5, 2, 5)), ("a", (3, 0, 5, 7, 2, 6))]
+    # a slice between them, another label, or no overlap: apart
+    apart = [r(0, 0, 4), r(2, 0, 4), r(1, 0, 4, "b"), r(1, 4, 8), r(0, 0, 4)]
+    assert len(link(apart, least_iou=0.1)) == 4
+    # each is joined to one: the nearest
+    two = [r(0, 0, 4), r(1, 0, 3), r(1, 2, 5)]
+    assert link(two, least_iou=0.1) == [("a", (0, 0, 0, 4, 2, 2)), ("a", (2, 0, 1, 5, 2, 2))]
+    assert link([], least_iou=0.1) == []
+
+
+def test_boxes_follow_their_voxels_into_ras():
+    rng = np.random.default_rng(1)
+    turn = np.array([[0, -2.0, 0, 5], [0, 0, 3.0, 6], [-1.0, 0, 0, 7], [0, 0, 0, 1]])
+    from volumediff.data.grid import canonical
+
+    for _ in range(20):
+        low = rng.integers(0, 3, 3)
+        high = low + rng.integers(1, 3, 3)
+        mask = np.zeros((5, 6, 7), bool)
+        mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = True
+        moved, _ = canonical(mask, turn)
+        d0, h0, w0, d1, h1, w1 = canonical_box(
+            (*low.tolist(), *high.tolist()), Grid((5, 6, 7), turn)
+        )
+        expected = np.zeros_like(moved)
+        expected[d0:d1, h0:h1, w0:w1] = True
+        np.testing.assert_array_equal(moved, expected)
+
+
+def test_fastmri(tmp_path):
+    fastmri(tmp_path)
+    one, two, three = find_cases(tmp_path)
+    assert (one.id, one.patient, two.patient, three.patient) == ("file_1", "p", "p", "q")
+    known = {"acquisition": "AXFLAIR", "split": "train"}
+    assert one.attributes == {**known, **SICK, "findings": "Edema; Mass"}
+    assert two.attributes == {**known, **HEALTHY}
+    assert two.boxes == ()
+    # nobody has looked at the third
+    assert three.attributes == {"acquisition": "AXFLAIR", "split": "validation"}
+    assert three.boxes is None
+    # Mass on slices 0 and 1 (IoU 1/2) is one box, on slice 3 another; rows and columns reversed:
+    # x 1..5 of 8 columns, y 2..4 of 6 rows turned over twice
+    assert set(one.boxes) == {
+        (8 - 5, 6 - 4, 0, 8 - 1, 6 - 2, 2),
+        (8 - 5, 6 - 4, 3, 8 - 2, 6 - 2, 4),
+        (8 - 5, 6 - 4, 1, 8 - 2, 6 - 2, 2),
+    }
+    (left_out,) = survey_cases(tmp_path)[1]
+    assert (left_out.id, left_out.severity) == ("file_4", "info")
+    apart = find_cases(tmp_path, {"name": "fastmri", "least_iou": 0.6})
+    assert len(apart[0].boxes) == 4
+    with pytest.raises(DataError, match="no case found as layout 'fastmri'"):
+        find_cases(tmp_path, {"name": "fastmri", "acquisitions": ["AXT2"]})
+    with pytest.raises(UsageError, match="least_iou in"):
+        find_cases(tmp_path, {"name": "fastmri", "least_iou": 0})
+    text(tmp_path / "Annotations/brain.csv", ROWS, "file_1,9,No,1,2,3,2,Mass")
+    with pytest.raises(DataError, match=r"file_1: annotations: Mass at slice 9"):
+        find_cases(tmp_path)
+    text(tmp_path / "Annotations/brain.csv", ROWS.replace("width", "w"))
+    with pytest.raises(DataError, match=r"brain.csv: expected a column 'width'"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("acquisition", ["AXT1", "CORPD_FBK"])
+def test_fastmri_geometry(acquisition, tmp_path):
+    fastmri(tmp_path, acquisition=acquisition)
+    path = tmp_path / "multicoil_train/file_1.h5"
+    volume = read(path)
+    stored = np.arange(4 * 6 * 8, dtype=np.float32).reshape(4, 6, 8)
+    # columns to the left; the last row is on top: anterior of axial, superior of coronal slices
+    order = (2, 1, 0) if acquisition == "AXT1" else (2, 0, 1)
+    np.testing.assert_array_equal(volume.array[0], stored.transpose(order)[::-1])
+    assert volume.spacing_mm == ((0.5, 1, 5) if acquisition == "AXT1" else (0.5, 5, 1))
+    assert [f.code for f in volume.findings] == ["directions_assumed"]
+
+
+def test_fastmri_without_header_or_package(tmp_path, monkeypatch):
+    fastmri(tmp_path, header=None)
+    path = tmp_path / "multicoil_train/file_1.h5"
+    assert read(path).spacing_mm == (1, 1, 1)
+    assert "spacing_assumed" in [f.code for f in read(path).findings]
+    with pytest.raises(DataError, match="expected the data set 'reconstruction_rss'"):
+        read(path.with_name("file_4.h5"))
+    (tmp_path / "x.h5").write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match="expected an HDF5 file"):
+        read(tmp_path / "x.h5")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UsageError, match=r"pip install 'volumediff\[fastmri\]'") as error:
+        find_cases(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_lidc(tmp_path):
+    lidc(tmp_path)
+    (case,) = find_cases(tmp_path)
+    assert (case.id, case.patient) == ("LIDC-IDRI-0001", "LIDC-IDRI-0001")
+    assert case.attributes == {"nodules": 1, **SICK}
+    # inside of the contours x 3..6, 3..7, 4..7; y 2..5, 2..5, 3..5; slices 1..3, 1..3, 2..3 (the
+    # fourth reader marked something else); medians 3, 7, 2, 5, 1, 3; columns and rows reversed
+    assert case.boxes == ((10 - 7, 8 - 5, 1, 10 - 3, 8 - 2, 3),)
+    volume = read(case.images["image"])
+    assert volume.spacing_mm == (0.5, 0.5, 2)
+    np.testing.assert_array_equal(volume.array[0, 0, 0], [0, 10, 20, 30])
+    marked = filled(case.boxes, volume).array[0].any(axis=(0, 1))
+    np.testing.assert_array_equal(marked, [False, True, True, False])
+    (strict,) = find_cases(tmp_path, {"name": "lidc", "readers": 4})
+    assert (strict.boxes, strict.attributes["group"]) == ((), "unsure")
+    (loose,) = find_cases(tmp_path, {"name": "lidc", "readers": 1})
+    assert len(loose.boxes) == 2
+    (xml,) = tmp_path.rglob("*.xml")
+    xml.write_text(
+        XML.format(sessions=session(2, 6, 1, 5, (30,)) * 3).replace(
+            "readingSession>", "readingSession>"
+        )
+    )
+    with pytest.raises(DataError, match="lies outside of the series"):
+        find_cases(tmp_path)
+    xml.write_text("<x")
+    with pytest.raises(DataError, match=r"069.xml: cannot be read as XML"):
+        find_cases(tmp_path)
+    xml.unlink()
+    (plain,) = find_cases(tmp_path)
+    assert (plain.boxes, plain.attributes) == (None, {})
+
+
+def test_a_nifti_set_is_prepared(tmp_path):
+    rng = np.random.default_rng(0)
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[2:4, 3, 3], label[5, 5, 5] = 4, 2
+    at = tmp_path / "BraTS20_Training_001"
+    for word in ("flair", "t1"):
+        image = rng.normal(100, 10, label.shape).astype(np.float32)
+        nifti(at / f"BraTS20_Training_001_{word}.nii.gz", image, (1, 2, 1))
+    nifti(at / "BraTS20_Training_001_seg.nii.gz", label, (1, 2, 1))
+    (case,) = find_cases(tmp_path, channels=["t1", "flair"])
+    prepared = Preprocessing().prepare(case)
+    assert prepared.x.shape == (2, 9, 8, 7)
+    assert prepared.spacing_mm == (1, 2, 1)
+    np.testing.assert_array_equal(prepared.label[0], label)
+    assert not [r for r in check(tmp_path) if r.severity == "error"]
+
+
+def test_an_hdf5_set_is_prepared(tmp_path):
+    fastmri(tmp_path)
+    case = find_cases(tmp_path)[0]
+    prepared = Preprocessing(spacing_mm=(0.5, 1.0, 5.0)).prepare(case)
+    assert prepared.x.shape == (1, 8, 6, 4)
+    expected = np.zeros((8, 6, 4), bool)
+    for d0, h0, w0, d1, h1, w1 in case.boxes:
+        expected[d0:d1, h0:h1, w0:w1] = True
+    np.testing.assert_array_equal(prepared.label[0].numpy() > 0, expected)
+    marks = find_truths(tmp_path)["file_1"].marks(read(case.images["image"]))
+    np.testing.assert_array_equal(marks.lesion.numpy(), expected)
+    assert len(marks.boxes.corners) == 3
+    healthy = find_truths(tmp_path)["file_2"].marks(read(case.images["image"]))
+    assert not healthy.lesion.any()
+    assert "file_3" not in find_truths(tmp_path)
+    assert not [r for r in check(tmp_path) if r.severity == "error"]
+
+
+def test_a_set_of_pictures_is_prepared(tmp_path):
+    path = tmp_path / "train/NORMAL/NORMAL-1001666-1.jpeg"
+    path.parent.mkdir(parents=True)
+    grey = np.repeat(np.arange(0, 240, 20, dtype=np.uint8)[:, None], 16, axis=1)
+    Image.fromarray(grey).save(path, quality=100)
+    (case,) = find_cases(tmp_path)
+    assert name(tmp_path) == "oct2017"
+    prepared = Preprocessing(intensity=Window(127.5, 255.0)).prepare(case)
+    # columns, rows, one slice; rows from the top are from anterior, so that they are reversed
+    assert prepared.x.shape == (1, 16, 12, 1)
+    np.testing.assert_allclose(
+        prepared.x[0, 5, :, 0].numpy(), grey[::-1, 0] / 127.5 - 1, atol=2 / 127.5
+    )
+    assert prepared.spacing_mm == (1, 1, 1)
+    codes = {r.code for r in check(tmp_path)}
+    assert {"picture", "single_slice"} <= codes
+
+
+def test_bad_pictures_are_one_line(tmp_path):
+    colours = np.zeros((4, 5, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "grey.png")
+    assert read(tmp_path / "grey.png").array.shape == (1, 5, 4, 1)
+    colours[0, 0, 1] = 9
+    Image.fromarray(colours).save(tmp_path / "colour.png")
+    (tmp_path / "text.jpg").write_text("<html>")
+    whole = (tmp_path / "grey.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:45])
+    for file, message in (
+        ("colour.png", "got colours"),
+        ("text.jpg", "expected a JPEG or PNG"),
+        ("cut.png", "damaged"),
+        ("none.png", "not there"),
+    ):
+        with pytest.raises(DataError, match=message) as error:
+            read(tmp_path / file)
+        assert "\n" not in str(error.value)
+
+
+def test_boxes_outside_of_the_volume(tmp_path):
+    nifti(tmp_path / "a.nii.gz", np.zeros((4, 4, 4), np.float32))
+    volume = read(tmp_path / "a.nii.gz")
+    for box in ((0, 0, 0, 4, 4, 5), (-1, 0, 0, 1, 1, 1), (2, 2, 2, 2, 3, 3)):
+        with pytest.raises(DataError, match="does not lie in a volume"):
+            filled([box], volume)
+
+
+def test_maps_are_evaluated_against_boxes(tmp_path):
+    """A map that is high in the boxes and nowhere else is perfect; a healthy one has no lesion."""
+    fastmri(tmp_path / "data")
+    out = tmp_path / "maps"
+    out.mkdir()
+    for case in find_cases(tmp_path / "data")[:2]:
+        volume = read(case.images["image"])
+        inside = filled(case.boxes, volume).array.astype(np.float32)
+        write(out / f"{case.id}_{MAP}.nii.gz", inside, like=volume, kind="image")
+        write(out / f"{case.id}_{MASK}.nii.gz", inside, like=volume, kind="label")
+        sidecar = {"method": "m", "score": float(inside.sum()), "thresholds": {}}
+        (out / f"{case.id}_{MAP}.json").write_text(json.dumps(sidecar))
+    (result,) = evaluate([out], tmp_path / "data", replicates=0)
+    one, two = result.cases
+    assert (one.abnormal, two.abnormal) == (True, False)
+    assert (one.patient, one.ap, one.unseen) == ("p", 1, 0)
+    # the two boxes that meet are two in the truth and one in the mask
+    assert one.boxes.truths == 3
+    assert result.measures["box_energy"].value == 1

@@ -1,0 +1,73 @@
+r"""Redrawing a region M, as a checkpoint was trained to know what surrounds it.
+
+inpainting    the network is told the void x (1 - M) and M; noise is everywhere
+local_noise   the network sees the patient's clean state outside M
+any other     after each prediction z_0 is the patient's own outside M, so that every further
+              state there is a draw from q(z_s | z_t, z_0) of the patient (RePaint)
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Scene
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser, Prediction
+from volumediff.recipes.inpainting import Inpainting
+from volumediff.recipes.local_noise import LocalNoise
+from volumediff.samplers._base import Context, Hook
+
+__all__ = ["asked", "blended", "check_visits", "keeping", "revisited"]
+
+
+def asked(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
+    """The denoiser that redraws a region, and what it is told."""
+    model, recipe = scene.model, scene.model.recipe
+    if isinstance(recipe, Inpainting):
+        return scene.denoise, model.told(scene.condition, recipe.hints(scene.x, m), m)
+    if not isinstance(recipe, LocalNoise):
+        return scene.denoise, scene.condition
+    inside, z_0 = model.space.mask(m), scene.encode(scene.x)
+
+    def among_clean(z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        return scene.denoise(torch.lerp(z_0, z_t, inside), t, condition)
+
+    return among_clean, model.told(scene.condition, (), m if recipe.tell else None)
+
+
+def keeping(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> Hook:
+    """Puts the patient's own state back outside a mask of voxels."""
+    m = scene.model.space.mask(m)
+    own = (1 - m) * scene.encode(scene.x)
+
+    def keep(ctx: Context) -> tuple[Tensor, Tensor]:
+        return m * ctx.prediction.x0 + own, ctx.z_t
+
+    return keep
+
+
+def blended(scene: Scene, healthy: Tensor, m: Tensor) -> Tensor:
+    """The patient's own voxels outside a mask; states that were kept there have them already."""
+    recipe = scene.model.recipe
+    if isinstance(recipe, Inpainting):
+        m = recipe.hidden(scene.x, m)
+    elif scene.model.space.exact:
+        return healthy
+    return m * healthy + (1 - m) * scene.x
+
+
+def check_visits(resampling: int) -> None:
+    """Raises ValueError for less than one visit of each step."""
+    if resampling < 1:
+        raise ValueError(f"resampling: expected at least 1, got {resampling}.")
+
+
+def revisited(times: Tensor, visits: int) -> Tensor:
+    """The grid with visits - 1 returns to the start of every step but the last."""
+    grid = [times[:1]]
+    for t, s in pairwise(times):
+        again = visits - 1 if s > 0 else 0
+        grid.append(torch.stack([s, *[t, s] * again]))
+    return torch.cat(grid)

@@ -1,0 +1,124 @@
+"""Feature vectors of a trained model, on a grid that is coarse enough to keep statistics of."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff.anomaly._features import (
+    Features,
+    autoencoder_features,
+    feature_problem,
+    network_features,
+    spread,
+)
+from volumediff.anomaly._scene import classes_of
+from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.localizer import Learned
+from volumediff.autoencoders import Reconstructor
+from volumediff.condition import HEALTHY
+from volumediff.model import Model
+from volumediff.randomness import key as key_of
+
+__all__ = ["Source"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Features of all levels of an encoder, side by side at every position of one grid.
+
+    Finer levels are averaged over the cells of the grid, coarser ones interpolated linearly. The
+    grid has ceil(n / stride) positions along an axis of n voxels: a 256³ volume with 200 features
+    takes 52 MB at stride 8 and 420 MB at stride 4. What the network itself needs comes on top.
+
+    Arguments:
+        of: the denoiser, or the autoencoder of a latent space
+        times: at which the denoiser is asked; the autoencoder knows none
+        noise: share of the kernel's noise in the state that the denoiser sees: 0 for the clean
+            α_t z, 1 for z_t. It is one draw for all volumes.
+        stride: voxels per cell of the grid
+    """
+
+    of: Literal["network", "autoencoder"] = "network"
+    times: tuple[float, ...] = (0.1,)
+    noise: float = 0.0
+    stride: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.times or not all(0 < t <= 1 for t in self.times):
+            raise ValueError(f"times: expected times in (0, 1], got {self.times}.")
+        if self.stride < 1:
+            raise ValueError(f"stride: expected at least one voxel, got {self.stride}.")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise: expected a share in [0, 1], got {self.noise}.")
+
+    def check(self, model: Learned, *, where: str) -> None:
+        """Raises ValueError, with the reason, for a model without such features."""
+        if model is None:
+            raise ValueError(f"{where}: expected a trained model, got none; use a baseline.")
+        problem = feature_problem(model, self.of)
+        if problem is None and self.of == "network" and max(self.times) > model.times[1] + 1e-9:
+            problem = (
+                f"expected times up to {model.times[1]:.3f}, which the checkpoint was trained on, "
+                f"got {max(self.times):.3f}; use lower times."
+            )
+        if problem:
+            raise ValueError(f"{where}: {problem}")
+
+    @torch.no_grad()
+    def __call__(
+        self, model: Model | Reconstructor, example: Example
+    ) -> Float[Tensor, "f d2 h2 w2"]:
+        """The features of a volume, in float32 on its device."""
+        grid = self.grid(example.x)
+        made = [
+            _onto(level.float(), grid)
+            for extract in self._extractors(model, example)
+            for level in extract(example.x)
+        ]
+        return torch.cat(made, dim=1)[0]
+
+    def grid(self, x: Float[Tensor, "1 c d h w"]) -> tuple[int, int, int]:
+        """Positions along each axis."""
+        d, h, w = (math.ceil(n / self.stride) for n in x.shape[2:])
+        return d, h, w
+
+    def inside(self, example: Example) -> Bool[Tensor, "d2 h2 w2"]:
+        """Positions whose cell has foreground."""
+        share = F.adaptive_avg_pool3d(example.foreground.float(), self.grid(example.x))
+        return share[0, 0] > 0
+
+    def voxels(self, a: Float[Tensor, "d2 h2 w2"], example: Example) -> Float[Tensor, "1 1 d h w"]:
+        """A map of the grid at the voxels, zero outside the foreground."""
+        d, h, w = example.x.shape[2:]
+        return spread(a[None, None], (d, h, w)).to(example.x.dtype) * example.foreground
+
+    def _extractors(self, model: Model | Reconstructor, example: Example) -> list[Features]:
+        if self.of == "autoencoder":
+            return [autoencoder_features(model)]
+        condition = example.condition
+        if classes_of(model):
+            label = torch.full((1,), HEALTHY, device=example.x.device)
+            condition = condition.replace(label=label)
+        if self.noise == 0:
+            return [network_features(model, condition, t) for t in self.times]
+        draw = model.noise((key_of("features"),), tuple(example.x.shape[1:]))
+
+        def noised(step: int) -> Features:
+            def noise(z: Tensor) -> Tensor:
+                return self.noise * draw(step).to(z)
+
+            return network_features(model, condition, self.times[step], noise=noise)
+
+        return [noised(step) for step in range(len(self.times))]
+
+
+def _onto(level: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """A level on the grid: averages where it is finer, linear interpolation where coarser."""
+    small = [min(a, b) for a, b in zip(level.shape[2:], grid, strict=True)]
+    level = F.adaptive_avg_pool3d(level, small)
+    return spread(level, grid)

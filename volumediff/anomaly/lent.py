@@ -1,0 +1,55 @@
+"""A first pass by another run: a row, and the run that it works with."""
+
+from dataclasses import dataclass
+
+from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.localizer import Finding, Learned, Method
+from volumediff.autoencoders import Reconstructor
+
+__all__ = ["Borrowed", "Lent"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Borrowed:
+    """The trained autoencoder of another run.
+
+    Arguments:
+        model: with its weights, on the device of the run that borrows it
+        digest: SHA-256 of the weights: a calibration belongs to them
+    """
+
+    model: Reconstructor
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"Borrowed({self.digest[:16]})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lent(Method):
+    """A row that works with a model of its own, whatever it is given.
+
+    Arguments:
+        row: the row
+        run: its model; None for a row that nobody gave a run yet
+    """
+
+    row: Method
+    run: Borrowed | None = None
+
+    def check(self, model: Learned) -> None:
+        """The row must suit its own model."""
+        if self.run is None:
+            raise ValueError(
+                "first.run: expected the folder of the run that makes the first pass, got none; "
+                "use first.run=RUN, see configs/autoencoders."
+            )
+        try:
+            self.row.check(self.run.model)
+        except ValueError as error:
+            raise ValueError(f"first: {error}") from None
+
+    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+        """What the row finds with its own model."""
+        assert self.run is not None, "checked before"
+        return self.row.find(self.run.model, example, key=key)

@@ -1,0 +1,63 @@
+"""Contract of policies: what may change on the way down."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Scene
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
+from volumediff.model import Model
+from volumediff.samplers._base import Hook
+
+__all__ = ["Policy"]
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Edits of one reverse chain.
+
+    `two_pass` says whether the mask comes from a first row, `refines` whether the second pass must
+    start from a lower level, `own_map` whether the pseudo-healthy volume's map joins those that
+    the policy collects, `takes_region` whether the caller says what to redraw.
+    """
+
+    two_pass: ClassVar[bool] = False
+    refines: ClassVar[bool] = False
+    own_map: ClassVar[bool] = True
+    takes_region: ClassVar[bool] = False
+
+    def problem(self, model: Model) -> str | None:
+        """Why the policy is meaningless with a model; None where it is not."""
+        return None
+
+    @abstractmethod
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume that the route corrupts."""
+
+    @abstractmethod
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The time grid of the way down, from the sampler's own."""
+
+    @abstractmethod
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """Whom the sampler asks, and what it is told."""
+
+    @abstractmethod
+    def hook(self, scene: Scene) -> Hook | None:
+        """What is done after each prediction."""
+
+    @abstractmethod
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The pseudo-healthy volume from the decoded state."""
+
+    @abstractmethod
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map of the row from the map of the pseudo-healthy volume."""

@@ -1,0 +1,81 @@
+"""Redraws a region, given everything around it."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
+from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.where import Found, Where
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
+from volumediff.recipes.inpainting import Inpainting
+from volumediff.samplers._base import Hook
+
+__all__ = ["Inpaint"]
+
+
+@dataclass(frozen=True)
+class Inpaint(Policy):
+    r"""Redraws a region, knowing nothing of it but its surroundings.
+
+    From t near 1 nothing of the lesion is left inside; outside, the volume is the patient's own.
+    Unlike `stitch` the map is not weighed, and the level is free. Checkpoints of the recipe
+    inpainting are told the region and what surrounds it, others keep it in the chain.
+
+    Arguments:
+        where: the region
+        resampling: U, visits of each step; 1 for checkpoints of the recipe inpainting
+
+    References:
+        Durrer et al. (2024), Denoising Diffusion Models for Inpainting of Healthy Brain Tissue,
+        arXiv:2402.17307; Lugmayr et al. (2022), RePaint, arXiv:2201.09865
+    """
+
+    where: Where = field(default_factory=Found)
+    resampling: int = 1
+
+    def __post_init__(self) -> None:
+        check_visits(self.resampling)
+
+    @property
+    def two_pass(self) -> bool:
+        """Whether a first row finds the region."""
+        return self.where.two_pass
+
+    @property
+    def takes_region(self) -> bool:
+        """Whether the caller says what to redraw."""
+        return self.where.takes_region
+
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume."""
+        return scene.x
+
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The grid with U - 1 returns to the start of every step but the last."""
+        return revisited(times, self.resampling)
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The denoiser as it redraws the region."""
+        return asked(scene, self.where(scene))
+
+    def hook(self, scene: Scene) -> Hook | None:
+        """Puts the patient's own state back outside the region, unless the network is told."""
+        if isinstance(scene.model.recipe, Inpainting):
+            return None
+        return keeping(scene, self.where(scene))
+
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The volume with the region redrawn."""
+        return blended(scene, healthy, self.where(scene))
+
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map."""
+        return scores

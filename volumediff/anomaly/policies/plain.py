@@ -1,0 +1,47 @@
+"""The reverse chain as it is."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.condition import Condition
+from volumediff.kernels._base import Denoiser
+from volumediff.samplers._base import Hook
+
+__all__ = ["Plain"]
+
+
+@dataclass(frozen=True)
+class Plain(Policy):
+    """The reverse chain as it is."""
+
+    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+        """The volume."""
+        return scene.x
+
+    def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """The sampler's grid."""
+        return times
+
+    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+        """The guided model."""
+        return scene.denoise, scene.condition
+
+    def hook(self, scene: Scene) -> Hook | None:
+        """None."""
+        return None
+
+    def finish(
+        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+    ) -> Float[Tensor, "1 c d h w"]:
+        """The decoded volume."""
+        return healthy
+
+    def weigh(
+        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The map."""
+        return scores

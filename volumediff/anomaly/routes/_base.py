@@ -1,0 +1,48 @@
+"""Contract of routes: what makes pseudo-healthy volumes of a scene."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.gaussian import Gaussian
+from volumediff.samplers._base import Sampler
+
+__all__ = ["Route", "Volumes"]
+
+Volumes = Iterator[Float[Tensor, "1 c d h w"]]
+
+
+@dataclass(frozen=True)
+class Route(ABC):
+    """Makes pseudo-healthy volumes of a scene.
+
+    `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
+    enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
+    the finding; `kernel` whose states it walks, None for any.
+    """
+
+    chain: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
+    corrupts: ClassVar[bool] = True
+    kernel: ClassVar[type[Kernel] | None] = Gaussian
+
+    @abstractmethod
+    def noise_levels(self) -> list[Level]:
+        """The noise levels, highest first or as configured."""
+
+    @abstractmethod
+    def check(self, sampler: Sampler | None) -> None:
+        """Raises ValueError, with the reason, where the sampler cannot walk the route."""
+
+    @abstractmethod
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """Pseudo-healthy volumes; `level` replaces the route's own."""

@@ -1,0 +1,46 @@
+"""The reverse chain that several routes walk, and what they ask of its sampler."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.samplers._base import InvertibleSampler, Sampler
+
+__all__ = ["down", "needs_inverse", "needs_sampler", "no_sampler"]
+
+
+def needs_sampler(route: str, sampler: Sampler | None) -> None:
+    if sampler is None:
+        raise ValueError(f"route {route}: expected a sampler, got none; add for example ddim.")
+
+
+def needs_inverse(route: str, sampler: Sampler | None) -> None:
+    needs_sampler(route, sampler)
+    if not isinstance(sampler, InvertibleSampler):
+        raise ValueError(
+            f"route {route}: expected a sampler that can be inverted, such as ddim or heun, "
+            f"got {type(sampler).__name__.lower()}."
+        )
+
+
+def no_sampler(route: str, sampler: Sampler | None) -> None:
+    if sampler is not None:
+        raise ValueError(f"route {route}: has no reverse chain; leave the sampler out.")
+
+
+def down(
+    scene: Scene, z_t: Tensor, t: float, *, policy: Policy, sampler: Sampler
+) -> Float[Tensor, "1 c d h w"]:
+    """The guided reverse chain from z_t, decoded."""
+    denoise, condition = policy.asked(scene)
+    z_0 = sampler.sample(
+        denoise,
+        scene.model.kernel,
+        z_t,
+        policy.times(sampler.times(scene.schedule, start=t)),
+        condition=condition,
+        noise=scene.noise,
+        on_x0=policy.hook(scene),
+    )
+    return policy.finish(scene, scene.decode(z_0))

@@ -1,0 +1,44 @@
+"""Noise to a level and denoise."""
+
+from dataclasses import dataclass
+
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.routes._base import Route, Volumes
+from volumediff.anomaly.routes._chain import down, needs_sampler
+from volumediff.samplers._base import Sampler
+from volumediff.tunable import Tunable, tunable
+
+__all__ = ["Diffuse"]
+
+
+@dataclass(frozen=True)
+class Diffuse(Route):
+    """Noise to a level and denoise.
+
+    Arguments:
+        level: time t of the noisy state, in (0, 1]
+        log_snr: the same as log-SNR; give one of the two
+    """
+
+    level: float | None = tunable(None, Tunable.TIME)
+    log_snr: float | None = tunable(None, Tunable.LOG_SNR)
+
+    def __post_init__(self) -> None:
+        self.noise_levels()
+
+    def noise_levels(self) -> list[Level]:
+        """The level."""
+        return [Level(self.level, self.log_snr)]
+
+    def check(self, sampler: Sampler | None) -> None:
+        """Any sampler will do."""
+        needs_sampler("diffuse", sampler)
+
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """One volume."""
+        t = (level or self.noise_levels()[0]).time(scene.schedule)
+        z_t = scene.noised(scene.encode(policy.start(scene)), t)
+        yield down(scene, z_t, t, policy=policy, sampler=sampler)

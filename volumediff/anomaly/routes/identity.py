@@ -1,0 +1,37 @@
+"""No noise at all: the reconstruction of the space, such as an autoencoder."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.routes._base import Route, Volumes
+from volumediff.anomaly.routes._chain import no_sampler
+from volumediff.kernels._base import Kernel
+from volumediff.samplers._base import Sampler
+
+__all__ = ["Identity"]
+
+
+@dataclass(frozen=True)
+class Identity(Route):
+    """No noise at all: the reconstruction of the space, such as an autoencoder."""
+
+    chain: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    corrupts: ClassVar[bool] = False
+    kernel: ClassVar[type[Kernel] | None] = None
+
+    def noise_levels(self) -> list[Level]:
+        """None."""
+        return []
+
+    def check(self, sampler: Sampler | None) -> None:
+        """A sampler would never be used."""
+        no_sampler("identity", sampler)
+
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """One volume."""
+        yield policy.finish(scene, scene.decode(scene.encode(policy.start(scene))))

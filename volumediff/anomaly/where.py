@@ -1,0 +1,99 @@
+r"""Where a volume is redrawn.
+
+found   what a first pass found most abnormal, M = dilate(a₁ > Q_q(a₁))
+given   the region that comes with the volume: `Localizer.localize(..., region=...)`
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._filters import dilate, inside_quantile
+from volumediff.anomaly._scene import Scene
+
+__all__ = ["Found", "Given", "Where"]
+
+
+@dataclass(frozen=True)
+class Where(ABC):
+    """A region of a scene; `two_pass` says whether a first row finds it, `takes_region` whether
+    the caller gives it."""
+
+    two_pass: ClassVar[bool] = False
+    takes_region: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region, 1 inside."""
+
+
+@dataclass(frozen=True)
+class Found(Where):
+    """The most abnormal part of the foreground, by the map of a first pass.
+
+    Arguments:
+        quantile: q, share of the foreground that is kept
+        dilate_mm: half-width of the dilation
+    """
+
+    two_pass: ClassVar[bool] = True
+    quantile: float = 0.98
+    dilate_mm: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The most abnormal part, dilated."""
+        top = inside_quantile(scene.prior_map, self.quantile, foreground=scene.foreground)
+        m = ((scene.prior_map > top) & scene.foreground).to(scene.x.dtype)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        scene.trace["inpaint/mask"] = m.bool()
+        return m
+
+
+@dataclass(frozen=True)
+class Given(Where):
+    """The region that comes with the volume.
+
+    Arguments:
+        dilate_mm: half-width by which the region grows
+    """
+
+    takes_region: ClassVar[bool] = True
+    dilate_mm: float = 0.0
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region, dilated.
+
+        Raises:
+            ValueError: the volume came without one
+        """
+        if scene.region is None:
+            raise ValueError(
+                "where given: expected a region to redraw, got none; pass region= with the "
+                "volume, or use found, which finds one."
+            )
+        m = scene.region.to(scene.x.dtype)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+        scene.trace["given/mask"] = m.bool()
+        return m
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed(Where):
+    """A region that a route has made; no row can name it.
+
+    Arguments:
+        region: 1 inside
+    """
+
+    region: Float[Tensor, "1 1 d h w"]
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region."""
+        return self.region

@@ -1,0 +1,55 @@
+"""`volumediff findings`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volumediff.commands._options import Channels, Source, names_of, out_line, say
+
+__all__ = ["findings"]
+
+
+def findings(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of results of localize.")],
+    source: Source,
+    channels: Channels = None,
+    packets: Annotated[
+        bool,
+        typer.Option(
+            "--packets", help="Pictures and a prompt per finding, for a reader or a VLM."
+        ),
+    ] = False,
+    most: Annotated[
+        int, typer.Option("--most", min=1, help="Packets per case, the most urgent first.")
+    ] = 10,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write OUT/findings.html: every case, no truth needed."),
+    ] = False,
+) -> None:
+    """List what was found, finding by finding; the input is the one that was localized.
+
+    volumediff findings out/ -i DATA --packets --report
+    """
+    from volumediff.inference.findings.page import Gallery
+    from volumediff.inference.findings.work import find_in_folder
+
+    gallery = Gallery(folder)
+    work = find_in_folder(
+        folder,
+        source,
+        channels=names_of(channels),
+        packets=packets,
+        most=most,
+        look=gallery.add if report else lambda written, found: None,
+        report=out_line,
+    )
+    if work.packets:
+        out_line(f"{len(work.packets)} packets in {folder / 'findings'}")
+    if report and work.done:
+        out_line(f"wrote {gallery.write()}")
+    for case, reason in work.failed.items():
+        say(f"volumediff: {case}: {reason}")
+    if work.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,65 @@
+"""BIDS: subjects, sessions, entities in file names, truth beside the images or in derivatives."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from volumediff.data.cases import Case, Problem, patient_of
+from volumediff.data.layouts._base import CONVENTION, Found, Layout
+from volumediff.data.layouts._files import LABEL_WORDS, stem, walk
+from volumediff.data.layouts._tables import described, participants
+
+__all__ = ["BIDS"]
+
+# Unprocessed files, and derivatives that are looked at on their own.
+ASIDE = frozenset({"sourcedata", "code", "derivatives"})
+
+
+@dataclass(frozen=True)
+class BIDS(Layout):
+    """`sub-<id>[/ses-<id>]/<anat|...>/sub-..._<suffix>.nii.gz`, one case per session.
+
+    Two files with one suffix (runs, acquisitions) keep their entities in the channel's name, such
+    as `run-1_T1w`. Labels are files with suffix mask, dseg or roi that name a lesion or no other
+    structure, beside the images or below `derivatives/`.
+    """
+
+    rank: ClassVar[int] = CONVENTION
+
+    def recognises(self, root: Path) -> bool:
+        return any(p.is_dir() for p in root.glob("sub-*"))
+
+    def read(self, root: Path) -> Found:
+        images: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+        labels: dict[str, list[Path]] = defaultdict(list)
+        for base in (root, root / "derivatives"):
+            for path in walk(base, hidden=ASIDE if base == root else ASIDE - {"derivatives"}):
+                name = stem(path)
+                match = re.match(r"(sub-[A-Za-z0-9]+)(_ses-[A-Za-z0-9]+)?(?:_(.*))?$", name)
+                if match is None:
+                    continue
+                case, rest = match[1] + (match[2] or ""), match[3] or "image"
+                word = rest.rsplit("_", 1)[-1].lower()
+                if word in LABEL_WORDS:
+                    if "lesion" in rest or not re.search(r"(desc|label|atlas)-", rest):
+                        labels[case].append(path)
+                elif base == root:
+                    images[case].append((rest, path))
+        table = participants(root)
+        cases, problems = [], []
+        for case in sorted(images):
+            suffixes = [rest.rsplit("_", 1)[-1] for rest, _ in images[case]]
+            named = {
+                (s if suffixes.count(s) == 1 else rest): path
+                for s, (rest, path) in zip(suffixes, images[case], strict=True)
+            }
+            truth = sorted(labels.get(case, []))
+            if len(truth) > 1:
+                text = f"{len(truth)} labels fit ({truth[0].name}, {truth[1].name}); keep one."
+                problems.append(Problem(case, text))
+                continue
+            found = Case(case, patient_of(case), named, truth[0] if truth else None)
+            cases.append(described(found, table))
+        return cases, problems

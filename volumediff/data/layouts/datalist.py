@@ -1,0 +1,77 @@
+"""MONAI datalists, and the `dataset.json` of the Medical Segmentation Decathlon."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from volumediff.data.cases import Case, Problem, patient_of
+from volumediff.data.layouts._base import CONVENTION, Found, Layout
+from volumediff.data.layouts._files import below, read_json, stem
+from volumediff.errors import DataError
+
+__all__ = ["Datalist", "lists_cases"]
+
+
+def lists_cases(root: Path) -> bool:
+    """Whether `dataset.json` lists the cases; that of nnU-Net leaves them to the folders."""
+    description = root / "dataset.json"
+    if not description.is_file():
+        return False
+    training = read_json(description).get("training")
+    channels = any((root / "imagesTr").glob("*_0000.*"))
+    return isinstance(training, list) and bool(training) and not channels
+
+
+@dataclass(frozen=True)
+class Datalist(Layout):
+    """A MONAI datalist: `{"training": [{"image": ..., "label": ...}], ...}`.
+
+    Paths are relative to the JSON's folder and must stay below it, also through links.
+    """
+
+    rank: ClassVar[int] = CONVENTION
+
+    def recognises(self, root: Path) -> bool:
+        return root.is_file() or lists_cases(root)
+
+    def read(self, root: Path) -> Found:
+        path = root / "dataset.json" if root.is_dir() else root
+        info, base = read_json(path), path.parent
+        names = info.get("channel_names") or info.get("modality") or {}
+        sections = (("training", "train"), ("validation", "validation"), ("test", "test"))
+        sections += (("testing", "test"),)
+        cases, problems = [], []
+        for section, split in sections:
+            entries = info.get(section, [])
+            if not isinstance(entries, list):
+                raise DataError(f"{path}: expected a list under '{section}'.")
+            for number, entry in enumerate(entries):
+                try:
+                    cases.append(_entry(entry, base, names, split))
+                except DataError as error:
+                    problems.append(Problem(f"{section}[{number}]", str(error)))
+        return cases, problems
+
+
+def _entry(entry: Any, base: Path, names: dict[str, str], split: str) -> Case:
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or "image" not in entry:
+        raise DataError(f"expected a mapping with the key 'image', got {entry!r}.")
+    files = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    paths = [below(base, f) for f in files]
+    label = below(base, entry["label"]) if entry.get("label") else None
+    if len(paths) == 1:
+        channels = ["image"]
+    else:
+        channels = [str(names.get(str(i), f"image_{i}")) for i in range(len(paths))]
+    name = stem(paths[0])
+    name = re.sub(r"_0000$", "", name) if len(paths) > 1 else name
+    case = str(entry.get("id", name))
+    patient = str(entry.get("patient", entry.get("subject", patient_of(case))))
+    known = {"image", "label", "id", "patient", "subject"}
+    attributes: dict[str, str | float] = {"split": split}
+    for key, value in entry.items():
+        if key not in known and isinstance(value, str | int | float):
+            attributes[key] = value if isinstance(value, str) else float(value)
+    return Case(case, patient, dict(zip(channels, paths, strict=True)), label, attributes)

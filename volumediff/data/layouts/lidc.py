@@ -1,0 +1,87 @@
+"""LIDC-IDRI: CT of the chest with lung nodules, as TCIA delivers it.
+
+    [LIDC-IDRI/]LIDC-IDRI-0001/01-01-2000-NA-NA-30178/3000566.000000-NA-03192/1-001.dcm, 069.xml
+
+Folders with a series of CT are cases, in Hounsfield units; radiographs are left out. The XML of a
+series lies beside its slices.
+
+References:
+    Armato et al. (2011), The Lung Image Database Consortium (LIDC) and Image Database Resource
+    Initiative (IDRI), doi:10.1118/1.3528204
+    Setio et al. (2017), Validation, comparison, and combination of algorithms for automatic
+    detection of pulmonary nodules in CT: the LUNA16 challenge, arXiv:1612.08012
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from volumediff.data.cases import Case, Problem
+from volumediff.data.dicom import is_dicom, modality, series_grid
+from volumediff.data.grid import canonical_box
+from volumediff.data.layouts._base import Found, Layout
+from volumediff.data.layouts._files import first_folders, folders
+from volumediff.data.layouts._lidc import consensus, outlines
+from volumediff.errors import DataError
+
+__all__ = ["LIDC"]
+
+PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
+# Wrappers of a download; study and series below a patient.
+DEPTH, INNER = 2, 2
+
+
+@dataclass(frozen=True)
+class LIDC(Layout):
+    """One case per CT series; boxes and group where the XML is there.
+
+    Arguments:
+        readers: of the four, how many must have marked a nodule; 3 as in LUNA16
+    """
+
+    readers: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.readers <= 4:
+            raise ValueError(f"LIDC takes readers from 1 to 4, got {self.readers}.")
+
+    def recognises(self, root: Path) -> bool:
+        return any(PATIENT.fullmatch(f.name) for f in first_folders(root, DEPTH))
+
+    def read(self, root: Path) -> Found:
+        cases, problems = [], []
+        for patient in folders(root, DEPTH):
+            if not PATIENT.fullmatch(patient.name):
+                continue
+            series = [folder for folder in folders(patient, INNER) if _is_ct(folder)]
+            for i, folder in enumerate(series, start=1):
+                name = patient.name if len(series) == 1 else f"{patient.name}_{i}"
+                try:
+                    cases.append(self._case(name, patient.name, folder))
+                except DataError as error:
+                    problems.append(Problem(name, str(error)))
+        return cases, problems
+
+    def _case(self, name: str, patient: str, folder: Path) -> Case:
+        files = sorted(folder.glob("*.xml"))
+        read = [marks for marks in (outlines(path) for path in files) if marks is not None]
+        if len(read) > 1:
+            raise DataError(f"{folder}: {len(read)} XML files of a CT; keep one.")
+        images = {"image": folder}
+        if not read:
+            return Case(name, patient, images)
+        boxes = []
+        if read[0]:
+            grid = series_grid(folder)
+            found = consensus(read[0], grid, readers=self.readers)
+            boxes = [canonical_box(box, grid) for box in found]
+        # a nodule that fewer have marked is a doubt, and no health
+        group = "sick" if boxes else "unsure" if read[0] else "healthy"
+        known: dict[str, str | float] = {"group": group, "nodules": float(len(boxes))}
+        return Case(name, patient, images, None, known, boxes=tuple(boxes))
+
+
+def _is_ct(folder: Path) -> bool:
+    slices = (p for p in sorted(folder.iterdir()) if is_dicom(p))
+    first = next(slices, None)
+    return first is not None and modality(first) == "CT"

@@ -1,0 +1,78 @@
+"""A table beside the volumes: `cases.csv`, for data sets with a list and no layout of their own.
+
+    id,     image:ct,           label,               patient, age, sex, group
+    scan01, scans/scan01.nii.gz, masks/scan01.nii.gz, p01,     63,  f,   sick
+
+Head CT of stroke units (CROMIS, KCH) and the like come as a folder of volumes and a sheet: to
+rename its columns is all that is needed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from volumediff.data.cases import Case, Problem, patient_of
+from volumediff.data.layouts._base import CONVENTION, Found, Layout
+from volumediff.data.layouts._files import below
+from volumediff.data.layouts._tables import columns, number, rows
+from volumediff.errors import DataError
+
+__all__ = ["Table"]
+
+NAME = "cases.csv"
+IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Table(Layout):
+    """`id`, one column `image:CHANNEL` per channel (or `image` alone), and what is known.
+
+    `label` is the file of the mask, if there is one, `patient` keeps examinations together (else
+    the id tells, `p07_visit2`), and every other column is an attribute. Paths are relative to the
+    table and stay below its folder; empty cells mean that there is no such file or value.
+    """
+
+    rank: ClassVar[int] = CONVENTION
+
+    def recognises(self, root: Path) -> bool:
+        return (root / NAME).is_file()
+
+    def read(self, root: Path) -> Found:
+        path = root / NAME
+        names = columns(path)
+        channels = {n: n.partition(":")[2] or IMAGE for n in names if _is_channel(n)}
+        if not channels:
+            raise DataError(
+                f"{path}: expected a column 'image', or one 'image:CHANNEL' per channel, it has "
+                f"{', '.join(names[:8]) or 'nothing'}; rename the column with the files."
+            )
+        cases, problems = [], []
+        for line, row in enumerate(rows(path, ["id"]), start=2):
+            try:
+                cases.append(_case(root, row, channels))
+            except DataError as error:
+                name = row["id"] or f"row {line}"
+                problems.append(Problem(name, f"{path.name}, row {line}: {error}"))
+        return cases, problems
+
+
+def _is_channel(column: str) -> bool:
+    return column.partition(":")[0] == IMAGE
+
+
+def _case(root: Path, row: dict[str, str], channels: dict[str, str]) -> Case:
+    if not row["id"]:
+        raise DataError("expected an id, the cell is empty.")
+    images = {channel: _file(root, row[n]) for n, channel in channels.items() if row.get(n)}
+    label = _file(root, row["label"]) if row.get("label") else None
+    known = {"id", "label", "patient", *channels}
+    attributes = {k: number(v) for k, v in row.items() if k not in known and v not in ("", "n/a")}
+    patient = row.get("patient") or patient_of(row["id"])
+    return Case(row["id"], patient, images, label, attributes)
+
+
+def _file(root: Path, name: str) -> Path:
+    path = below(root, name)
+    if not path.exists():
+        raise DataError(f"{name}: not there; correct the path.")
+    return path

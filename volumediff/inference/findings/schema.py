@@ -1,0 +1,214 @@
+"""The format of <case>_desc-anomaly_findings.json: one entry per finding of one case.
+
+A finding is a connected component (26 neighbours) of the anomaly mask on the grid of the file.
+Lengths are millimetres in RAS world coordinates (x to the right, y anterior, z superior), volumes
+millilitres, numbers rounded to six significant digits, millimetres to two decimals. What is not
+known is null. The file depends on the written outputs and the input volume alone: no times, no
+paths. `VERSION` rises when a field changes its meaning or goes; readers may ignore new fields.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = [
+    "DISCLAIMERS",
+    "FORMAT",
+    "VERSION",
+    "CaseFindings",
+    "Finding",
+    "Intensity",
+    "Level",
+    "Place",
+    "Template",
+    "Threshold",
+    "Urgency",
+]
+
+FORMAT, VERSION = "volumediff-findings", 1
+DISCLAIMERS = (
+    "Research use only. Not a medical device, not for diagnosis.",
+    "A finding is a place where the volume deviates from what a model of healthy volumes expects; "
+    "it is no lesion until a reader says so, and a volume without findings is not therefore "
+    "healthy.",
+    "Urgency is an order of reading by fixed rules, not a clinical score.",
+)
+
+Millimetres = tuple[float, float, float]
+Level = Literal["routine", "soon", "now"]
+
+
+@dataclass(frozen=True)
+class Template:
+    """Where a finding lies in MNI152 space; only for files whose form code says MNI152.
+
+    Arguments:
+        grey, white, other: mean share of the tissues of the template over the finding's voxels;
+            `other` is fluid, skull and everything outside the brain
+        seed: name of the nearest of the 160 functional seeds of Dosenbach et al. (2010)
+        seed_distance_mm: from the finding's centre to it
+    """
+
+    grey: float
+    white: float
+    other: float
+    seed: str
+    seed_distance_mm: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a finding lies.
+
+    Arguments:
+        centre_mm: centre of mass of the voxels, each counted once; may lie outside of a bent one
+        peak_mm: voxel with the highest map
+        box_low_mm, box_high_mm: world-aligned box around the whole voxels
+        laterality: against the plane through the middle of the foreground's left-right extent;
+            `bilateral` beyond 5 mm and with a tenth of the voxels on both sides, else `midline`
+            where the centre is within 5 mm of the plane
+        front_back: third of the foreground's extent along y that holds the centre
+        up_down: third along z
+        region: the three in words
+        template: in MNI152 space, where the file says that it is
+    """
+
+    centre_mm: Millimetres
+    peak_mm: Millimetres
+    box_low_mm: Millimetres
+    box_high_mm: Millimetres
+    laterality: Literal["left", "right", "midline", "bilateral"]
+    front_back: Literal["posterior", "middle", "anterior"]
+    up_down: Literal["inferior", "middle", "superior"]
+    region: str
+    template: Template | None
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """One channel in a finding, against the pseudo-healthy volume, in the unit of the file.
+
+    Arguments:
+        channel: its name
+        observed: mean of the volume
+        expected: mean of the pseudo-healthy volume
+        contrast: observed minus expected
+        relative: contrast as a share of the range from the 2nd to the 98th percentile of the
+            volume in the foreground
+        direction: sign of the contrast; `as expected` within 2 % of that range
+    """
+
+    channel: str
+    observed: float
+    expected: float
+    contrast: float
+    relative: float
+    direction: Literal["brighter", "darker", "as expected"]
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """In which order to look at findings; see `urgency.py` for the rule.
+
+    Arguments:
+        level: routine, soon or now
+        reason: what decided it, in words
+    """
+
+    level: Level
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One connected component of the mask.
+
+    Arguments:
+        id: number of the finding in its case, the most urgent first, then by severity
+        volume_ml: voxels times the volume of one
+        foreground_share: volume over that of the foreground
+        place: where it lies
+        mean_score, peak_score: of the map, in its own unit
+        severity: integral of the map over the finding, mean_score times volume_ml
+        probability: mean calibrated probability of its voxels, the share of them that is expected
+            to be lesion; peak_probability the highest
+        uncertainty: mean deviation of the map between the seeds, before normalization
+        relative_uncertainty: that over the mean of the same map, if the run kept it
+        intensities: per channel, if the method makes a pseudo-healthy volume
+        urgency: in which order to look
+    """
+
+    id: str
+    volume_ml: float
+    foreground_share: float
+    place: Place
+    mean_score: float
+    peak_score: float
+    severity: float
+    probability: float | None
+    peak_probability: float | None
+    uncertainty: float | None
+    relative_uncertainty: float | None
+    intensities: tuple[Intensity, ...]
+    urgency: Urgency
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What made the mask.
+
+    Arguments:
+        value: the mask is where the map is higher
+        rule: how the value was chosen
+        calibrated_probability: whether map values have probabilities of a lesion
+    """
+
+    value: float | None
+    rule: str | None
+    calibrated_probability: bool
+
+
+@dataclass(frozen=True)
+class CaseFindings:
+    """The file.
+
+    Arguments:
+        case, patient: as in the data set
+        method: row
+        fingerprint: of the method's blocks
+        supervision: what its training needed
+        scope: what the method claims to find
+        weights_sha256: of the run
+        inputs_sha256: of the volumes, by channel
+        threshold: of the mask
+        volume_score: of the whole volume
+        foreground_ml: what was looked at
+        statement: what was found, in one sentence
+        findings: one entry each; none where the mask is empty or the method gave none
+        conventions: axes and units
+        disclaimers: what the file is not
+        format, version: of the file
+    """
+
+    case: str
+    patient: str | None
+    method: str | None
+    fingerprint: str | None
+    supervision: str | None
+    scope: str | None
+    weights_sha256: str | None
+    inputs_sha256: dict[str, str]
+    threshold: Threshold
+    volume_score: float | None
+    foreground_ml: float
+    statement: str
+    findings: tuple[Finding, ...]
+    conventions: str = "RAS millimetres: x to the right, y anterior, z superior; millilitres"
+    disclaimers: tuple[str, ...] = DISCLAIMERS
+    format: str = FORMAT
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, format and version first."""
+        values = asdict(self)
+        head = {name: values.pop(name) for name in ("format", "version")}
+        return {**head, **values}

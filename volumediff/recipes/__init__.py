@@ -1,0 +1,12 @@
+"""What a model is trained on, one file per recipe.
+
+healthy              p(x)              x the volume itself
+class_conditional    p(x | class)      the class from an attribute, dropped at times for guidance
+label_diffusion      p(m | x)          m the labels, one channel per class, x the image
+synthetic_anomalies  p(m | x')         m where a synthetic anomaly was put, x' the volume with it
+degradation          x from x'         a cold kernel between the volume and a degraded one
+local_noise          p(x_M | x)        noise in a region M alone, clean tissue around it
+inpainting           p(x | void, M)    the volume given what surrounds a void
+
+The recipe is part of the checkpoint: a localization method says which one it needs.
+"""

@@ -1,0 +1,154 @@
+"""Contract of recipes: a prepared volume becomes a training target.
+
+Recipes may add the atlas (healthy mean of the training split) as an image condition and scalars
+(attributes such as age, standardised over the training split).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from volumediff.data.corruptions import Corruption
+from volumediff.data.regions import Region
+
+__all__ = ["Recipe", "Subject", "Target", "shown", "word"]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A prepared, augmented volume as recipes see it.
+
+    Arguments:
+        x: intensities in [-1, 1]
+        label: label map, if the case has one
+        foreground: where the imaged object is; None for recipes that do not ask for it
+        attributes: of the case
+        spacing_mm: voxel size along d, h, w
+        donor: gives another volume of the split; every call with the same key gives the same one
+    """
+
+    x: Float[Tensor, "c d h w"]
+    label: UInt8[Tensor, "1 d h w"] | None = None
+    foreground: Bool[Tensor, "1 d h w"] | None = None
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    donor: Callable[[int], Tensor] | None = None
+
+    def corrupted(
+        self, corruption: Corruption, key: int
+    ) -> tuple[Float[Tensor, "c d h w"], Float[Tensor, "1 d h w"]]:
+        """The volume after a synthetic degradation, and the amount of it in [0, 1]."""
+        assert self.foreground is not None, "needs_foreground"
+        assert self.donor is not None, "needs_foreground"
+        return corruption(
+            self.x, self.foreground, donor=self.donor, spacing_mm=self.spacing_mm, key=key
+        )
+
+    def region(self, region: Region, key: int) -> Float[Tensor, "1 d h w"]:
+        """A random region, 1 inside."""
+        assert self.foreground is not None, "needs_foreground"
+        return region(self.foreground, spacing_mm=self.spacing_mm, key=key).to(self.x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One training sample before it is cropped; see `volumediff.model.Batch`.
+
+    Arguments:
+        x: what is diffused
+        images: image conditions in voxels, the atlas first
+        label: class index
+        mask: the network is shown it as a channel in state space
+        region: 1 where there is noise; the state outside is clean, and the loss is inside
+        end: volume at the noisy end of a cold kernel, in place of noise
+    """
+
+    x: Float[Tensor, "c d h w"]
+    images: tuple[Float[Tensor, "_ d h w"], ...] = ()
+    label: int | None = None
+    mask: Float[Tensor, "1 d h w"] | None = None
+    region: Float[Tensor, "1 d h w"] | None = None
+    end: Float[Tensor, "c d h w"] | None = None
+
+
+class Recipe(ABC):
+    """Channels, classes, and the target of one volume.
+
+    Attributes:
+        atlas: whether the atlas is a condition
+        scalars: attributes that are conditions
+        reference: whether the network is told the clean state itself through a bottleneck
+        kernel: name of the kernel that the targets are for
+        samples: whether a chain from t = 1 draws from what is modelled
+        whole: whether noise is everywhere in the state of the volume itself; localization methods
+            that name no recipe need such a model
+        fixed: whether target and condition depend on the volume alone, so that latents may be
+            computed once
+        needs_labels: whether every volume must come with a label map
+        needs_foreground: whether the target is made with foreground and donor
+        normalised: whether the space's shift and scale are fitted to what is diffused
+        classes: number of classes, not counting the null class; 0 without classes
+        local: whether noise is in a region alone
+        shows_mask: whether the network is shown a mask, one channel in state space
+        exact: whether the target is no volume, so that it needs a space that loses nothing
+        corruption: what volumes are changed with, for recipes that do
+    """
+
+    atlas: bool
+    scalars: tuple[str, ...]
+    reference: bool = False
+    kernel: ClassVar[str] = "gaussian"
+    samples: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
+    fixed: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    needs_foreground: ClassVar[bool] = False
+    normalised: ClassVar[bool] = True
+    local: ClassVar[bool] = False
+    shows_mask: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    corruption: Corruption | None = None
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of classes, not counting the null class; 0 without classes."""
+
+    @abstractmethod
+    def channels(self, c: int) -> int:
+        """Channels of what is diffused, for volumes of c channels."""
+
+    @abstractmethod
+    def image_channels(self, c: int) -> tuple[int, ...]:
+        """Channels of each image condition, for volumes of c channels."""
+
+    @abstractmethod
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        """Whether a volume without a marked lesion counts as healthy."""
+
+    @abstractmethod
+    def target(
+        self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
+    ) -> Target:
+        """The target of one volume; everything random comes from the key."""
+
+
+def shown(
+    recipe: Recipe, atlas: Float[Tensor, "c d h w"] | None
+) -> tuple[Float[Tensor, "c d h w"], ...]:
+    """The atlas as an image condition, where the recipe asks for it."""
+    if not recipe.atlas:
+        return ()
+    assert atlas is not None, "it is measured before training"
+    return (atlas,)
+
+
+def word(value: str | float | None) -> str:
+    """An attribute as it stands in the table: tables of numbers are read as floats."""
+    if value is None:
+        return "missing"
+    return f"{value:g}" if isinstance(value, float) else str(value)

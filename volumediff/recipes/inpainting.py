@@ -1,0 +1,108 @@
+r"""A volume given what surrounds a void, p(x | (1 - M) x, M): noise everywhere, the rest is told.
+
+From t = 1 the region is redrawn from nothing but its surroundings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.data.regions import Blobs, Region
+from volumediff.recipes._base import Recipe, Subject, Target, shown
+
+__all__ = ["Inpainting"]
+
+
+@dataclass(frozen=True)
+class Inpainting(Recipe):
+    """The volume; the volume with a void, and the mask of the void, are conditions.
+
+    Arguments:
+        region: what is hidden
+        atlas: healthy mean volume as image condition
+        scalars: attributes that condition the model
+        redrawn: channels that are hidden; None for all. The others show what the hidden ones must
+            look like: one modality from another
+        edges: radius in cycles per volume above which the network is told the frequencies of the
+            whole volume, void included; None for nothing of the void. Whole volumes only: crops
+            have other frequencies
+
+    References:
+        Liang et al. (2025), IterMask3D, arXiv:2504.04911, for the edges: a radius of 15
+        Liang et al. (2023), MMCCD, arXiv:2308.16150, for the channels
+        Durrer et al. (2024), Denoising Diffusion Models for Inpainting of Healthy Brain Tissue,
+        arXiv:2402.17307
+    """
+
+    needs_foreground: ClassVar[bool] = True
+    shows_mask: ClassVar[bool] = True
+    region: Region = field(default_factory=Blobs)
+    atlas: bool = False
+    scalars: tuple[str, ...] = ()
+    redrawn: tuple[int, ...] | None = None
+    edges: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.edges is not None and not self.edges > 0:
+            raise ValueError(f"edges: expected a positive radius, got {self.edges}.")
+
+    @property
+    def classes(self) -> int:
+        return 0
+
+    def channels(self, c: int) -> int:
+        return c
+
+    def image_channels(self, c: int) -> tuple[int, ...]:
+        own = c if self.edges is None else 2 * c
+        return (c, own) if self.atlas else (own,)
+
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        return True
+
+    def target(
+        self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
+    ) -> Target:
+        m = subject.region(self.region, key)
+        (hint,) = self.hints(subject.x[None], m[None])
+        return Target(subject.x, (*shown(self, atlas), hint[0]), mask=m)
+
+    def hidden(
+        self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"]
+    ) -> Float[Tensor, "b c d h w"]:
+        """1 where the volume is hidden: in the region, in the channels that are.
+
+        Raises:
+            ValueError: the volume has not these channels
+        """
+        c = x.shape[1]
+        chosen = range(c) if self.redrawn is None else self.redrawn
+        if not chosen or not all(0 <= i < c for i in chosen):
+            raise ValueError(
+                f"recipe inpainting: expected redrawn channels out of 0 to {c - 1}, got "
+                f"{list(chosen)}."
+            )
+        which = torch.zeros(c, dtype=m.dtype, device=m.device)
+        which[list(chosen)] = 1
+        return m * which.view(1, c, 1, 1, 1)
+
+    def hints(
+        self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"]
+    ) -> tuple[Float[Tensor, "b _ d h w"]]:
+        """What is told beside atlas and mask: the void, and the edges if asked for."""
+        void = x * (1 - self.hidden(x, m))
+        if self.edges is None:
+            return (void,)
+        return (torch.cat([void, high_frequencies(x, self.edges)], dim=1),)
+
+
+def high_frequencies(x: Float[Tensor, "b c d h w"], cutoff: float) -> Float[Tensor, "b c d h w"]:
+    """The volume without its spatial frequencies below a radius, in cycles per volume."""
+    axes = [torch.fft.fftfreq(n, 1 / n, device=x.device) for n in x.shape[2:]]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+    spectrum = torch.fft.fftn(x.float(), dim=(2, 3, 4))
+    return torch.fft.ifftn(spectrum * (radius >= cutoff), dim=(2, 3, 4)).real.to(x.dtype)
