@@ -1,24 +1,20 @@
-r"""Arrays with their grid as images in memory of SimpleITK, and its transforms as affine maps.
+r"""Arrays with their grid as images in memory of SimpleITK.
 
-World axes of ITK point to L, P, S. With :math:`F = \operatorname{diag}(-1, -1, 1, 1)`
-
-.. math:: A_\text{LPS} = F A_\text{RAS}, \qquad T_\text{RAS} = F\,T_\text{LPS}\,F,
-
-the first for an affine from voxels to millimetres, the second for a map between millimetres.
-Files are never read or written by ITK: it does not check them.
+World axes of ITK point to L, P, S: with :math:`F = \operatorname{diag}(-1, -1, 1, 1)`, an affine
+from voxels to millimetres is :math:`A_\text{LPS} = F A_\text{RAS}`. Files are never read or written by ITK: it does not check them.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from volumediff.data.grid import Grid
 
 if TYPE_CHECKING:
     import SimpleITK
 
-__all__ = ["from_itk", "matrix_of", "to_itk", "transform_of"]
+__all__ = ["from_itk", "to_itk"]
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -41,28 +37,3 @@ def from_itk(image: "SimpleITK.Image") -> Shaped[np.ndarray, "d h w"]:
     import SimpleITK as sitk
 
     return np.ascontiguousarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0))
-
-
-def matrix_of(transform: "SimpleITK.Transform") -> Float[np.ndarray, "4 4"]:
-    """An affine transform of ITK as a map between RAS millimetres."""
-    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    columns = [np.array(transform.TransformPoint(tuple(e))) - origin for e in np.eye(3).tolist()]
-    lps = np.eye(4)
-    lps[:3, :3], lps[:3, 3] = np.stack(columns, axis=1), origin
-    return FLIP @ lps @ FLIP
-
-
-def transform_of(
-    matrix: Float[np.ndarray, "4 4"], *, centre_mm: Float[np.ndarray, "3"]
-) -> "SimpleITK.AffineTransform":
-    """A map between RAS millimetres as ITK's, turning and scaling about a fixed point."""
-    import SimpleITK as sitk
-
-    lps = FLIP @ matrix @ FLIP
-    centre = FLIP[:3, :3] @ centre_mm
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(lps[:3, :3].ravel().tolist())
-    transform.SetCenter(centre.tolist())
-    # y = M (x - c) + t + c
-    transform.SetTranslation((lps[:3, 3] + lps[:3, :3] @ centre - centre).tolist())
-    return transform

@@ -2,12 +2,13 @@ r"""Which affine map takes one volume onto another: the one that maximises mutua
 
 .. math:: \hat T = \arg\max_T \; I\bigl(r(y),\, x(T^{-1} y)\bigr),
 
-over the voxels y of the reference r that show its object. Contrasts may differ, so a FLAIR is
-aligned with a T1 template as well as a T1 is.
+over the voxels y of the reference r that show its object and a rim around it. Contrasts may
+differ, so a FLAIR is aligned with a T1 template as well as a T1 is.
 
-The search goes from coarse to fine (8, 4, 2 mm). A volume with skull and neck has its centre of
-mass elsewhere than a template without, so the coarsest level starts from several places and keeps
-the best. One thread and a sampling on a fixed lattice make equal inputs give equal bytes.
+The search goes from coarse to fine (8, 4, 2 mm) by L-BFGS. A volume with skull and neck has its
+centre of mass elsewhere than a template without, so the coarsest level starts from several places
+and keeps the best. Scales and shears are bounded: a wrong optimum ends at a bound, where a check
+finds it, and does not run away.
 
 References:
     Mattes et al. (2003), PET-CT image registration in the chest using free-form deformations
@@ -17,37 +18,38 @@ References:
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from volumediff.data.grid import Grid
-from volumediff.data.itk import matrix_of, to_itk, transform_of
+from volumediff.data.mutual_information import BINS, CLIP, Information
 from volumediff.data.templates import coarsened
 from volumediff.errors import DataError
 
-if TYPE_CHECKING:
-    import SimpleITK
-
-__all__ = ["Scan", "align_affine", "align_rigid", "mutual_information"]
+__all__ = ["Scan", "align_affine", "align_rigid"]
 
 LEVELS_MM = (8.0, 4.0, 2.0)
-BINS = 32
-STEPS = 60  # of the optimiser; it converges in 10 to 30
-# Voxels that the metric looks at per level; 60 000 at 2 mm is every fourth one of a brain.
+STEPS = 60  # of the optimiser; it converges in 10 to 40
+# Voxels that are looked at per level; 60 000 at 2 mm is every fourth one of a brain.
 SAMPLES = 60_000
-SEED = 1  # of the jitter of ITK's sampling lattice
-# A skull-stripped volume ends at its brain: the metric sees some of the background around it.
+# Background around an object without skull is looked at, too: it holds the border. Around a brain
+# in its head is the head, and a rim of 12 mm made its scalp fit the brain's border.
 RIM_MM = 6.0
 # Where the field of view ends at the object, background is added, or it would not be seen.
 PAD_MM = 16.0
 # Heads without neck are about this high; a template's centre of mass is compared with theirs.
 HEAD_MM = 160.0
+# The centre of a brain is about this far below the top of the head.
+CROWN_MM = 80.0
 # Starts about the left-right axis, along which heads are tilted most, in degrees.
 PITCHES = (-20.0, 0.0, 20.0)
-# Bright fat, vessels and metal would take most of the bins.
-CLIP = (0.5, 99.5)
+FINALISTS = 3  # starts whose scales and shears are searched, too
+LEAST_SEEN = 0.5  # of the sampled voxels
+# Rotations, logarithms of scales and shears move a brain's border by about this many mm per unit.
+RADIUS_MM = 60.0
+# Wider than what the check of the quality accepts, so that a wrong optimum shows there.
+MOST_LOG_SCALE, MOST_SHEAR = float(np.log(1.6)), 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +96,13 @@ class Scan:
         index = np.argwhere(self.object).mean(axis=0)
         return self.grid.affine[:3, :3] @ index + self.grid.affine[:3, 3]
 
-    def head_centre_mm(self) -> Float[np.ndarray, "3"]:
-        """Centre of mass of the object's upper part, without neck and shoulders."""
+    def head_centres_mm(self) -> list[Float[np.ndarray, "3"]]:
+        """Centre of mass without neck and shoulders, and the place where a brain would be."""
         points = np.argwhere(self.object) @ self.grid.affine[:3, :3].T + self.grid.affine[:3, 3]
         top = np.percentile(points[:, 2], 99.9)
-        return points[points[:, 2] > top - HEAD_MM].mean(axis=0)
+        head = points[points[:, 2] > top - HEAD_MM].mean(axis=0)
+        crown = points[points[:, 2] > top - CROWN_MM].mean(axis=0)
+        return [head, np.array([crown[0], crown[1], top - CROWN_MM])]
 
 
 def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndarray, "4 4"]:
@@ -108,8 +112,7 @@ def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndar
         moving: a scan; its object is its foreground
         reference: a template; its object is what is compared
         skull: whether `moving` shows more than the object of the reference, such as the skull
-            around the brain; else the background around the object is compared too. The first
-            is the harder problem and can end in a wrong optimum: give a mask where there is one
+            around the brain; the harder problem
 
     Raises:
         DataError: one of them is empty, or they never overlap
@@ -121,12 +124,12 @@ def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndar
     finest = max(LEVELS_MM[-1], min(reference.grid.spacing_mm))
     levels = [s for s in LEVELS_MM if s > finest] + [finest]
     coarse = _Pair.at(moving, reference, levels[0], rim)
-    centre = reference.centre_mm()
-    matrix = _best(coarse, _starts(moving, reference), centre)
-    for spacing in levels:
-        pair = _Pair.at(moving, reference, spacing, rim)
-        matrix, _ = pair.refined(matrix, centre, rigid=False)
-    return np.linalg.inv(matrix)
+    found = [coarse.refined(start, SIMILAR) for start in _starts(moving, reference)]
+    best = sorted(found, key=coarse.value, reverse=True)[:FINALISTS]
+    theta = max((coarse.refined(start, AFFINE) for start in best), key=coarse.value)
+    for spacing in levels[1:]:
+        theta = _Pair.at(moving, reference, spacing, rim).refined(theta, AFFINE)
+    return np.linalg.inv(coarse.matrix(theta))
 
 
 def align_rigid(moving: Scan, reference: Scan) -> Float[np.ndarray, "4 4"]:
@@ -135,26 +138,11 @@ def align_rigid(moving: Scan, reference: Scan) -> Float[np.ndarray, "4 4"]:
     Scanner coordinates say where both lie, so the search starts there and stays close.
     """
     moving, reference = _usable(moving, reference)
-    matrix = np.eye(4)
+    theta = np.zeros(12)
     for spacing in LEVELS_MM[1:]:
-        pair = _Pair.at(moving, reference, spacing, 0.0)
-        matrix, _ = pair.refined(matrix, reference.centre_mm(), rigid=True)
-    return np.linalg.inv(matrix)
-
-
-def _best(
-    coarse: "_Pair", starts: list[Float[np.ndarray, "4 4"]], centre: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "4 4"]:
-    """The start that leads to the highest mutual information; some may lead nowhere."""
-    found, refused = [], DataError("has no start of its registration.")
-    for start in starts:
-        try:
-            found.append(coarse.refined(start, centre, rigid=True))
-        except DataError as error:
-            refused = error
-    if not found:
-        raise refused
-    return max(found, key=lambda pair: pair[1])[0]
+        pair = _Pair.at(moving, reference, spacing, RIM_MM)
+        theta = pair.refined(theta, RIGID)
+    return np.linalg.inv(pair.matrix(theta))
 
 
 def _usable(*scans: Scan) -> list[Scan]:
@@ -164,121 +152,105 @@ def _usable(*scans: Scan) -> list[Scan]:
     return [scan.clipped() for scan in scans]
 
 
-def _starts(moving: Scan, reference: Scan) -> list[Float[np.ndarray, "4 4"]]:
-    """Maps from reference to moving: two ways to match the centres, three pitches each."""
+def _starts(moving: Scan, reference: Scan) -> list[Float[np.ndarray, "12"]]:
+    """Where the centre of the reference may lie in the other volume, in three pitches each."""
     centre, goals = reference.centre_mm(), [moving.centre_mm()]
-    head = moving.head_centre_mm()
-    if np.linalg.norm(head - goals[0]) > LEVELS_MM[0]:
-        goals.append(head)
+    for goal in moving.head_centres_mm():
+        if min(np.linalg.norm(goal - known) for known in goals) > LEVELS_MM[0]:
+            goals.append(goal)
     starts = []
     for goal, pitch in product(goals, PITCHES):
-        a = np.radians(pitch)
-        turn = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-        start = np.eye(4)
-        start[:3, :3], start[:3, 3] = turn, goal - turn @ centre
+        start = np.zeros(12)
+        start[0], start[3:6] = RADIUS_MM * np.radians(pitch), goal - centre
         starts.append(start)
     return starts
 
 
+# What may change: columns of rotation, shift, logarithms of scales and shears.
+RIGID = np.eye(12)[:, :6]
+SIMILAR = np.concatenate([RIGID, np.repeat([0.0, 0, 1, 0], 3)[:, None] / np.sqrt(3)], axis=1)
+AFFINE = np.eye(12)
+BOUNDS = np.repeat([np.inf, np.inf, MOST_LOG_SCALE * RADIUS_MM, MOST_SHEAR * RADIUS_MM], 3)
+
+
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Both volumes at one level, as ITK has them."""
+    """Both volumes at one level; maps are twelve numbers, all of them like millimetres."""
 
-    moving: "SimpleITK.Image"
-    fixed: "SimpleITK.Image"
-    mask: "SimpleITK.Image"
-    share: float  # of the fixed voxels that are sampled
-    spacing_mm: float
+    information: Information
+    centre: Float[np.ndarray, "3"]
 
     @classmethod
     def at(cls, moving: Scan, reference: Scan, spacing_mm: float, rim_mm: float) -> "_Pair":
         from scipy import ndimage
 
+        centre = reference.centre_mm()
         moving, reference = moving.at(spacing_mm), reference.at(spacing_mm)
-        mask = reference.object
-        if rim_mm:
-            away = ndimage.distance_transform_edt(~mask, sampling=reference.grid.spacing_mm)
-            mask = away <= rim_mm
-        return cls(
-            to_itk(moving.x, moving.grid),
-            to_itk(reference.x, reference.grid),
-            to_itk(mask.astype(np.uint8), reference.grid),
-            min(1.0, SAMPLES / max(int(mask.sum()), 1)),
-            spacing_mm,
+        away = ndimage.distance_transform_edt(
+            ~reference.object, sampling=reference.grid.spacing_mm
         )
+        index = np.argwhere(away <= rim_mm)
+        index = index[:: max(1, len(index) // SAMPLES)]
+        values = reference.x[tuple(index.T)].astype(np.float64)
+        low, high = float(values.min()), float(values.max())
+        unit = (values - low) / max(high - low, 1e-12)
+        codes = np.clip((unit * BINS).astype(np.int64), 0, BINS - 1)
+        points = index @ reference.grid.affine[:3, :3].T + reference.grid.affine[:3, 3]
+        x = moving.x.astype(np.float64)
+        span = float(x.min()), max(float(x.max()), float(x.min()) + 1e-12)
+        return cls(Information(points, codes, x, moving.grid, *span), centre)
+
+    def matrix(self, theta: Float[np.ndarray, "12"]) -> Float[np.ndarray, "4 4"]:
+        """Rotation, shears and scales about the reference's centre, and a shift."""
+        from scipy.spatial.transform import Rotation
+
+        turn, shift, log, shear = theta.reshape(4, 3)
+        k = np.eye(3)
+        k[0, 1], k[0, 2], k[1, 2] = shear / RADIUS_MM
+        linear = Rotation.from_rotvec(turn / RADIUS_MM).as_matrix() @ k
+        out = np.eye(4)
+        out[:3, :3] = linear * np.exp(log / RADIUS_MM)
+        out[:3, 3] = self.centre + shift - out[:3, :3] @ self.centre
+        return out
+
+    def value(self, theta: Float[np.ndarray, "12"]) -> float:
+        """Mutual information; 0 where most of the object would not be seen."""
+        matrix = self.matrix(theta)
+        if self.information.seen(matrix) < LEAST_SEEN:
+            return 0.0
+        return self.information.at(matrix)[0]
 
     def refined(
-        self,
-        start: Float[np.ndarray, "4 4"],
-        centre: Float[np.ndarray, "3"],
-        *,
-        rigid: bool,
-    ) -> tuple[Float[np.ndarray, "4 4"], float]:
-        """The best map from reference to moving close to `start`, and its mutual information."""
-        import SimpleITK as sitk
+        self, start: Float[np.ndarray, "12"], free: Float[np.ndarray, "12 k"]
+    ) -> Float[np.ndarray, "12"]:
+        """The best map close to a start."""
+        from scipy.optimize import minimize
 
-        transform = transform_of(start, centre_mm=centre)
-        if rigid:
-            turn = sitk.Euler3DTransform()
-            turn.SetCenter(transform.GetCenter())
-            # rounding of the inverse must not look like a scale
-            turn.SetMatrix(transform.GetMatrix(), 1e-6)
-            turn.SetTranslation(transform.GetTranslation())
-            transform = turn
-        method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetMetricAsMattesMutualInformation(BINS)
-        method.SetMetricFixedMask(self.mask)
-        if self.share < 1:
-            method.SetMetricSamplingStrategy(method.REGULAR)
-            method.SetMetricSamplingPercentage(self.share, SEED)
-        # A step must gain: without line search, steps of fixed length ran away to mirror images
-        method.SetOptimizerAsConjugateGradientLineSearch(
-            learningRate=1.0,
-            numberOfIterations=STEPS,
-            convergenceMinimumValue=1e-5,
-            convergenceWindowSize=5,
-            estimateLearningRate=method.EachIteration,
-            maximumStepSizeInPhysicalUnits=self.spacing_mm / 2,
+        def loss(change: np.ndarray) -> tuple[float, np.ndarray]:
+            theta = start + free @ change
+            value, by_matrix = self.information.at(self.matrix(theta))
+            return -value, -np.einsum("kij,ij->k", self._tangents(theta, free), by_matrix)
+
+        if self.information.seen(self.matrix(start)) < LEAST_SEEN:
+            return start
+        room = [
+            (float(-limit - value), float(limit - value)) if np.isfinite(limit) else (None, None)
+            for limit, value in zip(BOUNDS, start, strict=True)
+        ]
+        found = minimize(
+            loss,
+            np.zeros(free.shape[1]),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=room if free.shape[1] == 12 else None,
+            options={"maxiter": STEPS, "ftol": 1e-7},
         )
-        method.SetOptimizerScalesFromPhysicalShift()
-        method.SetInitialTransform(transform, inPlace=True)
-        try:
-            method.Execute(self.fixed, self.moving)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise DataError(
-                "cannot be registered: the volumes do not overlap; check that it shows the "
-                f"template's object, and its affine (ITK: {reason})."
-            ) from None
-        return matrix_of(transform), -float(method.GetMetricValue())
+        return start + free @ found.x
 
-
-def mutual_information(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    r"""Normalised mutual information of paired values, from 0 (independent) to 1 (a bijection),
-
-    .. math:: 2\,\frac{H(a) + H(b) - H(a, b)}{H(a) + H(b)},
-
-    over a histogram of 32 x 32 bins between the 0.5th and 99.5th percentiles.
-
-    References:
-        Studholme et al. (1999), An overlap invariant entropy measure of 3D medical image alignment
-        (their measure is 1 / (1 - value / 2))
-    """
-    if a.size == 0:
-        return 0.0
-    codes = []
-    for values in (a, b):
-        low, high = np.percentile(values, CLIP)
-        unit = (values - low) / max(float(high - low), 1e-12)
-        codes.append(np.clip((unit * BINS).astype(np.int64), 0, BINS - 1))
-    joint = np.bincount(codes[0] * BINS + codes[1], minlength=BINS**2).reshape(BINS, BINS)
-    joint = joint / joint.sum()
-    single = _entropy(joint.sum(0)) + _entropy(joint.sum(1))
-    return 2 * (single - _entropy(joint)) / single if single > 0 else 0.0
-
-
-def _entropy(p: np.ndarray) -> float:
-    positive = p[p > 0]
-    return float(-(positive * np.log(positive)).sum())
+    def _tangents(
+        self, theta: Float[np.ndarray, "12"], free: Float[np.ndarray, "12 k"]
+    ) -> Float[np.ndarray, "k 3 4"]:
+        """Change of the matrix with each number; central differences of a smooth function."""
+        h = 1e-4
+        both = [(self.matrix(theta + h * c), self.matrix(theta - h * c)) for c in free.T]
+        return np.stack([(a - b)[:3] / (2 * h) for a, b in both])

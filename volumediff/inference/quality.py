@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from volumediff.data.alignment import decomposed
-from volumediff.data.registration import mutual_information
+from volumediff.data.mutual_information import mutual_information
 from volumediff.data.templates import Template
 from volumediff.inference.aligning import Aligned, BrainMask, Steps
 
