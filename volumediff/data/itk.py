@@ -1,7 +1,8 @@
 r"""Arrays with their grid as images in memory of SimpleITK.
 
 World axes of ITK point to L, P, S: with :math:`F = \operatorname{diag}(-1, -1, 1, 1)`, an affine
-from voxels to millimetres is :math:`A_\text{LPS} = F A_\text{RAS}`. Files are never read or written by ITK: it does not check them.
+from voxels to millimetres is :math:`A_\text{LPS} = F A_\text{RAS}`. Files are never read or
+written by ITK: it does not check them.
 """
 
 from typing import TYPE_CHECKING

@@ -33,6 +33,8 @@ __all__ = ["Aligned", "BrainMask", "Steps", "align_case"]
 QUANTITATIVE = frozenset("adc cbf cbv ct cta cbct pet suv t1map t2map".split())
 # Scanner coordinates of one examination agree up to the patient's motion between two scans.
 MOST_MOTION_MM = 30.0
+# Ventricles and sulci, dark in some contrasts, are up to about twice this wide.
+FLUID_MM = 8.0
 
 
 class BrainMask(StrEnum):
@@ -130,12 +132,26 @@ def align_case(case: Case, mask: Path | None, *, template: Template, steps: Step
         alignments,
         label_of,
         bias,
-        leading.apply_labels(whole[None].astype(np.uint8))[0] > 0,
+        _closed(leading.apply_labels(whole[None].astype(np.uint8))[0] > 0, template.grid),
         unmoved.apply(first.array, fill=floor)[0],
         first,
         brain,
         findings,
     )
+
+
+def _closed(mask: Bool[np.ndarray, "d h w"], grid: Grid) -> Bool[np.ndarray, "d h w"]:
+    """Without dark fluid's holes and sulci, which are seen, too."""
+    from scipy import ndimage
+
+    if not mask.any():
+        return mask
+    spacing = grid.spacing_mm
+    wide = ndimage.distance_transform_edt(~mask, sampling=spacing) <= FLUID_MM
+    if wide.all():
+        return wide
+    closed = ndimage.distance_transform_edt(wide, sampling=spacing) > FLUID_MM
+    return ndimage.binary_fill_holes(closed | mask)
 
 
 def _single(volume: Volume) -> Volume:

@@ -25,6 +25,9 @@ LEAST_COVERED = 0.95
 # children's and atrophied brains get some room, wrong optima lie outside.
 SCALES = (0.8, 1.45)
 MOST_SHEAR = 0.2
+# The MNI152's brain has 1.88 l, with its fluid; adults' have 1.1 to 1.8 l, children's from 0.9 l.
+# A head whose scalp was taken for the brain's border is below this with scales that look right.
+VOLUME_SCALES = (0.95, 2.2)
 # Canonical axes are within 45 degrees of R, A, S; heads in a coil are within 30 of the template.
 MOST_ROTATION = 40.0
 # Fields of coils at 1.5 and 3 T stay within a factor of about three over the brain.
@@ -109,6 +112,9 @@ def flags(quality: Quality) -> list[str]:
     if not all(low <= s <= high for s in quality.scales):
         shown = ", ".join(f"{s:.2f}" for s in quality.scales)
         found.append(f"scales {shown}, expected {low} to {high}")
+    low, high = VOLUME_SCALES
+    if not low <= quality.volume_scale <= high:
+        found.append(f"volume scale {quality.volume_scale:.2f}, expected {low} to {high}")
     if max(map(abs, quality.shears)) > MOST_SHEAR:
         found.append(f"shear {max(map(abs, quality.shears)):.2f} > {MOST_SHEAR}")
     if quality.rotation_degrees > MOST_ROTATION:
