@@ -463,7 +463,9 @@ def test_maps_go_home(prepared, raw, template, tmp_path, program):
     soft = ndimage.gaussian_filter(label.astype(np.float32), 0.7) - 0.25
     write(maps / "p1_desc-anomaly_map.nii.gz", soft, like=template.grid, kind="image")
     write(maps / "p1_desc-anomaly_mask.nii.gz", label, like=template.grid, kind="label")
-    (maps / "p1_desc-anomaly_map.json").write_text(json.dumps({"score": 3.5, "findings": []}))
+    inputs = {"T1w": {"file": "p1_T1w.nii.gz", "sha256": "of the prepared file"}}
+    facts = {"score": 3.5, "findings": [], "inputs": inputs}
+    (maps / "p1_desc-anomaly_map.json").write_text(json.dumps(facts))
     words = ("restore", maps, "--prepared", prepared, "-o", tmp_path / "native")
     code, out, _ = program(*words)
     assert (code, "1 done" in out) == (0, True)
@@ -481,7 +483,11 @@ def test_maps_go_home(prepared, raw, template, tmp_path, program):
     np.testing.assert_allclose(finding["centre_mm"], centre_of(home, found.affine), atol=0.01)
     values = read(tmp_path / "native" / "p1_desc-anomaly_map.nii.gz").array
     assert values.min() == pytest.approx(-0.25)
+    assert sidecar["prepared_inputs"] == inputs
     assert "already finished" in program(*words)[1]
+    # the original volumes are the inputs now
+    listed = program("findings", tmp_path / "native", "-i", raw[0], "--channels", "T1w")
+    assert (listed[0], "1 finding" in listed[1]) == (0, True), listed
     flair = ("restore", maps, "--prepared", prepared, "-o", tmp_path / "f", "--channel", "FLAIR")
     assert program(*flair)[0] == 0
     assert nib.load(tmp_path / "f" / "p1_desc-anomaly_mask.nii.gz").shape == (40, 50, 26)

@@ -73,7 +73,8 @@ class Aligned:
             `label_of` and of the first channel
         label_of: channel on whose grid the label was drawn
         bias: channel -> smallest and largest value of its field in the mask; None: not corrected
-        head: voxels of the template's grid that show the first channel's foreground
+        head: voxels of the template's grid that show the first channel's foreground, dark fluid
+            in it included
         before: the first channel on the template's grid if nothing had been registered
         native, native_brain: the first channel and the mask on its own voxels
         findings: what was noticed on the way

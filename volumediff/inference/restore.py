@@ -159,6 +159,7 @@ def _restored(case: Case, origin: _Origin, folder: Path) -> Result:
     if "/json" in case.images:
         sidecar = folder / f"{case.id}_{MAP}.json"
         content = _sidecar(case.images["/json"], native, alignment, facts)
+        content = {**content, **_inputs(content, origin)}
         write_json(sidecar, {**content, "native_image": origin.channel})
         written.append(sidecar)
     return Result(written, facts)
@@ -201,3 +202,22 @@ def _sidecar(
         affine = canonical_grid(alignment.native).affine
         found = findings_of(native[MASK], native[MAP], affine=affine)
     return {**content, **facts, "findings": found, "space": "native"}
+
+
+def _inputs(content: Mapping[str, Any], origin: _Origin) -> dict[str, Any]:
+    """The original files instead of the prepared ones, so that `findings` takes them.
+
+    The entry that was there is kept as `prepared_inputs`.
+    """
+    given = content.get("inputs")
+    if not isinstance(given, dict) or not given:
+        return {}
+    known = origin.record["channels"]
+    files = {}
+    for name in given:
+        # a single file's channel has no name of its own
+        entry = known.get(name if len(given) > 1 or name in known else origin.channel)
+        if entry is None:
+            return {}
+        files[name] = {"file": entry["file"], "sha256": entry["sha256"]}
+    return {"inputs": files, "prepared_inputs": given}
