@@ -220,17 +220,6 @@ def test_a_head_is_registered_to_a_template_without_skull(head, template):
     assert error_mm(found, TRUE, template) < 1.5
 
 
-def test_a_head_that_is_taken_for_a_brain_is_flagged(head, template):
-    found = align_affine(head, Scan(template.x, template.object, template.grid), skull=False)
-    assert error_mm(found, TRUE, template) > 8
-    parts = decomposed(found)
-    # what else is measured is left as if it were good
-    wrong = quality(
-        scales=parts.scales, shears=parts.shears, volume_scale=float(np.linalg.det(found[:3, :3]))
-    )
-    assert any("volume scale" in reason for reason in flags(wrong))
-
-
 def test_a_search_that_runs_away_stops_where_it_is_flagged(template):
     """Noise has no optimum; the bounds hold whatever the search does."""
     rng = np.random.default_rng(0)
@@ -334,7 +323,8 @@ WRONG = {
     "Dice 0.50": {"dice": 0.5},
     "shows 60%": {"covered": 0.6},
     "scales 1.10, 1.10, 1.70": {"scales": (1.1, 1.1, 1.7)},
-    "volume scale 0.73": {"volume_scale": 0.73},
+    # where the search ended with a rim of 12 mm around the phantom's brain: at its scalp, 11 mm off
+    "volume scale 0.73": {"scales": (0.88, 0.95, 0.88), "volume_scale": 0.73},
     "shear 0.40": {"shears": (0.0, -0.4, 0.0)},
     "rotation 90": {"rotation_degrees": 90.0},
     "exchanged": {"mirrored": True},

@@ -2,13 +2,16 @@ r"""Which affine map takes one volume onto another: the one that maximises mutua
 
 .. math:: \hat T = \arg\max_T \; I\bigl(r(y),\, x(T^{-1} y)\bigr),
 
-over the voxels y of the reference r that show its object and a rim around it. Contrasts may
-differ, so a FLAIR is aligned with a T1 template as well as a T1 is.
+over the voxels y of the reference r that show its object, with a rim of background where x shows
+nothing else. Contrasts may differ, so a FLAIR is aligned with a T1 template as well as a T1 is.
 
 The search goes from coarse to fine (8, 4, 2 mm) by L-BFGS. A volume with skull and neck has its
 centre of mass elsewhere than a template without, so the coarsest level starts from several places
-and keeps the best. Scales and shears are bounded: a wrong optimum ends at a bound, where a check
-finds it, and does not run away.
+and keeps the best. Scales and shears are bounded: a search that runs away ends at a bound, outside
+of what the check of the quality accepts.
+
+Where a test knows the map (4 mm voxels), its scales come out 0.8 to 1.5 % too large, a volume 3 to
+4 %, and points 0.7 mm off on average; volumes on the original grid do not pass through them.
 
 References:
     Mattes et al. (2003), PET-CT image registration in the chest using free-form deformations

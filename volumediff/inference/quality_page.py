@@ -111,8 +111,9 @@ def write_page(
         f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
         f"<p>{len(rows)} cases, {len(flagged)} to look at, {len(failed)} failed. Pictures: above "
         f'the native volume, below the aligned one; <b style="color:{TEMPLATE}">red</b> the '
-        f'template\'s brain, <b style="color:{MASK}">blue</b> the mask. Left in '
-        "the pictures is left of the patient.</p>",
+        f'template\'s brain, <b style="color:{MASK}">blue</b> the mask, which '
+        "covers the red where it is the template's. Left in the pictures is left of the "
+        "patient.</p>",
         *_failures(failed),
         _table(order, flagged),
         '<h2>Pictures</h2><div class="slices">',
@@ -175,8 +176,8 @@ def _table(rows: Sequence[Row], flagged: Mapping[str, list[str]]) -> str:
         "field in the mask."
     )
     return (
-        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div><p><small>{caption}</small></p>"
     )
 
 
