@@ -323,7 +323,7 @@ WRONG = {
     "Dice 0.50": {"dice": 0.5},
     "shows 60%": {"covered": 0.6},
     "scales 1.10, 1.10, 1.70": {"scales": (1.1, 1.1, 1.7)},
-    # where the search ended with a rim of 12 mm around the phantom's brain: at its scalp, 11 mm off
+    # where a search with a rim of 12 mm ended: the brain's border on the scalp, 11 mm off
     "volume scale 0.73": {"scales": (0.88, 0.95, 0.88), "volume_scale": 0.73},
     "shear 0.40": {"shears": (0.0, -0.4, 0.0)},
     "rotation 90": {"rotation_degrees": 90.0},

@@ -48,7 +48,7 @@ CROWN_MM = 80.0
 # Starts about the left-right axis, along which heads are tilted most, in degrees.
 PITCHES = (-20.0, 0.0, 20.0)
 FINALISTS = 3  # starts whose scales and shears are searched, too
-LEAST_SEEN = 0.5  # of the sampled voxels
+LEAST_SEEN = 0.3  # of the sampled voxels; less than a slab of a brain tells too little
 # Rotations, logarithms of scales and shears move a brain's border by about this many mm per unit.
 RADIUS_MM = 60.0
 # Wider than what the check of the quality accepts, so that a wrong optimum shows there.
@@ -132,6 +132,7 @@ def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndar
     theta = max((coarse.refined(start, AFFINE) for start in best), key=coarse.value)
     for spacing in levels[1:]:
         theta = _Pair.at(moving, reference, spacing, rim).refined(theta, AFFINE)
+    coarse.check(theta)
     return np.linalg.inv(coarse.matrix(theta))
 
 
@@ -145,6 +146,7 @@ def align_rigid(moving: Scan, reference: Scan) -> Float[np.ndarray, "4 4"]:
     for spacing in LEVELS_MM[1:]:
         pair = _Pair.at(moving, reference, spacing, RIM_MM)
         theta = pair.refined(theta, RIGID)
+        pair.check(theta)
     return np.linalg.inv(pair.matrix(theta))
 
 
@@ -216,8 +218,16 @@ class _Pair:
         out[:3, 3] = self.centre + shift - out[:3, :3] @ self.centre
         return out
 
+    def check(self, theta: Float[np.ndarray, "12"]) -> None:
+        """Refuses a map that takes the object out of the other volume."""
+        if self.information.seen(self.matrix(theta)) < LEAST_SEEN:
+            raise DataError(
+                "cannot be registered: the volumes do not overlap; check that it shows the "
+                "template's object, and its affine."
+            )
+
     def value(self, theta: Float[np.ndarray, "12"]) -> float:
-        """Mutual information; 0 where most of the object would not be seen."""
+        """Mutual information; 0 where too little of the object would be seen."""
         matrix = self.matrix(theta)
         if self.information.seen(matrix) < LEAST_SEEN:
             return 0.0
