@@ -24,6 +24,8 @@ COMMANDS = {
     "train",
     "import",
     "check",
+    "prepare",
+    "restore",
     "localize",
     "findings",
     "calibrate",

@@ -21,7 +21,9 @@ from volumediff.commands.import_run import import_
 from volumediff.commands.info import info
 from volumediff.commands.localize import localize
 from volumediff.commands.plan import plan
+from volumediff.commands.prepare import prepare
 from volumediff.commands.profile import profile
+from volumediff.commands.restore import restore
 from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
@@ -98,11 +100,13 @@ for _name, _command in {
     "plan": plan,
     "profile": profile,
     "check": check,
+    "prepare": prepare,
     "localize": localize,
     "findings": findings,
     "calibrate": calibrate,
     "tune": tune,
     "segment": segment,
+    "restore": restore,
     "sample": sample,
     "evaluate": evaluate,
     "demo": demo,

@@ -105,6 +105,8 @@ def layout_of(root: Path, spec: Spec = AUTO) -> "Layout":
         raise DataError(f"{root}: expected a data folder or a datalist, nothing is there.")
     if spec != AUTO:
         return build("layout", spec, where="layout")
+    if (root / "prepared.json").is_file():
+        return build("layout", "folder")  # whatever the cases are called: `prepare` wrote it
     fitting: dict[int, list[str]] = {}
     known = {name: build("layout", name) for name in available("layout")}
     for name, layout in known.items():

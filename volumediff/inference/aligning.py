@@ -1,0 +1,288 @@
+r"""One case from the files of a scanner to the grid of a template.
+
+    image ─ read ─ N4 ─▶ first channel ─ affine ─▶ T ─┐
+    other channels ─ rigid to the first ─▶ T R ───────┴─ one resampling each ─▶ template grid
+
+Where the brain is, a mask file says, or the template's brain brought back by T, or the volume
+itself, which then shows nothing else. T is found on the first channel after a bias correction
+over its foreground; what is written is corrected inside the brain mask.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from volumediff.data.alignment import Alignment
+from volumediff.data.bias_field import bias_field
+from volumediff.data.cases import Case
+from volumediff.data.findings import Finding
+from volumediff.data.foreground import foreground
+from volumediff.data.grid import Grid, agree
+from volumediff.data.registration import Scan, align_affine, align_rigid
+from volumediff.data.templates import Template
+from volumediff.data.volume import Volume, check_grids, read
+from volumediff.errors import DataError
+
+__all__ = ["Aligned", "BrainMask", "Steps", "align_case"]
+
+# Channels whose numbers have a unit: dividing by a field would change what they say.
+QUANTITATIVE = frozenset("adc cbf cbv ct cta cbct pet suv t1map t2map".split())
+# Scanner coordinates of one examination agree up to the patient's motion between two scans.
+MOST_MOTION_MM = 30.0
+# Ventricles and sulci, dark in some contrasts, are up to about twice this wide.
+FLUID_MM = 8.0
+
+
+class BrainMask(StrEnum):
+    """Where the object that is aligned comes from."""
+
+    given = "given"
+    template = "template"
+    none = "none"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to a case.
+
+    Arguments:
+        mask: `given` reads the mask beside the images; `template` brings the template's object
+            back, for volumes with skull; `none` is for volumes that show the object alone
+        strip: whether everything outside the mask is emptied
+        n4: whether the bias field is divided out
+    """
+
+    mask: BrainMask = BrainMask.template
+    strip: bool = False
+    n4: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """A case on the template's grid.
+
+    Arguments:
+        images: channel -> corrected intensities
+        label: of the case, if it has one
+        brain: the mask
+        alignments: channel -> its way to the template; `label` and the mask have those of
+            `label_of` and of the first channel
+        label_of: channel on whose grid the label was drawn
+        bias: channel -> smallest and largest value of its field in the mask; None: not corrected
+        head: voxels of the template's grid that show the first channel's foreground, dark fluid
+            in it included
+        before: the first channel on the template's grid if nothing had been registered
+        native, native_brain: the first channel and the mask on its own voxels
+        findings: what was noticed on the way
+    """
+
+    images: Mapping[str, Float[np.ndarray, "d h w"]]
+    label: np.ndarray | None
+    brain: Bool[np.ndarray, "d h w"]
+    alignments: Mapping[str, Alignment]
+    label_of: str | None
+    bias: Mapping[str, tuple[float, float] | None]
+    head: Bool[np.ndarray, "d h w"]
+    before: Float[np.ndarray, "d h w"]
+    native: Volume
+    native_brain: Bool[np.ndarray, "a b c"]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def align_case(case: Case, mask: Path | None, *, template: Template, steps: Steps) -> Aligned:
+    """Reads and aligns a case.
+
+    Arguments:
+        case: with at least one image
+        mask: of the brain, on the grid of the first image; for `BrainMask.given`
+        template: what it is aligned with
+        steps: what is done
+
+    Raises:
+        DataError: a file is refused, or cannot be corrected or registered
+    """
+    volumes = {name: _single(read(path)) for name, path in case.images.items()}
+    findings = [f for v in volumes.values() for f in _named(v)]
+    name, first = next(iter(volumes.items()))
+    whole = foreground(first.array[0], "auto")
+    given = _given(mask, first) if steps.mask is BrainMask.given else None
+    matrix = _to_template(first, given, whole, template, steps, name=name)
+    leading = Alignment(first.native, template.grid, matrix)
+    brain = _brain(leading, template, given, whole, steps)
+    alignments = _alignments(volumes, brain, leading)
+    images, bias = {}, {}
+    for channel, volume in volumes.items():
+        x, bias[channel] = _corrected(volume, brain, first.grid, channel, steps)
+        fill = min(0.0, float(x.min()))
+        images[channel] = alignments[channel].apply(x[None], fill=fill)[0]
+    aligned = leading.apply_labels(brain[None].astype(np.uint8))[0] > 0
+    if steps.strip:
+        for x in images.values():
+            x[~aligned] = min(0.0, float(x.min()))
+    label, label_of = _label(case, volumes, alignments)
+    unmoved = Alignment(first.native, template.grid, np.eye(4))
+    floor = min(0.0, float(first.array.min()))
+    return Aligned(
+        images,
+        label,
+        aligned,
+        alignments,
+        label_of,
+        bias,
+        _closed(leading.apply_labels(whole[None].astype(np.uint8))[0] > 0, template.grid),
+        unmoved.apply(first.array, fill=floor)[0],
+        first,
+        brain,
+        findings,
+    )
+
+
+def _closed(mask: Bool[np.ndarray, "d h w"], grid: Grid) -> Bool[np.ndarray, "d h w"]:
+    """Without dark fluid's holes and sulci, which are seen, too."""
+    from scipy import ndimage
+
+    if not mask.any():
+        return mask
+    spacing = grid.spacing_mm
+    wide = ndimage.distance_transform_edt(~mask, sampling=spacing) <= FLUID_MM
+    if wide.all():
+        return wide
+    closed = ndimage.distance_transform_edt(wide, sampling=spacing) > FLUID_MM
+    return ndimage.binary_fill_holes(closed | mask)
+
+
+def _single(volume: Volume) -> Volume:
+    if len(volume.array) != 1:
+        raise DataError(
+            f"{volume.path}: expected one volume, got {len(volume.array)} frames; give one file "
+            "per channel."
+        )
+    return volume
+
+
+def _named(volume: Volume) -> list[Finding]:
+    name = volume.path.name if volume.path else "volume"
+    return [Finding(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
+
+
+def _given(mask: Path | None, first: Volume) -> Bool[np.ndarray, "d h w"]:
+    if mask is None:
+        raise DataError(
+            "has no mask of the brain beside its images; add <case>_brainmask.nii.gz, or choose "
+            "--mask template."
+        )
+    volume = read(mask, kind="label")
+    check_grids(first, volume)
+    if not volume.array.any():
+        raise DataError(f"{mask}: the mask is empty.")
+    return volume.array[0] > 0
+
+
+def _to_template(
+    first: Volume,
+    given: Bool[np.ndarray, "d h w"] | None,
+    whole: Bool[np.ndarray, "d h w"],
+    template: Template,
+    steps: Steps,
+    *,
+    name: str,
+) -> Float[np.ndarray, "4 4"]:
+    """T of the first channel, without its bias."""
+    shown = whole if given is None else given
+    x, _ = _corrected(first, shown, first.grid, name, steps)
+    reference = Scan(template.x, template.object, template.grid)
+    skull = steps.mask is BrainMask.template
+    return align_affine(Scan(x, shown, first.grid), reference, skull=skull)
+
+
+def _brain(
+    leading: Alignment,
+    template: Template,
+    given: Bool[np.ndarray, "d h w"] | None,
+    whole: Bool[np.ndarray, "d h w"],
+    steps: Steps,
+) -> Bool[np.ndarray, "d h w"]:
+    if given is not None:
+        return given
+    if steps.mask is BrainMask.none:
+        return whole
+    back = leading.back_labels(template.object[None].astype(np.uint8))[0] > 0
+    if not back.any():
+        raise DataError("the template's brain came to lie outside the image; see its affine.")
+    return back
+
+
+def _alignments(
+    volumes: Mapping[str, Volume], brain: Bool[np.ndarray, "d h w"], leading: Alignment
+) -> dict[str, Alignment]:
+    """Channels on one grid lie on each other; those on another are registered to the first."""
+    name, first = next(iter(volumes.items()))
+    reference = Scan(first.array[0], brain, first.grid)
+    known = [(first.grid, np.eye(4))]
+    found = {name: leading}
+    for channel, volume in list(volumes.items())[1:]:
+        rigid = next((m for grid, m in known if agree(grid, volume.grid) is None), None)
+        if rigid is None:
+            shown = foreground(volume.array[0], "auto")
+            try:
+                rigid = align_rigid(Scan(volume.array[0], shown, volume.grid), reference)
+            except DataError as error:
+                raise DataError(f"channel {channel} {error}") from None
+            _near(rigid, reference.centre_mm(), channel=channel, first=name)
+            known.append((volume.grid, rigid))
+        found[channel] = Alignment(volume.native, leading.template, leading.matrix @ rigid)
+    return found
+
+
+def _near(rigid: np.ndarray, centre: np.ndarray, *, channel: str, first: str) -> None:
+    distance = float(np.linalg.norm(rigid[:3, :3] @ centre + rigid[:3, 3] - centre))
+    if distance > MOST_MOTION_MM:
+        raise DataError(
+            f"channel {channel} lies {distance:.0f} mm from {first} by its voxels, not by its "
+            "affine; check that both belong to one examination, or leave it out of --channels."
+        )
+
+
+def _corrected(
+    volume: Volume, brain: Bool[np.ndarray, "..."], grid: Grid, channel: str, steps: Steps
+) -> tuple[Float[np.ndarray, "d h w"], tuple[float, float] | None]:
+    """A channel without its bias field, and the field's range inside the mask."""
+    x = volume.array[0]
+    if not steps.n4 or channel.lower() in QUANTITATIVE:
+        return x, None
+    if agree(grid, volume.grid) is None:
+        mask = brain
+    else:
+        same_world = Alignment(grid_as_native(grid), volume.grid, np.eye(4))
+        mask = same_world.apply_labels(brain[None].astype(np.uint8))[0] > 0
+    try:
+        b = bias_field(x, volume.grid, mask=mask)
+    except DataError as error:
+        raise DataError(f"channel {channel}: {error}") from None
+    return x / b, (float(b[mask].min()), float(b[mask].max()))
+
+
+def grid_as_native(grid: Grid) -> Grid:
+    """A canonical grid is its own file grid."""
+    return Grid(grid.shape, grid.affine)
+
+
+def _label(
+    case: Case, volumes: Mapping[str, Volume], alignments: Mapping[str, Alignment]
+) -> tuple[np.ndarray | None, str | None]:
+    if case.label is None:
+        return None, None
+    label = read(case.label, kind="label")
+    if len(label.array) != 1:
+        raise DataError(f"{case.label}: expected one label volume, got {len(label.array)} frames.")
+    for channel, volume in volumes.items():
+        if agree(volume.grid, label.grid) is None:
+            return alignments[channel].apply_labels(label.array)[0], channel
+    raise DataError(
+        f"{case.label}: lies on the grid of no channel ({', '.join(volumes)}); add the image that "
+        "it was drawn on to --channels, or resample it."
+    )
