@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ssim_ensemble_paper": ("ssim_ensemble", ("sampler={name: ancestral, steps: 300}",)),
     "ssim_ensemble_few": ("ssim_ensemble", ("sampler={name: dpmpp, steps: 10}",)),
     "thor_paper": ("thor", ("sampler={name: ancestral, steps: 350}",)),
-    "thor_few": ("thor", ()),
+    "thor_few": ("thor", ("sampler={name: ancestral, steps: 70}",)),
     "autoddpm_paper": (
         "autoddpm",
         ("first.sampler={name: ancestral, steps: 200}", "sampler={name: ancestral, steps: 50}"),
@@ -60,7 +60,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("first.sampler={name: dpmpp, steps: 10}", "sampler={name: ancestral, steps: 6}"),
     ),
     "ddim_inversion_paper": ("ddim_inversion", ("sampler={name: ddim, steps: 500}",)),
-    "ddim_inversion_few": ("ddim_inversion", ()),
+    "ddim_inversion_few": (
+        "ddim_inversion",
+        ("sampler={name: heun, steps: 20, log_snr_limits: [-3, 8]}",),
+    ),
 }
 SMOOTHING_MM = (2.0, 4.0, 8.0, 12.0)
 RATE = 0.05

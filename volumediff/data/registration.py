@@ -10,7 +10,7 @@ centre of mass elsewhere than a template without, so the coarsest level starts f
 and keeps the best. Scales and shears are bounded: a search that runs away ends at a bound, outside
 of what the check of the quality accepts.
 
-Where a test knows the map (4 mm voxels), its scales come out 0.8 to 1.5 % too large, a volume 3 to
+Where a test knows the map (4 mm voxels), its scales come out 1.0 to 1.6 % too large, a volume 3 to
 4 %, and points 0.7 mm off on average; volumes on the original grid do not pass through them.
 
 References:

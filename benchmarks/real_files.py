@@ -1,6 +1,6 @@
 """Real volumes through all four pipelines: train on healthy T1w, localize in patients, compare.
 
-    python benchmarks/localization.py --data DATA --out OUT --steps 2000
+    python benchmarks/real_files.py --data DATA --out OUT --steps 2000
 
 DATA holds `healthy_t1` (aligned, skull-stripped, with a `split` column), `pathology` (T1w and
 masks on the same template) and `ct`. Every part is the command that a user would give, so that the
