@@ -238,7 +238,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_viewer_runs_in_a_browser(html, tmp_path):
-    (tmp_path / "page.html").write_text(html)
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
     words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
     words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", "--enable-logging=stderr"]
     shown = subprocess.run(

@@ -33,7 +33,7 @@ def test_every_file_builds_on_the_meta_device(path):
         task = build_task(config)
     assert {p.device.type for p in task.trained().values()} == {"meta"}
     # every key is written out, so that a file is complete documentation
-    tree = yaml.safe_load(path.read_text())
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert set(tree) >= {"data", "crop", "memory", "optim", "validation", "save_every", "output"}
     assert str(config.output) == f"runs/{path.stem}"
 
@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 
 def small(path, data, output, *words):
     """The file's own pipeline at 16^3 with narrow layers; float32, as d = 2 levels occur."""
-    tree = yaml.safe_load(path.read_text())
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     part = "autoencoder" if "autoencoder" in tree else "network"
     extra = ["network.groups=4"] if part == "network" else []
     if "widths" in tree[part]:
