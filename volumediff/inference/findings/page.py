@@ -49,7 +49,8 @@ class Gallery:
         lead = [
             f"{method}: {self.facts.get('scope', 'no scope given')}. Supervision: "
             f"{self.facts.get('supervision', 'unknown')}.",
-            f"{len(self.lines)} cases; numbers of every finding are in <case>_{FINDINGS}.json.",
+            f"Cases: {len(self.lines)}. The numbers of every finding are in "
+            f"<case>_{FINDINGS}.json.",
         ]
         others = self.lines.keys() - {view.title for _, view in self.views}
         if others:
