@@ -4,9 +4,19 @@ Triton reads the variable when it is imported, which other packages do as they p
 before the first test module is.
 """
 
+import locale
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def same_locale():
+    """SimpleITK's writers leave the process in the C locale, which would upset later tests."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
