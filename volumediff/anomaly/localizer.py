@@ -388,7 +388,9 @@ class Localizer(Method):
         return [level.time(model.kernel.schedule) for level in levels]
 
     def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
-        condition = model.referred(example.condition, model.encode(example.x))
+        condition = example.condition
+        if model.recipe.reference:
+            condition = model.referred(condition, model.encode(example.x))
         null = condition
         classes = classes_of(model)
         if classes:

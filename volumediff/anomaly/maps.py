@@ -5,7 +5,7 @@ Higher means more abnormal; channels are averaged; the map is zero outside the f
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -57,8 +57,10 @@ class Map(ABC):
 
     @property
     def parts(self) -> "tuple[Map, ...]":
-        """Maps that this one is made of."""
-        return ()
+        """Maps that this one is made of: those among its fields."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        flat = [v for each in values for v in (each if isinstance(each, tuple) else (each,))]
+        return tuple(v for v in flat if isinstance(v, Map))
 
     def check(self, model: Model | Reconstructor) -> None:
         """Raises ValueError, with the reason, for a model with which the map is meaningless."""
@@ -66,8 +68,15 @@ class Map(ABC):
             part.check(model)
 
     def bound(self, model: Model | Reconstructor, condition: Condition) -> "Map":
-        """The map with what it takes from a model."""
-        return self
+        """The map with what it, or a map that it is made of, takes from a model."""
+        changes: dict[str, Map | tuple[Map, ...]] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Map):
+                changes[f.name] = value.bound(model, condition)
+            elif isinstance(value, tuple) and any(isinstance(v, Map) for v in value):
+                changes[f.name] = tuple(v.bound(model, condition) for v in value)
+        return replace(self, **changes) if changes else self
 
 
 @dataclass(frozen=True)
@@ -274,15 +283,6 @@ class Asymmetric(Map):
     map: Map
     sigma_mm: float = 3.0
 
-    @property
-    def parts(self) -> tuple[Map, ...]:
-        """The map."""
-        return (self.map,)
-
-    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Asymmetric":
-        """The map with what its own takes from a model."""
-        return replace(self, map=self.map.bound(model, condition))
-
     def __call__(
         self,
         x: Float[Tensor, "b c d h w"],
@@ -324,15 +324,6 @@ class Product(Map):
         if not self.maps:
             raise ValueError("maps: expected at least one map, got none.")
 
-    @property
-    def parts(self) -> tuple[Map, ...]:
-        """The factors."""
-        return self.maps
-
-    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Product":
-        """The map with what its factors take from a model."""
-        return replace(self, maps=tuple(m.bound(model, condition) for m in self.maps))
-
     def __call__(
         self,
         x: Float[Tensor, "b c d h w"],
@@ -361,15 +352,6 @@ class Saturated(Map):
     def __post_init__(self) -> None:
         if not 0 < self.quantile <= 1:
             raise ValueError(f"quantile: expected a share in (0, 1], got {self.quantile}.")
-
-    @property
-    def parts(self) -> tuple[Map, ...]:
-        """The map."""
-        return (self.map,)
-
-    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Saturated":
-        """The map with what its own takes from a model."""
-        return replace(self, map=self.map.bound(model, condition))
 
     def __call__(
         self,
@@ -417,15 +399,6 @@ class Deformed(Map):
                 "expected positive limit_mm, smooth_mm and iterations, got "
                 f"{self.limit_mm}, {self.smooth_mm} and {self.iterations}."
             )
-
-    @property
-    def parts(self) -> tuple[Map, ...]:
-        """The map."""
-        return (self.map,)
-
-    def bound(self, model: Model, condition: Condition) -> "Deformed":
-        """The map with what its own takes from a model."""
-        return replace(self, map=self.map.bound(model, condition))
 
     def __call__(
         self,

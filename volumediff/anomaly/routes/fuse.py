@@ -1,6 +1,5 @@
 """Two chains side by side: the patient's own path, and redrawing where a first pass points."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -13,15 +12,13 @@ from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.anomaly._redrawing import blended
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Fuse"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,18 @@
 """How far the model's transitions are from those of the volume; no chain."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["KL"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """Where a classifier of noisy states looks; no chain, and no pseudo-healthy volume."""
 
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.routes._base import Route
+from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.classification import ClassPosterior
 from volumediff.condition import HEALTHY
@@ -17,8 +13,6 @@ from volumediff.samplers._base import Sampler
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Saliency"]
-
-Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)
