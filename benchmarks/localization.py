@@ -1,6 +1,6 @@
 """Localization on real volumes: rows of several recipes and pipelines against simple baselines.
 
-    python benchmarks/localization.py --data DATA --out OUT --steps 5000
+    python benchmarks/localization.py --data DATA --out OUT --spacing 4 --steps 2500
 
 DATA holds `healthy_t1` (aligned, skull-stripped), `pathology` (T1w and masks on the same template)
 and `lesion_masks` (shapes of real lesions on it). Trains what is not trained yet, measures what is
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from localization_cases import Item, items
+from localization_cases import Item, coarsened, items
 from localization_runs import RUNS, words
 from localization_tables import heat_map, latest, tables
+from torch.nn.functional import interpolate
 
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.rows import Row
@@ -65,6 +66,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("sampler={name: heun, steps: 20, log_snr_limits: [-3, 8]}",),
     ),
 }
+FINE = "wavelet-synthetic"  # runs of coarser grids take their test volumes from this one
 SMOOTHING_MM = (2.0, 4.0, 8.0, 12.0)
 RATE = 0.05
 
@@ -78,11 +80,16 @@ class Prepared:
     calibration: Calibration | None
 
 
-def trained_run(name: str, data: Path, out: Path, steps: int) -> Trained:
-    """The run, trained as far as it is not yet."""
+def trained_run(name: str, args: argparse.Namespace) -> Trained:
+    """The run, trained as far as it is not yet, after the one that it is built on."""
     run = RUNS[name]
+    if run.first is not None:
+        trained_run(run.first, args)
     began = time.monotonic()
-    folder = train(load_run_config(run.pipeline, words(run, str(data), str(out), name, steps)))
+    wanted = words(
+        run, str(args.data), str(args.out), name, steps=args.steps, spacing=args.spacing
+    )
+    folder = train(load_run_config(run.pipeline, wanted))
     print(f"{name}: trained in {(time.monotonic() - began) / 60:.1f} min", flush=True)
     return load_trained(folder, which="last")
 
@@ -118,18 +125,21 @@ def _validation_ap(trained: Trained, candidate: Prepared) -> float:
     return sum(aps) / len(aps)
 
 
-def measured(trained: Trained, p: Prepared, item: Item, *, seed: int) -> dict[str, Any]:
-    """The figures of one volume."""
+def measured(
+    trained: Trained, p: Prepared, item: Item, *, coarsening: int, seed: int
+) -> dict[str, Any]:
+    """The figures of one volume; maps of a coarser grid are brought back to that of the volume."""
     e = item.example
+    seen = e if coarsening == 1 else coarsened(e, trained, factor=coarsening)
     began = time.monotonic()
     with counted(trained.model) as cost:
         found = p.method.localize(
             trained.model,
-            e.x,
-            foreground=e.foreground,
-            spacing_mm=e.spacing_mm,
+            seen.x,
+            foreground=seen.foreground,
+            spacing_mm=seen.spacing_mm,
             key=key(seed, item.suite, item.name),
-            condition=e.condition,
+            condition=seen.condition,
             calibration=p.calibration,
         )
     row = {
@@ -143,7 +153,10 @@ def measured(trained: Trained, p: Prepared, item: Item, *, seed: int) -> dict[st
         "calls": cost.network_calls,
         "seconds": time.monotonic() - began,
     }
-    h = detection.histogram(found.map, e.truth, foreground=e.foreground)
+    fine = found.map
+    if coarsening > 1:
+        fine = interpolate(fine, scale_factor=coarsening, mode="trilinear") * e.foreground
+    h = detection.histogram(fine, e.truth, foreground=e.foreground)
     thresholds: dict[str, float | None] = {}
     if p.calibration is not None:
         thresholds["healthy_fpr"] = HealthyFPR(rate=RATE, min_volumes=1)(p.calibration)
@@ -174,6 +187,8 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a run on the suites, what is measured already left out."""
     path = args.out / "results.jsonl"
+    coarsening = RUNS[name].coarsening
+    source = trained if coarsening == 1 else trained_run(FINE, args)
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(r["weights"], r["fingerprint"], r["suite"], r["case"]) for r in known}
     for row in rows:
@@ -188,14 +203,14 @@ def measure(
         }
         began, count = time.monotonic(), 0
         seen: dict[str, int] = {}
-        for item in items(trained, args.data, tuple(args.suites), seed=args.seed):
+        for item in items(source, args.data, tuple(args.suites), seed=args.seed):
             seen[item.suite] = seen.get(item.suite, 0) + 1
             if args.limit and seen[item.suite] > args.limit:
                 continue
             place = (facts["weights"], facts["fingerprint"], item.suite, item.name)
             if place in done:
                 continue
-            yield facts | measured(trained, p, item, seed=args.seed)
+            yield facts | measured(trained, p, item, coarsening=coarsening, seed=args.seed)
             count += 1
         if count:
             seconds = time.monotonic() - began
@@ -210,6 +225,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="instead of those of each run")
     parser.add_argument("--suites", nargs="+", default=SUITES, choices=SUITES)
     parser.add_argument("--steps", type=int, default=5000, help="of each run")
+    parser.add_argument("--spacing", type=float, default=3.0, help="voxel size in mm")
     parser.add_argument("--limit", type=int, help="volumes of each suite")
     parser.add_argument("--seed", type=int, default=0, help="of lesions and noise")
     parser.add_argument(
@@ -222,7 +238,7 @@ def main() -> None:
     torch.set_grad_enabled(True)
     path = args.out / "results.jsonl"
     for name in [] if args.tables else args.runs:
-        trained = trained_run(name, args.data, args.out, args.steps)
+        trained = trained_run(name, args)
         with path.open("a") as file:
             for row in measure(trained, name, args.rows or RUNS[name].rows, args):
                 file.write(json.dumps(row) + "\n")

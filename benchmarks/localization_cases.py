@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import avg_pool3d
 
 from volumediff.anomaly.calibration import Example
 from volumediff.data.anomalies import KINDS, TEST, insert
@@ -21,7 +22,7 @@ from volumediff.data.cases import Case
 from volumediff.inference.trained import Trained
 from volumediff.randomness import key, uniform
 
-__all__ = ["CONTRASTS", "SIZES_ML", "Item", "items"]
+__all__ = ["CONTRASTS", "SIZES_ML", "Item", "coarsened", "items"]
 
 CONTRASTS = (-0.6, -0.3, -0.15, 0.15, 0.3, 0.6)  # of intensities in [-1, 1]
 SIZES_ML = (1.0, 4.0, 16.0)
@@ -78,6 +79,14 @@ def items(trained: Trained, data: Path, suites: tuple[str, ...], *, seed: int) -
     }
     for suite in suites:
         yield from makers[suite]()
+
+
+def coarsened(example: Example, trained: Trained, *, factor: int) -> Example:
+    """The volume as a run of a coarser grid sees it: means of `factor`³ voxels."""
+    inside = avg_pool3d(example.foreground.float(), factor) >= 0.5
+    x = torch.where(inside, avg_pool3d(example.x, factor), -1.0)
+    d, h, w = (factor * mm for mm in example.spacing_mm)
+    return Example(x, inside, (d, h, w), trained.condition({}))
 
 
 def _healthy(held: Held, whole: Whole) -> Iterator[Item]:

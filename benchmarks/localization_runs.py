@@ -1,16 +1,17 @@
 """What the localization benchmark trains, and which rows go with it.
 
 Every run is a shipped pipeline with words on top, the same that a user would give on the command
-line. Sizes are for two CPU cores: 3 mm, a short schedule that decays to nothing.
+line. Sizes are for two CPU cores: 3 or 4 mm, a short schedule that decays to nothing.
 """
 
 from dataclasses import dataclass
 
-__all__ = ["RUNS", "Run", "words"]
+from volumediff.data.corruptions.mood import KINDS
 
-GRID = (
-    "data.preprocessing.spacing_mm=3",
-    "data.preprocessing.shape=[64,80,64]",
+__all__ = ["LEFT_OUT", "RUNS", "Run", "words"]
+
+EXTENT_MM = (192.0, 240.0, 192.0)  # holds the brain of the template
+DATA = (
     "data.preprocessing.centre=volume",  # volumes are aligned: they stay so
     "data.split={seed: 0, validation: 0.08, calibration: 0.16, test: 0.1}",
     "data.augmentation={flip: [0]}",
@@ -30,20 +31,39 @@ SHORT = (
     "validation.previews=0",
     "save_every=250",
 )
-ATLAS = ("recipe.atlas=true", "network.coordinates=true")
+COORDINATES = ("network.coordinates=true",)
+ATLAS = ("recipe.atlas=true", *COORDINATES)
 # None of its generators makes the lesions of the tests: those are lobed blobs and real shapes.
 MIXTURE = (
     "corruption: {name: mixture, of: [{name: texture_patch}, {name: natural_patch}, "
     "{name: foreign_patch}, {name: mood}]}"
 )
-# A detector is asked at t = 1 alone.
-DETECTOR = (
-    f"recipe={{name: synthetic_anomalies, atlas: true, {MIXTURE}}}",
-    "network.coordinates=true",
-    "times=[0.999,1]",
-)
+
+
+def detector(corruption: str, *, atlas: bool = True) -> tuple[str, ...]:
+    """Words of a model of synthetic anomalies; it is asked at t = 1 alone, and trained there."""
+    recipe = f"{{name: synthetic_anomalies, atlas: {str(atlas).lower()}, {corruption}}}"
+    return (f"recipe={recipe}", *COORDINATES, "times=[0.999,1]")
+
+
+def mood(left_out: str | None = None) -> str:
+    """The kinds of the MOOD challenge, one of them left out."""
+    kinds = [kind for kind in KINDS if kind != left_out]
+    return f"corruption: {{name: mood, kinds: [{', '.join(kinds)}]}}"
+
+
 BASELINES = ("prevalence", "intensity", "intensity_dark", "smoothing", "atlas")
 CHAINS = ("ddpm", "thor", "autoddpm", "ddim_inversion", "ssim_ensemble", "features")
+# Kind of training anomaly -> kinds of the tests that are most like it.
+LEFT_OUT = {
+    "addition": ("hyper", "hypo"),
+    "noise": ("texture",),
+    "constant": ("cavity",),
+    "interpolation": ("foreign_patch",),
+    "reflection": ("reflection",),
+    "source": ("mass_effect",),
+    "sink": ("atrophy",),
+}
 
 
 @dataclass(frozen=True)
@@ -55,31 +75,74 @@ class Run:
         own: words of this run
         rows: methods that are measured with it
         share: of the steps that were asked for
+        coarsening: how many times coarser than the test volumes its voxels are
+        first: another run that it is built on
     """
 
     pipeline: str
     own: tuple[str, ...] = ATLAS
     rows: tuple[str, ...] = ()
     share: float = 1.0
+    coarsening: int = 1
+    first: str | None = None
 
 
 RUNS = {
     "wavelet": Run("wavelet_64", ATLAS, (*BASELINES, "scan", *CHAINS)),
-    "wavelet-synthetic": Run("wavelet_64", DETECTOR, ("synthetic",)),
+    "wavelet-synthetic": Run("wavelet_64", detector(MIXTURE), ("synthetic",)),
     # the run above, copied and taken further: its rate fell to nothing and rose again
-    "wavelet-synthetic-long": Run("wavelet_64", DETECTOR, ("synthetic", "synthetic_z"), share=2.4),
-    "pseudo3d-synthetic": Run("pseudo3d_64", DETECTOR, ("synthetic",), share=0.8),
+    "wavelet-synthetic-long": Run(
+        "wavelet_64", detector(MIXTURE), ("synthetic", "synthetic_z"), share=2.4
+    ),
+    "pseudo3d-synthetic": Run("pseudo3d_64", detector(MIXTURE), ("synthetic",), share=0.8),
+    # the other pipelines
+    "pseudo3d": Run("pseudo3d_64", ATLAS, ("scan",)),
+    "patch": Run("patch_64", (*ATLAS, "optim.batch_size=4"), ("scan",)),
+    "kl": Run("kl_64", ("memory={dtype: float32, channels_last: false}",)),
+    "latent": Run("latent_64", ATLAS, ("scan",), first="kl"),
+    # without the healthy mean as a condition
+    "wavelet-alone": Run("wavelet_64", COORDINATES, ("scan",)),
+    "wavelet-synthetic-alone": Run("wavelet_64", detector(MIXTURE, atlas=False), ("synthetic",)),
+    # what native 3D and full resolution buy
+    "slices-synthetic": Run(
+        "pseudo3d_64",
+        (*detector(MIXTURE), "network.through_plane=false"),
+        ("synthetic",),
+        share=0.8,
+    ),
+    "half-synthetic": Run("wavelet_64", detector(MIXTURE), ("synthetic",), coarsening=2),
+    # one kind of anomaly left out of training
+    "mood": Run("wavelet_64", detector(mood()), ("synthetic",), share=0.6),
+    **{
+        f"mood-without-{kind}": Run("wavelet_64", detector(mood(kind)), ("synthetic",), share=0.6)
+        for kind in LEFT_OUT
+    },
 }
 
 
-def words(run: Run, data: str, out: str, name: str, steps: int) -> list[str]:
-    """The words of a training command."""
+def words(run: Run, data: str, out: str, name: str, *, steps: int, spacing: float) -> list[str]:
+    """The words of a training command.
+
+    Arguments:
+        spacing: voxel size of the test volumes in mm
+    """
+    size = spacing * run.coarsening
+    # a multiple of 16 voxels, of 8 where they are coarser: the coarse grid is half the fine one
+    multiple = 16 // run.coarsening
+    shape = [multiple * -(-round(mm / size) // multiple) for mm in EXTENT_MM]
+    own = list(run.own)
+    if run.pipeline == "pseudo3d_64":
+        own.append(f"crop={[*shape[:2], 32]}")
+    if run.first is not None:
+        own.append(f"space.autoencoder={out}/{run.first}")
     return [
         f"data.root={data}/healthy_t1",
         f"data.cache={out}/cache",
-        *GRID,
+        f"data.preprocessing.spacing_mm={size:g}",
+        f"data.preprocessing.shape={shape}",
+        *DATA,
         *SHORT,
         f"optim.steps={max(1, round(run.share * steps))}",
         f"output={out}/{name}",
-        *run.own,
+        *own,
     ]

@@ -71,6 +71,7 @@ RUNS = {
     "impure-10": Run(impure=0.1),
     "impure-20": Run(impure=0.2),
     "labels-00": Run(flipped=0.0),
+    "labels-05": Run(flipped=0.05),
     "labels-10": Run(flipped=0.1),
     "labels-20": Run(flipped=0.2),
 }

@@ -3,7 +3,8 @@
 Site A is the simulated population as it is; site B sees the same kind of subjects through another
 scanner. Test lesions are of the test family. The impure sets hold lesions of that family too: it
 is the worst case of a healthy set, the very lesions that are to be found. Nothing is chosen on
-them.
+them. Volumes that are called sick have lesions of the training family, another generator: what a
+class teaches must carry over.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import torch
 
 from volumediff.anomaly.calibration import Example
 from volumediff.data._fields import smooth_noise
-from volumediff.data.anomalies import TEST, insert
+from volumediff.data.anomalies import TEST, TRAINING, Family, insert
 from volumediff.data.atomic import atomic
 from volumediff.data.grid import Grid
 from volumediff.data.population import Population
@@ -158,15 +159,16 @@ def lesioned(
     kind: str,
     number: int,
     donor: torch.Tensor,
+    family: Family = TEST,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A volume with a lesion of the test family, the same one at every site."""
+    """A volume with a lesion, the same one at every site."""
     return insert(
         x,
         foreground,
         kind=kind,
         key=key(population.seed, "shift lesion", number, kind),
         spacing_mm=population.spacing_mm,
-        family=TEST,
+        family=family,
         donor=donor,
     )
 
@@ -216,16 +218,17 @@ def write_training(
         order = sorted(training, key=lambda i: uniform(population.seed, name, i))
         return set(order[: round(share * len(order))])
 
-    with_lesion = chosen(impure, "impure") | chosen(sick, "sick")
-    called_sick = chosen(sick, "sick") ^ chosen(flipped, "flipped")
+    hidden, marked = chosen(impure, "impure"), chosen(sick, "sick")
+    called_sick = marked ^ chosen(flipped, "flipped")
     lines = ["participant_id\tsplit\tgroup"]
     grid = Grid(population.shape, population.affine)
     for i in range(subjects):
         subject = population.subject(i)
         x = subject.x
-        if i in with_lesion:
+        if i in hidden | marked:
             donor = population.subject((i + 1) % subjects).x
-            x, _ = lesioned(population, x, subject.foreground, kinds[i % len(kinds)], i, donor)
+            kind, family = kinds[i % len(kinds)], TRAINING if i in marked else TEST
+            x, _ = lesioned(population, x, subject.foreground, kind, i, donor, family)
         stored = ((x + 1) * UNITS + OFFSET) * subject.foreground
         write(folder / f"sub-{i:04d}_T1w.nii.gz", stored.numpy(), like=grid, kind="image")
         lines.append(f"sub-{i:04d}\t{parts[i]}\t{'sick' if i in called_sick else 'healthy'}")
