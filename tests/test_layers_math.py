@@ -7,19 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from volumediff.networks._layers import (
-    Conv,
-    Down,
-    Linear,
-    Nearest,
-    Norm,
-    NormAct,
-    PlaneConv,
-    Pool,
-    ResidualBlock,
-    Up,
-)
+from volumediff.networks._block import ResidualBlock
+from volumediff.networks._layers import Conv, Linear, Norm, NormAct, PlaneConv
 from volumediff.networks._norm_act import _from_moments
+from volumediff.networks._resample import Down, Nearest, Pool, Up
 
 KINDS = ("group", "slice", "voxel")
 LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)

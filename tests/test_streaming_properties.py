@@ -15,7 +15,7 @@ from volumediff.autoencoders.vq import VQ
 from volumediff.condition import Condition
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.memory.streaming import stream
-from volumediff.networks._layers import ResidualBlock
+from volumediff.networks._block import ResidualBlock
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
 from volumediff.model import Model
-from volumediff.networks._layers import Recomputable
+from volumediff.networks._block import Recomputable
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 from volumediff.spaces.latent import Latent

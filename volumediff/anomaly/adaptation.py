@@ -30,7 +30,8 @@ from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.model import Batch, Model
 from volumediff.networks._base import Network
-from volumediff.networks._layers import Norm, ResidualBlock
+from volumediff.networks._block import ResidualBlock
+from volumediff.networks._layers import Norm
 from volumediff.randomness import key as key_of
 
 __all__ = ["Adaptation", "Affine"]

@@ -11,7 +11,9 @@ from typing import Literal
 
 from torch import nn
 
-from volumediff.networks._layers import Conv, Down, NormAct, NormKind, ResidualBlock, Up, place
+from volumediff.networks._block import ResidualBlock, place
+from volumediff.networks._layers import Conv, NormAct, NormKind
+from volumediff.networks._resample import Down, Up
 from volumediff.shapes import Shape
 
 __all__ = ["Codec", "NormName", "kernel_and_norm", "strided"]

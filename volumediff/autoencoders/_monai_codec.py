@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders._codec import Codec
 from volumediff.networks._attention import Attention
-from volumediff.networks._layers import Conv, Nearest, Norm, ResidualBlock, place
-from volumediff.networks._resample import Linear2, PaddedDown, UpConv
+from volumediff.networks._block import ResidualBlock, place
+from volumediff.networks._layers import Conv, Norm
+from volumediff.networks._resample import Linear2, Nearest, PaddedDown, UpConv
 
 __all__ = ["Upsampling", "published"]
 

@@ -28,7 +28,7 @@ from volumediff.autoencoders._codec import NormName
 from volumediff.autoencoders._dense import dense
 from volumediff.autoencoders._gaussian import divergence, draw, normal, posterior
 from volumediff.autoencoders._variational import Variational, half_square
-from volumediff.networks._layers import Recomputable
+from volumediff.networks._block import Recomputable
 
 __all__ = ["SoftIntroVAE"]
 

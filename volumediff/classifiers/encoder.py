@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.classifiers._base import Classifier
-from volumediff.networks._layers import Conv, Down, Linear, NormAct, ResidualBlock, place
+from volumediff.networks._block import ResidualBlock, place
+from volumediff.networks._layers import Conv, Linear, NormAct
+from volumediff.networks._resample import Down
 
 __all__ = ["Encoder"]
 

@@ -22,7 +22,8 @@ from volumediff.autoencoders import Reconstructor
 from volumediff.classifiers import Classifier
 from volumediff.memory.streaming import stream
 from volumediff.networks._base import Network
-from volumediff.networks._layers import NormAct, Recomputable
+from volumediff.networks._block import Recomputable
+from volumediff.networks._layers import NormAct
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 

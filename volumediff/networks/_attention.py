@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from volumediff.networks._layers import Linear, Norm, NormKind, Recomputable, whole
+from volumediff.networks._block import Recomputable
+from volumediff.networks._layers import Linear, Norm, NormKind, whole
 
 __all__ = ["Attention", "Backend", "attend", "available_backends"]
 

@@ -17,16 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.networks._attention import Attention, Backend
-from volumediff.networks._layers import (
-    Conv,
-    Down,
-    NormAct,
-    NormKind,
-    ResidualBlock,
-    Triple,
-    Up,
-    place,
-)
+from volumediff.networks._block import ResidualBlock, place
+from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
+from volumediff.networks._resample import Down, Up
 
 __all__ = ["Hourglass", "Stage"]
 

@@ -1,13 +1,5 @@
 r"""The layers that every network and autoencoder is made of.
 
-A residual block is
-
-.. math:: x \mapsto S x + C_2\, a\big(N_2(C_1\, a(N_1(x)))\,(1 + s) + b\big),
-          \quad a = \mathrm{SiLU}
-
-with convolutions C, normalisations N, FiLM coefficients (s, b) and a 1x1x1 shortcut S where the
-number of channels changes.
-
 Master weights stay in float32 and are cast to the dtype of the input, layer by layer: a bfloat16
 input gives bfloat16 activations without autocast. Statistics are accumulated in float32 inside the
 normalisation, which makes no float32 copy of its input.
@@ -21,7 +13,7 @@ how to cut; what needs whole volumes says so with `whole`.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +25,13 @@ from volumediff.networks._norm_act import NormKind, as_images, as_stack, norm_ac
 
 __all__ = [
     "Conv",
-    "Down",
     "Linear",
-    "Nearest",
     "Norm",
     "NormAct",
     "NormKind",
     "PlaneConv",
-    "Pool",
-    "Recomputable",
-    "ResidualBlock",
     "Triple",
-    "Up",
     "conv",
-    "place",
     "whole",
 ]
 
@@ -287,203 +272,3 @@ class NormAct(nn.Module):
             scale, shift = scale * (1 + gain), torch.addcmul(offset, shift, 1 + gain)
         named = {"kind": norm.kind, "groups": norm.groups, "eps": norm.eps}
         return norm_act(x, scale, shift, **named, fused=self.fused)
-
-
-class Recomputable(nn.Module):
-    """A part of a network that a memory policy may run again in the backward pass.
-
-    `level` is that of the network, 0 being the finest; see `place`.
-    """
-
-    level = 0
-
-
-def place(level: int, *modules: nn.Module) -> None:
-    """Says on which level of a network the recomputable parts of the modules stand."""
-    for module in modules:
-        for part in module.modules():
-            if isinstance(part, Recomputable):
-                part.level = level
-
-
-class ResidualBlock(Recomputable):
-    """Two convolutions with pre-activation, conditioned by an embedding; starts as its shortcut.
-
-    Arguments:
-        in_channels, out_channels: numbers of channels
-        embedding: length of the embedding vector; 0 for a block without conditioning
-        mode: `film` scales and shifts the second normalisation, `additive` adds to its input
-        kernel: of the convolutions, per axis
-        norm, groups, least, eps: see `Norm`
-        conv: the convolution, `Conv` or `PlaneConv`
-        resample: `Pool` or `Nearest` before the first convolution and the shortcut, or None
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        embedding: int = 0,
-        mode: Literal["film", "additive"] = "film",
-        kernel: Triple = (3, 3, 3),
-        norm: NormKind = "group",
-        groups: int = 32,
-        least: int = 2,
-        eps: float = 1e-5,
-        conv: Callable[..., nn.Module] = Conv,
-        resample: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.mode = mode
-        self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least, eps=eps)
-        self.resample = resample
-        self.conv1 = conv(in_channels, out_channels, kernel=kernel)
-        self.act2 = NormAct(out_channels, norm=norm, groups=groups, least=least, eps=eps)
-        self.conv2 = conv(out_channels, out_channels, kernel=kernel, zero=True)
-        self.halo = tuple(a + b for a, b in zip(self.conv1.halo, self.conv2.halo, strict=True))
-        self.global_axes = self.act1.global_axes
-        self.project: Linear | None = None
-        if embedding:
-            width = 2 * out_channels if mode == "film" else out_channels
-            # FiLM starts as the identity; an added embedding starts as in the original U-Net.
-            self.project = Linear(embedding, width, zero=mode == "film")
-        self.shortcut: Conv | None = None
-        if in_channels != out_channels:
-            self.shortcut = Conv(in_channels, out_channels, kernel=(1, 1, 1))
-
-    def forward(
-        self,
-        x: Float[Tensor, "b _ d h w"],
-        e: Float[Tensor, "b n"] | None = None,
-        size: tuple[int, ...] | None = None,
-        skip: Float[Tensor, "b _ d h w"] | None = None,
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
-        """The block on x, or on the channels of x and then those of the skip.
-
-        Arguments:
-            size: of the output, for a block that enlarges
-        """
-        if skip is not None:
-            # In here, so that recomputation stores the two and not their concatenation.
-            x = torch.cat((x, skip), dim=1)
-        h = self.act1(x)
-        if self.resample is not None:
-            h = self.resample(h, size)
-        # In place: no operation needs the result of a convolution in its backward pass.
-        h = self.conv1(h)
-        film = None
-        if self.project is not None:
-            film = self.project(e)
-            if self.mode == "additive":
-                h.add_(film.to(h.dtype)[:, :, None, None, None])
-                film = None
-        h = self.act2(h, film)
-        h = self.conv2(h)
-        # Only now, so that an enlarged x is not held meanwhile.
-        if self.resample is not None:
-            x = self.resample(x, size)
-        return h.add_(x if self.shortcut is None else self.shortcut(x))
-
-
-class Pool(nn.Module):
-    """Mean over cells of 2 x 2 x 2 voxels, cut off at the end of an odd axis: ceil(size / 2)."""
-
-    halo = (0, 0, 0)
-    global_axes = ""
-
-    def forward(
-        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
-    ) -> Float[Tensor, "b c d2 h2 w2"]:
-        """The means; `size` follows from x and is there for the sake of `Nearest`."""
-        d, h, w = (min(2, n) for n in x.shape[2:])
-        # torch 2.13 has no bfloat16 kernel for it on the CPU.
-        narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        wide = x.to(torch.float32) if narrow else x
-        return F.avg_pool3d(wide, (d, h, w), (d, h, w), ceil_mode=True).to(x.dtype)
-
-
-class Nearest(nn.Module):
-    """Nearest neighbour: output voxel i is input voxel i // factor.
-
-    Arguments:
-        factor: per axis
-    """
-
-    halo = (0, 0, 0)
-    global_axes = ""
-
-    def __init__(self, factor: Triple = (2, 2, 2)) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(
-        self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
-    ) -> Float[Tensor, "b c d2 h2 w2"]:
-        """Upsamples; `size` is at most factor times the size of x, and by default just that."""
-        y = F.interpolate(x, scale_factor=[float(f) for f in self.factor])
-        if size is None:
-            return y
-        return y[:, :, : size[0], : size[1], : size[2]]
-
-
-class Down(nn.Module):
-    """Strided convolution to ceil(size / factor) per axis; output voxel i sits at input voxel 2i.
-
-    Arguments:
-        in_channels, out_channels: numbers of channels
-        factor: 1 or 2 per axis
-        kernel: of the convolution; above 1 where the factor is, or voxels would go unseen
-        conv: the convolution, `Conv` or `PlaneConv`
-    """
-
-    global_axes = ""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        factor: Triple = (2, 2, 2),
-        kernel: Triple = (3, 3, 3),
-        conv: Callable[..., nn.Module] = Conv,
-    ) -> None:
-        super().__init__()
-        if any(
-            f not in (1, 2) or (f == 2 and k == 1) for f, k in zip(factor, kernel, strict=True)
-        ):
-            raise ValueError(
-                f"down-sampling takes factors 1 or 2, with a kernel above 1 where it is 2; "
-                f"got factor {factor} and kernel {kernel}"
-            )
-        self.conv = conv(in_channels, out_channels, kernel=kernel, stride=factor)
-        self.halo = self.conv.halo
-
-    def forward(self, x: Float[Tensor, "b i d h w"]) -> Float[Tensor, "b o d2 h2 w2"]:
-        return self.conv(x)
-
-
-class Up(nn.Module):
-    """Projection to the new number of channels, then nearest neighbour to a given size.
-
-    A pointwise projection commutes with the interpolation, so that it is computed on the small
-    grid. Output voxel i is input voxel i // factor.
-
-    Arguments:
-        in_channels, out_channels: numbers of channels
-        factor: per axis
-    """
-
-    halo = (0, 0, 0)
-    global_axes = ""
-
-    def __init__(self, in_channels: int, out_channels: int, *, factor: Triple = (2, 2, 2)) -> None:
-        super().__init__()
-        self.conv = Conv(in_channels, out_channels, kernel=(1, 1, 1))
-        self.nearest = Nearest(factor)
-
-    def forward(
-        self, x: Float[Tensor, "b i d h w"], size: tuple[int, ...] | None = None
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
-        """Upsamples; see `Nearest` for the size."""
-        return self.nearest(self.conv(x), size)

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.networks._layers import ResidualBlock, place
+from volumediff.networks._block import ResidualBlock, place
 
 __all__ = ["descend", "enlarge", "place_levels"]
 

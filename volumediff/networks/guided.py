@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
+from volumediff.networks._block import ResidualBlock
 from volumediff.networks._hourglass import Stage
-from volumediff.networks._layers import Conv, Down, Nearest, NormAct, Pool, ResidualBlock
+from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import descend, enlarge, place_levels
-from volumediff.networks._resample import Resampling, UpConv
+from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
 
 __all__ = ["Guided"]
 
