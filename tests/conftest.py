@@ -1,11 +1,16 @@
-"""Without a GPU, Triton kernels run in its interpreter, on the CPU.
+"""What has to be settled before the first test module is imported.
 
-Triton reads the variable when it is imported, which other packages do as they please: it is set
-before the first test module is.
+Without a GPU, Triton kernels run in its interpreter, on the CPU: Triton reads the variable when it
+is imported, which other packages do as they please. Where tests run in several processes, these
+share the cores: threads of one would wait for those of another. Processes that tests start inherit
+both.
 """
 
 import locale
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when it is imported
 
 import pytest
 import torch

@@ -73,6 +73,6 @@ def test_the_table_of_rows_is_what_info_says():
 def test_ci_runs_the_test_command_of_the_readme():
     command = re.search(r"<!-- test-command -->\n```\n(.*?)\n```", README, re.DOTALL)
     assert command
-    assert command[1] == 'pip install ".[test]" && pytest'
+    assert command[1] == 'pip install ".[test]" && pytest -n auto --dist loadfile'
     ci = (Path(__file__).parents[1] / ".ci/run").read_text(encoding="utf-8")
     assert "test-command" in ci
