@@ -297,9 +297,10 @@ class Localizer(Method):
         self.map.check(model)
         if self.adapt is not None:
             self.adapt.check(model)
-        problem = self.policy.problem(model)
-        if problem:
-            raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
+        for name, block in (("route", self.route), ("policy", self.policy)):
+            problem = block.problem(model)
+            if problem:
+                raise ValueError(f"{name} {type(block).__name__.lower()}: {problem}")
         check_guidance(model, self.guidance)
         times = self._times(model)
         check_times(model, times, chain=self.sampler is not None and self.sampler.steps > 1)
