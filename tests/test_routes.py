@@ -520,7 +520,7 @@ def test_nothing_of_the_other_channel_is_looked_at():
             assert shown == 0
             assert torch.equal(told[:, :1], x[:, :1] * ~m)
             assert torch.equal(told[:, 2:], m.float())
-        assert [step[0] for step in forth][0] == 1
+        assert forth[0][0] == 1
         assert (t, channel) == (1.0, 1)
         assert not bool(image[:, [0, 2]].any())
 

@@ -2,8 +2,8 @@ r"""A region of a volume given clean tissue around it,
 
 .. math:: z_t = M_z (α_t z_0 + σ_t ε) + (1 - M_z) z_0,
 
-the loss inside the region alone. A network may also say where noise is, p(M | z_t), by log-odds with
-the cross entropy as loss; M is the region on the grid of the state.
+the loss inside the region alone. A network may also say where noise is, p(M | z_t), by log-odds
+with the cross entropy as loss; M is the region on the grid of the state.
 """
 
 import math

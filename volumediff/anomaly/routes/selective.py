@@ -31,8 +31,8 @@ class Selective(Route):
 
     .. math:: a = U \frac{1}{k} \|z_0 - \hat z\|_1,
 
-    with U the interpolation to voxels; the ensemble averages the two. For checkpoints of the recipe
-    local_noise with a mask_loss.
+    with U the interpolation to voxels; the ensemble averages the two. For checkpoints of the
+    recipe local_noise with a mask_loss.
 
     Arguments:
         levels: times t, walked from the highest to the lowest
