@@ -93,6 +93,11 @@ class Method(ABC):
         """The map of a volume, before normalization."""
 
     @property
+    def lent(self) -> tuple[str, ...]:
+        """SHA-256 of the weights of other runs that the method works with."""
+        return ()
+
+    @property
     def bar(self) -> "tuple[Method, float] | None":
         """A row and the quantile of its healthy maps that this method waits for; None for none."""
         return None
@@ -370,6 +375,11 @@ class Localizer(Method):
             errors=torch.stack(errors),
             uncertainty=None if spread is None else spread.value(),
         )
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """Those of the first row."""
+        return () if self.first is None else self.first.lent
 
     @property
     def bar(self) -> tuple[Method, float] | None:
