@@ -362,8 +362,6 @@ RECIPES = {
     "local_noise": [],
     "inpainting": [],
 }
-# A translation needs two channels.
-MORE = {"translation"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -374,8 +372,28 @@ def test_every_recipe_trains(name, tmp_path):
     assert (run / "checkpoints").is_dir()
 
 
+def test_a_translation_trains_on_two_modalities_and_goes_forth_and_back(tmp_path):
+    root = write_data(tmp_path / "data", cases=6)
+    recipe = "recipe={name: translation, region: {name: slabs, thickness_mm: 6, gap_mm: 6}}"
+    with pytest.raises(UsageError, match=r"expected volumes with the channels 0 and 1, got 1 of"):
+        train(tiny(root, tmp_path / "one", recipe, "optim.steps=1"))
+    for path in sorted(root.glob("*_T1w.nii.gz")):
+        (root / path.name.replace("T1w", "T2w")).write_bytes(path.read_bytes())
+    words = [recipe, "data.channels=[T1w,T2w]", "optim.steps=1", "validation.every=1"]
+    run = train(tiny(root, tmp_path / "run", *words, "space=wavelet"))
+    trained = load_trained(run, device="cpu")
+    assert trained.model.recipe == Translation(Slabs(6.0, 6.0))
+    row = load_row("mmccd", overrides=["sampler.steps=2", "route.count=2", "route.region=cells"])
+    row.check(trained.model)
+    (example,) = trained.examples("validation", limit=1)
+    found = row.find(trained.model, example, key=1)
+    assert bool(found.map.isfinite().all())
+    assert float(found.map.max()) > 0
+    assert torch.equal(found.healthy[:, 1], example.x[:, 1])
+
+
 def test_the_list_is_complete():
-    known = {"healthy", "class_conditional", "label_diffusion", *RECIPES, *MORE}
+    known = {"healthy", "class_conditional", "label_diffusion", "translation", *RECIPES}
     assert set(available("recipe")) == known
     assert build("recipe", {"name": "local_noise", "region": {"name": "cells"}}).region == Cells()
 

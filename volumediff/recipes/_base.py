@@ -121,6 +121,10 @@ class Recipe(ABC):
     def classes(self) -> int:
         """Number of classes, not counting the null class; 0 without classes."""
 
+    def problem(self, c: int) -> str | None:
+        """Why volumes of c channels make no target; None where they do."""
+        return None
+
     @abstractmethod
     def channels(self, c: int) -> int:
         """Channels of what is diffused, for volumes of c channels."""

@@ -58,6 +58,15 @@ class Translation(Recipe):
     def classes(self) -> int:
         return 0
 
+    def problem(self, c: int) -> str | None:
+        """Both channels must be there."""
+        if max(self.source, self.through) < c:
+            return None
+        return (
+            f"expected volumes with the channels {self.source} and {self.through}, got {c} of "
+            "them; name them, as in data.channels=[FLAIR,T2w]."
+        )
+
     def channels(self, c: int) -> int:
         return c
 
@@ -86,12 +95,9 @@ class Translation(Recipe):
         Raises:
             ValueError: the volume has not the two channels
         """
-        c = x.shape[1]
-        if max(self.source, self.through) >= c:
-            raise ValueError(
-                f"recipe translation: expected volumes with the channels {self.source} and "
-                f"{self.through}, got {c} of them; name them, as in data.channels=[FLAIR,T2w]."
-            )
+        problem = self.problem(x.shape[1])
+        if problem:
+            raise ValueError(f"recipe translation: {problem}")
         hint = torch.zeros_like(x)
         hint[:, channel] = x[:, channel] * (1 - m[:, 0])
         return hint
