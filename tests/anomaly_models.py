@@ -98,10 +98,10 @@ def states(space=None, **prior):
     return Model(space or Voxel(), KERNEL, States(**prior))
 
 
-def tiny_autoencoder():
+def tiny_autoencoder(channels=1):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return KL(1, latent_channels=2, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
+        return KL(channels, latent_channels=2, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
 
 
 def posterior(means=(-0.2, 0.3), std=0.3):

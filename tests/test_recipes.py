@@ -1,7 +1,10 @@
 """Recipes: what a network is shown and asked for, against what the definitions say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from anomaly_models import SPACES
 from tiny_runs import tiny, write_data
 
 from volumediff.anomaly.rows import load_row
@@ -10,6 +13,8 @@ from volumediff.config import available, build
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.regions import Blobs, Box, Cells, Slabs
 from volumediff.errors import UsageError
+from volumediff.guidance.dynamic_clipping import DynamicClipping
+from volumediff.guidance.sum import Sum
 from volumediff.inference.sample import sample
 from volumediff.inference.trained import load_trained
 from volumediff.kernels.cold import Cold
@@ -23,9 +28,11 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
+from volumediff.recipes.translation import Translation
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.training.assemble import build_task
 from volumediff.training.loop import train
 
 SPACING = (2.0, 2.0, 2.0)
@@ -101,15 +108,27 @@ def test_slabs_have_their_thickness_and_distance():
     assert axes == {0, 1, 2}
 
 
-def test_only_the_named_channels_are_hidden():
-    x, m = torch.rand(2, 3, 4, 5, 6), torch.zeros(2, 1, 4, 5, 6)
-    m[..., 2:4] = 1
-    recipe = Inpainting(redrawn=(2, 0))
-    (void,) = recipe.hints(x, m)
-    assert torch.equal(void[:, 1], x[:, 1])
-    assert torch.equal(void[:, [0, 2]], (x * (1 - m))[:, [0, 2]])
-    with pytest.raises(ValueError, match="expected redrawn channels out of 0 to 2, got"):
-        Inpainting(redrawn=(3,)).hints(x, m)
+def test_a_translation_shows_one_channel_and_hides_a_region_of_it_on_the_way_forth():
+    s = subject()
+    x = torch.cat([s.x, s.donor(0), 2 + s.x])
+    recipe, ways = Translation(Slabs(6.0, 4.0), source=2, through=0), []
+    for key in range(40):
+        target = recipe.target(replace(s, x=x), atlas=None, key=key)
+        (hint,), m = target.images, target.mask
+        assert torch.equal(target.x, x)
+        expected = torch.zeros_like(x)
+        if bool(m.any()):
+            assert torch.equal(m, s.region(recipe.region, key))
+            expected[2] = torch.where(m[0] > 0, 0.0, x[2])
+        else:
+            expected[0] = x[0]
+        assert torch.equal(hint, expected)
+        ways.append(bool(m.any()))
+    assert 10 < sum(ways) < 30, "each half of the time"
+    with pytest.raises(ValueError, match=r"expected volumes with the channels 0 and 1, got 1 of"):
+        Translation().target(s, atlas=None, key=0)
+    with pytest.raises(ValueError, match="expected two different channels"):
+        Translation(source=1)
 
 
 @pytest.mark.parametrize("space", [Voxel(), Wavelet()], ids=["voxel", "wavelet"])
@@ -129,6 +148,80 @@ def test_local_noise_leaves_the_rest_clean_and_out_of_the_loss(space):
     # the squared error of x0 inside, over the region's own voxels and all channels
     expected = (0.5 - z)[~outside].square().mean()
     torch.testing.assert_close(loss[0], expected)
+
+
+class Points(Fixed):
+    """Remembers its input, says 1/2 and, in a last channel, the log-odds of its own."""
+
+    def __init__(self, channels, odds):
+        super().__init__(channels, 0.5)
+        self.out_channels = channels + 1
+        self.odds = odds
+
+    def body(self, x, e):
+        self.seen.append(x)
+        said = torch.full_like(x, self.value)
+        return torch.cat([said, self.odds.expand(len(x), 1, *x.shape[2:])], 1)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_where_noise_is_costs_a_cross_entropy_on_the_grid_of_the_state(name):
+    space, s = SPACES[name](), subject(shape=(16, 20, 16))
+    plain = LocalNoise(Box(side_mm=6.0))
+    recipe = replace(plain, mask_loss=0.3)
+    target = recipe.target(s, atlas=None, key=5)
+    batch = Batch(target.x[None], (7,), region=target.region[None])
+    k, m = space.channels(1), space.mask(target.region[None])
+    assert 0 < float(m.mean()) < 1, "some of the state is noisy, some is clean"
+    odds = torch.linspace(-3, 3, m.numel()).view(m.shape)
+    kernel = Gaussian(TERMINAL, "x0")
+    network = Points(k, odds)
+    found = Model(space, kernel, network, recipe=recipe).loss(batch)
+    alone = Model(space, kernel, Fixed(k, 0.5), recipe=plain).loss(batch)
+    p = 1 / (1 + torch.exp(-odds.double()))
+    entropy = -(m * p.log() + (1 - m) * (1 - p).log()).mean()
+    torch.testing.assert_close((found - alone)[0].double(), 0.3 * entropy, rtol=1e-4, atol=1e-5)
+    # the target is where the state differs from the clean one, and nothing else
+    moved = (network.seen[0] != space.encode(target.x[None])).any(1, keepdim=True)
+    assert torch.equal(moved, m > 0)
+
+
+def test_the_mask_is_a_channel_that_no_kernel_reads():
+    odds = torch.randn(1, 1, 4, 4, 4)
+    recipe = LocalNoise(mask_loss=1.0)
+    model = Model(Voxel(), Gaussian(TERMINAL, "x0"), Points(1, odds), recipe=recipe)
+    z, t = torch.randn(2, 1, 4, 4, 4), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    found = model.denoise(z, t)
+    assert torch.equal(found.x0, torch.full_like(z, 0.5))
+    assert torch.equal(found.noisy, odds.expand(2, 1, 4, 4, 4))
+    plain = Model(Voxel(), Gaussian(TERMINAL, "x0"), Fixed(1, 0.5), recipe=LocalNoise())
+    assert plain.denoise(z, t).noisy is None
+    # guidance changes what is predicted of the state and not where noise is
+    for guidance in (DynamicClipping(limit=0.1), Sum((DynamicClipping(limit=0.1),))):
+        guided = guidance(model.denoise)(z, t, Condition())
+        assert not torch.equal(guided.x0, found.x0)
+        assert torch.equal(guided.noisy, found.noisy)
+    for weight in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="mask_loss: expected a weight >= 0"):
+            LocalNoise(mask_loss=weight)
+    with pytest.raises(ValueError, match="shown the region"):
+        LocalNoise(tell=True, mask_loss=1.0)
+
+
+def test_a_run_that_predicts_where_noise_is_serves_its_row(tmp_path):
+    root = write_data(tmp_path / "data", cases=6)
+    told = "recipe={name: local_noise, region: {name: cells, share: 0.5, cell_mm: 12}"
+    words = [f"{told}, mask_loss: 1}}", "optim.steps=1", "validation.every=1"]
+    run = train(tiny(root, tmp_path / "run", "space=wavelet", *words))
+    model = load_trained(run, device="cpu").model
+    assert model.recipe == LocalNoise(Cells(0.5, 12.0), mask_loss=1.0)
+    assert (model.network.in_channels, model.network.out_channels) == (8, 9)
+    load_row("mad_ad").check(model)
+    load_row("pddpm").check(model)
+    plain = build_task(tiny(root, tmp_path / "plain", f"{told}}}")).module
+    assert plain.network.out_channels == 1
+    with pytest.raises(ValueError, match=r"route selective: .*train with recipe\.mask_loss=0\.1"):
+        load_row("mad_ad").check(plain)
 
 
 @pytest.mark.parametrize("space", [Voxel(), Wavelet()], ids=["voxel", "wavelet"])
@@ -279,8 +372,28 @@ def test_every_recipe_trains(name, tmp_path):
     assert (run / "checkpoints").is_dir()
 
 
+def test_a_translation_trains_on_two_modalities_and_goes_forth_and_back(tmp_path):
+    root = write_data(tmp_path / "data", cases=6)
+    recipe = "recipe={name: translation, region: {name: slabs, thickness_mm: 6, gap_mm: 6}}"
+    with pytest.raises(UsageError, match=r"expected volumes with the channels 0 and 1, got 1 of"):
+        train(tiny(root, tmp_path / "one", recipe, "optim.steps=1"))
+    for path in sorted(root.glob("*_T1w.nii.gz")):
+        (root / path.name.replace("T1w", "T2w")).write_bytes(path.read_bytes())
+    words = [recipe, "data.channels=[T1w,T2w]", "optim.steps=1", "validation.every=1"]
+    run = train(tiny(root, tmp_path / "run", *words, "space=wavelet"))
+    trained = load_trained(run, device="cpu")
+    assert trained.model.recipe == Translation(Slabs(6.0, 6.0))
+    row = load_row("mmccd", overrides=["sampler.steps=2", "route.count=2", "route.region=cells"])
+    row.check(trained.model)
+    (example,) = trained.examples("validation", limit=1)
+    found = row.find(trained.model, example, key=1)
+    assert bool(found.map.isfinite().all())
+    assert float(found.map.max()) > 0
+    assert torch.equal(found.healthy[:, 1], example.x[:, 1])
+
+
 def test_the_list_is_complete():
-    known = {"healthy", "class_conditional", "label_diffusion", *RECIPES}
+    known = {"healthy", "class_conditional", "label_diffusion", "translation", *RECIPES}
     assert set(available("recipe")) == known
     assert build("recipe", {"name": "local_noise", "region": {"name": "cells"}}).region == Cells()
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from anomaly_models import (
     KERNEL,
     SHAPE,
@@ -28,6 +29,7 @@ from volumediff.anomaly.policies.class_contrast import ClassContrast
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.policies.resample import Resample
 from volumediff.anomaly.policies.stitch import Stitch
+from volumediff.anomaly.routes.cycle import Cycle
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.fuse import Fuse
@@ -54,6 +56,7 @@ from volumediff.randomness import key as key_of
 from volumediff.randomness import normal
 from volumediff.recipes.inpainting import Inpainting, high_frequencies
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.translation import Translation
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
@@ -327,58 +330,226 @@ class Recorder(Network):
         return x / 2
 
 
-class Wary(Recorder):
-    """Takes everything beyond 1 for noise and says 0 there; leaves the rest."""
+class Knows(Recorder):
+    """Halves what it sees, and says where noise is."""
+
+    def __init__(self, channels, noisy):
+        super().__init__(channels)
+        self.noisy = noisy
 
     def body(self, x, e):
         self.seen.append(x)
-        return torch.where(x.abs() > 1, 0.0, x)
+        return torch.cat([x / 2, self.noisy(x)], 1)
 
 
-@pytest.mark.parametrize("space", [Voxel, Wavelet])
-def test_what_the_network_takes_for_noise_is_denoised_and_the_rest_is_kept(space):
-    space = space()
-    k = space.channels(1)
-    model = Model(space, KERNEL, Wary(k), recipe=LocalNoise())
-    z = 0.3 * normal((1, k, *space.grid(SHAPE)), 3).clamp(-2, 2)
-    m = space.mask(blob().float()).bool().expand_as(z)
-    x = space.decode(torch.where(m, 3.0, z), SHAPE)
-    row = Localizer(recipe=LocalNoise, route=Selective(levels=(0.5, 0.3), quantile=0.6))
+PREDICTS = LocalNoise(mask_loss=0.1)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_only_what_is_predicted_as_noise_is_denoised_and_the_rest_stays_bit_for_bit(name):
+    space = SPACES[name]()
+    k, inside = space.channels(1), space.mask(INSIDE.float()) > 0
+    m = torch.zeros(inside.shape, dtype=torch.bool)
+    m[..., 1:3, 1:3, 1:2] = True
+    m[..., :1, :1, :1] = True  # for voxels that is no foreground
+    model = Model(space, KERNEL, Knows(k, lambda x: m * 2.0 - 1), recipe=PREDICTS)
+    x = normal((1, 1, *SHAPE), 3)
+    row = Localizer(recipe=LocalNoise, route=Selective(levels=(0.3, 0.6)))
     got = run(row, model, x)
-    expected = space.decode(torch.where(m, 0.0, z), SHAPE)
+    z_0 = z = space.encode(x)
+    levels = torch.tensor([0.6, 0.3, 0.0], dtype=torch.float64)
+    alphas, sigmas = (a.float() for a in KERNEL.schedule(levels))
+    touched = (m & inside).expand_as(z)
+    assert 0 < int(touched.sum()) < z.numel() / 2
+    assert len(model.network.seen) == 2
+    for i, state in enumerate(model.network.seen):
+        torch.testing.assert_close(state, z)
+        assert torch.equal(state[~touched], z_0[~touched])
+        eps = (z - alphas[i] * z / 2) / sigmas[i]
+        z = torch.where(touched, alphas[i + 1] * z / 2 + sigmas[i + 1] * eps, z)
+    assert torch.equal(model.network.seen[0], z_0), "nothing is added"
+    assert not torch.isclose(model.network.seen[1], z_0)[touched].any()
+    expected = space.decode(z, SHAPE)
     torch.testing.assert_close(got.pseudo_healthy, expected, atol=1e-5, rtol=0)
-    # nothing was added: the first state is the volume's own, the second is the mended one
-    torch.testing.assert_close(model.network.seen[0], space.encode(x))
-    torch.testing.assert_close(model.network.seen[1], torch.where(m, 0.0, z), atol=1e-5, rtol=0)
-    # a part that moves less than the quantile is kept
-    strict = replace(row, route=Selective(levels=(0.5,), quantile=0.999))
-    kept = run(strict, model, x).pseudo_healthy
-    torch.testing.assert_close(kept, x, atol=1e-5, rtol=0)
+    if name == "voxel":
+        assert torch.equal(got.pseudo_healthy == x, ~(m & inside))
+    # the residual, without what the space itself loses, and the deviation of the state
+    first = (x - expected).abs() * INSIDE
+    if not space.exact:
+        first = (first - (x - space.decode(z_0, SHAPE)).abs() * INSIDE).clamp(min=0)
+    scene = scene_of(row, model, x)
+    second = scene.voxels((z - z_0).abs().mean(1, keepdim=True))
+    torch.testing.assert_close(got.map, (first + second) / 2, atol=1e-5, rtol=0)
+    if name == "voxel":
+        torch.testing.assert_close(second, first)
+    share = scene.voxels((m & inside).float())
+    torch.testing.assert_close(got.trace["selective/denoised"], share)
 
 
-def test_one_modality_is_redrawn_from_the_other():
-    class Copies(Recorder):
-        """Says that both channels look as the first, which it is shown."""
+def test_where_noise_is_is_asked_again_at_every_level():
+    """What has become small enough on the way is taken for clean, and left where it is."""
+
+    class Wary(Recorder):
+        """Takes everything beyond 1 for noise, and says 0 there."""
 
         def body(self, x, e):
-            return x[:, 2:3].expand(-1, 2, -1, -1, -1).contiguous()
+            return torch.cat([torch.zeros_like(x), x.abs() - 1], 1)
 
-    network = Copies(2, image_channels=3)
-    recipe = Inpainting(redrawn=(1,))
-    model = Model(Voxel(), TERMINAL, network, recipe=recipe)
-    x = normal((1, 1, *SHAPE), 4)
-    x = torch.cat([x, x + 2.0 * blob()], dim=1)  # healthy: both modalities agree
+    model = Model(Voxel(), KERNEL, Wary(), recipe=PREDICTS)
+    x = torch.where(blob(), 3.0, 0.5 * torch.ones(1, 1, *SHAPE))
+    high, low = KERNEL.schedule(torch.tensor([0.9, 0.1], dtype=torch.float64))[1].tolist()
+    assert 3 * low / high < 1
+    row = Localizer(recipe=LocalNoise, route=Selective(levels=(0.9, 0.1)))
+    got = run(row, model, x).pseudo_healthy
+    torch.testing.assert_close(got, torch.where(blob(), 3 * low / high, x))
+    row = replace(row, route=Selective(levels=(0.9, 0.8)))  # still noise at the second level
+    torch.testing.assert_close(run(row, model, x).pseudo_healthy, torch.where(blob(), 0.0, x))
+
+
+def test_a_network_that_does_not_say_where_noise_is_has_no_such_route():
+    row = Localizer(recipe=LocalNoise, route=Selective(levels=(0.5,)))
+    with pytest.raises(ValueError, match=r"route selective: .*train with recipe.mask_loss=0.1"):
+        row.check(Model(Voxel(), KERNEL, Recorder(), recipe=LocalNoise()))
+
+
+# cycles
+
+
+class Joint(Network):
+    r"""Volumes of two channels, x = Σ_r c_r B_r + τ ε with c ~ N(0, I) and τ small.
+
+    The conditional mean of c, and with it of x, given z_t and what is shown of one channel is that
+    of Bayesian least squares.
+    """
+
+    def __init__(self, rank=5, tau=1e-3):
+        super().__init__(2, 2, image_channels=3)
+        parts = [F.interpolate(normal((rank, 2, 2, 3, 2), 5), SHAPE, mode="trilinear")]
+        self.basis, self.tau, self.asked = parts[0].double(), tau, []
+
+    @property
+    def stride(self):
+        return 1, 1, 1
+
+    def body(self, x, e):
+        return x
+
+    def volume(self, c):
+        return torch.einsum("r,rcdhw->cdhw", c, self.basis)[None].float()
+
+    def forward(self, z_t, t, condition=None):
+        hint, hidden = condition.image[0, :2].double(), condition.image[0, 2:].double()
+        channel = hint.flatten(1).abs().sum(1).argmax()
+        self.asked.append((float(t), int(channel), condition.image.clone()))
+        seen = torch.zeros_like(hint)
+        seen[channel] = 1 - hidden[0]
+        alpha, sigma = (float(a) for a in TERMINAL.schedule(t.double()))
+        rows = self.basis.flatten(1)
+        shown = rows * seen.flatten()
+        precision = torch.eye(len(rows)) + alpha**2 / sigma**2 * rows @ rows.T
+        precision = precision + shown @ shown.T / self.tau**2
+        right = alpha / sigma**2 * rows @ z_t[0].double().flatten()
+        right = right + shown @ hint.flatten() / self.tau**2
+        return self.volume(torch.linalg.solve(precision, right)).to(z_t)
+
+
+def cycled(model, x, *, count=6, steps=3):
     row = Localizer(
-        recipe=Inpainting,
-        route=Masks(region=Slabs(8.0, 4.0), count=12, level=1.0),
-        sampler=DDIM(1),
+        recipe=Translation,
+        route=Cycle(region=Slabs(6.0, 4.0), count=count),
+        sampler=DDIM(steps),
         map=maps.L2(),
     )
-    got = run(row, model, x)
-    torch.testing.assert_close(got.pseudo_healthy[:, 0], x[:, 0])
-    torch.testing.assert_close(got.pseudo_healthy[:, 1], x[:, 0], atol=1e-5, rtol=0)
-    # the mean over channels of squares: 2² / 2 in the lesion, nothing elsewhere
-    torch.testing.assert_close(got.map, 2.0 * (blob() & INSIDE), atol=1e-4, rtol=0)
+    scene = scene_of(row, model, x)
+    regions = [
+        row.route.region(INSIDE[0], spacing_mm=SPACING, key=key_of(scene.key, "mask", i))[None]
+        for i in range(count)
+    ]
+    return run(row, model, x), regions
+
+
+@pytest.mark.parametrize("source", [0, 1])
+def test_a_cycle_returns_healthy_tissue_and_leaves_the_lesion_of_one_channel(source):
+    network = Joint()
+    recipe = Translation(source=source, through=1 - source)
+    model = Model(Voxel(), TERMINAL, network, recipe=recipe)
+    x = network.volume(normal((5,), 6).double())
+    got, regions = cycled(model, x)
+    assert float(x.square().mean()) > 0.1
+    assert float(got.map.max()) < 1e-4
+    torch.testing.assert_close(got.pseudo_healthy, x, atol=1e-2, rtol=0)
+    # a lesion of the source: the least squares of what is shown, and nothing else
+    sick = x.clone()
+    sick[:, source] += 2.0 * blob()[0]
+    got, regions = cycled(model, sick)
+    b = network.basis[:, source].flatten(1).T
+    y, total, weight = sick[0, source].double().flatten(), torch.zeros(SHAPE), torch.zeros(SHAPE)
+    for m in regions:
+        open_ = ~m.flatten()
+        c = torch.linalg.lstsq(b[open_], y[open_, None]).solution
+        residual = (y - (b @ c)[:, 0]).view(SHAPE).float()
+        total += m[0, 0] * residual.square() / 2  # the mean over two channels
+        weight += m[0, 0]
+    expected = total / weight.clamp(min=1) * INSIDE[0, 0]
+    torch.testing.assert_close(got.map[0, 0], expected, atol=2e-3, rtol=2e-3)
+    # regions that hide all of the lesion leave all of it
+    hides = [m for m in regions if bool(m[blob()].all())]
+    everywhere = torch.stack(regions).float().sum(0)[blob()]
+    if hides and bool((everywhere == len(hides)).all()):
+        torch.testing.assert_close(got.map[blob()], torch.full((27,), 2.0), atol=1e-3, rtol=0)
+    assert float(got.map[blob()].mean()) > 5 * float(got.map[~blob()].mean())
+
+
+def test_nothing_of_the_other_channel_is_looked_at():
+    network = Joint()
+    model = Model(Voxel(), TERMINAL, network, recipe=Translation())
+    x = network.volume(normal((5,), 6).double())
+    got, regions = cycled(model, x, count=4, steps=3)
+    calls = network.asked.copy()
+    network.asked.clear()
+    other = torch.cat([x[:, :1], normal((1, 1, *SHAPE), 9)], 1)
+    again, _ = cycled(model, other, count=4, steps=3)
+    assert torch.equal(again.map, got.map)
+    assert torch.equal(again.pseudo_healthy[:, :1], got.pseudo_healthy[:, :1])
+    assert torch.equal(again.pseudo_healthy[:, 1:], other[:, 1:])
+    # forth in three steps with a region hidden, back in one with nothing hidden
+    assert len(calls) == 4 * (3 + 1)
+    for i, m in enumerate(regions):
+        forth, (t, channel, image) = calls[4 * i : 4 * i + 3], calls[4 * i + 3]
+        for _, shown, told in forth:
+            assert shown == 0
+            assert torch.equal(told[:, :1], x[:, :1] * ~m)
+            assert torch.equal(told[:, 2:], m.float())
+        assert forth[0][0] == 1
+        assert (t, channel) == (1.0, 1)
+        assert not bool(image[:, [0, 2]].any())
+
+
+def test_the_way_back_is_the_mean_and_where_no_region_was_is_nothing():
+    class Correlated(Recorder):
+        """Channels of unit variance with correlation 1/2 in every voxel, from pure noise."""
+
+        def body(self, x, e):
+            first, second = x[:, 2:3], x[:, 3:4]
+            return torch.cat([first + second / 2, second + first / 2], 1)
+
+    model = Model(Voxel(), TERMINAL, Correlated(2, image_channels=3), recipe=Translation())
+    x = normal((1, 2, *SHAPE), 4)
+    got, regions = cycled(model, x, count=2, steps=1)
+    hidden = torch.stack(regions).any(0)
+    assert bool((~hidden & INSIDE).any())
+    # in the region nothing is known: 0 forth, 0 back, and the residual is the volume itself
+    own = x[:, :1]
+    both = regions[0] & regions[1]
+    other = own / 4  # where the other region shows it: half forth, half back
+    torch.testing.assert_close(got.map, own.square() / 2 * (hidden & INSIDE))
+    torch.testing.assert_close(got.pseudo_healthy[:, :1], torch.where(hidden, 0.0, own))
+    assert bool(both.any())
+    assert not torch.equal(other, own)
+    with pytest.raises(ValueError, match="expected a checkpoint of the recipe translation, got"):
+        load_row("mmccd").check(Model(Voxel(), TERMINAL, Recorder(), recipe=Inpainting()))
+    with pytest.raises(ValueError, match="count: expected at least 1 region"):
+        Cycle(count=0)
 
 
 def test_a_network_trained_on_local_noise_sees_clean_surroundings_at_every_step():

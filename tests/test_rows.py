@@ -12,9 +12,11 @@ from anomaly_models import (
     SHAPE,
     SPACES,
     SPACING,
+    States,
     foreground,
     posterior,
     states,
+    tiny_autoencoder,
     tiny_binary,
 )
 
@@ -28,6 +30,7 @@ from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps import Perceptual
 from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import Restoration
+from volumediff.anomaly.routes.cycle import Cycle
 from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.grid import Grid
 from volumediff.anomaly.routes.masks import Masks
@@ -52,6 +55,7 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
+from volumediff.recipes.translation import Translation
 from volumediff.spaces.latent import Latent
 
 ROWS = rows.available_rows()
@@ -75,6 +79,8 @@ KINDS = [
     {"stages": True},
     {"recipe": Inpainting},
     {"recipe": LocalNoise},
+    {"recipe": partial(LocalNoise, mask_loss=0.1)},
+    {"recipe": Translation},
     {"bits": True},
     {"recipe": partial(Healthy, reference=True), "field": Simplex},
     *({"recipe": partial(Degradation, c()), "cold": True} for c in RESTORED),
@@ -103,10 +109,14 @@ def model_in(
     space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, cold=False, bits=False
 ):
     made = SPACES[space]() if space != "latent" or not bits else Latent(tiny_binary())
+    if space == "latent" and recipe is Translation:
+        made = Latent(tiny_autoencoder(channels=2))
     if stages:
         return unet(made)
     prior = {"means": (-0.2, 0.3), "classes": 2} if classes else {}
     model = states(made, **prior)
+    if recipe().mask_loss:
+        model.network = Noisy()
     model.field = FIELDS[field]
     model.recipe = recipe()
     if cold:
@@ -123,14 +133,23 @@ def unet(space):
     return Model(space, KERNEL, network).eval().requires_grad_(False)
 
 
-def volume(i):
-    return 0.2 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(100 + i))
+class Noisy(States):
+    """Takes what is far from the mean for noise."""
+
+    def forward(self, z_t, t, condition=None):
+        odds = z_t.abs().mean(1, keepdim=True) - 0.2
+        return torch.cat([super().forward(z_t, t, condition), odds], 1)
+
+
+def volume(i, channels=1):
+    g = torch.Generator().manual_seed(100 + i)
+    return 0.2 * torch.randn((1, channels, *SHAPE), generator=g)
 
 
 def local(method, model, i, calibration, condition):
     return method.localize(
         model,
-        volume(i),
+        volume(i, channels_of(model)),
         foreground=INSIDE,
         spacing_mm=SPACING,
         key=i,
@@ -138,6 +157,11 @@ def local(method, model, i, calibration, condition):
         calibration=calibration,
         region=REGION,
     )
+
+
+def channels_of(model):
+    """A translation is between two."""
+    return 2 if isinstance(model, Model) and isinstance(model.recipe, Translation) else 1
 
 
 def refusal(method, model):
@@ -163,7 +187,7 @@ def quick(method):
     route = method.route
     if isinstance(route, Grid):  # a box is larger than the tests' volumes
         route = replace(route, box_mm=14.0, overlap_mm=2.0)
-    if isinstance(route, Masks):
+    if isinstance(route, Masks | Cycle):
         route = replace(route, count=2, region=Cells(0.5, 6.0))
     if isinstance(route, Shrink):
         route = replace(route, passes=2)
@@ -194,7 +218,8 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
         return
     assert "" in reasons, reasons
     model = model_in(space, **KINDS[reasons.index("")])
-    examples = [Example(volume(i), INSIDE, SPACING, region=REGION) for i in range(5)]
+    c = channels_of(model)
+    examples = [Example(volume(i, c), INSIDE, SPACING, region=REGION) for i in range(5)]
     if isinstance(method, Fitted):
         learns = method.supervision in ("full", "self")
         seen = [replace(e, truth=LESION) for e in examples] if learns else examples
@@ -202,7 +227,7 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
             method.residual(model, examples[0], key=0)
         method = replace(method, fit=method.learn(model, iter(seen), key=0))
     calibration = calibrate.fit(method, model, examples, seed=0)
-    sick = [Example(volume(9), INSIDE, SPACING, truth=LESION, region=REGION)]
+    sick = [Example(volume(9, c), INSIDE, SPACING, truth=LESION, region=REGION)]
     calibration = calibrate.validate(calibration, method, model, sick, seed=0)
     got = local(method, model, 20, calibration, Condition())
     assert got.map.shape == (1, 1, *SHAPE)

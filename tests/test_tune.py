@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,19 +12,26 @@ import torch
 import yaml
 from anomaly_models import SCHEDULE, SHAPE, SPACING, blob, foreground, states, wiener
 from sklearn.metrics import average_precision_score
-from tiny_app import base, program, run
+from tiny_app import WINDOW, base, program, run
+from tiny_runs import tiny
 
 from volumediff.anomaly import calibrate, rows
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.lent import Lent
 from volumediff.anomaly.tuning import axes_of, written
 from volumediff.data.anomalies import TEST, VALIDATION
+from volumediff.inference import calibrate as calibration
 from volumediff.inference import lesions
+from volumediff.inference.calibrate import load_method
+from volumediff.inference.classifier import load_classifier
 from volumediff.inference.lesions import Pair
 from volumediff.inference.search import Bench, Budget, Search
 from volumediff.inference.trained import Trained, load_trained
 from volumediff.inference.trials import Trial, choose, measure, same_finding
 from volumediff.inference.tune import DEFAULT
 from volumediff.randomness import key
+from volumediff.training.loop import train
+from volumediff.training.run_config import parse
 from volumediff.tunable import Tunable
 
 __all__ = ["base", "program", "run"]  # fixtures
@@ -441,6 +450,114 @@ def test_baselines_are_tuned_as_well(program, run):
     tried = [s["setting"]["baseline.sigma_mm"] for s in found["settings"]]
     assert tried[:5] == [4, 2, 8, 1, 16]
     assert len(tried) == 7
+
+
+# what a row takes of other runs
+
+SOFT = "{name: soft_intro_vae, latent_channels: 3, widths: [4, 8], squeeze: 2}"
+
+
+@pytest.fixture(scope="module")
+def judge(base, run, tmp_path_factory):
+    """A classifier of the run's noisy states."""
+    attribute = {"attribute": "group", "values": ["control", "patient"], "drop": 0.0}
+    tree = {
+        "classifier": {"name": "encoder", "of": str(run), "widths": [4, 8], "groups": 2},
+        "recipe": {"name": "class_conditional", **attribute},
+        "optim": {"lr": 1e-1, "steps": 2, "warmup": 1, "batch_size": 2, "ema": 0.5},
+        "validation": {"every": 2, "volumes": 1},
+        "output": str(tmp_path_factory.mktemp("judge") / "classifier"),
+    }
+    return train(parse(tree))
+
+
+def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judge, tmp_path):
+    out, name = tmp_path / "tuned.yaml", "guidance.scale"
+    quick = ("--method", "wolleb_ddpm", "sampler.steps=2", "post=[]")
+    words = ("tune", run, *quick, "--levels=0", "--guidance=0,500", "-o", out)
+    code, _, complaint = program(*words)
+    assert code == 2
+    assert "got none; use --classifier RUN" in complaint
+    code, text, said = program(*words, "--classifier", judge, "--json")
+    assert code == 0, said
+    found = json.loads(text)
+    assert found["searched"] == ["log_snr", name]
+    # at the row's own strength first, then at those that were asked for
+    tried = {s["setting"][name]: s for s in found["settings"]}
+    assert list(tried) == [100, 0, 500]
+    # figures of a setting are those of its row with this classifier
+    trained = load_trained(run, device="cpu")
+    posterior = load_classifier(judge, trained).posterior
+    pairs = list(lesions.validation_pairs(trained, seed=0, limit=None, truth="synthetic"))
+    for scale, known in tried.items():
+        changes = ("sampler.steps=2", "post=[]", "route.log_snr=0", f"guidance.scale={scale}")
+        method = load_method(trained, "wolleb_ddpm", changes, classifier=posterior)
+        (got,) = measure([method], trained.model, pairs, seed=0)
+        assert got.healthy_error == pytest.approx(known["healthy_error"], rel=1e-5)
+    assert tried[0]["healthy_error"] != tried[500]["healthy_error"], "it is asked"
+    # the advice is a command that works, and the row is found again
+    (advice,) = re.findall(r"thresholds: volumediff (.*)", said)
+    code, text, said = program(*shlex.split(advice))
+    assert code == 0, said
+    code, _, said = program(*words, "--classifier", judge)
+    assert code == 0
+    assert "voxel AP" not in said, "nothing is measured twice"
+
+
+def train_first(base, folder, *words):
+    words = ("space=null", "kernel=null", "network=null", f"autoencoder={SOFT}", *words)
+    return train(tiny(base / "data", folder, *words, WINDOW, "optim.steps=1"))
+
+
+def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
+    program, base, run, tmp_path, monkeypatch
+):
+    first, out = train_first(base, tmp_path / "first"), tmp_path / "tuned.yaml"
+    row = ("--method", "phanes", "sampler.steps=2", "policy.resampling=1", "threshold=validation")
+    row += ("route={name: diffuse, log_snr: 0}", "post=[{name: smooth, sigma_mm: 4}]")
+    grids = ("--levels=0,3", "--widths=0,2,4", "-o", out)
+    code, _, complaint = program("tune", run, *row, *grids)
+    assert code == 2
+    assert "first.run: expected the folder of the run" in complaint
+    words = ("tune", run, *row, f"first.run={first}", *grids)
+    loaded, looks, load, find = [], [], calibration.load_trained, Lent.find
+
+    def spied_load(path, **more):
+        loaded.append(path)
+        return load(path, **more)
+
+    def spied_find(self, model, example, *, key):
+        looks.append(key)
+        return find(self, model, example, key=key)
+
+    monkeypatch.setattr(calibration, "load_trained", spied_load)
+    monkeypatch.setattr(Lent, "find", spied_find)
+    code, text, said = program(*words, "--json")
+    assert code == 0, said
+    found = json.loads(text)
+    assert found["searched"] == ["log_snr", "post.0.sigma_mm"]
+    assert len(found["settings"]) == 4
+    assert loaded == [str(first)], "once for all settings"
+    # with and without a lesion: two levels, and once for the two other widths together
+    assert len(looks) == (2 + 1) * 2 * len(found["volumes"])
+    written = yaml.safe_load(out.read_text())
+    assert written["first"] == {"row": "ra", "run": str(first)}
+    (advice,) = re.findall(r"thresholds: volumediff (.*)", said)
+    code, text, said = program(*shlex.split(advice))
+    assert code == 0, said
+    # figures belong to the weights of that run, wherever it lies
+    files = sorted((run / "tuning").glob("phanes-*.json"))
+    shutil.rmtree(first)
+    train_first(base, first, "seed=5")
+    code, text, said = program(*words, "--json")
+    assert code == 0, said
+    assert "voxel AP" in said
+    assert len(sorted((run / "tuning").glob("phanes-*.json"))) == len(files) + 1
+
+
+def test_what_another_run_finds_has_no_axis():
+    row = rows.load_row("phanes", overrides=["first.row=smoothing", "route.level=0.5"])
+    assert [a.name for a in axes_of(row, SCHEDULE)] == ["log_snr"]
 
 
 WRONG = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -132,7 +133,9 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition = UNCONDITIONAL
     ) -> Prediction:
         """What a noisy state says about the clean one; a `Denoiser`."""
-        return self.kernel.predict(self._output(z_t, t, condition), z_t, t)
+        output, noisy = self._parts(self._output(z_t, t, condition))
+        prediction = self.kernel.predict(output, z_t, t)
+        return prediction if noisy is None else replace(prediction, noisy=noisy)
 
     def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], State]:
         """step -> noise in state space; sample i depends on keys[i] and the step alone.
@@ -164,7 +167,10 @@ class Model(nn.Module):
         return condition.replace(reference=z) if self.recipe.reference else condition
 
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
-        """One loss per sample; its mean is what training minimises."""
+        """One loss per sample; its mean is what training minimises.
+
+        Networks that predict where noise is are asked for the region itself, everywhere.
+        """
         with torch.no_grad():
             z_0 = self.encode(batch.x)
             condition = self.told(batch.condition, batch.images, batch.mask)
@@ -183,12 +189,22 @@ class Model(nn.Module):
         if batch.hidden is not None:
             seen = 1 - self.space.mask(batch.hidden)
             m = seen if m is None else m * seen
-        output = self._output(z_t, t, condition)
+        output, noisy = self._parts(self._output(z_t, t, condition))
         if m is None:
             return self.kernel.loss(output, z_0, z_t, t, noise)
         # Errors are linear in output, state and noise: the masked ones have the masked error.
         output, z_0, noise = (m * a for a in (output, z_0, noise))
-        return self.kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
+        loss = self.kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
+        if noisy is None:
+            return loss
+        found = F.binary_cross_entropy_with_logits(noisy.to(m), m, reduction="none")
+        return loss + self.recipe.mask_loss * found.flatten(1).mean(1)
+
+    def _parts(
+        self, output: Float[Tensor, "b o d2 h2 w2"]
+    ) -> tuple[State, Float[Tensor, "b 1 d2 h2 w2"] | None]:
+        """What is the kernel's of the network's output, and the log-odds of noise."""
+        return (output[:, :-1], output[:, -1:]) if self.recipe.mask_loss else (output, None)
 
     def _output(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition

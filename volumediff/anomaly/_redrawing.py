@@ -50,10 +50,7 @@ def keeping(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> Hook:
 
 def blended(scene: Scene, healthy: Tensor, m: Tensor) -> Tensor:
     """The patient's own voxels outside a mask; states that were kept there have them already."""
-    recipe = scene.model.recipe
-    if isinstance(recipe, Inpainting):
-        m = recipe.hidden(scene.x, m)
-    elif scene.model.space.exact:
+    if scene.model.space.exact and not isinstance(scene.model.recipe, Inpainting):
         return healthy
     return m * healthy + (1 - m) * scene.x
 

@@ -38,6 +38,11 @@ class Lent(Method):
     row: Method
     run: Borrowed | None = None
 
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """The run's weights."""
+        return () if self.run is None else (self.run.digest,)
+
     def check(self, model: Learned) -> None:
         """The row must suit its own model."""
         if self.run is None:

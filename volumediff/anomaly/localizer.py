@@ -93,6 +93,11 @@ class Method(ABC):
         """The map of a volume, before normalization."""
 
     @property
+    def lent(self) -> tuple[str, ...]:
+        """SHA-256 of the weights of other runs that the method works with."""
+        return ()
+
+    @property
     def bar(self) -> "tuple[Method, float] | None":
         """A row and the quantile of its healthy maps that this method waits for; None for none."""
         return None
@@ -297,9 +302,10 @@ class Localizer(Method):
         self.map.check(model)
         if self.adapt is not None:
             self.adapt.check(model)
-        problem = self.policy.problem(model)
-        if problem:
-            raise ValueError(f"policy {type(self.policy).__name__.lower()}: {problem}")
+        for name, block in (("route", self.route), ("policy", self.policy)):
+            problem = block.problem(model)
+            if problem:
+                raise ValueError(f"{name} {type(block).__name__.lower()}: {problem}")
         check_guidance(model, self.guidance)
         times = self._times(model)
         check_times(model, times, chain=self.sampler is not None and self.sampler.steps > 1)
@@ -369,6 +375,11 @@ class Localizer(Method):
             errors=torch.stack(errors),
             uncertainty=None if spread is None else spread.value(),
         )
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """Those of the first row."""
+        return () if self.first is None else self.first.lent
 
     @property
     def bar(self) -> tuple[Method, float] | None:

@@ -25,7 +25,7 @@ from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
+__all__ = ["Row", "Runs", "available_rows", "build_row", "load_row", "load_tree"]
 
 Row = Localizer | Rebuilder | Baseline | Detector | Fitted
 

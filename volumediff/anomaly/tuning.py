@@ -24,6 +24,7 @@ from volumediff.anomaly._scene import Level
 from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.detectors import Detector
 from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.lent import Lent
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.schedules._base import Schedule
 from volumediff.tunable import Tunable, tunables
@@ -221,6 +222,8 @@ def _places(block: Any, path: Path) -> Iterator[Place]:
         if field.name in declared:
             if value is not None and value != ():
                 yield Place((*path, *inside, field.name), declared[field.name], value)
+        elif isinstance(value, Lent):
+            continue  # named and not written out: the tree has no place for values
         elif is_dataclass(value) and not isinstance(value, type):
             yield from _places(value, here)
         elif isinstance(value, tuple):

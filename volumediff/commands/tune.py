@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,10 +117,11 @@ def tune(
     else:
         tabulated(found)
     say(f"figures: {file}, picture: {file.with_suffix('.png')}")
-    row = out or "FILE.yaml"
+    then = ["volumediff", "calibrate", str(run), "--method", str(out or "FILE.yaml")]
+    then += [] if classifier is None else ["--classifier", str(classifier)]
     say(
         f"{'wrote ' + str(out) if out else 'write the row with -o FILE.yaml'}; then fit its "
-        f"thresholds: volumediff calibrate {run} --method {row}"
+        f"thresholds: {shlex.join(then)}"
     )
 
 

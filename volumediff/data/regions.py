@@ -173,7 +173,7 @@ class Slabs(Region):
 
     References:
         Liang et al. (2023), Modality Cycles with Masked Conditional Diffusion for Unsupervised
-        Anomaly Segmentation in MRI, arXiv:2308.16150: strips of 16 pixels, 2 apart
+        Anomaly Segmentation in MRI, arXiv:2308.16150: one strip of 16 pixels, moved by 2
     """
 
     thickness_mm: float = 16.0

@@ -6,7 +6,7 @@ and x0 and v follow from the same z_t. With an exact classifier s = 1 turns the 
 volumes into that of class y.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ class Classifier(Guidance):
             # d(eps) = -s σ ∇, and with α x0 + σ eps = z_t: d(x0) = s σ²/α ∇, d(v) = -s σ/α ∇
             inverse = torch.where(informed, 1 / alpha, 0.0)
             of_x0, of_v = sigma.square() * inverse, -sigma * inverse
-            return Prediction(
+            return replace(
+                p,
                 x0=p.x0 + per_sample(of_x0, p.x0) * step,
                 eps=p.eps - per_sample(torch.where(informed, sigma, 0.0), p.eps) * step,
                 v=p.v + per_sample(of_v, p.v) * step,

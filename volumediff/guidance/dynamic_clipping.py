@@ -6,7 +6,7 @@ r"""Dynamic clipping: predictions that strong guidance drives out of range are b
 sample by sample, and ε and v follow from the same z_t. Within the limit nothing changes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -58,6 +58,6 @@ class DynamicClipping(Guidance):
             sigma = (z_t * p.eps - p.v * p.x0).flatten(1).double().sum(1) / power
             eps = p.eps - per_sample(alpha / sigma, p.x0) * (x0 - p.x0)
             v = per_sample(alpha, p.x0) * eps - per_sample(sigma, p.x0) * x0
-            return Prediction(x0, eps, v)
+            return replace(p, x0=x0, eps=eps, v=v)
 
         return clipped

@@ -5,7 +5,7 @@ r"""Several guidances at once: what each of them changes, added up,
 ε the prediction without guidance and ε_i that with the i-th term alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -52,6 +52,6 @@ class Sum(Guidance):
                 x0 = x0 + weight * (changed.x0 - base.x0)
                 eps = eps + weight * (changed.eps - base.eps)
                 v = v + weight * (changed.v - base.v)
-            return Prediction(x0, eps, v)
+            return replace(base, x0=x0, eps=eps, v=v)
 
         return guided

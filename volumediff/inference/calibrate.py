@@ -16,7 +16,7 @@ from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.lent import Borrowed
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import Row, load_row
+from volumediff.anomaly.rows import Row, Runs, load_row
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
@@ -44,6 +44,7 @@ def load_method(
     overrides: Sequence[str] = (),
     *,
     classifier: ClassPosterior | None = None,
+    runs: Runs | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Row:
     """The method of a row, with what it learnt of the run where it learns something.
@@ -53,12 +54,13 @@ def load_method(
         name: of the row
         overrides: `slot.argument=value` words
         classifier: of the run's noisy states, for rows that take one
+        runs: from the folder of another run to its autoencoder; None for `borrowed`
         report: receives progress lines
 
     Raises:
         UsageError: no such row, one that does not suit the run, or that takes no classifier
     """
-    method = load_row(name, overrides=overrides, runs=partial(borrowed, trained))
+    method = load_row(name, overrides=overrides, runs=runs or partial(borrowed, trained))
     if classifier is not None and not takes_classifier(method):
         raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
     try:

@@ -147,7 +147,7 @@ def _training(row: "Row") -> list[str]:
         words.append("space.autoencoder=binary")
     if row.noise is not Gaussian:
         words.append(f"noise={config.name_of(row.noise)}")
-    return words
+    return [*words, *row.route.needs]
 
 
 # What a word of `_needs` stands for, where it takes arguments.

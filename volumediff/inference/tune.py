@@ -5,8 +5,8 @@ the best so far, and is greedy: what a later axis changes is not tried again at 
 volumes and the test family of lesions are never touched.
 
 RUN/tuning/<row>-<fingerprint>.json receives the figures of each setting as they come. The
-fingerprint says what figures depend on (weights, row, volumes, lesions, seed) and not which grid
-was asked for, so that the same command goes on, and another grid takes what is there.
+fingerprint says what figures depend on (all weights, row, volumes, lesions, seed) and not which
+grid was asked for, so that the same command goes on, and another grid takes what is there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from typing import Any
 from volumediff.anomaly._classifier import with_classifier
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import Row, build_row, load_tree
+from volumediff.anomaly.rows import Row, Runs, build_row, load_tree
 from volumediff.anomaly.tuning import axes_of
 from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
@@ -72,7 +72,8 @@ def tune(
         UsageError: nothing of the row can be tuned, or the run cannot serve it
         DataError: the stored figures are damaged
     """
-    method = load_method(trained, name, overrides, classifier=classifier)
+    runs = cache(partial(borrowed, trained))  # one model for all settings
+    method = load_method(trained, name, overrides, classifier=classifier, runs=runs)
     tree = load_tree(name, overrides=overrides)
     schedule = trained.model.kernel.schedule if isinstance(method, Localizer) else None
     axes = axes_of(method, schedule)
@@ -85,6 +86,8 @@ def tune(
     facts = _facts(trained, seed=seed, limit=limit, truth=truth)
     if classifier is not None:
         facts["classifier_sha256"] = classifier.digest
+    if method.lent:
+        facts["lent_sha256"] = list(method.lent)
     journal = open_journal(trained.run / "tuning", name, {**facts, "base": tree})
     bench = Bench(
         tree=tree,
@@ -93,7 +96,7 @@ def tune(
         pairs=cache(lambda: _pairs(trained, seed=seed, limit=limit, truth=truth)),
         references=cache(lambda: _references(trained, limit=limit)),
         seed=seed,
-        make=partial(_made, trained, classifier),
+        make=partial(_made, trained, classifier, runs),
     )
     search = Search(
         bench, grids, known=journal.trials, keep=journal.write, budget=budget, report=report
@@ -119,9 +122,11 @@ def tune(
     return found, journal.path
 
 
-def _made(trained: Trained, classifier: ClassPosterior | None, tree: Mapping[str, Any]) -> Row:
-    """The method of a tree, with what it takes of the run and the classifier."""
-    method = build_row(tree, runs=partial(borrowed, trained))
+def _made(
+    trained: Trained, classifier: ClassPosterior | None, runs: Runs, tree: Mapping[str, Any]
+) -> Row:
+    """The method of a tree, with what it takes of the run, the classifier and other runs."""
+    method = build_row(tree, runs=runs)
     if classifier is not None:
         method = with_classifier(method, classifier)
     return completed(trained, method)

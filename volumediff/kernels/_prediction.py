@@ -30,11 +30,13 @@ class Prediction:
             probabilities of their classes
         eps: the noise; NaN where states are discrete
         v: alpha eps - sigma x0
+        noisy: log-odds that there is noise in a state voxel, of networks that predict it
     """
 
     x0: State
     eps: State
     v: State
+    noisy: Float[Tensor, "b 1 d h w"] | None = None
 
     @classmethod
     def from_x0(cls, output: State, z_t: State, alpha: Level, sigma: Level) -> "Prediction":

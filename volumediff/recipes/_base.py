@@ -94,6 +94,8 @@ class Recipe(ABC):
         classes: number of classes, not counting the null class; 0 without classes
         local: whether noise is in a region alone
         shows_mask: whether the network is shown a mask, one channel in state space
+        mask_loss: weight of the cross entropy of a mask of noise that the network predicts beside
+            the kernel's quantity; 0 for networks without this channel
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
     """
@@ -101,6 +103,7 @@ class Recipe(ABC):
     atlas: bool
     scalars: tuple[str, ...]
     reference: bool = False
+    mask_loss: float = 0.0
     kernel: ClassVar[str] = "gaussian"
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
@@ -117,6 +120,10 @@ class Recipe(ABC):
     @abstractmethod
     def classes(self) -> int:
         """Number of classes, not counting the null class; 0 without classes."""
+
+    def problem(self, c: int) -> str | None:
+        """Why volumes of c channels make no target; None where they do."""
+        return None
 
     @abstractmethod
     def channels(self, c: int) -> int:

@@ -25,15 +25,12 @@ class Inpainting(Recipe):
         region: what is hidden
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
-        redrawn: channels that are hidden; None for all. The others show what the hidden ones must
-            look like: one modality from another
         edges: radius in cycles per volume above which the network is told the frequencies of the
             whole volume, void included; None for nothing of the void. Whole volumes only: crops
             have other frequencies
 
     References:
         Liang et al. (2025), IterMask3D, arXiv:2504.04911, for the edges: a radius of 15
-        Liang et al. (2023), MMCCD, arXiv:2308.16150, for the channels
         Durrer et al. (2024), Denoising Diffusion Models for Inpainting of Healthy Brain Tissue,
         arXiv:2402.17307
     """
@@ -43,7 +40,6 @@ class Inpainting(Recipe):
     region: Region = field(default_factory=Blobs)
     atlas: bool = False
     scalars: tuple[str, ...] = ()
-    redrawn: tuple[int, ...] | None = None
     edges: float | None = None
 
     def __post_init__(self) -> None:
@@ -71,30 +67,11 @@ class Inpainting(Recipe):
         (hint,) = self.hints(subject.x[None], m[None])
         return Target(subject.x, (*shown(self, atlas), hint[0]), mask=m)
 
-    def hidden(
-        self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"]
-    ) -> Float[Tensor, "b c d h w"]:
-        """1 where the volume is hidden: in the region, in the channels that are.
-
-        Raises:
-            ValueError: the volume has not these channels
-        """
-        c = x.shape[1]
-        chosen = range(c) if self.redrawn is None else self.redrawn
-        if not chosen or not all(0 <= i < c for i in chosen):
-            raise ValueError(
-                f"recipe inpainting: expected redrawn channels out of 0 to {c - 1}, got "
-                f"{list(chosen)}."
-            )
-        which = torch.zeros(c, dtype=m.dtype, device=m.device)
-        which[list(chosen)] = 1
-        return m * which.view(1, c, 1, 1, 1)
-
     def hints(
         self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"]
     ) -> tuple[Float[Tensor, "b _ d h w"]]:
         """What is told beside atlas and mask: the void, and the edges if asked for."""
-        void = x * (1 - self.hidden(x, m))
+        void = x * (1 - m)
         if self.edges is None:
             return (void,)
         return (torch.cat([void, high_frequencies(x, self.edges)], dim=1),)

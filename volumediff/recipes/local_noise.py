@@ -2,9 +2,11 @@ r"""A region of a volume given clean tissue around it,
 
 .. math:: z_t = M_z (α_t z_0 + σ_t ε) + (1 - M_z) z_0,
 
-the loss inside the region alone.
+the loss inside the region alone. A network may also say where noise is, p(M | z_t), by log-odds
+with the cross entropy as loss; M is the region on the grid of the state.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -25,12 +27,15 @@ class LocalNoise(Recipe):
     Arguments:
         region: where the noise is
         tell: whether the network is shown the region; noise shows it well enough unless t is low
+        mask_loss: λ, weight of the cross entropy of the region, which the network then predicts in
+            a channel of its own; 0 for a network that predicts none
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
 
     References:
         Behrendt et al. (2023), Patched Diffusion Models for Unsupervised Anomaly Detection in
         Brain MRI, arXiv:2303.03758; Beizaee et al. (2025), MAD-AD, arXiv:2502.16943, with cells
+        that the network predicts
     """
 
     samples: ClassVar[bool] = False
@@ -38,8 +43,18 @@ class LocalNoise(Recipe):
     local: ClassVar[bool] = True
     region: Region = field(default_factory=Box)
     tell: bool = False
+    mask_loss: float = 0.0
     atlas: bool = False
     scalars: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_loss < math.inf:
+            raise ValueError(f"mask_loss: expected a weight >= 0, got {self.mask_loss}.")
+        if self.tell and self.mask_loss:
+            raise ValueError(
+                "mask_loss: expected 0 for a network that is shown the region, got "
+                f"{self.mask_loss}; use tell=false."
+            )
 
     @property
     def shows_mask(self) -> bool:  # type: ignore[override]

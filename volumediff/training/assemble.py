@@ -143,7 +143,7 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         "network",
         config.network,
         in_channels=k,
-        out_channels=k,
+        out_channels=k + (recipe.mask_loss > 0),
         image_channels=image_channels,
         classes=recipe.classes,
         scalars=len(recipe.scalars),

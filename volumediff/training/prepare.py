@@ -15,7 +15,7 @@ from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
-from volumediff.training.assemble import build_recipe, build_task, keep_sources
+from volumediff.training.assemble import build_recipe, build_task, channels_of, keep_sources
 from volumediff.training.cache import Cache
 from volumediff.training.checkpoint import find
 from volumediff.training.dataset import Crop, Keyed, Order
@@ -73,7 +73,10 @@ def prepare(
         UsageError: configuration, data and recipe do not fit
         DataError: a file is refused, or a part of the run is damaged
     """
-    run = config.output
+    run, recipe = config.output, build_recipe(config)
+    problem = recipe.problem(channels_of(config))
+    if problem:
+        raise UsageError(f"recipe: {problem}")
     on_main(accelerator, lambda: keep_sources(config, run))
     task = build_task(config, run=run)
     if config.start_from is not None and find(run, "last") is None:
@@ -81,7 +84,6 @@ def prepare(
     task.module.to(accelerator.device)
     cache = Cache(config.data.cache or run.parent / "cache", report)
     training, validation = gather(config, accelerator, cache)
-    recipe = build_recipe(config)
     _check_labels(recipe, training + validation)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
     on_main(accelerator, lambda: _measure_once(recipe, training, run))

@@ -1,16 +1,18 @@
-"""Anomalies as noise that is already there: what the network wants to change most is denoised."""
+"""Anomalies as noise that is already there: what the network takes for noise is denoised."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
+from volumediff.model import Model
 from volumediff.samplers._base import Sampler
+from volumediff.samplers._transfer import euler
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Selective"]
@@ -18,35 +20,38 @@ __all__ = ["Selective"]
 
 @dataclass(frozen=True)
 class Selective(Route):
-    r"""Denoises the volume itself, level after level, and in each only the part that moves most,
+    r"""Takes the volume itself for a noisy state, and denoises the part where noise is predicted,
 
-    .. math:: \hat z_0 = \hat z_0(z, t), \qquad M = \{|\hat z_0 - z| > Q_q\}, \qquad
-              z \leftarrow M \hat z_0 + (1 - M)\, z,
+    .. math:: M = \{p(M | z, t) > 1/2\}, \qquad
+              z \leftarrow M\, (α_s \hat z_0 + σ_s \hat ε) + (1 - M)\, z,
 
-    with the distance averaged over state channels and its quantile in the foreground. Nothing is
-    added to the volume: a network that was trained on noise in unknown cells (recipe local_noise
-    without `tell`) leaves clean tissue alone and takes anomalies for noise.
+    level after level, the last with s = 0. Nothing is added to the volume and nothing is drawn:
+    what a network that was trained on noise in unknown cells takes for clean stays as it is, bit
+    for bit in state space. Beside the row's map there is the deviation in state space,
+
+    .. math:: a = U \frac{1}{k} \|z_0 - \hat z\|_1,
+
+    with U the interpolation to voxels; the ensemble averages the two. For checkpoints of the
+    recipe local_noise with a mask_loss.
 
     Arguments:
         levels: times t, walked from the highest to the lowest
         log_snrs: the same as log-SNRs; give one of the two
-        quantile: q, share of the foreground that is kept in every step
 
     References:
-        Beizaee et al. (2025), MAD-AD, arXiv:2502.16943, which predicts the mask beside the noise
+        Beizaee et al. (2025), MAD-AD, arXiv:2502.16943; there the steps of DDIM draw half of their
+        noise
     """
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("recipe.mask_loss=0.1",)
     levels: tuple[float, ...] = tunable((), Tunable.TIME)
     log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
-    quantile: float = 0.9
 
     def __post_init__(self) -> None:
         if not self.noise_levels():
             raise ValueError("selective: expected levels or log_snrs, got none.")
-        if not 0 < self.quantile < 1:
-            raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
 
     def noise_levels(self) -> list[Level]:
         """The levels."""
@@ -56,16 +61,30 @@ class Selective(Route):
         """A sampler would never be used."""
         no_sampler("selective", sampler)
 
+    def problem(self, model: Model) -> str | None:
+        """The network must say where noise is."""
+        if model.recipe.mask_loss:
+            return None
+        return (
+            "expected a checkpoint that predicts where noise is, got one that does not; train "
+            f"with {self.needs[0]}."
+        )
+
     def __call__(
         self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
-        """One volume."""
-        z = scene.encode(policy.start(scene))
+        """One volume, and the map of its state's deviation."""
+        z_0 = z = scene.encode(policy.start(scene))
         inside = scene.model.space.mask(scene.foreground.to(z)) > 0
-        levels = [level] if level else self.noise_levels()
-        for t in sorted((each.time(scene.schedule) for each in levels), reverse=True):
-            x0 = scene.denoise(z, scene.times(t), scene.condition).x0
-            moved = (x0 - z).abs().mean(dim=1, keepdim=True)
-            bar = inside_quantile(moved, self.quantile, foreground=inside)
-            z = torch.where((moved > bar) & inside, x0, z)
+        steps = [level] if level else self.noise_levels()
+        times = sorted((each.time(scene.schedule) for each in steps), reverse=True)
+        denoised = torch.zeros_like(z[:, :1])
+        for t, s in pairwise([*times, 0.0]):
+            found = scene.denoise(z, scene.times(t), scene.condition)
+            assert found.noisy is not None, "checked before"
+            m = (found.noisy > 0) & inside
+            z = torch.where(m, euler(scene.schedule, found, scene.times(s)), z)
+            denoised += m
+        scene.trace["selective/denoised"] = scene.voxels(denoised / len(times))
+        scene.maps.append(scene.voxels((z_0 - z).abs().mean(dim=1, keepdim=True)))
         yield policy.finish(scene, scene.decode(z))

@@ -1,0 +1,122 @@
+"""From one modality to another and back, with a part hidden on the way forth."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.routes._base import Route, Volumes
+from volumediff.anomaly.routes._chain import needs_sampler
+from volumediff.condition import Condition
+from volumediff.config import name_of
+from volumediff.data.regions import Region, Slabs
+from volumediff.model import Model
+from volumediff.randomness import key
+from volumediff.recipes.translation import Translation
+from volumediff.samplers._base import Sampler
+
+__all__ = ["Cycle"]
+
+
+@dataclass(frozen=True)
+class Cycle(Route):
+    r"""From the channel i to the channel j and back, region by random region,
+
+    .. math:: \tilde x_j \sim p(x_j\,|\,(1 - M)\, x_i, M), \qquad
+              \hat x_i = E[x_i\,|\,\tilde x_j], \qquad
+              a = \sum_M M\, a_M \Big/ \sum_M M,
+
+    with a_M the row's map of channel i, and 0 where no region was. What is hidden is imagined as
+    healthy tissue, and what has no counterpart in the other modality does not come back. Of x
+    nothing but the channel i is looked at. The way forth is a chain from pure noise, the way back
+    one prediction from pure noise: that is the mean, which a U-Net would learn. For checkpoints of
+    the recipe translation, which name i and j.
+
+    Arguments:
+        region: how regions are drawn
+        count: number of regions; each costs a chain and one call
+
+    References:
+        Liang et al. (2023), Modality Cycles with Masked Conditional Diffusion for Unsupervised
+        Anomaly Segmentation in MRI, arXiv:2308.16150
+    """
+
+    chain: ClassVar[bool] = False
+    own_map: ClassVar[bool] = False
+    region: Region = field(default_factory=Slabs)
+    count: int = 8
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count: expected at least 1 region, got {self.count}.")
+
+    def noise_levels(self) -> list[Level]:
+        """Pure noise."""
+        return [Level(1.0)]
+
+    def check(self, sampler: Sampler | None) -> None:
+        """Any sampler will do."""
+        needs_sampler("cycle", sampler)
+
+    def problem(self, model: Model) -> str | None:
+        """The network must know both directions."""
+        if isinstance(model.recipe, Translation):
+            return None
+        got = name_of(type(model.recipe))
+        return f"expected a checkpoint of the recipe translation, got {got}; train with it."
+
+    def __call__(
+        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+    ) -> Volumes:
+        """One volume, with the channel i of the way back, and the map."""
+        i = scene.model.recipe.source
+        total, weight = torch.zeros_like(scene.x[:, :1]), torch.zeros_like(scene.x[:, :1])
+        healthy = torch.zeros_like(total)
+        for draw in range(self.count):
+            m = self.region(
+                scene.foreground[0], spacing_mm=scene.spacing_mm, key=key(scene.key, "mask", draw)
+            )
+            m = m[None].to(scene.x.dtype)
+            came = _back(scene, _forth(scene, m, sampler))[:, i : i + 1]
+            total += m * scene.compare(_with(scene.kept, i, came))
+            healthy += m * came
+            weight += m
+        scene.maps.append(total / weight.clamp(min=1))
+        own = scene.x[:, i : i + 1]
+        mean = torch.where(weight > 0, healthy / weight.clamp(min=1), own)
+        yield _with(scene.x, i, mean)
+
+
+def _forth(
+    scene: Scene, m: Float[Tensor, "1 1 d h w"], sampler: Sampler
+) -> Float[Tensor, "1 c d h w"]:
+    """A volume drawn given the channel i outside of a region."""
+    z = sampler.sample(
+        scene.denoise,
+        scene.model.kernel,
+        scene.model.kernel.prior(scene.noise(-1).to(scene.x)),
+        sampler.times(scene.schedule, start=1.0),
+        condition=_told(scene, scene.x, m, scene.model.recipe.source),
+        noise=scene.noise,
+    )
+    return scene.decode(z)
+
+
+def _back(scene: Scene, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 c d h w"]:
+    """The mean volume given the channel j of another."""
+    condition = _told(scene, x, torch.zeros_like(x[:, :1]), scene.model.recipe.through)
+    z_1 = scene.model.kernel.prior(scene.noise(-2).to(x))
+    return scene.decode(scene.denoise(z_1, scene.times(1.0), condition).x0)
+
+
+def _told(scene: Scene, x: Tensor, m: Tensor, channel: int) -> Condition:
+    return scene.model.told(scene.condition, (scene.model.recipe.hint(x, m, channel),), m)
+
+
+def _with(x: Tensor, i: int, channel: Tensor) -> Float[Tensor, "1 c d h w"]:
+    """The volume with another channel i."""
+    return torch.cat([x[:, :i], channel, x[:, i + 1 :]], dim=1)
