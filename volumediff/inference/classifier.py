@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.classification import ClassPosterior, StateClassifier
+from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.inference.trained import Trained
 from volumediff.training import checkpoint
 from volumediff.training.assemble import load_run
+from volumediff.training.seen import seen_by
 from volumediff.training.states import states_digest, states_facts
 
 __all__ = ["LoadedClassifier", "load_classifier"]
@@ -24,10 +26,12 @@ class LoadedClassifier:
         posterior: what guidance and saliency take
         facts: run, checkpoint, digest of the weights, and the same of the diffusion run that it
             was trained for; for the records of results
+        seen: what its weights have seen
     """
 
     posterior: ClassPosterior
     facts: Mapping[str, Any]
+    seen: Seen
 
 
 def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
@@ -75,4 +79,5 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
             "weights_sha256": digest,
             "of": dict(source),
         },
+        seen_by(run),
     )

@@ -8,6 +8,7 @@
 <case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's blocks
 <case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
 <case>_desc-anomaly_findings.json     what was found, finding by finding; see findings/schema.py
+seen-<hash>.json                      what the weights have seen; see leakage.py
 """
 
 import json

@@ -20,7 +20,9 @@ from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.splits import Split, split_cases
 from volumediff.errors import UsageError
 from volumediff.training.cache import Cache
+from volumediff.training.processes import on_main
 from volumediff.training.run_config import POPULATION, Data, RunConfig
+from volumediff.training.seen import keep_seen
 from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["cases_of", "gather", "preprocessing", "simulated", "split_of"]
@@ -125,9 +127,14 @@ def gather(
     """
     data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
     cases = cases_of(data)
-    split = _kept_split(config.output, cases, cache.report) or split_of(cases, data)
-    if accelerator.is_main_process:
+    kept = _kept_split(config.output, cases, cache.report)
+    split = kept or split_of(cases, data)
+
+    def keep() -> None:
         split.save(config.output / "splits.json")
+        keep_seen(config, cases, split, kept=kept is not None)
+
+    on_main(accelerator, keep)
     wanted = {*split.train, *split.validation}
     sources = [_source(case, data) for case in cases if case.id in wanted]
     # Each process prepares its share, then all of them open everything.
