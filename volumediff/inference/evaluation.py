@@ -26,7 +26,7 @@ from volumediff.inference.statistics import (
     reliability_in,
     restored_in,
 )
-from volumediff.inference.truths import find_truths
+from volumediff.inference.truths import Truth, find_truths
 from volumediff.metrics import calibration, detection
 from volumediff.metrics.bootstrap import Interval, bootstrap
 from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
@@ -138,28 +138,7 @@ def evaluate(
             model has seen
     """
     maps = {Path(folder): _maps(Path(folder)) for folder in folders}
-    truths = find_truths(truth, layout)
-    shared = set.intersection(*(set(m) for m in maps.values()))
-    for folder, found in maps.items():
-        if extra := sorted(set(found) - shared):
-            report(
-                f"{folder}: {len(extra)} cases are not in every folder and left out: {extra[0]}"
-            )
-    known = {case: truths[case] for case in sorted(shared) if case in truths}
-    if missing := sorted(shared - set(known)):
-        report(f"{truth}: no truth for {len(missing)} cases, left out: {missing[0]}")
-    if not known:
-        raise DataError(
-            f"{truth}: no mask fits the cases of {folders[0]}, for example "
-            f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
-            "with labels."
-        )
-    if by and not any(by in t.attributes for t in known.values()):
-        there = sorted({name for t in known.values() for name in t.attributes})
-        report(
-            f"--by {by}: no case has this attribute, subgroups are left out; there are "
-            f"{', '.join(there) or 'none'}"
-        )
+    known = _known(maps, truth, by=by, layout=layout, report=report)
     sidecars = {
         folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()
     }
@@ -196,6 +175,40 @@ def evaluate(
             report(f"{folder}: left out: {'; '.join(result.left_out)}")
         results[name] = result
     return list(results.values())
+
+
+def _known(
+    maps: Mapping[Path, Mapping[str, Path]],
+    truth: Path | str,
+    *,
+    by: str | None,
+    layout: Spec,
+    report: Callable[[str], None],
+) -> dict[str, Truth]:
+    """The cases that every folder has, with their truth."""
+    truths = find_truths(truth, layout)
+    shared = set.intersection(*(set(m) for m in maps.values()))
+    for folder, found in maps.items():
+        if extra := sorted(set(found) - shared):
+            report(
+                f"{folder}: {len(extra)} cases are not in every folder and left out: {extra[0]}"
+            )
+    known = {case: truths[case] for case in sorted(shared) if case in truths}
+    if missing := sorted(shared - set(known)):
+        report(f"{truth}: no truth for {len(missing)} cases, left out: {missing[0]}")
+    if not known:
+        raise DataError(
+            f"{truth}: no mask fits the cases of {next(iter(maps))}, for example "
+            f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
+            "with labels."
+        )
+    if by and not any(by in t.attributes for t in known.values()):
+        there = sorted({name for t in known.values() for name in t.attributes})
+        report(
+            f"--by {by}: no case has this attribute, subgroups are left out; there are "
+            f"{', '.join(there) or 'none'}"
+        )
+    return known
 
 
 def _maps(folder: Path) -> dict[str, Path]:
