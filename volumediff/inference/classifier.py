@@ -54,8 +54,12 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
             f"train configs/classifiers/encoder_64.yaml classifier.of={trained.run}"
         )
     model = trained.model
-    theirs = states_digest(config, module.space, module.kernel, module.field)
-    ours = states_digest(trained.config, model.space, model.kernel, model.field)
+    theirs = states_digest(
+        config, run, space=module.space, kernel=module.kernel, field=module.field
+    )
+    ours = states_digest(
+        trained.config, trained.run, space=model.space, kernel=model.kernel, field=model.field
+    )
     source = states_facts(run)
     if theirs != ours:
         raise UsageError(

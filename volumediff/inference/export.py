@@ -137,7 +137,7 @@ class Writer:
         """Intensities; where the prepared volume does not reach, those of its background."""
         native = [
             self.preprocessing.to_native(channel[None], self.record, fill=low)
-            for channel, (low, _) in zip(array, self.record.limits, strict=True)
+            for channel, (low, *_) in zip(array, self.record.limits, strict=True)
         ]
         write(self._path(name), np.concatenate(native), like=self.record.native, kind="image")
 

@@ -135,7 +135,10 @@ def coverage(results: Sequence[MethodResult]) -> str:
         f"{len(cases)} volumes of {len({c.patient for c in cases})} patients, "
         f"{sum(c.abnormal for c in cases)} with lesions; 95 % intervals over patients (bootstrap)."
     )
-    return " ".join([counts, *said([r.leakage for r in results])])
+    lines = said([r.leakage for r in results])
+    if any(r.leakage.leaks for r in results) and not without_seen(results):
+        lines.append("No volume is left without them.")
+    return " ".join([counts, *lines])
 
 
 def without_seen(results: Sequence[MethodResult]) -> list[MethodResult]:
