@@ -171,6 +171,11 @@ def lesioned(
     )
 
 
+def stored_of(x: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+    """The numbers in a file of a volume in [-1, 1]."""
+    return ((x + 1) * UNITS + OFFSET) * foreground
+
+
 def placed(
     trained: Trained,
     population: Population,
@@ -178,8 +183,12 @@ def placed(
     foreground: torch.Tensor,
     truth: torch.Tensor | None,
 ) -> Example:
+    # as the run reads it from a file
+    rule, mask = trained.preprocessing.intensity, foreground[0].numpy()
+    stored = stored_of(x, foreground)[0].numpy()
+    y = rule.apply(stored, mask, limits=rule.limits(stored, mask))
     return trained.placed(
-        x,
+        torch.from_numpy(y)[None],
         foreground,
         population.spacing_mm,
         condition=trained.condition({}),
@@ -226,8 +235,8 @@ def write_training(
         if i in with_lesion:
             donor = population.subject((i + 1) % subjects).x
             x, _ = lesioned(population, x, subject.foreground, kinds[i % len(kinds)], i, donor)
-        stored = ((x + 1) * UNITS + OFFSET) * subject.foreground
-        write(folder / f"sub-{i:04d}_T1w.nii.gz", stored.numpy(), like=grid, kind="image")
+        stored = stored_of(x, subject.foreground).numpy()
+        write(folder / f"sub-{i:04d}_T1w.nii.gz", stored, like=grid, kind="image")
         lines.append(f"sub-{i:04d}\t{parts[i]}\t{'sick' if i in called_sick else 'healthy'}")
     with atomic(folder / "participants.tsv") as file:
         file.write(("\n".join(lines) + "\n").encode())
