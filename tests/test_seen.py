@@ -18,6 +18,7 @@ from volumediff.errors import DataError
 from volumediff.inference.classifier import load_classifier
 from volumediff.inference.engine import localize
 from volumediff.inference.evaluation import evaluate
+from volumediff.inference.summary import coverage
 from volumediff.inference.trained import load_trained
 from volumediff.training.loop import train
 from volumediff.training.seen import seen_by
@@ -272,10 +273,21 @@ def test_one_method_that_has_seen_a_case_takes_it_from_all(mixed, tmp_path):
         path.write_text(json.dumps(facts))
     results = evaluate([other, out], truth, replicates=0, allow_seen=True)
     assert [len(r.leakage.leaks) for r in results] == [0, 2]
-    kept = [[c.case for c in r.unseen.cases] for r in results]
+    kept = [[c.case for c in r.without_seen.cases] for r in results]
     assert kept[0] == kept[1]
     assert len(kept[0]) == 3
     assert again not in kept[0]
+
+
+def test_where_all_were_seen_there_is_nothing_without_them(mixed):
+    out, truth, again = mixed
+    for path in truth.iterdir():
+        if not path.name.startswith((again, "other")):
+            path.unlink()
+    results = evaluate([out], truth, replicates=0, allow_seen=True)
+    assert results[0].without_seen is None
+    assert "LEAKAGE: 2 of the volumes" in coverage(results)
+    assert coverage(results).endswith("No volume is left without them.")
 
 
 def test_a_record_that_is_gone_or_changed_is_no_licence(mixed):

@@ -88,7 +88,7 @@ class MethodResult:
         curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
         left_out: what could not be said, and why
         leakage: volumes that the model has seen before
-        unseen: the figures without the volumes that some model has seen, where there are any
+        without_seen: the figures without the volumes that some model has seen, where there are any
     """
 
     method: str
@@ -102,7 +102,7 @@ class MethodResult:
     curves: Curves = field(default_factory=Curves)
     left_out: Sequence[str] = ()
     leakage: Leakage = field(default_factory=Leakage)
-    unseen: "MethodResult | None" = None
+    without_seen: "MethodResult | None" = None
 
 
 def evaluate(
@@ -168,9 +168,9 @@ def evaluate(
         )
         clean = [c for case, c in cases.items() if case not in tainted]
         if tainted and clean:
-            rest = replace(seen[folder], leaks=())
-            unseen = _result(name, folder, clean, first, rest, seed=seed, replicates=replicates)
-            result = replace(result, unseen=unseen)
+            own = replace(seen[folder], leaks=())
+            rest = _result(name, folder, clean, first, own, seed=seed, replicates=replicates)
+            result = replace(result, without_seen=rest)
         if result.left_out:
             report(f"{folder}: left out: {'; '.join(result.left_out)}")
         results[name] = result
@@ -241,7 +241,7 @@ def _result(
     folder: Path,
     cases: Sequence[Measured],
     facts: Mapping[str, Any],
-    leakage: Leakage,
+    seen: Leakage,
     *,
     seed: int,
     replicates: int,
@@ -280,7 +280,7 @@ def _result(
         },
         cases=cases,
         facts=facts,
-        leakage=leakage,
+        leakage=seen,
         gaps={m: found for m, found in gaps.items() if np.isfinite(found.gap.value)},
         sizes=[
             Size(stratum, interval(lambda cs, k=k: stratified(lesions_in(cs))[k].rate, slim))

@@ -143,7 +143,7 @@ def coverage(results: Sequence[MethodResult]) -> str:
 
 def without_seen(results: Sequence[MethodResult]) -> list[MethodResult]:
     """The results without the volumes that some model has seen; none if that is the same."""
-    return [r.unseen for r in results if r.unseen is not None]
+    return [r.without_seen for r in results if r.without_seen is not None]
 
 
 def verdicts(results: Sequence[MethodResult]) -> list[str]:
