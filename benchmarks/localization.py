@@ -27,6 +27,7 @@ from torch.nn.functional import interpolate
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
+from volumediff.data.splits import Split
 from volumediff.inference.calibrate import calibrate, load_method
 from volumediff.inference.cost import counted
 from volumediff.inference.lesions import validation_pairs
@@ -125,6 +126,16 @@ def _validation_ap(trained: Trained, candidate: Prepared) -> float:
     return sum(aps) / len(aps)
 
 
+def learners(out: Path) -> dict[str, str]:
+    """Patient -> run, for everybody in a part other than test of some run of this benchmark."""
+    found = {}
+    for path in sorted(out.glob("*/splits.json")):
+        split = Split.load(path)
+        for case in (*split.train, *split.validation, *split.calibration):
+            found[split.patients[case]] = path.parent.name
+    return found
+
+
 def measured(
     trained: Trained, p: Prepared, item: Item, *, coarsening: int, seed: int
 ) -> dict[str, Any]:
@@ -191,6 +202,7 @@ def measure(
     source = trained if coarsening == 1 else trained_run(FINE, args)
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(r["weights"], r["fingerprint"], r["suite"], r["case"]) for r in known}
+    used = learners(args.out)
     for row in rows:
         p = prepared(trained, row, args.words)
         facts = {
@@ -204,6 +216,10 @@ def measure(
         began, count = time.monotonic(), 0
         seen: dict[str, int] = {}
         for item in items(source, args.data, tuple(args.suites), seed=args.seed):
+            assert item.patient not in used, (
+                f"{item.suite} {item.name}: its patient is in a part of {used[item.patient]} "
+                "other than test."
+            )
             seen[item.suite] = seen.get(item.suite, 0) + 1
             if args.limit and seen[item.suite] > args.limit:
                 continue

@@ -4,8 +4,10 @@
 
 First part: trained and calibrated on site A, tested on site B (another contrast, bias field and
 noise). Voxel AP, drift of healthy scores and maps, false alarms at A's threshold and at that of k
-healthy volumes of B, and what test-time adaptation gains and erases. Second part: the same
-training set with 0 to 20 % of lesions that nobody marked, and with exchanged class labels.
+healthy volumes of B, what test-time adaptation gains and erases, and all but the last once more
+with intensities that are standardised to landmarks of A, in training and in tests. Second part:
+the same training set with 0 to 20 % of lesions that nobody marked, and with exchanged class
+labels.
 
 Trains what is not trained yet, measures what is not measured yet (one line per volume in
 OUT/results.jsonl) and prints tables, which OUT/shift.json holds too: the same call goes on where
@@ -49,10 +51,12 @@ class Run:
     Arguments:
         impure: share of training volumes with lesions that are called healthy
         flipped: share of exchanged labels; None for a run without classes
+        intensity: how the numbers of files are normalized
     """
 
     impure: float = 0.0
     flipped: float | None = None
+    intensity: str = "{name: window, center: 501, width: 1000, foreground: nonzero}"
 
     @property
     def recipe(self) -> str:
@@ -67,6 +71,7 @@ class Run:
 
 RUNS = {
     "pure": Run(),
+    "standardised": Run(intensity="{name: histogram, foreground: nonzero}"),
     "impure-05": Run(impure=0.05),
     "impure-10": Run(impure=0.1),
     "impure-20": Run(impure=0.2),
@@ -107,8 +112,7 @@ def trained_run(name: str, args: argparse.Namespace) -> Trained:
         f"data.preprocessing.spacing_mm={spacing:g}",
         f"data.preprocessing.shape={list(population.shape)}",
         "data.preprocessing.centre=volume",
-        "data.preprocessing.intensity="
-        "{name: window, center: 501, width: 1000, foreground: nonzero}",
+        f"data.preprocessing.intensity={run.intensity}",
         "data.split.by_attribute=true",
         "data.augmentation={flip: [0]}",
         f"data.cache={args.out / 'cache'}",
@@ -211,6 +215,8 @@ def measure(
     }
     if name == "pure":
         plan, sites = variants(args), tuple(args.sites)
+    elif name == "standardised":
+        plan, sites = {f"{row} standardised": (row, ()) for row in ROWS}, tuple(args.sites)
     elif RUNS[name].flipped is None:
         plan, sites = {row: (row, ()) for row in ("atlas", "scan")}, ("A",)
     else:

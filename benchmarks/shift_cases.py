@@ -173,6 +173,11 @@ def lesioned(
     )
 
 
+def stored_of(x: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+    """The numbers in a file of a volume in [-1, 1]."""
+    return ((x + 1) * UNITS + OFFSET) * foreground
+
+
 def placed(
     trained: Trained,
     population: Population,
@@ -180,8 +185,12 @@ def placed(
     foreground: torch.Tensor,
     truth: torch.Tensor | None,
 ) -> Example:
+    # as the run reads it from a file
+    rule, mask = trained.preprocessing.intensity, foreground[0].numpy()
+    stored = stored_of(x, foreground)[0].numpy()
+    y = rule.apply(stored, mask, limits=rule.limits(stored, mask))
     return trained.placed(
-        x,
+        torch.from_numpy(y)[None],
         foreground,
         population.spacing_mm,
         condition=trained.condition({}),
@@ -229,8 +238,8 @@ def write_training(
             donor = population.subject((i + 1) % subjects).x
             kind, family = kinds[i % len(kinds)], TRAINING if i in marked else TEST
             x, _ = lesioned(population, x, subject.foreground, kind, i, donor, family)
-        stored = ((x + 1) * UNITS + OFFSET) * subject.foreground
-        write(folder / f"sub-{i:04d}_T1w.nii.gz", stored.numpy(), like=grid, kind="image")
+        stored = stored_of(x, subject.foreground).numpy()
+        write(folder / f"sub-{i:04d}_T1w.nii.gz", stored, like=grid, kind="image")
         lines.append(f"sub-{i:04d}\t{parts[i]}\t{'sick' if i in called_sick else 'healthy'}")
     with atomic(folder / "participants.tsv") as file:
         file.write(("\n".join(lines) + "\n").encode())

@@ -84,7 +84,7 @@ def _pairs(a: Results, b: Results) -> list[tuple[Mapping[str, Any], Mapping[str,
 
 
 def _shift(results: Results) -> list[list[str]]:
-    pure, lines = _of(results, run="pure"), []
+    pure, lines = [*_of(results, run="pure"), *_of(results, run="standardised")], []
     for site in dict.fromkeys(r["site"] for r in pure):
         for variant in dict.fromkeys(r["variant"] for r in pure):
             rows = _of(pure, site=site, variant=variant)

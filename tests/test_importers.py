@@ -27,6 +27,7 @@ from tiny_runs import phantom, write_data
 
 from volumediff.condition import Condition
 from volumediff.config import available, build
+from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Importer, Source, checked
 from volumediff.importers._files import read
@@ -40,6 +41,7 @@ from volumediff.training.assemble import build_task, load_run
 from volumediff.training.imported import _shapes, import_run
 from volumediff.training.loop import train
 from volumediff.training.run_config import parse, saved_config
+from volumediff.training.seen import seen_by
 
 __all__ = ["program"]  # a fixture
 
@@ -433,7 +435,13 @@ def test_an_imported_run_trains_on(file, tmp_path):
     words += ["data.preprocessing.spacing_mm=3.0", "data.split={validation: 0.3, calibration: 0}"]
     run = import_run("wdm", file, tmp_path / "run", overrides=words)
     before = checkpoint.find(run, "last").tensors("weights")
+    elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported (wdm)",))
+    assert seen_by(run) == elsewhere
     train(saved_config(run))
+    # what the weights saw elsewhere stays unknown, whatever is trained on here
+    seen = seen_by(run)
+    assert seen.unknown == elsewhere.unknown
+    assert [len(r.parts["patient"]) for r in seen.rosters] == [4]
     after = checkpoint.find(run, "last")
     assert after.step == 1
     torch.testing.assert_close(after.tensors("weights"), before, rtol=0, atol=1e-9)

@@ -18,12 +18,15 @@ from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
 from volumediff.data.mutual_information import Information, mutual_information
 from volumediff.data.registration import Scan, align_affine, align_rigid
+from volumediff.data.seen import Roster, Seen
 from volumediff.data.templates import Template, mni152, template_from
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError
 from volumediff.inference import prepare as preparing
 from volumediff.inference.aligning import BrainMask, Steps
+from volumediff.inference.leakage import keep, leakage
 from volumediff.inference.quality import Quality, all_flags, flags
+from volumediff.inference.truths import Truth
 
 __all__ = ["program"]  # fixture
 
@@ -454,7 +457,10 @@ def test_maps_go_home(prepared, raw, template, tmp_path, program):
     write(maps / "p1_desc-anomaly_map.nii.gz", soft, like=template.grid, kind="image")
     write(maps / "p1_desc-anomaly_mask.nii.gz", label, like=template.grid, kind="label")
     inputs = {"T1w": {"file": "p1_T1w.nii.gz", "sha256": "of the prepared file"}}
-    facts = {"score": 3.5, "findings": [], "inputs": inputs}
+    digest = "of the prepared file"[:16]
+    tokens = {"file": {digest: "train"}, "patient": {}, "name": {}}
+    seen = keep(maps, Seen((Roster("runs/a", tokens),)))
+    facts = {"score": 3.5, "findings": [], "inputs": inputs, "seen": seen.name}
     (maps / "p1_desc-anomaly_map.json").write_text(json.dumps(facts))
     words = ("restore", maps, "--prepared", prepared, "-o", tmp_path / "native")
     code, out, _ = program(*words)
@@ -474,6 +480,10 @@ def test_maps_go_home(prepared, raw, template, tmp_path, program):
     values = read(tmp_path / "native" / "p1_desc-anomaly_map.nii.gz").array
     assert values.min() == pytest.approx(-0.25)
     assert sidecar["prepared_inputs"] == inputs
+    # a model that has seen the prepared volume has seen this one
+    known = {"p1": Truth("p1", "somebody", None, {})}
+    (leak,) = leakage(tmp_path / "native", {"p1": sidecar}, known).leaks
+    assert (leak.match.by, leak.match.of) == ("file", "runs/a")
     assert "already finished" in program(*words)[1]
     # the original volumes are the inputs now
     listed = program("findings", tmp_path / "native", "-i", raw[0], "--channels", "T1w")

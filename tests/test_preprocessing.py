@@ -1,6 +1,7 @@
 """What goes in comes out at its place: oracles are world coordinates, closed forms and copies."""
 
 import gzip
+import inspect
 from itertools import permutations, product
 from pathlib import Path
 
@@ -130,7 +131,11 @@ def test_onto_another_rotated_grid_keeps_places():
 
 @pytest.mark.parametrize("name", config.available("intensity"))
 def test_intensity_rules_invert(name):
-    rule = config.build("intensity", name)
+    takes = inspect.signature(config.component("intensity", name)).parameters
+    landmarks = (tuple(np.linspace(-1, 1, 11).tolist()),)
+    rule = config.build(
+        "intensity", name, **({"landmarks": landmarks} if "landmarks" in takes else {})
+    )
     assert isinstance(rule, Intensity)
     rng = np.random.default_rng(0)
     x = rng.uniform(-100, 200, (12, 10, 8)).astype(np.float32)

@@ -1,11 +1,12 @@
 """A first pass by another run: a row, and the run that it works with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.localizer import Learned, Method
 from volumediff.autoencoders import Reconstructor
+from volumediff.data.seen import Seen
 
 __all__ = ["Borrowed", "Lent"]
 
@@ -17,10 +18,12 @@ class Borrowed:
     Arguments:
         model: with its weights, on the device of the run that borrows it
         digest: SHA-256 of the weights: a calibration belongs to them
+        seen: what they were trained on
     """
 
     model: Reconstructor
     digest: str
+    seen: Seen = field(default_factory=Seen)
 
     def __repr__(self) -> str:
         return f"Borrowed({self.digest[:16]})"

@@ -25,6 +25,20 @@ def evaluate(
         int, typer.Option("--replicates", min=0, help="Of the bootstrap.")
     ] = 1000,
     seed: Seed = 0,
+    allow_seen: Annotated[
+        bool,
+        typer.Option(
+            "--allow-seen",
+            help="Go on although a model has seen volumes before; figures with and without them.",
+        ),
+    ] = False,
+    namesakes: Annotated[
+        bool,
+        typer.Option(
+            "--namesakes",
+            help="Patients with the names of those that a model has seen are other people.",
+        ),
+    ] = False,
 ) -> None:
     """Compare maps of one or more methods with truth masks; the first is the one in question."""
     from volumediff.inference.curves import write_curves
@@ -32,12 +46,20 @@ def evaluate(
     from volumediff.inference.export import write_json
     from volumediff.inference.records import to_json
     from volumediff.inference.report import report_of
-    from volumediff.inference.summary import verdicts
+    from volumediff.inference.summary import verdicts, without_seen
     from volumediff.inference.tables import measures
 
     spec = spec_of(layout)
     results = compare(
-        folders, truth, by=by, layout=spec, seed=seed, replicates=replicates, report=say
+        folders,
+        truth,
+        by=by,
+        layout=spec,
+        seed=seed,
+        replicates=replicates,
+        allow_seen=allow_seen,
+        namesakes=namesakes,
+        report=say,
     )
     target = out or folders[0]
     target.mkdir(parents=True, exist_ok=True)
@@ -46,6 +68,8 @@ def evaluate(
     measures(results)
     for line in verdicts(results):
         out_line(line)
+    for line in verdicts(without_seen(results)):
+        out_line(f"without the volumes that were seen before: {line}")
     if report:
         report_of(target / "report.html", results, truth, by=by, layout=spec, pictures=pictures)
         out_line(f"wrote {target / 'report.html'}")

@@ -32,7 +32,7 @@ AUTO = "auto"
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # An id without what tells examinations of one patient apart.
 VISIT = re.compile(
-    r"[_-](ses|session|visit|timepoint|tp|scan|run|followup|fu)(-[A-Za-z0-9]+|\d+)$", re.I
+    r"[_-](ses|session|visit|timepoint|tp|scan|run|followup|fu|slice)(-[A-Za-z0-9]+|\d+)$", re.I
 )
 
 
@@ -177,7 +177,7 @@ def safe_id(name: str) -> str:
 
 
 def patient_of(case_id: str) -> str:
-    """The patient that an id names: `sub-01_ses-2` -> `sub-01`, `p07_visit2` -> `p07`."""
+    """The patient that an id names: `sub-01_ses-2` -> `sub-01`, `p07_visit2_slice45` -> `p07`."""
     bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9]+)", case_id)
     if bids:
         return bids.group(1)

@@ -1,15 +1,16 @@
 r"""From a scanner's numbers to about [-1, 1], and back.
 
-Each rule finds two limits per channel and volume; then
+Most rules find two limits per channel and volume; then
 
 .. math:: y = \operatorname{clip}\left(2\,\frac{x - \text{low}}{\text{high} - \text{low}} - 1,
           -1, 1\right)
 
 inside the foreground and y = -1 outside. The inverse is the affine map without the clip: what was
-clipped comes back as the limit.
+clipped comes back as the limit. `Histogram` finds more limits, and is linear between them.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,13 @@ from jaxtyping import Bool, Float
 
 from volumediff.data.foreground import Rule, foreground
 
-__all__ = ["Intensity", "Percentile", "Window", "ZScore"]
+__all__ = ["Histogram", "Intensity", "Percentile", "Window", "ZScore", "landmarks_of"]
 
 BACKGROUND = -1.0
 
 
 class Intensity(ABC):
-    """How intensities are normalized: a foreground and two limits."""
+    """How intensities are normalized: a foreground, and limits that make a volume's map."""
 
     @abstractmethod
     def mask(self, x: Float[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
@@ -32,25 +33,51 @@ class Intensity(ABC):
     @abstractmethod
     def limits(
         self, x: Float[np.ndarray, "d h w"], mask: Bool[np.ndarray, "d h w"]
-    ) -> tuple[float, float]:
-        """The intensities that become -1 and 1; the second is larger."""
+    ) -> tuple[float, ...]:
+        """The intensities that become -1 and 1, the first and the last, and those between that
+        the rule has values for."""
+
+    @abstractmethod
+    def apply(
+        self,
+        x: Float[np.ndarray, "d h w"],
+        mask: Bool[np.ndarray, "d h w"],
+        *,
+        limits: tuple[float, ...],
+        channel: int = 0,
+    ) -> Float[np.ndarray, "d h w"]:
+        """Normalized intensities, -1 outside the foreground.
+
+        Arguments:
+            limits: of this volume
+            channel: which of the case's; rules that are fitted know them apart
+        """
+
+    @abstractmethod
+    def invert(
+        self, y: Float[np.ndarray, "d h w"], *, limits: tuple[float, ...], channel: int = 0
+    ) -> Float[np.ndarray, "d h w"]:
+        """Intensities in the file's own unit."""
+
+
+class Affine(Intensity):
+    """Two limits, and the line through them."""
 
     def apply(
         self,
         x: Float[np.ndarray, "d h w"],
         mask: Bool[np.ndarray, "d h w"],
         *,
-        limits: tuple[float, float],
+        limits: tuple[float, ...],
+        channel: int = 0,
     ) -> Float[np.ndarray, "d h w"]:
-        """Normalized intensities, -1 outside the foreground."""
         low, high = limits
         y = np.clip(2 * (x - np.float32(low)) / np.float32(high - low) - 1, -1, 1)
         return np.where(mask, y, np.float32(BACKGROUND)).astype(np.float32)
 
     def invert(
-        self, y: Float[np.ndarray, "d h w"], *, limits: tuple[float, float]
+        self, y: Float[np.ndarray, "d h w"], *, limits: tuple[float, ...], channel: int = 0
     ) -> Float[np.ndarray, "d h w"]:
-        """Intensities in the file's own unit."""
         low, high = limits
         return (np.float32(low) + (y + 1) * np.float32((high - low) / 2)).astype(np.float32)
 
@@ -61,7 +88,7 @@ def _ordered(low: float, high: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Percentile(Intensity):
+class Percentile(Affine):
     """Limits are percentiles of the foreground; for MRI, whose numbers have no unit.
 
     Arguments:
@@ -93,7 +120,7 @@ class Percentile(Intensity):
 
 
 @dataclass(frozen=True)
-class ZScore(Intensity):
+class ZScore(Affine):
     r"""Limits are :math:`\mu \pm k \sigma` of the foreground; for MRI.
 
     Arguments:
@@ -122,7 +149,7 @@ class ZScore(Intensity):
 
 
 @dataclass(frozen=True)
-class Window(Intensity):
+class Window(Affine):
     """Fixed limits centre ± width/2 in HU, the same for every volume; for CT.
 
     Arguments:
@@ -146,3 +173,109 @@ class Window(Intensity):
         self, x: Float[np.ndarray, "d h w"], mask: Bool[np.ndarray, "d h w"]
     ) -> tuple[float, float]:
         return self.center - self.width / 2, self.center + self.width / 2
+
+
+@dataclass(frozen=True)
+class Histogram(Intensity):
+    r"""Percentiles of the foreground go to landmarks, which are the means of the training set's;
+    for MRI of several scanners, whose tone curves differ.
+
+    .. math:: \ell_k = \frac{1}{N} \sum_{i=1}^{N}
+              \left(2\,\frac{p_{ik} - p_{i1}}{p_{iK} - p_{i1}} - 1\right), \qquad
+              p_k \mapsto \ell_k
+
+    and linear between the percentiles p of a volume; beyond the first and the last it is -1 and 1.
+    The map rises with the intensity, so that only the tone curve of the scanner is undone. What
+    fills more of the foreground than there is between two percentiles shifts them: a large bright
+    lesion comes out darker than it is. Fewer percentiles are safer and undo less.
+
+    Arguments:
+        percentiles: increasing, in [0, 100]; the first and the last become -1 and 1
+        foreground: rule of `volumediff.data.foreground`
+        landmarks: per channel one value in [-1, 1] for each percentile, as `landmarks_of` finds
+            them; () as long as nothing is fitted
+
+    References:
+        Nyúl and Udupa (1999), On standardizing the MR image intensity scale, MRM 42:1072.
+        Nyúl, Udupa and Zhang (2000), New variants of a method of MRI scale standardization,
+        IEEE TMI 19:143.
+    """
+
+    percentiles: tuple[float, ...] = (0.5, *(10.0 * i for i in range(1, 10)), 99.9)
+    foreground: Rule = "auto"
+    landmarks: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        p = np.asarray(self.percentiles, np.float64)
+        if len(p) < 2 or not 0 <= p[0] or not p[-1] <= 100 or not (np.diff(p) > 0).all():
+            raise ValueError(
+                "Histogram takes two or more increasing percentiles in [0, 100], got "
+                f"{self.percentiles}."
+            )
+        for values in self.landmarks:
+            ends = (values[0], values[-1]) if values else ()
+            if len(values) != len(p) or ends != (-1, 1) or not (np.diff(values) >= 0).all():
+                raise ValueError(
+                    f"Histogram takes {len(p)} landmarks that rise from -1 to 1, got {values}."
+                )
+
+    def mask(self, x: Float[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
+        return foreground(x, self.foreground)
+
+    def limits(
+        self, x: Float[np.ndarray, "d h w"], mask: Bool[np.ndarray, "d h w"]
+    ) -> tuple[float, ...]:
+        if not mask.any():
+            return tuple(np.linspace(0.0, 1.0, len(self.percentiles)).tolist())
+        return tuple(np.percentile(x[mask].astype(np.float64), self.percentiles).tolist())
+
+    def apply(
+        self,
+        x: Float[np.ndarray, "d h w"],
+        mask: Bool[np.ndarray, "d h w"],
+        *,
+        limits: tuple[float, ...],
+        channel: int = 0,
+    ) -> Float[np.ndarray, "d h w"]:
+        y = np.full(x.shape, BACKGROUND, np.float32)
+        y[mask] = _through(limits, self._landmarks(channel), x[mask])
+        return y
+
+    def invert(
+        self, y: Float[np.ndarray, "d h w"], *, limits: tuple[float, ...], channel: int = 0
+    ) -> Float[np.ndarray, "d h w"]:
+        return _through(self._landmarks(channel), limits, y).astype(np.float32)
+
+    def _landmarks(self, channel: int) -> tuple[float, ...]:
+        if not channel < len(self.landmarks):
+            raise ValueError(
+                f"Histogram has landmarks of {len(self.landmarks)} channels, got channel "
+                f"{channel + 1}; give volumes with the channels of the training set."
+            )
+        return self.landmarks[channel]
+
+
+def landmarks_of(limits: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """The landmarks of `Histogram` for one channel.
+
+    Arguments:
+        limits: of each training volume
+
+    Raises:
+        ValueError: a volume whose first and last percentile are equal
+    """
+    p = np.asarray(limits, np.float64)
+    first, last = p[:, :1], p[:, -1:]
+    if not (last > first).all():
+        raise ValueError("expected foregrounds with more than one intensity.")
+    values = (2 * (p - first) / (last - first) - 1).mean(0)
+    return (-1.0, *values[1:-1].tolist(), 1.0)
+
+
+def _through(
+    points: Sequence[float], values: Sequence[float], x: Float[np.ndarray, "*n"]
+) -> Float[np.ndarray, "*n"]:
+    """Linear between points, constant beyond; equal points have the mean of their values."""
+    places, index = np.unique(points, return_inverse=True)
+    means = np.bincount(index, values) / np.bincount(index)
+    return np.interp(x, places, means)

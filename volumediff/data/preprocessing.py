@@ -46,7 +46,8 @@ class Record:
         canonical: the same grid with axes along R, A, S
         shape: of the prepared volume
         step, origin: voxel i of the prepared volume lies at i * step + origin in canonical voxels
-        limits: intensities that became -1 and 1, one pair per channel
+        limits: per channel the intensities that became -1 and 1, or all that the rule has
+            values for
         findings: what was treated on the way, with the file's name
     """
 
@@ -55,7 +56,7 @@ class Record:
     shape: tuple[int, int, int]
     step: tuple[float, float, float]
     origin: tuple[float, float, float]
-    limits: tuple[tuple[float, float], ...]
+    limits: tuple[tuple[float, ...], ...]
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -96,7 +97,7 @@ class Record:
             tuple(values["shape"]),
             tuple(values["step"]),
             tuple(values["origin"]),
-            tuple((low, high) for low, high in values["limits"]),
+            tuple(tuple(limits) for limits in values["limits"]),
             tuple(Finding(**f) for f in values["findings"]),
         )
 
@@ -173,10 +174,9 @@ class Preprocessing:
                 )
             findings += _named(label)
         x = channels.numpy()
-        masks = [self.intensity.mask(c) & m for c, m in zip(x, covered, strict=True)]
-        limits = tuple(self.intensity.limits(c, m) for c, m in zip(x, masks, strict=True))
+        masks, limits = self._limits(x, covered)
         for i, (mask, limit) in enumerate(zip(masks, limits, strict=True)):
-            x[i] = self.intensity.apply(x[i], mask, limits=limit)
+            x[i] = self.intensity.apply(x[i], mask, limits=limit, channel=i)
         inside = np.logical_or.reduce(masks)
         shape, step, origin = self._geometry(first, inside)
         held = 4 * len(x) * prod(shape)
@@ -240,8 +240,26 @@ class Preprocessing:
         self, array: Float[np.ndarray, "c d h w"], record: Record
     ) -> Float[np.ndarray, "c d h w"]:
         """Normalized channels in the unit of their files, on any grid."""
-        pairs = zip(array, record.limits, strict=True)
-        return np.stack([self.intensity.invert(y, limits=limit) for y, limit in pairs])
+        pairs = enumerate(zip(array, record.limits, strict=True))
+        return np.stack([self.intensity.invert(y, limits=v, channel=i) for i, (y, v) in pairs])
+
+    def limits_of(self, case: Case) -> tuple[tuple[float, ...], ...]:
+        """What the intensities of a case are normalized by, per channel; its label is not read.
+
+        Raises:
+            DataError: a file is refused
+        """
+        images = [read(path, policy=self.policy) for path in case.images.values()]
+        channels, covered = _on_first_grid(images, [])
+        return self._limits(channels.numpy(), covered)[1]
+
+    def _limits(
+        self, x: Float[np.ndarray, "c d h w"], covered: Sequence[Bool[np.ndarray, "d h w"]]
+    ) -> tuple[list[Bool[np.ndarray, "d h w"]], tuple[tuple[float, ...], ...]]:
+        """Foreground and limits of every channel."""
+        masks = [self.intensity.mask(c) & m for c, m in zip(x, covered, strict=True)]
+        limits = (self.intensity.limits(c, m) for c, m in zip(x, masks, strict=True))
+        return masks, tuple(limits)
 
     def _geometry(
         self, first: Volume, inside: Bool[np.ndarray, "d h w"]

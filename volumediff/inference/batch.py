@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from volumediff.data.cases import Case
+from volumediff.data.files import digests
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.inputs import digests
 from volumediff.inference.ledger import Ledger, fingerprint, open_ledger
 from volumediff.memory.shortage import is_shortage
 

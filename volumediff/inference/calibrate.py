@@ -23,6 +23,7 @@ from volumediff.errors import UsageError
 from volumediff.inference.fits import with_fit
 from volumediff.inference.lesions import Truth, validation_pairs
 from volumediff.inference.trained import Trained, load_trained
+from volumediff.training.seen import seen_by
 
 __all__ = [
     "borrowed",
@@ -98,7 +99,7 @@ def borrowed(trained: Trained, path: str) -> Borrowed:
                 f"first.run = {path}: expected a run on the same volumes as {trained.run}, with "
                 f"{ours}, got {theirs}; train it with the same data section."
             )
-    return Borrowed(other.model, other.digest)
+    return Borrowed(other.model, other.digest, seen_by(other.run))
 
 
 def needs_calibration(method: Row) -> bool:

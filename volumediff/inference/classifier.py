@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.classification import ClassPosterior, StateClassifier
+from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.inference.trained import Trained
 from volumediff.training import checkpoint
 from volumediff.training.assemble import load_run
+from volumediff.training.seen import seen_by
 from volumediff.training.states import states_digest, states_facts
 
 __all__ = ["LoadedClassifier", "load_classifier"]
@@ -24,10 +26,12 @@ class LoadedClassifier:
         posterior: what guidance and saliency take
         facts: run, checkpoint, digest of the weights, and the same of the diffusion run that it
             was trained for; for the records of results
+        seen: what its weights have seen
     """
 
     posterior: ClassPosterior
     facts: Mapping[str, Any]
+    seen: Seen
 
 
 def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
@@ -50,8 +54,12 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
             f"train configs/classifiers/encoder_64.yaml classifier.of={trained.run}"
         )
     model = trained.model
-    theirs = states_digest(config, module.space, module.kernel, module.field)
-    ours = states_digest(trained.config, model.space, model.kernel, model.field)
+    theirs = states_digest(
+        config, run, space=module.space, kernel=module.kernel, field=module.field
+    )
+    ours = states_digest(
+        trained.config, trained.run, space=model.space, kernel=model.kernel, field=model.field
+    )
     source = states_facts(run)
     if theirs != ours:
         raise UsageError(
@@ -75,4 +83,5 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
             "weights_sha256": digest,
             "of": dict(source),
         },
+        seen_by(run),
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from volumediff.data.atomic import atomic
 from volumediff.inference.evaluation import MethodResult
+from volumediff.inference.leakage import said
 from volumediff.metrics.lesions import FROC_RATES
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def write_curves(folder: Path, results: Sequence[MethodResult]) -> list[tuple[st
         results: of the methods; each is a line
     """
     written = []
+    warning = "".join(f" {line}" for line in said([r.leakage for r in results]))
     for name, caption, draw in (
         (
             "froc",
@@ -53,7 +55,7 @@ def write_curves(folder: Path, results: Sequence[MethodResult]) -> list[tuple[st
             path = folder / f"{name}.png"
             with atomic(path) as file:
                 file.write(_picture(shown, draw))
-            written.append((caption, path))
+            written.append((caption + warning, path))
     return written
 
 

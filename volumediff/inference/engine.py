@@ -29,6 +29,7 @@ from volumediff.inference.cost import counted
 from volumediff.inference.export import write_localization
 from volumediff.inference.findings.work import write_findings
 from volumediff.inference.inputs import find_inputs, prepared_case
+from volumediff.inference.leakage import keep, seen_with
 from volumediff.inference.regions import (
     check_region,
     find_regions,
@@ -141,6 +142,7 @@ def localize(
         )
         for line in drift.lines():
             announce(line)
+    seen = seen_with(trained, row, classifier=guide, site=place, saliency=saliency is not None)
     settings = {
         "task": "localize",
         "method": Path(method).stem,
@@ -197,6 +199,7 @@ def localize(
             "classifier": guide and guide.facts,
             "saliency": settings["saliency"].get(case.id),
             **_site_facts(place, inputs),
+            "seen": (record := keep(folder, seen)).name,
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
             "region_sha256": inputs.get(REGION),
             "read_policy": asdict(trained.preprocessing.policy),
@@ -212,7 +215,7 @@ def localize(
             facts=facts,
             trace=trace,
         )
-        files.append(write_findings(folder, case))
+        files += [write_findings(folder, case), record]
         return Result(files, {"score": found.score, **asdict(cost)})
 
     return process(

@@ -14,6 +14,7 @@ import numpy as np
 from volumediff.data.cases import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.export import MAP
+from volumediff.inference.leakage import Leakage, leakage, refuse
 from volumediff.inference.ledger import read_entries
 from volumediff.inference.measure import Measured, measure
 from volumediff.inference.statistics import (
@@ -25,7 +26,7 @@ from volumediff.inference.statistics import (
     reliability_in,
     restored_in,
 )
-from volumediff.inference.truths import find_truths
+from volumediff.inference.truths import Truth, find_truths
 from volumediff.metrics import calibration, detection
 from volumediff.metrics.bootstrap import Interval, bootstrap
 from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
@@ -86,6 +87,8 @@ class MethodResult:
         sizes: detection of the lesions of each size
         curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
         left_out: what could not be said, and why
+        leakage: volumes that the model has seen before
+        without_seen: the figures without the volumes that some model has seen, where there are any
     """
 
     method: str
@@ -98,6 +101,8 @@ class MethodResult:
     sizes: Sequence[Size] = ()
     curves: Curves = field(default_factory=Curves)
     left_out: Sequence[str] = ()
+    leakage: Leakage = field(default_factory=Leakage)
+    without_seen: "MethodResult | None" = None
 
 
 def evaluate(
@@ -108,6 +113,8 @@ def evaluate(
     layout: Spec = AUTO,
     seed: int = 0,
     replicates: int = 1000,
+    allow_seen: bool = False,
+    namesakes: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[MethodResult]:
     """Compares folders of maps, each of one method, with truth masks, on the cases they share.
@@ -120,13 +127,65 @@ def evaluate(
         layout: of the truth
         seed: of the bootstrap
         replicates: of the bootstrap
+        allow_seen: go on although a model has seen some of the volumes before; results then hold
+            the figures without them, too
+        namesakes: equal names of patients are those of other people; equal files still count
         report: receives a line for everything that is left out
 
     Raises:
         UsageError: no maps in a folder, or two folders of one method
-        DataError: no truth for any map, or image and mask on different grids
+        DataError: no truth for any map, image and mask on different grids, or volumes that a
+            model has seen
     """
     maps = {Path(folder): _maps(Path(folder)) for folder in folders}
+    known = _known(maps, truth, by=by, layout=layout, report=report)
+    sidecars = {
+        folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()
+    }
+    seen = {f: leakage(f, s, known, namesakes=namesakes) for f, s in sidecars.items()}
+    if not allow_seen:
+        refuse(seen, len(known))
+    tainted = {leak.case for found in seen.values() for leak in found.leaks}
+    results: dict[str, MethodResult] = {}
+    for folder, found in maps.items():
+        first = next(iter(sidecars[folder].values()))
+        name = str(first.get("method", folder.name))
+        name = name if name not in results else folder.name
+        if name in results:
+            raise UsageError(f"{folder}: '{name}' is evaluated already; give each folder once.")
+        costs = read_entries(folder)
+        cases = {
+            case: measure(
+                found[case], known[case], sidecar, by=by, cost=_spent(costs.get(case, {}))
+            )
+            for case, sidecar in sidecars[folder].items()
+        }
+        for c in cases.values():
+            if c.unseen > UNSEEN:
+                report(f"{folder}: {c.unseen:.0%} of the lesion of {c.case} was not looked at")
+        result = _result(
+            name, folder, [*cases.values()], first, seen[folder], seed=seed, replicates=replicates
+        )
+        clean = [c for case, c in cases.items() if case not in tainted]
+        if tainted and clean:
+            own = replace(seen[folder], leaks=())
+            rest = _result(name, folder, clean, first, own, seed=seed, replicates=replicates)
+            result = replace(result, without_seen=rest)
+        if result.left_out:
+            report(f"{folder}: left out: {'; '.join(result.left_out)}")
+        results[name] = result
+    return list(results.values())
+
+
+def _known(
+    maps: Mapping[Path, Mapping[str, Path]],
+    truth: Path | str,
+    *,
+    by: str | None,
+    layout: Spec,
+    report: Callable[[str], None],
+) -> dict[str, Truth]:
+    """The cases that every folder has, with their truth."""
     truths = find_truths(truth, layout)
     shared = set.intersection(*(set(m) for m in maps.values()))
     for folder, found in maps.items():
@@ -139,7 +198,7 @@ def evaluate(
         report(f"{truth}: no truth for {len(missing)} cases, left out: {missing[0]}")
     if not known:
         raise DataError(
-            f"{truth}: no mask fits the cases of {folders[0]}, for example "
+            f"{truth}: no mask fits the cases of {next(iter(maps))}, for example "
             f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
             "with labels."
         )
@@ -149,27 +208,7 @@ def evaluate(
             f"--by {by}: no case has this attribute, subgroups are left out; there are "
             f"{', '.join(there) or 'none'}"
         )
-    results: dict[str, MethodResult] = {}
-    for folder, found in maps.items():
-        sidecars = {case: _sidecar(found[case]) for case in known}
-        first = next(iter(sidecars.values()))
-        name = str(first.get("method", folder.name))
-        name = name if name not in results else folder.name
-        if name in results:
-            raise UsageError(f"{folder}: '{name}' is evaluated already; give each folder once.")
-        costs = read_entries(folder)
-        cases = [
-            measure(found[case], known[case], sidecar, by=by, cost=_spent(costs.get(case, {})))
-            for case, sidecar in sidecars.items()
-        ]
-        for c in cases:
-            if c.unseen > UNSEEN:
-                report(f"{folder}: {c.unseen:.0%} of the lesion of {c.case} was not looked at")
-        result = _result(name, folder, cases, first, seed=seed, replicates=replicates)
-        if result.left_out:
-            report(f"{folder}: left out: {'; '.join(result.left_out)}")
-        results[name] = result
-    return list(results.values())
+    return known
 
 
 def _maps(folder: Path) -> dict[str, Path]:
@@ -202,6 +241,7 @@ def _result(
     folder: Path,
     cases: Sequence[Measured],
     facts: Mapping[str, Any],
+    seen: Leakage,
     *,
     seed: int,
     replicates: int,
@@ -240,6 +280,7 @@ def _result(
         },
         cases=cases,
         facts=facts,
+        leakage=seen,
         gaps={m: found for m, found in gaps.items() if np.isfinite(found.gap.value)},
         sizes=[
             Size(stratum, interval(lambda cs, k=k: stratified(lesions_in(cs))[k].rate, slim))

@@ -8,6 +8,7 @@
 <case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's blocks
 <case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
 <case>_desc-anomaly_findings.json     what was found, finding by finding; see findings/schema.py
+seen-<hash>.json                      what the weights have seen; see leakage.py
 """
 
 import json
@@ -136,7 +137,7 @@ class Writer:
         """Intensities; where the prepared volume does not reach, those of its background."""
         native = [
             self.preprocessing.to_native(channel[None], self.record, fill=low)
-            for channel, (low, _) in zip(array, self.record.limits, strict=True)
+            for channel, (low, *_) in zip(array, self.record.limits, strict=True)
         ]
         write(self._path(name), np.concatenate(native), like=self.record.native, kind="image")
 

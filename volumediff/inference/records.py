@@ -52,6 +52,8 @@ def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
             },
             "curves": _curves(r.curves),
             "left_out": list(r.left_out),
+            "seen": asdict(r.leakage),
+            "without_seen": r.without_seen and to_json([r.without_seen])[r.method],
             "cases": [_case(c) for c in r.cases],
             "fingerprint": r.facts.get("fingerprint"),
             "supervision": r.facts.get("supervision"),

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.data.cases import Case, safe_id, survey_cases
+from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid
 from volumediff.data.layouts._files import LABEL_WORDS
 from volumediff.data.policy import ReadPolicy
-from volumediff.data.volume import read
+from volumediff.data.volume import SUFFIXES, read
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.inputs import SUFFIXES, stem_of
 
 __all__ = ["check_region", "find_regions", "missing_reasons", "nearest", "region_on"]
 

@@ -30,6 +30,7 @@ from volumediff.inference.summary import (
     measure_table,
     size_table,
     verdicts,
+    without_seen,
 )
 from volumediff.inference.truths import find_truths
 from volumediff.inference.views import (
@@ -125,7 +126,7 @@ def _html(page: Page) -> str:
         f'<p class="sub">{escape(time.strftime("%Y-%m-%d %H:%M"))}</p>',
         f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
         *(f"<p>{escape(text)}</p>" for text in page.lead),
-        *_tables(page),
+        *_tables(page.results, page.groups),
     ]
     if page.views:
         body += ["<h2>Look at it</h2>", *_viewer(page.views)]
@@ -159,11 +160,10 @@ def _source(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _tables(page: Page) -> list[str]:
-    results = page.results
+def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Results") -> list[str]:
     if not results:
         return []
-    parts = ["<h2>Results</h2>"]
+    parts = [f"<h2>{heading}</h2>"]
     if found := verdicts(results):
         items = "".join(f"<li>{escape(line)}</li>" for line in found)
         parts.append(
@@ -176,7 +176,7 @@ def _tables(page: Page) -> list[str]:
             _row(name, cells, best, "" if number else "main")
             for number, (name, cells) in enumerate(rows)
         ]
-        text = f"Voxel AP by {page.groups}; {coverage(results)}"
+        text = f"Voxel AP by {groups}; {coverage(results)}"
         parts.append(_table(["method", *columns], lines, caption=text))
     rows, best = measure_table(results)
     lines = [
@@ -198,11 +198,12 @@ def _tables(page: Page) -> list[str]:
         parts.append(_table(methods, lines, caption="Share of the lesions of each size found."))
     if found := gap_lines(results):
         items = "".join(f"<li>{escape(line)}</li>" for line in found)
-        parts.append(f"<p>Differences by {escape(page.groups)}</p><ul>{items}</ul>")
+        parts.append(f"<p>Differences by {escape(groups)}</p><ul>{items}</ul>")
     if absent := [f"{r.method}: {'; '.join(r.left_out)}" for r in results if r.left_out]:
         items = "".join(f"<li>{escape(line)}</li>" for line in absent)
         parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
-    return parts
+    clean = without_seen(results)
+    return parts + _tables(clean, groups, "Results without the volumes that were seen before")
 
 
 def _table(columns: Sequence[str], lines: Sequence[str], *, caption: str) -> str:

@@ -17,13 +17,15 @@ import numpy as np
 
 from volumediff.data.alignment import Alignment
 from volumediff.data.cases import Case, patient_of
+from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid, agree, canonical_grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume, read, write
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.export import MAP, MASK, findings_of, write_json
-from volumediff.inference.inputs import stem_of
+from volumediff.inference.leakage import keep
 from volumediff.inference.prepare import MARK, transform_file
 
 __all__ = ["restore"]
@@ -162,6 +164,9 @@ def _restored(case: Case, origin: _Origin, folder: Path) -> Result:
         content = {**content, **_inputs(content, origin)}
         write_json(sidecar, {**content, "native_image": origin.channel})
         written.append(sidecar)
+        if isinstance(content.get("seen"), str):
+            record = case.images["/json"].with_name(content["seen"])
+            written.append(keep(folder, Seen.load(record)))
     return Result(written, facts)
 
 

@@ -13,9 +13,10 @@ from volumediff.anomaly.calibrate import recalibrate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.rows import Row
 from volumediff.data.cases import Case
+from volumediff.data.files import digests
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.calibrate import calibration_path, counted
-from volumediff.inference.inputs import digests, find_inputs, prepared_case
+from volumediff.inference.inputs import find_inputs, prepared_case
 from volumediff.inference.trained import Trained
 from volumediff.metrics.detection import rates
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples

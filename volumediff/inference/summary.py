@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from volumediff.inference.evaluation import MethodResult
+from volumediff.inference.leakage import said
 from volumediff.inference.statistics import LOWER_IS_BETTER
 from volumediff.metrics.bootstrap import Interval
 
@@ -17,6 +18,7 @@ __all__ = [
     "measure_table",
     "size_table",
     "verdicts",
+    "without_seen",
 ]
 
 HEADINGS = {
@@ -127,12 +129,21 @@ def best_of(cells: Sequence[Interval], *, lowest: bool = False) -> float | None:
 
 
 def coverage(results: Sequence[MethodResult]) -> str:
-    """How many volumes, patients and lesions the figures stand on."""
+    """How many volumes, patients and lesions the figures stand on, and who has seen them."""
     cases = results[0].cases
-    return (
+    counts = (
         f"{len(cases)} volumes of {len({c.patient for c in cases})} patients, "
         f"{sum(c.abnormal for c in cases)} with lesions; 95 % intervals over patients (bootstrap)."
     )
+    lines = said([r.leakage for r in results])
+    if any(r.leakage.leaks for r in results) and not without_seen(results):
+        lines.append("No volume is left without them.")
+    return " ".join([counts, *lines])
+
+
+def without_seen(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """The results without the volumes that some model has seen; none if that is the same."""
+    return [r.without_seen for r in results if r.without_seen is not None]
 
 
 def verdicts(results: Sequence[MethodResult]) -> list[str]:

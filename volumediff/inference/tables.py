@@ -17,6 +17,7 @@ from volumediff.inference.summary import (
     group_table,
     measure_table,
     size_table,
+    without_seen,
 )
 from volumediff.memory.overhead import OVERHEAD
 from volumediff.metrics.bootstrap import Interval
@@ -52,7 +53,10 @@ def findings(rows: Sequence[Row]) -> None:
 
 
 def measures(results: Sequence[MethodResult]) -> None:
-    """One row per measure, one column per method; then lesions by size, voxel AP by group."""
+    """One row per measure, one column per method; then lesions by size, voxel AP by group.
+
+    Where volumes were seen before, the same again without them.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for r in results:
@@ -69,6 +73,9 @@ def measures(results: Sequence[MethodResult]) -> None:
     console.print(coverage(results))
     for line in gap_lines(results):
         console.print(line, soft_wrap=True)
+    if clean := without_seen(results):
+        console.print("\nWithout the volumes that were seen before:")
+        measures(clean)
 
 
 def _cell(value: Interval) -> str:

@@ -142,7 +142,7 @@ class Trained:
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """From files to what the model was trained on."""
-        return preprocessing(self.config.data)
+        return preprocessing(self.config.data, self.run)
 
     @property
     def channels(self) -> int:

@@ -10,12 +10,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from volumediff.data.cases import AUTO, Box, Spec, layout_of, patient_of, safe_id, survey_cases
+from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
 from volumediff.data.layouts._files import LABEL_WORDS
 from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
-from volumediff.inference.inputs import stem_of
 from volumediff.metrics.boxes import Boxes
 from volumediff.metrics.boxes import boxes as boxes_of
 

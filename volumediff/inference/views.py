@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from volumediff.data.files import stem_of
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.volume import read
 from volumediff.inference.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.inference.evaluation import MethodResult
 from volumediff.inference.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
-from volumediff.inference.inputs import stem_of
 from volumediff.inference.timeline import Step, read_steps
 from volumediff.inference.truths import Truth
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from volumediff.config import build, overridden
+from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Source, checked
 from volumediff.importers._files import read
@@ -19,6 +20,7 @@ from volumediff.training.assemble import build_recipe, build_task, keep_sources
 from volumediff.training.folder import TEMPORARY, sha256, write_text
 from volumediff.training.run_config import parse
 from volumediff.training.run_folder import record_session
+from volumediff.training.seen import NAME, sources_of
 from volumediff.training.statistics import Statistics
 from volumediff.training.task import Diffusion, Task
 
@@ -73,6 +75,8 @@ def import_run(
                 state={"best": {}, "autoencoder": task.digest},
                 keep=1,
             )
+        elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
+        (elsewhere | sources_of(config)).save(hidden / NAME)
         record_session(hidden, {"imported": {"kind": kind, "sha256": sha256(file)}})
         os.rename(hidden, run)
     except OSError as error:

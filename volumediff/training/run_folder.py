@@ -1,8 +1,8 @@
 """RUN/: one process group at a time, one configuration for ever, and a manifest of what ran.
 
-config.yaml  manifest.json  splits.json  statistics/  metrics.jsonl  progress.png  previews/
-checkpoints/  autoencoder/ (latent pipelines: a copy of what encodes)  states/ (classifiers: of
-what they see)  run.lock
+config.yaml  manifest.json  splits.json  seen.json  statistics/  metrics.jsonl  progress.png
+previews/  checkpoints/  autoencoder/ (latent pipelines: a copy of what encodes)
+states/ (classifiers: of what they see)  landmarks.json (intensities that are fitted)  run.lock
 """
 
 import fcntl
@@ -96,7 +96,7 @@ def _empty(run: Path) -> None:
     """Removes what follows from a configuration that never trained."""
     for name in ("statistics", "autoencoder", "states"):
         discard(run / name)
-    for name in ("splits.json", "metrics.jsonl", "config.yaml"):
+    for name in ("splits.json", "seen.json", "landmarks.json", "metrics.jsonl", "config.yaml"):
         (run / name).unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ Every case is prepared once and kept in the cache; processes share the work. The
 patient and stands in RUN/splits.json.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,14 +14,17 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from volumediff.config import build
+from volumediff.config import build, component
 from volumediff.data.cases import Case, find_cases
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.splits import Split, split_cases
 from volumediff.errors import UsageError
 from volumediff.training.cache import Cache
+from volumediff.training.landmarks import Landmarks, fit_landmarks, load_landmarks
+from volumediff.training.processes import on_main
 from volumediff.training.run_config import POPULATION, Data, RunConfig
+from volumediff.training.seen import keep_seen
 from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["cases_of", "gather", "preprocessing", "simulated", "split_of"]
@@ -31,10 +35,27 @@ POPULATION_VERSION = 1
 Made = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
-def preprocessing(data: Data) -> Preprocessing:
-    """The preprocessing of a configuration."""
-    section = data.preprocessing
-    intensity = build("intensity", section.intensity, where="data.preprocessing.intensity")
+def preprocessing(data: Data, run: Path) -> Preprocessing:
+    """The preprocessing of a run, with what was fitted for it.
+
+    Raises:
+        UsageError: intensities that are fitted, in a run that was not trained yet
+        DataError: what was fitted is damaged
+    """
+    return _plan(data, load_landmarks(run) if _fitted(data) else ())
+
+
+def _fitted(data: Data) -> bool:
+    """Whether the intensities are normalized by something that is fitted on training volumes."""
+    spec = data.preprocessing.intensity
+    rule = component("intensity", str(spec if isinstance(spec, str) else spec.get("name")))
+    return "landmarks" in inspect.signature(rule).parameters
+
+
+def _plan(data: Data, landmarks: Landmarks) -> Preprocessing:
+    section, derived = data.preprocessing, {"landmarks": landmarks} if _fitted(data) else {}
+    where = "data.preprocessing.intensity"
+    intensity = build("intensity", section.intensity, where=where, **derived)
     return Preprocessing(section.spacing(), section.shape, intensity, section.centre)
 
 
@@ -125,11 +146,18 @@ def gather(
     """
     data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
     cases = cases_of(data)
-    split = _kept_split(config.output, cases, cache.report) or split_of(cases, data)
-    if accelerator.is_main_process:
+    kept = _kept_split(config.output, cases, cache.report)
+    split = kept or split_of(cases, data)
+
+    def keep() -> None:
         split.save(config.output / "splits.json")
+        keep_seen(config, cases, split, kept=kept is not None)
+
+    on_main(accelerator, keep)
+    if _fitted(data) and config.classifier is None:
+        on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
-    sources = [_source(case, data) for case in cases if case.id in wanted]
+    sources = [_source(case, config) for case in cases if case.id in wanted]
     # Each process prepares its share, then all of them open everything.
     for index, source in enumerate(sources[rank::world]):
         cache.entry(source.case.id, source.fingerprint, source.make)
@@ -168,7 +196,21 @@ def _kept_split(run: Path, cases: Sequence[Case], report: Callable[[str], None])
     return split
 
 
-def _source(case: Case, data: Data) -> _Source:
+def _fit(
+    config: RunConfig, cases: Sequence[Case], split: Split, report: Callable[[str], None]
+) -> None:
+    """Fits the intensities of a run on its training part."""
+    if config.data.root == POPULATION:
+        raise UsageError(
+            "data.preprocessing.intensity: histogram is fitted on files, and simulated subjects "
+            "have none; use percentile."
+        )
+    training = [case for case in cases if case.id in set(split.train)]
+    fit_landmarks(config.output, _plan(config.data, ()), training, report)
+
+
+def _source(case: Case, config: RunConfig) -> _Source:
+    data = config.data
     if data.root == POPULATION:
         population = simulated(data)
         described = {
@@ -180,7 +222,7 @@ def _source(case: Case, data: Data) -> _Source:
             "variation": asdict(population.variation),
         }
         return _Source(case, described, partial(_simulate, population, case))
-    recipe = preprocessing(data)
+    recipe = preprocessing(data, config.output)
     return _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
 
 

@@ -21,7 +21,9 @@ from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
-from volumediff.training.folder import Damaged, publish, verify
+from volumediff.training.folder import Damaged, publish, verify, write_text
+from volumediff.training.landmarks import NAME as LANDMARKS
+from volumediff.training.landmarks import load_landmarks
 from volumediff.training.run_config import RunConfig, saved_config, states_of
 
 __all__ = ["adopt_states", "check_source", "keep_states", "states_digest", "states_facts"]
@@ -76,6 +78,8 @@ def keep_states(run: Path, of: Path, model: Model) -> None:
         publish(
             run / "autoencoder", {n: lambda file, b=b: file.write(b) for n, b in files.items()}
         )
+    if (of / LANDMARKS).is_file():
+        write_text(run / LANDMARKS, (of / LANDMARKS).read_text(encoding="utf-8"))
     found = checkpoint.find(of, "best")
     assert found is not None, "it was just loaded"
     manifest = json.loads((found.path / "manifest.json").read_bytes())
@@ -118,11 +122,14 @@ def states_facts(run: Path) -> Mapping[str, Any]:
     return json.loads((run / FOLDER / "facts.json").read_bytes())
 
 
-def states_digest(config: RunConfig, space: StateSpace, kernel: Kernel, field: Noise) -> str:
+def states_digest(
+    config: RunConfig, run: Path, *, space: StateSpace, kernel: Kernel, field: Noise
+) -> str:
     """SHA-256 of everything that makes states of files.
 
     Arguments:
         config: of the run
+        run: its folder, with intensities that are fitted
         space: with its normalisation
         kernel: of the run; its schedule counts, not what the network predicts
         field: the noise
@@ -134,6 +141,8 @@ def states_digest(config: RunConfig, space: StateSpace, kernel: Kernel, field: N
         repr(kernel.schedule),
         repr(field),
     ]
+    if (run / LANDMARKS).is_file():
+        described.append(repr(load_landmarks(run)))
     found = hashlib.sha256("\n".join(described).encode())
     for name, tensor in sorted(space.state_dict().items()):
         found.update(name.encode())

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from volumediff.data.cases import Case
+from volumediff.data.files import digests
 from volumediff.data.grid import Grid, agree
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.resampling import onto
@@ -25,7 +26,6 @@ from volumediff.inference.export import (
     UNCERTAINTY,
     sidecar_of,
 )
-from volumediff.inference.inputs import digests
 
 __all__ = ["Written", "read_facts", "read_written"]
 

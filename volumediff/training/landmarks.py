@@ -1,0 +1,76 @@
+"""RUN/landmarks.json: what intensities are standardised to, fitted on the training part alone.
+
+The landmarks of `volumediff.data.intensity.Histogram` are means over the training volumes. They
+are fitted before anything is prepared and kept as text: training, whatever resumes it, and every
+new volume go through the same map. A classifier takes them from the run whose states it sees.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from volumediff.data.cases import Case
+from volumediff.data.intensity import landmarks_of
+from volumediff.data.preprocessing import Preprocessing
+from volumediff.errors import DataError, UsageError
+from volumediff.training.folder import write_text
+
+__all__ = ["NAME", "Landmarks", "fit_landmarks", "load_landmarks"]
+
+NAME = "landmarks.json"
+
+Landmarks = tuple[tuple[float, ...], ...]
+
+
+def fit_landmarks(
+    run: Path, plan: Preprocessing, cases: Sequence[Case], report: Callable[[str], None]
+) -> None:
+    """Fits the landmarks of a run on its training cases, unless they are those it has.
+
+    Arguments:
+        plan: whose intensities are to be fitted
+        cases: of the training part
+
+    Raises:
+        DataError: a file is refused, or its foreground has a single intensity
+        UsageError: cases with different numbers of channels
+    """
+    names = [case.id for case in cases]
+    path = run / NAME
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["cases"] == names:
+        return
+    report(f"fitting intensity landmarks on {len(cases)} training volumes")
+    limits = [plan.limits_of(case) for case in cases]
+    for case, found in zip(cases, limits, strict=True):
+        if len(found) != len(limits[0]):
+            raise UsageError(
+                f"data.channels: case {case.id} has {len(found)} channels, {names[0]} has "
+                f"{len(limits[0])}; name the channels, for example data.channels=[T1w,FLAIR]."
+            )
+        if any(values[0] == values[-1] for values in found):
+            raise DataError(
+                f"case {case.id}: its foreground has a single intensity; leave it out, or check "
+                "the file."
+            )
+    landmarks = [landmarks_of(channel) for channel in zip(*limits, strict=True)]
+    write_text(path, json.dumps({"landmarks": landmarks, "cases": names}, indent=1))
+
+
+def load_landmarks(run: Path) -> Landmarks:
+    """The landmarks of a run, per channel.
+
+    Raises:
+        UsageError: the run has none, because it was not trained here
+        DataError: they are damaged
+    """
+    path = run / NAME
+    if not path.is_file():
+        raise UsageError(
+            f"{run}: has no {NAME}, so its intensities are not fitted; train it first, or use "
+            "data.preprocessing.intensity=percentile."
+        )
+    try:
+        channels = json.loads(path.read_text(encoding="utf-8"))["landmarks"]
+        return tuple(tuple(float(value) for value in values) for values in channels)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error!r}); restore it from a backup.") from None

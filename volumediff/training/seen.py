@@ -1,0 +1,71 @@
+"""RUN/seen.json: what the weights of a run have seen, itself and through the runs it came from.
+
+A run may begin with another's weights (`start_from`), diffuse the latents of an autoencoder, or
+classify the states of a diffusion run. Whoever was in training there was seen here, too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from volumediff.data.cases import Case
+from volumediff.data.seen import Seen, roster
+from volumediff.data.splits import PARTS, Split
+from volumediff.training.assemble import autoencoder_path
+from volumediff.training.checkpoint import find
+from volumediff.training.run_config import RunConfig, states_of
+
+__all__ = ["NAME", "keep_seen", "seen_by", "sources_of"]
+
+NAME = "seen.json"
+
+
+def seen_by(run: Path) -> Seen:
+    """What the weights of a run have seen.
+
+    Raises:
+        DataError: the record is damaged
+    """
+    if (run / NAME).is_file():
+        return Seen.load(run / NAME)
+    return Seen(unknown=(f"the training of {run}, which has no {NAME}",))
+
+
+def sources_of(config: RunConfig) -> Seen:
+    """What the runs have seen that a run is made from.
+
+    Raises:
+        DataError: one of their records is damaged
+    """
+    paths = [config.start_from]
+    paths += [autoencoder_path(config.space) or autoencoder_path(config.autoencoder)]
+    paths += [] if config.classifier is None else [states_of(config)]
+    found = Seen()
+    for path in paths:
+        if path is not None:
+            found |= seen_by(Path(path))
+    return found
+
+
+def keep_seen(config: RunConfig, cases: Sequence[Case], split: Split, *, kept: bool) -> None:
+    """Writes the record of a run; one that is there stands for as long as its split.
+
+    Arguments:
+        cases: of the data set
+        split: of the run
+        kept: whether the run was trained with this split before
+
+    Raises:
+        DataError: a file cannot be read
+    """
+    run = config.output
+    if kept and (run / NAME).is_file():
+        return
+    known = {case.id: case for case in cases}
+    used = [part for part in PARTS if part != "test"]
+    parts = {part: [known[name] for name in getattr(split, part)] for part in used}
+    # Imported weights have a record of their own, which says what is not known of them.
+    imported = not kept and find(run, "last") is not None
+    before = seen_by(run) if imported else sources_of(config)
+    others = replace(before, rosters=tuple(r for r in before.rosters if r.of != str(run)))
+    (Seen((roster(str(run), parts),)) | others).save(run / NAME)
