@@ -10,9 +10,9 @@ centre of mass elsewhere than a template without, so the coarsest level starts f
 and keeps the best. Scales and shears are bounded: a search that runs away ends at a bound, outside
 of what the check of the quality accepts.
 
-Both volumes are compared at one sharpness (`volumediff.data.sharpness`): the blurrier one would come
-out too large, by 1 to 4 % of its volume at voxels of 2 to 4 mm. What is left is the mask: voxels of
-its border are emptied or kept whole, and an eighth of a voxel of the object is lost with them.
+Both volumes are compared at one sharpness (`volumediff.data.sharpness`): the blurrier one would
+come out too large, by 1 to 4 % of its volume at voxels of 2 to 4 mm. What is left, half a percent,
+is the mask's: what its voxels leave of the object beyond them is lost.
 
 References:
     Mattes et al. (2003), PET-CT image registration in the chest using free-form deformations
@@ -92,7 +92,11 @@ class Scan:
 
     def centre_mm(self) -> Float[np.ndarray, "3"]:
         """Centre of mass of the object."""
-        index = np.argwhere(self.object).mean(axis=0)
+        total = self.object.sum()
+        index = [
+            np.arange(n) @ self.object.sum(tuple({0, 1, 2} - {axis})) / total
+            for axis, n in enumerate(self.grid.shape)
+        ]
         return self.grid.affine[:3, :3] @ index + self.grid.affine[:3, 3]
 
     def head_centres_mm(self) -> list[Float[np.ndarray, "3"]]:
