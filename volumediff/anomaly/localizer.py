@@ -295,6 +295,11 @@ class Localizer(Method):
                 "--classifier RUN, the run of a configuration such as encoder_64."
             )
         self.map.check(model)
+        if self.map.supervision not in (None, self.supervision):
+            raise ValueError(
+                f"supervision: expected {self.map.supervision}, which the comparer of map.run was "
+                f"trained with, got {self.supervision}; use supervision={self.map.supervision}."
+            )
         if self.adapt is not None:
             self.adapt.check(model)
         problem = self.policy.problem(model)

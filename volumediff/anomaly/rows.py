@@ -4,6 +4,7 @@ route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
+map: {name: learned, run: runs/siamese}     a learned map has the comparer of another run
 reconstruction: single_pass                 a row of an autoencoder has one instead of a route
 adapt: {name: affine, steps: 10}            test-time adaptation; without it the network stays
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
@@ -22,6 +23,7 @@ from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.lent import Borrowed, Lent
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.anomaly.rebuilder import Rebuilder
+from volumediff.comparison import VoxelPosterior
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
@@ -51,22 +53,31 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-# From the folder of another run to its autoencoder.
+# From the folder of another run to its autoencoder, and to its comparer.
 Runs = Callable[[str], Borrowed]
+Comparers = Callable[[str], VoxelPosterior]
 
 
-def load_row(name: str, *, overrides: Sequence[str] = (), runs: Runs | None = None) -> Row:
+def load_row(
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    runs: Runs | None = None,
+    comparers: Comparers | None = None,
+) -> Row:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
         runs: from the folder of another run to its autoencoder, for rows that work with one
+        comparers: from the folder of another run to its comparer
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
-    return build_row(_read(name, overrides), runs=runs, where=str(name))
+    tree = _read(name, overrides)
+    return build_row(tree, runs=runs, comparers=comparers, where=str(name))
 
 
 def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -85,12 +96,19 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return config.load(config.config_path("anomaly", str(name)), overrides)
 
 
-def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str = "row") -> Row:
+def build_row(
+    tree: Mapping[str, Any],
+    *,
+    runs: Runs | None = None,
+    comparers: Comparers | None = None,
+    where: str = "row",
+) -> Row:
     """A method from the tree of its row.
 
     Arguments:
         tree: slot -> specification, as in YAML
         runs: from the folder of another run to its autoencoder, for rows that work with one
+        comparers: from the folder of another run to its comparer
         where: name of the row, for messages
 
     Raises:
@@ -105,7 +123,7 @@ def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str =
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, runs=runs, where=f"{where}.{name}")
+        name: _slot(name, value, runs=runs, comparers=comparers, where=f"{where}.{name}")
         for name, value in tree.items()
         if name != single
     }
@@ -124,14 +142,16 @@ def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str =
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
+def _slot(
+    name: str, value: Any, *, runs: Runs | None, comparers: Comparers | None, where: str
+) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
             raise UsageError(f"{where}: expected {' or '.join(allowed) or 'text'}, got {value!r}.")
         return value
     if name == "first":
-        return _first(value, runs=runs, where=where)
+        return _first(value, runs=runs, comparers=comparers, where=where)
     if name == "reference":
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false, got {value!r}.")
@@ -152,18 +172,23 @@ def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
     # a classifier is handed to the finished row, by `with_classifier`
     takes = _parameters(FAMILIES[name], value)
-    derived = {"classifier": None} if "classifier" in takes else {}
+    derived: dict[str, Any] = {"classifier": None} if "classifier" in takes else {}
+    if "comparer" in takes:
+        spec = {"name": value} if isinstance(value, str) else dict(value)
+        run = spec.pop("run", None)
+        given = None if run is None or comparers is None else comparers(str(run))
+        value, derived = spec, {"comparer": given}
     return config.build(FAMILIES[name], value, where=where, **derived)
 
 
-def _first(value: Any, *, runs: Runs | None, where: str) -> Method:
+def _first(value: Any, *, runs: Runs | None, comparers: Comparers | None, where: str) -> Method:
     """The row of a first pass; with the key `run`, of the run that it works with."""
     if isinstance(value, str):
         return load_row(value)
     if not isinstance(value, Mapping) or set(SINGLE) & set(value):
         raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
     if "row" not in value:
-        return build_row(value, runs=runs, where=where)
+        return build_row(value, runs=runs, comparers=comparers, where=where)
     if set(value) - {"row", "run"} or not isinstance(value["row"], str):
         raise UsageError(f"{where}: expected the keys row and run alone, got {dict(value)!r}.")
     run = value.get("run")

@@ -20,6 +20,7 @@ from volumediff.anomaly.rows import Row, load_row
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
+from volumediff.inference.comparer import load_comparer
 from volumediff.inference.fits import with_fit
 from volumediff.inference.lesions import Truth, validation_pairs
 from volumediff.inference.trained import Trained, load_trained
@@ -58,7 +59,8 @@ def load_method(
     Raises:
         UsageError: no such row, one that does not suit the run, or that takes no classifier
     """
-    method = load_row(name, overrides=overrides, runs=partial(borrowed, trained))
+    lend = {"runs": partial(borrowed, trained), "comparers": partial(load_comparer, trained)}
+    method = load_row(name, overrides=overrides, **lend)
     if classifier is not None and not takes_classifier(method):
         raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
     try:

@@ -22,6 +22,7 @@ from volumediff.anomaly.tuning import axes_of
 from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
 from volumediff.inference.calibrate import borrowed, completed, load_method
+from volumediff.inference.comparer import load_comparer
 from volumediff.inference.lesions import Pair, Truth, validation_pairs
 from volumediff.inference.search import Bench, Budget, Grids, Search
 from volumediff.inference.trained import Trained
@@ -121,7 +122,8 @@ def tune(
 
 def _made(trained: Trained, classifier: ClassPosterior | None, tree: Mapping[str, Any]) -> Row:
     """The method of a tree, with what it takes of the run and the classifier."""
-    method = build_row(tree, runs=partial(borrowed, trained))
+    lend = {"runs": partial(borrowed, trained), "comparers": partial(load_comparer, trained)}
+    method = build_row(tree, **lend)
     if classifier is not None:
         method = with_classifier(method, classifier)
     return completed(trained, method)

@@ -22,7 +22,7 @@ from volumediff.noise import Noise
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
 from volumediff.training.folder import Damaged, publish, verify
-from volumediff.training.run_config import RunConfig, saved_config, states_of
+from volumediff.training.run_config import RunConfig, of_run, saved_config
 
 __all__ = ["adopt_states", "check_source", "keep_states", "states_digest", "states_facts"]
 
@@ -35,7 +35,7 @@ def check_source(config: RunConfig) -> Path:
     Raises:
         UsageError: no such run, not trained yet, or other states than configured
     """
-    of = states_of(config)
+    of = of_run(config)
     theirs = saved_config(of)
     if checkpoint.find(of, "best") is None:
         raise UsageError(f"classifier.of = {of}: has no checkpoint yet; train it first.")
@@ -78,11 +78,10 @@ def keep_states(run: Path, of: Path, model: Model) -> None:
         )
     found = checkpoint.find(of, "best")
     assert found is not None, "it was just loaded"
-    manifest = json.loads((found.path / "manifest.json").read_bytes())
     facts = {
         "run": str(of.resolve()),
         "checkpoint": found.path.name,
-        "weights_sha256": manifest["files"]["ema.safetensors"]["sha256"],
+        "weights_sha256": found.digest,
     }
     space = safetensors.torch.save(_normalisation(model.space))
     publish(
