@@ -136,6 +136,7 @@ def test_the_decoder_takes_features_side_by_side():
 def test_slabs_and_recomputation_change_nothing(policy):
     made, again = siamese(), siamese()
     MemoryPolicy(**policy).apply(again)
+    assert ("body" in vars(again)) == ("slab" in policy)
     a, b = volumes(4).split(2)
     outs = [m(a, b) for m in (made, again)]
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
@@ -525,6 +526,24 @@ def test_memory_is_planned(runs):
     config = runs[2]("planned")
     assert {"forward", "backward", "optimizer"} <= set(trace(config, mode="train").stages)
     assert {"reconstruct", "compare"} == set(trace(config, mode="infer").stages)
+
+
+def test_crops_say_where_they_are(runs, tmp_path, monkeypatch):
+    data, *_ = runs
+    words = ["crop=[4,4,4]", "network.coordinates=true", "optim.steps=1"]
+    of = train(tiny(data, tmp_path / "run", *words))
+    told, inner = [], ReconstructionComparer.reconstruct
+
+    def spy(self, x, keys, condition, images=()):
+        told.append((x.shape, condition.coordinates))
+        return inner(self, x, keys, condition, images)
+
+    monkeypatch.setattr(ReconstructionComparer, "reconstruct", spy)
+    train(config_in(tmp_path, of)("crops", crop=[4, 4, 4]))
+    assert {shape[2:] for shape, _ in told} == {(4, 4, 4)}
+    for _, place in told:
+        steps = place[:, 0, 1:, 0, 0] - place[:, 0, :-1, 0, 0]
+        torch.testing.assert_close(steps, torch.full_like(steps, 2 / 7))
 
 
 LATENT = ("space=null", "kernel=null", "network=null")
