@@ -44,7 +44,7 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.spaces.voxel import Voxel
 from volumediff.training.assemble import build_task, load_run
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config, parse
+from volumediff.training.run_config import load_run_config, parse, saved_config
 from volumediff.training.task import Comparison
 
 _ = base, program, run  # fixtures
@@ -402,8 +402,6 @@ def test_a_comparer_trains_on_its_run_and_resumes_bit_by_bit(runs, comparer):
     for name, tensor in model.state_dict().items():
         assert torch.equal(module.model.state_dict()[name], tensor), name
     assert (comparer / "splits.json").read_text() == (of / "splits.json").read_text()
-    for name in ("atlas.npy", "statistics.json"):
-        assert digest_of(comparer / "statistics" / name) == digest_of(of / "statistics" / name)
     (state,) = comparer.glob("checkpoints/best-*/state.json")
     (weights,) = of.glob("checkpoints/best-*/ema.safetensors")
     assert json.loads(state.read_text())["autoencoder"] == digest_of(weights)
@@ -417,6 +415,16 @@ def test_a_comparer_trains_on_its_run_and_resumes_bit_by_bit(runs, comparer):
 
 def digest_of(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_statistics_are_those_of_the_run_and_not_of_other_volumes(runs):
+    _, of, config = runs
+    section = {**saved_config(of).data.model_dump(mode="json"), "split": {"validation": 0.5}}
+    optim = {"lr": 1e-2, "steps": 1, "warmup": 1, "batch_size": 1}
+    other = train(config("other_split", data=section, optim=optim))
+    assert (other / "splits.json").read_text() != (of / "splits.json").read_text()
+    for name in ("atlas.npy", "statistics.json"):
+        assert digest_of(other / "statistics" / name) == digest_of(of / "statistics" / name)
 
 
 def test_the_loaded_comparer_is_the_trained_one(runs, comparer):
