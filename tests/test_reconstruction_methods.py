@@ -13,7 +13,7 @@ from torch import nn
 
 from volumediff.anomaly import rows
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Borrowed, Lent
+from volumediff.anomaly.lent import Borrowed, Lender, Lent
 from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import (
     Critic,
@@ -541,7 +541,8 @@ def test_a_gradient_needs_a_bound_in_one_piece():
 
 
 def test_a_first_pass_has_its_own_run():
-    method = rows.load_row("phanes", overrides=["first.run=there"], runs=lambda path: lent(path))
+    lender = Lender(autoencoder=lambda path: lent(path), comparer=lambda path: None)
+    method = rows.load_row("phanes", overrides=["first.run=there"], lender=lender)
     assert isinstance(method.first, Lent)
     assert method.first.row == rows.load_row("ra")
     assert method.fingerprint != rows.load_row("phanes").fingerprint

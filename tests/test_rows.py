@@ -94,8 +94,9 @@ for _row, _kind in REBUILT.items():
         IMPOSSIBLE[_row, _space] = f"expected the run of an autoencoder.*space {_space}"
     if _kind:
         IMPOSSIBLE[_row, "latent"] = f"expected .*{_kind}.* got .*kl"
-# The run of its first pass is not given here.
+# The run of its first pass, and that of its comparer, are not given here.
 LENT = {("phanes", space): "first.run: expected the folder of the run" for space in SPACES}
+LENT |= {("sadm", space): "map.run: expected the run of a comparer" for space in SPACES}
 INSIDE = foreground()
 # What rows with a region of the caller's redraw; the others do not look at it.
 REGION = torch.zeros_like(INSIDE)
@@ -269,6 +270,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert found["localization needs"]["ddpm"] == []
     assert found["localization needs"]["cevae"] == ["context_vae_64"]
     assert found["localization needs"]["phanes"] == ["first.run=soft_intro_vae_64"]
+    assert found["localization needs"]["sadm"] == ["map.run=siamese_64"]
     assert found["localization needs"]["wolleb"] == ["--classifier"]
     bits = found["localization needs"]["bernoulli"]
     assert bits == ["kernel=discrete", "space.autoencoder=binary"]
@@ -298,7 +300,7 @@ def test_the_methods_of_the_first_release_are_there():
     wanted |= {"ddib", "diff_scm", "class_contrast", "healthy_inpainting", "inpaint_given"}
     wanted |= {"padim", "patchcore", "pca_features", "fae", "mahalanobis", "morphaeus"}
     wanted |= {"diffusion_features", "diffusion_features_synthetic"}
-    wanted |= {"wolleb", "wolleb_ddpm", "hu", "saliency", "dif_fuse", "pinaya"}
+    wanted |= {"sadm", "wolleb", "wolleb_ddpm", "hu", "saliency", "dif_fuse", "pinaya"}
     assert wanted | {"intensity", "smoothing", "atlas", "prevalence"} <= set(ROWS)
 
 

@@ -16,7 +16,7 @@ from volumediff.training.run_config import changes, load_run_config, parse, save
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted([*(ROOT / "pipelines").glob("*.yaml"), *(ROOT / "autoencoders").glob("*.yaml")])
-CLASSIFIERS = sorted((ROOT / "classifiers").glob("*.yaml"))
+DEPENDENT = sorted([*(ROOT / "classifiers").glob("*.yaml"), *(ROOT / "comparers").glob("*.yaml")])
 SIZES = ("64", "128", "256")
 
 
@@ -26,7 +26,7 @@ def test_all_pipelines_and_sizes_are_there():
     assert pipelines | {f"{a}_{n}" for a in ("kl", "vq") for n in SIZES} <= names
 
 
-@pytest.mark.parametrize("path", [*FILES, *CLASSIFIERS], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*FILES, *DEPENDENT], ids=lambda p: p.stem)
 def test_every_file_builds_on_the_meta_device(path):
     config = load_run_config(path)
     with torch.device("meta"):

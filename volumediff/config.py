@@ -43,6 +43,7 @@ FOLDERS = {
     "network": "volumediff.networks",
     "autoencoder": "volumediff.autoencoders",
     "classifier": "volumediff.classifiers",
+    "comparer": "volumediff.comparers",
     "guidance": "volumediff.guidance",
     "sampler": "volumediff.samplers",
     "importer": "volumediff.importers",

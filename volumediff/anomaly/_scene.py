@@ -140,7 +140,7 @@ class Scene:
     def compare(self, healthy: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 1 d h w"]:
         """The row's map; what the space alone loses is no anomaly and is subtracted."""
         a = self._map(healthy)
-        return (a - self.floor).clamp(min=0) if self.lossy else a
+        return (a - self.floor).clamp(min=0) if self.lossy and self.distance.relative else a
 
     @cached_property
     def floor(self) -> Float[Tensor, "1 1 d h w"]:

@@ -1,14 +1,16 @@
-"""A first pass by another run: a row, and the run that it works with."""
+"""What rows take of other runs, and a first pass by one: a row, and what it works with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.localizer import Learned, Method
 from volumediff.autoencoders import Reconstructor
+from volumediff.comparison import VoxelPosterior
 from volumediff.data.seen import Seen
 
-__all__ = ["Borrowed", "Lent"]
+__all__ = ["Borrowed", "Lender", "Lent"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,6 +29,19 @@ class Borrowed:
 
     def __repr__(self) -> str:
         return f"Borrowed({self.digest[:16]})"
+
+
+@dataclass(frozen=True)
+class Lender:
+    """From the folder of another run to what it has learnt.
+
+    Arguments:
+        autoencoder: of the first pass, `first.run`
+        comparer: of a learned map, `map.run`
+    """
+
+    autoencoder: Callable[[str], Borrowed]
+    comparer: Callable[[str], VoxelPosterior]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -300,6 +300,11 @@ class Localizer(Method):
                 "--classifier RUN, the run of a configuration such as encoder_64."
             )
         self.map.check(model)
+        if self.map.supervision not in (None, self.supervision):
+            raise ValueError(
+                f"supervision: expected {self.map.supervision}, which the comparer of map.run was "
+                f"trained with, got {self.supervision}; use supervision={self.map.supervision}."
+            )
         if self.adapt is not None:
             self.adapt.check(model)
         for name, block in (("route", self.route), ("policy", self.policy)):
@@ -378,8 +383,8 @@ class Localizer(Method):
 
     @property
     def lent(self) -> tuple[str, ...]:
-        """Those of the first row."""
-        return () if self.first is None else self.first.lent
+        """Those of the first row and of the map."""
+        return (*(() if self.first is None else self.first.lent), *self.map.lent)
 
     @property
     def bar(self) -> tuple[Method, float] | None:

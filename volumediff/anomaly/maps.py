@@ -6,7 +6,7 @@ Higher means more abnormal; channels are averaged; the map is zero outside the f
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.anomaly._registration import bent_onto
 from volumediff.anomaly._similarity import ssim
 from volumediff.autoencoders import Reconstructor
+from volumediff.comparison import VoxelPosterior
 from volumediff.condition import Condition
 from volumediff.model import Model
 
@@ -32,6 +33,7 @@ __all__ = [
     "SSIM",
     "Asymmetric",
     "Deformed",
+    "Learned",
     "Map",
     "Perceptual",
     "Product",
@@ -42,7 +44,24 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Map(ABC):
-    """A distance between a volume and its pseudo-healthy version."""
+    """A distance between a volume and its pseudo-healthy version.
+
+    Attributes:
+        relative: whether what a lossy space alone makes of the volume is subtracted
+        supervision: what it was trained on, where it was trained
+    """
+
+    relative: ClassVar[bool] = True
+
+    @property
+    def supervision(self) -> str | None:
+        """What it was trained on; None where it was not trained."""
+        return None
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """SHA-256 of the weights of other runs that it works with."""
+        return ()
 
     @abstractmethod
     def __call__(
@@ -263,6 +282,62 @@ class Perceptual(Map):
                 a = (f - g).square().mean(1, keepdim=True)
             total += spread(a, (d, h, w))
         return total / len(pairs) * foreground
+
+
+@dataclass(frozen=True)
+class Learned(Map):
+    r"""Probability of an anomaly by a comparer that knows this model's residuals, and another map,
+
+    .. math:: a = σ\big(f(\hat x - x, x)\big) + b(x, \hat x).
+
+    Nothing is subtracted in a lossy space: f was trained on residuals that hold its losses.
+
+    Arguments:
+        comparer: f; of the run `run` of the row, never configured
+        plus: the map b; None for none
+
+    References:
+        Behrendt et al. (2024), Combining Reconstruction-based Unsupervised Anomaly Detection with
+        Supervised Segmentation for Brain MRIs, MIDL; there b = 1 - SSIM
+    """
+
+    relative: ClassVar[bool] = False
+    comparer: VoxelPosterior | None
+    plus: Map | None = None
+
+    @property
+    def supervision(self) -> str | None:
+        """What the comparer was trained on."""
+        return None if self.comparer is None else self.comparer.supervision
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """The comparer's weights."""
+        return () if self.comparer is None else (self.comparer.digest,)
+
+    def check(self, model: Model | Reconstructor) -> None:
+        """There must be a comparer."""
+        if self.comparer is None:
+            raise ValueError(
+                "map.run: expected the run of a comparer that was trained for this run, got none; "
+                "use map.run=RUN, see configs/comparers."
+            )
+        super().check(model)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """The probability, and the other map added to it."""
+        assert self.comparer is not None, "check"
+        a = self.comparer.probability(x, healthy) * foreground
+        if self.plus is None:
+            return a
+        return a + self.plus(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
+map: {name: learned, run: runs/siamese}     a learned map has the comparer of another run
 reconstruction: single_pass                 a row of an autoencoder has one instead of a route
 adapt: {name: affine, steps: 10}            test-time adaptation; without it the network stays
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
@@ -11,7 +12,7 @@ detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -19,13 +20,13 @@ from volumediff import config
 from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.detectors import Detector
 from volumediff.anomaly.fitted._base import Fitted
-from volumediff.anomaly.lent import Borrowed, Lent
+from volumediff.anomaly.lent import Lender, Lent
 from volumediff.anomaly.localizer import Localizer, Method
 from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["Row", "Runs", "available_rows", "build_row", "load_row", "load_tree"]
+__all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
 
 Row = Localizer | Rebuilder | Baseline | Detector | Fitted
 
@@ -51,22 +52,24 @@ def available_rows() -> list[str]:
     return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
-# From the folder of another run to its autoencoder.
-Runs = Callable[[str], Borrowed]
-
-
-def load_row(name: str, *, overrides: Sequence[str] = (), runs: Runs | None = None) -> Row:
+def load_row(
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    lender: Lender | None = None,
+) -> Row:
     """A method from its row.
 
     Arguments:
         name: of a row that ships with the package, or the path of a YAML file
         overrides: `slot.argument=value` words, such as `sampler.steps=10`
-        runs: from the folder of another run to its autoencoder, for rows that work with one
+        lender: of what the row takes of other runs; None where nothing is lent
 
     Raises:
         UsageError: unknown row, slot, component or argument; one line that says what is expected
     """
-    return build_row(_read(name, overrides), runs=runs, where=str(name))
+    tree = _read(name, overrides)
+    return build_row(tree, lender=lender, where=str(name))
 
 
 def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -85,12 +88,17 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return config.load(config.config_path("anomaly", str(name)), overrides)
 
 
-def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str = "row") -> Row:
+def build_row(
+    tree: Mapping[str, Any],
+    *,
+    lender: Lender | None = None,
+    where: str = "row",
+) -> Row:
     """A method from the tree of its row.
 
     Arguments:
         tree: slot -> specification, as in YAML
-        runs: from the folder of another run to its autoencoder, for rows that work with one
+        lender: of what the row takes of other runs; None where nothing is lent
         where: name of the row, for messages
 
     Raises:
@@ -105,7 +113,7 @@ def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str =
             hint = config.suggestion(str(name), slots)
             raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(slots)}.{hint}")
     values = {
-        name: _slot(name, value, runs=runs, where=f"{where}.{name}")
+        name: _slot(name, value, lender=lender, where=f"{where}.{name}")
         for name, value in tree.items()
         if name != single
     }
@@ -124,14 +132,14 @@ def build_row(tree: Mapping[str, Any], *, runs: Runs | None = None, where: str =
         raise UsageError(f"{where}: {error}") from error
 
 
-def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
+def _slot(name: str, value: Any, *, lender: Lender | None, where: str) -> Any:
     if name in WORDS:
         allowed = WORDS[name]
         if not isinstance(value, str) or (allowed and value not in allowed):
             raise UsageError(f"{where}: expected {' or '.join(allowed) or 'text'}, got {value!r}.")
         return value
     if name == "first":
-        return _first(value, runs=runs, where=where)
+        return _first(value, lender=lender, where=where)
     if name == "reference":
         if not isinstance(value, bool):
             raise UsageError(f"{where}: expected true or false, got {value!r}.")
@@ -152,22 +160,27 @@ def _slot(name: str, value: Any, *, runs: Runs | None, where: str) -> Any:
         return tuple(config.build("post", v, where=f"{where}[{i}]") for i, v in enumerate(value))
     # a classifier is handed to the finished row, by `with_classifier`
     takes = _parameters(FAMILIES[name], value)
-    derived = {"classifier": None} if "classifier" in takes else {}
+    derived: dict[str, Any] = {"classifier": None} if "classifier" in takes else {}
+    if "comparer" in takes:
+        spec = {"name": value} if isinstance(value, str) else dict(value)
+        run = spec.pop("run", None)
+        given = None if run is None or lender is None else lender.comparer(str(run))
+        value, derived = spec, {"comparer": given}
     return config.build(FAMILIES[name], value, where=where, **derived)
 
 
-def _first(value: Any, *, runs: Runs | None, where: str) -> Method:
+def _first(value: Any, *, lender: Lender | None, where: str) -> Method:
     """The row of a first pass; with the key `run`, of the run that it works with."""
     if isinstance(value, str):
         return load_row(value)
     if not isinstance(value, Mapping) or set(SINGLE) & set(value):
         raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
     if "row" not in value:
-        return build_row(value, runs=runs, where=where)
+        return build_row(value, lender=lender, where=where)
     if set(value) - {"row", "run"} or not isinstance(value["row"], str):
         raise UsageError(f"{where}: expected the keys row and run alone, got {dict(value)!r}.")
     run = value.get("run")
-    lent = None if run is None or runs is None else runs(str(run))
+    lent = None if run is None or lender is None else lender.autoencoder(str(run))
     return Lent(row=load_row(value["row"]), run=lent)
 
 

@@ -7,26 +7,23 @@ another setting, they are fitted anew.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from volumediff.anomaly._classifier import takes_classifier, with_classifier
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.fitted._base import Fitted
-from volumediff.anomaly.lent import Borrowed
+from volumediff.anomaly.lent import Lender
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import Row, Runs, load_row
-from volumediff.autoencoders import Reconstructor
+from volumediff.anomaly.rows import Row, load_row
 from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
 from volumediff.inference.fits import with_fit
+from volumediff.inference.lender import lender_for
 from volumediff.inference.lesions import Truth, validation_pairs
-from volumediff.inference.trained import Trained, load_trained
-from volumediff.training.seen import seen_by
+from volumediff.inference.trained import Trained
 
 __all__ = [
-    "borrowed",
     "calibrate",
     "calibration_for",
     "calibration_path",
@@ -45,7 +42,7 @@ def load_method(
     overrides: Sequence[str] = (),
     *,
     classifier: ClassPosterior | None = None,
-    runs: Runs | None = None,
+    lender: Lender | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Row:
     """The method of a row, with what it learnt of the run where it learns something.
@@ -55,13 +52,13 @@ def load_method(
         name: of the row
         overrides: `slot.argument=value` words
         classifier: of the run's noisy states, for rows that take one
-        runs: from the folder of another run to its autoencoder; None for `borrowed`
+        lender: of what the row takes of other runs; None for a new one
         report: receives progress lines
 
     Raises:
         UsageError: no such row, one that does not suit the run, or that takes no classifier
     """
-    method = load_row(name, overrides=overrides, runs=runs or partial(borrowed, trained))
+    method = load_row(name, overrides=overrides, lender=lender or lender_for(trained))
     if classifier is not None and not takes_classifier(method):
         raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
     try:
@@ -78,28 +75,6 @@ def completed(
 ) -> Row:
     """The method with what it learns of the run's volumes, where it does."""
     return with_fit(trained, method, report=report) if isinstance(method, Fitted) else method
-
-
-def borrowed(trained: Trained, path: str) -> Borrowed:
-    """The autoencoder of another run, which must see the same volumes.
-
-    Raises:
-        UsageError: no autoencoder's run, or one of other volumes
-    """
-    other = load_trained(path, device=str(trained.device))
-    if not isinstance(other.model, Reconstructor):
-        raise UsageError(
-            f"first.run = {path}: expected the run of an autoencoder, got a diffusion model's."
-        )
-    pairs = [(other.channels, trained.channels)]
-    pairs.append((repr(other.preprocessing), repr(trained.preprocessing)))
-    for theirs, ours in pairs:
-        if theirs != ours:
-            raise UsageError(
-                f"first.run = {path}: expected a run on the same volumes as {trained.run}, with "
-                f"{ours}, got {theirs}; train it with the same data section."
-            )
-    return Borrowed(other.model, other.digest, seen_by(other.run))
 
 
 def needs_calibration(method: Row) -> bool:

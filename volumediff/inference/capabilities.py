@@ -50,6 +50,7 @@ def inventory() -> dict[str, Any]:
         "pipelines": config.shipped("pipelines"),
         "autoencoders": config.shipped("autoencoders"),
         "classifiers": config.shipped("classifiers"),
+        "comparers": config.shipped("comparers"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in families},
@@ -110,6 +111,7 @@ def _needs(row: "Row") -> tuple[str, ...]:
     from volumediff.anomaly.detectors import Detector
     from volumediff.anomaly.lent import Lent
     from volumediff.anomaly.localizer import Localizer
+    from volumediff.anomaly.maps import Learned
     from volumediff.anomaly.rebuilder import Rebuilder
 
     if isinstance(row, Rebuilder):
@@ -119,6 +121,8 @@ def _needs(row: "Row") -> tuple[str, ...]:
         words.append(f"recipe.corruption={config.name_of(row.corruption)}")
     if isinstance(row, Localizer) and isinstance(row.first, Lent):
         words.append(f"first.run={autoencoder_of(row)}")
+    if isinstance(row, Localizer) and isinstance(row.map, Learned):
+        words.append(f"map.run={config.shipped('comparers')[0]}")
     return tuple(words)
 
 
@@ -168,14 +172,20 @@ def _suits(row: "Row", models: Models, path: str) -> str:
     from volumediff.anomaly._classifier import takes_classifier, with_classifier
     from volumediff.anomaly.lent import Borrowed, Lent
     from volumediff.anomaly.localizer import Localizer
+    from volumediff.anomaly.maps import Learned
     from volumediff.classification import ClassPosterior
+    from volumediff.comparison import VoxelPosterior
     from volumediff.model import Model
 
     pipeline = path in config.shipped("pipelines")
-    words = tuple(w for w in _needs(row) if pipeline and "=" in w and not w.startswith("first."))
+    needs = _needs(row) if pipeline else ()
+    words = tuple(w for w in needs if "=" in w and not w.startswith(("first.", "map.")))
     if isinstance(row, Localizer) and isinstance(row.first, Lent):
         lent = Borrowed(models(autoencoder_of(row), ()), "")
         row = replace(row, first=replace(row.first, run=lent))
+    if isinstance(row, Localizer) and isinstance(row.map, Learned):  # never asked
+        seen = VoxelPosterior(lambda x, healthy: x, row.supervision, "")
+        row = replace(row, map=replace(row.map, comparer=seen))
     try:
         model = models(path, words)
         if isinstance(model, Model) and takes_classifier(row):  # of two classes, never asked

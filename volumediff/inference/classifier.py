@@ -1,6 +1,5 @@
 """A trained classifier of noisy states, for the diffusion run whose states it knows."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,18 +68,16 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
         )
     found = checkpoint.find(run, "best")
     assert found is not None, "load_run has just read it"
-    manifest = json.loads((found.path / "manifest.json").read_bytes())
-    digest = manifest["files"]["ema.safetensors"]["sha256"]
     module.requires_grad_(False).to(trained.device)
     posterior = ClassPosterior(
-        module.log_probability, module.kernel.schedule, module.classifier.classes, digest
+        module.log_probability, module.kernel.schedule, module.classifier.classes, found.digest
     )
     return LoadedClassifier(
         posterior,
         {
             "run": str(run.resolve()),
             "checkpoint": found.path.name,
-            "weights_sha256": digest,
+            "weights_sha256": found.digest,
             "of": dict(source),
         },
         seen_by(run),

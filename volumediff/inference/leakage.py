@@ -13,6 +13,7 @@ from typing import Any
 
 from volumediff.anomaly.lent import Lent
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.maps import Learned
 from volumediff.anomaly.rows import Row
 from volumediff.data.cases import safe_id
 from volumediff.data.files import stem_of
@@ -72,7 +73,7 @@ def seen_with(
 
     Arguments:
         trained: the run
-        row: the method, perhaps with a first pass by another run
+        row: the method, perhaps with a first pass or a comparer by another run
         classifier: that guides it
         site: that gives the thresholds
         saliency: whether maps from elsewhere take the place of the first pass
@@ -85,6 +86,8 @@ def seen_with(
         found |= classifier.seen
     if isinstance(row, Localizer) and isinstance(row.first, Lent) and row.first.run is not None:
         found |= row.first.run.seen
+    if isinstance(row, Localizer) and isinstance(row.map, Learned) and row.map.comparer:
+        found |= row.map.comparer.seen
     if site is not None:
         found |= Seen((roster(f"--site {site.name}", {"calibration": site.cases}),))
     if saliency:

@@ -1,6 +1,5 @@
 """A trained run, ready for new volumes: model, preprocessing, conditions and splits."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import Tensor
 from volumediff.anomaly.calibration import Example
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import StateClassifier
+from volumediff.comparison import ReconstructionComparer
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population
@@ -68,7 +68,8 @@ def load_trained(
         memory: `key=value` words for the memory policy, in place of the training's
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, no such device, or a classifier's run
+        UsageError: no run, no checkpoint of this kind, no such device, or the run of a classifier
+            or comparer
         DataError: the run is damaged
     """
     run = Path(run)
@@ -79,13 +80,17 @@ def load_trained(
             f"{run}: trains a classifier, expected the run of a diffusion model or of an "
             "autoencoder; a classifier is given with --classifier."
         )
+    if isinstance(model, ReconstructionComparer):
+        raise UsageError(
+            f"{run}: trains a comparer, expected the run of a diffusion model or of an "
+            "autoencoder; a comparer is given to a row such as sadm, with map.run=RUN."
+        )
     if isinstance(model, Model):
         config.memory.freeze(model.network)
     else:
         model.requires_grad_(False)
     found = checkpoint.find(run, which)
     assert found is not None, "load_run has just read it"
-    manifest = json.loads((found.path / "manifest.json").read_bytes())
     place = device_of(device)
     return Trained(
         run=run,
@@ -93,7 +98,7 @@ def load_trained(
         model=model.to(place),
         statistics=Statistics.load(run),
         checkpoint=found.path.name,
-        digest=manifest["files"]["ema.safetensors"]["sha256"],
+        digest=found.digest,
         device=place,
     )
 

@@ -16,12 +16,14 @@ from typing import Any
 
 from volumediff.anomaly._classifier import with_classifier
 from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.lent import Lender
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import Row, Runs, build_row, load_tree
+from volumediff.anomaly.rows import Row, build_row, load_tree
 from volumediff.anomaly.tuning import axes_of
 from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
-from volumediff.inference.calibrate import borrowed, completed, load_method
+from volumediff.inference.calibrate import completed, load_method
+from volumediff.inference.lender import lender_for
 from volumediff.inference.lesions import Pair, Truth, validation_pairs
 from volumediff.inference.search import Bench, Budget, Grids, Search
 from volumediff.inference.trained import Trained
@@ -72,8 +74,8 @@ def tune(
         UsageError: nothing of the row can be tuned, or the run cannot serve it
         DataError: the stored figures are damaged
     """
-    runs = cache(partial(borrowed, trained))  # one model for all settings
-    method = load_method(trained, name, overrides, classifier=classifier, runs=runs)
+    lender = lender_for(trained)  # one model for all settings
+    method = load_method(trained, name, overrides, classifier=classifier, lender=lender)
     tree = load_tree(name, overrides=overrides)
     schedule = trained.model.kernel.schedule if isinstance(method, Localizer) else None
     axes = axes_of(method, schedule)
@@ -96,7 +98,7 @@ def tune(
         pairs=cache(lambda: _pairs(trained, seed=seed, limit=limit, truth=truth)),
         references=cache(lambda: _references(trained, limit=limit)),
         seed=seed,
-        make=partial(_made, trained, classifier, runs),
+        make=partial(_made, trained, classifier, lender),
     )
     search = Search(
         bench, grids, known=journal.trials, keep=journal.write, budget=budget, report=report
@@ -123,10 +125,10 @@ def tune(
 
 
 def _made(
-    trained: Trained, classifier: ClassPosterior | None, runs: Runs, tree: Mapping[str, Any]
+    trained: Trained, classifier: ClassPosterior | None, lender: Lender, tree: Mapping[str, Any]
 ) -> Row:
     """The method of a tree, with what it takes of the run, the classifier and other runs."""
-    method = build_row(tree, runs=runs)
+    method = build_row(tree, lender=lender)
     if classifier is not None:
         method = with_classifier(method, classifier)
     return completed(trained, method)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from volumediff.autoencoders import Reconstructor
+from volumediff.comparers import Comparer
 from volumediff.errors import UsageError
 from volumediff.memory.estimates import Estimates, estimates
 from volumediff.memory.fake import fake_task
@@ -301,7 +302,7 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
 def _depth(config: RunConfig, shape: Shape) -> int:
     """Planes along d of the largest thing that slabs are cut from."""
     with _explained(), fake_task(config) as task:
-        if any(isinstance(part, Reconstructor) for part in task.module.modules()):
+        if any(isinstance(part, Reconstructor | Comparer) for part in task.module.modules()):
             return shape[0]
         return task.module.space.grid(shape)[0]
 

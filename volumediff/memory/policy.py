@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.classifiers import Classifier
+from volumediff.comparers import Comparer
 from volumediff.memory.streaming import stream
 from volumediff.networks._base import Network
 from volumediff.networks._block import Recomputable
@@ -131,7 +132,7 @@ class MemoryPolicy:
 def _whole_passes(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Methods that map volumes to volumes from end to end."""
     for module in model.modules():
-        if isinstance(module, Network):
+        if isinstance(module, Network | Comparer):
             yield module, "body"
         elif isinstance(module, Classifier):
             yield module, "features"

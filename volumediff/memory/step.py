@@ -23,7 +23,13 @@ from volumediff.shapes import Shape
 from volumediff.training.assemble import build_recipe, channels_of
 from volumediff.training.run_config import RunConfig
 from volumediff.training.state import State
-from volumediff.training.task import Classification, Compression, Diffusion, Task
+from volumediff.training.task import (
+    Classification,
+    Comparison,
+    Compression,
+    Diffusion,
+    Task,
+)
 
 __all__ = [
     "VALIDATION",
@@ -149,7 +155,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def validates(config: RunConfig) -> bool:
     """Whether whole volumes pass through the model in training."""
     wanted = config.validation
-    shows = wanted.previews and config.classifier is None
+    shows = wanted.previews and config.classifier is None and config.comparer is None
     return bool(shows) or (wanted.best is not None and config.network is not None)
 
 
@@ -188,16 +194,17 @@ def random_batch(
         return torch.rand(size, device=device) * 2 - 1
 
     diffusion, classifies = isinstance(task, Diffusion), isinstance(task, Classification)
-    images = recipe.image_channels(c) if diffusion else ()
+    conditioned = diffusion or isinstance(task, Comparison)
+    images = recipe.image_channels(c) if conditioned else ()
     label, scalars, place = None, None, None
     if (diffusion or classifies) and recipe.classes:
         label = torch.zeros(count, dtype=torch.int64, device=device)
-    if diffusion and recipe.scalars:
+    if conditioned and recipe.scalars:
         scalars = noise(count, len(recipe.scalars))
-    if diffusion and task.model.network.coordinates and shape == config.crop:
+    if conditioned and task.model.network.coordinates and shape == config.crop:
         place = noise(count, 3, *task.model.space.grid(shape))
     return Batch(
-        noise(count, recipe.channels(c) if diffusion else c, *shape),
+        noise(count, recipe.channels(c) if conditioned else c, *shape),
         tuple(range(count)),
         Condition(label=label, scalars=scalars, coordinates=place),
         tuple(noise(count, n, *shape) for n in images),
@@ -275,8 +282,11 @@ def use(task: Task, batch: Batch, *, stage: Stage) -> None:
     if isinstance(task, Classification):
         _guide(task, batch, stage)
         return
+    if isinstance(task, Comparison):
+        _compare(task, batch, stage)
+        return
     model = task.module
-    assert isinstance(model, Model), "there are three kinds of tasks"
+    assert isinstance(model, Model), "there are four kinds of tasks"
     with stage("encode"):
         z = model.encode(batch.x)
         condition = model.told(batch.condition, batch.images, batch.mask)
@@ -302,3 +312,12 @@ def _guide(task: Classification, batch: Batch, stage: Stage) -> None:
     with stage("guide"):
         t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
         posterior.gradient(z, t, label=HEALTHY)
+
+
+def _compare(task: Comparison, batch: Batch, stage: Stage) -> None:
+    """What a map asks of a comparer, on a one-step estimate."""
+    x, module = batch.images[-1], task.module
+    with stage("reconstruct"):
+        healthy = module.reconstruct(x, batch.keys, batch.condition, batch.images[:-1])
+    with stage("compare"):
+        module.probability(x, healthy)

@@ -14,6 +14,7 @@ import torch
 
 from volumediff.autoencoders import Autoencoder, Reconstructor
 from volumediff.classification import StateClassifier
+from volumediff.comparison import ReconstructionComparer
 from volumediff.config import build, component, config_path, name_of
 from volumediff.errors import DataError, UsageError
 from volumediff.kernels._base import Kernel
@@ -24,10 +25,23 @@ from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
+from volumediff.training.compared import check_compared, keep_statistics
 from volumediff.training.folder import Damaged, publish, sha256, verify
-from volumediff.training.run_config import RunConfig, load_run_config, saved_config
+from volumediff.training.run_config import (
+    RunConfig,
+    load_run_config,
+    of_run,
+    saved_config,
+    source_of,
+)
 from volumediff.training.states import adopt_states, check_source, keep_states
-from volumediff.training.task import Classification, Compression, Diffusion, Task
+from volumediff.training.task import (
+    Classification,
+    Comparison,
+    Compression,
+    Diffusion,
+    Task,
+)
 
 __all__ = ["build_recipe", "build_task", "channels_of", "keep_sources", "load_run"]
 
@@ -38,7 +52,7 @@ def load_run(
     which: Literal["best", "last"] = "best",
     weights: Literal["ema", "weights"] = "ema",
     overrides: Sequence[str] = (),
-) -> tuple[RunConfig, Model | Reconstructor | StateClassifier]:
+) -> tuple[RunConfig, Model | Reconstructor | StateClassifier | ReconstructionComparer]:
     """Configuration and trained model of a run, verified, on the CPU, in evaluation mode.
 
     Arguments:
@@ -59,8 +73,8 @@ def load_run(
     task = build_task(config, run=run)
     if found.state["autoencoder"] != task.digest:
         raise DataError(
-            f"{run}/autoencoder is not the one that this model was trained with; restore the run "
-            "from a backup."
+            f"{run}: the weights of its {_frozen_part(config)} are not those that it was trained "
+            "with; restore them from a backup."
         )
     try:
         task.load(found.tensors(weights))
@@ -68,6 +82,10 @@ def load_run(
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{found.path}: does not fit {run}/config.yaml ({reason}).") from None
     return config, task.module.eval()
+
+
+def _frozen_part(config: RunConfig) -> str:
+    return "autoencoder" if config.comparer is None else f"model {of_run(config)}"
 
 
 def channels_of(config: RunConfig) -> int:
@@ -96,6 +114,8 @@ def build_task(config: RunConfig, *, run: Path | None = None) -> Task:
             return _compression(config, run)
         if config.classifier is not None:
             return _classification(config, run)
+        if config.comparer is not None:
+            return _comparison(config, run)
         return _diffusion(config, run)
 
 
@@ -194,6 +214,26 @@ def _classification(config: RunConfig, run: Path | None) -> Task:
     return Classification(module, digest=encoders[0][1] if encoders else "")
 
 
+def _comparison(config: RunConfig, run: Path | None) -> Comparison:
+    """A comparer, with the diffusion model that it is for: trained, where there is a run."""
+    of, source, digest = of_run(config), source_of(config), ""
+    if run is None:
+        model = build_task(source).module
+    else:
+        _, model = load_run(of)
+        found = checkpoint.find(of, "best")
+        assert found is not None, "it was just loaded"
+        digest = found.digest
+    check_compared(config, source, model)
+    assert isinstance(config.comparer, Mapping), "it names its run"
+    spec = {n: v for n, v in config.comparer.items() if n != "of"}
+    comparer = build("comparer", spec, channels=channels_of(config))
+    model.dtype = config.memory.torch_dtype
+    module = ReconstructionComparer(model, comparer, dtype=model.dtype, times=config.times)
+    config.memory.apply(module)
+    return Comparison(module, digest=digest)
+
+
 def _check_kernel(recipe: Recipe, kernel: Kernel, space: StateSpace) -> None:
     name = name_of(type(kernel))
     if isinstance(kernel, Discrete) and recipe.whole:
@@ -245,12 +285,16 @@ def keep_sources(config: RunConfig, run: Path) -> None:
     """Copies what other runs give to this one into it, once: the run then stands alone.
 
     A latent space, or a model of codes, takes an autoencoder; a classifier the states of a
-    diffusion run.
+    diffusion run. A comparer goes on with the diffusion run itself, whose weights a checkpoint
+    binds, and with a copy of its statistics.
 
     Raises:
         UsageError: the other run is not trained yet, or trains something else
         DataError: its checkpoint is damaged
     """
+    if config.comparer is not None:
+        keep_statistics(config, run)
+        return
     if config.classifier is not None and not (run / "states").is_dir():
         of = check_source(config)
         _, model = load_run(of)

@@ -44,6 +44,12 @@ class Checkpoint:
         """The tensors of `weights`, `ema` or `optimizer`, on the CPU."""
         return safetensors.torch.load_file(self.path / f"{name}.safetensors")
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the averaged weights."""
+        manifest = json.loads((self.path / "manifest.json").read_bytes())
+        return manifest["files"]["ema.safetensors"]["sha256"]
+
 
 def save(
     run: Path,

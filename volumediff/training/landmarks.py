@@ -2,7 +2,8 @@
 
 The landmarks of `volumediff.data.intensity.Histogram` are means over the training volumes. They
 are fitted before anything is prepared and kept as text: training, whatever resumes it, and every
-new volume go through the same map. A classifier takes them from the run whose states it sees.
+new volume go through the same map. Classifiers and comparers take them from the run that they are
+trained for.
 """
 
 import json
@@ -15,7 +16,7 @@ from volumediff.data.preprocessing import Preprocessing
 from volumediff.errors import DataError, UsageError
 from volumediff.training.folder import write_text
 
-__all__ = ["NAME", "Landmarks", "fit_landmarks", "load_landmarks"]
+__all__ = ["NAME", "Landmarks", "fit_landmarks", "keep_landmarks", "load_landmarks"]
 
 NAME = "landmarks.json"
 
@@ -54,6 +55,12 @@ def fit_landmarks(
             )
     landmarks = [landmarks_of(channel) for channel in zip(*limits, strict=True)]
     write_text(path, json.dumps({"landmarks": landmarks, "cases": names}, indent=1))
+
+
+def keep_landmarks(run: Path, of: Path) -> None:
+    """Copies the landmarks of the diffusion run that a run is trained for, if it has some."""
+    if (of / NAME).is_file():
+        write_text(run / NAME, (of / NAME).read_text(encoding="utf-8"))
 
 
 def load_landmarks(run: Path) -> Landmarks:

@@ -25,7 +25,7 @@ from volumediff.training.run_config import RunConfig
 from volumediff.training.selection import with_lesions
 from volumediff.training.sources import gather
 from volumediff.training.statistics import Statistics
-from volumediff.training.task import Compression, Diffusion, Task
+from volumediff.training.task import Comparison, Compression, Diffusion, Task
 from volumediff.training.volumes import TrainingVolume, healthy_volumes
 from volumediff.training.warm_start import warm_start
 
@@ -113,7 +113,8 @@ def prepare(
     if best is not None and isinstance(task, Diffusion) and mapped:
         chosen = sound[: best.volumes]
         lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
-    located = isinstance(task, Diffusion) and task.model.network.coordinates
+    seen = isinstance(task, Diffusion | Comparison)
+    located = seen and task.model.network.coordinates
     return Prepared(
         task=task,
         dataset=replace(dataset, crop=crop, located=located, augment=config.data.augmentation),

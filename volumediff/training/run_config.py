@@ -1,8 +1,9 @@
-"""The configuration of a run: the YAML files of `configs/pipelines`, `configs/autoencoders` and
-`configs/classifiers`.
+"""The configuration of a run: the YAML files of `configs/pipelines`, `configs/autoencoders`,
+`configs/classifiers` and `configs/comparers`.
 
-A run trains a diffusion model (`space`, `kernel`, `network`), an `autoencoder`, or a `classifier`
-of the states of a diffusion run, which it names and takes them from. Components stay
+A run trains a diffusion model (`space`, `kernel`, `network`), an `autoencoder`, a `classifier` of
+the states of a diffusion run, which it names and takes them from, or a `comparer` of volumes with
+what a diffusion run, which it names, makes of them. Components stay
 constructor calls (`{name: unet, widths: [...]}`) that `volumediff.config.build` validates;
 the sections around them are declared here. Unknown keys fail with a suggestion.
 """
@@ -44,9 +45,10 @@ __all__ = [
     "Validation",
     "changes",
     "load_run_config",
+    "of_run",
     "parse",
     "saved_config",
-    "states_of",
+    "source_of",
 ]
 
 Component = str | dict[str, Any]
@@ -193,6 +195,7 @@ class RunConfig(_Section):
     network: Component | None = None
     autoencoder: Component | None = None
     classifier: Component | None = None
+    comparer: Component | None = None
     recipe: Component = "healthy"
     noise: Component = "gaussian"
     times: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (
@@ -213,6 +216,15 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "RunConfig":
+        low, high = self.times
+        if not low < high:
+            raise ValueError(f"needs times [low, high] with low < high, got [{low:g}, {high:g}]")
+        if self.comparer is not None:
+            names = ("space", "kernel", "network", "autoencoder", "classifier")
+            found = [name for name in names if getattr(self, name) is not None]
+            if found:
+                raise ValueError(f"takes comparer alone, not with {' and '.join(found)}")
+            return self._batches()
         if self.classifier is not None:
             others = {"network": self.network, "autoencoder": self.autoencoder}
             found = [name for name, part in others.items() if part is not None]
@@ -227,9 +239,6 @@ class RunConfig(_Section):
             raise ValueError(f"needs {', '.join(missing)} (or autoencoder alone)")
         if self.autoencoder is not None and len(missing) < 3:
             raise ValueError("takes autoencoder alone, or space, kernel and network, not both")
-        low, high = self.times
-        if not low < high:
-            raise ValueError(f"needs times [low, high] with low < high, got [{low:g}, {high:g}]")
         return self._batches()
 
     def _batches(self) -> "RunConfig":
@@ -259,7 +268,8 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     if Path(name).is_file():
         found = Path(name)
     else:
-        kinds = (kind for kind in ("autoencoders", "classifiers") if name in shipped(kind))
+        others = ("autoencoders", "classifiers", "comparers")
+        kinds = (kind for kind in others if name in shipped(kind))
         found = config_path(next(kinds, "pipelines"), name)
     return parse(load(found, overrides), where=str(path))
 
@@ -286,19 +296,45 @@ def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
         found = RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UsageError(f"{where}: {_first(error)}") from None
+    if found.comparer is not None and found.data.root is None:
+        return found.model_copy(update={"data": source_of(found).data})
     return found if found.classifier is None or found.space is not None else _with_states(found)
 
 
-def states_of(config: RunConfig) -> Path:
-    """The run whose states a classifier sees.
+def of_run(config: RunConfig) -> Path:
+    """The diffusion run that a classifier or a comparer is trained for.
 
     Raises:
         UsageError: the configuration names none
     """
-    spec = config.classifier
+    kind, spec = _dependent(config)
     if not isinstance(spec, Mapping) or not isinstance(spec.get("of"), str):
-        raise UsageError("classifier.of: expected the folder of a diffusion run.")
+        raise UsageError(f"{kind}.of: expected the folder of a diffusion run.")
     return Path(spec["of"])
+
+
+def source_of(config: RunConfig) -> RunConfig:
+    """The configuration of that run, or a shipped one of its name.
+
+    Raises:
+        UsageError: no such run and no shipped configuration of this name, or no diffusion model
+    """
+    of, (kind, _) = of_run(config), _dependent(config)
+    try:
+        run = (of / "config.yaml").is_file()
+        source = saved_config(of) if run else load_run_config(config_path("pipelines", of.name))
+    except UsageError as error:
+        raise UsageError(f"{kind}.of = {of}: no diffusion run ({error})") from None
+    if source.network is None:
+        raise UsageError(f"{kind}.of = {of}: expected the run of a diffusion model.")
+    return source
+
+
+def _dependent(config: RunConfig) -> tuple[str, Component | None]:
+    """What is trained for a diffusion run, and its specification."""
+    if config.comparer is not None:
+        return "comparer", config.comparer
+    return "classifier", config.classifier
 
 
 def _with_states(config: RunConfig) -> RunConfig:
@@ -307,14 +343,7 @@ def _with_states(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: no such run and no shipped configuration of this name, or no diffusion model
     """
-    of = states_of(config)
-    try:
-        run = (of / "config.yaml").is_file()
-        source = saved_config(of) if run else load_run_config(config_path("pipelines", of.name))
-    except UsageError as error:
-        raise UsageError(f"classifier.of = {of}: no diffusion run ({error})") from None
-    if source.network is None:
-        raise UsageError(f"classifier.of = {of}: expected the run of a diffusion model.")
+    source = source_of(config)
     parts = {name: getattr(source, name) for name in ("space", "kernel", "noise")}
     if config.data.root is None:
         parts["data"] = source.data

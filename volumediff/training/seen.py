@@ -1,7 +1,8 @@
 """RUN/seen.json: what the weights of a run have seen, itself and through the runs it came from.
 
 A run may begin with another's weights (`start_from`), diffuse the latents of an autoencoder, or
-classify the states of a diffusion run. Whoever was in training there was seen here, too.
+classify the states of a diffusion run, or compare its estimates. Whoever was in training there was
+seen here, too.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from volumediff.data.seen import Seen, roster
 from volumediff.data.splits import PARTS, Split
 from volumediff.training.assemble import autoencoder_path
 from volumediff.training.checkpoint import find
-from volumediff.training.run_config import RunConfig, states_of
+from volumediff.training.run_config import RunConfig, of_run
 
 __all__ = ["NAME", "keep_seen", "seen_by", "sources_of"]
 
@@ -39,7 +40,7 @@ def sources_of(config: RunConfig) -> Seen:
     """
     paths = [config.start_from]
     paths += [autoencoder_path(config.space) or autoencoder_path(config.autoencoder)]
-    paths += [] if config.classifier is None else [states_of(config)]
+    paths += [of_run(config)] if config.classifier or config.comparer else []
     found = Seen()
     for path in paths:
         if path is not None:

@@ -154,7 +154,7 @@ def gather(
         keep_seen(config, cases, split, kept=kept is not None)
 
     on_main(accelerator, keep)
-    if _fitted(data) and config.classifier is None:
+    if _fitted(data) and config.classifier is None and config.comparer is None:
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
     sources = [_source(case, config) for case in cases if case.id in wanted]

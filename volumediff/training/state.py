@@ -94,6 +94,11 @@ class State:
         return {p: n for n, p in self.task.module.named_parameters()}
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
+        if found.state["autoencoder"] != self.task.digest:
+            raise DataError(
+                f"{found.path}: was trained with other frozen weights (of an autoencoder, or of "
+                "comparer.of) than there are now; put them back, or choose another output=DIR."
+            )
         try:
             self.task.load(found.tensors("weights"))
             self.ema.load(found.tensors("ema"))

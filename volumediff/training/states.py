@@ -21,10 +21,10 @@ from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.spaces import StateSpace
 from volumediff.training import checkpoint
-from volumediff.training.folder import Damaged, publish, verify, write_text
+from volumediff.training.folder import Damaged, publish, verify
 from volumediff.training.landmarks import NAME as LANDMARKS
-from volumediff.training.landmarks import load_landmarks
-from volumediff.training.run_config import RunConfig, saved_config, states_of
+from volumediff.training.landmarks import keep_landmarks, load_landmarks
+from volumediff.training.run_config import RunConfig, of_run, saved_config
 
 __all__ = ["adopt_states", "check_source", "keep_states", "states_digest", "states_facts"]
 
@@ -37,7 +37,7 @@ def check_source(config: RunConfig) -> Path:
     Raises:
         UsageError: no such run, not trained yet, or other states than configured
     """
-    of = states_of(config)
+    of = of_run(config)
     theirs = saved_config(of)
     if checkpoint.find(of, "best") is None:
         raise UsageError(f"classifier.of = {of}: has no checkpoint yet; train it first.")
@@ -78,15 +78,13 @@ def keep_states(run: Path, of: Path, model: Model) -> None:
         publish(
             run / "autoencoder", {n: lambda file, b=b: file.write(b) for n, b in files.items()}
         )
-    if (of / LANDMARKS).is_file():
-        write_text(run / LANDMARKS, (of / LANDMARKS).read_text(encoding="utf-8"))
+    keep_landmarks(run, of)
     found = checkpoint.find(of, "best")
     assert found is not None, "it was just loaded"
-    manifest = json.loads((found.path / "manifest.json").read_bytes())
     facts = {
         "run": str(of.resolve()),
         "checkpoint": found.path.name,
-        "weights_sha256": manifest["files"]["ema.safetensors"]["sha256"],
+        "weights_sha256": found.digest,
     }
     space = safetensors.torch.save(_normalisation(model.space))
     publish(

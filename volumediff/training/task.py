@@ -1,5 +1,5 @@
-"""What the loop trains: a diffusion model, an autoencoder and what is trained against it, or a
-classifier.
+"""What the loop trains: a diffusion model, an autoencoder and what is trained against it, a
+classifier, or a comparer.
 
 A task names its players (groups of parameters that take turns, one for a diffusion model), gives
 the loss of each sample for a player, and knows which tensors a checkpoint holds.
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders import Autoencoder, Reconstructor
 from volumediff.classification import StateClassifier
+from volumediff.comparison import ReconstructionComparer
 from volumediff.model import Batch, Model
 from volumediff.randomness import generator
 from volumediff.spaces import StateSpace
 
-__all__ = ["Classification", "Compression", "Diffusion", "Task"]
+__all__ = ["Classification", "Comparison", "Compression", "Diffusion", "Task"]
 
 
 class Task(ABC):
@@ -27,7 +28,7 @@ class Task(ABC):
 
     module: nn.Module
     main: str
-    digest: str = ""  # of a frozen autoencoder's weights
+    digest: str = ""  # of the weights of a frozen autoencoder or diffusion model
 
     @abstractmethod
     def modules(self) -> Mapping[str, nn.Module]:
@@ -58,7 +59,7 @@ class Task(ABC):
         return self._players
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers that belong to a checkpoint: all but a frozen autoencoder's."""
+        """Parameters and buffers that belong to a checkpoint: all but those of frozen parts."""
         frozen = self._frozen()
         return {n: t for n, t in self.module.state_dict().items() if not n.startswith(frozen)}
 
@@ -76,7 +77,7 @@ class Task(ABC):
         return tuple(
             f"{name}."
             for name, part in self.module.named_modules()
-            if name and isinstance(part, Autoencoder)
+            if name and isinstance(part, Autoencoder | Model)
         )
 
 
@@ -183,6 +184,28 @@ class Classification(Task):
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"classifier": self.module.classifier}
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        return self.module.loss(batch)
+
+
+class Comparison(Task):
+    """A comparer of volumes with what a frozen diffusion model makes of them.
+
+    Arguments:
+        module: the comparer with the model
+        digest: SHA-256 of the model's weights
+    """
+
+    main = "comparer"
+
+    def __init__(self, module: ReconstructionComparer, *, digest: str = "") -> None:
+        self.module = module
+        self.model = module.model
+        self.digest = digest
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"comparer": self.module.comparer}
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         return self.module.loss(batch)

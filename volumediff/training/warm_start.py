@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from volumediff.classification import StateClassifier
+from volumediff.comparison import ReconstructionComparer
 from volumediff.errors import UsageError
 from volumediff.model import Model
 from volumediff.networks.pseudo3d import Pseudo3D, inflate
@@ -35,6 +36,8 @@ def warm_start(module: nn.Module, source: Path) -> None:
         target, given = module.network, other.network
     elif isinstance(module, StateClassifier) and isinstance(other, StateClassifier):
         target, given = module.classifier, other.classifier
+    elif isinstance(module, ReconstructionComparer) and isinstance(other, ReconstructionComparer):
+        target, given = module.comparer, other.comparer
     weights, expected = given.state_dict(), target.state_dict()
     if set(weights) < set(expected) and isinstance(target, Pseudo3D):
         through = next(

@@ -1,0 +1,126 @@
+r"""Comparison of volumes with what a frozen diffusion model makes of them in one step,
+
+.. math:: \hat x = D\big(\hat z_0(z_t)\big), \quad z_t \sim q(z_t | E(x)), \qquad
+          p = σ\big(f(\hat x - x, x)\big),
+
+trained with the binary cross-entropy at random t, on synthetic anomalies or on labels. What is
+drawn for a sample depends on its key alone, as in `volumediff.model`.
+
+References:
+    Behrendt et al. (2024), Combining Reconstruction-based Unsupervised Anomaly Detection with
+    Supervised Segmentation for Brain MRIs, MIDL
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.comparers import Comparer
+from volumediff.condition import HEALTHY, Condition
+from volumediff.data.seen import Seen
+from volumediff.model import Batch, Model, state_noise, training_times
+from volumediff.spaces._base import StateSpace
+
+__all__ = ["ReconstructionComparer", "VoxelPosterior"]
+
+Volume = Float[Tensor, "b c d h w"]
+
+
+class ReconstructionComparer(nn.Module):
+    """f(x̂ - x, x), as a frozen model that gives x̂ and a comparer.
+
+    Arguments:
+        model: makes reconstructions; its weights never change here
+        comparer: (residual, volume) -> logits
+        dtype: in which the comparer computes; volumes, residuals, logits and losses are wider
+        times: (low, high), training times are uniform on (low, high]
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        comparer: Comparer,
+        *,
+        dtype: torch.dtype = torch.float32,
+        times: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.comparer = comparer
+        self.dtype = dtype
+        self.times = times
+
+    @property
+    def space(self) -> StateSpace:
+        """That of the frozen model."""
+        return self.model.space
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        x: Volume,
+        keys: tuple[int, ...],
+        condition: Condition,
+        images: tuple[Float[Tensor, "b _ d h w"], ...] = (),
+    ) -> Volume:
+        """One-step estimates of the volumes, each from its own time, healthy where it has a class.
+
+        Arguments:
+            keys: one per volume, of its time and noise
+            condition: what the model is told beside images and class
+            images: volumes that it is told
+        """
+        model, (d, h, w) = self.model, x.shape[2:]
+        z_0 = model.encode(x)
+        told = model.referred(model.told(condition, images), z_0)
+        if model.network.embedding.classes:
+            healthy = torch.full((len(x),), HEALTHY, dtype=torch.int64, device=x.device)
+            told = told.replace(label=healthy)
+        t = training_times(keys, self.times, device=x.device)
+        shape = tuple(x.shape[1:])
+        noise = state_noise(model.space, model.field, keys, shape, "loss", device=x.device)
+        z_t = model.kernel.corrupt(z_0, t, noise.to(z_0))
+        return model.decode(model.denoise(z_t, t, told).x0, (d, h, w))
+
+    def logits(self, x: Volume, healthy: Volume) -> Float[Tensor, "b 1 d h w"]:
+        """f(x̂ - x, x) of a reconstruction x̂."""
+        return self.comparer((healthy - x).to(self.dtype), x.to(self.dtype)).to(x.dtype)
+
+    def probability(self, x: Volume, healthy: Volume) -> Float[Tensor, "b 1 d h w"]:
+        """σ(f(x̂ - x, x)) of a reconstruction x̂."""
+        return torch.sigmoid(self.logits(x, healthy))
+
+    def loss(self, batch: Batch) -> Float[Tensor, "b"]:
+        """Cross-entropy of each sample, the mean over its voxels.
+
+        Arguments:
+            batch: 2 m - 1 as its volumes, one channel per kind of anomaly; the volume that is
+                looked at is the last image, what the model is told are those before
+        """
+        x, told = batch.images[-1], batch.images[:-1]
+        healthy = self.reconstruct(x, batch.keys, batch.condition, told)
+        m = ((batch.x + 1) / 2).amax(dim=1, keepdim=True)
+        each = F.binary_cross_entropy_with_logits(self.logits(x, healthy), m, reduction="none")
+        return each.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class VoxelPosterior:
+    """What a trained comparer says, as maps take it.
+
+    Arguments:
+        probability: (x, x̂) -> p in [0, 1] for every voxel
+        supervision: what it was trained on: synthetic anomalies (self) or masks (full)
+        digest: identifies the weights; calibrations belong to it
+        seen: what they were trained on
+    """
+
+    probability: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+    supervision: Literal["self", "full"]
+    digest: str
+    seen: Seen = field(default_factory=Seen, repr=False)
