@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.comparers._base import Comparer
-from volumediff.networks._layers import Conv, Down, NormAct, ResidualBlock, Up, conv, place
+from volumediff.networks._block import ResidualBlock, place
+from volumediff.networks._layers import Conv, NormAct, conv
+from volumediff.networks._resample import Down, Up
 
 __all__ = ["Siamese"]
 
