@@ -25,7 +25,8 @@ from volumediff.anomaly import rows
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.lent import Lender
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.maps import SSIM, Learned
+from volumediff.anomaly.maps.posterior import Posterior
+from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.comparers import Comparer
 from volumediff.comparers.siamese import Siamese
@@ -299,11 +300,11 @@ def test_the_map_is_the_probability_plus_dissimilarity():
     x, healthy = volumes(2).split(1)
     p = torch.sigmoid(3 * (healthy - x) + x)
     ssim = SSIM(3.0)(x, healthy, **PLACE)
-    found = Learned(lent(), plus=SSIM(3.0))(x, healthy, **PLACE)
+    found = Posterior(lent(), plus=SSIM(3.0))(x, healthy, **PLACE)
     torch.testing.assert_close(found, torch.where(INSIDE, p + ssim, 0.0))
-    torch.testing.assert_close(Learned(lent())(x, healthy, **PLACE), p * INSIDE)
+    torch.testing.assert_close(Posterior(lent())(x, healthy, **PLACE), p * INSIDE)
     # for the same volume twice there is no dissimilarity
-    same = Learned(lent(), plus=SSIM(3.0))(x, x, **PLACE)
+    same = Posterior(lent(), plus=SSIM(3.0))(x, x, **PLACE)
     torch.testing.assert_close(same, torch.sigmoid(x) * INSIDE, rtol=1e-4, atol=1e-5)
 
 
@@ -312,12 +313,14 @@ def test_the_row_is_the_mean_over_the_levels(space):
     model = states(SPACES[space]())
     row = rows.load_row("sadm", lender=lender(), overrides=["map.run=there"])
     assert isinstance(row, Localizer)
-    assert isinstance(row.map, Learned)
+    assert isinstance(row.map, Posterior)
     assert len(row.route.log_snrs) == 3
     x, total = volumes(), 0.0
     found = row.find(model, Example(x, INSIDE, SPACING), key=5)
     seen = []
-    keep = replace(row, map=Learned(replace(lent(), probability=lambda x, h: seen.append(h) or h)))
+    keep = replace(
+        row, map=Posterior(replace(lent(), probability=lambda x, h: seen.append(h) or h))
+    )
     keep.find(model, Example(x, INSIDE, SPACING), key=5)
     assert len(seen) == 3
     for healthy, log_snr in zip(seen, row.route.log_snrs, strict=True):
@@ -342,7 +345,7 @@ def test_the_estimates_of_the_row_are_those_of_training():
     model.noise = lambda keys, shape: lambda step: noise
     seen = []
     spy = replace(lent(), probability=lambda x, h: seen.append(h) or h)
-    Localizer(route=Scan(levels=(t,)), map=Learned(spy), supervision="self").find(
+    Localizer(route=Scan(levels=(t,)), map=Posterior(spy), supervision="self").find(
         model, Example(x, INSIDE, SPACING), key=0
     )
     torch.testing.assert_close(seen[0], trained)

@@ -8,7 +8,7 @@ from tiny_runs import tiny, write_data
 
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.maps import L1
+from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.policies.flip import Flip
 from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.plain import Plain

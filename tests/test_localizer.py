@@ -20,12 +20,15 @@ from anomaly_models import (
 from sklearn.metrics import average_precision_score
 
 from volumediff import noise
-from volumediff.anomaly import maps
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
 from volumediff.anomaly.calibration import Example, Voxelwise
 from volumediff.anomaly.ensemble import HarmonicMean, Mean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.maps._base import Map
+from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.maps.l2 import L2
+from volumediff.anomaly.maps.saturated import Saturated
 from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.stitch import Stitch
 from volumediff.anomaly.routes.diffuse import Diffuse
@@ -69,7 +72,7 @@ ROUTES = {
         "route": Diffuse(level=0.5),
         "sampler": Ancestral(6),
         "policy": Harmonise(levels=(0.3,), dilate_mm=2.0),
-        "map": maps.Saturated(maps.L1()),
+        "map": Saturated(L1()),
     },
 }
 
@@ -139,7 +142,7 @@ def test_a_blob_is_found(name):
 def test_stitch_keeps_the_patient_outside_the_aligned_mask(space):
     model = wiener(space())
     x = lesion_volume(model)
-    first = Localizer(route=Diffuse(level=0.5), sampler=DDIM(4), map=maps.L1())
+    first = Localizer(route=Diffuse(level=0.5), sampler=DDIM(4), map=L1())
     row = Localizer(
         first=first,
         route=Diffuse(level=0.3),
@@ -257,7 +260,7 @@ def test_guidance_towards_healthy():
 
 
 @dataclass(frozen=True)
-class Constant(maps.Map):
+class Constant(Map):
     """A map that is the same number everywhere."""
 
     value: float
@@ -289,7 +292,7 @@ def test_harmonise_collects_one_map_per_level():
     row = Localizer(
         **common,
         policy=Harmonise(levels=(0.1, 0.45, 0.25), dilate_mm=2.0),
-        map=maps.Saturated(maps.L1()),
+        map=Saturated(L1()),
         ensemble=HarmonicMean(),
     )
     got = run(row, model, x)
@@ -470,7 +473,7 @@ def test_checkpoint_and_calibration_must_suit():
         run(row, model, x, inside=~ALL)
     examples = [Example(model.network.sample(i), FOREGROUND, SPACING) for i in range(3)]
     calibration = fit(row, model, examples, seed=0)
-    another = replace(row, map=maps.L2())
+    another = replace(row, map=L2())
     with pytest.raises(ValueError, match="expected a calibration of this method"):
         run(another, model, x, calibration=calibration)
     # another threshold is no other method

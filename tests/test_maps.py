@@ -4,10 +4,16 @@ import pytest
 import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states, tiny_autoencoder
 
-from volumediff.anomaly import maps
 from volumediff.anomaly._features import network_features
 from volumediff.anomaly._similarity import ssim as similarity
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.maps.asymmetric import Asymmetric
+from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.maps.perceptual import Perceptual
+from volumediff.anomaly.maps.product import Product
+from volumediff.anomaly.maps.saturated import Saturated
+from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
 from volumediff.memory.policy import MemoryPolicy
@@ -46,7 +52,7 @@ def measured(block, model, x, y, inside=INSIDE):
 def test_the_ssim_ensemble_is_the_softmax_of_its_windows():
     x, y = pair()
     sigmas = (2.0, 3.0, 5.0)
-    got = maps.SSIMEnsemble(sigmas)(x, y, foreground=INSIDE, spacing_mm=SPACING)
+    got = SSIMEnsemble(sigmas)(x, y, foreground=INSIDE, spacing_mm=SPACING)
     ssim = torch.stack(
         [similarity(x, y, sigma_mm=s, spacing_mm=SPACING, foreground=INSIDE) for s in sigmas]
     )
@@ -54,8 +60,8 @@ def test_the_ssim_ensemble_is_the_softmax_of_its_windows():
     torch.testing.assert_close(got, expected)
     # the worst window counts most: more than their mean
     assert float(got.sum()) > float(((1 - ssim.mean(0)).clamp(min=0) * INSIDE).sum())
-    one = maps.SSIMEnsemble((2.0,))(x, y, foreground=INSIDE, spacing_mm=SPACING)
-    single = maps.SSIM(2.0)(x, y, foreground=INSIDE, spacing_mm=SPACING)
+    one = SSIMEnsemble((2.0,))(x, y, foreground=INSIDE, spacing_mm=SPACING)
+    single = SSIM(2.0)(x, y, foreground=INSIDE, spacing_mm=SPACING)
     torch.testing.assert_close(one, single)
 
 
@@ -63,7 +69,7 @@ def test_the_ssim_ensemble_is_the_softmax_of_its_windows():
 def test_perceptual_distance_is_that_of_the_encoders_stages(distance):
     model = network_in(Voxel())
     x, y = pair()
-    got = measured(maps.Perceptual(distance=distance, level=0.2), model, x, y)
+    got = measured(Perceptual(distance=distance, level=0.2), model, x, y)
     alpha, _ = KERNEL.schedule(torch.tensor([0.2], dtype=torch.float64))
     body = model.network.hourglass
     e = model.network.embedding(torch.tensor([0.2]), Condition())
@@ -81,7 +87,7 @@ def test_perceptual_distance_is_that_of_the_encoders_stages(distance):
             size = {"size": SHAPE, "mode": "trilinear", "align_corners": False}
             expected += torch.nn.functional.interpolate(a, **size) / 2
     torch.testing.assert_close(got, expected * INSIDE, atol=1e-5, rtol=1e-4)
-    assert float(measured(maps.Perceptual(distance=distance), model, x, x).max()) < 1e-5
+    assert float(measured(Perceptual(distance=distance), model, x, x).max()) < 1e-5
     assert float(got[INSIDE].mean()) > 1e-3
 
 
@@ -92,7 +98,7 @@ def test_features_stand_where_the_volume_changes(space):
     x, _ = pair()
     y = x.clone()
     y[..., 0:2, 8:12, 6:8] += 3.0  # one corner: axes out of order would move it
-    got = measured(maps.Perceptual(distance="l2"), model, x, y, ALL)
+    got = measured(Perceptual(distance="l2"), model, x, y, ALL)
     d, h, w = (
         float((got.sum(k) * torch.arange(n)).sum() / got.sum())
         for k, n in (((0, 1, 3, 4), 8), ((0, 1, 2, 4), 12), ((0, 1, 2, 3), 8))
@@ -105,19 +111,19 @@ def test_features_stand_where_the_volume_changes(space):
 def test_the_autoencoder_has_features_too():
     x, y = pair()
     model = network_in(Latent(tiny_autoencoder()))
-    block = maps.Perceptual(of="autoencoder")
+    block = Perceptual(of="autoencoder")
     got = measured(block, model, x, y)
     assert float(got[INSIDE].min()) > 0
-    network = measured(maps.Perceptual(), model, x, y)
+    network = measured(Perceptual(), model, x, y)
     assert not torch.allclose(got, network)
 
 
 def test_models_without_features_are_refused():
-    block = maps.Product((maps.L1(), maps.Saturated(maps.Perceptual())))
+    block = Product((L1(), Saturated(Perceptual())))
     with pytest.raises(ValueError, match="expected a network of residual blocks, got states"):
         block.check(states())
     with pytest.raises(ValueError, match="expected a latent space with an autoencoder, got voxel"):
-        maps.Asymmetric(maps.Perceptual(of="autoencoder")).check(network_in(Voxel()))
+        Asymmetric(Perceptual(of="autoencoder")).check(network_in(Voxel()))
     model = network_in(Voxel())
     MemoryPolicy(slab=2).apply(model)
     with pytest.raises(ValueError, match=r"in slabs; use memory\.slab=null"):
@@ -128,15 +134,15 @@ def test_models_without_features_are_refused():
 
 def test_composed_maps_take_what_they_need_from_the_model():
     model = network_in(Voxel())
-    inner = maps.Perceptual(distance="l2")
+    inner = Perceptual(distance="l2")
     row = Localizer(
         route=Scan(levels=(0.4,)),
-        map=maps.Product((maps.Asymmetric(maps.Saturated(inner)), maps.L1())),
+        map=Product((Asymmetric(Saturated(inner)), L1())),
     )
     x, _ = pair()
     got = row.localize(model, x, foreground=INSIDE, spacing_mm=SPACING, key=1)
     healthy = got.pseudo_healthy
-    a = measured(maps.Asymmetric(maps.Saturated(inner)), model, x, healthy)
+    a = measured(Asymmetric(Saturated(inner)), model, x, healthy)
     torch.testing.assert_close(got.map, a * (x - healthy).abs())
     # what is bound is no part of the method
     assert row.fingerprint == Localizer(route=row.route, map=row.map).fingerprint
@@ -154,7 +160,7 @@ def test_asymmetry_is_the_excess_over_the_other_side():
     inside = torch.zeros_like(x, dtype=torch.bool)
     inside[:, :, 1:6] = True  # the middle is plane 3
     x[0, 0, :, 0, 0] = torch.tensor([9.0, 5, 2, 4, 2, 1, 9])
-    block = maps.Asymmetric(maps.L1(), sigma_mm=0.0)
+    block = Asymmetric(L1(), sigma_mm=0.0)
     a = block(x, zero, foreground=inside, spacing_mm=(1.0, 1.0, 1.0))
     assert a[0, 0, :, 0, 0].tolist() == [0, 4, 0, 0, 0, 0, 0]
     # equal on both sides is no finding, however large

@@ -19,12 +19,12 @@ from anomaly_models import (
 )
 from sklearn.metrics import average_precision_score
 
-from volumediff.anomaly import maps
 from volumediff.anomaly._filters import dilate, inside_quantile, smooth
 from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import GeometricMean
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.maps.l2 import L2
 from volumediff.anomaly.policies.class_contrast import ClassContrast
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.policies.resample import Resample
@@ -458,7 +458,7 @@ def cycled(model, x, *, count=6, steps=3):
         recipe=Translation,
         route=Cycle(region=Slabs(6.0, 4.0), count=count),
         sampler=DDIM(steps),
-        map=maps.L2(),
+        map=L2(),
     )
     scene = scene_of(row, model, x)
     regions = [
@@ -602,7 +602,7 @@ def test_the_class_contrast_is_the_difference_of_two_predictions():
         route=Diffuse(level=0.5),
         sampler=DDIM(3),
         policy=ClassContrast(),
-        map=maps.L2(),
+        map=L2(),
     )
     got = run(row, model, x)
     scene = scene_of(row, model, x)
@@ -633,7 +633,7 @@ def test_the_flow_scan_stops_where_the_class_matters_most():
         route=FlowScan(levels=levels),
         sampler=DDIM(1),
         guidance=ClassifierFree(2.0, classes=1),
-        map=maps.L2(),
+        map=L2(),
     )
     got = run(row, model, x)
     null, healthy = (Condition(label=torch.tensor([label])) for label in (2, 0))

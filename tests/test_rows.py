@@ -27,7 +27,7 @@ from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.maps import Perceptual
+from volumediff.anomaly.maps.perceptual import Perceptual
 from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import Restoration
 from volumediff.anomaly.routes.cycle import Cycle

@@ -52,6 +52,7 @@ FOLDERS = {
     "corruption": "volumediff.data.corruptions",
     "route": "volumediff.anomaly.routes",
     "policy": "volumediff.anomaly.policies",
+    "map": "volumediff.anomaly.maps",
     "fitted": "volumediff.anomaly.fitted",
 }
 # Files that hold all components of a family, named by their class in snake case.
@@ -61,7 +62,6 @@ MODULES = {
     "noise": "volumediff.noise",
     "where": "volumediff.anomaly.where",
     "ensemble": "volumediff.anomaly.ensemble",
-    "map": "volumediff.anomaly.maps",
     "post": "volumediff.anomaly.post",
     "threshold": "volumediff.anomaly.threshold",
     "score": "volumediff.anomaly.score",

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._features import spread, upright
-from volumediff.anomaly.maps import Map
+from volumediff.anomaly.maps._base import Map
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.model import Model

@@ -9,7 +9,7 @@ import torch
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.localizer import Learned, Method
+from volumediff.anomaly.method import Learned, Method
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]

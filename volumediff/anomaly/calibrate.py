@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.localizer import BAR, Learned, Method
+from volumediff.anomaly.method import BAR, Learned, Method
 from volumediff.metrics.calibration import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of

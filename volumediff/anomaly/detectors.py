@@ -24,7 +24,7 @@ from volumediff.anomaly._checkpoint import (
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.localizer import Learned, Method
+from volumediff.anomaly.method import Learned, Method
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.localizer import Learned, Method
+from volumediff.anomaly.method import Learned, Method
 from volumediff.autoencoders import Reconstructor
 from volumediff.comparison import VoxelPosterior
 from volumediff.data.seen import Seen
@@ -37,7 +37,7 @@ class Lender:
 
     Arguments:
         autoencoder: of the first pass, `first.run`
-        comparer: of a learned map, `map.run`
+        comparer: of the map `posterior`, `map.run`
     """
 
     autoencoder: Callable[[str], Borrowed]

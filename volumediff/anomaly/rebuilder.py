@@ -14,8 +14,9 @@ from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import Ensemble, Mean
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.localizer import Learned, Method
-from volumediff.anomaly.maps import L1, Map
+from volumediff.anomaly.maps._base import Map
+from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method import Learned, Method
 from volumediff.anomaly.reconstruction import Reconstruction, SinglePass, View
 from volumediff.autoencoders import Reconstructor
 from volumediff.randomness import key as key_of

@@ -4,7 +4,7 @@ route: {name: diffuse, log_snr: -0.42}      a row of the engine names its slots
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a row, by name or written out
 first: {row: ra, run: runs/ra}              or a row with the autoencoder of another run
-map: {name: learned, run: runs/siamese}     a learned map has the comparer of another run
+map: {name: posterior, run: runs/siamese}     this map has the comparer of another run
 reconstruction: single_pass                 a row of an autoencoder has one instead of a route
 adapt: {name: affine, steps: 10}            test-time adaptation; without it the network stays
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
@@ -21,7 +21,8 @@ from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.detectors import Detector
 from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.lent import Lender, Lent
-from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.method import Method
 from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance

@@ -25,7 +25,8 @@ from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.detectors import Detector
 from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.lent import Lent
-from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.method import Method
 from volumediff.schedules._base import Schedule
 from volumediff.tunable import Tunable, tunables
 

@@ -111,7 +111,7 @@ def _needs(row: "Row") -> tuple[str, ...]:
     from volumediff.anomaly.detectors import Detector
     from volumediff.anomaly.lent import Lent
     from volumediff.anomaly.localizer import Localizer
-    from volumediff.anomaly.maps import Learned
+    from volumediff.anomaly.maps.posterior import Posterior
     from volumediff.anomaly.rebuilder import Rebuilder
 
     if isinstance(row, Rebuilder):
@@ -121,7 +121,7 @@ def _needs(row: "Row") -> tuple[str, ...]:
         words.append(f"recipe.corruption={config.name_of(row.corruption)}")
     if isinstance(row, Localizer) and isinstance(row.first, Lent):
         words.append(f"first.run={autoencoder_of(row)}")
-    if isinstance(row, Localizer) and isinstance(row.map, Learned):
+    if isinstance(row, Localizer) and isinstance(row.map, Posterior):
         words.append(f"map.run={config.shipped('comparers')[0]}")
     return tuple(words)
 
@@ -172,7 +172,7 @@ def _suits(row: "Row", models: Models, path: str) -> str:
     from volumediff.anomaly._classifier import takes_classifier, with_classifier
     from volumediff.anomaly.lent import Borrowed, Lent
     from volumediff.anomaly.localizer import Localizer
-    from volumediff.anomaly.maps import Learned
+    from volumediff.anomaly.maps.posterior import Posterior
     from volumediff.classification import ClassPosterior
     from volumediff.comparison import VoxelPosterior
     from volumediff.model import Model
@@ -183,7 +183,7 @@ def _suits(row: "Row", models: Models, path: str) -> str:
     if isinstance(row, Localizer) and isinstance(row.first, Lent):
         lent = Borrowed(models(autoencoder_of(row), ()), "")
         row = replace(row, first=replace(row.first, run=lent))
-    if isinstance(row, Localizer) and isinstance(row.map, Learned):  # never asked
+    if isinstance(row, Localizer) and isinstance(row.map, Posterior):  # never asked
         seen = VoxelPosterior(lambda x, healthy: x, row.supervision, "")
         row = replace(row, map=replace(row.map, comparer=seen))
     try:

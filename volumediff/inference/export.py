@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.localizer import Localization
+from volumediff.anomaly.finding import Localization
 from volumediff.data.atomic import atomic
 from volumediff.data.preprocessing import Preprocessing, Record
 from volumediff.data.volume import write

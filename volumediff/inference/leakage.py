@@ -13,7 +13,7 @@ from typing import Any
 
 from volumediff.anomaly.lent import Lent
 from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.maps import Learned
+from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.rows import Row
 from volumediff.data.cases import safe_id
 from volumediff.data.files import stem_of
@@ -86,7 +86,7 @@ def seen_with(
         found |= classifier.seen
     if isinstance(row, Localizer) and isinstance(row.first, Lent) and row.first.run is not None:
         found |= row.first.run.seen
-    if isinstance(row, Localizer) and isinstance(row.map, Learned) and row.map.comparer:
+    if isinstance(row, Localizer) and isinstance(row.map, Posterior) and row.map.comparer:
         found |= row.map.comparer.seen
     if site is not None:
         found |= Seen((roster(f"--site {site.name}", {"calibration": site.cases}),))

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from volumediff.anomaly.localizer import Localizer, Method
+from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.method import Method
 from volumediff.data.cases import Case, safe_id, survey_cases
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid

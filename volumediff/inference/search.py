@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Learned, Method
+from volumediff.anomaly.method import Learned, Method
 from volumediff.anomaly.rows import Row, build_row
 from volumediff.anomaly.tuning import Axis, written
 from volumediff.errors import UsageError

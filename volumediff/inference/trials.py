@@ -28,7 +28,8 @@ from torch import Tensor
 
 from volumediff.anomaly.calibrate import informed
 from volumediff.anomaly.calibration import Example, Raw, Residual
-from volumediff.anomaly.localizer import Finding, Learned, Method
+from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.method import Learned, Method
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.lesions import Pair
 from volumediff.metrics.detection import (

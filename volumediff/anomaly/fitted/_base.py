@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Learned, Method
+from volumediff.anomaly.method import Learned, Method
 from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
 

@@ -18,7 +18,7 @@ from volumediff.anomaly._features import (
 )
 from volumediff.anomaly._scene import classes_of
 from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Learned
+from volumediff.anomaly.method import Learned
 from volumediff.autoencoders import Reconstructor
 from volumediff.condition import HEALTHY
 from volumediff.model import Model

@@ -10,7 +10,7 @@ from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.localizer import Learned
+from volumediff.anomaly.method import Learned
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasZ"]

@@ -19,7 +19,7 @@ from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.localizer import Learned
+from volumediff.anomaly.method import Learned
 from volumediff.randomness import generator, normal, uniform
 from volumediff.randomness import key as key_of
 

@@ -1,0 +1,26 @@
+"""Absolute residual."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff.anomaly.maps._base import Map
+
+__all__ = ["L1"]
+
+
+@dataclass(frozen=True)
+class L1(Map):
+    """Absolute residual, a = mean_c |x - x̂|."""
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """The absolute residual."""
+        return (x - healthy).abs().mean(dim=1, keepdim=True) * foreground

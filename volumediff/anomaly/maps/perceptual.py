@@ -1,0 +1,96 @@
+"""Distance of the features that the trained model's own encoder has."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volumediff.anomaly._features import (
+    Features,
+    autoencoder_features,
+    feature_problem,
+    network_features,
+    spread,
+)
+from volumediff.anomaly.maps._base import Map
+from volumediff.autoencoders import Reconstructor
+from volumediff.condition import Condition
+from volumediff.model import Model
+
+__all__ = ["Perceptual"]
+
+
+@dataclass(frozen=True)
+class Perceptual(Map):
+    r"""Distance of the features that the trained model's own encoder has of x and of x̂,
+
+    .. math:: a = \frac{1}{L} \sum_l U\Big(1 - \frac{f_l(x) \cdot f_l(\hat x)}
+              {|f_l(x)|\,|f_l(\hat x)|}\Big)
+
+    over the levels l of the encoder, U the interpolation to voxels; `l2` has the mean squared
+    difference instead of the cosine. It stands for LPIPS, whose weights come from photographs.
+    Features reach beyond the foreground, unlike the other maps.
+
+    Arguments:
+        of: the denoiser, or the autoencoder of a latent space
+        distance: how two feature vectors are compared
+        level: time at which the denoiser is asked, for a state without noise; low, as the
+            volumes have little
+        features: taken from the model, never configured
+    """
+
+    of: Literal["network", "autoencoder"] = "network"
+    distance: Literal["cosine", "l2"] = "cosine"
+    level: float = 0.1
+    features: Features | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level <= 1:
+            raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
+
+    def check(self, model: Model | Reconstructor) -> None:
+        """The model must have such features."""
+        problem = feature_problem(model, self.of)
+        if problem:
+            raise ValueError(f"map perceptual: {problem}")
+
+    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Perceptual":
+        """The map with the features of a model."""
+        result = replace(self)
+        made = (
+            autoencoder_features(model)
+            if self.of == "autoencoder"
+            else network_features(model, condition, self.level)
+        )
+        object.__setattr__(result, "features", made)
+        return result
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c d h w"],
+        healthy: Float[Tensor, "b c d h w"],
+        *,
+        foreground: Bool[Tensor, "b 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> Float[Tensor, "b 1 d h w"]:
+        """The mean distance over the levels.
+
+        Raises:
+            ValueError: the map is not bound to a model
+        """
+        if self.features is None:
+            raise ValueError("map perceptual: expected a model, got none; it compares features.")
+        d, h, w = x.shape[2:]
+        pairs = list(zip(self.features(x), self.features(healthy), strict=True))
+        total = torch.zeros_like(x[:, :1])
+        for f, g in pairs:
+            f, g = f.float(), g.float()
+            if self.distance == "cosine":
+                near = torch.nn.functional.cosine_similarity(f, g, dim=1)[:, None]
+                a = (1 - near).clamp(min=0)
+            else:
+                a = (f - g).square().mean(1, keepdim=True)
+            total += spread(a, (d, h, w))
+        return total / len(pairs) * foreground
