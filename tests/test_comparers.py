@@ -48,6 +48,7 @@ from volumediff.training.assemble import build_task, load_run
 from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config, parse, saved_config
 from volumediff.training.task import Comparison
+from volumediff.training.warm_start import warm_start
 
 _ = base, program, run  # fixtures
 INSIDE = foreground()
@@ -481,8 +482,13 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         load_method(trained, "sadm", [f"map.run={marked}"])
     words = [f"map.run={marked}", "supervision=full"]
     assert load_method(trained, "sadm", words).map.supervision == "full"
-    finer = own("finer", start_from=str(train(own("drawn"))), recipe="label_diffusion")
-    train(finer)
+    # and from the ones to the others: the comparer's weights, whatever model they were for
+    (_, first), (_, second) = load_run(train(own("drawn"))), load_run(marked)
+    before = {n: t.zero_().clone() for n, t in second.model.state_dict().items()}
+    warm_start(second, tmp_path / "drawn")
+    for name, tensor in second.comparer.state_dict().items():
+        assert torch.equal(tensor, first.comparer.state_dict()[name]), name
+    assert all(torch.equal(t, before[n]) for n, t in second.model.state_dict().items())
 
 
 @pytest.mark.parametrize(
