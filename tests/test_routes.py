@@ -492,11 +492,6 @@ def test_a_cycle_returns_healthy_tissue_and_leaves_the_lesion_of_one_channel(sou
         weight += m[0, 0]
     expected = total / weight.clamp(min=1) * INSIDE[0, 0]
     torch.testing.assert_close(got.map[0, 0], expected, atol=2e-3, rtol=2e-3)
-    # regions that hide all of the lesion leave all of it
-    hides = [m for m in regions if bool(m[blob()].all())]
-    everywhere = torch.stack(regions).float().sum(0)[blob()]
-    if hides and bool((everywhere == len(hides)).all()):
-        torch.testing.assert_close(got.map[blob()], torch.full((27,), 2.0), atol=1e-3, rtol=0)
     assert float(got.map[blob()].mean()) > 5 * float(got.map[~blob()].mean())
 
 
@@ -527,25 +522,21 @@ def test_nothing_of_the_other_channel_is_looked_at():
 
 def test_the_way_back_is_the_mean_and_where_no_region_was_is_nothing():
     class Correlated(Recorder):
-        """Channels of unit variance with correlation 1/2 in every voxel, from pure noise."""
+        """Each channel is half of the other one; 2 in both where nothing is shown."""
 
         def body(self, x, e):
             first, second = x[:, 2:3], x[:, 3:4]
-            return torch.cat([first + second / 2, second + first / 2], 1)
+            return torch.cat([first + second / 2, second + first / 2], 1) + 2 * x[:, 4:]
 
     model = Model(Voxel(), TERMINAL, Correlated(2, image_channels=3), recipe=Translation())
     x = normal((1, 2, *SHAPE), 4)
     got, regions = cycled(model, x, count=2, steps=1)
     hidden = torch.stack(regions).any(0)
     assert bool((~hidden & INSIDE).any())
-    # in the region nothing is known: 0 forth, 0 back, and the residual is the volume itself
+    # in the region nothing is known: 2 forth, half of it back
     own = x[:, :1]
-    both = regions[0] & regions[1]
-    other = own / 4  # where the other region shows it: half forth, half back
-    torch.testing.assert_close(got.map, own.square() / 2 * (hidden & INSIDE))
-    torch.testing.assert_close(got.pseudo_healthy[:, :1], torch.where(hidden, 0.0, own))
-    assert bool(both.any())
-    assert not torch.equal(other, own)
+    torch.testing.assert_close(got.map, (own - 1).square() / 2 * (hidden & INSIDE))
+    torch.testing.assert_close(got.pseudo_healthy[:, :1], torch.where(hidden, 1.0, own))
     with pytest.raises(ValueError, match="expected a checkpoint of the recipe translation, got"):
         load_row("mmccd").check(Model(Voxel(), TERMINAL, Recorder(), recipe=Inpainting()))
     with pytest.raises(ValueError, match="count: expected at least 1 region"):
