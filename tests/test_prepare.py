@@ -60,6 +60,16 @@ def seen(x: np.ndarray, grid: Grid, matrix: np.ndarray, affine: np.ndarray, shap
     return ndimage.affine_transform(x, index[:3, :3], index[:3, 3], output_shape=shape, order=1)
 
 
+def voxel_means(x, grid: Grid, matrix, affine, shape, parts=2):
+    """The mean over each voxel, as a scanner measures it."""
+    total = 0.0
+    for offset in np.ndindex(parts, parts, parts):
+        moved = affine.copy()
+        moved[:3, 3] += affine[:3, :3] @ ((np.array(offset) + 0.5) / parts - 0.5)
+        total = total + seen(x, grid, matrix, moved, shape)
+    return total / parts**3
+
+
 def error_mm(found, wanted, template: Template) -> float:
     """The mean distance over the brain between where two maps put its voxels."""
     points = np.argwhere(template.object)[::7] @ template.grid.affine[:3, :3].T
@@ -180,16 +190,22 @@ def test_the_derivative_of_the_information_is_its_slope():
     assert (found.seen(matrix), found.at(matrix)[0]) == (0, 0)
 
 
-def test_a_known_affine_map_is_found(fine, template):
-    affine = native_affine()
-    mask = seen(fine.object.astype(np.float32), fine.grid, TRUE, affine) >= 0.5
-    x = seen(fine.x, fine.grid, TRUE, affine) * mask * 700
-    moving = scan(x, affine, mask)
-    reference = Scan(template.x, template.object, template.grid)
+@pytest.mark.parametrize("spacing", [4.0, 2.5])
+def test_a_known_affine_map_is_found_whatever_the_voxels(fine, template, spacing):
+    """A template of 2 mm; without the same blur in both, the volume came out 3 % too large."""
+    affine = native_affine(spacing)
+    shape = tuple(round(3.5 / spacing * n) for n in SHAPE)
+    affine[:3, 3] += affine[:3, :3] @ (np.array(SHAPE) - shape) / 2
+    inside = fine.object.astype(np.float32)
+    mask = voxel_means(inside, fine.grid, TRUE, affine, shape) >= 0.5
+    x = voxel_means(fine.x * inside, fine.grid, TRUE, affine, shape) * mask * 700
+    moving = scan(x.astype(np.float32), affine, mask)
+    reference = Scan(fine.x, fine.object, fine.grid)
     found = align_affine(moving, reference, skull=False)
-    assert error_mm(found, TRUE, template) < 1.0  # a quarter of a voxel
-    assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.05)
-    np.testing.assert_array_equal(found, align_affine(moving, reference, skull=False))
+    assert error_mm(found, TRUE, template) < 0.2
+    assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.01)
+    if spacing == 4.0:
+        np.testing.assert_array_equal(found, align_affine(moving, reference, skull=False))
 
 
 def head_around(x, mask, affine, spacing):
@@ -428,8 +444,13 @@ def test_transform_and_label_are_those_of_the_phantom(prepared, raw, template):
     label = read(prepared / "p1" / "p1_mask.nii.gz", kind="label")
     goal = (TRUE @ [*truth["place"], 1])[:3]
     assert np.linalg.norm(centre_of(label.array[0], label.affine) - goal) < 1.5
-    ml = label.array.sum() * 64 / 1000 / record["channels"]["T1w"]["volume_scale"]
-    assert ml == pytest.approx(truth["lesion"].sum() * 64 / 1000, rel=0.1)
+    # a ball of 13 mm loses a tenth to any one resampling at 4 mm
+    native = read(raw[0] / "p1_mask.nii.gz", kind="label")
+    once = Alignment(native.native, template.grid, TRUE).apply_labels(native.array)
+    scale = record["channels"]["T1w"]["volume_scale"]
+    ml = label.array.sum() * 0.064 / scale
+    assert ml == pytest.approx(once.sum() * 0.064 / np.linalg.det(TRUE[:3, :3]), rel=0.04)
+    assert ml == pytest.approx(truth["lesion"].sum() * 0.064, rel=0.12)
 
 
 def test_the_page_stands_alone(prepared):

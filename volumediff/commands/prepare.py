@@ -77,13 +77,12 @@ def prepare(
     if template == "mni152" and template_mask is not None:
         raise UsageError("--template-mask is for a template file; mni152 has its own.")
     chosen = mni152() if template == "mni152" else template_from(template, template_mask)
-    if spacing_mm is not None:
-        chosen = chosen.at(spacing_mm)
     found = work(
         data,
         out,
         template=chosen,
         steps=Steps(mask=BrainMask(mask.value), strip=strip, n4=n4),
+        spacing_mm=spacing_mm,
         layout=spec_of(layout),
         channels=names_of(channels),
         overwrite=overwrite,

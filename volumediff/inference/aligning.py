@@ -93,13 +93,16 @@ class Aligned:
     findings: list[Finding] = field(default_factory=list)
 
 
-def align_case(case: Case, mask: Path | None, *, template: Template, steps: Steps) -> Aligned:
+def align_case(
+    case: Case, mask: Path | None, *, template: Template, target: Template, steps: Steps
+) -> Aligned:
     """Reads and aligns a case.
 
     Arguments:
         case: with at least one image
         mask: of the brain, on the grid of the first image; for `BrainMask.given`
-        template: what it is aligned with
+        template: what it is registered with, as sharp as it is
+        target: the same on the grid of the outputs
         steps: what is done
 
     Raises:
@@ -111,7 +114,7 @@ def align_case(case: Case, mask: Path | None, *, template: Template, steps: Step
     whole = foreground(first.array[0], "auto")
     given = _given(mask, first) if steps.mask is BrainMask.given else None
     matrix = _to_template(first, given, whole, template, steps, name=name)
-    leading = Alignment(first.native, template.grid, matrix)
+    leading = Alignment(first.native, target.grid, matrix)
     brain = _brain(leading, template, given, whole, steps)
     alignments = _alignments(volumes, brain, leading)
     images, bias = {}, {}
@@ -124,7 +127,7 @@ def align_case(case: Case, mask: Path | None, *, template: Template, steps: Step
         for x in images.values():
             x[~aligned] = min(0.0, float(x.min()))
     label, label_of = _label(case, volumes, alignments)
-    unmoved = Alignment(first.native, template.grid, np.eye(4))
+    unmoved = Alignment(first.native, target.grid, np.eye(4))
     floor = min(0.0, float(first.array.min()))
     return Aligned(
         images,
@@ -133,7 +136,7 @@ def align_case(case: Case, mask: Path | None, *, template: Template, steps: Step
         alignments,
         label_of,
         bias,
-        _closed(leading.apply_labels(whole[None].astype(np.uint8))[0] > 0, template.grid),
+        _closed(leading.apply_labels(whole[None].astype(np.uint8))[0] > 0, target.grid),
         unmoved.apply(first.array, fill=floor)[0],
         first,
         brain,
@@ -210,7 +213,8 @@ def _brain(
         return given
     if steps.mask is BrainMask.none:
         return whole
-    back = leading.back_labels(template.object[None].astype(np.uint8))[0] > 0
+    sharp = Alignment(leading.native, template.grid, leading.matrix)
+    back = sharp.back_labels(template.object[None].astype(np.uint8))[0] > 0
     if not back.any():
         raise DataError("the template's brain came to lie outside the image; see its affine.")
     return back

@@ -40,7 +40,7 @@ __all__ = ["MARK", "Preparation", "prepare", "transform_file"]
 
 MARK = "prepared.json"
 # Raise it when the same settings come to give other voxels.
-VERSION = 1
+VERSION = 2
 SAFE = re.compile(r"[^A-Za-z0-9-]+")
 LABEL, BRAIN = "mask", "brainmask"
 
@@ -71,6 +71,7 @@ def prepare(
     *,
     template: Template,
     steps: Steps,
+    spacing_mm: float | None = None,
     layout: Spec = AUTO,
     channels: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -81,8 +82,9 @@ def prepare(
     Arguments:
         root: data set in any layout
         out: output folder, outside of the data set
-        template: on the grid that the outputs get
+        template: what the volumes are registered with
         steps: what is done
+        spacing_mm: of the outputs; None gives them the template's own grid
         layout, channels: as for `find_cases`; the first channel is the one that is registered
         overwrite: whether results of other settings in `out` may be replaced
         report: receives a line per case; None shows progress on the terminal
@@ -103,13 +105,14 @@ def prepare(
             _distinct(case)
         except DataError as error:
             bad[name] = str(error)
-    settings = _settings(template, steps, channels)
+    target = template if spacing_mm is None else template.at(spacing_mm)
+    settings = _settings(target, steps, channels)
 
     def work(files: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         case, mask = cases[files.id], masks[files.id]
-        aligned = align_case(case, mask, template=template, steps=steps)
-        quality = measured(aligned, template=template, steps=steps)
-        written = _written(folder, case, aligned, quality, template, inputs)
+        aligned = align_case(case, mask, template=template, target=target, steps=steps)
+        quality = measured(aligned, template=target, steps=steps)
+        written = _written(folder, case, aligned, quality, target, inputs)
         return Result(written, {"similarity": quality.after, "volume_scale": quality.volume_scale})
 
     listed = [_with_all_files(c, masks[n]) for n, c in cases.items() if n not in bad]
@@ -123,10 +126,10 @@ def prepare(
         report=report,
     )
     finished = sorted([*summary.done, *summary.skipped])
-    write_json(out / MARK, {**settings, "affine": template.grid.affine.tolist()})
+    write_json(out / MARK, {**settings, "affine": target.grid.affine.tolist()})
     _write_participants(out, [cases[n] for n in finished])
     rows = [_row(out, name) for name in finished]
-    title = f"{root.name} to {template.name}"
+    title = f"{root.name} to {target.name}"
     flagged = write_page(out / "qc.html", rows, failed=summary.failed, title=title)
     return Preparation(summary, flagged, out / "qc.html")
 
