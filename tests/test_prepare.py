@@ -136,13 +136,36 @@ def test_a_blob_goes_to_the_template_and_comes_home(template):
     goal = (TRUE @ [*place, 1])[:3]
     assert np.linalg.norm(centre_of(there, alignment.template.affine) - goal) < 0.3
     ml = mask.sum() * 8 / 1000
-    assert there.sum() * 8 / 1000 == pytest.approx(ml * np.linalg.det(TRUE[:3, :3]), rel=0.02)
+    assert there.sum() * 8 / 1000 == pytest.approx(ml * np.linalg.det(TRUE[:3, :3]), rel=0.03)
     assert alignment.volume_scale == pytest.approx(np.linalg.det(TRUE[:3, :3]))
     home = alignment.back_labels(there[None])[0]
     assert 2 * (home & mask).sum() / (home.sum() + mask.sum()) > 0.95
     assert home.sum() * 8 / 1000 == pytest.approx(ml, rel=0.02)
-    back = alignment.back(there[None].astype(np.float32), fill=-1.0)[0]
-    np.testing.assert_array_equal(back >= 0.5, home > 0)
+
+
+def test_lesions_of_a_few_voxels_keep_their_volume(template):
+    """A majority of resampled memberships lost a third of them, and half on the way home."""
+    rng = np.random.default_rng(0)
+    native = Grid((60, 60, 60), native_affine(2.0))
+    voxels = np.diag([1.15, 1.15, 1.15, 1])
+    voxels[:3, 3] = (0.13, 0.21, 0.37)  # no ties
+    there = Grid((60, 60, 60), TRUE @ native.affine @ voxels)
+    alignment = Alignment(native, there, TRUE)
+    index = np.stack(np.meshgrid(*map(np.arange, native.shape), indexing="ij"), -1)
+    y = np.zeros(native.shape, np.uint8)
+    for label, centre in enumerate(rng.uniform(8, 48, (120, 3))):
+        y[((index - centre) ** 2).sum(-1) < 1.3**2] = 1 + label % 2
+    moved = alignment.apply_labels(y[None])
+    home = alignment.back_labels(moved)
+    factor = 1.15**3
+    for label in (1, 2):
+        count = (y == label).sum()
+        assert (moved == label).sum() * factor == pytest.approx(count, rel=0.08)
+        assert (home == label).sum() == pytest.approx(count, rel=0.08)
+    # SciPy's closest voxel
+    matrix = np.linalg.inv(alignment.moved.affine) @ there.affine
+    closest = ndimage.affine_transform(y, matrix[:3, :3], matrix[:3, 3], order=0)
+    np.testing.assert_array_equal(moved[0], closest)
 
 
 def test_an_alignment_survives_json(template):
@@ -191,21 +214,18 @@ def test_the_derivative_of_the_information_is_its_slope():
 
 
 @pytest.mark.parametrize("spacing", [4.0, 2.5])
-def test_a_known_affine_map_is_found_whatever_the_voxels(fine, template, spacing):
-    """A template of 2 mm; without the same blur in both, the volume came out 3 % too large."""
+def test_a_known_affine_map_is_found_whatever_the_voxels(template, spacing):
+    """Without the same blur in both volumes, the aligned one came out 3 % too large."""
+    sharp = mni152()
     affine = native_affine(spacing)
     shape = tuple(round(3.5 / spacing * n) for n in SHAPE)
     affine[:3, 3] += affine[:3, :3] @ (np.array(SHAPE) - shape) / 2
-    inside = fine.object.astype(np.float32)
-    mask = voxel_means(inside, fine.grid, TRUE, affine, shape) >= 0.5
-    x = voxel_means(fine.x * inside, fine.grid, TRUE, affine, shape) * mask * 700
+    mask = voxel_means(sharp.object.astype(np.float32), sharp.grid, TRUE, affine, shape) >= 0.5
+    x = voxel_means(sharp.x, sharp.grid, TRUE, affine, shape) * mask * 700
     moving = scan(x.astype(np.float32), affine, mask)
-    reference = Scan(fine.x, fine.object, fine.grid)
-    found = align_affine(moving, reference, skull=False)
+    found = align_affine(moving, Scan(sharp.x, sharp.object, sharp.grid), skull=False)
     assert error_mm(found, TRUE, template) < 0.2
     assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.01)
-    if spacing == 4.0:
-        np.testing.assert_array_equal(found, align_affine(moving, reference, skull=False))
 
 
 def head_around(x, mask, affine, spacing):
@@ -232,8 +252,10 @@ def head(fine):
 
 
 def test_a_head_is_registered_to_a_template_without_skull(head, template):
-    found = align_affine(head, Scan(template.x, template.object, template.grid), skull=True)
+    reference = Scan(template.x, template.object, template.grid)
+    found = align_affine(head, reference, skull=True)
     assert error_mm(found, TRUE, template) < 1.5
+    np.testing.assert_array_equal(found, align_affine(head, reference, skull=True))
 
 
 def test_a_search_that_runs_away_stops_where_it_is_flagged(template):
@@ -337,14 +359,15 @@ def quality(**changes) -> Quality:
 
 WRONG = {
     "Dice 0.50": {"dice": 0.5},
-    "shows 60%": {"covered": 0.6},
+    "shows 60.0%": {"covered": 0.6},
     "scales 1.10, 1.10, 1.70": {"scales": (1.1, 1.1, 1.7)},
     # where a search with a rim of 12 mm ended: the brain's border on the scalp, 11 mm off
     "volume scale 0.73": {"scales": (0.88, 0.95, 0.88), "volume_scale": 0.73},
-    "shear 0.40": {"shears": (0.0, -0.4, 0.0)},
+    "shear 0.40 > 0.20": {"shears": (0.0, -0.4, 0.0)},
     "rotation 90": {"rotation_degrees": 90.0},
     "exchanged": {"mirrored": True},
-    "similarity fell": {"after": 0.01},
+    "similarity fell": {"before": 0.2, "after": 0.1},
+    "similarity 0.040 < 0.045": {"after": 0.04},
     "bias field of T1w": {"bias": {"T1w": (0.2, 2.0)}},
 }
 

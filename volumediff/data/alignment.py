@@ -5,7 +5,8 @@ r"""Where an aligned image came from: its own grid, the template's, and the affi
 
 in RAS millimetres. T changes where the voxels of the image lie, not the voxels: an image with
 affine A is resampled from :math:`T A` once, whatever was registered before, and maps go back by
-the same resampling from the template's grid to :math:`T A`.
+the same resampling from the template's grid to :math:`T A`. Labels take the closest voxel both
+ways: on average they keep their volume.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from volumediff.data.grid import Grid, canonical_grid
-from volumediff.data.resampling import labels_onto, onto
+from volumediff.data.resampling import nearest_onto, onto
 
 __all__ = ["Alignment", "Decomposition", "decomposed"]
 
@@ -87,8 +88,8 @@ class Alignment:
         return onto(torch.from_numpy(x), self.moved, self.template, fill=fill)[0].numpy()
 
     def apply_labels(self, y: UInt8[np.ndarray, "1 d h w"]) -> UInt8[np.ndarray, "1 od oh ow"]:
-        """Labels on the template's grid: the one whose membership is largest."""
-        return labels_onto(torch.from_numpy(y), self.moved, self.template).numpy()
+        """Labels on the template's grid, each voxel that of the closest one."""
+        return nearest_onto(torch.from_numpy(y), self.moved, self.template).numpy()
 
     def back(
         self, x: Float[np.ndarray, "c d h w"], *, fill: float
@@ -98,7 +99,7 @@ class Alignment:
 
     def back_labels(self, y: UInt8[np.ndarray, "1 d h w"]) -> UInt8[np.ndarray, "1 od oh ow"]:
         """Labels or a mask of the template's grid on the image's canonical voxels."""
-        return labels_onto(torch.from_numpy(y), self.template, self.moved).numpy()
+        return nearest_onto(torch.from_numpy(y), self.template, self.moved).numpy()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

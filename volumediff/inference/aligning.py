@@ -27,7 +27,7 @@ from volumediff.data.templates import Template
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 
-__all__ = ["Aligned", "BrainMask", "Steps", "align_case"]
+__all__ = ["QUANTITATIVE", "Aligned", "BrainMask", "Steps", "align_case"]
 
 # Channels whose numbers have a unit: dividing by a field would change what they say.
 QUANTITATIVE = frozenset("adc cbf cbv ct cta cbct pet suv t1map t2map".split())

@@ -30,7 +30,7 @@ from volumediff.data.layouts._files import AUXILIARY_WORDS, LABEL_WORDS
 from volumediff.data.templates import Template
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.aligning import Aligned, BrainMask, Steps, align_case
+from volumediff.inference.aligning import QUANTITATIVE, Aligned, BrainMask, Steps, align_case
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.export import write_json
 from volumediff.inference.quality import Quality, measured
@@ -85,7 +85,8 @@ def prepare(
         template: what the volumes are registered with
         steps: what is done
         spacing_mm: of the outputs; None gives them the template's own grid
-        layout, channels: as for `find_cases`; the first channel is the one that is registered
+        layout, channels: as for `find_cases`; the first channel is the one that is registered,
+            without `channels` the first one that is no map of a quantity such as ADC
         overwrite: whether results of other settings in `out` may be replaced
         report: receives a line per case; None shows progress on the terminal
 
@@ -97,6 +98,8 @@ def prepare(
     _apart(root, out)
     found, problems = survey_cases(root, layout, channels)
     cases = {case.id: without_masks(case) for case in found}
+    if channels is None:
+        cases = {name: _led(case) for name, case in cases.items()}
     bad = {problem.id: problem.message for problem in problems}
     masks: dict[str, Path | None] = {}
     for name, case in cases.items():
@@ -167,6 +170,12 @@ def _with_all_files(case: Case, mask: Path | None) -> Case:
     if mask is not None:
         images["/mask"] = mask
     return replace(case, images=images)
+
+
+def _led(case: Case) -> Case:
+    """The case with the channels first that show anatomy."""
+    ordered = sorted(case.images.items(), key=lambda item: item[0].lower() in QUANTITATIVE)
+    return replace(case, images=dict(ordered))
 
 
 def _file_word(channel: str) -> str:

@@ -30,6 +30,9 @@ MOST_SHEAR = 0.2
 VOLUME_SCALES = (0.95, 2.2)
 # Canonical axes are within 45 degrees of R, A, S; heads in a coil are within 30 of the template.
 MOST_ROTATION = 40.0
+# Similarity inside the template's brain: 0.08 to 0.12 for T1w and 0.05 to 0.07 for other contrasts
+# at 1.5 to 3 mm; noise, an abdomen and heads upside down or back to front reached 0.02 to 0.043.
+LEAST_SIMILARITY = 0.045
 # Fields of coils at 1.5 and 3 T stay within a factor of about three over the brain.
 MOST_BIAS = 4.0
 # Deviations below the median of the batch, in robust standard deviations.
@@ -106,7 +109,7 @@ def flags(quality: Quality) -> list[str]:
     if quality.dice is not None and quality.dice < LEAST_DICE:
         found.append(f"mask and template overlap by Dice {quality.dice:.2f} < {LEAST_DICE}")
     if quality.covered < LEAST_COVERED:
-        text = f"shows {quality.covered:.0%} of the template's brain, expected {LEAST_COVERED:.0%}"
+        text = f"shows {quality.covered:.1%} of the template's brain, expected {LEAST_COVERED:.0%}"
         found.append(text)
     low, high = SCALES
     if not all(low <= s <= high for s in quality.scales):
@@ -114,13 +117,17 @@ def flags(quality: Quality) -> list[str]:
         found.append(f"scales {shown}, expected {low} to {high}")
     low, high = VOLUME_SCALES
     if not low <= quality.volume_scale <= high:
-        found.append(f"volume scale {quality.volume_scale:.2f}, expected {low} to {high}")
+        reason = ", larger than a brain, or enlarged before" if quality.volume_scale < low else ""
+        text = f"volume scale {quality.volume_scale:.2f}, expected {low} to {high}{reason}"
+        found.append(text)
     if max(map(abs, quality.shears)) > MOST_SHEAR:
-        found.append(f"shear {max(map(abs, quality.shears)):.2f} > {MOST_SHEAR}")
+        found.append(f"shear {max(map(abs, quality.shears)):.2f} > {MOST_SHEAR:.2f}")
     if quality.rotation_degrees > MOST_ROTATION:
         found.append(f"rotation {quality.rotation_degrees:.0f}° > {MOST_ROTATION:.0f}°")
     if quality.mirrored:
         found.append("left and right are exchanged")
+    if quality.after < LEAST_SIMILARITY:
+        found.append(f"similarity {quality.after:.3f} < {LEAST_SIMILARITY}: another object?")
     if quality.after <= quality.before:
         found.append(f"similarity fell from {quality.before:.3f} to {quality.after:.3f}")
     for channel, span in quality.bias.items():
