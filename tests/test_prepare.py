@@ -12,7 +12,7 @@ from tiny_app import oblique, program
 from volumediff.data.alignment import Alignment, decomposed
 from volumediff.data.bias_field import bias_field
 from volumediff.data.brain_masks import brain_mask_of
-from volumediff.data.cases import find_cases
+from volumediff.data.cases import Case, find_cases
 from volumediff.data.check import check, has_errors
 from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
@@ -477,6 +477,13 @@ def test_transform_and_label_are_those_of_the_phantom(prepared, raw, template):
     ml = label.array.sum() * 0.064 / scale
     assert ml == pytest.approx(once.sum() * 0.064 / np.linalg.det(TRUE[:3, :3]), rel=0.04)
     assert ml == pytest.approx(truth["lesion"].sum() * 0.064, rel=0.12)
+
+
+def test_anatomy_leads_maps_of_quantities():
+    """Unless the user orders the channels; ADC, first by its name, ended 2 mm elsewhere."""
+    images = {name: Path(f"p_{name}.nii.gz") for name in ("ADC", "DWI", "FLAIR")}
+    led = preparing._led(Case("p", "p", images))
+    assert list(led.images) == ["DWI", "FLAIR", "ADC"]
 
 
 def test_the_page_stands_alone(prepared):

@@ -17,10 +17,14 @@ from volumediff.inference.quality import Quality, all_flags
 
 __all__ = ["Row", "pictured", "write_page"]
 
-# Pictures are 60 kB each: flagged cases all have theirs, the others up to this many.
+# Pictures are 90 kB each: flagged cases all have theirs, the others up to this many.
 MOST_PICTURES = 200
 WHITE = 99.5  # percentile that becomes white
 TEMPLATE, MASK = "#ff5a4d", "#2fe0ff"
+PAIRS = (
+    ".slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(27rem, 1fr)); "
+    "gap: 0 1.5rem; align-items: end; }"
+)
 NOTICE = "Research software. Not a medical device, not for diagnosis."
 
 
@@ -42,27 +46,26 @@ class Row:
 
 
 def pictured(found: Aligned, template: Template) -> bytes:
-    """PNG: the native first channel with its mask, and the aligned one with template and mask."""
+    """PNG: the native first channel with its mask, the aligned one, and the template."""
     from matplotlib.figure import Figure
 
     first = next(iter(found.images))
+    native, spacing = found.native, template.grid.spacing_mm
+    here, there = _middle(found.native_brain), _middle(template.object)
+    brain = (template.object, TEMPLATE)
+    both = [brain, (found.brain, MASK)]
     rows = [
-        ("native, mask", found.native.array[0], found.native.spacing_mm, [], found.native_brain),
-        (
-            f"aligned {first}, template and mask",
-            found.images[first],
-            template.grid.spacing_mm,
-            [(template.object, TEMPLATE)],
-            found.brain,
-        ),
+        ("native, mask", native.array[0], native.spacing_mm, here, [(found.native_brain, MASK)]),
+        (f"aligned {first}, template and mask", found.images[first], spacing, there, both),
+        ("template", template.x, spacing, there, [brain]),
     ]
-    figure = Figure(figsize=(7.2, 5.2), layout="constrained", facecolor="black")
-    grid = figure.subplots(2, 3, squeeze=False)
-    for line, (title, x, spacing, outlines, mask) in zip(grid, rows, strict=True):
+    figure = Figure(figsize=(7.2, 7.8), layout="constrained", facecolor="black")
+    grid = figure.subplots(3, 3, squeeze=False)
+    for line, (title, x, spacing, at, outlines) in zip(grid, rows, strict=True):
+        mask = outlines[-1][0]
         shown = x[mask] if mask.any() else x
         high = float(np.percentile(shown, WHITE))
         low = min(0.0, float(np.percentile(shown, 100 - WHITE)))
-        at = _middle(template.object if outlines else mask)
         for axis, axes in zip((2, 1, 0), line, strict=True):
             a, b = (i for i in range(3) if i != axis)
             aspect = spacing[b] / spacing[a]
@@ -71,7 +74,7 @@ def pictured(found: Aligned, template: Template) -> bytes:
                 slab, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower",
                 aspect=aspect,
             )  # fmt: skip
-            for outline, colour in [*outlines, (mask, MASK)]:
+            for outline, colour in outlines:
                 cut = outline.take(at[axis], axis=axis).T
                 if min(cut.shape) > 1 and cut.any() and not cut.all():
                     axes.contour(cut, levels=[0.5], colors=colour, linewidths=0.7)
@@ -109,8 +112,9 @@ def write_page(
         "<h1>Alignment</h1>",
         f'<p class="sub">{escape(title)}</p>',
         f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
-        f"<p>{len(rows)} cases, {len(flagged)} to look at, {len(failed)} failed. Pictures: above "
-        f'the native volume, below the aligned one; <b style="color:{TEMPLATE}">red</b> the '
+        f"<p>{len(rows)} cases, {len(flagged)} to look at, {len(failed)} failed. Pictures: "
+        "the native volume, the aligned one, and the template, whose anatomy it should show in "
+        f'the same places; <b style="color:{TEMPLATE}">red</b> the '
         f'template\'s brain, <b style="color:{MASK}">blue</b> the mask, which '
         "covers the red where it is the template's. Left in the pictures is left of the "
         "patient.</p>",
@@ -126,7 +130,7 @@ def write_page(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Alignment</title><style>{style}</style></head><body>",
+        f"<title>Alignment</title><style>{style}{PAIRS}</style></head><body>",
         *body,
         "</div></body></html>\n",
     ]
@@ -190,6 +194,6 @@ def _figure(row: Row, reasons: Sequence[str]) -> str:
         text += f" <small>{escape('; '.join(row.notes))}</small>"
     alt = f"slices of {escape(row.case)}"
     return (
-        f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
+        f"<figure><figcaption>{text}</figcaption>"
+        f'<img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
     )
