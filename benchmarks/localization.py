@@ -62,10 +62,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("first.sampler={name: dpmpp, steps: 10}", "sampler={name: ancestral, steps: 6}"),
     ),
     "ddim_inversion_paper": ("ddim_inversion", ("sampler={name: ddim, steps: 500}",)),
-    "ddim_inversion_few": (
-        "ddim_inversion",
-        ("sampler={name: heun, steps: 20, log_snr_limits: [-3, 8]}",),
-    ),
+    "ddim_inversion_few": ("ddim_inversion", ("sampler={name: ddim, steps: 40}",)),
 }
 FINE = "wavelet-synthetic"  # runs of coarser grids take their test volumes from this one
 SMOOTHING_MM = (2.0, 4.0, 8.0, 12.0)

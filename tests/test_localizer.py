@@ -228,6 +228,19 @@ def test_inversion_round_trip_error_falls_with_steps(sampler, factor):
     assert float((run(exact, model, x).pseudo_healthy - x).norm() / x.norm()) < 1e-4
 
 
+def test_few_euler_steps_leave_the_residual_of_many_times_a_factor():
+    # What the row ddim_inversion rests on: its map is the error of the steps, of first order.
+    model = wiener(std=0.3)
+    x = lesion_volume(model)
+    few, many = (
+        run(Localizer(route=Inversion(level=0.6), sampler=DDIM(steps)), model, x).pseudo_healthy
+        - x
+        for steps in (40, 480)
+    )
+    assert float((few * many).sum() / few.norm() / many.norm()) > 0.99
+    assert float(few.norm() / many.norm()) == pytest.approx(12, rel=0.1)
+
+
 def test_times_even_in_log_snr_serve_inversion_best():
     # The choice of the rows: on correlated volumes the fine modes live at high SNR.
     model = wiener(correlation=1.0, std=0.3)
