@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from localization_runs import LEFT_OUT
 
 from volumediff.metrics.bootstrap import bootstrap
 from volumediff.metrics.detection import volume_auroc
@@ -15,6 +16,13 @@ Results = Sequence[Mapping[str, Any]]
 GROUPS = ("glioma", "ms-real", "stroke", "ms", "synthetic")
 BASELINES = ("intensity", "intensity_dark", "smoothing", "atlas")
 REPLICATES = 2000
+# What is compared, the run with it, the run without it, and their row.
+ABLATIONS = (
+    ("atlas as a condition", "wavelet-synthetic", "wavelet-synthetic-alone", "synthetic"),
+    ("atlas as a condition", "wavelet", "wavelet-alone", "scan"),
+    ("layers through the plane", "pseudo3d-synthetic", "slices-synthetic", "synthetic"),
+    ("full resolution", "wavelet-synthetic", "half-synthetic", "synthetic"),
+)
 
 
 def latest(results: Results) -> Results:
@@ -30,7 +38,8 @@ def latest(results: Results) -> Results:
 
 def tables(results: Results) -> str:
     """Everything there is to print."""
-    return "\n\n".join([table(results) for table in (main, against, cost, steps, kinds, real)])
+    makers = (main, against, ablations, cost, steps, kinds, left_out, real)
+    return "\n\n".join([table(results) for table in makers])
 
 
 def _methods(results: Results) -> list[tuple[str, str]]:
@@ -45,16 +54,14 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _interval(rows: Results, name: str) -> str:
+def _interval(rows: Results, name: str, sign: str = "") -> str:
     if not rows:
         return ""
     patients = [r["patient"] for r in rows]
     i = bootstrap([r[name] for r in rows], _mean, patients=patients, replicates=REPLICATES)
-    return (
-        f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
-        if len(set(patients)) > 2
-        else f"{i.value:.3f}"
-    )
+    if len(set(patients)) < 3:
+        return f"{i.value:{sign}.3f}"
+    return f"{i.value:{sign}.3f} ({i.low:{sign}.3f} to {i.high:{sign}.3f})"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -87,18 +94,49 @@ def against(results: Results) -> str:
                 cells.append("")
                 continue
             name, best = max(rivals, key=lambda pair: _mean([r["ap"] for r in pair[1]]))
-            pairs = [(ours[r["case"]], r) for r in best if r["case"] in ours]
-            gains = [a["ap"] - b["ap"] for a, b in pairs]
-            i = bootstrap(
-                gains, _mean, patients=[a["patient"] for a, _ in pairs], replicates=REPLICATES
-            )
-            few = len({a["patient"] for a, _ in pairs}) < 3
-            ends = "" if few else f" ({i.low:+.3f} to {i.high:+.3f})"
-            cells.append(f"{i.value:+.3f}{ends} vs {name[1]}")
+            shared = [r for r in best if r["case"] in ours]
+            gains = [{**r, "gain": ours[r["case"]]["ap"] - r["ap"]} for r in shared]
+            cells.append(f"{_interval(gains, 'gain', '+')} vs {name[1]}")
         lines.append([*m, *cells])
     return "AP minus that of the best baseline of the group\n\n" + _table(
         ["run", "row", *GROUPS], lines
     )
+
+
+def ablations(results: Results) -> str:
+    """AP with something minus AP without it, paired by volume."""
+    lines = []
+    for what, with_it, without, row in ABLATIONS:
+        cells = []
+        for group in GROUPS:
+            there = {r["case"]: r for r in _of(results, (with_it, row), group)}
+            rows = [r for r in _of(results, (without, row), group) if r["case"] in there]
+            gains = [{**r, "gain": there[r["case"]]["ap"] - r["ap"]} for r in rows]
+            cells.append(_interval(gains, "gain", "+"))
+        if any(cells):
+            lines.append([what, with_it, row, *cells])
+    return "What it buys: AP with it minus AP without\n\n" + _table(
+        ["what", "run", "row", *GROUPS], lines
+    )
+
+
+def left_out(results: Results) -> str:
+    """AP by kind of detectors that never saw one kind of training anomaly."""
+    names = list(dict.fromkeys(r["kind"] for r in results if r["suite"] == "synthetic"))
+    lines = []
+    for kind in (None, *LEFT_OUT):
+        run = "mood" if kind is None else f"mood-without-{kind}"
+        rows = _of(results, (run, "synthetic"), "synthetic")
+        if not rows:
+            continue
+        cells = []
+        for name in names:
+            ap = _mean([r["ap"] for r in rows if r["kind"] == name])
+            cells.append(f"**{ap:.3f}**" if kind and name in LEFT_OUT[kind] else f"{ap:.3f}")
+        stroke = _interval(_of(results, (run, "synthetic"), "stroke"), "ap")
+        lines.append([kind or "nothing", *cells, f"{_mean([r['ap'] for r in rows]):.3f}", stroke])
+    title = "One kind left out of training (bold: the kinds of the tests that are most like it)"
+    return f"{title}\n\n" + _table(["left out", *names, "mean", "stroke shapes"], lines)
 
 
 def cost(results: Results) -> str:
@@ -144,15 +182,13 @@ def steps(results: Results) -> str:
         shared = [place for place in few if place in paper]
         if not shared:
             continue
-        gains = [few[place]["ap"] - paper[place]["ap"] for place in shared]
-        patients = [few[place]["patient"] for place in shared]
-        i = bootstrap(gains, _mean, patients=patients, replicates=REPLICATES)
+        gains = [{**few[p], "gain": few[p]["ap"] - paper[p]["ap"]} for p in shared]
         cells = [
             f"{_mean([each[place][name] for place in shared]):{digits}}"
             for name, digits in (("ap", ".3f"), ("calls", ".0f"), ("seconds", ".1f"))
             for each in (few, paper)
         ]
-        difference = f"{i.value:+.3f} ({i.low:+.3f} to {i.high:+.3f})"
+        difference = _interval(gains, "gain", "+")
         name = row.removesuffix("_few")
         lines.append([name, str(len(shared)), *cells[:2], difference, *cells[2:]])
     head = ["row", "volumes", "AP, few", "AP, paper", "difference", "calls, few", "calls, paper"]

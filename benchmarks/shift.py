@@ -220,7 +220,7 @@ def measure(
     elif RUNS[name].flipped is None:
         plan, sites = {row: (row, ()) for row in ("atlas", "scan")}, ("A",)
     else:
-        plan, sites = {row: (row, ()) for row in ("class_contrast", "scan")}, ("A",)
+        plan, sites = {row: (row, ()) for row in ("class_contrast", "anofpdm", "scan")}, ("A",)
     for variant, (row, words) in plan.items():
         method = load_method(trained, row, (*words, THRESHOLD))
         own = calibration_for(trained, method, row, seed=args.seed)
