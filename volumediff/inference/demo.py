@@ -28,9 +28,10 @@ from volumediff.data.population import Population
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.curves import write_curves
-from volumediff.inference.engine import localize, provenance
+from volumediff.inference.engine import localize
 from volumediff.inference.evaluation import MethodResult, evaluate
 from volumediff.inference.export import write_json
+from volumediff.inference.provenance import provenance
 from volumediff.inference.records import to_json
 from volumediff.inference.report import Page, write_report
 from volumediff.inference.summary import group_table, verdicts

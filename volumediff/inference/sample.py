@@ -14,8 +14,8 @@ from volumediff.data.grid import Grid
 from volumediff.data.volume import write
 from volumediff.errors import UsageError
 from volumediff.inference.batch import Result, Summary, process
-from volumediff.inference.engine import provenance
 from volumediff.inference.export import write_json
+from volumediff.inference.provenance import provenance
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key

@@ -16,9 +16,9 @@ import volumediff
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError
 from volumediff.inference.batch import Result, Summary, process
-from volumediff.inference.engine import provenance
 from volumediff.inference.export import Writer, write_json
 from volumediff.inference.inputs import find_inputs, prepared_case
+from volumediff.inference.provenance import provenance
 from volumediff.inference.trained import Trained
 from volumediff.memory.shortage import explained
 from volumediff.randomness import key
