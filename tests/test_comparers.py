@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,8 @@ from volumediff.randomness import normal, uniform
 from volumediff.recipes.healthy import Healthy
 from volumediff.spaces.voxel import Voxel
 from volumediff.training.assemble import build_task, load_run
+from volumediff.training.compared import keep_statistics
+from volumediff.training.landmarks import load_landmarks
 from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config, parse, saved_config
 from volumediff.training.task import Comparison
@@ -437,6 +440,27 @@ def test_statistics_are_those_of_the_run_and_not_of_other_volumes(runs):
     assert (other / "splits.json").read_text() != (of / "splits.json").read_text()
     for name in ("atlas.npy", "statistics.json"):
         assert digest_of(other / "statistics" / name) == digest_of(of / "statistics" / name)
+
+
+def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(tmp_path):
+    data = write_data(tmp_path / "data", cases=6)
+    words = ["recipe={name: healthy, atlas: true}", "optim.steps=1"]
+    words.append("data.preprocessing.intensity=histogram")
+    of = train(tiny(data, tmp_path / "run", *words, "data.split={seed: 1, validation: 0.3}"))
+    recipe = {"name": "synthetic_anomalies", "corruption": "texture_patch", "atlas": True}
+    config = config_in(tmp_path, of)("comparer", recipe=recipe)
+    keep_statistics(config, config.output)  # and then the process was killed
+    shutil.rmtree(of)
+    train(tiny(data, of, *words, "data.split={seed: 2, validation: 0.3}"))
+    config = config_in(tmp_path, of)("comparer", recipe=recipe)
+    optim = {"lr": 1e-2, "steps": 1, "warmup": 1, "batch_size": 1}
+    run = train(config.model_copy(update={"optim": config.optim.model_copy(update=optim)}))
+    for name in ("statistics/atlas.npy", "landmarks.json"):
+        assert digest_of(run / name) == digest_of(of / name), name
+    # those of a trained one stay
+    (of / "landmarks.json").write_text("{")
+    keep_statistics(config, run)
+    assert load_landmarks(run)
 
 
 def test_the_loaded_comparer_is_the_trained_one(runs, comparer):

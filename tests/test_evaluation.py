@@ -17,6 +17,8 @@ from volumediff.inference.ledger import read_entries
 from volumediff.inference.records import to_json
 from volumediff.inference.summary import gap_lines, measure_table, size_table
 from volumediff.inference.trained import load_trained
+from volumediff.inference.truths import find_truths
+from volumediff.inference.views import views_of
 from volumediff.metrics import calibration, detection, normative
 from volumediff.metrics.consistency import through_plane
 
@@ -148,6 +150,30 @@ def test_a_method_that_returns_its_input_corrects_nothing(tmp_path):
     assert value["caci"] == pytest.approx(0, abs=1e-5)
     assert value["ahi"] == pytest.approx(0, abs=1e-6)
     assert value["through_plane_restored"] == pytest.approx(1)
+
+
+def test_a_pseudo_healthy_volume_is_compared_with_the_channel_that_it_replaces(tmp_path):
+    # The network was shown T2w first; in the data set FLAIR comes first.
+    known = write_outputs(tmp_path / "m", tmp_path / "truth")
+    (alone,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    rng = np.random.default_rng(1)
+    for case, (*_, image, healthy) in known.items():
+        (tmp_path / "truth" / f"{case}_T1w.nii.gz").unlink()
+        save(tmp_path / "truth" / f"{case}_T2w.nii.gz", image, AFFINE)
+        save(tmp_path / "truth" / f"{case}_FLAIR.nii.gz", smooth_noise(rng), AFFINE)
+        frames = np.stack([healthy, smooth_noise(rng)], axis=-1)
+        save(tmp_path / "m" / f"{case}_desc-pseudohealthy_image.nii.gz", frames, AFFINE)
+        sidecar = tmp_path / "m" / f"{case}_desc-anomaly_map.json"
+        inputs = {
+            name: {"file": f"{case}_{name}.nii.gz", "sha256": ""} for name in ("T2w", "FLAIR")
+        }
+        content = {**json.loads(sidecar.read_text()), "inputs": inputs}
+        sidecar.write_text(json.dumps(content))
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    for name in ("rqi", "caci", "ahi", "through_plane_restored"):
+        assert result.measures[name].value == pytest.approx(alone.measures[name].value), name
+    views = views_of([result], find_truths(tmp_path / "truth"), ["p2"])
+    np.testing.assert_allclose(views[0].image, known["p2"][5], rtol=1e-5)
 
 
 def test_test_labels_choose_nothing(tmp_path):

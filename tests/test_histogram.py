@@ -300,6 +300,10 @@ def test_what_cannot_be_fitted_is_refused(data, run, tmp_path):
     (bare / "landmarks.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         _ = load_trained(bare, device="cpu").preprocessing
+    for damaged in ("{", "[1]", '{"landmarks": []}'):
+        (bare / "landmarks.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"landmarks\.json: damaged .* from a backup"):
+            train(tiny(data, bare, RULE, SPLIT, "optim.steps=3"))
     (bare / "landmarks.json").unlink()
     with pytest.raises(UsageError, match=r"has no landmarks\.json, so its intensities are not"):
         _ = load_trained(bare, device="cpu").preprocessing

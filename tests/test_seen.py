@@ -393,6 +393,15 @@ def test_a_run_has_seen_what_the_run_has_that_it_began_with(run, tmp_path):
     assert members(seen_by(train(tiny(tmp_path / "d", begun, *words)))) == members(seen_by(begun))
 
 
+def test_a_run_that_was_moved_away_is_not_the_one_that_took_its_name(data, tmp_path):
+    first = train(tiny(others(tmp_path / "d"), tmp_path / "run", WINDOW, "optim.steps=1"))
+    moved = first.rename(tmp_path / "moved")
+    words = (SPLIT, WINDOW, f"start_from={moved}", "optim.steps=1")
+    second = train(tiny(data, tmp_path / "run", *words))
+    assert sorted(len(r.parts["patient"]) for r in seen_by(second).rosters) == [5, 8]
+    assert asked(seen_by(second), patients=["lent-3"]) is not None
+
+
 def test_a_classifier_has_seen_its_own_volumes_and_those_of_its_states(run, data, tmp_path):
     folder = others(tmp_path / "d")
     rows = [f"lent-{i}\t{'sick' if i % 2 else 'healthy'}" for i in range(5)]

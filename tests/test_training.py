@@ -443,6 +443,10 @@ def test_the_manifest_says_what_ran(data, tmp_path):
     assert session["versions"]["torch"] == torch.__version__
     split = json.loads((run / "splits.json").read_text())
     assert not set(split["train"]) & set(split["validation"])
+    for damaged in ("{", "[1]"):
+        (run / "manifest.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"manifest\.json: damaged .* or remove it"):
+            train(tiny(data, run, "optim.steps=1"))
 
 
 # Not finite

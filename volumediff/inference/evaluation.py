@@ -156,7 +156,11 @@ def evaluate(
         costs = read_entries(folder)
         cases = {
             case: measure(
-                found[case], known[case], sidecar, by=by, cost=_spent(costs.get(case, {}))
+                found[case],
+                known[case].beside(sidecar),
+                sidecar,
+                by=by,
+                cost=_spent(costs.get(case, {})),
             )
             for case, sidecar in sidecars[folder].items()
         }

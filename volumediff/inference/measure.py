@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from volumediff.data.policy import ReadPolicy
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.inference.export import FOREGROUND, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.inference.truths import Truth
@@ -29,6 +30,8 @@ __all__ = ["Measured", "Restored", "measure"]
 Triple = tuple[float, float, float]
 NAN = float("nan")
 UNKNOWN = (NAN, NAN, NAN)
+# Pseudo-healthy volumes have a frame per channel.
+FRAMES = ReadPolicy(frames="channels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +205,7 @@ def _restored(
     """The first channel of the pseudo-healthy volume, within the box around the foreground."""
     if not _beside(path, HEALTHY).is_file() or truth.image is None or not seen.any():
         return None
-    image, healthy = read(truth.image), read(_beside(path, HEALTHY))
+    image, healthy = read(truth.image), read(_beside(path, HEALTHY), policy=FRAMES)
     check_grids(volume, image)
     check_grids(volume, healthy)
     abnormal, around = bool(lesion.any()), _box(seen)

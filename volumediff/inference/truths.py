@@ -1,8 +1,9 @@
 """Truth of cases: labels or boxes of a data set in any layout, or a folder of masks alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class Truth:
         attributes: of the case
         image: its first image, if there is one
         lesions, ignored, boxes: as in the data set
+        images: all of its images
     """
 
     case: str
@@ -57,6 +59,18 @@ class Truth:
     lesions: tuple[int, ...] | None = None
     ignored: tuple[int, ...] = ()
     boxes: tuple[Box, ...] = ()
+    images: tuple[Path, ...] = ()
+
+    def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
+        """The same with the image that the first channel of a map was made of, if it is there.
+
+        Arguments:
+            sidecar: content of the map's JSON
+        """
+        inputs = sidecar.get("inputs") or {}
+        first = next((entry["file"] for entry in inputs.values()), None)
+        image = next((path for path in self.images if path.name == first), self.image)
+        return replace(self, image=image)
 
     def marks(self, like: Volume) -> Marks:
         """What is marked, on the grid of a map.
@@ -103,6 +117,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             case.lesions,
             case.ignored,
             case.boxes or (),
+            tuple(case.images.values()),
         )
         found[case.id] = truth
         for path in case.images.values():

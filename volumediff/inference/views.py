@@ -114,7 +114,11 @@ def views_of(
         if truth is None or truth.image is None:
             continue
         maps, numbers, more = {}, [], {}
-        image = read(truth.image)
+        paths = (_map_of(result.folder, truth) for result in results)
+        first = next((path for path in paths if path is not None), None)
+        shown = truth if first is None else truth.beside(_json(_sidecar(first)))
+        assert shown.image is not None, "a truth with an image has one beside every map"
+        image = read(shown.image)
         lesion = truth.marks(image).lesion.numpy()
         for result in results:
             path = _map_of(result.folder, truth)
@@ -155,7 +159,7 @@ def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
 
     healthy, uncertainty, mask = beside(HEALTHY), beside(UNCERTAINTY), beside(MASK)
     found = _json(beside(FINDINGS).with_suffix("").with_suffix(".json"))
-    facts = _json(path.with_suffix("").with_suffix(".json"))
+    facts = _json(_sidecar(path))
     return {
         "healthy": read(healthy, policy=FRAMES).array[0] if healthy.is_file() else None,
         "uncertainty": read(uncertainty).array[0] if uncertainty.is_file() else None,
@@ -168,6 +172,10 @@ def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix("").with_suffix(".json")
 
 
 def _map_of(folder: Path, truth: Truth) -> Path | None:

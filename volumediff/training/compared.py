@@ -14,6 +14,7 @@ from volumediff.recipes._base import Recipe
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.training import checkpoint
+from volumediff.training.folder import discard
 from volumediff.training.landmarks import keep_landmarks
 from volumediff.training.run_config import RunConfig, of_run
 from volumediff.training.statistics import Statistics
@@ -71,8 +72,8 @@ def supervision_of(recipe: Recipe) -> str:
 
 
 def keep_statistics(config: RunConfig, run: Path) -> None:
-    """Copies what the diffusion run measured, once: its atlas and scalars mean the same here, and
-    its intensity landmarks.
+    """Copies what the diffusion run measured: its atlas and scalars mean the same here, and its
+    intensity landmarks. Until the first checkpoint it may be trained anew, and measure anew.
 
     Raises:
         UsageError: the diffusion run is not trained yet
@@ -80,6 +81,7 @@ def keep_statistics(config: RunConfig, run: Path) -> None:
     of = of_run(config)
     if checkpoint.find(of, "best") is None:
         raise UsageError(f"comparer.of = {of}: has no checkpoint yet; train it first.")
-    if not (run / "statistics").is_dir():
+    if checkpoint.find(run, "last") is None:
+        discard(run / "statistics")
         Statistics.load(of).save(run)
         keep_landmarks(run, of)

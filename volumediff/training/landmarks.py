@@ -9,6 +9,7 @@ trained for.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from volumediff.data.cases import Case
 from volumediff.data.intensity import landmarks_of
@@ -34,11 +35,12 @@ def fit_landmarks(
 
     Raises:
         DataError: a file is refused, or its foreground has a single intensity
+        DataError: the landmarks that the run has are damaged
         UsageError: cases with different numbers of channels
     """
     names = [case.id for case in cases]
     path = run / NAME
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["cases"] == names:
+    if path.is_file() and _read(path, "cases") == names:
         return
     report(f"fitting intensity landmarks on {len(cases)} training volumes")
     limits = [plan.limits_of(case) for case in cases]
@@ -77,7 +79,18 @@ def load_landmarks(run: Path) -> Landmarks:
             "data.preprocessing.intensity=percentile."
         )
     try:
-        channels = json.loads(path.read_text(encoding="utf-8"))["landmarks"]
+        channels = _read(path, "landmarks")
         return tuple(tuple(float(value) for value in values) for values in channels)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error!r}); restore it from a backup.") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged ({error!r}); restore it from a backup.")

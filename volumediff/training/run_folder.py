@@ -101,9 +101,19 @@ def _empty(run: Path) -> None:
 
 
 def record_session(run: Path, facts: Mapping[str, Any]) -> None:
-    """Adds this start of the run to manifest.json: versions, machine, threads, and the facts."""
+    """Adds this start of the run to manifest.json: versions, machine, threads, and the facts.
+
+    Raises:
+        DataError: the manifest is damaged
+    """
     path = run / "manifest.json"
-    sessions = json.loads(path.read_text())["sessions"] if path.is_file() else []
+    try:
+        sessions = json.loads(path.read_bytes())["sessions"] if path.is_file() else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: damaged ({error!r}); restore it from a backup, or remove it: it records "
+            "what ran, and nothing else depends on it."
+        ) from None
     session = {
         "started": _now(),
         "host": socket.gethostname(),

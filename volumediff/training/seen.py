@@ -67,6 +67,11 @@ def keep_seen(config: RunConfig, cases: Sequence[Case], split: Split, *, kept: b
     parts = {part: [known[name] for name in getattr(split, part)] for part in used}
     # Imported weights have a record of their own, which says what is not known of them.
     imported = not kept and find(run, "last") is not None
-    before = seen_by(run) if imported else sources_of(config)
-    others = replace(before, rosters=tuple(r for r in before.rosters if r.of != str(run)))
-    (Seen((roster(str(run), parts),)) | others).save(run / NAME)
+    # What it says of an earlier split of this run is over; a run of this name that was moved away
+    # and is a source now is another one.
+    before = _without(seen_by(run), str(run)) if imported else sources_of(config)
+    (Seen((roster(str(run), parts),)) | before).save(run / NAME)
+
+
+def _without(seen: Seen, of: str) -> Seen:
+    return replace(seen, rosters=tuple(r for r in seen.rosters if r.of != of))
