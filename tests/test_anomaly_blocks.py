@@ -9,7 +9,7 @@ import torch
 from anomaly_models import foreground
 
 from volumediff.anomaly import _filters as filters
-from volumediff.anomaly import calibrate, maps, post, score, threshold
+from volumediff.anomaly import calibrate, post, score, threshold
 from volumediff.anomaly.baselines import Intensity, Prevalence, Smoothing
 from volumediff.anomaly.calibration import (
     ByIntensity,
@@ -21,6 +21,13 @@ from volumediff.anomaly.calibration import (
 )
 from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, Mean
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
+from volumediff.anomaly.maps.asymmetric import Asymmetric
+from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.maps.l2 import L2
+from volumediff.anomaly.maps.product import Product
+from volumediff.anomaly.maps.saturated import Saturated
+from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
 from volumediff.errors import DataError
 from volumediff.metrics.detection import Histogram, histogram, rates, threshold_at_fpr
 
@@ -88,13 +95,13 @@ def test_quantile_inside_counts_the_foreground_only():
 # maps
 
 ALL_MAPS = [
-    maps.L1(),
-    maps.L2(),
-    maps.SSIM(sigma_mm=1.5),
-    maps.Product((maps.SSIM(), maps.L1())),
-    maps.Saturated(maps.L1(), quantile=0.9),
-    maps.SSIMEnsemble((0.6, 1.5)),
-    maps.Asymmetric(maps.L1(), sigma_mm=1.0),
+    L1(),
+    L2(),
+    SSIM(sigma_mm=1.5),
+    Product((SSIM(), L1())),
+    Saturated(L1(), quantile=0.9),
+    SSIMEnsemble((0.6, 1.5)),
+    Asymmetric(L1(), sigma_mm=1.0),
 ]
 
 
@@ -121,15 +128,15 @@ def test_maps_see_the_foreground_only(block):
 def test_residual_maps_by_hand():
     x = torch.tensor([1.0, -2.0, 0.5]).reshape(1, 3, 1, 1, 1)
     zero, one = torch.zeros_like(x), torch.ones((1, 1, 1, 1, 1), dtype=torch.bool)
-    assert float(maps.L1()(x, zero, foreground=one, spacing_mm=MM)) == pytest.approx(3.5 / 3)
-    assert float(maps.L2()(x, zero, foreground=one, spacing_mm=MM)) == pytest.approx(5.25 / 3)
+    assert float(L1()(x, zero, foreground=one, spacing_mm=MM)) == pytest.approx(3.5 / 3)
+    assert float(L2()(x, zero, foreground=one, spacing_mm=MM)) == pytest.approx(5.25 / 3)
 
 
 def test_ssim_equals_scikit_image_formula_inside():
     # The textbook value at the centre, with weights of the whole window inside the foreground.
     x, y = noise(3, 17, 17, 17), noise(4, 17, 17, 17)
     inside = torch.ones_like(x, dtype=torch.bool)
-    got = maps.SSIM(sigma_mm=1.5)(x, y, foreground=inside, spacing_mm=MM)[0, 0, 8, 8, 8]
+    got = SSIM(sigma_mm=1.5)(x, y, foreground=inside, spacing_mm=MM)[0, 0, 8, 8, 8]
     r = torch.arange(-5, 6).double()
     w = torch.exp(-0.5 * (r / 1.5) ** 2)
     w = w / w.sum()
@@ -150,13 +157,11 @@ def test_saturated_is_relative_to_the_foreground_quantile():
     x = torch.zeros((1, 1, *SHAPE))
     inside = INSIDE.flatten().nonzero().flatten()
     x.view(-1)[inside] = torch.arange(len(inside)).float()
-    a = maps.Saturated(maps.L1(), quantile=0.5)(
-        x, torch.zeros_like(x), foreground=INSIDE, spacing_mm=MM
-    )
+    a = Saturated(L1(), quantile=0.5)(x, torch.zeros_like(x), foreground=INSIDE, spacing_mm=MM)
     assert float((a[INSIDE] == 1).float().mean()) == pytest.approx(0.5, abs=0.01)
     assert float(a.max()) == 1
-    same = maps.Saturated(maps.L1())(x, 3 * x, foreground=INSIDE, spacing_mm=MM)
-    twice = maps.Saturated(maps.L1())(5 * x, 15 * x, foreground=INSIDE, spacing_mm=MM)
+    same = Saturated(L1())(x, 3 * x, foreground=INSIDE, spacing_mm=MM)
+    twice = Saturated(L1())(5 * x, 15 * x, foreground=INSIDE, spacing_mm=MM)
     torch.testing.assert_close(same, twice)
 
 

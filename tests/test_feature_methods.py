@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
 from tiny_app import base, run
 
-from volumediff.anomaly import ensemble, maps, score
+from volumediff.anomaly import ensemble, score
 from volumediff.anomaly._features import network_features
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted import pixel_classifier
@@ -26,6 +26,8 @@ from volumediff.anomaly.fitted.patchcore import PatchCore, k_centers, nearest
 from volumediff.anomaly.fitted.pca import PCA
 from volumediff.anomaly.fitted.pixel_classifier import PixelClassifier
 from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.maps.deformed import Deformed
+from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
 from volumediff.condition import Condition
@@ -335,7 +337,7 @@ def bent(displacement, *, lesion=0.0):
     place[..., 9:13, 10:14, 8:12] = True
     x = (warp(moving, displacement(grid)) + lesion * place[0])[None]
     found = []
-    for block in (maps.L1(), maps.Deformed(maps.L1())):
+    for block in (L1(), Deformed(L1())):
         a = block(x, moving[None], foreground=inside, spacing_mm=(2.0, 2.0, 2.0))
         assert not bool(a[~inside].any())
         found.append((float(a[inside & ~place].mean()), float(a[place].mean())))

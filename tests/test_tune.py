@@ -20,7 +20,7 @@ from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.lent import Lent
 from volumediff.anomaly.tuning import axes_of, written
 from volumediff.data.anomalies import TEST, VALIDATION
-from volumediff.inference import calibrate as calibration
+from volumediff.inference import lender as lending
 from volumediff.inference import lesions
 from volumediff.inference.calibrate import load_method
 from volumediff.inference.classifier import load_classifier
@@ -520,7 +520,7 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
     assert code == 2
     assert "first.run: expected the folder of the run" in complaint
     words = ("tune", run, *row, f"first.run={first}", *grids)
-    loaded, looks, load, find = [], [], calibration.load_trained, Lent.find
+    loaded, looks, load, find = [], [], lending.load_trained, Lent.find
 
     def spied_load(path, **more):
         loaded.append(path)
@@ -530,7 +530,7 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
         looks.append(key)
         return find(self, model, example, key=key)
 
-    monkeypatch.setattr(calibration, "load_trained", spied_load)
+    monkeypatch.setattr(lending, "load_trained", spied_load)
     monkeypatch.setattr(Lent, "find", spied_find)
     code, text, said = program(*words, "--json")
     assert code == 0, said
