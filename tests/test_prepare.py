@@ -1,6 +1,7 @@
 """Raw volumes to a template and back: the oracle is an affine map that the test chose itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -556,6 +557,13 @@ def test_maps_of_other_volumes_are_refused(prepared, tmp_path, program):
     assert "q: was not prepared here" in err
     code, _, err = program("restore", maps, "--prepared", maps, "-o", tmp_path / "out")
     assert (code, "a folder that `prepare` wrote" in err) == (2, True)
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    for damaged in ("{", "[1]", '{"case": "p1", "first": "T1w", "channels": {"T1w": 3}}'):
+        (copy / "p1" / "p1_transform.json").write_text(damaged)
+        code, _, err = program("restore", maps, "--prepared", copy, "-o", tmp_path / "out2")
+        assert code == 1
+        assert "p1_transform.json: damaged" in err
+        assert "prepare the case again" in err
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(raw, prepared, template, tmp_path):

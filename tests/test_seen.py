@@ -290,6 +290,14 @@ def test_where_all_were_seen_there_is_nothing_without_them(mixed):
     assert coverage(results).endswith("No volume is left without them.")
 
 
+@pytest.mark.parametrize("damaged", ["{", "[1]", "3"])
+def test_a_damaged_sidecar_is_no_licence(mixed, damaged):
+    out, truth, _ = mixed
+    next(out.glob("*_map.json")).write_text(damaged)
+    with pytest.raises(DataError, match=r"_map\.json: .*; localize again"):
+        evaluate([out], truth, replicates=0)
+
+
 def test_a_record_that_is_gone_or_changed_is_no_licence(mixed):
     out, truth, _ = mixed
     (record,) = out.glob("seen-*.json")

@@ -229,9 +229,13 @@ def _maps(folder: Path) -> dict[str, Path]:
 def _sidecar(path: Path) -> dict[str, Any]:
     sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
     try:
-        return json.loads(sidecar.read_text(encoding="utf-8"))
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{sidecar}: cannot be read ({error}); localize again.") from None
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise DataError(f"{sidecar}: expected a JSON object, got {kind}; localize again.")
+    return content
 
 
 def _spent(entry: Mapping[str, Any]) -> dict[str, float]:

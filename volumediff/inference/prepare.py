@@ -36,7 +36,7 @@ from volumediff.inference.export import write_json
 from volumediff.inference.quality import Quality, measured
 from volumediff.inference.quality_page import Row, pictured, write_page
 
-__all__ = ["MARK", "Preparation", "prepare", "transform_file"]
+__all__ = ["MARK", "Preparation", "prepare", "read_transform", "transform_file"]
 
 MARK = "prepared.json"
 # Raise it when the same settings come to give other voxels.
@@ -63,6 +63,24 @@ class Preparation:
 def transform_file(folder: Path, case: str) -> Path:
     """Where the record of a prepared case lies."""
     return folder / case / f"{case}_transform.json"
+
+
+def read_transform(folder: Path, case: str) -> dict[str, Any]:
+    """The record of a prepared case.
+
+    Raises:
+        DataError: it is damaged
+    """
+    path = transform_file(folder, case)
+    try:
+        record = json.loads(path.read_bytes())
+        _ = record["case"], [c["prepared"] for c in record["channels"].values()], record["first"]
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: damaged ({error!r}); restore it from a backup, or remove it and prepare "
+            "the case again."
+        ) from None
 
 
 def prepare(
@@ -244,7 +262,7 @@ def _written(
 
 
 def _row(out: Path, case: str) -> Row:
-    record = json.loads(transform_file(out, case).read_text(encoding="utf-8"))
+    record = read_transform(out, case)
     notes = [f["message"] for f in record["findings"] if f["severity"] != "info"]
     kept = [n for n, c in record["channels"].items() if c["bias_field"] is None]
     if kept:

@@ -26,7 +26,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.inference.batch import Result, Summary, process
 from volumediff.inference.export import MAP, MASK, findings_of, write_json
 from volumediff.inference.leakage import keep
-from volumediff.inference.prepare import MARK, transform_file
+from volumediff.inference.prepare import MARK, read_transform, transform_file
 
 __all__ = ["restore"]
 
@@ -108,7 +108,7 @@ def _origins(prepared: Path, channel: str | None) -> dict[str, _Origin]:
         path = transform_file(prepared, folder.name)
         if not path.is_file():
             continue
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_transform(prepared, folder.name)
         known = record["channels"]
         if channel is not None and channel not in known:
             names = ", ".join(known)
