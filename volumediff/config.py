@@ -71,6 +71,8 @@ MODULES = {
     "detector": "volumediff.anomaly.detectors",
     "reconstruction": "volumediff.anomaly.reconstruction",
 }
+# libyaml's is ten times as fast, and not everywhere.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ROOTS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 
 
@@ -255,7 +257,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UsageError: not YAML, no mapping, or an override that is no `key=value`
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}.") from error

@@ -92,12 +92,18 @@ def autoencoder_of(row: "Row") -> str:
     if isinstance(row, Localizer) and isinstance(row.first, Lent):
         row = row.first.row
     wanted = row.autoencoder if isinstance(row, Rebuilder) else None
+    names = _autoencoders()
+    return names.get(wanted) or names[config.component("autoencoder", "vae")]
+
+
+@cache
+def _autoencoders() -> dict[type, str]:
+    """The smallest shipped configuration of every kind of autoencoder."""
     found: dict[type, list[str]] = {}
     for name in config.shipped("autoencoders"):
         spec = config.load(config.config_path("autoencoders", name))["autoencoder"]
         found.setdefault(config.component("autoencoder", spec["name"]), []).append(name)
-    names = found.get(wanted) or found[config.component("autoencoder", "vae")]
-    return min(names, key=lambda s: int(s.rpartition("_")[2]))
+    return {kind: min(n, key=lambda s: int(s.rpartition("_")[2])) for kind, n in found.items()}
 
 
 def _all_needs(row: "Row") -> list[str]:
