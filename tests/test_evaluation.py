@@ -1,5 +1,6 @@
 """Evaluation with all outputs of a method, with some, and what its figures may not depend on."""
 
+import errno
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from tiny_app import base, program, run, save, write_cases
 
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration
+from volumediff.errors import UsageError
 from volumediff.inference.calibrate import load_method
 from volumediff.inference.cost import counted
 from volumediff.inference.curves import write_curves
@@ -233,6 +235,30 @@ def test_gaps_by_a_column(tmp_path):
     assert any(line.startswith(f"m, voxel AP: worst for {found.worst}") for line in lines)
     assert all("by chance up to" in line for line in lines)
     assert set(to_json([result])["m"]["volume_auroc_by_group"]) == {"F", "M"}
+
+
+def test_folders_without_a_case_in_common_are_told_so(tmp_path):
+    write_outputs(tmp_path / "a", tmp_path / "truth", cases=2)
+    write_outputs(tmp_path / "b", tmp_path / "truth", cases=2)
+    for path in (tmp_path / "b").glob("p*"):
+        path.rename(path.with_name(f"q{path.name}"))
+    with pytest.raises(UsageError, match="folders without a case in common; evaluate them one"):
+        evaluate([tmp_path / "a", tmp_path / "b"], tmp_path / "truth", replicates=0)
+
+
+def test_a_full_disk_names_the_file(program, tmp_path, monkeypatch):
+    write_outputs(tmp_path / "m", tmp_path / "truth", cases=2)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("volumediff.data.atomic.os.fsync", full)
+    code, _, said = program("evaluate", tmp_path / "m", "--truth", tmp_path / "truth")
+    place = tmp_path / "m" / "evaluation.json"
+    assert code == 1
+    assert f"error: {place}: No space left on device; free some space, or write else" in said
+    assert not place.exists()
+    assert not [*(tmp_path / "m").glob(".*.tmp")]
 
 
 def test_an_unknown_column_is_said_and_left_out(tmp_path):

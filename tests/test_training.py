@@ -1,5 +1,6 @@
 """Training: it converges to what theory says, and arithmetic does not depend on how it is cut."""
 
+import errno
 import json
 import math
 from dataclasses import replace
@@ -447,6 +448,15 @@ def test_the_manifest_says_what_ran(data, tmp_path):
         (run / "manifest.json").write_text(damaged)
         with pytest.raises(DataError, match=r"manifest\.json: damaged .* or remove it"):
             train(tiny(data, run, "optim.steps=1"))
+
+
+def test_a_full_disk_is_said_by_the_lock(data, tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("volumediff.training.run_folder._now", full)
+    with pytest.raises(DataError, match=r"run: cannot be written \(No space left .*output=DIR"):
+        train(tiny(data, tmp_path / "run"))
 
 
 # Not finite

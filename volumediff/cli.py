@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 bad data or failed cases, 2 wrong usage or configuration, 
 packages load inside the commands, so that `--help` answers at once.
 """
 
+import errno
 import sys
 from typing import Annotated, Never
 
@@ -32,6 +33,7 @@ from volumediff.errors import DataError, UsageError
 
 __all__ = ["app", "main"]
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 # typer carries its own copy of click, or takes the installed one, depending on the version
 WRONG_WORDS = typer.BadParameter.__mro__[1]
@@ -65,7 +67,8 @@ def main() -> None:
             raise
         _stop("out of memory; see what fits: volumediff plan CONFIG --vram GB.", 1)
     except OSError as error:
-        _stop(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+        full = "; free some space, or write elsewhere." if error.errno in FULL else ""
+        _stop(f"{error.filename or 'file system'}: {error.strerror or error}{full}", 1)
     if code == INTERRUPTED:
         _stop("interrupted; the same command goes on from what is finished.", INTERRUPTED)
     raise SystemExit(code or 0)

@@ -12,7 +12,11 @@ __all__ = ["atomic"]
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[BinaryIO]:
-    """Opens a temporary file for writing; it gets its name when the block ends without error."""
+    """Opens a temporary file for writing; it gets its name when the block ends without error.
+
+    Raises:
+        OSError: it cannot be written; `filename` is the path, which a full disk does not say
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -21,6 +25,10 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the new name is on disk only once the folder is

@@ -192,6 +192,11 @@ def _known(
     """The cases that every folder has, with their truth."""
     truths = find_truths(truth, layout)
     shared = set.intersection(*(set(m) for m in maps.values()))
+    if not shared:
+        raise UsageError(
+            f"{', '.join(map(str, maps))}: expected maps of the same cases, got folders without a "
+            "case in common; evaluate them one by one."
+        )
     for folder, found in maps.items():
         if extra := sorted(set(found) - shared):
             report(

@@ -12,7 +12,7 @@ import platform
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,9 +64,16 @@ def _lock(run: Path) -> TextIO:
             f"{run}: another process trains here ({holder}); wait for it or choose another "
             "output=DIR."
         ) from None
-    file.truncate(0)
-    file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
+        file.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is left in the buffer cannot be written either
+            file.close()
+        raise DataError(
+            f"{run}: cannot be written ({error.strerror}); choose output=DIR."
+        ) from None
     return file
 
 
