@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -532,3 +533,16 @@ def test_samples_do_not_depend_on_their_number(run, program, tmp_path):
     code, said, _ = program(*words, "-n", 3, "-o", tmp_path / "two")
     assert code == 0
     assert "1 done, 2 already" in said
+
+
+def test_names_of_images_are_as_many_as_channels_and_keep_their_order(run):
+    trained = load_trained(run)
+    assert trained.image_names(("FLAIR",)) == ("FLAIR",)
+    with pytest.raises(UsageError, match=r"--channels T1w,T2w: expected the names of 1 images"):
+        trained.image_names(("T1w", "T2w"))
+    data = trained.config.data.model_copy(update={"channels": ("FLAIR", "T2w")})
+    both = replace(trained, config=trained.config.model_copy(update={"data": data}))
+    assert both.image_names(None) == ("FLAIR", "T2w")
+    assert both.image_names(("flair", "t2")) == ("flair", "t2")
+    with pytest.raises(UsageError, match=r"expected the order of .*, FLAIR,T2w"):
+        both.image_names(("T2w", "FLAIR"))

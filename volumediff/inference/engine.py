@@ -67,7 +67,7 @@ def localize(
     given = None if guide is None else guide.posterior
     row = load_method(trained, method, words, classifier=given, report=announce)
     check_region(row, method, region)
-    names = channels if channels is not None else trained.config.data.channels
+    names = trained.image_names(channels)
     scalars = bool(trained.recipe.scalars)
     cases, problems = find_inputs(source, channels=names, siblings=scalars)
     regions: dict[str, Path] = {}

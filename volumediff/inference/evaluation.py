@@ -138,6 +138,8 @@ def evaluate(
             model has seen
     """
     maps = {Path(folder): _maps(Path(folder)) for folder in folders}
+    if len(maps) < len(folders):
+        raise UsageError("expected folders of different methods, got one of them twice.")
     known = _known(maps, truth, by=by, layout=layout, report=report)
     sidecars = {
         folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()

@@ -64,7 +64,7 @@ def segment(
             "or use volumediff localize."
         )
     segmenter = load_segmenter(method, overrides)
-    names = channels if channels is not None else trained.config.data.channels
+    names = trained.image_names(channels)
     cases, problems = find_inputs(source, channels=names, siblings=bool(recipe.scalars))
     settings = {
         "task": "segment",

@@ -93,7 +93,7 @@ def find_site(
         UsageError: nothing there, or no usable case
         DataError: one of the cases cannot be used
     """
-    names = channels if channels is not None else trained.config.data.channels
+    names = trained.image_names(channels)
     scalars = bool(trained.recipe.scalars)
     cases, bad = find_inputs(source, channels=names, siblings=scalars, option="--site")
     if bad:

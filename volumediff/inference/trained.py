@@ -154,6 +154,30 @@ class Trained:
         """Channels that a volume must have."""
         return channels_of(self.config)
 
+    def image_names(self, given: Sequence[str] | None) -> Sequence[str] | None:
+        """Names of a volume's images, in the order of the model's channels.
+
+        Arguments:
+            given: as they are called in the data; None takes the names of the run
+
+        Raises:
+            UsageError: another number of them, or those of the run in another order
+        """
+        own = self.config.data.channels
+        if given is None:
+            return own
+        if len(given) != self.channels:
+            raise UsageError(
+                f"--channels {','.join(given)}: expected the names of {self.channels} images, as "
+                f"many as {self.run} was trained with, got {len(given)}."
+            )
+        if own is not None and set(given) == set(own) and tuple(given) != tuple(own):
+            raise UsageError(
+                f"--channels {','.join(given)}: expected the order of {self.run}, "
+                f"{','.join(own)}; leave the option out."
+            )
+        return given
+
     def localizes(self) -> None:
         """Checks that lesions can be localized with the run.
 

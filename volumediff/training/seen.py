@@ -57,10 +57,11 @@ def keep_seen(config: RunConfig, cases: Sequence[Case], split: Split, *, kept: b
         kept: whether the run was trained with this split before
 
     Raises:
-        DataError: a file cannot be read
+        DataError: a file cannot be read, or the record is damaged
     """
     run = config.output
     if kept and (run / NAME).is_file():
+        Seen.load(run / NAME)  # a damaged one is found now, and not by the first map
         return
     known = {case.id: case for case in cases}
     used = [part for part in PARTS if part != "test"]
