@@ -273,7 +273,7 @@ def table(results: Sequence[MethodResult]) -> str:
     """Voxel AP by kind as a Markdown table, then what it says about the baselines."""
     columns, rows, best = group_table(results)
     lines = [
-        f"| voxel AP | {' | '.join(columns)} (95 % interval) |",
+        f"| voxel AP | {columns[0]} (95 % interval) | {' | '.join(columns[1:])} |",
         f"|---|{'---|' * len(columns)}",
     ]
     for name, cells in rows:
@@ -281,6 +281,6 @@ def table(results: Sequence[MethodResult]) -> str:
             f"**{cell.value:.3f}**" if cell.value == top else f"{cell.value:.3f}"
             for cell, top in zip(cells, best, strict=True)
         ]
-        mean = cells[-1]
-        lines.append(f"| {name} | {' | '.join(shown)} ({mean.low:.3f} to {mean.high:.3f}) |")
+        mean = f"{shown[0]} ({cells[0].low:.3f} to {cells[0].high:.3f})"
+        lines.append(f"| {name} | {mean} | {' | '.join(shown[1:])} |")
     return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(results))])

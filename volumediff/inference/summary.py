@@ -70,7 +70,7 @@ def measure_table(results: Sequence[MethodResult]) -> tuple[Rows, list[float | N
 def group_table(
     results: Sequence[MethodResult],
 ) -> tuple[list[str], Rows, list[float | None]]:
-    """Voxel AP: groups and their mean, figures per method, and the best figure of each column."""
+    """Voxel AP: the mean over groups and the groups, per method, and the best of each column."""
     groups = [
         g
         for g in results[0].groups
@@ -79,11 +79,11 @@ def group_table(
     rows = [
         (
             r.method,
-            [*(r.groups[g]["voxel_ap"] for g in groups), r.measures["voxel_ap_by_group"]],
+            [r.measures["voxel_ap_by_group"], *(r.groups[g]["voxel_ap"] for g in groups)],
         )
         for r in results
     ]
-    columns = [*groups, "mean"]
+    columns = ["mean", *groups]
     best = [best_of([cells[i] for _, cells in rows]) for i in range(len(columns))]
     return columns, rows, best
 

@@ -66,7 +66,7 @@ def measures(results: Sequence[MethodResult]) -> None:
     for heading, cells in size_table(results)[0]:
         table.add_row(f"  {heading}", *(_cell(c) for c in cells))
     columns, rows, _ = group_table(results)
-    for i, group in enumerate(columns[:-1]):
+    for i, group in enumerate(columns[1:], start=1):
         table.add_row(f"  voxel AP, {group}", *(_cell(cells[i]) for _, cells in rows))
     console = _console()
     console.print(table)
