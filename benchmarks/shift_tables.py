@@ -138,6 +138,8 @@ def _training(results: Results) -> list[list[str]]:
             reference = _of(on_a, run=first, variant=variant)
             for run in sorted(members, key=lambda r: (r != first, r)):
                 rows = _of(on_a, run=run, variant=variant)
+                if not rows:
+                    continue
                 pairs = _pairs(rows, reference)
                 change = [a["ap"] - b["ap"] for a, b in pairs]
                 shown = "" if run == first else _interval([a for a, _ in pairs], change, "+")
