@@ -57,9 +57,9 @@ class Lent(Method):
     run: Borrowed | None = None
 
     @property
-    def lent(self) -> tuple[str, ...]:
+    def lent(self) -> dict[str, Seen]:
         """The run's weights."""
-        return () if self.run is None else (self.run.digest,)
+        return {} if self.run is None else {self.run.digest: self.run.seen}
 
     def check(self, model: Learned) -> None:
         """The row must suit its own model."""

@@ -40,6 +40,7 @@ from volumediff.anomaly.routes._base import Route
 from volumediff.condition import HEALTHY
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
+from volumediff.data.seen import Seen
 from volumediff.guidance._base import Guidance, with_classes
 from volumediff.kernels._base import Kernel
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -216,9 +217,9 @@ class Localizer(Method):
         )
 
     @property
-    def lent(self) -> tuple[str, ...]:
+    def lent(self) -> dict[str, Seen]:
         """Those of the first row and of the map."""
-        return (*(() if self.first is None else self.first.lent), *self.map.lent)
+        return ({} if self.first is None else self.first.lent) | self.map.lent
 
     @property
     def bar(self) -> tuple[Method, float] | None:

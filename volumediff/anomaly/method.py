@@ -17,6 +17,7 @@ from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
 from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
+from volumediff.data.seen import Seen
 from volumediff.model import Model
 
 __all__ = ["BAR", "Learned", "Method"]
@@ -57,9 +58,9 @@ class Method(ABC):
         """The map of a volume, before normalization."""
 
     @property
-    def lent(self) -> tuple[str, ...]:
-        """SHA-256 of the weights of other runs that the method works with."""
-        return ()
+    def lent(self) -> dict[str, Seen]:
+        """SHA-256 of the weights of other runs that the method works with -> what they saw."""
+        return {}
 
     @property
     def bar(self) -> "tuple[Method, float] | None":

@@ -10,7 +10,7 @@ from volumediff.data.stream import open_regular
 from volumediff.data.volume import OTHER_FORMATS, SUFFIXES
 from volumediff.errors import DataError
 
-__all__ = ["VOLUMES", "digests", "stem_of"]
+__all__ = ["VOLUMES", "contents", "digests", "stem_of"]
 
 VOLUMES = (*SUFFIXES, *OTHER_FORMATS)
 
@@ -35,17 +35,23 @@ def digests(case: Case, *, also: Mapping[str, Path] = MappingProxyType({})) -> d
     """
     found = {}
     for name, path in {**case.images, **also}.items():
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        whole = hashlib.sha256()
-        for file in files:
-            try:
-                with open_regular(file) as stream:
-                    digest = hashlib.file_digest(stream, "sha256")
-            except OSError as error:
-                raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
-            if not path.is_dir():
-                whole = digest
-            else:
-                whole.update(digest.digest())
-        found[name] = whole.hexdigest()
+        digest = b"".join(contents(path))
+        found[name] = (hashlib.sha256(digest).digest() if path.is_dir() else digest).hex()
+    return found
+
+
+def contents(path: Path) -> list[bytes]:
+    """SHA-256 of a file, or of those of a DICOM series in order.
+
+    Raises:
+        DataError: a file cannot be read
+    """
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        try:
+            with open_regular(file) as stream:
+                found.append(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
     return found

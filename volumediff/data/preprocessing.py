@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +20,12 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from volumediff.data.cases import Case
+from volumediff.data.files import contents
 from volumediff.data.findings import Finding
 from volumediff.data.grid import Grid, agree
 from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.resampling import Matrices, axis_weights, onto, resample, resample_labels
-from volumediff.data.stream import open_regular
 from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
@@ -366,9 +365,6 @@ def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     label = [] if case.label is None else [("label", case.label)]
     for name, path in [*case.images.items(), *label]:
         digest.update(f"\0{name}\0".encode())
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        for file_path in files:
-            with open_regular(Path(file_path)) as file:
-                content = hashlib.file_digest(file, "sha256")
-            digest.update(content.digest())
+        for content in contents(path):
+            digest.update(content)
     return digest.hexdigest()

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from volumediff.anomaly.lent import Lent
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.rows import Row
 from volumediff.data.cases import safe_id
 from volumediff.data.files import stem_of
@@ -84,10 +81,8 @@ def seen_with(
     found = seen_by(trained.run)
     if classifier is not None:
         found |= classifier.seen
-    if isinstance(row, Localizer) and isinstance(row.first, Lent) and row.first.run is not None:
-        found |= row.first.run.seen
-    if isinstance(row, Localizer) and isinstance(row.map, Posterior) and row.map.comparer:
-        found |= row.map.comparer.seen
+    for seen in row.lent.values():
+        found |= seen
     if site is not None:
         found |= Seen((roster(f"--site {site.name}", {"calibration": site.cases}),))
     if saliency:

@@ -157,7 +157,7 @@ def gather(
     if _fitted(data) and config.classifier is None and config.comparer is None:
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
-    sources = [_source(case, config) for case in cases if case.id in wanted]
+    sources = _sources([case for case in cases if case.id in wanted], config)
     # Each process prepares its share, then all of them open everything.
     for index, source in enumerate(sources[rank::world]):
         cache.entry(source.case.id, source.fingerprint, source.make)
@@ -209,21 +209,26 @@ def _fit(
     fit_landmarks(config.output, _plan(config.data, ()), training, report)
 
 
-def _source(case: Case, config: RunConfig) -> _Source:
+def _sources(cases: Sequence[Case], config: RunConfig) -> list[_Source]:
     data = config.data
     if data.root == POPULATION:
         population = simulated(data)
         described = {
             "population": POPULATION_VERSION,
-            "subject": case.id,
             "seed": population.seed,
             "shape": population.shape,
             "spacing_mm": population.spacing_mm,
             "variation": asdict(population.variation),
         }
-        return _Source(case, described, partial(_simulate, population, case))
+        return [
+            _Source(case, {**described, "subject": case.id}, partial(_simulate, population, case))
+            for case in cases
+        ]
     recipe = preprocessing(data, config.output)
-    return _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
+    return [
+        _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
+        for case in cases
+    ]
 
 
 def _prepare(recipe: Preprocessing, case: Case) -> Made:

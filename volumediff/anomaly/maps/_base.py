@@ -9,6 +9,7 @@ from torch import Tensor
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
+from volumediff.data.seen import Seen
 from volumediff.model import Model
 
 __all__ = ["Map"]
@@ -31,9 +32,9 @@ class Map(ABC):
         return None
 
     @property
-    def lent(self) -> tuple[str, ...]:
-        """SHA-256 of the weights of other runs that it works with."""
-        return ()
+    def lent(self) -> dict[str, Seen]:
+        """SHA-256 of the weights of other runs that it works with -> what they saw."""
+        return {}
 
     @abstractmethod
     def __call__(

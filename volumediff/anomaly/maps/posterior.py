@@ -9,6 +9,7 @@ from torch import Tensor
 from volumediff.anomaly.maps._base import Map
 from volumediff.autoencoders import Reconstructor
 from volumediff.comparison import VoxelPosterior
+from volumediff.data.seen import Seen
 from volumediff.model import Model
 
 __all__ = ["Posterior"]
@@ -41,9 +42,9 @@ class Posterior(Map):
         return None if self.comparer is None else self.comparer.supervision
 
     @property
-    def lent(self) -> tuple[str, ...]:
+    def lent(self) -> dict[str, Seen]:
         """The comparer's weights."""
-        return () if self.comparer is None else (self.comparer.digest,)
+        return {} if self.comparer is None else {self.comparer.digest: self.comparer.seen}
 
     def check(self, model: Model | Reconstructor) -> None:
         """There must be a comparer."""
