@@ -304,3 +304,28 @@ def test_one_slice_of_a_volume_with_channels_last(dtype):
     module = norm_act("slice")
     whole, part = module(x), module(x.narrow(2, 2, 1))
     torch.testing.assert_close(part, whole.narrow(2, 2, 1), rtol=0, atol=0)
+
+
+class Contracts(TorchDispatchMode):
+    """What layer norm's kernels of accelerators take: one dtype for x, gradient and weight.
+
+    PyTorch, aten/src/ATen/native/cuda/layer_norm_kernel.cu, LayerNormBackwardKernelImplInternal:
+    `gamma` is read as x is, mean and 1/σ in the accumulation type.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_layer_norm_backward.default:
+            grad, x, _, mean, inverse, weight, bias, _ = args
+            self.dtypes = {t.dtype for t in (grad, x, weight, bias) if t is not None}
+            self.statistics = {mean.dtype, inverse.dtype}
+        return func(*args, **(kwargs or {}))
+
+
+def test_voxel_norm_in_bfloat16_keeps_the_contract_of_gpu_kernels():
+    """On `meta`, whose layer norm has the statistics of GPUs: float32, whatever x is."""
+    module = norm_act("voxel").to("meta")
+    x = torch.empty(1, 8, 3, 5, 4, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    with Contracts() as seen:
+        module(x).sum().backward()
+    assert seen.statistics == {torch.float32}
+    assert seen.dtypes == {torch.bfloat16}

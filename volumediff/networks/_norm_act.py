@@ -193,8 +193,11 @@ class _NormAct(torch.autograd.Function):
             return None, grad_scale, grad_shift, None, None
         if groups is None:
             g.mul_(_column(scale, x))
-            ones = torch.ones(x.shape[1], device=x.device, dtype=inverse.dtype)
-            ones = ones if inverse.dtype != x.dtype else None
+            ones = None
+            if inverse.dtype != x.dtype and x.device.type == "cpu":
+                # The CPU kernel of mixed dtypes asks for a weight in that of the statistics;
+                # CUDA's reads any weight in the dtype of x, and refuses this one.
+                ones = torch.ones(x.shape[1], device=x.device, dtype=inverse.dtype)
             grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
                 g.movedim(1, -1),
                 x.movedim(1, -1),
