@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.memory.policy import MemoryPolicy
-from volumediff.memory.shortage import is_shortage
 from volumediff.memory.streaming import stream
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
+from volumediff.planning.shortage import is_shortage
 
 WIDTHS = {"cuda": (32, 64), "cpu": (8, 16)}
 SIZES = {"cuda": (27, 24, 20), "cpu": (9, 8, 6)}

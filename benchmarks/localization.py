@@ -27,13 +27,13 @@ from torch.nn.functional import interpolate
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
+from volumediff.calibration.calibrate import calibrate, load_method
+from volumediff.calibration.lesions import validation_pairs
 from volumediff.data.splits import Split
-from volumediff.inference.calibrate import calibrate, load_method
 from volumediff.inference.cost import counted
-from volumediff.inference.lesions import validation_pairs
-from volumediff.inference.trained import Trained, load_trained
 from volumediff.metrics import detection
 from volumediff.randomness import key
+from volumediff.runs.trained import Trained, load_trained
 from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config
 

@@ -19,8 +19,8 @@ from torch.nn.functional import avg_pool3d
 from volumediff.anomaly.calibration import Example
 from volumediff.data.anomalies import KINDS, TEST, insert
 from volumediff.data.cases import Case
-from volumediff.inference.trained import Trained
 from volumediff.randomness import key, uniform
+from volumediff.runs.trained import Trained
 
 __all__ = ["CONTRASTS", "SIZES_ML", "Item", "coarsened", "items"]
 

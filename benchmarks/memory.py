@@ -40,9 +40,9 @@ from kernels import reason_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from volumediff.memory.overhead import OVERHEAD
 from volumediff.memory.policy import MemoryPolicy, retain_heap
-from volumediff.memory.tracer import Peak, Tracer
+from volumediff.planning.overhead import OVERHEAD
+from volumediff.planning.tracer import Peak, Tracer
 
 GB = 1e9
 TRACERS = 6  # processes beside one that uses the GPU, at most

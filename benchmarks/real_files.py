@@ -22,9 +22,9 @@ import torch
 from volumediff.data.anomalies import TEST, insert
 from volumediff.data.intensity import Window
 from volumediff.data.volume import read, write
+from volumediff.evaluation.evaluate import MethodResult, evaluate
 from volumediff.inference.engine import localize
-from volumediff.inference.evaluation import MethodResult, evaluate
-from volumediff.inference.trained import load_trained
+from volumediff.runs.trained import load_trained
 from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config
 

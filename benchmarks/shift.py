@@ -30,12 +30,12 @@ from volumediff.anomaly.calibrate import recalibrate
 from volumediff.anomaly.calibration import Calibration, Example
 from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR
+from volumediff.calibration.calibrate import calibration_for, calibration_path, load_method
+from volumediff.calibration.site import drift_between
 from volumediff.data.anomalies import KINDS
-from volumediff.inference.calibrate import calibration_for, calibration_path, load_method
-from volumediff.inference.site import drift_between
-from volumediff.inference.trained import Trained, load_trained
 from volumediff.metrics import detection
 from volumediff.randomness import key
+from volumediff.runs.trained import Trained, load_trained
 from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config
 

@@ -17,12 +17,12 @@ import torch
 from volumediff.anomaly.calibration import Example
 from volumediff.data._fields import smooth_noise
 from volumediff.data.anomalies import TEST, TRAINING, Family, insert
-from volumediff.data.atomic import atomic
 from volumediff.data.grid import Grid
 from volumediff.data.population import Population
 from volumediff.data.volume import write
-from volumediff.inference.trained import Trained
 from volumediff.randomness import key, normal, uniform
+from volumediff.runs.trained import Trained
+from volumediff.storage.atomic import atomic
 
 __all__ = ["SITES", "Item", "Scanner", "healthy_of", "items", "population_of", "write_training"]
 

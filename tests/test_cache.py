@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from volumediff.errors import DataError
-from volumediff.training.cache import Cache
+from volumediff.storage.cache import Cache
 
 
 def volume(seed=0):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from volumediff.errors import DataError
-from volumediff.training import checkpoint
-from volumediff.training.folder import Damaged, publish, verify
+from volumediff.storage import checkpoint
+from volumediff.storage.folder import Damaged, publish, verify
 
 STEPS = (10, 20, 30)
 
@@ -137,7 +137,7 @@ def test_a_failing_write_leaves_the_old_ones_and_no_trace(run, monkeypatch, call
             if call == "open":
                 patch.setattr("builtins.open", fail(open))
             elif call == "write":
-                from volumediff.training import folder
+                from volumediff.storage import folder
 
                 patch.setattr(folder._Hashing, "write", fail(folder._Hashing.write))
             else:
@@ -179,7 +179,7 @@ def test_a_full_disk_is_reported_with_its_free_space(tmp_path, monkeypatch):
 
 def test_a_write_that_does_not_read_back_is_refused(tmp_path, monkeypatch):
     """As ITK and TorchIO do on a full disk: no error, and a stump."""
-    from volumediff.training import folder
+    from volumediff.storage import folder
 
     def short(self, data):
         self.digest.update(data)

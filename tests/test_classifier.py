@@ -19,12 +19,12 @@ from volumediff.classifiers.encoder import Encoder
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import UsageError
-from volumediff.inference.classifier import load_classifier
-from volumediff.inference.trained import load_trained
-from volumediff.memory.planner import trace
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Batch
+from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
+from volumediff.runs.classifier import load_classifier
+from volumediff.runs.trained import load_trained
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet

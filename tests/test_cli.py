@@ -16,7 +16,7 @@ from tiny_app import PLAIN, base, label_run, program, run, save, write_cases
 from tiny_runs import phantom, write_data
 
 from volumediff import cli
-from volumediff.inference import capabilities
+from volumediff.commands import _capabilities as capabilities
 
 __all__ = ["base", "program", "run"]  # fixtures
 

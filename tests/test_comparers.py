@@ -29,21 +29,21 @@ from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.routes.scan import Scan
+from volumediff.calibration.calibrate import load_method
 from volumediff.comparers import Comparer
 from volumediff.comparers.siamese import Siamese
 from volumediff.comparison import ReconstructionComparer, VoxelPosterior
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.calibrate import load_method
-from volumediff.inference.comparer import load_comparer
-from volumediff.inference.trained import load_trained
-from volumediff.memory.planner import trace
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
+from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
 from volumediff.recipes.healthy import Healthy
+from volumediff.runs.comparer import load_comparer
+from volumediff.runs.trained import load_trained
 from volumediff.spaces.voxel import Voxel
 from volumediff.training.assemble import build_task, load_run
 from volumediff.training.compared import keep_statistics

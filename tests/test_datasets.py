@@ -18,9 +18,9 @@ from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.truth import filled
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.evaluation import evaluate
-from volumediff.inference.export import MAP, MASK
-from volumediff.inference.truths import find_truths
+from volumediff.evaluation.evaluate import evaluate
+from volumediff.evaluation.truths import find_truths
+from volumediff.outputs.export import MAP, MASK
 
 
 def touch(root, *names):

@@ -8,9 +8,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 from tiny_app import program
 
+from volumediff.commands._demo import load_demo
 from volumediff.data.anomalies import TEST, insert
 from volumediff.errors import UsageError
-from volumediff.inference.demo import load_demo
 from volumediff.randomness import key
 from volumediff.training.run_config import parse
 from volumediff.training.sources import simulated

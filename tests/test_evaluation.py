@@ -10,19 +10,19 @@ from tiny_app import base, program, run, save, write_cases
 
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Calibration
+from volumediff.calibration.calibrate import load_method
 from volumediff.errors import UsageError
-from volumediff.inference.calibrate import load_method
+from volumediff.evaluation.evaluate import evaluate
+from volumediff.evaluation.records import to_json
+from volumediff.evaluation.summary import gap_lines, measure_table, size_table
+from volumediff.evaluation.truths import find_truths
 from volumediff.inference.cost import counted
-from volumediff.inference.curves import write_curves
-from volumediff.inference.evaluation import evaluate
-from volumediff.inference.ledger import read_entries
-from volumediff.inference.records import to_json
-from volumediff.inference.summary import gap_lines, measure_table, size_table
-from volumediff.inference.trained import load_trained
-from volumediff.inference.truths import find_truths
-from volumediff.inference.views import views_of
 from volumediff.metrics import calibration, detection, normative
 from volumediff.metrics.consistency import through_plane
+from volumediff.outputs.ledger import read_entries
+from volumediff.reporting.curves import write_curves
+from volumediff.reporting.views import views_of
+from volumediff.runs.trained import load_trained
 
 __all__ = ["base", "program", "run"]  # fixtures
 
@@ -252,7 +252,7 @@ def test_a_full_disk_names_the_file(program, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("volumediff.data.atomic.os.fsync", full)
+    monkeypatch.setattr("volumediff.storage.atomic.os.fsync", full)
     code, _, said = program("evaluate", tmp_path / "m", "--truth", tmp_path / "truth")
     place = tmp_path / "m" / "evaluation.json"
     assert code == 1

@@ -15,7 +15,6 @@ from sklearn.neural_network import MLPClassifier
 from tiny_app import base, run
 
 from volumediff.anomaly import ensemble, score
-from volumediff.anomaly._features import network_features
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.fitted import pixel_classifier
 from volumediff.anomaly.fitted._base import Fit
@@ -30,17 +29,18 @@ from volumediff.anomaly.maps.deformed import Deformed
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
+from volumediff.calibration import lesions
+from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.fits import with_fit
 from volumediff.condition import Condition
 from volumediff.data._fields import smooth_noise, warp
 from volumediff.data.anomalies import TRAINING
 from volumediff.errors import DataError, UsageError
-from volumediff.inference import lesions
-from volumediff.inference.calibrate import load_method
-from volumediff.inference.fits import with_fit
-from volumediff.inference.trained import load_trained
+from volumediff.features.encoder import network_features
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.randomness import generator, key, normal, uniform
+from volumediff.runs.trained import load_trained
 from volumediff.samplers.ddim import DDIM
 from volumediff.spaces.voxel import Voxel
 

@@ -15,12 +15,9 @@ from tiny_app import base, program, run, save, write_cases
 from volumediff.data.grid import Grid
 from volumediff.data.volume import read
 from volumediff.errors import DataError
-from volumediff.inference.findings import mni, place
-from volumediff.inference.findings.packet import check_packet
-from volumediff.inference.findings.panels import Layer, bar_mm, draw
-from volumediff.inference.findings.prompt import MUST_NOT
-from volumediff.inference.findings.schema import DISCLAIMERS, CaseFindings
-from volumediff.inference.findings.urgency import (
+from volumediff.findings import mni, place
+from volumediff.findings.schema import DISCLAIMERS, CaseFindings
+from volumediff.findings.urgency import (
     HEAVY_ML,
     LARGE_ML,
     LEVELS,
@@ -30,8 +27,11 @@ from volumediff.inference.findings.urgency import (
     UNSURE,
     urgency,
 )
-from volumediff.inference.findings.work import find_in_folder
-from volumediff.inference.timeline import MOST, Step, read_steps, strip
+from volumediff.inference.findings import find_in_folder
+from volumediff.reporting.packet import check_packet
+from volumediff.reporting.packet_panels import Layer, bar_mm, draw
+from volumediff.reporting.prompt import MUST_NOT
+from volumediff.reporting.timeline import MOST, Step, read_steps, strip
 
 __all__ = ["base", "program", "run"]  # fixtures
 

@@ -14,14 +14,14 @@ from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
+from volumediff.calibration.calibrate import load_method
 from volumediff.errors import UsageError
-from volumediff.inference.calibrate import load_method
 from volumediff.inference.sample import sample as draw
-from volumediff.inference.trained import load_trained
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
+from volumediff.runs.trained import load_trained
 from volumediff.samplers._base import Context
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM

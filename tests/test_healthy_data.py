@@ -9,11 +9,11 @@ from tiny_runs import tiny, write_data
 
 from volumediff.autoencoders.kl import KL
 from volumediff.errors import UsageError
-from volumediff.inference.trained import load_trained
 from volumediff.randomness import generator
 from volumediff.recipes._base import Subject
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
+from volumediff.runs.trained import load_trained
 from volumediff.training.assemble import load_run
 from volumediff.training.loop import train
 from volumediff.training.sources import gather
@@ -63,7 +63,7 @@ def test_marked_lesions_are_left_out_of_the_atlas_and_the_calibration(tmp_path):
 def _volumes(config):
     from accelerate import Accelerator
 
-    from volumediff.training.cache import Cache
+    from volumediff.storage.cache import Cache
 
     cache = Cache(config.output.parent / "cache", lambda line: None)
     training, validation = gather(config, Accelerator(cpu=True), cache)

@@ -17,8 +17,8 @@ from volumediff.data.intensity import Histogram, Percentile, landmarks_of
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.classifier import load_classifier
-from volumediff.inference.trained import load_trained
+from volumediff.runs.classifier import load_classifier
+from volumediff.runs.trained import load_trained
 from volumediff.training.landmarks import load_landmarks
 from volumediff.training.loop import train
 

@@ -31,12 +31,12 @@ from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Importer, Source, checked
 from volumediff.importers._files import read
-from volumediff.inference.trained import load_trained
 from volumediff.networks._layers import NormAct
 from volumediff.recipes._base import Subject
 from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.runs.trained import load_trained
 from volumediff.segmentation.segmenter import Segmenter
-from volumediff.training import checkpoint
+from volumediff.storage import checkpoint
 from volumediff.training.assemble import build_task, load_run
 from volumediff.training.imported import _shapes, import_run
 from volumediff.training.loop import train

@@ -18,18 +18,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny_app import PLAIN, QUICK, base, label_run, oblique, program, run, save, write_cases
 from tiny_runs import phantom
 
+from volumediff.calibration import calibrate as calibration_module
+from volumediff.calibration.calibrate import calibration_for, load_method, needs_calibration
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
-from volumediff.inference import calibrate as calibration_module
-from volumediff.inference import export
-from volumediff.inference.batch import Result, process
-from volumediff.inference.calibrate import calibration_for, load_method, needs_calibration
-from volumediff.inference.evaluation import evaluate
-from volumediff.inference.export import findings_of
-from volumediff.inference.inputs import find_inputs
-from volumediff.inference.ledger import open_ledger, read_entries
-from volumediff.inference.trained import load_trained
-from volumediff.inference.truths import find_truths
+from volumediff.evaluation.evaluate import evaluate
+from volumediff.evaluation.truths import find_truths
+from volumediff.outputs import export
+from volumediff.outputs.batch import Result, process
+from volumediff.outputs.export import findings_of
+from volumediff.outputs.ledger import open_ledger, read_entries
+from volumediff.runs.inputs import find_inputs
+from volumediff.runs.trained import load_trained
 
 __all__ = ["base", "program", "run"]  # fixtures
 

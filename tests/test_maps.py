@@ -4,7 +4,6 @@ import pytest
 import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states, tiny_autoencoder
 
-from volumediff.anomaly._features import network_features
 from volumediff.anomaly._similarity import ssim as similarity
 from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps.asymmetric import Asymmetric
@@ -16,6 +15,7 @@ from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
+from volumediff.features.encoder import network_features
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Model
 from volumediff.networks.pseudo3d import Pseudo3D

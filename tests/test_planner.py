@@ -8,13 +8,13 @@ from tiny_app import base, program
 from tiny_runs import tiny, write_data
 
 from volumediff.errors import UsageError
-from volumediff.memory import planner
-from volumediff.memory.estimates import estimates
-from volumediff.memory.overhead import OVERHEAD, PUBLISHED
-from volumediff.memory.planner import Traced, at_shape, fastest, ladder, plan, trace, words
 from volumediff.memory.policy import MemoryPolicy
-from volumediff.memory.step import inference_step, training_step
-from volumediff.memory.tracer import OUTSIDE, Peak, Tracer
+from volumediff.planning import planner
+from volumediff.planning.estimates import estimates
+from volumediff.planning.overhead import OVERHEAD, PUBLISHED
+from volumediff.planning.planner import Traced, at_shape, fastest, ladder, plan, trace, words
+from volumediff.planning.step import inference_step, training_step
+from volumediff.planning.tracer import OUTSIDE, Peak, Tracer
 from volumediff.training.assemble import build_task
 from volumediff.training.loop import train
 from volumediff.training.run_config import load_run_config

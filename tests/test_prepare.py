@@ -10,6 +10,9 @@ import pytest
 from scipy import ndimage
 from tiny_app import oblique, program
 
+from volumediff.alignment import prepare as preparing
+from volumediff.alignment.aligning import BrainMask, Steps
+from volumediff.alignment.quality import Quality, all_flags, flags
 from volumediff.data.alignment import Alignment, decomposed
 from volumediff.data.bias_field import bias_field
 from volumediff.data.brain_masks import brain_mask_of
@@ -23,11 +26,8 @@ from volumediff.data.seen import Roster, Seen
 from volumediff.data.templates import Template, mni152, template_from
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError
-from volumediff.inference import prepare as preparing
-from volumediff.inference.aligning import BrainMask, Steps
-from volumediff.inference.leakage import keep, leakage
-from volumediff.inference.quality import Quality, all_flags, flags
-from volumediff.inference.truths import Truth
+from volumediff.evaluation.leakage import keep, leakage
+from volumediff.evaluation.truths import Truth
 
 __all__ = ["program"]  # fixture
 

@@ -8,13 +8,13 @@ from test_planner import TINY, small
 from tiny_app import PLAIN, QUICK, base, label_run, program, run, write_cases
 from tiny_runs import tiny, write_data
 
+from volumediff.commands._tables import profiled
 from volumediff.errors import DataError
-from volumediff.inference.tables import profiled
-from volumediff.memory import shortage
-from volumediff.memory.planner import trace
 from volumediff.memory.policy import MemoryPolicy
-from volumediff.memory.profile import _Stopwatch, profile
 from volumediff.networks.unet import UNet
+from volumediff.planning import shortage
+from volumediff.planning.planner import trace
+from volumediff.planning.profile import _Stopwatch, profile
 from volumediff.training.run_config import saved_config
 
 __all__ = ["base", "program", "run"]  # fixtures
@@ -68,7 +68,7 @@ def test_measures_what_was_planned(mode, tmp_path, capsys):
 
 def test_a_stopwatch_charges_the_innermost_stage(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("volumediff.memory.profile.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("volumediff.planning.profile.time.perf_counter", lambda: now[0])
     watch = _Stopwatch(torch.device("cpu"))
     with watch.stage("outer"):
         now[0] += 1
@@ -176,7 +176,7 @@ def test_anything_else_that_runs_out_of_memory_is_one_line(program, monkeypatch)
     def attempt(*args, **kwargs):
         raise SHORTAGES["cpu"]
 
-    monkeypatch.setattr("volumediff.memory.planner.plan", attempt)
+    monkeypatch.setattr("volumediff.planning.planner.plan", attempt)
     assert "volumediff plan" in one_line(*program("plan", *TINY)[::2])
 
 

@@ -16,7 +16,6 @@ from volumediff.errors import UsageError
 from volumediff.guidance.dynamic_clipping import DynamicClipping
 from volumediff.guidance.sum import Sum
 from volumediff.inference.sample import sample
-from volumediff.inference.trained import load_trained
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
@@ -29,6 +28,7 @@ from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.recipes.translation import Translation
+from volumediff.runs.trained import load_trained
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from volumediff.inference.evaluation import MethodResult
-from volumediff.inference.report import Page, write_report
-from volumediff.inference.statistics import MEASURES
-from volumediff.inference.summary import group_table, measure_table, verdicts
-from volumediff.inference.timeline import Step
-from volumediff.inference.views import View, limits, packed, picture, scaled, thinned
+from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.figures import MEASURES
+from volumediff.evaluation.summary import group_table, measure_table, verdicts
 from volumediff.metrics.bootstrap import Interval
+from volumediff.reporting.report import Page, write_report
+from volumediff.reporting.timeline import Step
+from volumediff.reporting.views import View, limits, packed, picture, scaled, thinned
 
 NASTY = "</script><script>alert(1)</script>&'\""
 

@@ -35,6 +35,7 @@ from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.grid import Grid
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
+from volumediff.commands._capabilities import inventory, localization
 from volumediff.condition import Condition
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.disentangled import Disentangled
@@ -44,7 +45,6 @@ from volumediff.data.corruptions.poisson_patch import PoissonPatch
 from volumediff.data.corruptions.texture_patch import TexturePatch
 from volumediff.data.regions import Cells
 from volumediff.errors import UsageError
-from volumediff.inference.capabilities import inventory, localization
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.discrete import Discrete
 from volumediff.model import Model

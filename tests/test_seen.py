@@ -15,11 +15,11 @@ from volumediff.data.cases import Case, patient_of
 from volumediff.data.seen import Match, Roster, Seen, roster
 from volumediff.data.splits import Split
 from volumediff.errors import DataError
-from volumediff.inference.classifier import load_classifier
+from volumediff.evaluation.evaluate import evaluate
+from volumediff.evaluation.summary import coverage
 from volumediff.inference.engine import localize
-from volumediff.inference.evaluation import evaluate
-from volumediff.inference.summary import coverage
-from volumediff.inference.trained import load_trained
+from volumediff.runs.classifier import load_classifier
+from volumediff.runs.trained import load_trained
 from volumediff.training.loop import train
 from volumediff.training.seen import seen_by
 

@@ -12,13 +12,12 @@ from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.restore import Restore
 from volumediff.anomaly.rows import load_row
+from volumediff.calibration.calibrate import load_method
+from volumediff.commands._capabilities import inventory
 from volumediff.condition import Condition
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.errors import UsageError
-from volumediff.inference.calibrate import load_method
-from volumediff.inference.capabilities import inventory
-from volumediff.inference.trained import load_trained
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -26,6 +25,7 @@ from volumediff.networks._base import Network
 from volumediff.randomness import key as key_of
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
+from volumediff.runs.trained import load_trained
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.heun import Heun

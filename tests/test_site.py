@@ -18,7 +18,7 @@ from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.score import ZAverage
 from volumediff.anomaly.threshold import Conformal, HealthyFPR
-from volumediff.inference.site import MAPS_BOUND, drift_between
+from volumediff.calibration.site import MAPS_BOUND, drift_between
 from volumediff.metrics.detection import histogram, rates, total
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
 

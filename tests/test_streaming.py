@@ -16,13 +16,13 @@ from volumediff.memory.graph import record
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.memory.statistics import Moments
 from volumediff.memory.streaming import stream
-from volumediff.memory.tracer import Tracer
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
+from volumediff.planning.tracer import Tracer
 
 SIZE = (9, 8, 6)
 ALL = 99

@@ -25,9 +25,9 @@ from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.storage.cache import Cache, Entry
 from volumediff.training import checkpoint, selection
 from volumediff.training.assemble import load_run
-from volumediff.training.cache import Cache, Entry
 from volumediff.training.dataset import Crop, Keyed, Order, collate, stream
 from volumediff.training.ema import EMA
 from volumediff.training.journal import read_metrics

@@ -19,20 +19,20 @@ from volumediff.anomaly import calibrate, rows
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.lent import Lent
 from volumediff.anomaly.tuning import axes_of, written
+from volumediff.calibration import lesions
+from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.lesions import Pair
 from volumediff.data.anomalies import TEST, VALIDATION
-from volumediff.inference import lender as lending
-from volumediff.inference import lesions
-from volumediff.inference.calibrate import load_method
-from volumediff.inference.classifier import load_classifier
-from volumediff.inference.lesions import Pair
-from volumediff.inference.search import Bench, Budget, Search
-from volumediff.inference.trained import Trained, load_trained
-from volumediff.inference.trials import Trial, choose, measure, same_finding
-from volumediff.inference.tune import DEFAULT
 from volumediff.randomness import key
+from volumediff.runs import lender as lending
+from volumediff.runs.classifier import load_classifier
+from volumediff.runs.trained import Trained, load_trained
 from volumediff.training.loop import train
 from volumediff.training.run_config import parse
 from volumediff.tunable import Tunable
+from volumediff.tuning.search import Bench, Budget, Search
+from volumediff.tuning.trials import Trial, choose, measure, same_finding
+from volumediff.tuning.tune import DEFAULT
 
 __all__ = ["base", "program", "run"]  # fixtures
 
@@ -430,7 +430,7 @@ def test_choices_never_see_the_test_lesions_or_the_test_volumes(run, monkeypatch
 
     monkeypatch.setattr(lesions, "insert", spied_insert)
     monkeypatch.setattr(Trained, "cases", spied_cases)
-    from volumediff.inference.tune import tune
+    from volumediff.tuning.tune import tune
 
     trained = load_trained(run, device="cpu")
     tune(trained, "scan", overrides=["ensemble.seeds=1"], grids={Tunable.LOG_SNR: (0.0,)}, seed=7)

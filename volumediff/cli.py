@@ -61,7 +61,7 @@ def main() -> None:
     except DataError as error:
         _stop(str(error), 1)
     except (MemoryError, RuntimeError) as error:
-        from volumediff.memory.shortage import is_shortage
+        from volumediff.planning.shortage import is_shortage
 
         if not is_shortage(error):
             raise

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._features import spread, upright
 from volumediff.anomaly.maps._base import Map
 from volumediff.condition import Condition
+from volumediff.features.encoder import spread, upright
 from volumediff.kernels._base import Denoiser
 from volumediff.model import Model
 from volumediff.schedules._base import Schedule

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.condition import Condition
-from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
 from volumediff.metrics.calibration import Probability
 from volumediff.metrics.detection import Histogram
+from volumediff.storage.atomic import atomic
 from volumediff.tunable import Tunable, tunable
 
 __all__ = [

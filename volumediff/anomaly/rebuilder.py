@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from volumediff.anomaly._features import latent_of
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import Ensemble, Mean
@@ -19,6 +18,7 @@ from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.method import Learned, Method
 from volumediff.anomaly.reconstruction import Reconstruction, SinglePass, View
 from volumediff.autoencoders import Reconstructor
+from volumediff.features.encoder import latent_of
 from volumediff.randomness import key as key_of
 
 __all__ = ["Rebuilder"]

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._features import spread
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly.calibration import Example
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders._variational import Variational
 from volumediff.autoencoders.fanogan import FAnoGAN
 from volumediff.autoencoders.token_prior import TokenPrior
+from volumediff.features.encoder import spread
 from volumediff.randomness import generator
 
 __all__ = [

@@ -11,8 +11,8 @@ from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
     from volumediff.data.cases import Spec
-    from volumediff.inference.batch import Summary
-    from volumediff.inference.trained import Trained
+    from volumediff.outputs.batch import Summary
+    from volumediff.runs.trained import Trained
 
 __all__ = [
     "Channels",
@@ -160,7 +160,7 @@ def trained_run(
 ) -> "Trained":
     from dataclasses import replace
 
-    from volumediff.inference.trained import load_trained
+    from volumediff.runs.trained import load_trained
 
     trained = load_trained(run, which=which.value, device=device, memory=memory or [])
     if data is None:

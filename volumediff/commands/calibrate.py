@@ -26,7 +26,7 @@ from volumediff.commands._options import (
 
 if TYPE_CHECKING:
     from volumediff.anomaly.rows import Row
-    from volumediff.inference.trained import Trained
+    from volumediff.runs.trained import Trained
 
 __all__ = ["calibrate"]
 
@@ -55,9 +55,9 @@ def calibrate(
     With --site, fit the thresholds alone on healthy volumes of another site, and say how far its
     maps and scores have drifted.
     """
-    from volumediff.inference.calibrate import calibrate as fit
-    from volumediff.inference.calibrate import load_method
-    from volumediff.inference.classifier import load_classifier
+    from volumediff.calibration.calibrate import calibrate as fit
+    from volumediff.calibration.calibrate import load_method
+    from volumediff.runs.classifier import load_classifier
 
     trained = trained_run(run, which, device, data, memory)
     trained.localizes()
@@ -82,8 +82,8 @@ def _of_site(
     seed: int,
     volumes: int | None,
 ) -> None:
-    from volumediff.inference.calibrate import calibration_for
-    from volumediff.inference.site import find_site, site_calibration
+    from volumediff.calibration.calibrate import calibration_for
+    from volumediff.calibration.site import find_site, site_calibration
 
     place = find_site(trained, folder, channels=channels)
     own = calibration_for(trained, row, method, seed=seed, report=say)

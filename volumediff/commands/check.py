@@ -24,9 +24,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read every volume of a data set and list what is wrong or noteworthy."""
+    from volumediff.commands._tables import findings
     from volumediff.data.check import check as look
     from volumediff.data.check import has_errors
-    from volumediff.inference.tables import findings
 
     rows = look(data, layout=spec_of(layout), channels=names_of(channels))
     if as_json:

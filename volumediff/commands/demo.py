@@ -15,7 +15,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo"),
 ) -> None:
     """Train on simulated subjects, find lesions in others, compare with baselines, report."""
-    from volumediff.inference.demo import run_demo, table
+    from volumediff.commands._demo import run_demo, table
 
     results = run_demo(out, overrides=overrides or [], say=say)
     out_line(table(results))

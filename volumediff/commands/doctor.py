@@ -15,8 +15,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine can run, and what would go wrong."""
-    from volumediff.inference.capabilities import diagnose
-    from volumediff.inference.tables import checks
+    from volumediff.commands._capabilities import diagnose
+    from volumediff.commands._tables import checks
 
     found = diagnose(config, overrides or [])
     if as_json:

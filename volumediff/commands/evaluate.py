@@ -41,13 +41,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Compare maps of one or more methods with truth masks; the first is the one in question."""
-    from volumediff.inference.curves import write_curves
-    from volumediff.inference.evaluation import evaluate as compare
-    from volumediff.inference.export import write_json
-    from volumediff.inference.records import to_json
-    from volumediff.inference.report import report_of
-    from volumediff.inference.summary import verdicts, without_seen
-    from volumediff.inference.tables import measures
+    from volumediff.commands._tables import measures
+    from volumediff.evaluation.evaluate import evaluate as compare
+    from volumediff.evaluation.records import to_json
+    from volumediff.evaluation.summary import verdicts, without_seen
+    from volumediff.outputs.export import write_json
+    from volumediff.reporting.curves import write_curves
+    from volumediff.reporting.report import report_of
 
     spec = spec_of(layout)
     results = compare(

@@ -32,8 +32,8 @@ def findings(
 
     volumediff findings out/ -i DATA --packets --report
     """
-    from volumediff.inference.findings.page import Gallery
-    from volumediff.inference.findings.work import find_in_folder
+    from volumediff.inference.findings import find_in_folder
+    from volumediff.reporting.findings_page import Gallery
 
     gallery = Gallery(folder)
     work = find_in_folder(

@@ -7,8 +7,8 @@ __all__ = ["info"]
 
 def info(as_json: Json = False) -> None:
     """List pipelines, methods and components."""
-    from volumediff.inference.capabilities import inventory
-    from volumediff.inference.tables import families
+    from volumediff.commands._capabilities import inventory
+    from volumediff.commands._tables import families
 
     found = inventory()
     if as_json:

@@ -37,10 +37,10 @@ def plan(
 
     volumediff plan wavelet_256 --vram 8 -o small.yaml
     """
-    from volumediff.inference.tables import policies
-    from volumediff.memory.planner import at_shape
-    from volumediff.memory.planner import plan as look
-    from volumediff.training.folder import write_text
+    from volumediff.commands._tables import policies
+    from volumediff.planning.planner import at_shape
+    from volumediff.planning.planner import plan as look
+    from volumediff.storage.folder import write_text
     from volumediff.training.run_config import load_run_config
 
     if vram is not None and not 0 < vram < math.inf:

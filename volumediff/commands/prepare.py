@@ -22,7 +22,7 @@ __all__ = ["prepare"]
 
 
 class MaskChoice(StrEnum):
-    """Where the brain is; the names of `volumediff.inference.aligning.BrainMask`."""
+    """Where the brain is; the names of `volumediff.alignment.aligning.BrainMask`."""
 
     given = "given"
     template = "template"
@@ -63,8 +63,8 @@ def prepare(
     """
     import math
 
-    from volumediff.inference.aligning import BrainMask, Steps
-    from volumediff.inference.prepare import prepare as work
+    from volumediff.alignment.aligning import BrainMask, Steps
+    from volumediff.alignment.prepare import prepare as work
 
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UsageError(f"--spacing-mm {spacing_mm:g}: expected millimetres above 0.")

@@ -32,9 +32,9 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Run a few steps on random data: memory and seconds per stage, beside the plan's figures."""
-    from volumediff.inference.tables import profiled
-    from volumediff.memory.planner import at_shape
-    from volumediff.memory.profile import profile as work
+    from volumediff.commands._tables import profiled
+    from volumediff.planning.planner import at_shape
+    from volumediff.planning.profile import profile as work
     from volumediff.training.run_config import load_run_config
 
     wanted = at_shape(load_run_config(config, overrides or []), shape)

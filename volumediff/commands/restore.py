@@ -23,6 +23,6 @@ def restore(
 
     volumediff restore out/ --prepared aligned/ -o native/
     """
-    from volumediff.inference.restore import restore as work
+    from volumediff.alignment.restore import restore as work
 
     finish(work(maps, prepared, out, channel=channel, overwrite=overwrite))

@@ -26,8 +26,8 @@ from volumediff.commands._options import (
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
-    from volumediff.inference.search import Budget
     from volumediff.tunable import Tunable
+    from volumediff.tuning.search import Budget
 
 __all__ = ["tune"]
 
@@ -83,11 +83,11 @@ def tune(
 
     Figures are kept in RUN/tuning: the same command goes on. Test volumes are never read.
     """
-    from volumediff.data.atomic import atomic
-    from volumediff.inference.classifier import load_classifier
-    from volumediff.inference.tune import tune as search
-    from volumediff.inference.tuned_views import picture, tabulated
-    from volumediff.training.folder import write_text
+    from volumediff.commands._tuned_views import picture, tabulated
+    from volumediff.runs.classifier import load_classifier
+    from volumediff.storage.atomic import atomic
+    from volumediff.storage.folder import write_text
+    from volumediff.tuning.tune import tune as search
 
     grids, limits = _grids(levels, guidance, parameters, widths), _budget(budget)
 
@@ -159,7 +159,7 @@ def _values(option: str, word: str, *, negative: bool) -> tuple[float, ...]:
 
 
 def _budget(word: str | None) -> "Budget":
-    from volumediff.inference.search import Budget
+    from volumediff.tuning.search import Budget
 
     if word is None:
         return Budget()

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from volumediff.data.atomic import atomic
 from volumediff.data.cases import Case, safe_id
 from volumediff.data.files import digests, stem_of
 from volumediff.errors import DataError
+from volumediff.storage.atomic import atomic
 
 __all__ = ["Match", "Roster", "Seen", "roster"]
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from volumediff.data.atomic import atomic
 from volumediff.data.cases import Case
 from volumediff.errors import DataError
 from volumediff.randomness import key
+from volumediff.storage.atomic import atomic
 
 __all__ = ["PARTS", "Split", "split_cases"]
 

@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from volumediff.data import values
-from volumediff.data.atomic import atomic
 from volumediff.data.findings import Finding
 from volumediff.data.forms import affine_of
 from volumediff.data.grid import Grid, agree, canonical, canonical_grid, from_canonical
@@ -26,6 +25,7 @@ from volumediff.data.header import Header, parse, read_header, truncated
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.stream import Source, source
 from volumediff.errors import DataError
+from volumediff.storage.atomic import atomic
 
 __all__ = [
     "OTHER_FORMATS",

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from volumediff.inference.batch import Summary, process
-from volumediff.inference.calibrate import calibration_for, load_method
-from volumediff.inference.classifier import load_classifier
-from volumediff.inference.inputs import find_inputs
-from volumediff.inference.leakage import seen_with
+from volumediff.calibration.calibrate import calibration_for, load_method
+from volumediff.calibration.site import find_site, site_calibration
+from volumediff.evaluation.leakage import seen_with
 from volumediff.inference.localizing import REGION, Localizing
 from volumediff.inference.regions import check_region, find_regions, missing_reasons
 from volumediff.inference.saliency import saliency_maps
-from volumediff.inference.site import find_site, site_calibration
-from volumediff.inference.trained import Trained
+from volumediff.outputs.batch import Summary, process
+from volumediff.runs.classifier import load_classifier
+from volumediff.runs.inputs import find_inputs
+from volumediff.runs.trained import Trained
 
 __all__ = ["localize"]
 

@@ -20,24 +20,24 @@ from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.finding import Localization
 from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR, Validation
+from volumediff.calibration.site import Site
 from volumediff.data.cases import Case
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
-from volumediff.inference.batch import Result
-from volumediff.inference.classifier import LoadedClassifier
+from volumediff.evaluation.leakage import keep
 from volumediff.inference.cost import Cost, counted
-from volumediff.inference.export import write_localization
-from volumediff.inference.findings.work import write_findings
-from volumediff.inference.inputs import prepared_case
-from volumediff.inference.leakage import keep
-from volumediff.inference.provenance import provenance
+from volumediff.inference.findings import write_findings
 from volumediff.inference.regions import region_on
 from volumediff.inference.saliency import read_saliency
-from volumediff.inference.site import Site
-from volumediff.inference.trained import Trained
-from volumediff.memory.shortage import explained
+from volumediff.outputs.batch import Result
+from volumediff.outputs.export import write_localization
+from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.training.folder import sha256
+from volumediff.runs.classifier import LoadedClassifier
+from volumediff.runs.inputs import prepared_case
+from volumediff.runs.provenance import provenance
+from volumediff.runs.trained import Trained
+from volumediff.storage.folder import sha256
 
 __all__ = ["REGION", "Localizing"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.trained import Trained
+from volumediff.runs.trained import Trained
 
 __all__ = ["read_saliency", "saliency_maps"]
 

@@ -13,13 +13,13 @@ from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import write
 from volumediff.errors import UsageError
-from volumediff.inference.batch import Result, Summary, process
-from volumediff.inference.export import write_json
-from volumediff.inference.provenance import provenance
-from volumediff.inference.trained import Trained
-from volumediff.memory.shortage import explained
+from volumediff.outputs.batch import Result, Summary, process
+from volumediff.outputs.export import write_json
+from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.runs.provenance import provenance
+from volumediff.runs.trained import Trained
 from volumediff.shapes import Shape
 
 __all__ = ["sample"]

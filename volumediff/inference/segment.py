@@ -15,14 +15,14 @@ import torch
 import volumediff
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError
-from volumediff.inference.batch import Result, Summary, process
-from volumediff.inference.export import Writer, write_json
-from volumediff.inference.inputs import find_inputs, prepared_case
-from volumediff.inference.provenance import provenance
-from volumediff.inference.trained import Trained
-from volumediff.memory.shortage import explained
+from volumediff.outputs.batch import Result, Summary, process
+from volumediff.outputs.export import Writer, write_json
+from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.runs.inputs import find_inputs, prepared_case
+from volumediff.runs.provenance import provenance
+from volumediff.runs.trained import Trained
 from volumediff.segmentation.rows import load_segmenter
 
 __all__ = ["segment"]

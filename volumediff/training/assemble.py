@@ -24,9 +24,9 @@ from volumediff.noise import Gaussian
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.spaces import StateSpace
-from volumediff.training import checkpoint
+from volumediff.storage import checkpoint
+from volumediff.storage.folder import Damaged, publish, sha256, verify
 from volumediff.training.compared import check_compared, keep_statistics
-from volumediff.training.folder import Damaged, publish, sha256, verify
 from volumediff.training.run_config import (
     RunConfig,
     load_run_config,

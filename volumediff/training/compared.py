@@ -13,8 +13,8 @@ from volumediff.model import Model
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
-from volumediff.training import checkpoint
-from volumediff.training.folder import discard
+from volumediff.storage import checkpoint
+from volumediff.storage.folder import discard
 from volumediff.training.landmarks import keep_landmarks
 from volumediff.training.run_config import RunConfig, of_run
 from volumediff.training.statistics import Statistics

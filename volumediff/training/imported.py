@@ -15,9 +15,9 @@ from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Source, checked
 from volumediff.importers._files import read
-from volumediff.training import checkpoint
+from volumediff.storage import checkpoint
+from volumediff.storage.folder import TEMPORARY, sha256, write_text
 from volumediff.training.assemble import build_recipe, build_task, keep_sources
-from volumediff.training.folder import TEMPORARY, sha256, write_text
 from volumediff.training.run_config import parse
 from volumediff.training.run_folder import record_session
 from volumediff.training.seen import NAME, sources_of

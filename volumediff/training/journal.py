@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from volumediff.training.folder import write_text
+from volumediff.storage.folder import write_text
 
 __all__ = ["Journal", "read_metrics"]
 

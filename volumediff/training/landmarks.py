@@ -15,7 +15,7 @@ from volumediff.data.cases import Case
 from volumediff.data.intensity import landmarks_of
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.errors import DataError, UsageError
-from volumediff.training.folder import write_text
+from volumediff.storage.folder import write_text
 
 __all__ = ["NAME", "Landmarks", "fit_landmarks", "keep_landmarks", "load_landmarks"]
 

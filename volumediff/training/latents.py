@@ -16,7 +16,7 @@ from torch import Tensor
 
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
-from volumediff.training.cache import Cache
+from volumediff.storage.cache import Cache
 from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["Precomputed", "encoded"]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.policy import retain_heap
-from volumediff.memory.shortage import explained
 from volumediff.model import Batch
+from volumediff.planning.shortage import explained
 from volumediff.training import processes
 from volumediff.training.dataset import Order, stream
 from volumediff.training.journal import Journal

@@ -15,9 +15,9 @@ from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
+from volumediff.storage.cache import Cache
+from volumediff.storage.checkpoint import find
 from volumediff.training.assemble import build_recipe, build_task, channels_of, keep_sources
-from volumediff.training.cache import Cache
-from volumediff.training.checkpoint import find
 from volumediff.training.dataset import Crop, Keyed, Order
 from volumediff.training.latents import Precomputed, encoded
 from volumediff.training.processes import on_main

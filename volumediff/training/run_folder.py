@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from volumediff.errors import DataError, UsageError
-from volumediff.training.folder import clear_leftovers, discard, write_text
+from volumediff.storage.folder import clear_leftovers, discard, write_text
 from volumediff.training.processes import on_main
 from volumediff.training.run_config import RunConfig, changes, saved_config
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from volumediff.data.cases import Case
 from volumediff.data.seen import Seen, roster
 from volumediff.data.splits import PARTS, Split
+from volumediff.storage.checkpoint import find
 from volumediff.training.assemble import autoencoder_path
-from volumediff.training.checkpoint import find
 from volumediff.training.run_config import RunConfig, of_run
 
 __all__ = ["NAME", "keep_seen", "seen_by", "sources_of"]

@@ -28,7 +28,7 @@ from volumediff.metrics.detection import average_precision, histogram
 from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
-from volumediff.training.cache import Cache
+from volumediff.storage.cache import Cache
 from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["one_step_map", "voxel_ap", "with_lesions"]

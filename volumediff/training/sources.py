@@ -20,7 +20,7 @@ from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.splits import Split, split_cases
 from volumediff.errors import UsageError
-from volumediff.training.cache import Cache
+from volumediff.storage.cache import Cache
 from volumediff.training.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.training.processes import on_main
 from volumediff.training.run_config import POPULATION, Data, RunConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from volumediff.errors import DataError
-from volumediff.training import checkpoint
+from volumediff.storage import checkpoint
 from volumediff.training.ema import EMA
 from volumediff.training.run_config import Optim
 from volumediff.training.task import Task

@@ -20,8 +20,8 @@ from volumediff.kernels._base import Kernel
 from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.spaces import StateSpace
-from volumediff.training import checkpoint
-from volumediff.training.folder import Damaged, publish, verify
+from volumediff.storage import checkpoint
+from volumediff.storage.folder import Damaged, publish, verify
 from volumediff.training.landmarks import NAME as LANDMARKS
 from volumediff.training.landmarks import keep_landmarks, load_landmarks
 from volumediff.training.run_config import RunConfig, of_run, saved_config

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.recipes._base import Recipe
-from volumediff.training.folder import Damaged, publish, verify
+from volumediff.storage.folder import Damaged, publish, verify
 from volumediff.training.volumes import TrainingVolume, healthy_volumes
 
 __all__ = ["Statistics"]

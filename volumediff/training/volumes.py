@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from volumediff.recipes._base import Recipe
-from volumediff.training.cache import Entry
+from volumediff.storage.cache import Entry
 
 __all__ = ["TrainingVolume", "healthy_volumes"]
 

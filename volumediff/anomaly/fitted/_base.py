@@ -23,8 +23,8 @@ from torch import Tensor
 
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.method import Learned, Method
-from volumediff.data.atomic import atomic
 from volumediff.errors import DataError
+from volumediff.storage.atomic import atomic
 
 __all__ = ["Fit", "Fitted"]
 

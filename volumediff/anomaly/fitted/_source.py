@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._features import (
+from volumediff.anomaly._scene import classes_of
+from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.method import Learned
+from volumediff.autoencoders import Reconstructor
+from volumediff.condition import HEALTHY
+from volumediff.features.encoder import (
     Features,
     autoencoder_features,
     feature_problem,
     network_features,
     spread,
 )
-from volumediff.anomaly._scene import classes_of
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.method import Learned
-from volumediff.autoencoders import Reconstructor
-from volumediff.condition import HEALTHY
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
 

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._features import (
+from volumediff.anomaly.maps._base import Map
+from volumediff.autoencoders import Reconstructor
+from volumediff.condition import Condition
+from volumediff.features.encoder import (
     Features,
     autoencoder_features,
     feature_problem,
     network_features,
     spread,
 )
-from volumediff.anomaly.maps._base import Map
-from volumediff.autoencoders import Reconstructor
-from volumediff.condition import Condition
 from volumediff.model import Model
 
 __all__ = ["Perceptual"]

@@ -1,0 +1,1 @@
+"""From the scanner's grids to a template's, and back."""

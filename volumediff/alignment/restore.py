@@ -1,0 +1,228 @@
+"""Maps and masks of prepared volumes, back on the grids of the files that they were made of.
+
+A map of the template's grid is interpolated at the voxels of the original image, once, through
+the inverse of the map that aligned it. Millilitres in the JSON beside it are native ones: the
+template's are larger by the determinant.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumediff.alignment.prepare import MARK, read_transform, transform_file
+from volumediff.data.alignment import Alignment
+from volumediff.data.cases import Case, patient_of
+from volumediff.data.files import stem_of
+from volumediff.data.grid import Grid, agree, canonical_grid
+from volumediff.data.policy import ReadPolicy
+from volumediff.data.seen import Seen
+from volumediff.data.volume import Volume, read, write
+from volumediff.errors import DataError, UsageError
+from volumediff.evaluation.leakage import keep
+from volumediff.outputs.batch import Result, Summary, process
+from volumediff.outputs.export import MAP, MASK, findings_of, write_json
+
+__all__ = ["restore"]
+
+# As `localize` and `segment` name what they write.
+OUTPUT = re.compile(r"(?P<case>.+)_(?P<what>desc-[A-Za-z0-9]+_(?P<kind>map|mask|image|dseg))")
+LABELS = ("mask", "dseg")
+FRAMES = ReadPolicy(frames="channels")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A prepared case as the names of outputs may call it."""
+
+    path: Path
+    record: dict[str, Any]
+    channel: str
+
+    @property
+    def alignment(self) -> Alignment:
+        return Alignment.from_json(self.record["channels"][self.channel])
+
+
+def restore(
+    maps: Path | str,
+    prepared: Path | str,
+    out: Path | str,
+    *,
+    channel: str | None = None,
+    overwrite: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> Summary:
+    """Brings every map, mask and image of a folder back to the native grids.
+
+    Arguments:
+        maps: folder that `localize` or `segment` wrote for prepared volumes
+        prepared: folder that `prepare` wrote
+        out: output folder
+        channel: whose grid; None takes the case's first, or the one that the file is named after
+        overwrite: whether results of other settings in `out` may be replaced
+        report: receives a line per case; None shows progress on the terminal
+
+    Raises:
+        UsageError: a folder is not what it should be, or there are no maps
+        DataError: the disk is full
+    """
+    maps, prepared, out = Path(maps), Path(prepared), Path(out)
+    origins = _origins(prepared, channel)
+    if not maps.is_dir():
+        raise UsageError(f"{maps}: expected a folder of maps, nothing is there.")
+    if out.resolve() in (maps.resolve(), prepared.resolve()):
+        raise UsageError(f"-o {out}: expected another folder than the maps' own.")
+    cases, problems = _found(maps, origins)
+    if not cases and not problems:
+        raise UsageError(
+            f"{maps}: has no maps such as <case>_{MAP}.nii.gz; give the folder that localize "
+            "wrote."
+        )
+
+    def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
+        return _restored(case, origins[case.id], folder)
+
+    return process(
+        cases,
+        out,
+        settings={"task": "restore", "channel": channel},
+        work=work,
+        problems=problems,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def _origins(prepared: Path, channel: str | None) -> dict[str, _Origin]:
+    """The prepared cases by id, and by the names of their files."""
+    if not (prepared / MARK).is_file():
+        raise UsageError(f"--prepared {prepared}: expected a folder that `prepare` wrote.")
+    found: dict[str, _Origin] = {}
+    for folder in sorted(p for p in prepared.iterdir() if p.is_dir()):
+        path = transform_file(prepared, folder.name)
+        if not path.is_file():
+            continue
+        record = read_transform(prepared, folder.name)
+        known = record["channels"]
+        if channel is not None and channel not in known:
+            names = ", ".join(known)
+            raise UsageError(f"--channel {channel}: case {folder.name} has {names}.")
+        found[record["case"]] = _Origin(path, record, channel or record["first"])
+        for name, values in known.items():
+            found[stem_of(Path(values["prepared"]))] = _Origin(path, record, channel or name)
+    if not found:
+        raise UsageError(f"--prepared {prepared}: has no finished case.")
+    return found
+
+
+def _found(maps: Path, origins: Mapping[str, _Origin]) -> tuple[list[Case], dict[str, str]]:
+    groups: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in sorted(maps.glob("*.nii*")):
+        match = OUTPUT.fullmatch(stem_of(path))
+        if match is not None:
+            groups[match["case"]][match["what"]] = path
+    cases, problems = [], {}
+    for name, files in groups.items():
+        if name in origins:
+            # both change what is written, so they are inputs like the maps
+            extra = {"/transform": origins[name].path}
+            sidecar = maps / f"{name}_{MAP}.json"
+            if sidecar.is_file():
+                extra["/json"] = sidecar
+            cases.append(Case(name, patient_of(name), {**files, **extra}))
+        else:
+            problems[name] = "was not prepared here; give the folder that its volume came from."
+    return cases, problems
+
+
+def _restored(case: Case, origin: _Origin, folder: Path) -> Result:
+    alignment = origin.alignment
+    native: dict[str, np.ndarray] = {}
+    written = []
+    for what, path in case.images.items():
+        if what.startswith("/"):
+            continue
+        labels = what.rsplit("_", 1)[-1] in LABELS
+        native[what] = _moved(path, alignment, labels=labels)
+        target = folder / f"{case.id}_{what}.nii.gz"
+        kind = "label" if labels else "image"
+        write(target, native[what], like=alignment.native, kind=kind)
+        written.append(target)
+    facts: dict[str, Any] = {"volume_scale": alignment.volume_scale}
+    if MASK in native:
+        voxel = abs(float(np.linalg.det(alignment.native.affine[:3, :3])))
+        facts["mask_volume_ml"] = float((native[MASK] > 0).sum()) * voxel / 1000
+    if "/json" in case.images:
+        sidecar = folder / f"{case.id}_{MAP}.json"
+        content = _sidecar(case.images["/json"], native, alignment, facts)
+        content = {**content, **_inputs(content, origin)}
+        write_json(sidecar, {**content, "native_image": origin.channel})
+        written.append(sidecar)
+        if isinstance(content.get("seen"), str):
+            record = case.images["/json"].with_name(content["seen"])
+            written.append(keep(folder, Seen.load(record)))
+    return Result(written, facts)
+
+
+def _moved(path: Path, alignment: Alignment, *, labels: bool) -> np.ndarray:
+    """The content of a file on the native canonical voxels."""
+    volume = read(path, kind="label") if labels else read(path, policy=FRAMES)
+    _check(volume, alignment.template)
+    if labels:
+        return alignment.back_labels(volume.array)
+    lowest = min(0.0, float(volume.array.min()))
+    return alignment.back(volume.array, fill=lowest)
+
+
+def _check(volume: Volume, template: Grid) -> None:
+    difference = agree(template, volume.grid)
+    if difference:
+        raise DataError(
+            f"{volume.path}: expected the grid of the prepared volumes, got {difference}; it was "
+            "made of other files."
+        )
+
+
+def _sidecar(
+    path: Path,
+    native: Mapping[str, np.ndarray],
+    alignment: Alignment,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The facts of the map; places and volumes are those of the native volume."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+    found: Sequence[dict[str, Any]] = []
+    if MASK in native and MAP in native:
+        affine = canonical_grid(alignment.native).affine
+        found = findings_of(native[MASK], native[MAP], affine=affine)
+    return {**content, **facts, "findings": found, "space": "native"}
+
+
+def _inputs(content: Mapping[str, Any], origin: _Origin) -> dict[str, Any]:
+    """The original files instead of the prepared ones, so that `findings` takes them.
+
+    The entry that was there is kept as `prepared_inputs`.
+    """
+    given = content.get("inputs")
+    if not isinstance(given, dict) or not given:
+        return {}
+    known = origin.record["channels"]
+    files = {}
+    for name in given:
+        # a single file's channel has no name of its own
+        entry = known.get(name if len(given) > 1 or name in known else origin.channel)
+        if entry is None:
+            return {}
+        files[name] = {"file": entry["file"], "sha256": entry["sha256"]}
+    return {"inputs": files, "prepared_inputs": given}

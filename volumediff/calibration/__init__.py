@@ -1,0 +1,1 @@
+"""A method on healthy volumes of a run or a site: normalization, thresholds, fitted statistics."""

@@ -1,0 +1,182 @@
+"""Calibration of a method on a run's own healthy volumes, stored in the run.
+
+RUN/calibration/<method>/<weights>-<method's fingerprint>.{safetensors,json} holds the residual
+normalization and the thresholds. The name says what they belong to: after more training, or with
+another setting, they are fitted anew.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from volumediff.anomaly._classifier import takes_classifier, with_classifier
+from volumediff.anomaly.calibrate import fit, validate
+from volumediff.anomaly.calibration import Calibration, Example
+from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.lent import Lender
+from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.rows import Row, load_row
+from volumediff.calibration.fits import with_fit
+from volumediff.calibration.lesions import Truth, validation_pairs
+from volumediff.classification import ClassPosterior
+from volumediff.errors import UsageError
+from volumediff.runs.lender import lender_for
+from volumediff.runs.trained import Trained
+
+__all__ = [
+    "calibrate",
+    "calibration_for",
+    "calibration_path",
+    "completed",
+    "counted",
+    "load_method",
+    "needs_calibration",
+]
+
+PAUSE = 15.0  # seconds between two lines
+
+
+def load_method(
+    trained: Trained,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    classifier: ClassPosterior | None = None,
+    lender: Lender | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Row:
+    """The method of a row, with what it learnt of the run where it learns something.
+
+    Arguments:
+        trained: the run
+        name: of the row
+        overrides: `slot.argument=value` words
+        classifier: of the run's noisy states, for rows that take one
+        lender: of what the row takes of other runs; None for a new one
+        report: receives progress lines
+
+    Raises:
+        UsageError: no such row, one that does not suit the run, or that takes no classifier
+    """
+    method = load_row(name, overrides=overrides, lender=lender or lender_for(trained))
+    if classifier is not None and not takes_classifier(method):
+        raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
+    try:
+        if classifier is not None:
+            method = with_classifier(method, classifier)
+        method.check(trained.model)
+    except ValueError as error:
+        raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
+    return completed(trained, method, report=report)
+
+
+def completed(
+    trained: Trained, method: Row, *, report: Callable[[str], None] = lambda line: None
+) -> Row:
+    """The method with what it learns of the run's volumes, where it does."""
+    return with_fit(trained, method, report=report) if isinstance(method, Fitted) else method
+
+
+def needs_calibration(method: Row) -> bool:
+    """Whether a method's map or mask needs healthy volumes first."""
+    parts = (method.threshold.calibrated, method.score.calibrated)
+    return method.normalize.fitted or method.bar is not None or any(parts)
+
+
+def calibration_for(
+    trained: Trained,
+    method: Row,
+    name: str,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Calibration | None:
+    """The stored calibration of a method, fitted now if there is none; None if none is needed.
+
+    Raises:
+        UsageError: the run's data are not reachable, or too few for the method
+    """
+    if not needs_calibration(method):
+        return None
+    path = calibration_path(trained, method, name)
+    if path.with_name(f"{path.name}.json").is_file():
+        calibration = Calibration.load(path)
+    else:
+        calibration = calibrate(trained, method, name, seed=seed, limit=limit, report=report)
+    try:
+        method.threshold(calibration)
+    except ValueError as error:
+        raise UsageError(f"--method {name}: {error}") from None
+    return calibration
+
+
+def calibrate(
+    trained: Trained,
+    method: Row,
+    name: str,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    truth: Truth = "synthetic",
+    report: Callable[[str], None] = lambda line: None,
+) -> Calibration:
+    """Fits normalization and thresholds, and stores them in the run.
+
+    Arguments:
+        trained: the run
+        method: what is calibrated
+        name: of its row
+        seed: of the methods' noise
+        limit: most volumes to use of each part
+        truth: lesions of the validation volumes that choose the validation threshold: synthetic
+            ones of the validation family, or the labels of the cases
+        report: receives progress lines
+
+    Raises:
+        UsageError: the run's data are not reachable, or too few for the method
+    """
+    if isinstance(method, Localizer) and method.takes_region:
+        raise UsageError(
+            f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
+            "use normalize=raw threshold=otsu, or another threshold of the map itself."
+        )
+    part = "calibration" if trained.cases("calibration") else "validation"
+    count = len(trained.cases(part)[:limit])
+    if count == 0:
+        raise UsageError(
+            f"{trained.run}: its split has no healthy calibration or validation volumes to "
+            f"calibrate '{name}' on; train with data.split.calibration > 0, or ask for a raw map "
+            "with normalize=raw threshold=best."
+        )
+    report(f"calibrating {name} on {count} healthy volumes ({part} split)")
+    try:
+        healthy = counted(trained.examples(part, limit=limit), count, report)
+        calibration = fit(method, trained.model, healthy, seed=seed)
+        if trained.cases("validation"):
+            pairs = validation_pairs(trained, seed=seed, limit=limit, truth=truth)
+            lesions = (pair.sick for pair in pairs)
+            calibration = validate(calibration, method, trained.model, lesions, seed=seed)
+        method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
+    except ValueError as error:
+        raise UsageError(f"--method {name}: {error}") from None
+    calibration.save(calibration_path(trained, method, name))
+    return calibration
+
+
+def counted(
+    examples: Iterator[Example], count: int, report: Callable[[str], None]
+) -> Iterator[Example]:
+    """The examples, with a line at most every `PAUSE` seconds."""
+    said = time.monotonic()
+    for number, example in enumerate(examples):
+        yield example
+        if time.monotonic() - said > PAUSE:
+            report(f"  {number + 1} of {count}")
+            said = time.monotonic()
+
+
+def calibration_path(trained: Trained, method: Row, name: str) -> Path:
+    """Where the calibration of a method on a run's own volumes lies, without the endings."""
+    stem = f"{trained.digest[:12]}-{method.fingerprint}"
+    return trained.run / "calibration" / Path(name).stem / stem

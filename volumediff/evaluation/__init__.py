@@ -1,0 +1,1 @@
+"""Maps and masks against truth: figures with intervals over patients."""

@@ -1,0 +1,349 @@
+"""Maps against truth masks: one row per method, with bootstrap intervals over patients.
+
+The figures of a volume are those of `measure`, those of a sample are in `statistics`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumediff.data.cases import AUTO, Spec
+from volumediff.errors import DataError, UsageError
+from volumediff.evaluation.figures import (
+    LOWER_IS_BETTER,
+    MEASURES,
+    Statistic,
+    errors_in,
+    lesions_in,
+    reliability_in,
+    restored_in,
+)
+from volumediff.evaluation.leakage import Leakage, leakage, refuse
+from volumediff.evaluation.measure import Measured, measure
+from volumediff.evaluation.truths import Truth, find_truths
+from volumediff.metrics import calibration, detection
+from volumediff.metrics.bootstrap import Interval, bootstrap
+from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
+from volumediff.metrics.subgroups import Gap, gap
+from volumediff.outputs.export import MAP
+from volumediff.outputs.ledger import read_entries
+
+__all__ = ["Curves", "MethodResult", "Size", "evaluate"]
+
+# More of a lesion than this outside the foreground is said: the crop may be too tight. There are
+# no healthy voxels out there to rank it against, so that figures mean little when it is most.
+UNSEEN = 0.05
+# Only these are worth a table per subgroup: the others need many volumes.
+GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "lesion_detection")
+GAP_MEASURES = (*GROUP_MEASURES, "false_positives")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lesions of one size range.
+
+    Arguments:
+        stratum: how many there are and were found
+        rate: share that was found, with its interval over patients
+    """
+
+    stratum: Stratum
+    rate: Interval
+
+    @property
+    def name(self) -> str:
+        """The range in words."""
+        low, high = self.stratum.low_ml, self.stratum.high_ml
+        if low == 0:
+            return f"below {high:g} ml"
+        return f"{low:g} to {high:g} ml" if np.isfinite(high) else f"from {low:g} ml"
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What is drawn; None where there is nothing to draw it from."""
+
+    froc: Froc | None = None
+    reliability: calibration.Reliability | None = None
+    risk_coverage: calibration.RiskCoverage | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MethodResult:
+    """Figures of one folder of maps.
+
+    Arguments:
+        method: name of the row
+        folder: of the maps
+        measures: by name, see `MEASURES`
+        groups: subgroup -> measures
+        cases: the volumes
+        facts: from the sidecar of the first volume
+        gaps: measure -> difference between subgroups
+        sizes: detection of the lesions of each size
+        curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
+        left_out: what could not be said, and why
+        leakage: volumes that the model has seen before
+        without_seen: the figures without the volumes that some model has seen, where there are any
+    """
+
+    method: str
+    folder: Path
+    measures: Mapping[str, Interval]
+    groups: Mapping[str, Mapping[str, Interval]]
+    cases: Sequence[Measured]
+    facts: Mapping[str, Any]
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
+    sizes: Sequence[Size] = ()
+    curves: Curves = field(default_factory=Curves)
+    left_out: Sequence[str] = ()
+    leakage: Leakage = field(default_factory=Leakage)
+    without_seen: "MethodResult | None" = None
+
+
+def evaluate(
+    folders: Sequence[Path | str],
+    truth: Path | str,
+    *,
+    by: str | None = None,
+    layout: Spec = AUTO,
+    seed: int = 0,
+    replicates: int = 1000,
+    allow_seen: bool = False,
+    namesakes: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[MethodResult]:
+    """Compares folders of maps, each of one method, with truth masks, on the cases they share.
+
+    Arguments:
+        folders: outputs of `localize`
+        truth: folder of cases with labels or boxes, in any layout, or of masks alone; an empty
+            mask is a healthy volume, no mask is no truth
+        by: attribute of the cases (a column of participants.tsv) that makes subgroups
+        layout: of the truth
+        seed: of the bootstrap
+        replicates: of the bootstrap
+        allow_seen: go on although a model has seen some of the volumes before; results then hold
+            the figures without them, too
+        namesakes: equal names of patients are those of other people; equal files still count
+        report: receives a line for everything that is left out
+
+    Raises:
+        UsageError: no maps in a folder, or two folders of one method
+        DataError: no truth for any map, image and mask on different grids, or volumes that a
+            model has seen
+    """
+    maps = {Path(folder): _maps(Path(folder)) for folder in folders}
+    if len(maps) < len(folders):
+        raise UsageError("expected folders of different methods, got one of them twice.")
+    known = _known(maps, truth, by=by, layout=layout, report=report)
+    sidecars = {
+        folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()
+    }
+    seen = {f: leakage(f, s, known, namesakes=namesakes) for f, s in sidecars.items()}
+    if not allow_seen:
+        refuse(seen, len(known))
+    tainted = {leak.case for found in seen.values() for leak in found.leaks}
+    results: dict[str, MethodResult] = {}
+    for folder, found in maps.items():
+        first = next(iter(sidecars[folder].values()))
+        name = str(first.get("method", folder.name))
+        name = name if name not in results else folder.name
+        if name in results:
+            raise UsageError(f"{folder}: '{name}' is evaluated already; give each folder once.")
+        costs = read_entries(folder)
+        cases = {
+            case: measure(
+                found[case],
+                known[case].beside(sidecar),
+                sidecar,
+                by=by,
+                cost=_spent(costs.get(case, {})),
+            )
+            for case, sidecar in sidecars[folder].items()
+        }
+        for c in cases.values():
+            if c.unseen > UNSEEN:
+                report(f"{folder}: {c.unseen:.0%} of the lesion of {c.case} was not looked at")
+        result = _result(
+            name, folder, [*cases.values()], first, seen[folder], seed=seed, replicates=replicates
+        )
+        clean = [c for case, c in cases.items() if case not in tainted]
+        if tainted and clean:
+            own = replace(seen[folder], leaks=())
+            rest = _result(name, folder, clean, first, own, seed=seed, replicates=replicates)
+            result = replace(result, without_seen=rest)
+        if result.left_out:
+            report(f"{folder}: left out: {'; '.join(result.left_out)}")
+        results[name] = result
+    return list(results.values())
+
+
+def _known(
+    maps: Mapping[Path, Mapping[str, Path]],
+    truth: Path | str,
+    *,
+    by: str | None,
+    layout: Spec,
+    report: Callable[[str], None],
+) -> dict[str, Truth]:
+    """The cases that every folder has, with their truth."""
+    truths = find_truths(truth, layout)
+    shared = set.intersection(*(set(m) for m in maps.values()))
+    if not shared:
+        raise UsageError(
+            f"{', '.join(map(str, maps))}: expected maps of the same cases, got folders without a "
+            "case in common; evaluate them one by one."
+        )
+    for folder, found in maps.items():
+        if extra := sorted(set(found) - shared):
+            report(
+                f"{folder}: {len(extra)} cases are not in every folder and left out: {extra[0]}"
+            )
+    known = {case: truths[case] for case in sorted(shared) if case in truths}
+    if missing := sorted(shared - set(known)):
+        report(f"{truth}: no truth for {len(missing)} cases, left out: {missing[0]}")
+    if not known:
+        raise DataError(
+            f"{truth}: no mask fits the cases of {next(iter(maps))}, for example "
+            f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
+            "with labels."
+        )
+    if by and not any(by in t.attributes for t in known.values()):
+        there = sorted({name for t in known.values() for name in t.attributes})
+        report(
+            f"--by {by}: no case has this attribute, subgroups are left out; there are "
+            f"{', '.join(there) or 'none'}"
+        )
+    return known
+
+
+def _maps(folder: Path) -> dict[str, Path]:
+    """Map of each case in a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder written by volumediff localize.")
+    ending = f"_{MAP}.nii.gz"
+    found = {p.name.removesuffix(ending): p for p in sorted(folder.glob(f"*{ending}"))}
+    if not found:
+        raise UsageError(f"{folder}: has no *{ending}; localize first, with -o {folder}.")
+    return found
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{sidecar}: cannot be read ({error}); localize again.") from None
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise DataError(f"{sidecar}: expected a JSON object, got {kind}; localize again.")
+    return content
+
+
+def _spent(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The cost of a case in the ledger of its folder."""
+    names = ("seconds", "network_calls", "peak_gb")
+    return {n: float(entry[n]) for n in names if entry.get(n) is not None}
+
+
+def _result(
+    name: str,
+    folder: Path,
+    cases: Sequence[Measured],
+    facts: Mapping[str, Any],
+    seen: Leakage,
+    *,
+    seed: int,
+    replicates: int,
+) -> MethodResult:
+    cases = _with_reference(cases)
+    # the same draws for every method, and common bins, so that differences are the methods'
+    slim = _on_common_bins(cases)
+    patients = [c.patient for c in slim]
+
+    def interval(statistic: Statistic, chosen: Sequence[Measured]) -> Interval:
+        whose = [c.patient for c in chosen]
+        return bootstrap(chosen, statistic, patients=whose, seed=seed, replicates=replicates)
+
+    groups = sorted({c.group for c in slim} - {""})
+    gaps = {
+        m: gap(
+            slim,
+            MEASURES[m],
+            groups=[c.group for c in slim],
+            patients=patients,
+            better="lower" if m in LOWER_IS_BETTER else "higher",
+            seed=seed,
+            replicates=replicates,
+        )
+        for m in (GAP_MEASURES if len(groups) > 1 else ())
+    }
+    found = MethodResult(
+        method=name,
+        folder=folder,
+        measures={m: interval(statistic, slim) for m, statistic in MEASURES.items()},
+        groups={
+            g: {
+                m: interval(MEASURES[m], [c for c in slim if c.group == g]) for m in GROUP_MEASURES
+            }
+            for g in groups
+        },
+        cases=cases,
+        facts=facts,
+        leakage=seen,
+        gaps={m: found for m, found in gaps.items() if np.isfinite(found.gap.value)},
+        sizes=[
+            Size(stratum, interval(lambda cs, k=k: stratified(lesions_in(cs))[k].rate, slim))
+            for k, stratum in enumerate(stratified(lesions_in(slim)))
+            if stratum.lesions
+        ],
+        curves=Curves(
+            froc(lesions_in(slim)),
+            reliability_in(slim),
+            calibration.risk_coverage(errors_in(slim)),
+        ),
+    )
+    return replace(found, left_out=_left_out(found))
+
+
+def _with_reference(cases: Sequence[Measured]) -> list[Measured]:
+    """Every other patient with healthy volumes is one of those that others are compared with."""
+    order = sorted({c.patient for c in cases if not c.abnormal})
+    chosen = set(order[::2])
+    return [replace(c, reference=not c.abnormal and c.patient in chosen) for c in cases]
+
+
+def _on_common_bins(cases: Sequence[Measured]) -> list[Measured]:
+    maps = detection.coarse([c.histogram for c in cases])
+    with_errors = [c.errors for c in cases if c.errors is not None]
+    errors = iter(detection.coarse(with_errors) if with_errors else [])
+    return [
+        replace(c, histogram=h, errors=None if c.errors is None else next(errors))
+        for c, h in zip(cases, maps, strict=True)
+    ]
+
+
+def _left_out(found: MethodResult) -> list[str]:
+    """What has no figure, with the reason, in a few words each."""
+    cases, value = found.cases, {m: i.value for m, i in found.measures.items()}
+    lines = []
+    if not lesions_in(cases):
+        lines.append("lesions and boxes (no masks)")
+    if found.curves.reliability is None:
+        lines.append("reliability (no probabilities; validation volumes with truth fit them)")
+    if found.curves.risk_coverage is None:
+        lines.append(
+            "risk-coverage (no uncertainty maps and masks; ensemble.seeds > 1 writes them)"
+        )
+    if not restored_in(cases):
+        lines.append("RQI, AHI, CACI (no pseudo-healthy volumes and images)")
+    elif not np.isfinite(value["ahi"]):
+        lines.append("AHI (too few volumes, or lesions change the features too little)")
+    if not np.isfinite(value["seconds"]):
+        lines.append("cost (no ledger)")
+    return lines

@@ -1,0 +1,111 @@
+"""An evaluation as plain values for JSON: everything but the histograms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from volumediff.evaluation.evaluate import Curves, MethodResult
+from volumediff.evaluation.figures import boxes_in
+from volumediff.evaluation.measure import Measured
+from volumediff.metrics import boxes, calibration
+from volumediff.metrics.bootstrap import Interval
+from volumediff.metrics.lesions import SIZES_ML
+from volumediff.metrics.subgroups import subgroup_auroc
+
+__all__ = ["to_json"]
+
+# Points of a curve in the JSON.
+POINTS = 200
+
+
+def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
+    """Everything but the histograms, as plain values."""
+
+    def intervals(measures: Mapping[str, Interval]) -> dict[str, Any]:
+        return {name: asdict(value) for name, value in measures.items()}
+
+    return {
+        r.method: {
+            "folder": str(r.folder),
+            "measures": intervals(r.measures),
+            "groups": {g: intervals(m) for g, m in r.groups.items()},
+            "gaps": {m: asdict(value) for m, value in r.gaps.items()},
+            "volume_auroc_by_group": subgroup_auroc(
+                [c.score for c in r.cases],
+                [c.abnormal for c in r.cases],
+                [c.group for c in r.cases],
+            ),
+            "lesion_sizes": [
+                {**asdict(s.stratum), "name": s.name, "rate": asdict(s.rate)} for s in r.sizes
+            ],
+            "lesion_size_edges_ml": list(SIZES_ML),
+            "boxes": {
+                f"{iou:g}": {
+                    "ap": boxes.average_precision(boxes_in(r.cases), at=k),
+                    "precision": boxes.precision(boxes_in(r.cases), at=k),
+                    "recall": boxes.recall(boxes_in(r.cases), at=k),
+                }
+                for k, iou in enumerate(boxes.IOUS)
+                if boxes_in(r.cases)
+            },
+            "curves": _curves(r.curves),
+            "left_out": list(r.left_out),
+            "seen": asdict(r.leakage),
+            "without_seen": r.without_seen and to_json([r.without_seen])[r.method],
+            "cases": [_case(c) for c in r.cases],
+            "fingerprint": r.facts.get("fingerprint"),
+            "supervision": r.facts.get("supervision"),
+            "scope": r.facts.get("scope"),
+            "weights_sha256": r.facts.get("weights_sha256"),
+        }
+        for r in results
+    }
+
+
+def _case(c: Measured) -> dict[str, Any]:
+    found = None
+    if c.lesions is not None:
+        found = asdict(c.lesions)
+        del found["false_scores"]  # there may be thousands; the FROC curve has them
+    return {
+        "case": c.case,
+        "patient": c.patient,
+        "group": c.group,
+        "score": c.score,
+        "abnormal": c.abnormal,
+        "voxel_ap": c.ap,
+        "voxel_auroc": c.auroc,
+        "dice": dict(c.dice),
+        "unseen": c.unseen,
+        "lesions": found,
+        "box_response": None if c.response is None else asdict(c.response),
+        "ece": None if c.reliability is None else c.reliability.ece,
+        "aurc": None if c.errors is None else calibration.aurc(c.errors),
+        "rqi": None if c.restored is None else c.restored.rqi,
+        "caci": None if c.restored is None else c.restored.caci,
+        "through_plane": list(c.through_plane),
+        "cost": dict(c.cost),
+    }
+
+
+def _curves(curves: Curves) -> dict[str, Any]:
+    """Curves with at most `POINTS` points, the ends among them."""
+
+    def thinned(array: np.ndarray) -> list[float]:
+        if len(array) <= POINTS:
+            return array.tolist()
+        return array[np.linspace(0, len(array) - 1, POINTS).round().astype(int)].tolist()
+
+    found: dict[str, Any] = {}
+    for name in ("froc", "risk_coverage"):
+        curve = getattr(curves, name)
+        found[name] = curve and {axis: thinned(values) for axis, values in vars(curve).items()}
+    table = curves.reliability
+    found["reliability"] = table and {
+        "voxels": table.voxels.tolist(),
+        "predicted": (table.predicted / np.maximum(table.voxels, 1)).tolist(),
+        "lesions": (table.lesions / np.maximum(table.voxels, 1)).tolist(),
+    }
+    return found

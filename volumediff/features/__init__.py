@@ -1,0 +1,1 @@
+"""Features of a trained model, to compare volumes by."""

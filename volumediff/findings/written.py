@@ -1,0 +1,171 @@
+"""The outputs of one case, read back from the folder, beside the volume that they belong to."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from volumediff.data.cases import Case
+from volumediff.data.files import digests
+from volumediff.data.grid import Grid, agree
+from volumediff.data.policy import ReadPolicy
+from volumediff.data.resampling import onto
+from volumediff.data.volume import Volume, read
+from volumediff.errors import DataError
+from volumediff.outputs.export import (
+    ENSEMBLE,
+    FOREGROUND,
+    HEALTHY,
+    MAP,
+    MASK,
+    UNCERTAINTY,
+    sidecar_of,
+)
+
+__all__ = ["Written", "read_facts", "read_written"]
+
+Array = Float[np.ndarray, "d h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What lies in the folder for one case; all arrays on the grid of the file, along R, A, S.
+
+    Arguments:
+        case: its name
+        facts: content of the JSON beside the map
+        grid: canonical, and of the file
+        map: anomaly map
+        foreground: what was looked at
+        mask: map above the threshold; None where the method gave none
+        uncertainty: deviation between seeds; None with one seed
+        ensemble: the map that the uncertainty belongs to; None where it was not kept
+        images: intensities of the input by channel
+        healthy: pseudo-healthy intensities by channel; empty where the method makes none
+    """
+
+    case: str
+    facts: Mapping[str, Any]
+    grid: Grid
+    native: Grid
+    map: Array
+    foreground: Bool[np.ndarray, "d h w"]
+    mask: Bool[np.ndarray, "d h w"] | None
+    uncertainty: Array | None
+    ensemble: Array | None
+    images: Mapping[str, Array]
+    healthy: Mapping[str, Array]
+
+    @property
+    def threshold(self) -> float | None:
+        """Of the mask."""
+        value = self.facts.get("threshold")
+        return None if value is None else float(value)
+
+
+def read_facts(folder: Path, case: str) -> dict[str, Any]:
+    """The JSON beside the map of a case.
+
+    Raises:
+        DataError: it is not there, or damaged
+    """
+    path = sidecar_of(folder, case)
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable ({error}); localize the case again.") from None
+    if not isinstance(facts, dict):
+        raise DataError(f"{path}: expected an object, got {type(facts).__name__}; localize again.")
+    return facts
+
+
+def read_written(folder: Path, case: Case) -> Written:
+    """Reads a case back.
+
+    Arguments:
+        folder: that `volumediff localize` wrote
+        case: the same that was localized
+
+    Raises:
+        DataError: a file is missing or damaged, lies on another grid, or the input is not the one
+            that was localized
+    """
+    facts = read_facts(folder, case.id)
+    channels = _channels(facts, case)
+    # outputs repeat the forms of the input, so that they need the decisions that it needed
+    policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
+    written = replace(policy, frames="channels")  # one frame per channel, whatever came in
+    anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=written)
+
+    def beside(name: str, kind: Literal["image", "label"] = "image") -> np.ndarray | None:
+        path = folder / f"{case.id}_{name}.nii.gz"
+        if not path.is_file():
+            return None
+        volume = read(path, kind=kind, policy=written)
+        difference = agree(anomaly.grid, volume.grid)
+        if difference:
+            raise DataError(f"{path}: expected the grid of the map, got {difference}.")
+        return volume.array
+
+    def first(name: str) -> Array | None:
+        found = beside(name)
+        return None if found is None else found[0]
+
+    images = _images(channels, anomaly, policy)
+    restored = beside(HEALTHY)
+    if restored is not None and len(restored) != len(images):
+        raise DataError(
+            f"{folder}: expected {len(images)} channels in the pseudo-healthy {case.id}, got "
+            f"{len(restored)}; localize again."
+        )
+    foreground, mask = beside(FOREGROUND, "label"), beside(MASK, "label")
+    return Written(
+        case=case.id,
+        facts=facts,
+        grid=anomaly.grid,
+        native=anomaly.native,
+        map=anomaly.array[0],
+        foreground=np.ones(anomaly.grid.shape, bool) if foreground is None else foreground[0] > 0,
+        mask=None if mask is None else mask[0] > 0,
+        uncertainty=first(UNCERTAINTY),
+        ensemble=first(ENSEMBLE),
+        images=images,
+        healthy={} if restored is None else dict(zip(images, restored, strict=True)),
+    )
+
+
+def _channels(facts: Mapping[str, Any], case: Case) -> dict[str, Path]:
+    """Files of the case under the names that the results give them, by their bytes.
+
+    Raises:
+        DataError: they are not those that were localized
+    """
+    here = {value: case.images[name] for name, value in digests(case).items()}
+    known = {name: entry["sha256"] for name, entry in facts.get("inputs", {}).items()}
+    if not known or set(known.values()) != set(here):
+        names = ", ".join(p.name for p in case.images.values())
+        raise DataError(
+            f"{case.id}: expected the volume that was localized, got another ({names}); give the "
+            "same input with -i, or localize again."
+        )
+    return {name: here[digest] for name, digest in known.items()}
+
+
+def _images(channels: Mapping[str, Path], anomaly: Volume, policy: ReadPolicy) -> dict[str, Array]:
+    """Intensities of every channel on the grid of the map, as the model met them."""
+    found: dict[str, Array] = {}
+    for name, path in channels.items():
+        volume = read(path, policy=policy)
+        array = volume.array
+        if agree(anomaly.grid, volume.grid):
+            x = torch.from_numpy(array)
+            moved, _ = onto(x, volume.grid, anomaly.grid, fill=float(array.min()))
+            array = moved.numpy()
+        for number, channel in enumerate(array):
+            found[name if len(array) == 1 else f"{name}[{number}]"] = channel
+    return found

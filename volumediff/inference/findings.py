@@ -1,0 +1,112 @@
+"""Findings of a folder of results: of one case after it was localized, or of all of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from volumediff.data.cases import Case
+from volumediff.errors import DataError, UsageError
+from volumediff.findings.regions import case_findings
+from volumediff.findings.schema import CaseFindings
+from volumediff.findings.written import Written, read_facts, read_written
+from volumediff.outputs.export import FINDINGS, MAP, write_json
+from volumediff.reporting.packet import write_packets
+from volumediff.runs.inputs import find_inputs
+
+__all__ = ["MOST", "Work", "find_in_folder", "findings_path", "write_findings"]
+
+# Packets of a case: a mask without post-processing may fall into hundreds of specks.
+MOST = 10
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was done in a folder.
+
+    Arguments:
+        done: findings by case
+        packets: folders of the packets
+        failed: case -> reason
+    """
+
+    done: dict[str, CaseFindings] = field(default_factory=dict)
+    packets: list[Path] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def findings_path(folder: Path, case: str) -> Path:
+    """The file with the findings of a case."""
+    return folder / f"{case}_{FINDINGS}.json"
+
+
+def write_findings(folder: Path, case: Case) -> Path:
+    """Reads the outputs of a case back and writes its findings.
+
+    Raises:
+        DataError: the outputs are damaged, or belong to another input
+    """
+    path = findings_path(folder, case.id)
+    write_json(path, case_findings(read_written(folder, case)).to_json())
+    return path
+
+
+def find_in_folder(
+    folder: Path,
+    source: Path,
+    *,
+    channels: Sequence[str] | None = None,
+    packets: bool = False,
+    most: int = MOST,
+    look: Callable[[Written, CaseFindings], None] = lambda written, found: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Work:
+    """Findings, and on request packets, of every case of a folder of results.
+
+    Arguments:
+        folder: that `volumediff localize` wrote
+        source: what was localized: file, folder or manifest
+        channels: names of the images; None takes those that the results name
+        packets: whether pictures and prompts are written too
+        most: packets of a case, of its most urgent findings
+        look: is shown every case
+        report: receives a line per case
+
+    Raises:
+        UsageError: no results in the folder, or none of the source's cases
+    """
+    named = sorted(p.name[: -len(f"_{MAP}.json")] for p in folder.glob(f"*_{MAP}.json"))
+    if not named:
+        raise UsageError(f"{folder}: expected results of volumediff localize, found none.")
+    if channels is None:
+        channels = _channels(folder, named[0])
+    cases, _ = find_inputs(source, channels=channels)
+    known = {case.id: case for case in cases}
+    work = Work()
+    shared = [name for name in named if name in known]
+    if not shared:
+        raise UsageError(
+            f"-i {source}: expected the input of {folder}, such as {named[0]}, found "
+            f"{next(iter(known))}."
+        )
+    if len(shared) < len(named):
+        report(f"{len(named) - len(shared)} other cases of {folder} are not in {source}")
+    for name in shared:
+        try:
+            written = read_written(folder, known[name])
+            found = case_findings(written)
+            write_json(findings_path(folder, name), found.to_json())
+            if packets:
+                work.packets.extend(write_packets(folder, written, found, most=most))
+        except DataError as error:
+            work.failed[name] = str(error)
+            continue
+        work.done[name] = found
+        look(written, found)
+        report(f"{name}: {found.statement}")
+    return work
+
+
+def _channels(folder: Path, case: str) -> tuple[str, ...] | None:
+    """Names of the images that were localized; None for a single file, whose name says nothing."""
+    names = tuple(read_facts(folder, case).get("inputs", {}))
+    return None if names == ("image",) else names

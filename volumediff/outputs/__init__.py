@@ -1,0 +1,1 @@
+"""What results of a case are called, how they are written, and which are finished."""

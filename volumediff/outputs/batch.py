@@ -1,0 +1,180 @@
+"""Many cases, one after the other: finished ones are skipped, a bad one does not stop the others.
+
+Every case has its own inputs, outputs and ledger line, so that the command can be killed at any
+moment and given again.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from volumediff.data.cases import Case
+from volumediff.data.files import digests
+from volumediff.errors import DataError, UsageError
+from volumediff.outputs.ledger import Ledger, fingerprint, open_ledger
+from volumediff.planning.shortage import is_shortage
+
+__all__ = ["Result", "Summary", "process"]
+
+Report = Callable[[str], None]
+# What one bad volume can raise; a full disk (OSError) is everybody's problem and ends the run.
+CASE_ERRORS = (DataError, UsageError, ValueError, RuntimeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written for one case.
+
+    Arguments:
+        files: outputs, in the output folder
+        facts: numbers for the ledger, such as the score
+    """
+
+    files: list[Path]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a batch ended.
+
+    Arguments:
+        done: cases that were worked on
+        skipped: cases that were finished before
+        failed: case -> reason
+        folder: where the outputs are
+    """
+
+    done: list[str]
+    skipped: list[str]
+    failed: dict[str, str]
+    folder: Path
+
+    def line(self) -> str:
+        """One line for the user."""
+        text = f"{self.folder}: {len(self.done)} done"
+        if self.skipped:
+            text += f", {len(self.skipped)} already finished and verified"
+        return text + (f", {len(self.failed)} failed" if self.failed else "")
+
+
+def process(
+    cases: Sequence[Case],
+    out: Path | str,
+    *,
+    settings: Mapping[str, Any],
+    work: Callable[[Case, Mapping[str, str], Path], Result],
+    also: Mapping[str, Mapping[str, Path]] = MappingProxyType({}),
+    problems: Mapping[str, str] = MappingProxyType({}),
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Summary:
+    """Works on cases that the ledger of the output folder does not have as finished.
+
+    Arguments:
+        cases: with unique ids
+        out: output folder
+        settings: everything beside the inputs that shapes the outputs, as JSON
+        work: (case, SHA-256 of its files, folder) -> what it wrote
+        also: case -> further input files by name, which count like its images
+        problems: case -> reason, for cases that could not even be read
+        overwrite: whether results of other settings may be replaced
+        report: receives a line per case; None shows progress on the terminal
+
+    Raises:
+        UsageError: the output folder is taken, or holds results of other settings
+        DataError: the disk is full or not writable
+    """
+    out = Path(out)
+    summary = Summary([], [], {}, out)
+    with (
+        open_ledger(out, job=fingerprint(settings), overwrite=overwrite) as ledger,
+        _progress(len(cases) + len(problems), report) as say,
+    ):
+        for name, reason in problems.items():
+            summary.failed[name] = reason
+            say(f"{name}: failed: {reason}")
+        for case in cases:
+            _attempt(case, ledger, work, summary, say, also.get(case.id, {}))
+    return summary
+
+
+def _attempt(
+    case: Case,
+    ledger: Ledger,
+    work: Callable[[Case, Mapping[str, str], Path], Result],
+    summary: Summary,
+    say: Report,
+    also: Mapping[str, Path],
+) -> None:
+    start = time.monotonic()
+    try:
+        inputs = digests(case, also=also)
+        if ledger.finished(case.id, inputs):
+            summary.skipped.append(case.id)
+            say(f"{case.id}: finished before, verified")
+            return
+        result = work(case, inputs, ledger.folder)
+    except CASE_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if is_shortage(error):
+            reason = "not enough memory; choose a coarser data.preprocessing.spacing_mm"
+        ledger.failed(case.id, reason)
+        summary.failed[case.id] = reason
+        say(f"{case.id}: failed: {reason}")
+        return
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or ledger.folder}: cannot be written ({error.strerror}); what was "
+            "finished is kept, give the command again."
+        ) from None
+    seconds = time.monotonic() - start
+    facts = {"seconds": round(seconds, 3), **result.facts}
+    ledger.done(case.id, inputs=inputs, outputs=result.files, facts=facts)
+    summary.done.append(case.id)
+    score = result.facts.get("score")
+    shown = "" if score is None else f", score {score:.4g}"
+    say(f"{case.id}: done in {seconds:.1f} s{shown}")
+
+
+@contextmanager
+def _progress(total: int, report: Report | None) -> Iterator[Report]:
+    """Lines to `report`, else a bar on a terminal and plain lines elsewhere."""
+    if report is not None:
+        yield report
+        return
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(file=sys.stderr)
+    count = 0
+
+    def plain(line: str) -> None:
+        nonlocal count
+        count += 1
+        text = f"[{count}/{total}] {line}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    if not console.is_terminal:
+        yield plain
+        return
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("cases", total=total)
+
+        def advance(line: str) -> None:
+            if ": failed: " in line:
+                console.print(line, soft_wrap=True, markup=False, highlight=False)
+            bar.update(task, advance=1, description=line.partition(":")[0])
+
+        yield advance

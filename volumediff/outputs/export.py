@@ -1,0 +1,204 @@
+"""What is written for one localized volume: NIfTI on the file's own grid, and a JSON beside it.
+
+<case>_desc-anomaly_map.nii.gz        higher is more abnormal, lowest outside the foreground
+<case>_desc-anomaly_mask.nii.gz       map above the threshold, if the method has one
+<case>_desc-foreground_mask.nii.gz    voxels that were looked at
+<case>_desc-uncertainty_map.nii.gz    deviation of the map between the seeds of an ensemble
+<case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
+<case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's blocks
+<case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
+<case>_desc-anomaly_findings.json     what was found, finding by finding; see findings/schema.py
+seen-<hash>.json                      what the weights have seen; see leakage.py
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volumediff.anomaly.finding import Localization
+from volumediff.data.preprocessing import Preprocessing, Record
+from volumediff.data.volume import write
+from volumediff.storage.atomic import atomic
+
+__all__ = [
+    "ENSEMBLE",
+    "FINDINGS",
+    "FOREGROUND",
+    "HEALTHY",
+    "MAP",
+    "MASK",
+    "UNCERTAINTY",
+    "Writer",
+    "findings_of",
+    "finite",
+    "sidecar_of",
+    "write_json",
+    "write_localization",
+]
+
+MAP, MASK = "desc-anomaly_map", "desc-anomaly_mask"
+FOREGROUND, HEALTHY = "desc-foreground_mask", "desc-pseudohealthy_image"
+UNCERTAINTY = "desc-uncertainty_map"
+ENSEMBLE = "desc-ensemble_map"  # of the trace: the map that the uncertainty belongs to
+FINDINGS = "desc-anomaly_findings"
+
+
+def write_localization(
+    folder: Path,
+    case: str,
+    found: Localization,
+    *,
+    foreground: Tensor,
+    record: Record,
+    preprocessing: Preprocessing,
+    facts: Mapping[str, Any],
+    trace: bool = True,
+) -> list[Path]:
+    """Writes the outputs of one case; every file appears whole or not at all.
+
+    Arguments:
+        folder: where to
+        case: name that the files begin with
+        found: on the prepared grid
+        foreground: (1, d, h, w) of the prepared volume
+        record: the way back to the file's grid
+        preprocessing: that prepared it
+        facts: for the JSON
+        trace: whether masks and maps of the blocks are written too
+    """
+    writer = Writer(folder, case, preprocessing, record)
+    anomaly = writer.image(MAP, found.map[0])
+    writer.label(FOREGROUND, foreground)
+    findings: list[dict[str, Any]] = []
+    if found.mask is not None:
+        mask = writer.label(MASK, found.mask[0])
+        findings = findings_of(mask, anomaly, affine=record.canonical.affine)
+    if found.uncertainty is not None:
+        writer.image(UNCERTAINTY, found.uncertainty[0])
+    if found.pseudo_healthy is not None:
+        x = found.pseudo_healthy[0].float().cpu().numpy()
+        writer.channels(HEALTHY, preprocessing.to_intensity(x, record))
+    steps = []
+    for name, block in found.trace.items() if trace else ():
+        if block.shape != found.map.shape:
+            continue
+        kind = "mask" if block.dtype == torch.bool else "map"
+        words = re.sub(r"[^A-Za-z0-9]+", "", name.removesuffix(kind).title())
+        slug = words[:1].lower() + words[1:] or "block"
+        (writer.label if kind == "mask" else writer.image)(f"desc-{slug}_{kind}", block[0])
+        steps.append({"name": name, "file": writer.files[-1].name})
+    sidecar = sidecar_of(folder, case)
+    volume_ml = sum(f["volume_mm3"] for f in findings) / 1000
+    write_json(
+        sidecar,
+        {
+            **facts,
+            "score": found.score,
+            "mask_volume_ml": volume_ml if found.mask is not None else None,
+            "findings": findings,
+            "trace": steps,
+            "preprocessing": [vars(f) for f in record.findings],
+            "notice": "Research software, not for diagnosis.",
+        },
+    )
+    return [*writer.files, sidecar]
+
+
+def sidecar_of(folder: Path, case: str) -> Path:
+    """The JSON beside the map of a case."""
+    return folder / f"{case}_{MAP}.json"
+
+
+class Writer:
+    """Writes arrays of the prepared grid on the file's own, and remembers the files."""
+
+    def __init__(
+        self, folder: Path, case: str, preprocessing: Preprocessing, record: Record
+    ) -> None:
+        self.folder, self.case = folder, case
+        self.preprocessing, self.record = preprocessing, record
+        self.files: list[Path] = []
+
+    def image(self, name: str, array: Tensor) -> np.ndarray:
+        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
+        values = array.detach().float().cpu()
+        lowest = min(0.0, float(values.min()))
+        native = self.preprocessing.to_native(values, self.record, fill=lowest)
+        write(self._path(name), native, like=self.record.native, kind="image")
+        return native
+
+    def channels(self, name: str, array: np.ndarray) -> None:
+        """Intensities; where the prepared volume does not reach, those of its background."""
+        native = [
+            self.preprocessing.to_native(channel[None], self.record, fill=low)
+            for channel, (low, *_) in zip(array, self.record.limits, strict=True)
+        ]
+        write(self._path(name), np.concatenate(native), like=self.record.native, kind="image")
+
+    def label(self, name: str, array: Tensor) -> np.ndarray:
+        values = array.detach().to("cpu", torch.uint8)
+        native = self.preprocessing.to_native(values, self.record, order=0)
+        write(self._path(name), native, like=self.record.native, kind="label")
+        return native
+
+    def _path(self, name: str) -> Path:
+        self.files.append(self.folder / f"{self.case}_{name}.nii.gz")
+        return self.files[-1]
+
+
+def findings_of(mask: np.ndarray, anomaly: np.ndarray, *, affine: np.ndarray) -> list[dict]:
+    """The components of a mask, largest first: volume, centre and peak in RAS millimetres.
+
+    Arguments:
+        mask: (1, d, h, w), canonical axes
+        anomaly: the map on the same grid
+        affine: voxel index to millimetres
+    """
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask[0] > 0, structure=np.ones((3, 3, 3)))
+    if count == 0:
+        return []
+    index = np.arange(1, count + 1)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    centres = np.array(ndimage.center_of_mass(labels > 0, labels, index))
+    peaks = np.array(ndimage.maximum_position(anomaly[0], labels, index))
+    heights = np.asarray(ndimage.maximum(anomaly[0], labels, index))
+    voxel = abs(float(np.linalg.det(affine[:3, :3])))
+
+    def millimetres(point: np.ndarray) -> list[float]:
+        return np.round(affine[:3, :3] @ point + affine[:3, 3], 2).tolist()
+
+    return [
+        {
+            "volume_mm3": round(float(sizes[i]) * voxel, 2),
+            "centre_mm": millimetres(centres[i]),
+            "peak_mm": millimetres(peaks[i]),
+            "peak": float(heights[i]),
+        }
+        for i in np.argsort(-sizes, kind="stable")
+    ]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all; numbers that are not finite become null."""
+    with atomic(path) as file:
+        file.write(json.dumps(finite(content), indent=1).encode())
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,97 @@
+"""When memory runs out: one line that says so, and what the planner would do instead."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+
+from volumediff.errors import DataError, UsageError
+from volumediff.shapes import Shape
+from volumediff.training.run_config import RunConfig
+
+__all__ = ["advice", "explained", "is_shortage"]
+
+# What torch says where it has no class of its own for it.
+SIGNS = ("defaultcpuallocator: can't allocate", "not enough memory", "out of memory")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
+
+
+@contextmanager
+def explained(
+    config: RunConfig, *, mode: str, device: torch.device | str, shape: Shape | None = None
+) -> Iterator[None]:
+    """Turns a lack of memory inside the block into one line with advice.
+
+    Arguments:
+        config: what runs inside
+        mode: train or infer
+        device: where it runs
+        shape: voxels of the volume, if they are not those of the configuration
+
+    Raises:
+        DataError: memory ran out
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        raise DataError(advice(config, mode=mode, device=device, shape=shape)) from None
+
+
+def advice(
+    config: RunConfig, *, mode: str, device: torch.device | str, shape: Shape | None = None
+) -> str:
+    """What ran out of memory, and what to do: found by the planner, once for each size."""
+    place = torch.device(device)
+    return _advice(config.to_yaml(), mode, place, _total_gb(place), shape)
+
+
+@lru_cache(maxsize=16)
+def _advice(
+    text: str, mode: str, device: torch.device, total_gb: float, shape: Shape | None
+) -> str:
+    # Loaded when it is needed: fake tensors are not light.
+    import yaml
+
+    from volumediff.planning.planner import at_shape, plan, volume_shape, words
+    from volumediff.training.run_config import parse
+
+    config = at_shape(parse(yaml.safe_load(text)), shape)
+    begin = f"out of memory on {device} ({total_gb:.1f} GB)"
+    try:
+        found = plan(config, mode="train" if mode == "train" else "infer", vram_gb=total_gb)
+        size = "×".join(map(str, volume_shape(config)))
+    except UsageError:
+        return f"{begin}; use smaller volumes or crops, or memory.checkpoint=true."
+    card, changed = found.chosen.card_gb, words(found.chosen.policy)
+    if mode != "train":
+        changed = changed.replace("memory.", "--memory ")
+    begin += f" with volumes of {size}"
+    if not found.fits:
+        return f"{begin}; nothing fits, it takes {'; or '.join(found.remedies)}."
+    if repr(found.chosen.policy) == repr(config.memory):
+        return (
+            f"{begin}; these settings need {card:.1f} GB by the plan, so something else takes "
+            "memory there, or its limit is lower."
+        )
+    return f"{begin}; volumediff plan would take {changed}, which needs {card:.1f} GB."
+
+
+def _total_gb(device: torch.device) -> float:
+    """Memory of the device; of the CPU, what this process may have."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return (total if limit == resource.RLIM_INFINITY else min(total, limit)) / 1e9

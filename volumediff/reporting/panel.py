@@ -1,0 +1,105 @@
+"""The part of a report about one case: slices, the steps of the method, and its findings."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from volumediff.reporting.timeline import strip
+from volumediff.reporting.views import View, picture
+
+__all__ = ["case_panel", "figure_of", "findings_table"]
+
+# Rows of the table; the file has all of them.
+MOST = 12
+WHERE = ("laterality", "front_back", "up_down")
+COLUMNS = (
+    *("finding", "look", "where", "ml", "mean score", "severity", "probability", "± of map"),
+    "against expected",
+)
+
+
+def case_panel(view: View, number: int) -> list[str]:
+    """HTML of a case.
+
+    Arguments:
+        view: the case
+        number: of the view in the viewer, which rows of the table move to
+    """
+    outline = ", lesion outlined" if view.truth is not None and view.truth.any() else ""
+    found = ", findings outlined in green" if view.found is not None and view.found.any() else ""
+    parts = ['<section class="case">', f"<h3>{escape(view.title)}</h3>"]
+    parts.append(figure_of(picture(view), f"{view.title}{outline}{found}; {view.note}"))
+    if view.steps:
+        _, _, k = view.start()
+        truth = None if view.truth is None else view.truth[:, :, k]
+        aspect = view.spacing_mm[1] / view.spacing_mm[0]
+        caption = (
+            f"{view.title}: what the method did, in order, in one axial plane. Masks (grey) say "
+            "where it redraws or trusts the model; maps share one scale."
+        )
+        parts.append(figure_of(strip(view.steps, aspect=aspect, outline=truth), caption))
+    if view.statement:
+        parts.append(f"<p>{escape(view.statement)}</p>")
+    if view.findings:
+        parts += findings_table(view.findings, view, number)
+    return [*parts, "</section>"]
+
+
+def findings_table(findings: Sequence[Mapping[str, Any]], view: View, number: int) -> list[str]:
+    """The findings of a case as a table whose rows move the viewer to their peaks."""
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in COLUMNS)
+    rows = [_row(f, view, number) for f in findings[:MOST]]
+    rest = len(findings) - MOST
+    more = f" {rest} more are in the file." if rest > 0 else ""
+    return [
+        '<div class="scroll"><table class="findings"><caption>A row moves the viewer to the '
+        "finding's peak. The order is one of reading by fixed rules, not a clinical score."
+        f"{more}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "</div>"
+    ]
+
+
+def figure_of(png: bytes, caption: str) -> str:
+    """A PNG with its caption."""
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escape(caption, quote=True)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _row(finding: Mapping[str, Any], view: View, number: int) -> str:
+    level = str(finding["urgency"]["level"])
+    mark = f'<span class="level {level if level.isalpha() else ""}">{escape(level)}</span>'
+    against = "; ".join(f"{i['direction']} ({i['relative']:+.0%})" for i in finding["intensities"])
+    cells = [
+        escape(str(finding["id"])),
+        mark,
+        escape(" · ".join(str(finding["place"][name]) for name in WHERE)),
+        f"{finding['volume_ml']:.3g}",
+        f"{finding['mean_score']:.3g}",
+        f"{finding['severity']:.3g}",
+        _share(finding["probability"]),
+        _share(finding["relative_uncertainty"]),
+        escape(against) or "–",
+    ]
+    at = _voxel(finding["place"]["peak_mm"], view)
+    reason = escape(str(finding["urgency"]["reason"]), quote=True)
+    inner = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr data-view="{number}" data-at="{at}" title="{reason}">{inner}</tr>'
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _voxel(point_mm: Sequence[float], view: View) -> str:
+    """Voxel of a point, as the viewer takes it."""
+    if view.affine is None:
+        return ""
+    inverse = np.linalg.inv(view.affine)
+    at = inverse[:3, :3] @ np.asarray(point_mm, float) + inverse[:3, 3]
+    return " ".join(f"{round(v)}" for v in at.tolist())

@@ -1,0 +1,300 @@
+"""report.html: one file that opens from disk with no network.
+
+Everything is inline: styles, a small canvas viewer, volumes as uint8, pictures as PNG. The page
+carries a Content-Security-Policy that allows its own script and style by their SHA-256 and
+nothing else, so that a browser would refuse any request even if one were made.
+"""
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumediff.data.cases import AUTO, Spec
+from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.summary import (
+    coverage,
+    gap_lines,
+    group_table,
+    measure_table,
+    size_table,
+    verdicts,
+    without_seen,
+)
+from volumediff.evaluation.truths import find_truths
+from volumediff.metrics.bootstrap import Interval
+from volumediff.outputs.export import finite
+from volumediff.reporting.panel import case_panel, figure_of
+from volumediff.reporting.views import (
+    View,
+    limits,
+    packed,
+    scaled,
+    thinned,
+    views_of,
+)
+from volumediff.storage.atomic import atomic
+
+__all__ = ["Page", "report_of", "write_report"]
+
+NOTICE = "Research software. Not a medical device, not for diagnosis."
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says.
+
+    Arguments:
+        title: of the page
+        lead: paragraphs under the title
+        results: of the methods; the first is the one the report is about
+        views: cases to look at
+        manifest: settings and versions, shown as JSON
+        pictures: caption and PNG file of further pictures, such as the progress of training
+        groups: what the subgroups are, for the heading of their table
+    """
+
+    title: str
+    lead: Sequence[str]
+    results: Sequence[MethodResult]
+    views: Sequence[View]
+    manifest: Mapping[str, Any]
+    pictures: Sequence[tuple[str, Path]] = ()
+    groups: str = "group"
+
+
+def write_report(path: Path | str, page: Page) -> None:
+    """Writes the page, whole or not at all."""
+    with atomic(path) as file:
+        file.write(_html(page).encode())
+
+
+def report_of(
+    path: Path | str,
+    results: Sequence[MethodResult],
+    truth: Path | str,
+    *,
+    by: str | None = None,
+    layout: Spec = AUTO,
+    cases: int = 8,
+    pictures: Sequence[tuple[str, Path]] = (),
+) -> None:
+    """The report of an evaluation, with pictures of its first cases that have lesions.
+
+    Arguments:
+        path: of the page
+        results: of the methods, the one in question first
+        truth: data set with masks and images
+        by: attribute that made the subgroups
+        layout: of the truth
+        cases: most cases to show
+        pictures: caption and PNG file of each curve
+    """
+    main = results[0]
+    chosen = sorted(main.cases, key=lambda c: not c.abnormal)[:cases]
+    page = Page(
+        title=f"Anomaly localization: {main.method}",
+        lead=[
+            f"{main.method}: {main.facts.get('scope', 'no scope given')}. Supervision: "
+            f"{main.facts.get('supervision', 'unknown')}.",
+        ],
+        results=results,
+        views=views_of(results, find_truths(truth, layout), [c.case for c in chosen]),
+        manifest={r.method: r.facts for r in results},
+        pictures=pictures,
+        groups=by or "group",
+    )
+    write_report(path, page)
+
+
+def _html(page: Page) -> str:
+    here = files("volumediff.reporting")
+    style = here.joinpath("report.css").read_text(encoding="utf-8")
+    script = here.joinpath("report.js").read_text(encoding="utf-8") if page.views else ""
+    policy = "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+    policy += f"style-src {_source(style)}; script-src {_source(script)}"
+    body = [
+        f"<h1>{escape(page.title)}</h1>",
+        f'<p class="sub">{escape(time.strftime("%Y-%m-%d %H:%M"))}</p>',
+        f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
+        *(f"<p>{escape(text)}</p>" for text in page.lead),
+        *_tables(page.results, page.groups),
+    ]
+    if page.views:
+        body += ["<h2>Look at it</h2>", *_viewer(page.views)]
+        body.append("<h2>Case by case</h2>")
+        for number, view in enumerate(page.views):
+            body += case_panel(view, number)
+    for caption, path in page.pictures:
+        body += [figure_of(path.read_bytes(), caption)]
+    manifest = json.dumps(finite(page.manifest), indent=1)
+    body += [
+        "<h2>Run manifest</h2>",
+        "<details><summary>Settings, weights and versions</summary>",
+        f"<pre>{escape(manifest)}</pre></details>",
+    ]
+    if script:
+        body.append(f"<script>{script}</script>")
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(page.title)}</title><style>{style}</style></head><body>",
+            *body,
+            "</body></html>\n",
+        ]
+    )
+
+
+def _source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Results") -> list[str]:
+    if not results:
+        return []
+    parts = [f"<h2>{heading}</h2>"]
+    if found := verdicts(results):
+        items = "".join(f"<li>{escape(line)}</li>" for line in found)
+        parts.append(
+            f'<div class="verdict"><strong>Voxel AP: {escape(results[0].method)} against the '
+            f"best of the others</strong><ul>{items}</ul></div>"
+        )
+    if results[0].groups:
+        columns, rows, best = group_table(results)
+        lines = [
+            _row(name, cells, best, "" if number else "main")
+            for number, (name, cells) in enumerate(rows)
+        ]
+        text = f"Voxel AP by {groups}; {coverage(results)}"
+        parts.append(_table(["method", *columns], lines, caption=text))
+    rows, best = measure_table(results)
+    lines = [
+        _row(name, cells, [top] * len(cells), "")
+        for (name, cells), top in zip(rows, best, strict=True)
+    ]
+    text = (
+        f"{coverage(results)} The threshold of the oracle has seen the truth: an upper bound, not "
+        "a result."
+    )
+    methods = ["", *(r.method for r in results)]
+    parts.append(_table(methods, lines, caption=text))
+    sizes, best = size_table(results)
+    if sizes:
+        lines = [
+            _row(name, cells, [top] * len(cells), "")
+            for (name, cells), top in zip(sizes, best, strict=True)
+        ]
+        parts.append(_table(methods, lines, caption="Share of the lesions of each size found."))
+    if found := gap_lines(results):
+        items = "".join(f"<li>{escape(line)}</li>" for line in found)
+        parts.append(f"<p>Differences by {escape(groups)}</p><ul>{items}</ul>")
+    if absent := [f"{r.method}: {'; '.join(r.left_out)}" for r in results if r.left_out]:
+        items = "".join(f"<li>{escape(line)}</li>" for line in absent)
+        parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
+    clean = without_seen(results)
+    return parts + _tables(clean, groups, "Results without the volumes that were seen before")
+
+
+def _table(columns: Sequence[str], lines: Sequence[str], *, caption: str) -> str:
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _row(name: str, cells: Sequence[Interval], best: Sequence[float | None], kind: str) -> str:
+    line = [f"<td>{escape(name)}</td>"]
+    for cell, top in zip(cells, best, strict=True):
+        mark = ' class="best"' if top is not None and cell.value == top else ""
+        line.append(f"<td{mark}>{_number(cell)}</td>")
+    return f"<tr{f' class={kind}' if kind else ''}>{''.join(line)}</tr>"
+
+
+def _number(cell: Interval) -> str:
+    if not np.isfinite(cell.value):
+        return "–"
+    text = f"{cell.value:.3f}"
+    if np.isfinite(cell.low):
+        text += f"<small>{cell.low:.3f} to {cell.high:.3f}</small>"
+    return text
+
+
+def _viewer(views: Sequence[View]) -> list[str]:
+    described, blocks = [], []
+    for n, view in enumerate(views):
+        layers: dict[str, np.ndarray] = {}
+        low, high = limits(view.image)
+        layers["image"] = scaled(view.image, low, high)
+        if view.healthy is not None:
+            layers["healthy"] = scaled(view.healthy, low, high)
+        for name, mask in (("truth", view.truth), ("found", view.found)):
+            if mask is not None:
+                layers[name] = mask.astype(np.uint8)
+        maps = dict(view.maps)
+        if view.uncertainty is not None:
+            maps["uncertainty"] = view.uncertainty
+        ends = {name: limits(a, floor=max(0.0, float(a.min()))) for name, a in maps.items()}
+        for name, array in maps.items():
+            layers[name] = scaled(array, *ends[name])
+        small = {name: thinned(layer) for name, layer in layers.items()}
+        shape = next(iter(small.values())).shape
+        step = [a / b for a, b in zip(view.image.shape, shape, strict=True)]
+        ids = {name: f"layer-{n}-{i}" for i, name in enumerate(small)}
+        described.append(
+            {
+                "title": view.title,
+                "note": view.note,
+                "shape": shape,
+                "spacing": [s * k for s, k in zip(view.spacing_mm, step, strict=True)],
+                "start": [int(i / k) for i, k in zip(view.start(), step, strict=True)],
+                "layers": ids,
+                "step": step,
+                "affine": None if view.affine is None else view.affine.tolist(),
+                "maps": list(maps),
+                "low": {name: e[0] for name, e in ends.items()},
+                "high": {name: e[1] for name, e in ends.items()},
+            }
+        )
+        blocks += [
+            f'<script type="text/plain" id="{ids[name]}">{packed(layer)}</script>'
+            for name, layer in small.items()
+        ]
+    panes = "".join(
+        f'<div class="pane"><canvas data-id="pane{i}"></canvas>'
+        f'<input type="range" min="0" data-id="slide{i}" aria-label="{name} slice">{name}</div>'
+        for i, name in enumerate(("axial", "coronal", "sagittal"))
+    )
+    controls = "".join(
+        f"<label>{text}</label>"
+        for text in (
+            'case <select data-id="case"></select>',
+            'map <select data-id="map"></select> <span class="key map"></span>',
+            'opacity <input type="range" min="0" max="100" value="75" data-id="opacity">',
+            'hide below <input type="range" min="0" max="99" value="30" data-id="floor">',
+            '<input type="checkbox" checked data-id="truth"><span class="key truth"></span>lesion',
+            '<input type="checkbox" data-id="found"><span class="key found"></span>finding',
+            '<input type="checkbox" data-id="healthy"> pseudo-healthy',
+        )
+    )
+    # "<" would end the block early if a name held a tag
+    text = json.dumps(finite(described)).replace("<", "\\u003c")
+    return [
+        "<p>Click or drag in a slice to move the crosshair, use the wheel or the sliders to page. "
+        "L and R are the patient's left and right.</p>",
+        f'<div id="viewer" hidden><div class="bar">{controls}</div><div class="panes">{panes}'
+        '</div><p class="read" data-id="read"></p></div>',
+        f'<script type="application/json" id="cases">{text}</script>',
+        *blocks,
+    ]

@@ -1,0 +1,280 @@
+"""Cases prepared for a report: small uint8 volumes for the viewer, and pictures of slices."""
+
+import base64
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from volumediff.colours import DIFFERENCE, UNCERTAIN, gradient
+from volumediff.data.files import stem_of
+from volumediff.data.policy import ReadPolicy
+from volumediff.data.volume import read
+from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.truths import Truth
+from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
+from volumediff.reporting.timeline import Step, read_steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "View",
+    "limits",
+    "outputs_of",
+    "packed",
+    "picture",
+    "scaled",
+    "start_of",
+    "thinned",
+    "views_of",
+]
+
+# Longest side in the page: 128³ bytes per layer; pictures of larger volumes are thinned out.
+LONGEST = 128
+# Pseudo-healthy volumes have a frame per channel; the first is shown.
+FRAMES = ReadPolicy(frames="channels")
+# Edges of lesions and of the method's own findings, as in the viewer.
+TRUTH, FOUND = "#2fe0ff", "#8cff66"
+# The viewer's white: the few brightest voxels would make everything else dark.
+WHITE = 99.8
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One case to look at, all arrays on one grid with axes along R, A, S.
+
+    Arguments:
+        title: of the case
+        note: one line beside it
+        image: intensities
+        maps: map of every method, by name; the first is shown first
+        truth: lesion voxels
+        healthy: pseudo-healthy volume of the first method
+        spacing_mm: voxel size
+        uncertainty: of the first method's map
+        found: its mask
+        steps: its trace, at the plane of `start`
+        findings: entries of its findings file
+        statement: what that file says in a sentence
+        affine: voxel index to RAS millimetres
+    """
+
+    title: str
+    note: str
+    image: Float[np.ndarray, "d h w"]
+    maps: Mapping[str, Float[np.ndarray, "d h w"]]
+    truth: Bool[np.ndarray, "d h w"] | None = None
+    healthy: Float[np.ndarray, "d h w"] | None = None
+    spacing_mm: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0))
+    uncertainty: Float[np.ndarray, "d h w"] | None = None
+    found: Bool[np.ndarray, "d h w"] | None = None
+    steps: Sequence[Step] = ()
+    findings: Sequence[Mapping[str, Any]] = ()
+    statement: str = ""
+    affine: Float[np.ndarray, "4 4"] | None = None
+
+    def start(self) -> tuple[int, int, int]:
+        """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
+        first = next(iter(self.maps.values()), self.image)
+        return start_of(self.truth, first, self.spacing_mm)
+
+
+def start_of(
+    truth: Bool[np.ndarray, "d h w"] | None,
+    scores: Float[np.ndarray, "d h w"],
+    spacing_mm: tuple[float, float, float],
+) -> tuple[int, int, int]:
+    """Where a lesion is thickest; the peak of a map where there is none."""
+    from scipy import ndimage
+
+    if truth is not None and truth.any():
+        return _argmax(ndimage.distance_transform_edt(truth, sampling=spacing_mm))
+    return _argmax(scores)
+
+
+def _argmax(array: np.ndarray) -> tuple[int, int, int]:
+    d, h, w = (int(i) for i in np.unravel_index(int(array.argmax()), array.shape))
+    return d, h, w
+
+
+def views_of(
+    results: Sequence[MethodResult], truths: Mapping[str, Truth], cases: Sequence[str]
+) -> list[View]:
+    """Views of cases, read from the folders of the methods; cases without image are left out."""
+    views = []
+    for case in cases:
+        truth = truths.get(case)
+        if truth is None or truth.image is None:
+            continue
+        maps, numbers, more = {}, [], {}
+        paths = (_map_of(result.folder, truth) for result in results)
+        first = next((path for path in paths if path is not None), None)
+        shown = truth if first is None else truth.beside(_json(_sidecar(first)))
+        assert shown.image is not None, "a truth with an image has one beside every map"
+        image = read(shown.image)
+        lesion = truth.marks(image).lesion.numpy()
+        for result in results:
+            path = _map_of(result.folder, truth)
+            if path is None:
+                continue
+            maps[result.method] = read(path).array[0]
+            if len(maps) == 1:
+                at = start_of(lesion, maps[result.method], image.spacing_mm)
+                more = outputs_of(path, at)
+            ap = next((c.ap for c in result.cases if c.case == truth.case), float("nan"))
+            if np.isfinite(ap):
+                numbers.append(f"{result.method} {ap:.3f}")
+        views.append(
+            View(
+                title=truth.case,
+                note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
+                image=image.array[0],
+                maps=maps,
+                truth=lesion,
+                spacing_mm=image.spacing_mm,
+                affine=image.affine,
+                **more,
+            )
+        )
+    return views
+
+
+def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
+    """What lies beside a map, as arguments of a `View`.
+
+    Arguments:
+        path: of the map
+        at: voxel whose axial plane the steps show
+    """
+
+    def beside(name: str) -> Path:
+        return path.with_name(path.name.replace(MAP, name))
+
+    healthy, uncertainty, mask = beside(HEALTHY), beside(UNCERTAINTY), beside(MASK)
+    found = _json(beside(FINDINGS).with_suffix("").with_suffix(".json"))
+    facts = _json(_sidecar(path))
+    return {
+        "healthy": read(healthy, policy=FRAMES).array[0] if healthy.is_file() else None,
+        "uncertainty": read(uncertainty).array[0] if uncertainty.is_file() else None,
+        "found": read(mask, kind="label").array[0] > 0 if mask.is_file() else None,
+        "steps": read_steps(path.parent, facts, at[2]),
+        "findings": found.get("findings", ()),
+        "statement": found.get("statement", ""),
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix("").with_suffix(".json")
+
+
+def _map_of(folder: Path, truth: Truth) -> Path | None:
+    names = [truth.case] + ([] if truth.image is None else [stem_of(truth.image)])
+    paths = [folder / f"{name}_{MAP}.nii.gz" for name in names]
+    return next((p for p in paths if p.is_file()), None)
+
+
+def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    """uint8 from 0 at `low` to 255 at `high`."""
+    unit = (array.astype(np.float32) - low) / max(high - low, 1e-12)
+    return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
+
+
+def limits(array: np.ndarray, *, floor: float | None = None) -> tuple[float, float]:
+    """What becomes black and white."""
+    low = float(array.min()) if floor is None else floor
+    values = array[array > low]
+    high = float(np.percentile(values, WHITE)) if values.size else low + 1.0
+    return low, high
+
+
+def packed(array: np.ndarray) -> str:
+    """Bytes as gzip and base64; equal volumes give equal text."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile("", "wb", 9, buffer, mtime=0) as stream:
+        stream.write(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def thinned(array: np.ndarray) -> np.ndarray:
+    """Every n-th voxel along each axis, so that no side is longer than `LONGEST`."""
+    d, h, w = (-(-n // LONGEST) for n in array.shape)
+    return array[::d, ::h, ::w]
+
+
+def picture(view: View) -> bytes:
+    """PNG: three planes through the lesion, a row each, of the image beside what it is judged by.
+
+    The pair of image and pseudo-healthy volume comes first, with one scale of grey, then their
+    difference (red brighter than expected), the first map, and its uncertainty.
+    """
+    from matplotlib.figure import Figure
+
+    columns = _columns(view)
+    at, spacing = view.start(), view.spacing_mm
+    # every row is as high as its plane at the width of a column, so that there is no empty band
+    planes = [(axis, [i for i in range(3) if i != axis]) for axis in (2, 1, 0)]
+    size = [n * s for n, s in zip(view.image.shape, spacing, strict=True)]
+    cell = 11.2 / max(len(columns), 4)
+    heights = [cell * size[b] / size[a] for _, (a, b) in planes]
+    figure = Figure(
+        figsize=(cell * len(columns), sum(heights) + 0.25),
+        layout="constrained",
+        facecolor="black",
+    )
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    grid = figure.subplots(3, len(columns), squeeze=False, height_ratios=heights)
+    for line, (axis, (a, b)) in zip(grid, planes, strict=True):
+        aspect = spacing[b] / spacing[a]
+        for axes, (_, array, colours, (low, high)) in zip(line, columns, strict=True):
+            slab = array.take(at[axis], axis=axis).T
+            axes.imshow(
+                slab, cmap=gradient(colours), vmin=low, vmax=high, origin="lower", aspect=aspect
+            )
+            for mask, colour in ((view.found, FOUND), (view.truth, TRUTH)):
+                if mask is not None:
+                    _outline(axes, mask.take(at[axis], axis=axis).T, colour)
+            axes.set_axis_off()
+    for axes, (title, *_) in zip(grid[0], columns, strict=True):
+        axes.set_title(title, color="white", fontsize=8, loc="left", pad=2)
+    for line, name in zip(grid, ("LR", "LR", "PA"), strict=True):
+        for x, letter in zip((0.02, 0.98), name, strict=True):
+            side = "left" if x < 0.5 else "right"
+            place = {"transform": line[0].transAxes, "ha": side, "va": "center", "fontsize": 7}
+            line[0].text(x, 0.5, letter, color="#cfd9e2", **place)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, facecolor="black", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _columns(view: View) -> list[tuple[str, np.ndarray, str, tuple[float, float]]]:
+    """Title, volume, colours and their range of each column."""
+    greys = limits(view.image)
+    columns = [("image", view.image, "gray", greys)]
+    if view.healthy is not None:
+        difference = view.image - view.healthy
+        reach = float(np.percentile(np.abs(difference), WHITE)) or 1.0
+        columns.append(("pseudo-healthy", view.healthy, "gray", greys))
+        columns.append((f"difference, ±{reach:.3g}", difference, DIFFERENCE, (-reach, reach)))
+    for name, array in view.maps.items():
+        columns.append((f"map, {name}", array, "inferno", limits(array, floor=0.0)))
+        break
+    if view.uncertainty is not None:
+        span = limits(view.uncertainty, floor=0.0)
+        columns.append((f"uncertainty, to {span[1]:.2g}", view.uncertainty, UNCERTAIN, span))
+    return columns
+
+
+def _outline(axes: "Axes", mask: np.ndarray, colour: str) -> None:
+    if min(mask.shape) > 1 and mask.any() and not mask.all():
+        axes.contour(mask, levels=[0.5], colors=colour, linewidths=0.8)

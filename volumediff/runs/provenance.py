@@ -1,0 +1,33 @@
+"""Where results come from: run, weights and versions."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import volumediff
+from volumediff.runs.trained import Trained
+
+__all__ = ["provenance", "versions"]
+
+PACKAGES = ("volumediff", "torch", "numpy", "nibabel")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = volumediff.__version__ if name == "volumediff" else None
+    return found
+
+
+def provenance(trained: Trained) -> dict[str, Any]:
+    """Where results come from: run, weights and versions."""
+    return {
+        "run": str(trained.run.resolve()),
+        "checkpoint": trained.checkpoint,
+        "weights_sha256": trained.digest,
+        "device": str(trained.device),
+        "versions": versions(),
+    }

@@ -1,0 +1,274 @@
+"""A trained run, ready for new volumes: model, preprocessing, conditions and splits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from volumediff.anomaly.calibration import Example
+from volumediff.autoencoders import Reconstructor
+from volumediff.classification import StateClassifier
+from volumediff.comparison import ReconstructionComparer
+from volumediff.condition import Condition
+from volumediff.data.cases import Case
+from volumediff.data.population import Population
+from volumediff.data.preprocessing import Preprocessing
+from volumediff.data.splits import Split
+from volumediff.errors import DataError, UsageError
+from volumediff.model import Model
+from volumediff.recipes._base import Recipe
+from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.storage import checkpoint
+from volumediff.training.assemble import build_recipe, channels_of, load_run
+from volumediff.training.run_config import POPULATION, RunConfig
+from volumediff.training.sources import cases_of, preprocessing, simulated
+from volumediff.training.statistics import Statistics
+
+__all__ = ["Trained", "device_of", "load_trained"]
+
+Which = Literal["best", "last"]
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA where there is some.
+
+    Raises:
+        UsageError: no such device here
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {name}: not usable here ({reason}); use auto, or see volumediff doctor."
+        ) from None
+    return device
+
+
+def load_trained(
+    run: Path | str,
+    *,
+    which: Which = "best",
+    device: str = "auto",
+    memory: Sequence[str] = (),
+) -> "Trained":
+    """Loads the run of a diffusion model or of an autoencoder.
+
+    Arguments:
+        run: its folder
+        which: the checkpoint selected on validation, or the newest
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        memory: `key=value` words for the memory policy, in place of the training's
+
+    Raises:
+        UsageError: no run, no checkpoint of this kind, no such device, or the run of a classifier
+            or comparer
+        DataError: the run is damaged
+    """
+    run = Path(run)
+    words = [f"memory.{word}" for word in memory]
+    config, model = load_run(run, which=which, overrides=words)
+    if isinstance(model, StateClassifier):
+        raise UsageError(
+            f"{run}: trains a classifier, expected the run of a diffusion model or of an "
+            "autoencoder; a classifier is given with --classifier."
+        )
+    if isinstance(model, ReconstructionComparer):
+        raise UsageError(
+            f"{run}: trains a comparer, expected the run of a diffusion model or of an "
+            "autoencoder; a comparer is given to a row such as sadm, with map.run=RUN."
+        )
+    if isinstance(model, Model):
+        config.memory.freeze(model.network)
+    else:
+        model.requires_grad_(False)
+    found = checkpoint.find(run, which)
+    assert found is not None, "load_run has just read it"
+    place = device_of(device)
+    return Trained(
+        run=run,
+        config=config,
+        model=model.to(place),
+        statistics=Statistics.load(run),
+        checkpoint=found.path.name,
+        digest=found.digest,
+        device=place,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A run with its model on a device.
+
+    Arguments:
+        run: folder
+        config: resolved configuration
+        model: with averaged weights, in evaluation mode
+        statistics: numbers of the training split that conditions need
+        checkpoint: name of the checkpoint, such as best-00010000
+        digest: SHA-256 of its weights
+        device: where the model is
+    """
+
+    run: Path
+    config: RunConfig
+    model: Model | Reconstructor
+    statistics: Statistics
+    checkpoint: str
+    digest: str
+    device: torch.device
+
+    @property
+    def diffusion(self) -> Model:
+        """The diffusion model.
+
+        Raises:
+            UsageError: the run trains an autoencoder
+        """
+        if isinstance(self.model, Reconstructor):
+            raise UsageError(
+                f"{self.run}: trains an autoencoder, expected the run of a diffusion model; this "
+                "one localizes alone, see volumediff info."
+            )
+        return self.model
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the run diffuses."""
+        return build_recipe(self.config)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """From files to what the model was trained on."""
+        return preprocessing(self.config.data, self.run)
+
+    @property
+    def channels(self) -> int:
+        """Channels that a volume must have."""
+        return channels_of(self.config)
+
+    def image_names(self, given: Sequence[str] | None) -> Sequence[str] | None:
+        """Names of a volume's images, in the order of the model's channels.
+
+        Arguments:
+            given: as they are called in the data; None takes the names of the run
+
+        Raises:
+            UsageError: another number of them, or those of the run in another order
+        """
+        own = self.config.data.channels
+        if given is None:
+            return own
+        if len(given) != self.channels:
+            raise UsageError(
+                f"--channels {','.join(given)}: expected the names of {self.channels} images, as "
+                f"many as {self.run} was trained with, got {len(given)}."
+            )
+        if own is not None and set(given) == set(own) and tuple(given) != tuple(own):
+            raise UsageError(
+                f"--channels {','.join(given)}: expected the order of {self.run}, "
+                f"{','.join(own)}; leave the option out."
+            )
+        return given
+
+    def localizes(self) -> None:
+        """Checks that lesions can be localized with the run.
+
+        Raises:
+            UsageError: the run models label maps
+        """
+        if isinstance(self.recipe, LabelDiffusion):
+            raise UsageError(
+                f"{self.run}: was trained to segment (recipe label_diffusion); use volumediff "
+                "segment, or the run of a model of healthy volumes."
+            )
+
+    def condition(self, attributes: Mapping[str, str | float]) -> Condition:
+        """What the denoiser is told about a whole volume; classes are the methods' own affair.
+
+        Raises:
+            UsageError: an attribute that the run was trained with is missing
+        """
+        image, atlas = None, self.statistics.atlas
+        if self.recipe.atlas and atlas is not None:
+            with torch.no_grad():
+                image = self.diffusion.encode(atlas[None].to(self.device))
+        scalars = self.statistics.standardised(attributes)
+        told = None if scalars is None else scalars[None].float().to(self.device)
+        return Condition(image=image, scalars=told)
+
+    @cached_property
+    def _population(self) -> Population | None:
+        return simulated(self.config.data) if self.config.data.root == POPULATION else None
+
+    @cached_property
+    def _cases(self) -> dict[str, Case]:
+        return {case.id: case for case in cases_of(self.config.data)}
+
+    def cases(self, part: str) -> list[Case]:
+        """Healthy cases of a part of the run's split: train, validation, calibration or test.
+
+        Raises:
+            UsageError: the run's data are not where they were
+        """
+        split = Split.load(self.run / "splits.json")
+        wanted = getattr(split, part)
+        try:
+            cases = self._cases
+        except DataError as error:
+            raise UsageError(
+                f"{self.run}: its data are needed and not reachable ({error}); give their folder "
+                "with --data."
+            ) from None
+        missing = [name for name in wanted if name not in cases]
+        if missing:
+            raise UsageError(
+                f"{self.run}: case {missing[0]} of its split is not in {self.config.data.root}; "
+                "give the folder with the run's data with --data."
+            )
+        return [cases[name] for name in wanted if self.recipe.healthy(cases[name].attributes)]
+
+    def example(self, case: Case) -> Example:
+        """A case of the run's data as the methods take it, on the model's device."""
+        if self._population is not None:
+            subject = self._population.subject(int(case.id.rpartition("-")[2]))
+            x, foreground, truth = subject.x, subject.foreground, None
+            spacing = self._population.spacing_mm
+        else:
+            prepared = self.preprocessing.prepare(case)
+            x, foreground, spacing = prepared.x, prepared.foreground, prepared.spacing_mm
+            truth = None if prepared.label is None else (prepared.label > 0)[None]
+        condition = self.condition(case.attributes)
+        return self.placed(x, foreground, spacing, condition=condition, truth=truth)
+
+    def placed(
+        self,
+        x: Tensor,
+        foreground: Tensor,
+        spacing_mm: tuple[float, float, float],
+        *,
+        condition: Condition,
+        truth: Tensor | None = None,
+    ) -> Example:
+        """One volume (c, d, h, w) as an example on the model's device."""
+        return Example(
+            x[None].to(self.device),
+            foreground[None].to(self.device),
+            spacing_mm,
+            condition,
+            None if truth is None else truth.to(self.device),
+        )
+
+    def examples(self, part: str, *, limit: int | None = None) -> Iterator[Example]:
+        """The healthy examples of a part of the split, one at a time; marked lesions are none."""
+        for case in self.cases(part)[:limit]:
+            example = self.example(case)
+            if not example.lesioned:
+                yield example

@@ -1,0 +1,1 @@
+"""Artefacts on the disk: written whole, hashed, and verified when they are read."""

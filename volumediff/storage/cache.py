@@ -1,0 +1,111 @@
+"""Prepared volumes on the disk, found by what they were made from.
+
+An entry is a folder of .npy files whose name holds the SHA-256 of its fingerprint: content of the
+source files and every setting that shaped the arrays. Entries are published atomically, so that
+any number of processes may fill one cache, verified when opened, and memory-mapped.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumediff.errors import DataError
+from volumediff.storage.folder import Damaged, discard, publish, verify
+
+__all__ = ["Cache", "Entry"]
+
+# To be raised when the meaning of stored arrays changes.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Arrays of one case in the cache; cheap to send to loader workers.
+
+    Arguments:
+        folder: where the .npy files are
+        info: what was stored as JSON beside them
+    """
+
+    folder: Path
+    info: Mapping[str, Any]
+
+    def load(self, name: str) -> np.ndarray | None:
+        """A read-only memory map, or None if the case has no such array."""
+        path = self.folder / f"{name}.npy"
+        return np.load(path, mmap_mode="r") if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of entries.
+
+    Arguments:
+        folder: shared by any number of runs and processes
+        report: receives one line for every damaged entry, which is made again
+    """
+
+    folder: Path
+    report: Callable[[str], None]
+
+    def entry(
+        self,
+        name: str,
+        fingerprint: Mapping[str, Any],
+        make: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]],
+    ) -> Entry:
+        """The entry of a fingerprint, made if there is none or if it is damaged.
+
+        Arguments:
+            name: a readable part of the folder's name
+            fingerprint: everything that the arrays depend on, as JSON
+            make: computes the arrays and a JSON object kept beside them
+
+        Raises:
+            DataError: the cache cannot be written
+        """
+        text = json.dumps({"version": VERSION, **fingerprint}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:80]
+        folder = self.folder / f"{safe}-{digest[:24]}"
+        if folder.is_dir():
+            try:
+                return self._open(folder, text)
+            except Damaged as error:
+                self.report(f"{folder}: damaged, made again: {error}.")
+                discard(folder)
+        arrays, info = make()
+        publish(folder, _files(arrays, info, text))
+        try:
+            return self._open(folder, text)
+        except Damaged as error:
+            raise DataError(f"{folder}: damaged right after it was written ({error}).") from None
+
+    def _open(self, folder: Path, fingerprint: str) -> Entry:
+        verify(folder)
+        stored = json.loads((folder / "entry.json").read_bytes())
+        if stored["fingerprint"] != fingerprint:
+            raise Damaged("entry.json belongs to other data")
+        return Entry(folder, stored["info"])
+
+
+def _files(
+    arrays: Mapping[str, np.ndarray], info: Mapping[str, Any], fingerprint: str
+) -> dict[str, Callable[[Any], Any]]:
+    body = json.dumps({"fingerprint": fingerprint, "info": dict(info)}, indent=1).encode()
+    files: dict[str, Callable[[Any], Any]] = {"entry.json": lambda file: file.write(body)}
+    for name, array in arrays.items():
+        files[f"{name}.npy"] = _array_writer(np.ascontiguousarray(array))
+    return files
+
+
+def _array_writer(array: np.ndarray) -> Callable[[Any], Any]:
+    def write(file: Any) -> None:
+        np.lib.format.write_array(file, array, None, False)  # numbers only, no objects
+
+    return write

@@ -1,0 +1,170 @@
+"""Tuning of a row on the validation part of a run: noise level, guidance strength, widths.
+
+The search goes axis by axis (`anomaly.tuning`), each over a coarse grid and once refined around
+the best so far, and is greedy: what a later axis changes is not tried again at other levels. Test
+volumes and the test family of lesions are never touched.
+
+RUN/tuning/<row>-<fingerprint>.json receives the figures of each setting as they come. The
+fingerprint says what figures depend on (all weights, row, volumes, lesions, seed) and not which
+grid was asked for, so that the same command goes on, and another grid takes what is there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from volumediff.anomaly._classifier import with_classifier
+from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.lent import Lender
+from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.rows import Row, build_row, load_tree
+from volumediff.anomaly.tuning import axes_of
+from volumediff.calibration.calibrate import completed, load_method
+from volumediff.calibration.lesions import Pair, Truth, validation_pairs
+from volumediff.classification import ClassPosterior
+from volumediff.errors import UsageError
+from volumediff.runs.lender import lender_for
+from volumediff.runs.trained import Trained
+from volumediff.tunable import Tunable
+from volumediff.tuning.journal import open_journal
+from volumediff.tuning.search import Bench, Budget, Grids, Search
+from volumediff.tuning.trials import placed
+from volumediff.tuning.tuned import Tuned
+
+__all__ = ["DEFAULT", "tune"]
+
+# To be raised when lesions, noise or figures of the same setting come out otherwise.
+VERSION = 1
+# Widths only when asked for: wide filters of large volumes take longer than some networks.
+DEFAULT: Grids = {Tunable.LOG_SNR: (), Tunable.STRENGTH: (), Tunable.PARAMETER: ()}
+
+
+def tune(
+    trained: Trained,
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    classifier: ClassPosterior | None = None,
+    grids: Grids = DEFAULT,
+    seed: int = 0,
+    limit: int | None = None,
+    truth: Truth = "synthetic",
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Tuned, Path]:
+    """Searches a row's levels, strengths and widths, and stores all figures in the run.
+
+    Arguments:
+        trained: the run
+        name: of the row
+        overrides: `slot.argument=value` words; the search starts from the row with them
+        classifier: of the run's noisy states, for rows that take one
+        grids: what is searched, and where
+        seed: of lesions and noise
+        limit: most volumes of a part; prepared volumes are kept in host memory
+        truth: synthetic lesions of the validation family, or the labels of the cases
+        budget: at which the search stops
+        report: receives progress lines
+
+    Returns:
+        what was found, and the JSON file in the run
+
+    Raises:
+        UsageError: nothing of the row can be tuned, or the run cannot serve it
+        DataError: the stored figures are damaged
+    """
+    lender = lender_for(trained)  # one model for all settings
+    method = load_method(trained, name, overrides, classifier=classifier, lender=lender)
+    tree = load_tree(name, overrides=overrides)
+    schedule = trained.model.kernel.schedule if isinstance(method, Localizer) else None
+    axes = axes_of(method, schedule)
+    if not any(axis.what in grids for axis in axes):
+        there = ", ".join(axis.name for axis in axes)
+        raise UsageError(
+            f"--method {name}: expected a noise level, a strength or a width to tune, got a row "
+            f"with {'only ' + there + ', which was not asked for' if there else 'none of them'}."
+        )
+    facts = _facts(trained, seed=seed, limit=limit, truth=truth)
+    if classifier is not None:
+        facts["classifier_sha256"] = classifier.digest
+    if method.lent:
+        facts["lent_sha256"] = list(method.lent)
+    journal = open_journal(trained.run / "tuning", name, {**facts, "base": tree})
+    bench = Bench(
+        tree=tree,
+        axes=axes,
+        model=trained.model,
+        pairs=cache(lambda: _pairs(trained, seed=seed, limit=limit, truth=truth)),
+        references=cache(lambda: _references(trained, limit=limit)),
+        seed=seed,
+        make=partial(_made, trained, classifier, lender),
+    )
+    search = Search(
+        bench, grids, known=journal.trials, keep=journal.write, budget=budget, report=report
+    )
+    report(f"tuning {name} on {len(facts['volumes'])} validation volumes, {truth} lesions")
+    try:
+        search.run()
+        chosen = search.best()
+    except ValueError as error:
+        raise UsageError(f"--method {name}: {error}") from None
+    found = Tuned(
+        method=Path(name).stem,
+        facts=facts,
+        own=bench.own,
+        trials=search.tried,
+        refused=search.refused,
+        stages=tuple(search.stages),
+        chosen=chosen,
+        row=bench.row(chosen),
+        stopped=search.stopped,
+    )
+    journal.write(found.summary())
+    return found, journal.path
+
+
+def _made(
+    trained: Trained, classifier: ClassPosterior | None, lender: Lender, tree: Mapping[str, Any]
+) -> Row:
+    """The method of a tree, with what it takes of the run, the classifier and other runs."""
+    method = build_row(tree, lender=lender)
+    if classifier is not None:
+        method = with_classifier(method, classifier)
+    return completed(trained, method)
+
+
+def _facts(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> dict[str, Any]:
+    """What figures depend on beside the row."""
+    volumes = [case.id for case in trained.cases("validation")[:limit]]
+    if not volumes:
+        raise UsageError(
+            f"{trained.run}: its split has no healthy validation volumes to tune on; train with "
+            "data.split.validation > 0."
+        )
+    return {
+        "version": VERSION,
+        "weights_sha256": trained.digest,
+        "seed": seed,
+        "truth": truth,
+        "volumes": volumes,
+        "references": [case.id for case in trained.cases("calibration")[:limit]],
+    }
+
+
+def _pairs(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> list[Pair]:
+    """The volumes, prepared once for all settings; they wait in host memory."""
+    pairs = [
+        Pair(placed(p.sick, "cpu"), None if p.healthy is None else placed(p.healthy, "cpu"))
+        for p in validation_pairs(trained, seed=seed, limit=limit, truth=truth)
+    ]
+    if not pairs:
+        raise UsageError(
+            f"{trained.run}: all its validation volumes have lesions of their own; tune with "
+            "--truth label."
+        )
+    return pairs
+
+
+def _references(trained: Trained, *, limit: int | None) -> list[Example]:
+    return [placed(example, "cpu") for example in trained.examples("calibration", limit=limit)]
