@@ -227,8 +227,8 @@ def test_a_page_without_cases_has_no_script(tmp_path):
 def test_the_wheel_carries_script_and_style():
     root = Path(__file__).parents[1]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = data["package-data"]["volumediff.inference"]
-    files = {p.name for pattern in patterns for p in (root / "volumediff/inference").glob(pattern)}
+    patterns = data["package-data"]["volumediff.reporting"]
+    files = {p.name for pattern in patterns for p in (root / "volumediff/reporting").glob(pattern)}
     assert {"report.css", "report.js"} <= files
 
 
