@@ -30,7 +30,7 @@ LAYERS = [
     ["outputs"],
     ["findings", "evaluation"],
     ["reporting"],
-    ["inference", "tuning", "alignment"],
+    ["inference", "tuning", "alignment", "contracts"],
     ["commands"],
     ["cli", "__main__"],
 ]
