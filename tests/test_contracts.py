@@ -34,6 +34,8 @@ MORE = [
     ("map", "product", {"maps": ["l1", {"name": "ssim", "sigma_mm": 3.0}]}),
     ("policy", "inpaint", {"where": "given"}),
     ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),
+    *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
+    ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
     ("autoencoder", "vq", {"norm": "voxel"}),
 ]

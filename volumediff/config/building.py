@@ -26,6 +26,8 @@ __all__ = ["arguments", "build"]
 def arguments(family: str, spec: Any) -> set[str]:
     """Arguments that the constructor of a specified component takes; none if it names none."""
     name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str | type):
+        return set()
     try:
         return set(_parameters(component(family, name)))
     except UsageError:

@@ -65,6 +65,9 @@ def _ends(kernel: Kernel, z: Tensor, z_t: Tensor, t: Tensor) -> None:
     truth = Prediction.from_x0(z, z_t, alpha, sigma)
     last = kernel.step(truth, z_t, t, 0 * t, _draw("last"))
     equal(last, z, "A step to s = 0 with the true clean state does not give it.", atol=1e-9)
+    guess = kernel.predict(_draw("guess"), z_t, t)
+    quiet, loud = (kernel.step(guess, z_t, t, 0 * t, _draw("last") * k) for k in (0, 1))
+    equal(quiet, loud, "A step to s = 0 leaves noise in the clean state.")
 
 
 def _types(kernel: Kernel, z: Tensor, noise: Tensor, t: Tensor, s: Tensor) -> None:
