@@ -4,16 +4,17 @@
     python benchmarks/golden.py --out after.json --only pseudo3d thor --part localize
     python benchmarks/golden.py --compare before.json after.json
 
-For refactorings that must not change a bit. `train` takes every shipped configuration through three
-steps, a validation and a checkpoint at a small size, and records SHA-256 of the weights and of their
-average beside every figure of the journal. `localize` trains tiny runs of every kind that a method
-may need, and records SHA-256 of the voxels of every volume that each method writes, with its score
-and thresholds; and one segmentation, one sample and one evaluation. Where a command refuses, its one
+For refactorings that must not change a bit. `train` takes every shipped configuration through
+three steps, a validation and a checkpoint at a small size, and records SHA-256 of the weights and
+of their average beside every figure of the journal. `localize` trains tiny runs of every kind that
+a method may need, and records SHA-256 of the voxels of every volume that each method writes, with
+its score, thresholds and findings; the same for other words, samplers and memory policies than the
+shipped ones; and segmentation, samples, an evaluation and a search. Where a command refuses, its
 line is the record. Hashes are of names, types, shapes and numbers, not of files.
 
 FILE.json is written after every entry, and the same command goes on from it. What was trained lies
-in the folder FILE.work beside it, which may be deleted afterwards. Numbers are those of one machine,
-one release of torch and one thread: `about` says which.
+in the folder FILE.work beside it, which may be deleted afterwards. Numbers are those of one
+machine, one release of torch and one thread: `about` says which.
 """
 
 import argparse
@@ -27,8 +28,8 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,32 @@ import nibabel as nib
 import numpy as np
 import torch
 import yaml
+from golden_cases import CASES, SPACING_MM, write_cases
+from golden_runs import (
+    ALSO,
+    EXTENT_MM,
+    FOLDERS,
+    LONGER,
+    METHOD,
+    METHODS,
+    OTHERS,
+    RUNS,
+    Method,
+    Run,
+    names_of,
+    quick,
+    shipped_run,
+    small,
+    small_side,
+)
 from safetensors.torch import load_file
-
-# ---- all that this script knows of the package: how it is called, and what it writes --------------
 
 from volumediff.cli import main
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+# --- all that is known of the program besides main: its commands, and what they write ------------
+
+# Entry now -> its name in older records, where something was renamed since.
+RECORDED_AS: dict[str, str] = {}
 
 
 def train_words(config: str, out: Path, words: Sequence[str]) -> list[str]:
@@ -53,18 +73,12 @@ def train_words(config: str, out: Path, words: Sequence[str]) -> list[str]:
 
 
 def localize_words(
-    run: Path,
-    inputs: Path,
-    out: Path,
-    method: str,
-    words: Sequence[str],
-    classifier: Path | None = None,
-    region: Path | None = None,
+    run: Path, inputs: Path, out: Path, method: str, words: Sequence[str], options: dict[str, Any]
 ) -> list[str]:
-    lent = [] if classifier is None else ["--classifier", str(classifier)]
-    lent += [] if region is None else ["--region", str(region)]
+    """`options`: classifier, region, saliency (paths), memory and seed, where they are given."""
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     said = ["localize", str(run), "-i", str(inputs), "-o", str(out), "--method", method]
-    return [*said, "--device", "cpu", *lent, *words]
+    return [*said, "--device", "cpu", *given, *words]
 
 
 def segment_words(run: Path, inputs: Path, out: Path, words: Sequence[str]) -> list[str]:
@@ -77,6 +91,15 @@ def sample_words(run: Path, out: Path) -> list[str]:
 
 def evaluate_words(maps: Path, truth: Path) -> list[str]:
     return ["evaluate", str(maps), "--truth", str(truth), "--replicates", "50"]
+
+
+def tune_words(run: Path, method: str, out: Path, words: Sequence[str]) -> list[str]:
+    return ["tune", str(run), "--method", method, "-o", str(out), "--device", "cpu", *words]
+
+
+def forget_calibrations(run: Path) -> None:
+    """So that an entry does not depend on those before it."""
+    shutil.rmtree(run / "calibration", ignore_errors=True)
 
 
 def files_of_run(run: Path) -> tuple[dict[str, Path], Path]:
@@ -95,258 +118,14 @@ def figures_of_map(out: Path) -> dict[str, Any]:
         wanted = ("score", "threshold", "thresholds")
         found[case] = {name: facts[name] for name in wanted if name in facts}
         listed = json.loads((out / f"{case}_desc-anomaly_findings.json").read_text())
-        found[case]["findings"] = numbers(listed)
+        found[case]["findings"] = numbers(listed["findings"])
     return found
 
 
-METHODS = CONFIGS / "anomaly"
-FOLDERS = ("autoencoders", "pipelines", "classifiers", "comparers")  # what is trained, in order
-
-# ---- tiny runs ------------------------------------------------------------------------------------
-
-SIDE = {64: 16, 128: 32, 256: 32}  # voxels of a configuration's volumes -> voxels here
-EXTENT_MM = 192.0
-# Of whatever part of a configuration has them: so small that a step takes no time.
-SMALL = {
-    "latent_channels": 4,
-    "codes": 16,
-    "squeeze": 4,
-    "width": 16,
-    "layers": 1,
-    "heads": 2,
-}
-# Of whatever part of a method has them.
-QUICK = {
-    "steps": 3,
-    "seeds": 3,
-    "epochs": 2,
-    "samples": 500,
-    "members": 2,
-    "iterations": 3,
-    "passes": 3,
-    "count": 2,
-    "candidates": 500,
-    "size": 50,
-}
+# --- calls ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run.
-
-    Arguments:
-        config: shipped configuration
-        words: on top of it
-        lent: word -> the run that it names
-        data: folder of cases, `population`, or none where the run of another one decides
-    """
-
-    config: str
-    words: tuple[str, ...] = ()
-    lent: Mapping[str, str] = field(default_factory=dict)
-    data: str | None = "plain"
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a method is called.
-
-    Arguments:
-        run: the run that it gets
-        words: on top of its configuration
-        lent: word -> another run that it names
-        classifier: the run of a classifier
-        region: whether it is told where to look
-        inputs: folder of the cases
-    """
-
-    run: str = "wavelet"
-    words: tuple[str, ...] = ()
-    lent: Mapping[str, str] = field(default_factory=dict)
-    classifier: str | None = None
-    region: bool = False
-    inputs: str = "new"
-
-
-CLASSES = "{name: class_conditional, attribute: group, values: [healthy, sick]}"
-COLD = "kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}"
-DISCRETE = "kernel={name: discrete, schedule: {name: cosine, zero_terminal_snr: true}}"
-
-
-def restoring(corruption: str) -> Run:
-    return Run("wavelet_64", (f"recipe={{name: degradation, corruption: {corruption}}}", COLD))
-
-
-def detecting(corruption: str) -> Run:
-    return Run("wavelet_64", (f"recipe={{name: synthetic_anomalies, corruption: {corruption}}}",))
-
-
-RUNS = {
-    "wavelet": Run("wavelet_64"),
-    "patch": Run("patch_64"),
-    "pseudo3d": Run("pseudo3d_64"),
-    "kl": Run("kl_64"),
-    "latent": Run("latent_64", lent={"space.autoencoder": "kl"}),
-    "binary": Run("binary_64"),
-    "bits": Run("latent_64", (DISCRETE,), {"space.autoencoder": "binary"}),
-    "classes": Run("wavelet_64", (f"recipe={CLASSES}",)),
-    "simplex": Run("patch_64", ("noise=simplex",)),
-    "pyramid": Run("patch_64", ("noise=pyramid",)),
-    "told": Run("patch_64", ("noise=simplex", "recipe.reference=true")),
-    "boxes": Run("patch_64", ("recipe={name: local_noise, region: {name: box, side_mm: 24}}",)),
-    "masked": Run(
-        "wavelet_64",
-        (
-            "recipe={name: local_noise, region: {name: cells, share: 0.5, cell_mm: 16}, "
-            "mask_loss: 0.1}",
-        ),
-    ),
-    "voids": Run(
-        "wavelet_64",
-        ("recipe={name: inpainting, region: {name: cells, share: 0.75, cell_mm: 16}}",),
-    ),
-    "edges": Run(
-        "wavelet_64",
-        ("recipe={name: inpainting, region: {name: blobs, share: [0.05, 0.95]}, edges: 3}",),
-    ),
-    "translation": Run(
-        "wavelet_64",
-        ("recipe={name: translation, region: slabs}", "data.channels=[FLAIR,T2w]"),
-        data="two",
-    ),
-    **{f"restoring-{c}": restoring(c) for c in ("foreign_patch", "disentangled")},
-    **{f"restoring-{c}": restoring(c) for c in ("poisson_patch", "coarse")},
-    **{f"detecting-{c}": detecting(c) for c in ("foreign_patch", "poisson_patch")},
-    **{f"detecting-{c}": detecting(c) for c in ("natural_patch", "texture_patch")},
-    "detecting-mixture": detecting("{name: mixture, of: [{name: mood}, {name: bias_field}]}"),
-    "dae": Run("dae_64"),
-    "vae": Run("vae_64"),
-    "context_vae": Run("context_vae_64"),
-    "fanogan": Run("fanogan_64"),
-    "soft_intro_vae": Run("soft_intro_vae_64"),
-    "vq_tokens": Run("vq_tokens_64"),
-    "token_prior": Run("token_prior_64", lent={"autoencoder.autoencoder": "vq_tokens"}),
-    "classifier": Run("encoder_64", lent={"classifier.of": "wavelet"}, data=None),
-    "comparer": Run("siamese_64", lent={"comparer.of": "wavelet"}, data=None),
-    "marked": Run("wavelet_64", data="labelled"),
-    "labels": Run("wavelet_64", ("recipe={name: label_diffusion, labels: [1]}",), data="labelled"),
-}
-# Methods that are not in here get the run "wavelet" as they are.
-BOXES = ("route.box_mm=32", "route.overlap_mm=8")
-METHOD = {
-    "andi": Method("pyramid"),
-    "anoddpm": Method("simplex"),
-    "anofpdm": Method("classes"),
-    "bernoulli": Method("bits"),
-    "cddpm": Method("told"),
-    "cevae": Method("context_vae"),
-    "cfg_inversion": Method("classes"),
-    "class_contrast": Method("classes"),
-    "dae": Method("dae"),
-    "dae_diffusion": Method("restoring-coarse"),
-    "ddib": Method("classes"),
-    "dif_fuse": Method(classifier="classifier"),
-    "diff_scm": Method("classes"),
-    "diffusion_features": Method("marked"),
-    "disyre": Method("restoring-foreign_patch"),
-    "disyre_v2": Method("restoring-disentangled"),
-    "draem": Method("detecting-texture_patch"),
-    "fanogan": Method("fanogan"),
-    "fpi": Method("detecting-foreign_patch"),
-    "grid": Method(words=BOXES),
-    "healthy_inpainting": Method("voids"),
-    "hu": Method("classes"),
-    "inpaint_given": Method(region=True),
-    "itermask3d": Method("edges"),
-    "ltm": Method("token_prior"),
-    "mad_ad": Method("masked"),
-    "mae": Method("voids"),
-    "mmccd": Method("translation", inputs="new-two"),
-    "nsa": Method("detecting-natural_patch"),
-    "pddpm": Method("boxes", BOXES),
-    "phanes": Method(lent={"first.run": "soft_intro_vae"}),
-    "pii": Method("detecting-poisson_patch"),
-    "pii_diffusion": Method("restoring-poisson_patch"),
-    "ra": Method("soft_intro_vae"),
-    "sadm": Method(lent={"map.run": "comparer"}),
-    "saliency": Method(classifier="classifier"),
-    "synthetic": Method("detecting-mixture"),
-    "vae": Method("vae"),
-    "vae_restoration": Method("vae"),
-    "wolleb": Method(classifier="classifier"),
-    "wolleb_ddpm": Method(classifier="classifier"),
-}
-# Once more with runs of the other kinds.
-ALSO = {
-    "patch": ("scan", "thor", "features", "repaint"),
-    "pseudo3d": ("scan", "thor", "features", "repaint"),
-    "latent": ("scan", "thor", "features", "repaint", "pinaya", "vae"),
-    "vae": ("intensity", "atlas"),
-    "simplex": ("thor",),
-    "classes": ("scan",),
-}
-# ---- cases ----------------------------------------------------------------------------------------
-
-SIZE, SPACING_MM = 16, 4.0
-LESIONS = ("sick", "healthy")  # in turn
-
-
-def phantom(seed: int, *, sick: bool) -> tuple[np.ndarray, np.ndarray]:
-    """An ellipsoid with a core, and the mask of a bright blob in it where it is sick."""
-    rng = np.random.default_rng(seed)
-    axes = np.stack(np.meshgrid(*[np.linspace(-1, 1, SIZE)] * 3, indexing="ij"))
-    radius = np.sqrt(((axes - rng.normal(0, 0.05, (3, 1, 1, 1))) ** 2).sum(0))
-    x = 100 * (radius < 0.9) + rng.uniform(60, 120) * (radius < 0.5)
-    x = x * (1 + 0.05 * rng.standard_normal(x.shape)) * (radius < 0.9)
-    centre = rng.uniform(-0.4, 0.4, (3, 1, 1, 1))
-    lesion = (np.sqrt(((axes - centre) ** 2).sum(0)) < 0.25) & sick
-    return (x + 150 * lesion).astype(np.float32), lesion.astype(np.uint8)
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    """Without compression, whose bytes are not ours."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag([SPACING_MM] * 3 + [1.0])), path)
-
-
-def write_cases(
-    folder: Path,
-    *,
-    cases: int,
-    first: int = 0,
-    channels: Sequence[str] = ("T1w",),
-    labels: bool = False,
-) -> Path:
-    """Healthy and sick volumes in turn, with ages and groups."""
-    if (folder / "participants.tsv").is_file():
-        return folder
-    rows = ["participant_id\tage\tgroup"]
-    for i in range(first, first + cases):
-        sick = i % 2 == 0
-        x, lesion = phantom(i, sick=sick)
-        for k, channel in enumerate(channels):
-            save(folder / f"sub-{i:02d}_{channel}.nii", x if k == 0 else 300 * (x > 0) - x)
-        if labels:
-            save(folder / f"sub-{i:02d}_label.nii", lesion)
-        rows.append(f"sub-{i:02d}\t{20 + i}\t{'sick' if sick else 'healthy'}")
-    (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-CASES = {
-    "plain": {"cases": 16},
-    "labelled": {"cases": 24, "labels": True},
-    "two": {"cases": 16, "channels": ("FLAIR", "T2w")},
-    "new": {"cases": 1, "first": 90},
-    "new-two": {"cases": 1, "first": 90, "channels": ("FLAIR", "T2w")},
-    "test": {"cases": 3, "first": 90},
-    "truth": {"cases": 3, "first": 90, "labels": True},
-}
-
-# ---- calls ----------------------------------------------------------------------------------------
-
-
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The one line of a command that failed."""
 
 
@@ -370,7 +149,7 @@ def call(words: Sequence[object], work: Path) -> None:
     if code:
         lines = complained.getvalue().strip().splitlines() or [f"exit code {code}"]
         errors = [line for line in lines if "error" in line] or lines
-        raise Refused(_line(f"{code}: {errors[-1]}", work))
+        raise Refused(_line(f"{code}: {errors[-1].removeprefix('volumediff: error: ')}", work))
 
 
 def _line(text: str, work: Path) -> str:
@@ -397,7 +176,8 @@ class Bench:
         if name not in self.done:
             try:
                 lent = [f"{word}={self.trained(other)}" for word, other in run.lent.items()]
-                words = [*small(run.config), *self.data_words(run), *run.words, *lent]
+                words = [*small(run.config), *(LONGER if name in RUNS else ())]
+                words += [*self.data_words(run), *run.words, *lent]
                 call(train_words(run.config, out, words), self.work)
             except Refused as refused:
                 self.failed[name] = refused
@@ -425,27 +205,29 @@ class Bench:
         kept = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         return {n: hash_of_tensors(p) for n, p in weights.items()} | {"journal": kept}
 
-    def localize(self, name: str, call_of: Method) -> Any:
-        out, words = self.localized(name, call_of)
-        del words
+    def localize(self, name: str, method: Method) -> Any:
+        out = self.localized(name, method)
         found = {"volumes": hashes_of_volumes(out), "figures": figures_of_map(out)}
         shutil.rmtree(out)
         return found
 
-    def localized(self, name: str, method: Method, to: str = "out") -> tuple[Path, list[str]]:
+    def localized(self, name: str, method: Method, to: str = "out") -> Path:
         out = self.work / to
         shutil.rmtree(out, ignore_errors=True)
         run = self.trained(method.run)
+        forget_calibrations(run)
         lent = [f"{word}={self.trained(other)}" for word, other in method.lent.items()]
-        words = [*quick(METHODS / f"{name}.yaml"), *method.words, *lent]
-        classifier = None if method.classifier is None else self.trained(method.classifier)
-        region = None
-        if method.region:
-            region = self.cases("truth") / "sub-90_label.nii"
-        inputs = self.cases(method.inputs)
-        said = localize_words(run, inputs, out, name, words, classifier, region)
-        call(said, self.work)
-        return out, said
+        replaced = tuple(word.partition("=")[0] + "." for word in method.words)
+        short = [w for w in quick(name) if not w.startswith(replaced)]
+        words = [*short, *method.words, *lent]
+        options = dict(method.options)
+        for option in {"region", "saliency"} & {*options}:
+            folder, _, file = options[option].partition("/")
+            options[option] = self.cases(folder) / file
+        if "classifier" in options:
+            options["classifier"] = self.trained(options["classifier"])
+        call(localize_words(run, self.cases(method.inputs), out, name, words, options), self.work)
+        return out
 
     def segment(self) -> Any:
         out = self.work / "segmented"
@@ -461,79 +243,22 @@ class Bench:
         return {"volumes": hashes_of_volumes(out)}
 
     def evaluate(self) -> Any:
-        out, _ = self.localized("scan", Method(inputs="test"), to="evaluated")
+        out = self.localized("scan", Method(inputs="test"), to="evaluated")
         call(evaluate_words(out, self.cases("truth")), self.work)
         return numbers(json.loads((out / "evaluation.json").read_text()))
 
-
-# ---- words from configurations --------------------------------------------------------------------
-
-
-def config_of(name: str) -> tuple[str, dict[str, Any]]:
-    """The folder and the tree of a shipped configuration of a run."""
-    (path,) = [p for f in FOLDERS for p in CONFIGS.glob(f"{f}/{name}.yaml")]
-    return path.parent.name, yaml.safe_load(path.read_text())
-
-
-def small_side(name: str) -> int:
-    return SIDE[config_of(name)[1]["data"]["preprocessing"]["shape"][0]]
+    def tune(self) -> Any:
+        """What is chosen, among two levels, as the words of the row that is written."""
+        run, row = self.work / "runs" / "tuned", self.work / "tuned.yaml"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(self.trained("wavelet"), run)
+        words = ("--levels", "-1,0", "--volumes", "2", "sampler.steps=3")
+        call(tune_words(run, "ddpm", row, words), self.work)
+        tree = yaml.safe_load(row.read_text())
+        return {key: numbers(tree[key]) for key in ("route", "sampler")}
 
 
-def small(name: str) -> list[str]:
-    """Words that make a configuration small and short, levels and kinds of layers left."""
-    _, tree = config_of(name)
-    words = ["optim.steps=3", "optim.warmup=1", "optim.ema=0.5", "save_every=3"]
-    words += ["validation.every=3", "validation.volumes=2"]
-    if tree["validation"]["previews"]:
-        words.append("validation.previews=1")
-        words += ["validation.preview_steps=2"] * ("preview_steps" in tree["validation"])
-    if tree["validation"].get("best"):
-        words.append("validation.best.volumes=2")
-    for part in ("network", "autoencoder", "classifier", "comparer"):
-        section = tree.get(part) or {}
-        if "widths" in section:
-            words.append(f"{part}.widths={[4] + [8] * (len(section['widths']) - 1)}")
-        if section and (part == "network" or "groups" in section):
-            words.append(f"{part}.groups=2")
-        words += [f"{part}.{k}={v}" for k, v in SMALL.items() if k in section]
-    if tree["crop"]:
-        full = tree["data"]["preprocessing"]["shape"][0]
-        words.append(f"crop={[n * small_side(name) // full for n in tree['crop']]}")
-    return words
-
-
-def quick(path: Path) -> list[str]:
-    """Words that make a method short."""
-
-    def walk(tree: dict[str, Any], place: str) -> Iterator[str]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{place}{key}.")
-            elif key in QUICK and isinstance(value, int) and value > QUICK[key]:
-                yield f"{place}{key}={QUICK[key]}"
-
-    return list(walk(yaml.safe_load(path.read_text()), ""))
-
-
-def shipped_run(name: str) -> Run:
-    """FOLDER/CONFIG as a run on the population, built on other ones where it has to be."""
-    config = name.partition("/")[2]
-    _, tree = config_of(config)
-    space, autoencoder = tree.get("space"), tree.get("autoencoder")
-    if isinstance(space, dict) and "autoencoder" in space:
-        other = Path(space["autoencoder"]).name
-        return Run(config, (), {"space.autoencoder": f"autoencoders/{other}"}, "population")
-    if autoencoder and "autoencoder" in autoencoder:
-        other = Path(autoencoder["autoencoder"]).name
-        return Run(config, (), {"autoencoder.autoencoder": f"autoencoders/{other}"}, "population")
-    if "comparer" in tree:
-        return Run(config, (), {"comparer.of": "pipelines/wavelet_64"}, None)
-    if "classifier" in tree:  # simulated subjects have no classes
-        return RUNS["classifier"]
-    return Run(config, (), {}, "population")
-
-
-# ---- hashes ---------------------------------------------------------------------------------------
+# --- hashes --------------------------------------------------------------------------------------
 
 
 def digest(*parts: bytes) -> str:
@@ -555,49 +280,55 @@ def hash_of_tensors(path: Path) -> str:
     return digest(*parts)
 
 
-def hashes_of_volumes(folder: Path) -> dict[str, str]:
-    """name -> type, shape and numbers of every NIfTI file, as they are stored."""
+def hashes_of_volumes(folder: Path) -> dict[str, dict[str, Any]]:
+    """name -> hash of type, shape and numbers of every NIfTI file, as they are stored, with their
+    mean and largest, which say how different is different."""
     found = {}
     for path in sorted(folder.rglob("*.nii*")):
         array = np.ascontiguousarray(nib.load(path).dataobj.get_unscaled())
         about = f"{array.dtype.newbyteorder('=')} {array.shape}".encode()
-        found[str(path.relative_to(folder))] = digest(about, array.tobytes())
+        found[str(path.relative_to(folder))] = {
+            "sha256": digest(about, array.tobytes()),
+            "mean": float(array.mean(dtype=np.float64)),
+            "largest": float(array.max()),
+        }
     return found
 
 
 def numbers(tree: Any) -> Any:
-    """Numbers, truths and nulls of a tree, and texts without folders and times."""
+    """Numbers, truths and nulls of a tree; texts are left out."""
     if isinstance(tree, dict):
-        return {k: numbers(v) for k, v in tree.items() if k not in ("seconds", "version")}
+        return {k: numbers(v) for k, v in tree.items() if not isinstance(v, str)}
     if isinstance(tree, list):
-        return [numbers(v) for v in tree]
-    return Path(tree).name if isinstance(tree, str) and os.sep in tree else tree
+        return [numbers(v) for v in tree if not isinstance(v, str)]
+    return tree
 
 
-# ---- the record -----------------------------------------------------------------------------------
+# --- the record ----------------------------------------------------------------------------------
 
 
 def entries(bench: Bench, parts: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
     if "train" in parts:
-        for folder in FOLDERS:
-            for path in sorted(CONFIGS.glob(f"{folder}/*.yaml")):
-                name = f"{folder}/{path.stem}"
-                yield f"train/{name}", partial(bench.train, name)
+        for name in (f"{folder}/{n}" for folder in FOLDERS for n in names_of(folder)):
+            yield f"train/{name}", partial(bench.train, name)
     if "localize" in parts:
         for name in RUNS:
             yield f"run/{name}", partial(bench.train, name)
-        for path in sorted(METHODS.glob("*.yaml")):
-            method = METHOD.get(path.stem, Method())
-            yield f"localize/{path.stem}", partial(bench.localize, path.stem, method)
+        for name in names_of(METHODS):
+            method = METHOD.get(name, Method())
+            yield f"localize/{name}", partial(bench.localize, name, method)
         for run, names in ALSO.items():
             for name in names:
                 other = METHOD.get(name, Method())
-                method = Method(run, other.words, other.lent, other.classifier, other.region)
+                method = replace(other, run=run)
                 yield f"localize/{name}@{run}", partial(bench.localize, name, method)
+        for name, method in OTHERS.items():
+            yield f"localize/{name}", partial(bench.localize, name.partition("+")[0], method)
         yield "segment", bench.segment
         for run in ("wavelet", "patch", "pseudo3d", "latent"):
             yield f"sample/{run}", partial(bench.sample, run)
         yield "evaluate", bench.evaluate
+        yield "tune", bench.tune
 
 
 def about() -> dict[str, str]:
@@ -617,7 +348,8 @@ def record(out: Path, parts: Sequence[str], only: Sequence[str]) -> None:
         known = json.loads(out.read_text())
     bench = Bench(out.resolve().with_suffix(".work"))
     bench.work.mkdir(parents=True, exist_ok=True)
-    for name, compute in entries(bench, parts):
+    for new, compute in entries(bench, parts):
+        name = RECORDED_AS.get(new, new)
         if name in known["entries"] or (only and not any(word in name for word in only)):
             continue
         start = time.perf_counter()
