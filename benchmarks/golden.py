@@ -39,7 +39,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import nibabel as nib
 import numpy as np
 import torch
-import yaml
 from golden_cases import CASES, SPACING_MM, write_cases
 from golden_runs import (
     ALSO,
@@ -93,8 +92,9 @@ def evaluate_words(maps: Path, truth: Path) -> list[str]:
     return ["evaluate", str(maps), "--truth", str(truth), "--replicates", "50"]
 
 
-def tune_words(run: Path, method: str, out: Path, words: Sequence[str]) -> list[str]:
-    return ["tune", str(run), "--method", method, "-o", str(out), "--device", "cpu", *words]
+def tune_words(run: Path, method: str, words: Sequence[str]) -> list[str]:
+    levels = ("--levels", "-1,0", "--volumes", "2")
+    return ["tune", str(run), "--method", method, "--json", "--device", "cpu", *levels, *words]
 
 
 def forget_calibrations(run: Path) -> None:
@@ -129,13 +129,13 @@ class Refused(Exception):
     """The one line of a command that failed."""
 
 
-def call(words: Sequence[object], work: Path) -> None:
-    """Runs a command of the program in this process.
+def call(words: Sequence[str], work: Path) -> str:
+    """What a command of the program prints, in this process.
 
     Raises:
         Refused: it failed; its line, without the name of the folder
     """
-    sys.argv = ["volumediff", *map(str, words)]
+    sys.argv = ["volumediff", *words]
     said, complained = io.StringIO(), io.StringIO()
     code: Any = 0
     try:
@@ -150,6 +150,7 @@ def call(words: Sequence[object], work: Path) -> None:
         lines = complained.getvalue().strip().splitlines() or [f"exit code {code}"]
         errors = [line for line in lines if "error" in line] or lines
         raise Refused(_line(f"{code}: {errors[-1].removeprefix('volumediff: error: ')}", work))
+    return said.getvalue()
 
 
 def _line(text: str, work: Path) -> str:
@@ -248,14 +249,10 @@ class Bench:
         return numbers(json.loads((out / "evaluation.json").read_text()))
 
     def tune(self) -> Any:
-        """What is chosen, among two levels, as the words of the row that is written."""
-        run, row = self.work / "runs" / "tuned", self.work / "tuned.yaml"
+        run = self.work / "runs" / "tuned"  # a copy, since figures are kept in the run
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(self.trained("wavelet"), run)
-        words = ("--levels", "-1,0", "--volumes", "2", "sampler.steps=3")
-        call(tune_words(run, "ddpm", row, words), self.work)
-        tree = yaml.safe_load(row.read_text())
-        return {key: numbers(tree[key]) for key in ("route", "sampler")}
+        return numbers(json.loads(call(tune_words(run, "ddpm", ["sampler.steps=3"]), self.work)))
 
 
 # --- hashes --------------------------------------------------------------------------------------
@@ -296,9 +293,10 @@ def hashes_of_volumes(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def numbers(tree: Any) -> Any:
-    """Numbers, truths and nulls of a tree; texts are left out."""
+    """Numbers, truths and nulls of a tree, without durations and versions of formats; no texts."""
     if isinstance(tree, dict):
-        return {k: numbers(v) for k, v in tree.items() if not isinstance(v, str)}
+        kept = {k: v for k, v in tree.items() if k not in ("seconds", "version")}
+        return {k: numbers(v) for k, v in kept.items() if not isinstance(v, str)}
     if isinstance(tree, list):
         return [numbers(v) for v in tree if not isinstance(v, str)]
     return tree
