@@ -16,7 +16,7 @@ from tiny_app import PLAIN, base, label_run, program, run, save, write_cases
 from tiny_runs import phantom, write_data
 
 from volumediff import cli
-from volumediff.commands import _capabilities as capabilities
+from volumediff.commands import _doctor
 
 __all__ = ["base", "program", "run"]  # fixtures
 
@@ -234,7 +234,7 @@ def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):
     names = {line["name"]: line["state"] for line in json.loads(text)}
     assert names["attention auto"] == names["cpu"] == names["torch"] == "ok"
     for release, state in (("2.9.1+cu128", "problem"), ("2.10.0", "ok"), ("2.14.0", "note")):
-        assert capabilities._release(release).state == state
+        assert _doctor._release(release).state == state
     for release, cudnn, state in (
         ("2.9.1", 91002, "problem"),
         ("2.9.1", 91500, "ok"),
@@ -242,15 +242,15 @@ def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):
         ("2.10.0", 91002, "ok"),
         ("2.13.0+cpu", None, "note"),
     ):
-        assert capabilities._convolutions(release, cudnn).state == state
-    assert "cuDNN 9.10.2" in capabilities._convolutions("2.9.1", 91002).message
+        assert _doctor._convolutions(release, cudnn).state == state
+    assert "cuDNN 9.10.2" in _doctor._convolutions("2.9.1", 91002).message
     assert {"triton", "torch and cuDNN"} <= set(names)
     words = ["kernel.schedule={name: linear}", "data.preprocessing.shape=[64,64,64]"]
-    (line,) = capabilities._global_mean("wavelet_64", words)
+    (line,) = _doctor._global_mean("wavelet_64", words)
     assert line.state == "problem"
     # the linear schedule ends at alpha^2 = 4.04e-5 (Ho et al. 2020); 32^3 state voxels
     assert float(re.search(r"is ([\d.e-]+)", line.message)[1]) == pytest.approx(1.32, rel=0.01)
-    (good,) = capabilities._global_mean("wavelet_64", [])
+    (good,) = _doctor._global_mean("wavelet_64", [])
     assert good.state == "ok"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from volumediff.commands._capabilities import Check
+from volumediff.commands._doctor import Check
 from volumediff.data.check import Row
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
