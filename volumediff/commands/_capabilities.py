@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inventory", "localization"]
 
+
 def inventory() -> dict[str, Any]:
     """Names that commands and configurations take, by family."""
     from volumediff.anomaly.rows import load_row
