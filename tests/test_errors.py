@@ -1,4 +1,4 @@
-"""Errors of users are one line; those of components keep their traceback and stop no other case."""
+"""Errors of users are one line; a component's keep their traceback and stop no other case."""
 
 import re
 import sys

@@ -33,6 +33,7 @@ from volumediff.commands.segment import segment
 from volumediff.commands.train import train
 from volumediff.commands.tune import tune
 from volumediff.errors import (
+    LIBRARIES,
     DataError,
     UsageError,
     isolated_cases,
@@ -88,6 +89,9 @@ def _told(error: Exception) -> tuple[str, int, bool]:
         return f"{error.format_message().rstrip(chr(46))}. See {place} --help.", 2, True
     if isinstance(error, UsageError | DataError):
         return str(error), 2 if isinstance(error, UsageError) else 1, True
+    if isinstance(error, ModuleNotFoundError) and error.name in LIBRARIES:
+        text = f"the package {error.name} is not installed"
+        return f"{text}; install volumediff again, without --no-deps.", 1, True
     if isinstance(error, OSError):
         full = "; free some space, or write elsewhere." if error.errno in FULL else ""
         return f"{error.filename or 'file system'}: {error.strerror or error}{full}", 1, True

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from types import TracebackType
 
 __all__ = [
+    "LIBRARIES",
     "ComponentError",
     "DataError",
     "UsageError",
@@ -23,10 +24,10 @@ __all__ = [
     "traceback_of",
 ]
 
-# Frames of these are not where an error was made, but where it was noticed.
+# Packages that this one imports: their frames show where an error was noticed, not made.
 LIBRARIES = frozenset(
-    "accelerate beartype jaxtyping matplotlib monai nibabel nilearn numpy PIL pydantic pywt "
-    "safetensors scipy SimpleITK sklearn torch torchio typer yaml".split()
+    "accelerate beartype h5py jaxtyping matplotlib monai nibabel nilearn numpy PIL pydantic pywt "
+    "safetensors scipy SimpleITK sklearn torch torchio triton typer yaml".split()
 )
 _isolated: ContextVar[bool] = ContextVar("isolated", default=False)
 

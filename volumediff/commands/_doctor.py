@@ -13,6 +13,7 @@ PACKAGES = (
     *("torch", "accelerate", "numpy", "nibabel", "torchio", "monai", "SimpleITK", "nilearn"),
     *("PyWavelets", "scipy", "xformers"),
 )
+OPTIONAL = ("monai", "xformers")  # each an extra of the same name
 # Global-mean SNR at t = 1 above which samples lose the spread of their overall brightness.
 VISIBLE = 0.05
 
@@ -60,8 +61,9 @@ def _package(name: str) -> Check:
     try:
         return Check("ok", name, version(name))
     except PackageNotFoundError:
-        state = "note" if name == "xformers" else "problem"
-        return Check(state, name, "not installed")
+        if name in OPTIONAL:
+            return Check("note", name, f"not installed: pip install 'volumediff[{name}]'")
+        return Check("problem", name, f"not installed: pip install {name}")
 
 
 def _release(text: str) -> Check:
