@@ -20,7 +20,6 @@ def inventory() -> dict[str, Any]:
     """Names that commands and configurations take, by family."""
     from volumediff.anomaly.rows import load_row
 
-    families = sorted([*config.FOLDERS, *config.MODULES])
     return {
         "pipelines": config.shipped("pipelines"),
         "autoencoders": config.shipped("autoencoders"),
@@ -28,7 +27,7 @@ def inventory() -> dict[str, Any]:
         "comparers": config.shipped("comparers"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
-        "components": {family: config.available(family) for family in families},
+        "components": {family: config.available(family) for family in config.families()},
         "localization": localization(),
         "localization needs": {n: _all_needs(load_row(n)) for n in config.shipped("anomaly")},
     }
