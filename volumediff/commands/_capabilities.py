@@ -33,6 +33,7 @@ def inventory() -> dict[str, Any]:
     }
 
 
+@cache
 def localization() -> dict[str, dict[str, str]]:
     """row -> pipeline -> "ok", or why no checkpoint of the pipeline serves the row.
 
