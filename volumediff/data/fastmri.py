@@ -27,7 +27,8 @@ from volumediff.data.findings import Finding
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.stream import open_regular
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import DataError
+from volumediff.extras import optional
 
 if TYPE_CHECKING:
     from volumediff.data.volume import Volume
@@ -106,12 +107,7 @@ def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPoli
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UsageError(
-            f"{path}: reading HDF5 needs h5py; install it with: pip install 'volumediff[fastmri]'."
-        ) from error
+    h5py = optional("h5py", purpose=f"{path}: reading HDF5")
     with open_regular(path):
         pass  # a pipe would block the library
     try:
