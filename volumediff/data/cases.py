@@ -6,7 +6,6 @@ are downloaded, and the conventions (nnU-Net raw, BIDS, MONAI datalist, a table,
 What they have in common is here.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from volumediff.config import available, build
 from volumediff.errors import DataError
+from volumediff.storage.digests import sha256
 
 if TYPE_CHECKING:
     from volumediff.data.layouts._base import Layout
@@ -132,7 +132,7 @@ def survey_cases(
     found, problems = reader.read(root)
     kept: dict[str, Case] = {}
     for case in found:
-        case = replace(case, id=safe_id(case.id))
+        case = replace(case, id=safe_id(case.id), patient=_readable(case.patient))
         message = None
         if case.id in kept:
             message = "two cases have this id; rename one."
@@ -172,12 +172,13 @@ def safe_id(name: str) -> str:
     """The name itself where it is safe as a file name, else a cleaned one with a short hash."""
     if SAFE_ID.fullmatch(name) and not name.startswith("."):
         return name
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = sha256(name.encode("utf-8", "surrogateescape"))[:8]
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:100] or 'case'}-{digest}"
 
 
 def patient_of(case_id: str) -> str:
     """The patient that an id names: `sub-01_ses-2` -> `sub-01`, `p07_visit2_slice45` -> `p07`."""
+    case_id = _readable(case_id)
     bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9]+)", case_id)
     if bids:
         return bids.group(1)
@@ -185,3 +186,8 @@ def patient_of(case_id: str) -> str:
     while shorter != case_id:
         case_id, shorter = shorter, VISIT.sub("", shorter)
     return case_id
+
+
+def _readable(name: str) -> str:
+    """A name whose bytes are no UTF-8, such that it can be written into any file."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -28,11 +28,13 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import build, config_path, load, shipped, suggestion
+from volumediff.config import build, config_path, load, overridden, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.cases import AUTO
-from volumediff.errors import UsageError
+from volumediff.errors import DataError, UsageError
 from volumediff.memory.policy import MemoryPolicy
+from volumediff.storage.atomic import write_bytes
+from volumediff.storage.seal import Broken, open_text, seal_text
 
 __all__ = [
     "Best",
@@ -44,6 +46,7 @@ __all__ = [
     "SplitRule",
     "Validation",
     "changes",
+    "keep_config",
     "load_run_config",
     "of_run",
     "parse",
@@ -274,16 +277,35 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     return parse(load(found, overrides), where=str(path))
 
 
+def keep_config(run: Path, config: RunConfig) -> None:
+    """Writes RUN/config.yaml whole, with its SHA-256 in the last line.
+
+    Raises:
+        DataError: no space or no permission; the old one stays
+    """
+    write_bytes(run / "config.yaml", seal_text(config.to_yaml()))
+
+
 def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run was started with, with `a.b=c` words applied.
 
     Raises:
-        UsageError: the folder is no run, or its configuration was edited into something invalid
+        UsageError: the folder is no run, or an override does not fit
+        DataError: its configuration is damaged, or was edited
     """
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
-    return parse(load(path, overrides), where=str(path))
+    try:
+        tree = yaml.safe_load(open_text(path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except Broken as error:
+        raise DataError(
+            f"{path}: damaged or edited: {error}; a run has one configuration for ever: restore "
+            "it from a backup, or train with the changed keys into another output=DIR."
+        ) from None
+    return parse(overridden(tree, overrides), where=str(path))
 
 
 def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
