@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from volumediff.data.cases import AUTO, Case, Spec, survey_cases
+from volumediff.data.cases import Case
 from volumediff.data.grid import agree
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.survey import AUTO, Spec, survey_cases
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256

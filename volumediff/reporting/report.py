@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.data.cases import AUTO, Spec
+from volumediff.data.survey import AUTO, Spec
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
     coverage,

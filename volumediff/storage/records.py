@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from volumediff.errors import DataError
 from volumediff.storage.atomic import write_bytes
-from volumediff.storage.seal import Broken, open_json, seal_json
+from volumediff.storage.seal import Broken, open_json, open_text, seal_json, seal_text
 
-__all__ = ["Record", "fault", "parse", "parse_file", "read", "write"]
+__all__ = ["Record", "parse", "parse_file", "read", "read_text", "write", "write_text"]
 
 T = TypeVar("T")
 SHOWN = 60  # characters of a value that a message shows
@@ -58,6 +58,20 @@ def read(path: Path, model: type[T], *, advice: str = "restore it from a backup"
     return parse(body, model, where=path, advice=advice)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes YAML whole, with its SHA-256 in a comment at its end; raises as `write`."""
+    write_bytes(path, seal_text(text))
+
+
+def read_text(path: Path, *, advice: str) -> str:
+    """Reads what `write_text` wrote; raises as `read`."""
+    raw = _content(path, advice)
+    try:
+        return open_text(raw)
+    except Broken as error:
+        raise DataError(f"{path}: damaged or edited: {error}; {advice}.") from None
+
+
 def parse_file(path: Path, model: Any, *, advice: str) -> Any:
     """The content of a JSON file without a digest, as `parse` gives it.
 
@@ -67,7 +81,7 @@ def parse_file(path: Path, model: Any, *, advice: str) -> Any:
     return parse(_content(path, advice), model, where=path, advice=advice)
 
 
-def parse(raw: bytes | str, model: type[T], *, where: Path | str, advice: str) -> T:
+def parse(raw: bytes | str, model: Any, *, where: Path | str, advice: str) -> Any:
     """JSON as a model has it.
 
     Arguments:
@@ -81,10 +95,10 @@ def parse(raw: bytes | str, model: type[T], *, where: Path | str, advice: str) -
     try:
         return _adapter(model).validate_json(raw, strict=True)
     except ValidationError as error:
-        raise DataError(f"{where}: damaged: {fault(error)}; {advice}.") from None
+        raise DataError(f"{where}: damaged: {_fault(error)}; {advice}.") from None
 
 
-def fault(error: ValidationError) -> str:
+def _fault(error: ValidationError) -> str:
     """The first fault: field, what it takes and what came."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])

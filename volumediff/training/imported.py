@@ -19,8 +19,8 @@ from volumediff.storage import checkpoint
 from volumediff.storage.digests import sha256_of_file
 from volumediff.storage.folder import TEMPORARY
 from volumediff.training.assemble import build_recipe, build_task, keep_sources
-from volumediff.training.run_config import keep_config, parse
-from volumediff.training.run_folder import record_session
+from volumediff.training.run_config import parse
+from volumediff.training.run_folder import keep_config, record_session
 from volumediff.training.seen import NAME, sources_of
 from volumediff.training.statistics import Statistics
 from volumediff.training.task import Diffusion, Task

@@ -30,11 +30,10 @@ from pydantic import (
 
 from volumediff.config import build, config_path, load, overridden, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
-from volumediff.data.cases import AUTO
-from volumediff.errors import DataError, UsageError
+from volumediff.data.survey import AUTO
+from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
-from volumediff.storage.atomic import write_bytes
-from volumediff.storage.seal import Broken, open_text, seal_text
+from volumediff.storage.records import read_text
 
 __all__ = [
     "Best",
@@ -46,7 +45,6 @@ __all__ = [
     "SplitRule",
     "Validation",
     "changes",
-    "keep_config",
     "load_run_config",
     "of_run",
     "parse",
@@ -277,15 +275,6 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     return parse(load(found, overrides), where=str(path))
 
 
-def keep_config(run: Path, config: RunConfig) -> None:
-    """Writes RUN/config.yaml whole, with its SHA-256 in the last line.
-
-    Raises:
-        DataError: no space or no permission; the old one stays
-    """
-    write_bytes(run / "config.yaml", seal_text(config.to_yaml()))
-
-
 def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run was started with, with `a.b=c` words applied.
 
@@ -296,15 +285,10 @@ def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
-    try:
-        tree = yaml.safe_load(open_text(path.read_bytes()))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except Broken as error:
-        raise DataError(
-            f"{path}: damaged or edited: {error}; a run has one configuration for ever: restore "
-            "it from a backup, or train with the changed keys into another output=DIR."
-        ) from None
+    advice = "put it back, or train with the changed keys into another output=DIR"
+    tree = yaml.safe_load(
+        read_text(path, advice=f"a run has one configuration for ever: {advice}")
+    )
     return parse(overridden(tree, overrides), where=str(path))
 
 

@@ -21,11 +21,11 @@ from accelerate import Accelerator
 
 from volumediff.errors import DataError, UsageError
 from volumediff.storage.folder import clear_leftovers, discard
-from volumediff.storage.records import Record, read, write
+from volumediff.storage.records import Record, read, write, write_text
 from volumediff.training.processes import on_main
-from volumediff.training.run_config import RunConfig, changes, keep_config, saved_config
+from volumediff.training.run_config import RunConfig, changes, saved_config
 
-__all__ = ["begin", "locked", "record_session"]
+__all__ = ["begin", "keep_config", "locked", "record_session"]
 
 PACKAGES = ("volumediff", "torch", "accelerate", "numpy", "safetensors", "nibabel", "torchio")
 
@@ -82,6 +82,15 @@ def _lock(run: Path) -> TextIO:
             f"{run}: cannot be written ({error.strerror}); choose output=DIR."
         ) from None
     return file
+
+
+def keep_config(run: Path, config: RunConfig) -> None:
+    """Writes RUN/config.yaml whole, with its SHA-256 in the last line.
+
+    Raises:
+        DataError: no space or no permission; the old one stays
+    """
+    write_text(run / "config.yaml", config.to_yaml())
 
 
 def begin(run: Path, config: RunConfig) -> None:
