@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import build, config_path, load, overridden, shipped, suggestion
+from volumediff.config import build, config_path, load, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.survey import AUTO
 from volumediff.errors import UsageError
@@ -286,10 +286,8 @@ def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
     advice = "put it back, or train with the changed keys into another output=DIR"
-    tree = yaml.safe_load(
-        read_text(path, advice=f"a run has one configuration for ever: {advice}")
-    )
-    return parse(overridden(tree, overrides), where=str(path))
+    read_text(path, advice=f"a run has one configuration for ever; {advice}")
+    return parse(load(path, overrides), where=str(path))
 
 
 def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
