@@ -16,7 +16,7 @@ from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.rows import build_row, load_row
 from volumediff.contracts import check
 from volumediff.contracts.__main__ import main
-from volumediff.data.cases import find_cases
+from volumediff.data.survey import find_cases
 from volumediff.errors import UsageError
 from volumediff.training import assemble
 from volumediff.training.loop import train

@@ -125,7 +125,7 @@ class PosteriorMean(Detector):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Detector):
-    """Maps that a sampler draws and that are averaged: their mean is the posterior mean, their deviation the uncertainty.
+    """The mean of maps that a sampler draws; their deviation is the uncertainty.
 
     Arguments:
         sampler: steps of the reverse chain from t = 1

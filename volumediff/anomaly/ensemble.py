@@ -68,7 +68,9 @@ TINY = 1e-6  # far below the 2^-11 of a map in half precision
 
 @dataclass(frozen=True)
 class GeometricMean(Ensemble):
-    """Geometric mean of the runs' maps, φ(a) = log a: runs whose maps have other units weigh the same.
+    """Geometric mean of the runs' maps, φ(a) = log a.
+
+    Runs whose maps have other units weigh the same.
 
     A factor on the map of one run is a factor on the result. Maps are bounded below by `TINY`.
     """
