@@ -13,6 +13,7 @@ from guided_reference import published
 from volumediff import config
 from volumediff.contracts import check, covered
 from volumediff.contracts.__main__ import main
+from volumediff.contracts.metrics import shipped_metrics
 from volumediff.errors import UsageError
 
 # Arguments without which a component cannot be built; all others are checked as they are.
@@ -91,6 +92,17 @@ def test_layout(name, tmp_path):
 def test_importer(name):
     tensors = published(**CHECKPOINTS[name]) if name in CHECKPOINTS else None
     check("importer", name, tensors=tensors)
+
+
+@pytest.mark.parametrize("name", shipped_metrics())
+def test_metric(name):
+    check("metric", name)
+
+
+def test_metrics_are_found():
+    assert {"average_precision", "auroc"} <= {n.partition(":")[2] for n in shipped_metrics()}
+    with pytest.raises(UsageError, match="metric 'dice': expected package"):
+        check("metric", "dice")
 
 
 @pytest.mark.parametrize("family", config.families())

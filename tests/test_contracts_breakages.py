@@ -394,6 +394,21 @@ class Dilates(post.Close):
         return super().__call__(value, foreground=everywhere, spacing_mm=spacing_mm) | ~foreground
 
 
+@broken("post", "a second time")
+class NeverDone(post.Erode):
+    idempotent: ClassVar[bool] = True
+
+    def __call__(self, value, *, foreground, spacing_mm):
+        return 0.9 * super().__call__(value, foreground=foreground, spacing_mm=spacing_mm)
+
+
+@broken("map", "float64")
+class SinglePrecision(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        a = super().__call__(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        return a.float()
+
+
 @broken("post", "no place")
 class Unranked(post.Smooth):
     rank: ClassVar[int] = post.MASK
@@ -515,6 +530,19 @@ def test_the_contract_catches_a_layout(cls, sentence, tmp_path):
     plain_folder(touch(tmp_path))
     with pytest.raises(AssertionError, match=sentence):
         check("layout", cls, root=tmp_path)
+
+
+METRICS = [
+    (lambda h: float(h.edges.mean()), "unit of the map|outside of"),
+    (lambda h: float(h.abnormal.sum()) / 1000, "number of equal volumes"),
+    (lambda h: float("nan"), "The metric is nan"),
+]
+
+
+@pytest.mark.parametrize(("metric", "sentence"), METRICS)
+def test_the_contract_catches_a_metric(metric, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        check("metric", metric)
 
 
 def test_every_family_has_a_breakage():
