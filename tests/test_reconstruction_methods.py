@@ -573,7 +573,7 @@ ENOUGH = "threshold.min_volumes=4"
 
 
 def autoencoder_words(spec):
-    return ["space=null", "kernel=null", "network=null", f"autoencoder={spec}"]
+    return ["task=autoencoder", f"autoencoder={spec}"]
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ import pytest
 import torch
 from tiny_runs import figures, tiny, write_data
 
+from volumediff.distributed import processes
 from volumediff.errors import DataError, UsageError
-from volumediff.training import checkpoint, processes
+from volumediff.storage import checkpoint
 from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 

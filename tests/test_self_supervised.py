@@ -31,9 +31,9 @@ from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.heun import Heun
 from volumediff.schedules._base import per_sample
 from volumediff.spaces.voxel import Voxel
+from volumediff.tasks._selection import one_step_map
 from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
-from volumediff.training.selection import one_step_map
 
 INSIDE = foreground()
 EXACT = ["voxel", "wavelet", "slices"]

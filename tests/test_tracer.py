@@ -13,10 +13,10 @@ from volumediff.memory import host
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
+from volumediff.optimization.state import State
 from volumediff.planning.fake import fake_task
 from volumediff.planning.step import random_batch, train_step, use, with_moments
 from volumediff.planning.tracer import Tracer
-from volumediff.training.state import State
 
 KB = 1024  # bytes of 256 float32 values
 

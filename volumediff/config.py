@@ -37,6 +37,7 @@ __all__ = [
 
 # Folders in which every file is a component, named by its stem.
 FOLDERS = {
+    "task": "volumediff.tasks",
     "space": "volumediff.spaces",
     "schedule": "volumediff.schedules",
     "kernel": "volumediff.kernels",

@@ -20,7 +20,7 @@ from volumediff.errors import DataError
 from volumediff.evaluation.truths import Truth
 from volumediff.runs.classifier import LoadedClassifier
 from volumediff.runs.trained import Trained
-from volumediff.training.seen import seen_by
+from volumediff.samples.seen import seen_by
 
 __all__ = ["Leak", "Leakage", "keep", "leakage", "refuse", "said", "seen_with"]
 

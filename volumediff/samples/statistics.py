@@ -16,8 +16,8 @@ from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.recipes._base import Recipe
+from volumediff.samples.volumes import TrainingVolume, healthy_volumes
 from volumediff.storage.folder import Damaged, publish, verify
-from volumediff.training.volumes import TrainingVolume, healthy_volumes
 
 __all__ = ["Statistics"]
 

@@ -1,0 +1,1 @@
+"""The state that training updates: weights, their average, moments, learning rate."""
