@@ -15,8 +15,8 @@ from tiny_runs import figures, tiny, write_data
 
 from volumediff.distributed import processes
 from volumediff.errors import UsageError
+from volumediff.optimization.metrics import read_metrics
 from volumediff.storage import checkpoint
-from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 
 WORDS = ["optim.batch_size=4", "optim.steps=4", "optim.lr=1e-4", "save_every=2"]

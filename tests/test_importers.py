@@ -40,7 +40,7 @@ from volumediff.segmentation.segmenter import Segmenter
 from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint
 from volumediff.tasks import build_task
-from volumediff.training.imported import _shapes, import_run
+from volumediff.training.imported import import_run
 from volumediff.training.loop import train
 
 __all__ = ["program"]  # a fixture
@@ -70,7 +70,7 @@ def imported(kind, state, *, axes="LPS", **network):
     tree = importer.config(source)
     tree["network"] |= network
     task = build_task(parse(tree))
-    task.load(checked(importer, source, _shapes(task)))
+    task.load(checked(importer, source, task.shapes()))
     return task.module.eval()
 
 

@@ -19,8 +19,8 @@ from tiny_runs import figures, tiny, write_data
 
 from volumediff.distributed import processes
 from volumediff.errors import DataError, UsageError
+from volumediff.optimization.metrics import read_metrics
 from volumediff.storage import checkpoint
-from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 
 WORDS = (

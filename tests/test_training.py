@@ -18,6 +18,7 @@ from volumediff.errors import DataError
 from volumediff.kernels._base import Prediction
 from volumediff.model import Model, full_coordinates
 from volumediff.optimization.ema import EMA
+from volumediff.optimization.metrics import read_metrics
 from volumediff.optimization.rate import learning_rate
 from volumediff.randomness import key, normal
 from volumediff.recipes._base import Subject
@@ -36,7 +37,6 @@ from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache, Entry
 from volumediff.tasks import _selection as selection
 from volumediff.tasks.diffusion import DiffusionTask
-from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 
 

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 
 from volumediff.config import overridden
+from volumediff.optimization.metrics import read_metrics
 from volumediff.settings.run_config import RunConfig, parse
 from volumediff.tasks import load_task
-from volumediff.training.journal import read_metrics
 
 SIZE = (8, 8, 8)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from volumediff.data.splits import Split
+from volumediff.optimization.metrics import read_metrics
 from volumediff.planning.step import crop_shape, volume_shape
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import POPULATION
 from volumediff.tasks import build_task
-from volumediff.training.journal import read_metrics
 
 __all__ = ["Estimates", "estimates"]
 

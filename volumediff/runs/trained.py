@@ -111,8 +111,8 @@ class Trained:
 
     @property
     def model(self) -> nn.Module:
-        """The module of the task, such as a `Model` or a `Reconstructor`."""
-        return self.task.module
+        """What the task made, such as a `Model` or a `Reconstructor`."""
+        return self.task.result
 
     @property
     def diffusion(self) -> Model:

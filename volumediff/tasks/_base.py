@@ -319,11 +319,16 @@ class Task(ABC):
         """Makes the weights constant, for inference."""
         self.module.requires_grad_(False)
 
+    @property
+    def result(self) -> nn.Module:
+        """What is used once it is trained: the module, or the part of it that is no helper."""
+        return self.module
+
     def lend(self, kind: type[Kind]) -> Kind | None:
-        """The module where it is of a kind that somebody asks for, such as `Model`."""
+        """The result where it is of a kind that somebody asks for, such as `Model`."""
         # The one place where kinds of models are told apart: a borrower says what it can use, and
-        # the module of any task that is of this class will do.
-        return self.module if isinstance(self.module, kind) else None
+        # the result of any task that is of this class will do.
+        return self.result if isinstance(self.result, kind) else None
 
     @property
     def refusals(self) -> Refusals:

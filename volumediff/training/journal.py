@@ -15,26 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from volumediff.optimization.metrics import read_metrics
 from volumediff.storage.folder import write_text
 
-__all__ = ["Journal", "read_metrics"]
+__all__ = ["Journal"]
 
 # Seconds between two plain lines, and between two writes of the buffered metrics.
 PAUSE = 15.0
 FLUSH = 2.0
-
-
-def read_metrics(path: Path, *, before: int | None = None) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, up to a step; a line cut by a killed process is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if before is None or row["step"] <= before:
-            rows.append(row)
-    return rows
 
 
 class Journal:
