@@ -465,7 +465,7 @@ def test_a_full_disk_is_said_by_the_lock(data, tmp_path, monkeypatch):
 def test_what_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, where):
     clean = train(tiny(data, tmp_path / "clean"))
     config = tiny(data, tmp_path / "run", "save_every=1")
-    original, count = Diffusion.loss, 0
+    original, count = DiffusionTask.loss, 0
     guilty = []
 
     def broken(self, player, batch):
