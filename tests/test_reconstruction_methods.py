@@ -622,13 +622,15 @@ def test_a_row_of_an_autoencoder_from_training_to_files(
     assert any("map" in p.name for p in maps), maps
     grids = {nib.load(p).shape[:3] for p in maps}
     assert grids == {nib.load(files[0]).shape}, name
-    assert list((runs(kind) / "calibration" / row).glob("*.json"))
+    assert list((runs(kind) / "calibration" / row).glob("*.safetensors"))
 
 
 def test_codes_from_training_to_files(runs, data, program, tmp_path):
     spec = f"{{name: token_prior, autoencoder: {runs('vq')}, width: 8, layers: 1, heads: 2}}"
     run = runs("token_prior", spec)
-    assert (run / "borrowed" / "autoencoder" / "weights.safetensors").is_file(), "the run stands alone"
+    assert (run / "borrowed" / "autoencoder" / "weights.safetensors").is_file(), (
+        "the run stands alone"
+    )
     file = sorted(data.glob("*.nii.gz"))[0]
     words = ["ensemble.seeds=2", "reconstruction.threshold=0.2"]
     code, _, said = program(

@@ -445,7 +445,7 @@ def test_the_manifest_says_what_ran(data, tmp_path):
     assert not set(split["train"]) & set(split["validation"])
     for damaged in ("{", "[1]"):
         (run / "manifest.json").write_text(damaged)
-        with pytest.raises(DataError, match=r"manifest\.json: damaged .* or remove it"):
+        with pytest.raises(DataError, match=r"manifest\.json: damaged .*; remove it"):
             train(tiny(data, run, "optim.steps=1"))
 
 

@@ -20,10 +20,19 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import available, component, config_path, load, shipped, suggestion
+from volumediff.config import (
+    available,
+    component,
+    config_path,
+    load,
+    named,
+    shipped,
+    suggestion,
+)
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.settings.sections import Data, Optim, Section, Validation, declared
+from volumediff.storage.records import read_text
 
 __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config"]
 
@@ -102,11 +111,14 @@ def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run was started with, with `a.b=c` words applied.
 
     Raises:
-        UsageError: the folder is no run, or its configuration was edited into something invalid
+        UsageError: the folder is no run, or an override does not fit
+        DataError: its configuration is damaged, or was edited
     """
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
+    advice = "put it back, or train with the changed keys into another output=DIR"
+    read_text(path, advice=f"a run has one configuration for ever; {advice}")
     return parse(load(path, overrides), where=str(path))
 
 
@@ -116,6 +128,7 @@ def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     Raises:
         UsageError: one line for the first fault
     """
+    tree = named(tree)
     name = tree.get("task", DEFAULT)
     if not isinstance(name, str):
         raise UsageError(

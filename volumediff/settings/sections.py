@@ -21,9 +21,9 @@ from pydantic import (
     PositiveInt,
 )
 
-from volumediff.config import build, suggestion
+from volumediff.config import build, named, suggestion
 from volumediff.data.augmentation import Augmentation
-from volumediff.data.cases import AUTO
+from volumediff.data.survey import AUTO
 
 __all__ = [
     "POPULATION",
@@ -49,7 +49,7 @@ def _known_layout(value: Any) -> Any:
     return value
 
 
-Component = str | dict[str, Any]
+Component = Annotated[str | dict[str, Any], BeforeValidator(named)]
 """A component as configurations write it: a name, or a mapping with `name` and arguments."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

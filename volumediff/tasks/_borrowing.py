@@ -6,25 +6,38 @@ checkpoints hold the SHA-256 of the borrowed weights under `borrowed`, and a run
 others.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from volumediff.config import config_path
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig, load_run_config, saved_config
-from volumediff.storage.folder import Damaged, publish, sha256, verify
+from volumediff.storage.digests import sha256_of_file
+from volumediff.storage.folder import publish, verified
+from volumediff.storage.records import Record, parse_file
+from volumediff.storage.seal import seal_text
+from volumediff.storage.tensors import load_plain, stream
 from volumediff.tasks._base import Task, best_of
 from volumediff.tasks._loading import build_task, load_task
 
-__all__ = ["BorrowedRun", "Kept", "agree", "borrowed", "keep", "keep_copy", "kept", "source_of"]
+__all__ = [
+    "BorrowedRun",
+    "Kept",
+    "agree",
+    "borrowed",
+    "keep",
+    "keep_copy",
+    "kept",
+    "source_of",
+    "take",
+]
 
 FOLDER = "borrowed"
+ADVICE = "restore the folder from a backup"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,19 +53,27 @@ class BorrowedRun:
     digest: str
 
 
+class Facts(Record):
+    """facts.json: folder, checkpoint and SHA-256 of the weights of what was copied."""
+
+    run: str
+    checkpoint: str
+    weights_sha256: str
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """What a run keeps of another one.
 
     Arguments:
         config: of the other run
-        facts: its folder, checkpoint and SHA-256 of its weights, when it was copied
+        facts: where it was copied from
         tensors: what was copied of it
         digest: SHA-256 of the file of these tensors
     """
 
     config: RunConfig
-    facts: Mapping[str, Any]
+    facts: Facts
     tensors: Mapping[str, Tensor]
     digest: str
 
@@ -121,19 +142,13 @@ def keep(run: Path, name: str, *, of: Path, tensors: Mapping[str, Tensor], where
         DataError: its checkpoint is damaged, or the disk is full
     """
     found = best_of(of, where=where)
-    facts = {
-        "run": str(of.resolve()),
-        "checkpoint": found.path.name,
-        "weights_sha256": found.digest,
-    }
-    text = saved_config(of).to_yaml().encode()
-    weights = safetensors.torch.save({n: t.cpu().contiguous() for n, t in tensors.items()})
+    facts = Facts(run=str(of.resolve()), checkpoint=found.path.name, weights_sha256=found.digest)
     publish(
         run / FOLDER / name,
         {
-            "config.yaml": lambda file: file.write(text),
-            "facts.json": lambda file: file.write(json.dumps(facts, indent=1).encode()),
-            "weights.safetensors": lambda file: file.write(weights),
+            "config.yaml": seal_text(saved_config(of).to_yaml()),
+            "facts.json": facts.model_dump_json(indent=1).encode(),
+            "weights.safetensors": lambda file: stream(file, tensors),
         },
     )
 
@@ -147,10 +162,8 @@ def keep_copy(run: Path, name: str, *, of: Path) -> None:
     source, target = of / FOLDER / name, run / FOLDER / name
     if not source.is_dir() or target.is_dir():
         return
-    _verified(source)
-    names = ("config.yaml", "facts.json", "weights.safetensors")
-    files = {n: (source / n).read_bytes() for n in names}
-    publish(target, {n: lambda file, b=b: file.write(b) for n, b in files.items()})
+    names, folder = ("config.yaml", "facts.json", "weights.safetensors"), verified(source)
+    publish(target, {name: (folder / name).read_bytes() for name in names})
 
 
 def kept(run: Path | None, name: str) -> Kept | None:
@@ -161,19 +174,26 @@ def kept(run: Path | None, name: str) -> Kept | None:
     """
     if run is None or not (run / FOLDER / name).is_dir():
         return None
-    folder = run / FOLDER / name
-    _verified(folder)
+    folder = verified(run / FOLDER / name)
     file = folder / "weights.safetensors"
     return Kept(
         saved_config(folder),
-        json.loads((folder / "facts.json").read_bytes()),
-        safetensors.torch.load_file(file),
-        sha256(file),
+        parse_file(folder / "facts.json", Facts, advice=ADVICE),
+        load_plain(file, advice=ADVICE)[0],
+        sha256_of_file(file),
     )
 
 
-def _verified(folder: Path) -> None:
+def take(module: nn.Module, kept: Kept) -> None:
+    """Puts the tensors that are kept into a module; what is not among them stays.
+
+    Raises:
+        DataError: they do not fit
+    """
     try:
-        verify(folder)
-    except Damaged as error:
-        raise DataError(f"{folder}: damaged: {error}; restore it from a backup.") from None
+        module.load_state_dict({**module.state_dict(), **kept.tensors})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{kept.facts.run}: what is kept of it does not fit this run ({reason}); {ADVICE}."
+        ) from None

@@ -15,7 +15,7 @@ from volumediff.errors import UsageError
 from volumediff.settings.run_config import RunConfig
 from volumediff.spaces import StateSpace
 from volumediff.tasks._base import Task
-from volumediff.tasks._borrowing import keep, kept, source_of
+from volumediff.tasks._borrowing import keep, kept, source_of, take
 from volumediff.tasks._loading import build_task, load_task
 
 __all__ = ["Encoder", "autoencoder_path", "encoder", "keep_encoder", "space_of"]
@@ -69,7 +69,7 @@ def encoder(path: str, run: Path | None, where: str) -> Encoder:
     copy = kept(run, NAME)
     if copy is not None:
         autoencoder = _autoencoder(copy.config)
-        autoencoder.load_state_dict(dict(copy.tensors))
+        take(autoencoder, copy)
         return Encoder(autoencoder, copy.digest)
     key = f"{where}.autoencoder"
     return Encoder(_autoencoder(source_of(Path(path), where=key, folder="autoencoders")), "")

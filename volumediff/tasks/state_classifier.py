@@ -6,7 +6,6 @@ autoencoder of a latent space) and stands alone; the weights of the denoiser are
 that a classifier stays good for later checkpoints of its run.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +30,9 @@ from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component, ForRun
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
+from volumediff.storage.digests import sha256
 from volumediff.tasks._base import Refusals, Stage, Task
-from volumediff.tasks._borrowing import agree, borrowed, keep, keep_copy, kept, source_of
+from volumediff.tasks._borrowing import agree, borrowed, keep, keep_copy, kept, source_of, take
 from volumediff.tasks._encoders import NAME as ENCODER
 from volumediff.tasks._encoders import autoencoder_path, space_of
 from volumediff.tasks._spaces import recipe_of
@@ -152,7 +152,7 @@ class StateClassifierTask(Task):
         module = StateClassifier(space, kernel, classifier, dtype=dtype, field=field)
         states = kept(run, NAME)
         if states is not None:
-            space.load_state_dict({**space.state_dict(), **states.tensors})
+            take(space, states)
         config.memory.apply(module)
         if encoder is None:
             return cls(config, module, recipe=recipe)
@@ -213,7 +213,7 @@ def states_facts(run: Path) -> Mapping[str, Any]:
     """
     states = kept(run, NAME)
     assert states is not None, "every classifier's run keeps them"
-    return states.facts
+    return states.facts.model_dump()
 
 
 def states_digest(
@@ -237,11 +237,10 @@ def states_digest(
     ]
     if (run / LANDMARKS).is_file():
         described.append(repr(load_landmarks(run)))
-    found = hashlib.sha256("\n".join(described).encode())
+    parts: list[str | bytes] = ["\n".join(described)]
     for name, tensor in sorted(space.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().to("cpu").contiguous().numpy().tobytes())
-    return found.hexdigest()
+        parts += [name, tensor.detach().to("cpu").contiguous().numpy().tobytes()]
+    return sha256(*parts)
 
 
 def _described(spec: Any) -> Any:

@@ -19,9 +19,10 @@ from volumediff.samples.seen import NAME, sources_of
 from volumediff.samples.statistics import Statistics
 from volumediff.settings.run_config import parse
 from volumediff.storage import checkpoint
-from volumediff.storage.folder import TEMPORARY, sha256, write_text
+from volumediff.storage.digests import sha256_of_file
+from volumediff.storage.folder import TEMPORARY
 from volumediff.tasks import build_task, resolved, task_of
-from volumediff.training.run_folder import record_session
+from volumediff.training.run_folder import keep_config, record_session
 
 __all__ = ["import_run"]
 
@@ -61,7 +62,7 @@ def import_run(
         task_of(config).keep(config, hidden)
         task = build_task(config, run=hidden)
         tensors = checked(importer, source, task.shapes())
-        write_text(hidden / "config.yaml", config.to_yaml())
+        keep_config(hidden, config)
         # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
         scalars = dict.fromkeys(task.recipe.scalars, (0.0, 1.0))
         Statistics(scalars).save(hidden)
@@ -76,7 +77,7 @@ def import_run(
             )
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
         (elsewhere | sources_of(config)).save(hidden / NAME)
-        record_session(hidden, {"imported": {"kind": kind, "sha256": sha256(file)}})
+        record_session(hidden, {"imported": {"kind": kind, "sha256": sha256_of_file(file)}})
         os.rename(hidden, run)
     except OSError as error:
         raise DataError(f"{run}: cannot be written ({error.strerror}).") from None

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from volumediff.optimization.metrics import read_metrics
-from volumediff.storage.folder import write_text
+from volumediff.storage.atomic import write_text
 
 __all__ = ["Journal"]
 
