@@ -8,7 +8,7 @@ import torch
 
 from volumediff.config import component
 from volumediff.errors import DataError, UsageError
-from volumediff.networks.pseudo3d import Pseudo3D, inflate
+from volumediff.networks.pseudo3d import inflate
 from volumediff.randomness import key
 from volumediff.settings.run_config import RunConfig, saved_config
 from volumediff.storage import checkpoint
@@ -104,14 +104,11 @@ def warm_start(task: Task, source: Path) -> None:
         raise UsageError(f"start_from = {source}: trains {other.noun}, expected {task.noun}.")
     target = task.target
     weights, expected = other.target.state_dict(), target.state_dict()
-    # What this network alone can take is no matter of tasks.
-    if set(weights) < set(expected) and isinstance(target, Pseudo3D):
-        through = next(
-            name for name in expected if name not in weights and name.endswith("weight")
-        )
-        weights = inflate(weights, kernel=expected[through].shape[2])
+    added = [t.shape[2] for n, t in expected.items() if n not in weights and t.ndim == 5]
     try:
+        if added and set(weights) < set(expected):  # layers through the plane, or none are new
+            weights = inflate(weights, kernel=added[0])
         target.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"start_from = {source}: does not fit this network ({reason}).") from None
