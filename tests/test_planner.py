@@ -15,9 +15,9 @@ from volumediff.planning.overhead import OVERHEAD, PUBLISHED
 from volumediff.planning.planner import Traced, at_shape, fastest, ladder, plan, trace, words
 from volumediff.planning.step import inference_step, training_step
 from volumediff.planning.tracer import OUTSIDE, Peak, Tracer
-from volumediff.training.assemble import build_task
+from volumediff.settings.run_config import load_run_config
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config
 
 __all__ = ["base", "program"]  # fixtures
 
