@@ -264,4 +264,4 @@ def test_calibrate_stores_what_localize_uses(program, run):
     code, said, _ = program("calibrate", run, "--method", "intensity", "threshold.min_volumes=2")
     assert code == 0
     assert re.search(r"calibrated on 4 volumes, validation threshold [\d.]+", said)
-    assert list((Path(run) / "calibration" / "intensity").glob("*.json"))
+    assert list((Path(run) / "calibration" / "intensity").glob("*.safetensors"))

@@ -27,7 +27,7 @@ from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
+__all__ = ["Row", "build_row", "load_row", "load_tree"]
 
 Row = Localizer | Rebuilder | Baseline | Detector | Fitted
 
@@ -46,11 +46,6 @@ FAMILIES = {
 # Methods that are one component instead of slots of their own.
 SINGLE = ("baseline", "detector", "fitted")
 WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
-
-
-def available_rows() -> list[str]:
-    """Names of the methods that ship with the package."""
-    return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
 def load_row(
