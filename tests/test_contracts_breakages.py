@@ -56,6 +56,7 @@ from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import Linear
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.tasks.diffusion import DiffusionTask
 
 BROKEN = []
 
@@ -532,6 +533,52 @@ def test_the_contract_catches_a_layout(cls, sentence, tmp_path):
         check("layout", cls, root=tmp_path)
 
 
+# tasks need a configuration
+
+
+class Leaky(DiffusionTask):
+    """Its loss sees the whole batch."""
+
+    def loss(self, player, batch):
+        each = super().loss(player, batch)
+        return each + each.mean()
+
+
+class Unseeded(DiffusionTask):
+    """Draws its weights anew in every build."""
+
+    @classmethod
+    def build(cls, config, run):
+        with torch.random.fork_rng():
+            torch.seed()
+            return super().build(config, run)
+
+
+class Infinite(DiffusionTask):
+    """Its loss overflows."""
+
+    def loss(self, player, batch):
+        return super().loss(player, batch) * float("inf")
+
+
+TASKS = [
+    (Leaky, "on a sample depends on its batch"),
+    (Unseeded, "do not follow from the seed"),
+    (Infinite, "is not finite"),
+]
+
+
+@pytest.mark.parametrize(("cls", "sentence"), TASKS)
+def test_the_contract_catches_a_task(cls, sentence):
+    example = {
+        "space": "voxel",
+        "kernel": {"name": "gaussian", "schedule": "cosine"},
+        "network": {"name": "unet", "widths": [4], "blocks": 1, "groups": 2},
+    }
+    with pytest.raises(AssertionError, match=sentence):
+        check("task", cls, config=example)
+
+
 METRICS = [
     (lambda h: float(h.edges.mean()), "unit of the map|outside of"),
     (lambda h: float(h.abnormal.sum()) / 1000, "number of equal volumes"),
@@ -546,4 +593,8 @@ def test_the_contract_catches_a_metric(metric, sentence):
 
 
 def test_every_family_has_a_breakage():
-    assert {p.values[0] for p in BROKEN} | {"layout"} == set(covered()) == set(config.families())
+    assert (
+        {p.values[0] for p in BROKEN} | {"layout", "task"}
+        == set(covered())
+        == set(config.families())
+    )

@@ -6,15 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, States
-from tiny_runs import tiny, write_data
+from tiny_runs import load_run, tiny, write_data
 
 from volumediff import noise
 from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.model import Model
-from volumediff.training import assemble
+from volumediff.settings.run_config import changes, load_run_config
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
-from volumediff.training.run_config import changes, load_run_config
 
 
 def draws(field, n=300, shape=(4, 9, 7)):
@@ -117,7 +117,7 @@ def test_a_checkpoint_is_bound_to_its_noise(tmp_path):
     words = ("noise={name: simplex, octaves: 2, wavelength: 4}", "optim.steps=2")
     config = tiny(write_data(tmp_path / "data", cases=4), tmp_path / "run", *words)
     train(config)
-    _, model = assemble.load_run(tmp_path / "run", which="last")
+    _, model = load_run(tmp_path / "run", which="last")
     assert model.field == noise.Simplex(octaves=2, wavelength=4.0)
     other = tiny(tmp_path / "data", tmp_path / "run", "optim.steps=2")
     assert any(line.startswith("noise") for line in changes(config, other))
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_bound_to_its_noise(tmp_path):
 
 def test_latent_runs_refuse_noise_of_the_volume():
     with pytest.raises(UsageError, match="noise: expected gaussian in a latent space"):
-        assemble.build_task(load_run_config("latent_64", ["noise=coarse"]))
+        build_task(load_run_config("latent_64", ["noise=coarse"]))
 
 
 def test_training_sees_the_noise(monkeypatch):
@@ -140,7 +140,7 @@ def test_training_sees_the_noise(monkeypatch):
     monkeypatch.setattr(noise.Coarse, "__call__", spy)
     config = load_run_config("wavelet_64", ["noise=coarse", "network.widths=[4]", "memory={}"])
     config = config.model_copy(update={"network": {**config.network, "groups": 2}})
-    model = assemble.build_task(config).model
+    model = build_task(config).model
     from volumediff.model import Batch
 
     model.loss(Batch(torch.zeros(2, 1, 4, 4, 4), (1, 2)))

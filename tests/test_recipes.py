@@ -31,7 +31,7 @@ from volumediff.runs.trained import load_trained
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
-from volumediff.training.assemble import build_task
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
 
 SPACING = (2.0, 2.0, 2.0)

@@ -14,12 +14,10 @@ import torch
 
 import volumediff
 from volumediff.data.cases import Case
-from volumediff.errors import UsageError
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
@@ -57,12 +55,8 @@ def segment(
         UsageError: method, run, source and output folder do not fit
         DataError: the source has no cases, or the disk is full
     """
+    trained.segments()
     recipe = trained.recipe
-    if not isinstance(recipe, LabelDiffusion):
-        raise UsageError(
-            f"{trained.run}: was not trained to segment; train with the recipe label_diffusion, "
-            "or use volumediff localize."
-        )
     segmenter = load_segmenter(method, overrides)
     names = trained.image_names(channels)
     cases, problems = find_inputs(source, channels=names, siblings=bool(recipe.scalars))

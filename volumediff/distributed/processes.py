@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
-from volumediff.training.run_config import RunConfig
+from volumediff.settings.run_config import RunConfig
 
 __all__ = ["broadcast_module", "leave", "mean_gradients", "on_main", "start", "total"]
 

@@ -9,7 +9,7 @@ for update n = 0, 1, ..., N - 1, with warm-up W and final fraction f.
 
 import math
 
-from volumediff.training.run_config import Optim
+from volumediff.settings.sections import Optim
 
 __all__ = ["learning_rate"]
 

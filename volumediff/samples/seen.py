@@ -1,8 +1,7 @@
 """RUN/seen.json: what the weights of a run have seen, itself and through the runs it came from.
 
-A run may begin with another's weights (`start_from`), diffuse the latents of an autoencoder, or
-classify the states of a diffusion run, or compare its estimates. Whoever was in training there was
-seen here, too.
+A run may begin with another's weights (`start_from`), or borrow from other runs: an autoencoder,
+the states of a diffusion run, its estimates. Whoever was in training there was seen here, too.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from pathlib import Path
 from volumediff.data.cases import Case
 from volumediff.data.seen import Seen, roster
 from volumediff.data.splits import PARTS, Split
+from volumediff.settings.run_config import RunConfig
 from volumediff.storage.checkpoint import find
-from volumediff.training.assemble import autoencoder_path
-from volumediff.training.run_config import RunConfig, of_run
 
 __all__ = ["NAME", "keep_seen", "seen_by", "sources_of"]
 
@@ -38,13 +36,10 @@ def sources_of(config: RunConfig) -> Seen:
     Raises:
         DataError: one of their records is damaged
     """
-    paths = [config.start_from]
-    paths += [autoencoder_path(config.space) or autoencoder_path(config.autoencoder)]
-    paths += [of_run(config)] if config.classifier or config.comparer else []
     found = Seen()
-    for path in paths:
+    for path in (config.start_from, *config.borrows().values()):
         if path is not None:
-            found |= seen_by(Path(path))
+            found |= seen_by(path)
     return found
 
 

@@ -27,9 +27,8 @@ from volumediff.kernels.cold import Cold
 from volumediff.metrics.detection import average_precision, histogram
 from volumediff.model import Model
 from volumediff.randomness import key
-from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
+from volumediff.samples.volumes import TrainingVolume
 from volumediff.storage.cache import Cache
-from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["one_step_map", "voxel_ap", "with_lesions"]
 
@@ -98,7 +97,7 @@ def one_step_map(
     A cold kernel reads the volume itself as a state; a model of the map gives it at t = 1.
     """
     d, h, w = x.shape[2:]
-    if isinstance(model.recipe, SyntheticAnomalies):
+    if model.recipe.marks == "self":
         m = PosteriorMean().estimate(model, condition, key=key, shape=(1, d, h, w))
         return ((model.decode(m, (d, h, w)) + 1) / 2).clamp(0, 1)
     z, noise = model.encode(x), model.noise((key,), x.shape[1:])

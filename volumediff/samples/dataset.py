@@ -22,15 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 from volumediff import tiling
 from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
+from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
+from volumediff.samples.statistics import Statistics
+from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
-from volumediff.training.signals import outlive_stop_signals
-from volumediff.training.statistics import Statistics
-from volumediff.training.volumes import TrainingVolume
 
-__all__ = ["Crop", "Keyed", "Order", "Sample", "collate", "stream"]
+__all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "stream"]
 
 # Seconds after which a silent loader worker counts as dead.
 PATIENCE = 1800
@@ -214,6 +214,25 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         ]
         chosen = others[int(uniform(key, "donor") * len(others))] if others else index
         return self.volumes[chosen].x
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run trains and validates on.
+
+    Arguments:
+        dataset: training samples
+        held: validation samples in the same form
+        scans: validation volumes, whole and in voxels, the healthy ones where that matters
+        sound: healthy validation volumes
+        lesions: healthy validation volumes with a lesion each, if checkpoints are selected by them
+    """
+
+    dataset: Keyed
+    held: Keyed
+    scans: Keyed
+    sound: Sequence[TrainingVolume] = ()
+    lesions: Sequence[TrainingVolume] = ()
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -20,13 +20,14 @@ from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
+from volumediff.distributed.processes import on_main
 from volumediff.errors import UsageError
+from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
+from volumediff.samples.seen import keep_seen
+from volumediff.samples.volumes import TrainingVolume
+from volumediff.settings.run_config import RunConfig
+from volumediff.settings.sections import POPULATION, Data
 from volumediff.storage.cache import Cache
-from volumediff.training.landmarks import Landmarks, fit_landmarks, load_landmarks
-from volumediff.training.processes import on_main
-from volumediff.training.run_config import POPULATION, Data, RunConfig
-from volumediff.training.seen import keep_seen
-from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["cases_of", "gather", "preprocessing", "simulated", "split_of"]
 
@@ -137,9 +138,13 @@ class _Source:
 
 
 def gather(
-    config: RunConfig, accelerator: Accelerator, cache: Cache
+    config: RunConfig, accelerator: Accelerator, cache: Cache, *, fits: bool = True
 ) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
     """The prepared volumes for training and for validation.
+
+    Arguments:
+        fits: whether intensity landmarks are fitted here, if the intensities need some; those of
+            another run are in the folder already otherwise
 
     Raises:
         UsageError: no data given, nothing to train on, or volumes that do not fit each other
@@ -155,7 +160,7 @@ def gather(
         keep_seen(config, cases, split, kept=kept is not None)
 
     on_main(accelerator, keep)
-    if _fitted(data) and config.classifier is None and config.comparer is None:
+    if fits and _fitted(data):
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
     sources = _sources([case for case in cases if case.id in wanted], config)
@@ -248,7 +253,7 @@ def _simulate(population: Population, case: Case) -> Made:
 
 def _check_shapes(config: RunConfig, volumes: Sequence[TrainingVolume]) -> None:
     """Volumes must fit into one batch and into what the network was built for."""
-    channels = len(config.data.channels) if config.data.channels else 1
+    channels = config.data.channel_count
     shapes = {v.id: v.shape for v in volumes}
     for name, (c, *size) in shapes.items():
         if c != channels:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.recipes._base import Recipe
+from volumediff.samples.volumes import TrainingVolume, healthy_volumes
 from volumediff.storage.folder import Content, publish, verified
 from volumediff.storage.records import Record, parse_file
-from volumediff.training.volumes import TrainingVolume, healthy_volumes
 
 __all__ = ["Statistics"]
 

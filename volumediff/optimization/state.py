@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from volumediff.errors import DataError
+from volumediff.optimization.ema import EMA
+from volumediff.settings.sections import Optim
 from volumediff.storage import checkpoint
-from volumediff.training.ema import EMA
-from volumediff.training.run_config import Optim
-from volumediff.training.task import Task
+from volumediff.tasks import Task
 
 __all__ = ["State"]
 
@@ -72,7 +72,7 @@ class State:
             kind,
             step=self.step,
             tensors=tensors,
-            state={"best": self.best, "autoencoder": self.task.digest},
+            state={"best": self.best, "borrowed": self.task.digest},
             keep=2 if kind == "last" else 1,
         )
 
@@ -94,10 +94,11 @@ class State:
         return {p: n for n, p in self.task.module.named_parameters()}
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
-        if found.state["autoencoder"] != self.task.digest:
+        if found.state["borrowed"] != self.task.digest:
+            names = " and ".join(self.task.config.borrows())
             raise DataError(
-                f"{found.path}: was trained with other frozen weights (of an autoencoder, or of "
-                "comparer.of) than there are now; put them back, or choose another output=DIR."
+                f"{found.path}: was trained with other frozen weights (of {names}) than there are "
+                "now; put them back, or choose another output=DIR."
             )
         try:
             self.task.load(found.tensors("weights"))

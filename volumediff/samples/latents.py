@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.cache import Cache
-from volumediff.training.volumes import TrainingVolume
 
 __all__ = ["Precomputed", "encoded"]
 
