@@ -40,6 +40,7 @@ CONTRACTS = {
     "detector": "methods",
     "fitted": "methods",
     "reconstruction": "reconstructions",
+    "segmenter": "segmenters",
 }
 
 
