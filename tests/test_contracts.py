@@ -120,6 +120,7 @@ TASKS = {
             "name": "class_conditional",
             "attribute": "group",
             "values": ["control", "patient"],
+            "drop": 0,
         },
     },
     "residual_segmenter": lambda run: {

@@ -54,6 +54,8 @@ from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import Linear
+from volumediff.segmentation._base import Segmentation
+from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks.diffusion import DiffusionTask
@@ -480,6 +482,39 @@ class Moody(AtlasZ):
 class Noisy(reconstruction.SinglePass):
     def __call__(self, view):
         return super().__call__(view) + 0.1 * (view.key % 5)
+
+
+# segmentation
+
+
+@broken("segmenter", "give other labels")
+class OwnDraws(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        found = super().segment(model, x, **others)
+        return replace(found, probabilities=found.probabilities * (0.9 + 0.1 * torch.rand(1)))
+
+
+@broken("segmenter", "not listed")
+class OtherValue(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        class Renamed(Segmentation):
+            labels = property(lambda self: super().labels * 2)
+
+        found = super().segment(model, x, **others)
+        return Renamed(found.values, found.probabilities, found.variance)
+
+
+@broken("segmenter", "missed")
+class Blind(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        return super().segment(model, torch.zeros_like(x), **others)
+
+
+@broken("segmenter", "variance is negative")
+class WrongSign(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        found = super().segment(model, x, **others)
+        return replace(found, variance=-1 - found.variance)
 
 
 @pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)

@@ -41,6 +41,7 @@ CONTRACTS = {
     "fitted": "methods",
     "reconstruction": "reconstructions",
     "task": "tasks",
+    "segmenter": "segmenters",
 }
 
 
