@@ -16,7 +16,12 @@ from volumediff.contracts.__main__ import main
 from volumediff.errors import UsageError
 
 # Arguments without which a component cannot be built; all others are checked as they are.
-ARGUMENTS = {("fitted", "pixel_classifier"): {"supervision": "full"}}
+CLASSES = {"name": "class_conditional", "attribute": "group", "values": ["a", "b"], "drop": 0.0}
+ARGUMENTS = {
+    ("fitted", "pixel_classifier"): {"supervision": "full"},
+    ("task", "state_classifier"): {"recipe": CLASSES},
+    ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+}
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),
     ("space", "wavelet", {"levels": 2}),
@@ -36,6 +41,8 @@ MORE = [
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
+    ("task", "foreign_tasks:Distillation", {}),
+    ("task", "foreign_tasks:Segmentation", {}),
     ("autoencoder", "vq", {"norm": "voxel"}),
 ]
 # Volumes that a layout leaves out without a word: other versions of what it takes, and helpers.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from data_sets import folder as plain_folder
 from data_sets import touch
+from foreign_tasks import Distillation, Segmentation
 
 from volumediff import config
 from volumediff.anomaly import (
@@ -56,6 +57,7 @@ from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import Linear
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.tasks import Task
 
 BROKEN = []
 
@@ -466,9 +468,49 @@ class Noisy(reconstruction.SinglePass):
         return super().__call__(view) + 0.1 * (view.key % 5)
 
 
+# tasks
+
+
+@broken("task", "does not follow from the keys")
+class Restless(Segmentation):
+    def loss(self, player, batch):
+        return super().loss(player, batch) * (1 + torch.rand(()))
+
+
+@broken("task", "Weights do not depend on the seed")
+class AlwaysTheSame(Segmentation):
+    @classmethod
+    def build(cls, config, run):
+        torch.manual_seed(0)
+        return super().build(config, run)
+
+
+@broken("task", "Weights that are not trained are saved: teacher")
+class SavesItsTeacher(Distillation):
+    @classmethod
+    def build(cls, config, run):
+        task = super().build(config, run)
+        task.frozen = ()
+        return task
+
+
+@broken("task", "not one loss of network per sample")
+class Averages(Segmentation):
+    def loss(self, player, batch):
+        return super().loss(player, batch).mean()
+
+
+@broken("task", "Resolving twice")
+class NeverDone(Segmentation):
+    @classmethod
+    def resolve(cls, config):
+        return config.model_copy(update={"seed": config.seed + 1})
+
+
 @pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)
 def test_the_contract_catches_it(family, cls, sentence, arguments):
-    cls = dataclass(frozen=True)(cls) if not issubclass(cls, torch.nn.Module) else cls
+    plain = issubclass(cls, torch.nn.Module | Task)
+    cls = cls if plain else dataclass(frozen=True)(cls)
     with pytest.raises(AssertionError, match=sentence):
         check(family, cls, **arguments)
 
