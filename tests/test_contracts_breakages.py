@@ -12,7 +12,7 @@ import pytest
 import torch
 from data_sets import folder as plain_folder
 from data_sets import touch
-from foreign_tasks import Distillation, Segmentation
+from foreign_tasks import Distillation, SupervisedSegmentation
 
 from volumediff import config
 from volumediff.anomaly import (
@@ -55,6 +55,8 @@ from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import Linear
+from volumediff.segmentation._base import Segmentation
+from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import Task
@@ -472,13 +474,13 @@ class Noisy(reconstruction.SinglePass):
 
 
 @broken("task", "does not follow from the keys")
-class Restless(Segmentation):
+class DrawsItsOwn(SupervisedSegmentation):
     def loss(self, player, batch):
         return super().loss(player, batch) * (1 + torch.rand(()))
 
 
 @broken("task", "Weights do not depend on the seed")
-class AlwaysTheSame(Segmentation):
+class AlwaysTheSame(SupervisedSegmentation):
     @classmethod
     def build(cls, config, run):
         torch.manual_seed(0)
@@ -495,16 +497,49 @@ class SavesItsTeacher(Distillation):
 
 
 @broken("task", "not one loss of network per sample")
-class Averages(Segmentation):
+class Averages(SupervisedSegmentation):
     def loss(self, player, batch):
         return super().loss(player, batch).mean()
 
 
 @broken("task", "Resolving twice")
-class NeverDone(Segmentation):
+class NeverDone(SupervisedSegmentation):
     @classmethod
     def resolve(cls, config):
         return config.model_copy(update={"seed": config.seed + 1})
+
+
+# segmentation
+
+
+@broken("segmenter", "give other labels")
+class OwnDraws(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        found = super().segment(model, x, **others)
+        return replace(found, probabilities=found.probabilities * (0.9 + 0.1 * torch.rand(1)))
+
+
+@broken("segmenter", "not listed")
+class OtherValue(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        class Renamed(Segmentation):
+            labels = property(lambda self: super().labels * 2)
+
+        found = super().segment(model, x, **others)
+        return Renamed(found.values, found.probabilities, found.variance)
+
+
+@broken("segmenter", "missed")
+class Blind(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        return super().segment(model, torch.zeros_like(x), **others)
+
+
+@broken("segmenter", "variance is negative")
+class WrongSign(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        found = super().segment(model, x, **others)
+        return replace(found, variance=-1 - found.variance)
 
 
 @pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)

@@ -65,6 +65,7 @@ FAMILIES = {
         _folder("policy", "anomaly.policies", "Policy"),
         _folder("map", "anomaly.maps", "Map"),
         _folder("fitted", "anomaly.fitted", "Fitted"),
+        _folder("segmenter", "segmentation", "Segmenter"),
         _module("intensity", "data.intensity", "Intensity"),
         _module("region", "data.regions", "Region"),
         _module("noise", "noise", "Noise"),

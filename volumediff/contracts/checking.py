@@ -41,6 +41,7 @@ CONTRACTS = {
     "detector": "methods",
     "fitted": "methods",
     "reconstruction": "reconstructions",
+    "segmenter": "segmenters",
 }
 
 
