@@ -10,6 +10,7 @@ __all__ = ["check", "covered"]
 
 # family -> module of this package with its `check_<family>(cls, **arguments)`
 CONTRACTS = {
+    "task": "tasks",
     "space": "spaces",
     "schedule": "schedules",
     "kernel": "kernels",
@@ -40,7 +41,6 @@ CONTRACTS = {
     "detector": "methods",
     "fitted": "methods",
     "reconstruction": "reconstructions",
-    "task": "tasks",
     "segmenter": "segmenters",
 }
 

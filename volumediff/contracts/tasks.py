@@ -1,93 +1,115 @@
-"""The contract of tasks: keyed weights, losses sample by sample, checkpoints that are whole."""
+"""The contract of tasks: one configuration, keyed weights, losses of samples, what is saved."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from volumediff.config import named
 from volumediff.contracts.requirements import equal, require
-from volumediff.errors import UsageError
 from volumediff.model import Batch
+from volumediff.planning.planner import trace
 from volumediff.settings.run_config import RunConfig, parse
-from volumediff.tasks import Task, build_task
+from volumediff.tasks import Task, build_task, resolved
 
 __all__ = ["check_task"]
 
-SHAPE = (8, 8, 8)
+SHAPE = (16, 16, 16)
+# Keys that a schema asks for, where the caller gives none.
+USUAL: dict[str, Any] = {
+    "space": "voxel",
+    "kernel": {"name": "gaussian", "schedule": "cosine"},
+    "network": {"name": "unet", "widths": [4], "blocks": 1, "groups": 2},
+    "autoencoder": {"name": "kl", "latent_channels": 2, "widths": [4, 4], "strides": [[2, 2, 2]]},
+    "classifier": {"name": "encoder", "of": "patch_64", "widths": [4, 8], "groups": 2},
+    "comparer": {"name": "siamese", "of": "wavelet_64", "widths": [4, 8], "groups": 2},
+    "teacher": "wavelet_64",
+    "recipe": "healthy",
+}
 
 
-def check_task(cls: type, *, config: Mapping[str, Any] | None = None) -> None:
-    """What a run of an example configuration would train.
+def check_task(cls: type[Task], **arguments: Any) -> None:
+    """Everything that loop, planner, checkpoints and loader rely on.
 
     Arguments:
-        config: nested, as in YAML, small, and without data; `task` may be left out
-
-    Raises:
-        UsageError: no example
+        cls: the task
+        arguments: keys of its configuration, as in YAML
     """
-    require(issubclass(cls.schema, RunConfig), "schema must extend RunConfig.")
-    if config is None:
-        raise UsageError(
-            f"task {cls.__name__}: expected config=, a small configuration, got none."
-        )
-    settings = parse({**config, "task": cls})
-    require(isinstance(settings, cls.schema), "The configuration is not one of its schema.")
-    task, again = build_task(settings), build_task(settings)
-    first, second = task.state(), again.state()
-    require(first.keys() == second.keys() and bool(first), "There is nothing to store.")
-    for name, value in first.items():
-        equal(value, second[name], f"The fresh weights of {name} do not follow from the seed.")
-    torch_state = torch.get_rng_state()
+    config = _config(cls, arguments)
+    task = build_task(config)
+    require(type(task) is cls, f"build gives a {type(task).__name__}.")
+    _weights(config, task)
+    _losses(task)
+    _checkpoint(task)
+    for use, reason in vars(task.refusals).items():
+        require(reason is None or "\n" not in reason, f"Its reason not to {use} is no one line.")
+    for mode in ("train", "infer"):
+        require(trace(config, mode=mode).stages, f"The planner sees no stage of {mode}.")
+
+
+def _config(cls: type[Task], arguments: dict[str, Any]) -> RunConfig:
+    needed = {n for n, field in cls.schema.model_fields.items() if field.is_required()}
+    usual = {name: USUAL[name] for name in needed if name in USUAL}
+    own = {name for name in cls.schema.model_fields if name in RunConfig.model_fields}
+    require(own == set(RunConfig.model_fields), "Its schema lacks sections of RunConfig.")
+    data = {"preprocessing": {"shape": list(SHAPE), "spacing_mm": 3.0}}
+    sizes = {} if {"classifier", "comparer", "teacher"} & needed else {"data": data}
+    config = parse({"task": named(cls), **sizes, **usual, **arguments})
+    require(parse(config.dump()) == config, "A saved configuration is not read back as it was.")
+    final = resolved(config)
+    require(resolved(final) == final, "Resolving twice is not resolving once.")
+    return final
+
+
+def _weights(config: RunConfig, task: Task) -> None:
+    """Weights follow from the seed, and exist on any device."""
+    again = build_task(config).trained()
+    other = build_task(config.model_copy(update={"seed": config.seed + 1})).trained()
+    for name, parameter in task.trained().items():
+        equal(parameter, again[name], "The same seed gives other weights.")
+    differ = any(not torch.equal(p, other[n]) for n, p in task.trained().items())
+    require(differ, "Weights do not depend on the seed.")
     with torch.device("meta"):
-        build_task(settings)
-    require(torch.equal(torch.get_rng_state(), torch_state), "Building draws random numbers.")
-    for part in task.frozen:
-        loose = [n for n, p in part.named_parameters() if p.requires_grad]
-        require(not loose, f"Frozen weights ask for gradients: {', '.join(loose[:2])}.")
-    require(task.main in task.modules(), f"main is {task.main}, which is no player.")
-    task.module.train()
-    batch = task.batch(SHAPE, 2)
-    for player in task.modules():
-        _player(task, player, batch)
-    # another build with other weights, loaded: the same loss
-    with torch.no_grad():
-        for p in again.trained().values():
-            p.add_(0.1)
-    again.load(first)
-    again.module.train()
-    equal(
-        again.loss(task.main, batch).detach(),
-        task.loss(task.main, batch).detach(),
-        "Weights that are loaded into a fresh build do not give the same loss.",
-        rtol=1e-5,
-        atol=1e-6,
-    )
+        empty = build_task(config).trained().values()
+    require({p.device.type for p in empty} == {"meta"}, "It is not built on the meta device.")
 
 
-def _player(task: Task, player: str, batch: Batch) -> None:
+def _losses(task: Task) -> None:
+    """A loss per sample, of the sample alone, whose gradients reach the player's weights alone."""
+    require(task.main in task.parameters(), f"Its main player {task.main} trains nothing.")
+    for player, mine in task.parameters().items():
+        batch = task.batch(SHAPE, 2)
+        both = task.loss(player, batch)
+        require(both.shape == (2,), f"There is not one loss of {player} per sample.")
+        require(both.isfinite().all(), f"The loss of {player} is not finite.")
+        task.module.zero_grad(set_to_none=True)
+        both.mean().backward()
+        reached = {id(p) for p in task.module.parameters() if p.grad is not None}
+        require(reached, f"The loss of {player} has no gradient.")
+        require(reached <= {id(p) for p in mine}, f"The loss of {player} moves other weights.")
+        again = task.loss(player, batch)
+        equal(both, again, f"The loss of {player} does not follow from the keys.")
+        for i in range(2):
+            alone = task.loss(player, _sample(batch, i))
+            text = f"The loss of {player} on a sample depends on its batch."
+            equal(both[i : i + 1], alone, text, rtol=1e-4, atol=1e-5)
     task.module.zero_grad(set_to_none=True)
-    losses = task.loss(player, batch)
-    require(losses.shape == (2,), f"The loss of {player} is not one number per sample.")
-    require(losses.isfinite().all(), f"The loss of {player} is not finite.")
-    losses.mean().backward()
-    own = {id(p) for p in task.parameters()[player]}
-    named = dict(task.module.named_parameters())
-    others = [n for n, p in named.items() if id(p) not in own and _moved(p)]
-    require(not others, f"The loss of {player} trains {', '.join(others[:2])}, another's.")
-    require(
-        any(_moved(p) for p in task.parameters()[player]),
-        f"The loss of {player} has no gradient in its own parameters.",
-    )
-    for i in range(2):
-        alone = task.loss(player, _sample(batch, i)).detach()
-        text = f"The loss of {player} on a sample depends on its batch."
-        equal(alone, losses[i : i + 1].detach(), text, rtol=1e-4, atol=1e-5)
 
 
-def _moved(parameter: Tensor) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.any())
+def _checkpoint(task: Task) -> None:
+    """What is saved is what is trained, and comes back."""
+    state = {name: tensor.clone() for name, tensor in task.state().items()}
+    require(set(task.trained()) <= set(state), "A trained weight is not saved.")
+    fixed = {n for n, p in task.module.named_parameters() if not p.requires_grad}
+    kept = ", ".join(sorted(fixed & set(state))[:3])
+    require(not kept, f"Weights that are not trained are saved: {kept}; name them in frozen.")
+    with torch.no_grad():
+        for parameter in task.trained().values():
+            parameter.zero_()
+    task.load(state)
+    for name, tensor in task.state().items():
+        equal(tensor, state[name], f"{name} does not come back from a checkpoint.")
 
 
 def _sample(batch: Batch, i: int) -> Batch:
