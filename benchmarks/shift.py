@@ -27,7 +27,8 @@ from shift_cases import SITES, healthy_of, items, population_of, write_training
 from shift_tables import tables
 
 from volumediff.anomaly.calibrate import recalibrate
-from volumediff.anomaly.calibration import Calibration, Example
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.rows import Row
 from volumediff.anomaly.threshold import HealthyFPR
 from volumediff.calibration.calibrate import calibration_for, calibration_path, load_method

@@ -8,8 +8,8 @@ from anomaly_models import KERNEL, SCHEDULE, SPACING, wiener
 
 from volumediff.anomaly import rows
 from volumediff.anomaly.adaptation import Affine
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy

@@ -23,11 +23,11 @@ from tiny_app import base, program, run, write_cases
 from tiny_runs import SIZE, figures, tiny, write_data
 
 from volumediff.anomaly import rows
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Lender
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.methods.lent import Lender
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.calibration.calibrate import load_method
 from volumediff.comparers import Comparer

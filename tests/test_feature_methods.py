@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from tiny_app import base, run
 
 from volumediff.anomaly import ensemble, score
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted import pixel_classifier
 from volumediff.anomaly.fitted._base import Fit
 from volumediff.anomaly.fitted._source import Source
@@ -24,9 +24,9 @@ from volumediff.anomaly.fitted.padim import PaDiM
 from volumediff.anomaly.fitted.patchcore import PatchCore, k_centers, nearest
 from volumediff.anomaly.fitted.pca import PCA
 from volumediff.anomaly.fitted.pixel_classifier import PixelClassifier
-from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps.deformed import Deformed
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
 from volumediff.calibration import lesions

@@ -5,7 +5,6 @@ import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states, tiny_autoencoder
 
 from volumediff.anomaly._similarity import ssim as similarity
-from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps.asymmetric import Asymmetric
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.perceptual import Perceptual
@@ -13,6 +12,7 @@ from volumediff.anomaly.maps.product import Product
 from volumediff.anomaly.maps.saturated import Saturated
 from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
 from volumediff.features.encoder import network_features
@@ -44,7 +44,7 @@ def network_in(space, network=UNet):
 
 def measured(block, model, x, y, inside=INSIDE):
     block.check(model)
-    bound = block.bound(model, Condition())
+    bound = block.with_model(model, Condition())
     with torch.no_grad():
         return bound(x, y, foreground=inside, spacing_mm=SPACING)
 

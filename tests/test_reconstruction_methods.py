@@ -12,9 +12,9 @@ from tiny_runs import tiny, write_data
 from torch import nn
 
 from volumediff.anomaly import rows
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Borrowed, Lender, Lent
-from volumediff.anomaly.rebuilder import Rebuilder
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.lent import Borrowed, Lender, Lent
+from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import (
     Critic,
     ElboGradient,

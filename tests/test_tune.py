@@ -16,8 +16,8 @@ from tiny_app import WINDOW, base, program, run
 from tiny_runs import tiny
 
 from volumediff.anomaly import calibrate, rows
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Lent
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.lent import Lent
 from volumediff.anomaly.tuning import axes_of, written
 from volumediff.calibration import lesions
 from volumediff.calibration.calibrate import load_method

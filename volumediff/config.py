@@ -15,24 +15,30 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from volumediff.component import is_handed_in
 from volumediff.errors import UsageError
 
 __all__ = [
     "available",
+    "base_of",
     "build",
     "component",
     "config_path",
+    "families",
+    "family_of",
     "load",
     "name_of",
     "overridden",
     "shipped",
     "suggestion",
+    "value_of",
 ]
 
 # Folders in which every file is a component, named by its stem.
@@ -54,6 +60,7 @@ FOLDERS = {
     "policy": "volumediff.anomaly.policies",
     "map": "volumediff.anomaly.maps",
     "fitted": "volumediff.anomaly.fitted",
+    "method": "volumediff.anomaly.methods",
 }
 # Files that hold all components of a family, named by their class in snake case.
 MODULES = {
@@ -65,7 +72,7 @@ MODULES = {
     "post": "volumediff.anomaly.post",
     "threshold": "volumediff.anomaly.threshold",
     "score": "volumediff.anomaly.score",
-    "calibration": "volumediff.anomaly.calibration",
+    "normalization": "volumediff.anomaly.normalization",
     "adaptation": "volumediff.anomaly.adaptation",
     "baseline": "volumediff.anomaly.baselines",
     "detector": "volumediff.anomaly.detectors",
@@ -100,16 +107,28 @@ def _members(family: str) -> dict[str, str]:
         return {
             name_of(c): f"{MODULES[family]}:{c.__name__}"
             for c in classes
-            if inspect.isclass(c) and not inspect.isabstract(c) and _family(c) == family
+            if inspect.isclass(c) and not inspect.isabstract(c) and family_of(c) == family
         }
     raise UsageError(f"{family!r} is no family of components: choose from {_families()}.")
 
 
 def _families() -> str:
-    return ", ".join(sorted([*FOLDERS, *MODULES]))
+    return ", ".join(families())
 
 
-def _family(annotation: object) -> str | None:
+def families() -> list[str]:
+    """Names of all families, in alphabetical order."""
+    return sorted([*FOLDERS, *MODULES])
+
+
+def base_of(family: str) -> type:
+    """The abstract class that every component of a family extends."""
+    place = f"{FOLDERS[family]}._base" if family in FOLDERS else MODULES[family]
+    classes = vars(importlib.import_module(place)).values()
+    return next(c for c in classes if inspect.isabstract(c) and c.__module__ == place)
+
+
+def family_of(annotation: object) -> str | None:
     """The family whose abstract base class the annotation is or derives from."""
     if not inspect.isclass(annotation):
         return None
@@ -145,7 +164,7 @@ def component(family: str, name: str) -> type:
     if wanted:
         return getattr(module, wanted)
     classes = [getattr(module, n) for n in module.__all__]
-    return next(c for c in classes if inspect.isclass(c) and _family(c) == family)
+    return next(c for c in classes if inspect.isclass(c) and family_of(c) == family)
 
 
 def build(family: str, spec: str | Mapping[str, Any], *, where: str = "", **derived: Any) -> Any:
@@ -171,7 +190,8 @@ def build(family: str, spec: str | Mapping[str, Any], *, where: str = "", **deri
         raise UsageError(f"{where}.name: expected a name, got {spec['name']!r}.")
     cls = component(family, spec["name"])
     hints = typing.get_type_hints(cls.__init__)
-    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in derived}
+    hidden = set(derived) | _handed_in(cls)
+    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in hidden}
     values = {}
     for name, value in spec.items():
         if name == "name":
@@ -179,12 +199,10 @@ def build(family: str, spec: str | Mapping[str, Any], *, where: str = "", **deri
         if name not in parameters:
             takes = ", ".join(parameters) or "no arguments"
             reason = (
-                "is derived, not configured"
-                if name in derived
-                else f"{cls.__name__} takes {takes}"
+                "is derived, not configured" if name in hidden else f"{cls.__name__} takes {takes}"
             )
             raise UsageError(f"{where}.{name}: {reason}.{suggestion(name, list(parameters))}")
-        values[name] = _value(hints.get(name, Any), value, f"{where}.{name}")
+        values[name] = value_of(hints.get(name, Any), value, f"{where}.{name}")
     missing = [
         n
         for n, p in parameters.items()
@@ -198,21 +216,36 @@ def build(family: str, spec: str | Mapping[str, Any], *, where: str = "", **deri
         raise UsageError(f"{where}: {error}") from error
 
 
-def _value(annotation: Any, value: Any, where: str) -> Any:
-    """The value converted to its annotation; nested components are built."""
+def _handed_in(cls: type) -> set[str]:
+    """Arguments that a component declares as handed in, and never configured."""
+    return {f.name for f in fields(cls) if is_handed_in(f)} if is_dataclass(cls) else set()
+
+
+def value_of(annotation: Any, value: Any, where: str) -> Any:
+    """The value converted to its annotation; nested components are built.
+
+    Arguments:
+        annotation: of an argument of a constructor
+        value: as in YAML
+        where: its path in the file, for messages
+
+    Raises:
+        UsageError: another type, or a component that cannot be built
+    """
     options = [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         options = list(typing.get_args(annotation))
     if value is None and type(None) in options:
         return None
     for option in options:
-        family = _family(option)
+        family = family_of(option)
         if family:
             return build(family, value, where=where)
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            inner = _family(typing.get_args(option)[0])
-            if inner:
-                return tuple(build(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
+        inner = typing.get_origin(option) is tuple and family_of(typing.get_args(option)[0])
+        if inner and isinstance(value, list | tuple):
+            return tuple(build(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
+        if inner:
+            raise UsageError(f"{where}: expected a list of {inner} components, got {value!r}.")
     config = None if inspect.isclass(annotation) else ConfigDict(arbitrary_types_allowed=True)
     try:
         adapter = TypeAdapter(annotation, config=config)

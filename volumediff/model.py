@@ -93,6 +93,8 @@ class Model(nn.Module):
         recipe: what it was trained on
     """
 
+    diffuses = True  # a reconstructor, which methods may take as well, does not
+
     def __init__(
         self,
         space: StateSpace,
@@ -120,6 +122,11 @@ class Model(nn.Module):
         """Where the weights are."""
         first = next(chain(self.network.parameters(), self.space.buffers()), torch.empty(0))
         return first.device
+
+    @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs."""
+        return self.network
 
     def encode(self, x: Volume) -> State:
         """The state of a volume."""

@@ -33,6 +33,7 @@ class Reconstructor(nn.Module, ABC):
     crops that start at multiples of the stride see the grid of the whole volume.
     """
 
+    diffuses = False  # a diffusion model, which methods may take as well, does
     channels: int
     stride: Shape
 
@@ -47,6 +48,16 @@ class Reconstructor(nn.Module, ABC):
     def passes(self) -> tuple[nn.Module, ...]:
         """Modules that map volumes from end to end, which a memory policy may run in slabs; the
         first reads volumes, and its residual blocks are features to compare them by."""
+
+    @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs."""
+        return self.passes[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @abstractmethod
     def loss(

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import StateClassifier
 from volumediff.comparison import ReconstructionComparer

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.config import name_of
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
@@ -86,7 +87,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Sampler(ABC):
+class Sampler(Component, ABC):
     """Steps from z_t to z_0.
 
     `kernels` says whose states it walks: most steps are along Gaussian noise.

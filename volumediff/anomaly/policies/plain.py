@@ -1,6 +1,7 @@
 """The reverse chain as it is."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,8 @@ __all__ = ["Plain"]
 @dataclass(frozen=True)
 class Plain(Policy):
     """The reverse chain as it is."""
+
+    edits: ClassVar[bool] = False
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
