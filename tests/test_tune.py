@@ -24,8 +24,7 @@ from volumediff.calibration.calibrate import load_method
 from volumediff.calibration.lesions import Pair
 from volumediff.data.anomalies import TEST, VALIDATION
 from volumediff.randomness import key
-from volumediff.runs import lender as lending
-from volumediff.runs.classifier import load_classifier
+from volumediff.runs import borrowed as lending
 from volumediff.runs.trained import Trained, load_trained
 from volumediff.training.loop import train
 from volumediff.training.run_config import parse
@@ -487,11 +486,10 @@ def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judg
     assert list(tried) == [100, 0, 500]
     # figures of a setting are those of its row with this classifier
     trained = load_trained(run, device="cpu")
-    posterior = load_classifier(judge, trained).posterior
     pairs = list(lesions.validation_pairs(trained, seed=0, limit=None, truth="synthetic"))
     for scale, known in tried.items():
         changes = ("sampler.steps=2", "post=[]", "route.log_snr=0", f"guidance.scale={scale}")
-        method = load_method(trained, "wolleb_ddpm", changes, classifier=posterior)
+        method = load_method(trained, "wolleb_ddpm", changes, runs={"classifier": judge})
         (got,) = measure([method], trained.model, pairs, seed=0)
         assert got.healthy_error == pytest.approx(known["healthy_error"], rel=1e-5)
     assert tried[0]["healthy_error"] != tried[500]["healthy_error"], "it is asked"
@@ -537,7 +535,7 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
     found = json.loads(text)
     assert found["searched"] == ["log_snr", "post.0.sigma_mm"]
     assert len(found["settings"]) == 4
-    assert loaded == [str(first)], "once for all settings"
+    assert loaded == [first], "once for all settings"
     # with and without a lesion: two levels, and once for the two other widths together
     assert len(looks) == (2 + 1) * 2 * len(found["volumes"])
     written = yaml.safe_load(out.read_text())

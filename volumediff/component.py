@@ -154,7 +154,7 @@ class Component:
         """What the component itself asks of a run."""
         return ()
 
-    def inner(self) -> Iterator[tuple[str, "Component"]]:
+    def _inside(self) -> Iterator[tuple[str, "Component"]]:
         """Name and value of the components among the fields."""
         for f in fields(self):
             value = getattr(self, f.name)
@@ -174,14 +174,14 @@ class Component:
             place: of the component itself
         """
         yield place, self
-        for name, part in self.inner():
+        for name, part in self._inside():
             yield from part.parts(f"{place}.{name}" if place else name)
 
     def requirements(self) -> tuple[Requirement, ...]:
         """What the component and its parts ask of a run, each once."""
         found = list(self.needs)
         if not self.alone:
-            for _, part in self.inner():
+            for _, part in self._inside():
                 found += [r for r in part.requirements() if r not in found]
         return tuple(found)
 

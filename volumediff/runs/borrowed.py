@@ -54,10 +54,24 @@ class Borrowed:
         run = request.run or self.runs.get(kind)
         if run is None or kind not in LOADERS:
             return None
+        joined = " " if request.name == request.loan.option else " = "
+        return self.load(kind, run, where=f"{request.name}{joined}{run}")
+
+    def load(self, kind: str, run: Path | str, *, where: str | None = None) -> Any:
+        """The model of another run, as components take it.
+
+        Arguments:
+            kind: `classifier`, `comparer` or `autoencoder`
+            run: its folder
+            where: what named the folder, for messages
+
+        Raises:
+            UsageError: the folder holds no such run, or one that does not suit
+            DataError: the run is damaged
+        """
         if (kind, str(run)) not in self._read:
-            joined = " " if request.name == request.loan.option else " = "
-            where = f"{request.name}{joined}{run}"
-            self._read[kind, str(run)] = LOADERS[kind](where, Path(run), self.trained)
+            made = LOADERS[kind](where or str(run), Path(run), self.trained)
+            self._read[kind, str(run)] = made
         return self._read[kind, str(run)]
 
     def check_asked(self, method: Method, name: str) -> None:
