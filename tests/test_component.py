@@ -19,7 +19,7 @@ from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.recipes.inpainting import Inpainting
 
-METHODS = rows.available_rows()
+METHODS = rows.config.shipped("anomaly")
 LOAN = Loan("judge", what="a judge", configurations="classifiers")
 
 
@@ -131,7 +131,7 @@ def test_every_number_of_a_method_is_in_its_identity(name):
         for other in others(value):
             try:
                 made = rebuild(other)
-            except ValueError:
+            except (ValueError, TypeError):
                 continue  # out of its range
             same = made.fingerprint == method.fingerprint
             assert same == free, f"{place}: {value} -> {other}"

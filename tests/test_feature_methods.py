@@ -395,7 +395,7 @@ def test_a_fit_is_stored_and_made_again_for_other_weights_or_arguments(run, tmp_
     replace(row, dimensions=3).bind(Fits(trained))
     assert len(list(folder.glob("padim-*"))) == 3
     files[0].write_bytes(b"no")
-    with pytest.raises(DataError, match="no readable fit"):
+    with pytest.raises(DataError, match="damaged: its header is cut"):
         row.bind(Fits(trained))
     with pytest.raises(UsageError, match="expected volumes with masks of lesions, got 0 volumes"):
         load_method(trained, "diffusion_features")

@@ -24,12 +24,7 @@ from volumediff import config
 from volumediff.anomaly.methods._base import Method
 from volumediff.errors import UsageError
 
-__all__ = ["available_rows", "build_row", "load_row", "load_tree"]
-
-
-def available_rows() -> list[str]:
-    """Names of the methods that ship with the package."""
-    return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
+__all__ = ["build_row", "load_row", "load_tree"]
 
 
 def load_row(name: str, *, overrides: Sequence[str] = ()) -> Method:

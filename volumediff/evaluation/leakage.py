@@ -5,7 +5,6 @@ the runs of borrowed models, and the site that gave the thresholds. Every map na
 own. A case leaks if the content of its file, its patient, or its name is in there.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from volumediff.data.seen import Match, Seen, roster
 from volumediff.errors import DataError
 from volumediff.evaluation.truths import Truth
 from volumediff.runs.trained import Trained
+from volumediff.storage.digests import sha256
 from volumediff.training.seen import seen_by
 
 __all__ = ["Leak", "Leakage", "keep", "leakage", "refuse", "said", "seen_with"]
@@ -191,4 +191,4 @@ def _record(folder: Path, name: str) -> Seen:
 
 
 def _digest(seen: Seen) -> str:
-    return hashlib.sha256(seen.to_json().encode()).hexdigest()[:12]
+    return sha256(seen.to_json())[:12]
