@@ -16,6 +16,7 @@ LAYERS = [
     [
         "errors",
         "extras",
+        "component",
         "tunable",
         "randomness",
         "noise",
