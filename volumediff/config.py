@@ -39,6 +39,7 @@ __all__ = [
 FOLDERS = {
     "space": "volumediff.spaces",
     "schedule": "volumediff.schedules",
+    "times": "volumediff.times",
     "kernel": "volumediff.kernels",
     "network": "volumediff.networks",
     "autoencoder": "volumediff.autoencoders",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly._scene import classes_of
 from volumediff.anomaly.calibration import Example
+from volumediff.compatibility import recipe_problem
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.model import Batch, Model
@@ -92,7 +93,7 @@ class Affine(Adaptation):
 
     def check(self, model: Model) -> None:
         """The model must be one of whole volumes, with normalisations."""
-        if not model.recipe.whole:
+        if recipe_problem(model, None):
             raise ValueError(
                 "adapt affine: expected a checkpoint of the recipe healthy or class_conditional, "
                 f"got {name_of(type(model.recipe))}; use adapt=null."

@@ -14,17 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._checkpoint import (
-    check_corruption,
-    check_diffusion,
-    check_kernel,
-    check_noise,
-    check_recipe,
-)
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.method import Learned, Method
+from volumediff.compatibility import (
+    corruption_problem,
+    diffusion_problem,
+    end_problem,
+    kernel_problem,
+    map_space_problem,
+    noise_problem,
+    recipe_problem,
+    require,
+)
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -68,21 +71,13 @@ class Detector(Method, ABC):
 
     def check(self, model: Learned) -> None:
         """Recipe, corruption, kernel, space and training times must suit the method."""
-        check_diffusion(model)
-        check_recipe(model, SyntheticAnomalies)
-        check_corruption(model, self.corruption)
-        check_kernel(model, GaussianKernel)
-        check_noise(model, Gaussian)
-        if not model.space.exact:
-            raise ValueError(
-                "space: expected voxels or wavelets, got latents, whose autoencoder was made for "
-                "volumes and not for maps; use another pipeline."
-            )
-        if model.times[1] < 1:
-            raise ValueError(
-                f"level: expected a checkpoint that was trained up to t = 1, got one up to "
-                f"{model.times[1]:.3f}; train with times=[0,1]."
-            )
+        require(diffusion_problem(model))
+        require(recipe_problem(model, SyntheticAnomalies))
+        require(corruption_problem(model, self.corruption))
+        require(kernel_problem(model, GaussianKernel))
+        require(noise_problem(model, Gaussian))
+        require(map_space_problem(model.space))
+        require(end_problem(model))
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The mean of the maps of all seeds, in [0, 1] in the foreground, 0 elsewhere."""

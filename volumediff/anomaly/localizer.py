@@ -14,16 +14,6 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._checkpoint import (
-    check_corruption,
-    check_diffusion,
-    check_guidance,
-    check_kernel,
-    check_noise,
-    check_recipe,
-    check_reference,
-    check_times,
-)
 from volumediff.anomaly._classifier import missing_classifier
 from volumediff.anomaly._scene import Scene, classes_of
 from volumediff.anomaly._spread import Spread
@@ -37,6 +27,19 @@ from volumediff.anomaly.method import BAR, Learned, Method
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes._base import Route
+from volumediff.compatibility import (
+    corruption_problem,
+    diffusion_problem,
+    guidance_problem,
+    kernel_problem,
+    noise_problem,
+    path_problem,
+    recipe_problem,
+    reference_problem,
+    require,
+    sampler_problem,
+    times_problem,
+)
 from volumediff.condition import HEALTHY
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
@@ -89,14 +92,10 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
-        if not issubclass(self.kernel, self.route.kernels):
-            known = " or ".join(name_of(k) for k in self.route.kernels)
-            raise ValueError(
-                f"kernel: expected {known} for the route {name_of(type(self.route))}, got "
-                f"{name_of(self.kernel)}."
-            )
+        route = f"the route {name_of(type(self.route))}"
+        require(path_problem(self.route, self.kernel, route))
         if self.sampler is not None:
-            self.sampler.check(self.kernel)
+            require(sampler_problem(self.sampler, self.kernel))
         if not self.route.chain and not isinstance(self.policy, Plain):
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
@@ -123,12 +122,12 @@ class Localizer(Method):
 
     def check(self, model: Learned) -> None:
         """Noise, guidance, classes and levels must suit the checkpoint."""
-        check_diffusion(model)
-        check_recipe(model, self.recipe)
-        check_corruption(model, self.corruption)
-        check_kernel(model, self.kernel)
-        check_reference(model, self.reference)
-        check_noise(model, self.noise)
+        require(diffusion_problem(model))
+        require(recipe_problem(model, self.recipe))
+        require(corruption_problem(model, self.corruption))
+        require(kernel_problem(model, self.kernel))
+        require(reference_problem(model, self.reference))
+        require(noise_problem(model, self.noise))
         if missing_classifier(self):
             raise ValueError(
                 "classifier: expected a classifier of this model's noisy states, got none; use "
@@ -146,9 +145,12 @@ class Localizer(Method):
             problem = block.problem(model)
             if problem:
                 raise ValueError(f"{name} {type(block).__name__.lower()}: {problem}")
-        check_guidance(model, self.guidance)
+        require(guidance_problem(model, self.guidance))
+        if self.guidance is not None:
+            with_classes(self.guidance, classes_of(model))  # says if there are too few
         times = self._times(model)
-        check_times(model, times, chain=self.sampler is not None and self.sampler.steps > 1)
+        down = self.sampler is not None and self.sampler.steps > 1
+        require(times_problem(model, times, chain=down))
         if self.first is not None:
             self.first.check(model)
             # a first row without a chain, such as that of an autoencoder, has no level

@@ -33,6 +33,7 @@ class Reconstructor(nn.Module, ABC):
     crops that start at multiples of the stride see the grid of the whole volume.
     """
 
+    diffuses: ClassVar[bool] = False
     channels: int
     stride: Shape
 

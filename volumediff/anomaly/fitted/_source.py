@@ -13,6 +13,7 @@ from volumediff.anomaly._scene import classes_of
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.method import Learned
 from volumediff.autoencoders import Reconstructor
+from volumediff.compatibility import highest_problem
 from volumediff.condition import HEALTHY
 from volumediff.features.encoder import (
     Features,
@@ -61,11 +62,8 @@ class Source:
         if model is None:
             raise ValueError(f"{where}: expected a trained model, got none; use a baseline.")
         problem = feature_problem(model, self.of)
-        if problem is None and self.of == "network" and max(self.times) > model.times[1] + 1e-9:
-            problem = (
-                f"expected times up to {model.times[1]:.3f}, which the checkpoint was trained on, "
-                f"got {max(self.times):.3f}; use lower times."
-            )
+        if problem is None and self.of == "network":
+            problem = highest_problem(model, max(self.times))
         if problem:
             raise ValueError(f"{where}: {problem}")
 

@@ -22,9 +22,11 @@ class Policy(ABC):
 
     `two_pass` says whether the mask comes from a first row, `refines` whether the second pass must
     start from a lower level, `own_map` whether the pseudo-healthy volume's map joins those that
-    the policy collects, `takes_region` whether the caller says what to redraw.
+    the policy collects, `takes_region` whether the caller says what to redraw, `paths` the kernels
+    whose states it edits, None for all.
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = None
     two_pass: ClassVar[bool] = False
     refines: ClassVar[bool] = False
     own_map: ClassVar[bool] = True

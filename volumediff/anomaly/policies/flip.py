@@ -1,6 +1,7 @@
 """Lets only those bits change that the model wants to flip."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,10 @@ from torch import Tensor
 from volumediff import tiling
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
+from volumediff.compatibility import walks
 from volumediff.condition import Condition
 from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
-from volumediff.kernels.discrete import Discrete
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 
@@ -41,6 +42,7 @@ class Flip(Policy):
         Unsupervised Anomaly Detection, arXiv:2403.11667
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = ("discrete",)
     probability: float = 0.5
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Flip(Policy):
                 f"expected a space of bits, got {name_of(type(model.space))}, whose states are "
                 "not; use the latents of a binary autoencoder."
             )
-        if not isinstance(model.kernel, Discrete):
+        if not walks(self, model.kernel.path):
             return (
                 "expected a checkpoint with kernel discrete, got one with "
                 f"{name_of(type(model.kernel))}; train with kernel=discrete."

@@ -1,6 +1,7 @@
 """Steers the chain by its own intermediate maps: normal tissue is put back as it was."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,10 +9,10 @@ from torch import Tensor
 from volumediff.anomaly._filters import close, dilate
 from volumediff.anomaly._scene import Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
+from volumediff.compatibility import walks
 from volumediff.condition import Condition
 from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 from volumediff.tunable import Tunable, tunable
@@ -45,6 +46,7 @@ class Harmonise(Policy):
         (THOR), arXiv:2403.08464
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
     levels: tuple[float, ...] = tunable((), Tunable.TIME)
     log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     dilate_mm: float = 9.0
@@ -55,7 +57,7 @@ class Harmonise(Policy):
 
     def problem(self, model: Model) -> str | None:
         """The blend is of Gaussian noise."""
-        if isinstance(model.kernel, Gaussian):
+        if walks(self, model.kernel.path):
             return None
         return (
             "expected a checkpoint with kernel gaussian, whose noise it blends, got one with "

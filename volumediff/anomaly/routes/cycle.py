@@ -11,8 +11,8 @@ from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_sampler
+from volumediff.compatibility import recipe_problem
 from volumediff.condition import Condition
-from volumediff.config import name_of
 from volumediff.data.regions import Region, Slabs
 from volumediff.model import Model
 from volumediff.randomness import key
@@ -64,10 +64,7 @@ class Cycle(Route):
 
     def problem(self, model: Model) -> str | None:
         """The network must know both directions."""
-        if isinstance(model.recipe, Translation):
-            return None
-        got = name_of(type(model.recipe))
-        return f"expected a checkpoint of the recipe translation, got {got}; train with it."
+        return recipe_problem(model, Translation)
 
     def __call__(
         self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
