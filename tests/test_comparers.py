@@ -44,6 +44,7 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.spaces.voxel import Voxel
+from volumediff.times.uniform import Uniform
 from volumediff.training.assemble import build_task, load_run
 from volumediff.training.compared import keep_statistics
 from volumediff.training.landmarks import load_landmarks
@@ -173,7 +174,7 @@ def by_hand(model, x, key, times=(0.0, 1.0)):
 @pytest.mark.parametrize("space", SPACES)
 def test_the_residual_is_that_of_a_one_step_estimate(space):
     space = SPACES[space]()
-    module = ReconstructionComparer(states(space), Sees(), times=(0.2, 0.9))
+    module = ReconstructionComparer(states(space), Sees(), time_density=Uniform(0.2, 0.9))
     batch = batch_of()
     loss = module.loss(batch)
     x = batch.images[0]
@@ -193,7 +194,9 @@ def test_the_residual_is_that_of_a_one_step_estimate(space):
 
 def test_an_oracle_of_one_healthy_volume_gives_the_anomaly_itself():
     healthy = wiener(std=0.1).network.sample(0)
-    module = ReconstructionComparer(wiener(mean=healthy, std=1e-4), Sees(), times=(0.5, 1.0))
+    module = ReconstructionComparer(
+        wiener(mean=healthy, std=1e-4), Sees(), time_density=Uniform(0.5, 1.0)
+    )
     lesion = 0.5 * torch.zeros_like(healthy).index_fill(2, torch.tensor([4]), 1.0)
     module.loss(Batch(healthy, (7,), images=(healthy + lesion,)))
     (seen,) = module.comparer.seen
@@ -528,7 +531,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         ({"recipe": {"name": "label_diffusion", "absent": 0}}, "with absent: -1, for a comparer"),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
-        ({"times": [0.5, 0.2]}, "with low < high"),
+        ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),
         (
             {"data": {"root": "x", "preprocessing": {"shape": [16, 16, 16]}}},
             r"data\.preprocessing",
@@ -550,11 +553,13 @@ def test_models_that_reconstruct_nothing_are_refused(runs, tmp_path):
     maps = train(tiny(data, tmp_path / "maps", *words))
     with pytest.raises(UsageError, match="expected a model of whole volumes under Gaussian noise"):
         train(config_in(tmp_path, maps)("comparer"))
-    times = train(tiny(data, tmp_path / "times", "times=[0, 0.8]", "optim.steps=1"))
+    times = train(
+        tiny(data, tmp_path / "times", "times={name: uniform, high: 0.8}", "optim.steps=1")
+    )
     config = config_in(tmp_path, times)
     with pytest.raises(UsageError, match=r"times: expected times within .*\[0, 0\.8\], got \[0,"):
         build_task(config("late"))
-    build_task(config("early", times=[0, 0.8]))
+    build_task(config("early", times={"name": "uniform", "high": 0.8}))
 
 
 def test_the_shipped_comparer_builds_for_every_pipeline():

@@ -9,7 +9,7 @@ from oracles import class_gaussian, state_like
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.config import available, build, component
-from volumediff.guidance._base import needs_classes, with_classes
+from volumediff.guidance._base import with_classes
 from volumediff.guidance.chain import Chain
 from volumediff.guidance.classifier import Classifier
 from volumediff.guidance.classifier_free import ClassifierFree
@@ -204,8 +204,8 @@ def test_dynamic_clipping_by_hand():
 
 def test_classes_reach_every_term():
     nested = Sum((Chain((ClassifierFree(2.0, classes=1), DynamicClipping())), DynamicClipping()))
-    assert needs_classes(nested)
-    assert not needs_classes(DynamicClipping())
+    assert nested.needs_classes
+    assert not DynamicClipping().needs_classes
     told = with_classes(nested, 4)
     assert told.terms[0].terms[0].classes == 4
     assert told.terms[1] == DynamicClipping()

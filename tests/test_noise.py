@@ -117,7 +117,7 @@ def test_octaves_have_the_wavelengths_and_weights_asked_for():
 @pytest.mark.parametrize("space", ["voxel", "wavelet", "slices", "latent"])
 def test_models_draw_their_own_noise_in_every_space(space):
     field = noise.Coarse(cell=4)
-    model = Model(SPACES[space](), KERNEL, States(), field=field)
+    model = Model(SPACES[space](), KERNEL, States(), noise_field=field)
     got = model.noise((3,), (1, *SHAPE))(-1)
     drawn = field((1, *model.space.padded(SHAPE)), 3, "noise", -1)
     torch.testing.assert_close(got, model.space.noise(drawn[None]))
@@ -126,7 +126,7 @@ def test_models_draw_their_own_noise_in_every_space(space):
 
 
 def test_coarse_noise_stays_coarse_in_wavelet_space():
-    model = Model(SPACES["wavelet"](), KERNEL, States(), field=noise.Coarse(cell=8))
+    model = Model(SPACES["wavelet"](), KERNEL, States(), noise_field=noise.Coarse(cell=8))
     energy = model.noise((1,), (1, *SHAPE))(0).square().mean(dim=(0, 2, 3, 4))
     assert float(energy[0] / energy.sum()) > 0.9
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_is_bound_to_its_noise(tmp_path):
     config = tiny(write_data(tmp_path / "data", cases=4), tmp_path / "run", *words)
     train(config)
     _, model = assemble.load_run(tmp_path / "run", which="last")
-    assert model.field == noise.Simplex(octaves=2, wavelength=4.0)
+    assert model.noise_field == noise.Simplex(octaves=2, wavelength=4.0)
     other = tiny(tmp_path / "data", tmp_path / "run", "optim.steps=2")
     assert any(line.startswith("noise") for line in changes(config, other))
     with pytest.raises(UsageError, match="noise"):

@@ -118,7 +118,7 @@ def model_in(
     model = states(made, **prior)
     if recipe().mask_loss:
         model.network = Noisy()
-    model.field = FIELDS[field]
+    model.noise_field = FIELDS[field]
     model.recipe = recipe()
     if cold:
         model.kernel = Cold(SCHEDULE)

@@ -19,7 +19,7 @@ from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.methods._base import Learned, Method
-from volumediff.anomaly.needs.levels import TrainedUpTo
+from volumediff.anomaly.needs.levels import TrainedToTheEnd
 from volumediff.anomaly.needs.model import Diffusion, ExactSpace
 from volumediff.anomaly.needs.training import CorruptedBy, NoisedBy, TrainedOn, WithKernel
 from volumediff.component import Requirement
@@ -74,7 +74,7 @@ class Detector(Method, ABC):
             WithKernel(),
             NoisedBy(),
             ExactSpace(),
-            TrainedUpTo(1.0),
+            TrainedToTheEnd(),
         )
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:

@@ -33,7 +33,7 @@ class Reconstructor(nn.Module, ABC):
     crops that start at multiples of the stride see the grid of the whole volume.
     """
 
-    diffuses = False  # a diffusion model, which methods may take as well, does
+    diffuses: ClassVar[bool] = False
     channels: int
     stride: Shape
 

@@ -49,6 +49,7 @@ FAMILIES = {
     for each in (
         _folder("space", "spaces", "StateSpace"),
         _folder("schedule", "schedules", "Schedule"),
+        _folder("times", "times", "TimeDensity"),
         _folder("kernel", "kernels", "Kernel"),
         _folder("network", "networks", "Network"),
         _folder("autoencoder", "autoencoders", "Reconstructor"),

@@ -16,7 +16,7 @@ from volumediff.component import borrowed, presentation
 from volumediff.condition import HEALTHY, Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
-from volumediff.schedules._base import per_sample
+from volumediff.schedules._base import per_sample, power
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Classifier"]
@@ -72,9 +72,10 @@ class Classifier(Guidance):
             if not bool(informed.any()):
                 return p
             step = self.scale * given.gradient(z_t, t, label=self.target)
-            # d(eps) = -s σ ∇, and with α x0 + σ eps = z_t: d(x0) = s σ²/α ∇, d(v) = -s σ/α ∇
+            # d(eps) = -s σ ∇, and with α x0 + σ eps = z_t: d(x0) = s σ²/α ∇,
+            # d(v) = -s σ (α² + σ²)/α ∇
             inverse = torch.where(informed, 1 / alpha, 0.0)
-            of_x0, of_v = sigma.square() * inverse, -sigma * inverse
+            of_x0, of_v = sigma.square() * inverse, -sigma * power(alpha, sigma) * inverse
             return replace(
                 p,
                 x0=p.x0 + per_sample(of_x0, p.x0) * step,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import volumediff
+from volumediff.compatibility import gives_labels
 from volumediff.condition import HEALTHY
 from volumediff.config import build, name_of
 from volumediff.data.cases import Case
@@ -17,7 +18,6 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 from volumediff.shapes import Shape
@@ -59,7 +59,7 @@ def sample(
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
     model = trained.diffusion
-    if isinstance(trained.recipe, LabelDiffusion):
+    if gives_labels(trained.recipe):
         raise UsageError(
             f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
         )
@@ -68,11 +68,11 @@ def sample(
             f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
             "sample from a run of the recipe healthy or class_conditional."
         )
-    if trained.model.times != (0.0, 1.0):
-        low, high = trained.model.times
+    low, high = trained.model.time_density.support
+    if (low, high) != (0.0, 1.0):
         raise UsageError(
             f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
-            "goes through all from 1 to 0; train with times=[0,1]."
+            "goes through all from 1 to 0; train with times=uniform."
         )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(

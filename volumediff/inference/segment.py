@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 import volumediff
+from volumediff.compatibility import gives_labels
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
@@ -58,7 +58,7 @@ def segment(
         DataError: the source has no cases, or the disk is full
     """
     recipe = trained.recipe
-    if not isinstance(recipe, LabelDiffusion):
+    if not gives_labels(recipe):
         raise UsageError(
             f"{trained.run}: was not trained to segment; train with the recipe label_diffusion, "
             "or use volumediff localize."

@@ -210,7 +210,7 @@ def random_batch(
         tuple(noise(count, n, *shape) for n in images),
         mask=noise(count, 1, *shape) if diffusion and recipe.shows_mask else None,
         region=noise(count, 1, *shape) if diffusion and recipe.local else None,
-        end=noise(count, c, *shape) if diffusion and recipe.kernel == "cold" else None,
+        end=noise(count, c, *shape) if diffusion and "cold" in recipe.paths else None,
     )
 
 

@@ -7,7 +7,7 @@ Recipes may add the atlas (healthy mean of the training split) as an image condi
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -82,7 +82,8 @@ class Recipe(ABC):
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
         reference: whether the network is told the clean state itself through a bottleneck
-        kernel: name of the kernel that the targets are for
+        teaches: what a network learns, as methods ask for it; a subclass teaches the same
+        paths: paths of the kernels that the targets are for
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
             that name no recipe need such a model
@@ -98,13 +99,17 @@ class Recipe(ABC):
             the kernel's quantity; 0 for networks without this channel
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
+        drop: probability with which a class is hidden
+        supervision: what a segmentation network may learn from the targets: synthetic anomalies
+            (self), masks (full), or nothing
     """
 
     atlas: bool
     scalars: tuple[str, ...]
     reference: bool = False
     mask_loss: float = 0.0
-    kernel: ClassVar[str] = "gaussian"
+    teaches: ClassVar[str] = ""
+    paths: ClassVar[tuple[str, ...]] = ("gaussian",)
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
@@ -115,6 +120,8 @@ class Recipe(ABC):
     shows_mask: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     corruption: Corruption | None = None
+    drop: float = 0.0
+    supervision: Literal["self", "full"] | None = None
 
     @property
     @abstractmethod

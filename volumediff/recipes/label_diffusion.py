@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class LabelDiffusion(Recipe):
         Amit et al. (2021), SegDiff, arXiv:2112.00390
     """
 
+    teaches: ClassVar[str] = "label_diffusion"
     needs_labels: ClassVar[bool] = True
     # Codes of +1 and -1 have unit second moment already, and the image shares the space.
     normalised: ClassVar[bool] = False
@@ -45,6 +46,11 @@ class LabelDiffusion(Recipe):
             )
         if not self.absent < 1:
             raise ValueError(f"expected absent below 1, got {self.absent}.")
+
+    @property
+    def supervision(self) -> Literal["full"] | None:
+        """Masks, if they are coded as a segmentation network's targets are."""
+        return "full" if self.absent == -1 else None
 
     @property
     def classes(self) -> int:

@@ -6,7 +6,7 @@ mean E[m | x']: what a segmentation network trained with the squared error gives
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +33,8 @@ class SyntheticAnomalies(Recipe):
         Tan et al. (2020), Detecting Outliers with Foreign Patch Interpolation, arXiv:2011.04197
     """
 
+    teaches: ClassVar[str] = "synthetic_anomalies"
+    supervision: ClassVar[Literal["self"]] = "self"
     needs_foreground: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
     exact: ClassVar[bool] = True

@@ -110,10 +110,14 @@ def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
         )
     model = trained.model
     theirs = states_digest(
-        config, run, space=module.space, kernel=module.kernel, field=module.field
+        config, run, space=module.space, kernel=module.kernel, noise=module.noise_field
     )
     ours = states_digest(
-        trained.config, trained.run, space=model.space, kernel=model.kernel, field=model.field
+        trained.config,
+        trained.run,
+        space=model.space,
+        kernel=model.kernel,
+        noise=model.noise_field,
     )
     source = states_facts(run)
     if theirs != ours:

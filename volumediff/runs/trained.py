@@ -13,6 +13,7 @@ from volumediff.anomaly.example import Example
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import StateClassifier
 from volumediff.comparison import ReconstructionComparer
+from volumediff.compatibility import gives_labels
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population
@@ -21,7 +22,6 @@ from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.storage import checkpoint
 from volumediff.training.assemble import build_recipe, channels_of, load_run
 from volumediff.training.run_config import POPULATION, RunConfig
@@ -132,7 +132,7 @@ class Trained:
         Raises:
             UsageError: the run trains an autoencoder
         """
-        if isinstance(self.model, Reconstructor):
+        if not self.model.diffuses:
             raise UsageError(
                 f"{self.run}: trains an autoencoder, expected the run of a diffusion model; this "
                 "one localizes alone, see volumediff info."
@@ -184,7 +184,7 @@ class Trained:
         Raises:
             UsageError: the run models label maps
         """
-        if isinstance(self.recipe, LabelDiffusion):
+        if gives_labels(self.recipe):
             raise UsageError(
                 f"{self.run}: was trained to segment (recipe label_diffusion); use volumediff "
                 "segment, or the run of a model of healthy volumes."

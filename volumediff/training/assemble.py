@@ -14,12 +14,10 @@ import torch
 from volumediff.autoencoders import Autoencoder, Reconstructor
 from volumediff.classification import StateClassifier
 from volumediff.comparison import ReconstructionComparer
-from volumediff.config import build, component, config_path, name_of
+from volumediff.compatibility import classification_problem, require, training_problem
+from volumediff.config import build, component, config_path
 from volumediff.errors import DataError, UsageError
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.discrete import Discrete
 from volumediff.model import Model
-from volumediff.noise import Gaussian
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.spaces import StateSpace
@@ -148,12 +146,8 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
     recipe, c = build_recipe(config), channels_of(config)
     encoders: list[tuple[Autoencoder, str]] = []
     space = _space(config.space, run, "space", encoders)
-    if recipe.exact and not space.exact:
-        raise UsageError(
-            f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
-            "latents, whose autoencoder was made for volumes and not for maps; use voxel, wavelet "
-            "or slices."
-        )
+    kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
+    require(training_problem(recipe, space, kernel, noise), UsageError)
     try:
         k = space.channels(recipe.channels(c))
         image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
@@ -171,22 +165,13 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
         scalars=len(recipe.scalars),
         **references,
     )
-    kernel = build("kernel", config.kernel)
-    _check_kernel(recipe, kernel, space)
-    field = build("noise", config.noise)
-    if encoders and not isinstance(field, Gaussian):
-        raise UsageError(
-            f"noise: expected gaussian in a latent space, got {type(field).__name__.lower()}; the "
-            "latents are made once, and noise of the volume cannot be told from theirs. Use voxel "
-            "or wavelet."
-        )
     model = Model(
         space,
         kernel,
         network,
         dtype=config.memory.torch_dtype,
-        times=config.times,
-        field=field,
+        time_density=build("times", config.times),
+        noise_field=noise,
         recipe=recipe,
     )
     config.memory.apply(model)
@@ -195,21 +180,22 @@ def _diffusion(config: RunConfig, run: Path | None) -> Task:
 
 def _classification(config: RunConfig, run: Path | None) -> Task:
     recipe, c = build_recipe(config), channels_of(config)
-    # Samples without a class, and conditions that a classifier is not told, have no meaning here.
-    if not recipe.classes or getattr(recipe, "drop", 0) or recipe.atlas or recipe.scalars:
-        raise UsageError(
-            "recipe: expected classes without drop, atlas and scalars for a classifier, such as "
-            "{name: class_conditional, attribute: group, values: [healthy, sick], drop: 0}, got "
-            f"{config.recipe}."
-        )
+    problem = classification_problem(recipe)
+    if problem is not None:
+        raise UsageError(f"{problem}, got {config.recipe}.")
     encoders: list[tuple[Autoencoder, str]] = []
     space = _space(config.space, run, "space", encoders)
     assert isinstance(config.classifier, Mapping), "it names its run"
     spec = {n: v for n, v in config.classifier.items() if n != "of"}
     classifier = build("classifier", spec, in_channels=space.channels(c), classes=recipe.classes)
-    kernel, field = build("kernel", config.kernel), build("noise", config.noise)
-    dtype = config.memory.torch_dtype
-    module = StateClassifier(space, kernel, classifier, dtype=dtype, field=field)
+    module = StateClassifier(
+        space,
+        build("kernel", config.kernel),
+        classifier,
+        dtype=config.memory.torch_dtype,
+        time_density=build("times", config.times),
+        noise_field=build("noise", config.noise),
+    )
     if run is not None:
         adopt_states(module.space, run)
     config.memory.apply(module)
@@ -231,30 +217,10 @@ def _comparison(config: RunConfig, run: Path | None) -> Comparison:
     spec = {n: v for n, v in config.comparer.items() if n != "of"}
     comparer = build("comparer", spec, channels=channels_of(config))
     model.dtype = config.memory.torch_dtype
-    module = ReconstructionComparer(model, comparer, dtype=model.dtype, times=config.times)
+    times = build("times", config.times)
+    module = ReconstructionComparer(model, comparer, dtype=model.dtype, time_density=times)
     config.memory.apply(module)
     return Comparison(module, digest=digest)
-
-
-def _check_kernel(recipe: Recipe, kernel: Kernel, space: StateSpace) -> None:
-    name = name_of(type(kernel))
-    if isinstance(kernel, Discrete) and recipe.whole:
-        _check_bits(kernel, space)
-    elif name != recipe.kernel:
-        raise UsageError(
-            f"kernel: expected {recipe.kernel} for the recipe {name_of(type(recipe))}, got {name}."
-        )
-
-
-def _check_bits(kernel: Discrete, space: StateSpace) -> None:
-    if not space.binary:
-        raise UsageError(
-            "kernel: expected a space of bits for discrete, got "
-            f"{name_of(type(space))}, whose states are not; use the latents of a binary "
-            "autoencoder, space={name: latent, autoencoder: RUN}."
-        )
-    if kernel.classes != 2:
-        raise UsageError(f"kernel.classes: expected 2 for bits, got {kernel.classes}.")
 
 
 def _space(

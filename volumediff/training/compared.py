@@ -6,13 +6,11 @@ training nor localization goes on with others.
 
 from pathlib import Path
 
-from volumediff.config import build, name_of
+from volumediff.compatibility import comparison_problem, require, supervision_problem
+from volumediff.config import build
 from volumediff.errors import UsageError
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
-from volumediff.recipes.label_diffusion import LabelDiffusion
-from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
 from volumediff.training.landmarks import keep_landmarks
@@ -32,12 +30,9 @@ def check_compared(config: RunConfig, source: RunConfig, model: Model) -> None:
     """
     of, recipe = of_run(config), build("recipe", config.recipe)
     supervision_of(recipe)
-    if not model.recipe.whole or type(model.kernel) is not Gaussian:
-        raise UsageError(
-            f"comparer.of = {of}: expected a model of whole volumes under Gaussian noise (recipe "
-            f"healthy or class_conditional, kernel gaussian), got {name_of(type(model.recipe))} "
-            f"and {name_of(type(model.kernel))}."
-        )
+    problem = comparison_problem(model)
+    if problem is not None:
+        raise UsageError(f"comparer.of = {of}: {problem}")
     pairs = {
         "data.preprocessing": (config.data.preprocessing, source.data.preprocessing),
         "data.channels": (config.data.channels, source.data.channels),
@@ -47,7 +42,8 @@ def check_compared(config: RunConfig, source: RunConfig, model: Model) -> None:
     for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise UsageError(f"{name}: expected that of comparer.of = {of}, {theirs}, got {ours}.")
-    (low, high), (least, most) = config.times, model.times
+    low, high = build("times", config.times).support
+    least, most = model.time_density.support
     if low < least or high > most:
         raise UsageError(
             f"times: expected times within those of comparer.of = {of}, [{least:g}, {most:g}], "
@@ -61,14 +57,8 @@ def supervision_of(recipe: Recipe) -> str:
     Raises:
         UsageError: another recipe
     """
-    if isinstance(recipe, SyntheticAnomalies):
-        return "self"
-    if isinstance(recipe, LabelDiffusion) and recipe.absent == -1:
-        return "full"
-    raise UsageError(
-        "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
-        f"comparer, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
-    )
+    require(supervision_problem(recipe), UsageError)
+    return recipe.supervision
 
 
 def keep_statistics(config: RunConfig, run: Path) -> None:

@@ -185,9 +185,9 @@ class Validation(_Section):
 class RunConfig(_Section):
     """Everything that decides a run; saved as RUN/config.yaml.
 
-    `times` are those that are trained, from above the first to the second: [0, 0.8] for methods
-    that never go higher, [0.999, 1] for a detector that is only asked at t = 1. `start_from` is
-    the folder of a run whose weights this one begins with; see `warm_start`.
+    `times` is the density of the times that are trained: {name: uniform, high: 0.8} for methods
+    that never go higher, {name: uniform, low: 0.999} for a detector that is only asked at t = 1.
+    `start_from` is the folder of a run whose weights this one begins with; see `warm_start`.
     """
 
     data: Data = Data()
@@ -199,10 +199,7 @@ class RunConfig(_Section):
     comparer: Component | None = None
     recipe: Component = "healthy"
     noise: Component = "gaussian"
-    times: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (
-        0.0,
-        1.0,
-    )
+    times: Component = "uniform"
     start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, _declared(MemoryPolicy)] = MemoryPolicy()
@@ -217,9 +214,6 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "RunConfig":
-        low, high = self.times
-        if not low < high:
-            raise ValueError(f"needs times [low, high] with low < high, got [{low:g}, {high:g}]")
         if self.comparer is not None:
             names = ("space", "kernel", "network", "autoencoder", "classifier")
             found = [name for name in names if getattr(self, name) is not None]

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from volumediff.compatibility import states_problem
 from volumediff.errors import DataError, UsageError
 from volumediff.kernels._base import Kernel
 from volumediff.model import Model
@@ -77,11 +78,9 @@ def keep_states(run: Path, of: Path, model: Model) -> None:
     Raises:
         UsageError: a model whose states are not those of volumes
     """
-    if not model.recipe.whole:
-        raise UsageError(
-            f"classifier.of = {of}: expected a model of whole volumes (recipe healthy or "
-            f"class_conditional), got the recipe {type(model.recipe).__name__.lower()}."
-        )
+    problem = states_problem(model.recipe)
+    if problem is not None:
+        raise UsageError(f"classifier.of = {of}: {problem}")
     if (of / "autoencoder").is_dir() and not (run / "autoencoder").is_dir():
         names, folder = ("config.yaml", "weights.safetensors"), verified(of / "autoencoder")
         publish(run / "autoencoder", {name: (folder / name).read_bytes() for name in names})
@@ -131,7 +130,7 @@ def states_facts(run: Path) -> Mapping[str, Any]:
 
 
 def states_digest(
-    config: RunConfig, run: Path, *, space: StateSpace, kernel: Kernel, field: Noise
+    config: RunConfig, run: Path, *, space: StateSpace, kernel: Kernel, noise: Noise
 ) -> str:
     """SHA-256 of everything that makes states of files.
 
@@ -140,14 +139,14 @@ def states_digest(
         run: its folder, with intensities that are fitted
         space: with its normalisation
         kernel: of the run; its schedule counts, not what the network predicts
-        field: the noise
+        noise: what volumes are corrupted with
     """
     section = config.data.preprocessing.model_dump(mode="json")
     described = [
         json.dumps([section, config.data.channels, _described(config.space)], sort_keys=True),
         type(kernel).__name__,
         repr(kernel.schedule),
-        repr(field),
+        repr(noise),
     ]
     if (run / LANDMARKS).is_file():
         described.append(repr(load_landmarks(run)))

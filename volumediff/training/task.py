@@ -122,8 +122,8 @@ class Diffusion(Task):
             self.model.kernel,
             self.model.network,
             dtype=self.model.dtype,
-            times=self.model.times,
-            field=self.model.field,
+            time_density=self.model.time_density,
+            noise_field=self.model.noise_field,
             recipe=self.model.recipe,
         )
 

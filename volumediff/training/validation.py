@@ -13,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from volumediff.compatibility import gives_maps, sampler_problem, samples_everything
 from volumediff.condition import HEALTHY, Condition
-from volumediff.config import build
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.randomness import key
-from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
+from volumediff.samplers._base import Sampler
+from volumediff.samplers.ancestral import Ancestral
+from volumediff.samplers.ddim import DDIM
 from volumediff.training import processes
 from volumediff.training.dataset import collate
 from volumediff.training.prepare import Prepared
@@ -125,7 +126,7 @@ class Validator:
         if condition.label is not None:
             condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
         images = batch.images
-        if x is not None and isinstance(model.recipe, SyntheticAnomalies):
+        if x is not None and gives_maps(model.recipe):
             images = (*images[:-1], x)
         return model.told(condition, images, batch.mask)
 
@@ -136,7 +137,7 @@ class Validator:
         if not isinstance(task, Diffusion):
             return isinstance(task, Compression)
         model = task.model
-        return model.recipe.samples and not model.recipe.reference and model.times == (0.0, 1.0)
+        return samples_everything(model)
 
     def _preview(self, step: int) -> None:
         """Samples of a diffusion model, or volumes beside their reconstructions."""
@@ -156,8 +157,9 @@ class Validator:
         write_slices(path, volumes, titles)
 
     def _sampled(self, model: Model, index: int, shape: tuple[int, int, int, int]) -> Tensor:
-        name = "ddim" if isinstance(model.kernel, Gaussian) else "ancestral"
-        sampler = build("sampler", {"name": name, "steps": self.config.validation.preview_steps})
+        sampler: Sampler = DDIM(self.config.validation.preview_steps)
+        if sampler_problem(sampler, model.kernel):
+            sampler = Ancestral(sampler.steps)
         noise = model.noise((key(self.config.seed, "preview", index),), shape)
         z = sampler.sample(
             model.denoise,

@@ -38,6 +38,7 @@ from volumediff.anomaly.needs.training import (
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes._base import Route
+from volumediff.compatibility import path_problem, require, sampler_problem
 from volumediff.component import Requirement
 from volumediff.condition import HEALTHY
 from volumediff.config import name_of
@@ -91,14 +92,10 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
-        if not issubclass(self.kernel, self.route.kernels):
-            known = " or ".join(name_of(k) for k in self.route.kernels)
-            raise ValueError(
-                f"kernel: expected {known} for the route {name_of(type(self.route))}, got "
-                f"{name_of(self.kernel)}."
-            )
+        route = f"the route {name_of(type(self.route))}"
+        require(path_problem(self.route, self.kernel, route))
         if self.sampler is not None:
-            self.sampler.check(self.kernel)
+            require(sampler_problem(self.sampler, self.kernel))
         if not self.route.chain and self.policy.edits:
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "

@@ -3,31 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from volumediff.anomaly._checkpoint import check_times
 from volumediff.anomaly._scene import Level
+from volumediff.compatibility import end_problem, require, times_problem
 from volumediff.component import Requirement
 from volumediff.model import Model
 
-__all__ = ["Descends", "Levels", "TrainedUpTo", "times_of"]
+__all__ = ["Descends", "Levels", "TrainedToTheEnd", "times_of"]
 
 
 @dataclass(frozen=True)
-class TrainedUpTo(Requirement):
-    """Training times up to one.
-
-    Arguments:
-        time: the highest
-    """
-
-    time: float = 1.0
+class TrainedToTheEnd(Requirement):
+    """Training times up to one."""
 
     def check(self, model: Model) -> None:
         """Training must have gone that far."""
-        if model.times[1] < self.time:
-            raise ValueError(
-                f"level: expected a checkpoint that was trained up to t = {self.time:g}, got one "
-                f"up to {model.times[1]:.3f}; train with times=[0,1]."
-            )
+        require(end_problem(model))
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Levels(Requirement):
 
     def check(self, model: Model) -> None:
         """Training must have gone there."""
-        check_times(model, times_of(self.levels, model), chain=self.chain)
+        require(times_problem(model, times_of(self.levels, model), chain=self.chain))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 from dataclasses import dataclass
 
-from volumediff.anomaly._checkpoint import check_diffusion, check_guidance
 from volumediff.anomaly._scene import classes_of
 from volumediff.autoencoders import Reconstructor
+from volumediff.compatibility import (
+    diffusion_problem,
+    guidance_problem,
+    highest_problem,
+    map_space_problem,
+    require,
+)
 from volumediff.component import Requirement
 from volumediff.config import name_of
 from volumediff.features.encoder import feature_problem
-from volumediff.guidance._base import Guidance, needs_classes
+from volumediff.guidance._base import Guidance, with_classes
 from volumediff.model import Model
 
 __all__ = ["Bits", "Classes", "Diffusion", "ExactSpace", "Features", "GuidanceClasses"]
@@ -22,7 +28,7 @@ class Diffusion(Requirement):
 
     def check(self, model: Learned) -> None:
         """It must be one, and there."""
-        check_diffusion(model)
+        require(diffusion_problem(model))
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,12 @@ class GuidanceClasses(Requirement):
     @property
     def words(self) -> tuple[str, ...]:
         """The recipe that has classes."""
-        return ("recipe=class_conditional",) if needs_classes(self.guidance) else ()
+        return ("recipe=class_conditional",) if self.guidance.needs_classes else ()
 
     def check(self, model: Model) -> None:
         """They must exist."""
-        check_guidance(model, self.guidance)
+        require(guidance_problem(model, self.guidance))
+        with_classes(self.guidance, classes_of(model))  # says if there are too few
 
 
 @dataclass(frozen=True)
@@ -103,11 +110,7 @@ class ExactSpace(Requirement):
 
     def check(self, model: Model) -> None:
         """The space must be exact."""
-        if not model.space.exact:
-            raise ValueError(
-                "space: expected voxels or wavelets, got latents, whose autoencoder was made for "
-                "volumes and not for maps; use another pipeline."
-            )
+        require(map_space_problem(model.space))
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,7 @@ class Features(Requirement):
         if model is None:
             raise ValueError(f"{self.where}: expected a trained model, got none; use a baseline.")
         problem = feature_problem(model, self.of)
-        asked = self.of == "network" and self.times
-        if problem is None and asked and max(self.times) > model.times[1] + 1e-9:
-            problem = (
-                f"expected times up to {model.times[1]:.3f}, which the checkpoint was trained on, "
-                f"got {max(self.times):.3f}; use lower times."
-            )
+        if problem is None and self.of == "network" and self.times:
+            problem = highest_problem(model, max(self.times))
         if problem:
             raise ValueError(f"{self.where}: {problem}")

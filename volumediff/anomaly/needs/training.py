@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from volumediff.anomaly._checkpoint import (
-    check_corruption,
-    check_kernel,
-    check_noise,
-    check_recipe,
-    check_reference,
+from volumediff.compatibility import (
+    corruption_problem,
+    kernel_problem,
+    noise_problem,
+    path_problem,
+    recipe_problem,
+    reference_problem,
+    require,
 )
 from volumediff.component import Requirement
 from volumediff.config import name_of
@@ -22,6 +24,7 @@ __all__ = [
     "CorruptedBy",
     "MaskLoss",
     "NoisedBy",
+    "OnPath",
     "Referred",
     "SameSupervision",
     "TrainedOn",
@@ -46,7 +49,7 @@ class TrainedOn(Requirement):
 
     def check(self, model: Model) -> None:
         """The recipe must be that one."""
-        check_recipe(model, self.recipe)
+        require(recipe_problem(model, self.recipe))
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Referred(Requirement):
 
     def check(self, model: Model) -> None:
         """The recipe must have it."""
-        check_reference(model, True)
+        require(reference_problem(model, True))
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,24 @@ class WithKernel(Requirement):
 
     def check(self, model: Model) -> None:
         """The kernel must be that one."""
-        check_kernel(model, self.kernel)
+        require(kernel_problem(model, self.kernel))
+
+
+@dataclass(frozen=True)
+class OnPath(Requirement):
+    """A kernel whose states are edited.
+
+    Arguments:
+        paths: of the kernels that will do
+        of: who asks, for the message
+    """
+
+    paths: tuple[str, ...]
+    of: str
+
+    def check(self, model: Model) -> None:
+        """The kernel must have one of the paths."""
+        require(path_problem(self, model.kernel, self.of))
 
 
 @dataclass(frozen=True)
@@ -100,7 +120,7 @@ class NoisedBy(Requirement):
 
     def check(self, model: Model) -> None:
         """The noise must be of that kind."""
-        check_noise(model, self.noise)
+        require(noise_problem(model, self.noise))
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,7 @@ class CorruptedBy(Requirement):
 
     def check(self, model: Model) -> None:
         """The recipe must have it."""
-        check_corruption(model, self.corruption)
+        require(corruption_problem(model, self.corruption))
 
 
 @dataclass(frozen=True)

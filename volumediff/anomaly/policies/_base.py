@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
-from volumediff.component import Component
+from volumediff.anomaly.needs.training import OnPath
+from volumediff.component import Component, Requirement
 from volumediff.condition import Condition
+from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
 
@@ -23,14 +25,21 @@ class Policy(Component, ABC):
     `edits` says whether there is anything to edit, `two_pass` whether the mask comes from a first
     row, `refines` whether the second pass must start from a lower level, `own_map` whether the
     pseudo-healthy volume's map joins those that the policy collects, `takes_region` whether the
-    caller says what to redraw.
+    caller says what to redraw, `paths` the kernels whose states it edits, None for all.
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = None
     edits: ClassVar[bool] = True
     two_pass: ClassVar[bool] = False
     refines: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
     takes_region: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A kernel whose states it edits."""
+        of = f"the policy {name_of(type(self))}"
+        return () if self.paths is None else (OnPath(self.paths, of),)
 
     @property
     def healthy_quantile(self) -> float | None:

@@ -1,6 +1,7 @@
 """Lets only those bits change that the model wants to flip."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,10 @@ from torch import Tensor
 from volumediff import tiling
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.needs.model import Bits
-from volumediff.anomaly.needs.training import WithKernel
 from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
-from volumediff.kernels.discrete import Discrete
 from volumediff.samplers._base import Context, Hook
 
 __all__ = ["Flip"]
@@ -42,6 +41,7 @@ class Flip(Policy):
         Unsupervised Anomaly Detection, arXiv:2403.11667
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = ("discrete",)
     probability: float = 0.5
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Flip(Policy):
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """Bits, and a model of their flips."""
-        return Bits("policy flip"), WithKernel(Discrete)
+        return Bits("policy flip"), *super().needs
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

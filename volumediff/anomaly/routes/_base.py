@@ -11,8 +11,6 @@ from torch import Tensor
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Component
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Route", "Volumes"]
@@ -27,8 +25,8 @@ class Route(Component, ABC):
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
     the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
-    map is taken of the volumes, besides maps that the route leaves with the scene; `kernels` whose
-    states it walks.
+    map is taken of the volumes, besides maps that the route leaves with the scene; `paths` whose
+    states it walks, None for all kernels.
     """
 
     chain: ClassVar[bool] = True
@@ -36,7 +34,7 @@ class Route(Component, ABC):
     corrupts: ClassVar[bool] = True
     two_pass: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
-    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian,)
+    paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:
