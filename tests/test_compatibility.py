@@ -12,9 +12,9 @@ import pytest
 import torch
 from anomaly_models import SPACES, States, tiny_binary
 from tiny_runs import tiny, write_data
-from volumediff.anomaly.localizer import Localizer
 
 from volumediff import compatibility, kernels
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.calibration.calibrate import load_method
 from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian

@@ -375,7 +375,7 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = settings(file)
     code, table, said = program(*words)
-    assert code == 0
+    assert code == 0, said
     assert settings(file) == before
     assert said.count("voxel AP") == 0, "nothing is measured twice"
     assert "the row's own" in table
@@ -403,7 +403,7 @@ def test_a_search_that_was_stopped_goes_on_bit_for_bit(program, run):
 
 def _files(run, seed):
     every = (run / "tuning").glob("ddpm-*.json")
-    return [f for f in every if json.loads(f.read_text())["seed"] == seed]
+    return [f for f in every if json.loads(f.read_text())["facts"]["seed"] == seed]
 
 
 def test_damaged_figures_are_said(program, run):
