@@ -1,4 +1,4 @@
-"""Which parts fit: tables of all combinations, subclasses, parts that declare nothing, a new kernel.
+"""Which parts fit: tables of all combinations, subclasses, silent parts, a new kernel.
 
 The tables were recorded before there was one place that decides, when four rules did: names of
 classes, their identity, ancestry and kind. The one deliberate change is marked.
