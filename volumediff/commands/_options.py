@@ -10,7 +10,7 @@ import typer
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
-    from volumediff.data.cases import Spec
+    from volumediff.data.survey import Spec
     from volumediff.outputs.batch import Summary
     from volumediff.runs.trained import Trained
 
@@ -139,12 +139,12 @@ def names_of(channels: str | None) -> tuple[str, ...] | None:
 def spec_of(layout: str) -> "Spec":
     """A layout as in a configuration, looked up before anything is read."""
     from volumediff.config import available, build, overridden
-    from volumediff.data.cases import AUTO
+    from volumediff.data.survey import AUTO
 
     spec = overridden({}, [f"layout={layout}"])["layout"]
     if spec == AUTO:
         return AUTO
-    if isinstance(spec, str) and spec not in available("layout"):
+    if isinstance(spec, str) and ":" not in spec and spec not in available("layout"):
         names = ", ".join([AUTO, *available("layout")])
         raise UsageError(f"--layout {layout}: choose from {names}.")
     build("layout", spec, where="--layout")

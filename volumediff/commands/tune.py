@@ -85,8 +85,7 @@ def tune(
     """
     from volumediff.commands._tuned_views import picture, tabulated
     from volumediff.runs.classifier import load_classifier
-    from volumediff.storage.atomic import atomic
-    from volumediff.storage.folder import write_text
+    from volumediff.storage.atomic import atomic, write_text
     from volumediff.tuning.tune import tune as search
 
     grids, limits = _grids(levels, guidance, parameters, widths), _budget(budget)

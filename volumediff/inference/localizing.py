@@ -37,7 +37,7 @@ from volumediff.runs.classifier import LoadedClassifier
 from volumediff.runs.inputs import prepared_case
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
-from volumediff.storage.folder import sha256
+from volumediff.storage.digests import sha256_of_file
 
 __all__ = ["REGION", "Localizing"]
 
@@ -91,7 +91,7 @@ class Localizing:
             "weights": self.trained.digest,
             "preprocessing": repr(self.trained.preprocessing),
             "seed": self.seed,
-            "saliency": {name: sha256(path) for name, path in self.saliency.items()},
+            "saliency": {name: sha256_of_file(path) for name, path in self.saliency.items()},
             "trace": self.trace,
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),

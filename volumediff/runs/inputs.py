@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from volumediff.data.cases import Case, patient_of, safe_id, survey_cases
+from volumediff.data.cases import Case, patient_of, safe_id
 from volumediff.data.dicom import is_dicom
 from volumediff.data.files import VOLUMES, stem_of
 from volumediff.data.preprocessing import Prepared
+from volumediff.data.survey import survey_cases
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
 
