@@ -16,7 +16,7 @@ from torch import Tensor
 from volumediff.randomness import uniform
 from volumediff.schedules._base import Schedule
 
-__all__ = ["TimeDensity", "check_interval", "remaining"]
+__all__ = ["TimeDensity", "check_interval"]
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,12 @@ class TimeDensity(ABC):
         self, keys: Sequence[int], schedule: Schedule, *, device: torch.device | str = "cpu"
     ) -> Float[Tensor, "b"]:
         """A time per key, in float64; made on the CPU, so that no device changes it."""
-        u = torch.tensor([uniform(key, "t") for key in keys], dtype=torch.float64, device="cpu")
-        return self.at(u, schedule).to(device)
+        drawn = [torch.tensor([uniform(k, "t")], dtype=torch.float64, device="cpu") for k in keys]
+        # One by one: the last bit of vectorised functions depends on the place in the vector.
+        return torch.cat([self.at(u, schedule) for u in drawn]).to(device)
 
 
 def check_interval(low: float, high: float) -> None:
     """Raises ValueError unless 0 <= low < high <= 1."""
     if not 0 <= low < high <= 1:
         raise ValueError(f"expected low and high with 0 <= low < high <= 1, got {low} and {high}.")
-
-
-def remaining(
-    u: Float[Tensor, "b"], below: Float[Tensor, ""] | float, up_to: Float[Tensor, ""] | float
-) -> Float[Tensor, "b"]:
-    """Probabilities of a density that is cut to an interval, between its values at both ends.
-
-    Arguments:
-        below: its distribution function at the lower end
-        up_to: the same at the upper end, whose u is 0
-    """
-    return up_to - (up_to - below) * u

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.schedules._base import Schedule
-from volumediff.times._base import TimeDensity, check_interval, remaining
+from volumediff.times._base import TimeDensity, check_interval
+from volumediff.times._normal import cut_normal
 
 __all__ = ["LogNormal"]
 
@@ -50,8 +51,8 @@ class LogNormal(TimeDensity):
     def at(self, u: Float[Tensor, "b"], schedule: Schedule) -> Float[Tensor, "b"]:
         ends = torch.tensor([self.low, self.high], dtype=torch.float64, device=u.device)
         log_snrs = schedule.log_snr(ends)
-        below, up_to = torch.special.ndtr((-log_snrs / 2 - self.mean) / self.deviation)
-        p = remaining(u, below, up_to)
-        levels = self.mean + self.deviation * torch.special.ndtri(p)
-        # rounding of p must not ask for more noise than there is
-        return schedule.time((-2 * levels).clamp(min=log_snrs[1])).clamp(max=self.high)
+        low, high = (-log_snrs / 2 - self.mean) / self.deviation
+        level = self.mean + self.deviation * cut_normal(u, low, high)
+        # rounding must not ask for more noise than there is
+        t = schedule.time((-2 * level).clamp(min=log_snrs[1]))
+        return t.clamp(self.low, self.high)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.schedules._base import Schedule
-from volumediff.times._base import TimeDensity, check_interval, remaining
+from volumediff.times._base import TimeDensity, check_interval
+from volumediff.times._normal import cut_normal
 
 __all__ = ["LogitNormal"]
 
@@ -46,7 +47,6 @@ class LogitNormal(TimeDensity):
 
     def at(self, u: Float[Tensor, "b"], schedule: Schedule) -> Float[Tensor, "b"]:
         ends = torch.tensor([self.low, self.high], dtype=torch.float64, device=u.device)
-        below, up_to = torch.special.ndtr((ends.logit() - self.mean) / self.deviation)
-        p = remaining(u, below, up_to)
-        t = torch.sigmoid(self.mean + self.deviation * torch.special.ndtri(p))
-        return t.clamp(max=self.high)
+        low, high = (ends.logit() - self.mean) / self.deviation
+        logit = self.mean + self.deviation * cut_normal(u, low, high)
+        return torch.sigmoid(logit).clamp(self.low, self.high)
