@@ -31,6 +31,7 @@ from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.heun import Heun
 from volumediff.schedules._base import per_sample
 from volumediff.spaces.voxel import Voxel
+from volumediff.times.uniform import Uniform
 from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 from volumediff.training.selection import one_step_map
@@ -226,7 +227,7 @@ def test_a_detector_says_what_does_not_suit_it():
         method.check(model)
     fits = load_row("fpi")
     fits.check(model)
-    model.times = (0.0, 0.8)
+    model.time_density = Uniform(0.0, 0.8)
     with pytest.raises(ValueError, match=r"trained up to t = 1, got one up to 0\.800"):
         fits.check(model)
     latent = detecting(SPACES["latent"](), lambda z, t, c: z)

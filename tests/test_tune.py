@@ -28,6 +28,7 @@ from volumediff.randomness import key
 from volumediff.runs import lender as lending
 from volumediff.runs.classifier import load_classifier
 from volumediff.runs.trained import Trained, load_trained
+from volumediff.times.uniform import Uniform
 from volumediff.training.loop import train
 from volumediff.training.run_config import parse
 from volumediff.tunable import Tunable
@@ -275,7 +276,7 @@ def test_a_budget_ends_the_search_and_says_so():
 def test_settings_that_do_not_suit_are_left_out():
     tree = {**DDPM, "route": {"name": "diffuse", "log_snr": -9.0}}
     low = wiener(std=0.15)
-    low.times = (0.0, 0.9)
+    low.time_density = Uniform(0.0, 0.9)
     search = Search(bench(tree, model=low), {Tunable.LOG_SNR: (0.0, -9.0)})
     search.run()
     assert [dict(s)["log_snr"] for s in search.tried] == [0.0]
