@@ -22,6 +22,7 @@ from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
+from volumediff.optimization.metrics import read_metrics
 from volumediff.randomness import key as key_of
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
@@ -31,9 +32,9 @@ from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.heun import Heun
 from volumediff.schedules._base import per_sample
 from volumediff.spaces.voxel import Voxel
-from volumediff.training.journal import read_metrics
+from volumediff.tasks._selection import one_step_map
+from volumediff.times.uniform import Uniform
 from volumediff.training.loop import train
-from volumediff.training.selection import one_step_map
 
 INSIDE = foreground()
 EXACT = ["voxel", "wavelet", "slices"]
@@ -226,7 +227,7 @@ def test_a_detector_says_what_does_not_suit_it():
         method.check(model)
     fits = load_row("fpi")
     fits.check(model)
-    model.times = (0.0, 0.8)
+    model.time_density = Uniform(0.0, 0.8)
     with pytest.raises(ValueError, match=r"trained up to t = 1, got one up to 0\.800"):
         fits.check(model)
     latent = detecting(SPACES["latent"](), lambda z, t, c: z)

@@ -27,8 +27,9 @@ from volumediff.data.anomalies import TEST, VALIDATION
 from volumediff.randomness import key
 from volumediff.runs import borrowed as lending
 from volumediff.runs.trained import Trained, load_trained
+from volumediff.settings.run_config import parse
+from volumediff.times.uniform import Uniform
 from volumediff.training.loop import train
-from volumediff.training.run_config import parse
 from volumediff.tunable import Tunable
 from volumediff.tuning.search import Bench, Budget, Search
 from volumediff.tuning.trials import Trial, choose, measure, same_finding
@@ -274,7 +275,7 @@ def test_a_budget_ends_the_search_and_says_so():
 def test_settings_that_do_not_suit_are_left_out():
     tree = {**DDPM, "route": {"name": "diffuse", "log_snr": -9.0}}
     low = wiener(std=0.15)
-    low.times = (0.0, 0.9)
+    low.time_density = Uniform(0.0, 0.9)
     search = Search(bench(tree, model=low), {Tunable.LOG_SNR: (0.0, -9.0)})
     search.run()
     assert [dict(s)["log_snr"] for s in search.tried] == [0.0]
@@ -504,7 +505,7 @@ def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judg
 
 
 def train_first(base, folder, *words):
-    words = ("space=null", "kernel=null", "network=null", f"autoencoder={SOFT}", *words)
+    words = ("task=autoencoder", f"autoencoder={SOFT}", *words)
     return train(tiny(base / "data", folder, *words, WINDOW, "optim.steps=1"))
 
 

@@ -3,7 +3,7 @@ r"""Whether parts fit together, and the reason where they do not: the one place 
 Every part declares what it can do and what it needs as plain class attributes:
 
     kernel    path, predicts, classes     schedule  variance_preserving, zero_terminal_snr
-    recipe    paths, exact, whole, teaches, supervision, reference, …       noise     kind
+    recipe    paths, exact, whole, teaches, marks, reference, …       noise     kind
     space     exact, binary               corruption  kind                  times     support
     sampler   paths, reads, invertible    route, policy  paths              model     diffuses
 
@@ -32,8 +32,6 @@ __all__ = [
     "diffusion_problem",
     "end_problem",
     "fills_voids",
-    "gives_labels",
-    "gives_maps",
     "guidance_problem",
     "highest_problem",
     "kernel_problem",
@@ -149,7 +147,7 @@ def states_problem(recipe: Recipe) -> str | None:
 
 def supervision_problem(recipe: Recipe) -> str | None:
     """Why a segmentation network cannot learn from a recipe."""
-    if recipe.supervision is not None:
+    if recipe.marks is not None:
         return None
     return (
         "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
@@ -214,16 +212,6 @@ def samples_everything(model: Model) -> bool:
         and not model.recipe.reference
         and model.time_density.support == (0.0, 1.0)
     )
-
-
-def gives_maps(recipe: Recipe) -> bool:
-    """Whether a map of anomalies is modelled, of the volume that is the last image condition."""
-    return recipe.teaches == "synthetic_anomalies"
-
-
-def gives_labels(recipe: Recipe) -> bool:
-    """Whether label maps are modelled, of the volume that is the image condition."""
-    return recipe.teaches == "label_diffusion"
 
 
 def fills_voids(recipe: Recipe) -> bool:

@@ -28,8 +28,10 @@ __all__ = ["arguments", "build", "value_of"]
 def arguments(family: str, spec: Any) -> set[str]:
     """Arguments that the constructor of a specified component takes; none if it names none."""
     name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str | type):
+        return set()
     try:
-        return set(inspect.signature(component(family, name)).parameters)
+        return set(_parameters(component(family, name)))
     except UsageError:
         return set()  # build says so better
 
@@ -61,7 +63,7 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
     cls = component(family, spec["name"])
     hints = typing.get_type_hints(cls.__init__)
     hidden = set(derived) | _handed_in(cls)
-    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in hidden}
+    parameters = {n: p for n, p in _parameters(cls).items() if n not in hidden}
     values = {}
     for name, value in spec.items():
         if name == "name":
@@ -84,6 +86,13 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
         return cls(**derived, **values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The named parameters of a constructor; `**others` takes what is derived, never what is
+    configured, so that a key with a typing error is not swallowed."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in inspect.signature(cls).parameters.items() if p.kind in named}
 
 
 def _handed_in(cls: type) -> set[str]:

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 import volumediff
-from volumediff.compatibility import gives_labels
 from volumediff.condition import HEALTHY
-from volumediff.config import build, name_of
+from volumediff.config import build
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import write
@@ -58,22 +57,8 @@ def sample(
     Raises:
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
+    trained.samples()
     model = trained.diffusion
-    if gives_labels(trained.recipe):
-        raise UsageError(
-            f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
-        )
-    if not trained.recipe.whole or trained.recipe.reference:
-        raise UsageError(
-            f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
-            "sample from a run of the recipe healthy or class_conditional."
-        )
-    low, high = trained.model.time_density.support
-    if (low, high) != (0.0, 1.0):
-        raise UsageError(
-            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
-            "goes through all from 1 to 0; train with times=uniform."
-        )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(
             f"--label {label}: the run has the classes 0 to {trained.recipe.classes - 1}, and "

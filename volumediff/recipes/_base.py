@@ -100,8 +100,9 @@ class Recipe(ABC):
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
         drop: probability with which a class is hidden
-        supervision: what a segmentation network may learn from the targets: synthetic anomalies
-            (self), masks (full), or nothing
+        segments: whether what is modelled are the labels of an image
+        marks: what a mask in the target stands for: anomalies that were put there (self) or labels
+            (full); None where the target marks nothing
     """
 
     atlas: bool
@@ -119,9 +120,10 @@ class Recipe(ABC):
     local: ClassVar[bool] = False
     shows_mask: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    segments: ClassVar[bool] = False
+    marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None
     drop: float = 0.0
-    supervision: Literal["self", "full"] | None = None
 
     @property
     @abstractmethod

@@ -29,6 +29,7 @@ class LabelDiffusion(Recipe):
 
     teaches: ClassVar[str] = "label_diffusion"
     needs_labels: ClassVar[bool] = True
+    segments: ClassVar[bool] = True
     # Codes of +1 and -1 have unit second moment already, and the image shares the space.
     normalised: ClassVar[bool] = False
     labels: tuple[int, ...] = (1,)
@@ -48,8 +49,8 @@ class LabelDiffusion(Recipe):
             raise ValueError(f"expected absent below 1, got {self.absent}.")
 
     @property
-    def supervision(self) -> Literal["full"] | None:
-        """Masks, if they are coded as a segmentation network's targets are."""
+    def marks(self) -> Literal["full"] | None:  # type: ignore[override]
+        """Masks are what codes of 1 and -1 alone are."""
         return "full" if self.absent == -1 else None
 
     @property

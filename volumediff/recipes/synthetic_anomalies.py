@@ -34,10 +34,10 @@ class SyntheticAnomalies(Recipe):
     """
 
     teaches: ClassVar[str] = "synthetic_anomalies"
-    supervision: ClassVar[Literal["self"]] = "self"
     needs_foreground: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    marks: ClassVar[Literal["self"]] = "self"
     corruption: Corruption = field(default_factory=ForeignPatch)
     atlas: bool = False
     scalars: tuple[str, ...] = ()

@@ -12,18 +12,19 @@ from typing import Any
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.methods.lent import AUTOENCODER
 from volumediff.anomaly.methods.lent import Borrowed as BorrowedAutoencoder
+from volumediff.autoencoders import Reconstructor
 from volumediff.classification import CLASSIFIER, ClassPosterior, StateClassifier
 from volumediff.comparison import COMPARER, ReconstructionComparer, VoxelPosterior
 from volumediff.component import Request
 from volumediff.config import build
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained, load_trained
+from volumediff.samples.seen import seen_by
+from volumediff.settings.run_config import saved_config
 from volumediff.storage import checkpoint
-from volumediff.training.assemble import build_recipe, channels_of, load_run
-from volumediff.training.compared import supervision_of
-from volumediff.training.run_config import of_run, saved_config
-from volumediff.training.seen import seen_by
-from volumediff.training.states import states_digest, states_facts
+from volumediff.tasks import load_task, task_of
+from volumediff.tasks.residual_segmenter import ResidualSegmenterTask, supervision_of
+from volumediff.tasks.state_classifier import states_digest, states_facts
 
 __all__ = ["Borrowed", "facts_of"]
 
@@ -102,13 +103,14 @@ def facts_of(method: Method) -> dict[str, Any]:
 def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
     """A classifier of the noisy states of the run, in float32."""
     # Gradients are multiplied by a large scale: no rounding of half precision.
-    config, module = load_run(run, overrides=["memory.dtype=float32"])
-    if not isinstance(module, StateClassifier):
+    task = load_task(run, overrides=["memory.dtype=float32"])
+    config, module = task.config, task.lend(StateClassifier)
+    if module is None:
         raise UsageError(
             f"{where}: expected the run of a classifier; train one with volumediff train "
             f"configs/classifiers/encoder_64.yaml classifier.of={trained.run}"
         )
-    model = trained.model
+    model = trained.diffusion
     theirs = states_digest(
         config, run, space=module.space, kernel=module.kernel, noise=module.noise_field
     )
@@ -127,7 +129,7 @@ def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
             f"with classifier.of={trained.run}."
         )
     found = checkpoint.find(run, "best")
-    assert found is not None, "load_run has just read it"
+    assert found is not None, "load_task has just read it"
     module.requires_grad_(False).to(trained.device)
     return ClassPosterior(
         module.log_probability,
@@ -142,7 +144,7 @@ def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
 def _comparer(where: str, run: Path, trained: Trained) -> VoxelPosterior:
     """A comparer that was trained with the weights of the run."""
     config = saved_config(run)
-    if not isinstance(config.comparer, Mapping):
+    if not issubclass(task_of(config), ResidualSegmenterTask):
         raise UsageError(
             f"{where}: expected the run of a comparer; train one with volumediff train "
             f"configs/comparers/siamese_64.yaml comparer.of={trained.run}"
@@ -150,14 +152,14 @@ def _comparer(where: str, run: Path, trained: Trained) -> VoxelPosterior:
     found = checkpoint.find(run, "best")
     if found is None:
         raise UsageError(f"{where}: has no checkpoint yet; train it further.")
-    if found.state["autoencoder"] != trained.digest:
+    if found.state["borrowed"] != trained.digest:
         raise UsageError(
-            f"{where}: was trained for weights of {of_run(config)} that are not those of "
+            f"{where}: was trained for weights of {config.of} that are not those of "
             f"{trained.run}/checkpoints/{trained.checkpoint}; train one with "
             f"comparer.of={trained.run}."
         )
     spec = {n: v for n, v in config.comparer.items() if n != "of"}
-    comparer = build("comparer", spec, channels=channels_of(config))
+    comparer = build("comparer", spec, channels=config.data.channel_count)
     module = ReconstructionComparer(trained.diffusion, comparer, dtype=config.memory.torch_dtype)
     prefix = "comparer."
     tensors = {n.removeprefix(prefix): t for n, t in found.tensors("ema").items()}
@@ -170,7 +172,7 @@ def _comparer(where: str, run: Path, trained: Trained) -> VoxelPosterior:
     config.memory.freeze(comparer.to(trained.device).eval())
     return VoxelPosterior(
         module.probability,
-        supervision_of(build_recipe(config)),
+        supervision_of(build("recipe", config.recipe)),
         found.digest,
         seen_by(run),
         _facts(run, found),
@@ -180,8 +182,11 @@ def _comparer(where: str, run: Path, trained: Trained) -> VoxelPosterior:
 def _autoencoder(where: str, run: Path, trained: Trained) -> BorrowedAutoencoder:
     """An autoencoder that sees the same volumes as the run."""
     other = load_trained(run, device=str(trained.device))
-    if other.model.diffuses:
-        raise UsageError(f"{where}: expected the run of an autoencoder, got a diffusion model's.")
+    model = other.task.lend(Reconstructor)
+    if model is None:
+        raise UsageError(
+            f"{where}: expected the run of an autoencoder, got one that trains {other.task.noun}."
+        )
     pairs = [(other.channels, trained.channels)]
     pairs.append((repr(other.preprocessing), repr(trained.preprocessing)))
     for theirs, ours in pairs:
@@ -192,7 +197,7 @@ def _autoencoder(where: str, run: Path, trained: Trained) -> BorrowedAutoencoder
             )
     found = checkpoint.find(run, "best")
     assert found is not None, "load_trained has just read it"
-    return BorrowedAutoencoder(other.model, other.digest, seen_by(run), _facts(run, found))
+    return BorrowedAutoencoder(model, other.digest, seen_by(run), _facts(run, found))
 
 
 def _facts(run: Path, found: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The reverse chain as it is."""
+"""The policy without edits: the reverse chain runs as the sampler walks it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ __all__ = ["Plain"]
 
 @dataclass(frozen=True)
 class Plain(Policy):
-    """The reverse chain as it is."""
+    """No edits: the reverse chain runs as the sampler walks it."""
 
     edits: ClassVar[bool] = False
 
