@@ -46,7 +46,8 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
     """
     run = Path(run)
     # Gradients are multiplied by a large scale: no rounding of half precision.
-    config, module = load_run(run, overrides=["memory.dtype=float32"])
+    found = checkpoint.find(run, "best")
+    config, module = load_run(run, overrides=["memory.dtype=float32"], found=found)
     if not isinstance(module, StateClassifier):
         raise UsageError(
             f"--classifier {run}: expected the run of a classifier; train one with volumediff "
@@ -66,7 +67,6 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
             f"those of {trained.run} (preprocessing, space, normalisation, schedule or noise); "
             f"train one with classifier.of={trained.run}."
         )
-    found = checkpoint.find(run, "best")
     assert found is not None, "load_run has just read it"
     module.requires_grad_(False).to(trained.device)
     posterior = ClassPosterior(

@@ -74,7 +74,8 @@ def load_trained(
     """
     run = Path(run)
     words = [f"memory.{word}" for word in memory]
-    config, model = load_run(run, which=which, overrides=words)
+    found = checkpoint.find(run, which)
+    config, model = load_run(run, which=which, overrides=words, found=found)
     if isinstance(model, StateClassifier):
         raise UsageError(
             f"{run}: trains a classifier, expected the run of a diffusion model or of an "
@@ -89,7 +90,6 @@ def load_trained(
         config.memory.freeze(model.network)
     else:
         model.requires_grad_(False)
-    found = checkpoint.find(run, which)
     assert found is not None, "load_run has just read it"
     place = device_of(device)
     return Trained(

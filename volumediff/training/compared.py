@@ -79,9 +79,9 @@ def keep_statistics(config: RunConfig, run: Path) -> None:
         UsageError: the diffusion run is not trained yet
     """
     of = of_run(config)
-    if checkpoint.find(of, "best") is None:
+    if not checkpoint.exists(of, "best"):
         raise UsageError(f"comparer.of = {of}: has no checkpoint yet; train it first.")
-    if checkpoint.find(run, "last") is None:
+    if not checkpoint.exists(run, "last"):
         discard(run / "statistics")
         Statistics.load(of).save(run)
         keep_landmarks(run, of)

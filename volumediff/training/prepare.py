@@ -16,7 +16,7 @@ from volumediff.recipes._base import Recipe
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.cache import Cache
-from volumediff.storage.checkpoint import find
+from volumediff.storage.checkpoint import exists
 from volumediff.training.assemble import build_recipe, build_task, channels_of, keep_sources
 from volumediff.training.dataset import Crop, Keyed, Order
 from volumediff.training.latents import Precomputed, encoded
@@ -79,7 +79,7 @@ def prepare(
         raise UsageError(f"recipe: {problem}")
     on_main(accelerator, lambda: keep_sources(config, run))
     task = build_task(config, run=run)
-    if config.start_from is not None and find(run, "last") is None:
+    if config.start_from is not None and not exists(run, "last"):
         warm_start(task.module, config.start_from)
     task.module.to(accelerator.device)
     cache = Cache(config.data.cache or run.parent / "cache", report)
@@ -104,7 +104,7 @@ def prepare(
             dataset, held = _in_latents(config, task, dataset, held, cache, accelerator)
         # Codes of an autoencoder have no unit variance of their own, masks or not.
         fits = recipe.normalised or not task.model.space.exact
-        if fits and not task.model.space.binary and find(run, "last") is None:
+        if fits and not task.model.space.binary and not exists(run, "last"):
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             task.fit(x.to(accelerator.device) for x in everything)
     crop, lesions, best = _crop(config, task), [], config.validation.best

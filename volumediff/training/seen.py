@@ -12,7 +12,7 @@ from pathlib import Path
 from volumediff.data.cases import Case
 from volumediff.data.seen import Seen, roster
 from volumediff.data.splits import PARTS, Split
-from volumediff.storage.checkpoint import find
+from volumediff.storage.checkpoint import exists
 from volumediff.training.assemble import autoencoder_path
 from volumediff.training.run_config import RunConfig, of_run
 
@@ -67,7 +67,7 @@ def keep_seen(config: RunConfig, cases: Sequence[Case], split: Split, *, kept: b
     used = [part for part in PARTS if part != "test"]
     parts = {part: [known[name] for name in getattr(split, part)] for part in used}
     # Imported weights have a record of their own, which says what is not known of them.
-    imported = not kept and find(run, "last") is not None
+    imported = not kept and exists(run, "last")
     # What it says of an earlier split of this run is over; a run of this name that was moved away
     # and is a source now is another one.
     before = _without(seen_by(run), str(run)) if imported else sources_of(config)

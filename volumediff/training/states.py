@@ -49,7 +49,7 @@ def check_source(config: RunConfig) -> Path:
     """
     of = of_run(config)
     theirs = saved_config(of)
-    if checkpoint.find(of, "best") is None:
+    if not checkpoint.exists(of, "best"):
         raise UsageError(f"classifier.of = {of}: has no checkpoint yet; train it first.")
     pairs = {name: (getattr(config, name), getattr(theirs, name)) for name in PARTS}
     pairs["data.preprocessing"] = config.data.preprocessing, theirs.data.preprocessing
