@@ -259,7 +259,7 @@ def test_every_failure_of_a_case_is_recorded(tmp_path):
         if case.id == "new-0":
             raise RuntimeError("CUDA out of memory.\nTried to allocate")
         if case.id == "new-1":
-            raise ValueError("expected a\nlesion")
+            raise DataError("expected a\nlesion")
         return Result([], {})
 
     lines = []

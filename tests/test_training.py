@@ -25,8 +25,9 @@ from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache, Entry
-from volumediff.training import checkpoint, selection
+from volumediff.training import selection
 from volumediff.training.assemble import load_run
 from volumediff.training.dataset import Crop, Keyed, Order, collate, stream
 from volumediff.training.ema import EMA

@@ -141,7 +141,7 @@ def _slot(name: str, value: Any, *, lender: Lender | None, where: str) -> Any:
             raise UsageError(f"{where}: expected true or false, got {value!r}.")
         return value
     if name in ("noise", "kernel", "recipe", "corruption", "autoencoder"):
-        if not isinstance(value, str):
+        if not isinstance(value, str | type):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
             )
@@ -158,7 +158,7 @@ def _slot(name: str, value: Any, *, lender: Lender | None, where: str) -> Any:
     takes = _parameters(FAMILIES[name], value)
     derived: dict[str, Any] = {"classifier": None} if "classifier" in takes else {}
     if "comparer" in takes:
-        spec = {"name": value} if isinstance(value, str) else dict(value)
+        spec = {"name": value} if isinstance(value, str | type) else dict(value)
         run = spec.pop("run", None)
         given = None if run is None or lender is None else lender.comparer(str(run))
         value, derived = spec, {"comparer": given}
@@ -198,8 +198,5 @@ def _guidance(spec: Any, *, where: str) -> Guidance:
 
 
 def _parameters(family: str, spec: Any) -> set[str]:
-    """Fields of the component that a specification names; none if it names none."""
-    name = spec.get("name") if isinstance(spec, Mapping) else spec
-    if name not in config.available(family):
-        return set()  # config.build says so better
-    return {f.name for f in fields(config.component(family, name))}
+    """Arguments of the component that a specification names; none if it names none."""
+    return config.arguments(family, spec)

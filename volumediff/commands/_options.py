@@ -144,7 +144,7 @@ def spec_of(layout: str) -> "Spec":
     spec = overridden({}, [f"layout={layout}"])["layout"]
     if spec == AUTO:
         return AUTO
-    if isinstance(spec, str) and spec not in available("layout"):
+    if isinstance(spec, str) and ":" not in spec and spec not in available("layout"):
         names = ", ".join([AUTO, *available("layout")])
         raise UsageError(f"--layout {layout}: choose from {names}.")
     build("layout", spec, where="--layout")

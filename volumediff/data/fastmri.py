@@ -28,7 +28,8 @@ from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.stored import Stored
 from volumediff.data.stream import open_regular
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import DataError
+from volumediff.extras import optional
 
 __all__ = ["SLICES", "Description", "describe", "read_stored"]
 
@@ -102,12 +103,7 @@ def read_stored(path: Path, policy: ReadPolicy) -> Stored:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UsageError(
-            f"{path}: reading HDF5 needs h5py; install it with: pip install 'volumediff[fastmri]'."
-        ) from error
+    h5py = optional("h5py", purpose=f"{path}: reading HDF5")
     with open_regular(path):
         pass  # a pipe would block the library
     try:

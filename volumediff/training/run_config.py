@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import build, config_path, load, shipped, suggestion
+from volumediff.config import build, config_path, load, named, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.survey import AUTO
 from volumediff.errors import UsageError
@@ -52,7 +52,7 @@ __all__ = [
     "source_of",
 ]
 
-Component = str | dict[str, Any]
+Component = Annotated[str | dict[str, Any], BeforeValidator(named)]
 
 
 def _known_layout(value: Any) -> Any:
