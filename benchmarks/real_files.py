@@ -25,8 +25,8 @@ from volumediff.data.volume import read, write
 from volumediff.evaluation.evaluate import MethodResult, evaluate
 from volumediff.inference.engine import localize
 from volumediff.runs.trained import load_trained
+from volumediff.settings.run_config import load_run_config
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config
 
 PIPELINES = ("patch", "wavelet", "latent", "pseudo3d")
 BASELINES = ("intensity", "smoothing", "atlas", "prevalence")

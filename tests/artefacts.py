@@ -11,15 +11,15 @@ from volumediff.data.splits import Split
 from volumediff.errors import DataError
 from volumediff.metrics import calibration, detection
 from volumediff.outputs.ledger import open_ledger, read_entries
+from volumediff.samples import landmarks
+from volumediff.samples.seen import seen_by
+from volumediff.samples.statistics import Statistics
+from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint, records
-from volumediff.training import landmarks
-from volumediff.training.assemble import build_task, load_run
+from volumediff.tasks import build_task, load_task
+from volumediff.tasks.state_classifier import states_facts
 from volumediff.training.loop import train
-from volumediff.training.run_config import parse, saved_config
 from volumediff.training.run_folder import keep_config, record_session
-from volumediff.training.seen import seen_by
-from volumediff.training.states import states_facts
-from volumediff.training.statistics import Statistics
 from volumediff.tuning.journal import open_journal
 from volumediff.tuning.trials import Trial
 
@@ -49,7 +49,7 @@ def save_checkpoint(place, value):
         "best",
         step=3,
         tensors={"weights": weights(value), "ema": weights(value)},
-        state={"best": {"step": 3, "score": value}, "autoencoder": ""},
+        state={"best": {"step": 3, "score": value}, "borrowed": ""},
         keep=1,
     )
 
@@ -135,7 +135,7 @@ def runs(tmp_path_factory):
             data,
             home / "codec",
             *words,
-            *("space=null", "kernel=null", "network=null"),
+            "task=autoencoder",
             "autoencoder={name: kl, widths: [4], strides: [], blocks: 1, latent_channels: 1}",
         )
     )
@@ -150,6 +150,7 @@ def runs(tmp_path_factory):
     )
     values = {"attribute": "group", "values": ["control", "patient"], "drop": 0.0}
     tree = {
+        "task": "state_classifier",
         "classifier": {"name": "encoder", "of": str(of), "widths": [4, 8], "groups": 2},
         "recipe": {"name": "class_conditional", **values},
         "optim": {"steps": 1, "batch_size": 2},
@@ -179,8 +180,8 @@ RUN_FILES = {
     "states/facts.json": ("classifier", states_facts),
     "states/space.safetensors": ("classifier", built),
     "states/manifest.json": ("classifier", states_facts),
-    "checkpoints/best-00000001/ema.safetensors": ("of", load_run),
-    "checkpoints/best-00000001/weights.safetensors": ("of", load_run),
-    "checkpoints/best-00000001/state.json": ("of", load_run),
-    "checkpoints/best-00000001/manifest.json": ("of", load_run),
+    "checkpoints/best-00000001/ema.safetensors": ("of", load_task),
+    "checkpoints/best-00000001/weights.safetensors": ("of", load_task),
+    "checkpoints/best-00000001/state.json": ("of", load_task),
+    "checkpoints/best-00000001/manifest.json": ("of", load_task),
 }

@@ -18,9 +18,9 @@ from volumediff.data.seen import Roster, Seen
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.ledger import read_entries
 from volumediff.outputs.sidecar import read_facts
+from volumediff.samples import landmarks
 from volumediff.storage import digests, folder, records, seal, tensors
-from volumediff.training import landmarks
-from volumediff.training.assemble import load_run
+from volumediff.tasks import load_task
 from volumediff.training.journal import read_metrics
 from volumediff.tuning.journal import open_journal
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_other_tensors_under_a_fitting_manifest_is_one_line(runs
     for bad in (b"", b"no tensors", files["ema.safetensors"][:-8], safetensors.torch.save({})):
         folder.discard(path)
         folder.publish(path, {**files, "ema.safetensors": bad})
-        said = complaint(lambda: load_run(place))
+        said = complaint(lambda: load_task(place))
         assert said is not None
         assert "\n" not in said
         assert str(path) in said

@@ -21,10 +21,10 @@ from tiny_app import base, program, run, write_cases
 from volumediff.errors import DataError
 from volumediff.outputs.ledger import read_entries
 from volumediff.runs.trained import load_trained
+from volumediff.settings.run_config import saved_config
 from volumediff.storage import checkpoint, digests, folder, tensors
 from volumediff.storage.cache import Cache
 from volumediff.training.loop import train
-from volumediff.training.run_config import saved_config
 
 _ = base, program, run, runs  # fixtures
 
@@ -63,7 +63,7 @@ def test_tensors_are_written_one_at_a_time_and_read_back_once(tmp_path, monkeypa
         "last",
         step=1,
         tensors={"weights": group, "ema": group},
-        state={"best": {}, "autoencoder": ""},
+        state={"best": {}, "borrowed": ""},
         keep=1,
     )
     assert sorted(written)[-40:] == [4000] * 40

@@ -40,8 +40,8 @@ def plan(
     from volumediff.commands._tables import policies
     from volumediff.planning.planner import at_shape
     from volumediff.planning.planner import plan as look
+    from volumediff.settings.run_config import load_run_config
     from volumediff.storage.atomic import write_text
-    from volumediff.training.run_config import load_run_config
 
     if vram is not None and not 0 < vram < math.inf:
         raise UsageError(f"--vram {vram:g}: expected the card's memory in GB, above 0.")

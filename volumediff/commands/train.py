@@ -13,9 +13,9 @@ def train(
 
     volumediff train wavelet_128 data.root=DATA output=runs/brain
     """
+    from volumediff.distributed.processes import leave
+    from volumediff.settings.run_config import load_run_config
     from volumediff.training.loop import train as run
-    from volumediff.training.processes import leave
-    from volumediff.training.run_config import load_run_config
 
     try:
         folder = run(load_run_config(config, overrides or []))

@@ -47,6 +47,7 @@ def _module(name: str, place: str, base: str) -> Family:
 FAMILIES = {
     each.name: each
     for each in (
+        _folder("task", "tasks", "Task"),
         _folder("space", "spaces", "StateSpace"),
         _folder("schedule", "schedules", "Schedule"),
         _folder("kernel", "kernels", "Kernel"),
@@ -64,6 +65,7 @@ FAMILIES = {
         _folder("policy", "anomaly.policies", "Policy"),
         _folder("map", "anomaly.maps", "Map"),
         _folder("fitted", "anomaly.fitted", "Fitted"),
+        _folder("segmenter", "segmentation", "Segmenter"),
         _module("intensity", "data.intensity", "Intensity"),
         _module("region", "data.regions", "Region"),
         _module("noise", "noise", "Noise"),

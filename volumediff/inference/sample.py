@@ -8,7 +8,7 @@ import torch
 
 import volumediff
 from volumediff.condition import HEALTHY
-from volumediff.config import build, name_of
+from volumediff.config import build
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import write
@@ -17,7 +17,6 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 from volumediff.shapes import Shape
@@ -58,22 +57,8 @@ def sample(
     Raises:
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
+    trained.samples()
     model = trained.diffusion
-    if isinstance(trained.recipe, LabelDiffusion):
-        raise UsageError(
-            f"{trained.run}: samples label maps of an image; use volumediff segment RUN -i FILE."
-        )
-    if not trained.recipe.whole or trained.recipe.reference:
-        raise UsageError(
-            f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
-            "sample from a run of the recipe healthy or class_conditional."
-        )
-    if trained.model.times != (0.0, 1.0):
-        low, high = trained.model.times
-        raise UsageError(
-            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
-            "goes through all from 1 to 0; train with times=[0,1]."
-        )
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(
             f"--label {label}: the run has the classes 0 to {trained.recipe.classes - 1}, and "

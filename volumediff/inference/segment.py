@@ -19,11 +19,10 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
-from volumediff.segmentation.rows import load_segmenter
+from volumediff.segmentation._base import load_segmenter
 
 __all__ = ["segment"]
 
@@ -57,13 +56,13 @@ def segment(
         UsageError: method, run, source and output folder do not fit
         DataError: the source has no cases, or the disk is full
     """
+    trained.segments()
     recipe = trained.recipe
-    if not isinstance(recipe, LabelDiffusion):
-        raise UsageError(
-            f"{trained.run}: was not trained to segment; train with the recipe label_diffusion, "
-            "or use volumediff localize."
-        )
     segmenter = load_segmenter(method, overrides)
+    try:
+        segmenter.check(trained.model)
+    except ValueError as error:
+        raise UsageError(f"method {method}: does not suit {trained.run}: {error}") from None
     names = trained.image_names(channels)
     cases, problems = find_inputs(source, channels=names, siblings=bool(recipe.scalars))
     settings = {
@@ -79,22 +78,23 @@ def segment(
         prepared = prepared_case(trained, case)
         d, h, w = prepared.x.shape[1:]
         with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
-            found = segmenter.predict(
-                trained.diffusion,
+            found = segmenter.segment(
+                trained.model,
                 prepared.x[None].to(trained.device),
+                foreground=prepared.foreground[None].to(trained.device),
+                spacing_mm=prepared.spacing_mm,
                 key=key(seed, "segment", *inputs.values()),
-                labels=recipe.labels,
-                absent=recipe.absent,
                 condition=trained.condition(case.attributes),
             )
         writer = Writer(folder, case.id, trained.preprocessing, prepared.record)
         native = writer.label("dseg", found.labels[0])
-        for i, value in enumerate(recipe.labels):
+        for i, value in enumerate(found.values):
             writer.image(f"label-{value}_probseg", found.probabilities[0, i : i + 1])
-            writer.image(f"label-{value}_desc-variance_map", found.variance[0, i : i + 1])
+            if found.variance is not None:
+                writer.image(f"label-{value}_desc-variance_map", found.variance[0, i : i + 1])
         writer.image("desc-entropy_map", found.entropy[0])
         voxel_ml = abs(float(torch.linalg.det(_matrix(prepared.record.native.affine)))) / 1000
-        volumes = {str(v): float((native == v).sum()) * voxel_ml for v in recipe.labels}
+        volumes = {str(v): float((native == v).sum()) * voxel_ml for v in found.values}
         sidecar = folder / f"{case.id}_dseg.json"
         write_json(
             sidecar,
