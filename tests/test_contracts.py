@@ -9,11 +9,15 @@ import sys
 import pytest
 from data_sets import CONVENTIONS, SETS
 from guided_reference import published
+from tiny_app import base, run
 
 from volumediff import config
 from volumediff.contracts import check, covered
 from volumediff.contracts.__main__ import main
+from volumediff.contracts.metrics import shipped_metrics
 from volumediff.errors import UsageError
+
+__all__ = ["base", "run"]  # fixtures
 
 # Arguments without which a component cannot be built; all others are checked as they are.
 ARGUMENTS = {("fitted", "pixel_classifier"): {"supervision": "full"}}
@@ -58,7 +62,7 @@ SHIPPED = [
     (family, name)
     for family in covered()
     for name in config.available(family)
-    if family not in ("layout", "importer")
+    if family not in ("layout", "importer", "task")
 ]
 
 
@@ -91,6 +95,56 @@ def test_layout(name, tmp_path):
 def test_importer(name):
     tensors = published(**CHECKPOINTS[name]) if name in CHECKPOINTS else None
     check("importer", name, tensors=tensors)
+
+
+SIAMESE = {"name": "siamese", "widths": [4, 8], "groups": 2}
+TASKS = {
+    "diffusion": lambda run: {
+        "space": "voxel",
+        "kernel": {"name": "gaussian", "schedule": "cosine"},
+        "network": {"name": "unet", "widths": [4, 8], "blocks": 1, "groups": 2},
+        "recipe": "inpainting",
+    },
+    "autoencoder": lambda run: {
+        "autoencoder": {
+            "name": "kl",
+            "latent_channels": 2,
+            "widths": [4, 4],
+            "strides": [[2, 2, 2]],
+            "adversarial": 0.1,
+        }
+    },
+    "state_classifier": lambda run: {
+        "classifier": {"name": "encoder", "of": str(run), "widths": [4, 8], "groups": 2},
+        "recipe": {
+            "name": "class_conditional",
+            "attribute": "group",
+            "values": ["control", "patient"],
+            "drop": 0,
+        },
+    },
+    "residual_segmenter": lambda run: {
+        "comparer": {**SIAMESE, "of": str(run)},
+        "recipe": {"name": "synthetic_anomalies", "corruption": "texture_patch"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", config.available("task"))
+def test_task(name, run):
+    assert name in TASKS, f"write a small configuration of {name}"
+    check("task", name, config=TASKS[name](run))
+
+
+@pytest.mark.parametrize("name", shipped_metrics())
+def test_metric(name):
+    check("metric", name)
+
+
+def test_metrics_are_found():
+    assert {"average_precision", "auroc"} <= {n.partition(":")[2] for n in shipped_metrics()}
+    with pytest.raises(UsageError, match="metric 'dice': expected package"):
+        check("metric", "dice")
 
 
 @pytest.mark.parametrize("family", config.families())

@@ -58,6 +58,7 @@ from volumediff.segmentation._base import Segmentation
 from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.tasks.diffusion import DiffusionTask
 
 BROKEN = []
 
@@ -396,6 +397,21 @@ class Dilates(post.Close):
         return super().__call__(value, foreground=everywhere, spacing_mm=spacing_mm) | ~foreground
 
 
+@broken("post", "a second time")
+class NeverDone(post.Erode):
+    idempotent: ClassVar[bool] = True
+
+    def __call__(self, value, *, foreground, spacing_mm):
+        return 0.9 * super().__call__(value, foreground=foreground, spacing_mm=spacing_mm)
+
+
+@broken("map", "float64")
+class SinglePrecision(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        a = super().__call__(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        return a.float()
+
+
 @broken("post", "no place")
 class Unranked(post.Smooth):
     rank: ClassVar[int] = post.MASK
@@ -552,5 +568,68 @@ def test_the_contract_catches_a_layout(cls, sentence, tmp_path):
         check("layout", cls, root=tmp_path)
 
 
+# tasks need a configuration
+
+
+class Leaky(DiffusionTask):
+    """Its loss sees the whole batch."""
+
+    def loss(self, player, batch):
+        each = super().loss(player, batch)
+        return each + each.mean()
+
+
+class Unseeded(DiffusionTask):
+    """Draws its weights anew in every build."""
+
+    @classmethod
+    def build(cls, config, run):
+        with torch.random.fork_rng():
+            torch.seed()
+            return super().build(config, run)
+
+
+class Infinite(DiffusionTask):
+    """Its loss overflows."""
+
+    def loss(self, player, batch):
+        return super().loss(player, batch) * float("inf")
+
+
+TASKS = [
+    (Leaky, "on a sample depends on its batch"),
+    (Unseeded, "do not follow from the seed"),
+    (Infinite, "is not finite"),
+]
+
+
+@pytest.mark.parametrize(("cls", "sentence"), TASKS)
+def test_the_contract_catches_a_task(cls, sentence):
+    example = {
+        "space": "voxel",
+        "kernel": {"name": "gaussian", "schedule": "cosine"},
+        "network": {"name": "unet", "widths": [4], "blocks": 1, "groups": 2},
+    }
+    with pytest.raises(AssertionError, match=sentence):
+        check("task", cls, config=example)
+
+
+METRICS = [
+    (lambda h: float(h.edges.mean()), "unit of the map|outside of"),
+    (lambda h: float(h.abnormal.sum()) / 1000, "number of equal volumes"),
+    (lambda h: float("nan"), "The metric is nan"),
+]
+
+
+@pytest.mark.parametrize(("metric", "sentence"), METRICS)
+def test_the_contract_catches_a_metric(metric, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        check("metric", metric)
+
+
 def test_every_family_has_a_breakage():
-    assert {p.values[0] for p in BROKEN} | {"layout"} == set(covered()) == set(config.families())
+    assert (
+        {p.values[0] for p in BROKEN} | {"layout", "task"}
+        == set(covered())
+        == set(config.families())
+    )
