@@ -12,6 +12,7 @@ __all__ = ["check", "covered"]
 CONTRACTS = {
     "space": "spaces",
     "schedule": "schedules",
+    "times": "times",
     "kernel": "kernels",
     "network": "networks",
     "classifier": "networks",

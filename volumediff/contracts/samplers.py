@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from volumediff import config
+from volumediff.compatibility import walks
 from volumediff.contracts.closed_form import gaussian
 from volumediff.contracts.requirements import built, equal, refused, require
 from volumediff.kernels.gaussian import Gaussian
@@ -113,7 +114,7 @@ def _apart(sampler: Sampler, kernel: Gaussian) -> None:
 def _kernels(sampler: Sampler) -> None:
     for name in config.available("kernel"):
         kernel = config.component("kernel", name)
-        if not issubclass(kernel, sampler.kernels):
+        if not walks(sampler, kernel.path):
             refused(
                 lambda k=kernel: sampler.check(k),
                 f"The kernel {name} is none of those it walks, and is not refused.",
