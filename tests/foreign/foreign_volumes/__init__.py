@@ -1,0 +1,1 @@
+"""Parts for volumediff by somebody else, one file per family."""
