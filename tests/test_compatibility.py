@@ -14,7 +14,7 @@ from anomaly_models import SPACES, States, tiny_binary
 from tiny_runs import tiny, write_data
 
 from volumediff import compatibility
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.calibration.calibrate import load_method
 from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian
@@ -292,8 +292,18 @@ def test_which_kernels_a_policy_edits(spaces, via):
     given = {"harmonise": {"levels": [0.2]}}
     for (name, kernel, space), fits in table(EDITED, ("bits", "voxel"), tuple(KERNELS)).items():
         policy = via(named("policy", name, **given.get(name, {})))
-        problem = policy.problem(model(kernel=via(KERNELS[kernel]), space=spaces[space]))
-        assert (problem is None) == fits, (name, kernel, space, problem)
+        found = model(kernel=via(KERNELS[kernel]), space=spaces[space])
+        problems = [problem for need in policy.requirements() if (problem := said(need, found))]
+        assert (not problems) == fits, (name, kernel, space, problems)
+
+
+def said(need, found):
+    """Why a model does not meet a requirement; nothing where it does."""
+    try:
+        need.check(found)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def test_runs_that_others_learn_from():

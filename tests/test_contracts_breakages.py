@@ -18,9 +18,9 @@ from volumediff import config
 from volumediff.anomaly import (
     adaptation,
     baselines,
-    calibration,
     detectors,
     ensemble,
+    normalization,
     post,
     reconstruction,
     score,
@@ -30,6 +30,7 @@ from volumediff.anomaly import (
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
@@ -487,8 +488,14 @@ class WholeVolume(score.Mean):
         return float(scores.mean())
 
 
-@broken("calibration", "on average")
-class NotCentred(calibration.ByIntensity):
+@broken("method", "other fingerprints")
+class OtherEveryTime(Localizer):
+    def identity(self):
+        return {**super().identity(), "at": id(self)}
+
+
+@broken("normalization", "on average")
+class NotCentred(normalization.ByIntensity):
     def __call__(self, residual, statistics):
         return super().__call__(residual, {**statistics, "mean": 0 * statistics["mean"]})
 

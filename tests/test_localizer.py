@@ -22,13 +22,14 @@ from sklearn.metrics import average_precision_score
 from volumediff import noise
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
-from volumediff.anomaly.calibration import Example, Voxelwise
 from volumediff.anomaly.ensemble import HarmonicMean, Mean
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.l2 import L2
 from volumediff.anomaly.maps.saturated import Saturated
+from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.normalization import Voxelwise
 from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.stitch import Stitch
 from volumediff.anomaly.routes.diffuse import Diffuse

@@ -5,9 +5,9 @@ import torch
 from anomaly_models import SCHEDULE, SHAPE, SPACES, SPACING, foreground
 from tiny_runs import tiny, write_data
 
-from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.detectors import PosteriorMean, Sampled
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.restore import Restore

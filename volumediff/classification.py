@@ -7,8 +7,9 @@ the same kernel, the same noise. What is drawn for a sample depends on its key a
 `volumediff.model`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.classifiers import Classifier
+from volumediff.component import Loan
+from volumediff.data.seen import Seen
 from volumediff.kernels._base import Kernel
 from volumediff.model import Batch, state_noise
 from volumediff.noise import Gaussian, Noise
@@ -24,9 +27,15 @@ from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
 
-__all__ = ["ClassPosterior", "StateClassifier"]
+__all__ = ["CLASSIFIER", "ClassPosterior", "StateClassifier"]
 
 State = Float[Tensor, "b k d h w"]
+CLASSIFIER = Loan(
+    "classifier",
+    what="a classifier of this model's noisy states",
+    configurations="classifiers",
+    option="--classifier",
+)
 
 
 class StateClassifier(nn.Module):
@@ -91,12 +100,16 @@ class ClassPosterior:
         schedule: signal and noise of the states
         classes: number of classes, `HEALTHY` first
         digest: identifies the weights; calibrations belong to it
+        seen: what they were trained on
+        facts: where they come from, for the records of results
     """
 
     log_probability: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
     schedule: Schedule = field(repr=False)
     classes: int
     digest: str
+    seen: Seen = field(default_factory=Seen, repr=False, compare=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def gradient(self, z_t: State, t: Float[Tensor, "b"], *, label: int) -> State:
         """The gradient of log p(label | z_t) in z_t, sample by sample, at least in float32.

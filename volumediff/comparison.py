@@ -11,9 +11,9 @@ References:
     Supervised Segmentation for Brain MRIs, MIDL
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.comparers import Comparer
+from volumediff.component import Loan
 from volumediff.condition import HEALTHY, Condition
 from volumediff.data.seen import Seen
 from volumediff.model import Batch, Model, state_noise
@@ -28,9 +29,14 @@ from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
 
-__all__ = ["ReconstructionComparer", "VoxelPosterior"]
+__all__ = ["COMPARER", "ReconstructionComparer", "VoxelPosterior"]
 
 Volume = Float[Tensor, "b c d h w"]
+COMPARER = Loan(
+    "comparer",
+    what="the run of a comparer that was trained for this run",
+    configurations="comparers",
+)
 
 
 class ReconstructionComparer(nn.Module):
@@ -120,9 +126,11 @@ class VoxelPosterior:
         supervision: what it was trained on: synthetic anomalies (self) or masks (full)
         digest: identifies the weights; calibrations belong to it
         seen: what they were trained on
+        facts: where they come from, for the records of results
     """
 
     probability: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
     supervision: Literal["self", "full"]
     digest: str
-    seen: Seen = field(default_factory=Seen, repr=False)
+    seen: Seen = field(default_factory=Seen, repr=False, compare=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -122,6 +122,11 @@ class Model(nn.Module):
         first = next(chain(self.network.parameters(), self.space.buffers()), torch.empty(0))
         return first.device
 
+    @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs."""
+        return self.network
+
     def encode(self, x: Volume) -> State:
         """The state of a volume."""
         return self.space.encode(x)

@@ -9,30 +9,23 @@ as the condition. There is no pseudo-healthy volume.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._spread import Spread
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.method import Learned, Method
-from volumediff.compatibility import (
-    corruption_problem,
-    diffusion_problem,
-    end_problem,
-    kernel_problem,
-    map_space_problem,
-    noise_problem,
-    recipe_problem,
-    require,
-)
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.needs.levels import TrainedToTheEnd
+from volumediff.anomaly.needs.model import Diffusion, ExactSpace
+from volumediff.anomaly.needs.training import CorruptedBy, NoisedBy, TrainedOn, WithKernel
+from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption
-from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
-from volumediff.noise import Gaussian
 from volumediff.randomness import key as key_of
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.samplers._base import Sampler
@@ -52,6 +45,8 @@ class Detector(Method, ABC):
         seeds: number of noises; their maps are averaged
     """
 
+    section: ClassVar[str | None] = "detector"
+    beside: ClassVar[tuple[str, ...]] = ("corruption",)
     corruption: type[Corruption] | None = None
     seeds: int = 1
 
@@ -69,15 +64,18 @@ class Detector(Method, ABC):
             shape: (1, d, h, w) of the map
         """
 
-    def check(self, model: Learned) -> None:
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
         """Recipe, corruption, kernel, space and training times must suit the method."""
-        require(diffusion_problem(model))
-        require(recipe_problem(model, SyntheticAnomalies))
-        require(corruption_problem(model, self.corruption))
-        require(kernel_problem(model, GaussianKernel))
-        require(noise_problem(model, Gaussian))
-        require(map_space_problem(model.space))
-        require(end_problem(model))
+        return (
+            Diffusion(),
+            TrainedOn(SyntheticAnomalies),
+            *(() if self.corruption is None else (CorruptedBy(self.corruption),)),
+            WithKernel(),
+            NoisedBy(),
+            ExactSpace(),
+            TrainedToTheEnd(),
+        )
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The mean of the maps of all seeds, in [0, 1] in the foreground, 0 elsewhere."""

@@ -51,6 +51,16 @@ class Reconstructor(Streamable):
         first reads volumes, and its residual blocks are features to compare them by."""
 
     @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs."""
+        return self.passes[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
     def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
         """The passes as they are called."""
         return tuple((part, "forward") for part in self.passes)

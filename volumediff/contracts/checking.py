@@ -36,11 +36,12 @@ CONTRACTS = {
     "post": "posts",
     "threshold": "thresholds",
     "score": "scores",
-    "calibration": "normalizations",
+    "normalization": "normalizations",
     "adaptation": "adaptations",
     "baseline": "methods",
     "detector": "methods",
     "fitted": "methods",
+    "method": "methods",
     "reconstruction": "reconstructions",
     "segmenter": "segmenters",
 }

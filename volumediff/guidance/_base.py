@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 
+from volumediff.component import Component
 from volumediff.kernels._base import Denoiser
 
 __all__ = ["Guidance", "with_classes"]
 
 
 @dataclass(frozen=True)
-class Guidance(ABC):
+class Guidance(Component, ABC):
     """A change of the predicted distribution."""
 
     @abstractmethod

@@ -6,12 +6,13 @@ and x0 and v follow from the same z_t. With an exact classifier s = 1 turns the 
 volumes into that of class y.
 """
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from volumediff.classification import ClassPosterior
+from volumediff.classification import CLASSIFIER, ClassPosterior
+from volumediff.component import borrowed, presentation
 from volumediff.condition import HEALTHY, Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
@@ -30,6 +31,7 @@ class Classifier(Guidance):
     Arguments:
         scale: s >= 0; at 0 the classifier is not asked
         target: index of the class y; 0 is healthy
+        run: folder of the classifier's run; None takes that of the whole method
         classifier: of the noisy states of this model; handed in, never configured
 
     References:
@@ -39,8 +41,8 @@ class Classifier(Guidance):
 
     scale: float = tunable(100.0, Tunable.STRENGTH)
     target: int = HEALTHY
-    _: KW_ONLY
-    classifier: ClassPosterior | None
+    run: str | None = presentation(None)
+    classifier: ClassPosterior | None = borrowed(CLASSIFIER)
 
     def __post_init__(self) -> None:
         if self.scale < 0:

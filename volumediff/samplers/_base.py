@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.compatibility import require, sampler_problem
+from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
 from volumediff.samplers._grid import log_snr_times, uniform_times
@@ -85,7 +86,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Sampler(ABC):
+class Sampler(Component, ABC):
     """Steps from z_t to z_0.
 
     Class attributes:

@@ -10,15 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import classes_of
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
-from volumediff.compatibility import highest_problem
+from volumediff.component import Requirement
 from volumediff.condition import HEALTHY
 from volumediff.features.encoder import (
     Features,
     autoencoder_features,
-    feature_problem,
     network_features,
     spread,
 )
@@ -57,15 +56,13 @@ class Source:
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise: expected a share in [0, 1], got {self.noise}.")
 
-    def check(self, model: Learned, *, where: str) -> None:
-        """Raises ValueError, with the reason, for a model without such features."""
-        if model is None:
-            raise ValueError(f"{where}: expected a trained model, got none; use a baseline.")
-        problem = feature_problem(model, self.of)
-        if problem is None and self.of == "network":
-            problem = highest_problem(model, max(self.times))
-        if problem:
-            raise ValueError(f"{where}: {problem}")
+    def needed(self, where: str) -> Requirement:
+        """Such features of a run.
+
+        Arguments:
+            where: who asks, for the message
+        """
+        return HasFeatures(self.of, where, self.times)
 
     @torch.no_grad()
     def __call__(

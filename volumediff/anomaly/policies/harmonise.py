@@ -9,11 +9,8 @@ from torch import Tensor
 from volumediff.anomaly._filters import close, dilate
 from volumediff.anomaly._scene import Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
-from volumediff.compatibility import walks
 from volumediff.condition import Condition
-from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
-from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 from volumediff.tunable import Tunable, tunable
 
@@ -54,15 +51,6 @@ class Harmonise(Policy):
     def __post_init__(self) -> None:
         if not read_levels(self.levels, self.log_snrs):
             raise ValueError("harmonise: expected levels or log_snrs, got none.")
-
-    def problem(self, model: Model) -> str | None:
-        """The blend is of Gaussian noise."""
-        if walks(self, model.kernel.path):
-            return None
-        return (
-            "expected a checkpoint with kernel gaussian, whose noise it blends, got one with "
-            f"{name_of(type(model.kernel))}; use the policy flip or plain."
-        )
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

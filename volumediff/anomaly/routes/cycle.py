@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.needs.training import TrainedOn
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_sampler
-from volumediff.compatibility import recipe_problem
+from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.data.regions import Region, Slabs
-from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.recipes.translation import Translation
 from volumediff.samplers._base import Sampler
@@ -62,9 +62,10 @@ class Cycle(Route):
         """Any sampler will do."""
         needs_sampler("cycle", sampler)
 
-    def problem(self, model: Model) -> str | None:
-        """The network must know both directions."""
-        return recipe_problem(model, Translation)
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A network that knows both directions."""
+        return (TrainedOn(Translation),)
 
     def __call__(
         self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
