@@ -428,7 +428,7 @@ class WholeVolume(score.Mean):
 
 
 @broken("method", "other fingerprints")
-class Unrepeatable(Localizer):
+class Nameless(Localizer):
     def identity(self):
         return {**super().identity(), "at": id(self)}
 
