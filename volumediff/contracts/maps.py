@@ -46,6 +46,10 @@ def check_map(cls: type, **arguments: Any) -> None:
         alone = measured(x[i : i + 1], healthy[i : i + 1])
         text = "The map of a volume depends on its batch."
         equal(alone, a[i : i + 1], text, atol=1e-5, rtol=1e-4)
+    if bound == block:  # nothing of the model's, which has a dtype of its own
+        double = measured(x.double(), healthy.double())
+        require(double.dtype == torch.float64, "The map of float64 volumes is not in float64.")
+        equal(double, a, "The map of float64 volumes is another.", atol=1e-3, rtol=1e-3)
     own = measured(x, x.clone())
     require(own.isfinite().all() and float(own.min()) >= 0, "Equal volumes give no finite map.")
     for i in range(2):
