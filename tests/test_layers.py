@@ -31,8 +31,9 @@ LAYERS = [
     ["findings", "evaluation"],
     ["reporting"],
     ["inference", "tuning", "alignment"],
+    ["api"],
     ["commands"],
-    ["cli", "__main__"],
+    ["cli", "__main__", "__init__"],
 ]
 ENGINE = (
     "torch",

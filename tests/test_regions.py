@@ -93,7 +93,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     affine[:3, 3] = -0.75
     path = save(tmp_path / "masks" / "new-0_mask.nii.gz", mask, affine)
     out = tmp_path / "out"
-    words = ("localize", run, "-i", data / "new-0_T1w.nii.gz", "-o", out, *GIVEN)
+    words = ("localize", data / "new-0_T1w.nii.gz", "--run", run, "-o", out, *GIVEN)
     code, _, said = program(*words, "--region", path)
     assert code == 0, said
     image = np.asarray(nib.load(data / "new-0_T1w.nii.gz").dataobj)
@@ -115,7 +115,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     save(path, mask, affine)
     assert "1 done" in program(*words, "--region", path)[1]
     # of a folder, cases without a region fail with the reason
-    both = ("localize", run, "-i", data, "-o", tmp_path / "two", *GIVEN)
+    both = ("localize", data, "--run", run, "-o", tmp_path / "two", *GIVEN)
     code, said, complaint = program(*both, "--region", tmp_path / "masks")
     assert code == 1
     assert "1 done, 1 failed" in said
@@ -126,7 +126,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     ("words", "region", "reason"),
     [
         (GIVEN, False, "redraws a region of yours and finds none itself"),
-        (("--method", "ddpm"), True, "its policy plain does not take one; use --method inpaint"),
+        (("--method", "ddpm"), True, "its policy plain does not take one; use the method inpaint"),
         (("--method", "repaint"), True, "its policy inpaint does not take one"),
         (("--method", "intensity"), True, "it redraws nothing"),
         ((*GIVEN, "threshold=healthy_fpr"), True, "and healthy volumes have none"),
@@ -136,7 +136,7 @@ def test_regions_and_methods_must_fit(run, program, tmp_path, words, region, rea
     data = write_cases(tmp_path / "in", count=1)
     path = save(tmp_path / "m.nii.gz", np.ones((8, 8, 8), np.uint8), np.diag([3.0, 3, 3, 1]))
     given = ("--region", path) if region else ()
-    code, _, said = program("localize", run, "-i", data, "-o", tmp_path / "o", *words, *given)
+    code, _, said = program("localize", data, "--run", run, "-o", tmp_path / "o", *words, *given)
     assert code == 2, said
     assert reason in said
     assert said.count("\n") == 1

@@ -60,13 +60,13 @@ def load_method(
     """
     method = load_row(name, overrides=overrides, lender=lender or lender_for(trained))
     if classifier is not None and not takes_classifier(method):
-        raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
+        raise UsageError(f"classifier: the method '{name}' takes none; leave it out.")
     try:
         if classifier is not None:
             method = with_classifier(method, classifier)
         method.check(trained.model)
     except ValueError as error:
-        raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
+        raise UsageError(f"method '{name}': does not suit {trained.run}: {error}") from None
     return completed(trained, method, report=report)
 
 
@@ -107,7 +107,7 @@ def calibration_for(
     try:
         method.threshold(calibration)
     except ValueError as error:
-        raise UsageError(f"--method {name}: {error}") from None
+        raise UsageError(f"method '{name}': {error}") from None
     return calibration
 
 
@@ -138,7 +138,7 @@ def calibrate(
     """
     if isinstance(method, Localizer) and method.takes_region:
         raise UsageError(
-            f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
+            f"method '{name}': redraws a region of the caller's, and healthy volumes have none; "
             "use normalize=raw threshold=otsu, or another threshold of the map itself."
         )
     part = "calibration" if trained.cases("calibration") else "validation"
@@ -159,7 +159,7 @@ def calibrate(
             calibration = validate(calibration, method, trained.model, lesions, seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
-        raise UsageError(f"--method {name}: {error}") from None
+        raise UsageError(f"method '{name}': {error}") from None
     calibration.save(calibration_path(trained, method, name))
     return calibration
 

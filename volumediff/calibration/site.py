@@ -95,10 +95,10 @@ def find_site(
     """
     names = trained.image_names(channels)
     scalars = bool(trained.recipe.scalars)
-    cases, bad = find_inputs(source, channels=names, siblings=scalars, option="--site")
+    cases, bad = find_inputs(source, channels=names, siblings=scalars)
     if bad:
         name, reason = next(iter(bad.items()))
-        raise DataError(f"--site {source}: case {name}: {reason}; correct or remove it.")
+        raise DataError(f"site {source}: case {name}: {reason}; correct or remove it.")
     files = frozenset(d for case in cases for d in digests(case).values())
     name = hashlib.sha256("".join(sorted(files)).encode()).hexdigest()[:12]
     return Site(f"site-{name}", tuple(cases), files)
@@ -128,8 +128,8 @@ def site_calibration(
     """
     if own is None:
         raise UsageError(
-            f"--site: method '{name}' has nothing that is calibrated; leave --site out, or use "
-            "threshold=healthy_fpr."
+            f"site: the method '{name}' has nothing that is calibrated; leave the site out, or "
+            "use threshold=healthy_fpr."
         )
     path = calibration_path(trained, method, name)
     path = path.parent / site.name / path.name
@@ -144,7 +144,7 @@ def site_calibration(
             found.save(path)
         method.threshold(found)
     except ValueError as error:
-        raise UsageError(f"--site: --method {name}: {error}") from None
+        raise UsageError(f"site: method '{name}': {error}") from None
     return found, drift_between(method, own, found)
 
 

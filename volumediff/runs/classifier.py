@@ -49,7 +49,7 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
     config, module = load_run(run, overrides=["memory.dtype=float32"])
     if not isinstance(module, StateClassifier):
         raise UsageError(
-            f"--classifier {run}: expected the run of a classifier; train one with volumediff "
+            f"classifier {run}: expected the run of a classifier; train one with volumediff "
             f"train configs/classifiers/encoder_64.yaml classifier.of={trained.run}"
         )
     model = trained.model
@@ -62,7 +62,7 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
     source = states_facts(run)
     if theirs != ours:
         raise UsageError(
-            f"--classifier {run}: was trained on the states of {source['run']}, which are not "
+            f"classifier {run}: was trained on the states of {source['run']}, which are not "
             f"those of {trained.run} (preprocessing, space, normalisation, schedule or noise); "
             f"train one with classifier.of={trained.run}."
         )
