@@ -270,7 +270,7 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     code, _, err = program(*words, *quick)
     assert code == 2
     assert "does not suit" in err
-    assert "got none; use --classifier RUN" in err
+    assert "got none; give the run" in err
     assert err.count("\n") == 1
     code, _, err = program(*words, "--method", "ddpm", "--classifier", classifier)
     assert code == 2

@@ -11,7 +11,7 @@ from tiny_app import base, oblique, program, run, save, write_cases
 
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.regions import find_regions, nearest, region_on
 
@@ -43,18 +43,19 @@ def test_a_mask_on_its_own_grid_is_itself(tmp_path):
     mask[1, 2, 3] = 7
     path = save(tmp_path / "m.nii.gz", mask, np.diag([2.0, 2, 2, 1]))
     grid, everywhere = Grid((4, 4, 4), np.diag([2.0, 2, 2, 1])), torch.ones(1, 4, 4, 4).bool()
-    got = region_on(path, grid, everywhere, policy=ReadPolicy(labels=(0, 1)))
+    label = read(path, kind="label")
+    got = region_on(label, grid, everywhere)
     np.testing.assert_array_equal(got[0].numpy(), mask > 0)
     with pytest.raises(DataError, match="lies outside of the foreground"):
-        region_on(path, grid, ~everywhere, policy=ReadPolicy())
+        region_on(label, grid, ~everywhere)
     moved = np.diag([2.0, 2, 2, 1])
     moved[0, 3] = 500
     far = Grid((4, 4, 4), moved)
     with pytest.raises(DataError, match="misses every voxel"):
-        region_on(path, far, everywhere, policy=ReadPolicy())
+        region_on(label, far, everywhere)
     empty = save(tmp_path / "e.nii.gz", 0 * mask, np.eye(4))
     with pytest.raises(DataError, match="got an empty mask"):
-        region_on(empty, grid, everywhere, policy=ReadPolicy())
+        region_on(read(empty, kind="label"), grid, everywhere)
 
 
 def test_regions_are_found_by_the_names_of_the_cases(tmp_path):

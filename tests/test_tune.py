@@ -487,7 +487,7 @@ def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judg
     words = ("tune", "--run", run, *quick, "--levels=0", "--guidance=0,500", "-o", out)
     code, _, complaint = program(*words)
     assert code == 2
-    assert "got none; use --classifier RUN" in complaint
+    assert "got none; give the run" in complaint
     code, text, said = program(*words, "--classifier", judge, "--json")
     assert code == 0, said
     found = json.loads(text)

@@ -131,8 +131,8 @@ class Localizer(Method):
         check_noise(model, self.noise)
         if missing_classifier(self):
             raise ValueError(
-                "classifier: expected a classifier of this model's noisy states, got none; use "
-                "--classifier RUN, the run of a configuration such as encoder_64."
+                "classifier: expected a classifier of this model's noisy states, got none; give "
+                "the run of a configuration such as encoder_64 as the classifier."
             )
         self.map.check(model)
         if self.map.supervision not in (None, self.supervision):
