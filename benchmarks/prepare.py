@@ -11,10 +11,10 @@ import numpy as np
 from scipy import ndimage
 
 from volumediff.data.alignment import Alignment, decomposed
-from volumediff.data.cases import find_cases
 from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
 from volumediff.data.registration import Scan, align_affine
+from volumediff.data.survey import find_cases
 from volumediff.data.templates import Template, mni152
 from volumediff.data.volume import read
 

@@ -14,7 +14,6 @@ from volumediff.data.anomalies import (
     VALIDATION,
     insert,
 )
-from volumediff.data.distractors import DISTRACTORS, distract
 from volumediff.data.lesion_shapes import blob, cuboid, ellipsoid
 
 SPACING = (4.0, 4.0, 4.0)
@@ -240,30 +239,3 @@ def test_wrong_requests_are_refused(x, foreground):
         insert(x, foreground & False, kind="hyper", key=0, spacing_mm=SPACING)
     with pytest.raises(ValueError, match=r"smaller volume_ml"):
         blob(ball(1), 50.0, spacing_mm=SPACING, key=0)
-
-
-@pytest.mark.parametrize("kind", DISTRACTORS)
-def test_distractors_change_the_whole_foreground_and_nothing_else(x, foreground, kind):
-    kept = torch.random.get_rng_state()
-    y = distract(x, foreground, kind=kind, key=7, spacing_mm=SPACING)
-    assert torch.equal(torch.random.get_rng_state(), kept)
-    assert torch.equal(y[~foreground], x[~foreground])
-    change = (y - x).abs()[foreground]
-    assert change.mean() > 0.01
-    assert float((change > 1e-3).float().mean()) > 0.5  # spread out, no lesion
-    assert torch.equal(y, distract(x, foreground, kind=kind, key=7, spacing_mm=SPACING))
-    assert not torch.equal(y, distract(x, foreground, kind=kind, key=8, spacing_mm=SPACING))
-
-
-def test_bias_distractor_is_smooth_and_multiplicative(x, foreground):
-    y = distract(x, foreground, kind="bias", key=7, spacing_mm=SPACING)
-    free = foreground & (y < 1)
-    ratio = torch.where(free, torch.log((y + 1) / (x + 1).clamp_min(1e-6)), 0.0)
-    both = free[:, 1:] & free[:, :-1]
-    assert (ratio[:, 1:] - ratio[:, :-1])[both].abs().max() < 0.15
-    assert ratio[free].std() > 0.02
-
-
-def test_unknown_distractor_is_refused(x, foreground):
-    with pytest.raises(ValueError, match="expected one of motion, ghosting, bias"):
-        distract(x, foreground, kind="spike", key=0, spacing_mm=SPACING)

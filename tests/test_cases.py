@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from volumediff.data.cases import Case, find_cases, patient_of, safe_id, survey_cases
+from volumediff.data.cases import Case, patient_of, safe_id
+from volumediff.data.survey import find_cases, survey_cases
 from volumediff.errors import DataError
 
 REAL = Path(__file__).parents[2] / "shared/data"

@@ -137,9 +137,9 @@ def test_a_failing_write_leaves_the_old_ones_and_no_trace(run, monkeypatch, call
             if call == "open":
                 patch.setattr("builtins.open", fail(open))
             elif call == "write":
-                from volumediff.storage import folder
+                from volumediff.storage import digests
 
-                patch.setattr(folder._Hashing, "write", fail(folder._Hashing.write))
+                patch.setattr(digests.Hashing, "write", fail(digests.Hashing.write))
             else:
                 patch.setattr(f"os.{call}", fail(getattr(os, call)))
             try:
@@ -179,14 +179,14 @@ def test_a_full_disk_is_reported_with_its_free_space(tmp_path, monkeypatch):
 
 def test_a_write_that_does_not_read_back_is_refused(tmp_path, monkeypatch):
     """As ITK and TorchIO do on a full disk: no error, and a stump."""
-    from volumediff.storage import folder
+    from volumediff.storage import digests
 
     def short(self, data):
-        self.digest.update(data)
+        self._digest.update(data)
         self.bytes += memoryview(data).nbytes
         return self.file.write(bytes(data)[:-1])
 
-    monkeypatch.setattr(folder._Hashing, "write", short)
+    monkeypatch.setattr(digests.Hashing, "write", short)
     with pytest.raises(DataError, match="did not read back as written"):
         publish(tmp_path / "x", {"a.bin": lambda file: file.write(b"12345")})
     assert not list(tmp_path.iterdir())

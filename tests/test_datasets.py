@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from volumediff.config import available
-from volumediff.data.cases import find_cases, layout_of, survey_cases
 from volumediff.data.check import check
 from volumediff.data.grid import Grid, canonical_box
 from volumediff.data.intensity import Window
 from volumediff.data.linking import Rectangle, link
 from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.survey import find_cases, layout_of, survey_cases
 from volumediff.data.truth import filled
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError, UsageError

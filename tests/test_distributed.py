@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import UsageError
-from volumediff.training import checkpoint, processes
+from volumediff.storage import checkpoint
+from volumediff.training import processes
 from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 

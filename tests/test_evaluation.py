@@ -19,7 +19,7 @@ from volumediff.evaluation.truths import find_truths
 from volumediff.inference.cost import counted
 from volumediff.metrics import calibration, detection, normative
 from volumediff.metrics.consistency import through_plane
-from volumediff.outputs.ledger import read_entries
+from volumediff.outputs.ledger import open_ledger, read_entries
 from volumediff.reporting.curves import write_curves
 from volumediff.reporting.views import views_of
 from volumediff.runs.trained import load_trained
@@ -64,9 +64,9 @@ def write_outputs(folder, truth, *, restored="healthy", cases=6):
         sidecar = {"method": folder.name, "score": float(scores.max())}
         sidecar |= {"thresholds": {"validation": 0.9}, "probability": PROBABILITY}
         (folder / f"{case}_desc-anomaly_map.json").write_text(json.dumps(sidecar))
-        entry = {"case": case, "job": "j", "status": "done", "seconds": 2.0 + i}
-        with open(folder / "ledger.jsonl", "a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps({**entry, "network_calls": 10 * i, "peak_gb": None}) + "\n")
+        facts = {"seconds": 2.0 + i, "network_calls": 10 * i, "peak_gb": None}
+        with open_ledger(folder, job="j") as ledger:
+            ledger.done(case, inputs={}, outputs=[], facts=facts)
         known[case] = (scores, lesion > 0, foreground > 0, mask > 0, u, image, healthy)
     return known
 
@@ -315,8 +315,8 @@ def test_network_calls_are_counted_per_state(run, program, tmp_path):
         == 0
     )
     entry = read_entries(out)["new-0"]
-    assert entry["network_calls"] == 2 * 3
-    assert entry["seconds"] > 0
+    assert entry.network_calls == 2 * 3
+    assert entry.seconds > 0
     assert (out / "new-0_desc-uncertainty_map.nii.gz").is_file()
     assert program("localize", data, "--run", run, "-o", tmp_path / "one", *words)[0] == 0
     assert not list((tmp_path / "one").glob("*uncertainty*"))
@@ -354,7 +354,3 @@ def test_probabilities_are_kept_with_the_calibration(tmp_path):
     fitted = calibration.Probability((0.0, 3.0), (0.1, 0.7))
     Calibration("f", {}, h, (1.0,), 2.0, probability=fitted).save(tmp_path / "c")
     assert Calibration.load(tmp_path / "c").probability == fitted
-    meta = json.loads((tmp_path / "c.json").read_text())
-    del meta["probability"]  # written before there were any
-    (tmp_path / "c.json").write_text(json.dumps(meta))
-    assert Calibration.load(tmp_path / "c").probability is None

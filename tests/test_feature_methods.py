@@ -395,7 +395,7 @@ def test_a_fit_is_stored_and_made_again_for_other_weights_or_arguments(run, tmp_
     with_fit(trained, replace(row, dimensions=3))
     assert len(list(folder.glob("padim-*"))) == 3
     files[0].write_bytes(b"no")
-    with pytest.raises(DataError, match="no readable fit"):
+    with pytest.raises(DataError, match="damaged: its header is cut"):
         with_fit(trained, row)
     with pytest.raises(UsageError, match="expected volumes with masks of lesions, got 0 volumes"):
         load_method(trained, "diffusion_features")

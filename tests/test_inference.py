@@ -30,6 +30,7 @@ from volumediff.outputs.export import findings_of
 from volumediff.outputs.ledger import open_ledger, read_entries
 from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import load_trained
+from volumediff.storage.records import read_text, write_text
 
 __all__ = ["base", "program", "run"]  # fixtures
 
@@ -165,7 +166,7 @@ def test_a_bad_case_does_not_stop_the_others(run, program, tmp_path):
     assert "2 done, 1 failed" in said
     assert "new-1_T1w.nii.gz" in complaints
     assert not list(out.glob("new-1*"))
-    assert read_entries(out)["new-1"]["status"] == "failed"
+    assert read_entries(out)["new-1"].status == "failed"
     (data / "new-1_T1w.nii.gz").write_bytes(good)
     code, said, _ = program(*command)
     assert code == 0
@@ -258,7 +259,7 @@ def test_every_failure_of_a_case_is_recorded(tmp_path):
         if case.id == "new-0":
             raise RuntimeError("CUDA out of memory.\nTried to allocate")
         if case.id == "new-1":
-            raise ValueError("expected a\nlesion")
+            raise DataError("expected a\nlesion")
         return Result([], {})
 
     lines = []
@@ -347,8 +348,9 @@ def test_calibration_is_fitted_once_and_belongs_to_the_weights(run, tmp_path, mo
 def test_data_that_moved_are_asked_for(run, base, program, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "calibration", ignore_errors=True)
-    text = (tmp_path / "run" / "config.yaml").read_text()
-    (tmp_path / "run" / "config.yaml").write_text(text.replace(str(base / "data"), "/gone/data"))
+    path = tmp_path / "run" / "config.yaml"
+    text = read_text(path, advice="").replace(str(base / "data"), "/gone/data")
+    write_text(path, text)
     data = write_cases(tmp_path / "data", count=1)
     command = ("localize", data, "--run", tmp_path / "run", "threshold.min_volumes=2")
     code, _, complaint = program(*command, "-o", tmp_path / "out")

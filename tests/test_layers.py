@@ -13,7 +13,17 @@ PACKAGE = ROOT / "volumediff"
 
 # Lower layers first; a module may import from its own layer and from those before it.
 LAYERS = [
-    ["errors", "tunable", "randomness", "noise", "shapes", "tiling", "config", "condition"],
+    [
+        "errors",
+        "extras",
+        "tunable",
+        "randomness",
+        "noise",
+        "shapes",
+        "tiling",
+        "config",
+        "condition",
+    ],
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "kernels", "networks", "autoencoders"),

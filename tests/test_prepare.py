@@ -16,13 +16,14 @@ from volumediff.alignment.quality import Quality, all_flags, flags
 from volumediff.data.alignment import Alignment, decomposed
 from volumediff.data.bias_field import bias_field
 from volumediff.data.brain_masks import brain_mask_of
-from volumediff.data.cases import Case, find_cases
+from volumediff.data.cases import Case
 from volumediff.data.check import check, has_errors
 from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
 from volumediff.data.mutual_information import Information, mutual_information
 from volumediff.data.registration import Scan, align_affine, align_rigid
 from volumediff.data.seen import Roster, Seen
+from volumediff.data.survey import find_cases
 from volumediff.data.templates import Template, mni152, template_from
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from volumediff import config
-from volumediff.data.cases import Case, find_cases
+from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground, otsu
 from volumediff.data.grid import Grid
 from volumediff.data.intensity import Intensity, Percentile, Window, ZScore
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.preprocessing import Preprocessing, Record, fingerprint
 from volumediff.data.resampling import axis_weights, onto, resample, resample_labels
+from volumediff.data.survey import find_cases
 from volumediff.data.volume import Volume, read, write
 from volumediff.errors import DataError
 

@@ -622,7 +622,7 @@ def test_a_row_of_an_autoencoder_from_training_to_files(
     assert any("map" in p.name for p in maps), maps
     grids = {nib.load(p).shape[:3] for p in maps}
     assert grids == {nib.load(files[0]).shape}, name
-    assert list((runs(kind) / "calibration" / row).glob("*.json"))
+    assert list((runs(kind) / "calibration" / row).glob("*.safetensors"))
 
 
 def test_codes_from_training_to_files(runs, data, program, tmp_path):

@@ -37,6 +37,7 @@ from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.commands._capabilities import inventory, localization
 from volumediff.condition import Condition
+from volumediff.config import shipped
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.disentangled import Disentangled
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
@@ -58,7 +59,7 @@ from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.recipes.translation import Translation
 from volumediff.spaces.latent import Latent
 
-ROWS = rows.available_rows()
+ROWS = shipped("anomaly")
 # Small enough for 8 voxels.
 FIELDS = {Gaussian: Gaussian(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
 # Where no checkpoint of a pipeline can serve a row.

@@ -13,6 +13,7 @@ from volumediff.spaces.slices import Slices
 from volumediff.training.assemble import autoencoder_path, build_task, load_run
 from volumediff.training.loop import train
 from volumediff.training.run_config import changes, load_run_config, parse, saved_config
+from volumediff.training.run_folder import keep_config
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted([*(ROOT / "pipelines").glob("*.yaml"), *(ROOT / "autoencoders").glob("*.yaml")])
@@ -183,7 +184,7 @@ def test_what_the_data_or_the_launch_contradicts_fails_before_the_first_step(
 def test_a_saved_configuration_is_the_same_configuration(tmp_path):
     words = ["data.augmentation.flip=[0]", "crop=[4,4,4]", "data.preprocessing.spacing_mm=3"]
     config = tiny(tmp_path, tmp_path / "run", *words)
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    keep_config(tmp_path, config)
     assert saved_config(tmp_path) == config
     assert parse(config.dump()) == config
     assert config.data.preprocessing.spacing() == (3.0, 3.0, 3.0)

@@ -21,6 +21,7 @@ from volumediff.inference.engine import localize
 from volumediff.inference.options import LocalizeOptions
 from volumediff.runs.classifier import load_classifier
 from volumediff.runs.trained import load_trained
+from volumediff.storage import records
 from volumediff.training.loop import train
 from volumediff.training.seen import seen_by
 
@@ -87,8 +88,8 @@ def test_records_join_without_repetition_and_come_back_from_the_disk(tmp_path):
     whole.save(tmp_path / "seen.json")
     assert Seen.load(tmp_path / "seen.json") == whole
     assert "sub-01" not in repr(roster("r", {"train": [Case("sub-01", "sub-01", {})]}))
-    (tmp_path / "seen.json").write_text('{"rosters": [{"of": "a"}], "unknown": []}')
-    with pytest.raises(DataError, match="expected the record of what a model has seen"):
+    records.write(tmp_path / "seen.json", {"rosters": [{"of": "a"}], "unknown": []})
+    with pytest.raises(DataError, match=r"seen\.json: damaged: rosters\.0\.parts"):
         Seen.load(tmp_path / "seen.json")
 
 
@@ -306,10 +307,14 @@ def test_a_record_that_is_gone_or_changed_is_no_licence(mixed):
     changed = json.loads(text)
     changed["rosters"] = []
     record.write_text(json.dumps(changed))
+    with pytest.raises(DataError, match="damaged or edited"):
+        evaluate([out], truth, replicates=0)
+    del changed["sha256"]
+    records.write(record, changed)
     with pytest.raises(DataError, match="is not what was written; localize again"):
         evaluate([out], truth, replicates=0)
     record.unlink()
-    with pytest.raises(DataError, match="expected the record of what a model has seen"):
+    with pytest.raises(DataError, match="cannot be read"):
         evaluate([out], truth, replicates=0, allow_seen=True)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from volumediff.config import shipped
 from volumediff.errors import UsageError
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -14,7 +15,7 @@ from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
-from volumediff.segmentation.rows import available_segmenters, load_segmenter
+from volumediff.segmentation.rows import load_segmenter
 from volumediff.segmentation.segmenter import Moments, Segmenter
 from volumediff.spaces.voxel import Voxel
 
@@ -146,7 +147,7 @@ def test_memberships_follow_the_code_of_an_absent_label(absent, code):
     )
 
 
-@pytest.mark.parametrize("name", available_segmenters())
+@pytest.mark.parametrize("name", shipped("segmentation"))
 def test_shipped_segmenters_build(name):
     segmenter = load_segmenter(name, ["samples=2", "sampler.steps=3"])
     assert segmenter == replace(segmenter, samples=2)

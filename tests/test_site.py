@@ -131,7 +131,7 @@ def test_the_commands(run, program, tmp_path):
     assert code == 0, err
     assert "healthy scores drift by KS" in said
     assert "warning: the site is not like the run's" in said
-    stored = list((tmp_path / "run" / "calibration" / "intensity").glob("site-*/*.json"))
+    stored = list((tmp_path / "run" / "calibration" / "intensity").glob("site-*/*.safetensors"))
     assert len(stored) == 1
     name = stored[0].parent.name
     assert f"calibrated on 4 volumes of {name}" in said

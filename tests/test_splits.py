@@ -10,6 +10,7 @@ import pytest
 from volumediff.data.cases import Case
 from volumediff.data.splits import PARTS, Split, split_cases
 from volumediff.errors import DataError
+from volumediff.storage import records
 
 
 def cases(patients=40, visits=3, split=None):
@@ -67,11 +68,15 @@ def test_file_round_trip(tmp_path):
     content["train"].remove(moved)
     content["test"].append(moved)
     (tmp_path / "splits.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"splits\.json: damaged or edited: does not"):
+        Split.load(tmp_path / "splits.json")
+    del content["sha256"]
+    records.write(tmp_path / "splits.json", content)
     with pytest.raises(DataError, match="patient p"):
         Split.load(tmp_path / "splits.json")
     for text in ("{", "[]", '{"train": []}'):
         (tmp_path / "splits.json").write_text(text)
-        with pytest.raises(DataError, match="expected the JSON of a split"):
+        with pytest.raises(DataError, match=r"splits\.json: damaged"):
             Split.load(tmp_path / "splits.json")
 
 

@@ -25,8 +25,9 @@ from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache, Entry
-from volumediff.training import checkpoint, selection
+from volumediff.training import selection
 from volumediff.training.assemble import load_run
 from volumediff.training.dataset import Crop, Keyed, Order, collate, stream
 from volumediff.training.ema import EMA
@@ -446,7 +447,7 @@ def test_the_manifest_says_what_ran(data, tmp_path):
     assert not set(split["train"]) & set(split["validation"])
     for damaged in ("{", "[1]"):
         (run / "manifest.json").write_text(damaged)
-        with pytest.raises(DataError, match=r"manifest\.json: damaged .* or remove it"):
+        with pytest.raises(DataError, match=r"manifest\.json: damaged .*; remove it"):
             train(tiny(data, run, "optim.steps=1"))
 
 

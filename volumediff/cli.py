@@ -1,11 +1,14 @@
 """The command line: one command per thing that users do, one line per error.
 
-Exit codes: 0 done, 1 bad data or failed cases, 2 wrong usage or configuration, 130 Ctrl-C. Heavy
-packages load inside the commands, so that `--help` answers at once.
+Exit codes: 0 done, 1 bad data or failed cases, 2 wrong usage or configuration, 130 Ctrl-C. An
+error of the program itself shows its traceback, then its line; `--debug` shows that of every
+error, and stops at the first case that fails so. Heavy packages load inside the commands, so that
+`--help` answers at once.
 """
 
 import errno
 import sys
+from contextlib import nullcontext
 from typing import Annotated, Never
 
 import typer
@@ -29,11 +32,19 @@ from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
 from volumediff.commands.tune import tune
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import (
+    LIBRARIES,
+    DataError,
+    UsageError,
+    isolated_cases,
+    one_line,
+    traceback_of,
+)
 
 __all__ = ["app", "main"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+DEBUG = "--debug"
 INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 # typer carries its own copy of click, or takes the installed one, depending on the version
 WRONG_WORDS = typer.BadParameter.__mro__[1]
@@ -50,28 +61,46 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs a command; errors that a user can cause become one line and an exit code."""
-    words = sys.argv[1:] or ["--help"]
+    words, debug = _without_debug(sys.argv[1:])
     try:
-        code = app(words, prog_name="volumediff", standalone_mode=False)
-    except WRONG_WORDS as error:
-        place = error.ctx.command_path if error.ctx else "volumediff"
-        _stop(f"{error.format_message().rstrip(chr(46))}. See {place} --help.", 2)
-    except UsageError as error:
-        _stop(str(error), 2)
-    except DataError as error:
-        _stop(str(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        from volumediff.planning.shortage import is_shortage
-
-        if not is_shortage(error):
-            raise
-        _stop("out of memory; see what fits: volumediff plan CONFIG --vram GB.", 1)
-    except OSError as error:
-        full = "; free some space, or write elsewhere." if error.errno in FULL else ""
-        _stop(f"{error.filename or 'file system'}: {error.strerror or error}{full}", 1)
+        with nullcontext() if debug else isolated_cases():
+            code = app(words or ["--help"], prog_name="volumediff", standalone_mode=False)
+    except Exception as error:  # noqa: BLE001 - nothing is lost: what is unexpected is shown whole
+        line, code, expected = _told(error)
+        if debug or not expected:
+            sys.stderr.write(traceback_of(error))
+        _stop(line, code)
     if code == INTERRUPTED:
         _stop("interrupted; the same command goes on from what is finished.", INTERRUPTED)
     raise SystemExit(code or 0)
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The words without --debug, which may stand anywhere before a `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != DEBUG]
+    return [*kept, *words[end:]], len(kept) < end
+
+
+def _told(error: Exception) -> tuple[str, int, bool]:
+    """Line and exit code of an error, and whether the line says all that a user needs."""
+    if isinstance(error, WRONG_WORDS):
+        place = error.ctx.command_path if error.ctx else "volumediff"
+        return f"{error.format_message().rstrip(chr(46))}. See {place} --help.", 2, True
+    if isinstance(error, UsageError | DataError):
+        return str(error), 2 if isinstance(error, UsageError) else 1, True
+    if isinstance(error, ModuleNotFoundError) and error.name in LIBRARIES:
+        text = f"the package {error.name} is not installed"
+        return f"{text}; install volumediff again, without --no-deps.", 1, True
+    if isinstance(error, OSError):
+        full = "; free some space, or write elsewhere." if error.errno in FULL else ""
+        return f"{error.filename or 'file system'}: {error.strerror or error}{full}", 1, True
+    if isinstance(error, MemoryError | RuntimeError):
+        from volumediff.planning.shortage import is_shortage
+
+        if is_shortage(error):
+            return "out of memory; see what fits: volumediff plan CONFIG --vram GB.", 1, True
+    return one_line(error), 1, False
 
 
 def _stop(message: str, code: int) -> Never:
@@ -91,9 +120,17 @@ def options(
         bool | None,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            DEBUG,
+            help="Show the traceback of an error, and stop at the first case that fails by a "
+            "fault of the program or of a component. May stand anywhere in the command.",
+        ),
+    ] = False,
 ) -> None:
     """Options of the program itself."""
-    del version  # its callback has printed it
+    del version, debug  # the callback of the one has printed it, `main` has taken the other
 
 
 # in the order in which --help lists them

@@ -12,7 +12,6 @@ OUT/<case>/<case>_qc.png              its picture
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +25,11 @@ import volumediff
 from volumediff.alignment.aligning import QUANTITATIVE, Aligned, BrainMask, Steps, align_case
 from volumediff.alignment.quality import Quality, measured
 from volumediff.alignment.quality_page import Row, pictured, write_page
+from volumediff.alignment.record import read_transform, write_transform
 from volumediff.data.brain_masks import brain_mask_of, without_masks
-from volumediff.data.cases import AUTO, Case, Spec, patient_of, survey_cases
+from volumediff.data.cases import Case, patient_of
 from volumediff.data.layouts._files import AUXILIARY_WORDS, LABEL_WORDS
+from volumediff.data.survey import AUTO, Spec, survey_cases
 from volumediff.data.templates import Template
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
@@ -36,7 +37,7 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
 from volumediff.storage.atomic import atomic
 
-__all__ = ["MARK", "Preparation", "prepare", "read_transform", "transform_file"]
+__all__ = ["MARK", "Preparation", "prepare"]
 
 MARK = "prepared.json"
 # Raise it when the same settings come to give other voxels.
@@ -58,29 +59,6 @@ class Preparation:
     summary: Summary
     flagged: Mapping[str, Sequence[str]]
     page: Path
-
-
-def transform_file(folder: Path, case: str) -> Path:
-    """Where the record of a prepared case lies."""
-    return folder / case / f"{case}_transform.json"
-
-
-def read_transform(folder: Path, case: str) -> dict[str, Any]:
-    """The record of a prepared case.
-
-    Raises:
-        DataError: it is damaged
-    """
-    path = transform_file(folder, case)
-    try:
-        record = json.loads(path.read_bytes())
-        _ = record["case"], [c["prepared"] for c in record["channels"].values()], record["first"]
-        return record
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: damaged ({error!r}); restore it from a backup, or remove it and prepare "
-            "the case again."
-        ) from None
 
 
 def prepare(
@@ -257,7 +235,7 @@ def _written(
         "quality": quality.to_json(),
         "findings": [asdict(f) for f in found.findings],
     }
-    write_json(named("transform.json"), record)
+    write_transform(named("transform.json"), record)
     return files
 
 

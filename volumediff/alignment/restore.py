@@ -5,7 +5,6 @@ the inverse of the map that aligned it. Millilitres in the JSON beside it are na
 template's are larger by the determinant.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.alignment.prepare import MARK, read_transform, transform_file
+from volumediff.alignment.prepare import MARK
+from volumediff.alignment.record import read_transform, transform_file
 from volumediff.data.alignment import Alignment
 from volumediff.data.cases import Case, patient_of
 from volumediff.data.files import stem_of
@@ -27,6 +27,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.leakage import keep
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import MAP, MASK, findings_of, write_json
+from volumediff.outputs.sidecar import read_facts
 
 __all__ = ["restore"]
 
@@ -196,12 +197,7 @@ def _sidecar(
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The facts of the map; places and volumes are those of the native volume."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+    content = read_facts(path)
     found: Sequence[dict[str, Any]] = []
     if MASK in native and MAP in native:
         affine = canonical_grid(alignment.native).affine

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._sound import sound
 from volumediff.anomaly.maps._base import Map
 from volumediff.condition import Condition
 from volumediff.features.encoder import spread, upright
@@ -156,7 +157,8 @@ class Scene:
         self, x: Float[Tensor, "1 c d h w"], healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The row's map of two volumes."""
-        return self.distance(x, healthy, foreground=self.foreground, spacing_mm=self.spacing_mm)
+        a = self.distance(x, healthy, foreground=self.foreground, spacing_mm=self.spacing_mm)
+        return sound(a, self.foreground, maker=self.distance, what="map")
 
     def _map(self, healthy: Tensor) -> Tensor:
         return self.distance_of(self.x, healthy)

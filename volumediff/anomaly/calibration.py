@@ -3,21 +3,19 @@ r"""Calibration: what maps look like on healthy volumes that the model was not t
 Residuals of healthy anatomy are not equal everywhere: cortex and skull base are hard to predict,
 white matter is easy. A normalization divides that out, z = (a - μ) / s, with μ and s of healthy
 calibration volumes; thresholds are quantiles of the normalized healthy maps. `calibrate.fit` makes
-a `Calibration` for one method and one model; it is stored as safetensors and JSON.
+a `Calibration` for one method and one model; it is stored as one safetensors file with a record.
 """
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile, smooth
@@ -25,7 +23,8 @@ from volumediff.condition import Condition
 from volumediff.errors import DataError
 from volumediff.metrics.calibration import Probability
 from volumediff.metrics.detection import Histogram
-from volumediff.storage.atomic import atomic
+from volumediff.storage.records import Record
+from volumediff.storage.tensors import load, save
 from volumediff.tunable import Tunable, tunable
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "Voxelwise",
 ]
 
-FORMAT = 2
 Spacing = tuple[float, float, float]
 
 
@@ -278,6 +276,24 @@ class ByIntensity(Normalization):
         return torch.bucketize(v, edges.to(v.device), right=True)
 
 
+class StoredProbability(Record):
+    """Steps of `metrics.calibration.Probability`."""
+
+    edges: Annotated[tuple[float, ...], Field(min_length=1)]
+    values: Annotated[tuple[float, ...], Field(min_length=1)]
+
+
+class Stored(Record):
+    """What a calibration's file says beside its tensors."""
+
+    format: Literal[3] = 3
+    fingerprint: str
+    scores: tuple[float, ...]
+    each: NonNegativeInt
+    validation_threshold: float | None
+    probability: StoredProbability | None
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """What a method and a model give on healthy volumes.
@@ -307,72 +323,54 @@ class Calibration:
         """Number of healthy volumes."""
         return len(self.scores)
 
-    def save(self, path: Path | str) -> None:
-        """Writes `path`.safetensors and `path`.json; the JSON, written last, has its hash."""
-        tensors = {f"statistics.{k}": v.contiguous() for k, v in self.statistics.items()}
+    def save(self, path: Path) -> None:
+        """Writes one file, whole and with its SHA-256."""
+        tensors = {f"statistics.{k}": v for k, v in self.statistics.items()}
         for name, h in {"healthy": self.healthy, **_numbered(self.each)}.items():
             tensors[f"{name}.keys"] = torch.from_numpy(h.keys.astype(np.int32))
             tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
         if self.errors is not None:
-            tensors["errors"] = self.errors.contiguous()
-        data = safetensors.torch.save(tensors)
-        meta = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "scores": self.scores,
-            "each": len(self.each),
-            "validation_threshold": self.validation_threshold,
-            "probability": None if self.probability is None else asdict(self.probability),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        for ending, content in (("safetensors", data), ("json", json.dumps(meta).encode())):
-            with atomic(f"{path}.{ending}") as file:
-                file.write(content)
+            tensors["errors"] = self.errors
+        record = Stored(
+            fingerprint=self.fingerprint,
+            scores=self.scores,
+            each=len(self.each),
+            validation_threshold=self.validation_threshold,
+            probability=self.probability and StoredProbability(**asdict(self.probability)),
+        )
+        save(path, tensors, record)
 
     @staticmethod
-    def load(path: Path | str) -> "Calibration":
+    def load(path: Path) -> "Calibration":
         """Reads what `save` wrote.
 
         Raises:
-            DataError: a file is missing, damaged or of another format
+            DataError: the file is missing, damaged or of another format
         """
-        try:
-            data = Path(f"{path}.safetensors").read_bytes()
-            meta: dict[str, Any] = json.loads(Path(f"{path}.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no readable calibration ({error}); fit it again.") from error
-        known = isinstance(meta, dict) and meta.get("format") == FORMAT
-        if not known or hashlib.sha256(data).hexdigest() != meta.get("sha256"):
-            raise DataError(
-                f"{path}: the calibration is damaged or of another version; fit again."
-            )
-        tensors = safetensors.torch.load(data)
+        advice = "remove it to calibrate again"
+        tensors, meta = load(path, Stored, advice=advice)
 
         def histogram(name: str) -> Histogram:
             counts = tensors.pop(f"{name}.counts").numpy()
             return Histogram(tensors.pop(f"{name}.keys").numpy(), counts, np.zeros_like(counts))
 
         errors = tensors.pop("errors", None)
-        healthy = histogram("healthy")
-        each = tuple(histogram(f"volume-{i}") for i in range(meta["each"]))
+        try:
+            healthy = histogram("healthy")
+            each = tuple(histogram(f"volume-{i}") for i in range(meta.each))
+        except KeyError as error:
+            raise DataError(f"{path}: damaged: has no {error}; {advice}.") from None
         return Calibration(
-            fingerprint=meta["fingerprint"],
+            fingerprint=meta.fingerprint,
             statistics={k.removeprefix("statistics."): v for k, v in tensors.items()},
             healthy=healthy,
-            scores=tuple(meta["scores"]),
-            validation_threshold=meta["validation_threshold"],
+            scores=meta.scores,
+            validation_threshold=meta.validation_threshold,
             each=each,
             errors=errors,
-            probability=_probability(meta.get("probability")),
+            probability=meta.probability and Probability(**dict(meta.probability)),
         )
 
 
 def _numbered(histograms: Sequence[Histogram]) -> dict[str, Histogram]:
     return {f"volume-{i}": h for i, h in enumerate(histograms)}
-
-
-def _probability(values: Mapping[str, Sequence[float]] | None) -> Probability | None:
-    if values is None:
-        return None
-    return Probability(tuple(values["edges"]), tuple(values["values"]))

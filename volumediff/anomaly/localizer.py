@@ -26,6 +26,7 @@ from volumediff.anomaly._checkpoint import (
 )
 from volumediff.anomaly._classifier import missing_classifier
 from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly._sound import sound
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.adaptation import Adaptation
 from volumediff.anomaly.calibration import Example
@@ -186,6 +187,7 @@ class Localizer(Method):
             own, means = 0.0, []
             for volume in chain(route, (None,)):
                 if volume is not None:
+                    sound(volume, example.x, maker=self.route, what="pseudo-healthy volume")
                     healthy, volumes = healthy + volume, volumes + 1
                     if own_map:
                         scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._sound import sound
 from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
 from volumediff.anomaly.finding import Finding, Localization
 from volumediff.anomaly.post import MASK, Post
@@ -136,6 +137,7 @@ class Method(ABC):
         example = Example(x, foreground, spacing_mm, condition, **given)
         found = self.with_bar(statistics).find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
+        sound(a, foreground, maker=self, what="map after normalization and post-processing")
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
         value = self.threshold(calibration)
@@ -156,6 +158,7 @@ class Method(ABC):
         )
 
     def _prepared(self, found: Finding, example: Example) -> Residual:
+        sound(found.map, example.foreground, maker=self, what="map")
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm, found.errors)
         return self.normalize.prepare(raw)
 

@@ -27,7 +27,7 @@ from volumediff.anomaly.rebuilder import Rebuilder
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance
 
-__all__ = ["Row", "available_rows", "build_row", "load_row", "load_tree"]
+__all__ = ["Row", "build_row", "load_row", "load_tree"]
 
 Row = Localizer | Rebuilder | Baseline | Detector | Fitted
 
@@ -46,11 +46,6 @@ FAMILIES = {
 # Methods that are one component instead of slots of their own.
 SINGLE = ("baseline", "detector", "fitted")
 WORDS = {"supervision": ("none", "unsupervised", "self", "weak", "full"), "scope": ()}
-
-
-def available_rows() -> list[str]:
-    """Names of the methods that ship with the package."""
-    return sorted({p.stem for root in config.ROOTS for p in (root / "anomaly").glob("*.yaml")})
 
 
 def load_row(
@@ -146,7 +141,7 @@ def _slot(name: str, value: Any, *, lender: Lender | None, where: str) -> Any:
             raise UsageError(f"{where}: expected true or false, got {value!r}.")
         return value
     if name in ("noise", "kernel", "recipe", "corruption", "autoencoder"):
-        if not isinstance(value, str):
+        if not isinstance(value, str | type):
             raise UsageError(
                 f"{where}: expected a name, got {value!r}; its arguments are the checkpoint's."
             )
@@ -163,7 +158,7 @@ def _slot(name: str, value: Any, *, lender: Lender | None, where: str) -> Any:
     takes = _parameters(FAMILIES[name], value)
     derived: dict[str, Any] = {"classifier": None} if "classifier" in takes else {}
     if "comparer" in takes:
-        spec = {"name": value} if isinstance(value, str) else dict(value)
+        spec = {"name": value} if isinstance(value, str | type) else dict(value)
         run = spec.pop("run", None)
         given = None if run is None or lender is None else lender.comparer(str(run))
         value, derived = spec, {"comparer": given}
@@ -203,8 +198,5 @@ def _guidance(spec: Any, *, where: str) -> Guidance:
 
 
 def _parameters(family: str, spec: Any) -> set[str]:
-    """Fields of the component that a specification names; none if it names none."""
-    name = spec.get("name") if isinstance(spec, Mapping) else spec
-    if name not in config.available(family):
-        return set()  # config.build says so better
-    return {f.name for f in fields(config.component(family, name))}
+    """Arguments of the component that a specification names; none if it names none."""
+    return config.arguments(family, spec)

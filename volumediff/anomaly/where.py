@@ -1,4 +1,4 @@
-r"""Where a volume is redrawn.
+r"""Region selectors: which voxels of a volume a policy redraws.
 
 found   what a first pass found most abnormal, M = dilate(a₁ > Q_q(a₁))
 given   the region that comes with the volume: `Localizer.localize(..., region=...)`
@@ -82,18 +82,3 @@ class Given(Where):
         m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
         scene.trace["given/mask"] = m.bool()
         return m
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed(Where):
-    """A region that a route has made; no row can name it.
-
-    Arguments:
-        region: 1 inside
-    """
-
-    region: Float[Tensor, "1 1 d h w"]
-
-    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
-        """The region."""
-        return self.region

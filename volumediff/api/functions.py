@@ -9,8 +9,8 @@ from volumediff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
-    from volumediff.data.cases import Spec
     from volumediff.data.check import Row
+    from volumediff.data.survey import Spec
     from volumediff.evaluation.evaluate import MethodResult
     from volumediff.outputs.batch import Summary
     from volumediff.planning.planner import Plan
@@ -145,11 +145,11 @@ def check(
 def _known(layout: "Spec") -> "Spec":
     """The layout, looked up before anything is read."""
     from volumediff.config import available, build
-    from volumediff.data.cases import AUTO
+    from volumediff.data.survey import AUTO
 
     if layout == AUTO:
         return layout
-    if isinstance(layout, str) and layout not in available("layout"):
+    if isinstance(layout, str) and ":" not in layout and layout not in available("layout"):
         names = ", ".join([AUTO, *available("layout")])
         raise UsageError(f"layout {layout}: choose from {names}.")
     build("layout", layout, where="layout")

@@ -22,6 +22,7 @@ from volumediff.autoencoders._base import (
     sources,
 )
 from volumediff.autoencoders.vq import VQ
+from volumediff.extras import optional
 from volumediff.shapes import Shape
 
 __all__ = ["TokenPrior"]
@@ -59,8 +60,7 @@ class TokenPrior(Reconstructor):
             raise ValueError(f"autoencoder: expected a run of vq, which has codes, got {kind}.")
         if width % heads:
             raise ValueError(f"expected heads to divide width, got {heads} and {width}.")
-        from monai.networks.nets import DecoderOnlyTransformer
-
+        nets = optional("monai.networks.nets", purpose="autoencoder token_prior")
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.channels, self.stride = channels, autoencoder.stride
         self.shape = tiling.padded_shape(shape, autoencoder.stride)
@@ -68,7 +68,7 @@ class TokenPrior(Reconstructor):
         self.grid: Shape = (d, h, w)
         self.codes = autoencoder.codec["codebook"].vectors.shape[0]
         # One more token: what stands before the first code.
-        self.transformer = DecoderOnlyTransformer(
+        self.transformer = nets.DecoderOnlyTransformer(
             num_tokens=self.codes + 1,
             max_seq_len=math.prod(self.grid),
             attn_layers_dim=width,

@@ -1,6 +1,6 @@
 """Calibration of a method on a run's own healthy volumes, stored in the run.
 
-RUN/calibration/<method>/<weights>-<method's fingerprint>.{safetensors,json} holds the residual
+RUN/calibration/<method>/<weights>-<method's fingerprint>.safetensors holds the residual
 normalization and the thresholds. The name says what they belong to: after more training, or with
 another setting, they are fitted anew.
 """
@@ -100,7 +100,7 @@ def calibration_for(
     if not needs_calibration(method):
         return None
     path = calibration_path(trained, method, name)
-    if path.with_name(f"{path.name}.json").is_file():
+    if path.is_file():
         calibration = Calibration.load(path)
     else:
         calibration = calibrate(trained, method, name, seed=seed, limit=limit, report=report)
@@ -177,6 +177,6 @@ def counted(
 
 
 def calibration_path(trained: Trained, method: Row, name: str) -> Path:
-    """Where the calibration of a method on a run's own volumes lies, without the endings."""
-    stem = f"{trained.digest[:12]}-{method.fingerprint}"
-    return trained.run / "calibration" / Path(name).stem / stem
+    """Where the calibration of a method on a run's own volumes lies."""
+    file = f"{trained.digest[:12]}-{method.fingerprint}.safetensors"
+    return trained.run / "calibration" / Path(name).stem / file

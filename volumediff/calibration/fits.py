@@ -5,7 +5,6 @@ arguments that shape its fit, its supervision and the model's weights. After mor
 another argument, it is fitted anew.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from volumediff.data.anomalies import TRAINING
 from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained
+from volumediff.storage.digests import sha256
 
 __all__ = ["with_fit"]
 
@@ -38,7 +38,7 @@ def with_fit(
         "supervision": method.supervision,
         "weights": trained.digest if method.of_model else "",
     }
-    stem = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()[:24]
+    stem = sha256(json.dumps(owner, sort_keys=True))[:24]
     path = trained.run / "calibration" / "fits" / f"{method.name}-{stem}.safetensors"
     if path.is_file():
         return replace(method, fit=Fit.load(path, owner=owner))

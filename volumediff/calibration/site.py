@@ -1,10 +1,9 @@
 """Calibration of a method on another site: thresholds of its own, and how far it has drifted.
 
-RUN/calibration/<method>/site-<hash of the volumes>/<weights>-<method's fingerprint>.{...} holds
+RUN/calibration/<method>/site-<hash of the volumes>/<weights>-<fingerprint>.safetensors holds
 thresholds and scores of k healthy volumes of the site; the normalization stays that of the run.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from volumediff.metrics.detection import rates
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
 from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.trained import Trained
+from volumediff.storage.digests import sha256
 
 __all__ = ["MAPS_BOUND", "Drift", "Site", "drift_between", "find_site", "site_calibration"]
 
@@ -100,7 +100,7 @@ def find_site(
         name, reason = next(iter(bad.items()))
         raise DataError(f"site {source}: case {name}: {reason}; correct or remove it.")
     files = frozenset(d for case in cases for d in digests(case).values())
-    name = hashlib.sha256("".join(sorted(files)).encode()).hexdigest()[:12]
+    name = sha256(*sorted(files))[:12]
     return Site(f"site-{name}", tuple(cases), files)
 
 
@@ -134,7 +134,7 @@ def site_calibration(
     path = calibration_path(trained, method, name)
     path = path.parent / site.name / path.name
     try:
-        if not again and path.with_name(f"{path.name}.json").is_file():
+        if not again and path.is_file():
             found = Calibration.load(path)
         else:
             cases = site.cases[:limit]

@@ -17,7 +17,7 @@ import typer
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
-    from volumediff.data.cases import Spec
+    from volumediff.data.survey import Spec
     from volumediff.outputs.batch import Summary
 
 __all__ = [

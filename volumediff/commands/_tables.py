@@ -1,14 +1,14 @@
 """Tables on the terminal."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from volumediff.commands._capabilities import Check
+from volumediff.commands._doctor import Check
 from volumediff.data.check import Row
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
-__all__ = ["checks", "families", "findings", "measures", "policies", "profiled"]
+__all__ = ["checks", "findings", "measures", "policies", "profiled"]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
@@ -83,41 +83,6 @@ def _cell(value: Interval) -> str:
         return "-"
     text = f"{value.value:.3f}"
     return f"{text} ({value.low:.3f}-{value.high:.3f})" if np.isfinite(value.low) else text
-
-
-def families(found: Mapping[str, Any]) -> None:
-    """What `info` lists."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, names in found.items():
-        if name.startswith("localization") and isinstance(names, Mapping):
-            continue  # a table of its own
-        if isinstance(names, Mapping):
-            for family, members in names.items():
-                table.add_row(family, ", ".join(members))
-        else:
-            table.add_row(name, ", ".join(names))
-    _console().print(table)
-    _matrix(found["localization"], found["localization needs"])
-
-
-def _matrix(rows: Mapping[str, Mapping[str, str]], needs: Mapping[str, Sequence[str]]) -> None:
-    """Which row runs on which pipeline, trained as it needs, and below why not."""
-    pipelines = list(next(iter(rows.values())))
-    table = Table(box=None, pad_edge=False)
-    for name in ("row", *pipelines, "a run trained with"):
-        table.add_column(name)
-    reasons: dict[str, None] = {}
-    for row, cells in rows.items():
-        marks = ("ok" if cells[p] == "ok" else "no" for p in pipelines)
-        table.add_row(row, *marks, " ".join(needs[row]))
-        reasons |= {f"{row}: {text}": None for text in cells.values() if text != "ok"}
-    console = _console()
-    console.print()
-    console.print(table)
-    for reason in reasons:
-        console.print(reason)
 
 
 def checks(found: Sequence[Check]) -> None:

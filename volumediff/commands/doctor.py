@@ -17,7 +17,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine can run, and what would go wrong."""
-    from volumediff.commands._capabilities import diagnose
+    from volumediff.commands._doctor import diagnose
     from volumediff.commands._tables import checks
 
     found = diagnose(config, overrides or [])

@@ -1,17 +1,32 @@
 """`volumediff info`."""
 
-from volumediff.commands._options import Json, print_json
+from typing import Annotated
+
+import typer
+
+from volumediff.commands._options import Json, out_line, print_json
 
 __all__ = ["info"]
 
 
-def info(as_json: Json = False) -> None:
-    """List pipelines, methods and components."""
-    from volumediff.commands._capabilities import inventory
-    from volumediff.commands._tables import families
+def info(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A family of components, a method, a configuration, or package.module:Class; "
+            "everything at a glance if left out.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List pipelines, methods and components, or say what is known of one of them."""
+    from volumediff.commands import _overview
 
-    found = inventory()
-    if as_json:
-        print_json(found)
+    if not as_json:
+        out_line("\n".join(_overview.glance() if name is None else _overview.page(name)))
+    elif name is not None:
+        print_json(_overview.facts(name))
     else:
-        families(found)
+        from volumediff.commands._capabilities import inventory
+
+        print_json(inventory())

@@ -42,7 +42,7 @@ def plan(
     volumediff plan wavelet_256 --vram 8 -o small.yaml
     """
     from volumediff.commands._tables import policies
-    from volumediff.storage.folder import write_text
+    from volumediff.storage.atomic import write_text
 
     if output is not None and vram is None:
         raise UsageError("-o writes the policy that fits a card: give its memory with --vram GB.")

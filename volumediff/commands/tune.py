@@ -94,8 +94,7 @@ def tune(
     Measurements are kept in RUN/tuning: the same command goes on. Test volumes are never read.
     """
     from volumediff.commands._tuned_views import picture, tabulated
-    from volumediff.storage.atomic import atomic
-    from volumediff.storage.folder import write_text
+    from volumediff.storage.atomic import atomic, write_text
 
     grids, limits = _grids(levels, guidance, parameters, widths), _budget(budget)
 

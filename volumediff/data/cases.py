@@ -1,33 +1,19 @@
-"""Cases: which files belong together, and which cases belong to one patient.
+"""A case: one examination of a patient, its files and what is known about it.
 
-A case is one examination: named images, perhaps a label or boxes, and attributes such as age. How
-data sets lie on a disk is known to the family `layouts`, one file each: public data sets as they
-are downloaded, and the conventions (nnU-Net raw, BIDS, MONAI datalist, a table, plain folders).
-What they have in common is here.
+Which cases a folder has is known to `survey` and to the family `layouts`.
 """
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from volumediff.config import available, build
-from volumediff.errors import DataError
+from volumediff.storage.digests import sha256
 
-if TYPE_CHECKING:
-    from volumediff.data.layouts._base import Layout
-
-__all__ = ["AUTO", "Box", "Case", "Problem", "Spec", "find_cases", "layout_of", "survey_cases"]
+__all__ = ["Box", "Case", "Problem", "patient_of", "readable", "safe_id"]
 
 Box = tuple[int, int, int, int, int, int]
 """(d0, h0, w0, d1, h1, w1) in voxels of the first image as it is read, the ends exclusive."""
-
-Spec = str | Mapping[str, Any]
-"""`auto`, the name of a layout, or a mapping of its name and options."""
-
-AUTO = "auto"
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # An id without what tells examinations of one patient apart.
@@ -71,113 +57,17 @@ class Problem:
     severity: Literal["info", "error"] = "error"
 
 
-def find_cases(
-    root: Path | str, layout: Spec = AUTO, channels: Sequence[str] | None = None
-) -> list[Case]:
-    """All cases below a folder (or of a datalist file), sorted by id.
-
-    Arguments:
-        root: the folder, or the JSON file of a datalist
-        layout: `auto` decides by the files that are there; `volumediff info` lists the names
-        channels: names of the images that every case must have, in this order; None takes the
-            images that each case has
-
-    Raises:
-        DataError: no case, a missing channel, ambiguous files, or a path that leaves the root
-        UsageError: no such layout, or options that it does not take
-    """
-    cases, problems = survey_cases(root, layout, channels)
-    problems = [problem for problem in problems if problem.severity == "error"]
-    if problems:
-        rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(f"{root}: case {problems[0].id}: {problems[0].message}{rest}")
-    return cases
-
-
-def layout_of(root: Path, spec: Spec = AUTO) -> "Layout":
-    """The layout of a folder: as asked for, or by files that only one layout has.
-
-    Raises:
-        DataError: nothing there, or two layouts fit
-        UsageError: no such layout
-    """
-    if not root.exists():
-        raise DataError(f"{root}: expected a data folder or a datalist, nothing is there.")
-    if spec != AUTO:
-        return build("layout", spec, where="layout")
-    if (root / "prepared.json").is_file():
-        return build("layout", "folder")  # whatever the cases are called: `prepare` wrote it
-    fitting: dict[int, list[str]] = {}
-    known = {name: build("layout", name) for name in available("layout")}
-    for name, layout in known.items():
-        if layout.recognises(root):
-            fitting.setdefault(layout.rank, []).append(name)
-    if not fitting:
-        raise DataError(f"{root}: expected a folder of volumes or the JSON of a datalist.")
-    first, *others = fitting[min(fitting)]
-    if others:
-        raise DataError(
-            f"{root}: looks like {first} and like {', '.join(others)}; name the layout, or give "
-            "the folder of one data set."
-        )
-    return known[first]
-
-
-def survey_cases(
-    root: Path | str, layout: Spec = AUTO, channels: Sequence[str] | None = None
-) -> tuple[list[Case], list[Problem]]:
-    """The usable cases, and the others with the reason."""
-    root = Path(root)
-    reader = layout_of(root, layout)
-    found, problems = reader.read(root)
-    kept: dict[str, Case] = {}
-    for case in found:
-        case = replace(case, id=safe_id(case.id))
-        message = None
-        if case.id in kept:
-            message = "two cases have this id; rename one."
-        elif channels is not None:
-            case, message = _with_channels(case, channels)
-        elif not case.images:
-            message = (
-                f"has a label ({case.label}) but no image; add the image or remove the label."
-            )
-        if message:
-            problems.append(Problem(case.id, message))
-        else:
-            kept[case.id] = case
-    name = type(reader).__module__.rpartition(".")[2]
-    if not kept and not any(problem.severity == "error" for problem in problems):
-        raise DataError(
-            f"{root}: no case found as layout '{name}'; expected .nii.gz files, one folder per "
-            "case, or a layout that `volumediff info` lists."
-        )
-    return [kept[k] for k in sorted(kept)], problems
-
-
-def _with_channels(case: Case, channels: Sequence[str]) -> tuple[Case, str | None]:
-    have = {name.lower(): name for name in case.images}
-    missing = [c for c in channels if c.lower() not in have]
-    if missing:
-        similar = [n for n in case.images if n.lower().endswith(f"_{missing[0].lower()}")]
-        if similar:
-            hint = f"several files fit: name one of {', '.join(similar)}."
-        else:
-            hint = f"it has {', '.join(case.images) or 'no image'}; add the file or name others."
-        return case, f"missing channel '{missing[0]}': {hint}"
-    return replace(case, images={c: case.images[have[c.lower()]] for c in channels}), None
-
-
 def safe_id(name: str) -> str:
     """The name itself where it is safe as a file name, else a cleaned one with a short hash."""
     if SAFE_ID.fullmatch(name) and not name.startswith("."):
         return name
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = sha256(name.encode("utf-8", "surrogateescape"))[:8]
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:100] or 'case'}-{digest}"
 
 
 def patient_of(case_id: str) -> str:
     """The patient that an id names: `sub-01_ses-2` -> `sub-01`, `p07_visit2_slice45` -> `p07`."""
+    case_id = readable(case_id)
     bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9]+)", case_id)
     if bids:
         return bids.group(1)
@@ -185,3 +75,8 @@ def patient_of(case_id: str) -> str:
     while shorter != case_id:
         case_id, shorter = shorter, VISIT.sub("", shorter)
     return case_id
+
+
+def readable(name: str) -> str:
+    """A name whose bytes are no UTF-8, such that it can be written into any file."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

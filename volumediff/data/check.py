@@ -6,17 +6,18 @@ A file that is refused gives an error row and never stops the others.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from volumediff.data.cases import AUTO, Case, Spec, survey_cases
+from volumediff.data.cases import Case
 from volumediff.data.grid import agree
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.survey import AUTO, Spec, survey_cases
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
+from volumediff.storage.digests import sha256
 
 __all__ = ["Row", "check", "has_errors"]
 
@@ -64,7 +65,7 @@ def check(
                 spacings[name][case.id] = np.array(volume.spacing_mm)
         if volumes and next(iter(volumes)) != "label":
             first = next(iter(volumes.values()))
-            content[sha256(first.array.tobytes()).hexdigest()].append(case)
+            content[sha256(first.array.tobytes())].append(case)
         if on_case is not None:
             on_case(case)
     rows += _check_spacings(spacings)

@@ -8,19 +8,16 @@ A series whose slices are not evenly spaced, parallel and complete has no affine
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from volumediff.data.findings import Finding
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.stored import Stored
 from volumediff.errors import DataError
 
-if TYPE_CHECKING:
-    from volumediff.data.volume import Volume
-
-__all__ = ["is_dicom", "modality", "read_dicom", "series_grid"]
+__all__ = ["is_dicom", "modality", "read_series", "series_grid"]
 
 POSITION, ORIENTATION, THICKNESS = "0020|0032", "0020|0037", "0018|0050"
 FRAMES, ROWS, COLUMNS, PIXEL_SPACING = "0028|0008", "0028|0010", "0028|0011", "0028|0030"
@@ -37,21 +34,12 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_dicom(
-    folder: Path | str,
-    *,
-    kind: Literal["image", "label"] = "image",
-    policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
-    series: str | None = None,
-) -> "Volume":
+def read_series(folder: Path, policy: ReadPolicy, *, series: str | None = None) -> Stored:
     """Reads the one series of a folder, or the one with the given series instance UID.
 
     Raises:
         DataError: no series, several, or one with missing, uneven or differing slices
     """
-    from volumediff.data.volume import assembled
-
-    folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder with a DICOM series.")
     if not any(is_dicom(p) for p in folder.iterdir()):
@@ -82,15 +70,10 @@ def read_dicom(
     affine[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     x, y, z = array.shape
-    thin = [Finding("info", "single_slice", "one voxel thick along an axis")] if z == 1 else []
-    return assembled(
-        array[..., None].astype(np.float32, copy=False),
-        Grid((x, y, z), affine),
-        kind=kind,
-        policy=policy,
-        path=folder,
-        findings=thin,
-    )
+    flat = Finding("info", "single_slice", "one voxel thick along an axis")
+    thin = (flat,) if z == 1 else ()
+    raw = array[..., None].astype(np.float32, copy=False)
+    return Stored(raw, Grid((x, y, z), affine), thin)
 
 
 def modality(path: Path) -> str:
@@ -108,10 +91,10 @@ def modality(path: Path) -> str:
 
 
 def series_grid(folder: Path) -> Grid:
-    """Where the voxels of a folder's one series lie, as `read_dicom` has it, from its headers.
+    """Where the voxels of a folder's one series lie, as `read_series` has it, from its headers.
 
     Raises:
-        DataError: as `read_dicom`
+        DataError: as `read_series`
     """
     import SimpleITK as sitk
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -26,13 +26,12 @@ import numpy as np
 from volumediff.data.findings import Finding
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.stored import Stored
 from volumediff.data.stream import open_regular
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import DataError
+from volumediff.extras import optional
 
-if TYPE_CHECKING:
-    from volumediff.data.volume import Volume
-
-__all__ = ["SLICES", "Description", "describe", "read_volume"]
+__all__ = ["SLICES", "Description", "describe", "read_stored"]
 
 SLICES = "reconstruction_rss"
 HEADER = "ismrmrd_header"
@@ -71,15 +70,13 @@ def describe(path: Path) -> Description:
         return _description(file, path)
 
 
-def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPolicy) -> "Volume":
+def read_stored(path: Path, policy: ReadPolicy) -> Stored:
     """Reads the reconstructed slices of a file.
 
     Raises:
         DataError: no HDF5 file, no reconstruction, or one that is damaged
         UsageError: h5py is not installed
     """
-    from volumediff.data.volume import assembled
-
     with _opened(path) as file:
         described = _description(file, path)
         if described.grid is None:
@@ -101,17 +98,12 @@ def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPoli
         text = "no field of view in the header: 1 mm assumed"
         findings.append(Finding("warning", "spacing_assumed", text))
     raw = np.transpose(slices, (2, 1, 0))[..., None]
-    return assembled(raw, described.grid, kind=kind, policy=policy, path=path, findings=findings)
+    return Stored(raw, described.grid, tuple(findings))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UsageError(
-            f"{path}: reading HDF5 needs h5py; install it with: pip install 'volumediff[fastmri]'."
-        ) from error
+    h5py = optional("h5py", purpose=f"{path}: reading HDF5")
     with open_regular(path):
         pass  # a pipe would block the library
     try:

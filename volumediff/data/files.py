@@ -1,6 +1,5 @@
 """A case's files: what they are called without their endings, and what they hold."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +8,7 @@ from volumediff.data.cases import Case
 from volumediff.data.stream import open_regular
 from volumediff.data.volume import OTHER_FORMATS, SUFFIXES
 from volumediff.errors import DataError
+from volumediff.storage.digests import sha256, sha256_of_stream
 
 __all__ = ["VOLUMES", "contents", "digests", "stem_of"]
 
@@ -36,7 +36,7 @@ def digests(case: Case, *, also: Mapping[str, Path] = MappingProxyType({})) -> d
     found = {}
     for name, path in {**case.images, **also}.items():
         digest = b"".join(contents(path))
-        found[name] = (hashlib.sha256(digest).digest() if path.is_dir() else digest).hex()
+        found[name] = sha256(digest) if path.is_dir() else digest.hex()
     return found
 
 
@@ -51,7 +51,7 @@ def contents(path: Path) -> list[bytes]:
     for file in files:
         try:
             with open_regular(file) as stream:
-                found.append(hashlib.file_digest(stream, "sha256").digest())
+                found.append(bytes.fromhex(sha256_of_stream(stream)))
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
     return found

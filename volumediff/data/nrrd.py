@@ -4,30 +4,25 @@ SimpleITK reads them; its world axes point to L, P, S.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.stored import Stored
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError
 
-if TYPE_CHECKING:
-    from volumediff.data.volume import Volume
-
-__all__ = ["read_volume"]
+__all__ = ["read_stored"]
 
 
-def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPolicy) -> "Volume":
+def read_stored(path: Path, policy: ReadPolicy) -> Stored:
     """Reads one volume of real numbers.
 
     Raises:
         DataError: no NRRD file, its voxels are missing, or it is no 3D volume
     """
     import SimpleITK as sitk
-
-    from volumediff.data.volume import assembled
 
     with open_regular(path):
         pass
@@ -55,5 +50,4 @@ def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPoli
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # z, y, x -> x, y, z
     x, y, z = array.shape
-    grid = Grid((x, y, z), affine)
-    return assembled(array[..., None], grid, kind=kind, policy=policy, path=path)
+    return Stored(array[..., None], Grid((x, y, z), affine))

@@ -6,7 +6,6 @@ millimetres; a pixel counts as 1 mm, and both are said in the findings.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Shaped
@@ -14,13 +13,11 @@ from jaxtyping import Shaped
 from volumediff.data.findings import Finding
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.stored import Stored
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError
 
-if TYPE_CHECKING:
-    from volumediff.data.volume import Volume
-
-__all__ = ["picture_grid", "read_volume"]
+__all__ = ["picture_grid", "read_stored"]
 
 # Grey levels of 8, 16 and 32 bit, black and white, and colours that may turn out to be grey.
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I", "F")
@@ -32,15 +29,13 @@ def picture_grid(columns: int, rows: int) -> Grid:
     return Grid((columns, rows, 1), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
-def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPolicy) -> "Volume":
+def read_stored(path: Path, policy: ReadPolicy) -> Stored:
     """Reads a picture of grey levels.
 
     Raises:
         DataError: no picture, a damaged one, or one with colours
     """
     from PIL import Image, UnidentifiedImageError
-
-    from volumediff.data.volume import assembled
 
     try:
         with open_regular(path) as file, Image.open(file) as picture:
@@ -62,8 +57,7 @@ def read_volume(path: Path, *, kind: Literal["image", "label"], policy: ReadPoli
         Finding("info", "single_slice", "one voxel thick along an axis"),
     )
     grid = picture_grid(columns, rows)
-    raw = grey.T[:, :, None, None]
-    return assembled(raw, grid, kind=kind, policy=policy, path=path, findings=findings)
+    return Stored(grey.T[:, :, None, None], grid, findings)
 
 
 def _grey(picture: object, path: Path) -> Shaped[np.ndarray, "y x"]:

@@ -8,7 +8,6 @@ With :math:`x_\text{file} = x\,\text{step} + \text{origin}` per axis as the whol
 back is the same resampling with the inverse map. `Record` holds what the way back needs, as JSON.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -29,6 +28,7 @@ from volumediff.data.resampling import Matrices, axis_weights, onto, resample, r
 from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
+from volumediff.storage.digests import sha256
 
 __all__ = ["Prepared", "Preprocessing", "Record", "fingerprint"]
 
@@ -362,12 +362,10 @@ def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Find
 
 def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     """SHA-256 over the bytes of a case's files, what counts in them, and the preprocessing."""
-    digest = hashlib.sha256(f"{VERSION} {preprocessing!r}".encode())
+    parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
     if case.lesions is not None or case.boxes is not None:
-        digest.update(f"\0lesions {case.lesions} boxes {case.boxes}".encode())
+        parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
     label = [] if case.label is None else [("label", case.label)]
     for name, path in [*case.images.items(), *label]:
-        digest.update(f"\0{name}\0".encode())
-        for content in contents(path):
-            digest.update(content)
-    return digest.hexdigest()
+        parts += [f"\0{name}\0", *contents(path)]
+    return sha256(*parts)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from volumediff.data.grid import Grid
 
-__all__ = ["axis_weights", "labels_onto", "nearest_onto", "onto", "resample", "resample_labels"]
+__all__ = ["axis_weights", "nearest_onto", "onto", "resample", "resample_labels"]
 
 # positions closer than this to a voxel, or to the edge of the field of view, are on it
 SLACK = 1e-4
@@ -142,13 +142,6 @@ def onto(
         out[:, i] = torch.where(inside, values[0, :, 0], fill)
         covered[0, i] = inside
     return out, covered
-
-
-def labels_onto(
-    y: UInt8[Tensor, "1 d h w"], source: Grid, target: Grid
-) -> UInt8[Tensor, "1 od oh ow"]:
-    """The label whose membership is largest at the voxels of any other grid; 0 outside."""
-    return _by_membership(y, lambda member: onto(member, source, target, fill=0.0)[0])
 
 
 def nearest_onto(

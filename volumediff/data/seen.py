@@ -9,18 +9,17 @@ Names and contents are kept as the first 64 bits of their SHA-256: they can be r
 names of training patients do not travel with maps.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from volumediff.data.cases import Case, safe_id
 from volumediff.data.files import digests, stem_of
-from volumediff.errors import DataError
-from volumediff.storage.atomic import atomic
+from volumediff.storage.digests import sha256
+from volumediff.storage.records import Record, read, write
 
 __all__ = ["Match", "Roster", "Seen", "roster"]
 
@@ -28,6 +27,31 @@ DIGITS = 16  # of SHA-256: 64 bits, so that no two of a million names are equal 
 
 # In this order they are asked: only the first is proof, the others are claims.
 KINDS = ("file", "patient", "name")
+
+
+Part = Literal["train", "validation", "calibration"]
+
+
+class StoredParts(Record):
+    """Token of a file, patient or name -> the part that it was in."""
+
+    file: dict[str, Part]
+    patient: dict[str, Part]
+    name: dict[str, Part]
+
+
+class StoredRoster(Record):
+    """Of one run or site."""
+
+    of: str
+    parts: StoredParts
+
+
+class Stored(Record):
+    """seen.json."""
+
+    rosters: tuple[StoredRoster, ...]
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -129,29 +153,19 @@ class Seen:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     def save(self, path: Path) -> None:
-        """Writes JSON, whole or not at all."""
-        with atomic(path) as file:
-            file.write(self.to_json().encode())
+        """Writes JSON with its SHA-256, whole or not at all."""
+        write(path, json.loads(self.to_json()))
 
     @classmethod
     def load(cls, path: Path) -> "Seen":
         """Reads what `save` wrote.
 
         Raises:
-            DataError: no such file, or no such record
+            DataError: no such file, or one that is damaged or edited
         """
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rosters = [
-                Roster(str(r["of"]), {kind: dict(r["parts"][kind]) for kind in KINDS})
-                for r in content["rosters"]
-            ]
-            return cls(tuple(rosters), tuple(str(text) for text in content["unknown"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: expected the record of what a model has seen ({error!r}); restore it "
-                "from a backup."
-            ) from None
+        stored = read(path, Stored)
+        rosters = (Roster(r.of, r.parts.model_dump()) for r in stored.rosters)
+        return cls(tuple(rosters), stored.unknown)
 
 
 def _stems(case: Case) -> set[str]:
@@ -159,4 +173,4 @@ def _stems(case: Case) -> set[str]:
 
 
 def _token(name: str) -> str:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
+    return sha256(name.encode("utf-8", "surrogateescape"))[:DIGITS]

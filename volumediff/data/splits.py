@@ -4,7 +4,6 @@ All examinations of a patient go to one part. Patients are ordered by a hash of 
 that the split depends on nothing else, and a patient who is added moves few others.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from volumediff.data.cases import Case
 from volumediff.errors import DataError
 from volumediff.randomness import key
-from volumediff.storage.atomic import atomic
+from volumediff.storage.records import Record, read, write
 
 __all__ = ["PARTS", "Split", "split_cases"]
 
@@ -21,6 +20,16 @@ PARTS = ("train", "validation", "calibration", "test")
 # Other words for the parts, as data sets use them.
 SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 FRACTIONS = (0.7, 0.1, 0.1, 0.1)
+
+
+class Stored(Record):
+    """splits.json."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    calibration: tuple[str, ...]
+    test: tuple[str, ...]
+    patients: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,26 +67,18 @@ class Split:
                 case_part[case] = part
 
     def save(self, path: Path | str) -> None:
-        """Writes JSON, whole or not at all."""
-        content = {part: list(getattr(self, part)) for part in PARTS}
-        content["patients"] = dict(sorted(self.patients.items()))
-        with atomic(path) as file:
-            file.write(json.dumps(content, indent=1).encode())
+        """Writes JSON with its SHA-256, whole or not at all."""
+        parts = {part: getattr(self, part) for part in PARTS}
+        write(Path(path), Stored(**parts, patients=dict(sorted(self.patients.items()))))
 
     @classmethod
     def load(cls, path: Path | str) -> "Split":
         """Reads and checks a split.
 
         Raises:
-            DataError: no such file, no split, or one that is not disjoint
+            DataError: no such file, damaged or edited, or a split that is not disjoint
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            parts = {part: tuple(str(c) for c in content[part]) for part in PARTS}
-            patients = {str(k): str(v) for k, v in content["patients"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: expected the JSON of a split ({error!r}).") from error
-        return cls(**parts, patients=patients)
+        return cls(**dict(read(Path(path), Stored)))
 
 
 def split_cases(

@@ -6,7 +6,6 @@ References:
     Fonov et al. (2009), Unbiased nonlinear average age-appropriate brain templates
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from volumediff.data.grid import Grid
 from volumediff.data.resampling import axis_weights, resample
 from volumediff.data.volume import check_grids, read
 from volumediff.errors import DataError
+from volumediff.storage.digests import sha256
 
 __all__ = ["Template", "coarsened", "mni152", "template_from"]
 
@@ -43,10 +43,8 @@ class Template:
     @property
     def digest(self) -> str:
         """SHA-256 of voxels and geometry."""
-        whole = hashlib.sha256(self.x.astype("<f4").tobytes())
-        whole.update(np.packbits(self.object).tobytes())
-        whole.update(repr((self.grid.shape, self.grid.affine.tolist())).encode())
-        return whole.hexdigest()
+        geometry = repr((self.grid.shape, self.grid.affine.tolist()))
+        return sha256(self.x.astype("<f4").tobytes(), np.packbits(self.object).tobytes(), geometry)
 
     def at(self, spacing_mm: float) -> "Template":
         """The same on a grid of cubes around the same centre; averaged where it gets coarser."""

@@ -25,6 +25,7 @@ from volumediff.data.arrays import (
     spatial_shape,
     usable_affine,
 )
+from volumediff.data.dicom import read_series
 from volumediff.data.findings import Finding
 from volumediff.data.forms import affine_of
 from volumediff.data.grid import (
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".nii.gz", ".nii")
-# Formats that a public data set comes in; each module has a function `read_volume`.
+# Formats that a public data set comes in; each module has a function `read_stored`.
 OTHER_FORMATS = {
     ".jpg": "volumediff.data.picture",
     ".jpeg": "volumediff.data.picture",
@@ -204,13 +205,13 @@ def read(
         UsageError: its format needs an optional package that is not installed
     """
     path = Path(path)
-    if path.is_dir():
-        from volumediff.data.dicom import read_dicom
-
-        return read_dicom(path, kind=kind, policy=policy)
-    if path.suffix.lower() in OTHER_FORMATS:
-        module = import_module(OTHER_FORMATS[path.suffix.lower()])
-        return module.read_volume(path, kind=kind, policy=policy)
+    other = None if path.is_dir() else OTHER_FORMATS.get(path.suffix.lower())
+    if path.is_dir() or other is not None:
+        reader = read_series if other is None else import_module(other).read_stored
+        found = reader(path, policy)
+        return assembled(
+            found.raw, found.grid, kind=kind, policy=policy, path=path, findings=found.findings
+        )
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{path}: expected a .nii or .nii.gz file; convert it to NIfTI.")

@@ -3,7 +3,6 @@
 The figures of a volume are those of `measure`, those of a sample are in `statistics`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.data.cases import AUTO, Spec
+from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.figures import (
     LOWER_IS_BETTER,
@@ -30,7 +29,8 @@ from volumediff.metrics.bootstrap import Interval, bootstrap
 from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
 from volumediff.metrics.subgroups import Gap, gap
 from volumediff.outputs.export import MAP
-from volumediff.outputs.ledger import read_entries
+from volumediff.outputs.ledger import Entry, read_entries
+from volumediff.outputs.sidecar import read_facts
 
 __all__ = ["Curves", "MethodResult", "Size", "evaluate"]
 
@@ -162,7 +162,7 @@ def evaluate(
                 known[case].beside(sidecar),
                 sidecar,
                 by=by,
-                cost=_spent(costs.get(case, {})),
+                cost=_spent(costs.get(case)),
             )
             for case, sidecar in sidecars[folder].items()
         }
@@ -234,21 +234,14 @@ def _maps(folder: Path) -> dict[str, Path]:
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{sidecar}: cannot be read ({error}); localize again.") from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise DataError(f"{sidecar}: expected a JSON object, got {kind}; localize again.")
-    return content
+    return read_facts(path.with_name(path.name.removesuffix(".nii.gz") + ".json"))
 
 
-def _spent(entry: Mapping[str, Any]) -> dict[str, float]:
+def _spent(entry: Entry | None) -> dict[str, float]:
     """The cost of a case in the ledger of its folder."""
     names = ("seconds", "network_calls", "peak_gb")
-    return {n: float(entry[n]) for n in names if entry.get(n) is not None}
+    known = {name: getattr(entry, name, None) for name in names}
+    return {name: float(value) for name, value in known.items() if value is not None}
 
 
 def _result(

@@ -5,7 +5,6 @@ the classifier, the run of a first pass, and the site that gave the thresholds. 
 own. A case leaks if the content of its file, its patient, or its name is in there.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from volumediff.errors import DataError
 from volumediff.evaluation.truths import Truth
 from volumediff.runs.classifier import LoadedClassifier
 from volumediff.runs.trained import Trained
+from volumediff.storage.digests import sha256
 from volumediff.training.seen import seen_by
 
 __all__ = ["Leak", "Leakage", "keep", "leakage", "refuse", "said", "seen_with"]
@@ -198,4 +198,4 @@ def _record(folder: Path, name: str) -> Seen:
 
 
 def _digest(seen: Seen) -> str:
-    return hashlib.sha256(seen.to_json().encode()).hexdigest()[:12]
+    return sha256(seen.to_json())[:12]

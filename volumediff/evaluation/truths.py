@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from volumediff.data.cases import AUTO, Box, Spec, layout_of, patient_of, safe_id, survey_cases
+from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
 from volumediff.data.layouts._files import LABEL_WORDS
+from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
 from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError

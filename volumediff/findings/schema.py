@@ -8,7 +8,10 @@ paths. `VERSION` rises when a field changes its meaning or goes; readers may ign
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from volumediff.storage.records import parse_file
 
 __all__ = [
     "DISCLAIMERS",
@@ -22,6 +25,7 @@ __all__ = [
     "Template",
     "Threshold",
     "Urgency",
+    "read_findings",
 ]
 
 FORMAT, VERSION = "volumediff-findings", 1
@@ -204,11 +208,20 @@ class CaseFindings:
     findings: tuple[Finding, ...]
     conventions: str = "RAS millimetres: x to the right, y anterior, z superior; millilitres"
     disclaimers: tuple[str, ...] = DISCLAIMERS
-    format: str = FORMAT
-    version: int = VERSION
+    format: Literal["volumediff-findings"] = FORMAT
+    version: Literal[1] = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, format and version first."""
         values = asdict(self)
         head = {name: values.pop(name) for name in ("format", "version")}
         return {**head, **values}
+
+
+def read_findings(path: Path) -> CaseFindings:
+    """The findings of a case, as they were written; fields that are not known are left out.
+
+    Raises:
+        DataError: damaged, or a field that does not fit
+    """
+    return parse_file(path, CaseFindings, advice="find them again: volumediff findings")

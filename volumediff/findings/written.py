@@ -1,6 +1,5 @@
 """The outputs of one case, read back from the folder, beside the volume that they belong to."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from volumediff.data.policy import ReadPolicy
 from volumediff.data.resampling import onto
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
+from volumediff.outputs import sidecar
 from volumediff.outputs.export import (
     ENSEMBLE,
     FOREGROUND,
@@ -74,14 +74,7 @@ def read_facts(folder: Path, case: str) -> dict[str, Any]:
     Raises:
         DataError: it is not there, or damaged
     """
-    path = sidecar_of(folder, case)
-    try:
-        facts = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); localize the case again.") from None
-    if not isinstance(facts, dict):
-        raise DataError(f"{path}: expected an object, got {type(facts).__name__}; localize again.")
-    return facts
+    return sidecar.read_facts(sidecar_of(folder, case))
 
 
 def read_written(folder: Path, case: Case) -> Written:

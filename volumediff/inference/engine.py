@@ -18,7 +18,7 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.runs.classifier import LoadedClassifier, load_classifier
 from volumediff.runs.inputs import examination_of, find_inputs
 from volumediff.runs.trained import Trained
-from volumediff.storage.folder import sha256
+from volumediff.storage.digests import sha256_of_file
 
 __all__ = ["Chosen", "choose", "localize", "settle"]
 
@@ -166,7 +166,7 @@ def localize(
     if saliency is not None:
         maps = saliency_maps(Path(saliency), [case.id for case in cases])
     work = settle(chosen, announce=announce)
-    shown = {name: sha256(path) for name, path in maps.items()}
+    shown = {name: sha256_of_file(path) for name, path in maps.items()}
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:

@@ -1,9 +1,13 @@
 """Many cases, one after the other: finished ones are skipped, a bad one does not stop the others.
 
 Every case has its own inputs, outputs and ledger line, so that the command can be killed at any
-moment and given again.
+moment and given again. What a user can mend is one line. An error of the program, or of a
+component, is raised; inside `isolated_cases` its traceback goes to OUT/errors/<case>.txt, and the
+other cases go on.
 """
 
+import errno
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,17 +17,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
+import volumediff
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import DataError, UsageError, isolating_cases, one_line, traceback_of
 from volumediff.outputs.ledger import Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
+from volumediff.storage.atomic import atomic
 
 __all__ = ["Result", "Summary", "process"]
 
 Report = Callable[[str], None]
-# What one bad volume can raise; a full disk (OSError) is everybody's problem and ends the run.
-CASE_ERRORS = (DataError, UsageError, ValueError, RuntimeError, MemoryError)
+ERRORS = "errors"  # folder of tracebacks, in the output folder
+# Of the disk, not of a case: they end the run.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ def process(
     Raises:
         UsageError: the output folder is taken, or holds results of other settings
         DataError: the disk is full or not writable
+        Exception: an error of the program or of a component, outside of `isolated_cases`
     """
     out = Path(out)
     summary = Summary([], [], {}, out)
@@ -119,20 +129,21 @@ def _attempt(
             summary.skipped.append(case.id)
             say(f"{case.id}: finished before, verified")
             return
+        _forget(ledger.folder, case.id)
         result = work(case, inputs, ledger.folder)
-    except CASE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if is_shortage(error):
-            reason = "not enough memory; choose a coarser data.preprocessing.spacing_mm"
+    except Exception as error:
+        if isinstance(error, OSError) and _of_the_disk(error, ledger.folder):
+            raise DataError(
+                f"{error.filename or ledger.folder}: cannot be written ({error.strerror}); what "
+                "was finished is kept, give the command again."
+            ) from error
+        if not (isolating_cases() or _of_the_user(error)):
+            raise
+        reason = _reason(error, case.id, ledger.folder)
         ledger.failed(case.id, reason)
         summary.failed[case.id] = reason
         say(f"{case.id}: failed: {reason}")
         return
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or ledger.folder}: cannot be written ({error.strerror}); what was "
-            "finished is kept, give the command again."
-        ) from None
     seconds = time.monotonic() - start
     facts = {"seconds": round(seconds, 3), **result.facts}
     ledger.done(case.id, inputs=inputs, outputs=result.files, facts=facts)
@@ -140,6 +151,45 @@ def _attempt(
     score = result.facts.get("score")
     shown = "" if score is None else f", score {score:.4g}"
     say(f"{case.id}: done in {seconds:.1f} s{shown}")
+
+
+def _of_the_user(error: Exception) -> bool:
+    """Whether a line says all: what was given is wrong, or too large."""
+    return isinstance(error, DataError | UsageError) or is_shortage(error)
+
+
+def _reason(error: Exception, case: str, folder: Path) -> str:
+    """Why a case failed, in one line; the traceback of an error of the program in a file."""
+    if is_shortage(error):
+        return "not enough memory; choose a coarser data.preprocessing.spacing_mm"
+    if _of_the_user(error):
+        return " ".join(str(error).split())
+    path = folder / ERRORS / f"{case}.txt"
+    versions = f"volumediff {volumediff.__version__}, torch {torch.__version__}"
+    head = f"{case}, {versions}, Python {platform.python_version()}"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with atomic(path) as file:
+            file.write(f"{head}\n\n{traceback_of(error)}".encode())
+    except OSError as full:
+        raise DataError(f"{path}: cannot be written ({full.strerror}).") from error
+    return f"{one_line(error)} (traceback in {path})"
+
+
+def _of_the_disk(error: OSError, folder: Path) -> bool:
+    """Whether the other cases would fail alike: a full disk, or an output that cannot be."""
+    name = error.filename
+    inside = isinstance(name, str | Path) and Path(name).is_relative_to(folder)
+    return error.errno in DISK or inside
+
+
+def _forget(folder: Path, case: str) -> None:
+    """Takes away the traceback of an earlier attempt, and the folder with the last one."""
+    path = folder / ERRORS / f"{case}.txt"
+    if path.is_file():
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 OUT/ledger.jsonl has one line per attempt. A case counts as finished when its newest line says so,
 for the same settings and the same input bytes, and every output still has the bytes written. The
 line is appended after all files of the case are in place, so that a killed run leaves either a
-finished case or one that is done again.
+finished case or one that is done again. Lines end with their own SHA-256; of a line that a killed
+run has cut, which has no end, the start is removed.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -16,19 +16,61 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from volumediff.errors import DataError, UsageError
-from volumediff.storage.folder import sha256
+from volumediff.storage.digests import sha256, sha256_of_file
+from volumediff.storage.records import Record, parse
+from volumediff.storage.seal import Broken, open_json, seal_json
 
-__all__ = ["Ledger", "fingerprint", "open_ledger"]
+__all__ = ["Ledger", "fingerprint", "open_ledger", "read_entries"]
 
 NAME = "ledger.jsonl"
 
 
+class Output(Record):
+    """What a file was when it was written."""
+
+    bytes: int
+    sha256: str
+
+
+class Entry(Record):
+    """What every line says; facts such as the score beside it are its writer's own."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    case: str
+    job: str
+    time: str
+    seconds: float | None = None
+    network_calls: float | None = None
+    peak_gb: float | None = None
+
+
+class Done(Entry):
+    """A finished case."""
+
+    status: Literal["done"]
+    inputs: dict[str, str]
+    outputs: dict[str, Output]
+
+
+class Failed(Entry):
+    """A case that could not be done."""
+
+    status: Literal["failed"]
+    error: str
+
+
+Line = Annotated[Done | Failed, Field(discriminator="status")]
+
+
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """SHA-256 of settings, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(settings, sort_keys=True))
 
 
 @dataclass
@@ -43,20 +85,18 @@ class Ledger:
 
     folder: Path
     job: str
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    entries: dict[str, Done | Failed] = field(default_factory=dict)
 
     def finished(self, case: str, inputs: Mapping[str, str]) -> bool:
         """Whether the outputs of a case are there, unchanged, and made from these inputs."""
         entry = self.entries.get(case)
-        if entry is None or entry["status"] != "done":
+        if not isinstance(entry, Done) or entry.job != self.job or entry.inputs != dict(inputs):
             return False
-        if entry["job"] != self.job or entry["inputs"] != dict(inputs):
-            return False
-        for name, wanted in entry["outputs"].items():
+        for name, wanted in entry.outputs.items():
             path = self.folder / name
-            if not path.is_file() or path.stat().st_size != wanted["bytes"]:
+            if not path.is_file() or path.stat().st_size != wanted.bytes:
                 return False
-            if sha256(path) != wanted["sha256"]:
+            if sha256_of_file(path) != wanted.sha256:
                 return False
         return True
 
@@ -72,7 +112,7 @@ class Ledger:
         files = {
             path.relative_to(self.folder).as_posix(): {
                 "bytes": path.stat().st_size,
-                "sha256": sha256(path),
+                "sha256": sha256_of_file(path),
             }
             for path in outputs
         }
@@ -87,16 +127,13 @@ class Ledger:
     def _append(self, entry: dict[str, Any]) -> None:
         entry = {**entry, "job": self.job, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         path = self.folder / NAME
+        line = seal_json(entry, line=True)
         with open(path, "ab+") as file:
-            # a line cut by a killed process is closed first, so that it spoils no other
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
+            file.truncate(_whole(path.read_bytes()))
+            file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.entries[entry["case"]] = entry
+        self.entries[entry["case"]] = _parsed(line, path, 0)
 
 
 @contextmanager
@@ -110,7 +147,7 @@ def open_ledger(folder: Path | str, *, job: str, overwrite: bool = False) -> Ite
 
     Raises:
         UsageError: another process works there, or it holds results of other settings
-        DataError: the folder cannot be written
+        DataError: the folder cannot be written, or its ledger is damaged
     """
     folder = Path(folder)
     try:
@@ -125,11 +162,11 @@ def open_ledger(folder: Path | str, *, job: str, overwrite: bool = False) -> Ite
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         entries = read_entries(folder)
-        other = [e for e in entries.values() if e["job"] != job and e["status"] == "done"]
+        other = [e for e in entries.values() if e.job != job and isinstance(e, Done)]
         if other and not overwrite:
             raise UsageError(
                 f"{folder}: holds results of other settings ({len(other)} cases, for example "
-                f"{other[0]['case']}); choose another output folder, or overwrite them."
+                f"{other[0].case}); choose another output folder, or overwrite them."
             )
         yield Ledger(folder, job, entries)
 
@@ -149,17 +186,31 @@ def _lock(file: Any, folder: Path) -> None:
     file.flush()
 
 
-def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """The newest line of each case; lines that are cut or no entries are left out."""
+def read_entries(folder: Path) -> dict[str, Done | Failed]:
+    """The newest line of each case; a last line that was cut is left out.
+
+    Raises:
+        DataError: a line is damaged; names it
+    """
     path = folder / NAME
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, Done | Failed] = {}
     if not path.is_file():
         return entries
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and {"case", "job", "status"} <= set(entry):
-            entries[str(entry["case"])] = entry
+    content = path.read_bytes()
+    for number, line in enumerate(content[: _whole(content)].split(b"\n")[:-1], start=1):
+        entry = _parsed(line, path, number)
+        entries[entry.case] = entry
     return entries
+
+
+def _whole(content: bytes) -> int:
+    """Length of the lines that have an end."""
+    return content.rfind(b"\n") + 1
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Done | Failed:
+    where, advice = f"{path}: line {number}", "remove the line: its case is done again"
+    try:
+        return parse(open_json(line), Line, where=where, advice=advice)
+    except Broken as error:
+        raise DataError(f"{where}: damaged or edited: {error}; {advice}.") from None

@@ -11,7 +11,6 @@ findings/<case>/<id>/image.png        the volume in three planes through the pea
 What a method does not make has no picture. Further channels are image-2.png and so on.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN
-from volumediff.errors import DataError
 from volumediff.findings.regions import components
 from volumediff.findings.schema import CaseFindings, Finding
 from volumediff.findings.written import Written
@@ -29,8 +27,9 @@ from volumediff.reporting.packet_panels import Layer, draw, overlay
 from volumediff.reporting.prompt import prompt_of, prompt_text
 from volumediff.reporting.views import WHITE, limits
 from volumediff.storage.atomic import atomic
+from volumediff.storage.digests import sha256
 
-__all__ = ["FOLDER", "check_packet", "write_packets"]
+__all__ = ["FOLDER", "write_packets"]
 
 FOLDER = "findings"
 FORMAT, VERSION = "volumediff-packet", 1
@@ -63,22 +62,6 @@ def write_packets(folder: Path, written: Written, case: CaseFindings, *, most: i
     return made
 
 
-def check_packet(folder: Path) -> None:
-    """Compares the files of a packet with its manifest.
-
-    Raises:
-        DataError: a file is missing or has other bytes
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no readable {MANIFEST} ({error}); make it again.") from None
-    for entry in manifest["files"]:
-        path = folder / entry["file"]
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-            raise DataError(f"{path}: missing or changed since it was written; make it again.")
-
-
 def _write(
     folder: Path,
     written: Written,
@@ -108,7 +91,7 @@ def _write(
         "inputs_sha256": case.inputs_sha256,
         "weights_sha256": case.weights_sha256,
         "files": [
-            {"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            {"file": name, "bytes": len(content), "sha256": sha256(content)}
             for name, content in contents.items()
         ],
     }

@@ -6,7 +6,6 @@ nothing else, so that a browser would refuse any request even if one were made.
 """
 
 import base64
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.data.cases import AUTO, Spec
+from volumediff.data.survey import AUTO, Spec
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
     coverage,
@@ -42,6 +41,7 @@ from volumediff.reporting.views import (
     views_of,
 )
 from volumediff.storage.atomic import atomic
+from volumediff.storage.digests import sha256
 
 __all__ = ["Page", "report_of", "write_report"]
 
@@ -156,7 +156,7 @@ def _html(page: Page) -> str:
 
 
 def _source(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    digest = base64.b64encode(bytes.fromhex(sha256(text))).decode()
     return f"'sha256-{digest}'"
 
 

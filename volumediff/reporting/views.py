@@ -3,7 +3,6 @@
 import base64
 import gzip
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,9 @@ from volumediff.data.policy import ReadPolicy
 from volumediff.data.volume import read
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.truths import Truth
+from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
+from volumediff.outputs.sidecar import read_facts
 from volumediff.reporting.timeline import Step, read_steps
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def views_of(
         maps, numbers, more = {}, [], {}
         paths = (_map_of(result.folder, truth) for result in results)
         first = next((path for path in paths if path is not None), None)
-        shown = truth if first is None else truth.beside(_json(_sidecar(first)))
+        shown = truth if first is None else truth.beside(_facts(first))
         assert shown.image is not None, "a truth with an image has one beside every map"
         image = read(shown.image)
         lesion = truth.marks(image).lesion.numpy()
@@ -158,24 +159,22 @@ def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
         return path.with_name(path.name.replace(MAP, name))
 
     healthy, uncertainty, mask = beside(HEALTHY), beside(UNCERTAINTY), beside(MASK)
-    found = _json(beside(FINDINGS).with_suffix("").with_suffix(".json"))
-    facts = _json(_sidecar(path))
+    written = beside(FINDINGS).with_suffix("").with_suffix(".json")
+    found = read_findings(written).to_json() if written.is_file() else {}
     return {
         "healthy": read(healthy, policy=FRAMES).array[0] if healthy.is_file() else None,
         "uncertainty": read(uncertainty).array[0] if uncertainty.is_file() else None,
         "found": read(mask, kind="label").array[0] > 0 if mask.is_file() else None,
-        "steps": read_steps(path.parent, facts, at[2]),
+        "steps": read_steps(path.parent, _facts(path), at[2]),
         "findings": found.get("findings", ()),
         "statement": found.get("statement", ""),
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes()) if path.is_file() else {}
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix("").with_suffix(".json")
+def _facts(path: Path) -> dict[str, Any]:
+    """The JSON beside a map, nothing where there is none."""
+    sidecar = path.with_suffix("").with_suffix(".json")
+    return read_facts(sidecar) if sidecar.is_file() else {}
 
 
 def _map_of(folder: Path, truth: Truth) -> Path | None:

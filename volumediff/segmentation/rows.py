@@ -9,14 +9,7 @@ from volumediff import config
 from volumediff.errors import UsageError
 from volumediff.segmentation.segmenter import Segmenter
 
-__all__ = ["available_segmenters", "load_segmenter"]
-
-
-def available_segmenters() -> list[str]:
-    """Names of the segmentation methods that ship with the package."""
-    return sorted(
-        {p.stem for root in config.ROOTS for p in (root / "segmentation").glob("*.yaml")}
-    )
+__all__ = ["load_segmenter"]
 
 
 def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:

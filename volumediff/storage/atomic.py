@@ -2,12 +2,15 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic"]
+from volumediff.errors import DataError
+
+__all__ = ["atomic", "free_space", "sync_folder", "write_bytes", "write_text"]
 
 
 @contextmanager
@@ -31,9 +34,41 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name is on disk only once the folder is
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)  # the new name is on disk only once the folder is
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes names of a folder to the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file whole or not at all; its folder is created.
+
+    Raises:
+        DataError: no space or no permission; the old file stays
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); {free_space(path)}."
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def free_space(path: Path) -> str:
+    """How much room there is where a file should go, in words."""
+    place = next((p for p in path.parents if p.exists()), Path())
+    return f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"

@@ -5,22 +5,37 @@ source files and every setting that shaped the arrays. Entries are published ato
 any number of processes may fill one cache, verified when opened, and memory-mapped.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from volumediff.errors import DataError
-from volumediff.storage.folder import Damaged, discard, publish, verify
+from volumediff.storage.digests import sha256
+from volumediff.storage.folder import Content, Damaged, discard, publish, verify
+from volumediff.storage.records import Record, parse_file
 
 __all__ = ["Cache", "Entry"]
 
 # To be raised when the meaning of stored arrays changes.
 VERSION = 1
+
+
+class Info(Record):
+    """What is kept beside the arrays: voxel size along d, h, w."""
+
+    spacing_mm: Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class Stored(Record):
+    """entry.json: what the arrays were made from, and what was stored beside them."""
+
+    fingerprint: str
+    info: Info
 
 
 @dataclass(frozen=True)
@@ -70,35 +85,34 @@ class Cache:
             DataError: the cache cannot be written
         """
         text = json.dumps({"version": VERSION, **fingerprint}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()
         safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:80]
-        folder = self.folder / f"{safe}-{digest[:24]}"
+        folder = self.folder / f"{safe}-{sha256(text)[:24]}"
         if folder.is_dir():
             try:
                 return self._open(folder, text)
-            except Damaged as error:
+            except (Damaged, DataError) as error:
                 self.report(f"{folder}: damaged, made again: {error}.")
                 discard(folder)
         arrays, info = make()
         publish(folder, _files(arrays, info, text))
         try:
             return self._open(folder, text)
-        except Damaged as error:
+        except (Damaged, DataError) as error:
             raise DataError(f"{folder}: damaged right after it was written ({error}).") from None
 
     def _open(self, folder: Path, fingerprint: str) -> Entry:
         verify(folder)
-        stored = json.loads((folder / "entry.json").read_bytes())
-        if stored["fingerprint"] != fingerprint:
+        stored = parse_file(folder / "entry.json", Stored, advice="remove the folder")
+        if stored.fingerprint != fingerprint:
             raise Damaged("entry.json belongs to other data")
-        return Entry(folder, stored["info"])
+        return Entry(folder, stored.info.model_dump())
 
 
 def _files(
     arrays: Mapping[str, np.ndarray], info: Mapping[str, Any], fingerprint: str
-) -> dict[str, Callable[[Any], Any]]:
+) -> dict[str, Content]:
     body = json.dumps({"fingerprint": fingerprint, "info": dict(info)}, indent=1).encode()
-    files: dict[str, Callable[[Any], Any]] = {"entry.json": lambda file: file.write(body)}
+    files: dict[str, Content] = {"entry.json": body}
     for name, array in arrays.items():
         files[f"{name}.npy"] = _array_writer(np.ascontiguousarray(array))
     return files

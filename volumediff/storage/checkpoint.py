@@ -3,6 +3,9 @@
     RUN/checkpoints/last-<step>/  weights, ema, optimizer (.safetensors), state.json, manifest.json
     RUN/checkpoints/best-<step>/  weights, ema (.safetensors), state.json, manifest.json
 
+A step that is saved again (after a resume from before it) becomes <kind>-<step>-<n>: the older one
+goes when the newer one is there.
+
 `weights` and `ema` are complete: parameters and buffers, the latter equal in both. Randomness is
 keyed by the step, so that nothing else is needed to go on bit-exactly. Nothing is ever unpickled.
 """
@@ -11,19 +14,57 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors.torch
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.storage.folder import Damaged, discard, publish, verify
+from volumediff.storage.folder import (
+    MANIFEST,
+    Content,
+    Damaged,
+    discard,
+    publish,
+    read_manifest,
+    verify,
+)
+from volumediff.storage.records import Record, parse_file
+from volumediff.storage.tensors import load_plain, stream
 
 __all__ = ["Checkpoint", "find", "optimizer_tensors", "restore_optimizer", "save"]
 
 FORMAT = 1
+WEIGHTS = {"weights.safetensors", "ema.safetensors"}
+
+
+class Best(Record):
+    """Figures of the best checkpoint so far; a validation may come to nothing that is finite."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+    __pydantic_extra__: dict[str, int | float | None]
+
+    step: int
+    score: float | None
+
+
+class State(Record):
+    """state.json: what a run needs to go on, beside its tensors.
+
+    Arguments:
+        format: of the checkpoint
+        step: updates done
+        best: of the selection; None before the first
+        autoencoder: SHA-256 of the frozen weights that the run was trained with, if any
+    """
+
+    format: Literal[1]
+    step: int
+    best: Best | None
+    autoencoder: str
 
 
 @dataclass(frozen=True)
@@ -41,14 +82,18 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `weights`, `ema` or `optimizer`, on the CPU."""
-        return safetensors.torch.load_file(self.path / f"{name}.safetensors")
+        """The tensors of `weights`, `ema` or `optimizer`, on the CPU.
+
+        Raises:
+            DataError: the file is no safetensors
+        """
+        advice = "remove the checkpoint to go on from the one before"
+        return load_plain(self.path / f"{name}.safetensors", advice=advice)[0]
 
     @property
     def digest(self) -> str:
         """SHA-256 of the averaged weights."""
-        manifest = json.loads((self.path / "manifest.json").read_bytes())
-        return manifest["files"]["ema.safetensors"]["sha256"]
+        return read_manifest(self.path).files["ema.safetensors"].sha256
 
 
 def save(
@@ -73,14 +118,19 @@ def save(
         DataError: the disk is full or not writable; earlier checkpoints stay
     """
     folder = run / "checkpoints"
-    target = folder / f"{kind}-{step:08d}"
-    body = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
-    files: dict[str, Callable[[Any], Any]] = {"state.json": lambda file: file.write(body)}
+    target, again = folder / f"{kind}-{step:08d}", 0
+    while target.exists():
+        again += 1
+        target = folder / f"{kind}-{step:08d}-{again}"
+    content = {"format": FORMAT, "step": step, **state, "best": state["best"] or None}
+    body = json.dumps(content, indent=1).encode()
+    files: dict[str, Content] = {"state.json": body}
     for name, group in tensors.items():
-        files[f"{name}.safetensors"] = _writer(group)
-    if target.exists():
-        discard(target)
+        files[f"{name}.safetensors"] = partial(_write, group)
     publish(target, files)
+    for place, path in _candidates(run, kind):
+        if place[0] == step and path != target:
+            discard(path)
     for _, path in _candidates(run, kind)[keep:]:
         discard(path)
     return target
@@ -98,14 +148,16 @@ def find(
         DataError: there are checkpoints, and all of them are damaged
     """
     candidates = _candidates(run, kind)
-    for step, path in candidates:
+    for (step, _), path in candidates:
         try:
             verify(path)
-            state = json.loads((path / "state.json").read_bytes())
-            if state["format"] != FORMAT or state["step"] != step:
-                raise Damaged(f"state.json is of step {state['step']}, format {state['format']}")
-            return Checkpoint(path, step, state)
-        except (Damaged, OSError, ValueError, KeyError) as error:
+            if missing := WEIGHTS - set(read_manifest(path).files):
+                raise Damaged(f"{MANIFEST} has no {', '.join(sorted(missing))}")
+            state = parse_file(path / "state.json", State, advice="not used")
+            if state.step != step:
+                raise Damaged(f"state.json is of step {state.step}")
+            return Checkpoint(path, step, {**state.model_dump(), "best": _plain(state.best)})
+        except (Damaged, DataError, OSError) as error:
             report(f"{path}: damaged, not used: {error}.")
     if candidates:
         raise DataError(
@@ -143,20 +195,19 @@ def restore_optimizer(
         }
 
 
-def _writer(tensors: Mapping[str, Tensor]) -> Callable[[Any], Any]:
-    def write(file: Any) -> None:
-        # Copied one group at a time: the peak is one file, not the whole checkpoint.
-        group = {n: t.detach().to("cpu").contiguous() for n, t in tensors.items()}
-        file.write(safetensors.torch.save(group))
-
-    return write
+def _plain(best: Best | None) -> dict[str, Any]:
+    return {} if best is None else best.model_dump()
 
 
-def _candidates(run: Path, kind: str) -> list[tuple[int, Path]]:
-    """Checkpoints of a kind, newest first."""
+def _write(tensors: Mapping[str, Tensor], file: Any) -> None:
+    stream(file, tensors)
+
+
+def _candidates(run: Path, kind: str) -> list[tuple[tuple[int, int], Path]]:
+    """Checkpoints of a kind by step and number of the save, newest first."""
     found = []
     for path in (run / "checkpoints").glob(f"{kind}-*"):
-        match = re.fullmatch(rf"{kind}-(\d+)", path.name)
+        match = re.fullmatch(rf"{kind}-(\d+)(?:-(\d+))?", path.name)
         if match:
-            found.append((int(match[1]), path))
+            found.append(((int(match[1]), int(match[2] or 0)), path))
     return sorted(found, reverse=True)

@@ -7,50 +7,63 @@ nor NumPy notices damaged numbers, so `manifest.json` holds length and SHA-256 o
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from volumediff.errors import DataError
-from volumediff.storage.atomic import atomic
+from volumediff.storage.atomic import free_space, sync_folder
+from volumediff.storage.digests import Hashing, sha256_of_file
+from volumediff.storage.records import Record, parse_file
 
-__all__ = ["Damaged", "clear_leftovers", "discard", "publish", "sha256", "verify", "write_text"]
+__all__ = [
+    "MANIFEST",
+    "TEMPORARY",
+    "Content",
+    "Damaged",
+    "Manifest",
+    "clear_leftovers",
+    "discard",
+    "publish",
+    "read_manifest",
+    "verified",
+    "verify",
+]
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".partial-"
-# One read of a hash: large enough for full speed, small beside any volume.
-CHUNK = 1 << 22
+
+Content = bytes | Callable[[Any], Any]
+"""What a file holds, or a function that writes it into a binary file, piece by piece."""
 
 
 class Damaged(Exception):
     """A folder that is not what was written: says which file and what is wrong with it."""
 
 
-class _Hashing:
-    """A file that remembers length and digest of what passes through it."""
+class Listed(Record):
+    """Length and SHA-256 of a file."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.bytes += memoryview(data).nbytes
-        return self.file.write(data)
+    bytes: int
+    sha256: str
 
 
-def publish(target: Path, files: Mapping[str, Callable[[Any], Any]]) -> bool:
+class Manifest(Record):
+    """Every other file of a published folder, by name."""
+
+    files: dict[str, Listed]
+
+
+def publish(target: Path, files: Mapping[str, Content]) -> bool:
     """Writes a folder whole or not at all.
 
     Arguments:
         target: final name; its parent is created
-        files: file name -> function that writes the content into a binary file
+        files: file name -> its content
 
     Returns:
         whether this call put the folder there; False if another process was first
@@ -63,17 +76,17 @@ def publish(target: Path, files: Mapping[str, Callable[[Any], Any]]) -> bool:
         temporary.mkdir(parents=True)
         entries = {name: _write(temporary / name, content) for name, content in files.items()}
         text = json.dumps({"files": entries}, indent=1)
-        _write(temporary / MANIFEST, lambda file: file.write(text.encode()))
+        _write(temporary / MANIFEST, text.encode())
         verify(temporary)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         os.rename(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         raise DataError(
-            f"{target}: cannot be written ({error.strerror}); {_free(target)}."
+            f"{target}: cannot be written ({error.strerror}); {free_space(target)}."
         ) from None
     except Damaged as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -91,10 +104,10 @@ def verify(folder: Path) -> None:
         Damaged: a file is missing, too many, of another length or with other content
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        entries = {n: (e["bytes"], e["sha256"]) for n, e in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST} is unreadable ({type(error).__name__})") from error
+        manifest = read_manifest(folder)
+    except DataError as error:
+        raise Damaged(str(error)) from None
+    entries = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
     present = {p.name for p in folder.iterdir()} - {MANIFEST}
     if present != set(entries):
         different = ", ".join(sorted(present ^ set(entries)))
@@ -103,17 +116,30 @@ def verify(folder: Path) -> None:
         actual = (folder / name).stat().st_size
         if actual != length:
             raise Damaged(f"{name} has {actual} bytes instead of {length}")
-        if sha256(folder / name) != digest:
+        if sha256_of_file(folder / name) != digest:
             raise Damaged(f"{name} does not match its SHA-256")
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def verified(folder: Path) -> Path:
+    """The folder itself, if it is what was written.
+
+    Raises:
+        DataError: it is not; names folder and file
+    """
+    try:
+        verify(folder)
+    except (Damaged, OSError) as error:
+        raise DataError(f"{folder}: damaged: {error}; restore it from a backup.") from None
+    return folder
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Names, lengths and SHA-256 of the files, as they were written.
+
+    Raises:
+        DataError: it is damaged
+    """
+    return parse_file(folder / MANIFEST, Manifest, advice="restore it from a backup")
 
 
 def discard(folder: Path) -> None:
@@ -138,37 +164,13 @@ def clear_leftovers(parent: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a text file whole or not at all.
-
-    Raises:
-        DataError: no space or no permission; the old file stays
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); {_free(path)}.") from None
-
-
-def _write(path: Path, content: Callable[[Any], Any]) -> dict[str, Any]:
+def _write(path: Path, content: Content) -> dict[str, Any]:
     with open(path, "wb") as file:
-        hashing = _Hashing(file)
-        content(hashing)
+        hashing = Hashing(file)
+        if isinstance(content, bytes):
+            hashing.write(content)
+        else:
+            content(hashing)
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": hashing.bytes, "sha256": hashing.digest.hexdigest()}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _free(path: Path) -> str:
-    place = next((p for p in path.parents if p.exists()), Path())
-    return f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
+    return {"bytes": hashing.bytes, "sha256": hashing.sha256}

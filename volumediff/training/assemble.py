@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 
 from volumediff.autoencoders import Autoencoder, Reconstructor
@@ -25,7 +24,10 @@ from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.spaces import StateSpace
 from volumediff.storage import checkpoint
-from volumediff.storage.folder import Damaged, publish, sha256, verify
+from volumediff.storage.digests import sha256_of_file
+from volumediff.storage.folder import publish, verified
+from volumediff.storage.seal import seal_text
+from volumediff.storage.tensors import load_plain, stream
 from volumediff.training.compared import check_compared, keep_statistics
 from volumediff.training.run_config import (
     RunConfig,
@@ -311,14 +313,12 @@ def keep_sources(config: RunConfig, run: Path) -> None:
             f"configs/autoencoders/{Path(path).name}.yaml output={path}"
         )
     inner, autoencoder = load_run(Path(path))
-    text = inner.to_yaml().encode()
-    state = {n: t.contiguous() for n, t in autoencoder.state_dict().items()}
-    weights = safetensors.torch.save(state)
+    state = autoencoder.state_dict()
     publish(
         run / "autoencoder",
         {
-            "config.yaml": lambda file: file.write(text),
-            "weights.safetensors": lambda file: file.write(weights),
+            "config.yaml": seal_text(inner.to_yaml()),
+            "weights.safetensors": lambda file: stream(file, state),
         },
     )
 
@@ -329,14 +329,16 @@ def _encoder(path: str, run: Path | None, where: str) -> tuple[Autoencoder, str]
         raise UsageError(f"{where}.autoencoder: expected the folder of an autoencoder's run.")
     folder = None if run is None else run / "autoencoder"
     if folder is not None and folder.is_dir():
+        autoencoder = _autoencoder(saved_config(verified(folder)))
+        file, advice = folder / "weights.safetensors", "restore the folder from a backup"
         try:
-            verify(folder)
-        except Damaged as error:
-            raise DataError(f"{folder}: damaged: {error}; restore it from a backup.") from None
-        autoencoder = _autoencoder(saved_config(folder))
-        file = folder / "weights.safetensors"
-        autoencoder.load_state_dict(safetensors.torch.load_file(file))
-        return autoencoder, sha256(file)
+            autoencoder.load_state_dict(load_plain(file, advice=advice)[0])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{file}: does not fit its config.yaml ({reason}); {advice}."
+            ) from None
+        return autoencoder, sha256_of_file(file)
     if (Path(path) / "config.yaml").is_file():
         return _autoencoder(saved_config(Path(path))), ""
     try:

@@ -16,10 +16,11 @@ from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Source, checked
 from volumediff.importers._files import read
 from volumediff.storage import checkpoint
-from volumediff.storage.folder import TEMPORARY, sha256, write_text
+from volumediff.storage.digests import sha256_of_file
+from volumediff.storage.folder import TEMPORARY
 from volumediff.training.assemble import build_recipe, build_task, keep_sources
 from volumediff.training.run_config import parse
-from volumediff.training.run_folder import record_session
+from volumediff.training.run_folder import keep_config, record_session
 from volumediff.training.seen import NAME, sources_of
 from volumediff.training.statistics import Statistics
 from volumediff.training.task import Diffusion, Task
@@ -62,7 +63,7 @@ def import_run(
         keep_sources(config, hidden)
         task = build_task(config, run=hidden)
         tensors = checked(importer, source, _shapes(task))
-        write_text(hidden / "config.yaml", config.to_yaml())
+        keep_config(hidden, config)
         # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
         scalars = dict.fromkeys(build_recipe(config).scalars, (0.0, 1.0))
         Statistics(scalars).save(hidden)
@@ -77,7 +78,7 @@ def import_run(
             )
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
         (elsewhere | sources_of(config)).save(hidden / NAME)
-        record_session(hidden, {"imported": {"kind": kind, "sha256": sha256(file)}})
+        record_session(hidden, {"imported": {"kind": kind, "sha256": sha256_of_file(file)}})
         os.rename(hidden, run)
     except OSError as error:
         raise DataError(f"{run}: cannot be written ({error.strerror}).") from None

@@ -15,7 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from volumediff.storage.folder import write_text
+from pydantic import ConfigDict
+
+from volumediff.errors import DataError
+from volumediff.storage.atomic import write_text
+from volumediff.storage.records import Record, parse
 
 __all__ = ["Journal", "read_metrics"]
 
@@ -24,13 +28,25 @@ PAUSE = 15.0
 FLUSH = 2.0
 
 
+class Row(Record):
+    """A line of metrics.jsonl: a step and its figures, which may come to nothing finite."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+    __pydantic_extra__: dict[str, int | float | None]
+
+    step: int
+
+
 def read_metrics(path: Path, *, before: int | None = None) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, up to a step; a line cut by a killed process is left out."""
+    """Rows of metrics.jsonl, up to a step.
+
+    A mere log stops nobody: lines that are damaged, or cut by a killed process, are left out.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse(line, Row, where=path, advice="left out").model_dump()
+        except DataError:
             continue
         if before is None or row["step"] <= before:
             rows.append(row)

@@ -6,22 +6,27 @@ new volume go through the same map. Classifiers and comparers take them from the
 trained for.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from volumediff.data.cases import Case
 from volumediff.data.intensity import landmarks_of
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.errors import DataError, UsageError
-from volumediff.storage.folder import write_text
+from volumediff.storage.records import Record, read, write
 
 __all__ = ["NAME", "Landmarks", "fit_landmarks", "keep_landmarks", "load_landmarks"]
 
 NAME = "landmarks.json"
 
 Landmarks = tuple[tuple[float, ...], ...]
+
+
+class Stored(Record):
+    """landmarks.json: per channel, and the training cases that they are means of."""
+
+    landmarks: Landmarks
+    cases: tuple[str, ...]
 
 
 def fit_landmarks(
@@ -38,9 +43,9 @@ def fit_landmarks(
         DataError: the landmarks that the run has are damaged
         UsageError: cases with different numbers of channels
     """
-    names = [case.id for case in cases]
+    names = tuple(case.id for case in cases)
     path = run / NAME
-    if path.is_file() and _read(path, "cases") == names:
+    if path.is_file() and read(path, Stored).cases == names:
         return
     report(f"fitting intensity landmarks on {len(cases)} training volumes")
     limits = [plan.limits_of(case) for case in cases]
@@ -55,14 +60,14 @@ def fit_landmarks(
                 f"case {case.id}: its foreground has a single intensity; leave it out, or check "
                 "the file."
             )
-    landmarks = [landmarks_of(channel) for channel in zip(*limits, strict=True)]
-    write_text(path, json.dumps({"landmarks": landmarks, "cases": names}, indent=1))
+    landmarks = tuple(landmarks_of(channel) for channel in zip(*limits, strict=True))
+    write(path, Stored(landmarks=landmarks, cases=names))
 
 
 def keep_landmarks(run: Path, of: Path) -> None:
     """Copies the landmarks of the diffusion run that a run is trained for, if it has some."""
     if (of / NAME).is_file():
-        write_text(run / NAME, (of / NAME).read_text(encoding="utf-8"))
+        write(run / NAME, read(of / NAME, Stored))
 
 
 def load_landmarks(run: Path) -> Landmarks:
@@ -78,19 +83,4 @@ def load_landmarks(run: Path) -> Landmarks:
             f"{run}: has no {NAME}, so its intensities are not fitted; train it first, or use "
             "data.preprocessing.intensity=percentile."
         )
-    try:
-        channels = _read(path, "landmarks")
-        return tuple(tuple(float(value) for value in values) for values in channels)
-    except (ValueError, TypeError) as error:
-        raise _damaged(path, error) from None
-
-
-def _read(path: Path, key: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: damaged ({error!r}); restore it from a backup.")
+    return read(path, Stored).landmarks

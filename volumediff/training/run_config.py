@@ -28,11 +28,12 @@ from pydantic import (
     model_validator,
 )
 
-from volumediff.config import build, config_path, load, shipped, suggestion
+from volumediff.config import build, config_path, load, named, shipped, suggestion
 from volumediff.data.augmentation import Augmentation
-from volumediff.data.cases import AUTO
+from volumediff.data.survey import AUTO
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
+from volumediff.storage.records import read_text
 
 __all__ = [
     "Best",
@@ -51,7 +52,7 @@ __all__ = [
     "source_of",
 ]
 
-Component = str | dict[str, Any]
+Component = Annotated[str | dict[str, Any], BeforeValidator(named)]
 
 
 def _known_layout(value: Any) -> Any:
@@ -278,11 +279,14 @@ def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run was started with, with `a.b=c` words applied.
 
     Raises:
-        UsageError: the folder is no run, or its configuration was edited into something invalid
+        UsageError: the folder is no run, or an override does not fit
+        DataError: its configuration is damaged, or was edited
     """
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
+    advice = "put it back, or train with the changed keys into another output=DIR"
+    read_text(path, advice=f"a run has one configuration for ever; {advice}")
     return parse(load(path, overrides), where=str(path))
 
 

@@ -6,7 +6,6 @@ states/ (classifiers: of what they see)  landmarks.json (intensities that are fi
 """
 
 import fcntl
-import json
 import os
 import platform
 import socket
@@ -15,19 +14,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import torch
 from accelerate import Accelerator
 
 from volumediff.errors import DataError, UsageError
-from volumediff.storage.folder import clear_leftovers, discard, write_text
+from volumediff.storage.folder import clear_leftovers, discard
+from volumediff.storage.records import Record, read, write, write_text
 from volumediff.training.processes import on_main
 from volumediff.training.run_config import RunConfig, changes, saved_config
 
-__all__ = ["begin", "locked", "record_session"]
+__all__ = ["begin", "keep_config", "locked", "record_session"]
 
 PACKAGES = ("volumediff", "torch", "accelerate", "numpy", "safetensors", "nibabel", "torchio")
+
+
+class Sessions(Record):
+    """manifest.json: every start of the run; a record for people, read back to be added to."""
+
+    format: Literal[1] = 1
+    sessions: tuple[dict[str, Any], ...] = ()
 
 
 @contextmanager
@@ -77,6 +84,15 @@ def _lock(run: Path) -> TextIO:
     return file
 
 
+def keep_config(run: Path, config: RunConfig) -> None:
+    """Writes RUN/config.yaml whole, with its SHA-256 in the last line.
+
+    Raises:
+        DataError: no space or no permission; the old one stays
+    """
+    write_text(run / "config.yaml", config.to_yaml())
+
+
 def begin(run: Path, config: RunConfig) -> None:
     """Saves the configuration, or checks it against the one that the run began with; tidies up.
 
@@ -95,7 +111,7 @@ def begin(run: Path, config: RunConfig) -> None:
                 f"{run}: was started with other settings ({'; '.join(different)}); "
                 "choose another output=DIR, or go on with the old ones."
             )
-    write_text(path, config.to_yaml())
+    keep_config(run, config)
     clear_leftovers(run / "checkpoints")
 
 
@@ -114,13 +130,8 @@ def record_session(run: Path, facts: Mapping[str, Any]) -> None:
         DataError: the manifest is damaged
     """
     path = run / "manifest.json"
-    try:
-        sessions = json.loads(path.read_bytes())["sessions"] if path.is_file() else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: damaged ({error!r}); restore it from a backup, or remove it: it records "
-            "what ran, and nothing else depends on it."
-        ) from None
+    advice = "remove it: it records what ran, and nothing else depends on it"
+    before = read(path, Sessions, advice=advice) if path.is_file() else Sessions()
     session = {
         "started": _now(),
         "host": socket.gethostname(),
@@ -131,7 +142,7 @@ def record_session(run: Path, facts: Mapping[str, Any]) -> None:
         "threads": torch.get_num_threads(),
         **facts,
     }
-    write_text(path, json.dumps({"format": 1, "sessions": [*sessions, session]}, indent=1))
+    write(path, Sessions(sessions=(*before.sessions, session)))
 
 
 def _version(name: str) -> str | None:

@@ -15,10 +15,11 @@ import numpy as np
 from accelerate import Accelerator
 
 from volumediff.config import build, component
-from volumediff.data.cases import Case, find_cases
+from volumediff.data.cases import Case
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.splits import Split, split_cases
+from volumediff.data.survey import find_cases
 from volumediff.errors import UsageError
 from volumediff.storage.cache import Cache
 from volumediff.training.landmarks import Landmarks, fit_landmarks, load_landmarks

@@ -6,13 +6,11 @@ preprocessing, space, normalisation, schedule, noise. The weights of the denoise
 it, so that a classifier stays good for later checkpoints of its run.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
@@ -21,7 +19,10 @@ from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.spaces import StateSpace
 from volumediff.storage import checkpoint
-from volumediff.storage.folder import Damaged, publish, verify
+from volumediff.storage.digests import sha256
+from volumediff.storage.folder import publish, verified
+from volumediff.storage.records import Record, parse_file
+from volumediff.storage.tensors import load_plain, stream
 from volumediff.training.landmarks import NAME as LANDMARKS
 from volumediff.training.landmarks import keep_landmarks, load_landmarks
 from volumediff.training.run_config import RunConfig, of_run, saved_config
@@ -29,6 +30,15 @@ from volumediff.training.run_config import RunConfig, of_run, saved_config
 __all__ = ["adopt_states", "check_source", "keep_states", "states_digest", "states_facts"]
 
 FOLDER = "states"
+ADVICE = "restore the folder from a backup"
+
+
+class Facts(Record):
+    """facts.json: the diffusion run, its checkpoint and weights that a classifier is for."""
+
+    run: str
+    checkpoint: str
+    weights_sha256: str
 
 
 def check_source(config: RunConfig) -> Path:
@@ -73,11 +83,8 @@ def keep_states(run: Path, of: Path, model: Model) -> None:
             f"class_conditional), got the recipe {type(model.recipe).__name__.lower()}."
         )
     if (of / "autoencoder").is_dir() and not (run / "autoencoder").is_dir():
-        names = ("config.yaml", "weights.safetensors")
-        files = {name: (of / "autoencoder" / name).read_bytes() for name in names}
-        publish(
-            run / "autoencoder", {n: lambda file, b=b: file.write(b) for n, b in files.items()}
-        )
+        names, folder = ("config.yaml", "weights.safetensors"), verified(of / "autoencoder")
+        publish(run / "autoencoder", {name: (folder / name).read_bytes() for name in names})
     keep_landmarks(run, of)
     found = checkpoint.find(of, "best")
     assert found is not None, "it was just loaded"
@@ -86,12 +93,12 @@ def keep_states(run: Path, of: Path, model: Model) -> None:
         "checkpoint": found.path.name,
         "weights_sha256": found.digest,
     }
-    space = safetensors.torch.save(_normalisation(model.space))
+    space = _normalisation(model.space)
     publish(
         run / FOLDER,
         {
-            "facts.json": lambda file: file.write(json.dumps(facts, indent=1).encode()),
-            "space.safetensors": lambda file: file.write(space),
+            "facts.json": json.dumps(facts, indent=1).encode(),
+            "space.safetensors": lambda file: stream(file, space),
         },
     )
 
@@ -105,9 +112,12 @@ def adopt_states(space: StateSpace, run: Path) -> None:
     folder = run / FOLDER
     if not folder.is_dir():
         return
-    _verified(folder)
-    tensors = safetensors.torch.load_file(folder / "space.safetensors")
-    space.load_state_dict({**space.state_dict(), **tensors})
+    tensors, _ = load_plain(verified(folder) / "space.safetensors", advice=ADVICE)
+    try:
+        space.load_state_dict({**space.state_dict(), **tensors})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{folder}: does not fit the space ({reason}); {ADVICE}.") from None
 
 
 def states_facts(run: Path) -> Mapping[str, Any]:
@@ -116,8 +126,8 @@ def states_facts(run: Path) -> Mapping[str, Any]:
     Raises:
         DataError: they are damaged
     """
-    _verified(run / FOLDER)
-    return json.loads((run / FOLDER / "facts.json").read_bytes())
+    folder = verified(run / FOLDER)
+    return parse_file(folder / "facts.json", Facts, advice=ADVICE).model_dump()
 
 
 def states_digest(
@@ -141,11 +151,10 @@ def states_digest(
     ]
     if (run / LANDMARKS).is_file():
         described.append(repr(load_landmarks(run)))
-    found = hashlib.sha256("\n".join(described).encode())
+    parts: list[str | bytes] = ["\n".join(described)]
     for name, tensor in sorted(space.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().to("cpu").contiguous().numpy().tobytes())
-    return found.hexdigest()
+        parts += [name, tensor.detach().to("cpu").contiguous().numpy().tobytes()]
+    return sha256(*parts)
 
 
 def _described(spec: Any) -> Any:
@@ -159,10 +168,3 @@ def _normalisation(space: StateSpace) -> dict[str, Tensor]:
     names = ("shift", "scale")
     state = space.state_dict()
     return {n: t.cpu().contiguous() for n, t in state.items() if n.rpartition(".")[2] in names}
-
-
-def _verified(folder: Path) -> None:
-    try:
-        verify(folder)
-    except Damaged as error:
-        raise DataError(f"{folder}: damaged: {error}; restore it from a backup.") from None

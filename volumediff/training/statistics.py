@@ -4,8 +4,9 @@ Kept in RUN/statistics, verified like a checkpoint, because inference needs the 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,17 @@ from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.recipes._base import Recipe
-from volumediff.storage.folder import Damaged, publish, verify
+from volumediff.storage.folder import Content, publish, verified
+from volumediff.storage.records import Record, parse_file
 from volumediff.training.volumes import TrainingVolume, healthy_volumes
 
 __all__ = ["Statistics"]
+
+
+class Stored(Record):
+    """statistics.json: mean and standard deviation of each attribute."""
+
+    scalars: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +70,9 @@ class Statistics:
     def save(self, run: Path) -> None:
         """Writes RUN/statistics once; a run keeps the numbers it began with."""
         text = json.dumps({"scalars": self.scalars}, indent=1).encode()
-        files: dict[str, Callable[[Any], Any]] = {"statistics.json": lambda f: f.write(text)}
+        files: dict[str, Content] = {"statistics.json": text}
         if self.atlas is not None:
-            atlas = self.atlas.numpy()
-            files["atlas.npy"] = lambda f: np.lib.format.write_array(f, atlas, None, False)
+            files["atlas.npy"] = partial(_write_array, self.atlas.numpy())
         publish(run / "statistics", files)
 
     @classmethod
@@ -75,15 +82,14 @@ class Statistics:
         Raises:
             DataError: damaged or missing
         """
-        folder = run / "statistics"
+        folder, advice = verified(run / "statistics"), "restore the folder from a backup"
+        stored = parse_file(folder / "statistics.json", Stored, advice=advice)
+        path = folder / "atlas.npy"
         try:
-            verify(folder)
-            scalars = json.loads((folder / "statistics.json").read_bytes())["scalars"]
-            path = folder / "atlas.npy"
             atlas = torch.from_numpy(np.load(path)) if path.is_file() else None
-        except (Damaged, OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}: damaged ({error}); restore it from a backup.") from None
-        return cls({name: (mean, std) for name, (mean, std) in scalars.items()}, atlas)
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path}: no readable array ({error}); {advice}.") from None
+        return cls(stored.scalars, atlas)
 
     def standardised(self, attributes: Mapping[str, str | float]) -> Float[Tensor, "n"] | None:
         """The scalars of a case as a network sees them, None if there are none.
@@ -102,6 +108,10 @@ class Statistics:
                 )
             values.append((value - mean) / deviation)
         return torch.tensor(values)
+
+
+def _write_array(array: np.ndarray, file: Any) -> None:
+    np.lib.format.write_array(file, array, None, False)  # numbers only, no objects
 
 
 def number(volume: TrainingVolume, name: str) -> float:

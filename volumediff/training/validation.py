@@ -44,7 +44,8 @@ class Found:
 
     def better_than(self, best: Mapping[str, Any]) -> bool:
         """Whether this is to become the best checkpoint."""
-        return not best or self.score is None or self.score > best["score"]
+        before = best.get("score")
+        return before is None or self.score is None or self.score > before
 
     def summary(self, step: int) -> dict[str, Any]:
         """What a checkpoint remembers of its selection."""

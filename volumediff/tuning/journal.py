@@ -10,13 +10,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from volumediff.errors import DataError
 from volumediff.outputs.ledger import fingerprint
-from volumediff.storage.folder import write_text
+from volumediff.storage.records import Record, read, write
 from volumediff.tuning.trials import Trial
 from volumediff.tuning.tuned import Setting
 
 __all__ = ["Journal", "open_journal"]
+
+Figure = float | None
+Figures = tuple[Figure, ...]
+
+
+class Stored(Record):
+    """Figures of a setting as `Trial.to_json` has them: null stands for nan."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    setting: dict[str, float]
+    ap: Figures
+    healthy_error: Figures
+    lesion_map: Figures
+    healthy_change: Figures
+    lesion_left: Figures
+    lesion_put: Figures
+    threshold: Figure
+    dice: Figure
+    network_calls: Figure
+    seconds: Figure
+
+
+class StoredJournal(Record):
+    """The file: what figures depend on, figures of each setting, and the result."""
+
+    facts: dict[str, Any]
+    settings: tuple[Stored, ...]
+    result: dict[str, Any] | None
 
 
 @dataclass
@@ -39,8 +70,7 @@ class Journal:
             {"setting": dict(setting), **self.trials[setting].to_json()}
             for setting in sorted(self.trials)
         ]
-        content = {**self.facts, "settings": settings, "result": result}
-        write_text(self.path, json.dumps(content, indent=1))
+        write(self.path, {"facts": dict(self.facts), "settings": settings, "result": result})
 
 
 def open_journal(folder: Path, name: str, facts: Mapping[str, Any]) -> Journal:
@@ -53,12 +83,11 @@ def open_journal(folder: Path, name: str, facts: Mapping[str, Any]) -> Journal:
     journal = Journal(path, facts)
     if not path.is_file():
         return journal
-    try:
-        for entry in json.loads(path.read_bytes())["settings"]:
-            setting = tuple((axis, float(value)) for axis, value in entry.pop("setting").items())
-            journal.trials[setting] = Trial.from_json(entry)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: no readable figures ({type(error).__name__}); remove the file to tune anew."
-        ) from None
+    advice = "remove the file to tune anew"
+    stored = read(path, StoredJournal, advice=advice)
+    if stored.facts != json.loads(json.dumps(facts)):
+        raise DataError(f"{path}: holds figures of something else; {advice}.")
+    for entry in stored.settings:
+        values = entry.model_dump()
+        journal.trials[tuple(values.pop("setting").items())] = Trial.from_json(values)
     return journal

@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parsed(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return tuple(_parsed(v) for v in value)
     return NAN if value is None else float(value)
 

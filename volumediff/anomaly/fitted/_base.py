@@ -7,28 +7,38 @@ with synthetic lesions (self), or volumes with masks (full). It sees them one at
 what its docstring says, whatever their number.
 """
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import safetensors
-import safetensors.torch
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.method import Learned, Method
 from volumediff.errors import DataError
-from volumediff.storage.atomic import atomic
+from volumediff.storage.digests import sha256
+from volumediff.storage.records import Record
+from volumediff.storage.tensors import load, save
 
 __all__ = ["Fit", "Fitted"]
 
-FORMAT = "1"
+
+class Stored(Record):
+    """What a fit's file says beside its tensors.
+
+    Arguments:
+        volumes: number of volumes that it was learnt from
+        owner: what it was learnt for
+    """
+
+    format: Literal[2] = 2
+    volumes: NonNegativeInt
+    owner: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,61 +59,40 @@ class Fit:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of names, types, shapes and values."""
-        found = hashlib.sha256(str(self.volumes).encode())
+        parts: list[str | bytes] = [str(self.volumes)]
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+            parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+            parts.append(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        return sha256(*parts)
 
     def to(self, like: Tensor) -> dict[str, Tensor]:
         """The tensors on the device of another."""
         return {name: tensor.to(like.device) for name, tensor in self.tensors.items()}
 
-    def save(self, path: Path | str, *, owner: Mapping[str, str]) -> None:
-        """Writes one safetensors file.
+    def save(self, path: Path, *, owner: Mapping[str, str]) -> None:
+        """Writes one safetensors file, whole and with its SHA-256.
 
         Arguments:
             path: of the file
             owner: what it was learnt for, such as method and weights; `load` wants the same
         """
-        meta = {
-            "format": FORMAT,
-            "volumes": str(self.volumes),
-            "sha256": self.digest,
-            "owner": json.dumps(dict(owner), sort_keys=True),
-        }
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as file:
-            file.write(safetensors.torch.save(tensors, metadata=meta))
+        save(path, self.tensors, Stored(volumes=self.volumes, owner=dict(owner)))
 
     @staticmethod
-    def load(path: Path | str, *, owner: Mapping[str, str]) -> "Fit":
+    def load(path: Path, *, owner: Mapping[str, str]) -> "Fit":
         """Reads what `save` wrote.
 
         Raises:
             DataError: the file is missing, damaged, or was learnt for something else
         """
-        try:
-            with safetensors.safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, safetensors.SafetensorError) as error:
+        advice = "remove it to fit again"
+        tensors, meta = load(path, Stored, advice=advice)
+        if meta.owner != dict(owner):
             raise DataError(
-                f"{path}: no readable fit ({error}); remove it to fit again."
-            ) from error
-        if meta.get("format") != FORMAT:
-            raise DataError(f"{path}: expected a fit of format {FORMAT}; remove it to fit again.")
-        if json.loads(meta["owner"]) != dict(owner):
-            raise DataError(
-                f"{path}: expected a fit for {dict(owner)}, got one for {meta['owner']}; remove "
-                "it to fit again."
+                f"{path}: expected a fit for {dict(owner)}, got one for {meta.owner}; {advice}."
             )
-        fit = Fit(tensors, int(meta["volumes"]))
-        if fit.digest != meta["sha256"]:
-            raise DataError(f"{path}: does not match its SHA-256; remove it to fit again.")
-        return fit
+        return Fit(tensors, meta.volumes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
-from volumediff.anomaly.where import Fixed
+from volumediff.anomaly.routes._region import Made
 from volumediff.samplers._base import Sampler
 from volumediff.tiling import Tile, tile_grid
 from volumediff.tunable import Tunable, tunable
@@ -73,7 +73,7 @@ class Grid(Route):
             m[:, :, *box] = 1
             if not bool((scene.foreground & m.bool()).any()):
                 continue
-            total += m * down(scene, z_t, t, policy=Inpaint(Fixed(m)), sampler=sampler)
+            total += m * down(scene, z_t, t, policy=Inpaint(Made(m)), sampler=sampler)
             weight += m
         yield torch.where(weight > 0, total / weight.clamp(min=1), scene.x)
 

@@ -10,7 +10,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
-from volumediff.anomaly.where import Fixed
+from volumediff.anomaly.routes._region import Made
 from volumediff.data.regions import Cells, Region
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
@@ -70,6 +70,6 @@ class Masks(Route):
                 scene.foreground[0], spacing_mm=scene.spacing_mm, key=key(scene.key, "mask", i)
             )
             m = m[None].to(scene.x.dtype)
-            total += m * down(scene, z_t, t, policy=Inpaint(Fixed(m)), sampler=sampler)
+            total += m * down(scene, z_t, t, policy=Inpaint(Made(m)), sampler=sampler)
             weight += m
         yield torch.where(weight > 0, total / weight.clamp(min=1), scene.x)

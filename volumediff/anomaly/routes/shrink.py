@@ -9,7 +9,7 @@ from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
-from volumediff.anomaly.where import Fixed
+from volumediff.anomaly.routes._region import Made
 from volumediff.samplers._base import Sampler
 from volumediff.tunable import Tunable, tunable
 
@@ -70,7 +70,7 @@ class Shrink(Route):
         z_t = scene.noised(scene.encode(scene.x), t)
         m, bar, healthy = scene.foreground, None, scene.x
         for i in range(self.passes):
-            keep = Inpaint(Fixed(m.to(scene.x.dtype)))
+            keep = Inpaint(Made(m.to(scene.x.dtype)))
             healthy = down(scene, z_t, t, policy=keep, sampler=sampler)
             scene.trace[f"shrink/{i:02d}/mask"] = m
             a = scene.compare(healthy)

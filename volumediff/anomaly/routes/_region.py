@@ -1,0 +1,26 @@
+"""A region that a route has made itself, for the policy that redraws it."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.where import Where
+
+__all__ = ["Made"]
+
+
+@dataclass(frozen=True, eq=False)
+class Made(Where):
+    """A region that a route has made; no configuration can name it.
+
+    Arguments:
+        region: 1 inside
+    """
+
+    region: Float[Tensor, "1 1 d h w"]
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+        """The region."""
+        return self.region

@@ -1,0 +1,36 @@
+"""Components by name, built from YAML, and the YAML files themselves."""
+
+from volumediff.config.building import arguments, build
+from volumediff.config.components import (
+    available,
+    component,
+    described,
+    family_of,
+    name_of,
+    named,
+    reference,
+    suggestion,
+)
+from volumediff.config.families import FAMILIES, Family, families
+from volumediff.config.files import ROOTS, config_path, load, overridden, shipped
+
+__all__ = [
+    "FAMILIES",
+    "ROOTS",
+    "Family",
+    "arguments",
+    "available",
+    "build",
+    "component",
+    "config_path",
+    "described",
+    "families",
+    "family_of",
+    "load",
+    "name_of",
+    "named",
+    "overridden",
+    "reference",
+    "shipped",
+    "suggestion",
+]

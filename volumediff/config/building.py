@@ -1,0 +1,110 @@
+"""Components from their specification, with every argument checked against its annotation.
+
+A component is written as `{name: wavelet, levels: 2}`: the name is a file in a family folder, a
+class, in snake case, of a block module, or `package.module:Class` for code outside of the package;
+the other keys are keyword arguments of its constructor, checked against the constructor's own
+annotations. Where an annotation is itself a family's base class, the value is again a component.
+Arguments that follow from other parts (channels, strides) are passed as `derived` and may not be
+written in YAML. In Python a class may stand for its name, and an instance for a specification.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from volumediff.config.components import available, component, family_of, suggestion
+from volumediff.config.families import family as family_named
+from volumediff.errors import UsageError
+
+__all__ = ["arguments", "build"]
+
+
+def arguments(family: str, spec: Any) -> set[str]:
+    """Arguments that the constructor of a specified component takes; none if it names none."""
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    try:
+        return set(inspect.signature(component(family, name)).parameters)
+    except UsageError:
+        return set()  # build says so better
+
+
+def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
+    """Constructs a component from its specification.
+
+    Arguments:
+        family: for example `space`, `kernel`, `route`
+        spec: a name, or a mapping with the key `name` and keyword arguments; a class may stand for
+            the name, and a component that is built already is returned as it is
+        where: path of the specification in its file, for messages
+        derived: arguments that are computed, not configured
+
+    Raises:
+        UsageError: unknown name or key, or wrong type; one line that says what is expected
+    """
+    where = where or family
+    if family_named(family).holds(type(spec)):
+        return spec
+    spec = {"name": spec} if isinstance(spec, str | type) else spec
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise UsageError(
+            f"{where}: expected a name or a mapping with the key 'name', got {spec!r}; "
+            f"choose the name from {', '.join(available(family))}."
+        )
+    if not isinstance(spec["name"], str | type):
+        raise UsageError(f"{where}.name: expected a name, got {spec['name']!r}.")
+    cls = component(family, spec["name"])
+    hints = typing.get_type_hints(cls.__init__)
+    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in derived}
+    values = {}
+    for name, value in spec.items():
+        if name == "name":
+            continue
+        if name not in parameters:
+            takes = ", ".join(parameters) or "no arguments"
+            reason = (
+                "is derived, not configured"
+                if name in derived
+                else f"{cls.__name__} takes {takes}"
+            )
+            raise UsageError(f"{where}.{name}: {reason}.{suggestion(name, list(parameters))}")
+        values[name] = _value(hints.get(name, Any), value, f"{where}.{name}")
+    missing = [
+        n
+        for n, p in parameters.items()
+        if n not in values and p.default is inspect.Parameter.empty
+    ]
+    if missing:
+        raise UsageError(f"{where}: {cls.__name__} needs {', '.join(missing)}.")
+    try:
+        return cls(**derived, **values)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _value(annotation: Any, value: Any, where: str) -> Any:
+    """The value converted to its annotation; nested components are built."""
+    options = [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        options = list(typing.get_args(annotation))
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        family = family_of(option)
+        if family:
+            return build(family, value, where=where)
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            inner = family_of(typing.get_args(option)[0])
+            if inner:
+                return tuple(build(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
+    config = None if inspect.isclass(annotation) else ConfigDict(arbitrary_types_allowed=True)
+    try:
+        adapter = TypeAdapter(annotation, config=config)
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f"[{p}]" for p in first["loc"] if isinstance(p, int))
+        raise UsageError(f"{where}{place}: {first['msg']} (got {first['input']!r}).") from error

@@ -1,0 +1,29 @@
+"""The voxels of a file as they are stored, with where they lie: what a reader of a format gives.
+
+`data.volume` turns them to R, A, S and checks that they are intensities or labels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped
+
+from volumediff.data.findings import Finding
+from volumediff.data.grid import Grid
+
+__all__ = ["Stored"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Voxels in the order of the file.
+
+    Arguments:
+        raw: frames last
+        grid: of the file
+        findings: what was noticed and treated while reading
+    """
+
+    raw: Shaped[np.ndarray, "x y z f"]
+    grid: Grid
+    findings: tuple[Finding, ...] = ()
