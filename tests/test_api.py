@@ -210,7 +210,7 @@ def test_a_calibration_that_is_needed_is_kept_in_the_run(run, tmp_path):
     loaded = volumediff.load(tmp_path / "run", device="cpu")
     words = {"method": "intensity", "threshold": {"name": "healthy_fpr", "min_volumes": 2}}
     result = loaded.localize((phantom(1), np.eye(4)), **words)
-    assert list((tmp_path / "run" / "calibration" / "intensity").glob("*.json"))
+    assert list((tmp_path / "run" / "calibration" / "intensity").rglob("*.safetensors"))
     fitted = loaded.calibrate(**words)
     assert fitted.volumes == 4
     assert result.threshold == result.facts["thresholds"]["healthy_fpr"]
