@@ -1,10 +1,13 @@
 """The Python interface: images of six kinds in, results at their own indices out, plain errors."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import permutations, product
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -568,3 +571,20 @@ def test_every_public_name_is_there():
         assert getattr(volumediff, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = volumediff.lod
+
+
+def test_no_message_outside_of_the_commands_names_an_option():
+    """Whoever calls from Python has no command line to put an option on."""
+    package = Path(volumediff.__file__).parent
+    for file in package.rglob("*.py"):
+        if file.parent.name == "commands" or file.name in ("cli.py", "__main__.py"):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        documented = [n for n in ast.walk(tree) if isinstance(n, ast.Expr)]
+        texts = {id(n.value) for n in documented if isinstance(n.value, ast.Constant)}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            if id(node) in texts or "torchrun" in node.value:
+                continue
+            assert not re.search(r"(^|[\s(])--[a-z]", node.value), f"{file}: {node.value}"

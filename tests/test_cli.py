@@ -277,3 +277,70 @@ def test_calibrate_stores_what_localize_uses(program, run):
     assert code == 0
     assert re.search(r"calibrated on 4 volumes, validation threshold [\d.]+", said)
     assert list((Path(run) / "calibration" / "intensity").glob("*.safetensors"))
+
+
+# --- the grammar ---------------------------------------------------------------------------------
+
+OF_A_RUN = ("localize", "segment", "sample", "calibrate", "tune")
+
+
+def parameters():
+    import typer
+
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        for parameter in command.params:
+            yield name, parameter
+
+
+def test_the_grammar_is_one_for_all_commands():
+    options = {}
+    for name, parameter in parameters():
+        options.setdefault(name, {}).update(dict.fromkeys(parameter.opts, parameter))
+        assert not {"-i", "--input", "--out"} & set(parameter.opts), name
+        if {"-o", "--output"} & set(parameter.opts):
+            assert {"-o", "--output"} <= set(parameter.opts), name
+    for name in OF_A_RUN:
+        assert options[name]["--run"].required
+    assert {name for name, found in options.items() if "--run" in found} == set(OF_A_RUN)
+
+
+def test_help_texts_stand_alone():
+    for name, parameter in parameters():
+        text = parameter.help or ""
+        assert re.match(r"[A-Z].* .*\.$", text), f"{name} {parameter.opts}: {text!r}"
+
+
+def test_a_word_with_an_equals_sign_is_an_override_and_a_path_has_a_folder():
+    from volumediff.commands._options import inputs_and_words
+
+    given = ["a.nii.gz", "sampler.steps=2", "./a=b.nii", "/d/x=1/c.nii", "post=[{name: a/b}]"]
+    paths, words = inputs_and_words(given)
+    assert paths == [Path("a.nii.gz"), Path("a=b.nii"), Path("/d/x=1/c.nii")]
+    assert words == ["sampler.steps=2", "post=[{name: a/b}]"]
+
+
+def test_defaults_are_those_of_the_python_functions():
+    import volumediff
+    from volumediff.commands._options import defaults
+
+    pairs = {
+        "localize": volumediff.localize_files,
+        "segment": volumediff.segment_files,
+        "sample": volumediff.sample_files,
+        "calibrate": volumediff.Run.calibrate,
+        "tune": volumediff.Run.tune,
+        "evaluate": volumediff.evaluate,
+        "prepare": volumediff.prepare,
+        "restore": volumediff.restore,
+        "check": volumediff.check,
+        "plan": volumediff.plan,
+    }
+    seen = 0
+    for name, parameter in parameters():
+        if name not in pairs:
+            continue
+        known = {**defaults(volumediff.load), **defaults(pairs[name])}
+        if parameter.name in known and parameter.name not in ("overrides", "memory", "output"):
+            assert parameter.default == known[parameter.name], f"{name} {parameter.name}"
+            seen += 1
+    assert seen > 50

@@ -367,7 +367,7 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
     assert found["stopped"] is None
     assert len(found["settings"]) == 7
     assert chosen["mean_ap"] == max(s["mean_ap"] for s in found["settings"])
-    assert f"volumediff calibrate {run} --method {out}" in said
+    assert f"volumediff calibrate --run {run} --method {out}" in said
     code, text, said = program("calibrate", "--run", run, "--method", out)
     assert code == 0, said
     threshold = re.search(r"validation threshold (\S+)", text)[1]

@@ -21,7 +21,7 @@ from volumediff.inference.options import LocalizeOptions, SampleOptions, Segment
 if TYPE_CHECKING:
     from volumediff.anomaly.calibration import Calibration
     from volumediff.api.results import LocalizationResult, SegmentationResult
-    from volumediff.calibration.site import Drift
+    from volumediff.calibration.site import SiteCalibration
     from volumediff.data.volume import Volume
     from volumediff.runs.trained import Trained
     from volumediff.tuning.search import Budget, Grids
@@ -283,7 +283,7 @@ class Run:
         seed: int = LocalizeOptions.seed,
         report: Report = _silent,
         **components: Any,
-    ) -> "tuple[Calibration, Drift, float | None]":
+    ) -> "SiteCalibration":
         """Fits a method's thresholds on healthy volumes of another site, and stores them in the
         run, where `localize(..., site=...)` finds them.
 
@@ -300,7 +300,7 @@ class Run:
             UsageError: the method has nothing that is calibrated, or needs more volumes
         """
         from volumediff.calibration.calibrate import calibration_for
-        from volumediff.calibration.site import find_site, site_calibration
+        from volumediff.calibration.site import SiteCalibration, find_site, site_calibration
 
         row = self._row(method, overrides, components, classifier, report)
         place = find_site(self.trained, site, channels=channels)
@@ -316,7 +316,7 @@ class Run:
             again=True,
             report=report,
         )
-        return found, drift, row.threshold(found)
+        return SiteCalibration(place.name, found, drift, row.threshold(found))
 
     def tune(
         self,

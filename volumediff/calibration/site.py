@@ -21,7 +21,15 @@ from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
 
-__all__ = ["MAPS_BOUND", "Drift", "Site", "drift_between", "find_site", "site_calibration"]
+__all__ = [
+    "MAPS_BOUND",
+    "Drift",
+    "Site",
+    "SiteCalibration",
+    "drift_between",
+    "find_site",
+    "site_calibration",
+]
 
 # The statistic of the maps bounds the change of the false alarm rate at any threshold: beyond this
 # a rate of 5 % may have become 15 %. Voxels of one volume depend on each other: there is no test.
@@ -78,6 +86,23 @@ class Drift:
                 "comparable within the site only"
             )
         return said
+
+
+@dataclass(frozen=True, eq=False)
+class SiteCalibration:
+    """What the healthy volumes of a site say of a method.
+
+    Arguments:
+        site: name of the site, made of the content of its files
+        calibration: with thresholds of the site
+        drift: how far its maps and scores are from the run's
+        threshold: of the method's own rule; None where it takes none of a calibration
+    """
+
+    site: str
+    calibration: Calibration
+    drift: Drift
+    threshold: float | None
 
 
 def find_site(

@@ -76,7 +76,7 @@ def calibrate(
         )
         where, name, limit = "", "validation threshold", found.validation_threshold
     else:
-        found, drift, limit = loaded.calibrate_site(
+        there = loaded.calibrate_site(
             site,
             method,
             overrides=words,
@@ -86,8 +86,9 @@ def calibrate(
             seed=seed,
             report=say,
         )
-        for line in drift.lines():
+        for line in there.drift.lines():
             out_line(line)
-        where, name = f" of {site}", "threshold"
+        found, limit = there.calibration, there.threshold
+        where, name = f" of {there.site}", "threshold"
     shown = "none" if limit is None else f"{limit:.4g}"
     out_line(f"{method}: calibrated on {found.volumes} volumes{where}, {name} {shown}")

@@ -40,7 +40,7 @@ def findings_path(folder: Path, case: str) -> Path:
 
 def find_in_folder(
     folder: Path,
-    source: Path,
+    source: Path | str | Sequence[Path | str],
     *,
     channels: Sequence[str] | None = None,
     packets: bool = False,
@@ -52,7 +52,7 @@ def find_in_folder(
 
     Arguments:
         folder: of the results of a localization
-        source: what was localized: file, folder or manifest
+        source: what was localized: file, folder or manifest, or several of them
         channels: names of the images; None takes those that the results name
         packets: whether pictures and prompts are written too
         most: packets of a case, of its most urgent findings
