@@ -34,8 +34,8 @@ from volumediff.inference.cost import counted
 from volumediff.metrics import detection
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained, load_trained
+from volumediff.settings.run_config import load_run_config
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config
 
 SUITES = ("healthy", "glioma", "ms-real", "stroke", "ms", "synthetic", "sizes")
 NORMALIZED = "normalize={name: voxelwise, sigma_mm: 4.0, pool_mm: 4.0, floor: 0.1}"

@@ -24,8 +24,8 @@ from volumediff.data.anomalies import TEST, insert
 from volumediff.data.intensity import Window
 from volumediff.data.volume import read, write
 from volumediff.evaluation.evaluate import MethodResult, evaluate
+from volumediff.settings.run_config import load_run_config
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config
 
 PIPELINES = ("patch", "wavelet", "latent", "pseudo3d")
 BASELINES = ("intensity", "smoothing", "atlas", "prevalence")

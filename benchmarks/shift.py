@@ -36,8 +36,8 @@ from volumediff.data.anomalies import KINDS
 from volumediff.metrics import detection
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained, load_trained
+from volumediff.settings.run_config import load_run_config
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config
 
 RATE = 0.05
 THRESHOLD = f"threshold={{name: healthy_fpr, rate: {RATE}, min_volumes: 1}}"

@@ -12,9 +12,11 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when it is imported
 
+import faster_checks
 import pytest
 import torch
 
+faster_checks.install()
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

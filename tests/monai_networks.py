@@ -4,8 +4,8 @@ import torch
 
 from volumediff import config
 from volumediff.importers._base import Source, checked
-from volumediff.training.assemble import build_task
-from volumediff.training.run_config import parse
+from volumediff.settings.run_config import parse
+from volumediff.tasks import build_task
 
 UNET = {"name": "monai_unet", "head_size": 4}
 WORDS = ("space=voxel", "data.channels=[a,b,c,d]", "network.groups=4")

@@ -21,7 +21,7 @@ def tensors(step):
 
 
 def write(run, step, keep=2):
-    state = {"best": {"step": 1, "score": 0.25}, "autoencoder": ""}
+    state = {"best": {"step": 1, "score": 0.25}, "borrowed": ""}
     checkpoint.save(run, "last", step=step, tensors=tensors(step), state=state, keep=keep)
 
 

@@ -12,7 +12,7 @@ import torch
 from anomaly_models import KERNEL
 from test_resume import digests
 from tiny_app import base, program, save, write_cases
-from tiny_runs import figures, phantom, tiny, write_data
+from tiny_runs import figures, load_run, phantom, tiny, write_data
 
 from volumediff.classification import ClassPosterior, StateClassifier
 from volumediff.classifiers.encoder import Encoder
@@ -25,12 +25,12 @@ from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
 from volumediff.runs.classifier import load_classifier
 from volumediff.runs.trained import load_trained
+from volumediff.settings.run_config import load_run_config, parse, saved_config
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
-from volumediff.training.assemble import build_task, load_run
+from volumediff.tasks import build_task, resolved
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config, parse, saved_config
 
 RECIPE = {"name": "class_conditional", "attribute": "group", "values": ["control", "patient"]}
 RECIPE["drop"] = 0.0
@@ -164,6 +164,7 @@ def runs(tmp_path_factory):
 
     def config(name, of=run, **changes):
         tree = {
+            "task": "state_classifier",
             "classifier": {"name": "encoder", "of": str(of), "widths": [4, 8], "groups": 2},
             "recipe": RECIPE,
             "optim": {"lr": 1e-2, "steps": 4, "warmup": 1, "batch_size": 2, "ema": 0.5},
@@ -191,7 +192,7 @@ def test_a_classifier_takes_the_states_of_its_run(runs, classifier):
     assert not bool((model.space.scale == 1).all())
     for name in ("shift", "scale"):
         assert torch.equal(getattr(module.space, name), getattr(model.space, name))
-    facts = json.loads((classifier / "states" / "facts.json").read_text())
+    facts = json.loads((classifier / "borrowed" / "states" / "facts.json").read_text())
     (weights,) = run.glob("checkpoints/best-*/ema.safetensors")
     assert facts["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     splits = [json.loads((r / "splits.json").read_text()) for r in (run, classifier)]
@@ -221,7 +222,7 @@ def test_a_classifier_serves_the_run_of_its_states_alone(runs, classifier, tmp_p
     with pytest.raises(UsageError, match="expected the run of a classifier; train one with"):
         load_classifier(run, trained)
     with pytest.raises(UsageError, match="trains a classifier, expected the run of a"):
-        load_trained(classifier, device="cpu")
+        load_trained(classifier, device="cpu").localizes()
     kernel = {"name": "gaussian", "schedule": "linear"}
     wrong = config("wrong", space="voxel", kernel=kernel)
     with pytest.raises(UsageError, match=r"kernel: expected that of classifier\.of = "):
@@ -231,10 +232,11 @@ def test_a_classifier_serves_the_run_of_its_states_alone(runs, classifier, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classifier": {"name": "encoder"}}, "classifier.of: expected the folder of a diffusion"),
-        ({"classifier": "encoder"}, "classifier.of: expected the folder of a diffusion run"),
-        ({"classifier": {"name": "encoder", "of": "nowhere"}}, "of = nowhere: no diffusion run"),
-        ({"network": "unet"}, "takes classifier alone, not with network"),
+        ({"classifier": {"name": "encoder"}}, "classifier: needs the key of: the folder of a di"),
+        ({"classifier": "encoder"}, r"classifier: needs the key of: .* \(got 'encoder'\)"),
+        ({"classifier": {"name": "encoder", "of": "nowhere"}}, "of = nowhere: no such run and"),
+        ({"network": "unet"}, "network: unknown key for task state_classifier"),
+        ({"times": [0.0, 0.3]}, "times: unknown key for task state_classifier"),
         ({"crop": [4, 4, 4]}, "takes crop: null with a classifier"),
         ({"recipe": "healthy"}, "recipe: expected classes without drop, atlas and scalars"),
         ({"recipe": {**RECIPE, "drop": 0.1}}, "recipe: expected classes without drop"),
@@ -252,7 +254,7 @@ def test_the_shipped_classifier_builds_for_every_pipeline():
         with torch.device("meta"):
             task = build_task(config)
         pipeline = load_run_config(name)
-        assert config.space == pipeline.space
+        assert resolved(config).space == pipeline.space
         space = task.module.space
         assert task.module.classifier.in_channels == space.channels(1)
     words = ["data.preprocessing.shape=[8,8,8]", "data.root=x", "classifier.widths=[4,8]"]

@@ -20,7 +20,7 @@ from anomaly_models import (
 )
 from test_resume import digests
 from tiny_app import base, program, run, write_cases
-from tiny_runs import SIZE, figures, tiny, write_data
+from tiny_runs import SIZE, figures, load_run, tiny, write_data
 
 from volumediff.anomaly import rows
 from volumediff.anomaly.calibration import Example
@@ -44,14 +44,12 @@ from volumediff.randomness import normal, uniform
 from volumediff.recipes.healthy import Healthy
 from volumediff.runs.comparer import load_comparer
 from volumediff.runs.trained import load_trained
+from volumediff.samples.landmarks import load_landmarks
+from volumediff.settings.run_config import load_run_config, parse, saved_config
 from volumediff.spaces.voxel import Voxel
-from volumediff.training.assemble import build_task, load_run
-from volumediff.training.compared import keep_statistics
-from volumediff.training.landmarks import load_landmarks
+from volumediff.tasks import build_task, load_task, resolved, warm_start
+from volumediff.tasks.residual_segmenter import ResidualSegmenterTask
 from volumediff.training.loop import train
-from volumediff.training.run_config import load_run_config, parse, saved_config
-from volumediff.training.task import Comparison
-from volumediff.training.warm_start import warm_start
 
 _ = base, program, run  # fixtures
 INSIDE = foreground()
@@ -208,7 +206,9 @@ def test_gradients_reach_the_comparer_alone():
     module.loss(batch_of()).sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert bool((module.comparer.weight.grad != 0).all())
-    task = Comparison(module)
+    tree = {"comparer": {"name": "siamese", "of": "x"}, "recipe": "synthetic_anomalies"}
+    config = parse({"task": "residual_segmenter", **tree})
+    task = ResidualSegmenterTask(config, module, recipe=build("recipe", "synthetic_anomalies"))
     assert set(task.trained()) == set(task.state()) == {"comparer.weight"}
     before = {n: t.clone() for n, t in model.state_dict().items()}
     task.load({"comparer.weight": torch.zeros(2)})
@@ -377,6 +377,7 @@ def test_what_a_row_needs_is_said():
 def config_in(folder, of):
     def config(name, **changes):
         tree = {
+            "task": "residual_segmenter",
             "comparer": {"name": "siamese", "of": str(of), "widths": [4, 8], "groups": 2},
             "recipe": {"name": "synthetic_anomalies", "corruption": "texture_patch"},
             "optim": {"lr": 1e-2, "steps": 4, "warmup": 1, "batch_size": 2, "ema": 0.5},
@@ -419,7 +420,7 @@ def test_a_comparer_trains_on_its_run_and_resumes_bit_by_bit(runs, comparer):
     assert (comparer / "splits.json").read_text() == (of / "splits.json").read_text()
     (state,) = comparer.glob("checkpoints/best-*/state.json")
     (weights,) = of.glob("checkpoints/best-*/ema.safetensors")
-    assert json.loads(state.read_text())["autoencoder"] == digest_of(weights)
+    assert json.loads(state.read_text())["borrowed"] == digest_of(weights)
     lines = figures(comparer)
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[-1]["validation_loss"] < math.log(2)
@@ -449,7 +450,7 @@ def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(
     of = train(tiny(data, tmp_path / "run", *words, "data.split={seed: 1, validation: 0.3}"))
     recipe = {"name": "synthetic_anomalies", "corruption": "texture_patch", "atlas": True}
     config = config_in(tmp_path, of)("comparer", recipe=recipe)
-    keep_statistics(config, config.output)  # and then the process was killed
+    ResidualSegmenterTask.keep(config, config.output)  # and then the process was killed
     shutil.rmtree(of)
     train(tiny(data, of, *words, "data.split={seed: 2, validation: 0.3}"))
     config = config_in(tmp_path, of)("comparer", recipe=recipe)
@@ -459,7 +460,7 @@ def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(
         assert digest_of(run / name) == digest_of(of / name), name
     # those of a trained one stay
     (of / "landmarks.json").write_text("{")
-    keep_statistics(config, run)
+    ResidualSegmenterTask.keep(config, run)
     assert load_landmarks(run)
 
 
@@ -480,7 +481,7 @@ def test_the_loaded_comparer_is_the_trained_one(runs, comparer):
 def test_a_comparer_is_good_for_the_weights_of_its_training_alone(runs, comparer, tmp_path):
     data, of, _ = runs
     with pytest.raises(UsageError, match=r"trains a comparer, .* map\.run=RUN"):
-        load_trained(comparer, device="cpu")
+        load_trained(comparer, device="cpu").localizes()
     with pytest.raises(UsageError, match="expected the run of a comparer; train one with"):
         load_method(load_trained(of, device="cpu"), "sadm", [f"map.run={of}"])
     words = ["data.split={validation: 0.2, calibration: 0.5}", "optim.steps=1"]
@@ -507,9 +508,10 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
     words = [f"map.run={marked}", "supervision=full"]
     assert load_method(trained, "sadm", words).map.supervision == "full"
     # and from the ones to the others: the comparer's weights, whatever model they were for
-    (_, first), (_, second) = load_run(train(own("drawn"))), load_run(marked)
+    first, task = load_run(train(own("drawn")))[1], load_task(marked)
+    second = task.module
     before = {n: t.zero_().clone() for n, t in second.model.state_dict().items()}
-    warm_start(second, tmp_path / "drawn")
+    warm_start(task, tmp_path / "drawn")
     for name, tensor in second.comparer.state_dict().items():
         assert torch.equal(tensor, first.comparer.state_dict()[name]), name
     assert all(torch.equal(t, before[n]) for n, t in second.model.state_dict().items())
@@ -518,17 +520,14 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"comparer": {"name": "siamese"}}, r"comparer\.of: expected the folder of a diffusion"),
-        ({"comparer": "siamese"}, r"comparer\.of: expected the folder of a diffusion run"),
-        ({"comparer": {"name": "siamese", "of": "nowhere"}}, "of = nowhere: no diffusion run"),
-        (
-            {"network": "unet", "space": "voxel"},
-            "comparer alone, not with space and net",
-        ),
+        ({"comparer": {"name": "siamese"}}, "comparer: needs the key of: the folder of a diff"),
+        ({"comparer": "siamese"}, r"comparer: needs the key of: .* \(got 'siamese'\)"),
+        ({"comparer": {"name": "siamese", "of": "nowhere"}}, "of = nowhere: no such run and no"),
+        ({"network": "unet"}, r"network: unknown key for task residual_segmenter .*diffusion\)"),
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         ({"recipe": {"name": "label_diffusion", "absent": 0}}, "with absent: -1, for a comparer"),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
-        ({"times": [0.5, 0.2]}, "with low < high"),
+        ({"times": [0.5, 0.2]}, r"times: expected \[low, high\] with low < high"),
         (
             {"data": {"root": "x", "preprocessing": {"shape": [16, 16, 16]}}},
             r"data\.preprocessing",
@@ -563,11 +562,11 @@ def test_the_shipped_comparer_builds_for_every_pipeline():
         with torch.device("meta"):
             task = build_task(config)
         pipeline = load_run_config(name)
-        assert config.data == pipeline.data
+        assert resolved(config).data == pipeline.data
         assert all(n.startswith("comparer.") for n in task.state())
     words = ["data.preprocessing.shape=[8,8,8]", "data.root=x", "comparer.widths=[4,8]"]
     words.append("comparer.of=runs/mine")
-    with pytest.raises(UsageError, match="no diffusion run"):
+    with pytest.raises(UsageError, match="no such run and no shipped"):
         build_task(load_run_config("siamese_64", words))
 
 
@@ -595,7 +594,7 @@ def test_crops_say_where_they_are(runs, tmp_path, monkeypatch):
         torch.testing.assert_close(steps, torch.full_like(steps, 2 / 7))
 
 
-LATENT = ("space=null", "kernel=null", "network=null")
+LATENT = ("task=autoencoder",)
 KL = "autoencoder={name: kl, latent_channels: 2, widths: [4, 4], strides: [[2, 2, 2]], blocks: 1}"
 
 

@@ -25,7 +25,6 @@ from volumediff.errors import UsageError
 SPACING = (2.0, 2.0, 2.0)
 SPECS = {name: {"name": name} for name in available("corruption")}
 SPECS["mixture"] = {"name": "mixture", "of": ["coarse", {"name": "mood", "kinds": ["noise"]}]}
-VISIBLE = 0.02  # of intensities in [-1, 1]
 
 
 def scene(shape=(1, 14, 16, 12), seed=0, dtype=torch.float32):
@@ -46,34 +45,6 @@ def run(corruption, x, foreground, donor, key, spacing_mm=SPACING):
 def one(spec, key=3, **kwargs):
     x, foreground, y = scene(**kwargs)
     return x, foreground, y, *run(build("corruption", spec), x, foreground, y, key)
-
-
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("shape", [(1, 14, 16, 12), (3, 9, 11, 10), (2, 1, 16, 12), (1, 2, 9, 9)])
-def test_every_corruption_stays_inside_and_says_how_much(name, shape):
-    x, foreground, y = scene(shape)
-    corruption = build("corruption", SPECS[name])
-    seen = 0
-    for key in range(12):
-        before = x.clone(), y.clone()
-        changed, amount = run(corruption, x, foreground, y, key)
-        assert torch.equal(before[0], x)
-        assert torch.equal(before[1], y), "the donor is another volume of the training set"
-        assert changed.shape == x.shape
-        assert amount.shape == foreground.shape
-        different = (changed != x).any(0, keepdim=True)
-        assert not (different & ~foreground).any()
-        assert not (different & (amount == 0)).any(), "changed, and said to be unchanged"
-        assert not ((amount > 0) & ~foreground).any()
-        assert 0 <= float(amount.min()) <= float(amount.max()) <= 1
-        assert -1 <= float(changed.min()) <= float(changed.max()) <= 1
-        seen += bool(((changed - x).abs() > VISIBLE).any())
-        again = run(corruption, x, foreground, y, key)
-        assert torch.equal(again[0], changed)
-        assert torch.equal(again[1], amount)
-    assert seen >= 10
-    results = {run(corruption, x, foreground, y, key)[0].numpy().tobytes() for key in range(12)}
-    assert len(results) == 12
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -12,8 +12,8 @@ from volumediff.commands._demo import load_demo
 from volumediff.data.anomalies import TEST, insert
 from volumediff.errors import UsageError
 from volumediff.randomness import key
-from volumediff.training.run_config import parse
-from volumediff.training.sources import simulated
+from volumediff.samples.sources import simulated
+from volumediff.settings.run_config import parse
 
 __all__ = ["program"]  # fixtures
 

@@ -13,19 +13,17 @@ import torch
 from accelerate import Accelerator
 from tiny_runs import figures, tiny, write_data
 
+from volumediff.distributed import processes
 from volumediff.errors import UsageError
+from volumediff.optimization.metrics import read_metrics
 from volumediff.storage import checkpoint
-from volumediff.training import processes
-from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 
 WORDS = ["optim.batch_size=4", "optim.steps=4", "optim.lr=1e-4", "save_every=2"]
 DIFFUSION = [*WORDS, "data.augmentation={flip: [0]}", "crop=[4,4,4]", "validation.volumes=2"]
 AUTOENCODER = [
     *WORDS,
-    "space=null",
-    "kernel=null",
-    "network=null",
+    "task=autoencoder",
     "autoencoder={name: kl, widths: [4, 8], strides: [[2, 2, 2]], blocks: 1}",
     "autoencoder.adversarial=0.1",
 ]
@@ -35,7 +33,7 @@ sys.path.insert(0, sys.argv[1])
 from tiny_runs import tiny
 from volumediff.errors import DataError, UsageError
 from volumediff.training.loop import train
-from volumediff.training.processes import leave
+from volumediff.distributed.processes import leave
 
 for data, output, words in json.loads(sys.argv[2]):
     try:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny_app import base, program, run, write_cases
 
-import volumediff.anomaly.maps
 from volumediff.errors import ComponentError, isolated_cases, one_line, place_of, traceback_of
 from volumediff.inference.engine import localize
 from volumediff.outputs.batch import Result, process
@@ -44,7 +43,14 @@ class Broken(Map):
 '''
 LINE = 1 + BLOCK.splitlines().index("            SICK")
 MADE = 1 + BLOCK.splitlines().index("class Broken(Map):") - 1  # a decorator counts
-METHOD = ("--method", "ddpm", "sampler.steps=1", "map=broken", "threshold=best", "post=[]")
+METHOD = (
+    "--method",
+    "ddpm",
+    "sampler.steps=1",
+    "map=broken_map:Broken",
+    "threshold=best",
+    "post=[]",
+)
 
 
 @pytest.fixture
@@ -52,18 +58,17 @@ def broken(tmp_path, monkeypatch):
     """(what the second call does) -> the file of the map."""
     folder = tmp_path / "others"
     folder.mkdir()
-    package = volumediff.anomaly.maps
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def write(text):
-        sys.modules.pop(f"{package.__name__}.broken", None)
-        file = folder / "broken.py"
+        sys.modules.pop("broken_map", None)
+        file = folder / "broken_map.py"
         file.write_text(BLOCK.replace("SICK", text))
         return file
 
     yield write
-    sys.modules.pop(f"{package.__name__}.broken", None)
+    sys.modules.pop("broken_map", None)
 
 
 def test_a_failing_component_leaves_its_traceback_and_the_other_cases(
@@ -78,7 +83,7 @@ def test_a_failing_component_leaves_its_traceback_and_the_other_cases(
     reason = f"RuntimeError at {file}:{LINE}: no such luck (traceback in {out}/errors/new-1.txt)"
     assert f"volumediff: new-1: {reason}" in complaint.splitlines()
     assert "Traceback" not in complaint
-    assert read_entries(out)["new-1"]["error"] == reason
+    assert read_entries(out)["new-1"].error == reason
     (kept,) = (out / "errors").iterdir()
     text = kept.read_text()
     assert text.startswith("new-1, volumediff ")
@@ -130,7 +135,7 @@ def test_a_map_must_be_finite_and_of_the_volume_s_shape(name, broken, program, r
     assert "1 done, 1 failed" in said
     line = complaint.splitlines()[-1]
     assert line.startswith("volumediff: new-1: ComponentError at ")
-    assert f"volumediff.anomaly.maps.broken.Broken ({file}:{MADE}): expected a map" in line
+    assert f"broken_map.Broken ({file}:{MADE}): expected a map" in line
     assert re.search(reason, line)
     assert (out / "errors" / "new-1.txt").is_file()
     assert not list(out.glob("new-1*"))

@@ -31,7 +31,7 @@ from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
-from volumediff.training.assemble import build_task
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
 
 SCHEDULE = Cosine(zero_terminal_snr=True)
@@ -198,7 +198,7 @@ CODEC = "{name: binary, widths: [4, 4], strides: [[2, 2, 2]], blocks: 1, latent_
 def test_from_training_to_a_map(tmp_path):
     root = write_data(tmp_path / "data", size=(16, 16, 16))
     common = ["data.preprocessing.shape=[16,16,16]", "optim.steps=2", "validation.every=2"]
-    nothing = ["space=null", "kernel=null", "network=null"]
+    nothing = ["task=autoencoder"]
     bits = tmp_path / "bits"
     train(tiny(root, bits, *common, *nothing, f"autoencoder={CODEC}"))
     latent = f"space={{name: latent, autoencoder: {bits}}}"

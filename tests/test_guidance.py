@@ -1,7 +1,5 @@
 """Guidance, by contract and on classes whose score is known."""
 
-from dataclasses import fields
-
 import pytest
 import torch
 from oracles import class_gaussian, state_like
@@ -13,7 +11,6 @@ from volumediff.anomaly._classifier import (
 )
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
-from volumediff.config import available, build, component
 from volumediff.guidance._base import needs_classes, with_classes
 from volumediff.guidance.chain import Chain
 from volumediff.guidance.classifier import Classifier
@@ -53,27 +50,6 @@ def recorded(asked):
         return DENOISE(z_t, t, condition)
 
     return denoise
-
-
-def made(name):
-    """A guidance of this name that changes something."""
-    takes = {f.name for f in fields(component("guidance", name))}
-    derived = {"classes": 2} if "classes" in takes else {}
-    if "classifier" in takes:
-        derived["classifier"] = EXACT
-    if "terms" in takes:
-        derived["terms"] = (ClassifierFree(2.0, classes=2), DynamicClipping(0.5, limit=0.2))
-    return build("guidance", name, **derived)
-
-
-@pytest.mark.parametrize("name", available("guidance"))
-def test_guided_denoisers_are_denoisers(name):
-    guided = made(name)(DENOISE)
-    z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 1.0)
-    found = guided(z, t, LABEL)
-    alpha, sigma = (x[:, None, None, None, None] for x in SCHEDULE(t))
-    torch.testing.assert_close(alpha * found.x0 + sigma * found.eps, z, rtol=0, atol=1e-12)
-    torch.testing.assert_close(alpha * found.eps - sigma * found.x0, found.v, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("weight", "condition"), [(1.0, LABEL), (0.0, NULL)])

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_runs import tiny, write_data
+from tiny_runs import load_run, tiny, write_data
 
 from volumediff.autoencoders.kl import KL
 from volumediff.errors import UsageError
@@ -14,10 +14,9 @@ from volumediff.recipes._base import Subject
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
 from volumediff.runs.trained import load_trained
-from volumediff.training.assemble import load_run
+from volumediff.samples.sources import gather
+from volumediff.samples.statistics import Statistics
 from volumediff.training.loop import train
-from volumediff.training.sources import gather
-from volumediff.training.statistics import Statistics
 
 HELD = ("data.split.validation=0.3", "data.split.calibration=0.3")
 
@@ -104,7 +103,7 @@ def test_the_discriminator_has_no_vote_in_validation():
 def test_label_diffusion_runs_in_a_latent_space(tmp_path):
     root = write_data(tmp_path / "data", labels=True)
     codec = "autoencoder={name: kl, latent_channels: 2, widths: [4, 8], strides: [[2, 2, 2]]}"
-    words = ("space=null", "kernel=null", "network=null", codec, "optim.steps=1")
+    words = ("task=autoencoder", codec, "optim.steps=1")
     encoder = train(tiny(root, tmp_path / "kl", *words))
     space = f"space={{name: latent, autoencoder: '{encoder}'}}"
     words = (space, "recipe.name=label_diffusion", "optim.steps=2")

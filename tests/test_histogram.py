@@ -19,8 +19,8 @@ from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.classifier import load_classifier
 from volumediff.runs.trained import load_trained
+from volumediff.samples.landmarks import load_landmarks
 from volumediff.storage import records
-from volumediff.training.landmarks import load_landmarks
 from volumediff.training.loop import train
 
 __all__ = ["program"]  # a fixture
@@ -262,7 +262,7 @@ def test_pseudo_healthy_volumes_have_the_intensities_of_the_file(run, program, t
 
 def test_a_classifier_sees_with_the_landmarks_of_its_run(run, data, tmp_path):
     trained = load_trained(run, device="cpu")
-    words = ["space=null", "kernel=null", "network=null", "optim.steps=1", RULE]
+    words = ["task=autoencoder", "optim.steps=1", RULE]
     words += ["recipe={name: class_conditional, attribute: group, values: [control, patient]}"]
     words += ["recipe.drop=0", "data.split={seed: 5, validation: 0.5}"]
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from oracles import state_like, white
+from oracles import state_like
 
 from volumediff.config import available, build
 from volumediff.kernels._base import Prediction
-from volumediff.kernels.cold import Cold
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.schedules.cosine import Cosine
@@ -143,49 +142,3 @@ def clean(kernel, seed):
 @pytest.fixture(params=available("kernel"))
 def kernel(request):
     return build("kernel", {"name": request.param, "schedule": {"name": "linear"}})
-
-
-def test_times_are_per_sample(kernel):
-    z_0, noise = clean(kernel, 8), draw(9)
-    t, s = at(0.2, 0.6, 1.0), at(0.0, 0.5, 0.3)
-    z_t = kernel.corrupt(z_0, t, noise)
-    output = kernel.predict(draw(10), z_t, t)
-    moves = {
-        "corrupt": lambda i: kernel.corrupt(z_0[i], t[i], noise[i]),
-        "renoise": lambda i: kernel.renoise(z_0[i], s[i], t[i], noise[i]),
-        "predict": lambda i: kernel.predict(draw(10)[i], z_t[i], t[i]).x0,
-        "loss": lambda i: kernel.loss(draw(10)[i], z_0[i], z_t[i], t[i], noise[i]),
-        "step": lambda i: kernel.step(
-            Prediction(output.x0[i], output.eps[i], output.v[i]), z_t[i], t[i], s[i], noise[i]
-        ),
-    }
-    for name, move in moves.items():
-        whole = move(slice(None))
-        for i in range(3):
-            torch.testing.assert_close(whole[i : i + 1], move(slice(i, i + 1)), msg=name)
-
-
-def test_states_keep_their_dtype(kernel):
-    z, noise, t, s = (
-        clean(kernel, 11).float(),
-        draw(12).float(),
-        at(0.2, 0.6, 1.0),
-        at(0.1, 0.1, 0.1),
-    )
-    z_t = kernel.corrupt(z, t, noise)
-    prediction = kernel.predict(z, z_t, t)
-    made = [z_t, kernel.renoise(z, s, t, noise), kernel.step(prediction, z_t, t, s, noise)]
-    if not isinstance(kernel, Cold):  # it starts from a volume
-        made.append(kernel.prior(noise))
-    assert {x.dtype for x in [*made, prediction.x0]} == {torch.float32}
-
-
-def test_no_noise_is_left_at_zero(kernel):
-    z = clean(kernel, 13)
-    t, s = at(0.2, 0.6, 1.0), at(0.0, 0.0, 0.0)
-    prediction = kernel.predict(draw(14), z, t)
-    quiet = kernel.step(prediction, z, t, s, torch.zeros_like(z))
-    torch.testing.assert_close(
-        quiet, kernel.step(prediction, z, t, s, white(z)(0)), rtol=0, atol=0
-    )
-    torch.testing.assert_close(kernel.corrupt(z, s, white(z)(1)), z, rtol=0, atol=0)

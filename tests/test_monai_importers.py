@@ -4,12 +4,12 @@ import pytest
 import safetensors.torch
 import torch
 from monai_networks import UNET, WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
+from tiny_runs import load_run
 
 from volumediff.condition import Condition
 from volumediff.errors import DataError, UsageError
-from volumediff.training.assemble import load_run
+from volumediff.samples.statistics import Statistics
 from volumediff.training.imported import import_run
-from volumediff.training.statistics import Statistics
 
 GROUPS = "autoencoder.groups=4"
 

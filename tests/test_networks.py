@@ -45,34 +45,11 @@ def build(request):
     return make
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (1, 6, 5), (7, 3, 2), (29, 4, 4)])
-def test_any_size(build, size):
-    net = randomised(build(widths=(4, 8, 8), attention_levels=(2,)))
-    z = normal(2, 2, *size)
-    y = net(z, torch.tensor([0.1, 0.7]))
-    assert y.shape == (2, 3, *size)
-    # the samples of a batch do not see each other
-    torch.testing.assert_close(net(z[1:], torch.tensor([0.7])), y[1:], rtol=0, atol=1e-12)
-
-
 def test_starts_at_zero_and_is_deterministic(build):
     z = normal(1, 2, 4, 4, 4)
     assert torch.count_nonzero(build()(z, T)) == 0
     net = randomised(build())
     assert torch.equal(net(z, T), net(z, T))
-
-
-def test_every_parameter_gets_a_gradient(build):
-    net = randomised(build(classes=2, scalars=1, image_channels=1, coordinates=True))
-    condition = Condition(
-        image=normal(1, 1, 4, 4, 4),
-        label=torch.tensor([1]),
-        scalars=normal(1, 1),
-        coordinates=normal(1, 3, 4, 4, 4),
-    )
-    net(normal(1, 2, 4, 4, 4), T, condition).square().sum().backward()
-    unused = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    assert unused == []
 
 
 def test_builds_on_meta(build):

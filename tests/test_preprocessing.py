@@ -1,7 +1,6 @@
 """What goes in comes out at its place: oracles are world coordinates, closed forms and copies."""
 
 import gzip
-import inspect
 from itertools import permutations, product
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from volumediff import config
 from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground, otsu
 from volumediff.data.grid import Grid
-from volumediff.data.intensity import Intensity, Percentile, Window, ZScore
+from volumediff.data.intensity import Percentile, Window, ZScore
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.preprocessing import Preprocessing, Record, fingerprint
 from volumediff.data.resampling import axis_weights, onto, resample, resample_labels
@@ -128,29 +126,6 @@ def test_onto_another_rotated_grid_keeps_places():
 
 
 # ---- intensities ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", config.available("intensity"))
-def test_intensity_rules_invert(name):
-    takes = inspect.signature(config.component("intensity", name)).parameters
-    landmarks = (tuple(np.linspace(-1, 1, 11).tolist()),)
-    rule = config.build(
-        "intensity", name, **({"landmarks": landmarks} if "landmarks" in takes else {})
-    )
-    assert isinstance(rule, Intensity)
-    rng = np.random.default_rng(0)
-    x = rng.uniform(-100, 200, (12, 10, 8)).astype(np.float32)
-    mask = np.ones(x.shape, bool)
-    mask[:2] = False
-    limits = rule.limits(x, mask)
-    y = rule.apply(x, mask, limits=limits)
-    assert y.dtype == np.float32
-    assert np.abs(y).max() <= 1
-    assert (y[:2] == -1).all()
-    kept = mask & (np.abs(y) < 1)
-    assert kept.mean() > 0.5
-    np.testing.assert_allclose(rule.invert(y, limits=limits)[kept], x[kept], atol=1e-3)
-    assert np.isfinite(rule.apply(x * 0, mask, limits=rule.limits(x * 0, mask))).all()
 
 
 def test_limits_by_hand():

@@ -15,7 +15,7 @@ from volumediff.networks.unet import UNet
 from volumediff.planning import shortage
 from volumediff.planning.planner import trace
 from volumediff.planning.profile import _Stopwatch, profile
-from volumediff.training.run_config import saved_config
+from volumediff.settings.run_config import saved_config
 
 __all__ = ["base", "program", "run"]  # fixtures
 

@@ -9,7 +9,6 @@ from tiny_runs import tiny, write_data
 
 from volumediff.anomaly.rows import load_row
 from volumediff.condition import Condition
-from volumediff.config import available, build
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.regions import Blobs, Box, Cells, Slabs
 from volumediff.errors import UsageError
@@ -33,7 +32,7 @@ from volumediff.runs.trained import load_trained
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
-from volumediff.training.assemble import build_task
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
 
 SPACING = (2.0, 2.0, 2.0)
@@ -63,20 +62,6 @@ class Fixed(Network):
     def body(self, x, e):
         self.seen.append(x)
         return torch.full_like(x[:, : self.out_channels], self.value)
-
-
-@pytest.mark.parametrize(
-    "region", [Box(side_mm=8.0), Blobs(size_mm=(3.0, 8.0)), Cells(cell_mm=6.0), Slabs(6.0, 4.0)]
-)
-def test_regions_are_keyed_and_never_empty(region):
-    foreground = subject().foreground
-    first = region(foreground, spacing_mm=SPACING, key=3)
-    assert torch.equal(first, region(foreground, spacing_mm=SPACING, key=3))
-    others = [region(foreground, spacing_mm=SPACING, key=k) for k in range(6)]
-    assert all(m.any() for m in others)
-    assert len({m.numpy().tobytes() for m in others}) > 3
-    with pytest.raises(ValueError, match="foreground: expected some voxels"):
-        region(torch.zeros_like(foreground), spacing_mm=SPACING, key=0)
 
 
 def test_a_box_has_its_side_and_blobs_their_share():
@@ -391,12 +376,6 @@ def test_a_translation_trains_on_two_modalities_and_goes_forth_and_back(tmp_path
     assert bool(found.map.isfinite().all())
     assert float(found.map.max()) > 0
     assert torch.equal(found.healthy[:, 1], example.x[:, 1])
-
-
-def test_the_list_is_complete():
-    known = {"healthy", "class_conditional", "label_diffusion", "translation", *RECIPES}
-    assert set(available("recipe")) == known
-    assert build("recipe", {"name": "local_noise", "region": {"name": "cells"}}).region == Cells()
 
 
 def test_recipe_and_kernel_must_fit(tmp_path):

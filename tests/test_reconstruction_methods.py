@@ -573,7 +573,7 @@ ENOUGH = "threshold.min_volumes=4"
 
 
 def autoencoder_words(spec):
-    return ["space=null", "kernel=null", "network=null", f"autoencoder={spec}"]
+    return ["task=autoencoder", f"autoencoder={spec}"]
 
 
 @pytest.fixture(scope="module")
@@ -628,7 +628,9 @@ def test_a_row_of_an_autoencoder_from_training_to_files(
 def test_codes_from_training_to_files(runs, data, program, tmp_path):
     spec = f"{{name: token_prior, autoencoder: {runs('vq')}, width: 8, layers: 1, heads: 2}}"
     run = runs("token_prior", spec)
-    assert (run / "autoencoder" / "weights.safetensors").is_file(), "the run stands alone"
+    assert (run / "borrowed" / "autoencoder" / "weights.safetensors").is_file(), (
+        "the run stands alone"
+    )
     file = sorted(data.glob("*.nii.gz"))[0]
     words = ["ensemble.seeds=2", "reconstruction.threshold=0.2"]
     code, _, said = program(

@@ -17,10 +17,10 @@ import pytest
 import torch
 from tiny_runs import figures, tiny, write_data
 
+from volumediff.distributed import processes
 from volumediff.errors import DataError, UsageError
+from volumediff.optimization.metrics import read_metrics
 from volumediff.storage import checkpoint
-from volumediff.training import processes
-from volumediff.training.journal import read_metrics
 from volumediff.training.loop import train
 
 WORDS = (

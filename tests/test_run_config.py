@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_runs import tiny, write_data
+from tiny_runs import load_run, tiny, write_data
 
 from volumediff.errors import UsageError
+from volumediff.settings.run_config import changes, load_run_config, parse, saved_config
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
-from volumediff.training.assemble import autoencoder_path, build_task, load_run
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
-from volumediff.training.run_config import changes, load_run_config, parse, saved_config
 from volumediff.training.run_folder import keep_config
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -79,11 +79,9 @@ def small(path, data, output, *words):
 def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
     words = []
     wanted = load_run_config(path)
-    source = autoencoder_path(wanted.space) or autoencoder_path(wanted.autoencoder)
-    if source:
-        first = ROOT / "autoencoders" / f"{Path(source).name}.yaml"
-        part = "autoencoder" if wanted.space is None else "space"
-        words = [f"{part}.autoencoder={train(small(first, data, tmp_path / 'autoencoder'))}"]
+    for key, source in wanted.borrows().items():
+        first = ROOT / "autoencoders" / f"{source.name}.yaml"
+        words = [f"{key}={train(small(first, data, tmp_path / 'autoencoder'))}"]
     config = small(path, data, tmp_path / "run", *words)
     before = build_task(config).trained()
     run = train(config)
@@ -91,7 +89,7 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
     after = dict(trained.named_parameters())
     assert any(not torch.equal(p, after[n]) for n, p in before.items()), "nothing was learnt"
     assert list((run / "previews").glob("*.png"))
-    if source and wanted.space is not None:
+    if "space.autoencoder" in wanted.borrows():
         space = trained.space.inner if isinstance(trained.space, Slices) else trained.space
         assert isinstance(space, Latent)
         assert len(space.digest) == 64
@@ -103,7 +101,7 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
         (["optim.lrr=1"], "config: optim.lrr: unknown key; choose from lr, steps.*'lr'"),
         (
             ["opim.lr=1"],
-            "config: opim: unknown key; choose from data.*Did you mean 'optim'",
+            "config: opim: unknown key for task diffusion; choose from task, data.*mean 'optim'",
         ),
         (["optim.lr=fast"], "config: optim.lr: Input should be a valid number.*'fast'"),
         (["optim.steps=0"], "config: optim.steps: Input should be greater than 0.*got 0"),
@@ -115,11 +113,21 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
         (["memory.chekpoint=true"], "config: memory: unknown key chekpoint.*mean 'checkpoint'"),
         (["data.augmentation.flop=[0]"], "config: data.augmentation: unknown key flop"),
         (["data.split.seeds=1"], "config: data.split.seeds: unknown key.*Did you mean 'seed'"),
-        (["network=null"], r"config: needs network \(or autoencoder alone\)"),
-        (["autoencoder.name=kl"], "config: takes autoencoder alone, or space"),
+        (["network=null"], r"config: needs network for task diffusion\.$"),
+        (
+            ["autoencoder.name=kl"],
+            r"autoencoder: unknown key for task diffusion \(it is one of task=autoencoder\)",
+        ),
+        (["task=difusion"], "task.name = 'difusion': choose from autoencoder, .*'diffusion'"),
+        (["task=3"], "config: task: expected a name, got 3; choose from autoencoder, diffusion"),
+        (["task=autoencoder"], r"config: needs autoencoder for task autoencoder\.$"),
+        *(
+            (["task=autoencoder", "autoencoder=kl", word], "unknown key for task autoencoder")
+            for word in ("recipe=healthy", "noise=gaussian", "times=[0, 0.5]", "space=voxel")
+        ),
         (["optim.accumulate=3"], r"config: needs optim.batch_size \(2\) to be a multiple"),
         (["crop=[8, 8]"], "config: crop.*got"),
-        (["times=[0.5, 0.5]"], r"config: needs times \[low, high\] with low < high"),
+        (["times=[0.5, 0.5]"], r"config: times: expected \[low, high\] with low < high"),
         (["times=[0, 1.5]"], "config: times.*got 1.5"),
     ],
 )

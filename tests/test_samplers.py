@@ -49,12 +49,6 @@ def run(name, z, *, steps=8, kernel=KERNEL, times=None, **keywords):
     return sampler.sample(denoise, kernel, z, times, noise=noise, **keywords)
 
 
-def test_gaussian_data_is_reproduced(name, kernel):
-    out = run(name, gradual(4000), steps=120, kernel=kernel)
-    assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
-    assert out.std().item() == pytest.approx(STD, rel=0.07)
-
-
 def test_wide_states_survive(name, kernel):
     # Latents and z-scored intensities are not in [-1, 1]: nothing may clip them.
     z = gradual(2000, dtype=torch.float32)
@@ -62,15 +56,6 @@ def test_wide_states_survive(name, kernel):
     assert out.dtype == torch.float32
     assert out.std().item() == pytest.approx(3.0, rel=0.1)
     assert out.abs().max() > 7
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 10])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_few_steps_stay_finite(name, kernel, steps, dtype):
-    out = run(name, draw(dtype=dtype), steps=steps, kernel=kernel)
-    assert out.dtype == dtype
-    assert bool(out.isfinite().all())
-    assert out.abs().max() < 10
 
 
 def test_times_start_and_end_exactly(name, kernel):

@@ -22,6 +22,7 @@ from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
+from volumediff.optimization.metrics import read_metrics
 from volumediff.randomness import key as key_of
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
@@ -31,9 +32,8 @@ from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.heun import Heun
 from volumediff.schedules._base import per_sample
 from volumediff.spaces.voxel import Voxel
-from volumediff.training.journal import read_metrics
+from volumediff.tasks._selection import one_step_map
 from volumediff.training.loop import train
-from volumediff.training.selection import one_step_map
 
 INSIDE = foreground()
 EXACT = ["voxel", "wavelet", "slices"]

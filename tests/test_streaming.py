@@ -201,7 +201,7 @@ def test_loss_curves_are_those_of_the_plain_run(policy):
 
 def held(policy, *, training):
     """Peak of live bytes, on the device and in host memory."""
-    network = UNet(1, 1, widths=(16, 16), blocks=2)
+    network = UNet(1, 1, widths=(16, 16), blocks=1)
     policy.apply(network)
     x, t = draw(1, 1, 48, 24, 24).float(), torch.tensor([0.5])
     with torch.set_grad_enabled(training), Tracer() as tracer:

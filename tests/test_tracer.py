@@ -13,10 +13,10 @@ from volumediff.memory import host
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
+from volumediff.optimization.state import State
 from volumediff.planning.fake import fake_task
-from volumediff.planning.step import random_batch, train_step, use, with_moments
+from volumediff.planning.step import train_step, with_moments
 from volumediff.planning.tracer import Tracer
-from volumediff.training.state import State
 
 KB = 1024  # bytes of 256 float32 values
 
@@ -175,7 +175,7 @@ def test_equals_the_tracker_of_torch_over_a_whole_step(tmp_path):
     with fake_task(config) as task:
         state = State.fresh(task, config.optim)
         with_moments(state)
-        micros = [random_batch(config, task, (16, 16, 16), 2)]
+        micros = [task.batch((16, 16, 16), 2)]
         states = [s for o in state.optimizers.values() for s in o.state.values()]
         given = [m for s in states for m in s.values()]
         given += [*state.ema.tensors.values(), micros[0].x]
@@ -193,8 +193,8 @@ def test_equals_the_tracker_of_torch_over_a_whole_step(tmp_path):
 def test_inference_is_cut_into_stages(tmp_path):
     config = tiny(tmp_path, tmp_path, "data.preprocessing.shape=[16,16,16]")
     with fake_task(config) as task:
-        batch = random_batch(config, task, (16, 16, 16), 1)
+        batch = task.batch((16, 16, 16), 1)
         with Tracer() as tracer:
-            use(task, batch, stage=tracer.stage)
+            task.use(batch, stage=tracer.stage)
     assert [s for s in tracer.stages if s != "outside"] == ["encode", "denoise", "decode"]
     assert tracer.peak == tracer.stages["denoise"]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny_runs import SIZE, figures, tiny, write_data
+from tiny_runs import SIZE, figures, load_run, tiny, write_data
 from torch import nn
 
 from volumediff.config import build
@@ -17,28 +17,27 @@ from volumediff.data.augmentation import Augmentation
 from volumediff.errors import DataError
 from volumediff.kernels._base import Prediction
 from volumediff.model import Model, full_coordinates
+from volumediff.optimization.ema import EMA
+from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.rate import learning_rate
 from volumediff.randomness import key, normal
 from volumediff.recipes._base import Subject
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.samples.dataset import Crop, Keyed, Order, collate, stream
+from volumediff.samples.latents import Precomputed
+from volumediff.samples.statistics import Statistics
+from volumediff.samples.volumes import TrainingVolume
+from volumediff.settings.sections import Optim
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache, Entry
-from volumediff.training import selection
-from volumediff.training.assemble import load_run
-from volumediff.training.dataset import Crop, Keyed, Order, collate, stream
-from volumediff.training.ema import EMA
-from volumediff.training.journal import read_metrics
-from volumediff.training.latents import Precomputed
+from volumediff.tasks import _selection as selection
+from volumediff.tasks.diffusion import DiffusionTask
 from volumediff.training.loop import train
-from volumediff.training.rate import learning_rate
-from volumediff.training.run_config import Optim
-from volumediff.training.statistics import Statistics
-from volumediff.training.task import Diffusion
-from volumediff.training.volumes import TrainingVolume
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +149,7 @@ def test_accumulation_equals_one_large_batch(data, tmp_path):
 
 def test_accumulation_of_an_autoencoder_with_noise_and_discriminator(data, tmp_path):
     words = [
-        "space=null",
-        "kernel=null",
-        "network=null",
+        "task=autoencoder",
         "autoencoder={name: kl, widths: [4, 8], strides: [[2, 2, 2]], blocks: 1}",
         "autoencoder.adversarial=0.1",
         "optim.steps=2",
@@ -168,7 +165,7 @@ def test_accumulation_of_an_autoencoder_with_noise_and_discriminator(data, tmp_p
 
 
 def test_each_player_moves_its_own_weights_only(data, tmp_path):
-    words = ["space=null", "kernel=null", "network=null", "optim.steps=1", "optim.warmup=0"]
+    words = ["task=autoencoder", "optim.steps=1", "optim.warmup=0"]
     codec = "autoencoder={name: kl, widths: [4], strides: [], blocks: 1, latent_channels: 1"
     plain = train(tiny(data, tmp_path / "plain", *words, codec + "}"))
     tricked = train(tiny(data, tmp_path / "tricked", *words, codec + ", adversarial: 1e-30}"))
@@ -262,7 +259,7 @@ def test_samples_depend_on_their_key_alone(volumes):
 )
 def test_a_crop_is_a_window_of_the_state_with_its_coordinates(space, volumes):
     """The state of the crop is the crop of the state, at the place its coordinates say."""
-    from volumediff.training.prepare import crop_of
+    from volumediff.tasks._spaces import crop_of
 
     shape = tuple(s * n for s, n in zip(space.stride, (2, 1, 1), strict=True))
     crop = crop_of(space, shape)
@@ -362,14 +359,15 @@ def wavelet_model(space):
     return Model(space, build("kernel", {"name": "gaussian", "schedule": "cosine"}), network)
 
 
-def test_precomputed_states_give_the_loss_of_the_real_space(volumes):
+def test_precomputed_states_give_the_loss_of_the_real_space(volumes, tmp_path):
     """The training model on raw states and the real model on voxels agree."""
     space = Wavelet()
     model = wavelet_model(space)
     nn.init.normal_(next(reversed(list(model.network.parameters()))))
-    task = Diffusion(model, digest="x", states=Precomputed())
+    task = DiffusionTask(tiny(tmp_path, tmp_path / "run"), model, digest="x")
+    task.states = Precomputed()
     raw = [space.analysis(v.x[None]) for v in volumes]
-    task.fit(raw)
+    task.normalise(raw)
     direct = Wavelet()
     direct.fit(v.x[None] for v in volumes)
     torch.testing.assert_close(space.shift, direct.shift)
@@ -467,7 +465,7 @@ def test_a_full_disk_is_said_by_the_lock(data, tmp_path, monkeypatch):
 def test_what_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, where):
     clean = train(tiny(data, tmp_path / "clean"))
     config = tiny(data, tmp_path / "run", "save_every=1")
-    original, count = Diffusion.loss, 0
+    original, count = DiffusionTask.loss, 0
     guilty = []
 
     def broken(self, player, batch):
@@ -482,7 +480,7 @@ def test_what_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, w
         zero = next(self.model.network.parameters()).sum() * 0
         return losses + zero.sqrt()  # value 0, derivative inf * 0
 
-    monkeypatch.setattr(Diffusion, "loss", broken)
+    monkeypatch.setattr(DiffusionTask, "loss", broken)
     with pytest.raises(DataError, match=r"step 4: not finite \(loss .*volumediff check") as caught:
         train(config)
     names = {
@@ -493,7 +491,7 @@ def test_what_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, w
     assert names[guilty[0]] in str(caught.value)
     assert str(caught.value).count("sub-") == (1 if where == "loss" else 2)
     assert checkpoint.find(config.output, "last").step == 3
-    monkeypatch.setattr(Diffusion, "loss", original)
+    monkeypatch.setattr(DiffusionTask, "loss", original)
     train(config)
     assert largest_difference(weights(clean), weights(config.output)) == 0
 

@@ -28,8 +28,8 @@ from volumediff.randomness import key
 from volumediff.runs import lender as lending
 from volumediff.runs.classifier import load_classifier
 from volumediff.runs.trained import Trained, load_trained
+from volumediff.settings.run_config import parse
 from volumediff.training.loop import train
-from volumediff.training.run_config import parse
 from volumediff.tunable import Tunable
 from volumediff.tuning.search import Bench, Budget, Search
 from volumediff.tuning.trials import Trial, choose, measure, same_finding
@@ -516,7 +516,7 @@ def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judg
 
 
 def train_first(base, folder, *words):
-    words = ("space=null", "kernel=null", "network=null", f"autoencoder={SOFT}", *words)
+    words = ("task=autoencoder", f"autoencoder={SOFT}", *words)
     return train(tiny(base / "data", folder, *words, WINDOW, "optim.steps=1"))
 
 

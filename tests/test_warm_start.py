@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tiny_runs import tiny, write_data
+from tiny_runs import load_run, tiny, write_data
 
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
-from volumediff.training.assemble import build_task, load_run
+from volumediff.tasks import build_task, warm_start
 from volumediff.training.loop import train
-from volumediff.training.warm_start import warm_start
 
 SLICES = (
     "space={name: slices, inner: voxel, axis: w}",
@@ -28,7 +27,7 @@ def flat(tmp_path_factory):
 def test_an_inflated_run_begins_as_the_model_of_slices(flat, tmp_path):
     data, run = flat
     task = build_task(tiny(data, tmp_path / "deep", *SLICES))
-    warm_start(task.module, run)
+    warm_start(task, run)
     z_t = torch.randn(1, 1, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.5])
     _, slices = load_run(run)
@@ -54,4 +53,4 @@ def test_other_networks_are_refused(flat, tmp_path):
     data, run = flat
     task = build_task(tiny(data, tmp_path / "wide", *SLICES, "network.widths=[4, 16]"))
     with pytest.raises(UsageError, match=r"start_from = .*does not fit this network"):
-        warm_start(task.module, run)
+        warm_start(task, run)

@@ -6,8 +6,9 @@ import nibabel as nib
 import numpy as np
 
 from volumediff.config import overridden
-from volumediff.training.journal import read_metrics
-from volumediff.training.run_config import RunConfig, parse
+from volumediff.optimization.metrics import read_metrics
+from volumediff.settings.run_config import RunConfig, parse
+from volumediff.tasks import load_task
 
 SIZE = (8, 8, 8)
 
@@ -40,22 +41,31 @@ def write_data(root: Path, *, cases=6, size=SIZE, labels=False) -> Path:
 
 
 def tiny(root: Path, output: Path, *words: str) -> RunConfig:
-    """A voxel-space run of a few seconds; `words` are overrides."""
+    """A run of a few seconds, in voxel space if it is one of diffusion; `words` are overrides."""
     tree = {
         "data": {
             "root": str(root),
             "preprocessing": {"shape": list(SIZE)},
             "split": {"validation": 0.2, "calibration": 0.0},
         },
-        "space": "voxel",
-        "kernel": {"name": "gaussian", "schedule": "cosine"},
-        "network": {"name": "unet", "widths": [4, 8], "blocks": 1, "groups": 2},
         "optim": {"lr": 1e-3, "steps": 6, "warmup": 2, "batch_size": 2, "ema": 0.9},
         "validation": {"every": 3, "volumes": 1},
         "save_every": 2,
         "output": str(output),
     }
+    if not any(word.startswith("task=") for word in words):
+        tree |= {
+            "space": "voxel",
+            "kernel": {"name": "gaussian", "schedule": "cosine"},
+            "network": {"name": "unet", "widths": [4, 8], "blocks": 1, "groups": 2},
+        }
     return parse(overridden(tree, words))
+
+
+def load_run(run: Path, **which):
+    """Configuration and trained module of a run."""
+    task = load_task(run, **which)
+    return task.config, task.module
 
 
 def figures(run: Path) -> list[dict]:

@@ -60,7 +60,7 @@ class Adaptation(ABC):
 
 @dataclass(frozen=True)
 class Affine(Adaptation):
-    """Scale and shift of the normalisations: their own, and what FiLM adds to them.
+    """Fits scale and shift of the network's normalisations to one volume, those of FiLM, too.
 
     Adam, as in Tent, moves every parameter by at most about `steps * lr`.
 

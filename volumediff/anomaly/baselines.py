@@ -29,7 +29,9 @@ class Baseline(Method, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Intensity(Baseline):
-    """The intensity itself, a = (1 + sign · mean_c x) / 2: bright or dark voxels are abnormal.
+    """The intensity itself as the map, a = (1 + sign · mean_c x) / 2.
+
+    Bright voxels are abnormal, or dark ones.
 
     Preprocessing has normalized intensities already, so that they are not equalised once more; the
     order of the voxels of a volume would be the same.
@@ -52,7 +54,7 @@ class Intensity(Baseline):
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing(Baseline):
-    """Residual of a Gaussian mean, a = mean_c |x - G_σ x|: no learning at all.
+    """Residual of the volume and its Gaussian mean, a = mean_c |x - G_σ x|: no learning at all.
 
     Arguments:
         sigma_mm: standard deviation σ; tune on validation among 1, 2, 4, 8 mm
@@ -74,7 +76,7 @@ class Smoothing(Baseline):
 
 @dataclass(frozen=True, kw_only=True)
 class Prevalence(Baseline):
-    """A constant map: its AP is the share of lesion voxels, the floor of every table."""
+    """A constant map, whose AP is the share of lesion voxels: the floor of every table."""
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """One in the foreground."""

@@ -111,7 +111,7 @@ class Normalization(ABC):
 
 @dataclass(frozen=True)
 class Raw(Normalization):
-    """The map as it is."""
+    """No normalization: the map in its own unit."""
 
     fitted: ClassVar[bool] = False
 

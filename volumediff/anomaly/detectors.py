@@ -108,7 +108,7 @@ class Detector(Method, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorMean(Detector):
-    r"""One network call at t = 1: the posterior mean of the map,
+    r"""The posterior mean of the map, by one network call at t = 1,
 
     .. math:: a = \frac{1 + \hat m_0(z_1, x)}{2} \approx E[m | x], \qquad
               z_1 = α_1\, (-1) + σ_1 \epsilon,
@@ -125,7 +125,7 @@ class PosteriorMean(Detector):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Detector):
-    """Maps drawn by a sampler: their mean is the posterior mean, their deviation the uncertainty.
+    """The mean of maps that a sampler draws; their deviation is the uncertainty.
 
     Arguments:
         sampler: steps of the reverse chain from t = 1

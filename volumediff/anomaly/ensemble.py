@@ -52,7 +52,7 @@ class Ensemble(ABC):
 
 @dataclass(frozen=True)
 class Mean(Ensemble):
-    """Arithmetic mean: abnormal where any run says so."""
+    """Arithmetic mean of the runs' maps: abnormal where any run says so."""
 
     def forward(self, a: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
         """The map."""
@@ -68,7 +68,9 @@ TINY = 1e-6  # far below the 2^-11 of a map in half precision
 
 @dataclass(frozen=True)
 class GeometricMean(Ensemble):
-    """Geometric mean, φ(a) = log a: runs whose maps have other units weigh the same.
+    """Geometric mean of the runs' maps, φ(a) = log a.
+
+    Runs whose maps have other units weigh the same.
 
     A factor on the map of one run is a factor on the result. Maps are bounded below by `TINY`.
     """
@@ -85,7 +87,7 @@ class GeometricMean(Ensemble):
 
 @dataclass(frozen=True)
 class HarmonicMean(Ensemble):
-    """Harmonic mean, φ(a) = 1 / a: abnormal only where all runs say so.
+    """Harmonic mean of the runs' maps, φ(a) = 1 / a: abnormal only where all runs say so.
 
     Maps are bounded below by `TINY`, so that one run that finds nothing gives nearly 0, not 1/0.
     """

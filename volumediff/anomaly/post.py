@@ -84,7 +84,7 @@ class Erode(Post):
 
 @dataclass(frozen=True)
 class Median(Post):
-    """Median over a ball; anything with less than half of the ball disappears.
+    """Median filter of the map over a ball; anything with less than half of the ball disappears.
 
     Arguments:
         radius_mm: a radius of 2 mm removes blobs below about 60 mm³ at 1 mm voxels
@@ -120,7 +120,7 @@ def _ball(radius_mm: float, spacing_mm: Spacing) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Smooth(Post):
-    """Gaussian mean over the foreground.
+    """Smooths the map with a Gaussian over the foreground.
 
     Arguments:
         sigma_mm: standard deviation
@@ -142,7 +142,7 @@ class Smooth(Post):
 
 @dataclass(frozen=True)
 class Open(Post):
-    """Keeps what a ball of the mask reaches: spikes and sheets thinner than it go.
+    """Opens the mask, keeping what a ball within it reaches: spikes and sheets thinner than it go.
 
     Arguments:
         radius_mm: of the ball
@@ -164,7 +164,7 @@ class Open(Post):
 
 @dataclass(frozen=True)
 class Close(Post):
-    """Fills what no ball outside the mask reaches: gaps and holes thinner than it.
+    """Closes the mask, filling what no ball outside it reaches: gaps and holes thinner than it.
 
     Arguments:
         radius_mm: of the ball

@@ -52,7 +52,7 @@ class Score(ABC):
 
 @dataclass(frozen=True)
 class Mean(Score):
-    """Mean over the foreground; dilutes small lesions."""
+    """Mean of the map over the foreground; dilutes small lesions."""
 
     def __call__(
         self,
@@ -68,7 +68,7 @@ class Mean(Score):
 
 @dataclass(frozen=True)
 class Max(Score):
-    """Largest value in the foreground; one voxel decides."""
+    """Largest value of the map in the foreground; one voxel decides."""
 
     def __call__(
         self,
@@ -106,7 +106,7 @@ class Excess(Score):
 
 @dataclass(frozen=True)
 class TopFraction(Score):
-    """Mean of the highest values in the foreground.
+    """Mean of the highest values of the map in the foreground.
 
     Arguments:
         fraction: share of the foreground, in (0, 1]; 0.001 of a brain is about 1.4 ml

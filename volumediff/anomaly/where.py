@@ -58,7 +58,7 @@ class Found(Where):
 
 @dataclass(frozen=True)
 class Given(Where):
-    """The region that comes with the volume.
+    """The region that the caller gives with the volume.
 
     Arguments:
         dilate_mm: half-width by which the region grows

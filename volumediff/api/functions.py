@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from volumediff.evaluation.evaluate import MethodResult
     from volumediff.outputs.batch import Summary
     from volumediff.planning.planner import Plan
-    from volumediff.training.run_config import RunConfig
+    from volumediff.settings.run_config import RunConfig
 
 __all__ = ["check", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
 
@@ -42,7 +42,7 @@ def run_config(
         UsageError: one line with the key, what it takes and what came
     """
     from volumediff.config import overridden
-    from volumediff.training.run_config import load_run_config, parse
+    from volumediff.settings.run_config import load_run_config, parse
 
     every = [*words, *words_of(sections or {})]
     if isinstance(config, Mapping):

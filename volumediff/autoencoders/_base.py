@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from volumediff import tiling
 from volumediff.autoencoders._codec import Codec
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
+from volumediff.networks._streamable import Streamable
 from volumediff.shapes import Shape
 
 __all__ = ["Autoencoder", "Generators", "Reconstructor", "check_player", "frozen", "sources"]
@@ -26,7 +27,7 @@ __all__ = ["Autoencoder", "Generators", "Reconstructor", "check_player", "frozen
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
-class Reconstructor(nn.Module, ABC):
+class Reconstructor(Streamable):
     """Anything that reconstructs volumes and is trained by losses of players that take turns.
 
     Attributes `channels` and `stride` are the channels of the volumes and the voxels of a cell:
@@ -47,6 +48,11 @@ class Reconstructor(nn.Module, ABC):
     def passes(self) -> tuple[nn.Module, ...]:
         """Modules that map volumes from end to end, which a memory policy may run in slabs; the
         first reads volumes, and its residual blocks are features to compare them by."""
+
+    @property
+    def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
+        """The passes as they are called."""
+        return tuple((part, "forward") for part in self.passes)
 
     @abstractmethod
     def loss(

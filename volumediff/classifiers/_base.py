@@ -4,7 +4,7 @@ They live in state space, so that one classifier serves any pipeline whose state
 on, and the gradient with respect to the state needs no decoder.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._streamable import Streamable
 
 __all__ = ["Classifier"]
 
 
-class Classifier(nn.Module, ABC):
+class Classifier(Streamable):
     """A function of the noisy state and the time.
 
     Arguments:
@@ -35,6 +36,11 @@ class Classifier(nn.Module, ABC):
         self.in_channels = in_channels
         self.classes = classes
         self.embedding = Embedding(frequencies)
+
+    @property
+    def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
+        """The features."""
+        return ((self, "features"),)
 
     @abstractmethod
     def features(

@@ -181,11 +181,11 @@ def _suits(row: "Row", models: Models, path: str) -> str:
 def _model(path: str, words: tuple[str, ...]) -> "Model | Reconstructor":
     import torch
 
-    from volumediff.training.assemble import autoencoder_path, build_task
-    from volumediff.training.run_config import load_run_config
+    from volumediff.settings.run_config import load_run_config
+    from volumediff.tasks import build_task
 
     # Where the space has no autoencoder to be changed, the rest of the words says why not.
-    if autoencoder_path(load_run_config(path).space) is None:
+    if "space.autoencoder" not in load_run_config(path).borrows():
         words = tuple(w for w in words if not w.startswith("space.autoencoder="))
     with torch.device("meta"):
         return build_task(load_run_config(path, [FULL.get(w, w) for w in words])).module

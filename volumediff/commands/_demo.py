@@ -39,10 +39,11 @@ from volumediff.reporting.report import Page, write_report
 from volumediff.reporting.views import views_of
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Which, load_trained
+from volumediff.samples.sources import simulated
+from volumediff.settings.run_config import RunConfig, parse
+from volumediff.settings.sections import POPULATION
 from volumediff.storage.atomic import atomic
 from volumediff.training.loop import train
-from volumediff.training.run_config import POPULATION, RunConfig, parse
-from volumediff.training.sources import simulated
 
 __all__ = ["DemoConfig", "load_demo", "run_demo", "table"]
 

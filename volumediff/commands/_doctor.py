@@ -137,14 +137,14 @@ def _global_mean(name: str, overrides: Sequence[str]) -> list[Check]:
     """Whether the mean of a volume is hidden at t = 1: SNR n alpha_1^2 / sigma_1^2 of n voxels."""
     from math import prod
 
+    from volumediff.model import Model
     from volumediff.schedules._base import global_mean_snr
-    from volumediff.training.assemble import build_task
-    from volumediff.training.run_config import load_run_config
-    from volumediff.training.task import Diffusion
+    from volumediff.settings.run_config import load_run_config
+    from volumediff.tasks import build_task
 
     run = load_run_config(name, overrides)
-    task = build_task(run)
-    if not isinstance(task, Diffusion):
+    model = build_task(run).lend(Model)
+    if model is None:
         return [
             Check("note", "global mean", f"{name} trains no diffusion model: no noise of its own")
         ]
@@ -152,7 +152,6 @@ def _global_mean(name: str, overrides: Sequence[str]) -> list[Check]:
     if shape is None:
         text = "unknown: set data.preprocessing.shape"
         return [Check("note", "global mean", text)]
-    model = task.model
     voxels = prod(model.space.grid(shape))
     snr = global_mean_snr(model.kernel.schedule, voxels)
     # close to n times alpha_bar_T where that is small

@@ -41,7 +41,7 @@ def profile(
     from volumediff.commands._tables import profiled
     from volumediff.planning.planner import at_shape
     from volumediff.planning.profile import profile as work
-    from volumediff.training.run_config import load_run_config
+    from volumediff.settings.run_config import load_run_config
 
     wanted = at_shape(load_run_config(config, overrides or []), shape)
     found = work(wanted, mode=mode.value, steps=steps, snapshot=snapshot)

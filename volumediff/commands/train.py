@@ -11,7 +11,7 @@ def train(config: Config, overrides: ConfigWords = None) -> None:
 
     volumediff train wavelet_128 data.root=DATA output=runs/brain
     """
-    from volumediff.training.processes import leave
+    from volumediff.distributed.processes import leave
 
     try:
         folder = work(config, overrides=overrides or [])

@@ -4,16 +4,18 @@ They live in voxels, so that one file serves every space and every way to recons
 the model that reconstructed is seen but its residual.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.networks._streamable import Streamable
+
 __all__ = ["Comparer"]
 
 
-class Comparer(nn.Module, ABC):
+class Comparer(Streamable):
     """A function of the residual x̂ - x and the volume x, at any size.
 
     Arguments:
@@ -23,6 +25,11 @@ class Comparer(nn.Module, ABC):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
+
+    @property
+    def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
+        """The body."""
+        return ((self, "body"),)
 
     @abstractmethod
     def body(self, pair: Float[Tensor, "b c2 d h w"]) -> Float[Tensor, "b 1 d h w"]:

@@ -26,8 +26,10 @@ __all__ = ["arguments", "build"]
 def arguments(family: str, spec: Any) -> set[str]:
     """Arguments that the constructor of a specified component takes; none if it names none."""
     name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str | type):
+        return set()
     try:
-        return set(inspect.signature(component(family, name)).parameters)
+        return set(_parameters(component(family, name)))
     except UsageError:
         return set()  # build says so better
 
@@ -58,7 +60,7 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
         raise UsageError(f"{where}.name: expected a name, got {spec['name']!r}.")
     cls = component(family, spec["name"])
     hints = typing.get_type_hints(cls.__init__)
-    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in derived}
+    parameters = {n: p for n, p in _parameters(cls).items() if n not in derived}
     values = {}
     for name, value in spec.items():
         if name == "name":
@@ -83,6 +85,13 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
         return cls(**derived, **values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The named parameters of a constructor; `**others` takes what is derived, never what is
+    configured, so that a key with a typing error is not swallowed."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in inspect.signature(cls).parameters.items() if p.kind in named}
 
 
 def _value(annotation: Any, value: Any, where: str) -> Any:

@@ -47,6 +47,7 @@ def _module(name: str, place: str, base: str) -> Family:
 FAMILIES = {
     each.name: each
     for each in (
+        _folder("task", "tasks", "Task"),
         _folder("space", "spaces", "StateSpace"),
         _folder("schedule", "schedules", "Schedule"),
         _folder("kernel", "kernels", "Kernel"),

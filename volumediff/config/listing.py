@@ -45,15 +45,18 @@ def name_of(cls: type | str) -> str:
 
 
 def summary(doc: str | None) -> str:
-    """The first sentence of a docstring, or what stands before its first colon; one line."""
+    """The first sentence of a docstring, in one line."""
     paragraph = " ".join((doc or "").strip().split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[^.A-Z])[.:] ", paragraph, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[^.A-Z])\. ", paragraph, maxsplit=1)[0]
     return sentence.rstrip(" .,:;") + "." if sentence else ""
 
 
 @cache
 def listed(name: str) -> dict[str, str]:
-    """YAML name -> one-line description of every component that ships in a family."""
+    """YAML name -> one-line description of every component that ships in a family.
+
+    It is the first sentence of the file, where a file is a component, or of the class.
+    """
     known = family(name)
     if not known.folder:
         classes = _concrete(known.place, known)
@@ -63,13 +66,7 @@ def listed(name: str) -> dict[str, str]:
     stems += sorted(
         p.parent.name for p in folder.glob("*/__init__.py") if not p.parent.name.startswith("_")
     )
-    return {stem: _line(f"{known.place}.{stem}", stem, known) for stem in stems}
-
-
-def _line(module: str, stem: str, known: Family) -> str:
-    found = list(_concrete(module, known))
-    own = [c for c in found if name_of(c.name) == stem] or found
-    return summary(own[0].doc if len(own) == 1 else _read(module).doc)
+    return {stem: summary(_read(f"{known.place}.{stem}").doc) for stem in stems}
 
 
 def _concrete(module: str, known: Family) -> Iterator[_Class]:

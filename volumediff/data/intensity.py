@@ -177,8 +177,9 @@ class Window(Affine):
 
 @dataclass(frozen=True)
 class Histogram(Intensity):
-    r"""Percentiles of the foreground go to landmarks, which are the means of the training set's;
-    for MRI of several scanners, whose tone curves differ.
+    r"""Percentiles of the foreground go to the mean ones of the training set (Nyúl's landmarks).
+
+    For MRI of several scanners, whose tone curves differ:
 
     .. math:: \ell_k = \frac{1}{N} \sum_{i=1}^{N}
               \left(2\,\frac{p_{ik} - p_{i1}}{p_{iK} - p_{i1}} - 1\right), \qquad

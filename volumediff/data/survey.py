@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from volumediff.config import available, build
+from volumediff.config import available, build, reference
 from volumediff.data.cases import Case, Problem, readable, safe_id
 from volumediff.data.layouts._base import Layout
 from volumediff.errors import DataError
@@ -98,7 +98,7 @@ def survey_cases(
             problems.append(Problem(case.id, message))
         else:
             kept[case.id] = case
-    name = type(reader).__module__.rpartition(".")[2]
+    name = reference(type(reader))
     if not kept and not any(problem.severity == "error" for problem in problems):
         raise DataError(
             f"{root}: no case found as layout '{name}'; expected .nii.gz files, one folder per "

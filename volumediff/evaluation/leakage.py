@@ -19,8 +19,8 @@ from volumediff.errors import DataError
 from volumediff.evaluation.truths import Truth
 from volumediff.runs.classifier import LoadedClassifier
 from volumediff.runs.trained import Trained
+from volumediff.samples.seen import seen_by
 from volumediff.storage.digests import sha256
-from volumediff.training.seen import seen_by
 
 __all__ = ["Leak", "Leakage", "keep", "leakage", "refuse", "said", "seen_with"]
 

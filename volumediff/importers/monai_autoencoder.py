@@ -63,6 +63,7 @@ class MonaiAutoencoderImporter(Importer):
         if channels != given:
             raise DataError(f"{source.where}: takes {channels} channels and gives {given}.")
         tree: dict[str, Any] = {
+            "task": "autoencoder",
             "autoencoder": {
                 "name": "monai_kl",
                 "latent_channels": k,
@@ -74,7 +75,7 @@ class MonaiAutoencoderImporter(Importer):
                 # Of MONAI's tutorials and of MAISI; our volumes have [-1, 1].
                 "interval": [0.0, 1.0],
                 "upsampling": "trilinear" if stem.endswith("conv.conv.weight") else "nearest",
-            }
+            },
         }
         if channels > 1:
             tree["data"] = {"channels": [f"channel_{i}" for i in range(channels)]}

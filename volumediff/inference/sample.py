@@ -10,7 +10,7 @@ import torch
 
 import volumediff
 from volumediff.condition import Condition
-from volumediff.config import build, name_of, overridden, suggestion
+from volumediff.config import build, overridden, suggestion
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import Volume
@@ -20,7 +20,6 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 from volumediff.samplers._base import Sampler
@@ -97,20 +96,8 @@ def sampling(trained: Trained, options: SampleOptions) -> Sampling:
     Raises:
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
+    trained.samples()
     model = trained.diffusion
-    if isinstance(trained.recipe, LabelDiffusion):
-        raise UsageError(f"{trained.run}: samples label maps of an image; segment one with it.")
-    if not trained.recipe.whole or trained.recipe.reference:
-        raise UsageError(
-            f"{trained.run}: its recipe {name_of(type(trained.recipe))} models no whole volumes; "
-            "sample from a run of the recipe healthy or class_conditional."
-        )
-    if trained.model.times != (0.0, 1.0):
-        low, high = trained.model.times
-        raise UsageError(
-            f"{trained.run}: was trained on the times {low:g} to {high:g} alone, and sampling "
-            "goes through all from 1 to 0; train with times=[0,1]."
-        )
     if not 0 <= options.label <= trained.recipe.classes:
         raise UsageError(
             f"label {options.label}: the run has the classes 0 to {trained.recipe.classes - 1}, "

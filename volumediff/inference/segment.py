@@ -16,14 +16,13 @@ import numpy as np
 
 import volumediff
 from volumediff.data.cases import Case
-from volumediff.errors import UsageError
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.recipes._base import Recipe
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
@@ -83,7 +82,7 @@ class Segmenting:
     """A settled segmentation: everything that the results of a call have in common."""
 
     trained: Trained
-    recipe: LabelDiffusion
+    recipe: Recipe
     segmenter: Segmenter
     options: SegmentOptions
 
@@ -138,13 +137,10 @@ def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
     Raises:
         UsageError: no such method, or a run that does not segment
     """
+    trained.segments()
     recipe = trained.recipe
-    if not isinstance(recipe, LabelDiffusion):
-        raise UsageError(
-            f"{trained.run}: was not trained to segment; train with the recipe label_diffusion, "
-            "or localize anomalies with it."
-        )
-    return Segmenting(trained, recipe, load_segmenter(options.method, options.overrides), options)
+    segmenter = load_segmenter(options.method, options.overrides)
+    return Segmenting(trained, recipe, segmenter, options)
 
 
 def segment(

@@ -154,7 +154,8 @@ class Discrete(Kernel):
     def _draw(self, p: Classes, noise: State) -> State:
         """States with these probabilities: exact for p = 0 and 1, the likeliest without noise."""
         if self.classes == 2:
-            first = noise < torch.special.ndtri(p[:, :, 0])
+            # rounding takes p beyond 1, where the quantile is NaN and a certain bit would flip
+            first = noise < torch.special.ndtri(p[:, :, 0].clamp(0, 1))
             return torch.where(first, 1.0, -1.0).to(noise.dtype)
         # Largest log p + g, with Gumbel noise g = -log(-log u) of uniform u = Φ(noise)
         gumbel = -torch.log(-torch.special.log_ndtr(self._grouped(noise)))

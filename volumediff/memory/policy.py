@@ -18,13 +18,10 @@ from pydantic import StrictInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from volumediff.autoencoders import Reconstructor
-from volumediff.classifiers import Classifier
-from volumediff.comparers import Comparer
 from volumediff.memory.streaming import stream
-from volumediff.networks._base import Network
 from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
+from volumediff.networks._streamable import Streamable
 
 __all__ = ["MemoryPolicy", "retain_heap"]
 
@@ -132,13 +129,8 @@ class MemoryPolicy:
 def _whole_passes(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Methods that map volumes to volumes from end to end."""
     for module in model.modules():
-        if isinstance(module, Network | Comparer):
-            yield module, "body"
-        elif isinstance(module, Classifier):
-            yield module, "features"
-        elif isinstance(module, Reconstructor):
-            for part in module.passes:
-                yield part, "forward"
+        if isinstance(module, Streamable):
+            yield from module.whole_passes
 
 
 def _replace(module: nn.Module, method: str, how: Callable[..., Tensor] | None) -> None:

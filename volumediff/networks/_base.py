@@ -4,7 +4,7 @@ Image conditions and coordinates are concatenated to the state, time, class and 
 vector e; what is left to define is the body, (input, e) -> output, at any spatial size.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.networks._embedding import Embedding
 from volumediff.networks._reference import ReferencedEmbedding
+from volumediff.networks._streamable import Streamable
 
 __all__ = ["Network"]
 
 
-class Network(nn.Module, ABC):
+class Network(Streamable):
     """A function of the noisy state, the time and the condition.
 
     Arguments:
@@ -73,6 +74,11 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def stride(self) -> tuple[int, int, int]:
         """Total stride; crops that start at its multiples see the grid of the whole volume."""
+
+    @property
+    def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
+        """The body."""
+        return ((self, "body"),)
 
     @abstractmethod
     def body(

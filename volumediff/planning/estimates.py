@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from volumediff.data.splits import Split
+from volumediff.optimization.metrics import read_metrics
 from volumediff.planning.step import crop_shape, volume_shape
-from volumediff.training.assemble import build_task, channels_of
-from volumediff.training.journal import read_metrics
-from volumediff.training.run_config import POPULATION, RunConfig
+from volumediff.settings.run_config import RunConfig
+from volumediff.settings.sections import POPULATION
+from volumediff.tasks import build_task
 
 __all__ = ["Estimates", "estimates"]
 
@@ -78,7 +79,7 @@ def estimates(config: RunConfig, *, training: bool, offload_gb: float) -> Estima
         task = build_task(config)
     state = sum(t.numel() * t.element_size() for t in task.state().values())
     frozen = sum(t.numel() * t.element_size() for t in task.module.state_dict().values()) - state
-    c, voxels = channels_of(config), prod(volume_shape(config))
+    c, voxels = config.data.channel_count, prod(volume_shape(config))
     volume = 4 * c * voxels
     micro = config.optim.batch_size // config.optim.accumulate
     sample = micro * 4 * c * prod(crop_shape(config))

@@ -14,9 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from volumediff.networks._attention import Attention
-from volumediff.training.assemble import build_task
-from volumediff.training.run_config import RunConfig
-from volumediff.training.task import Task
+from volumediff.settings.run_config import RunConfig
+from volumediff.tasks import Task, build_task
 
 __all__ = ["fake_task"]
 

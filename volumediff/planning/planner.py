@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from volumediff.autoencoders import Reconstructor
-from volumediff.comparers import Comparer
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.planning.estimates import Estimates, estimates
@@ -34,8 +32,9 @@ from volumediff.planning.step import (
     volume_shape,
 )
 from volumediff.planning.tracer import OUTSIDE, Peak, Tracer
+from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
-from volumediff.training.run_config import RunConfig
+from volumediff.tasks import resolved
 
 __all__ = ["Mode", "Plan", "Traced", "at_shape", "fastest", "ladder", "plan", "trace", "words"]
 
@@ -156,6 +155,7 @@ def at_shape(config: RunConfig, shape: Shape | None) -> RunConfig:
     Raises:
         UsageError: a size is not positive
     """
+    config = resolved(config)
     if shape is None:
         return config
     if min(shape) < 1:
@@ -179,6 +179,7 @@ def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> T
     Raises:
         UsageError: the configuration has no shape, or its parts do not fit
     """
+    config = resolved(config)
     with _explained(), fake_task(config) as task:
         if mode == "train":
             step = training_step(config, task, foreach=foreach, most=2)
@@ -257,6 +258,7 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
     Raises:
         UsageError: the configuration has no shape, or its parts do not fit
     """
+    config = resolved(config)
     seen: dict[str, Traced] = {}  # by their text: True and 1 are equal, and not the same policy
     start = time.monotonic()
 
@@ -302,9 +304,7 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
 def _depth(config: RunConfig, shape: Shape) -> int:
     """Planes along d of the largest thing that slabs are cut from."""
     with _explained(), fake_task(config) as task:
-        if any(isinstance(part, Reconstructor | Comparer) for part in task.module.modules()):
-            return shape[0]
-        return task.module.space.grid(shape)[0]
+        return task.planes(shape)
 
 
 def _remedies(

@@ -21,8 +21,8 @@ from volumediff.planning.planner import GB, Mode, Traced, trace
 from volumediff.planning.shortage import explained, is_shortage
 from volumediff.planning.step import inference_step, training_step, volume_shape
 from volumediff.planning.tracer import OUTSIDE, Tracer
-from volumediff.training.assemble import build_task
-from volumediff.training.run_config import RunConfig
+from volumediff.settings.run_config import RunConfig
+from volumediff.tasks import build_task, resolved
 
 __all__ = ["Profile", "profile"]
 
@@ -120,6 +120,7 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
         UsageError: the configuration has no shape, or its parts do not fit
         DataError: memory ran out
     """
+    config = resolved(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     planned = trace(config, mode=mode, foreach=device.type == "cuda")
     if device.type == "cpu":

@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 
 from volumediff.errors import DataError, UsageError
+from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
-from volumediff.training.run_config import RunConfig
 
 __all__ = ["advice", "explained", "is_shortage"]
 
@@ -65,7 +65,7 @@ def _advice(
     import yaml
 
     from volumediff.planning.planner import at_shape, plan, volume_shape, words
-    from volumediff.training.run_config import parse
+    from volumediff.settings.run_config import parse
 
     config = at_shape(parse(yaml.safe_load(text)), shape)
     begin = f"out of memory on {device} ({total_gb:.1f} GB)"

@@ -7,7 +7,7 @@ Recipes may add the atlas (healthy mean of the training split) as an image condi
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -98,6 +98,9 @@ class Recipe(ABC):
             the kernel's quantity; 0 for networks without this channel
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
+        segments: whether what is modelled are the labels of an image
+        marks: what a mask in the target stands for: anomalies that were put there (self) or labels
+            (full); None where the target marks nothing
     """
 
     atlas: bool
@@ -114,6 +117,8 @@ class Recipe(ABC):
     local: ClassVar[bool] = False
     shows_mask: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    segments: ClassVar[bool] = False
+    marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ class LabelDiffusion(Recipe):
     """
 
     needs_labels: ClassVar[bool] = True
+    segments: ClassVar[bool] = True
     # Codes of +1 and -1 have unit second moment already, and the image shares the space.
     normalised: ClassVar[bool] = False
     labels: tuple[int, ...] = (1,)
@@ -45,6 +46,11 @@ class LabelDiffusion(Recipe):
             )
         if not self.absent < 1:
             raise ValueError(f"expected absent below 1, got {self.absent}.")
+
+    @property
+    def marks(self) -> Literal["full"] | None:  # type: ignore[override]
+        """Masks are what codes of 1 and -1 alone are."""
+        return "full" if self.absent == -1 else None
 
     @property
     def classes(self) -> int:

@@ -6,7 +6,7 @@ mean E[m | x']: what a segmentation network trained with the squared error gives
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +36,7 @@ class SyntheticAnomalies(Recipe):
     needs_foreground: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    marks: ClassVar[Literal["self"]] = "self"
     corruption: Corruption = field(default_factory=ForeignPatch)
     atlas: bool = False
     scalars: tuple[str, ...] = ()

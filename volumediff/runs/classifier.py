@@ -9,10 +9,10 @@ from volumediff.classification import ClassPosterior, StateClassifier
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.runs.trained import Trained
+from volumediff.samples.seen import seen_by
 from volumediff.storage import checkpoint
-from volumediff.training.assemble import load_run
-from volumediff.training.seen import seen_by
-from volumediff.training.states import states_digest, states_facts
+from volumediff.tasks import load_task
+from volumediff.tasks.state_classifier import states_digest, states_facts
 
 __all__ = ["LoadedClassifier", "load_classifier"]
 
@@ -46,13 +46,14 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
     """
     run = Path(run)
     # Gradients are multiplied by a large scale: no rounding of half precision.
-    config, module = load_run(run, overrides=["memory.dtype=float32"])
-    if not isinstance(module, StateClassifier):
+    task = load_task(run, overrides=["memory.dtype=float32"])
+    config, module = task.config, task.lend(StateClassifier)
+    if module is None:
         raise UsageError(
             f"classifier {run}: expected the run of a classifier; train one with volumediff "
             f"train configs/classifiers/encoder_64.yaml classifier.of={trained.run}"
         )
-    model = trained.model
+    model = trained.diffusion
     theirs = states_digest(
         config, run, space=module.space, kernel=module.kernel, field=module.field
     )
@@ -67,7 +68,7 @@ def load_classifier(run: Path | str, trained: Trained) -> LoadedClassifier:
             f"train one with classifier.of={trained.run}."
         )
     found = checkpoint.find(run, "best")
-    assert found is not None, "load_run has just read it"
+    assert found is not None, "load_task has just read it"
     module.requires_grad_(False).to(trained.device)
     posterior = ClassPosterior(
         module.log_probability, module.kernel.schedule, module.classifier.classes, found.digest

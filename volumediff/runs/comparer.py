@@ -1,17 +1,16 @@
 """A trained comparer, for the diffusion run whose reconstructions it knows."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from volumediff.comparison import ReconstructionComparer, VoxelPosterior
 from volumediff.config import build
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
+from volumediff.samples.seen import seen_by
+from volumediff.settings.run_config import saved_config
 from volumediff.storage import checkpoint
-from volumediff.training.assemble import build_recipe, channels_of
-from volumediff.training.compared import supervision_of
-from volumediff.training.run_config import of_run, saved_config
-from volumediff.training.seen import seen_by
+from volumediff.tasks import task_of
+from volumediff.tasks.residual_segmenter import ResidualSegmenterTask, supervision_of
 
 __all__ = ["load_comparer"]
 
@@ -29,7 +28,7 @@ def load_comparer(trained: Trained, run: Path | str) -> VoxelPosterior:
     """
     run = Path(run)
     config = saved_config(run)
-    if not isinstance(config.comparer, Mapping):
+    if not issubclass(task_of(config), ResidualSegmenterTask):
         raise UsageError(
             f"map.run = {run}: expected the run of a comparer; train one with volumediff train "
             f"configs/comparers/siamese_64.yaml comparer.of={trained.run}"
@@ -37,14 +36,14 @@ def load_comparer(trained: Trained, run: Path | str) -> VoxelPosterior:
     found = checkpoint.find(run, "best")
     if found is None:
         raise UsageError(f"map.run = {run}: has no checkpoint yet; train it further.")
-    if found.state["autoencoder"] != trained.digest:
+    if found.state["borrowed"] != trained.digest:
         raise UsageError(
-            f"map.run = {run}: was trained for weights of {of_run(config)} that are not those of "
+            f"map.run = {run}: was trained for weights of {config.of} that are not those of "
             f"{trained.run}/checkpoints/{trained.checkpoint}; train one with "
             f"comparer.of={trained.run}."
         )
     spec = {n: v for n, v in config.comparer.items() if n != "of"}
-    comparer = build("comparer", spec, channels=channels_of(config))
+    comparer = build("comparer", spec, channels=config.data.channel_count)
     module = ReconstructionComparer(trained.diffusion, comparer, dtype=config.memory.torch_dtype)
     prefix = "comparer."
     tensors = {n.removeprefix(prefix): t for n, t in found.tensors("ema").items()}
@@ -55,5 +54,5 @@ def load_comparer(trained: Trained, run: Path | str) -> VoxelPosterior:
         raise DataError(f"{found.path}: does not fit {run}/config.yaml ({reason}).") from None
     config.memory.apply(comparer)
     config.memory.freeze(comparer.to(trained.device).eval())
-    supervision = supervision_of(build_recipe(config))
+    supervision = supervision_of(build("recipe", config.recipe))
     return VoxelPosterior(module.probability, supervision, found.digest, seen_by(run))

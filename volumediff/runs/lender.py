@@ -7,7 +7,7 @@ from volumediff.autoencoders import Reconstructor
 from volumediff.errors import UsageError
 from volumediff.runs.comparer import load_comparer
 from volumediff.runs.trained import Trained, load_trained
-from volumediff.training.seen import seen_by
+from volumediff.samples.seen import seen_by
 
 __all__ = ["lender_for"]
 
@@ -24,9 +24,11 @@ def _borrowed(trained: Trained, path: str) -> Borrowed:
         UsageError: no autoencoder's run, or one of other volumes
     """
     other = load_trained(path, device=str(trained.device))
-    if not isinstance(other.model, Reconstructor):
+    model = other.task.lend(Reconstructor)
+    if model is None:
         raise UsageError(
-            f"first.run = {path}: expected the run of an autoencoder, got a diffusion model's."
+            f"first.run = {path}: expected the run of an autoencoder, got one that trains "
+            f"{other.task.noun}."
         )
     pairs = [(other.channels, trained.channels)]
     pairs.append((repr(other.preprocessing), repr(trained.preprocessing)))
@@ -36,4 +38,4 @@ def _borrowed(trained: Trained, path: str) -> Borrowed:
                 f"first.run = {path}: expected a run on the same volumes as {trained.run}, with "
                 f"{ours}, got {theirs}; train it with the same data section."
             )
-    return Borrowed(other.model, other.digest, seen_by(other.run))
+    return Borrowed(model, other.digest, seen_by(other.run))

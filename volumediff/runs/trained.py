@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from volumediff.anomaly.calibration import Example
-from volumediff.autoencoders import Reconstructor
-from volumediff.classification import StateClassifier
-from volumediff.comparison import ReconstructionComparer
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population
@@ -21,12 +18,12 @@ from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
-from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.samples.sources import cases_of, preprocessing, simulated
+from volumediff.samples.statistics import Statistics
+from volumediff.settings.run_config import RunConfig
+from volumediff.settings.sections import POPULATION
 from volumediff.storage import checkpoint
-from volumediff.training.assemble import build_recipe, channels_of, load_run
-from volumediff.training.run_config import POPULATION, RunConfig
-from volumediff.training.sources import cases_of, preprocessing, simulated
-from volumediff.training.statistics import Statistics
+from volumediff.tasks import Task, load_task
 
 __all__ = ["Trained", "device_of", "load_trained"]
 
@@ -59,7 +56,7 @@ def load_trained(
     device: str = "auto",
     memory: Sequence[str] = (),
 ) -> "Trained":
-    """Loads the run of a diffusion model or of an autoencoder.
+    """Loads a run, whatever its task; `Trained` says what it is good for.
 
     Arguments:
         run: its folder
@@ -68,34 +65,21 @@ def load_trained(
         memory: `key=value` words for the memory policy, in place of the training's
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, no such device, or the run of a classifier
-            or comparer
+        UsageError: no run, no checkpoint of this kind, or no such device
         DataError: the run is damaged
     """
     run = Path(run)
     words = [f"memory.{word}" for word in memory]
-    config, model = load_run(run, which=which, overrides=words)
-    if isinstance(model, StateClassifier):
-        raise UsageError(
-            f"{run}: trains a classifier, expected the run of a diffusion model or of an "
-            "autoencoder; a classifier is given to a localization beside such a run."
-        )
-    if isinstance(model, ReconstructionComparer):
-        raise UsageError(
-            f"{run}: trains a comparer, expected the run of a diffusion model or of an "
-            "autoencoder; a comparer is given to a row such as sadm, with map.run=RUN."
-        )
-    if isinstance(model, Model):
-        config.memory.freeze(model.network)
-    else:
-        model.requires_grad_(False)
+    task = load_task(run, which=which, overrides=words)
+    task.freeze()
     found = checkpoint.find(run, which)
-    assert found is not None, "load_run has just read it"
+    assert found is not None, "load_task has just read it"
     place = device_of(device)
+    task.module.to(place)
     return Trained(
         run=run,
-        config=config,
-        model=model.to(place),
+        config=task.config,
+        task=task,
         statistics=Statistics.load(run),
         checkpoint=found.path.name,
         digest=found.digest,
@@ -110,39 +94,44 @@ class Trained:
     Arguments:
         run: folder
         config: resolved configuration
-        model: with averaged weights, in evaluation mode
+        task: with averaged weights, in evaluation mode
         statistics: numbers of the training split that conditions need
         checkpoint: name of the checkpoint, such as best-00010000
         digest: SHA-256 of its weights
-        device: where the model is
+        device: where its module is
     """
 
     run: Path
     config: RunConfig
-    model: Model | Reconstructor
+    task: Task
     statistics: Statistics
     checkpoint: str
     digest: str
     device: torch.device
 
     @property
+    def model(self) -> nn.Module:
+        """What the task made, such as a `Model` or a `Reconstructor`."""
+        return self.task.result
+
+    @property
     def diffusion(self) -> Model:
         """The diffusion model.
 
         Raises:
-            UsageError: the run trains an autoencoder
+            UsageError: the run trains something else
         """
-        if isinstance(self.model, Reconstructor):
+        found = self.task.lend(Model)
+        if found is None:
             raise UsageError(
-                f"{self.run}: trains an autoencoder, expected the run of a diffusion model; this "
-                "one localizes alone, see volumediff info."
+                f"{self.run}: trains {self.task.noun}, expected the run of a diffusion model."
             )
-        return self.model
+        return found
 
-    @cached_property
+    @property
     def recipe(self) -> Recipe:
-        """What the run diffuses."""
-        return build_recipe(self.config)
+        """What the run's samples are."""
+        return self.task.recipe
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -152,7 +141,7 @@ class Trained:
     @property
     def channels(self) -> int:
         """Channels that a volume must have."""
-        return channels_of(self.config)
+        return self.config.data.channel_count
 
     def image_names(self, given: Sequence[str] | None) -> Sequence[str] | None:
         """Names of a volume's images, in the order of the model's channels.
@@ -179,16 +168,20 @@ class Trained:
         return given
 
     def localizes(self) -> None:
-        """Checks that lesions can be localized with the run.
+        """Raises UsageError, with the task's reason, where the run does not localize lesions."""
+        self._unless(self.task.refusals.localize)
 
-        Raises:
-            UsageError: the run models label maps
-        """
-        if isinstance(self.recipe, LabelDiffusion):
-            raise UsageError(
-                f"{self.run}: was trained to segment (recipe label_diffusion); segment "
-                "with it, or use the run of a model of healthy volumes."
-            )
+    def segments(self) -> None:
+        """Raises UsageError, with the task's reason, where the run does not segment."""
+        self._unless(self.task.refusals.segment)
+
+    def samples(self) -> None:
+        """Raises UsageError, with the task's reason, where the run draws no volumes."""
+        self._unless(self.task.refusals.sample)
+
+    def _unless(self, reason: str | None) -> None:
+        if reason is not None:
+            raise UsageError(f"{self.run}: {reason}")
 
     def condition(self, attributes: Mapping[str, str | float]) -> Condition:
         """What the denoiser is told about a whole volume; classes are the methods' own affair.

@@ -1,4 +1,4 @@
-"""Voxel space: A(x) = x. The volume itself is diffused, whole or in crops."""
+"""Voxel space: the volume itself is diffused, whole or in crops; A(x) = x."""
 
 from jaxtyping import Float
 from torch import Tensor

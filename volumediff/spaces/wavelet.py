@@ -1,5 +1,6 @@
-r"""Wavelet space: the state holds the coefficients of an orthonormal wavelet transform, z = W x
-with W^T W = I, so that white noise stays white and squared errors in z are squared errors in x.
+r"""Wavelet space: the state holds the coefficients of an orthonormal wavelet transform, z = W x.
+
+With W^T W = I white noise stays white, and squared errors in z are squared errors in x.
 
 Along one axis of even length N, with filters g (low pass and high pass, F taps, F even) and
 periodic continuation,

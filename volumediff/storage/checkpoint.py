@@ -58,13 +58,13 @@ class State(Record):
         format: of the checkpoint
         step: updates done
         best: of the selection; None before the first
-        autoencoder: SHA-256 of the frozen weights that the run was trained with, if any
+        borrowed: SHA-256 of the frozen weights that the run was trained with, if any
     """
 
     format: Literal[1]
     step: int
     best: Best | None
-    autoencoder: str
+    borrowed: str
 
 
 @dataclass(frozen=True)

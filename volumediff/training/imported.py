@@ -15,15 +15,14 @@ from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import Source, checked
 from volumediff.importers._files import read
+from volumediff.samples.seen import NAME, sources_of
+from volumediff.samples.statistics import Statistics
+from volumediff.settings.run_config import parse
 from volumediff.storage import checkpoint
 from volumediff.storage.digests import sha256_of_file
 from volumediff.storage.folder import TEMPORARY
-from volumediff.training.assemble import build_recipe, build_task, keep_sources
-from volumediff.training.run_config import parse
+from volumediff.tasks import build_task, resolved, task_of
 from volumediff.training.run_folder import keep_config, record_session
-from volumediff.training.seen import NAME, sources_of
-from volumediff.training.statistics import Statistics
-from volumediff.training.task import Diffusion, Task
 
 __all__ = ["import_run"]
 
@@ -57,15 +56,15 @@ def import_run(
     source = Source(read(file, weights_only_pickle=weights_only_pickle), where=str(file))
     words = [word for word in overrides if word not in own]
     tree = overridden(importer.config(source), words)
-    config = parse({**tree, "output": str(run)}, where=kind)
+    config = resolved(parse({**tree, "output": str(run)}, where=kind))
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
     try:
-        keep_sources(config, hidden)
+        task_of(config).keep(config, hidden)
         task = build_task(config, run=hidden)
-        tensors = checked(importer, source, _shapes(task))
+        tensors = checked(importer, source, task.shapes())
         keep_config(hidden, config)
         # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
-        scalars = dict.fromkeys(build_recipe(config).scalars, (0.0, 1.0))
+        scalars = dict.fromkeys(task.recipe.scalars, (0.0, 1.0))
         Statistics(scalars).save(hidden)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
             checkpoint.save(
@@ -73,7 +72,7 @@ def import_run(
                 name,
                 step=0,
                 tensors={"weights": tensors, "ema": tensors, **parts},
-                state={"best": {}, "autoencoder": task.digest},
+                state={"best": {}, "borrowed": task.digest},
                 keep=1,
             )
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
@@ -85,13 +84,3 @@ def import_run(
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     return run
-
-
-def _shapes(task: Task) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what the run's checkpoint has to hold."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in task.state().items()}
-    if isinstance(task, Diffusion):
-        # Normalisation has one number per state channel, once there is one.
-        channels = task.model.network.in_channels
-        shapes |= {"space.shift": (channels,), "space.scale": (channels,)}
-    return shapes

@@ -15,42 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import ConfigDict
-
-from volumediff.errors import DataError
+from volumediff.optimization.metrics import read_metrics
 from volumediff.storage.atomic import write_text
-from volumediff.storage.records import Record, parse
 
-__all__ = ["Journal", "read_metrics"]
+__all__ = ["Journal"]
 
 # Seconds between two plain lines, and between two writes of the buffered metrics.
 PAUSE = 15.0
 FLUSH = 2.0
-
-
-class Row(Record):
-    """A line of metrics.jsonl: a step and its figures, which may come to nothing finite."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
-    __pydantic_extra__: dict[str, int | float | None]
-
-    step: int
-
-
-def read_metrics(path: Path, *, before: int | None = None) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, up to a step.
-
-    A mere log stops nobody: lines that are damaged, or cut by a killed process, are left out.
-    """
-    rows = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        try:
-            row = parse(line, Row, where=path, advice="left out").model_dump()
-        except DataError:
-            continue
-        if before is None or row["step"] <= before:
-            rows.append(row)
-    return rows
 
 
 class Journal:

@@ -1,4 +1,4 @@
-r"""Training: one loop for any pipeline and any autoencoder.
+r"""Training: one loop for any task.
 
 .. math:: \theta \leftarrow \operatorname{AdamW}\!\left(\theta,\; \nabla_\theta
           \frac{1}{B} \sum_{i=1}^{B} \ell_\theta(\text{sample } n B + i)\right)
@@ -21,20 +21,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from volumediff.distributed import processes
+from volumediff.distributed.signals import StopFlag
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.policy import retain_heap
 from volumediff.model import Batch
+from volumediff.optimization.rate import learning_rate
+from volumediff.optimization.state import State
 from volumediff.planning.shortage import explained
-from volumediff.training import processes
-from volumediff.training.dataset import Order, stream
+from volumediff.samples.dataset import Order, stream
+from volumediff.settings.run_config import RunConfig
+from volumediff.tasks import Task, resolved
 from volumediff.training.journal import Journal
 from volumediff.training.prepare import Prepared, prepare
-from volumediff.training.rate import learning_rate
-from volumediff.training.run_config import RunConfig
 from volumediff.training.run_folder import begin, locked, record_session
-from volumediff.training.signals import StopFlag
-from volumediff.training.state import State
-from volumediff.training.task import Task
 from volumediff.training.validation import Validator
 
 __all__ = ["train"]
@@ -48,6 +48,7 @@ def train(config: RunConfig) -> Path:
         DataError: bad data, a full disk, no memory, or a loss that is not finite; one line each
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
     """
+    config = resolved(config)
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
     if accelerator.device.type == "cpu":
@@ -155,7 +156,7 @@ def _samples(
             f"optim.accumulate {optim.accumulate}: expected a multiple of "
             f"{world * optim.accumulate}."
         )
-    plan = Order(len(prepared.dataset), config.seed).batches(
+    plan = Order(len(prepared.samples.dataset), config.seed).batches(
         first,
         optim.steps,
         batch_size=optim.batch_size,
@@ -163,7 +164,7 @@ def _samples(
         rank=accelerator.process_index,
         world=world,
     )
-    return stream(prepared.dataset, plan, workers=config.data.workers)
+    return stream(prepared.samples.dataset, plan, workers=config.data.workers)
 
 
 def _announce(
@@ -176,8 +177,9 @@ def _announce(
     """Says what is about to run, and records it in the manifest."""
     count = sum(p.numel() for p in state.task.trained().values())
     where = f"{accelerator.num_processes} process(es) on {accelerator.device}"
+    volumes = len(prepared.samples.dataset)
     journal.line(
-        f"{config.output}: {count / 1e6:.2f} M parameters, {len(prepared.dataset)} training "
+        f"{config.output}: {count / 1e6:.2f} M parameters, {volumes} training "
         f"volumes, steps {state.step} to {config.optim.steps}, global batch "
         f"{config.optim.batch_size}, {where}, {torch.get_num_threads()} threads."
     )

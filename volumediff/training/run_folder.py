@@ -1,8 +1,8 @@
 """RUN/: one process group at a time, one configuration for ever, and a manifest of what ran.
 
 config.yaml  manifest.json  splits.json  seen.json  statistics/  metrics.jsonl  progress.png
-previews/  checkpoints/  autoencoder/ (latent pipelines: a copy of what encodes)
-states/ (classifiers: of what they see)  landmarks.json (intensities that are fitted)  run.lock
+previews/  checkpoints/  borrowed/ (copies of what comes from other runs)
+landmarks.json (intensities that are fitted)  run.lock
 """
 
 import fcntl
@@ -19,11 +19,11 @@ from typing import Any, Literal, TextIO
 import torch
 from accelerate import Accelerator
 
+from volumediff.distributed.processes import on_main
 from volumediff.errors import DataError, UsageError
+from volumediff.settings.run_config import RunConfig, changes, saved_config
 from volumediff.storage.folder import clear_leftovers, discard
 from volumediff.storage.records import Record, read, write, write_text
-from volumediff.training.processes import on_main
-from volumediff.training.run_config import RunConfig, changes, saved_config
 
 __all__ = ["begin", "keep_config", "locked", "record_session"]
 
@@ -117,7 +117,7 @@ def begin(run: Path, config: RunConfig) -> None:
 
 def _empty(run: Path) -> None:
     """Removes what follows from a configuration that never trained."""
-    for name in ("statistics", "autoencoder", "states"):
+    for name in ("statistics", "borrowed"):
         discard(run / name)
     for name in ("splits.json", "seen.json", "landmarks.json", "metrics.jsonl", "config.yaml"):
         (run / name).unlink(missing_ok=True)

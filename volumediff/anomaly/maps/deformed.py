@@ -1,4 +1,4 @@
-"""A map of what is left after bending."""
+"""Another map, after the pseudo-healthy volume was registered onto the volume."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ __all__ = ["Deformed"]
 
 @dataclass(frozen=True)
 class Deformed(Map):
-    """A map of what is left after the pseudo-healthy volume was bent onto the volume,
+    """Another map, after the pseudo-healthy volume was registered onto the volume.
 
-    a(x, x̂∘φ), φ smooth and of bounded length: anatomy that stands a little elsewhere is no
+    That is a(x, x̂∘φ), φ smooth and of bounded length: anatomy that stands a little elsewhere is no
     anomaly. Lesions that displace, and shrinkage, are forgiven with it.
 
     Arguments:

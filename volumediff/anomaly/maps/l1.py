@@ -1,4 +1,4 @@
-"""Absolute residual."""
+"""Absolute residual |x - x̂| of a volume and its pseudo-healthy version."""
 
 from dataclasses import dataclass
 

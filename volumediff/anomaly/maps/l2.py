@@ -1,4 +1,4 @@
-"""Squared residual."""
+"""Squared residual (x - x̂)² of a volume and its pseudo-healthy version."""
 
 from dataclasses import dataclass
 

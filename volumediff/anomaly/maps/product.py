@@ -1,4 +1,4 @@
-"""Product of maps."""
+"""Product of several maps, high where all of them are."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The map is what the class changes: at every step of the chain"""
+"""The map is how much the prediction changes with the class: at every step of the chain"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +19,7 @@ __all__ = ["ClassContrast"]
 
 @dataclass(frozen=True)
 class ClassContrast(Policy):
-    r"""The map is what the class changes: at every step of the chain
+    r"""The map is how much the prediction changes with the class: at every step of the chain
 
     .. math:: a_t = d\big(D(\hat z_0(z_t, c)),\; D(\hat z_0(z_t, c'))\big)
 

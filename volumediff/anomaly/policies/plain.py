@@ -1,4 +1,4 @@
-"""The reverse chain as it is."""
+"""The policy without edits: the reverse chain runs as the sampler walks it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ __all__ = ["Plain"]
 
 @dataclass(frozen=True)
 class Plain(Policy):
-    """The reverse chain as it is."""
+    """No edits: the reverse chain runs as the sampler walks it."""
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

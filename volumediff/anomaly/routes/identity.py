@@ -1,4 +1,4 @@
-"""No noise at all: the reconstruction of the space, such as an autoencoder."""
+"""Adds no noise at all: the reconstruction of the space, such as an autoencoder."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,7 @@ __all__ = ["Identity"]
 
 @dataclass(frozen=True)
 class Identity(Route):
-    """No noise at all: the reconstruction of the space, such as an autoencoder."""
+    """Adds no noise at all: the reconstruction of the space, such as an autoencoder."""
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""How far the model's transitions are from those of the volume; no chain."""
+"""The Kullback-Leibler divergence between the model's reverse steps and the volume's own."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ __all__ = ["KL"]
 
 @dataclass(frozen=True)
 class KL(Route):
-    r"""How far the model's transitions are from those of the volume, at each state voxel,
+    r"""The divergence between the model's reverse steps and the volume's own, as a map,
 
     .. math:: a_t = U \frac{\| μ_q - μ_θ \|^2}{2 \tilde σ_t^2}
               = U \frac{1}{2} \Big(\frac{α_s^2}{σ_s^2} - \frac{α_t^2}{σ_t^2}\Big)

@@ -1,4 +1,4 @@
-"""A box of another volume."""
+"""A box of another volume, blended in linearly at the same place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One of several corruptions."""
+"""One of several corruptions, drawn by the key."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

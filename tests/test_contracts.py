@@ -1,0 +1,135 @@
+"""Every component of every family against the contract of its family; new files need no edit here.
+
+`volumediff.contracts` holds the contracts, so that outsiders run them on their own classes.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from data_sets import CONVENTIONS, SETS
+from guided_reference import published
+
+from volumediff import config
+from volumediff.contracts import check, covered
+from volumediff.contracts.__main__ import main
+from volumediff.errors import UsageError
+
+# Arguments without which a component cannot be built; all others are checked as they are.
+ARGUMENTS = {("fitted", "pixel_classifier"): {"supervision": "full"}}
+MORE = [
+    ("space", "wavelet", {"wavelet": "db2"}),
+    ("space", "wavelet", {"levels": 2}),
+    ("space", "wavelet", {"wavelet": "coif1", "axes": "hw"}),
+    ("space", "slices", {"inner": {"name": "wavelet", "axes": "hw"}, "axis": "w"}),
+    ("kernel", "gaussian", {"prediction": "eps"}),
+    ("kernel", "gaussian", {"prediction": "x0", "weighting": "v"}),
+    ("sampler", "ddim", {"eta": 1.0}),
+    ("sampler", "ancestral", {"variance": 1.0}),
+    ("recipe", "healthy", {"atlas": True, "reference": True}),
+    ("recipe", "inpainting", {"edges": 2.0}),
+    ("recipe", "local_noise", {"tell": False, "mask_loss": 0.1}),
+    ("map", "perceptual", {"distance": "l2"}),
+    ("map", "product", {"maps": ["l1", {"name": "ssim", "sigma_mm": 3.0}]}),
+    ("policy", "inpaint", {"where": "given"}),
+    ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),
+    *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
+    ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
+    ("autoencoder", "kl", {"adversarial": 0.1}),
+    ("autoencoder", "vq", {"norm": "voxel"}),
+]
+# Volumes that a layout leaves out without a word: other versions of what it takes, and helpers.
+UNUSED = {
+    "wmh": ["**/orig/*"],
+    "mslub": ["**/*brainmask.nii.gz"],
+    "msseg2008": ["*_byCHB/**/*"],
+    "msseg2015": ["**/orig/*", "**/*_mask2.nii"],
+    "msseg2016": ["**/Raw_Data/*", "**/Brain_Mask.nii.gz", "**/ManualSegmentation_*.nii.gz"],
+    "ixi": ["IXI-DTI/*"],
+    "chexpert": ["**/patient00003/**/*"],  # not in the table of labels
+    "lidc": ["**/3000923-62357/*"],
+}
+CHECKPOINTS = {
+    "wdm": {"inputs": 8, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True},
+    "patchddm": {"inputs": 8, "outputs": 1, "widths": (5, 15, 10), "blocks": 2, "pooled": False},
+}
+
+SHIPPED = [
+    (family, name)
+    for family in covered()
+    for name in config.available(family)
+    if family not in ("layout", "importer")
+]
+
+
+def test_every_family_has_a_contract():
+    assert covered() == config.families()
+    assert all(config.available(family) for family in covered())
+
+
+@pytest.mark.parametrize(("family", "name"), SHIPPED)
+def test_component(family, name):
+    check(family, name, **ARGUMENTS.get((family, name), {}))
+
+
+@pytest.mark.parametrize(("family", "name", "arguments"), MORE)
+def test_component_with_other_arguments(family, name, arguments):
+    check(family, name, **arguments)
+
+
+@pytest.mark.parametrize("name", config.available("layout"))
+def test_layout(name, tmp_path):
+    examples = SETS | CONVENTIONS
+    assert name in examples, f"write a small example of {name} in data_sets.py"
+    root = tmp_path / "download"
+    root.mkdir()
+    examples[name](root)
+    check("layout", name, root=root, unused=UNUSED.get(name, []))
+
+
+@pytest.mark.parametrize("name", config.available("importer"))
+def test_importer(name):
+    tensors = published(**CHECKPOINTS[name]) if name in CHECKPOINTS else None
+    check("importer", name, tensors=tensors)
+
+
+@pytest.mark.parametrize("family", config.families())
+def test_names_and_lines_are_those_of_the_classes(family):
+    # names and lines are read from the sources, classes are imported: both must agree
+    lines = config.described(family)
+    assert list(lines) == config.available(family)
+    for name, line in lines.items():
+        cls = config.component(family, name)
+        assert config.reference(cls) == name
+        assert config.family_of(cls) == family
+        own = sys.modules[cls.__module__] if config.FAMILIES[family].folder else cls
+        assert " ".join(own.__doc__.split()).startswith(line.rstrip("."))
+        assert 20 <= len(line) <= 140, f"{family} {name} says too little, or too much: {line}"
+
+
+def test_listing_imports_nothing_heavy():
+    code = (
+        "import sys; from volumediff import config; "
+        "[config.described(f) for f in config.families()]; "
+        "print([m for m in ('torch', 'numpy', 'volumediff.spaces') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_command_says_what_it_found(capsys):
+    assert main(["post", "smooth", "sigma_mm=1e-1"]) == 0
+    assert capsys.readouterr().out == "post smooth: keeps the contract.\n"
+    assert main(["post", "smoothe"]) == 2
+    assert "Did you mean 'smooth'?" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "Families: adaptation, " in capsys.readouterr().err
+
+
+def test_what_cannot_be_checked_is_refused():
+    with pytest.raises(UsageError, match="'mapp' is no family of components"):
+        check("mapp", "l1")
+    with pytest.raises(UsageError, match="expected root=FOLDER, a small example"):
+        check("layout", "mood")
+    with pytest.raises(UsageError, match=r"map\.radius: L1 takes no arguments"):
+        check("map", "l1", radius=3)

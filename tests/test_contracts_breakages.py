@@ -1,0 +1,521 @@
+"""Deliberate breakages, at least one per family: each is caught by the contract of its family.
+
+The table `BROKEN` lists them: family, what is broken, and a part of the sentence that says so.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from data_sets import folder as plain_folder
+from data_sets import touch
+
+from volumediff import config
+from volumediff.anomaly import (
+    adaptation,
+    baselines,
+    calibration,
+    detectors,
+    ensemble,
+    post,
+    reconstruction,
+    score,
+    threshold,
+    where,
+)
+from volumediff.anomaly.fitted.atlas_z import AtlasZ
+from volumediff.anomaly.maps._base import Map
+from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.policies.plain import Plain
+from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.anomaly.routes.identity import Identity
+from volumediff.anomaly.routes.scan import Scan
+from volumediff.autoencoders.kl import KL
+from volumediff.classifiers.encoder import Encoder
+from volumediff.comparers.siamese import Siamese
+from volumediff.contracts import check, covered
+from volumediff.data import intensity, regions
+from volumediff.data.corruptions.coarse import Coarse
+from volumediff.data.layouts.folder import Folder
+from volumediff.guidance.dynamic_clipping import DynamicClipping
+from volumediff.importers.wdm import WDM
+from volumediff.kernels.cold import Cold
+from volumediff.kernels.gaussian import Gaussian
+from volumediff.networks.unet import UNet
+from volumediff.noise import Gaussian as White
+from volumediff.noise import Noise
+from volumediff.recipes.class_conditional import ClassConditional
+from volumediff.recipes.healthy import Healthy
+from volumediff.recipes.inpainting import Inpainting
+from volumediff.samplers.ancestral import Ancestral
+from volumediff.samplers.ddim import DDIM
+from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.linear import Linear
+from volumediff.spaces.voxel import Voxel
+from volumediff.spaces.wavelet import Wavelet
+
+BROKEN = []
+
+
+def broken(family, sentence, **arguments):
+    """Puts a class into the table."""
+
+    def enter(cls):
+        BROKEN.append(
+            pytest.param(family, cls, sentence, arguments, id=f"{family}-{cls.__name__}")
+        )
+        return cls
+
+    return enter
+
+
+# maps
+
+
+@broken("map", "negative")
+class Signed(Map):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        return (x - healthy).mean(dim=1, keepdim=True) * foreground
+
+
+@broken("map", "not finite")
+class Undefined(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        a = super().__call__(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        return a / a.flatten(1).median(1).values[:, None, None, None, None] * foreground
+
+
+@broken("map", "not zero outside")
+class Everywhere(Map):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        return (x - healthy).abs().mean(dim=1, keepdim=True)
+
+
+@broken("map", "depends on its batch")
+class ByTheBatch(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        a = super().__call__(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        return a / a.max()
+
+
+@broken("map", "writes into the volume")
+class InPlace(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        return x.sub_(healthy).abs().mean(dim=1, keepdim=True) * foreground
+
+
+@broken("map", "give another map")
+class Drawn(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        a = super().__call__(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        return a * torch.rand_like(a)
+
+
+# samplers, kernels, schedules, noise
+
+
+@broken("sampler", "come out with mean", variance=1.0)
+class HalfTheNoise(Ancestral):
+    def step(self, step):
+        return super().step(replace(step, noise=lambda: 0.5 * step.noise()))
+
+
+@broken("sampler", "is not refused")
+class TakesAnything(DDIM):
+    def check(self, kernel):
+        pass
+
+
+@broken("sampler", "not followed")
+class Deaf(DDIM):
+    def step(self, step):
+        own = step.evaluate(step.z_t, step.t)
+        return super().step(replace(step, prediction=own))
+
+
+@broken("kernel", "depends on its batch")
+class OneTime(Cold):
+    def corrupt(self, z_0, t, noise):
+        return super().corrupt(z_0, t.mean().expand_as(t) * (t > 0), noise)
+
+
+@broken("kernel", "read as another clean state")
+class ReadWrongly(Gaussian):
+    def predict(self, output, z_t, t):
+        return super().predict(0.8 * output, z_t, t)
+
+
+@broken("kernel", "true clean state does not give it")
+class NoisyEnd(Gaussian):
+    def step(self, prediction, z_t, t, s, noise):
+        return super().step(prediction, z_t, t, s, noise) + 0.01 * noise
+
+
+@broken("schedule", "does not fall strictly")
+class Steps(Linear):
+    def log_alpha(self, t):
+        return super().log_alpha((t * 10).ceil() / 10)
+
+
+@broken("schedule", "must be clean")
+class NeverClean(Cosine):
+    def log_alpha(self, t):
+        return super().log_alpha(0.01 + 0.99 * t)
+
+
+@broken("noise", "variance over draws")
+class Quiet(White):
+    def __call__(self, shape, *parts, device="cpu"):
+        return 0.7 * super().__call__(shape, *parts, device=device)
+
+
+@broken("noise", "mean over draws")
+class Offset(White):
+    def __call__(self, shape, *parts, device="cpu"):
+        return (super().__call__(shape, *parts, device=device) + 1) / 2**0.5
+
+
+@broken("noise", "more than a key")
+class Unkeyed(Noise):
+    def __call__(self, shape, *parts, device="cpu"):
+        return torch.randn(shape, device=device)
+
+
+# spaces, networks, autoencoders
+
+
+@broken("space", "squared distances")
+class Unnormalised(Wavelet):
+    def analysis(self, x):
+        return super().analysis(x) / 2
+
+    def synthesis(self, raw, shape=None):
+        return super().synthesis(2 * raw, shape)
+
+
+@broken("space", "unit variance")
+class HalfTheField(Voxel):
+    def noise(self, field):
+        return field / 2
+
+
+@broken("space", "outside of the mask")
+class NarrowMask(Wavelet):
+    def mask(self, m):
+        return (super().mask(m.roll(2, -1))).clamp(0, 1)
+
+
+@broken("network", "see each other")
+class Mixing(UNet):
+    def body(self, x, e):
+        return super().body(x - 0.1 * x.mean(dim=0, keepdim=True), e)
+
+
+@broken("network", r"does not depend on Condition\.label")
+class ForgetsTheClass(UNet):
+    def forward(self, z_t, t, condition=None):
+        if condition is not None and condition.label is not None:
+            condition = condition.replace(label=torch.zeros_like(condition.label))
+        return super().forward(z_t, t, condition)
+
+
+@broken("classifier", "do not depend on the time")
+class Timeless(Encoder):
+    def forward(self, z_t, t):
+        return super().forward(z_t, torch.zeros_like(t))
+
+
+@broken("comparer", "do not depend on the volume")
+class OneEyed(Siamese):
+    def forward(self, residual, x):
+        return super().forward(residual, torch.zeros_like(x))
+
+
+@broken("autoencoder", "draws random numbers")
+class Restless(KL):
+    def reconstruct(self, x):
+        return super().reconstruct(x) + 0.01 * torch.randn_like(x)
+
+
+@broken("autoencoder", "another's", adversarial=0.1)
+class TrainsTheJudge(KL):
+    def loss(self, player, x, *, generator):
+        parts = super().loss(player, x, generator=generator)
+        if player == "autoencoder":
+            parts["loss"] = parts["loss"] + self.discriminator(x).mean()
+        return parts
+
+
+@broken("guidance", "not of one state")
+class MovesOne(DynamicClipping):
+    def __call__(self, denoise):
+        def guided(z_t, t, condition):
+            p = denoise(z_t, t, condition)
+            return replace(p, x0=0.9 * p.x0)
+
+        return guided
+
+
+@broken("guidance", "Other conditions")
+class Forgetful(DynamicClipping):
+    def __call__(self, denoise):
+        return super().__call__(lambda z, t, c: denoise(z, t, c.replace(scalars=None)))
+
+
+# data
+
+
+@broken("importer", "must be refused")
+class TakesAll(WDM):
+    def config(self, source):
+        return {"network": "unet"}
+
+
+@broken("intensity", "order of intensities")
+class Inverted(intensity.Window):
+    def apply(self, x, mask, *, limits, channel=0):
+        y = super().apply(x, mask, limits=limits, channel=channel)
+        return np.where(mask, -y, y)
+
+
+@broken("intensity", "does not give the intensities back")
+class Lost(intensity.ZScore):
+    def invert(self, y, *, limits, channel=0):
+        return super().invert(y, limits=limits, channel=channel) + 1
+
+
+@broken("corruption", "outside the foreground")
+class Spills(Coarse):
+    def __call__(self, x, foreground, *, donor, spacing_mm, key):
+        whole = torch.ones_like(foreground)
+        return super().__call__(x, whole, donor=donor, spacing_mm=spacing_mm, key=key)
+
+
+@broken("corruption", "another change")
+class Unrepeatable(Coarse):
+    def __call__(self, x, foreground, *, donor, spacing_mm, key):
+        key = int(torch.randint(2**30, ()))
+        return super().__call__(x, foreground, donor=donor, spacing_mm=spacing_mm, key=key)
+
+
+@broken("region", "is empty")
+class MaybeNothing(regions.Cells):
+    def __call__(self, foreground, *, spacing_mm, key):
+        return super().__call__(foreground, spacing_mm=spacing_mm, key=key) & (key % 2 == 0)
+
+
+@broken("recipe", "gives another target")
+class Dice(Inpainting):
+    def target(self, subject, *, atlas, key):
+        return super().target(subject, atlas=atlas, key=int(torch.randint(2**30, ())))
+
+
+@broken("recipe", "channels says")
+class Boastful(Healthy):
+    def channels(self, c):
+        return c + 1
+
+
+@broken("recipe", "depend on the key")
+class NotFixed(ClassConditional):
+    fixed: ClassVar[bool] = True
+
+    def target(self, subject, *, atlas, key):
+        made = super().target(subject, atlas=atlas, key=key)
+        return replace(made, x=made.x * (1 - key % 2 / 10))
+
+
+# blocks of localization
+
+
+@broken("route", "no noise enters")
+class Unadmitted(Diffuse):
+    stochastic: ClassVar[bool] = False
+
+
+@broken("route", "is negative")
+class RawMaps(Scan):
+    own_map: ClassVar[bool] = False
+
+    def __call__(self, scene, level, *, policy, sampler):
+        for volume in super().__call__(scene, level, policy=policy, sampler=sampler):
+            scene.maps.append((scene.x - volume).mean(1, keepdim=True))
+        yield from ()
+
+
+@broken("route", "shape")
+class Cropped(Identity):
+    def __call__(self, scene, level, *, policy, sampler):
+        for volume in super().__call__(scene, level, policy=policy, sampler=sampler):
+            yield volume[..., 1:]
+
+
+@broken("policy", "not from")
+class StopsEarly(Plain):
+    def times(self, times):
+        return times[:-1]
+
+
+@broken("policy", "negative")
+class SignedWeight(Plain):
+    def weigh(self, scene, scores):
+        return scores - scores.mean()
+
+
+@broken("where", "other values than 0 and 1")
+class Soft(where.Found):
+    def __call__(self, scene):
+        return 0.5 * super().__call__(scene)
+
+
+@broken("where", "undeclared")
+class Peeks(where.Given):
+    takes_region: ClassVar[bool] = False
+
+    def __call__(self, scene):
+        if scene.region is None:
+            return torch.ones_like(scene.x)
+        return super().__call__(scene)
+
+
+@broken("ensemble", "Equal maps")
+class Sum(ensemble.Mean):
+    def inverse(self, mean):
+        return 2 * mean
+
+
+@broken("post", "outside the foreground")
+class Dilates(post.Close):
+    def __call__(self, value, *, foreground, spacing_mm):
+        everywhere = torch.ones_like(foreground)
+        return super().__call__(value, foreground=everywhere, spacing_mm=spacing_mm) | ~foreground
+
+
+@broken("post", "no place")
+class Unranked(post.Smooth):
+    rank: ClassVar[int] = post.MASK
+
+
+@broken("threshold", "does not rise with quantile")
+class Backwards(threshold.OwnQuantile):
+    def of(self, a, *, foreground):
+        flipped = threshold.OwnQuantile(1 - self.quantile)
+        return flipped.of(a, foreground=foreground)
+
+
+@broken("threshold", "gives a threshold without the truth")
+class Cheats(threshold.Best):
+    def __call__(self, calibration):
+        return 0.5
+
+
+@broken("score", "A more abnormal volume")
+class Lower(score.Mean):
+    def __call__(self, scores, *, foreground, errors=None, healthy=None):
+        return -super().__call__(scores, foreground=foreground)
+
+
+@broken("score", "outside the foreground")
+class WholeVolume(score.Mean):
+    def __call__(self, scores, *, foreground, errors=None, healthy=None):
+        return float(scores.mean())
+
+
+@broken("calibration", "on average")
+class NotCentred(calibration.ByIntensity):
+    def __call__(self, residual, statistics):
+        return super().__call__(residual, {**statistics, "mean": 0 * statistics["mean"]})
+
+
+@broken("adaptation", "after the adaptation")
+class Forever(adaptation.Affine):
+    @contextmanager
+    def adapted(self, model, example, *, suspected, key):
+        with super().adapted(model, example, suspected=suspected, key=key):
+            yield
+        with torch.no_grad():
+            next(model.network.parameters()).add_(1e-3)
+
+
+@broken("baseline", "depends on the key")
+class Guess(baselines.Prevalence):
+    def find(self, model, example, *, key):
+        found = super().find(model, example, key=key)
+        return replace(found, map=found.map * (key % 7))
+
+
+@broken("detector", "must be refused")
+class Unchecked(detectors.PosteriorMean):
+    def check(self, model):
+        pass
+
+
+@broken("fitted", "learnt differently")
+class Moody(AtlasZ):
+    def learn(self, model, examples, *, key):
+        fit = super().learn(model, examples, key=key)
+        return replace(fit, tensors={**fit.tensors, "mood": torch.rand(1)})
+
+
+@broken("reconstruction", "nothing is drawn")
+class Noisy(reconstruction.SinglePass):
+    def __call__(self, view):
+        return super().__call__(view) + 0.1 * (view.key % 5)
+
+
+@pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)
+def test_the_contract_catches_it(family, cls, sentence, arguments):
+    cls = dataclass(frozen=True)(cls) if not issubclass(cls, torch.nn.Module) else cls
+    with pytest.raises(AssertionError, match=sentence):
+        check(family, cls, **arguments)
+
+
+# layouts need an example on the disk
+
+
+class DropsAFile(Folder):
+    def read(self, root):
+        cases, problems = super().read(root)
+        return cases[:-1], problems
+
+
+class NamesByPlace(Folder):
+    def read(self, root):
+        cases, problems = super().read(root)
+        return [replace(c, id=f"{root.name}-{c.id}") for c in cases], problems
+
+
+class Greedy(Folder):
+    rank: ClassVar[int] = 0
+
+    def recognises(self, root):
+        return True
+
+
+class Tidies(Folder):
+    def read(self, root):
+        found = super().read(root)
+        (root / "index.json").write_text("[]")
+        return found
+
+
+LAYOUTS = [
+    (DropsAFile, "is in no case, and no problem names it"),
+    (NamesByPlace, "depend on where the data set lies"),
+    (Greedy, "without any volume"),
+    (Tidies, "changes the files"),
+]
+
+
+@pytest.mark.parametrize(("cls", "sentence"), LAYOUTS)
+def test_the_contract_catches_a_layout(cls, sentence, tmp_path):
+    plain_folder(touch(tmp_path))
+    with pytest.raises(AssertionError, match=sentence):
+        check("layout", cls, root=tmp_path)
+
+
+def test_every_family_has_a_breakage():
+    assert {p.values[0] for p in BROKEN} | {"layout"} == set(covered()) == set(config.families())

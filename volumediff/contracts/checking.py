@@ -1,0 +1,68 @@
+"""Which contract belongs to which family, and running it on one component."""
+
+import importlib
+from typing import Any
+
+from volumediff import config
+from volumediff.errors import UsageError
+
+__all__ = ["check", "covered"]
+
+# family -> module of this package with its `check_<family>(cls, **arguments)`
+CONTRACTS = {
+    "space": "spaces",
+    "schedule": "schedules",
+    "kernel": "kernels",
+    "network": "networks",
+    "classifier": "networks",
+    "comparer": "networks",
+    "autoencoder": "autoencoders",
+    "guidance": "guidances",
+    "sampler": "samplers",
+    "importer": "importers",
+    "layout": "layouts",
+    "recipe": "recipes",
+    "corruption": "corruptions",
+    "region": "corruptions",
+    "intensity": "intensities",
+    "noise": "noises",
+    "map": "maps",
+    "route": "routes",
+    "policy": "policies",
+    "where": "policies",
+    "ensemble": "ensembles",
+    "post": "posts",
+    "threshold": "thresholds",
+    "score": "scores",
+    "calibration": "normalizations",
+    "adaptation": "adaptations",
+    "baseline": "methods",
+    "detector": "methods",
+    "fitted": "methods",
+    "reconstruction": "reconstructions",
+}
+
+
+def covered() -> list[str]:
+    """Families that have a contract."""
+    return sorted(CONTRACTS)
+
+
+def check(family: str, component: str | type, **arguments: Any) -> None:
+    """Checks a component against the contract of its family.
+
+    Arguments:
+        family: for example `map`
+        component: a name, `package.module:Class`, or the class
+        arguments: of its constructor, as in YAML, where a default does not do; some contracts take
+            an example more, such as `root` of a layout and `tensors` of an importer
+
+    Raises:
+        AssertionError: a property does not hold; one sentence says which
+        UsageError: no such family or component, or it cannot be built with these arguments
+    """
+    if family not in CONTRACTS:
+        config.available(family)
+        raise UsageError(f"{family!r} has no contract; choose from {', '.join(covered())}.")
+    module = importlib.import_module(f"volumediff.contracts.{CONTRACTS[family]}")
+    getattr(module, f"check_{family}")(config.component(family, component), **arguments)

@@ -1,0 +1,133 @@
+"""The contract of samplers: data whose denoiser is known is reproduced."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from volumediff import config
+from volumediff.contracts.closed_form import gaussian
+from volumediff.contracts.requirements import built, equal, refused, require
+from volumediff.kernels.gaussian import Gaussian
+from volumediff.randomness import normal
+from volumediff.samplers._base import Context, InvertibleSampler, Sampler
+from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.linear import Linear
+
+__all__ = ["check_sampler"]
+
+MEAN, STD = 0.3, 0.5
+KERNELS = (Gaussian(Linear(zero_terminal_snr=True)), Gaussian(Cosine()))
+
+
+def check_sampler(cls: type, **arguments: Any) -> None:
+    """The law of the data, exact ends, hooks that are asked, kernels that are refused."""
+    made = {n: built(cls, {**arguments, "steps": n}) for n in (1, 3, 8, 100)}
+    for kernel in KERNELS:
+        _law(made[100], kernel)
+        for steps in (1, 3):
+            _few(made[steps], kernel)
+    _times(made[8], KERNELS[0])
+    _hooks(made[8], KERNELS[0])
+    _apart(made[8], KERNELS[0])
+    _kernels(made[8])
+    if isinstance(made[100], InvertibleSampler):
+        _inverts(made[100], KERNELS[1])
+
+
+def _run(sampler: Sampler, kernel: Gaussian, z: Tensor, **more: Any) -> Tensor:
+    def noise(step: int) -> Tensor:
+        return normal(tuple(z.shape), "contracts", "step", step, dtype=z.dtype)
+
+    times = more.pop("times", None)
+    times = sampler.times(kernel.schedule) if times is None else times
+    denoise = more.pop("denoise", gaussian(kernel.schedule, MEAN, STD))
+    return sampler.sample(denoise, kernel, z, times, **{"noise": noise, **more})
+
+
+def _quantiles(n: int) -> Tensor:
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return (torch.erfinv(2 * u - 1) * 2**0.5).view(1, 1, 1, 1, n)
+
+
+def _draw(dtype: torch.dtype = torch.float64) -> Tensor:
+    return normal((3, 2, 3, 2, 4), "contracts", "z", dtype=dtype)
+
+
+def _law(sampler: Sampler, kernel: Gaussian) -> None:
+    out = _run(sampler, kernel, _quantiles(3000))
+    mean, std = float(out.mean()), float(out.std())
+    require(
+        abs(mean - MEAN) < 0.03 and abs(std / STD - 1) < 0.08,
+        f"Data of mean {MEAN} and deviation {STD} whose denoiser is exact come out with mean "
+        f"{mean:.3f} and deviation {std:.3f} after 100 steps.",
+    )
+
+
+def _few(sampler: Sampler, kernel: Gaussian) -> None:
+    z = _draw(torch.float32)
+    out = _run(sampler, kernel, z)
+    require(out.shape == z.shape and out.dtype == z.dtype, "States change their shape or dtype.")
+    require(out.isfinite().all() and out.abs().max() < 10, "Few steps give values out of bounds.")
+
+
+def _times(sampler: Sampler, kernel: Gaussian) -> None:
+    for start in (1.0, 0.25):
+        times = sampler.times(kernel.schedule, start)
+        ends = (float(times[0]), float(times[-1]))
+        require(ends == (start, 0.0), f"Times from {start} to 0 go from {ends[0]} to {ends[1]}.")
+        require(times.dtype == torch.float64 and len(times) == 9, "Expected 9 times in float64.")
+        require(bool((times.diff() < 0).all()), "Times do not descend.")
+
+
+def _hooks(sampler: Sampler, kernel: Gaussian) -> None:
+    seen: list[int] = []
+
+    def watch(context: Context) -> tuple[Tensor, Tensor]:
+        seen.append(context.step)
+        return context.prediction.x0, context.z_t
+
+    z = _draw()
+    watched = _run(sampler, kernel, z, on_x0=watch)
+    require(seen == list(range(8)), f"The hook is called at the steps {seen} of 8.")
+    require(
+        torch.equal(watched, _run(sampler, kernel, z)),
+        "A hook without changes has an effect.",
+    )
+
+    def fixed(context: Context) -> tuple[Tensor, Tensor]:
+        return torch.full_like(context.z_t, 0.7), context.z_t
+
+    end = _run(sampler, kernel, z, on_x0=fixed)
+    equal(end, torch.full_like(z, 0.7), "The clean state of a hook is not followed.", atol=1e-6)
+
+
+def _apart(sampler: Sampler, kernel: Gaussian) -> None:
+    z = _draw()
+    whole = _run(sampler, kernel, z)
+    fields = {i: normal(tuple(z.shape), "contracts", "step", i, dtype=z.dtype) for i in range(8)}
+    one = _run(sampler, kernel, z[1:2], noise=lambda i: fields[i][1:2])
+    equal(one, whole[1:2], "A sample's result depends on its batch.", atol=1e-12)
+
+
+def _kernels(sampler: Sampler) -> None:
+    for name in config.available("kernel"):
+        kernel = config.component("kernel", name)
+        if not issubclass(kernel, sampler.kernels):
+            refused(
+                lambda k=kernel: sampler.check(k),
+                f"The kernel {name} is none of those it walks, and is not refused.",
+                ValueError,
+            )
+
+
+def _inverts(sampler: InvertibleSampler, kernel: Gaussian) -> None:
+    times = sampler.times(kernel.schedule, 0.6)
+    denoise = gaussian(kernel.schedule, MEAN, STD)
+    z = MEAN + STD * _draw()
+    try:
+        up = sampler.invert(denoise, kernel, z, times)
+    except ValueError:  # with these arguments it draws noise, and says so
+        return
+    back = sampler.sample(denoise, kernel, up, times)
+    equal(back, z, "sample after invert does not come back.", atol=0.05)

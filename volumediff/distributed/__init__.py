@@ -1,0 +1,1 @@
+"""Several processes that work as one: launch, sums over processes, stop signals."""

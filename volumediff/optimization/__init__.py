@@ -1,0 +1,1 @@
+"""The state that training updates, step by step: weights, average, moments, rate, figures."""

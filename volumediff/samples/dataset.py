@@ -1,0 +1,290 @@
+r"""Keyed sampling: the sample number alone decides everything that is drawn for it.
+
+Sample number n of a run (n counts over the whole run, over all processes) belongs to
+
+.. math:: \text{epoch} = \lfloor n / N \rfloor, \qquad
+          \text{index} = \operatorname{permutation}(\text{seed}, \text{epoch})[n \bmod N]
+
+and its augmentation, crop, t and noise come from key(seed, epoch, index). So resuming, loader
+workers and processes never change a sample, and no generator state is ever stored.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from volumediff import tiling
+from volumediff.condition import Condition
+from volumediff.data.augmentation import Augmentation
+from volumediff.distributed.signals import outlive_stop_signals
+from volumediff.model import Batch, positions
+from volumediff.randomness import generator, key, uniform
+from volumediff.recipes._base import Recipe, Subject
+from volumediff.samples.statistics import Statistics
+from volumediff.samples.volumes import TrainingVolume
+from volumediff.shapes import Shape
+
+__all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "stream"]
+
+# Seconds after which a silent loader worker counts as dead.
+PATIENCE = 1800
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One keyed training sample, cropped; see `volumediff.model.Batch`."""
+
+    key: int
+    x: Tensor
+    images: tuple[Tensor, ...]
+    label: int | None
+    scalars: Tensor | None
+    coordinates: Tensor | None
+    mask: Tensor | None = None
+    region: Tensor | None = None
+    end: Tensor | None = None
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(n, generator=generator(seed, epoch, "order")).tolist()
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which volume sample number n is.
+
+    Arguments:
+        volumes: N, number of training volumes
+        seed: of the run
+    """
+
+    volumes: int
+    seed: int
+
+    def place(self, number: int) -> tuple[int, int]:
+        """(epoch, index of the volume) of a sample number."""
+        epoch, position = divmod(number, self.volumes)
+        return epoch, _permutation(self.volumes, self.seed, epoch)[position]
+
+    def batches(
+        self, first: int, steps: int, *, batch_size: int, accumulate: int, rank: int, world: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """This process's micro-batches of the steps first..steps-1, as (epoch, index).
+
+        A global batch is cut into `world` runs of samples, each into `accumulate` micro-batches.
+        """
+        micro = batch_size // (world * accumulate)
+        for step in range(first, steps):
+            start = step * batch_size + rank * micro * accumulate
+            for part in range(accumulate):
+                numbers = range(start + part * micro, start + (part + 1) * micro)
+                yield [self.place(n) for n in numbers]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Training crops at keyed positions of the state grid.
+
+    Arguments:
+        shape: voxels of the crop, multiples of the stride
+        stride: voxels per state voxel along d, h, w
+        axes: axis of the volume that is axis i of the state
+    """
+
+    shape: Shape
+    stride: Shape
+    axes: Shape = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        if any(n % s for n, s in zip(self.shape, self.stride, strict=True)):
+            raise ValueError(
+                f"crop {list(self.shape)}: expected multiples of the stride {list(self.stride)}."
+            )
+
+    def windows(self, size: Shape, key: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Slices of the padded volume and of the state grid, before its axes are reordered."""
+        voxels, states = [], []
+        for axis, (n, s, m) in enumerate(zip(self.shape, self.stride, size, strict=True)):
+            choices = -(-m // s) - n // s + 1
+            first = int(uniform(key, "crop", axis) * choices)
+            voxels.append(slice(first * s, first * s + n))
+            states.append(slice(first, first + n // s))
+        return tuple(voxels), tuple(states)
+
+    def cut(self, x: Float[Tensor, "c d h w"], key: int) -> Float[Tensor, "c _ _ _"]:
+        """The crop of a volume, which is first padded as the space pads it."""
+        size = tuple(x.shape[1:])
+        whole = tiling.pad(x[None], tiling.padded_shape(size, self.stride))[0]
+        return whole[(slice(None), *self.windows(size, key)[0])].clone()
+
+    def coordinates(self, size: Shape, key: int) -> Float[Tensor, "3 _ _ _"]:
+        """Position of the crop's state voxels in the whole volume, as in `full_coordinates`."""
+        grid = [-(-m // s) for m, s in zip(size, self.stride, strict=True)]
+        states = self.windows(size, key)[1]
+        lines = [positions(grid[axis])[states[axis]] for axis in self.axes]
+        return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+@dataclass(frozen=True, eq=False)
+class Keyed(Dataset):  # type: ignore[type-arg]
+    """Samples by (epoch, index); plain data only, so that spawned workers can have it.
+
+    Arguments:
+        volumes: of one split
+        recipe: what is diffused
+        seed: of the run
+        statistics: of the training split
+        crop: how training crops are taken; None takes whole volumes
+        located: whether samples carry the coordinates of their crop
+        augment: keyed augmentation of training samples
+    """
+
+    volumes: Sequence[TrainingVolume]
+    recipe: Recipe
+    seed: int
+    statistics: Statistics
+    crop: Crop | None = None
+    located: bool = False
+    augment: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, index = place
+        return self.sample(index, key=key(self.seed, epoch, index))
+
+    def sample(self, index: int, *, key: int) -> Sample:
+        """Volume number `index` under a key."""
+        with _one_thread():
+            subject = self._subject(index, key)
+            target = self.recipe.target(subject, atlas=self.statistics.atlas, key=key)
+            d, h, w = target.x.shape[1:]
+            place = None
+            if self.crop is not None and self.located:
+                place = self.crop.coordinates((d, h, w), key)
+            return Sample(
+                key,
+                self._cut(target.x, key),
+                tuple(self._cut(image, key) for image in target.images),
+                target.label,
+                self.statistics.standardised(subject.attributes),
+                place,
+                *(
+                    None if a is None else self._cut(a, key)
+                    for a in (target.mask, target.region, target.end)
+                ),
+            )
+
+    def _cut(self, x: Tensor, key: int) -> Tensor:
+        return x if self.crop is None else self.crop.cut(x, key)
+
+    def _subject(self, index: int, key: int) -> Subject:
+        volume = self.volumes[index]
+        wanted = self.recipe.needs_foreground
+        x, label = volume.x, volume.array("label")
+        foreground = volume.foreground if wanted else None
+        if self.augment is not None:
+            changed = self.augment(
+                x, key, spacing_mm=volume.spacing_mm, label=label, foreground=foreground
+            )
+            x, label, foreground = changed.x, changed.label, changed.foreground
+        return Subject(
+            x,
+            label,
+            foreground,
+            volume.attributes,
+            volume.spacing_mm,
+            partial(self._donor, index) if wanted else None,
+        )
+
+    def _donor(self, index: int, key: int) -> Tensor:
+        """Another volume of the same size; the volume itself where there is none."""
+        others = [
+            i
+            for i, v in enumerate(self.volumes)
+            if i != index and v.shape == self.volumes[index].shape
+        ]
+        chosen = others[int(uniform(key, "donor") * len(others))] if others else index
+        return self.volumes[chosen].x
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run trains and validates on.
+
+    Arguments:
+        dataset: training samples
+        held: validation samples in the same form
+        scans: validation volumes, whole and in voxels, the healthy ones where that matters
+        sound: healthy validation volumes
+        lesions: healthy validation volumes with a lesion each, if checkpoints are selected by them
+    """
+
+    dataset: Keyed
+    held: Keyed
+    scans: Keyed
+    sound: Sequence[TrainingVolume] = ()
+    lesions: Sequence[TrainingVolume] = ()
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples as one batch."""
+
+    def stacked(name: str) -> Tensor | None:
+        values = [getattr(s, name) for s in samples]
+        return None if values[0] is None else torch.stack(values)
+
+    images = tuple(torch.stack(each) for each in zip(*(s.images for s in samples), strict=True))
+
+    labels = [s.label for s in samples]
+    condition = Condition(
+        label=None if labels[0] is None else torch.tensor(labels),
+        scalars=stacked("scalars"),
+        coordinates=stacked("coordinates"),
+    )
+    x = torch.stack([s.x for s in samples])
+    others = {name: stacked(name) for name in ("mask", "region", "end")}
+    return Batch(x, tuple(s.key for s in samples), condition, images, **others)
+
+
+def stream(
+    dataset: Keyed, batches: Iterator[list[tuple[int, int]]], *, workers: int
+) -> Generator[Batch, None, None]:
+    """Batches in order, prepared by any number of worker processes.
+
+    A generator, so that closing it ends the workers at once: an iterator of DataLoader that
+    outlives its loop keeps them, and the program, alive.
+    """
+    yield from DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_start_worker if workers else None,
+        timeout=PATIENCE if workers else 0,
+    )
+
+
+def _start_worker(number: int) -> None:
+    outlive_stop_signals()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads, and loader workers have one: so has everybody."""
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before > 1:
+            torch.set_num_threads(before)

@@ -1,0 +1,273 @@
+"""Where training volumes come from: files or the simulated population, split and prepared.
+
+Every case is prepared once and kept in the cache; processes share the work. The split is by
+patient and stands in RUN/splits.json.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from volumediff.config import build, component
+from volumediff.data.cases import Case
+from volumediff.data.population import Population
+from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.splits import Split, split_cases
+from volumediff.data.survey import find_cases
+from volumediff.distributed.processes import on_main
+from volumediff.errors import UsageError
+from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
+from volumediff.samples.seen import keep_seen
+from volumediff.samples.volumes import TrainingVolume
+from volumediff.settings.run_config import RunConfig
+from volumediff.settings.sections import POPULATION, Data
+from volumediff.storage.cache import Cache
+
+__all__ = ["cases_of", "gather", "preprocessing", "simulated", "split_of"]
+
+# To be raised when the simulated subjects come to look different for the same seed.
+POPULATION_VERSION = 1
+
+Made = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+def preprocessing(data: Data, run: Path) -> Preprocessing:
+    """The preprocessing of a run, with what was fitted for it.
+
+    Raises:
+        UsageError: intensities that are fitted, in a run that was not trained yet
+        DataError: what was fitted is damaged
+    """
+    return _plan(data, load_landmarks(run) if _fitted(data) else ())
+
+
+def _fitted(data: Data) -> bool:
+    """Whether the intensities are normalized by something that is fitted on training volumes."""
+    spec = data.preprocessing.intensity
+    rule = component("intensity", str(spec if isinstance(spec, str) else spec.get("name")))
+    return "landmarks" in inspect.signature(rule).parameters
+
+
+def _plan(data: Data, landmarks: Landmarks) -> Preprocessing:
+    section, derived = data.preprocessing, {"landmarks": landmarks} if _fitted(data) else {}
+    where = "data.preprocessing.intensity"
+    intensity = build("intensity", section.intensity, where=where, **derived)
+    return Preprocessing(section.spacing(), section.shape, intensity, section.centre)
+
+
+def simulated(data: Data) -> Population:
+    """The population of a configuration.
+
+    Raises:
+        UsageError: its grid is not given
+    """
+    spacing, shape = data.preprocessing.spacing(), data.preprocessing.shape
+    if shape is None or spacing is None:
+        raise UsageError(
+            "data.root = population: needs data.preprocessing.shape and spacing_mm, for example "
+            "shape=[64,64,64] and spacing_mm=3."
+        )
+    return Population(data.population.seed, shape, spacing)
+
+
+def cases_of(data: Data) -> list[Case]:
+    """All cases of the data set; simulated subjects are cases without files.
+
+    Raises:
+        UsageError: no data set is named
+    """
+    if data.root is None:
+        raise UsageError(
+            "data.root: expected the folder of the volumes, for example data.root=/path/to/data, "
+            "or data.root=population for simulated subjects."
+        )
+    if data.root == POPULATION:
+        names = [f"subject-{i:04d}" for i in range(data.population.subjects)]
+        return [Case(name, name, {}) for name in names]
+    found = find_cases(data.root, data.layout, data.channels)
+    kept = [case for case in found if _wanted(case, data.only)]
+    if not kept:
+        there = sorted({name for case in found for name in case.attributes})
+        raise UsageError(
+            f"data.only: none of {len(found)} cases has {dict(data.only)}; attributes are "
+            f"{', '.join(there) or 'none'}."
+        )
+    return kept
+
+
+def _wanted(case: Case, only: Mapping[str, Any]) -> bool:
+    """Whether each attribute named has one of its values; numbers are equal as numbers are."""
+    for name, values in only.items():
+        if case.attributes.get(name) not in (values if isinstance(values, tuple) else (values,)):
+            return False
+    return True
+
+
+def split_of(cases: Sequence[Case], data: Data) -> Split:
+    """The split of a configuration.
+
+    Raises:
+        UsageError: nothing is left for training
+    """
+    rule = data.split
+    held = rule.validation + rule.calibration + rule.test
+    if held >= 1:
+        raise UsageError(f"data.split: fractions sum to {held:.3g}, nothing is left for training.")
+    fractions = (1 - held, rule.validation, rule.calibration, rule.test)
+    split = split_cases(cases, fractions, seed=rule.seed, by_attribute=rule.by_attribute)
+    if not split.train:
+        raise UsageError(
+            f"data.split: none of {len(cases)} cases is left for training; lower its fractions."
+        )
+    return split
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One case before it is prepared."""
+
+    case: Case
+    fingerprint: Mapping[str, Any]
+    make: Callable[[], Made]
+
+
+def gather(
+    config: RunConfig, accelerator: Accelerator, cache: Cache, *, fits: bool = True
+) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
+    """The prepared volumes for training and for validation.
+
+    Arguments:
+        fits: whether intensity landmarks are fitted here, if the intensities need some; those of
+            another run are in the folder already otherwise
+
+    Raises:
+        UsageError: no data given, nothing to train on, or volumes that do not fit each other
+        DataError: a file is refused
+    """
+    data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
+    cases = cases_of(data)
+    kept = _kept_split(config.output, cases, cache.report)
+    split = kept or split_of(cases, data)
+
+    def keep() -> None:
+        split.save(config.output / "splits.json")
+        keep_seen(config, cases, split, kept=kept is not None)
+
+    on_main(accelerator, keep)
+    if fits and _fitted(data):
+        on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
+    wanted = {*split.train, *split.validation}
+    sources = _sources([case for case in cases if case.id in wanted], config)
+    # Each process prepares its share, then all of them open everything.
+    for index, source in enumerate(sources[rank::world]):
+        cache.entry(source.case.id, source.fingerprint, source.make)
+        if index % 10 == 9:
+            cache.report(f"{(index + 1) * world} of {len(sources)} volumes are prepared")
+    accelerator.wait_for_everyone()
+    volumes = {
+        s.case.id: TrainingVolume(
+            s.case.id, s.case.attributes, cache.entry(s.case.id, s.fingerprint, s.make)
+        )
+        for s in sources
+    }
+    _check_shapes(config, list(volumes.values()))
+    return [volumes[i] for i in split.train], [volumes[i] for i in split.validation]
+
+
+def _kept_split(run: Path, cases: Sequence[Case], report: Callable[[str], None]) -> Split | None:
+    """The split that a run was trained with: new cases must not move held-out patients.
+
+    Raises:
+        UsageError: a case of the split is gone
+    """
+    # An imported run has weights, and no step of training that would have had a split.
+    if all(path.name == "last-00000000" for path in (run / "checkpoints").glob("last-*")):
+        return None
+    split = Split.load(run / "splits.json")
+    parts = (split.train, split.validation, split.calibration, split.test)
+    known, found = {i for part in parts for i in part}, {case.id for case in cases}
+    if gone := sorted(known - found):
+        raise UsageError(
+            f"{run}: case {gone[0]} of its splits.json is not in the data any more; bring it "
+            "back, or start another run with output=DIR."
+        )
+    if new := sorted(found - known):
+        report(f"{len(new)} cases are new since the run began and not used: {new[0]}")
+    return split
+
+
+def _fit(
+    config: RunConfig, cases: Sequence[Case], split: Split, report: Callable[[str], None]
+) -> None:
+    """Fits the intensities of a run on its training part."""
+    if config.data.root == POPULATION:
+        raise UsageError(
+            "data.preprocessing.intensity: histogram is fitted on files, and simulated subjects "
+            "have none; use percentile."
+        )
+    training = [case for case in cases if case.id in set(split.train)]
+    fit_landmarks(config.output, _plan(config.data, ()), training, report)
+
+
+def _sources(cases: Sequence[Case], config: RunConfig) -> list[_Source]:
+    data = config.data
+    if data.root == POPULATION:
+        population = simulated(data)
+        described = {
+            "population": POPULATION_VERSION,
+            "seed": population.seed,
+            "shape": population.shape,
+            "spacing_mm": population.spacing_mm,
+            "variation": asdict(population.variation),
+        }
+        return [
+            _Source(case, {**described, "subject": case.id}, partial(_simulate, population, case))
+            for case in cases
+        ]
+    recipe = preprocessing(data, config.output)
+    return [
+        _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
+        for case in cases
+    ]
+
+
+def _prepare(recipe: Preprocessing, case: Case) -> Made:
+    prepared = recipe.prepare(case)
+    arrays = {"x": prepared.x.numpy(), "foreground": prepared.foreground.numpy()}
+    if prepared.label is not None:
+        arrays["label"] = prepared.label.numpy()
+    return arrays, {"spacing_mm": list(prepared.spacing_mm)}
+
+
+def _simulate(population: Population, case: Case) -> Made:
+    subject = population.subject(int(case.id.rpartition("-")[2]))
+    arrays = {"x": subject.x.numpy(), "foreground": subject.foreground.numpy()}
+    return arrays, {"spacing_mm": list(population.spacing_mm)}
+
+
+def _check_shapes(config: RunConfig, volumes: Sequence[TrainingVolume]) -> None:
+    """Volumes must fit into one batch and into what the network was built for."""
+    channels = config.data.channel_count
+    shapes = {v.id: v.shape for v in volumes}
+    for name, (c, *size) in shapes.items():
+        if c != channels:
+            raise UsageError(
+                f"data.channels: case {name} has {c} channels, expected {channels}; name the "
+                "channels, for example data.channels=[T1w,FLAIR]."
+            )
+        if config.crop and any(n > m for n, m in zip(config.crop, size, strict=True)):
+            raise UsageError(
+                f"crop {list(config.crop)} is larger than case {name} with {size} voxels; lower "
+                "it, or pad the volumes with data.preprocessing.shape."
+            )
+    if config.crop is None and config.optim.batch_size > 1 and len(set(shapes.values())) > 1:
+        raise UsageError(
+            "volumes have different shapes: set data.preprocessing.shape (and spacing_mm), crop, "
+            "or optim.batch_size=1."
+        )

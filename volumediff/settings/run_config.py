@@ -1,0 +1,201 @@
+"""The configuration of a run: the sections that all runs share, and the keys of its task.
+
+`task: NAME` says what is trained, a file of `volumediff/tasks` or `package.module:Class`; its
+schema, a sub-class of `RunConfig`, declares what it takes beside the sections. Components stay
+constructor calls (`{name: unet, widths: [...]}`) that `volumediff.config.build` validates. Unknown
+keys fail with a suggestion. Nothing but the file itself is read: what a task takes from other runs
+it resolves later, see `volumediff.tasks.resolved`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from volumediff.config import (
+    available,
+    component,
+    config_path,
+    load,
+    named,
+    shipped,
+    suggestion,
+)
+from volumediff.errors import UsageError
+from volumediff.memory.policy import MemoryPolicy
+from volumediff.settings.sections import Data, Optim, Section, Validation, declared
+from volumediff.storage.records import read_text
+
+__all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config"]
+
+DEFAULT = "diffusion"
+# Folders of shipped configurations of runs; the first is that of the default task.
+FOLDERS = ("pipelines", "autoencoders", "classifiers", "comparers")
+# What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
+# Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
+# rounding.
+FREE = {
+    *("optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"),
+    "memory.checkpoint",
+}
+
+
+class RunConfig(Section):
+    """Everything that decides a run, whatever it trains; saved as RUN/config.yaml.
+
+    `start_from` is the folder of a run whose weights this one begins with; see
+    `volumediff.tasks.warm_start`.
+    """
+
+    task: str = DEFAULT
+    data: Data = Data()
+    start_from: Path | None = None
+    crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    memory: Annotated[MemoryPolicy, declared(MemoryPolicy)] = MemoryPolicy()
+    optim: Optim = Optim()
+    validation: Validation = Validation()
+    save_every: PositiveInt = 500
+    seed: int = 0
+    deterministic: bool = True
+    processes: PositiveInt | None = None
+    trackers: tuple[str, ...] = ()
+    output: Path = Path("runs/run")
+
+    @model_validator(mode="after")
+    def _batches(self) -> "RunConfig":
+        if self.optim.batch_size % self.optim.accumulate:
+            raise ValueError(
+                f"needs optim.batch_size ({self.optim.batch_size}) to be a multiple of "
+                f"optim.accumulate ({self.optim.accumulate})"
+            )
+        return self
+
+    def borrows(self) -> dict[str, Path]:
+        """Key -> folder of every run that this one is made from, beside `start_from`."""
+        return {}
+
+    def dump(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self, title: str = "The resolved configuration of this run.") -> str:
+        """The resolved configuration, as it is saved in the run, under a comment."""
+        return f"# {title}\n" + yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A configuration file (or the name of a shipped one) with `a.b=c` words applied.
+
+    Raises:
+        UsageError: one line with the key, what it takes and what came
+    """
+    name = str(path)
+    if Path(name).is_file():
+        found = Path(name)
+    else:
+        first, *others = FOLDERS
+        kinds = (kind for kind in others if name in shipped(kind))
+        found = config_path(next(kinds, first), name)
+    return parse(load(found, overrides), where=str(path))
+
+
+def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with, with `a.b=c` words applied.
+
+    Raises:
+        UsageError: the folder is no run, or an override does not fit
+        DataError: its configuration is damaged, or was edited
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
+    advice = "put it back, or train with the changed keys into another output=DIR"
+    read_text(path, advice=f"a run has one configuration for ever; {advice}")
+    return parse(load(path, overrides), where=str(path))
+
+
+def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
+    """Validates nested dictionaries against the schema of their task; reads no other file.
+
+    Raises:
+        UsageError: one line for the first fault
+    """
+    tree = named(tree)
+    name = tree.get("task", DEFAULT)
+    if not isinstance(name, str):
+        raise UsageError(
+            f"{where}: task: expected a name, got {name!r}; choose from "
+            f"{', '.join(available('task'))}, or give package.module:Class."
+        )
+    schema = component("task", name).schema
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_first(error, schema, name)}") from None
+
+
+def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
+    first = error.errors()[0]
+    *parents, last = [str(p) for p in first["loc"]] or [""]
+    needed = [n for n, field in schema.model_fields.items() if field.is_required()]
+    absent = {str(e["loc"][0]) for e in error.errors() if e["loc"] and e["input"] is None}
+    absent |= {str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"}
+    missing = [name for name in needed if name in absent]
+    if first["type"] == "extra_forbidden":
+        section: Any = schema
+        for parent in parents:
+            section = _section_of(section.model_fields[parent].annotation)
+        choices = list(section.model_fields)
+        kind = "unknown key" if parents else f"unknown key for task {task}"
+        if not parents and (others := _tasks_with(last, task)):
+            kind += f" (it is one of task={' and '.join(others)})"
+        takes = f"{kind}; choose from {', '.join(choices)}."
+        return f"{'.'.join([*parents, last])}: {takes}{suggestion(last, choices)}"
+    if missing:
+        return f"needs {', '.join(missing)} for task {task}."
+    if first["type"] == "value_error":
+        place = f"{'.'.join([*parents, last])}: " if last else ""
+        return f"{place}{str(first['ctx']['error']).rstrip('.')}."
+    names = [p for p in [*parents, last] if not p.startswith(("function-", "tuple[", "dict["))]
+    return f"{'.'.join(names)}: {first['msg']} (got {first['input']!r})."
+
+
+def _tasks_with(key: str, task: str) -> list[str]:
+    """Other tasks whose schema has a key."""
+    names = [name for name in available("task") if name != task]
+    return [n for n in names if key in component("task", n).schema.model_fields]
+
+
+def _section_of(annotation: Any) -> Any:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """`key: old -> new` for every setting that may not change within a run."""
+    before, after = _flat(old.dump()), _flat(new.dump())
+    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith("trackers")]
+    none = "nothing"
+    return [
+        f"{k}: {before.get(k, none)} -> {after.get(k, none)}"
+        for k in keys
+        if before.get(k, none) != after.get(k, none)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = json.dumps(value)
+    return found

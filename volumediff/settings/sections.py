@@ -1,0 +1,193 @@
+"""Sections of a run's configuration: data, preprocessing, split, optimisation, validation.
+
+Each is a frozen pydantic model that refuses unknown keys. What a task declares beside them stands
+in the task's own file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from volumediff.config import build, named, suggestion
+from volumediff.data.augmentation import Augmentation
+from volumediff.data.survey import AUTO
+
+__all__ = [
+    "POPULATION",
+    "Best",
+    "Component",
+    "Data",
+    "ForRun",
+    "Optim",
+    "Population",
+    "Preprocess",
+    "Section",
+    "SplitRule",
+    "Times",
+    "Validation",
+    "declared",
+]
+
+
+def _known_layout(value: Any) -> Any:
+    """The layout as it was written, if there is one of that name with these options."""
+    if value != AUTO:
+        build("layout", value, where="data.layout")
+    return value
+
+
+Component = Annotated[str | dict[str, Any], BeforeValidator(named)]
+"""A component as configurations write it: a name, or a mapping with `name` and arguments."""
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+POPULATION = "population"
+
+
+class Section(BaseModel):
+    """Part of a configuration: unknown keys fail, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def declared(cls: type) -> BeforeValidator:
+    """Unknown keys of a plain dataclass fail: pydantic alone would leave them out."""
+    choices = [f.name for f in fields(cls)]
+
+    def check(value: Any) -> Any:
+        unknown = [n for n in value if n not in choices] if isinstance(value, Mapping) else []
+        if unknown:
+            hint = suggestion(str(unknown[0]), choices)
+            raise ValueError(f"unknown key {unknown[0]}; choose from {', '.join(choices)}.{hint}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class Population(Section):
+    """Simulated healthy subjects, used with `data.root: population`."""
+
+    subjects: PositiveInt = 60
+    seed: int = 0
+
+
+class Preprocess(Section):
+    """Grid and intensities of the training volumes: see `volumediff.data.preprocessing`."""
+
+    spacing_mm: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    intensity: Component = "percentile"
+    centre: Literal["foreground", "volume"] = "foreground"
+
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Spacing along d, h, w; one number means the same along all."""
+        spacing = self.spacing_mm
+        return (spacing,) * 3 if isinstance(spacing, float) else spacing
+
+
+class SplitRule(Section):
+    """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
+    of the cases (participants.tsv), and draws the validation part from training if none is named.
+    """
+
+    seed: int = 0
+    validation: Fraction = 0.1
+    calibration: Fraction = 0.1
+    test: Fraction = 0.0
+    by_attribute: bool = False
+
+
+class Data(Section):
+    """Where the volumes are and how they become training samples.
+
+    `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
+    the cases whose attributes have one of the values given, such as `{group: healthy}`.
+    """
+
+    root: str | None = None
+    layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
+    channels: tuple[str, ...] | None = None
+    only: dict[str, str | float | tuple[str | float, ...]] = {}
+    population: Population = Population()
+    preprocessing: Preprocess = Preprocess()
+    augmentation: Annotated[Augmentation, declared(Augmentation)] | None = None
+    split: SplitRule = SplitRule()
+    cache: Path | None = None
+    workers: NonNegativeInt = 0
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of the volumes; one unless the configuration names them."""
+        return len(self.channels) if self.channels else 1
+
+
+class Optim(Section):
+    """AdamW; the learning rate is a function of the step.
+
+    `batch_size` is global: over all processes and accumulation steps. `decay` is the fraction of
+    `lr` that a half cosine reaches at the last step; 1 keeps it constant.
+    """
+
+    lr: PositiveFloat = 1e-4
+    steps: PositiveInt = 100_000
+    warmup: NonNegativeInt = 500
+    decay: Share = 1.0
+    batch_size: PositiveInt = 1
+    accumulate: PositiveInt = 1
+    clip: PositiveFloat | None = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    ema: Fraction = 0.9999
+
+
+class Best(Section):
+    """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes."""
+
+    volumes: PositiveInt = 4
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.4, 0.6, 0.8)
+    smooth_mm: NonNegativeFloat = 3.0
+
+
+class Validation(Section):
+    """Every `every` steps: validation loss, previews and, if `best` is given, selection."""
+
+    every: PositiveInt = 1000
+    volumes: PositiveInt = 16
+    previews: NonNegativeInt = 0
+    preview_steps: PositiveInt = 25
+    best: Best | None = None
+
+
+def _names_a_run(value: Any) -> Any:
+    """A component for another run says which: `of` is the folder of that run."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("of"), str):
+        raise ValueError(f"needs the key of: the folder of a diffusion run (got {value!r})")
+    return value
+
+
+ForRun = Annotated[dict[str, Any], BeforeValidator(_names_a_run)]
+"""A component that is trained for the diffusion run whose folder its key `of` names."""
+
+
+def _rising(times: tuple[float, float]) -> tuple[float, float]:
+    low, high = times
+    if not low < high:
+        raise ValueError(f"expected [low, high] with low < high, got [{low:g}, {high:g}]")
+    return times
+
+
+Times = Annotated[tuple[Share, Share], AfterValidator(_rising)]
+"""Times that are trained, above the first up to the second."""

@@ -1,0 +1,34 @@
+"""What is trained, one file per task: its configuration, module, loss, validation and loading.
+
+diffusion           a diffusion model of volumes, labels or anomalies, as its recipe says
+autoencoder         an autoencoder or another network that reconstructs volumes
+state_classifier    a classifier of the noisy states of a diffusion run
+residual_segmenter  a network that segments by volumes and their reconstructions of a diffusion run
+
+The file name is what `task:` in a configuration says. Another task is one more file with a class
+of the contract in `_base.py`, here or in any importable module.
+"""
+
+from volumediff.tasks._base import Criterion, Refusals, Stage, Task, best_of
+from volumediff.tasks._borrowing import BorrowedRun, Kept, agree, borrowed, keep, kept, source_of
+from volumediff.tasks._loading import build_task, load_task, resolved, task_of, warm_start
+
+__all__ = [
+    "BorrowedRun",
+    "Criterion",
+    "Kept",
+    "Refusals",
+    "Stage",
+    "Task",
+    "agree",
+    "best_of",
+    "borrowed",
+    "build_task",
+    "keep",
+    "kept",
+    "load_task",
+    "resolved",
+    "source_of",
+    "task_of",
+    "warm_start",
+]

@@ -1,0 +1,337 @@
+"""Contract of tasks: what a run trains, from its configuration to its trained module.
+
+A task owns its keys (`schema`), builds its module with fresh weights, says which runs it borrows
+from, and gives the loss of each sample for a player (a group of parameters that takes turns; one
+for most tasks). The training loop, the planner, checkpoints and inference know nothing else of it.
+Needed are `schema`, `build`, `modules` and `loss`; all the rest has a default.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.condition import Condition
+from volumediff.errors import UsageError
+from volumediff.model import Batch
+from volumediff.recipes._base import Recipe
+from volumediff.recipes.healthy import Healthy
+from volumediff.samples.dataset import Crop, Samples
+from volumediff.settings.run_config import RunConfig
+from volumediff.shapes import Shape
+from volumediff.storage import checkpoint
+from volumediff.storage.cache import Cache
+from volumediff.storage.checkpoint import Checkpoint
+
+__all__ = ["Criterion", "Refusals", "Stage", "Task", "best_of"]
+
+Stage = Callable[[str], AbstractContextManager[None]]
+"""Names what happens inside the context, for the planner."""
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The figure that selects checkpoints in place of the validation loss.
+
+    Arguments:
+        name: in metrics.jsonl
+        cases: how many there are
+        of: number of a case -> figure, higher is better; the mean over the cases selects
+    """
+
+    name: str
+    cases: int
+    of: Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Why a trained run is not for a use, to follow `RUN: `; None where it is.
+
+    Arguments:
+        localize: anomaly maps of volumes
+        segment: labels of volumes
+        sample: new volumes
+    """
+
+    localize: str | None
+    segment: str | None
+    sample: str | None
+
+
+def best_of(of: Path, *, where: str) -> Checkpoint:
+    """The best checkpoint of a run that is to be borrowed.
+
+    Arguments:
+        of: its folder
+        where: key that names it
+
+    Raises:
+        UsageError: there is none yet
+        DataError: it is damaged
+    """
+    found = checkpoint.find(of, "best")
+    if found is None:
+        raise UsageError(f"{where} = {of}: has no checkpoint yet; train it first.")
+    return found
+
+
+class Task(ABC):
+    """What a run trains.
+
+    Arguments:
+        config: of the run
+        module: everything that the loss needs; its parameters that ask for gradients are trained
+        main: the player whose loss validates and selects
+        recipe: makes samples of volumes
+        digest: SHA-256 of the weights that are borrowed and not trained; a run goes on with these
+            alone
+        frozen: the parts of the module that hold them; checkpoints leave these out
+
+    Attributes:
+        schema: the configuration with the keys of this task
+        noun: what is trained, for messages: "a classifier"
+        fits_intensities: whether intensity landmarks are fitted on the run's own volumes; those
+            of a borrowed run are copied otherwise
+    """
+
+    schema: ClassVar[type[RunConfig]]
+    noun: ClassVar[str] = "something of its own"
+    fits_intensities: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: RunConfig,
+        module: nn.Module,
+        *,
+        main: str,
+        recipe: Recipe = Healthy(),  # noqa: B008 - frozen
+        digest: str = "",
+        frozen: Sequence[nn.Module] = (),
+    ) -> None:
+        self.config, self.module, self.main, self.recipe = config, module, main, recipe
+        self.digest, self.frozen = digest, tuple(frozen)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    # Configuration and building
+
+    @classmethod
+    def resolve(cls, config: RunConfig) -> RunConfig:
+        """The configuration with everything filled in that follows from borrowed runs.
+
+        Raises:
+            UsageError: there is no such run, or it trains something else
+        """
+        return config
+
+    @classmethod
+    def keep(cls, config: RunConfig, run: Path) -> None:
+        """Copies what a run needs of others into its folder, once; before it is built.
+
+        Raises:
+            UsageError: a borrowed run is not trained yet, or does not agree with this one
+            DataError: its checkpoint is damaged
+        """
+        for where, of in config.borrows().items():
+            best_of(of, where=where)
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: RunConfig, run: Path | None) -> "Task":
+        """The task with fresh weights, drawn from torch's generator, which is seeded already.
+
+        Needs no data and works on the meta device.
+
+        Arguments:
+            config: resolved
+            run: the run's folder, with what `keep` put there; without it, untrained stand-ins of
+                borrowed weights will do
+
+        Raises:
+            UsageError: parts do not fit; one line that names the key
+        """
+
+    # Training
+
+    @abstractmethod
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Trained parts by player."""
+
+    @abstractmethod
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        """Loss of each sample; gradients of its mean reach this player's parameters alone."""
+
+    @property
+    def located(self) -> bool:
+        """Whether samples carry the coordinates of their crop."""
+        return False
+
+    def crop(self, shape: Shape) -> Crop:
+        """How crops of so many voxels are taken.
+
+        Raises:
+            ValueError: the shape does not fit the strides of the module
+        """
+        return Crop(shape, (1, 1, 1))
+
+    def fit(
+        self, samples: Samples, *, fresh: bool, cache: Cache, accelerator: Accelerator
+    ) -> Samples:
+        """Fits what has to be there before step 0; returns the samples to train on.
+
+        Arguments:
+            samples: whole volumes
+            fresh: whether the run has no checkpoint yet, which would bring what was fitted
+            cache: for what is computed once
+            accelerator: all processes take part
+        """
+        return samples
+
+    @property
+    def target(self) -> nn.Module:
+        """What begins with the weights of another run, see `start_from`."""
+        return self.modules()[self.main]
+
+    # Validation
+
+    @classmethod
+    def whole_volumes(cls, config: RunConfig) -> bool:
+        """Whether validation passes volumes through the module that are larger than crops."""
+        return False
+
+    def criterion(self, samples: Samples) -> Criterion | None:
+        """The figure that selects checkpoints; None takes the validation loss, lowest first."""
+        return None
+
+    def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
+        """Titles and volumes (c, d, h, w) that show what is learnt; empty where there are none."""
+        return ()
+
+    # Planning
+
+    def grid(self, shape: Shape) -> Shape:
+        """Grid of the states that a network sees, for volumes of so many voxels."""
+        return shape
+
+    def planes(self, shape: Shape) -> int:
+        """Planes along d of the largest thing that memory policies cut into slabs."""
+        return shape[0]
+
+    @property
+    def entry(self) -> nn.Module | None:
+        """The module whose call ends the planner's stage `encode`; None where there is none."""
+        return None
+
+    def batch(self, shape: Shape, count: int, *, device: torch.device | str = "cpu") -> Batch:
+        """A batch in the form of those that training brings, of random numbers.
+
+        Arguments:
+            shape: voxels; those of the crop also bring the coordinates that the network takes
+            count: samples
+        """
+        recipe, c = self.recipe, self.config.data.channel_count
+
+        def noise(*size: int) -> Tensor:
+            return torch.rand(size, device=device) * 2 - 1
+
+        label, scalars, place = None, None, None
+        if recipe.classes:
+            label = torch.zeros(count, dtype=torch.int64, device=device)
+        if recipe.scalars:
+            scalars = noise(count, len(recipe.scalars))
+        if self.located and shape == self.config.crop:
+            place = noise(count, 3, *self.grid(shape))
+        return Batch(
+            noise(count, recipe.channels(c), *shape),
+            tuple(range(count)),
+            Condition(label=label, scalars=scalars, coordinates=place),
+            tuple(noise(count, n, *shape) for n in recipe.image_channels(c)),
+            mask=noise(count, 1, *shape) if recipe.shows_mask else None,
+            region=noise(count, 1, *shape) if recipe.local else None,
+            end=noise(count, c, *shape) if recipe.kernel == "cold" else None,
+        )
+
+    @torch.no_grad()
+    def use(self, batch: Batch, *, stage: Stage) -> None:
+        """One pass of inference over whole volumes, in named stages."""
+        with stage("forward"):
+            self.loss(self.main, batch)
+
+    # Checkpoints and use
+
+    @cached_property
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return self._named
+
+    @cached_property
+    def _players(self) -> dict[str, list[nn.Parameter]]:
+        mine = {id(p) for p in self._named.values()}
+        return {
+            player: [p for p in part.parameters() if id(p) in mine]
+            for player, part in self.modules().items()
+        }
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by player."""
+        return self._players
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that belong to a checkpoint: all but those of frozen parts."""
+        frozen = self._prefixes()
+        return {n: t for n, t in self.module.state_dict().items() if not n.startswith(frozen)}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors of a trained checkpoint."""
+        return {name: tuple(tensor.shape) for name, tensor in self.state().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts the tensors of `state` back.
+
+        Raises:
+            RuntimeError: names or shapes differ
+        """
+        frozen = self._prefixes()
+        kept = {n: t for n, t in self.module.state_dict().items() if n.startswith(frozen)}
+        self.module.load_state_dict({**tensors, **kept}, strict=True)
+
+    def _prefixes(self) -> tuple[str, ...]:
+        mine = {id(part) for part in self.frozen}
+        return tuple(f"{n}." for n, part in self.module.named_modules() if id(part) in mine)
+
+    def freeze(self) -> None:
+        """Makes the weights constant, for inference."""
+        self.module.requires_grad_(False)
+
+    @property
+    def result(self) -> nn.Module:
+        """What is used once it is trained: the module, or the part of it that is no helper."""
+        return self.module
+
+    def lend(self, kind: type[Kind]) -> Kind | None:
+        """The result where it is of a kind that somebody asks for, such as `Model`."""
+        # The one place where kinds of models are told apart: a borrower says what it can use, and
+        # the result of any task that is of this class will do.
+        return self.result if isinstance(self.result, kind) else None
+
+    @property
+    def refusals(self) -> Refusals:
+        """What a trained run is not for, with the reasons."""
+        reason = f"trains {self.noun}, which makes no such thing."
+        return Refusals(reason, reason, reason)

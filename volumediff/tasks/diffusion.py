@@ -1,0 +1,387 @@
+"""Diffusion: a network learns what corrupted states say about clean ones.
+
+What is diffused (volumes, labels, anomalies) is the recipe's; where, how and by what network is
+said by space, kernel, noise and network. Validation scores a checkpoint by how well one denoising
+step finds synthetic lesions, where `validation.best` asks for it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.condition import HEALTHY, Condition
+from volumediff.config import build, name_of
+from volumediff.errors import UsageError
+from volumediff.kernels._base import Kernel
+from volumediff.kernels.discrete import Discrete
+from volumediff.kernels.gaussian import Gaussian as GaussianKernel
+from volumediff.model import Batch, Model
+from volumediff.noise import Gaussian
+from volumediff.randomness import key
+from volumediff.recipes._base import Recipe
+from volumediff.samples.dataset import Crop, Samples, collate
+from volumediff.samples.latents import Precomputed, encoded
+from volumediff.settings.run_config import RunConfig
+from volumediff.settings.sections import Component, Times
+from volumediff.shapes import Shape
+from volumediff.spaces import StateSpace
+from volumediff.storage.cache import Cache
+from volumediff.tasks._base import Criterion, Refusals, Stage, Task
+from volumediff.tasks._encoders import autoencoder_path, keep_encoder, space_of
+from volumediff.tasks._selection import one_step_map, voxel_ap, with_lesions
+from volumediff.tasks._spaces import crop_of, recipe_of
+
+__all__ = ["DiffusionConfig", "DiffusionTask"]
+
+LEVEL = 0.6  # the planner's pass: any time will do
+
+
+class DiffusionConfig(RunConfig):
+    """Keys of a diffusion model.
+
+    `times` are those that are trained, from above the first to the second: [0, 0.8] for methods
+    that never go higher, [0.999, 1] for a detector that is only asked at t = 1.
+    """
+
+    space: Component
+    kernel: Component
+    network: Component
+    recipe: Component = "healthy"
+    noise: Component = "gaussian"
+    times: Times = (0.0, 1.0)
+
+    def borrows(self) -> dict[str, Path]:
+        """The autoencoder of a latent space."""
+        path = autoencoder_path(self.space)
+        return {} if path is None else {"space.autoencoder": Path(path)}
+
+
+class DiffusionTask(Task):
+    """A diffusion model; its network is the one player.
+
+    Arguments:
+        config: of the run
+        model: the model
+        digest: SHA-256 of the autoencoder's weights in a latent space
+        frozen: this autoencoder
+    """
+
+    schema = DiffusionConfig
+    noun = "a diffusion model"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Model,
+        *,
+        digest: str = "",
+        frozen: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__(
+            config, model, main="network", recipe=model.recipe, digest=digest, frozen=frozen
+        )
+        self.model = model
+        # Space of the volumes that the loss sees, if they are states computed beforehand.
+        self.states: StateSpace | None = None
+
+    @classmethod
+    def keep(cls, config: RunConfig, run: Path) -> None:
+        keep_encoder(config.space, run, where="space.autoencoder")
+
+    @classmethod
+    def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
+        c, recipe = config.data.channel_count, recipe_of(config)
+        space, encoder = space_of(config.space, run)
+        if recipe.exact and not space.exact:
+            raise UsageError(
+                f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
+                "latents, whose autoencoder was made for volumes and not for maps; use voxel, "
+                "wavelet or slices."
+            )
+        try:
+            k = space.channels(recipe.channels(c))
+            image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
+            image_channels += recipe.shows_mask
+        except ValueError as error:
+            raise UsageError(f"space: {error}") from None
+        references = {"reference_channels": k} if recipe.reference else {}
+        network = build(
+            "network",
+            config.network,
+            in_channels=k,
+            out_channels=k + (recipe.mask_loss > 0),
+            image_channels=image_channels,
+            classes=recipe.classes,
+            scalars=len(recipe.scalars),
+            **references,
+        )
+        kernel = build("kernel", config.kernel)
+        _check_kernel(recipe, kernel, space)
+        field = build("noise", config.noise)
+        if encoder is not None and not isinstance(field, Gaussian):
+            raise UsageError(
+                f"noise: expected gaussian in a latent space, got {type(field).__name__.lower()}; "
+                "the latents are made once, and noise of the volume cannot be told from theirs. "
+                "Use voxel or wavelet."
+            )
+        model = Model(
+            space,
+            kernel,
+            network,
+            dtype=config.memory.torch_dtype,
+            times=config.times,
+            field=field,
+            recipe=recipe,
+        )
+        config.memory.apply(model)
+        if encoder is None:
+            return cls(config, model)
+        return cls(config, model, digest=encoder.digest, frozen=[encoder.autoencoder])
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"network": self.model.network}
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        return self._seen.loss(batch)
+
+    @property
+    def _seen(self) -> Model:
+        """The model on the volumes that the loader brings: the same network and normalisation."""
+        if self.states is None:
+            return self.model
+        self.states.shift, self.states.scale = self.model.space.shift, self.model.space.scale
+        return Model(
+            self.states,
+            self.model.kernel,
+            self.model.network,
+            dtype=self.model.dtype,
+            times=self.model.times,
+            field=self.model.field,
+            recipe=self.model.recipe,
+        )
+
+    # Samples
+
+    @property
+    def located(self) -> bool:
+        return self.model.network.coordinates
+
+    def crop(self, shape: Shape) -> Crop:
+        return crop_of(self.model.space, shape)
+
+    def fit(
+        self, samples: Samples, *, fresh: bool, cache: Cache, accelerator: Accelerator
+    ) -> Samples:
+        """Latents that never change, normalisation, and lesions to select by."""
+        config, recipe, space = self.config, self.recipe, self.model.space
+        best = config.validation.best
+        whole = config.crop is None and config.data.augmentation is None
+        if whole and self.digest and recipe.fixed:
+            samples = self._in_latents(samples, cache, accelerator)
+        # Codes of an autoencoder have no unit variance of their own, masks or not.
+        fits = recipe.normalised or not space.exact
+        if fits and not space.binary and fresh:
+            dataset = samples.dataset
+            everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
+            self.normalise(x.to(accelerator.device) for x in everything)
+        # A map of one denoising step says nothing where noise is in a region alone.
+        if best is None or not (recipe.whole or recipe.corruption is not None):
+            return samples
+        chosen = samples.sound[: best.volumes]
+        lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
+        return replace(samples, lesions=lesions)
+
+    def normalise(self, volumes: Iterable[Float[Tensor, "_ _ _ _ _"]]) -> None:
+        """Sets the space's normalisation from what the loss sees."""
+        space = self.model.space if self.states is None else self.states
+        space.fit(volumes)
+        self.model.space.shift, self.model.space.scale = space.shift, space.scale
+
+    def _in_latents(self, samples: Samples, cache: Cache, accelerator: Accelerator) -> Samples:
+        """Both splits with raw latents in place of voxels, which the loss then expects."""
+        space = self.model.space
+        convert = partial(
+            encoded,
+            space=space,
+            digest=self.digest,
+            described=json.dumps(self.config.space, sort_keys=True),
+            cache=cache,
+            accelerator=accelerator,
+        )
+        dataset, held = samples.dataset, samples.held
+        atlas = dataset.statistics.atlas
+        if atlas is not None:
+            with torch.no_grad():
+                atlas = space.analysis(atlas[None].to(accelerator.device))[0].cpu()
+        statistics = replace(dataset.statistics, atlas=atlas)
+        self.states = Precomputed().to(accelerator.device)
+        return replace(
+            samples,
+            dataset=replace(dataset, volumes=convert(dataset.volumes), statistics=statistics),
+            held=replace(held, volumes=convert(held.volumes), statistics=statistics),
+        )
+
+    # Validation
+
+    @classmethod
+    def whole_volumes(cls, config: RunConfig) -> bool:
+        return bool(config.validation.previews) or config.validation.best is not None
+
+    def criterion(self, samples: Samples) -> Criterion | None:
+        if not samples.lesions:
+            return None
+        return Criterion("localization_ap", len(samples.lesions), partial(self._found, samples))
+
+    def _found(self, samples: Samples, index: int) -> float:
+        """AP of the one-step scan for one lesion in one validation volume."""
+        best, volume = self.config.validation.best, samples.lesions[index]
+        truth = volume.array("truth")
+        assert best is not None
+        assert truth is not None, "lesioned volumes have a truth"
+        if not bool(truth.any()):
+            return 0.0
+        x = volume.x[None].to(self.model.device)
+        residual = one_step_map(
+            self.model,
+            x,
+            condition=self._condition(samples, index, x),
+            levels=best.levels,
+            key=key(self.config.seed, "selection", index),
+        )
+        return voxel_ap(
+            residual,
+            truth[None],
+            volume.foreground[None],
+            spacing_mm=volume.spacing_mm,
+            smooth_mm=best.smooth_mm,
+        )
+
+    def _condition(self, samples: Samples, index: int, x: Tensor | None = None) -> Condition:
+        """Condition of a whole validation volume, healthy where there are classes.
+
+        Arguments:
+            x: what a model of maps is to look at, in place of a synthetic anomaly
+        """
+        batch = collate([samples.scans.sample(index, key=0)]).to(self.model.device)
+        condition, images = batch.condition, batch.images
+        if condition.label is not None:
+            condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
+        if x is not None and self.recipe.marks == "self":
+            images = (*images[:-1], x)
+        return self.model.told(condition, images, batch.mask)
+
+    def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
+        """A sample, of models that can be sampled without an image."""
+        model = self.model
+        if not model.recipe.samples or model.recipe.reference or model.times != (0.0, 1.0):
+            return ()
+        shape = tuple(samples.scans.sample(index, key=0).x.shape)
+        name = "ddim" if isinstance(model.kernel, GaussianKernel) else "ancestral"
+        sampler = build("sampler", {"name": name, "steps": self.config.validation.preview_steps})
+        noise = model.noise((key(self.config.seed, "preview", index),), shape)
+        z = sampler.sample(
+            model.denoise,
+            model.kernel,
+            model.kernel.prior(noise(-1)),
+            sampler.times(model.kernel.schedule),
+            condition=self._condition(samples, index),
+            noise=noise,
+        )
+        return [(f"sample {index + 1}", model.decode(z, shape[1:])[0])]
+
+    # Planning and use
+
+    def grid(self, shape: Shape) -> Shape:
+        return self.model.space.grid(shape)
+
+    def planes(self, shape: Shape) -> int:
+        return shape[0] if self.frozen else self.grid(shape)[0]
+
+    @property
+    def entry(self) -> nn.Module:
+        return self.model.network
+
+    @torch.no_grad()
+    def use(self, batch: Batch, *, stage: Stage) -> None:
+        """Encodes, denoises once, decodes."""
+        model, (d, h, w) = self.model, batch.x.shape[2:]
+        with stage("encode"):
+            z = model.encode(batch.x)
+            condition = model.told(batch.condition, batch.images, batch.mask)
+            condition = model.referred(condition, z)
+            noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
+        with stage("denoise"):
+            t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
+            # A sampler holds on to the state and the noise while the network runs.
+            z_t = model.kernel.corrupt(z, t, noise)
+            x0 = model.denoise(z_t, t, condition).x0
+        with stage("decode"):
+            model.decode(x0, (d, h, w))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        # Normalisation has one number per state channel, once there is one.
+        channels = (self.model.network.in_channels,)
+        return super().shapes() | {"space.shift": channels, "space.scale": channels}
+
+    def freeze(self) -> None:
+        self.config.memory.freeze(self.model.network)
+
+    @property
+    def refusals(self) -> Refusals:
+        return _refusals(self.model)
+
+
+def _refusals(model: Model) -> Refusals:
+    """What a recipe is not for."""
+    recipe, (low, high) = model.recipe, model.times
+    sample = None
+    if recipe.segments:
+        return Refusals(
+            localize="was trained to segment (recipe label_diffusion); use volumediff segment, or "
+            "the run of a model of healthy volumes.",
+            segment=None,
+            sample="samples label maps of an image; use volumediff segment RUN -i FILE.",
+        )
+    if not recipe.whole or recipe.reference:
+        sample = (
+            f"its recipe {name_of(type(recipe))} models no whole volumes; sample from a run of "
+            "the recipe healthy or class_conditional."
+        )
+    elif model.times != (0.0, 1.0):
+        sample = (
+            f"was trained on the times {low:g} to {high:g} alone, and sampling goes through all "
+            "from 1 to 0; train with times=[0,1]."
+        )
+    segment = (
+        "was not trained to segment; train with the recipe label_diffusion, or use volumediff "
+        "localize."
+    )
+    return Refusals(localize=None, segment=segment, sample=sample)
+
+
+def _check_kernel(recipe: Recipe, kernel: Kernel, space: StateSpace) -> None:
+    name = name_of(type(kernel))
+    if isinstance(kernel, Discrete) and recipe.whole:
+        _check_bits(kernel, space)
+    elif name != recipe.kernel:
+        raise UsageError(
+            f"kernel: expected {recipe.kernel} for the recipe {name_of(type(recipe))}, got {name}."
+        )
+
+
+def _check_bits(kernel: Discrete, space: StateSpace) -> None:
+    if not space.binary:
+        raise UsageError(
+            "kernel: expected a space of bits for discrete, got "
+            f"{name_of(type(space))}, whose states are not; use the latents of a binary "
+            "autoencoder, space={name: latent, autoencoder: RUN}."
+        )
+    if kernel.classes != 2:
+        raise UsageError(f"kernel.classes: expected 2 for bits, got {kernel.classes}.")

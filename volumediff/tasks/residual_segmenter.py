@@ -1,0 +1,192 @@
+"""A network that segments anomalies by volumes and their reconstructions of a diffusion run.
+
+The diffusion model stays frozen and is not copied: checkpoints hold the SHA-256 of its weights,
+and neither training nor localization goes on with others. Its statistics are copied, because the
+atlas and the scalars that it is told mean the same here.
+
+References:
+    Behrendt et al. (2024), Combining Reconstruction-based Unsupervised Anomaly Detection with
+    Supervised Segmentation for Brain MRIs (SADM), MIDL
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from volumediff.comparison import ReconstructionComparer
+from volumediff.config import build, name_of
+from volumediff.errors import UsageError
+from volumediff.kernels.gaussian import Gaussian
+from volumediff.model import Batch, Model
+from volumediff.recipes._base import Recipe
+from volumediff.samples.dataset import Crop
+from volumediff.samples.landmarks import keep_landmarks
+from volumediff.samples.statistics import Statistics
+from volumediff.settings.run_config import RunConfig
+from volumediff.settings.sections import Component, ForRun, Times
+from volumediff.shapes import Shape
+from volumediff.storage import checkpoint
+from volumediff.storage.folder import discard
+from volumediff.tasks._base import Refusals, Stage, Task, best_of
+from volumediff.tasks._borrowing import agree, borrowed, source_of
+from volumediff.tasks._spaces import crop_of, recipe_of
+
+__all__ = ["ResidualSegmenterConfig", "ResidualSegmenterTask", "supervision_of"]
+
+WHERE = "comparer.of"
+
+
+class ResidualSegmenterConfig(RunConfig):
+    """Keys of a residual segmenter. The data of the diffusion run are taken where none are named;
+    `times` are those of its estimates, drawn uniformly."""
+
+    comparer: ForRun
+    recipe: Component
+    times: Times = (0.0, 1.0)
+
+    @property
+    def of(self) -> Path:
+        """The diffusion run."""
+        return Path(self.comparer["of"])
+
+    def borrows(self) -> dict[str, Path]:
+        """The diffusion run."""
+        return {WHERE: self.of}
+
+
+class ResidualSegmenterTask(Task):
+    """A comparer of volumes with what a frozen diffusion model makes of them.
+
+    Arguments:
+        config: of the run
+        module: the comparer with the model
+        recipe: what is to be found
+        digest: SHA-256 of the model's weights
+    """
+
+    schema = ResidualSegmenterConfig
+    noun = "a comparer"
+    fits_intensities = False
+
+    def __init__(
+        self,
+        config: RunConfig,
+        module: ReconstructionComparer,
+        *,
+        recipe: Recipe,
+        digest: str = "",
+    ) -> None:
+        super().__init__(
+            config, module, main="comparer", recipe=recipe, digest=digest, frozen=[module.model]
+        )
+        self.comparer, self.model = module, module.model
+
+    @classmethod
+    def resolve(cls, config: RunConfig) -> RunConfig:
+        """The data of the diffusion run, where none are named."""
+        if config.data.root is not None:
+            return config
+        return config.model_copy(update={"data": source_of(config.of, where=WHERE).data})
+
+    @classmethod
+    def keep(cls, config: RunConfig, run: Path) -> None:
+        """Copies what the diffusion run measured. Until the first checkpoint it may be trained
+        anew, and measure anew."""
+        best_of(config.of, where=WHERE)
+        if checkpoint.find(run, "last") is None:
+            discard(run / "statistics")
+            Statistics.load(config.of).save(run)
+            keep_landmarks(run, config.of)
+
+    @classmethod
+    def build(cls, config: RunConfig, run: Path | None) -> "ResidualSegmenterTask":
+        """With the diffusion model that it is for: trained, where there is a run."""
+        recipe = recipe_of(config)
+        found = borrowed(config.of, where=WHERE, run=run)
+        model = found.task.lend(Model)
+        if model is None:
+            raise UsageError(
+                f"{WHERE} = {config.of}: expected the run of a diffusion model, got that of "
+                f"{found.task.noun}."
+            )
+        _check(config, recipe, found.task.config, model)
+        spec = {n: v for n, v in config.comparer.items() if n != "of"}
+        comparer = build("comparer", spec, channels=config.data.channel_count)
+        model.dtype = config.memory.torch_dtype
+        module = ReconstructionComparer(model, comparer, dtype=model.dtype, times=config.times)
+        config.memory.apply(module)
+        return cls(config, module, recipe=recipe, digest=found.digest)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"comparer": self.comparer.comparer}
+
+    def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
+        return self.comparer.loss(batch)
+
+    @property
+    def located(self) -> bool:
+        return self.model.network.coordinates
+
+    def crop(self, shape: Shape) -> Crop:
+        return crop_of(self.model.space, shape)
+
+    def grid(self, shape: Shape) -> Shape:
+        return self.model.space.grid(shape)
+
+    @torch.no_grad()
+    def use(self, batch: Batch, *, stage: Stage) -> None:
+        """What a map asks of a comparer, on a one-step estimate."""
+        x, module = batch.images[-1], self.comparer
+        with stage("reconstruct"):
+            healthy = module.reconstruct(x, batch.keys, batch.condition, batch.images[:-1])
+        with stage("compare"):
+            module.probability(x, healthy)
+
+    @property
+    def refusals(self) -> Refusals:
+        reason = (
+            "trains a comparer, expected the run of a diffusion model or of an autoencoder; a "
+            "comparer is given to a row such as sadm, with map.run=RUN."
+        )
+        return Refusals(reason, reason, reason)
+
+
+def supervision_of(recipe: Recipe) -> str:
+    """What a comparer learns from: synthetic anomalies (self) or masks (full).
+
+    Raises:
+        UsageError: another recipe
+    """
+    if recipe.marks is None:
+        raise UsageError(
+            "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
+            f"comparer, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
+        )
+    return recipe.marks
+
+
+def _check(config: RunConfig, recipe: Recipe, source: RunConfig, model: Model) -> None:
+    """Raises UsageError, with the reason, where a comparer cannot learn from a model."""
+    supervision_of(recipe)
+    if not model.recipe.whole or type(model.kernel) is not Gaussian:
+        raise UsageError(
+            f"{WHERE} = {config.of}: expected a model of whole volumes under Gaussian noise "
+            f"(recipe healthy or class_conditional, kernel gaussian), got "
+            f"{name_of(type(model.recipe))} and {name_of(type(model.kernel))}."
+        )
+    pairs = {
+        "data.preprocessing": (config.data.preprocessing, source.data.preprocessing),
+        "data.channels": (config.data.channels, source.data.channels),
+        "recipe.atlas": (recipe.atlas, model.recipe.atlas),
+        "recipe.scalars": (recipe.scalars, model.recipe.scalars),
+    }
+    agree(pairs, where=WHERE, of=config.of)
+    (low, high), (least, most) = config.times, model.times
+    if low < least or high > most:
+        raise UsageError(
+            f"times: expected times within those of {WHERE} = {config.of}, [{least:g}, {most:g}], "
+            f"got [{low:g}, {high:g}]."
+        )
