@@ -473,6 +473,7 @@ def judge(base, run, tmp_path_factory):
     """A classifier of the run's noisy states."""
     attribute = {"attribute": "group", "values": ["control", "patient"], "drop": 0.0}
     tree = {
+        "task": "state_classifier",
         "classifier": {"name": "encoder", "of": str(run), "widths": [4, 8], "groups": 2},
         "recipe": {"name": "class_conditional", **attribute},
         "optim": {"lr": 1e-1, "steps": 2, "warmup": 1, "batch_size": 2, "ema": 0.5},
