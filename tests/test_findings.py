@@ -492,4 +492,4 @@ def test_the_command_says_what_it_needs(run, program, tmp_path):
     out, _ = written(tmp_path, A)
     code, _, said = program("findings", out, "--images", data)
     assert code == 2
-    assert "expected the input of" in said
+    assert "expected the images that" in said

@@ -72,12 +72,13 @@ def find_in_folder(
     work = Work()
     shared = [name for name in named if name in known]
     if not shared:
+        given = [source] if isinstance(source, str | Path) else source
         raise UsageError(
-            f"{source}: expected the images that {folder} was made of, such as {named[0]}, found "
-            f"{next(iter(known))}."
+            f"{', '.join(map(str, given))}: expected the images that {folder} was made of, such "
+            f"as {named[0]}, found {next(iter(known))}."
         )
     if len(shared) < len(named):
-        report(f"{len(named) - len(shared)} other cases of {folder} are not in {source}")
+        report(f"{len(named) - len(shared)} other cases of {folder} are not given")
     for name in shared:
         try:
             written = read_written(folder, known[name])
