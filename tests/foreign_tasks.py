@@ -79,13 +79,13 @@ class Distillation(Task):
         return (self.result.denoise(z_t, t).x0 - target).square().flatten(1).mean(1)
 
 
-class SegmentationConfig(RunConfig):
+class SupervisedSegmentationConfig(RunConfig):
     labels: tuple[int, ...] = (1,)
     width: int = 4
 
 
-class Segmentation(Task):
-    schema = SegmentationConfig
+class SupervisedSegmentation(Task):
+    schema = SupervisedSegmentationConfig
     noun = "a segmentation network"
 
     @classmethod

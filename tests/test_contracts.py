@@ -13,10 +13,16 @@ from guided_reference import published
 from volumediff import config
 from volumediff.contracts import check, covered
 from volumediff.contracts.__main__ import main
+from volumediff.contracts.metrics import shipped_metrics
 from volumediff.errors import UsageError
 
 # Arguments without which a component cannot be built; all others are checked as they are.
-ARGUMENTS = {("fitted", "pixel_classifier"): {"supervision": "full"}}
+CLASSES = {"name": "class_conditional", "attribute": "group", "values": ["a", "b"], "drop": 0.0}
+ARGUMENTS = {
+    ("fitted", "pixel_classifier"): {"supervision": "full"},
+    ("task", "state_classifier"): {"recipe": CLASSES},
+    ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+}
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),
     ("space", "wavelet", {"levels": 2}),
@@ -36,6 +42,8 @@ MORE = [
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
+    ("task", "foreign_tasks:Distillation", {}),
+    ("task", "foreign_tasks:SupervisedSegmentation", {}),
     ("autoencoder", "vq", {"norm": "voxel"}),
 ]
 # Volumes that a layout leaves out without a word: other versions of what it takes, and helpers.
@@ -91,6 +99,17 @@ def test_layout(name, tmp_path):
 def test_importer(name):
     tensors = published(**CHECKPOINTS[name]) if name in CHECKPOINTS else None
     check("importer", name, tensors=tensors)
+
+
+@pytest.mark.parametrize("name", shipped_metrics())
+def test_metric(name):
+    check("metric", name)
+
+
+def test_metrics_are_found():
+    assert {"average_precision", "auroc"} <= {n.partition(":")[2] for n in shipped_metrics()}
+    with pytest.raises(UsageError, match="metric 'dice': expected package"):
+        check("metric", "dice")
 
 
 @pytest.mark.parametrize("family", config.families())

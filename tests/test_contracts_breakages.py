@@ -12,14 +12,15 @@ import pytest
 import torch
 from data_sets import folder as plain_folder
 from data_sets import touch
+from foreign_tasks import Distillation, SupervisedSegmentation
 
 from volumediff import config
 from volumediff.anomaly import (
     adaptation,
     baselines,
-    calibration,
     detectors,
     ensemble,
+    normalization,
     post,
     reconstruction,
     score,
@@ -29,6 +30,7 @@ from volumediff.anomaly import (
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
@@ -54,8 +56,12 @@ from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import Linear
+from volumediff.segmentation._base import Segmentation
+from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.tasks import Task
+from volumediff.tasks.diffusion import DiffusionTask
 
 BROKEN = []
 
@@ -394,6 +400,21 @@ class Dilates(post.Close):
         return super().__call__(value, foreground=everywhere, spacing_mm=spacing_mm) | ~foreground
 
 
+@broken("post", "a second time")
+class NeverDone(post.Erode):
+    idempotent: ClassVar[bool] = True
+
+    def __call__(self, value, *, foreground, spacing_mm):
+        return 0.9 * super().__call__(value, foreground=foreground, spacing_mm=spacing_mm)
+
+
+@broken("map", "float64")
+class SinglePrecision(L1):
+    def __call__(self, x, healthy, *, foreground, spacing_mm):
+        a = super().__call__(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
+        return a.float()
+
+
 @broken("post", "no place")
 class Unranked(post.Smooth):
     rank: ClassVar[int] = post.MASK
@@ -424,8 +445,14 @@ class WholeVolume(score.Mean):
         return float(scores.mean())
 
 
-@broken("calibration", "on average")
-class NotCentred(calibration.ByIntensity):
+@broken("method", "other fingerprints")
+class OtherEveryTime(Localizer):
+    def identity(self):
+        return {**super().identity(), "at": id(self)}
+
+
+@broken("normalization", "on average")
+class NotCentred(normalization.ByIntensity):
     def __call__(self, residual, statistics):
         return super().__call__(residual, {**statistics, "mean": 0 * statistics["mean"]})
 
@@ -466,9 +493,104 @@ class Noisy(reconstruction.SinglePass):
         return super().__call__(view) + 0.1 * (view.key % 5)
 
 
+# tasks
+
+
+@broken("task", "does not follow from the keys")
+class DrawsItsOwn(SupervisedSegmentation):
+    def loss(self, player, batch):
+        return super().loss(player, batch) * (1 + torch.rand(()))
+
+
+@broken("task", "Weights do not depend on the seed")
+class AlwaysTheSame(SupervisedSegmentation):
+    @classmethod
+    def build(cls, config, run):
+        torch.manual_seed(0)
+        return super().build(config, run)
+
+
+@broken("task", "Weights that are not trained are saved: teacher")
+class SavesItsTeacher(Distillation):
+    @classmethod
+    def build(cls, config, run):
+        task = super().build(config, run)
+        task.frozen = ()
+        return task
+
+
+@broken("task", "not one loss of network per sample")
+class Averages(SupervisedSegmentation):
+    def loss(self, player, batch):
+        return super().loss(player, batch).mean()
+
+
+@broken("task", "on a sample depends on its batch")
+class Leaky(DiffusionTask):
+    def loss(self, player, batch):
+        each = super().loss(player, batch)
+        return each + each.mean()
+
+
+@broken("task", "The same seed gives other weights")
+class Unseeded(DiffusionTask):
+    @classmethod
+    def build(cls, config, run):
+        with torch.random.fork_rng():
+            torch.seed()
+            return super().build(config, run)
+
+
+@broken("task", "is not finite")
+class Infinite(DiffusionTask):
+    def loss(self, player, batch):
+        return super().loss(player, batch) * float("inf")
+
+
+@broken("task", "Resolving twice")
+class NeverResolved(SupervisedSegmentation):
+    @classmethod
+    def resolve(cls, config):
+        return config.model_copy(update={"seed": config.seed + 1})
+
+
+# segmentation
+
+
+@broken("segmenter", "give other labels")
+class OwnDraws(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        found = super().segment(model, x, **others)
+        return replace(found, probabilities=found.probabilities * (0.9 + 0.1 * torch.rand(1)))
+
+
+@broken("segmenter", "not listed")
+class OtherValue(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        class Renamed(Segmentation):
+            labels = property(lambda self: super().labels * 2)
+
+        found = super().segment(model, x, **others)
+        return Renamed(found.values, found.probabilities, found.variance)
+
+
+@broken("segmenter", "missed")
+class Blind(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        return super().segment(model, torch.zeros_like(x), **others)
+
+
+@broken("segmenter", "variance is negative")
+class WrongSign(LabelDiffusionSegmenter):
+    def segment(self, model, x, **others):
+        found = super().segment(model, x, **others)
+        return replace(found, variance=-1 - found.variance)
+
+
 @pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)
 def test_the_contract_catches_it(family, cls, sentence, arguments):
-    cls = dataclass(frozen=True)(cls) if not issubclass(cls, torch.nn.Module) else cls
+    plain = issubclass(cls, torch.nn.Module | Task)
+    cls = cls if plain else dataclass(frozen=True)(cls)
     with pytest.raises(AssertionError, match=sentence):
         check(family, cls, **arguments)
 
@@ -515,6 +637,19 @@ def test_the_contract_catches_a_layout(cls, sentence, tmp_path):
     plain_folder(touch(tmp_path))
     with pytest.raises(AssertionError, match=sentence):
         check("layout", cls, root=tmp_path)
+
+
+METRICS = [
+    (lambda h: float(h.edges.mean()), "unit of the map|outside of"),
+    (lambda h: float(h.abnormal.sum()) / 1000, "number of equal volumes"),
+    (lambda h: float("nan"), "The metric is nan"),
+]
+
+
+@pytest.mark.parametrize(("metric", "sentence"), METRICS)
+def test_the_contract_catches_a_metric(metric, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        check("metric", metric)
 
 
 def test_every_family_has_a_breakage():

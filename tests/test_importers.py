@@ -36,7 +36,7 @@ from volumediff.recipes._base import Subject
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained
 from volumediff.samples.seen import seen_by
-from volumediff.segmentation.segmenter import Segmenter
+from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint
 from volumediff.tasks import build_task
@@ -455,13 +455,13 @@ def test_an_imported_run_segments(program, tmp_path, monkeypatch):
     trained = load_trained(run, device="cpu")
     assert trained.recipe == LabelDiffusion(absent=0.0)
     options = ("samples=1", "sampler.steps=2")
-    codes, predict = [], Segmenter.predict
+    codes, segment = [], LabelDiffusionSegmenter.segment
 
-    def recorded(*args, absent, **named):
-        codes.append(absent)
-        return predict(*args, absent=absent, **named)
+    def recorded(self, model, *args, **named):
+        codes.append(model.recipe.absent)
+        return segment(self, model, *args, **named)
 
-    monkeypatch.setattr(Segmenter, "predict", recorded)
+    monkeypatch.setattr(LabelDiffusionSegmenter, "segment", recorded)
     code, out, text = program("segment", data, "--run", run, "-o", tmp_path / "out", *options)
     assert code == 0, out + text
     (found,) = (tmp_path / "out").rglob("*_dseg.nii.gz")

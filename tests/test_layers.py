@@ -16,6 +16,7 @@ LAYERS = [
     [
         "errors",
         "extras",
+        "component",
         "tunable",
         "randomness",
         "noise",
@@ -26,11 +27,13 @@ LAYERS = [
     ],
     ["storage"],
     [
-        *("memory", "data", "spaces", "schedules", "kernels", "networks", "autoencoders"),
+        *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        "autoencoders",
         *("classifiers", "comparers", "metrics", "importers", "colours"),
     ],
     ["recipes"],
     ["model"],
+    ["compatibility"],
     ["classification", "comparison"],
     ["guidance", "samplers", "features"],
     ["anomaly", "segmentation"],

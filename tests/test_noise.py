@@ -13,6 +13,7 @@ from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.model import Model
 from volumediff.settings.run_config import changes, load_run_config
+from volumediff.tasks import build_task
 from volumediff.training.loop import train
 
 
@@ -93,7 +94,7 @@ def test_models_draw_their_own_noise_in_every_space(space):
 
 
 def test_coarse_noise_stays_coarse_in_wavelet_space():
-    model = Model(SPACES["wavelet"](), KERNEL, States(), field=noise.Coarse(cell=8))
+    model = Model(SPACES["wavelet"](), KERNEL, States(), noise_field=noise.Coarse(cell=8))
     energy = model.noise((1,), (1, *SHAPE))(0).square().mean(dim=(0, 2, 3, 4))
     assert float(energy[0] / energy.sum()) > 0.9
 
@@ -117,7 +118,7 @@ def test_a_checkpoint_is_bound_to_its_noise(tmp_path):
     config = tiny(write_data(tmp_path / "data", cases=4), tmp_path / "run", *words)
     train(config)
     _, model = load_run(tmp_path / "run", which="last")
-    assert model.field == noise.Simplex(octaves=2, wavelength=4.0)
+    assert model.noise_field == noise.Simplex(octaves=2, wavelength=4.0)
     other = tiny(tmp_path / "data", tmp_path / "run", "optim.steps=2")
     assert any(line.startswith("noise") for line in changes(config, other))
     with pytest.raises(UsageError, match="noise"):
@@ -126,7 +127,7 @@ def test_a_checkpoint_is_bound_to_its_noise(tmp_path):
 
 def test_latent_runs_refuse_noise_of_the_volume():
     with pytest.raises(UsageError, match="noise: expected gaussian in a latent space"):
-        assemble.build_task(load_run_config("latent_64", ["noise=coarse"]))
+        build_task(load_run_config("latent_64", ["noise=coarse"]))
 
 
 def test_training_sees_the_noise(monkeypatch):
@@ -139,7 +140,7 @@ def test_training_sees_the_noise(monkeypatch):
     monkeypatch.setattr(noise.Coarse, "__call__", spy)
     config = load_run_config("wavelet_64", ["noise=coarse", "network.widths=[4]", "memory={}"])
     config = config.model_copy(update={"network": {**config.network, "groups": 2}})
-    model = assemble.build_task(config).model
+    model = build_task(config).model
     from volumediff.model import Batch
 
     model.loss(Batch(torch.zeros(2, 1, 4, 4, 4), (1, 2)))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from outside_parts import Huber, Pointwise, Upper
 from tiny_app import QUICK, base, program, run, write_cases
-from tiny_runs import tiny, write_data
+from tiny_runs import load_run, tiny, write_data
 
 from volumediff import config
 from volumediff.anomaly.maps.l1 import L1
@@ -18,7 +18,6 @@ from volumediff.contracts import check
 from volumediff.contracts.__main__ import main
 from volumediff.data.survey import find_cases
 from volumediff.errors import UsageError
-from volumediff.training import assemble
 from volumediff.training.loop import train
 
 __all__ = ["base", "program", "run"]  # fixtures
@@ -76,7 +75,7 @@ def test_it_trains_and_is_loaded_again(tmp_path):
     folder = train(tiny(write_data(tmp_path / "data", cases=4), tmp_path / "run", *words))
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     assert stored["network"] == {"name": "outside_parts:Pointwise", "hidden": 3}
-    _, model = assemble.load_run(folder, which="last")
+    _, model = load_run(folder, which="last")
     assert isinstance(model.network, Pointwise)
     found = find_cases(tmp_path / "data", {"name": Upper})
     assert [c.id for c in found] == [f"SUB-{i:02d}" for i in range(4)]

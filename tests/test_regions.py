@@ -127,9 +127,13 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     ("words", "region", "reason"),
     [
         (GIVEN, False, "redraws a region of yours and finds none itself"),
-        (("--method", "ddpm"), True, "its policy plain does not take one; use the method inpaint"),
-        (("--method", "repaint"), True, "its policy inpaint does not take one"),
-        (("--method", "intensity"), True, "it redraws nothing"),
+        (
+            ("--method", "ddpm"),
+            True,
+            "looks for anomalies itself and takes none; use the method inpaint",
+        ),
+        (("--method", "repaint"), True, "looks for anomalies itself and takes none"),
+        (("--method", "intensity"), True, "looks for anomalies itself and takes none"),
         ((*GIVEN, "threshold=healthy_fpr"), True, "and healthy volumes have none"),
     ],
 )

@@ -11,12 +11,13 @@ from volumediff.errors import UsageError
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
+from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
-from volumediff.segmentation.rows import load_segmenter
-from volumediff.segmentation.segmenter import Moments, Segmenter
+from volumediff.segmentation._base import load_segmenter
+from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter, SampleMoments
 from volumediff.spaces.voxel import Voxel
 
 SCHEDULE = Cosine()
@@ -47,13 +48,22 @@ class TwoPoint(Network):
         return torch.tanh(alpha * z_t / sigma**2 + torch.logit(p, eps=1e-6).to(z_t.dtype) / 2)
 
 
-def model(prior=None):
-    return Model(Voxel(), Gaussian(SCHEDULE, prediction="x0"), TwoPoint(prior))
+def model(prior=None, network=None, **recipe):
+    network = network or TwoPoint(prior)
+    kernel = Gaussian(SCHEDULE, prediction="x0")
+    return Model(Voxel(), kernel, network, recipe=LabelDiffusion(**recipe))
+
+
+def segment(segmenter, trained, x, key):
+    everywhere = torch.ones_like(x, dtype=torch.bool)
+    return segmenter.segment(
+        trained, x, foreground=everywhere, spacing_mm=(1.0, 1.0, 1.0), key=key
+    )
 
 
 def test_streamed_moments_are_the_two_pass_moments():
     x = 3 + torch.randn((17, 2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
-    moments = Moments()
+    moments = SampleMoments()
     for part in x.split((5, 1, 8, 3)):
         moments.update(part)
     torch.testing.assert_close(moments.mean, x.mean(0), rtol=0, atol=1e-6)
@@ -63,16 +73,16 @@ def test_streamed_moments_are_the_two_pass_moments():
 
 @pytest.mark.parametrize("prior", [0.1, 0.5])
 def test_samples_have_the_prior_frequency(prior):
-    segmenter = Segmenter(DPMSolverPP(50), samples=16, batch=16)
-    found = segmenter.predict(model(prior), torch.zeros(1, 1, *SHAPE), key=1)
+    segmenter = LabelDiffusionSegmenter(DPMSolverPP(50), samples=16, batch=16)
+    found = segment(segmenter, model(prior), torch.zeros(1, 1, *SHAPE), 1)
     count = 16 * math.prod(SHAPE)
     tolerance = 4 * math.sqrt(prior * (1 - prior) / count) + 0.03 * prior
     assert float(found.probabilities.mean()) == pytest.approx(prior, abs=tolerance)
 
 
 def test_variance_of_binary_samples_and_entropy():
-    segmenter = Segmenter(DPMSolverPP(50), samples=8, batch=3, keep=True)
-    found = segmenter.predict(model(0.5), torch.zeros(1, 1, *SHAPE), key=2)
+    segmenter = LabelDiffusionSegmenter(DPMSolverPP(50), samples=8, batch=3, keep=True)
+    found = segment(segmenter, model(0.5), torch.zeros(1, 1, *SHAPE), 2)
     binary = (found.samples.round() - found.samples).abs().amax(dim=0) < 1e-6
     assert float(binary.double().mean()) > 0.5  # the others stopped just short of ±1
     p, v = found.probabilities[0][binary], found.variance[0][binary]
@@ -87,22 +97,25 @@ def test_variance_of_binary_samples_and_entropy():
 
 
 def test_the_batch_size_changes_nothing():
+    seven = LabelDiffusionSegmenter(Ancestral(5), samples=7, keep=True)
     x = torch.randn((1, 1, 6, 6, 6), generator=torch.Generator().manual_seed(3))
     one, four = (
-        Segmenter(Ancestral(5), samples=7, batch=n, keep=True).predict(model(), x, key=3)
+        segment(
+            LabelDiffusionSegmenter(Ancestral(5), samples=7, batch=n, keep=True), model(), x, 3
+        )
         for n in (1, 4)
     )
     assert torch.equal(one.samples, four.samples)
     assert torch.equal(one.probabilities, four.probabilities)
     assert torch.equal(one.variance, four.variance)
-    other = Segmenter(Ancestral(5), samples=7, keep=True).predict(model(), x, key=4)
+    other = segment(seven, model(), x, 4)
     assert not torch.equal(one.samples, other.samples)
 
 
 def test_the_image_decides():
     x = torch.full((1, 1, 6, 6, 6), -1.0)
     x[..., :3] = 1.0
-    found = Segmenter(samples=2).predict(model(), x, key=5, labels=(4,))
+    found = segment(LabelDiffusionSegmenter(samples=2), model(labels=(4,)), x, 5)
     assert torch.equal(found.labels, (x > 0).to(torch.uint8) * 4)
     assert float(found.variance.max()) < 1e-6
 
@@ -129,9 +142,9 @@ class Fixed(TwoPoint):
     ],
 )
 def test_labels_and_entropy_of_known_memberships(channels, value, h):
-    inner = Model(Voxel(), Gaussian(SCHEDULE, prediction="x0"), Fixed(channels))
-    segmenter = Segmenter(DPMSolverPP(3), samples=2)
-    found = segmenter.predict(inner, torch.zeros(1, 1, 4, 4, 4), key=6, labels=(3, 7))
+    inner = model(network=Fixed(channels), labels=(3, 7))
+    segmenter = LabelDiffusionSegmenter(DPMSolverPP(3), samples=2)
+    found = segment(segmenter, inner, torch.zeros(1, 1, 4, 4, 4), 6)
     assert found.labels.unique().tolist() == [value]
     torch.testing.assert_close(found.entropy, torch.full_like(found.entropy, h))
 
@@ -139,9 +152,9 @@ def test_labels_and_entropy_of_known_memberships(channels, value, h):
 @pytest.mark.parametrize(("absent", "code"), [(-1.0, -0.5), (0.0, 0.25), (-3.0, -2.0)])
 def test_memberships_follow_the_code_of_an_absent_label(absent, code):
     """A voxel a quarter of the way from the code of absence to 1 is a member by a quarter."""
-    inner = Model(Voxel(), Gaussian(SCHEDULE, prediction="x0"), Fixed((code,)))
-    segmenter = Segmenter(DPMSolverPP(3), samples=1)
-    found = segmenter.predict(inner, torch.zeros(1, 1, 4, 4, 4), key=7, absent=absent)
+    inner = model(network=Fixed((code,)), absent=absent)
+    segmenter = LabelDiffusionSegmenter(DPMSolverPP(3), samples=1)
+    found = segment(segmenter, inner, torch.zeros(1, 1, 4, 4, 4), 7)
     torch.testing.assert_close(
         found.probabilities, torch.full_like(found.probabilities, 0.25), rtol=0, atol=1e-5
     )
@@ -161,8 +174,16 @@ def test_shipped_segmenters_build(name):
         (["samples=many"], r"samples: .* \(got 'many'\)"),
         (["samples=0"], "expected samples >= 1"),
         (["sampler.name=dpmp"], "Did you mean 'dpmpp'"),
+        (["name=label_difusion"], "Did you mean 'label_diffusion'"),
     ],
 )
 def test_wrong_words_are_named(words, message):
     with pytest.raises(UsageError, match=message):
         load_segmenter("label_diffusion", words)
+
+
+def test_a_model_of_volumes_is_refused_with_the_reason():
+    healthy = Model(Voxel(), Gaussian(SCHEDULE, prediction="x0"), TwoPoint())
+    with pytest.raises(ValueError, match="recipe=label_diffusion"):
+        LabelDiffusionSegmenter().check(healthy)
+    LabelDiffusionSegmenter().check(model())

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
+from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 
 __all__ = [
@@ -34,10 +35,14 @@ Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Post(ABC):
-    """One step of post-processing, of the map (`rank < MASK`) or of the mask."""
+class Post(Component, ABC):
+    """One step of post-processing, of the map (`rank < MASK`) or of the mask.
+
+    `idempotent` says whether a second time changes nothing.
+    """
 
     rank: ClassVar[int]
+    idempotent: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -62,6 +67,7 @@ class Erode(Post):
     """
 
     rank: ClassVar[int] = 0
+    idempotent: ClassVar[bool] = True
     distance_mm: float = 3.0
 
     def __call__(
@@ -149,6 +155,7 @@ class Open(Post):
     """
 
     rank: ClassVar[int] = MASK + 1
+    idempotent: ClassVar[bool] = True
     radius_mm: float = 1.0
 
     def __call__(
@@ -218,6 +225,7 @@ class MinComponent(Post):
     """
 
     rank: ClassVar[int] = MASK + 3
+    idempotent: ClassVar[bool] = True
     volume_mm3: float = 20.0
 
     def __call__(
@@ -245,6 +253,7 @@ class LargestComponent(Post):
     """Keeps the largest 26-connected component of the mask; loses every other lesion."""
 
     rank: ClassVar[int] = MASK + 4
+    idempotent: ClassVar[bool] = True
 
     def __call__(
         self,

@@ -202,8 +202,9 @@ class SegmentationResult:
 
     @cached_property
     def variance(self) -> dict[int, Float[np.ndarray, "i j k"]]:
-        """Variance of the samples, of each label."""
-        return self._per_label(self.segmented.found.variance)
+        """Variance of the samples, of each label; empty where a method draws none."""
+        found = self.segmented.found.variance
+        return {} if found is None else self._per_label(found)
 
     @cached_property
     def entropy(self) -> Float[np.ndarray, "i j k"]:
@@ -241,7 +242,7 @@ class SegmentationResult:
         grid = self.segmented.grid
         return {
             value: self._home(grid.image(stacked[0, i : i + 1]))
-            for i, value in enumerate(self.segmented.values)
+            for i, value in enumerate(self.segmented.found.values)
         }
 
     def numpy(self, what: str = "labels") -> Shaped[np.ndarray, "i j k"]:

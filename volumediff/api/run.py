@@ -357,7 +357,7 @@ class Run:
             self.trained,
             str(method),
             overrides=[*overrides, *words_of(components)],
-            classifier=self._posterior(classifier),
+            runs={"classifier": classifier},
             grids=DEFAULT if grids is None else grids,
             seed=seed,
             limit=volumes,
@@ -365,11 +365,6 @@ class Run:
             budget=Budget() if budget is None else budget,
             report=report,
         )
-
-    def _posterior(self, classifier: Place | None) -> Any:
-        from volumediff.runs.classifier import load_classifier
-
-        return None if classifier is None else load_classifier(classifier, self.trained).posterior
 
     def _row(
         self,
@@ -383,8 +378,8 @@ class Run:
 
         self.trained.localizes()
         words = [*overrides, *words_of(components)]
-        posterior = self._posterior(classifier)
-        return load_method(self.trained, str(method), words, classifier=posterior, report=report)
+        runs = {"classifier": classifier}
+        return load_method(self.trained, str(method), words, runs=runs, report=report)
 
     def __repr__(self) -> str:
         trained = self.trained

@@ -10,6 +10,7 @@ __all__ = ["check", "covered"]
 
 # family -> module of this package with its `check_<family>(cls, **arguments)`
 CONTRACTS = {
+    "task": "tasks",
     "space": "spaces",
     "schedule": "schedules",
     "kernel": "kernels",
@@ -34,12 +35,14 @@ CONTRACTS = {
     "post": "posts",
     "threshold": "thresholds",
     "score": "scores",
-    "calibration": "normalizations",
+    "normalization": "normalizations",
     "adaptation": "adaptations",
     "baseline": "methods",
     "detector": "methods",
     "fitted": "methods",
+    "method": "methods",
     "reconstruction": "reconstructions",
+    "segmenter": "segmenters",
 }
 
 
@@ -48,12 +51,12 @@ def covered() -> list[str]:
     return sorted(CONTRACTS)
 
 
-def check(family: str, component: str | type, **arguments: Any) -> None:
+def check(family: str, component: Any, **arguments: Any) -> None:
     """Checks a component against the contract of its family.
 
     Arguments:
-        family: for example `map`
-        component: a name, `package.module:Class`, or the class
+        family: for example `map`; or `metric`, whose components are functions
+        component: a name, `package.module:Class`, or the class itself
         arguments: of its constructor, as in YAML, where a default does not do; some contracts take
             an example more, such as `root` of a layout and `tensors` of an importer
 
@@ -61,6 +64,11 @@ def check(family: str, component: str | type, **arguments: Any) -> None:
         AssertionError: a property does not hold; one sentence says which
         UsageError: no such family or component, or it cannot be built with these arguments
     """
+    if family == "metric":
+        from volumediff.contracts.metrics import check_metric, metric_named
+
+        check_metric(metric_named(component) if isinstance(component, str) else component)
+        return
     if family not in CONTRACTS:
         config.available(family)
         raise UsageError(f"{family!r} has no contract; choose from {', '.join(covered())}.")

@@ -8,7 +8,7 @@ from torch import Tensor
 from volumediff.anomaly.maps._base import Map
 from volumediff.comparison import VoxelPosterior
 from volumediff.condition import Condition
-from volumediff.contracts.requirements import built, equal, require, untouched
+from volumediff.contracts.requirements import built, equal, require, unmet, untouched
 from volumediff.contracts.scenes import INSIDE, LESION, SHAPE, SPACING, network_model
 from volumediff.randomness import normal
 
@@ -24,8 +24,8 @@ def check_map(cls: type, **arguments: Any) -> None:
     posterior = VoxelPosterior(_probability, "self", "closed form")
     block: Map = built(cls, arguments, objects={"comparer": posterior})
     model = network_model()
-    block.check(model)
-    bound = block.bound(model, Condition())
+    require(unmet(block, model) is None, "It refuses a usual model.")
+    bound = block.with_model(model, Condition())
     healthy = 0.1 * normal((2, 1, *SHAPE), "contracts", "healthy")
     noise = 0.02 * normal((2, 1, *SHAPE), "contracts", "rest")
     x = healthy + noise + torch.tensor([0.6, 0.9])[:, None, None, None, None] * LESION
@@ -46,6 +46,10 @@ def check_map(cls: type, **arguments: Any) -> None:
         alone = measured(x[i : i + 1], healthy[i : i + 1])
         text = "The map of a volume depends on its batch."
         equal(alone, a[i : i + 1], text, atol=1e-5, rtol=1e-4)
+    if bound == block:  # nothing of the model's, which has a dtype of its own
+        double = measured(x.double(), healthy.double())
+        require(double.dtype == torch.float64, "The map of float64 volumes is not in float64.")
+        equal(double, a, "The map of float64 volumes is another.", atol=1e-3, rtol=1e-3)
     own = measured(x, x.clone())
     require(own.isfinite().all() and float(own.min()) >= 0, "Equal volumes give no finite map.")
     for i in range(2):

@@ -33,6 +33,8 @@ def check_post(cls: type, **arguments: Any) -> None:
     for i in range(2):
         alone = done(value[i : i + 1], inside[i : i + 1])
         equal(alone, result[i : i + 1], "A volume's result depends on its batch.", atol=1e-6)
+    if post.idempotent:
+        require(torch.equal(done(result), result), "It says that a second time changes nothing.")
     nothing = torch.zeros_like(value)
     require(torch.equal(done(nothing), nothing), "Of nothing, something is made.")
     if post.rank < MASK:

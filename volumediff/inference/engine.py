@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.calibrate import calibration_for, load_method
 from volumediff.calibration.site import find_site, site_calibration
 from volumediff.data.cases import Case
@@ -15,7 +15,6 @@ from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.regions import check_region, find_regions, missing_reasons
 from volumediff.inference.saliency import saliency_maps
 from volumediff.outputs.batch import Result, Summary, process
-from volumediff.runs.classifier import LoadedClassifier, load_classifier
 from volumediff.runs.inputs import examination_of, find_inputs
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256_of_file
@@ -33,14 +32,12 @@ class Chosen:
         trained: the run
         options: as they were asked for
         row: the method
-        guide: the classifier
         saliency: whether maps from elsewhere take the place of the method's first pass
     """
 
     trained: Trained
     options: LocalizeOptions
-    row: Row
-    guide: LoadedClassifier | None
+    row: Method
     saliency: bool
 
 
@@ -65,14 +62,11 @@ def choose(
         UsageError: method, run and what is given do not fit
     """
     trained.localizes()
-    guide = None
-    if options.classifier is not None:
-        guide = load_classifier(options.classifier, trained)
     words = [*options.overrides, *(["first={route: external}"] if saliency else [])]
-    given = None if guide is None else guide.posterior
-    row = load_method(trained, options.method, words, classifier=given, report=announce)
+    runs = {"classifier": options.classifier}
+    row = load_method(trained, options.method, words, runs=runs, report=announce)
     check_region(row, options.method, region)
-    return Chosen(trained, options, row, guide, saliency)
+    return Chosen(trained, options, row, saliency)
 
 
 def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localizing:
@@ -110,10 +104,7 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         row=row,
         options=options,
         calibration=calibration,
-        seen=seen_with(
-            trained, row, classifier=chosen.guide, site=place, saliency=chosen.saliency
-        ),
-        guide=chosen.guide,
+        seen=seen_with(trained, row, site=place, saliency=chosen.saliency),
         site=place,
     )
 

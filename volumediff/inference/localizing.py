@@ -17,7 +17,7 @@ from torch import Tensor
 import volumediff
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.finding import Localization
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.calibration.site import Site
 from volumediff.data.preprocessing import Prepared
@@ -31,7 +31,7 @@ from volumediff.inference.saliency import saliency_on
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.classifier import LoadedClassifier
+from volumediff.runs.borrowed import facts_of
 from volumediff.runs.inputs import Examination, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
@@ -54,16 +54,14 @@ class Localizing:
         options: as they were asked for
         calibration: of the row, that of the site where there is one
         seen: what the weights have seen
-        guide: classifier that the row takes
         site: whose volumes these are
     """
 
     trained: Trained
-    row: Row
+    row: Method
     options: LocalizeOptions
     calibration: Calibration | None
     seen: Seen
-    guide: LoadedClassifier | None
     site: Site | None
 
     @cached_property
@@ -150,7 +148,7 @@ class Localizing:
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
             "seed": self.options.seed,
-            "classifier": self.guide and self.guide.facts,
+            "borrowed": facts_of(row),
             "saliency": digests.get(SALIENCY),
             **_site_facts(self.site, digests),
             "inputs": {
@@ -177,11 +175,11 @@ def _region(trained: Trained, ready: Prepared, region: Volume | None) -> Tensor 
     return region_on(region, ready.record.grid, ready.foreground)[None].to(trained.device)
 
 
-def _thresholds(row: Row, calibration: Calibration | None) -> dict[str, float]:
+def _thresholds(row: Method, calibration: Calibration | None) -> dict[str, float]:
     """Thresholds that no test volume has seen, for the evaluation to compare."""
     if calibration is None:
         return {}
-    own = row.threshold.rate if isinstance(row.threshold, HealthyFPR) else RECORDED_RATE
+    own = RECORDED_RATE if row.threshold.healthy_rate is None else row.threshold.healthy_rate
     found = {}
     value = HealthyFPR(rate=own, min_volumes=1)(calibration)
     if value is not None:

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.method import Method
+from volumediff.anomaly.methods._base import Method
 from volumediff.data.cases import Case, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid
@@ -34,22 +33,16 @@ def check_region(row: Method, method: str, given: bool) -> None:
     Raises:
         UsageError: one without the other
     """
-    takes = isinstance(row, Localizer) and row.takes_region
-    if takes and not given:
+    if row.takes_region and not given:
         raise UsageError(
             f"method '{method}': redraws a region of yours and finds none itself; give its mask "
             "as the region, or use the method healthy_inpainting."
         )
-    if takes or not given:
-        return
-    if isinstance(row, Localizer):
-        why = f"its policy {type(row.policy).__name__.lower()} does not take one"
-    else:
-        why = "it redraws nothing"
-    raise UsageError(
-        f"region: the method '{method}' looks for anomalies itself, {why}; use the method "
-        "inpaint_given, or one whose policy redraws where: given."
-    )
+    if given and not row.takes_region:
+        raise UsageError(
+            f"region: the method '{method}' looks for anomalies itself and takes none; use the "
+            "method inpaint_given, or one whose policy redraws where: given."
+        )
 
 
 def find_regions(source: Path | str, cases: Sequence[Case]) -> tuple[dict[str, Path], list[str]]:

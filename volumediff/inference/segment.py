@@ -16,18 +16,17 @@ import numpy as np
 
 import volumediff
 from volumediff.data.cases import Case
+from volumediff.errors import UsageError
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.recipes._base import Recipe
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
-from volumediff.segmentation.rows import load_segmenter
-from volumediff.segmentation.segmenter import Segmentation, Segmenter
+from volumediff.segmentation._base import Segmentation, Segmenter, load_segmenter
 
 __all__ = ["Segmented", "Segmenting", "segment", "segmenting"]
 
@@ -39,29 +38,28 @@ class Segmented:
     Arguments:
         examination: what was given
         found: on the prepared grid
-        values: of the labels, in the order of the channels of `found`
         grid: of the input
         facts: what is recorded beside the labels
     """
 
     examination: Examination
     found: Segmentation
-    values: tuple[int, ...]
     grid: InputGrid
     facts: Mapping[str, Any]
 
     def volumes_ml(self, labels: np.ndarray) -> dict[str, float]:
         """Volume of every label in a label map on the grid of the input."""
         voxel_ml = abs(float(np.linalg.det(self.grid.record.native.affine[:3, :3]))) / 1000
-        return {str(v): float((labels == v).sum()) * voxel_ml for v in self.values}
+        return {str(v): float((labels == v).sum()) * voxel_ml for v in self.found.values}
 
     def write(self, folder: Path) -> tuple[list[Path], dict[str, float]]:
         """Writes labels, probabilities and records; returns the files and the volumes in ml."""
         writer = Writer(folder, self.examination.id, self.grid)
         volumes = self.volumes_ml(writer.label("dseg", self.found.labels[0]))
-        for i, value in enumerate(self.values):
+        for i, value in enumerate(self.found.values):
             writer.image(f"label-{value}_probseg", self.found.probabilities[0, i : i + 1])
-            writer.image(f"label-{value}_desc-variance_map", self.found.variance[0, i : i + 1])
+            if self.found.variance is not None:
+                writer.image(f"label-{value}_desc-variance_map", self.found.variance[0, i : i + 1])
         writer.image("desc-entropy_map", self.found.entropy[0])
         sidecar = folder / f"{self.examination.id}_dseg.json"
         findings = [vars(f) for f in self.grid.record.findings]
@@ -82,7 +80,6 @@ class Segmenting:
     """A settled segmentation: everything that the results of a call have in common."""
 
     trained: Trained
-    recipe: Recipe
     segmenter: Segmenter
     options: SegmentOptions
 
@@ -108,12 +105,12 @@ class Segmenting:
         ready = prepared(trained, list(examination.images.values()))
         d, h, w = ready.x.shape[1:]
         with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
-            found = self.segmenter.predict(
-                trained.diffusion,
+            found = self.segmenter.segment(
+                trained.model,
                 ready.x[None].to(trained.device),
+                foreground=ready.foreground[None].to(trained.device),
+                spacing_mm=ready.spacing_mm,
                 key=key(self.options.seed, "segment", *digests.values()),
-                labels=self.recipe.labels,
-                absent=self.recipe.absent,
                 condition=trained.condition(examination.attributes),
             )
         facts = {
@@ -128,7 +125,7 @@ class Segmenting:
             **provenance(trained),
         }
         grid = InputGrid(trained.preprocessing, ready.record)
-        return Segmented(examination, found, self.recipe.labels, grid, facts)
+        return Segmented(examination, found, grid, facts)
 
 
 def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
@@ -138,9 +135,13 @@ def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
         UsageError: no such method, or a run that does not segment
     """
     trained.segments()
-    recipe = trained.recipe
     segmenter = load_segmenter(options.method, options.overrides)
-    return Segmenting(trained, recipe, segmenter, options)
+    try:
+        segmenter.check(trained.model)
+    except ValueError as error:
+        reason = f"does not suit {trained.run}: {error}"
+        raise UsageError(f"method '{options.method}': {reason}") from None
+    return Segmenting(trained, segmenter, options)
 
 
 def segment(
@@ -168,7 +169,7 @@ def segment(
     """
     work = segmenting(trained, options)
     names = trained.image_names(options.channels)
-    siblings = bool(work.recipe.scalars)
+    siblings = bool(trained.recipe.scalars)
     cases, problems = find_inputs(source, channels=names, siblings=siblings)
     policy = trained.preprocessing.policy
 

@@ -1,1 +1,1 @@
-"""The segmentation head: label maps sampled given an image, and what their spread says."""
+"""The segmentation head: one file per method, from a trained run and a volume to labels."""

@@ -1,12 +1,11 @@
 r"""Label diffusion: samples of p(m | x), m one channel per label coded ±1, x the encoded image.
 
     m_i ~ p(m | x),  y_i = clip((m_i - a) / (1 - a), 0, 1),
-    p_l = mean_i y_{i,l},   v_l = mean_i (y_{i,l} - p_l)²,   h = -Σ_l p_l log p_l,
+    p_l = mean_i y_{i,l},   v_l = mean_i (y_{i,l} - p_l)²,
 
-with a the code of an absent label (-1 unless the recipe says otherwise), the background
-p_0 = 1 - Σ_l p_l and, where overlapping labels sum to more than one, the p_l scaled to sum to one
-in h. Samples are streamed (Welford, 1962): memory does not grow with their
-number. For samples that are ±1 throughout, v_l = p_l (1 - p_l).
+with a the code of an absent label (-1 unless the recipe says otherwise). Samples are streamed
+(Welford, 1962): memory does not grow with their number. For samples that are ±1 throughout,
+v_l = p_l (1 - p_l).
 
 References:
     Amit et al. (2021), SegDiff: Image Segmentation with Diffusion Probabilistic Models,
@@ -17,7 +16,7 @@ References:
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff import randomness
@@ -25,33 +24,13 @@ from volumediff.condition import Condition
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.dpmpp import DPMSolverPP
+from volumediff.segmentation._base import Segmentation, Segmenter
 
-__all__ = ["Moments", "Segmentation", "Segmenter"]
-
-Labels = Float[Tensor, "1 l d h w"]
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What the samples say.
-
-    Arguments:
-        probabilities: p_l of each label, without the background
-        labels: value of the most probable label, 0 for the background
-        variance: v_l of the samples
-        entropy: h in nats, background included
-        samples: the y_i, if they were asked for
-    """
-
-    probabilities: Labels
-    labels: UInt8[Tensor, "1 1 d h w"]
-    variance: Labels
-    entropy: Float[Tensor, "1 1 d h w"]
-    samples: Float[Tensor, "n l d h w"] | None = None
+__all__ = ["LabelDiffusionSegmenter", "SampleMoments"]
 
 
 @dataclass
-class Moments:
+class SampleMoments:
     """Mean and variance of a stream, one batch at a time (Chan et al. 1979, equation 2.1)."""
 
     count: int = 0
@@ -73,8 +52,8 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Segmenter:
-    """Segments by sampling label maps.
+class LabelDiffusionSegmenter(Segmenter):
+    """Samples label maps given the image, and averages them.
 
     Arguments:
         sampler: steps of the reverse chain; few steps of a first-order sampler lose rare labels,
@@ -95,47 +74,41 @@ class Segmenter:
                 f"expected samples >= 1 and batch >= 1, got {self.samples} and {self.batch}."
             )
 
+    def check(self, model: Model) -> None:
+        if not model.recipe.segments:
+            raise ValueError("expected a model of label maps; train with recipe=label_diffusion.")
+
     @torch.no_grad()
-    def predict(
+    def segment(
         self,
         model: Model,
         x: Float[Tensor, "1 c d h w"],
         *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        spacing_mm: tuple[float, float, float],
         key: int,
-        labels: tuple[int, ...] = (1,),
-        absent: float = -1.0,
-        condition: Condition = Condition(),  # noqa: B008 (frozen and empty)
+        condition: Condition = Condition(),  # noqa: B008 - frozen and empty
     ) -> Segmentation:
-        """Segments one volume.
+        """Labels of one volume; sample i depends on (key, i) alone.
 
         Arguments:
-            model: trained with the recipe label_diffusion
-            x: the image, as preprocessed for training
-            key: of all noise; sample i depends on (key, i) alone
-            labels: label values of the model's channels, in order
-            absent: code of a voxel without the label
-            condition: what else the denoiser is told; its image is replaced by x
+            condition: its image is replaced by x
         """
-        shape = (len(labels), *x.shape[2:])
+        recipe = model.recipe
+        shape = (len(recipe.labels), *x.shape[2:])
         image = model.encode(x)
-        moments, kept = Moments(), []
+        moments, kept = SampleMoments(), []
         for start in range(0, self.samples, self.batch):
             numbers = range(start, min(start + self.batch, self.samples))
             keys = [randomness.key(key, "sample", i) for i in numbers]
-            y = self._memberships(model, image, keys, shape, condition, absent)
+            y = self._memberships(model, image, keys, shape, condition, recipe.absent)
             moments.update(y)
             if self.keep:
                 kept.append(y)
-        p = moments.mean[None]
-        background = (1 - p.sum(dim=1, keepdim=True)).clamp_min(0)
-        every = torch.cat([background, p], dim=1)
-        values = torch.tensor([0, *labels], dtype=torch.uint8, device=p.device)
-        share = every / every.sum(dim=1, keepdim=True)
         return Segmentation(
-            probabilities=p,
-            labels=values[every.argmax(dim=1, keepdim=True)],
+            values=recipe.labels,
+            probabilities=moments.mean[None],
             variance=moments.variance[None],
-            entropy=-torch.special.xlogy(share, share).sum(dim=1, keepdim=True),
             samples=torch.cat(kept) if kept else None,
         )
 
