@@ -16,6 +16,7 @@ from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
 from volumediff.calibration.calibrate import load_method
 from volumediff.errors import UsageError
+from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sample as draw
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
@@ -222,9 +223,10 @@ def test_from_training_to_a_map(tmp_path):
     assert got.mask is not None
     with pytest.raises(UsageError, match=r"does not suit .*expected"):
         load_method(trained, "ddpm")
-    with pytest.raises(UsageError, match="--sampler: expected the kernel gaussian for DPM"):
-        draw(trained, tmp_path / "samples", count=1)
-    draw(trained, tmp_path / "samples", count=1, sampler="ancestral", steps=2)
+    with pytest.raises(UsageError, match="sampler: expected the kernel gaussian for DPM"):
+        draw(trained, tmp_path / "samples", 1, SampleOptions())
+    words = ("sampler={name: ancestral, steps: 2}",)
+    draw(trained, tmp_path / "samples", 1, SampleOptions(words))
     with pytest.raises(UsageError, match=r"kernel.classes: expected 2 for bits, got 3"):
         build_task(tiny(root, tmp_path / "no", latent, DISCRETE, "kernel.classes=3"))
     with pytest.raises(UsageError, match="expected a space of bits for discrete, got voxel"):

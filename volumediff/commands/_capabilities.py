@@ -71,7 +71,7 @@ def needs_of(method: "Method") -> list[str]:
             example = _configuration(request.component)
             example = example or config.shipped(request.loan.configurations)[0]
             named = request.name == request.loan.option
-            found.append(request.name if named else f"{request.name}={example}")
+            found.append(f"--{request.name}" if named else f"{request.name}={example}")
     return list(dict.fromkeys(found))
 
 
