@@ -97,6 +97,9 @@ def test_rates_of_other_schedules(schedule):
     for found, rate in zip(schedule.rates(t), expected, strict=True):
         torch.testing.assert_close(found, rate)
     assert not schedule.variance_preserving
+    one = schedule.rates(t[2:3])
+    for rate, wide in zip(one, schedule.rates(t[2:3].expand(3)), strict=True):
+        assert torch.equal(wide, rate.expand(3)), "a batch at one time"
 
 
 @by_path

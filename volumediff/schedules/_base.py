@@ -50,6 +50,8 @@ class Schedule(ABC):
         t = 0.
         """
         t = t.detach().double()
+        # Dense: forward differentiation takes no expanded tensor, as times of a batch often are.
+        t = t.contiguous()
         _, rates = torch.func.jvp(self, (t,), (torch.ones_like(t),))
         return rates
 

@@ -27,7 +27,7 @@ class Straight(Schedule):
 class RectifiedFlow(Gaussian):
     """Straight lines from data to noise; the network gives their velocity."""
 
-    schedule: Schedule = Straight()
+    schedule: Schedule = Straight()  # noqa: RUF009 - holds nothing
     prediction: Quantity = "u"
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from volumediff.condition import Condition
 from volumediff.segmentation._base import Segmentation, Segmenter
 
 
@@ -25,5 +24,5 @@ class OnePass(Segmenter):
             raise ValueError("expected a run of foreign_volumes.tasks:Supervised.")
 
     @torch.no_grad()
-    def segment(self, model, x, *, foreground, spacing_mm, key, condition=Condition()):
+    def segment(self, model, x, *, foreground, **others):
         return Segmentation(self.values, (model(x) / self.temperature).sigmoid() * foreground)
