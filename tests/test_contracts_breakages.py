@@ -62,6 +62,7 @@ from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import Task
 from volumediff.tasks.diffusion import DiffusionTask
+from volumediff.times.uniform import Uniform
 
 BROKEN = []
 
@@ -164,6 +165,48 @@ class NoisyEnd(Gaussian):
 class Steps(Linear):
     def log_alpha(self, t):
         return super().log_alpha((t * 10).ceil() / 10)
+
+
+@broken("schedule", "variance_preserving is False")
+class Modest(Linear):
+    """Preserves variance, and says that it does not."""
+
+    variance_preserving = False
+
+
+@broken("schedule", "not the derivatives")
+class Rushed(Linear):
+    def rates(self, t):
+        return tuple(2 * rate for rate in super().rates(t))
+
+
+@broken("kernel", "does not declare its path")
+class Pathless(Gaussian):
+    path = ""
+
+
+@broken("noise", "does not declare its kind")
+class Kindless(White):
+    kind = ""
+
+
+@broken("times", "Times do not fall")
+class Rising(Uniform):
+    def at(self, u, schedule):
+        return self.low + (self.high - self.low) * (u + 1e-9)
+
+
+@broken("times", "outside of the support")
+class Beyond(Uniform):
+    @property
+    def support(self):
+        return 0.5, 1.0
+
+
+@broken("times", "depends on its batch")
+class Stratified(Uniform):
+    def draw(self, keys, schedule, *, device="cpu"):
+        return super().draw(keys, schedule, device=device).sort().values
 
 
 @broken("schedule", "must be clean")

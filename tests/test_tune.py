@@ -346,7 +346,7 @@ def test_times_move_by_a_log_snr():
 
 def settings(path):
     content = json.loads(path.read_text())
-    return {k: v for k, v in content.items() if k != "settings"}, [
+    return {k: v for k, v in content.items() if k not in ("settings", "sha256")}, [
         {k: v for k, v in entry.items() if k != "seconds"} for entry in content["settings"]
     ]
 

@@ -37,7 +37,7 @@ class Stored(Record):
 
     format: Literal[3] = 3
     fingerprint: str
-    scores: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], Field(min_length=1)]
     each: NonNegativeInt
     validation_threshold: float | None
     probability: StoredProbability | None

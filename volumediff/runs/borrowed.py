@@ -103,7 +103,8 @@ def facts_of(method: Method) -> dict[str, Any]:
 def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
     """A classifier of the noisy states of the run, in float32."""
     # Gradients are multiplied by a large scale: no rounding of half precision.
-    task = load_task(run, overrides=["memory.dtype=float32"])
+    found = checkpoint.find(run, "best")
+    task = load_task(run, overrides=["memory.dtype=float32"], found=found)
     config, module = task.config, task.lend(StateClassifier)
     if module is None:
         raise UsageError(
@@ -128,7 +129,6 @@ def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
             f"{trained.run} (preprocessing, space, normalisation, schedule or noise); train one "
             f"with classifier.of={trained.run}."
         )
-    found = checkpoint.find(run, "best")
     assert found is not None, "load_task has just read it"
     module.requires_grad_(False).to(trained.device)
     return ClassPosterior(

@@ -96,7 +96,7 @@ class ResidualSegmenterTask(Task):
         """Copies what the diffusion run measured. Until the first checkpoint it may be trained
         anew, and measure anew."""
         best_of(config.of, where=WHERE)
-        if checkpoint.find(run, "last") is None:
+        if not checkpoint.exists(run, "last"):
             discard(run / "statistics")
             Statistics.load(config.of).save(run)
             keep_landmarks(run, config.of)

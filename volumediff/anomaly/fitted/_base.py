@@ -100,7 +100,8 @@ class Fit:
         tensors, meta = load(path, Stored, advice=advice)
         if meta.owner != dict(owner):
             raise DataError(
-                f"{path}: expected a fit for {dict(owner)}, got one for {meta.owner}; {advice}."
+                f"{path}: owner: expected a fit for {dict(owner)}, got one for {meta.owner}; "
+                f"{advice}."
             )
         return Fit(tensors, meta.volumes)
 
