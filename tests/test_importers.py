@@ -476,7 +476,7 @@ def test_pickles_are_read_only_when_allowed(program, tmp_path):
     code, _, text = program("import", "wdm", path, "-o", run)
     assert code == 2
     assert "is a pickle, which may hold code" in text
-    assert "--weights-only-pickle" in text
+    assert "weights_only_pickle" in text
     assert not run.exists()
     code, _, text = program("import", "wdm", path, "-o", run, "--weights-only-pickle")
     assert code == 0, text

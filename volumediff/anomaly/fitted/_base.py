@@ -71,6 +71,11 @@ class Fit:
             parts.append(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return sha256(*parts)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Nothing for the records of results: it was learnt of the run that they name anyway."""
+        return {}
+
     def to(self, like: Tensor) -> dict[str, Tensor]:
         """The tensors on the device of another."""
         return {name: tensor.to(like.device) for name, tensor in self.tensors.items()}
