@@ -25,7 +25,7 @@ from localization_tables import heat_map, latest, tables
 from torch.nn.functional import interpolate
 
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.calibration.calibrate import calibrate, load_method
 from volumediff.calibration.lesions import validation_pairs
@@ -74,7 +74,7 @@ class Prepared:
     """A method with what was fitted for it."""
 
     name: str
-    method: Row
+    method: Method
     calibration: Calibration | None
 
 

@@ -43,7 +43,7 @@ MIXTURE = (
 def detector(corruption: str, *, atlas: bool = True) -> tuple[str, ...]:
     """Words of a model of synthetic anomalies; it is asked at t = 1 alone, and trained there."""
     recipe = f"{{name: synthetic_anomalies, atlas: {str(atlas).lower()}, {corruption}}}"
-    return (f"recipe={recipe}", *COORDINATES, "times=[0.999,1]")
+    return (f"recipe={recipe}", *COORDINATES, "times={name: uniform, low: 0.999}")
 
 
 def mood(left_out: str | None = None) -> str:

@@ -27,8 +27,9 @@ from shift_cases import SITES, healthy_of, items, population_of, write_training
 from shift_tables import tables
 
 from volumediff.anomaly.calibrate import recalibrate
-from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.threshold import HealthyFPR
 from volumediff.calibration.calibrate import calibration_for, calibration_path, load_method
 from volumediff.calibration.site import drift_between
@@ -132,7 +133,12 @@ def trained_run(name: str, args: argparse.Namespace) -> Trained:
 
 
 def site_of(
-    trained: Trained, row: str, method: Row, own: Calibration, site: str, args: argparse.Namespace
+    trained: Trained,
+    row: str,
+    method: Method,
+    own: Calibration,
+    site: str,
+    args: argparse.Namespace,
 ) -> Calibration:
     """The calibration of a method on k healthy volumes of a site, fitted once."""
     path = calibration_path(trained, method, row)
@@ -147,7 +153,7 @@ def site_of(
 
 
 def measured(
-    trained: Trained, method: Row, own: Calibration, there: Calibration, e: Example, number: int
+    trained: Trained, method: Method, own: Calibration, there: Calibration, e: Example, number: int
 ) -> dict[str, Any]:
     """Map before normalization, histogram and volume score of one volume."""
     began = time.monotonic()
@@ -167,7 +173,7 @@ def measured(
 
 def volumes(
     trained: Trained,
-    method: Row,
+    method: Method,
     own: Calibration,
     there: Calibration,
     site: str,

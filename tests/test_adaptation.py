@@ -8,8 +8,8 @@ from anomaly_models import KERNEL, SCHEDULE, SPACING, wiener
 
 from volumediff.anomaly import rows
 from volumediff.anomaly.adaptation import Affine
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
@@ -196,7 +196,7 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     other = unet()
     other.recipe = Inpainting()
     with pytest.raises(ValueError, match="recipe healthy or class_conditional, got inpainting"):
-        row.adapt.check(other)
+        row.adapt.needs[0].check(other)
     with pytest.raises(UsageError, match=r"adapt.stps: Affine takes steps.*Did you mean 'steps'"):
         rows.load_row("scan", overrides=["adapt={name: affine, stps: 3}"])
     with pytest.raises(UsageError, match=r"no slot of a row"):

@@ -11,15 +11,9 @@ from anomaly_models import foreground
 from volumediff.anomaly import _filters as filters
 from volumediff.anomaly import calibrate, post, score, threshold
 from volumediff.anomaly.baselines import Intensity, Prevalence, Smoothing
-from volumediff.anomaly.calibration import (
-    ByIntensity,
-    Calibration,
-    Example,
-    Raw,
-    Residual,
-    Voxelwise,
-)
+from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, Mean
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps.asymmetric import Asymmetric
 from volumediff.anomaly.maps.l1 import L1
@@ -28,6 +22,7 @@ from volumediff.anomaly.maps.product import Product
 from volumediff.anomaly.maps.saturated import Saturated
 from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
+from volumediff.anomaly.normalization import ByIntensity, Raw, Residual, Voxelwise
 from volumediff.errors import DataError
 from volumediff.metrics.detection import Histogram, histogram, rates, threshold_at_fpr
 

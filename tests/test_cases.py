@@ -232,3 +232,23 @@ def test_real_folders():
     assert set(pathology["stroke_isles"].images) == {"ADC", "DWI", "FLAIR"}
     assert pathology["stroke_cstar"].label is None
     assert {c.id for c in find_cases(REAL / "ct", channels=["ct"])} == {"abdomen", "lung"}
+
+
+@pytest.mark.parametrize("names", [["T1w"], 3, "T1w", {"T1w": 0}])
+def test_channel_names_of_another_type_are_one_line(tmp_path, names):
+    listed = {"channel_names": names, "training": [{"image": ["a.nii", "b.nii"]}]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    if not isinstance(names, dict):
+        with pytest.raises(DataError, match=r"list\.json: expected an object under"):
+            find_cases(tmp_path / "list.json")
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    with pytest.raises(DataError, match=r"dataset\.json: expected 'channel_names' such as"):
+        find_cases(tmp_path, "nnunet")
+
+
+def test_a_number_without_end_is_a_problem_of_its_case(tmp_path):
+    listed = {"training": [{"image": "a.nii", "age": 10**400}]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    with pytest.raises(DataError, match="'age' is a number without end"):
+        find_cases(tmp_path / "list.json")

@@ -23,7 +23,7 @@ from volumediff.memory.policy import MemoryPolicy
 from volumediff.model import Batch
 from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
-from volumediff.runs.classifier import load_classifier
+from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.settings.run_config import load_run_config, parse, saved_config
 from volumediff.spaces.slices import Slices
@@ -209,18 +209,18 @@ def test_a_classifier_takes_the_states_of_its_run(runs, classifier):
 def test_a_classifier_serves_the_run_of_its_states_alone(runs, classifier, tmp_path):
     data, run, config = runs
     trained = load_trained(run, device="cpu")
-    found = load_classifier(classifier, trained)
-    assert found.posterior.classes == 2
+    found = Borrowed(trained).load("classifier", classifier)
+    assert found.classes == 2
     assert found.facts["of"]["run"] == str(run.resolve())
-    assert found.posterior.digest in repr(found.posterior)
+    assert found.digest in repr(found)
     # later checkpoints have the same states
-    load_classifier(classifier, load_trained(run, which="last", device="cpu"))
+    Borrowed(load_trained(run, which="last", device="cpu")).load("classifier", classifier)
     words = ("optim.steps=1", "data.split={validation: 0.2, calibration: 0.5}")
     other = train(tiny(data, tmp_path / "other", *words, "kernel.schedule=linear"))
     with pytest.raises(UsageError, match=r"was trained on the states of .*run, which are not"):
-        load_classifier(classifier, load_trained(other, device="cpu"))
+        Borrowed(load_trained(other, device="cpu")).load("classifier", classifier)
     with pytest.raises(UsageError, match="expected the run of a classifier; train one with"):
-        load_classifier(run, trained)
+        Borrowed(trained).load("classifier", run)
     with pytest.raises(UsageError, match="trains a classifier, expected the run of a"):
         load_trained(classifier, device="cpu").localizes()
     kernel = {"name": "gaussian", "schedule": "linear"}
@@ -281,8 +281,8 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     assert code == 0, err
     (path,) = [p for p in out.glob("*.json") if "findings" not in p.name][:1]
     facts = json.loads(path.read_text())
-    digest = load_classifier(classifier, load_trained(run, device="cpu")).posterior.digest
-    assert facts["classifier"]["weights_sha256"] == digest
+    digest = Borrowed(load_trained(run, device="cpu")).load("classifier", classifier).digest
+    assert {f["weights_sha256"] for f in facts["borrowed"].values()} == {digest}
     # another classifier is another job
     again = program(*words, *quick, "--classifier", classifier)
     assert "already finished" in again[1]

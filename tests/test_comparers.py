@@ -23,11 +23,10 @@ from tiny_app import base, program, run, write_cases
 from tiny_runs import SIZE, figures, load_run, tiny, write_data
 
 from volumediff.anomaly import rows
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Lender
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.calibration.calibrate import load_method
 from volumediff.comparers import Comparer
@@ -42,13 +41,14 @@ from volumediff.networks.unet import UNet
 from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
 from volumediff.recipes.healthy import Healthy
-from volumediff.runs.comparer import load_comparer
+from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.landmarks import load_landmarks
 from volumediff.settings.run_config import load_run_config, parse, saved_config
 from volumediff.spaces.voxel import Voxel
 from volumediff.tasks import build_task, load_task, resolved, warm_start
 from volumediff.tasks.residual_segmenter import ResidualSegmenterTask
+from volumediff.times.uniform import Uniform
 from volumediff.training.loop import train
 
 _ = base, program, run  # fixtures
@@ -172,7 +172,7 @@ def by_hand(model, x, key, times=(0.0, 1.0)):
 @pytest.mark.parametrize("space", SPACES)
 def test_the_residual_is_that_of_a_one_step_estimate(space):
     space = SPACES[space]()
-    module = ReconstructionComparer(states(space), Sees(), times=(0.2, 0.9))
+    module = ReconstructionComparer(states(space), Sees(), time_density=Uniform(0.2, 0.9))
     batch = batch_of()
     loss = module.loss(batch)
     x = batch.images[0]
@@ -192,7 +192,9 @@ def test_the_residual_is_that_of_a_one_step_estimate(space):
 
 def test_an_oracle_of_one_healthy_volume_gives_the_anomaly_itself():
     healthy = wiener(std=0.1).network.sample(0)
-    module = ReconstructionComparer(wiener(mean=healthy, std=1e-4), Sees(), times=(0.5, 1.0))
+    module = ReconstructionComparer(
+        wiener(mean=healthy, std=1e-4), Sees(), time_density=Uniform(0.5, 1.0)
+    )
     lesion = 0.5 * torch.zeros_like(healthy).index_fill(2, torch.tensor([4]), 1.0)
     module.loss(Batch(healthy, (7,), images=(healthy + lesion,)))
     (seen,) = module.comparer.seen
@@ -290,11 +292,12 @@ def lent(supervision="self"):
     return VoxelPosterior(probability, supervision, "0123456789abcdef" * 4)
 
 
-def lender(supervision="self"):
-    def autoencoder(path):
-        raise AssertionError("no row here takes one")
-
-    return Lender(autoencoder, lambda path: lent(supervision))
+def sadm(supervision="self"):
+    """The method with a comparer."""
+    row = rows.load_row("sadm", overrides=["map.run=there"])
+    (request,) = row.requests()
+    assert (request.name, request.run, request.loan.kind) == ("map.run", "there", "comparer")
+    return row.bind(lambda request: lent(supervision))
 
 
 PLACE = {"foreground": INSIDE, "spacing_mm": SPACING}
@@ -304,18 +307,18 @@ def test_the_map_is_the_probability_plus_dissimilarity():
     x, healthy = volumes(2).split(1)
     p = torch.sigmoid(3 * (healthy - x) + x)
     ssim = SSIM(3.0)(x, healthy, **PLACE)
-    found = Posterior(lent(), plus=SSIM(3.0))(x, healthy, **PLACE)
+    found = Posterior(comparer=lent(), plus=SSIM(3.0))(x, healthy, **PLACE)
     torch.testing.assert_close(found, torch.where(INSIDE, p + ssim, 0.0))
-    torch.testing.assert_close(Posterior(lent())(x, healthy, **PLACE), p * INSIDE)
+    torch.testing.assert_close(Posterior(comparer=lent())(x, healthy, **PLACE), p * INSIDE)
     # for the same volume twice there is no dissimilarity
-    same = Posterior(lent(), plus=SSIM(3.0))(x, x, **PLACE)
+    same = Posterior(comparer=lent(), plus=SSIM(3.0))(x, x, **PLACE)
     torch.testing.assert_close(same, torch.sigmoid(x) * INSIDE, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_the_row_is_the_mean_over_the_levels(space):
     model = states(SPACES[space]())
-    row = rows.load_row("sadm", lender=lender(), overrides=["map.run=there"])
+    row = sadm()
     assert isinstance(row, Localizer)
     assert isinstance(row.map, Posterior)
     assert len(row.route.log_snrs) == 3
@@ -323,7 +326,7 @@ def test_the_row_is_the_mean_over_the_levels(space):
     found = row.find(model, Example(x, INSIDE, SPACING), key=5)
     seen = []
     keep = replace(
-        row, map=Posterior(replace(lent(), probability=lambda x, h: seen.append(h) or h))
+        row, map=Posterior(comparer=replace(lent(), probability=lambda x, h: seen.append(h) or h))
     )
     keep.find(model, Example(x, INSIDE, SPACING), key=5)
     assert len(seen) == 3
@@ -349,7 +352,7 @@ def test_the_estimates_of_the_row_are_those_of_training():
     model.noise = lambda keys, shape: lambda step: noise
     seen = []
     spy = replace(lent(), probability=lambda x, h: seen.append(h) or h)
-    Localizer(route=Scan(levels=(t,)), map=Posterior(spy), supervision="self").find(
+    Localizer(route=Scan(levels=(t,)), map=Posterior(comparer=spy), supervision="self").find(
         model, Example(x, INSIDE, SPACING), key=0
     )
     torch.testing.assert_close(seen[0], trained)
@@ -360,10 +363,10 @@ def test_what_a_row_needs_is_said():
     bare = rows.load_row("sadm")
     with pytest.raises(ValueError, match=r"map\.run: expected the run of a comparer .* got none"):
         bare.check(model)
-    given = rows.load_row("sadm", lender=lender(), overrides=["map.run=x"])
+    given = sadm()
     given.check(model)
     assert given.fingerprint != bare.fingerprint
-    full = rows.load_row("sadm", lender=lender("full"), overrides=["map.run=x"])
+    full = sadm("full")
     with pytest.raises(ValueError, match=r"supervision: expected full, .* got self; use superv"):
         full.check(model)
     replace(full, supervision="full").check(model)
@@ -467,7 +470,7 @@ def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(
 def test_the_loaded_comparer_is_the_trained_one(runs, comparer):
     _, of, _ = runs
     trained = load_trained(of, device="cpu")
-    found = load_comparer(trained, comparer)
+    found = Borrowed(trained).load("comparer", comparer)
     _, module = load_run(comparer)
     x, healthy = volumes(2, shape=SIZE).split(1)
     with torch.no_grad():
@@ -527,7 +530,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         ({"recipe": {"name": "label_diffusion", "absent": 0}}, "with absent: -1, for a comparer"),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
-        ({"times": [0.5, 0.2]}, r"times: expected \[low, high\] with low < high"),
+        ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),
         (
             {"data": {"root": "x", "preprocessing": {"shape": [16, 16, 16]}}},
             r"data\.preprocessing",
@@ -549,11 +552,13 @@ def test_models_that_reconstruct_nothing_are_refused(runs, tmp_path):
     maps = train(tiny(data, tmp_path / "maps", *words))
     with pytest.raises(UsageError, match="expected a model of whole volumes under Gaussian noise"):
         train(config_in(tmp_path, maps)("comparer"))
-    times = train(tiny(data, tmp_path / "times", "times=[0, 0.8]", "optim.steps=1"))
+    times = train(
+        tiny(data, tmp_path / "times", "times={name: uniform, high: 0.8}", "optim.steps=1")
+    )
     config = config_in(tmp_path, times)
     with pytest.raises(UsageError, match=r"times: expected times within .*\[0, 0\.8\], got \[0,"):
         build_task(config("late"))
-    build_task(config("early", times=[0, 0.8]))
+    build_task(config("early", times={"name": "uniform", "high": 0.8}))
 
 
 def test_the_shipped_comparer_builds_for_every_pipeline():

@@ -18,9 +18,9 @@ from volumediff import config
 from volumediff.anomaly import (
     adaptation,
     baselines,
-    calibration,
     detectors,
     ensemble,
+    normalization,
     post,
     reconstruction,
     score,
@@ -30,6 +30,7 @@ from volumediff.anomaly import (
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
@@ -61,6 +62,7 @@ from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import Task
 from volumediff.tasks.diffusion import DiffusionTask
+from volumediff.times.uniform import Uniform
 
 BROKEN = []
 
@@ -163,6 +165,48 @@ class NoisyEnd(Gaussian):
 class Steps(Linear):
     def log_alpha(self, t):
         return super().log_alpha((t * 10).ceil() / 10)
+
+
+@broken("schedule", "variance_preserving is False")
+class Modest(Linear):
+    """Preserves variance, and says that it does not."""
+
+    variance_preserving = False
+
+
+@broken("schedule", "not the derivatives")
+class Rushed(Linear):
+    def rates(self, t):
+        return tuple(2 * rate for rate in super().rates(t))
+
+
+@broken("kernel", "does not declare its path")
+class Pathless(Gaussian):
+    path = ""
+
+
+@broken("noise", "does not declare its kind")
+class Kindless(White):
+    kind = ""
+
+
+@broken("times", "Times do not fall")
+class Rising(Uniform):
+    def at(self, u, schedule):
+        return self.low + (self.high - self.low) * (u + 1e-9)
+
+
+@broken("times", "outside of the support")
+class Beyond(Uniform):
+    @property
+    def support(self):
+        return 0.5, 1.0
+
+
+@broken("times", "depends on its batch")
+class Stratified(Uniform):
+    def draw(self, keys, schedule, *, device="cpu"):
+        return super().draw(keys, schedule, device=device).sort().values
 
 
 @broken("schedule", "must be clean")
@@ -444,8 +488,14 @@ class WholeVolume(score.Mean):
         return float(scores.mean())
 
 
-@broken("calibration", "on average")
-class NotCentred(calibration.ByIntensity):
+@broken("method", "other fingerprints")
+class OtherEveryTime(Localizer):
+    def identity(self):
+        return {**super().identity(), "at": id(self)}
+
+
+@broken("normalization", "on average")
+class NotCentred(normalization.ByIntensity):
     def __call__(self, residual, statistics):
         return super().__call__(residual, {**statistics, "mean": 0 * statistics["mean"]})
 

@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from tiny_app import base, run
 
 from volumediff.anomaly import ensemble, score
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted import pixel_classifier
 from volumediff.anomaly.fitted._base import Fit
 from volumediff.anomaly.fitted._source import Source
@@ -24,14 +24,14 @@ from volumediff.anomaly.fitted.padim import PaDiM
 from volumediff.anomaly.fitted.patchcore import PatchCore, k_centers, nearest
 from volumediff.anomaly.fitted.pca import PCA
 from volumediff.anomaly.fitted.pixel_classifier import PixelClassifier
-from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps.deformed import Deformed
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
 from volumediff.calibration import lesions
 from volumediff.calibration.calibrate import load_method
-from volumediff.calibration.fits import with_fit
+from volumediff.calibration.fits import Fits
 from volumediff.condition import Condition
 from volumediff.data._fields import smooth_noise, warp
 from volumediff.data.anomalies import TRAINING
@@ -378,25 +378,25 @@ def test_a_fit_is_stored_and_made_again_for_other_weights_or_arguments(run, tmp_
     trained = load_trained(tmp_path / "run", device="cpu")
     row = PaDiM(features=SOURCE, dimensions=4)
     said = []
-    first = with_fit(trained, row, report=said.append)
+    first = row.bind(Fits(trained, said.append))
     folder = tmp_path / "run" / "calibration" / "fits"
     files = list(folder.glob("padim-*"))
     assert len(files) == len(said) == 1
     learn = PaDiM.learn
     with monkeypatch.context() as patch:
         patch.setattr(PaDiM, "learn", lambda *_, **__: pytest.fail("fitted again"))
-        again = with_fit(trained, replace(row, score=score.Max()))
+        again = replace(row, score=score.Max()).bind(Fits(trained))
     assert again.fit.digest == first.fit.digest
     for name, tensor in first.fit.tensors.items():
         assert torch.equal(again.fit.tensors[name], tensor)
     assert PaDiM.learn is learn
     assert first.fingerprint == replace(row, fit=again.fit).fingerprint != row.fingerprint
-    with_fit(replace(trained, digest="0" * 64), row)
-    with_fit(trained, replace(row, dimensions=3))
+    row.bind(Fits(replace(trained, digest="0" * 64)))
+    replace(row, dimensions=3).bind(Fits(trained))
     assert len(list(folder.glob("padim-*"))) == 3
     files[0].write_bytes(b"no")
     with pytest.raises(DataError, match="damaged: its header is cut"):
-        with_fit(trained, row)
+        row.bind(Fits(trained))
     with pytest.raises(UsageError, match="expected volumes with masks of lesions, got 0 volumes"):
         load_method(trained, "diffusion_features")
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from anomaly_models import SHAPE, SPACING, foreground, tiny_binary
 from tiny_runs import tiny, write_data
 
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.policies.flip import Flip
 from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.plain import Plain

@@ -4,14 +4,9 @@ import pytest
 import torch
 from oracles import class_gaussian, state_like
 
-from volumediff.anomaly._classifier import (
-    missing_classifier,
-    takes_classifier,
-    with_classifier,
-)
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
-from volumediff.guidance._base import needs_classes, with_classes
+from volumediff.guidance._base import with_classes
 from volumediff.guidance.chain import Chain
 from volumediff.guidance.classifier import Classifier
 from volumediff.guidance.classifier_free import ClassifierFree
@@ -185,8 +180,8 @@ def test_dynamic_clipping_by_hand():
 
 def test_classes_reach_every_term():
     nested = Sum((Chain((ClassifierFree(2.0, classes=1), DynamicClipping())), DynamicClipping()))
-    assert needs_classes(nested)
-    assert not needs_classes(DynamicClipping())
+    assert nested.needs_classes
+    assert not DynamicClipping().needs_classes
     told = with_classes(nested, 4)
     assert told.terms[0].terms[0].classes == 4
     assert told.terms[1] == DynamicClipping()
@@ -256,12 +251,14 @@ def test_guidance_to_healthy_lowers_the_probability_of_disease_along_the_chain()
 
 def test_classifiers_reach_every_term_and_are_missed():
     nested = Chain((Sum((Classifier(2.0, classifier=None), DynamicClipping())),))
-    assert takes_classifier(nested)
-    assert missing_classifier(nested)
-    assert not takes_classifier(Chain((DynamicClipping(),)))
-    told = with_classifier(nested, EXACT)
+    (request,) = nested.requests()
+    assert (request.loan.kind, request.place) == ("classifier", "terms[0].terms[0]")
+    assert request.value is None
+    assert Chain((DynamicClipping(),)).requests() == ()
+    told = nested.bind(lambda request: EXACT)
     assert told.terms[0].terms[0].classifier is EXACT
-    assert not missing_classifier(told)
+    assert told.requests()[0].value is EXACT
+    assert nested.bind(lambda request: None) is nested
     assert "digest='exact'" in repr(told), "what belongs to a classifier says to which"
     z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
     alone = Classifier(2.0, classifier=EXACT)(DENOISE)(z, t, NULL)

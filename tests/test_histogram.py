@@ -17,7 +17,7 @@ from volumediff.data.intensity import Histogram, Percentile, landmarks_of
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
-from volumediff.runs.classifier import load_classifier
+from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.landmarks import load_landmarks
 from volumediff.storage import records
@@ -272,14 +272,14 @@ def test_a_classifier_sees_with_the_landmarks_of_its_run(run, data, tmp_path):
 
     found = classifier(run, "classifier")
     assert load_landmarks(found) == load_landmarks(run), "not those of its own training part"
-    load_classifier(found, trained)
+    Borrowed(trained).load("classifier", found)
     other = shutil.copytree(run, tmp_path / "other")
     content = json.loads((other / "landmarks.json").read_text())
     content["landmarks"][0][3] += 0.01
     del content["sha256"]
     records.write(other / "landmarks.json", content)
     with pytest.raises(UsageError, match="was trained on the states of"):
-        load_classifier(found, load_trained(other, device="cpu"))
+        Borrowed(load_trained(other, device="cpu")).load("classifier", found)
 
 
 def test_what_cannot_be_fitted_is_refused(data, run, tmp_path):

@@ -22,13 +22,14 @@ from sklearn.metrics import average_precision_score
 from volumediff import noise
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
-from volumediff.anomaly.calibration import Example, Voxelwise
 from volumediff.anomaly.ensemble import HarmonicMean, Mean
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.l2 import L2
 from volumediff.anomaly.maps.saturated import Saturated
+from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.normalization import Voxelwise
 from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.stitch import Stitch
 from volumediff.anomaly.routes.diffuse import Diffuse
@@ -51,6 +52,7 @@ from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.times.uniform import Uniform
 
 FOREGROUND = foreground()
 ALL = torch.ones_like(FOREGROUND)
@@ -403,7 +405,7 @@ def test_results_depend_on_the_key_alone():
 def test_a_method_and_its_checkpoint_have_one_noise():
     x = torch.zeros((1, 1, *SHAPE))
     white, coarse = wiener(), wiener()
-    coarse.field = noise.Coarse(cell=4)
+    coarse.noise_field = noise.Coarse(cell=4)
     row = Localizer(route=Scan(levels=(0.5,)))
     other = replace(row, noise=noise.Coarse)
     run(row, white, x)
@@ -417,12 +419,18 @@ def test_a_method_and_its_checkpoint_have_one_noise():
     coarse.denoise = lambda z, t, condition: (asked.append(z), white.denoise(z, t, condition))[1]
     run(other, coarse, x)
     _, sigma = KERNEL.schedule(torch.tensor([0.5], dtype=torch.float64))
-    drawn = coarse.field((1, *SHAPE), key_of(1, "run", 0, 0), "noise", -1)
+    drawn = coarse.noise_field((1, *SHAPE), key_of(1, "run", 0, 0), "noise", -1)
     torch.testing.assert_close(asked[0][0], float(sigma) * drawn)
 
 
 class Fancy(Gaussian):
-    """A kernel by another name."""
+    """A kernel by another name, of the same path."""
+
+
+class Silent(Gaussian):
+    """A kernel that says nothing of its path."""
+
+    path = ""
 
 
 REFUSED = [
@@ -465,13 +473,15 @@ def test_meaningless_combinations_are_refused(row, reason):
 def test_checkpoint_and_calibration_must_suit():
     row = Localizer(route=Scan(levels=(0.5,)))
     x = torch.zeros((1, 1, *SHAPE))
-    other = Model(Voxel(), Fancy(KERNEL.schedule, prediction="x0"), Wiener(Voxel()))
-    with pytest.raises(ValueError, match="got one that was trained with the fancy kernel"):
+    named = Model(Voxel(), Fancy(KERNEL.schedule, prediction="x0"), Wiener(Voxel()))
+    assert torch.equal(run(row, named, x).map, run(row, wiener(), x).map)
+    other = Model(Voxel(), Silent(KERNEL.schedule, prediction="x0"), Wiener(Voxel()))
+    with pytest.raises(ValueError, match="the silent kernel, whose class declares no path"):
         run(row, other, x)
-    short = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.0, 0.4))
+    short = Model(Voxel(), KERNEL, Wiener(Voxel()), time_density=Uniform(0.0, 0.4))
     with pytest.raises(ValueError, match=r"expected times up to 0\.400.*got 0\.500"):
         run(row, short, x)
-    late = Model(Voxel(), KERNEL, Wiener(Voxel()), times=(0.4, 1.0))
+    late = Model(Voxel(), KERNEL, Wiener(Voxel()), time_density=Uniform(0.4, 1.0))
     chain = Localizer(route=Diffuse(level=0.5), sampler=DDIM(2))
     with pytest.raises(ValueError, match=r"expected times above 0\.400.*got 0\.000"):
         run(chain, late, x)

@@ -5,7 +5,6 @@ import torch
 from anomaly_models import KERNEL, SHAPE, SPACES, SPACING, foreground, states, tiny_autoencoder
 
 from volumediff.anomaly._similarity import ssim as similarity
-from volumediff.anomaly.localizer import Localizer
 from volumediff.anomaly.maps.asymmetric import Asymmetric
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.perceptual import Perceptual
@@ -13,6 +12,7 @@ from volumediff.anomaly.maps.product import Product
 from volumediff.anomaly.maps.saturated import Saturated
 from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
 from volumediff.features.encoder import network_features
@@ -42,9 +42,15 @@ def network_in(space, network=UNet):
     return Model(space, KERNEL, made.eval())
 
 
+def ask(block, model):
+    """Everything that the map and its parts need of a model."""
+    for requirement in block.requirements():
+        requirement.check(model)
+
+
 def measured(block, model, x, y, inside=INSIDE):
-    block.check(model)
-    bound = block.bound(model, Condition())
+    ask(block, model)
+    bound = block.with_model(model, Condition())
     with torch.no_grad():
         return bound(x, y, foreground=inside, spacing_mm=SPACING)
 
@@ -121,13 +127,13 @@ def test_the_autoencoder_has_features_too():
 def test_models_without_features_are_refused():
     block = Product((L1(), Saturated(Perceptual())))
     with pytest.raises(ValueError, match="expected a network of residual blocks, got states"):
-        block.check(states())
+        ask(block, states())
     with pytest.raises(ValueError, match="expected a latent space with an autoencoder, got voxel"):
-        Asymmetric(Perceptual(of="autoencoder")).check(network_in(Voxel()))
+        ask(Asymmetric(Perceptual(of="autoencoder")), network_in(Voxel()))
     model = network_in(Voxel())
     MemoryPolicy(slab=2).apply(model)
     with pytest.raises(ValueError, match=r"in slabs; use memory\.slab=null"):
-        block.check(model)
+        ask(block, model)
     with pytest.raises(ValueError, match="map perceptual: expected a model, got none"):
         block(*pair(), foreground=INSIDE, spacing_mm=SPACING)
 

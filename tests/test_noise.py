@@ -94,7 +94,7 @@ def test_models_draw_their_own_noise_in_every_space(space):
 
 
 def test_coarse_noise_stays_coarse_in_wavelet_space():
-    model = Model(SPACES["wavelet"](), KERNEL, States(), field=noise.Coarse(cell=8))
+    model = Model(SPACES["wavelet"](), KERNEL, States(), noise_field=noise.Coarse(cell=8))
     energy = model.noise((1,), (1, *SHAPE))(0).square().mean(dim=(0, 2, 3, 4))
     assert float(energy[0] / energy.sum()) > 0.9
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_is_bound_to_its_noise(tmp_path):
     config = tiny(write_data(tmp_path / "data", cases=4), tmp_path / "run", *words)
     train(config)
     _, model = load_run(tmp_path / "run", which="last")
-    assert model.field == noise.Simplex(octaves=2, wavelength=4.0)
+    assert model.noise_field == noise.Simplex(octaves=2, wavelength=4.0)
     other = tiny(tmp_path / "data", tmp_path / "run", "optim.steps=2")
     assert any(line.startswith("noise") for line in changes(config, other))
     with pytest.raises(UsageError, match="noise"):

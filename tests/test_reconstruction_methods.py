@@ -12,9 +12,9 @@ from tiny_runs import tiny, write_data
 from torch import nn
 
 from volumediff.anomaly import rows
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Borrowed, Lender, Lent
-from volumediff.anomaly.rebuilder import Rebuilder
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.lent import Borrowed, Lent
+from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import (
     Critic,
     ElboGradient,
@@ -541,8 +541,7 @@ def test_a_gradient_needs_a_bound_in_one_piece():
 
 
 def test_a_first_pass_has_its_own_run():
-    lender = Lender(autoencoder=lambda path: lent(path), comparer=lambda path: None)
-    method = rows.load_row("phanes", overrides=["first.run=there"], lender=lender)
+    method = rows.load_row("phanes", overrides=["first.run=there"]).bind(lent)
     assert isinstance(method.first, Lent)
     assert method.first.row == rows.load_row("ra")
     assert method.fingerprint != rows.load_row("phanes").fingerprint
@@ -550,8 +549,8 @@ def test_a_first_pass_has_its_own_run():
         method.first.check(None)
 
 
-def lent(path):
-    assert path == "there"
+def lent(request):
+    assert (request.name, request.run) == ("first.run", "there")
     return Borrowed(VAE(1, **SMALL), "0123456789abcdef" * 4)
 
 

@@ -21,10 +21,10 @@ from sklearn.metrics import average_precision_score
 
 from volumediff.anomaly._filters import dilate, inside_quantile, smooth
 from volumediff.anomaly.calibrate import fit, validate
-from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import GeometricMean
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l2 import L2
+from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.policies.class_contrast import ClassContrast
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.policies.resample import Resample

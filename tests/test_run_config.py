@@ -127,8 +127,7 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, tmp_path):
         ),
         (["optim.accumulate=3"], r"config: needs optim.batch_size \(2\) to be a multiple"),
         (["crop=[8, 8]"], "config: crop.*got"),
-        (["times=[0.5, 0.5]"], r"config: times: expected \[low, high\] with low < high"),
-        (["times=[0, 1.5]"], "config: times.*got 1.5"),
+        (["times=[0, 1]"], r"config: times"),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(tmp_path, words, message):

@@ -18,7 +18,7 @@ from volumediff.errors import DataError
 from volumediff.evaluation.evaluate import evaluate
 from volumediff.evaluation.summary import coverage
 from volumediff.inference.engine import localize
-from volumediff.runs.classifier import load_classifier
+from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.seen import seen_by
 from volumediff.storage import records
@@ -424,7 +424,7 @@ def test_a_classifier_has_seen_its_own_volumes_and_those_of_its_states(run, data
     words += ["recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"]
     words += ["recipe.drop=0", "data.split={validation: 0.2}"]
     of = train(tiny(folder, tmp_path / "classifier", *words))
-    found = load_classifier(of, load_trained(run, device="cpu"))
+    found = Borrowed(load_trained(run, device="cpu")).load("classifier", of)
     assert members(found.seen) == {str(of): 5, str(run): 8}
 
 

@@ -13,8 +13,9 @@ from tiny_runs import phantom
 
 from volumediff.anomaly.baselines import Intensity
 from volumediff.anomaly.calibrate import fit, recalibrate
-from volumediff.anomaly.calibration import ByIntensity, Example
-from volumediff.anomaly.localizer import Localizer
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.normalization import ByIntensity
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.score import ZAverage
 from volumediff.anomaly.threshold import Conformal, HealthyFPR

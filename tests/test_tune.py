@@ -16,8 +16,8 @@ from tiny_app import WINDOW, base, program, run
 from tiny_runs import tiny
 
 from volumediff.anomaly import calibrate, rows
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Lent
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods.lent import Lent
 from volumediff.anomaly.tuning import axes_of, written
 from volumediff.calibration import lesions
 from volumediff.calibration.calibrate import load_method
@@ -25,10 +25,10 @@ from volumediff.calibration.lesions import Pair
 from volumediff.config import shipped
 from volumediff.data.anomalies import TEST, VALIDATION
 from volumediff.randomness import key
-from volumediff.runs import lender as lending
-from volumediff.runs.classifier import load_classifier
+from volumediff.runs import borrowed as lending
 from volumediff.runs.trained import Trained, load_trained
 from volumediff.settings.run_config import parse
+from volumediff.times.uniform import Uniform
 from volumediff.training.loop import train
 from volumediff.tunable import Tunable
 from volumediff.tuning.search import Bench, Budget, Search
@@ -275,7 +275,7 @@ def test_a_budget_ends_the_search_and_says_so():
 def test_settings_that_do_not_suit_are_left_out():
     tree = {**DDPM, "route": {"name": "diffuse", "log_snr": -9.0}}
     low = wiener(std=0.15)
-    low.times = (0.0, 0.9)
+    low.time_density = Uniform(0.0, 0.9)
     search = Search(bench(tree, model=low), {Tunable.LOG_SNR: (0.0, -9.0)})
     search.run()
     assert [dict(s)["log_snr"] for s in search.tried] == [0.0]
@@ -346,7 +346,7 @@ def test_times_move_by_a_log_snr():
 
 def settings(path):
     content = json.loads(path.read_text())
-    return {k: v for k, v in content.items() if k != "settings"}, [
+    return {k: v for k, v in content.items() if k not in ("settings", "sha256")}, [
         {k: v for k, v in entry.items() if k != "seconds"} for entry in content["settings"]
     ]
 
@@ -376,7 +376,7 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = settings(file)
     code, table, said = program(*words)
-    assert code == 0
+    assert code == 0, said
     assert settings(file) == before
     assert said.count("voxel AP") == 0, "nothing is measured twice"
     assert "the row's own" in table
@@ -404,7 +404,7 @@ def test_a_search_that_was_stopped_goes_on_bit_for_bit(program, run):
 
 def _files(run, seed):
     every = (run / "tuning").glob("ddpm-*.json")
-    return [f for f in every if json.loads(f.read_text())["seed"] == seed]
+    return [f for f in every if json.loads(f.read_text())["facts"]["seed"] == seed]
 
 
 def test_damaged_figures_are_said(program, run):
@@ -488,11 +488,10 @@ def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judg
     assert list(tried) == [100, 0, 500]
     # figures of a setting are those of its row with this classifier
     trained = load_trained(run, device="cpu")
-    posterior = load_classifier(judge, trained).posterior
     pairs = list(lesions.validation_pairs(trained, seed=0, limit=None, truth="synthetic"))
     for scale, known in tried.items():
         changes = ("sampler.steps=2", "post=[]", "route.log_snr=0", f"guidance.scale={scale}")
-        method = load_method(trained, "wolleb_ddpm", changes, classifier=posterior)
+        method = load_method(trained, "wolleb_ddpm", changes, runs={"classifier": judge})
         (got,) = measure([method], trained.model, pairs, seed=0)
         assert got.healthy_error == pytest.approx(known["healthy_error"], rel=1e-5)
     assert tried[0]["healthy_error"] != tried[500]["healthy_error"], "it is asked"
@@ -538,7 +537,7 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
     found = json.loads(text)
     assert found["searched"] == ["log_snr", "post.0.sigma_mm"]
     assert len(found["settings"]) == 4
-    assert loaded == [str(first)], "once for all settings"
+    assert loaded == [first], "once for all settings"
     # with and without a lesion: two levels, and once for the two other widths together
     assert len(looks) == (2 + 1) * 2 * len(found["volumes"])
     written = yaml.safe_load(out.read_text())

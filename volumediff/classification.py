@@ -7,8 +7,9 @@ the same kernel, the same noise. What is drawn for a sample depends on its key a
 `volumediff.model`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.classifiers import Classifier
+from volumediff.component import Loan
+from volumediff.data.seen import Seen
 from volumediff.kernels._base import Kernel
-from volumediff.model import Batch, state_noise, training_times
+from volumediff.model import Batch, state_noise
 from volumediff.noise import Gaussian, Noise
 from volumediff.schedules._base import Schedule
 from volumediff.spaces._base import StateSpace
+from volumediff.times._base import TimeDensity
+from volumediff.times.uniform import Uniform
 
-__all__ = ["ClassPosterior", "StateClassifier"]
+__all__ = ["CLASSIFIER", "ClassPosterior", "StateClassifier"]
 
 State = Float[Tensor, "b k d h w"]
+CLASSIFIER = Loan(
+    "classifier",
+    what="a classifier of this model's noisy states",
+    configurations="classifiers",
+    option="--classifier",
+)
 
 
 class StateClassifier(nn.Module):
@@ -35,7 +46,8 @@ class StateClassifier(nn.Module):
         kernel: how states are corrupted, that of the diffusion model
         classifier: (z_t, t) -> logits
         dtype: in which the classifier computes; states, times, logits and losses are wider
-        field: what volumes are corrupted with
+        time_density: of the training times
+        noise_field: what volumes are corrupted with
     """
 
     def __init__(
@@ -45,14 +57,16 @@ class StateClassifier(nn.Module):
         classifier: Classifier,
         *,
         dtype: torch.dtype = torch.float32,
-        field: Noise = Gaussian(),  # noqa: B008 - frozen
+        time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
+        noise_field: Noise = Gaussian(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.space = space
         self.kernel = kernel
         self.classifier = classifier
         self.dtype = dtype
-        self.field = field
+        self.time_density = time_density
+        self.noise_field = noise_field
 
     def log_probability(self, z_t: State, t: Float[Tensor, "b"]) -> Float[Tensor, "b l"]:
         """log C(y | z_t, t) of every class."""
@@ -68,10 +82,10 @@ class StateClassifier(nn.Module):
             raise ValueError("expected Batch.condition.label, the classes; got none.")
         with torch.no_grad():
             z_0 = self.space.encode(batch.x)
-            t = training_times(batch.keys, device=z_0.device)
+            t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
             shape = tuple(batch.x.shape[1:])
             noise = state_noise(
-                self.space, self.field, batch.keys, shape, "loss", device=z_0.device
+                self.space, self.noise_field, batch.keys, shape, "loss", device=z_0.device
             ).to(z_0)
             z_t = self.kernel.corrupt(z_0, t, noise)
         return F.nll_loss(self.log_probability(z_t, t), batch.condition.label, reduction="none")
@@ -86,12 +100,16 @@ class ClassPosterior:
         schedule: signal and noise of the states
         classes: number of classes, `HEALTHY` first
         digest: identifies the weights; calibrations belong to it
+        seen: what they were trained on
+        facts: where they come from, for the records of results
     """
 
     log_probability: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
     schedule: Schedule = field(repr=False)
     classes: int
     digest: str
+    seen: Seen = field(default_factory=Seen, repr=False, compare=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def gradient(self, z_t: State, t: Float[Tensor, "b"], *, label: int) -> State:
         """The gradient of log p(label | z_t) in z_t, sample by sample, at least in float32.

@@ -11,9 +11,9 @@ References:
     Supervised Segmentation for Brain MRIs, MIDL
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.comparers import Comparer
+from volumediff.component import Loan
 from volumediff.condition import HEALTHY, Condition
 from volumediff.data.seen import Seen
-from volumediff.model import Batch, Model, state_noise, training_times
+from volumediff.model import Batch, Model, state_noise
 from volumediff.spaces._base import StateSpace
+from volumediff.times._base import TimeDensity
+from volumediff.times.uniform import Uniform
 
-__all__ = ["ReconstructionComparer", "VoxelPosterior"]
+__all__ = ["COMPARER", "ReconstructionComparer", "VoxelPosterior"]
 
 Volume = Float[Tensor, "b c d h w"]
+COMPARER = Loan(
+    "comparer",
+    what="the run of a comparer that was trained for this run",
+    configurations="comparers",
+)
 
 
 class ReconstructionComparer(nn.Module):
@@ -38,7 +46,7 @@ class ReconstructionComparer(nn.Module):
         model: makes reconstructions; its weights never change here
         comparer: (residual, volume) -> logits
         dtype: in which the comparer computes; volumes, residuals, logits and losses are wider
-        times: (low, high), training times are uniform on (low, high]
+        time_density: of the training times
     """
 
     def __init__(
@@ -47,13 +55,13 @@ class ReconstructionComparer(nn.Module):
         comparer: Comparer,
         *,
         dtype: torch.dtype = torch.float32,
-        times: tuple[float, float] = (0.0, 1.0),
+        time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.comparer = comparer
         self.dtype = dtype
-        self.times = times
+        self.time_density = time_density
 
     @property
     def space(self) -> StateSpace:
@@ -81,9 +89,9 @@ class ReconstructionComparer(nn.Module):
         if model.network.embedding.classes:
             healthy = torch.full((len(x),), HEALTHY, dtype=torch.int64, device=x.device)
             told = told.replace(label=healthy)
-        t = training_times(keys, self.times, device=x.device)
+        t = self.time_density.draw(keys, model.kernel.schedule, device=x.device)
         shape = tuple(x.shape[1:])
-        noise = state_noise(model.space, model.field, keys, shape, "loss", device=x.device)
+        noise = state_noise(model.space, model.noise_field, keys, shape, "loss", device=x.device)
         z_t = model.kernel.corrupt(z_0, t, noise.to(z_0))
         return model.decode(model.denoise(z_t, t, told).x0, (d, h, w))
 
@@ -118,9 +126,11 @@ class VoxelPosterior:
         supervision: what it was trained on: synthetic anomalies (self) or masks (full)
         digest: identifies the weights; calibrations belong to it
         seen: what they were trained on
+        facts: where they come from, for the records of results
     """
 
     probability: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
     supervision: Literal["self", "full"]
     digest: str
-    seen: Seen = field(default_factory=Seen, repr=False)
+    seen: Seen = field(default_factory=Seen, repr=False, compare=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

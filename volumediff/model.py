@@ -10,6 +10,7 @@ and ordered in any way.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,12 @@ from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.networks._base import Network
 from volumediff.noise import Gaussian, Noise
-from volumediff.randomness import uniform
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.healthy import Healthy
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
+from volumediff.times._base import TimeDensity
+from volumediff.times.uniform import Uniform
 
 __all__ = [
     "Batch",
@@ -32,7 +34,6 @@ __all__ = [
     "full_coordinates",
     "positions",
     "state_noise",
-    "training_times",
 ]
 
 Volume = Float[Tensor, "b c d h w"]
@@ -88,10 +89,12 @@ class Model(nn.Module):
         kernel: how states are corrupted, and how outputs are read
         network: (z_t, t, c) -> output
         dtype: in which the network computes; states, times and losses stay in float32
-        times: (low, high), training times are uniform on (low, high]
-        field: what volumes are corrupted with; the network knows no other noise
+        time_density: of the training times
+        noise_field: what volumes are corrupted with; the network knows no other noise
         recipe: what it was trained on
     """
+
+    diffuses: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -100,19 +103,17 @@ class Model(nn.Module):
         network: Network,
         *,
         dtype: torch.dtype = torch.float32,
-        times: tuple[float, float] = (0.0, 1.0),
-        field: Noise = Gaussian(),  # noqa: B008 - frozen
+        time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
+        noise_field: Noise = Gaussian(),  # noqa: B008 - frozen
         recipe: Recipe = Healthy(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        if not 0 <= times[0] < times[1] <= 1:
-            raise ValueError(f"expected times (low, high) within [0, 1], got {times}.")
         self.space = space
         self.kernel = kernel
         self.network = network
         self.dtype = dtype
-        self.times = times
-        self.field = field
+        self.time_density = time_density
+        self.noise_field = noise_field
         self.recipe = recipe
 
     @property
@@ -120,6 +121,11 @@ class Model(nn.Module):
         """Where the weights are."""
         first = next(chain(self.network.parameters(), self.space.buffers()), torch.empty(0))
         return first.device
+
+    @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs."""
+        return self.network
 
     def encode(self, x: Volume) -> State:
         """The state of a volume."""
@@ -175,7 +181,7 @@ class Model(nn.Module):
             z_0 = self.encode(batch.x)
             condition = self.told(batch.condition, batch.images, batch.mask)
             condition = self.referred(condition, z_0)
-        t = training_times(batch.keys, self.times, device=z_0.device)
+        t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
         if batch.end is None:
             noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)
         else:
@@ -222,20 +228,7 @@ class Model(nn.Module):
         return self.network(z_t.to(self.dtype), t.to(z_t.dtype), told).to(z_t.dtype)
 
     def _noise(self, keys: Sequence[int], shape: tuple[int, ...], *parts: int | str) -> State:
-        return state_noise(self.space, self.field, keys, shape, *parts, device=self.device)
-
-
-def training_times(
-    keys: Sequence[int],
-    times: tuple[float, float] = (0.0, 1.0),
-    *,
-    device: torch.device | str = "cpu",
-) -> Float[Tensor, "b"]:
-    """A time per key, uniform on (low, high], in float64."""
-    low, high = times
-    # 1 - u lies in (0, 1]: t = 0 has no noise to remove.
-    draws = [high - (high - low) * uniform(key, "t") for key in keys]
-    return torch.tensor(draws, dtype=torch.float64, device=device)
+        return state_noise(self.space, self.noise_field, keys, shape, *parts, device=self.device)
 
 
 def state_noise(

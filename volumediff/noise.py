@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,14 @@ Key = int | str
 
 @dataclass(frozen=True)
 class Noise(ABC):
-    """A keyed random field of zero mean and unit variance."""
+    """A keyed random field of zero mean and unit variance.
+
+    Class attributes:
+        kind: family of the field, `white` where voxels are independent; a model knows the noise of
+            one kind, and methods name the kind that they are about
+    """
+
+    kind: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(
@@ -46,6 +54,8 @@ class Noise(ABC):
 @dataclass(frozen=True)
 class Gaussian(Noise):
     """White Gaussian noise."""
+
+    kind: ClassVar[str] = "white"
 
     def __call__(
         self,
@@ -69,6 +79,7 @@ class Coarse(Noise):
         MRI; the published noise has sigma 0.2 and is no diffusion: here the level says how much
     """
 
+    kind: ClassVar[str] = "coarse"
     cell: int = 8
 
     def __post_init__(self) -> None:
@@ -100,6 +111,7 @@ class Pyramid(Noise):
         Diffusion (ANDi), arXiv:2312.01904; its grids shrink by random factors, ours by 2
     """
 
+    kind: ClassVar[str] = "pyramid"
     levels: int = 6
     discount: float = 0.8
 
@@ -188,6 +200,7 @@ class Simplex(Noise):
         Perlin (2001), Noise hardware; Gustavson (2005), Simplex noise demystified
     """
 
+    kind: ClassVar[str] = "simplex"
     octaves: int = 6
     persistence: float = 0.8
     wavelength: float = 64.0

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
+from volumediff.compatibility import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser, Prediction
-from volumediff.recipes.inpainting import Inpainting
-from volumediff.recipes.local_noise import LocalNoise
 from volumediff.samplers._base import Context, Hook
 
 __all__ = ["asked", "blended", "check_visits", "keeping", "revisited"]
@@ -25,16 +24,16 @@ __all__ = ["asked", "blended", "check_visits", "keeping", "revisited"]
 def asked(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
     """The denoiser that redraws a region, and what it is told."""
     model, recipe = scene.model, scene.model.recipe
-    if isinstance(recipe, Inpainting):
+    if fills_voids(recipe):
         return scene.denoise, model.told(scene.condition, recipe.hints(scene.x, m), m)
-    if not isinstance(recipe, LocalNoise):
+    if not recipe.local:
         return scene.denoise, scene.condition
     inside, z_0 = model.space.mask(m), scene.encode(scene.x)
 
     def among_clean(z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
         return scene.denoise(torch.lerp(z_0, z_t, inside), t, condition)
 
-    return among_clean, model.told(scene.condition, (), m if recipe.tell else None)
+    return among_clean, model.told(scene.condition, (), m if recipe.shows_mask else None)
 
 
 def keeping(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> Hook:
@@ -50,7 +49,7 @@ def keeping(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> Hook:
 
 def blended(scene: Scene, healthy: Tensor, m: Tensor) -> Tensor:
     """The patient's own voxels outside a mask; states that were kept there have them already."""
-    if scene.model.space.exact and not isinstance(scene.model.recipe, Inpainting):
+    if scene.model.space.exact and not fills_voids(scene.model.recipe):
         return healthy
     return m * healthy + (1 - m) * scene.x
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly._scene import classes_of
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
+from volumediff.component import Component, Requirement
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.model import Batch, Model
@@ -38,12 +39,26 @@ __all__ = ["Adaptation", "Affine"]
 
 
 @dataclass(frozen=True)
-class Adaptation(ABC):
-    """A change of the network for one volume."""
+class Normalised(Requirement):
+    """A model of whole volumes, whose network has normalisations."""
 
-    @abstractmethod
     def check(self, model: Model) -> None:
-        """Raises ValueError, with the reason, for a model that cannot be adapted."""
+        """Recipe and network are asked."""
+        if not model.recipe.whole:
+            raise ValueError(
+                "adapt affine: expected a checkpoint of the recipe healthy or class_conditional, "
+                f"got {name_of(type(model.recipe))}; use adapt=null."
+            )
+        if not _affine(model.network):
+            raise ValueError(
+                "adapt affine: expected a network with normalisations, got "
+                f"{name_of(type(model.network))}, which has none; use adapt=null."
+            )
+
+
+@dataclass(frozen=True)
+class Adaptation(Component, ABC):
+    """A change of the network for one volume."""
 
     @abstractmethod
     def suspected(
@@ -90,18 +105,10 @@ class Affine(Adaptation):
                 f"{self.dilate_mm}."
             )
 
-    def check(self, model: Model) -> None:
-        """The model must be one of whole volumes, with normalisations."""
-        if not model.recipe.whole:
-            raise ValueError(
-                "adapt affine: expected a checkpoint of the recipe healthy or class_conditional, "
-                f"got {name_of(type(model.recipe))}; use adapt=null."
-            )
-        if not _affine(model.network):
-            raise ValueError(
-                "adapt affine: expected a network with normalisations, got "
-                f"{name_of(type(model.network))}, which has none; use adapt=null."
-            )
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A model of whole volumes, with normalisations."""
+        return (Normalised(),)
 
     def suspected(
         self, a: Float[Tensor, "1 1 d h w"], example: Example

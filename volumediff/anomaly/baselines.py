@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from volumediff.anomaly._filters import smooth
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.method import Learned, Method
+from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]
@@ -19,12 +19,11 @@ __all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]
 class Baseline(Method, ABC):
     """A method that needs no model."""
 
+    section: ClassVar[str | None] = "baseline"
+
     @abstractmethod
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
-
-    def check(self, model: Learned) -> None:
-        """Nothing to check: the model is not used."""
 
 
 @dataclass(frozen=True, kw_only=True)

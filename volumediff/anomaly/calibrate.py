@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.method import BAR, Learned, Method
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import BAR, Learned, Method
 from volumediff.metrics.calibration import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of

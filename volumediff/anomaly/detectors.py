@@ -9,27 +9,23 @@ as the condition. There is no pseudo-healthy volume.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._checkpoint import (
-    check_corruption,
-    check_diffusion,
-    check_kernel,
-    check_noise,
-    check_recipe,
-)
 from volumediff.anomaly._spread import Spread
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.method import Learned, Method
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.needs.levels import TrainedToTheEnd
+from volumediff.anomaly.needs.model import Diffusion, ExactSpace
+from volumediff.anomaly.needs.training import CorruptedBy, NoisedBy, TrainedOn, WithKernel
+from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption
-from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
-from volumediff.noise import Gaussian
 from volumediff.randomness import key as key_of
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.samplers._base import Sampler
@@ -49,6 +45,8 @@ class Detector(Method, ABC):
         seeds: number of noises; their maps are averaged
     """
 
+    section: ClassVar[str | None] = "detector"
+    beside: ClassVar[tuple[str, ...]] = ("corruption",)
     corruption: type[Corruption] | None = None
     seeds: int = 1
 
@@ -66,23 +64,18 @@ class Detector(Method, ABC):
             shape: (1, d, h, w) of the map
         """
 
-    def check(self, model: Learned) -> None:
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
         """Recipe, corruption, kernel, space and training times must suit the method."""
-        check_diffusion(model)
-        check_recipe(model, SyntheticAnomalies)
-        check_corruption(model, self.corruption)
-        check_kernel(model, GaussianKernel)
-        check_noise(model, Gaussian)
-        if not model.space.exact:
-            raise ValueError(
-                "space: expected voxels or wavelets, got latents, whose autoencoder was made for "
-                "volumes and not for maps; use another pipeline."
-            )
-        if model.times[1] < 1:
-            raise ValueError(
-                f"level: expected a checkpoint that was trained up to t = 1, got one up to "
-                f"{model.times[1]:.3f}; train with times=[0,1]."
-            )
+        return (
+            Diffusion(),
+            TrainedOn(SyntheticAnomalies),
+            *(() if self.corruption is None else (CorruptedBy(self.corruption),)),
+            WithKernel(),
+            NoisedBy(),
+            ExactSpace(),
+            TrainedToTheEnd(),
+        )
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The mean of the maps of all seeds, in [0, 1] in the foreground, 0 elsewhere."""

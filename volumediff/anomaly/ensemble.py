@@ -6,20 +6,25 @@ never kept. `Mahalanobis` also keeps the pseudo-healthy volumes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Level, read_levels
+from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Ensemble", "GeometricMean", "HarmonicMean", "Mahalanobis", "Mean"]
 
 
 @dataclass(frozen=True)
-class Ensemble(ABC):
+class Ensemble(Component, ABC):
     """Runs of a row and how their maps are merged.
+
+    `weighs` says whether the merged map is weighed by `distance`, for which the pseudo-healthy
+    volumes of all runs are kept.
 
     Arguments:
         levels: noise levels t in (0, 1], instead of the route's own
@@ -27,6 +32,7 @@ class Ensemble(ABC):
         seeds: runs with fresh noise at each level
     """
 
+    weighs: ClassVar[bool] = False
     levels: tuple[float, ...] = tunable((), Tunable.TIME)
     log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     seeds: int = 1
@@ -48,6 +54,16 @@ class Ensemble(ABC):
     @abstractmethod
     def inverse(self, mean: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:
         """φ⁻¹: from the average back to a map."""
+
+    def distance(
+        self,
+        x: Float[Tensor, "1 c d h w"],
+        volumes: Float[Tensor, "n c d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+    ) -> Float[Tensor, "1 1 d h w"]:
+        """The weight of the merged map, of ensembles that weigh; one everywhere."""
+        return torch.ones_like(x[:, :1])
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,7 @@ class Mahalanobis(Ensemble):
         MRI Anomaly Detection, arXiv:2407.12474
     """
 
+    weighs: ClassVar[bool] = True
     seeds: int = 10
     ridge: float = 0.01
 

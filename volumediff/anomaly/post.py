@@ -15,6 +15,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
+from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 
 __all__ = [
@@ -34,7 +35,7 @@ Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Post(ABC):
+class Post(Component, ABC):
     """One step of post-processing, of the map (`rank < MASK`) or of the mask.
 
     `idempotent` says whether a second time changes nothing.

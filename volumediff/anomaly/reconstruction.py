@@ -18,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.needs.autoencoder import InOnePiece, Reconstructs
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders._variational import Variational
 from volumediff.autoencoders.fanogan import FAnoGAN
 from volumediff.autoencoders.token_prior import TokenPrior
+from volumediff.component import Component, Requirement
 from volumediff.features.encoder import spread
 from volumediff.randomness import generator
 
@@ -66,14 +68,10 @@ class View:
 
 
 @dataclass(frozen=True)
-class Reconstruction(ABC):
+class Reconstruction(Component, ABC):
     """How the pseudo-healthy volume is made; `stochastic` says whether anything is drawn."""
 
     stochastic: ClassVar[bool] = False
-
-    @abstractmethod
-    def problem(self, model: Reconstructor) -> str | None:
-        """Why the reconstruction is meaningless with a model; None where it is not."""
 
     @abstractmethod
     def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
@@ -86,19 +84,9 @@ class Reconstruction(ABC):
         """The map of the row from the distance of volume and pseudo-healthy volume."""
 
 
-def _no_bound(model: Reconstructor) -> str | None:
-    """Why a model has no bound that can be differentiated."""
-    if not isinstance(model, Variational):
-        return (
-            "expected a variational autoencoder, whose evidence has a gradient, got "
-            f"{type(model).__name__.lower()}; use a run of configs/autoencoders/vae_64.yaml."
-        )
-    if any("forward" in vars(part) for part in model.passes):
-        return (
-            "expected an autoencoder that runs in one piece, whose gradient can be taken, got one "
-            "in slabs; use memory.slab=null memory.offload=false."
-        )
-    return None
+def _gradient(of: str) -> tuple[Requirement, ...]:
+    kind = "a variational autoencoder, whose evidence has a gradient"
+    return Reconstructs(Variational, of, kind), InOnePiece(of)
 
 
 def _slope(model: Variational, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 c d h w"]:
@@ -118,10 +106,6 @@ class SinglePass(Reconstruction):
         Baur et al. (2021), Autoencoders for unsupervised anomaly segmentation in brain MR images:
         a comparative study, arXiv:2004.03271
     """
-
-    def problem(self, model: Reconstructor) -> str | None:
-        """None: anything that reconstructs will do."""
-        return None
 
     def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
         """D(E(x))."""
@@ -153,9 +137,10 @@ class ElboGradient(Reconstruction):
 
     sigma_mm: float = 3.0
 
-    def problem(self, model: Reconstructor) -> str | None:
-        """The evidence must have a gradient."""
-        return _no_bound(model)
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Evidence that has a gradient."""
+        return _gradient("reconstruction ElboGradient")
 
     def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
         """D(E(x))."""
@@ -201,9 +186,10 @@ class Restoration(Reconstruction):
                 f"{self.tv}."
             )
 
-    def problem(self, model: Reconstructor) -> str | None:
-        """The evidence must have a gradient."""
-        return _no_bound(model)
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Evidence that has a gradient."""
+        return _gradient("reconstruction Restoration")
 
     def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
         """The end of the descent."""
@@ -248,14 +234,10 @@ class Critic(Reconstruction):
 
     features: float = 1.0
 
-    def problem(self, model: Reconstructor) -> str | None:
-        """There must be a critic."""
-        if isinstance(model, FAnoGAN):
-            return None
-        return (
-            f"expected an autoencoder with a critic, got {type(model).__name__.lower()}; use a "
-            "run of configs/autoencoders/fanogan_64.yaml."
-        )
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A critic."""
+        return (Reconstructs(FAnoGAN, "reconstruction Critic", "an autoencoder with a critic"),)
 
     def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
         """G(E(x))."""
@@ -298,14 +280,10 @@ class Resampled(Reconstruction):
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a probability in (0, 1), got {self.threshold}.")
 
-    def problem(self, model: Reconstructor) -> str | None:
-        """There must be a prior of codes."""
-        if isinstance(model, TokenPrior):
-            return None
-        return (
-            f"expected a prior of codes, got {type(model).__name__.lower()}; use a run of "
-            "configs/autoencoders/token_prior_64.yaml."
-        )
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A prior of codes."""
+        return (Reconstructs(TokenPrior, "reconstruction Resampled", "a prior of codes"),)
 
     def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
         """The volume of the healthier codes."""

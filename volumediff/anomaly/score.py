@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
-from volumediff.classification import ClassPosterior
+from volumediff.classification import CLASSIFIER, ClassPosterior
+from volumediff.component import Component, borrowed, presentation
 from volumediff.condition import HEALTHY
 
 __all__ = ["Classifier", "Excess", "Max", "Mean", "Reported", "Score", "TopFraction", "ZAverage"]
@@ -19,7 +20,7 @@ OWN = 10_000  # number of the noise that no route draws
 
 
 @dataclass(frozen=True)
-class Score(ABC):
+class Score(Component, ABC):
     """A number from a map; higher means more abnormal.
 
     `calibrated` says whether it needs healthy volumes.
@@ -210,6 +211,7 @@ class Classifier(Score):
 
     Arguments:
         log_snr: of the level
+        run: folder of the classifier's run; None takes that of the whole method
         classifier: of the noisy states of this model; handed in, never configured
 
     References:
@@ -217,8 +219,8 @@ class Classifier(Score):
     """
 
     log_snr: float = 3.5
-    _: KW_ONLY
-    classifier: ClassPosterior | None
+    run: str | None = presentation(None)
+    classifier: ClassPosterior | None = borrowed(CLASSIFIER)
 
     def evidence(self, scene: Scene, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The log-odds of the volume.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.calibration import Calibration
+from volumediff.component import Component
 from volumediff.metrics.detection import threshold_at_fpr
 
 __all__ = [
@@ -32,18 +33,31 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Threshold(ABC):
+class Threshold(Component, ABC):
     """A rule for the threshold; the mask is `map > threshold`.
 
     `oracle` says whether it needs the truth, `calibrated` whether it needs a calibration.
+    `of` has the threshold of one map, for rules that follow from the map alone, and `healthy_rate`
+    the share of healthy voxels above it, for rules that fix one.
     """
 
     oracle: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
 
+    @property
+    def healthy_rate(self) -> float | None:
+        """Share of healthy voxels above the threshold; None where the rule fixes none."""
+        return None
+
     @abstractmethod
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The threshold; None where it needs a calibration and there is none, so no mask."""
+
+    def of(
+        self, a: Float[Tensor, "1 1 d h w"], *, foreground: Bool[Tensor, "1 1 d h w"]
+    ) -> float | None:
+        """The threshold that follows from the map itself; None where another rule decides."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,11 @@ class HealthyFPR(Threshold):
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise ValueError(f"rate: expected a share in (0, 1), got {self.rate}.")
+
+    @property
+    def healthy_rate(self) -> float | None:
+        """The rate."""
+        return self.rate
 
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The (1 - q) quantile of the healthy maps, pooled over voxels."""

@@ -21,12 +21,8 @@ from typing import Any
 import torch
 
 from volumediff.anomaly._scene import Level
-from volumediff.anomaly.baselines import Baseline
-from volumediff.anomaly.detectors import Detector
-from volumediff.anomaly.fitted._base import Fitted
-from volumediff.anomaly.lent import Lent
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.method import Method
+from volumediff.anomaly.methods._base import Method
+from volumediff.component import Component
 from volumediff.schedules._base import Schedule
 from volumediff.tunable import Tunable, tunables
 
@@ -174,12 +170,10 @@ def axes_of(method: Method, schedule: Schedule | None) -> list[Axis]:
     found = list(_places(method, ()))
     noise = {Tunable.TIME, Tunable.LOG_SNR}
     axes: list[Axis] = []
-    row, prefix = method, ()
-    while isinstance(row, Localizer) and schedule is not None:
-        own = [p for p in found if p.what in noise and _passes(p.path) == len(prefix)]
-        axis = _noise_axis(row, prefix, own, schedule)
+    for number, one in enumerate(method.passes if schedule is not None else ()):
+        own = [p for p in found if p.what in noise and _passes(p.path) == number]
+        axis = _noise_axis(one, ("first",) * number, own, schedule)
         axes += [] if axis is None else [axis]
-        row, prefix = row.first, (*prefix, "first")
     axes.reverse()  # what a first pass finds is where the second begins
     for what in SCALED:
         for p in found:
@@ -191,11 +185,10 @@ def axes_of(method: Method, schedule: Schedule | None) -> list[Axis]:
 
 
 def _noise_axis(
-    row: Localizer, prefix: Path, places: Sequence[Place], schedule: Schedule
+    method: Method, prefix: Path, places: Sequence[Place], schedule: Schedule
 ) -> NoiseAxis | None:
     """None for rows without levels, and for those from the end of the schedule: all is noise."""
-    members = [level for level, _ in row.ensemble.members() if level is not None]
-    levels = members or row.route.noise_levels()
+    levels = method.noise_levels()
     if not levels or not places or any(level.level == 1 for level in levels):
         return None
     own = round(min(_log_snr(level, schedule) for level in levels), 4)
@@ -215,15 +208,13 @@ def _dotted(path: Path) -> str:
 def _places(block: Any, path: Path) -> Iterator[Place]:
     """Declared fields of a block and of those in it; unused ones (None, ()) are left out."""
     declared = tunables(block)
-    kinds = {Baseline: "baseline", Detector: "detector", Fitted: "fitted"}
-    inside = tuple(name for kind, name in kinds.items() if isinstance(block, kind))
     for field in fields(block):
         value = getattr(block, field.name)
-        here = (*path, field.name)
+        here = (*path, *_key(block, field.name))
         if field.name in declared:
             if value is not None and value != ():
-                yield Place((*path, *inside, field.name), declared[field.name], value)
-        elif isinstance(value, Lent):
+                yield Place(here, declared[field.name], value)
+        elif isinstance(value, Component) and value.alone:
             continue  # named and not written out: the tree has no place for values
         elif is_dataclass(value) and not isinstance(value, type):
             yield from _places(value, here)
@@ -231,6 +222,11 @@ def _places(block: Any, path: Path) -> Iterator[Place]:
             for i, each in enumerate(value):
                 if is_dataclass(each) and not isinstance(each, type):
                     yield from _places(each, (*here, i))
+
+
+def _key(block: Any, name: str) -> Path:
+    """Where the tree has a field of a block: of a method that is one component, in its section."""
+    return block.key(name) if isinstance(block, Method) else (name,)
 
 
 def written(tree: Mapping[str, Any], changes: Mapping[Path, Value]) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly._scene import Scene
+from volumediff.component import Component
 
 __all__ = ["Found", "Given", "Where"]
 
 
 @dataclass(frozen=True)
-class Where(ABC):
+class Where(Component, ABC):
     """A region of a scene; `two_pass` says whether a first row finds it, `takes_region` whether
     the caller gives it."""
 

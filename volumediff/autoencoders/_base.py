@@ -34,6 +34,7 @@ class Reconstructor(Streamable):
     crops that start at multiples of the stride see the grid of the whole volume.
     """
 
+    diffuses: ClassVar[bool] = False
     channels: int
     stride: Shape
 
@@ -48,6 +49,16 @@ class Reconstructor(Streamable):
     def passes(self) -> tuple[nn.Module, ...]:
         """Modules that map volumes from end to end, which a memory policy may run in slabs; the
         first reads volumes, and its residual blocks are features to compare them by."""
+
+    @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs."""
+        return self.passes[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @property
     def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:

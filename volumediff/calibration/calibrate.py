@@ -6,28 +6,24 @@ another setting, they are fitted anew.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from volumediff.anomaly._classifier import takes_classifier, with_classifier
 from volumediff.anomaly.calibrate import fit, validate
-from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.fitted._base import Fitted
-from volumediff.anomaly.lent import Lender
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import Row, load_row
-from volumediff.calibration.fits import with_fit
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.rows import load_row
+from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Truth, validation_pairs
-from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
-from volumediff.runs.lender import lender_for
+from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import Trained
 
 __all__ = [
     "calibrate",
     "calibration_for",
     "calibration_path",
-    "completed",
     "counted",
     "load_method",
     "needs_calibration",
@@ -41,43 +37,36 @@ def load_method(
     name: str,
     overrides: Sequence[str] = (),
     *,
-    classifier: ClassPosterior | None = None,
-    lender: Lender | None = None,
+    runs: Mapping[str, Path | str | None] | None = None,
+    borrowed: Borrowed | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> Row:
-    """The method of a row, with what it learnt of the run where it learns something.
+) -> Method:
+    """The method of a name, with what it borrows from other runs and what it learnt of this one.
 
     Arguments:
         trained: the run
-        name: of the row
+        name: of the method
         overrides: `slot.argument=value` words
-        classifier: of the run's noisy states, for rows that take one
-        lender: of what the row takes of other runs; None for a new one
+        runs: kind of auxiliary model, such as `classifier` -> folder of its run, for components
+            that name none themselves
+        borrowed: what was loaded of other runs already, in place of `runs`
         report: receives progress lines
 
     Raises:
-        UsageError: no such row, one that does not suit the run, or that takes no classifier
+        UsageError: no such method, one that does not suit the run, or that takes no such model
     """
-    method = load_row(name, overrides=overrides, lender=lender or lender_for(trained))
-    if classifier is not None and not takes_classifier(method):
-        raise UsageError(f"--classifier: the method {name} takes none; leave it out.")
+    borrowed = borrowed or Borrowed(trained, runs or {})
+    method = load_row(name, overrides=overrides)
+    borrowed.check_asked(method, name)
     try:
-        if classifier is not None:
-            method = with_classifier(method, classifier)
+        method = method.bind(borrowed)
         method.check(trained.model)
     except ValueError as error:
         raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
-    return completed(trained, method, report=report)
+    return method.bind(Fits(trained, report))
 
 
-def completed(
-    trained: Trained, method: Row, *, report: Callable[[str], None] = lambda line: None
-) -> Row:
-    """The method with what it learns of the run's volumes, where it does."""
-    return with_fit(trained, method, report=report) if isinstance(method, Fitted) else method
-
-
-def needs_calibration(method: Row) -> bool:
+def needs_calibration(method: Method) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
     parts = (method.threshold.calibrated, method.score.calibrated)
     return method.normalize.fitted or method.bar is not None or any(parts)
@@ -85,7 +74,7 @@ def needs_calibration(method: Row) -> bool:
 
 def calibration_for(
     trained: Trained,
-    method: Row,
+    method: Method,
     name: str,
     *,
     seed: int = 0,
@@ -113,7 +102,7 @@ def calibration_for(
 
 def calibrate(
     trained: Trained,
-    method: Row,
+    method: Method,
     name: str,
     *,
     seed: int = 0,
@@ -136,7 +125,7 @@ def calibrate(
     Raises:
         UsageError: the run's data are not reachable, or too few for the method
     """
-    if isinstance(method, Localizer) and method.takes_region:
+    if method.takes_region:
         raise UsageError(
             f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
             "use normalize=raw threshold=otsu, or another threshold of the map itself."
@@ -176,7 +165,7 @@ def counted(
             said = time.monotonic()
 
 
-def calibration_path(trained: Trained, method: Row, name: str) -> Path:
+def calibration_path(trained: Trained, method: Method, name: str) -> Path:
     """Where the calibration of a method on a run's own volumes lies."""
     file = f"{trained.digest[:12]}-{method.fingerprint}.safetensors"
     return trained.run / "calibration" / Path(name).stem / file

@@ -7,48 +7,62 @@ another argument, it is fitted anew.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.fitted._base import Fit, Fitted
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.fitted._base import FIT, Fit, Fitted
 from volumediff.calibration.lesions import lesioned
+from volumediff.component import Request, identity_of
 from volumediff.data.anomalies import TRAINING
 from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
 
-__all__ = ["with_fit"]
+__all__ = ["Fits"]
 
 SEED = 0  # of what a fit draws: it is part of the method, not of a localization
 
 
-def with_fit(
-    trained: Trained, method: Fitted, *, report: Callable[[str], None] = lambda line: None
-) -> Fitted:
-    """The method with what it learnt of the run; learnt now if that is not stored.
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """What the components of a method learn of a run: what is stored, or learnt now.
 
-    Raises:
-        UsageError: the run's data are not reachable, too few, or without the masks it needs
-        DataError: the stored fit is damaged
+    Arguments:
+        trained: the run
+        report: receives progress lines
     """
-    owner = {
-        "method": method.name,
-        "recipe": repr(method.recipe),
-        "supervision": method.supervision,
-        "weights": trained.digest if method.of_model else "",
-    }
-    stem = sha256(json.dumps(owner, sort_keys=True))[:24]
-    path = trained.run / "calibration" / "fits" / f"{method.name}-{stem}.safetensors"
-    if path.is_file():
-        return replace(method, fit=Fit.load(path, owner=owner))
-    report(f"fitting {method.name} on the run's volumes")
-    try:
-        fit = method.learn(trained.model, _examples(trained, method), key=key(SEED, "fit"))
-    except ValueError as error:
-        raise UsageError(f"{trained.run}: {error}") from None
-    fit.save(path, owner=owner)
-    return replace(method, fit=fit)
+
+    trained: Trained
+    report: Callable[[str], None] = lambda line: None
+
+    def __call__(self, request: Request) -> Fit | None:
+        """What a request gets; None where nothing is learnt.
+
+        Raises:
+            UsageError: the run's data are not reachable, too few, or without the masks it needs
+            DataError: the stored fit is damaged
+        """
+        if request.loan.kind != FIT.kind:
+            return None
+        trained, method = self.trained, request.component
+        owner = {
+            "method": method.name,
+            "recipe": json.dumps(identity_of(method.recipe), sort_keys=True),
+            "supervision": method.supervision,
+            "weights": trained.digest if method.of_model else "",
+        }
+        stem = sha256(json.dumps(owner, sort_keys=True))[:24]
+        path = trained.run / "calibration" / "fits" / f"{method.name}-{stem}.safetensors"
+        if path.is_file():
+            return Fit.load(path, owner=owner)
+        self.report(f"fitting {method.name} on the run's volumes")
+        try:
+            fit = method.learn(trained.model, _examples(trained, method), key=key(SEED, "fit"))
+        except ValueError as error:
+            raise UsageError(f"{trained.run}: {error}") from None
+        fit.save(path, owner=owner)
+        return fit
 
 
 def _examples(trained: Trained, method: Fitted) -> Iterator[Example]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.anomaly.calibrate import recalibrate
-from volumediff.anomaly.calibration import Calibration, Example
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.calibrate import calibration_path, counted
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
@@ -106,7 +107,7 @@ def find_site(
 
 def site_calibration(
     trained: Trained,
-    method: Row,
+    method: Method,
     name: str,
     site: Site,
     *,
@@ -148,7 +149,7 @@ def site_calibration(
     return found, drift_between(method, own, found)
 
 
-def drift_between(method: Row, own: Calibration, other: Calibration) -> Drift:
+def drift_between(method: Method, own: Calibration, other: Calibration) -> Drift:
     """The drift from one set of healthy volumes to another."""
     threshold = method.threshold(own) if method.threshold.calibrated else None
     shares = [None if threshold is None else rates(c.healthy, threshold).fpr for c in (own, other)]

@@ -9,7 +9,6 @@ Every step is the command that a user would give; the same demo again goes on wh
 Test lesions come from a family of shapes and strengths that neither training nor calibration uses.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ from volumediff.settings.run_config import RunConfig, parse
 from volumediff.settings.sections import POPULATION
 from volumediff.storage.atomic import atomic
 from volumediff.training.loop import train
+from volumediff.training.run_folder import sessions_of
 
 __all__ = ["DemoConfig", "load_demo", "run_demo", "table"]
 
@@ -245,7 +245,7 @@ def _write_results(
         for i, kind in enumerate(demo.test.kinds)
     ]
     shown = [r for r in results if r.method != "prevalence"]
-    session = json.loads((out / "run" / "manifest.json").read_text())["sessions"][-1]
+    session = sessions_of(out / "run")[-1]
     page = Page(
         title="volumediff demo",
         lead=[

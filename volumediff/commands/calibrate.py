@@ -25,7 +25,7 @@ from volumediff.commands._options import (
 )
 
 if TYPE_CHECKING:
-    from volumediff.anomaly.rows import Row
+    from volumediff.anomaly.methods._base import Method
     from volumediff.runs.trained import Trained
 
 __all__ = ["calibrate"]
@@ -57,13 +57,11 @@ def calibrate(
     """
     from volumediff.calibration.calibrate import calibrate as fit
     from volumediff.calibration.calibrate import load_method
-    from volumediff.runs.classifier import load_classifier
 
     trained = trained_run(run, which, device, data, memory)
     trained.localizes()
-    guide = None if classifier is None else load_classifier(classifier, trained)
-    given = None if guide is None else guide.posterior
-    row = load_method(trained, method, overrides or [], classifier=given, report=say)
+    runs = {"classifier": classifier}
+    row = load_method(trained, method, overrides or [], runs=runs, report=say)
     if site is not None:
         _of_site(trained, row, method, site, names_of(channels), seed, volumes)
         return
@@ -75,7 +73,7 @@ def calibrate(
 
 def _of_site(
     trained: "Trained",
-    row: "Row",
+    row: "Method",
     method: str,
     folder: Path,
     channels: tuple[str, ...] | None,

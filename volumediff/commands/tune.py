@@ -84,7 +84,6 @@ def tune(
     Figures are kept in RUN/tuning: the same command goes on. Test volumes are never read.
     """
     from volumediff.commands._tuned_views import picture, tabulated
-    from volumediff.runs.classifier import load_classifier
     from volumediff.storage.atomic import atomic, write_text
     from volumediff.tuning.tune import tune as search
 
@@ -94,12 +93,11 @@ def tune(
         raise UsageError(f"-o {out}: expected a name that ends with .yaml, as --method takes it.")
     trained = trained_run(run, which, device, data, memory)
     trained.localizes()
-    guide = None if classifier is None else load_classifier(classifier, trained)
     found, file = search(
         trained,
         method,
         overrides=overrides or [],
-        classifier=None if guide is None else guide.posterior,
+        runs={"classifier": classifier},
         grids=grids,
         seed=seed,
         limit=volumes,

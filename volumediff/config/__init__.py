@@ -1,8 +1,9 @@
 """Components by name, built from YAML, and the YAML files themselves."""
 
-from volumediff.config.building import arguments, build
+from volumediff.config.building import arguments, build, value_of
 from volumediff.config.components import (
     available,
+    base_of,
     component,
     described,
     family_of,
@@ -20,6 +21,7 @@ __all__ = [
     "Family",
     "arguments",
     "available",
+    "base_of",
     "build",
     "component",
     "config_path",
@@ -33,4 +35,5 @@ __all__ = [
     "reference",
     "shipped",
     "suggestion",
+    "value_of",
 ]

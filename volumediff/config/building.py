@@ -12,15 +12,17 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from volumediff.component import is_handed_in
 from volumediff.config.components import available, component, family_of, suggestion
 from volumediff.config.families import family as family_named
 from volumediff.errors import UsageError
 
-__all__ = ["arguments", "build"]
+__all__ = ["arguments", "build", "value_of"]
 
 
 def arguments(family: str, spec: Any) -> set[str]:
@@ -60,7 +62,8 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
         raise UsageError(f"{where}.name: expected a name, got {spec['name']!r}.")
     cls = component(family, spec["name"])
     hints = typing.get_type_hints(cls.__init__)
-    parameters = {n: p for n, p in _parameters(cls).items() if n not in derived}
+    hidden = set(derived) | _handed_in(cls)
+    parameters = {n: p for n, p in _parameters(cls).items() if n not in hidden}
     values = {}
     for name, value in spec.items():
         if name == "name":
@@ -68,12 +71,10 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
         if name not in parameters:
             takes = ", ".join(parameters) or "no arguments"
             reason = (
-                "is derived, not configured"
-                if name in derived
-                else f"{cls.__name__} takes {takes}"
+                "is derived, not configured" if name in hidden else f"{cls.__name__} takes {takes}"
             )
             raise UsageError(f"{where}.{name}: {reason}.{suggestion(name, list(parameters))}")
-        values[name] = _value(hints.get(name, Any), value, f"{where}.{name}")
+        values[name] = value_of(hints.get(name, Any), value, f"{where}.{name}")
     missing = [
         n
         for n, p in parameters.items()
@@ -94,8 +95,22 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in inspect.signature(cls).parameters.items() if p.kind in named}
 
 
-def _value(annotation: Any, value: Any, where: str) -> Any:
-    """The value converted to its annotation; nested components are built."""
+def _handed_in(cls: type) -> set[str]:
+    """Arguments that a component declares as handed in, and never configured."""
+    return {f.name for f in fields(cls) if is_handed_in(f)} if is_dataclass(cls) else set()
+
+
+def value_of(annotation: Any, value: Any, where: str) -> Any:
+    """The value converted to its annotation; nested components are built.
+
+    Arguments:
+        annotation: of an argument of a constructor
+        value: as in YAML
+        where: its path in the file, for messages
+
+    Raises:
+        UsageError: another type, or a component that cannot be built
+    """
     options = [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         options = list(typing.get_args(annotation))
@@ -105,10 +120,13 @@ def _value(annotation: Any, value: Any, where: str) -> Any:
         family = family_of(option)
         if family:
             return build(family, value, where=where)
-        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
-            inner = family_of(typing.get_args(option)[0])
-            if inner:
-                return tuple(build(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
+        inner = (
+            family_of(typing.get_args(option)[0]) if typing.get_origin(option) is tuple else None
+        )
+        if inner and isinstance(value, list | tuple):
+            return tuple(build(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
+        if inner:
+            raise UsageError(f"{where}: expected a list of {inner} components, got {value!r}.")
     config = None if inspect.isclass(annotation) else ConfigDict(arbitrary_types_allowed=True)
     try:
         adapter = TypeAdapter(annotation, config=config)

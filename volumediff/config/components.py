@@ -14,6 +14,7 @@ from volumediff.errors import UsageError
 
 __all__ = [
     "available",
+    "base_of",
     "component",
     "described",
     "family_of",
@@ -45,6 +46,12 @@ def family_of(annotation: object) -> str | None:
     if not inspect.isclass(annotation):
         return None
     return next((f.name for f in FAMILIES.values() if f.holds(annotation)), None)
+
+
+def base_of(family_name: str) -> type:
+    """The class that every component of a family extends."""
+    place, _, name = family(family_name).base.partition(":")
+    return getattr(importlib.import_module(place), name)
 
 
 def reference(cls: type) -> str:

@@ -50,6 +50,7 @@ FAMILIES = {
         _folder("task", "tasks", "Task"),
         _folder("space", "spaces", "StateSpace"),
         _folder("schedule", "schedules", "Schedule"),
+        _folder("times", "times", "TimeDensity"),
         _folder("kernel", "kernels", "Kernel"),
         _folder("network", "networks", "Network"),
         _folder("autoencoder", "autoencoders", "Reconstructor"),
@@ -74,11 +75,13 @@ FAMILIES = {
         _module("post", "anomaly.post", "Post"),
         _module("threshold", "anomaly.threshold", "Threshold"),
         _module("score", "anomaly.score", "Score"),
-        _module("calibration", "anomaly.calibration", "Normalization"),
+        _module("normalization", "anomaly.normalization", "Normalization"),
         _module("adaptation", "anomaly.adaptation", "Adaptation"),
         _module("baseline", "anomaly.baselines", "Baseline"),
         _module("detector", "anomaly.detectors", "Detector"),
         _module("reconstruction", "anomaly.reconstruction", "Reconstruction"),
+        # last: baselines, detectors and fitted methods are methods, and families of their own
+        _folder("method", "anomaly.methods", "Method"),
     )
 }
 

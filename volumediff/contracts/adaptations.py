@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from volumediff.anomaly.adaptation import Adaptation
-from volumediff.contracts.requirements import built, refused, require
+from volumediff.contracts.requirements import built, refused, require, unmet
 from volumediff.contracts.scenes import INSIDE, SHAPE, example, network_model
 
 __all__ = ["check_adaptation"]
@@ -16,7 +16,7 @@ def check_adaptation(cls: type, **arguments: Any) -> None:
     usual = {"steps": 2, "draws": 1, "quantile": 0.9, "dilate_mm": 1.0}
     adaptation: Adaptation = built(cls, arguments, usual)
     model = network_model()
-    adaptation.check(model)
+    require(unmet(adaptation, model) is None, "It refuses a network with normalisations.")
     one = example()
     a = one.x.abs() * INSIDE
     suspected = adaptation.suspected(a, one)

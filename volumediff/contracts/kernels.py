@@ -23,6 +23,7 @@ def _at(*values: float) -> Tensor:
 def check_kernel(cls: type, **arguments: Any) -> None:
     """Corruption starts clean, samples are apart, and the loss is least at the true state."""
     kernel: Kernel = built(cls, arguments, {"schedule": "linear"})
+    require(kernel.path, "The class does not declare its path, so that nothing works with it.")
     # bits are states of every kernel
     z, noise = _draw("z").sign(), _draw("noise")
     t, s = _at(0.2, 0.6, 1.0), _at(0.0, 0.5, 0.3)

@@ -8,7 +8,7 @@ from torch import Tensor
 from volumediff.anomaly.maps._base import Map
 from volumediff.comparison import VoxelPosterior
 from volumediff.condition import Condition
-from volumediff.contracts.requirements import built, equal, require, untouched
+from volumediff.contracts.requirements import built, equal, require, unmet, untouched
 from volumediff.contracts.scenes import INSIDE, LESION, SHAPE, SPACING, network_model
 from volumediff.randomness import normal
 
@@ -24,8 +24,8 @@ def check_map(cls: type, **arguments: Any) -> None:
     posterior = VoxelPosterior(_probability, "self", "closed form")
     block: Map = built(cls, arguments, objects={"comparer": posterior})
     model = network_model()
-    block.check(model)
-    bound = block.bound(model, Condition())
+    require(unmet(block, model) is None, "It refuses a usual model.")
+    bound = block.with_model(model, Condition())
     healthy = 0.1 * normal((2, 1, *SHAPE), "contracts", "healthy")
     noise = 0.02 * normal((2, 1, *SHAPE), "contracts", "rest")
     x = healthy + noise + torch.tensor([0.6, 0.9])[:, None, None, None, None] * LESION

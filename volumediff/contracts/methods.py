@@ -1,5 +1,6 @@
-"""The contracts of whole methods: baselines, detectors, and methods that learn features first."""
+"""The contracts of whole methods: kinds, baselines, detectors, and methods that learn first."""
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +8,27 @@ from typing import Any
 
 import torch
 
-from volumediff.anomaly.calibration import Example
+from volumediff import config
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.method import Learned, Method
-from volumediff.contracts.requirements import built, equal, refused, require, untouched
-from volumediff.contracts.scenes import check_map_of, example, network_model
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.methods.lent import Borrowed
+from volumediff.anomaly.methods.rebuilder import Rebuilder
+from volumediff.autoencoders.kl import KL
+from volumediff.contracts.requirements import (
+    built,
+    equal,
+    randomised,
+    refused,
+    require,
+    unmet,
+    untouched,
+)
+from volumediff.contracts.scenes import POSTERIOR, check_map_of, example, models, network_model
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 
-__all__ = ["check_baseline", "check_detector", "check_fitted"]
+__all__ = ["check_baseline", "check_detector", "check_fitted", "check_method"]
 
 
 @torch.no_grad()
@@ -84,3 +97,36 @@ def check_fitted(cls: type, **arguments: Any) -> None:
     again = _found(replace(method, fit=stored), model, example(20))
     equal(again.map, found.map, "A stored fit gives another map.", atol=1e-5, rtol=1e-4)
     require(float(found.map.max()) > 0, "The map of a lesion is zero.")
+
+
+def check_method(cls: type, **arguments: Any) -> None:
+    """What a kind of method says of itself, and its map on the first model that it takes."""
+    usual = {"route": {"name": "diffuse", "level": 0.5}, "sampler": {"name": "ddim", "steps": 2}}
+    autoencoder = _autoencoder()
+    lent = Borrowed(autoencoder, "closed form")
+    inner = {"row": Rebuilder()}
+    stand_ins = {"autoencoder": lent, "classifier": POSTERIOR}
+
+    def made() -> Method:
+        method: Method = built(cls, arguments, usual, inner)
+        return method.bind(lambda request: stand_ins.get(request.loan.kind))
+
+    method = made()
+    require(json.dumps(method.identity()), "Its identity must be plain values.")
+    require(method.fingerprint == made().fingerprint, "Equal methods have other fingerprints.")
+    require(set(method.required()) <= set(method.slots()), "A slot that it needs has no key.")
+    kinds = [config.component("method", name) for name in config.available("method")]
+    taken = {kind.mark for kind in kinds if kind is not cls and kind.mark is not None}
+    require(method.mark not in taken, f"Its mark {method.mark} is that of another kind.")
+    require(method.mark is None or method.mark in method.slots(), "Its mark is no slot.")
+    known = [*models(), autoencoder]
+    model = next((m for m in known if unmet(method, m) is None), None)
+    require(model is not None, "It refuses every kind of model, each with a reason.")
+    _found(method, model, example())
+
+
+def _autoencoder() -> KL:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = KL(1, latent_channels=2, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
+    return randomised(made).eval()

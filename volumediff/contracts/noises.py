@@ -16,6 +16,7 @@ def check_noise(cls: type, **arguments: Any) -> None:
     """A function of its key alone, whose law has mean 0 and variance 1 everywhere."""
     small = {"octaves": 2, "wavelength": 5.0, "cell": 3, "levels": 3}
     field: Noise = built(cls, arguments, small)
+    require(field.kind, "The class does not declare its kind, so that no method knows it.")
     shape = (2, 4, 5, 3)
     first = field(shape, 7, "noise", 0)
     require(tuple(first.shape) == shape, f"A field of shape {shape} has {tuple(first.shape)}.")

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from volumediff.anomaly.calibration import Normalization, Residual
+from volumediff.anomaly.normalization import Normalization, Residual
 from volumediff.contracts.requirements import built, equal, require
 from volumediff.contracts.scenes import INSIDE, LESION, SPACING, example
 
-__all__ = ["check_calibration"]
+__all__ = ["check_normalization"]
 
 
 def _residual(i: int, lesion: float = 0.0) -> Residual:
@@ -17,7 +17,7 @@ def _residual(i: int, lesion: float = 0.0) -> Residual:
     return Residual((0.1 + x.abs()) * INSIDE, x, INSIDE, SPACING)
 
 
-def check_calibration(cls: type, **arguments: Any) -> None:
+def check_normalization(cls: type, **arguments: Any) -> None:
     """Statistics of healthy residuals, and maps in units of them."""
     rule: Normalization = built(cls, arguments, {"bins": 4})
     healthy = [rule.prepare(_residual(i)) for i in range(8)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.where import Where
-from volumediff.contracts.requirements import built, equal, refused, require, untouched
+from volumediff.contracts.requirements import built, equal, refused, require, unmet, untouched
 from volumediff.contracts.scenes import SHAPE, check_map_of, models, scene
 from volumediff.kernels._base import Prediction
 from volumediff.model import Model
@@ -38,7 +38,7 @@ def check_policy(cls: type, **arguments: Any) -> None:
 
 def _model(policy: Policy) -> Model:
     for model in models():
-        if model.kernel.__class__.__name__ != "Cold" and policy.problem(model) is None:
+        if model.kernel.path != "cold" and unmet(policy, model) is None:
             return model
     raise AssertionError("It refuses every kind of model, each with a problem.")
 

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.reconstruction import Reconstruction, View
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders.fanogan import FAnoGAN
 from volumediff.autoencoders.token_prior import TokenPrior
 from volumediff.autoencoders.vae import VAE
 from volumediff.autoencoders.vq import VQ
-from volumediff.contracts.requirements import built, equal, randomised, require, untouched
+from volumediff.contracts.requirements import built, equal, randomised, require, unmet, untouched
 from volumediff.randomness import normal
 
 __all__ = ["check_reconstruction"]
@@ -25,9 +25,9 @@ SMALL = {"shape": SIZE, "latent_channels": 3, "widths": (4, 8), "blocks": 1, "sq
 def check_reconstruction(cls: type, **arguments: Any) -> None:
     """Finite, of the volume's size, and random exactly where it was declared."""
     how: Reconstruction = built(cls, arguments, {"steps": 3, "threshold": 0.2})
-    model = next((m for m in _models() if how.problem(m) is None), None)
+    model = next((m for m in _models() if unmet(how, m) is None), None)
     require(model is not None, "It refuses every kind of autoencoder, each with a problem.")
-    refusals = [how.problem(m) for m in _models()]
+    refusals = [unmet(how, m) for m in _models()]
     require(all(r is None or (r and "\n" not in r) for r in refusals), "Problems are one line.")
     healthy, a = _run(how, model, key=1)
     again, b = _run(how, model, key=1)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from volumediff import config
+from volumediff.component import Component
 from volumediff.randomness import generator
 
-__all__ = ["built", "equal", "randomised", "refused", "require", "takes", "untouched"]
+__all__ = ["built", "equal", "randomised", "refused", "require", "takes", "unmet", "untouched"]
 
 # What is built where a constructor asks for a component of a family and has no default.
 EXAMPLES: Mapping[str, Any] = {
@@ -53,6 +54,17 @@ def refused(call: Callable[[], object], sentence: str, error: type[Exception]) -
         require(str(found) and "\n" not in str(found), f"{sentence} The message must be one line.")
         return
     raise AssertionError(sentence)
+
+
+def unmet(component: Component, model: Any) -> str | None:
+    """Why a model does not meet what a component needs; None where it does."""
+    for requirement in component.requirements():
+        try:
+            requirement.check(model)
+        except ValueError as error:
+            require(str(error) and "\n" not in str(error), "A refusal must be one line.")
+            return str(error)
+    return None
 
 
 def untouched(values: Mapping[str, Tensor], call: Callable[[], Any]) -> Any:

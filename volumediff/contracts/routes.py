@@ -7,7 +7,8 @@ from torch import Tensor
 
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes._base import Route
-from volumediff.contracts.requirements import built, equal, require, untouched
+from volumediff.compatibility import walks
+from volumediff.contracts.requirements import built, equal, require, unmet, untouched
 from volumediff.contracts.scenes import POSTERIOR, check_map_of, models, scene
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
@@ -66,7 +67,7 @@ def _run(
 
 def _model(route: Route) -> Model:
     for model in models():
-        if isinstance(model.kernel, route.kernels) and route.problem(model) is None:
+        if walks(route, model.kernel.path) and unmet(route, model) is None:
             return model
     raise AssertionError("It refuses every kind of model, each with a problem.")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.autoencoders.binary import Binary

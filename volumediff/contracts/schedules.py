@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from volumediff.contracts.requirements import built, equal, require
+from volumediff.contracts.requirements import built, equal, require, takes
+from volumediff.schedules._base import Schedule, power
 
 __all__ = ["check_schedule"]
 
@@ -15,7 +16,9 @@ CLOSE = {"atol": 1e-12, "rtol": 1e-9}
 def check_schedule(cls: type, **arguments: Any) -> None:
     """Signal and noise over time, as they are, with zero terminal SNR, and shifted."""
     for more in ({}, {"zero_terminal_snr": True}, {"shift": 8.0}):
-        _check(built(cls, arguments, more), zero="zero_terminal_snr" in more)
+        _check(built(cls, arguments, more))
+    if not takes(cls, "shift"):
+        return
     plain, shifted = built(cls, arguments), built(cls, {**arguments, "shift": 64.0})
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     equal(
@@ -26,7 +29,7 @@ def check_schedule(cls: type, **arguments: Any) -> None:
     )
 
 
-def _check(schedule: Any, *, zero: bool) -> None:
+def _check(schedule: Schedule) -> None:
     t = torch.cat([torch.logspace(-6, -3, 20), torch.linspace(0.002, 1, 200)]).double()
     alpha, sigma = schedule(t)
     require(alpha.dtype == sigma.dtype == torch.float64, "Levels must be in float64.")
@@ -41,5 +44,19 @@ def _check(schedule: Any, *, zero: bool) -> None:
     snr = schedule.log_snr(t)
     require(bool((snr.diff() < 0).all()), "The log-SNR does not fall strictly with the time.")
     equal(schedule.time(snr), t, "time is not the inverse of log_snr.", atol=1e-9, rtol=1e-7)
-    if zero:
-        require(float(alpha[-1]) == 0, "With zero terminal SNR alpha must be 0 at t = 1.")
+    require(
+        (float(alpha[-1]) == 0) == schedule.zero_terminal_snr,
+        f"zero_terminal_snr is {schedule.zero_terminal_snr}, and alpha at t = 1 is "
+        f"{float(alpha[-1]):.3g}.",
+    )
+    require(
+        bool((power(alpha, sigma) == 1).all()) == schedule.variance_preserving,
+        f"variance_preserving is {schedule.variance_preserving}, which alpha and sigma belie.",
+    )
+    inner, step = t[t > 0.01] - 0.0013, 1e-7
+    slopes = [
+        (a - b) / (2 * step)
+        for a, b in zip(schedule(inner + step), schedule(inner - step), strict=True)
+    ]
+    for rate, slope in zip(schedule.rates(inner), slopes, strict=True):
+        equal(rate, slope, "rates are not the derivatives of the levels.", atol=1e-5, rtol=1e-2)

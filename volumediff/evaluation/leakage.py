@@ -1,7 +1,7 @@
 """Volumes that a model has seen before: what maps carry along, and what an evaluation makes of it.
 
 OUT/seen-<hash>.json is what the weights of the maps have seen: the run and the runs it came from,
-the classifier, the run of a first pass, and the site that gave the thresholds. Every map names its
+the runs of borrowed models, and the site that gave the thresholds. Every map names its
 own. A case leaks if the content of its file, its patient, or its name is in there.
 """
 
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.site import Site
 from volumediff.data.cases import safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.seen import Match, Seen, roster
 from volumediff.errors import DataError
 from volumediff.evaluation.truths import Truth
-from volumediff.runs.classifier import LoadedClassifier
 from volumediff.runs.trained import Trained
 from volumediff.samples.seen import seen_by
 from volumediff.storage.digests import sha256
@@ -60,9 +59,8 @@ class Leakage:
 
 def seen_with(
     trained: Trained,
-    row: Row,
+    method: Method,
     *,
-    classifier: LoadedClassifier | None,
     site: Site | None,
     saliency: bool,
 ) -> Seen:
@@ -70,19 +68,14 @@ def seen_with(
 
     Arguments:
         trained: the run
-        row: the method, perhaps with a first pass or a comparer by another run
-        classifier: that guides it
+        method: the method, with what it borrows from other runs
         site: that gives the thresholds
         saliency: whether maps from elsewhere take the place of the first pass
 
     Raises:
         DataError: the record of a run is damaged
     """
-    found = seen_by(trained.run)
-    if classifier is not None:
-        found |= classifier.seen
-    for seen in row.lent.values():
-        found |= seen
+    found = seen_by(trained.run) | method.seen
     if site is not None:
         found |= Seen((roster(f"--site {site.name}", {"calibration": site.cases}),))
     if saliency:

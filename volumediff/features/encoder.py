@@ -32,7 +32,7 @@ Features = Callable[[Tensor], list[Tensor]]
 
 def feature_problem(model: Model | Reconstructor, of: str) -> str | None:
     """Why the model has no such features; None where it has."""
-    if isinstance(model, Reconstructor):
+    if not model.diffuses:
         if of != "autoencoder":
             return "expected a denoiser, got an autoencoder; use of: autoencoder."
         return None if _parts(model.passes[0]) else _no_blocks(model.passes[0])
@@ -87,7 +87,7 @@ def autoencoder_features(model: Model | Reconstructor) -> Features:
     """Stages of the encoder of an autoencoder, or of that of a latent space."""
 
     def features(x: Tensor) -> list[Tensor]:
-        if isinstance(model, Reconstructor):
+        if not model.diffuses:
             return _encoded(model.passes[0], lambda: model.reconstruct(x))
         encoder = latent_of(model.space).autoencoder.passes[0]
         return [upright(model.space, f) for f in _encoded(encoder, lambda: model.encode(x))]

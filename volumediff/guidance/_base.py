@@ -3,25 +3,26 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 
+from volumediff.component import Component
 from volumediff.kernels._base import Denoiser
 
-__all__ = ["Guidance", "needs_classes", "with_classes"]
+__all__ = ["Guidance", "with_classes"]
 
 
 @dataclass(frozen=True)
-class Guidance(ABC):
+class Guidance(Component, ABC):
     """A change of the predicted distribution."""
 
     @abstractmethod
     def __call__(self, denoise: Denoiser) -> Denoiser:
         """The guided denoiser."""
 
-
-def needs_classes(guidance: Guidance) -> bool:
-    """Whether the guidance, or a term of it, is about class labels."""
-    names = {f.name for f in fields(guidance)}
-    terms = guidance.terms if "terms" in names else ()
-    return "classes" in names or any(needs_classes(term) for term in terms)
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the guidance, or a term of it, is about class labels."""
+        names = {f.name for f in fields(self)}
+        terms = self.terms if "terms" in names else ()
+        return "classes" in names or any(term.needs_classes for term in terms)
 
 
 def with_classes(guidance: Guidance, classes: int) -> Guidance:

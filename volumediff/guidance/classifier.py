@@ -6,16 +6,17 @@ and x0 and v follow from the same z_t. With an exact classifier s = 1 turns the 
 volumes into that of class y.
 """
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from volumediff.classification import ClassPosterior
+from volumediff.classification import CLASSIFIER, ClassPosterior
+from volumediff.component import borrowed, presentation
 from volumediff.condition import HEALTHY, Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
-from volumediff.schedules._base import per_sample
+from volumediff.schedules._base import per_sample, power
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Classifier"]
@@ -30,6 +31,7 @@ class Classifier(Guidance):
     Arguments:
         scale: s >= 0; at 0 the classifier is not asked
         target: index of the class y; 0 is healthy
+        run: folder of the classifier's run; None takes that of the whole method
         classifier: of the noisy states of this model; handed in, never configured
 
     References:
@@ -39,8 +41,8 @@ class Classifier(Guidance):
 
     scale: float = tunable(100.0, Tunable.STRENGTH)
     target: int = HEALTHY
-    _: KW_ONLY
-    classifier: ClassPosterior | None
+    run: str | None = presentation(None)
+    classifier: ClassPosterior | None = borrowed(CLASSIFIER)
 
     def __post_init__(self) -> None:
         if self.scale < 0:
@@ -70,9 +72,10 @@ class Classifier(Guidance):
             if not bool(informed.any()):
                 return p
             step = self.scale * given.gradient(z_t, t, label=self.target)
-            # d(eps) = -s σ ∇, and with α x0 + σ eps = z_t: d(x0) = s σ²/α ∇, d(v) = -s σ/α ∇
+            # d(eps) = -s σ ∇, and with α x0 + σ eps = z_t: d(x0) = s σ²/α ∇,
+            # d(v) = -s σ (α² + σ²)/α ∇
             inverse = torch.where(informed, 1 / alpha, 0.0)
-            of_x0, of_v = sigma.square() * inverse, -sigma * inverse
+            of_x0, of_v = sigma.square() * inverse, -sigma * power(alpha, sigma) * inverse
             return replace(
                 p,
                 x0=p.x0 + per_sample(of_x0, p.x0) * step,

@@ -7,11 +7,12 @@ w = 0 is unconditional, w = 1 conditional, w > 1 guided. The same holds for x0 a
 affine in eps.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from volumediff.component import handed_in
 from volumediff.condition import Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
@@ -34,8 +35,7 @@ class ClassifierFree(Guidance):
     """
 
     weight: float = tunable(3.0, Tunable.STRENGTH)
-    _: KW_ONLY
-    classes: int
+    classes: int = handed_in(1)
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -6,11 +6,12 @@ r"""Finite-difference guidance: away from another class,
 Unlike the null class, which saw all volumes, c' is what the volume should lose.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from volumediff.component import handed_in
 from volumediff.condition import Condition
 from volumediff.guidance._base import Guidance
 from volumediff.kernels._base import Denoiser, Prediction
@@ -36,8 +37,7 @@ class FiniteDifference(Guidance):
 
     weight: float = tunable(1.0, Tunable.STRENGTH)
     other: int = 1
-    _: KW_ONLY
-    classes: int
+    classes: int = handed_in(1)
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -32,10 +32,7 @@ class Cost:
 @contextmanager
 def counted(model: Model | Reconstructor) -> Iterator[Cost]:
     """Counts what happens inside the block; `peak_gb` is known at its end."""
-    if isinstance(model, Reconstructor):
-        network, device = model.passes[0], next(model.parameters()).device
-    else:
-        network, device = model.network, model.device
+    network, device = model.counted, model.device
     cost = Cost()
 
     def count(network: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -10,7 +10,6 @@ from volumediff.inference.localizing import REGION, Localizing
 from volumediff.inference.regions import check_region, find_regions, missing_reasons
 from volumediff.inference.saliency import saliency_maps
 from volumediff.outputs.batch import Summary, process
-from volumediff.runs.classifier import load_classifier
 from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import Trained
 
@@ -62,10 +61,9 @@ def localize(
         DataError: the source has no cases, or the disk is full
     """
     trained.localizes()
-    guide = None if classifier is None else load_classifier(classifier, trained)
     words = [*overrides, *([] if saliency is None else ["first={route: external}"])]
-    given = None if guide is None else guide.posterior
-    row = load_method(trained, method, words, classifier=given, report=announce)
+    runs = {"classifier": classifier}
+    row = load_method(trained, method, words, runs=runs, report=announce)
     check_region(row, method, region)
     names = trained.image_names(channels)
     scalars = bool(trained.recipe.scalars)
@@ -92,10 +90,9 @@ def localize(
         method=method,
         overrides=overrides,
         calibration=calibration,
-        seen=seen_with(trained, row, classifier=guide, site=place, saliency=bool(maps)),
+        seen=seen_with(trained, row, site=place, saliency=bool(maps)),
         seed=seed,
         trace=trace,
-        guide=guide,
         site=place,
         regions=regions,
         saliency=maps,

@@ -18,7 +18,7 @@ from torch import Tensor
 import volumediff
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.finding import Localization
-from volumediff.anomaly.rows import Row
+from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.threshold import HealthyFPR, Validation
 from volumediff.calibration.site import Site
 from volumediff.data.cases import Case
@@ -33,7 +33,7 @@ from volumediff.outputs.batch import Result
 from volumediff.outputs.export import write_localization
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.classifier import LoadedClassifier
+from volumediff.runs.borrowed import facts_of
 from volumediff.runs.inputs import prepared_case
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
@@ -59,21 +59,19 @@ class Localizing:
         seen: what the weights have seen
         seed: of the method's noise
         trace: whether masks and maps of the blocks are written
-        guide: classifier that the row takes
         site: whose volumes these are
         regions: case -> mask of what is to be redrawn
         saliency: case -> map from elsewhere
     """
 
     trained: Trained
-    row: Row
+    row: Method
     method: str
     overrides: Sequence[str]
     calibration: Calibration | None
     seen: Seen
     seed: int
     trace: bool
-    guide: LoadedClassifier | None
     site: Site | None
     regions: Mapping[str, Path]
     saliency: Mapping[str, Path]
@@ -166,7 +164,7 @@ class Localizing:
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
             "seed": self.seed,
-            "classifier": self.guide and self.guide.facts,
+            "borrowed": facts_of(row),
             "saliency": settings["saliency"].get(case.id),
             **_site_facts(self.site, inputs),
             "inputs": {n: {"file": p.name, "sha256": inputs[n]} for n, p in case.images.items()},
@@ -196,11 +194,11 @@ def _region(trained: Trained, prepared: Prepared, path: Path | None) -> Tensor |
     return found[None].to(trained.device)
 
 
-def _thresholds(row: Row, calibration: Calibration | None) -> dict[str, float]:
+def _thresholds(row: Method, calibration: Calibration | None) -> dict[str, float]:
     """Thresholds that no test volume has seen, for the evaluation to compare."""
     if calibration is None:
         return {}
-    own = row.threshold.rate if isinstance(row.threshold, HealthyFPR) else RECORDED_RATE
+    own = RECORDED_RATE if row.threshold.healthy_rate is None else row.threshold.healthy_rate
     found = {}
     value = HealthyFPR(rate=own, min_volumes=1)(calibration)
     if value is not None:

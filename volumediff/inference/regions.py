@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.method import Method
+from volumediff.anomaly.methods._base import Method
 from volumediff.data.cases import Case, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid
@@ -36,7 +35,7 @@ def check_region(row: Method, method: str, region: Path | str | None) -> None:
     Raises:
         UsageError: one without the other
     """
-    takes = isinstance(row, Localizer) and row.takes_region
+    takes = row.takes_region
     if takes and region is None:
         raise UsageError(
             f"--method {method}: redraws a region of yours and finds none itself; give its mask "
@@ -44,12 +43,8 @@ def check_region(row: Method, method: str, region: Path | str | None) -> None:
         )
     if takes or region is None:
         return
-    if isinstance(row, Localizer):
-        why = f"its policy {type(row.policy).__name__.lower()} does not take one"
-    else:
-        why = "it redraws nothing"
     raise UsageError(
-        f"--region: --method {method} looks for anomalies itself, {why}; use --method "
+        f"--region: --method {method} looks for anomalies itself and takes none; use --method "
         "inpaint_given, or a row whose policy redraws where: given."
     )
 

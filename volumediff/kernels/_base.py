@@ -5,11 +5,15 @@ For levels s < t a kernel gives
 .. math:: z_t \sim q(z_t | z_0), \qquad z_t \sim q(z_t | z_s), \qquad z_s \sim q(z_s | z_t, z_0)
 
 and turns outputs into a `Prediction`. All times are per sample; noise always comes from outside.
+
+What a kernel can do is declared by its class attributes, which `volumediff.compatibility` reads: a
+new kernel, or a subclass of one, works with every recipe, sampler and method that knows its path.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,11 +34,26 @@ Denoiser = Callable[[Tensor, Tensor, Condition], Prediction]
 class Kernel(ABC):
     """Forward process and posterior.
 
+    Class attributes:
+        path: family of the states: `gaussian` (z_t = alpha z_0 + sigma eps for any alpha and
+            sigma), `cold` (another volume in place of noise), `discrete` (classes), or a name of
+            its own, which then needs recipes and methods that declare it
+        predicts: quantities that its predictions hold, of x0, eps and v
+        classes: number of classes of a state's variables; None for real numbers
+
     Arguments:
         schedule: signal and noise over time
     """
 
     schedule: Schedule
+    path: ClassVar[str] = ""
+    predicts: ClassVar[tuple[str, ...]] = ("x0",)
+    classes: ClassVar[int | None] = None
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether states of unit variance keep it at every t."""
+        return self.schedule.variance_preserving
 
     @abstractmethod
     def prior(self, noise: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k d h w"]:

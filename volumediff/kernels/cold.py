@@ -8,6 +8,7 @@ z_s = z_t - D(z_0, t) + D(z_0, s), is the point of the line at s.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,9 @@ class Cold(Kernel):
         Bansal et al. (2022), Cold Diffusion, arXiv:2208.09392, algorithm 2; Marimont et al.
         (2023), DISYRE, arXiv:2311.15453
     """
+
+    path: ClassVar[str] = "cold"
+    predicts: ClassVar[tuple[str, ...]] = ("x0", "eps", "v")
 
     def prior(self, noise: State) -> State:
         """There is no distribution of degraded volumes to draw from.

@@ -17,6 +17,7 @@ function makes uniform numbers of it.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,11 +60,18 @@ class Discrete(Kernel):
         code lets bits decay to 0, where the formula and this kernel have 1/2
     """
 
+    path: ClassVar[str] = "discrete"
     classes: int = 2
     divergence: float = 1.0
     levels: int = 1000
 
     def __post_init__(self) -> None:
+        if not self.variance_preserving:
+            raise ValueError(
+                "schedule: expected one that preserves variance, whose alpha² and sigma² are the "
+                f"shares of what is kept and drawn anew, got {type(self.schedule).__name__}; use "
+                "for example cosine."
+            )
         if self.classes < 2 or self.divergence < 0 or self.levels < 1:
             raise ValueError(
                 "expected classes >= 2, divergence >= 0 and levels >= 1, got "

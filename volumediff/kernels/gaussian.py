@@ -1,35 +1,39 @@
-r"""Gaussian kernel, variance preserving,
+r"""Gaussian kernel, for any signal and noise,
 
-.. math:: q(z_t | z_0) &= N(\alpha_t z_0, \sigma_t^2), \qquad a = \alpha_t^2 / \alpha_s^2, \\
-          q(z_t | z_s) &= N(\sqrt{a}\, z_s,\; 1 - a), \\
-          q(z_s | z_t, z_0) &= N\!\Big(\frac{\alpha_s (1 - a)}{\sigma_t^2} z_0 +
-          \frac{\sqrt{a}\, \sigma_s^2}{\sigma_t^2} z_t,\;
-          (1 - a) \frac{\sigma_s^2}{\sigma_t^2}\Big).
+.. math:: q(z_t | z_0) &= N(\alpha_t z_0, \sigma_t^2), \qquad
+          g = \alpha_t / \alpha_s, \quad b = \sigma_t^2 - g^2 \sigma_s^2, \\
+          q(z_t | z_s) &= N(g z_s,\; b), \\
+          q(z_s | z_t, z_0) &= N\!\Big(\frac{\alpha_s b}{\sigma_t^2} z_0 +
+          \frac{g\, \sigma_s^2}{\sigma_t^2} z_t,\; b \frac{\sigma_s^2}{\sigma_t^2}\Big),
+
+with b = 1 - g^2 where the schedule preserves variance.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.kernels._base import Kernel, Prediction
-from volumediff.schedules._base import per_sample
+from volumediff.kernels._prediction import turning
+from volumediff.schedules._base import per_sample, power
 
 __all__ = ["Gaussian"]
 
 State = Float[Tensor, "b k d h w"]
 Level = Float[Tensor, "b"]
-Quantity = Literal["eps", "x0", "v"]
+Quantity = Literal["eps", "x0", "v", "u"]
 
 
 @dataclass(frozen=True)
 class Gaussian(Kernel):
-    """Gaussian noise; the network gives eps, x0 or v.
+    """Gaussian noise; the network gives eps, x0, v or u, the velocity of the flow.
 
-    The loss of a sample is the mean squared error of `weighting`, whatever the network gives: with
-    e_v the error of v, the error of eps is alpha e_v and that of x0 is sigma e_v.
+    The loss of a sample is the mean squared error of `weighting`, whatever the network gives. At
+    fixed z_t the errors of x0, eps, v and u are as sigma, alpha, alpha^2 + sigma^2 and
+    alpha sigma' - sigma alpha'.
 
     Arguments:
         schedule: signal and noise over time
@@ -37,9 +41,12 @@ class Gaussian(Kernel):
         weighting: of which quantity the loss is the mean squared error; None for the output's own
 
     References:
-        Ho et al. (2020), arXiv:2006.11239, eq. 4 to 7; Salimans and Ho (2022), arXiv:2202.00512
+        Ho et al. (2020), arXiv:2006.11239, eq. 4 to 7; Salimans and Ho (2022), arXiv:2202.00512;
+        Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv:2210.02747, for u
     """
 
+    path: ClassVar[str] = "gaussian"
+    predicts: ClassVar[tuple[str, ...]] = ("x0", "eps", "v")
     prediction: Quantity = "v"
     weighting: Quantity | None = None
 
@@ -51,15 +58,16 @@ class Gaussian(Kernel):
             )
 
     def prior(self, noise: State) -> State:
-        """N(0, I)."""
-        return noise
+        """N(0, alpha^2 + sigma^2), the law of z_1 of states of unit variance."""
+        total = power(*self.schedule(noise.new_ones(len(noise), dtype=torch.float64)))
+        return per_sample(total.sqrt(), noise) * noise
 
     def corrupt(self, z_0: State, t: Level, noise: State) -> State:
         alpha, sigma = self.schedule(t)
         return per_sample(alpha, z_0) * z_0 + per_sample(sigma, z_0) * noise
 
     def renoise(self, z_s: State, s: Level, t: Level, noise: State) -> State:
-        ratio, spread = self._transition(s, t)
+        ratio, spread = self.schedule.transition(s, t)
         return per_sample(ratio, z_s) * z_s + per_sample(spread.sqrt(), z_s) * noise
 
     def predict(self, output: State, z_t: State, t: Level) -> Prediction:
@@ -68,11 +76,13 @@ class Gaussian(Kernel):
             return Prediction.from_eps(output, z_t, alpha, sigma)
         if self.prediction == "x0":
             return Prediction.from_x0(output, z_t, alpha, sigma)
+        if self.prediction == "u":
+            return Prediction.from_u(output, z_t, (alpha, sigma), self.schedule.rates(t))
         return Prediction.from_v(output, z_t, alpha, sigma)
 
     def posterior(self, z_0: State, z_t: State, t: Level, s: Level) -> tuple[State, Level]:
         """Mean of q(z_s | z_t, z_0) and its standard deviation, for any s < t."""
-        ratio, spread = self._transition(s, t)
+        ratio, spread = self.schedule.transition(s, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
         of_z_t = ratio * (sigma_s / sigma_t).square()
         of_z_0 = alpha_s - alpha_t * of_z_t  # the same as above, and exactly 1 at s = 0
@@ -89,17 +99,17 @@ class Gaussian(Kernel):
             target = noise
         elif self.prediction == "x0":
             target = z_0
+        elif self.prediction == "u":
+            d_alpha, d_sigma = self.schedule.rates(t)
+            target = per_sample(d_alpha, z_0) * z_0 + per_sample(d_sigma, z_0) * noise
         else:
             target = per_sample(alpha, z_0) * noise - per_sample(sigma, z_0) * z_0
         dtype = torch.promote_types(output.dtype, torch.float32)
         errors = (output.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
         if self.weighting is None:
             return errors
-        factor = {"eps": alpha, "x0": sigma, "v": torch.ones_like(alpha)}
+        factor = {"eps": alpha, "x0": sigma, "v": power(alpha, sigma)}
+        if "u" in (self.weighting, self.prediction):
+            factor["u"] = turning((alpha, sigma), self.schedule.rates(t))
         weight = (factor[self.weighting] / factor[self.prediction]).square()
         return errors * weight.to(dtype)
-
-    def _transition(self, s: Level, t: Level) -> tuple[Level, Level]:
-        """sqrt(a) and 1 - a."""
-        ratio = self.schedule(t)[0] / self.schedule(s)[0]
-        return ratio, 1 - ratio.square()

@@ -128,11 +128,17 @@ class Ledger:
         entry = {**entry, "job": self.job, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         path = self.folder / NAME
         line = seal_json(entry, line=True)
-        with open(path, "ab+") as file:
-            file.truncate(_whole(path.read_bytes()))
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(path, "ab") as file:
+                file.truncate(_whole(path.read_bytes()))
+                file.write(line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror}); what was finished is kept, give "
+                "the command again."
+            ) from None
         self.entries[entry["case"]] = _parsed(line, path, 0)
 
 

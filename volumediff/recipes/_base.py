@@ -82,7 +82,8 @@ class Recipe(ABC):
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
         reference: whether the network is told the clean state itself through a bottleneck
-        kernel: name of the kernel that the targets are for
+        teaches: what a network learns, as methods ask for it; a subclass teaches the same
+        paths: paths of the kernels that the targets are for
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
             that name no recipe need such a model
@@ -98,6 +99,7 @@ class Recipe(ABC):
             the kernel's quantity; 0 for networks without this channel
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
+        drop: probability with which a class is hidden
         segments: whether what is modelled are the labels of an image
         marks: what a mask in the target stands for: anomalies that were put there (self) or labels
             (full); None where the target marks nothing
@@ -107,7 +109,8 @@ class Recipe(ABC):
     scalars: tuple[str, ...]
     reference: bool = False
     mask_loss: float = 0.0
-    kernel: ClassVar[str] = "gaussian"
+    teaches: ClassVar[str] = ""
+    paths: ClassVar[tuple[str, ...]] = ("gaussian",)
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
@@ -120,6 +123,7 @@ class Recipe(ABC):
     segments: ClassVar[bool] = False
     marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None
+    drop: float = 0.0
 
     @property
     @abstractmethod

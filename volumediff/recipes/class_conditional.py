@@ -27,6 +27,8 @@ class ClassConditional(Recipe):
         scalars: attributes that condition the model
     """
 
+    teaches: ClassVar[str] = "class_conditional"
+    paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     whole: ClassVar[bool] = True
     fixed: ClassVar[bool] = True
     attribute: str

@@ -33,7 +33,8 @@ class Degradation(Recipe):
         arXiv:2311.15453
     """
 
-    kernel: ClassVar[str] = "cold"
+    teaches: ClassVar[str] = "degradation"
+    paths: ClassVar[tuple[str, ...]] = ("cold",)
     samples: ClassVar[bool] = False
     needs_foreground: ClassVar[bool] = True
     corruption: Corruption = field(default_factory=ForeignPatch)

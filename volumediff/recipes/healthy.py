@@ -23,6 +23,8 @@ class Healthy(Recipe):
             knows the subject and not the lesion (cDDPM)
     """
 
+    teaches: ClassVar[str] = "healthy"
+    paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     whole: ClassVar[bool] = True
     fixed: ClassVar[bool] = True
     atlas: bool = False

@@ -35,6 +35,7 @@ class Inpainting(Recipe):
         arXiv:2402.17307
     """
 
+    teaches: ClassVar[str] = "inpainting"
     needs_foreground: ClassVar[bool] = True
     shows_mask: ClassVar[bool] = True
     region: Region = field(default_factory=Blobs)

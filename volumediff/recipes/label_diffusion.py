@@ -27,6 +27,7 @@ class LabelDiffusion(Recipe):
         Amit et al. (2021), SegDiff, arXiv:2112.00390
     """
 
+    teaches: ClassVar[str] = "label_diffusion"
     needs_labels: ClassVar[bool] = True
     segments: ClassVar[bool] = True
     # Codes of +1 and -1 have unit second moment already, and the image shares the space.

@@ -38,6 +38,7 @@ class LocalNoise(Recipe):
         that the network predicts
     """
 
+    teaches: ClassVar[str] = "local_noise"
     samples: ClassVar[bool] = False
     needs_foreground: ClassVar[bool] = True
     local: ClassVar[bool] = True

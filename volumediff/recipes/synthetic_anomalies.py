@@ -33,6 +33,7 @@ class SyntheticAnomalies(Recipe):
         Tan et al. (2020), Detecting Outliers with Foreign Patch Interpolation, arXiv:2011.04197
     """
 
+    teaches: ClassVar[str] = "synthetic_anomalies"
     needs_foreground: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
     exact: ClassVar[bool] = True

@@ -39,6 +39,7 @@ class Translation(Recipe):
         Anomaly Segmentation in MRI, arXiv:2308.16150; there the way back has a U-Net of its own
     """
 
+    teaches: ClassVar[str] = "translation"
     needs_foreground: ClassVar[bool] = True
     shows_mask: ClassVar[bool] = True
     region: Region = field(default_factory=Slabs)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population
@@ -70,9 +70,9 @@ def load_trained(
     """
     run = Path(run)
     words = [f"memory.{word}" for word in memory]
-    task = load_task(run, which=which, overrides=words)
-    task.freeze()
     found = checkpoint.find(run, which)
+    task = load_task(run, which=which, overrides=words, found=found)
+    task.freeze()
     assert found is not None, "load_task has just read it"
     place = device_of(device)
     task.module.to(place)

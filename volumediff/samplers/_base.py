@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.compatibility import require, sampler_problem
+from volumediff.component import Component
 from volumediff.condition import Condition
-from volumediff.config import name_of
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._grid import log_snr_times, uniform_times
 from volumediff.schedules._base import Schedule
 
@@ -86,10 +86,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Sampler(ABC):
+class Sampler(Component, ABC):
     """Steps from z_t to z_0.
 
-    `kernels` says whose states it walks: most steps are along Gaussian noise.
+    Class attributes:
+        paths: paths of the kernels that it walks; None for all, by the kernel's own step
+        reads: quantities of a prediction that it goes along
+        invertible: whether it also finds the noisy state that leads to a clean one
 
     Arguments:
         steps: N, number of steps from the start to 0
@@ -97,7 +100,9 @@ class Sampler(ABC):
             between these, or from the start's own where that is higher, and then 0
     """
 
-    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian,)
+    paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
+    reads: ClassVar[tuple[str, ...]] = ("x0", "eps")
+    invertible: ClassVar[bool] = False
     steps: int
     _: KW_ONLY
     log_snr_limits: tuple[float, float] | None = None
@@ -114,12 +119,7 @@ class Sampler(ABC):
 
     def check(self, kernel: type[Kernel]) -> None:
         """Raises ValueError, with the reason, for a kernel whose states it cannot walk."""
-        if not issubclass(kernel, self.kernels):
-            known = " or ".join(name_of(k) for k in self.kernels)
-            raise ValueError(
-                f"sampler: expected the kernel {known} for {type(self).__name__}, got "
-                f"{name_of(kernel)}, whose steps are its own; use ancestral with variance 0."
-            )
+        require(sampler_problem(self, kernel))
 
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
         """N + 1 times in float64, descending from `start` to 0, both exact."""
@@ -190,6 +190,8 @@ class Sampler(ABC):
 @dataclass(frozen=True)
 class InvertibleSampler(Sampler):
     """A deterministic sampler that also finds the noisy state that leads to a clean one."""
+
+    invertible: ClassVar[bool] = True
 
     @abstractmethod
     def ascend(

@@ -4,15 +4,14 @@ r"""Ancestral sampling: a draw from the posterior at the predicted clean state,
 """
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import Memory, Sampler, Step
-from volumediff.schedules._base import per_sample
+from volumediff.schedules._base import per_sample, power
 
 __all__ = ["Ancestral"]
 
@@ -21,9 +20,10 @@ __all__ = ["Ancestral"]
 class Ancestral(Sampler):
     r"""Exact posterior of the kernel, with the predicted clean state in the place of the true one.
 
-    The posterior's variance is right for data without spread, the forward variance 1 - a for data
-    of unit variance; `variance` r gives the geometric mean of the two with weights 1 - r and r.
-    There is no noise at s = 0. With r = 0 the step is the kernel's own, so that it walks any.
+    The posterior's variance is right for data without spread, the forward variance (1 - a, where
+    the schedule preserves variance) for data of unit variance; `variance` r gives the geometric
+    mean of the two with weights 1 - r and r. There is no noise at s = 0. With r = 0 the step is
+    the kernel's own, so that it walks any.
 
     Arguments:
         variance: r in [0, 1]; 0 is the posterior's variance (beta tilde), 1 the forward one (beta)
@@ -33,6 +33,7 @@ class Ancestral(Sampler):
         eq. 15, for the geometric mean
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("x0",)
     _: KW_ONLY
     variance: float = 0.0
 
@@ -42,9 +43,9 @@ class Ancestral(Sampler):
             raise ValueError(f"expected variance in [0, 1], got {self.variance}.")
 
     @property
-    def kernels(self) -> tuple[type[Kernel], ...]:
+    def paths(self) -> tuple[str, ...] | None:
         """Only Gaussian noise has a variance to choose."""
-        return (Kernel,) if self.variance == 0 else (Gaussian,)
+        return None if self.variance == 0 else ("gaussian",)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         if step.last:
@@ -52,7 +53,8 @@ class Ancestral(Sampler):
         else:
             noise = step.noise()
         if self.variance > 0 and not step.last:
-            # forward / posterior variance = sigma_t^2 / sigma_s^2
-            ratio = step.kernel.schedule(step.t)[1] / step.kernel.schedule(step.s)[1]
+            # forward / posterior variance = sigma_t^2 / sigma_s^2, in units of unit variance
+            now, then = step.kernel.schedule(step.t), step.kernel.schedule(step.s)
+            ratio = now[1] / then[1] * (power(*then) / power(*now)).sqrt()
             noise = per_sample(ratio**self.variance, noise) * noise
         return step.kernel.step(step.prediction, step.z_t, step.t, step.s, noise), ()

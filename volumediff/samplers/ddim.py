@@ -2,8 +2,10 @@ r"""DDIM: along the prediction, with any share of the noise drawn anew,
 
 .. math:: z_s = \alpha_s \hat z_0 + \sqrt{\sigma_s^2 - \tilde\sigma^2}\, \hat\epsilon +
           \tilde\sigma \epsilon', \qquad
-          \tilde\sigma = \eta\, \frac{\sigma_s}{\sigma_t} \sqrt{1 - \alpha_t^2 / \alpha_s^2}.
+          \tilde\sigma = \eta\, \frac{\sigma_s}{\sigma_t}
+          \sqrt{\sigma_t^2 - \sigma_s^2 \alpha_t^2 / \alpha_s^2},
 
+whose root is sqrt(1 - alpha_t^2 / alpha_s^2) where the schedule preserves variance.
 eta = 0 is the first-order solver of the probability-flow equation, eta = 1 ancestral sampling.
 Upwards,
 
@@ -49,13 +51,19 @@ class DDIM(InvertibleSampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"expected eta in [0, 1], got {self.eta}.")
 
+    @property
+    def invertible(self) -> bool:
+        """Only the deterministic one has an inverse."""
+        return self.eta == 0
+
     def step(self, step: Step) -> tuple[State, Memory]:
         schedule, x0, eps = step.kernel.schedule, step.prediction.x0, step.prediction.eps
         if self.eta == 0 or step.last:
             return euler(schedule, step.prediction, step.s), ()
-        alpha_t, sigma_t = schedule(step.t)
+        _, sigma_t = schedule(step.t)
         alpha_s, sigma_s = schedule(step.s)
-        fresh = self.eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s).square()).sqrt()
+        _, spread = schedule.transition(step.s, step.t)
+        fresh = self.eta * sigma_s / sigma_t * spread.sqrt()
         kept = (sigma_s.square() - fresh.square()).clamp(min=0).sqrt()
         path = per_sample(alpha_s, x0) * x0 + per_sample(kept, eps) * eps
         return path + per_sample(fresh, eps) * step.noise(), ()

@@ -10,6 +10,7 @@ the one after a zero terminal SNR and the last one, to s = 0.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,6 +30,8 @@ class DPMSolverPP(Sampler):
         Lu et al. (2022), DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
         Models, arXiv:2211.01095, algorithm 2
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("x0",)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         schedule, x0, z_t = step.kernel.schedule, step.prediction.x0, step.z_t

@@ -12,7 +12,7 @@ from volumediff.data.cases import Case
 from volumediff.data.seen import Seen, roster
 from volumediff.data.splits import PARTS, Split
 from volumediff.settings.run_config import RunConfig
-from volumediff.storage.checkpoint import find
+from volumediff.storage.checkpoint import exists
 
 __all__ = ["NAME", "keep_seen", "seen_by", "sources_of"]
 
@@ -62,7 +62,7 @@ def keep_seen(config: RunConfig, cases: Sequence[Case], split: Split, *, kept: b
     used = [part for part in PARTS if part != "test"]
     parts = {part: [known[name] for name in getattr(split, part)] for part in used}
     # Imported weights have a record of their own, which says what is not known of them.
-    imported = not kept and find(run, "last") is not None
+    imported = not kept and exists(run, "last")
     # What it says of an earlier split of this run is over; a run of this name that was moved away
     # and is a source now is another one.
     before = _without(seen_by(run), str(run)) if imported else sources_of(config)

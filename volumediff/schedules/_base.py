@@ -1,76 +1,67 @@
-r"""Noise schedules: the variance-preserving map from time to signal and noise,
+r"""Noise schedules: the map from time to signal and noise,
 
-.. math:: z_t = \alpha_t z_0 + \sigma_t \epsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1,
-          \qquad \lambda_t = \log(\alpha_t^2 / \sigma_t^2),
+.. math:: z_t = \alpha_t z_0 + \sigma_t \epsilon, \qquad
+          \lambda_t = \log(\alpha_t^2 / \sigma_t^2),
 
-for t in [0, 1], from clean (t = 0, where alpha = 1 exactly) to noisiest (t = 1). Paper step k of
-T, counted from 0, is t = (k + 1) / T. A file of this folder gives log(alpha_t); two changes are
-common to all and made here, in this order:
-
-- zero terminal SNR, alpha' = (alpha - alpha_1) / (1 - alpha_1): nothing of z_0 is left at t = 1.
-  Lin et al. (2024), arXiv:2305.08891, algorithm 1, which keeps t = 1/T where this keeps t = 0;
-- shift, SNR' = SNR / shift: more noise at every t, for volumes of more voxels.
-
-All of it is computed in float64. Near t = 0, sigma comes from expm1, not from 1 - alpha^2, and
-near a zero terminal SNR so does alpha, so that both keep their relative accuracy.
+for t in [0, 1], from clean (t = 0, where alpha = 1 and sigma = 0 exactly) to noisiest (t = 1),
+with a log-SNR that falls strictly. Nothing else is asked of the pair: it may preserve variance,
+as in `_preserving`, be a straight line (alpha = 1 - t, sigma = t), or keep all of the signal.
+Paper step k of T, counted from 0, is t = (k + 1) / T. All of it is computed in float64.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Schedule", "global_mean_snr", "per_sample", "shift_for"]
+__all__ = ["Schedule", "global_mean_snr", "per_sample", "power", "shift_for"]
 
 # Halvings of [0, 1] after which float64 times near 0.5 cannot be told apart.
 HALVINGS = 60
 # log-SNR by which a target may lie below the schedule's own end through rounding.
 SLACK = 1e-9
+# Within which alpha^2 + sigma^2 is 1: float64 rounding, which is no change of scale.
+ROUNDING = 1e-12
 # Voxels of the 32 x 32 images for which the linear schedule was chosen: Ho et al. (2020).
 REFERENCE_VOXELS = 32 * 32
 
 
-@dataclass(frozen=True)
 class Schedule(ABC):
     """Signal and noise as functions of time.
 
-    Arguments:
-        zero_terminal_snr: rescale so that alpha is 0 at t = 1; excludes eps-prediction
-        shift: factor > 0 by which the SNR is divided at every t; see `shift_for`
+    Attributes:
+        variance_preserving: whether alpha^2 + sigma^2 = 1 at every t
+        zero_terminal_snr: whether alpha is 0 at t = 1; excludes eps-prediction
     """
 
-    _: KW_ONLY
+    variance_preserving: ClassVar[bool] = False
     zero_terminal_snr: bool = False
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shift < float("inf"):
-            raise ValueError(f"expected a positive shift, got {self.shift}; 1 changes nothing.")
 
     @abstractmethod
-    def log_alpha(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """log(alpha_t) before rescale and shift, float64, strictly decreasing, 0 at t = 0."""
-
     def __call__(self, t: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-        """(alpha_t, sigma_t) in float64."""
-        t = t.double()
-        levels = self.log_alpha(torch.cat([t, t.new_ones(1)]))
-        log_alpha, last = levels[:-1], levels[-1:]
-        if self.zero_terminal_snr:
-            kept = -torch.expm1(last)
-            missing = -torch.expm1(log_alpha) / kept  # 1 - alpha
-            small = torch.exp(last) * torch.expm1(log_alpha - last) / kept
-            alpha = torch.where(missing < 0.5, 1 - missing, small)
-            sigma = (missing * (1 + alpha)).sqrt()
-        else:
-            alpha, sigma = torch.exp(log_alpha), (-torch.expm1(2 * log_alpha)).sqrt()
-        if self.shift == 1:
-            return alpha, sigma
-        sigma = self.shift**0.5 * sigma
-        norm = torch.hypot(alpha, sigma)
-        return alpha / norm, sigma / norm
+        """(alpha_t, sigma_t) in float64, made of t by differentiable operations."""
+
+    def rates(self, t: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """(d alpha / dt, d sigma / dt) in float64.
+
+        Not finite where a level has no slope, such as sigma of variance-preserving schedules at
+        t = 0.
+        """
+        t = t.detach().double()
+        _, rates = torch.func.jvp(self, (t,), (torch.ones_like(t),))
+        return rates
+
+    def transition(
+        self, s: Float[Tensor, "b"], t: Float[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Gain alpha_t / alpha_s and variance of q(z_t | z_s), for s < t."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
+        gain = alpha_t / alpha_s
+        if self.variance_preserving:
+            return gain, 1 - gain.square()
+        return gain, (sigma_t.square() - (gain * sigma_s).square()).clamp(min=0)
 
     def log_snr(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         """lambda_t in float64: +inf at t = 0, -inf at t = 1 if the terminal SNR is zero."""
@@ -103,6 +94,12 @@ class Schedule(ABC):
 def per_sample(values: Float[Tensor, "b"], z: Float[Tensor, "..."]) -> Float[Tensor, "b 1 1 1 1"]:
     """One number per sample, in the dtype and on the device of z, ready to multiply states."""
     return values.to(z)[:, None, None, None, None]
+
+
+def power(alpha: Float[Tensor, "b"], sigma: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """alpha^2 + sigma^2, the variance of states of unit variance; exactly 1 where it is 1."""
+    total = alpha.square() + sigma.square()
+    return torch.where((total - 1).abs() < ROUNDING, 1.0, total)
 
 
 def shift_for(voxels: int, *, reference: int = REFERENCE_VOXELS) -> float:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.schedules._base import Schedule
+from volumediff.schedules._preserving import VariancePreserving
 
 __all__ = ["Cosine"]
 
@@ -23,7 +23,7 @@ LARGEST_BETA = 0.999
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(VariancePreserving):
     """Cosine of the time, with an offset that keeps the first steps from being too small.
 
     Arguments:

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.schedules._base import Schedule
+from volumediff.schedules._preserving import VariancePreserving
 from volumediff.schedules._table import check_betas, interpolate
 
 __all__ = ["Linear"]
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Linear(VariancePreserving):
     """Steps of linearly growing variance; between them log(alpha) is interpolated.
 
     Arguments:

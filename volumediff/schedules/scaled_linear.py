@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.schedules._base import Schedule
+from volumediff.schedules._preserving import VariancePreserving
 from volumediff.schedules._table import check_betas, interpolate
 
 __all__ = ["ScaledLinear"]
 
 
 @dataclass(frozen=True)
-class ScaledLinear(Schedule):
+class ScaledLinear(VariancePreserving):
     """Steps of linearly growing deviation; between them log(alpha) is interpolated.
 
     Arguments:

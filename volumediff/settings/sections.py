@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -36,7 +35,6 @@ __all__ = [
     "Preprocess",
     "Section",
     "SplitRule",
-    "Times",
     "Validation",
     "declared",
 ]
@@ -180,14 +178,3 @@ def _names_a_run(value: Any) -> Any:
 
 ForRun = Annotated[dict[str, Any], BeforeValidator(_names_a_run)]
 """A component that is trained for the diffusion run whose folder its key `of` names."""
-
-
-def _rising(times: tuple[float, float]) -> tuple[float, float]:
-    low, high = times
-    if not low < high:
-        raise ValueError(f"expected [low, high] with low < high, got [{low:g}, {high:g}]")
-    return times
-
-
-Times = Annotated[tuple[Share, Share], AfterValidator(_rising)]
-"""Times that are trained, above the first up to the second."""

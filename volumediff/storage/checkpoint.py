@@ -35,7 +35,7 @@ from volumediff.storage.folder import (
 from volumediff.storage.records import Record, parse_file
 from volumediff.storage.tensors import load_plain, stream
 
-__all__ = ["Checkpoint", "find", "optimizer_tensors", "restore_optimizer", "save"]
+__all__ = ["Checkpoint", "exists", "find", "optimizer_tensors", "restore_optimizer", "save"]
 
 FORMAT = 1
 WEIGHTS = {"weights.safetensors", "ema.safetensors"}
@@ -147,7 +147,7 @@ def find(
     Raises:
         DataError: there are checkpoints, and all of them are damaged
     """
-    candidates = _candidates(run, kind)
+    candidates, reasons = _candidates(run, kind), []
     for (step, _), path in candidates:
         try:
             verify(path)
@@ -158,13 +158,19 @@ def find(
                 raise Damaged(f"state.json is of step {state.step}")
             return Checkpoint(path, step, {**state.model_dump(), "best": _plain(state.best)})
         except (Damaged, DataError, OSError) as error:
+            reasons.append(f"{path.name}: {str(error).rstrip('.')}")
             report(f"{path}: damaged, not used: {error}.")
     if candidates:
         raise DataError(
-            f"{run}: all {len(candidates)} checkpoints '{kind}' are damaged; restore one from a "
-            "backup or remove the run's folder to start again."
+            f"{run}: all {len(candidates)} checkpoints '{kind}' are damaged ({reasons[0]}); "
+            "restore one from a backup or remove the run's folder to start again."
         )
     return None
+
+
+def exists(run: Path, kind: str) -> bool:
+    """Whether there is a checkpoint of a kind, good or damaged; reads none."""
+    return bool(_candidates(run, kind))
 
 
 def optimizer_tensors(

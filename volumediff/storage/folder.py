@@ -3,11 +3,11 @@
 A folder is written under a temporary name on the same file system, every file is flushed to the
 disk and read back against its SHA-256, then the folder is renamed: whatever kills the process or
 fills the disk leaves either the whole folder or nothing under its final name. Neither safetensors
-nor NumPy notices damaged numbers, so `manifest.json` holds length and SHA-256 of every file.
+nor NumPy notices damaged numbers, so `manifest.json` holds length and SHA-256 of every file,
+and its own.
 """
 
 import errno
-import json
 import os
 import shutil
 import uuid
@@ -18,7 +18,8 @@ from typing import Any
 from volumediff.errors import DataError
 from volumediff.storage.atomic import free_space, sync_folder
 from volumediff.storage.digests import Hashing, sha256_of_file
-from volumediff.storage.records import Record, parse_file
+from volumediff.storage.records import Record, read
+from volumediff.storage.seal import seal_json
 
 __all__ = [
     "MANIFEST",
@@ -75,8 +76,7 @@ def publish(target: Path, files: Mapping[str, Content]) -> bool:
     try:
         temporary.mkdir(parents=True)
         entries = {name: _write(temporary / name, content) for name, content in files.items()}
-        text = json.dumps({"files": entries}, indent=1)
-        _write(temporary / MANIFEST, text.encode())
+        _write(temporary / MANIFEST, seal_json({"files": entries}))
         verify(temporary)
         sync_folder(temporary)
         os.rename(temporary, target)
@@ -106,7 +106,7 @@ def verify(folder: Path) -> None:
     try:
         manifest = read_manifest(folder)
     except DataError as error:
-        raise Damaged(str(error)) from None
+        raise Damaged(str(error).removeprefix(f"{folder}{os.sep}").rstrip(".")) from None
     entries = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
     present = {p.name for p in folder.iterdir()} - {MANIFEST}
     if present != set(entries):
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DataError: it is damaged
     """
-    return parse_file(folder / MANIFEST, Manifest, advice="restore it from a backup")
+    return read(folder / MANIFEST, Manifest, advice="it says what the others should be")
 
 
 def discard(folder: Path) -> None:

@@ -26,7 +26,7 @@ class Record(BaseModel):
     """Fields of one kind of JSON; sub-classes declare them."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 

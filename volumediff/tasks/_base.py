@@ -261,7 +261,7 @@ class Task(ABC):
             tuple(noise(count, n, *shape) for n in recipe.image_channels(c)),
             mask=noise(count, 1, *shape) if recipe.shows_mask else None,
             region=noise(count, 1, *shape) if recipe.local else None,
-            end=noise(count, c, *shape) if recipe.kernel == "cold" else None,
+            end=noise(count, c, *shape) if "cold" in recipe.paths else None,
         )
 
     @torch.no_grad()

@@ -53,6 +53,7 @@ def load_task(
     which: Literal["best", "last"] = "best",
     weights: Literal["ema", "weights"] = "ema",
     overrides: Sequence[str] = (),
+    found: checkpoint.Checkpoint | None = None,
 ) -> Task:
     """The trained task of a run, verified, on the CPU, in evaluation mode.
 
@@ -60,13 +61,14 @@ def load_task(
         which: the checkpoint selected on validation, or the newest
         weights: the averaged weights, or those of the last step
         overrides: `a.b=c` words for its configuration, such as those of its memory policy
+        found: the checkpoint, where it was verified a moment ago
 
     Raises:
         UsageError: no run, or no checkpoint of this kind yet
         DataError: the checkpoint is damaged or does not fit its configuration
     """
     config = saved_config(run, overrides)
-    found = checkpoint.find(run, which)
+    found = found or checkpoint.find(run, which)
     if found is None:
         raise UsageError(
             f"{run}: has no '{which}' checkpoint yet; train it further, or ask for the other one."

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly.detectors import PosteriorMean
+from volumediff.compatibility import restores
 from volumediff.condition import Condition
 from volumediff.data.anomalies import KINDS, VALIDATION, insert
 from volumediff.errors import UsageError
-from volumediff.kernels.cold import Cold
 from volumediff.metrics.detection import average_precision, histogram
 from volumediff.model import Model
 from volumediff.randomness import key
@@ -102,11 +102,11 @@ def one_step_map(
         return ((model.decode(m, (d, h, w)) + 1) / 2).clamp(0, 1)
     z, noise = model.encode(x), model.noise((key,), x.shape[1:])
     condition = model.referred(condition, z)
-    cold = isinstance(model.kernel, Cold)
+    clean = restores(model.kernel)
     total = torch.zeros_like(x[:, :1])
     for i, level in enumerate(levels):
         t = torch.full((1,), level, dtype=torch.float64, device=x.device)
-        z_t = z if cold else model.kernel.corrupt(z, t, noise(i))
+        z_t = z if clean else model.kernel.corrupt(z, t, noise(i))
         z_0 = model.denoise(z_t, t, condition).x0
         total += (x - model.decode(z_0, x.shape[2:])).abs().mean(1, keepdim=True)
     return total / len(levels)

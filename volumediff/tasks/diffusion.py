@@ -16,20 +16,24 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.compatibility import (
+    require,
+    sampler_problem,
+    samples_everything,
+    training_problem,
+)
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import build, name_of
 from volumediff.errors import UsageError
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.discrete import Discrete
-from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Batch, Model
-from volumediff.noise import Gaussian
 from volumediff.randomness import key
-from volumediff.recipes._base import Recipe
+from volumediff.samplers._base import Sampler
+from volumediff.samplers.ancestral import Ancestral
+from volumediff.samplers.ddim import DDIM
 from volumediff.samples.dataset import Crop, Samples, collate, crop_of
 from volumediff.samples.latents import Precomputed, encoded
 from volumediff.settings.run_config import RunConfig
-from volumediff.settings.sections import Component, Times
+from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.cache import Cache
@@ -46,8 +50,8 @@ LEVEL = 0.6  # the planner's pass: any time will do
 class DiffusionConfig(RunConfig):
     """Keys of a diffusion model.
 
-    `times` are those that are trained, from above the first to the second: [0, 0.8] for methods
-    that never go higher, [0.999, 1] for a detector that is only asked at t = 1.
+    `times` is the density of the times that are trained: {name: uniform, high: 0.8} for methods
+    that never go higher, {name: uniform, low: 0.999} for a detector that is only asked at t = 1.
     """
 
     space: Component
@@ -55,7 +59,7 @@ class DiffusionConfig(RunConfig):
     network: Component
     recipe: Component = "healthy"
     noise: Component = "gaussian"
-    times: Times = (0.0, 1.0)
+    times: Component = "uniform"
 
     def borrows(self) -> dict[str, Path]:
         """The autoencoder of a latent space."""
@@ -99,12 +103,8 @@ class DiffusionTask(Task):
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
         c, recipe = config.data.channel_count, recipe_of(config)
         space, encoder = space_of(config.space, run)
-        if recipe.exact and not space.exact:
-            raise UsageError(
-                f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
-                "latents, whose autoencoder was made for volumes and not for maps; use voxel, "
-                "wavelet or slices."
-            )
+        kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
+        require(training_problem(recipe, space, kernel, noise), UsageError)
         try:
             k = space.channels(recipe.channels(c))
             image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
@@ -122,22 +122,13 @@ class DiffusionTask(Task):
             scalars=len(recipe.scalars),
             **references,
         )
-        kernel = build("kernel", config.kernel)
-        _check_kernel(recipe, kernel, space)
-        field = build("noise", config.noise)
-        if encoder is not None and not isinstance(field, Gaussian):
-            raise UsageError(
-                f"noise: expected gaussian in a latent space, got {type(field).__name__.lower()}; "
-                "the latents are made once, and noise of the volume cannot be told from theirs. "
-                "Use voxel or wavelet."
-            )
         model = Model(
             space,
             kernel,
             network,
             dtype=config.memory.torch_dtype,
-            times=config.times,
-            field=field,
+            time_density=build("times", config.times),
+            noise_field=noise,
             recipe=recipe,
         )
         config.memory.apply(model)
@@ -162,8 +153,8 @@ class DiffusionTask(Task):
             self.model.kernel,
             self.model.network,
             dtype=self.model.dtype,
-            times=self.model.times,
-            field=self.model.field,
+            time_density=self.model.time_density,
+            noise_field=self.model.noise_field,
             recipe=self.model.recipe,
         )
 
@@ -280,11 +271,12 @@ class DiffusionTask(Task):
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """A sample, of models that can be sampled without an image."""
         model = self.model
-        if not model.recipe.samples or model.recipe.reference or model.times != (0.0, 1.0):
+        if not samples_everything(model):
             return ()
         shape = tuple(samples.scans.sample(index, key=0).x.shape)
-        name = "ddim" if isinstance(model.kernel, GaussianKernel) else "ancestral"
-        sampler = build("sampler", {"name": name, "steps": self.config.validation.preview_steps})
+        sampler: Sampler = DDIM(self.config.validation.preview_steps)
+        if sampler_problem(sampler, model.kernel):
+            sampler = Ancestral(sampler.steps)
         noise = model.noise((key(self.config.seed, "preview", index),), shape)
         z = sampler.sample(
             model.denoise,
@@ -340,7 +332,7 @@ class DiffusionTask(Task):
 
 def _refusals(model: Model) -> Refusals:
     """What a recipe is not for."""
-    recipe, (low, high) = model.recipe, model.times
+    recipe, (low, high) = model.recipe, model.time_density.support
     sample = None
     if recipe.segments:
         return Refusals(
@@ -354,34 +346,13 @@ def _refusals(model: Model) -> Refusals:
             f"its recipe {name_of(type(recipe))} models no whole volumes; sample from a run of "
             "the recipe healthy or class_conditional."
         )
-    elif model.times != (0.0, 1.0):
+    elif (low, high) != (0.0, 1.0):
         sample = (
             f"was trained on the times {low:g} to {high:g} alone, and sampling goes through all "
-            "from 1 to 0; train with times=[0,1]."
+            "from 1 to 0; train with times=uniform."
         )
     segment = (
         "was not trained to segment; train with the recipe label_diffusion, or use volumediff "
         "localize."
     )
     return Refusals(localize=None, segment=segment, sample=sample)
-
-
-def _check_kernel(recipe: Recipe, kernel: Kernel, space: StateSpace) -> None:
-    name = name_of(type(kernel))
-    if isinstance(kernel, Discrete) and recipe.whole:
-        _check_bits(kernel, space)
-    elif name != recipe.kernel:
-        raise UsageError(
-            f"kernel: expected {recipe.kernel} for the recipe {name_of(type(recipe))}, got {name}."
-        )
-
-
-def _check_bits(kernel: Discrete, space: StateSpace) -> None:
-    if not space.binary:
-        raise UsageError(
-            "kernel: expected a space of bits for discrete, got "
-            f"{name_of(type(space))}, whose states are not; use the latents of a binary "
-            "autoencoder, space={name: latent, autoencoder: RUN}."
-        )
-    if kernel.classes != 2:
-        raise UsageError(f"kernel.classes: expected 2 for bits, got {kernel.classes}.")

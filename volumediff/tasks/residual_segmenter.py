@@ -17,16 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.comparison import ReconstructionComparer
-from volumediff.config import build, name_of
+from volumediff.compatibility import comparison_problem, require, supervision_problem
+from volumediff.config import build
 from volumediff.errors import UsageError
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, crop_of
 from volumediff.samples.landmarks import keep_landmarks
 from volumediff.samples.statistics import Statistics
 from volumediff.settings.run_config import RunConfig
-from volumediff.settings.sections import Component, ForRun, Times
+from volumediff.settings.sections import Component, ForRun
 from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
@@ -41,11 +41,11 @@ WHERE = "comparer.of"
 
 class ResidualSegmenterConfig(RunConfig):
     """Keys of a residual segmenter. The data of the diffusion run are taken where none are named;
-    `times` are those of its estimates, drawn uniformly."""
+    `times` is the density of the times of its estimates."""
 
     comparer: ForRun
     recipe: Component
-    times: Times = (0.0, 1.0)
+    times: Component = "uniform"
 
     @property
     def of(self) -> Path:
@@ -96,7 +96,7 @@ class ResidualSegmenterTask(Task):
         """Copies what the diffusion run measured. Until the first checkpoint it may be trained
         anew, and measure anew."""
         best_of(config.of, where=WHERE)
-        if checkpoint.find(run, "last") is None:
+        if not checkpoint.exists(run, "last"):
             discard(run / "statistics")
             Statistics.load(config.of).save(run)
             keep_landmarks(run, config.of)
@@ -116,7 +116,8 @@ class ResidualSegmenterTask(Task):
         spec = {n: v for n, v in config.comparer.items() if n != "of"}
         comparer = build("comparer", spec, channels=config.data.channel_count)
         model.dtype = config.memory.torch_dtype
-        module = ReconstructionComparer(model, comparer, dtype=model.dtype, times=config.times)
+        times = build("times", config.times)
+        module = ReconstructionComparer(model, comparer, dtype=model.dtype, time_density=times)
         config.memory.apply(module)
         return cls(config, module, recipe=recipe, digest=found.digest)
 
@@ -160,23 +161,16 @@ def supervision_of(recipe: Recipe) -> str:
     Raises:
         UsageError: another recipe
     """
-    if recipe.marks is None:
-        raise UsageError(
-            "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
-            f"comparer, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
-        )
+    require(supervision_problem(recipe), UsageError)
     return recipe.marks
 
 
 def _check(config: RunConfig, recipe: Recipe, source: RunConfig, model: Model) -> None:
     """Raises UsageError, with the reason, where a comparer cannot learn from a model."""
     supervision_of(recipe)
-    if not model.recipe.whole or type(model.kernel) is not Gaussian:
-        raise UsageError(
-            f"{WHERE} = {config.of}: expected a model of whole volumes under Gaussian noise "
-            f"(recipe healthy or class_conditional, kernel gaussian), got "
-            f"{name_of(type(model.recipe))} and {name_of(type(model.kernel))}."
-        )
+    problem = comparison_problem(model)
+    if problem is not None:
+        raise UsageError(f"{WHERE} = {config.of}: {problem}")
     pairs = {
         "data.preprocessing": (config.data.preprocessing, source.data.preprocessing),
         "data.channels": (config.data.channels, source.data.channels),
@@ -184,7 +178,8 @@ def _check(config: RunConfig, recipe: Recipe, source: RunConfig, model: Model) -
         "recipe.scalars": (recipe.scalars, model.recipe.scalars),
     }
     agree(pairs, where=WHERE, of=config.of)
-    (low, high), (least, most) = config.times, model.times
+    low, high = build("times", config.times).support
+    least, most = model.time_density.support
     if low < least or high > most:
         raise UsageError(
             f"times: expected times within those of {WHERE} = {config.of}, [{least:g}, {most:g}], "

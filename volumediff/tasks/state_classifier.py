@@ -17,6 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from volumediff.classification import ClassPosterior, StateClassifier
+from volumediff.compatibility import classification_problem, states_problem
 from volumediff.condition import HEALTHY
 from volumediff.config import build
 from volumediff.errors import UsageError
@@ -54,6 +55,7 @@ class StateClassifierConfig(RunConfig):
     space: Component | None = None
     kernel: Component | None = None
     noise: Component | None = None
+    times: Component = "uniform"
 
     @model_validator(mode="after")
     def _whole(self) -> "StateClassifierConfig":
@@ -124,7 +126,7 @@ class StateClassifierTask(Task):
         pairs["data.channels"] = config.data.channels, source.data.channels
         agree(pairs, where=WHERE, of=of, hint="leave it out, it is taken from there")
         model = borrowed(of, where=WHERE, run=run).task.lend(Model)
-        if model is None or not model.recipe.whole:
+        if model is None or states_problem(model.recipe):
             raise UsageError(
                 f"{WHERE} = {of}: expected a model of whole volumes (recipe healthy or "
                 "class_conditional), whose states are those of volumes."
@@ -136,20 +138,21 @@ class StateClassifierTask(Task):
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "StateClassifierTask":
         recipe = recipe_of(config)
-        # Samples without a class, and conditions that a classifier is not told, have no meaning.
-        if not recipe.classes or getattr(recipe, "drop", 0) or recipe.atlas or recipe.scalars:
-            raise UsageError(
-                "recipe: expected classes without drop, atlas and scalars for a classifier, such "
-                "as {name: class_conditional, attribute: group, values: [healthy, sick], drop: "
-                f"0}}, got {config.recipe}."
-            )
+        problem = classification_problem(recipe)
+        if problem is not None:
+            raise UsageError(f"{problem}, got {config.recipe}.")
         space, encoder = space_of(config.space, run)
         spec = {n: v for n, v in config.classifier.items() if n != "of"}
         k = space.channels(config.data.channel_count)
         classifier = build("classifier", spec, in_channels=k, classes=recipe.classes)
-        kernel, field = build("kernel", config.kernel), build("noise", config.noise)
-        dtype = config.memory.torch_dtype
-        module = StateClassifier(space, kernel, classifier, dtype=dtype, field=field)
+        module = StateClassifier(
+            space,
+            build("kernel", config.kernel),
+            classifier,
+            dtype=config.memory.torch_dtype,
+            time_density=build("times", config.times),
+            noise_field=build("noise", config.noise),
+        )
         states = kept(run, NAME)
         if states is not None:
             take(space, states)
@@ -217,7 +220,7 @@ def states_facts(run: Path) -> Mapping[str, Any]:
 
 
 def states_digest(
-    config: RunConfig, run: Path, *, space: StateSpace, kernel: Kernel, field: Noise
+    config: RunConfig, run: Path, *, space: StateSpace, kernel: Kernel, noise: Noise
 ) -> str:
     """SHA-256 of everything that makes states of files.
 
@@ -226,14 +229,14 @@ def states_digest(
         run: its folder, with intensities that are fitted
         space: with its normalisation
         kernel: of the run; its schedule counts, not what the network predicts
-        field: the noise
+        noise: what volumes are corrupted with
     """
     section = config.data.preprocessing.model_dump(mode="json")
     described = [
         json.dumps([section, config.data.channels, _described(config.space)], sort_keys=True),
         type(kernel).__name__,
         repr(kernel.schedule),
-        repr(field),
+        repr(noise),
     ]
     if (run / LANDMARKS).is_file():
         described.append(repr(load_landmarks(run)))

@@ -17,7 +17,7 @@ from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
 from volumediff.settings.run_config import RunConfig
 from volumediff.storage.cache import Cache
-from volumediff.storage.checkpoint import find
+from volumediff.storage.checkpoint import exists
 from volumediff.tasks import Task, build_task, task_of, warm_start
 
 __all__ = ["Prepared", "prepare"]
@@ -61,7 +61,7 @@ def prepare(
     """
     run, kind = config.output, task_of(config)
     on_main(accelerator, lambda: kind.keep(config, run))
-    task, fresh = build_task(config, run=run), find(run, "last") is None
+    task, fresh = build_task(config, run=run), not exists(run, "last")
     if config.start_from is not None and fresh:
         warm_start(task, config.start_from)
     task.module.to(accelerator.device)

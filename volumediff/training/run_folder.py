@@ -25,9 +25,10 @@ from volumediff.settings.run_config import RunConfig, changes, saved_config
 from volumediff.storage.folder import clear_leftovers, discard
 from volumediff.storage.records import Record, read, write, write_text
 
-__all__ = ["begin", "keep_config", "locked", "record_session"]
+__all__ = ["begin", "keep_config", "locked", "record_session", "sessions_of"]
 
 PACKAGES = ("volumediff", "torch", "accelerate", "numpy", "safetensors", "nibabel", "torchio")
+SESSIONS = "manifest.json"
 
 
 class Sessions(Record):
@@ -129,9 +130,7 @@ def record_session(run: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         DataError: the manifest is damaged
     """
-    path = run / "manifest.json"
-    advice = "remove it: it records what ran, and nothing else depends on it"
-    before = read(path, Sessions, advice=advice) if path.is_file() else Sessions()
+    before = sessions_of(run)
     session = {
         "started": _now(),
         "host": socket.gethostname(),
@@ -142,7 +141,19 @@ def record_session(run: Path, facts: Mapping[str, Any]) -> None:
         "threads": torch.get_num_threads(),
         **facts,
     }
-    write(path, Sessions(sessions=(*before.sessions, session)))
+    write(run / SESSIONS, Sessions(sessions=(*before, session)))
+
+
+def sessions_of(run: Path) -> tuple[dict[str, Any], ...]:
+    """Every start of a run, the first one first.
+
+    Raises:
+        DataError: the manifest is damaged
+    """
+    if not (run / SESSIONS).is_file():
+        return ()
+    advice = "remove it: it records what ran, and nothing else depends on it"
+    return read(run / SESSIONS, Sessions, advice=advice).sessions
 
 
 def _version(name: str) -> str | None:

@@ -86,8 +86,8 @@ def open_journal(folder: Path, name: str, facts: Mapping[str, Any]) -> Journal:
     advice = "remove the file to tune anew"
     stored = read(path, StoredJournal, advice=advice)
     if stored.facts != json.loads(json.dumps(facts)):
-        raise DataError(f"{path}: holds figures of something else; {advice}.")
+        raise DataError(f"{path}: damaged: facts: not those in its name; {advice}.")
     for entry in stored.settings:
-        values = entry.model_dump()
-        journal.trials[tuple(values.pop("setting").items())] = Trial.from_json(values)
+        figures = entry.model_dump(exclude={"setting"})
+        journal.trials[tuple(entry.setting.items())] = Trial.from_json(figures)
     return journal

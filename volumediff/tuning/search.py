@@ -12,9 +12,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.method import Learned, Method
-from volumediff.anomaly.rows import Row, build_row
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.rows import build_row
 from volumediff.anomaly.tuning import Axis, written
 from volumediff.calibration.lesions import Pair
 from volumediff.errors import UsageError
@@ -73,7 +73,7 @@ class Bench:
     pairs: Callable[[], Sequence[Pair]]
     references: Callable[[], Sequence[Example]] = tuple
     seed: int = 0
-    make: Callable[[Mapping[str, Any]], Row] = build_row
+    make: Callable[[Mapping[str, Any]], Method] = build_row
 
     @property
     def own(self) -> Setting:

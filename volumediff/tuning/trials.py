@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibrate import informed
-from volumediff.anomaly.calibration import Example, Raw, Residual
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
-from volumediff.anomaly.method import Learned, Method
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.normalization import Raw, Residual
 from volumediff.calibration.lesions import Pair
 from volumediff.inference.cost import Cost, counted
 from volumediff.metrics.detection import (

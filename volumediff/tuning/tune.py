@@ -14,17 +14,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from volumediff.anomaly._classifier import with_classifier
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.lent import Lender
-from volumediff.anomaly.localizer import Localizer
-from volumediff.anomaly.rows import Row, build_row, load_tree
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.rows import build_row, load_tree
 from volumediff.anomaly.tuning import axes_of
-from volumediff.calibration.calibrate import completed, load_method
+from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Pair, Truth, validation_pairs
-from volumediff.classification import ClassPosterior
 from volumediff.errors import UsageError
-from volumediff.runs.lender import lender_for
+from volumediff.runs.borrowed import Borrowed, facts_of
 from volumediff.runs.trained import Trained
 from volumediff.tunable import Tunable
 from volumediff.tuning.journal import open_journal
@@ -45,7 +43,7 @@ def tune(
     name: str,
     *,
     overrides: Sequence[str] = (),
-    classifier: ClassPosterior | None = None,
+    runs: Mapping[str, Path | str | None] | None = None,
     grids: Grids = DEFAULT,
     seed: int = 0,
     limit: int | None = None,
@@ -59,7 +57,7 @@ def tune(
         trained: the run
         name: of the row
         overrides: `slot.argument=value` words; the search starts from the row with them
-        classifier: of the run's noisy states, for rows that take one
+        runs: kind of auxiliary model, such as `classifier` -> folder of its run
         grids: what is searched, and where
         seed: of lesions and noise
         limit: most volumes of a part; prepared volumes are kept in host memory
@@ -74,10 +72,10 @@ def tune(
         UsageError: nothing of the row can be tuned, or the run cannot serve it
         DataError: the stored figures are damaged
     """
-    lender = lender_for(trained)  # one model for all settings
-    method = load_method(trained, name, overrides, classifier=classifier, lender=lender)
+    borrowed = Borrowed(trained, runs or {})  # one model for all settings
+    method = load_method(trained, name, overrides, borrowed=borrowed)
     tree = load_tree(name, overrides=overrides)
-    schedule = trained.model.kernel.schedule if isinstance(method, Localizer) else None
+    schedule = trained.model.kernel.schedule if trained.model.diffuses else None
     axes = axes_of(method, schedule)
     if not any(axis.what in grids for axis in axes):
         there = ", ".join(axis.name for axis in axes)
@@ -86,10 +84,8 @@ def tune(
             f"with {'only ' + there + ', which was not asked for' if there else 'none of them'}."
         )
     facts = _facts(trained, seed=seed, limit=limit, truth=truth)
-    if classifier is not None:
-        facts["classifier_sha256"] = classifier.digest
-    if method.lent:
-        facts["lent_sha256"] = list(method.lent)
+    if facts_of(method):
+        facts["borrowed"] = {n: f["weights_sha256"] for n, f in facts_of(method).items()}
     journal = open_journal(trained.run / "tuning", name, {**facts, "base": tree})
     bench = Bench(
         tree=tree,
@@ -98,7 +94,7 @@ def tune(
         pairs=cache(lambda: _pairs(trained, seed=seed, limit=limit, truth=truth)),
         references=cache(lambda: _references(trained, limit=limit)),
         seed=seed,
-        make=partial(_made, trained, classifier, lender),
+        make=partial(_made, trained, borrowed),
     )
     search = Search(
         bench, grids, known=journal.trials, keep=journal.write, budget=budget, report=report
@@ -124,14 +120,9 @@ def tune(
     return found, journal.path
 
 
-def _made(
-    trained: Trained, classifier: ClassPosterior | None, lender: Lender, tree: Mapping[str, Any]
-) -> Row:
-    """The method of a tree, with what it takes of the run, the classifier and other runs."""
-    method = build_row(tree, lender=lender)
-    if classifier is not None:
-        method = with_classifier(method, classifier)
-    return completed(trained, method)
+def _made(trained: Trained, borrowed: Borrowed, tree: Mapping[str, Any]) -> Method:
+    """The method of a tree, with what it borrows from other runs and learns of this one."""
+    return build_row(tree).bind(borrowed).bind(Fits(trained))
 
 
 def _facts(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> dict[str, Any]:

@@ -9,7 +9,7 @@ what its docstring says, whatever their number.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,14 +18,18 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.method import Learned, Method
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.component import Loan, borrowed
+from volumediff.data.seen import Seen
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
 from volumediff.storage.records import Record
 from volumediff.storage.tensors import load, save
 
-__all__ = ["Fit", "Fitted"]
+__all__ = ["FIT", "Fit", "Fitted"]
+
+FIT = Loan("fit", what="what was learnt of the run's volumes", required=False)
 
 
 class Stored(Record):
@@ -52,6 +56,7 @@ class Fit:
 
     tensors: Mapping[str, Tensor]
     volumes: int
+    seen: Seen = field(default_factory=Seen)  # nothing that the run itself has not
 
     def __repr__(self) -> str:
         return f"Fit({self.volumes}, {self.digest[:16]})"
@@ -90,7 +95,8 @@ class Fit:
         tensors, meta = load(path, Stored, advice=advice)
         if meta.owner != dict(owner):
             raise DataError(
-                f"{path}: expected a fit for {dict(owner)}, got one for {meta.owner}; {advice}."
+                f"{path}: owner: expected a fit for {dict(owner)}, got one for {meta.owner}; "
+                f"{advice}."
             )
         return Fit(tensors, meta.volumes)
 
@@ -103,11 +109,12 @@ class Fitted(Method, ABC):
     another fit.
 
     Arguments:
-        fit: what was learnt; from `learn`, never from YAML
+        fit: what was learnt; handed in, never configured
     """
 
+    section: ClassVar[str | None] = "fitted"
     of_model: ClassVar[bool] = True
-    fit: Fit | None = None
+    fit: Fit | None = borrowed(FIT)
 
     @property
     @abstractmethod

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import classes_of
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
+from volumediff.component import Requirement
 from volumediff.condition import HEALTHY
 from volumediff.features.encoder import (
     Features,
     autoencoder_features,
-    feature_problem,
     network_features,
     spread,
 )
@@ -56,18 +56,13 @@ class Source:
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise: expected a share in [0, 1], got {self.noise}.")
 
-    def check(self, model: Learned, *, where: str) -> None:
-        """Raises ValueError, with the reason, for a model without such features."""
-        if model is None:
-            raise ValueError(f"{where}: expected a trained model, got none; use a baseline.")
-        problem = feature_problem(model, self.of)
-        if problem is None and self.of == "network" and max(self.times) > model.times[1] + 1e-9:
-            problem = (
-                f"expected times up to {model.times[1]:.3f}, which the checkpoint was trained on, "
-                f"got {max(self.times):.3f}; use lower times."
-            )
-        if problem:
-            raise ValueError(f"{where}: {problem}")
+    def needed(self, where: str) -> Requirement:
+        """Such features of a run.
+
+        Arguments:
+            where: who asks, for the message
+        """
+        return HasFeatures(self.of, where, self.times)
 
     @torch.no_grad()
     def __call__(

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 
 from volumediff.anomaly._filters import inside_quantile
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.methods._base import Learned
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasZ"]
@@ -33,9 +33,6 @@ class AtlasZ(Fitted):
     def recipe(self) -> tuple[Any, ...]:
         """Nothing: the floor is added later."""
         return ()
-
-    def check(self, model: Learned) -> None:
-        """Nothing to check: the model is not used."""
 
     def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and deviation, with n - 1, one volume at a time (Welford, 1962).

@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from volumediff.anomaly._similarity import ssim
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.methods._base import Learned
+from volumediff.component import Requirement
 from volumediff.randomness import generator
 
 __all__ = ["FAE"]
@@ -70,9 +71,10 @@ class FAE(Fitted):
         training = (self.steps, self.batch_size, self.lr, self.window, self.volumes)
         return self.features, self.widths, *training
 
-    def check(self, model: Learned) -> None:
-        """The model must have such features."""
-        self.features.check(model, where="fitted fae")
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Such features."""
+        return (self.features.needed("fitted fae"),)
 
     def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and scale of every feature, and the trained weights.

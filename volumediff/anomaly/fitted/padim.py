@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.methods._base import Learned
+from volumediff.component import Requirement
 from volumediff.randomness import generator
 
 __all__ = ["PaDiM"]
@@ -53,9 +54,10 @@ class PaDiM(Fitted):
         """All arguments."""
         return self.features, self.dimensions, self.ridge
 
-    def check(self, model: Learned) -> None:
-        """The model must have such features."""
-        self.features.check(model, where="fitted padim")
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Such features."""
+        return (self.features.needed("fitted padim"),)
 
     def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Means and Cholesky factors of the covariances, with n - 1.

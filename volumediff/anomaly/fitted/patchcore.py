@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.methods._base import Learned
+from volumediff.component import Requirement
 from volumediff.randomness import generator, normal, uniform
 from volumediff.randomness import key as key_of
 
@@ -74,9 +75,10 @@ class PatchCore(Fitted):
         """What shapes the bank."""
         return self.features, self.average, self.candidates, self.size, self.projection
 
-    def check(self, model: Learned) -> None:
-        """The model must have such features."""
-        self.features.check(model, where="fitted patchcore")
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Such features."""
+        return (self.features.needed("fitted patchcore"),)
 
     def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """The memory bank.

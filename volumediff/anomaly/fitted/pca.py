@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.methods._base import Learned
+from volumediff.component import Requirement
 
 __all__ = ["PCA"]
 
@@ -49,9 +50,10 @@ class PCA(Fitted):
         """All arguments."""
         return self.features, self.variance
 
-    def check(self, model: Learned) -> None:
-        """The model must have such features."""
-        self.features.check(model, where="fitted pca")
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Such features."""
+        return (self.features.needed("fitted pca"),)
 
     def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and components.

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from volumediff.anomaly.calibration import Example
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import Source
-from volumediff.anomaly.method import Learned
+from volumediff.anomaly.methods._base import Learned
+from volumediff.component import Requirement
 from volumediff.randomness import generator
 from volumediff.randomness import key as key_of
 
@@ -63,9 +64,10 @@ class PixelClassifier(Fitted):
         """All arguments."""
         return self.features, self.hidden, self.members, self.epochs, self.samples
 
-    def check(self, model: Learned) -> None:
-        """The model must have such features."""
-        self.features.check(model, where="fitted pixel_classifier")
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Such features."""
+        return (self.features.needed("fitted pixel_classifier"),)
 
     def learn(self, model: Learned, examples: Iterable[Example], *, key: int) -> Fit:
         """Mean and scale of every feature, and the weights of all members.

@@ -8,15 +8,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.autoencoders import Reconstructor
+from volumediff.component import Component
 from volumediff.condition import Condition
-from volumediff.data.seen import Seen
 from volumediff.model import Model
 
 __all__ = ["Map"]
 
 
 @dataclass(frozen=True)
-class Map(ABC):
+class Map(Component, ABC):
     """A distance between a volume and its pseudo-healthy version.
 
     Attributes:
@@ -31,11 +31,6 @@ class Map(ABC):
         """What it was trained on; None where it was not trained."""
         return None
 
-    @property
-    def lent(self) -> dict[str, Seen]:
-        """SHA-256 of the weights of other runs that it works with -> what they saw."""
-        return {}
-
     @abstractmethod
     def __call__(
         self,
@@ -47,25 +42,13 @@ class Map(ABC):
     ) -> Float[Tensor, "b 1 d h w"]:
         """The map a(x, x̂) ≥ 0, zero outside the foreground."""
 
-    @property
-    def parts(self) -> "tuple[Map, ...]":
-        """Maps that this one is made of: those among its fields."""
-        values = [getattr(self, f.name) for f in fields(self)]
-        flat = [v for each in values for v in (each if isinstance(each, tuple) else (each,))]
-        return tuple(v for v in flat if isinstance(v, Map))
-
-    def check(self, model: Model | Reconstructor) -> None:
-        """Raises ValueError, with the reason, for a model with which the map is meaningless."""
-        for part in self.parts:
-            part.check(model)
-
-    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Map":
+    def with_model(self, model: Model | Reconstructor, condition: Condition) -> "Map":
         """The map with what it, or a map that it is made of, takes from a model."""
         changes: dict[str, Map | tuple[Map, ...]] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Map):
-                changes[f.name] = value.bound(model, condition)
+                changes[f.name] = value.with_model(model, condition)
             elif isinstance(value, tuple) and any(isinstance(v, Map) for v in value):
-                changes[f.name] = tuple(v.bound(model, condition) for v in value)
+                changes[f.name] = tuple(v.with_model(model, condition) for v in value)
         return replace(self, **changes) if changes else self

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly.maps._base import Map
+from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
+from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.features.encoder import (
     Features,
     autoencoder_features,
-    feature_problem,
     network_features,
     spread,
 )
@@ -50,13 +51,12 @@ class Perceptual(Map):
         if not 0 < self.level <= 1:
             raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
 
-    def check(self, model: Model | Reconstructor) -> None:
-        """The model must have such features."""
-        problem = feature_problem(model, self.of)
-        if problem:
-            raise ValueError(f"map perceptual: {problem}")
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Such features."""
+        return (HasFeatures(self.of, "map perceptual"),)
 
-    def bound(self, model: Model | Reconstructor, condition: Condition) -> "Perceptual":
+    def with_model(self, model: Model | Reconstructor, condition: Condition) -> "Perceptual":
         """The map with the features of a model."""
         result = replace(self)
         made = (

@@ -7,10 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly.maps._base import Map
-from volumediff.autoencoders import Reconstructor
-from volumediff.comparison import VoxelPosterior
-from volumediff.data.seen import Seen
-from volumediff.model import Model
+from volumediff.comparison import COMPARER, VoxelPosterior
+from volumediff.component import borrowed, presentation
 
 __all__ = ["Posterior"]
 
@@ -24,8 +22,9 @@ class Posterior(Map):
     Nothing is subtracted in a lossy space: f was trained on residuals that hold its losses.
 
     Arguments:
-        comparer: f; of the run `run` of the row, never configured
         plus: the map b; None for none
+        run: folder of the comparer's run
+        comparer: f; handed in, never configured
 
     References:
         Behrendt et al. (2024), Combining Reconstruction-based Unsupervised Anomaly Detection with
@@ -33,27 +32,14 @@ class Posterior(Map):
     """
 
     relative: ClassVar[bool] = False
-    comparer: VoxelPosterior | None
     plus: Map | None = None
+    run: str | None = presentation(None)
+    comparer: VoxelPosterior | None = borrowed(COMPARER)
 
     @property
     def supervision(self) -> str | None:
         """What the comparer was trained on."""
         return None if self.comparer is None else self.comparer.supervision
-
-    @property
-    def lent(self) -> dict[str, Seen]:
-        """The comparer's weights."""
-        return {} if self.comparer is None else {self.comparer.digest: self.comparer.seen}
-
-    def check(self, model: Model | Reconstructor) -> None:
-        """There must be a comparer."""
-        if self.comparer is None:
-            raise ValueError(
-                "map.run: expected the run of a comparer that was trained for this run, got none; "
-                "use map.run=RUN, see configs/comparers."
-            )
-        super().check(model)
 
     def __call__(
         self,

@@ -8,31 +8,38 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.needs.training import OnPath
+from volumediff.component import Component, Requirement
 from volumediff.condition import Condition
+from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
-from volumediff.model import Model
 from volumediff.samplers._base import Hook
 
 __all__ = ["Policy"]
 
 
 @dataclass(frozen=True)
-class Policy(ABC):
+class Policy(Component, ABC):
     """Edits of one reverse chain.
 
-    `two_pass` says whether the mask comes from a first row, `refines` whether the second pass must
-    start from a lower level, `own_map` whether the pseudo-healthy volume's map joins those that
-    the policy collects, `takes_region` whether the caller says what to redraw.
+    `edits` says whether there is anything to edit, `two_pass` whether the mask comes from a first
+    row, `refines` whether the second pass must start from a lower level, `own_map` whether the
+    pseudo-healthy volume's map joins those that the policy collects, `takes_region` whether the
+    caller says what to redraw, `paths` the kernels whose states it edits, None for all.
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = None
+    edits: ClassVar[bool] = True
     two_pass: ClassVar[bool] = False
     refines: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
     takes_region: ClassVar[bool] = False
 
-    def problem(self, model: Model) -> str | None:
-        """Why the policy is meaningless with a model; None where it is not."""
-        return None
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A kernel whose states it edits."""
+        of = f"the policy {name_of(type(self))}"
+        return () if self.paths is None else (OnPath(self.paths, of),)
 
     @property
     def healthy_quantile(self) -> float | None:

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly.needs.model import Classes
 from volumediff.anomaly.policies._base import Policy
+from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
-from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 
 __all__ = ["ClassContrast"]
@@ -45,13 +46,10 @@ class ClassContrast(Policy):
         if not 0 < self.share <= 1:
             raise ValueError(f"share: expected a share in (0, 1], got {self.share}.")
 
-    def problem(self, model: Model) -> str | None:
-        """Both classes must exist."""
-        classes = classes_of(model)
-        if 0 < self.other < classes:
-            return None
-        got = f"got one with {classes}" if classes else "got one without classes"
-        return f"expected a class-conditional checkpoint with a class {self.other}, {got}."
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Both classes."""
+        return (Classes(self.other, "policy classcontrast"),)
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

@@ -1,6 +1,7 @@
 """Lets only those bits change that the model wants to flip."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,11 @@ from torch import Tensor
 
 from volumediff import tiling
 from volumediff.anomaly._scene import Scene
+from volumediff.anomaly.needs.model import Bits
 from volumediff.anomaly.policies._base import Policy
+from volumediff.component import Requirement
 from volumediff.condition import Condition
-from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
-from volumediff.kernels.discrete import Discrete
-from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 
 __all__ = ["Flip"]
@@ -41,25 +41,17 @@ class Flip(Policy):
         Unsupervised Anomaly Detection, arXiv:2403.11667
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = ("discrete",)
     probability: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability: expected one in [0, 1], got {self.probability}.")
 
-    def problem(self, model: Model) -> str | None:
-        """There must be bits, and a model of their flips."""
-        if not model.space.binary:
-            return (
-                f"expected a space of bits, got {name_of(type(model.space))}, whose states are "
-                "not; use the latents of a binary autoencoder."
-            )
-        if not isinstance(model.kernel, Discrete):
-            return (
-                "expected a checkpoint with kernel discrete, got one with "
-                f"{name_of(type(model.kernel))}; train with kernel=discrete."
-            )
-        return None
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Bits, and a model of their flips."""
+        return Bits("policy flip"), *super().needs
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

@@ -1,6 +1,7 @@
 """Steers the chain by its own intermediate maps: normal tissue is put back as it was."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,10 +10,7 @@ from volumediff.anomaly._filters import close, dilate
 from volumediff.anomaly._scene import Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.condition import Condition
-from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
-from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Model
 from volumediff.samplers._base import Context, Hook
 from volumediff.tunable import Tunable, tunable
 
@@ -45,6 +43,7 @@ class Harmonise(Policy):
         (THOR), arXiv:2403.08464
     """
 
+    paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
     levels: tuple[float, ...] = tunable((), Tunable.TIME)
     log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
     dilate_mm: float = 9.0
@@ -52,15 +51,6 @@ class Harmonise(Policy):
     def __post_init__(self) -> None:
         if not read_levels(self.levels, self.log_snrs):
             raise ValueError("harmonise: expected levels or log_snrs, got none.")
-
-    def problem(self, model: Model) -> str | None:
-        """The blend is of Gaussian noise."""
-        if isinstance(model.kernel, Gaussian):
-            return None
-        return (
-            "expected a checkpoint with kernel gaussian, whose noise it blends, got one with "
-            f"{name_of(type(model.kernel))}; use the policy flip or plain."
-        )
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

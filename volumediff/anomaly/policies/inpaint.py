@@ -9,9 +9,9 @@ from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping,
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.where import Found, Where
+from volumediff.compatibility import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
-from volumediff.recipes.inpainting import Inpainting
 from volumediff.samplers._base import Hook
 
 __all__ = ["Inpaint"]
@@ -64,7 +64,7 @@ class Inpaint(Policy):
 
     def hook(self, scene: Scene) -> Hook | None:
         """Puts the patient's own state back outside the region, unless the network is told."""
-        if isinstance(scene.model.recipe, Inpainting):
+        if fills_voids(scene.model.recipe):
             return None
         return keeping(scene, self.where(scene))
 

@@ -1,6 +1,7 @@
 """The policy without edits: the reverse chain runs as the sampler walks it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,8 @@ __all__ = ["Plain"]
 @dataclass(frozen=True)
 class Plain(Policy):
     """No edits: the reverse chain runs as the sampler walks it."""
+
+    edits: ClassVar[bool] = False
 
     def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

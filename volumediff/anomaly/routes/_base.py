@@ -10,9 +10,7 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Model
+from volumediff.component import Component
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Route", "Volumes"]
@@ -21,14 +19,14 @@ Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 
 @dataclass(frozen=True)
-class Route(ABC):
+class Route(Component, ABC):
     """Makes pseudo-healthy volumes of a scene.
 
     `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
     the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
-    map is taken of the volumes, besides maps that the route leaves with the scene; `kernels` whose
-    states it walks; `needs` how a run must be trained for it, beyond the row's recipe.
+    map is taken of the volumes, besides maps that the route leaves with the scene; `paths` whose
+    states it walks, None for all kernels.
     """
 
     chain: ClassVar[bool] = True
@@ -36,12 +34,7 @@ class Route(ABC):
     corrupts: ClassVar[bool] = True
     two_pass: ClassVar[bool] = False
     own_map: ClassVar[bool] = True
-    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian,)
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def problem(self, model: Model) -> str | None:
-        """Why the route is meaningless with a model; None where it is not."""
-        return None
+    paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
 
     @abstractmethod
     def noise_levels(self) -> list[Level]:

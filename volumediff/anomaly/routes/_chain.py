@@ -5,7 +5,7 @@ from torch import Tensor
 
 from volumediff.anomaly._scene import Scene
 from volumediff.anomaly.policies._base import Policy
-from volumediff.samplers._base import InvertibleSampler, Sampler
+from volumediff.samplers._base import Sampler
 
 __all__ = ["down", "needs_inverse", "needs_sampler", "no_sampler"]
 
@@ -17,10 +17,10 @@ def needs_sampler(route: str, sampler: Sampler | None) -> None:
 
 def needs_inverse(route: str, sampler: Sampler | None) -> None:
     needs_sampler(route, sampler)
-    if not isinstance(sampler, InvertibleSampler):
+    if sampler is not None and not sampler.invertible:
         raise ValueError(
-            f"route {route}: expected a sampler that can be inverted, such as ddim or heun, "
-            f"got {type(sampler).__name__.lower()}."
+            f"route {route}: expected a sampler that can be inverted, such as heun or ddim with "
+            f"eta 0, got {type(sampler).__name__.lower()}."
         )
 
 

@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly.needs.training import TrainedOn
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_sampler
+from volumediff.component import Requirement
 from volumediff.condition import Condition
-from volumediff.config import name_of
 from volumediff.data.regions import Region, Slabs
-from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.recipes.translation import Translation
 from volumediff.samplers._base import Sampler
@@ -62,12 +62,10 @@ class Cycle(Route):
         """Any sampler will do."""
         needs_sampler("cycle", sampler)
 
-    def problem(self, model: Model) -> str | None:
-        """The network must know both directions."""
-        if isinstance(model.recipe, Translation):
-            return None
-        got = name_of(type(model.recipe))
-        return f"expected a checkpoint of the recipe translation, got {got}; train with it."
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A network that knows both directions."""
+        return (TrainedOn(Translation),)
 
     def __call__(
         self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None

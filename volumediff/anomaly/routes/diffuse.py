@@ -7,9 +7,6 @@ from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.discrete import Discrete
-from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import Sampler
 from volumediff.tunable import Tunable, tunable
 
@@ -25,7 +22,7 @@ class Diffuse(Route):
         log_snr: the same as log-SNR; give one of the two
     """
 
-    kernels: ClassVar[tuple[type[Kernel], ...]] = (Gaussian, Discrete)
+    paths: ClassVar[tuple[str, ...] | None] = ("gaussian", "discrete")
     level: float | None = tunable(None, Tunable.TIME)
     log_snr: float | None = tunable(None, Tunable.LOG_SNR)
 

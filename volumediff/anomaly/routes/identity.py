@@ -7,7 +7,6 @@ from volumediff.anomaly._scene import Level, Scene
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
-from volumediff.kernels._base import Kernel
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Identity"]
@@ -20,7 +19,7 @@ class Identity(Route):
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     corrupts: ClassVar[bool] = False
-    kernels: ClassVar[tuple[type[Kernel], ...]] = (Kernel,)
+    paths: ClassVar[tuple[str, ...] | None] = None
 
     def noise_levels(self) -> list[Level]:
         """None."""

@@ -6,11 +6,9 @@ from typing import ClassVar
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
+from volumediff.compatibility import walks
 from volumediff.config import name_of
-from volumediff.kernels._base import Kernel
-from volumediff.kernels.cold import Cold
 from volumediff.samplers._base import Sampler
-from volumediff.samplers.ancestral import Ancestral
 
 __all__ = ["Restore"]
 
@@ -35,7 +33,7 @@ class Restore(Route):
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    kernels: ClassVar[tuple[type[Kernel], ...]] = (Cold,)
+    paths: ClassVar[tuple[str, ...] | None] = ("cold",)
     levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -48,16 +46,11 @@ class Restore(Route):
 
     def check(self, sampler: Sampler | None) -> None:
         """A step must be the kernel's own."""
-        if sampler is not None and not isinstance(sampler, Ancestral):
+        if sampler is not None and not walks(sampler, "cold"):
             raise ValueError(
-                "route restore: expected the sampler ancestral, or none for single steps, got "
-                f"{name_of(type(sampler))}, which steps along Gaussian noise; a cold kernel has "
-                "none."
-            )
-        if isinstance(sampler, Ancestral) and sampler.variance:
-            raise ValueError(
-                f"route restore: expected a sampler with variance 0, got {sampler.variance}; a "
-                "cold kernel draws no noise."
+                "route restore: expected a sampler whose step is the kernel's own, ancestral with "
+                f"variance 0, or none for single steps, got {name_of(type(sampler))}, which steps "
+                "along Gaussian noise; a cold kernel has none."
             )
 
     def __call__(

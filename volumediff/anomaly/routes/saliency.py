@@ -1,13 +1,14 @@
 """Where a classifier of noisy states looks; no chain, and no pseudo-healthy volume."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from volumediff.anomaly._scene import Level, Scene, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
-from volumediff.classification import ClassPosterior
+from volumediff.classification import CLASSIFIER, ClassPosterior
+from volumediff.component import borrowed, presentation
 from volumediff.condition import HEALTHY
 from volumediff.samplers._base import Sampler
 from volumediff.tunable import Tunable, tunable
@@ -28,6 +29,7 @@ class Saliency(Route):
     Arguments:
         levels: times t of the noisy states, in (0, 1]
         log_snrs: the same as log-SNRs; give one of the two
+        run: folder of the classifier's run; None takes that of the whole method
         classifier: of the noisy states of this model; handed in, never configured
 
     References:
@@ -38,8 +40,8 @@ class Saliency(Route):
     own_map: ClassVar[bool] = False
     levels: tuple[float, ...] = tunable((), Tunable.TIME)
     log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
-    _: KW_ONLY
-    classifier: ClassPosterior | None
+    run: str | None = presentation(None)
+    classifier: ClassPosterior | None = borrowed(CLASSIFIER)
 
     def __post_init__(self) -> None:
         if not self.noise_levels():

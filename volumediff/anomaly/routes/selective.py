@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 
 from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly.needs.training import MaskLoss
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
-from volumediff.model import Model
+from volumediff.component import Requirement
 from volumediff.samplers._base import Sampler
 from volumediff.samplers._transfer import euler
 from volumediff.tunable import Tunable, tunable
@@ -45,7 +46,6 @@ class Selective(Route):
 
     chain: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]] = ("recipe.mask_loss=0.1",)
     levels: tuple[float, ...] = tunable((), Tunable.TIME)
     log_snrs: tuple[float, ...] = tunable((), Tunable.LOG_SNR)
 
@@ -61,14 +61,10 @@ class Selective(Route):
         """A sampler would never be used."""
         no_sampler("selective", sampler)
 
-    def problem(self, model: Model) -> str | None:
-        """The network must say where noise is."""
-        if model.recipe.mask_loss:
-            return None
-        return (
-            "expected a checkpoint that predicts where noise is, got one that does not; train "
-            f"with {self.needs[0]}."
-        )
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A network that says where noise is."""
+        return (MaskLoss("route selective"),)
 
     def __call__(
         self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None

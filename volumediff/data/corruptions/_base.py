@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,7 +13,13 @@ __all__ = ["Corruption"]
 
 @dataclass(frozen=True)
 class Corruption(ABC):
-    """A keyed change of a healthy volume, and how much of it is where."""
+    """A keyed change of a healthy volume, and how much of it is where.
+
+    Class attributes:
+        kind: family of the change; methods name the kind that they are about
+    """
+
+    kind: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(

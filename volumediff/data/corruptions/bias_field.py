@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -24,6 +25,7 @@ class BiasField(Corruption):
         cell_mm: distance of the nodes between which n is interpolated
     """
 
+    kind: ClassVar[str] = "bias_field"
     sigma: tuple[float, float] = (0.1, 0.4)
     cell_mm: float = 60.0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -30,6 +31,7 @@ class Coarse(Corruption):
         MRI, MIDL
     """
 
+    kind: ClassVar[str] = "coarse"
     sigma: float = 0.2
     cell: int = 8
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +52,7 @@ class Disentangled(Corruption):
         Detection (DISYRE v2), arXiv:2407.06635; its shapes are read from files
     """
 
+    kind: ClassVar[str] = "disentangled"
     side: tuple[float, float] = (0.05, 0.2)
     factor: tuple[float, float] = (0.05, 0.95)
     bias: tuple[float, float] = (0.1, 1.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +28,7 @@ class ForeignPatch(Corruption):
         Tan et al. (2020), Detecting Outliers with Foreign Patch Interpolation, arXiv:2011.04197
     """
 
+    kind: ClassVar[str] = "foreign_patch"
     side: tuple[float, float] = (0.05, 0.2)
     factor: tuple[float, float] = (0.05, 0.95)
 

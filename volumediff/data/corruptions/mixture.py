@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -22,6 +23,7 @@ class Mixture(Corruption):
         weights: how often each is drawn, relative to each other; all equal if none are given
     """
 
+    kind: ClassVar[str] = "mixture"
     of: tuple[Corruption, ...]
     weights: tuple[float, ...] = ()
 

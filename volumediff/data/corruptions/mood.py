@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -139,6 +140,7 @@ class Mood(Corruption):
         and Localization on Medical Images, IEEE TMI 41(10)
     """
 
+    kind: ClassVar[str] = "mood"
     kinds: tuple[str, ...] = tuple(KINDS)
     radius: tuple[float, float] = (0.05, 0.13)
 

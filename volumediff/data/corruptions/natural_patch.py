@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -45,6 +46,7 @@ class NaturalPatch(Corruption):
         and Localization, arXiv:2109.15222
     """
 
+    kind: ClassVar[str] = "natural_patch"
     side: tuple[float, float] = (0.03, 0.4)
     scale: float = 0.05
     size: tuple[float, float] = (0.7, 1.3)

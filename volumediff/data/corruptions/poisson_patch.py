@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +32,7 @@ class PoissonPatch(Corruption):
         Tan et al. (2021), Detecting Outliers with Poisson Image Interpolation, arXiv:2107.02622
     """
 
+    kind: ClassVar[str] = "poisson_patch"
     side: tuple[float, float] = (0.05, 0.2)
     factor: tuple[float, float] = (0.05, 0.95)
 

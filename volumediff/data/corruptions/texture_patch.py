@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,6 +47,7 @@ class TexturePatch(Corruption):
         of a data set of photographs with an opacity of 0.2 to 1
     """
 
+    kind: ClassVar[str] = "texture_patch"
     share: tuple[float, float] = (0.005, 0.1)
     wavelength: tuple[float, float] = (0.125, 0.5)
     opacity: tuple[float, float] = (0.2, 1.0)

@@ -39,6 +39,10 @@ class Datalist(Layout):
         path = root / "dataset.json" if root.is_dir() else root
         info, base = read_json(path), path.parent
         names = info.get("channel_names") or info.get("modality") or {}
+        if not isinstance(names, dict):
+            raise DataError(
+                f"{path}: expected an object under 'channel_names', got {names!r:.60}."
+            )
         sections = (("training", "train"), ("validation", "validation"), ("test", "test"))
         sections += (("testing", "test"),)
         cases, problems = [], []
@@ -73,5 +77,8 @@ def _entry(entry: Any, base: Path, names: dict[str, str], split: str) -> Case:
     attributes: dict[str, str | float] = {"split": split}
     for key, value in entry.items():
         if key not in known and isinstance(value, str | int | float):
-            attributes[key] = value if isinstance(value, str) else float(value)
+            try:
+                attributes[key] = value if isinstance(value, str) else float(value)
+            except OverflowError:
+                raise DataError(f"{key!r} is a number without end; correct the entry.") from None
     return Case(case, patient, dict(zip(channels, paths, strict=True)), label, attributes)

@@ -29,9 +29,9 @@ class NNUNet(Layout):
         info = read_json(root / "dataset.json")
         names = info.get("channel_names") or info.get("modality")
         ending = info.get("file_ending", ".nii.gz")
-        if not isinstance(names, dict) or not names:
+        if not isinstance(names, dict) or not names or not all(n.isdecimal() for n in names):
             raise DataError(
-                f"{root / 'dataset.json'}: expected 'channel_names' with at least one."
+                f'{root / "dataset.json"}: expected \'channel_names\' such as {{"0": "T1w"}}.'
             )
         if not NIFTI.search(str(ending)):
             raise DataError(

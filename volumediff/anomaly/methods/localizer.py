@@ -10,38 +10,39 @@ everything that is compared, counted or ranked lies in the foreground.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._checkpoint import (
-    check_corruption,
-    check_diffusion,
-    check_guidance,
-    check_kernel,
-    check_noise,
-    check_recipe,
-    check_reference,
-    check_times,
-)
-from volumediff.anomaly._classifier import missing_classifier
-from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly._scene import Level, Scene, classes_of
 from volumediff.anomaly._sound import sound
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.adaptation import Adaptation
-from volumediff.anomaly.calibration import Example
-from volumediff.anomaly.ensemble import Ensemble, Mahalanobis, Mean
+from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
-from volumediff.anomaly.method import BAR, Learned, Method
+from volumediff.anomaly.methods._base import BAR, Learned, Method
+from volumediff.anomaly.needs.levels import Descends, Levels
+from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses
+from volumediff.anomaly.needs.training import (
+    CorruptedBy,
+    NoisedBy,
+    Referred,
+    SameSupervision,
+    TrainedOn,
+    WithKernel,
+)
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes._base import Route
+from volumediff.compatibility import path_problem, require, sampler_problem
+from volumediff.component import Requirement
 from volumediff.condition import HEALTHY
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
-from volumediff.data.seen import Seen
 from volumediff.guidance._base import Guidance, with_classes
 from volumediff.kernels._base import Kernel
 from volumediff.kernels.gaussian import Gaussian as GaussianKernel
@@ -74,6 +75,7 @@ class Localizer(Method):
         adapt: fitting of the network to each volume outside of what a first map suspects
     """
 
+    mark: ClassVar[str | None] = "route"
     noise: type[Noise] = Gaussian
     kernel: type[Kernel] = GaussianKernel
     recipe: type[Recipe] | None = None
@@ -90,15 +92,11 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         self.route.check(self.sampler)
-        if not issubclass(self.kernel, self.route.kernels):
-            known = " or ".join(name_of(k) for k in self.route.kernels)
-            raise ValueError(
-                f"kernel: expected {known} for the route {name_of(type(self.route))}, got "
-                f"{name_of(self.kernel)}."
-            )
+        route = f"the route {name_of(type(self.route))}"
+        require(path_problem(self.route, self.kernel, route))
         if self.sampler is not None:
-            self.sampler.check(self.kernel)
-        if not self.route.chain and not isinstance(self.policy, Plain):
+            require(sampler_problem(self.sampler, self.kernel))
+        if not self.route.chain and self.policy.edits:
             raise ValueError(
                 f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
                 f"chain, got {type(self.route).__name__.lower()}; use diffuse or inversion."
@@ -111,54 +109,48 @@ class Localizer(Method):
                 "first: expected a first row exactly where policy or route take a mask from one, "
                 f"got {'a row' if self.first else 'none'} with {names}."
             )
-        first = self.first
-        if self.policy.refines and isinstance(first, Localizer) and not first.route.own_map:
+        if self.policy.refines and self.first is not None and not self.first.own_map:
             raise ValueError(f"first: expected a row with a pseudo-healthy volume for {names}.")
+
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """Recipe, kernel, noise, classes and levels must be those of the run."""
+        levels, goes_down = (
+            self.noise_levels(),
+            self.sampler is not None and self.sampler.steps > 1,
+        )
+        found: list[Requirement] = [Diffusion(), TrainedOn(self.recipe)]
+        found += [Referred()] if self.reference else []
+        found += [WithKernel(self.kernel), NoisedBy(self.noise)]
+        found += [] if self.corruption is None else [CorruptedBy(self.corruption)]
+        found += [] if self.guidance is None else [GuidanceClasses(self.guidance)]
+        found += [
+            SameSupervision(self.map.supervision, self.supervision),
+            Levels(levels, goes_down),
+        ]
+        if self.policy.refines and self.first is not None:
+            found.append(Descends(levels, self.first.noise_levels()))
+        return tuple(found)
 
     @property
     def takes_region(self) -> bool:
         """Whether the caller must say what to redraw."""
-        first = self.first
-        inner = isinstance(first, Localizer) and first.takes_region
-        return self.policy.takes_region or inner
+        return self.policy.takes_region or (self.first is not None and self.first.takes_region)
 
-    def check(self, model: Learned) -> None:
-        """Noise, guidance, classes and levels must suit the checkpoint."""
-        check_diffusion(model)
-        check_recipe(model, self.recipe)
-        check_corruption(model, self.corruption)
-        check_kernel(model, self.kernel)
-        check_reference(model, self.reference)
-        check_noise(model, self.noise)
-        if missing_classifier(self):
-            raise ValueError(
-                "classifier: expected a classifier of this model's noisy states, got none; use "
-                "--classifier RUN, the run of a configuration such as encoder_64."
-            )
-        self.map.check(model)
-        if self.map.supervision not in (None, self.supervision):
-            raise ValueError(
-                f"supervision: expected {self.map.supervision}, which the comparer of map.run was "
-                f"trained with, got {self.supervision}; use supervision={self.map.supervision}."
-            )
-        if self.adapt is not None:
-            self.adapt.check(model)
-        for name, block in (("route", self.route), ("policy", self.policy)):
-            problem = block.problem(model)
-            if problem:
-                raise ValueError(f"{name} {type(block).__name__.lower()}: {problem}")
-        check_guidance(model, self.guidance)
-        times = self._times(model)
-        check_times(model, times, chain=self.sampler is not None and self.sampler.steps > 1)
-        if self.first is not None:
-            self.first.check(model)
-            # a first row without a chain, such as that of an autoencoder, has no level
-            before = self.first._times(model) if isinstance(self.first, Localizer) else []
-            if self.policy.refines and before and max(times) >= max(before):
-                raise ValueError(
-                    "first: expected a second pass at a lower noise level than the first, got "
-                    f"t = {max(times):.3f} after {max(before):.3f}."
-                )
+    @property
+    def own_map(self) -> bool:
+        """Whether the route makes a pseudo-healthy volume."""
+        return self.route.own_map
+
+    def noise_levels(self) -> tuple[Level, ...]:
+        """Those of the ensemble, or else those of the route."""
+        levels = [level for level, _ in self.ensemble.members() if level is not None]
+        return tuple(levels or self.route.noise_levels())
+
+    @property
+    def passes(self) -> tuple[Method, ...]:
+        """The method, and those of its first pass."""
+        return (self, *(() if self.first is None else self.first.passes))
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """Runs all members of the ensemble and merges their maps; twice with an adaptation."""
@@ -177,7 +169,7 @@ class Localizer(Method):
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
         own_map = self.policy.own_map and self.route.own_map
-        weighing = isinstance(self.ensemble, Mahalanobis)
+        weighing = self.ensemble.weighs
         kept: list[Tensor] = []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
@@ -219,11 +211,6 @@ class Localizer(Method):
         )
 
     @property
-    def lent(self) -> dict[str, Seen]:
-        """Those of the first row and of the map."""
-        return ({} if self.first is None else self.first.lent) | self.map.lent
-
-    @property
     def bar(self) -> tuple[Method, float] | None:
         """The first row, where the policy's mask needs its healthy maps."""
         q = self.policy.healthy_quantile
@@ -234,11 +221,6 @@ class Localizer(Method):
         if self.bar is None:
             return self
         return replace(self, policy=self.policy.with_bar(float(statistics[BAR])))
-
-    def _times(self, model: Model) -> list[float]:
-        levels = [level for level, _ in self.ensemble.members() if level is not None]
-        levels = levels or self.route.noise_levels()
-        return [level.time(model.kernel.schedule) for level in levels]
 
     def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
         condition = example.condition
@@ -260,7 +242,7 @@ class Localizer(Method):
             x=example.x,
             foreground=example.foreground,
             spacing_mm=example.spacing_mm,
-            distance=self.map.bound(model, condition),
+            distance=self.map.with_model(model, condition),
             noise=model.noise((key,), tuple(example.x.shape[1:])),
             key=key,
             lossy=self.route.corrupts and not model.space.exact,

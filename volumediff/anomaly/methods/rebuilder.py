@@ -6,19 +6,21 @@ The autoencoder is the run's own, or that of a latent diffusion run, which holds
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
 from volumediff.anomaly._spread import Spread
-from volumediff.anomaly.calibration import Example
 from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
-from volumediff.anomaly.method import Learned, Method
+from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.needs.autoencoder import Reconstructs, autoencoder_in
 from volumediff.anomaly.reconstruction import Reconstruction, SinglePass, View
 from volumediff.autoencoders import Reconstructor
-from volumediff.features.encoder import latent_of
+from volumediff.component import Requirement
 from volumediff.randomness import key as key_of
 
 __all__ = ["Rebuilder"]
@@ -35,6 +37,7 @@ class Rebuilder(Method):
         map: distance between volume and pseudo-healthy volume
     """
 
+    mark: ClassVar[str | None] = "reconstruction"
     autoencoder: type[Reconstructor] = Reconstructor
     reconstruction: Reconstruction = field(default_factory=SinglePass)
     ensemble: Ensemble = field(default_factory=Mean)
@@ -50,25 +53,15 @@ class Rebuilder(Method):
                 "ensemble: expected seeds: 1, since the reconstruction draws nothing."
             )
 
-    def check(self, model: Learned) -> None:
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
         """The run must hold an autoencoder of the right kind."""
-        part = self._part(model)
-        if not isinstance(part, self.autoencoder):
-            wanted = self.autoencoder.__name__.lower()
-            raise ValueError(
-                f"autoencoder: expected the run of a {wanted}, got one of a "
-                f"{type(part).__name__.lower()}; use a run that trains it, see "
-                "configs/autoencoders."
-            )
-        problem = self.reconstruction.problem(part)
-        if problem:
-            raise ValueError(f"reconstruction {type(self.reconstruction).__name__}: {problem}")
-        self.map.check(part)
+        return (Reconstructs(self.autoencoder),)
 
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """Reconstructs once per seed and merges the maps."""
-        part, seeds = self._part(model), self.ensemble.seeds
-        distance = self.map.bound(part, example.condition)
+        part, seeds = autoencoder_in(model), self.ensemble.seeds
+        distance = self.map.with_model(part, example.condition)
         place = {"foreground": example.foreground, "spacing_mm": example.spacing_mm}
         total, healthy, errors, trace = 0.0, 0.0, [], {}
         spread = Spread(seeds) if seeds > 1 else None
@@ -89,22 +82,3 @@ class Rebuilder(Method):
             errors=torch.stack(errors),
             uncertainty=None if spread is None else spread.value(),
         )
-
-    def _part(self, model: Learned) -> Reconstructor:
-        """The autoencoder of a run.
-
-        Raises:
-            ValueError: it has none
-        """
-        if isinstance(model, Reconstructor):
-            return model
-        if model is None:
-            raise ValueError("expected a trained model, got none; only baselines work without.")
-        latent = latent_of(model.space)
-        if latent is None or latent is not model.space:
-            kind = type(model.space).__name__.lower()
-            raise ValueError(
-                "expected the run of an autoencoder, or of a diffusion model of latents, got one "
-                f"of states of the space {kind}; train configs/autoencoders/vae_64.yaml."
-            )
-        return latent.autoencoder

@@ -1,22 +1,27 @@
 """Contract of methods: anything that localizes in a volume."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import MISSING, dataclass, field, fields
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._scene import Level
 from volumediff.anomaly._sound import sound
-from volumediff.anomaly.calibration import Calibration, Example, Normalization, Raw, Residual
+from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import Finding, Localization
+from volumediff.anomaly.normalization import Normalization, Raw, Residual
 from volumediff.anomaly.post import MASK, Post
 from volumediff.anomaly.score import Score, TopFraction
-from volumediff.anomaly.threshold import HealthyFPR, OwnMap, Threshold
+from volumediff.anomaly.threshold import HealthyFPR, Threshold
 from volumediff.autoencoders import Reconstructor
+from volumediff.component import Component, Request, is_handed_in, presentation
 from volumediff.condition import Condition
 from volumediff.data.seen import Seen
 from volumediff.model import Model
@@ -30,8 +35,12 @@ BAR = "first.threshold"  # among the statistics of a calibration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """Anything that localizes: rows of the engine and baselines.
+class Method(Component, ABC):
+    """Anything that localizes.
+
+    `mark` is the slot by which a YAML file is known to be a method of this kind; `section` is the
+    key below which a method that is one component has its own arguments, all but those in
+    `beside`, which stand next to it as the slots that all methods share.
 
     Arguments:
         supervision: what training needs beside volumes: none at all, healthy volumes
@@ -43,25 +52,96 @@ class Method(ABC):
         score: from map to volume score
     """
 
-    supervision: Literal["none", "unsupervised", "self", "weak", "full"] = "unsupervised"
-    scope: str = "any deviation from healthy volumes"
+    mark: ClassVar[str | None] = None
+    section: ClassVar[str | None] = None
+    beside: ClassVar[tuple[str, ...]] = ()
+    supervision: Literal["none", "unsupervised", "self", "weak", "full"] = presentation(
+        "unsupervised"
+    )
+    scope: str = presentation("any deviation from healthy volumes")
     normalize: Normalization = field(default_factory=Raw)
     post: tuple[Post, ...] = ()
-    threshold: Threshold = field(default_factory=HealthyFPR)
+    threshold: Threshold = presentation(default_factory=HealthyFPR)
     score: Score = field(default_factory=TopFraction)
-
-    @abstractmethod
-    def check(self, model: Learned) -> None:
-        """Raises ValueError, with the reason, for a model with which the method is meaningless."""
 
     @abstractmethod
     def find(self, model: Learned, example: Example, *, key: int) -> Finding:
         """The map of a volume, before normalization."""
 
     @property
-    def lent(self) -> dict[str, Seen]:
-        """SHA-256 of the weights of other runs that the method works with -> what they saw."""
-        return {}
+    def takes_region(self) -> bool:
+        """Whether the caller must say what to redraw."""
+        return False
+
+    @property
+    def own_map(self) -> bool:
+        """Whether there is a pseudo-healthy volume, for a second pass to start from."""
+        return True
+
+    def noise_levels(self) -> tuple[Level, ...]:
+        """The noise levels that the method's last pass begins at; none without noise."""
+        return ()
+
+    @property
+    def passes(self) -> tuple["Method", ...]:
+        """The method, its first pass, the first pass of that, and so on."""
+        return (self,)
+
+    @classmethod
+    def required(cls) -> tuple[str, ...]:
+        """Slots without a default."""
+        return tuple(
+            f.name
+            for f in fields(cls)
+            if f.init and f.default is MISSING and f.default_factory is MISSING
+        )
+
+    @classmethod
+    def slots(cls, *, whole: bool = False) -> tuple[str, ...]:
+        """Keys of a YAML file of this kind, beside its section.
+
+        Arguments:
+            whole: whether the class is named by the key `method`, so that there is no section
+        """
+        own = [f.name for f in fields(cls) if f.init and not is_handed_in(f)]
+        if cls.section is None or whole:
+            return tuple(own)
+        shared = {f.name for f in fields(Method)} | set(cls.beside)
+        return tuple(name for name in own if name in shared)
+
+    def key(self, name: str) -> tuple[str, ...]:
+        """Where a YAML file has a field."""
+        inside = self.section is not None and name not in self.slots()
+        return (self.section, name) if inside else (name,)
+
+    @property
+    def seen(self) -> Seen:
+        """What the models of other runs have seen that the method works with."""
+        found = Seen()
+        for request in self.requests():
+            if request.value is not None:
+                found |= request.value.seen
+        return found
+
+    def check(self, model: Learned, *, borrowed: bool = True) -> None:
+        """Asks of a model what the method and its components need.
+
+        Arguments:
+            model: of a run
+            borrowed: whether what comes from other runs must be there already
+
+        Raises:
+            ValueError: the method is meaningless with the model; one line says why
+        """
+        own = self.needs
+        for requirement in own:
+            requirement.check(model)
+        for request in self.requests():
+            if borrowed and request.value is None and request.loan.required:
+                raise ValueError(_missing(request))
+        for requirement in self.requirements():
+            if requirement not in own:
+                requirement.check(model)
 
     @property
     def bar(self) -> "tuple[Method, float] | None":
@@ -75,11 +155,7 @@ class Method(ABC):
     @property
     def fingerprint(self) -> str:
         """Identifies the blocks that shape map and score; a calibration belongs to one."""
-        free = ("threshold", "supervision", "scope")
-        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in free]
-        text = f"{type(self).__name__}({', '.join(parts)})"
-        # a slot that came later and is not filled changes nothing, in a first row neither
-        text = text.replace(", adapt=None", "")
+        text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @torch.no_grad()
@@ -141,7 +217,7 @@ class Method(ABC):
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
         value = self.threshold(calibration)
-        if isinstance(self.threshold, OwnMap):
+        if value is None:
             value = self.threshold.of(a, foreground=foreground)
         mask = None
         if value is not None:
@@ -184,3 +260,11 @@ class Method(ABC):
                 f"({calibration.fingerprint}); fit it again."
             )
         return calibration.statistics
+
+
+def _missing(request: Request) -> str:
+    """What is wrong where a model of another run was not handed in."""
+    loan = request.loan
+    use = f"{request.name} RUN" if request.name == loan.option else f"{request.name}=RUN"
+    who = loan.kind if request.name == loan.option else request.name
+    return f"{who}: expected {loan.what}, got none; use {use}, see configs/{loan.configurations}."

@@ -1,0 +1,138 @@
+"""What model a run must hold: a denoiser, classes, bits, an exact space, features."""
+
+from dataclasses import dataclass
+
+from volumediff.anomaly._scene import classes_of
+from volumediff.autoencoders import Reconstructor
+from volumediff.compatibility import (
+    diffusion_problem,
+    guidance_problem,
+    highest_problem,
+    map_space_problem,
+    require,
+)
+from volumediff.component import Requirement
+from volumediff.config import name_of
+from volumediff.features.encoder import feature_problem
+from volumediff.guidance._base import Guidance, with_classes
+from volumediff.model import Model
+
+__all__ = ["Bits", "Classes", "Diffusion", "ExactSpace", "Features", "GuidanceClasses"]
+
+Learned = Model | Reconstructor | None
+
+
+@dataclass(frozen=True)
+class Diffusion(Requirement):
+    """A diffusion model."""
+
+    def check(self, model: Learned) -> None:
+        """It must be one, and there."""
+        require(diffusion_problem(model))
+
+
+@dataclass(frozen=True)
+class Classes(Requirement):
+    """Classes of volumes.
+
+    Arguments:
+        index: of the last class that is asked for; 0 is healthy
+        of: who asks, for the message
+    """
+
+    index: int
+    of: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The recipe that has classes."""
+        return ("recipe=class_conditional",)
+
+    def check(self, model: Model) -> None:
+        """There must be so many."""
+        classes = classes_of(model)
+        if not 0 < self.index < classes:
+            got = f"got one with {classes}" if classes else "got one without classes"
+            raise ValueError(
+                f"{self.of}: expected a class-conditional checkpoint with a class {self.index}, "
+                f"{got}."
+            )
+
+
+@dataclass(frozen=True)
+class GuidanceClasses(Requirement):
+    """The classes that a guidance is about, where it is about any.
+
+    Arguments:
+        guidance: the guidance
+    """
+
+    guidance: Guidance
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The recipe that has classes."""
+        return ("recipe=class_conditional",) if self.guidance.needs_classes else ()
+
+    def check(self, model: Model) -> None:
+        """They must exist."""
+        require(guidance_problem(model, self.guidance))
+        with_classes(self.guidance, classes_of(model))  # says if there are too few
+
+
+@dataclass(frozen=True)
+class Bits(Requirement):
+    """A space whose states are bits.
+
+    Arguments:
+        of: who asks, for the message
+    """
+
+    of: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The autoencoder that has them."""
+        return ("space.autoencoder=binary",)
+
+    def check(self, model: Model) -> None:
+        """The space must be binary."""
+        if not model.space.binary:
+            raise ValueError(
+                f"{self.of}: expected a space of bits, got {name_of(type(model.space))}, whose "
+                "states are not; use the latents of a binary autoencoder."
+            )
+
+
+@dataclass(frozen=True)
+class ExactSpace(Requirement):
+    """A space that loses nothing, for methods whose states are maps."""
+
+    def check(self, model: Model) -> None:
+        """The space must be exact."""
+        require(map_space_problem(model.space))
+
+
+@dataclass(frozen=True)
+class Features(Requirement):
+    """Features that an encoder of the run has of a volume.
+
+    Arguments:
+        of: the denoiser (`network`) or the `autoencoder` of a latent space
+        where: who asks, for the message
+        times: at which the denoiser is asked; none for no check of them
+    """
+
+    of: str
+    where: str
+    times: tuple[float, ...] = ()
+
+    def check(self, model: Learned) -> None:
+        """The model must have them."""
+        if model is None:
+            raise ValueError(f"{self.where}: expected a trained model, got none; use a baseline.")
+        problem = feature_problem(model, self.of)
+        if problem is None and self.of == "network" and self.times:
+            problem = highest_problem(model, max(self.times))
+        if problem:
+            raise ValueError(f"{self.where}: {problem}")

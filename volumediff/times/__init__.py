@@ -1,0 +1,1 @@
+"""Densities of training times: how often each noise level is trained, one file per density."""
