@@ -76,16 +76,17 @@ def localize_words(
 ) -> list[str]:
     """`options`: classifier, region, saliency (paths), memory and seed, where they are given."""
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    said = ["localize", str(run), "-i", str(inputs), "-o", str(out), "--method", method]
+    said = ["localize", str(inputs), "--run", str(run), "-o", str(out), "--method", method]
     return [*said, "--device", "cpu", *given, *words]
 
 
 def segment_words(run: Path, inputs: Path, out: Path, words: Sequence[str]) -> list[str]:
-    return ["segment", str(run), "-i", str(inputs), "-o", str(out), "--device", "cpu", *words]
+    return ["segment", str(inputs), *words, "--run", str(run), "-o", str(out), "--device", "cpu"]
 
 
 def sample_words(run: Path, out: Path) -> list[str]:
-    return ["sample", str(run), "-o", str(out), "-n", "2", "--steps", "3", "--device", "cpu"]
+    options = ["-o", str(out), "-n", "2", "--device", "cpu"]
+    return ["sample", "sampler.steps=3", "--run", str(run), *options]
 
 
 def evaluate_words(maps: Path, truth: Path) -> list[str]:
@@ -94,7 +95,18 @@ def evaluate_words(maps: Path, truth: Path) -> list[str]:
 
 def tune_words(run: Path, method: str, words: Sequence[str]) -> list[str]:
     levels = ("--levels", "-1,0", "--volumes", "2")
-    return ["tune", str(run), "--method", method, "--json", "--device", "cpu", *levels, *words]
+    return [
+        "tune",
+        "--run",
+        str(run),
+        "--method",
+        method,
+        "--json",
+        "--device",
+        "cpu",
+        *levels,
+        *words,
+    ]
 
 
 def forget_calibrations(run: Path) -> None:

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import volumediff
 from volumediff.data.anomalies import TEST, insert
 from volumediff.data.intensity import Window
 from volumediff.data.volume import read, write
 from volumediff.evaluation.evaluate import MethodResult, evaluate
-from volumediff.inference.engine import localize
-from volumediff.runs.trained import load_trained
 from volumediff.settings.run_config import load_run_config
 from volumediff.training.loop import train
 
@@ -96,11 +95,11 @@ def localized(
     overrides: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Folders of maps, one per row."""
-    trained = load_trained(run, which="last")
+    trained = volumediff.load(run, which="last")
     folders = []
     for row in rows:
         start = time.monotonic()
-        summary = localize(
+        summary = volumediff.localize_files(
             trained,
             source,
             folder / row,
@@ -108,7 +107,7 @@ def localized(
             overrides=(overrides or {}).get(row, ()),
             channels=channels,
             trace=False,
-            report=lambda line: None,
+            progress=lambda line: None,
         )
         seconds = (time.monotonic() - start) / max(len(summary.done), 1)
         print(f"{folder.name} {row}: {summary.line()}, {seconds:.1f} s per new case", flush=True)

@@ -268,15 +268,15 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     files = write_cases(tmp_path / "in", 1)
     quick = ("--method", "wolleb_ddpm", "sampler.steps=2", "--device", "cpu")
     out = tmp_path / "out"
-    words = ("localize", run, "-i", files, "-o", out)
+    words = ("localize", files, "--run", run, "-o", out)
     code, _, err = program(*words, *quick)
     assert code == 2
     assert "does not suit" in err
-    assert "got none; use --classifier RUN" in err
+    assert "got none; give its run" in err
     assert err.count("\n") == 1
     code, _, err = program(*words, "--method", "ddpm", "--classifier", classifier)
     assert code == 2
-    assert "--classifier: the method ddpm takes none" in err
+    assert "classifier: the method 'ddpm' takes none" in err
     code, _, err = program(*words, *quick, "--classifier", classifier)
     assert code == 0, err
     (path,) = [p for p in out.glob("*.json") if "findings" not in p.name][:1]
@@ -293,14 +293,18 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     brought = save(tmp_path / "map.nii.gz", phantom(3) + 1, flipped)
     fused = ("--method", "dif_fuse", "sampler.steps=2", "post=[]", "--device", "cpu")
     out = tmp_path / "fused"
-    code, _, err = program("localize", run, "-i", image, "-o", out, *fused, "--saliency", brought)
+    code, _, err = program(
+        "localize", image, "--run", run, "-o", out, *fused, "--saliency", brought
+    )
     assert code == 0, err
     (path,) = out.glob("*_desc-first_map.nii.gz")
     first = np.asarray(nib.load(path).dataobj)
     inside = first > 0
     assert inside.any()
     np.testing.assert_allclose(first[inside], (phantom(3) + 1)[::-1][inside], rtol=1e-3)
-    code, _, err = program("localize", run, "-i", image, "-o", out, *fused, "--saliency", tmp_path)
+    code, _, err = program(
+        "localize", image, "--run", run, "-o", out, *fused, "--saliency", tmp_path
+    )
     assert code == 2
     assert "no such file; every case needs its map" in err
     assert saved_config(classifier).classifier["of"] == str(run)

@@ -55,16 +55,20 @@ def test_without_words_there_is_help(program):
 WRONG = {
     "command": (("localise",), "No such command 'localise'. Did you mean 'localize'?"),
     "option": (("info", "--jsno"), "No such option: --jsno"),
-    "no input": (("localize", "r", "-o", "o"), "Missing option '-i'"),
+    "no run given": (("localize", "a.nii", "-o", "o"), "Missing option '--run'"),
+    "no word": (("localize", "--run", "r", "-o", "o"), "Missing argument 'INPUT|KEY=VALUE'"),
     "no config": (("train", "wavlet_128"), "Did you mean 'wavelet_128'?"),
     "key": (("train", "wavelet_64", "optm.lr=1"), "optm: unknown key"),
     "value": (("train", "wavelet_64", "optim.lr=fast"), "got 'fast'"),
     "no data": (("train", "wavelet_64", "output={tmp}/r"), "data.root: expected the folder"),
     "word": (("train", "wavelet_64", "optim.lr"), "expected key=value"),
-    "no run": (("localize", "{tmp}", "-i", "x", "-o", "y"), "no config.yaml, so this is no run"),
+    "no run": (
+        ("localize", "x", "--run", "{tmp}", "-o", "y"),
+        "no config.yaml, so this is no run",
+    ),
     "layout": (("check", "{tmp}", "--layout", "bid"), "choose from auto, atlas"),
     "count": (("sample", "{tmp}", "-o", "x", "-n", "0"), "-n"),
-    "no maps": (("evaluate", "{tmp}", "--truth", "{data}"), "localize first"),
+    "no maps": (("evaluate", "{tmp}", "--truth", "{data}"), "localize into this folder first"),
     "demo": (("demo", "-o", "{tmp}/d", "tests.subjects=1"), "demo: tests"),
     "doctor": (("doctor", "wavelet_64", "space.levls=2"), "Did you mean 'levels'?"),
 }
@@ -86,10 +90,12 @@ WRONG_FOR_A_RUN = {
     "method": (("--method", "thorr"), "Did you mean 'thor'?"),
     "slot": (("--method", "ddpm", "sampeler.steps=2"), "Did you mean 'sampler'?"),
     "guidance": (("--method", "cfg_inversion"), "class-conditional"),
-    "device": (("--device", "cuda:99"), "--device cuda:99: not usable here"),
+    "device": (("--device", "cuda:99"), "device 'cuda:99': not usable here"),
     "checkpoint": (("--which", "worst"), "'best', 'last'"),
-    "no input": (("-i", "{tmp}/none.nii.gz"), "nothing there"),
-    "text": (("-i", "{tmp}/notes.txt"), "expected .nii, .nii.gz, a folder"),
+    "no input": (("threshold=otsu",), "expected a volume, a folder or a manifest to work on"),
+    "no file": (("{tmp}/none.nii.gz",), "nothing there"),
+    "text": (("{tmp}/notes.txt",), "expected .nii, .nii.gz, a folder"),
+    "twice": (("{tmp}/in", "{tmp}/in/new-0_T1w.nii.gz", "{tmp}/in"), "a case called new-0;"),
 }
 
 
@@ -99,8 +105,8 @@ def test_what_does_not_suit_a_run_is_said(name, program, run, tmp_path):
     (tmp_path / "notes.txt").write_text("no volume")
     source = write_cases(tmp_path / "in", count=1)
     words = [word.format(tmp=tmp_path) for word in words]
-    source = [] if "-i" in words else ["-i", source]
-    code, _, complaint = program("localize", run, *source, "-o", tmp_path / "out", *words)
+    source = [source] if words[0].startswith("-") else []
+    code, _, complaint = program("localize", *source, "--run", run, "-o", tmp_path / "out", *words)
     assert code == 2
     assert reason in complaint
     assert complaint.count("\n") == 1
@@ -110,15 +116,17 @@ def test_what_does_not_suit_a_run_is_said(name, program, run, tmp_path):
 def test_runs_are_used_for_what_they_were_trained_for(program, base, run, tmp_path):
     source = write_cases(tmp_path / "in", count=1)
     labels = label_run(base)
-    code, _, complaint = program("localize", labels, "-i", source, "-o", tmp_path / "out", *PLAIN)
+    code, _, complaint = program(
+        "localize", source, "--run", labels, "-o", tmp_path / "out", *PLAIN
+    )
     assert code == 2
-    assert "use volumediff segment" in complaint
-    code, _, complaint = program("segment", run, "-i", source, "-o", tmp_path / "out")
+    assert "segment with it" in complaint
+    code, _, complaint = program("segment", source, "--run", run, "-o", tmp_path / "out")
     assert code == 2
-    assert "use volumediff localize" in complaint
-    code, _, complaint = program("sample", labels, "-o", tmp_path / "out")
+    assert "localize anomalies with it" in complaint
+    code, _, complaint = program("sample", "--run", labels, "-o", tmp_path / "out")
     assert code == 2
-    assert "volumediff segment RUN -i FILE" in complaint
+    assert "samples label maps of an image; segment one with it" in complaint
 
 
 def test_bad_data_is_exit_code_1(program, tmp_path):
@@ -147,7 +155,7 @@ def test_a_damaged_run_is_exit_code_1(program, run, tmp_path):
         content[-1] ^= 1
         weights.write_bytes(content)
     source = write_cases(tmp_path / "in", count=1)
-    code, _, complaint = program("localize", broken, "-i", source, "-o", tmp_path / "o", *PLAIN)
+    code, _, complaint = program("localize", source, "--run", broken, "-o", tmp_path / "o", *PLAIN)
     assert code == 1
     assert "damaged" in complaint
 
@@ -156,7 +164,7 @@ def test_an_output_that_cannot_be_written_is_one_line(program, run, tmp_path):
     source = write_cases(tmp_path / "in", count=1)
     (tmp_path / "file").write_text("in the way")
     code, _, complaint = program(
-        "localize", run, "-i", source, "-o", tmp_path / "file" / "out", *PLAIN
+        "localize", source, "--run", run, "-o", tmp_path / "file" / "out", *PLAIN
     )
     assert code == 1
     assert complaint.count("\n") == 1
@@ -227,7 +235,9 @@ def test_train_localize_evaluate_report(program, base, run, tmp_path):
     words = ("threshold.min_volumes=2", "post=[]")
     for method in ("intensity", "scan", "atlas"):
         out = tmp_path / "maps" / method
-        assert program("localize", run, "-i", data, "-o", out, "--method", method, *words)[0] == 0
+        assert (
+            program("localize", data, "--run", run, "-o", out, "--method", method, *words)[0] == 0
+        )
     folders = [tmp_path / "maps" / m for m in ("intensity", "scan", "atlas")]
     report = ("-o", tmp_path / "report", "--report", "--replicates", 50)
     code, table, complaint = program("evaluate", *folders, "--truth", data, *report)
@@ -261,7 +271,77 @@ def test_train_localize_evaluate_report(program, base, run, tmp_path):
 
 
 def test_calibrate_stores_what_localize_uses(program, run):
-    code, said, _ = program("calibrate", run, "--method", "intensity", "threshold.min_volumes=2")
+    code, said, _ = program(
+        "calibrate", "--run", run, "--method", "intensity", "threshold.min_volumes=2"
+    )
     assert code == 0
     assert re.search(r"calibrated on 4 volumes, validation threshold [\d.]+", said)
     assert list((Path(run) / "calibration" / "intensity").glob("*.safetensors"))
+
+
+# --- the grammar ---------------------------------------------------------------------------------
+
+OF_A_RUN = ("localize", "segment", "sample", "calibrate", "tune")
+
+
+def parameters():
+    import typer
+
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        for parameter in command.params:
+            yield name, parameter
+
+
+def test_the_grammar_is_one_for_all_commands():
+    options = {}
+    for name, parameter in parameters():
+        options.setdefault(name, {}).update(dict.fromkeys(parameter.opts, parameter))
+        assert not {"-i", "--input", "--out"} & set(parameter.opts), name
+        if {"-o", "--output"} & set(parameter.opts):
+            assert {"-o", "--output"} <= set(parameter.opts), name
+    for name in OF_A_RUN:
+        assert options[name]["--run"].required
+    assert {name for name, found in options.items() if "--run" in found} == set(OF_A_RUN)
+
+
+def test_help_texts_stand_alone():
+    for name, parameter in parameters():
+        text = parameter.help or ""
+        assert re.match(r"[A-Z].* .*\.$", text), f"{name} {parameter.opts}: {text!r}"
+
+
+def test_a_word_with_an_equals_sign_is_an_override_and_a_path_has_a_folder():
+    from volumediff.commands._options import inputs_and_words
+
+    given = ["a.nii.gz", "sampler.steps=2", "./a=b.nii", "/d/x=1/c.nii", "post=[{name: a/b}]"]
+    paths, words = inputs_and_words(given)
+    assert paths == [Path("a.nii.gz"), Path("a=b.nii"), Path("/d/x=1/c.nii")]
+    assert words == ["sampler.steps=2", "post=[{name: a/b}]"]
+
+
+def test_defaults_are_those_of_the_python_functions():
+    import volumediff
+    from volumediff.commands._options import defaults
+
+    pairs = {
+        "localize": volumediff.localize_files,
+        "segment": volumediff.segment_files,
+        "sample": volumediff.sample_files,
+        "calibrate": volumediff.Run.calibrate,
+        "tune": volumediff.Run.tune,
+        "evaluate": volumediff.evaluate,
+        "prepare": volumediff.prepare,
+        "restore": volumediff.restore,
+        "check": volumediff.check,
+        "plan": volumediff.plan,
+    }
+    seen = 0
+    for name, parameter in parameters():
+        if name not in pairs:
+            continue
+        known = {**defaults(volumediff.load), **defaults(pairs[name])}
+        own = ("overrides", "memory", "output", "report")  # flags, lists, and where commands write
+        if parameter.name in known and parameter.name not in own:
+            assert parameter.default == known[parameter.name], f"{name} {parameter.name}"
+            seen += 1
+    assert seen > 50

@@ -623,7 +623,7 @@ def test_from_training_to_files(kind, tmp_path, program):
     )
     assert code == 0, said
     files = write_cases(tmp_path / "in", 1)
-    words = ("localize", of, "-i", files, "--method", "sadm", "--device", "cpu", "post=[]")
+    words = ("localize", files, "--run", of, "--method", "sadm", "--device", "cpu", "post=[]")
     code, _, said = program(*words, "-o", tmp_path / "none")
     assert code == 2
     assert "map.run: expected the run of a comparer" in said
@@ -633,7 +633,7 @@ def test_from_training_to_files(kind, tmp_path, program):
     assert code == 0, said
     assert any("map" in p.name for p in out.glob("*.nii.gz"))
     code, _, said = program(
-        "localize", of, "-i", files, "-o", out, "--method", "ddpm", "map.run=x"
+        "localize", files, "--run", of, "-o", out, "--method", "ddpm", "map.run=x"
     )
     assert code == 2
     assert said.count("\n") == 1

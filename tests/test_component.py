@@ -7,9 +7,13 @@ import torch
 from anomaly_models import posterior, states
 
 from volumediff.anomaly import rows
+from volumediff.anomaly.baselines import Smoothing
+from volumediff.anomaly.example import Example
+from volumediff.anomaly.finding import Finding
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.needs.training import TrainedOn, WithKernel
 from volumediff.anomaly.threshold import Fixed, HealthyFPR
 from volumediff.commands._capabilities import needs_of
@@ -328,3 +332,38 @@ def test_a_map_inside_of_another_borrows_as_well():
     assert (request.place, request.run) == ("map.maps[1]", "there")
     assert isinstance(request.component, Map)
     assert L1().requests() == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dark(Method):
+    """A kind of method of somebody else: how dark a voxel is, times a distance from zero."""
+
+    gain: float = 2.0
+    map: Map = field(default_factory=L1)
+    inner: Method | None = None
+
+    def find(self, model, example, *, key):
+        """Minus the intensity."""
+        return Finding(-self.gain * example.x.mean(1, keepdim=True) * example.foreground, None)
+
+
+def test_a_kind_of_method_from_outside_is_named_by_its_class(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = "method: test_component:Dark\nmap: {name: ssim, sigma_mm: 3}\n"
+    path.write_text(text + "inner: {baseline: {name: smoothing, sigma_mm: 3}}\n")
+    method = rows.load_row(str(path), overrides=["gain=4", "threshold={name: fixed, value: 0.5}"])
+    assert isinstance(method, Dark)
+    assert (method.gain, method.map, type(method.inner)) == (4.0, SSIM(sigma_mm=3.0), Smoothing)
+    assert method.identity()["name"] == "test_component:Dark"
+    x = torch.full((1, 1, 4, 4, 4), -0.25)
+    example = Example(x, torch.ones_like(x) > 0, (1.0, 1.0, 1.0))
+    place = {"foreground": example.foreground, "spacing_mm": example.spacing_mm}
+    found = method.localize(None, x, **place, key=0)
+    torch.testing.assert_close(found.map, torch.ones_like(x))
+    assert bool(found.mask.any())
+    path.write_text("method: test_component:Dark\ngian: 3\n")
+    with pytest.raises(UsageError, match=r"gian: no slot of a row: .*Did you mean 'gain'"):
+        rows.load_row(str(path))
+    path.write_text("method: volumediff.anomaly.methods.localizer:Localizer\nmap: l1\n")
+    with pytest.raises(UsageError, match="Localizer needs route"):
+        rows.load_row(str(path))

@@ -267,7 +267,7 @@ def test_an_unknown_column_is_said_and_left_out(tmp_path):
     (result,) = evaluate(
         [tmp_path / "m"], tmp_path / "truth", by="sex", replicates=0, report=lines.append
     )
-    assert lines[0].startswith("--by sex: no case has this attribute, subgroups are left out")
+    assert lines[0].startswith("by sex: no case has this attribute, subgroups are left out")
     assert not result.gaps
     assert not result.groups
 
@@ -309,16 +309,16 @@ def test_network_calls_are_counted_per_state(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data", count=1), tmp_path / "out"
     words = ("--method", "ddpm", "sampler.steps=2", "threshold=best", "post=[]")
     assert (
-        program("localize", run, "-i", data, "-o", out, *words, "ensemble={name: mean, seeds: 3}")[
-            0
-        ]
+        program(
+            "localize", data, "--run", run, "-o", out, *words, "ensemble={name: mean, seeds: 3}"
+        )[0]
         == 0
     )
     entry = read_entries(out)["new-0"]
     assert entry.network_calls == 2 * 3
     assert entry.seconds > 0
     assert (out / "new-0_desc-uncertainty_map.nii.gz").is_file()
-    assert program("localize", run, "-i", data, "-o", tmp_path / "one", *words)[0] == 0
+    assert program("localize", data, "--run", run, "-o", tmp_path / "one", *words)[0] == 0
     assert not list((tmp_path / "one").glob("*uncertainty*"))
 
 

@@ -452,7 +452,16 @@ def test_a_strip_is_a_png_and_repeatable():
 def test_localize_writes_what_the_command_writes_again(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data", count=2), tmp_path / "out"
     words = ("--method", "ddpm", "sampler.steps=2", "post=[]", "threshold=otsu")
-    command = ("localize", run, "-i", data, "-o", out, *words, "ensemble={name: mean, seeds: 2}")
+    command = (
+        "localize",
+        data,
+        "--run",
+        run,
+        "-o",
+        out,
+        *words,
+        "ensemble={name: mean, seeds: 2}",
+    )
     code, _, said = program(*command)
     assert code == 0, said
     before = {p.name: p.read_bytes() for p in out.glob("*_findings.json")}
@@ -461,7 +470,9 @@ def test_localize_writes_what_the_command_writes_again(run, program, tmp_path):
     mask = np.asarray(nib.load(out / "new-0_desc-anomaly_mask.nii.gz").dataobj)
     assert sum(f["volume_ml"] for f in entries) == pytest.approx(mask.sum() * 0.027, rel=1e-4)
     assert all(f["relative_uncertainty"] is not None for f in entries)
-    code, said, _ = program("findings", out, "-i", data, "--packets", "--most", 1, "--report")
+    code, said, _ = program(
+        "findings", out, "--images", data, "--packets", "--most", 1, "--report"
+    )
     assert code == 0
     assert "wrote" in said
     assert {p.name: p.read_bytes() for p in out.glob("*_findings.json")} == before
@@ -475,10 +486,10 @@ def test_localize_writes_what_the_command_writes_again(run, program, tmp_path):
 def test_the_command_says_what_it_needs(run, program, tmp_path):
     data = write_cases(tmp_path / "other", count=1)
     (tmp_path / "empty").mkdir()
-    code, _, said = program("findings", tmp_path / "empty", "-i", data)
+    code, _, said = program("findings", tmp_path / "empty", "--images", data)
     assert code == 2
-    assert "expected results of volumediff localize, found none" in said
+    assert "expected results of a localization, found none" in said
     out, _ = written(tmp_path, A)
-    code, _, said = program("findings", out, "-i", data)
+    code, _, said = program("findings", out, "--images", data)
     assert code == 2
-    assert "expected the input of" in said
+    assert "expected the images that" in said

@@ -16,6 +16,7 @@ from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.rows import load_row
 from volumediff.calibration.calibrate import load_method
 from volumediff.errors import UsageError
+from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sample as draw
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
@@ -177,13 +178,17 @@ def test_what_does_not_suit_it_is_refused():
     with pytest.raises(ValueError, match=r"expected .* kernel discrete, got .* gaussian kernel"):
         method.check(gaussian)
     loose = Localizer(policy=Flip(), route=Diffuse(level=0.4), sampler=Ancestral(2))
-    with pytest.raises(ValueError, match="flip: expected a checkpoint with kernel discrete"):
+    with pytest.raises(
+        ValueError, match="expected discrete for the policy flip, got gaussian; use another"
+    ):
         loose.check(gaussian)
     with pytest.raises(ValueError, match="sampler: expected the kernel gaussian for DDIM, got"):
         row(Flip(), sampler=DDIM(2))
     with pytest.raises(ValueError, match="got discrete, whose steps are its own; use ancestral"):
         row(Flip(), sampler=Ancestral(2, variance=0.5))
-    with pytest.raises(ValueError, match=r"harmonise: expected .* gaussian, .* discrete; use"):
+    with pytest.raises(
+        ValueError, match=r"expected gaussian for the policy harmonise, got discrete; use"
+    ):
         row(Harmonise(levels=(0.2,))).check(model_of(uncertain))
     with pytest.raises(ValueError, match=r"probability: expected one in \[0, 1\], got 1.5"):
         Flip(1.5)
@@ -222,9 +227,10 @@ def test_from_training_to_a_map(tmp_path):
     assert got.mask is not None
     with pytest.raises(UsageError, match=r"does not suit .*expected"):
         load_method(trained, "ddpm")
-    with pytest.raises(UsageError, match="--sampler: expected the kernel gaussian for DPM"):
-        draw(trained, tmp_path / "samples", count=1)
-    draw(trained, tmp_path / "samples", count=1, sampler="ancestral", steps=2)
+    with pytest.raises(UsageError, match="sampler: expected the kernel gaussian for DPM"):
+        draw(trained, tmp_path / "samples", 1, SampleOptions())
+    words = ("sampler={name: ancestral, steps: 2}",)
+    draw(trained, tmp_path / "samples", 1, SampleOptions(words))
     with pytest.raises(UsageError, match=r"kernel.classes: expected 2 for bits, got 3"):
         build_task(tiny(root, tmp_path / "no", latent, DISCRETE, "kernel.classes=3"))
     with pytest.raises(UsageError, match="expected a space of bits for discrete, got voxel"):

@@ -237,7 +237,7 @@ def test_a_volume_of_another_scanner_is_seen_as_one_of_the_training(run, program
     save(tmp_path / "in" / "a_T1w.nii.gz", x, AFFINE)
     save(tmp_path / "in" / "b_T1w.nii.gz", np.where(x > 0, 40 * x + 3000, 0), AFFINE)
     out = tmp_path / "out"
-    code, _, said = program("localize", run, "-i", tmp_path / "in", "-o", out, *PLAIN)
+    code, _, said = program("localize", tmp_path / "in", "--run", run, "-o", out, *PLAIN)
     assert code == 0, said
     trained = load_trained(run, device="cpu")
     (rule,) = [trained.preprocessing.intensity]
@@ -250,7 +250,7 @@ def test_pseudo_healthy_volumes_have_the_intensities_of_the_file(run, program, t
     x = np.where(phantom(51) > 0, 40 * phantom(51) + 3000, 0).astype(np.float32)
     source = save(tmp_path / "b_T1w.nii.gz", x, AFFINE)
     words = ("--method", "smoothing", "baseline.sigma_mm=0.001", "threshold=best", "post=[]")
-    code, _, said = program("localize", run, "-i", source, "-o", tmp_path / "out", *words)
+    code, _, said = program("localize", source, "--run", run, "-o", tmp_path / "out", *words)
     assert code == 0, said
     (path,) = (tmp_path / "out").glob("*pseudohealthy*")
     healthy = torchio.ScalarImage(path).numpy()[0]

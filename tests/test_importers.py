@@ -412,7 +412,7 @@ def test_an_imported_run_samples(program, file, tmp_path):
     expected = imported("wdm", safetensors.torch.load_file(file))
     z, t = normal(1, 8, 8, 8, 8, dtype=torch.float32), torch.tensor([0.3])
     assert torch.equal(model.network(z, t), expected.network(z, t))
-    code, _, text = program("sample", run, "-n", "1", "--steps", "2", "--seed", "3")
+    code, _, text = program("sample", "--run", run, "-n", "1", "sampler.steps=2", "--seed", "3")
     assert code == 0, text
     image = nib.load(run / "samples" / "sample-0001_image.nii.gz")
     assert image.shape == (16, 16, 16)
@@ -462,7 +462,7 @@ def test_an_imported_run_segments(program, tmp_path, monkeypatch):
         return segment(self, model, *args, **named)
 
     monkeypatch.setattr(LabelDiffusionSegmenter, "segment", recorded)
-    code, out, text = program("segment", run, "-i", data, "-o", tmp_path / "out", *options)
+    code, out, text = program("segment", data, "--run", run, "-o", tmp_path / "out", *options)
     assert code == 0, out + text
     (found,) = (tmp_path / "out").rglob("*_dseg.nii.gz")
     assert nib.load(found).shape == (8, 8, 8)

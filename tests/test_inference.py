@@ -51,7 +51,7 @@ def test_maps_are_on_the_grid_of_the_file(run, program, tmp_path, axes):
     values[:2] = 0  # background on one side, so that a flip would show
     affine = oblique(axes)
     source = save(tmp_path / "in" / "sub-9_T1w.nii.gz", values, affine)
-    assert program("localize", run, "-i", source, "-o", tmp_path / "out", *PLAIN)[0] == 0
+    assert program("localize", source, "--run", run, "-o", tmp_path / "out", *PLAIN)[0] == 0
     written = nib.load(tmp_path / "out" / f"sub-9_T1w_{MAP}")
     assert written.shape == values.shape
     np.testing.assert_array_equal(written.affine, nib.load(source).affine)
@@ -68,7 +68,7 @@ def test_pseudo_healthy_volumes_have_the_intensities_of_the_file(run, program, t
     values[0] = 0
     source = save(tmp_path / "flat.nii.gz", values, oblique("LPS"))
     words = ("--method", "smoothing", "threshold=best", "post=[]")
-    assert program("localize", run, "-i", source, "-o", tmp_path / "out", *words)[0] == 0
+    assert program("localize", source, "--run", run, "-o", tmp_path / "out", *words)[0] == 0
     healthy = array_of(tmp_path / "out" / "flat_desc-pseudohealthy_image.nii.gz")
     np.testing.assert_allclose(healthy, values, atol=1e-3)  # a flat volume is its own mean
     assert np.abs(array_of(tmp_path / "out" / f"flat_{MAP}")).max() < 1e-5
@@ -79,7 +79,7 @@ def test_a_cropped_volume_comes_back_in_full_size(run, program, tmp_path):
     values[3:10, 4:9, 2:8] = 60
     values[6, 6, 5] = 200
     source = save(tmp_path / "large.nii.gz", values, oblique("RAS", degrees=0.0))
-    assert program("localize", run, "-i", source, "-o", tmp_path / "out", *PLAIN)[0] == 0
+    assert program("localize", source, "--run", run, "-o", tmp_path / "out", *PLAIN)[0] == 0
     written = array_of(tmp_path / "out" / f"large_{MAP}")
     assert written.shape == values.shape
     assert np.unravel_index(written.argmax(), written.shape) == (6, 6, 5)
@@ -89,7 +89,7 @@ def test_a_cropped_volume_comes_back_in_full_size(run, program, tmp_path):
 def test_a_threshold_of_the_volumes_own_is_recorded(run, program, tmp_path):
     source = write_cases(tmp_path / "in", count=1)
     words = ("--method", "shrink", "sampler.steps=2", "route.passes=2", "threshold=otsu")
-    code, _, said = program("localize", run, "-i", source, "-o", tmp_path / "out", *words)
+    code, _, said = program("localize", source, "--run", run, "-o", tmp_path / "out", *words)
     assert code == 0, said
     facts = json.loads((tmp_path / "out" / "new-0_desc-anomaly_map.json").read_text())
     a = array_of(tmp_path / "out" / f"new-0_{MAP}")
@@ -102,7 +102,7 @@ def test_a_threshold_of_the_volumes_own_is_recorded(run, program, tmp_path):
 
 def test_a_method_of_another_noise_is_refused_with_the_way_out(run, program, tmp_path):
     source = write_cases(tmp_path / "in", count=1)
-    words = ("localize", run, "-i", source, "-o", tmp_path / "out", "--method", "anoddpm")
+    words = ("localize", source, "--run", run, "-o", tmp_path / "out", "--method", "anoddpm")
     code, _, said = program(*words)
     assert code == 2
     assert "got one with gaussian noise" in said
@@ -136,7 +136,7 @@ def times_of(folder):
 
 def test_finished_cases_are_verified_and_skipped(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data"), tmp_path / "out"
-    command = ("localize", run, "-i", data, "-o", out, *QUICK)
+    command = ("localize", data, "--run", run, "-o", out, *QUICK)
     code, said, _ = program(*command)
     assert code == 0
     assert "3 done" in said
@@ -160,7 +160,7 @@ def test_a_bad_case_does_not_stop_the_others(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data"), tmp_path / "out"
     good = (data / "new-1_T1w.nii.gz").read_bytes()
     (data / "new-1_T1w.nii.gz").write_bytes(good[: len(good) // 2])
-    command = ("localize", run, "-i", data, "-o", out, *PLAIN)
+    command = ("localize", data, "--run", run, "-o", out, *PLAIN)
     code, said, complaints = program(*command)
     assert code == 1
     assert "2 done, 1 failed" in said
@@ -175,20 +175,20 @@ def test_a_bad_case_does_not_stop_the_others(run, program, tmp_path):
 
 def test_other_settings_do_not_mix_in_one_folder(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data", count=1), tmp_path / "out"
-    assert program("localize", run, "-i", data, "-o", out, *PLAIN)[0] == 0
+    assert program("localize", data, "--run", run, "-o", out, *PLAIN)[0] == 0
     before = array_of(out / f"new-0_{MAP}")
-    code, _, complaint = program("localize", run, "-i", data, "-o", out, *QUICK)
+    code, _, complaint = program("localize", data, "--run", run, "-o", out, *QUICK)
     assert code == 2
     assert "holds results of other settings" in complaint
-    assert "--overwrite" in complaint
+    assert "choose another output folder, or overwrite them" in complaint
     np.testing.assert_array_equal(array_of(out / f"new-0_{MAP}"), before)
-    assert program("localize", run, "-i", data, "-o", out, *QUICK, "--overwrite")[0] == 0
+    assert program("localize", data, "--run", run, "-o", out, *QUICK, "--overwrite")[0] == 0
     assert not np.array_equal(array_of(out / f"new-0_{MAP}"), before)
 
 
 def test_a_killed_run_leaves_nothing_half_written(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data", count=4), tmp_path / "out"
-    words = ["localize", str(run), "-i", str(data), "-o", str(out), *QUICK]
+    words = ["localize", str(data), "--run", str(run), "-o", str(out), *QUICK]
     process = subprocess.Popen(
         [sys.executable, "-m", "volumediff", *words], stderr=subprocess.DEVNULL
     )
@@ -230,14 +230,14 @@ def test_an_interrupted_write_leaves_no_file(run, tmp_path, monkeypatch):
     written = export.write
     monkeypatch.setattr(export, "write", fails)
     from volumediff.inference.engine import localize
+    from volumediff.inference.options import LocalizeOptions
 
     with pytest.raises(DataError, match="No space left"):
         localize(
             trained,
             cases[0].images["T1w"],
             tmp_path / "out",
-            method="intensity",
-            overrides=("threshold=best", "post=[]"),
+            LocalizeOptions("intensity", ("threshold=best", "post=[]")),
         )
     assert not read_entries(tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").glob("*T1w*")] == [f"new-0_T1w_{MAP}"]
@@ -273,15 +273,17 @@ def test_every_failure_of_a_case_is_recorded(tmp_path):
 def test_results_depend_on_the_bytes_alone(run, program, tmp_path):
     data = write_cases(tmp_path / "data", count=2)
     shutil.copy(data / "new-1_T1w.nii.gz", tmp_path / "renamed.nii.gz")
-    assert program("localize", run, "-i", data, "-o", tmp_path / "a", *QUICK)[0] == 0
+    assert program("localize", data, "--run", run, "-o", tmp_path / "a", *QUICK)[0] == 0
     alone = tmp_path / "renamed.nii.gz"
-    assert program("localize", run, "-i", alone, "-o", tmp_path / "b", *QUICK)[0] == 0
+    assert program("localize", alone, "--run", run, "-o", tmp_path / "b", *QUICK)[0] == 0
     one, two = (
         array_of(tmp_path / "a" / f"new-1_{MAP}"),
         array_of(tmp_path / "b" / f"renamed_{MAP}"),
     )
     np.testing.assert_array_equal(one, two)
-    assert program("localize", run, "-i", alone, "-o", tmp_path / "c", *QUICK, "--seed", 1)[0] == 0
+    assert (
+        program("localize", alone, "--run", run, "-o", tmp_path / "c", *QUICK, "--seed", 1)[0] == 0
+    )
     assert not np.array_equal(two, array_of(tmp_path / "c" / f"renamed_{MAP}"))
 
 
@@ -312,7 +314,7 @@ def test_channels_lie_beside_a_file(tmp_path):
     with pytest.raises(UsageError, match="give the folder of the case"):
         find_inputs(tmp_path / "b_T1w.nii.gz", channels=("T1w", "FLAIR"))
     (tmp_path / "b_T1w.nii.gz").unlink()
-    with pytest.raises(UsageError, match=r"has the images FLAIR, T1w.*--channels FLAIR"):
+    with pytest.raises(UsageError, match=r"has the images FLAIR, T1w.*as channels, such as FLAIR"):
         find_inputs(tmp_path, channels=None)
 
 
@@ -350,12 +352,12 @@ def test_data_that_moved_are_asked_for(run, base, program, tmp_path):
     text = read_text(path, advice="").replace(str(base / "data"), "/gone/data")
     write_text(path, text)
     data = write_cases(tmp_path / "data", count=1)
-    command = ("localize", tmp_path / "run", "-i", data, "threshold.min_volumes=2")
+    command = ("localize", data, "--run", tmp_path / "run", "threshold.min_volumes=2")
     code, _, complaint = program(*command, "-o", tmp_path / "out")
     assert code == 2
     assert complaint.count("\n") == 1
     assert "not reachable" in complaint
-    assert "--data" in complaint
+    assert "as data when the run is loaded" in complaint
     code, said, _ = program(*command, "-o", tmp_path / "out", "--data", base / "data")
     assert code == 0
     assert "1 done" in said
@@ -363,7 +365,7 @@ def test_data_that_moved_are_asked_for(run, base, program, tmp_path):
 
 def test_too_few_calibration_volumes_stop_before_the_first_case(run, program, tmp_path):
     data = write_cases(tmp_path / "data", count=1)
-    code, _, complaint = program("localize", run, "-i", data, "-o", tmp_path / "out")
+    code, _, complaint = program("localize", data, "--run", run, "-o", tmp_path / "out")
     assert code == 2
     assert "expected at least 5 healthy calibration volumes, got 4" in complaint
     assert not (tmp_path / "out").exists()
@@ -477,7 +479,7 @@ def test_wrong_truth_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="found no masks"):
         evaluate([tmp_path / "m"], tmp_path / "empty")
-    with pytest.raises(UsageError, match="localize first"):
+    with pytest.raises(UsageError, match="localize into this folder first"):
         evaluate([tmp_path / "empty"], tmp_path / "truth")
     save(tmp_path / "other" / "zz_mask.nii.gz", np.ones((6, 6, 6), np.uint8), np.eye(4))
     with pytest.raises(DataError, match="no mask fits"):
@@ -502,7 +504,7 @@ def test_masks_alone_are_truth(tmp_path):
 def test_segmentations_are_on_the_grid_of_the_file(base, program, tmp_path):
     run, values = label_run(base), np.clip(phantom(3), 0, None)
     source = save(tmp_path / "sub-3_T1w.nii.gz", values, oblique("LIP"))
-    words = ("segment", run, "-i", source, "samples=2", "sampler.steps=2")
+    words = ("segment", source, "--run", run, "samples=2", "sampler.steps=2")
     assert program(*words, "-o", tmp_path / "out")[0] == 0
     labels = nib.load(tmp_path / "out" / "sub-3_T1w_dseg.nii.gz")
     np.testing.assert_array_equal(labels.affine, nib.load(source).affine)
@@ -519,7 +521,7 @@ def test_segmentations_are_on_the_grid_of_the_file(base, program, tmp_path):
 
 
 def test_samples_do_not_depend_on_their_number(run, program, tmp_path):
-    words = ("sample", run, "--steps", 2)
+    words = ("sample", "--run", run, "sampler.steps=2")
     assert program(*words, "-n", 1, "-o", tmp_path / "one")[0] == 0
     assert program(*words, "-n", 2, "-o", tmp_path / "two")[0] == 0
     one = tmp_path / "one" / "sample-0001_image.nii.gz"
@@ -540,7 +542,7 @@ def test_samples_do_not_depend_on_their_number(run, program, tmp_path):
 def test_names_of_images_are_as_many_as_channels_and_keep_their_order(run):
     trained = load_trained(run)
     assert trained.image_names(("FLAIR",)) == ("FLAIR",)
-    with pytest.raises(UsageError, match=r"--channels T1w,T2w: expected the names of 1 images"):
+    with pytest.raises(UsageError, match=r"channels T1w,T2w: expected the names of 1 images"):
         trained.image_names(("T1w", "T2w"))
     data = trained.config.data.model_copy(update={"channels": ("FLAIR", "T2w")})
     both = replace(trained, config=trained.config.model_copy(update={"data": data}))

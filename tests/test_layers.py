@@ -51,8 +51,9 @@ LAYERS = [
     ["findings", "evaluation"],
     ["reporting"],
     ["inference", "tuning", "alignment", "contracts"],
+    ["api"],
     ["commands"],
-    ["cli", "__main__"],
+    ["cli", "__main__", "__init__"],
 ]
 ENGINE = (
     "torch",

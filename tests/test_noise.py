@@ -85,7 +85,7 @@ def test_octaves_have_the_wavelengths_and_weights_asked_for():
 @pytest.mark.parametrize("space", ["voxel", "wavelet", "slices", "latent"])
 def test_models_draw_their_own_noise_in_every_space(space):
     field = noise.Coarse(cell=4)
-    model = Model(SPACES[space](), KERNEL, States(), field=field)
+    model = Model(SPACES[space](), KERNEL, States(), noise_field=field)
     got = model.noise((3,), (1, *SHAPE))(-1)
     drawn = field((1, *model.space.padded(SHAPE)), 3, "noise", -1)
     torch.testing.assert_close(got, model.space.noise(drawn[None]))

@@ -298,7 +298,7 @@ def test_where_nothing_fits_it_says_what_would(synthetic):
     shallow = small("patch", *PLAIN, "crop=[4,64,64]", size=64)
     assert not any(t.policy.slab for t in plan(shallow, vram_gb=0.04).tried)
     used = plan(small("patch", *PLAIN, size=64), mode="infer", vram_gb=1e-3)
-    assert "--shape" not in " ".join(used.remedies)
+    assert "(shape" not in " ".join(used.remedies)
 
 
 def test_smaller_crops_and_volumes_are_found(synthetic, monkeypatch):
@@ -307,8 +307,8 @@ def test_smaller_crops_and_volumes_are_found(synthetic, monkeypatch):
     found = plan(config, vram_gb=0.8)  # 0.25 GB per 16 planes under the leanest policy
     assert found.remedies[-1] == "crop=[48,48,48]"
     whole = small("patch", *PLAIN, "crop=null", size=64)
-    assert plan(whole, vram_gb=0.6).remedies[-1] == "volumes of 32×32×32 voxels (--shape 32 32 32)"
-    assert "--shape" not in plan(whole, vram_gb=0.2).remedies[-1]
+    assert plan(whole, vram_gb=0.6).remedies[-1] == "volumes of 32×32×32 voxels (shape 32 32 32)"
+    assert "(shape" not in plan(whole, vram_gb=0.2).remedies[-1]
 
 
 def test_whole_volumes_within_training_can_be_left_out(synthetic):
@@ -317,7 +317,7 @@ def test_whole_volumes_within_training_can_be_left_out(synthetic):
     assert found.fits is False
     assert found.chosen.policy.offload  # of equal policies the leanest
     assert found.remedies[2].startswith("training without whole volumes, which needs 0.1 GB")
-    assert found.remedies[3] == "volumes of 96×96×96 voxels (--shape 96 96 96)"
+    assert found.remedies[3] == "volumes of 96×96×96 voxels (shape 96 96 96)"
     assert found.beside.offload_gb == 7e-9
 
 
@@ -360,7 +360,7 @@ def test_shapes():
     assert other.crop == (16, 32, 32)
     with pytest.raises(UsageError, match="expected positive sizes"):
         at_shape(config, (16, 0, 16))
-    with pytest.raises(UsageError, match="--shape D H W"):
+    with pytest.raises(UsageError, match="shape D H W"):
         plan(load_run_config("wavelet_64", ["data.preprocessing.shape=null"]))
 
 
@@ -440,8 +440,8 @@ def test_what_does_not_fit_is_exit_code_1_and_writes_nothing(program, tmp_path):
 
 
 WRONG = {
-    "vram": ((*TINY, "--vram", "0"), "--vram 0: expected"),
-    "no number": ((*TINY, "--vram", "nan"), "--vram nan: expected"),
+    "vram": ((*TINY, "--vram", "0"), "vram 0: expected"),
+    "no number": ((*TINY, "--vram", "nan"), "vram nan: expected"),
     "word": ((*TINY, "--vram", "much"), "--vram"),
     "output": ((*TINY, "-o", "x.yaml"), "--vram GB"),
     "mode": ((*TINY, "--mode", "use"), "--mode"),

@@ -336,7 +336,7 @@ def test_n4_takes_a_known_field_out(fine):
 
 def test_n4_refuses_hounsfield_units_and_empty_masks(template):
     x = np.where(template.object, 1000 * template.x - 600, -1000).astype(np.float32)
-    with pytest.raises(DataError, match=r"positive intensities.*--no-n4"):
+    with pytest.raises(DataError, match=r"positive intensities.*leave N4 out"):
         bias_field(x, template.grid, mask=template.object)
     with pytest.raises(DataError, match="empty mask"):
         bias_field(x, template.grid, mask=template.object & False)
@@ -552,7 +552,7 @@ def test_maps_go_home(prepared, raw, template, tmp_path, program):
     assert (leak.match.by, leak.match.of) == ("file", "runs/a")
     assert "already finished" in program(*words)[1]
     # the original volumes are the inputs now
-    listed = program("findings", tmp_path / "native", "-i", raw[0], "--channels", "T1w")
+    listed = program("findings", tmp_path / "native", "--images", raw[0], "--channels", "T1w")
     assert (listed[0], "1 finding" in listed[1]) == (0, True), listed
     flair = ("restore", maps, "--prepared", prepared, "-o", tmp_path / "f", "--channel", "FLAIR")
     assert program(*flair)[0] == 0
@@ -632,11 +632,11 @@ def test_a_bad_case_does_not_stop_the_others(raw, tmp_path, program, monkeypatch
     assert code == 1
     assert "1 done, 2 failed" in out
     assert "p2: " in err
-    assert "--no-n4" in err
+    assert "leave N4 out" in err
     assert [c.id for c in find_cases(tmp_path / "out")] == ["p1"]
     assert "p2" in (tmp_path / "out" / "qc.html").read_text()
     code, _, err = program(*words, "--strip")
-    assert (code, "--overwrite" in err) == (2, True)
+    assert (code, "overwrite them" in err) == (2, True)
 
 
 USAGE = {

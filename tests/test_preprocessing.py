@@ -193,7 +193,7 @@ def test_equal_spacing_is_an_exact_copy(tmp_path):
     torch.testing.assert_close(cut.x[0, :, 3:27], prepared.x[0, 2:18], atol=0, rtol=0)
     assert (cut.x[0, :, :3] == -1).all()
     assert not cut.foreground[0, :, :3].any()
-    back = plan.to_native(cut.x, cut.record, fill=-1.0)
+    back = plan.to_canonical(cut.x, cut.record, fill=-1.0)
     np.testing.assert_array_equal(back[0, 2:18], prepared.x[0, 2:18].numpy())
     assert (back[0, :2] == -1).all()
     assert "cropped" in [f.code for f in cut.record.findings]
@@ -219,7 +219,7 @@ def test_a_blob_stays_where_it_is(order, spacing, tmp_path):
         assert prepared.spacing_mm == pytest.approx((1.5, 1.5, 1.5))
         write(
             tmp_path / "b.nii.gz",
-            plan.to_native(share[None], prepared.record),
+            plan.to_canonical(share[None], prepared.record),
             like=prepared.record.native,
             kind="image",
         )
@@ -239,12 +239,12 @@ def test_thin_stacks_are_legal(shape, tmp_path):
         Preprocessing(spacing_mm=(1.0, 1.0, 1.0), shape=(16, 16, 16)),
     ):
         prepared = plan.prepare(Case("a", "a", {"image": path}))
-        back = plan.to_native(prepared.x, prepared.record, fill=-1.0)
+        back = plan.to_canonical(prepared.x, prepared.record, fill=-1.0)
         assert back.shape == (1, *shape)
         assert np.isfinite(back).all()
     prepared = Preprocessing().prepare(Case("a", "a", {"image": path}))
     np.testing.assert_array_equal(
-        Preprocessing().to_native(prepared.x, prepared.record), prepared.x.numpy()
+        Preprocessing().to_canonical(prepared.x, prepared.record), prepared.x.numpy()
     )
 
 
@@ -267,7 +267,7 @@ def test_labels_go_along_and_back(tmp_path):
     assert set(prepared.label.unique().tolist()) == {0, 1, 3}
     volume_mm3 = [float((prepared.label == v).sum()) * 1.6**3 for v in (1, 3)]
     assert volume_mm3 == pytest.approx([16**3 - 4**3, 4**3], rel=0.25)
-    back = plan.to_native(prepared.label, prepared.record, order=0)
+    back = plan.to_canonical(prepared.label, prepared.record, order=0)
     assert back.dtype == np.uint8
     for value in (1, 3):
         a, b = back[0] == value, mask == value
@@ -330,7 +330,7 @@ def test_record_survives_json(tmp_path):
     prepared = plan.prepare(Case("a", "a", {"image": path}))
     again = Record.from_json(json.loads(json.dumps(prepared.record.to_json())))
     for record in (prepared.record, again):
-        out = plan.to_native(prepared.x, record, fill=-1.0)
+        out = plan.to_canonical(prepared.x, record, fill=-1.0)
         write(tmp_path / f"{id(record)}.nii.gz", out, like=record.native, kind="image")
     one, two = (p.read_bytes() for p in tmp_path.glob("[0-9]*.nii.gz"))
     assert one == two
@@ -379,7 +379,7 @@ def test_real_lesion_volume_survives(tmp_path):
     plan = Preprocessing(shape=(112, 144, 112))
     prepared = plan.prepare(case)
     assert int(prepared.label.sum()) == int(truth.sum())
-    back = plan.to_native(prepared.label, prepared.record, order=0)
+    back = plan.to_canonical(prepared.label, prepared.record, order=0)
     np.testing.assert_array_equal(back, truth)
 
 

@@ -159,15 +159,17 @@ def test_inference_reports_a_case_that_does_not_fit(
 ):
     has(monkeypatch, 64.0)
     source = write_cases(tmp_path / "in", count=2)
-    words = ("localize", run, "-i", source, "-o", tmp_path / "out", *QUICK)
+    words = ("localize", source, "--run", run, "-o", tmp_path / "out", *QUICK)
     code, table, complaint = program(*words)
     assert "0 done, 2 failed" in table
     assert "new-1: out of memory on cpu (64.0 GB)" in one_line(code, complaint)
     # methods without the network are none the worse
-    assert program("localize", run, "-i", source, "-o", tmp_path / "plain", *PLAIN)[0] == 0
-    code, _, complaint = program("sample", run, "-o", tmp_path / "samples", "--steps", 2)
+    assert program("localize", source, "--run", run, "-o", tmp_path / "plain", *PLAIN)[0] == 0
+    code, _, complaint = program(
+        "sample", "--run", run, "-o", tmp_path / "samples", "sampler.steps=2"
+    )
     assert "sample-0001: out of memory on cpu" in one_line(code, complaint)
-    words = ("segment", labels, "-i", source, "-o", tmp_path / "labels")
+    words = ("segment", source, "--run", labels, "-o", tmp_path / "labels")
     code, _, complaint = program(*words)
     assert "new-1: out of memory on cpu" in one_line(code, complaint)
 
@@ -182,7 +184,7 @@ def test_anything_else_that_runs_out_of_memory_is_one_line(program, monkeypatch)
 
 def test_the_policy_of_a_trained_run_can_be_replaced(program, run, tmp_path):
     source = write_cases(tmp_path / "in", count=1)
-    words = ("localize", run, "-i", source, "-o", tmp_path / "out", *QUICK)
+    words = ("localize", source, "--run", run, "-o", tmp_path / "out", *QUICK)
     assert program(*words, "--memory", "channels_last=true", "--memory", "checkpoint=true")[0] == 0
     assert saved_config(run).memory == MemoryPolicy()
     code, _, complaint = program(*words, "--memory", "slap=8")

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+from tiny_app import save
+from tiny_runs import phantom, tiny, write_data
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -21,12 +25,28 @@ COMMANDS = sorted(
 )
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with what the blocks name: a trained run and an image, which runs to L, P and S."""
+    from volumediff.training.loop import train
+
+    folder = tmp_path_factory.mktemp("readme")
+    words = ("data.split={validation: 0.2, calibration: 0.5}", "optim.steps=2")
+    train(tiny(write_data(folder / "data", cases=12), folder / "runs" / "brain", *words))
+    save(folder / "sub-01_T1w.nii.gz", phantom(90), np.diag([-3.0, -3, 3, 1]))
+    return folder
+
+
 @pytest.mark.parametrize("code", PYTHON)
-def test_python_blocks_run(code, tmp_path):
+def test_python_blocks_run(code, workplace):
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    if "volumediff.load" in code:  # the way of users: results lie as their image does
+        written = nib.load(workplace / "map.nii.gz")
+        assert nib.aff2axcodes(written.affine) == ("L", "P", "S")
+        assert (workplace / "sub-01.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,6 +14,7 @@ from volumediff.data.regions import Blobs, Box, Cells, Slabs
 from volumediff.errors import UsageError
 from volumediff.guidance.dynamic_clipping import DynamicClipping
 from volumediff.guidance.sum import Sum
+from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sample
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
@@ -335,7 +336,7 @@ def test_a_run_with_a_reference_trains_and_localizes_and_does_not_sample(tmp_pat
     )
     assert bool(found.map.isfinite().all())
     with pytest.raises(UsageError, match="models no whole volumes"):
-        sample(trained, tmp_path / "out", count=1, sampler="ddim", steps=2)
+        sample(trained, tmp_path / "out", 1, SampleOptions(("sampler={name: ddim, steps: 2}",)))
     plain = train(tiny(root, tmp_path / "plain", "optim.steps=1"))
     with pytest.raises(ValueError, match=r"train with recipe\.reference=true"):
         row.check(load_trained(plain, which="last").model)

@@ -613,7 +613,7 @@ def test_a_row_of_an_autoencoder_from_training_to_files(
     out = tmp_path / "out"
     files = sorted(data.glob("*.nii.gz"))[:1]
     code, _, said = program(
-        "localize", runs(kind), "-i", files[0], "-o", out, "--method", row, *words, ENOUGH
+        "localize", files[0], "--run", runs(kind), "-o", out, "--method", row, *words, ENOUGH
     )
     assert code == 0, said
     name = files[0].name.removesuffix("_T1w.nii.gz")
@@ -633,11 +633,11 @@ def test_codes_from_training_to_files(runs, data, program, tmp_path):
     file = sorted(data.glob("*.nii.gz"))[0]
     words = ["ensemble.seeds=2", "reconstruction.threshold=0.2"]
     code, _, said = program(
-        "localize", run, "-i", file, "-o", tmp_path / "out", "--method", "ltm", *words, ENOUGH
+        "localize", file, "--run", run, "-o", tmp_path / "out", "--method", "ltm", *words, ENOUGH
     )
     assert code == 0, said
     code, _, said = program(
-        "localize", runs("vq"), "-i", file, "-o", tmp_path / "vq", "--method", "ltm"
+        "localize", file, "--run", runs("vq"), "-o", tmp_path / "vq", "--method", "ltm"
     )
     assert code == 2
     assert "expected the run of a tokenprior, got one of a vq" in said
@@ -652,19 +652,19 @@ def test_a_first_pass_by_another_run(run, runs, base, program, tmp_path):
     file = sorted((base / "data").glob("*.nii.gz"))[0]
     rest = ["sampler.steps=2", "threshold=best", "policy.resampling=1"]
     method = ["--method", "phanes"]
-    code, _, said = program("localize", run, "-i", file, "-o", tmp_path / "a", *method, *rest)
+    code, _, said = program("localize", file, "--run", run, "-o", tmp_path / "a", *method, *rest)
     assert code == 2
     assert "first.run: expected the folder of the run" in said
     given = [*method, *rest, f"first.run={first}"]
-    code, _, said = program("localize", run, "-i", file, "-o", tmp_path / "a", *given)
+    code, _, said = program("localize", file, "--run", run, "-o", tmp_path / "a", *given)
     assert code == 0, said
     assert any("inpaint" in p.name for p in (tmp_path / "a").rglob("*.nii.gz"))
     other = [*method, *rest, f"first.run={runs('soft_intro_vae')}"]
-    code, _, said = program("localize", run, "-i", file, "-o", tmp_path / "b", *other)
+    code, _, said = program("localize", file, "--run", run, "-o", tmp_path / "b", *other)
     assert code == 2
     assert "expected a run on the same volumes" in said
     wrong = [*method, *rest, f"first.run={run}"]
-    code, _, said = program("localize", run, "-i", file, "-o", tmp_path / "b", *wrong)
+    code, _, said = program("localize", file, "--run", run, "-o", tmp_path / "b", *wrong)
     assert code == 2
     assert "expected the run of an autoencoder" in said
 
@@ -673,13 +673,15 @@ def test_commands_for_diffusion_refuse_autoencoders_and_the_other_way(
     run, runs, data, program, tmp_path
 ):
     file = sorted(data.glob("*.nii.gz"))[0]
-    code, _, said = program("localize", runs("vae"), "-i", file, "-o", tmp_path / "a")
+    code, _, said = program("localize", file, "--run", runs("vae"), "-o", tmp_path / "a")
     assert code == 2
     assert "expected the run of a diffusion model, got one of the autoencoder vae" in said
-    code, _, said = program("sample", runs("vae"), "-o", tmp_path / "b")
+    code, _, said = program("sample", "--run", runs("vae"), "-o", tmp_path / "b")
     assert code == 2
     assert "trains an autoencoder, expected the run of a diffusion model" in said
-    code, _, said = program("localize", run, "-i", file, "-o", tmp_path / "c", "--method", "vae")
+    code, _, said = program(
+        "localize", file, "--run", run, "-o", tmp_path / "c", "--method", "vae"
+    )
     assert code == 2
     assert "states of the space voxel; train configs/autoencoders/vae_64.yaml" in said
 

@@ -11,7 +11,7 @@ from tiny_app import base, oblique, program, run, save, write_cases
 
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.regions import find_regions, nearest, region_on
 
@@ -43,18 +43,19 @@ def test_a_mask_on_its_own_grid_is_itself(tmp_path):
     mask[1, 2, 3] = 7
     path = save(tmp_path / "m.nii.gz", mask, np.diag([2.0, 2, 2, 1]))
     grid, everywhere = Grid((4, 4, 4), np.diag([2.0, 2, 2, 1])), torch.ones(1, 4, 4, 4).bool()
-    got = region_on(path, grid, everywhere, policy=ReadPolicy(labels=(0, 1)))
+    label = read(path, kind="label")
+    got = region_on(label, grid, everywhere)
     np.testing.assert_array_equal(got[0].numpy(), mask > 0)
     with pytest.raises(DataError, match="lies outside of the foreground"):
-        region_on(path, grid, ~everywhere, policy=ReadPolicy())
+        region_on(label, grid, ~everywhere)
     moved = np.diag([2.0, 2, 2, 1])
     moved[0, 3] = 500
     far = Grid((4, 4, 4), moved)
     with pytest.raises(DataError, match="misses every voxel"):
-        region_on(path, far, everywhere, policy=ReadPolicy())
+        region_on(label, far, everywhere)
     empty = save(tmp_path / "e.nii.gz", 0 * mask, np.eye(4))
     with pytest.raises(DataError, match="got an empty mask"):
-        region_on(empty, grid, everywhere, policy=ReadPolicy())
+        region_on(read(empty, kind="label"), grid, everywhere)
 
 
 def test_regions_are_found_by_the_names_of_the_cases(tmp_path):
@@ -93,7 +94,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     affine[:3, 3] = -0.75
     path = save(tmp_path / "masks" / "new-0_mask.nii.gz", mask, affine)
     out = tmp_path / "out"
-    words = ("localize", run, "-i", data / "new-0_T1w.nii.gz", "-o", out, *GIVEN)
+    words = ("localize", data / "new-0_T1w.nii.gz", "--run", run, "-o", out, *GIVEN)
     code, _, said = program(*words, "--region", path)
     assert code == 0, said
     image = np.asarray(nib.load(data / "new-0_T1w.nii.gz").dataobj)
@@ -115,7 +116,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     save(path, mask, affine)
     assert "1 done" in program(*words, "--region", path)[1]
     # of a folder, cases without a region fail with the reason
-    both = ("localize", run, "-i", data, "-o", tmp_path / "two", *GIVEN)
+    both = ("localize", data, "--run", run, "-o", tmp_path / "two", *GIVEN)
     code, said, complaint = program(*both, "--region", tmp_path / "masks")
     assert code == 1
     assert "1 done, 1 failed" in said
@@ -126,9 +127,13 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     ("words", "region", "reason"),
     [
         (GIVEN, False, "redraws a region of yours and finds none itself"),
-        (("--method", "ddpm"), True, "its policy plain does not take one; use --method inpaint"),
-        (("--method", "repaint"), True, "its policy inpaint does not take one"),
-        (("--method", "intensity"), True, "it redraws nothing"),
+        (
+            ("--method", "ddpm"),
+            True,
+            "looks for anomalies itself and takes none; use the method inpaint",
+        ),
+        (("--method", "repaint"), True, "looks for anomalies itself and takes none"),
+        (("--method", "intensity"), True, "looks for anomalies itself and takes none"),
         ((*GIVEN, "threshold=healthy_fpr"), True, "and healthy volumes have none"),
     ],
 )
@@ -136,7 +141,7 @@ def test_regions_and_methods_must_fit(run, program, tmp_path, words, region, rea
     data = write_cases(tmp_path / "in", count=1)
     path = save(tmp_path / "m.nii.gz", np.ones((8, 8, 8), np.uint8), np.diag([3.0, 3, 3, 1]))
     given = ("--region", path) if region else ()
-    code, _, said = program("localize", run, "-i", data, "-o", tmp_path / "o", *words, *given)
+    code, _, said = program("localize", data, "--run", run, "-o", tmp_path / "o", *words, *given)
     assert code == 2, said
     assert reason in said
     assert said.count("\n") == 1

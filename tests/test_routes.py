@@ -794,7 +794,9 @@ def test_a_map_from_elsewhere_takes_the_place_of_the_first_pass():
     top = brought > inside_quantile(brought, 0.9, foreground=INSIDE)
     assert torch.equal(got.trace["fuse/mask"], top & INSIDE)
     assert torch.equal(got.trace["first/map"], brought * INSIDE)
-    with pytest.raises(ValueError, match="expected a map with the volume, got none; use --sal"):
+    with pytest.raises(
+        ValueError, match="expected a map with the volume, got none; give one as sal"
+    ):
         run(row, model, x)
 
 

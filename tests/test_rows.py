@@ -210,7 +210,7 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
     method = quick(rows.load_row(name))
     if given(method) is not method:
         reason = refusal(method, model_in(space))
-        assert re.search("classifier: expected .*, got none; use --classifier RUN", reason)
+        assert re.search("classifier: expected .*, got none; give its run", reason)
         method = given(method)
         assert not refusal(method, model_in(space))
     reasons = [refusal(method, model_in(space, **kind)) for kind in KINDS]

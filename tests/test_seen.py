@@ -18,6 +18,7 @@ from volumediff.errors import DataError
 from volumediff.evaluation.evaluate import evaluate
 from volumediff.evaluation.summary import coverage
 from volumediff.inference.engine import localize
+from volumediff.inference.options import LocalizeOptions
 from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.seen import seen_by
@@ -167,7 +168,7 @@ def localized(data, run):
     )
     words = ("threshold=best", "post=[]")
     trained = load_trained(run, device="cpu")
-    found = localize(trained, truth, folder / "out", method="intensity", overrides=words)
+    found = localize(trained, truth, folder / "out", LocalizeOptions("intensity", words))
     assert not found.failed
     return folder, f"{parts['train'][0]}_ses-9"
 
@@ -188,7 +189,7 @@ def test_evaluate_refuses_volumes_that_were_seen_and_says_which(run, mixed, prog
     assert said.count("\n") == 1
     assert f"has seen 2 of 5 cases: other (its file in calibration of {run})" in said
     assert f"{again} (its patient in train of {run})" in said
-    assert "Leave them out of --truth, or go on with --allow-seen" in said
+    assert "Leave them out of the truth, or go on with allow_seen" in said
     assert not (out / "evaluation.json").exists()
     # the run's folder is not needed to know it
     record = json.loads((out / "new-1_desc-anomaly_map.json").read_text())["seen"]
@@ -248,12 +249,12 @@ def test_namesakes_are_others_but_equal_files_are_not(mixed, program, tmp_path):
     code, _, said = program("evaluate", out, *words, "--namesakes")
     assert code == 1
     assert "has seen 1 of 5 cases: other" in said
-    assert "--namesakes" not in said, "it would not help"
+    assert "or go on with allow_seen" in said, "namesakes would not help"
     for path in truth.glob("other_*"):
         path.unlink()
     code, _, said = program("evaluate", out, *words)
     assert code == 1
-    assert "--namesakes if they are other people" in said
+    assert "namesakes if they are other people" in said
     code, table, said = program("evaluate", out, *words, "--namesakes")
     assert code == 0, said
     assert "1 of the volumes share names with those that were seen" in table
@@ -331,7 +332,7 @@ def test_a_patient_that_only_the_truth_knows_is_found(run, program, tmp_path):
     files.mkdir()
     for path in truth.glob("*_T1w.nii.gz"):
         shutil.copy(path, files)
-    assert program("localize", run, "-i", files, "-o", tmp_path / "out", *PLAIN)[0] == 0
+    assert program("localize", files, "--run", run, "-o", tmp_path / "out", *PLAIN)[0] == 0
     sidecar = json.loads(next((tmp_path / "out").glob("scan77*_map.json")).read_text())
     assert sidecar["patient"] != patient
     with pytest.raises(DataError, match=r"scan77 \(its patient in validation of"):
@@ -348,14 +349,14 @@ def test_the_volumes_of_a_site_have_been_seen(run, program, tmp_path):
         {"renamed": site / "there-2_T1w.nii.gz", "there-3_ses-2": 80, "new": 81},
     )
     words = ("--method", "intensity", "threshold.name=healthy_fpr", "threshold.min_volumes=2")
-    words = ("-i", truth, "-o", tmp_path / "out", *words, "--site", site)
-    code, _, said = program("localize", tmp_path / "run", *words)
+    words = (truth, "-o", tmp_path / "out", *words, "--site", site)
+    code, _, said = program("localize", "--run", tmp_path / "run", *words)
     assert code == 0, said
     with pytest.raises(DataError) as caught:
         evaluate([tmp_path / "out"], truth, replicates=0)
     assert "has seen 2 of 3 cases" in str(caught.value)
-    assert "renamed (its file in calibration of --site site-" in str(caught.value)
-    assert "there-3_ses-2 (its patient in calibration of --site" in str(caught.value)
+    assert "renamed (its file in calibration of the site site-" in str(caught.value)
+    assert "there-3_ses-2 (its patient in calibration of the site" in str(caught.value)
 
 
 def test_maps_that_do_not_say_are_said_to_be_unknown(mixed, program, tmp_path):
@@ -434,7 +435,7 @@ def test_the_run_of_a_first_pass_counts(run, program, tmp_path):
     truth = sick(tmp_path / "truth", {"lent-2_ses-2": 95, "new": 96})
     words = ["--method", "phanes", "sampler.steps=2", "threshold=best", "policy.resampling=1"]
     words += ["--no-trace", f"first.run={first}"]
-    code, _, said = program("localize", run, "-i", truth, "-o", tmp_path / "out", *words)
+    code, _, said = program("localize", truth, "--run", run, "-o", tmp_path / "out", *words)
     assert code == 0, said
     with pytest.raises(DataError, match=rf"lent-2_ses-2 \(its patient in \w+ of {first}\)"):
         evaluate([tmp_path / "out"], truth, replicates=0)

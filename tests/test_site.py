@@ -128,7 +128,7 @@ def test_the_commands(run, program, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     site = site_folder(tmp_path / "site")
     words = ("--method", "intensity", "threshold.name=healthy_fpr", "threshold.min_volumes=2")
-    code, said, err = program("calibrate", tmp_path / "run", *words, "--site", site)
+    code, said, err = program("calibrate", "--run", tmp_path / "run", *words, "--site", site)
     assert code == 0, err
     assert "healthy scores drift by KS" in said
     assert "warning: the site is not like the run's" in said
@@ -142,7 +142,7 @@ def test_the_commands(run, program, tmp_path):
     shutil.copy(site / "other-1_T1w.nii.gz", source / "a_T1w.nii.gz")
     save(source / "b_T1w.nii.gz", 0.7 * phantom(80), oblique())
     renamed = site_folder(tmp_path / "renamed", names="volume")
-    command = ("localize", tmp_path / "run", "-i", source, *words, "-o")
+    command = ("localize", source, "--run", tmp_path / "run", *words, "-o")
     code, _, err = program(*command, tmp_path / "there", "--site", renamed)
     assert code == 0, err
     assert "healthy scores drift" in err
@@ -162,16 +162,16 @@ def test_the_commands(run, program, tmp_path):
     # thresholds of another site are other results
     code, _, err = program(*command, tmp_path / "own", "--site", site)
     assert code == 2
-    assert "--overwrite" in err
+    assert "overwrite them" in err
 
 
 def test_what_is_no_site_is_refused(run, program, tmp_path):
-    command = ("calibrate", run, "--method", "intensity")
+    command = ("calibrate", "--run", run, "--method", "intensity")
     code, _, err = program(*command, "threshold=best", "--site", site_folder(tmp_path / "site"))
     assert code == 2
     assert "has nothing that is calibrated" in err
     code, _, err = program(*command, "--site", tmp_path / "nowhere")
     assert code == 2
-    assert "--site" in err
+    assert "nowhere" in err
     assert "nothing there" in err
     assert err.count("\n") == 1

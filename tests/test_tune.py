@@ -356,7 +356,7 @@ QUICK = ("--method", "ddpm", "sampler.steps=2", "post=[]", "threshold=validation
 
 def test_tune_calibrate_localize(program, base, run, tmp_path):
     out = tmp_path / "tuned.yaml"
-    words = ("tune", run, *QUICK, "-o", out)
+    words = ("tune", "--run", run, *QUICK, "-o", out)
     code, text, said = program(*words, "--json")
     assert code == 0, said
     found = json.loads(text)
@@ -367,8 +367,8 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
     assert found["stopped"] is None
     assert len(found["settings"]) == 7
     assert chosen["mean_ap"] == max(s["mean_ap"] for s in found["settings"])
-    assert f"volumediff calibrate {run} --method {out}" in said
-    code, text, said = program("calibrate", run, "--method", out)
+    assert f"volumediff calibrate --run {run} --method {out}" in said
+    code, text, said = program("calibrate", "--run", run, "--method", out)
     assert code == 0, said
     threshold = re.search(r"validation threshold (\S+)", text)[1]
     assert float(threshold) == pytest.approx(chosen["threshold"], rel=1e-3)
@@ -384,7 +384,17 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
 
 
 def test_a_search_that_was_stopped_goes_on_bit_for_bit(program, run):
-    words = ("tune", run, "--method", "ddpm", "sampler.steps=2", "--widths", "0,2", "--seed")
+    words = (
+        "tune",
+        "--run",
+        run,
+        "--method",
+        "ddpm",
+        "sampler.steps=2",
+        "--widths",
+        "0,2",
+        "--seed",
+    )
     assert program(*words, 1)[0] == 0
     (whole,) = _files(run, 1)
     wanted = settings(whole)
@@ -408,7 +418,7 @@ def _files(run, seed):
 
 
 def test_damaged_figures_are_said(program, run):
-    words = ("tune", run, *QUICK, "--levels=0", "--seed", 2)
+    words = ("tune", "--run", run, *QUICK, "--levels=0", "--seed", 2)
     assert program(*words)[0] == 0
     (file,) = _files(run, 2)
     file.write_text(file.read_text()[:-20])
@@ -444,7 +454,7 @@ def test_choices_never_see_the_test_lesions_or_the_test_volumes(run, monkeypatch
 
 
 def test_baselines_are_tuned_as_well(program, run):
-    code, text, said = program("tune", run, "--method", "smoothing", "--json")
+    code, text, said = program("tune", "--run", run, "--method", "smoothing", "--json")
     assert code == 0, said
     found = json.loads(text)
     assert found["searched"] == ["baseline.sigma_mm"]
@@ -463,6 +473,7 @@ def judge(base, run, tmp_path_factory):
     """A classifier of the run's noisy states."""
     attribute = {"attribute": "group", "values": ["control", "patient"], "drop": 0.0}
     tree = {
+        "task": "state_classifier",
         "classifier": {"name": "encoder", "of": str(run), "widths": [4, 8], "groups": 2},
         "recipe": {"name": "class_conditional", **attribute},
         "optim": {"lr": 1e-1, "steps": 2, "warmup": 1, "batch_size": 2, "ema": 0.5},
@@ -475,10 +486,10 @@ def judge(base, run, tmp_path_factory):
 def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judge, tmp_path):
     out, name = tmp_path / "tuned.yaml", "guidance.scale"
     quick = ("--method", "wolleb_ddpm", "sampler.steps=2", "post=[]")
-    words = ("tune", run, *quick, "--levels=0", "--guidance=0,500", "-o", out)
+    words = ("tune", "--run", run, *quick, "--levels=0", "--guidance=0,500", "-o", out)
     code, _, complaint = program(*words)
     assert code == 2
-    assert "got none; use --classifier RUN" in complaint
+    assert "got none; give its run" in complaint
     code, text, said = program(*words, "--classifier", judge, "--json")
     assert code == 0, said
     found = json.loads(text)
@@ -516,10 +527,10 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
     row = ("--method", "phanes", "sampler.steps=2", "policy.resampling=1", "threshold=validation")
     row += ("route={name: diffuse, log_snr: 0}", "post=[{name: smooth, sigma_mm: 4}]")
     grids = ("--levels=0,3", "--widths=0,2,4", "-o", out)
-    code, _, complaint = program("tune", run, *row, *grids)
+    code, _, complaint = program("tune", "--run", run, *row, *grids)
     assert code == 2
     assert "first.run: expected the folder of the run" in complaint
-    words = ("tune", run, *row, f"first.run={first}", *grids)
+    words = ("tune", "--run", run, *row, f"first.run={first}", *grids)
     loaded, looks, load, find = [], [], lending.load_trained, Lent.find
 
     def spied_load(path, **more):
@@ -578,7 +589,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_words(name, program, run):
     words, reason = WRONG[name]
-    code, _, complaint = program("tune", run, *words)
+    code, _, complaint = program("tune", "--run", run, *words)
     assert code == 2
     assert reason in complaint
     assert complaint.splitlines()[-1].startswith("volumediff: error: ")

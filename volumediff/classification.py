@@ -34,7 +34,7 @@ CLASSIFIER = Loan(
     "classifier",
     what="a classifier of this model's noisy states",
     configurations="classifiers",
-    option="--classifier",
+    option="classifier",
 )
 
 

@@ -61,7 +61,7 @@ class Loan:
         kind: name by which it is loaded
         what: what is expected, in words
         configurations: folder of the configurations that train one
-        option: of the command line, that names one run for all components of a method; None where
+        option: parameter that names one run for all components of a method; None where
             only the component's own argument `run` does
         required: whether a method cannot be checked without; what is learnt of the run itself
             comes after the check

@@ -176,7 +176,7 @@ def _given(mask: Path | None, first: Volume) -> Bool[np.ndarray, "d h w"]:
     if mask is None:
         raise DataError(
             "has no mask of the brain beside its images; add <case>_brainmask.nii.gz, or choose "
-            "--mask template."
+            "the mask of the template."
         )
     volume = read(mask, kind="label")
     check_grids(first, volume)
@@ -247,7 +247,7 @@ def _near(rigid: np.ndarray, centre: np.ndarray, *, channel: str, first: str) ->
     if distance > MOST_MOTION_MM:
         raise DataError(
             f"channel {channel} lies {distance:.0f} mm from {first} by its voxels, not by its "
-            "affine; check that both belong to one examination, or leave it out of --channels."
+            "affine; check that both belong to one examination, or leave it out of the channels."
         )
 
 
@@ -288,5 +288,5 @@ def _label(
             return alignments[channel].apply_labels(label.array)[0], channel
     raise DataError(
         f"{case.label}: lies on the grid of no channel ({', '.join(volumes)}); add the image that "
-        "it was drawn on to --channels, or resample it."
+        "it was drawn on to the channels, or resample it."
     )

@@ -138,8 +138,8 @@ def _apart(root: Path, out: Path) -> None:
     base = a if a.is_dir() else a.parent
     if b == base or base in b.parents or b in base.parents:
         raise UsageError(
-            f"-o {out}: expected a folder apart from the data set {root}: what is written would "
-            "be read as cases of it."
+            f"output {out}: expected a folder apart from the data set {root}: what is written "
+            "would be read as cases of it."
         )
 
 

@@ -78,7 +78,7 @@ def restore(
     if not maps.is_dir():
         raise UsageError(f"{maps}: expected a folder of maps, nothing is there.")
     if out.resolve() in (maps.resolve(), prepared.resolve()):
-        raise UsageError(f"-o {out}: expected another folder than the maps' own.")
+        raise UsageError(f"output {out}: expected another folder than the maps' own.")
     cases, problems = _found(maps, origins)
     if not cases and not problems:
         raise UsageError(
@@ -103,7 +103,7 @@ def restore(
 def _origins(prepared: Path, channel: str | None) -> dict[str, _Origin]:
     """The prepared cases by id, and by the names of their files."""
     if not (prepared / MARK).is_file():
-        raise UsageError(f"--prepared {prepared}: expected a folder that `prepare` wrote.")
+        raise UsageError(f"prepared {prepared}: expected a folder that `prepare` wrote.")
     found: dict[str, _Origin] = {}
     for folder in sorted(p for p in prepared.iterdir() if p.is_dir()):
         path = transform_file(prepared, folder.name)
@@ -113,12 +113,12 @@ def _origins(prepared: Path, channel: str | None) -> dict[str, _Origin]:
         known = record["channels"]
         if channel is not None and channel not in known:
             names = ", ".join(known)
-            raise UsageError(f"--channel {channel}: case {folder.name} has {names}.")
+            raise UsageError(f"channel {channel}: case {folder.name} has {names}.")
         found[record["case"]] = _Origin(path, record, channel or record["first"])
         for name, values in known.items():
             found[stem_of(Path(values["prepared"]))] = _Origin(path, record, channel or name)
     if not found:
-        raise UsageError(f"--prepared {prepared}: has no finished case.")
+        raise UsageError(f"prepared {prepared}: has no finished case.")
     return found
 
 

@@ -62,7 +62,7 @@ def load_method(
         method = method.bind(borrowed)
         method.check(trained.model)
     except ValueError as error:
-        raise UsageError(f"--method {name}: does not suit {trained.run}: {error}") from None
+        raise UsageError(f"method '{name}': does not suit {trained.run}: {error}") from None
     return method.bind(Fits(trained, report))
 
 
@@ -96,7 +96,7 @@ def calibration_for(
     try:
         method.threshold(calibration)
     except ValueError as error:
-        raise UsageError(f"--method {name}: {error}") from None
+        raise UsageError(f"method '{name}': {error}") from None
     return calibration
 
 
@@ -127,7 +127,7 @@ def calibrate(
     """
     if method.takes_region:
         raise UsageError(
-            f"--method {name}: redraws a region of the caller's, and healthy volumes have none; "
+            f"method '{name}': redraws a region of the caller's, and healthy volumes have none; "
             "use normalize=raw threshold=otsu, or another threshold of the map itself."
         )
     part = "calibration" if trained.cases("calibration") else "validation"
@@ -148,7 +148,7 @@ def calibrate(
             calibration = validate(calibration, method, trained.model, lesions, seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
-        raise UsageError(f"--method {name}: {error}") from None
+        raise UsageError(f"method '{name}': {error}") from None
     calibration.save(calibration_path(trained, method, name))
     return calibration
 

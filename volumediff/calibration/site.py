@@ -22,7 +22,15 @@ from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
 
-__all__ = ["MAPS_BOUND", "Drift", "Site", "drift_between", "find_site", "site_calibration"]
+__all__ = [
+    "MAPS_BOUND",
+    "Drift",
+    "Site",
+    "SiteCalibration",
+    "drift_between",
+    "find_site",
+    "site_calibration",
+]
 
 # The statistic of the maps bounds the change of the false alarm rate at any threshold: beyond this
 # a rate of 5 % may have become 15 %. Voxels of one volume depend on each other: there is no test.
@@ -81,6 +89,23 @@ class Drift:
         return said
 
 
+@dataclass(frozen=True, eq=False)
+class SiteCalibration:
+    """What the healthy volumes of a site say of a method.
+
+    Arguments:
+        site: name of the site, made of the content of its files
+        calibration: with thresholds of the site
+        drift: how far its maps and scores are from the run's
+        threshold: of the method's own rule; None where it takes none of a calibration
+    """
+
+    site: str
+    calibration: Calibration
+    drift: Drift
+    threshold: float | None
+
+
 def find_site(
     trained: Trained, source: Path | str, *, channels: Sequence[str] | None = None
 ) -> Site:
@@ -96,10 +121,10 @@ def find_site(
     """
     names = trained.image_names(channels)
     scalars = bool(trained.recipe.scalars)
-    cases, bad = find_inputs(source, channels=names, siblings=scalars, option="--site")
+    cases, bad = find_inputs(source, channels=names, siblings=scalars)
     if bad:
         name, reason = next(iter(bad.items()))
-        raise DataError(f"--site {source}: case {name}: {reason}; correct or remove it.")
+        raise DataError(f"site {source}: case {name}: {reason}; correct or remove it.")
     files = frozenset(d for case in cases for d in digests(case).values())
     name = sha256(*sorted(files))[:12]
     return Site(f"site-{name}", tuple(cases), files)
@@ -129,8 +154,8 @@ def site_calibration(
     """
     if own is None:
         raise UsageError(
-            f"--site: method '{name}' has nothing that is calibrated; leave --site out, or use "
-            "threshold=healthy_fpr."
+            f"site: the method '{name}' has nothing that is calibrated; leave the site out, or "
+            "use threshold=healthy_fpr."
         )
     path = calibration_path(trained, method, name)
     path = path.parent / site.name / path.name
@@ -145,7 +170,7 @@ def site_calibration(
             found.save(path)
         method.threshold(found)
     except ValueError as error:
-        raise UsageError(f"--site: --method {name}: {error}") from None
+        raise UsageError(f"site: method '{name}': {error}") from None
     return found, drift_between(method, own, found)
 
 

@@ -71,7 +71,7 @@ def needs_of(method: "Method") -> list[str]:
             example = _configuration(request.component)
             example = example or config.shipped(request.loan.configurations)[0]
             named = request.name == request.loan.option
-            found.append(request.name if named else f"{request.name}={example}")
+            found.append(f"--{request.name}" if named else f"{request.name}={example}")
     return list(dict.fromkeys(found))
 
 
@@ -89,13 +89,14 @@ def _autoencoder(method: "Method") -> str:
 # What a word of `needs_of` stands for, where it takes arguments.
 FULL = {
     "recipe=class_conditional": (
-        "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"
+        "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}",
     ),
-    "kernel=cold": "kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}",
+    "recipe=translation": ("recipe=translation", "data.channels=[FLAIR,T2w]"),
+    "kernel=cold": ("kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}",),
     "kernel=discrete": (
-        "kernel={name: discrete, schedule: {name: cosine, zero_terminal_snr: true}}"
+        "kernel={name: discrete, schedule: {name: cosine, zero_terminal_snr: true}}",
     ),
-    "space.autoencoder=binary": "space.autoencoder=binary_64",
+    "space.autoencoder=binary": ("space.autoencoder=binary_64",),
 }
 Models = Callable[[str, tuple[str, ...]], "Model | Reconstructor"]
 
@@ -121,4 +122,5 @@ def _model(path: str, words: tuple[str, ...]) -> "Model | Reconstructor":
     if "space.autoencoder" not in load_run_config(path).borrows():
         words = tuple(w for w in words if not w.startswith("space.autoencoder="))
     with torch.device("meta"):
-        return build_task(load_run_config(path, [FULL.get(w, w) for w in words])).module
+        full = [each for word in words for each in FULL.get(word, (word,))]
+        return build_task(load_run_config(path, full)).module

@@ -30,6 +30,7 @@ from volumediff.evaluation.records import to_json
 from volumediff.evaluation.summary import group_table, verdicts
 from volumediff.evaluation.truths import find_truths
 from volumediff.inference.engine import localize
+from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.export import write_json
 from volumediff.randomness import key
 from volumediff.reporting.curves import write_curves
@@ -152,10 +153,12 @@ def run_demo(
             trained,
             out / "test",
             folders[-1],
-            method=choice.row,
-            overrides=choice.overrides,
-            trace=False,
-            calibration_limit=demo.calibration_volumes,
+            LocalizeOptions(
+                method=choice.row,
+                overrides=choice.overrides,
+                trace=False,
+                calibration_volumes=demo.calibration_volumes,
+            ),
             report=lambda line: None,
             announce=clock,
         )

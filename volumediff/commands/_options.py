@@ -1,6 +1,13 @@
-"""Options that several commands share, and how they print."""
+"""Options that several commands share, and how they print.
 
+The grammar is one for all commands: inputs are paths, words with `=` are overrides, a run is
+`--run`, everything else is an option. Defaults and meanings are those of the Python functions.
+"""
+
+import inspect
+import os
 import sys
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,37 +19,38 @@ from volumediff.errors import UsageError
 if TYPE_CHECKING:
     from volumediff.data.survey import Spec
     from volumediff.outputs.batch import Summary
-    from volumediff.runs.trained import Trained
 
 __all__ = [
     "Channels",
     "Classifier",
     "Config",
+    "ConfigWords",
     "DataRoot",
     "Device",
     "Json",
     "LayoutOption",
     "Memory",
+    "Method",
+    "MethodWords",
     "Mode",
     "ModeOption",
     "OutFolder",
     "Overwrite",
-    "Run",
+    "RunOption",
     "Seed",
-    "SiteFolder",
     "Size",
-    "Source",
     "Truth",
     "Which",
     "WhichOption",
-    "Words",
+    "defaults",
     "finish",
+    "inputs_and_words",
     "names_of",
     "out_line",
     "print_json",
     "say",
     "spec_of",
-    "trained_run",
+    "words",
 ]
 
 
@@ -61,18 +69,25 @@ class Truth(StrEnum):
     label = "label"
 
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as optim.lr=1e-4."),
+def words(example: str) -> Any:
+    """The argument for overrides of a command, with an example that it takes."""
+    return typer.Argument(metavar="KEY=VALUE", help=f"Overrides, such as {example}.")
+
+
+RunOption = Annotated[Path, typer.Option("--run", metavar="RUN", help="Folder of a trained run.")]
+ConfigWords = Annotated[list[str] | None, words("optim.lr=1e-4 or data.root=DATA")]
+MethodWords = Annotated[list[str] | None, words("sampler.steps=10 or threshold=otsu")]
+OutFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]
+Method = Annotated[
+    str, typer.Option("--method", help="Name of a localization method, or a YAML file.")
 ]
-Source = Annotated[
-    Path, typer.Option("-i", "--input", help="Volume, folder of cases, or datalist JSON.")
+WhichOption = Annotated[
+    Which, typer.Option("--which", help="Checkpoint: the best on validation volumes, or the last.")
 ]
-OutFolder = Annotated[Path, typer.Option("-o", "--out", help="Output folder.")]
-WhichOption = Annotated[Which, typer.Option("--which", help="Checkpoint of the run.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+Device = Annotated[
+    str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1 and so on.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace results of other settings in the folder.")
 ]
@@ -80,36 +95,58 @@ LayoutOption = Annotated[
     str,
     typer.Option(
         "--layout",
-        help="Of the data set: auto, a name that info lists, or {name: msseg2015, rater: 2}.",
+        help="Layout of the data set: auto, a name that info lists, or "
+        "{name: msseg2015, rater: 2}.",
     ),
 ]
 Channels = Annotated[
-    str | None, typer.Option("--channels", help="Names of the images, such as T1w,FLAIR.")
+    str | None,
+    typer.Option("--channels", help="Names of the images in the data, such as T1w,FLAIR."),
 ]
 DataRoot = Annotated[
-    str | None, typer.Option("--data", help="Where the run's data are now, if they were moved.")
-]
-SiteFolder = Annotated[
-    Path | None,
-    typer.Option("--site", help="Healthy volumes of the site that gives the thresholds."),
+    Path | None, typer.Option("--data", help="Where the run's data are now, if they were moved.")
 ]
 Memory = Annotated[
     list[str] | None,
     typer.Option(
-        "--memory", metavar="KEY=VALUE", help="Memory policy, such as slab=32, not the training's."
+        "--memory",
+        metavar="KEY=VALUE",
+        help="Memory policy instead of the training's, such as slab=32.",
     ),
 ]
 Classifier = Annotated[
     Path | None,
-    typer.Option("--classifier", help="Run of the classifier that the method takes, if any."),
+    typer.Option("--classifier", help="Run of a classifier, for methods that take one."),
 ]
-Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")]
+Config = Annotated[
+    str, typer.Argument(help="Configuration: a YAML file, or the name of a shipped one.")
+]
 Size = Annotated[
     tuple[int, int, int] | None,
     typer.Option("--shape", metavar="D H W", help="Voxels of the volumes, if not as configured."),
 ]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="A training step, or inference.")]
+ModeOption = Annotated[
+    Mode, typer.Option("--mode", help="What is looked at: a training step, or inference.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of a Python function by argument, which are those of its command."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def inputs_and_words(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Paths, and `key=value` words: a path that contains `=` is written with a folder, ./a=b."""
+    paths, overrides = [], []
+    for word in given:
+        key, equals, _ = word.partition("=")
+        if equals and os.sep not in key:
+            overrides.append(word)
+        else:
+            paths.append(Path(word))
+    return paths, overrides
 
 
 def say(line: str) -> None:
@@ -132,41 +169,15 @@ def names_of(channels: str | None) -> tuple[str, ...] | None:
         return None
     names = tuple(c.strip() for c in channels.split(",") if c.strip())
     if not names:
-        raise UsageError(f"--channels {channels!r}: expected names such as T1w,FLAIR.")
+        raise UsageError(f"channels {channels!r}: expected names such as T1w,FLAIR.")
     return names
 
 
 def spec_of(layout: str) -> "Spec":
-    """A layout as in a configuration, looked up before anything is read."""
-    from volumediff.config import available, build, overridden
-    from volumediff.data.survey import AUTO
+    """A layout as in a configuration: a name, or a mapping of its name and options."""
+    from volumediff.config import overridden
 
-    spec = overridden({}, [f"layout={layout}"])["layout"]
-    if spec == AUTO:
-        return AUTO
-    if isinstance(spec, str) and ":" not in spec and spec not in available("layout"):
-        names = ", ".join([AUTO, *available("layout")])
-        raise UsageError(f"--layout {layout}: choose from {names}.")
-    build("layout", spec, where="--layout")
-    return spec
-
-
-def trained_run(
-    run: Path,
-    which: Which,
-    device: str,
-    data: str | None = None,
-    memory: list[str] | None = None,
-) -> "Trained":
-    from dataclasses import replace
-
-    from volumediff.runs.trained import load_trained
-
-    trained = load_trained(run, which=which.value, device=device, memory=memory or [])
-    if data is None:
-        return trained
-    moved = trained.config.data.model_copy(update={"root": data})
-    return replace(trained, config=trained.config.model_copy(update={"data": moved}))
+    return overridden({}, [f"layout={layout}"])["layout"]
 
 
 def finish(summary: "Summary") -> None:

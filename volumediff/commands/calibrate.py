@@ -1,95 +1,94 @@
 """`volumediff calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from volumediff.api.run import Run, load
 from volumediff.commands._options import (
     Channels,
     Classifier,
     DataRoot,
     Device,
     Memory,
-    Run,
+    Method,
+    MethodWords,
+    RunOption,
     Seed,
-    SiteFolder,
     Truth,
-    Which,
     WhichOption,
-    Words,
+    defaults,
     names_of,
     out_line,
     say,
-    trained_run,
 )
-
-if TYPE_CHECKING:
-    from volumediff.anomaly.methods._base import Method
-    from volumediff.runs.trained import Trained
 
 __all__ = ["calibrate"]
 
+LOAD, WORK = defaults(load), defaults(Run.calibrate)
+
 
 def calibrate(
-    run: Run,
-    overrides: Words = None,
-    method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
-    classifier: Classifier = None,
-    which: WhichOption = Which.best,
-    device: Device = "auto",
+    run: RunOption,
+    overrides: MethodWords = None,
+    method: Method = WORK["method"],
+    classifier: Classifier = WORK["classifier"],
+    which: WhichOption = LOAD["which"],
+    device: Device = LOAD["device"],
     memory: Memory = None,
-    seed: Seed = 0,
-    data: DataRoot = None,
+    seed: Seed = WORK["seed"],
+    data: DataRoot = LOAD["data"],
     volumes: Annotated[
-        int | None, typer.Option("--volumes", min=1, help="Most volumes of each part to use.")
-    ] = None,
+        int | None,
+        typer.Option("--volumes", min=1, help="Largest number of volumes to use of each part."),
+    ] = WORK["volumes"],
     truth: Annotated[
-        Truth, typer.Option("--truth", help="Lesions that choose the validation threshold.")
-    ] = Truth.synthetic,
-    site: SiteFolder = None,
+        Truth,
+        typer.Option(
+            "--truth", help="Lesions that choose the validation threshold: synthetic, or labels."
+        ),
+    ] = WORK["truth"],
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", help="Healthy volumes of another site, for thresholds of its own."),
+    ] = None,
     channels: Channels = None,
 ) -> None:
     """Fit a method's residual normalization and thresholds on the run's own healthy volumes.
 
+    volumediff calibrate --run runs/brain --method scan
+
     With --site, fit the thresholds alone on healthy volumes of another site, and say how far its
     maps and scores have drifted.
     """
-    from volumediff.calibration.calibrate import calibrate as fit
-    from volumediff.calibration.calibrate import load_method
-
-    trained = trained_run(run, which, device, data, memory)
-    trained.localizes()
-    runs = {"classifier": classifier}
-    row = load_method(trained, method, overrides or [], runs=runs, report=say)
-    if site is not None:
-        _of_site(trained, row, method, site, names_of(channels), seed, volumes)
-        return
-    found = fit(trained, row, method, seed=seed, limit=volumes, truth=truth.value, report=say)
-    limit = found.validation_threshold
+    loaded = load(run, which=which.value, device=device, memory=memory or (), data=data)
+    words = overrides or []
+    if site is None:
+        found = loaded.calibrate(
+            method,
+            overrides=words,
+            classifier=classifier,
+            volumes=volumes,
+            truth=truth.value,
+            seed=seed,
+            report=say,
+        )
+        where, name, limit = "", "validation threshold", found.validation_threshold
+    else:
+        there = loaded.calibrate_site(
+            site,
+            method,
+            overrides=words,
+            classifier=classifier,
+            channels=names_of(channels),
+            volumes=volumes,
+            seed=seed,
+            report=say,
+        )
+        for line in there.drift.lines():
+            out_line(line)
+        found, limit = there.calibration, there.threshold
+        where, name = f" of {there.site}", "threshold"
     shown = "none" if limit is None else f"{limit:.4g}"
-    out_line(f"{method}: calibrated on {found.volumes} volumes, validation threshold {shown}")
-
-
-def _of_site(
-    trained: "Trained",
-    row: "Method",
-    method: str,
-    folder: Path,
-    channels: tuple[str, ...] | None,
-    seed: int,
-    volumes: int | None,
-) -> None:
-    from volumediff.calibration.calibrate import calibration_for
-    from volumediff.calibration.site import find_site, site_calibration
-
-    place = find_site(trained, folder, channels=channels)
-    own = calibration_for(trained, row, method, seed=seed, report=say)
-    found, drift = site_calibration(
-        trained, row, method, place, own=own, seed=seed, limit=volumes, again=True, report=say
-    )
-    for line in drift.lines():
-        out_line(line)
-    value = row.threshold(found)
-    shown = "none" if value is None else f"{value:.4g}"
-    out_line(f"{method}: calibrated on {found.volumes} volumes of {place.name}, threshold {shown}")
+    out_line(f"{method}: calibrated on {found.volumes} volumes{where}, {name} {shown}")

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from volumediff.api.functions import check as look
 from volumediff.commands._options import (
     Channels,
     Json,
     LayoutOption,
+    defaults,
     names_of,
     print_json,
     spec_of,
@@ -16,16 +18,17 @@ from volumediff.commands._options import (
 
 __all__ = ["check"]
 
+WORK = defaults(look)
+
 
 def check(
     data: Annotated[Path, typer.Argument(help="Data set: a folder, or the JSON of a datalist.")],
-    layout: LayoutOption = "auto",
-    channels: Channels = None,
+    layout: LayoutOption = WORK["layout"],
+    channels: Channels = WORK["channels"],
     as_json: Json = False,
 ) -> None:
     """Read every volume of a data set and list what is wrong or noteworthy."""
     from volumediff.commands._tables import findings
-    from volumediff.data.check import check as look
     from volumediff.data.check import has_errors
 
     rows = look(data, layout=spec_of(layout), channels=names_of(channels))

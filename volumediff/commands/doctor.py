@@ -4,14 +4,16 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Json, Words, print_json
+from volumediff.commands._options import ConfigWords, Json, print_json
 
 __all__ = ["doctor"]
 
 
 def doctor(
-    config: Annotated[str | None, typer.Argument(help="Also look at this configuration.")] = None,
-    overrides: Words = None,
+    config: Annotated[
+        str | None, typer.Argument(help="Configuration to look at too: a YAML file, or a name.")
+    ] = None,
+    overrides: ConfigWords = None,
     as_json: Json = False,
 ) -> None:
     """Say what this machine can run, and what would go wrong."""

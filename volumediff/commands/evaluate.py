@@ -5,71 +5,76 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import LayoutOption, Seed, out_line, say, spec_of
+from volumediff.api.functions import evaluate as compare
+from volumediff.commands._options import LayoutOption, Seed, defaults, out_line, say, spec_of
 
 __all__ = ["evaluate"]
 
+WORK = defaults(compare)
+
 
 def evaluate(
-    folders: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of maps.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="OUT", help="Folders of results, one for each method."),
+    ],
     truth: Annotated[Path, typer.Option("--truth", help="Data set with masks or boxes.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to write; the first OUT by default.")
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Output folder; the first OUT if none is given."),
     ] = None,
     by: Annotated[
         str | None, typer.Option("--by", help="Column of participants.tsv that makes groups.")
-    ] = None,
-    layout: LayoutOption = "auto",
-    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
+    ] = WORK["by"],
+    layout: LayoutOption = WORK["layout"],
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html into the output folder.")
+    ] = WORK["html"],
     replicates: Annotated[
-        int, typer.Option("--replicates", min=0, help="Of the bootstrap.")
-    ] = 1000,
-    seed: Seed = 0,
+        int, typer.Option("--replicates", min=0, help="Number of bootstrap replicates.")
+    ] = WORK["replicates"],
+    seed: Seed = WORK["seed"],
     allow_seen: Annotated[
         bool,
         typer.Option(
             "--allow-seen",
-            help="Go on although a model has seen volumes before; figures with and without them.",
+            help="Go on although a model has seen volumes before, and measure with and without "
+            "them.",
         ),
-    ] = False,
+    ] = WORK["allow_seen"],
     namesakes: Annotated[
         bool,
         typer.Option(
             "--namesakes",
-            help="Patients with the names of those that a model has seen are other people.",
+            help="Take patients with the names of those that a model has seen for other people.",
         ),
-    ] = False,
+    ] = WORK["namesakes"],
 ) -> None:
-    """Compare maps of one or more methods with truth masks; the first is the one in question."""
-    from volumediff.commands._tables import measures
-    from volumediff.evaluation.evaluate import evaluate as compare
-    from volumediff.evaluation.records import to_json
-    from volumediff.evaluation.summary import verdicts, without_seen
-    from volumediff.outputs.export import write_json
-    from volumediff.reporting.curves import write_curves
-    from volumediff.reporting.report import report_of
+    """Compare maps of one or more methods with truth masks; the first is the method in question.
 
-    spec = spec_of(layout)
+    volumediff evaluate out/thor out/scan --truth DATA --report
+    """
+    from volumediff.commands._tables import measures
+    from volumediff.evaluation.summary import verdicts, without_seen
+
+    target = output or folders[0]
     results = compare(
         folders,
         truth,
+        output=target,
+        html=report,
         by=by,
-        layout=spec,
-        seed=seed,
+        layout=spec_of(layout),
         replicates=replicates,
+        seed=seed,
         allow_seen=allow_seen,
         namesakes=namesakes,
         report=say,
     )
-    target = out or folders[0]
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(results)})
-    pictures = write_curves(target, results)
     measures(results)
     for line in verdicts(results):
         out_line(line)
     for line in verdicts(without_seen(results)):
         out_line(f"without the volumes that were seen before: {line}")
     if report:
-        report_of(target / "report.html", results, truth, by=by, layout=spec, pictures=pictures)
         out_line(f"wrote {target / 'report.html'}")

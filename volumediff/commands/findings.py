@@ -5,32 +5,42 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Channels, Source, names_of, out_line, say
+from volumediff.commands._options import Channels, names_of, out_line, say
 
 __all__ = ["findings"]
 
 
 def findings(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of results of localize.")],
-    source: Source,
+    images: Annotated[
+        list[Path],
+        typer.Option(
+            "--images", help="Volume, folder or datalist that was localized; may be repeated."
+        ),
+    ],
     channels: Channels = None,
     packets: Annotated[
         bool,
         typer.Option(
-            "--packets", help="Pictures and a prompt per finding, for a reader or a VLM."
+            "--packets", help="Write pictures and a prompt per finding, for a reader or a VLM."
         ),
     ] = False,
     most: Annotated[
-        int, typer.Option("--most", min=1, help="Packets per case, the most urgent first.")
+        int,
+        typer.Option(
+            "--most", min=1, help="Largest number of packets per case, the most urgent first."
+        ),
     ] = 10,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Write OUT/findings.html: every case, no truth needed."),
+        typer.Option(
+            "--report", help="Write OUT/findings.html with every case; no truth is needed."
+        ),
     ] = False,
 ) -> None:
-    """List what was found, finding by finding; the input is the one that was localized.
+    """List what was found, finding by finding, measured again beside the images.
 
-    volumediff findings out/ -i DATA --packets --report
+    volumediff findings out/ --images DATA --packets --report
     """
     from volumediff.inference.findings import find_in_folder
     from volumediff.reporting.findings_page import Gallery
@@ -38,7 +48,7 @@ def findings(
     gallery = Gallery(folder)
     work = find_in_folder(
         folder,
-        source,
+        images,
         channels=names_of(channels),
         packets=packets,
         most=most,

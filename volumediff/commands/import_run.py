@@ -5,19 +5,27 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Words, say
+from volumediff.commands._options import say, words
 
 __all__ = ["import_"]
 
 
 def import_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="wdm, patchddm, ...")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="Tool that made the checkpoint, such as wdm or patchddm."
+        ),
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the other tool.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new run.")],
-    overrides: Words = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new run.")],
+    overrides: Annotated[list[str] | None, words("data.root=DATA or importer.axes=LAS")] = None,
     weights_only_pickle: Annotated[
         bool,
-        typer.Option("--weights-only-pickle", help="Read a .pt file, but tensors alone."),
+        typer.Option(
+            "--weights-only-pickle",
+            help="Read a .pt file, but build nothing of it except tensors.",
+        ),
     ] = False,
 ) -> None:
     """Make a run of a checkpoint of another tool; `info` lists the kinds.
@@ -27,6 +35,6 @@ def import_(
     from volumediff.training.imported import import_run
 
     run = import_run(
-        kind, file, out, overrides=overrides or [], weights_only_pickle=weights_only_pickle
+        kind, file, output, overrides=overrides or [], weights_only_pickle=weights_only_pickle
     )
     say(f"{run}: imported.")

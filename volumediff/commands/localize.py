@@ -5,72 +5,86 @@ from typing import Annotated
 
 import typer
 
+from volumediff.api.files import localize_files
+from volumediff.api.run import load
 from volumediff.commands._options import (
     Channels,
     Classifier,
     DataRoot,
     Device,
     Memory,
+    Method,
     OutFolder,
     Overwrite,
-    Run,
+    RunOption,
     Seed,
-    SiteFolder,
-    Source,
-    Which,
     WhichOption,
-    Words,
+    defaults,
     finish,
+    inputs_and_words,
     names_of,
     say,
-    trained_run,
 )
 
 __all__ = ["localize"]
 
+LOAD, WORK = defaults(load), defaults(localize_files)
+
 
 def localize(
-    run: Run,
-    source: Source,
-    out: OutFolder,
-    overrides: Words = None,
-    method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
-    classifier: Classifier = None,
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT|KEY=VALUE",
+            help="Volumes, folders of cases or datalists; and overrides of the method, such as "
+            "sampler.steps=10 (write ./a=b for a path with =).",
+        ),
+    ],
+    run: RunOption,
+    output: OutFolder,
+    method: Method = WORK["method"],
+    classifier: Classifier = WORK["classifier"],
     saliency: Annotated[
         Path | None,
-        typer.Option("--saliency", help="Map in place of the first pass: file or folder."),
-    ] = None,
-    which: WhichOption = Which.best,
-    channels: Channels = None,
-    device: Device = "auto",
+        typer.Option(
+            "--saliency", help="Map that replaces the method's first pass: a file, or a folder."
+        ),
+    ] = WORK["saliency"],
+    which: WhichOption = LOAD["which"],
+    channels: Channels = WORK["channels"],
+    device: Device = LOAD["device"],
     memory: Memory = None,
-    seed: Seed = 0,
-    data: DataRoot = None,
-    site: SiteFolder = None,
-    trace: Annotated[bool, typer.Option(help="Write masks and maps of the blocks too.")] = True,
+    seed: Seed = WORK["seed"],
+    data: DataRoot = LOAD["data"],
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", help="Healthy volumes of the site, which give the thresholds."),
+    ] = WORK["site"],
+    trace: Annotated[
+        bool, typer.Option(help="Write masks and maps of the method's components too.")
+    ] = WORK["trace"],
     region: Annotated[
         Path | None,
         typer.Option(
             "--region",
             metavar="MASK",
-            help="What to redraw, on any grid: a mask, or a folder of masks by case; "
-            "for methods such as inpaint_given.",
+            help="What to redraw, on any grid: a mask, or a folder of masks by case, for methods "
+            "such as inpaint_given.",
         ),
-    ] = None,
-    overwrite: Overwrite = False,
+    ] = WORK["region"],
+    overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Map what is abnormal in volumes, on their own grid; finished cases are skipped.
 
-    volumediff localize RUN -i sub-01_FLAIR.nii.gz -o out/ --method thor
+    volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
-    from volumediff.inference.engine import localize as work
-
-    summary = work(
-        trained_run(run, which, device, data, memory),
-        source,
-        out,
+    inputs, words = inputs_and_words(given)
+    summary = localize_files(
+        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        inputs,
+        output,
         method=method,
-        overrides=overrides or [],
+        overrides=words,
         classifier=classifier,
         saliency=saliency,
         channels=names_of(channels),
@@ -79,6 +93,6 @@ def localize(
         region=region,
         site=site,
         overwrite=overwrite,
-        announce=say,
+        report=say,
     )
     finish(summary)

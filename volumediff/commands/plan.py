@@ -1,18 +1,18 @@
 """`volumediff plan`."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from volumediff.api.functions import plan as look
 from volumediff.commands._options import (
     Config,
+    ConfigWords,
     Json,
-    Mode,
     ModeOption,
     Size,
-    Words,
+    defaults,
     print_json,
     say,
 )
@@ -20,17 +20,21 @@ from volumediff.errors import UsageError
 
 __all__ = ["plan"]
 
+WORK = defaults(look)
+
 
 def plan(
     config: Config,
-    overrides: Words = None,
-    vram: Annotated[float | None, typer.Option("--vram", help="Memory of the card in GB.")] = None,
-    shape: Size = None,
-    mode: ModeOption = Mode.train,
+    overrides: ConfigWords = None,
+    vram: Annotated[float | None, typer.Option("--vram", help="Memory of the card in GB.")] = WORK[
+        "vram_gb"
+    ],
+    shape: Size = WORK["shape"],
+    mode: ModeOption = WORK["mode"],
     as_json: Json = False,
-    out: Annotated[
+    output: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Write the configuration with the chosen policy."),
+        typer.Option("-o", "--output", help="Write the configuration with the chosen policy."),
     ] = None,
 ) -> None:
     """Predict memory without data or GPU, and choose the fastest policy that fits a card.
@@ -38,23 +42,17 @@ def plan(
     volumediff plan wavelet_256 --vram 8 -o small.yaml
     """
     from volumediff.commands._tables import policies
-    from volumediff.planning.planner import at_shape
-    from volumediff.planning.planner import plan as look
-    from volumediff.settings.run_config import load_run_config
     from volumediff.storage.atomic import write_text
 
-    if vram is not None and not 0 < vram < math.inf:
-        raise UsageError(f"--vram {vram:g}: expected the card's memory in GB, above 0.")
-    if out is not None and vram is None:
+    if output is not None and vram is None:
         raise UsageError("-o writes the policy that fits a card: give its memory with --vram GB.")
-    wanted = at_shape(load_run_config(config, overrides or []), shape)
-    found = look(wanted, mode=mode.value, vram_gb=vram)
+    found = look(config, vram_gb=vram, shape=shape, mode=mode.value, overrides=overrides or [])
     if as_json:
         print_json({"config": config, **found.to_json()})
     else:
         policies(found)
     if found.fits is False:
         raise typer.Exit(1)
-    if out is not None:
-        write_text(out, found.config.to_yaml(f"{config} with the policy for {vram:g} GB."))
-        say(f"wrote {out}; train with: volumediff train {out} data.root=DATA")
+    if output is not None:
+        write_text(output, found.config.to_yaml(f"{config} with the policy for {vram:g} GB."))
+        say(f"wrote {output}; train with: volumediff train {output} data.root=DATA")

@@ -6,19 +6,22 @@ from typing import Annotated
 
 import typer
 
+from volumediff.api.functions import prepare as work
 from volumediff.commands._options import (
     Channels,
     LayoutOption,
     OutFolder,
     Overwrite,
+    defaults,
     finish,
     names_of,
     out_line,
     spec_of,
 )
-from volumediff.errors import UsageError
 
 __all__ = ["prepare"]
+
+WORK = defaults(work)
 
 
 class MaskChoice(StrEnum):
@@ -30,14 +33,18 @@ class MaskChoice(StrEnum):
 
 
 def prepare(
-    data: Annotated[Path, typer.Argument(help="Data set: folder, nnU-Net raw, BIDS, datalist.")],
-    out: OutFolder,
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="RAW", help="Data set: a folder, nnU-Net raw, BIDS, a datalist."),
+    ],
+    output: OutFolder,
     template: Annotated[
-        str, typer.Option("--template", help="mni152, or a NIfTI file.")
-    ] = "mni152",
+        str, typer.Option("--template", help="Template: mni152, or a NIfTI file.")
+    ] = WORK["template"],
     template_mask: Annotated[
-        Path | None, typer.Option("--template-mask", help="Of the object in a template file.")
-    ] = None,
+        Path | None,
+        typer.Option("--template-mask", help="Mask of the object in a template file."),
+    ] = WORK["template_mask"],
     mask: Annotated[
         MaskChoice,
         typer.Option(
@@ -45,43 +52,31 @@ def prepare(
             help="Brain mask: given (<case>_brainmask beside the images), template (brought back; "
             "for volumes with skull), none (volumes show the brain alone).",
         ),
-    ] = MaskChoice.template,
+    ] = WORK["mask"],
     strip: Annotated[
-        bool, typer.Option("--strip", help="Empty what is outside the mask.")
-    ] = False,
-    n4: Annotated[bool, typer.Option(help="Correct the bias field; not for CT.")] = True,
-    channels: Channels = None,
+        bool, typer.Option("--strip", help="Empty what is outside of the mask.")
+    ] = WORK["strip"],
+    n4: Annotated[bool, typer.Option(help="Correct the bias field; not for CT.")] = WORK["n4"],
+    channels: Channels = WORK["channels"],
     spacing_mm: Annotated[
-        float | None, typer.Option("--spacing-mm", help="Voxels, if not the template's own.")
-    ] = None,
-    layout: LayoutOption = "auto",
-    overwrite: Overwrite = False,
+        float | None,
+        typer.Option("--spacing-mm", help="Voxel size of the outputs, if not the template's own."),
+    ] = WORK["spacing_mm"],
+    layout: LayoutOption = WORK["layout"],
+    overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Bring raw volumes to a template: bias field, brain mask, affine registration, resampling.
 
-    volumediff prepare DATA -o aligned/ --mask template --spacing-mm 1.5
+    volumediff prepare RAW -o aligned/ --mask template --spacing-mm 1.5
     """
-    import math
-
-    from volumediff.alignment.aligning import BrainMask, Steps
-    from volumediff.alignment.prepare import prepare as work
-
-    if spacing_mm is not None and not 0 < spacing_mm < math.inf:
-        raise UsageError(f"--spacing-mm {spacing_mm:g}: expected millimetres above 0.")
-    if not data.exists():
-        raise UsageError(f"{data}: expected a data set, nothing is there.")
-    from volumediff.data.templates import mni152, template_from
-
-    if template != "mni152" and not Path(template).is_file():
-        raise UsageError(f"--template {template}: expected mni152 or a NIfTI file.")
-    if template == "mni152" and template_mask is not None:
-        raise UsageError("--template-mask is for a template file; mni152 has its own.")
-    chosen = mni152() if template == "mni152" else template_from(template, template_mask)
     found = work(
         data,
-        out,
-        template=chosen,
-        steps=Steps(mask=BrainMask(mask.value), strip=strip, n4=n4),
+        output,
+        template=template,
+        template_mask=template_mask,
+        mask=mask.value,
+        strip=strip,
+        n4=n4,
         spacing_mm=spacing_mm,
         layout=spec_of(layout),
         channels=names_of(channels),

@@ -7,11 +7,11 @@ import typer
 
 from volumediff.commands._options import (
     Config,
+    ConfigWords,
     Json,
     Mode,
     ModeOption,
     Size,
-    Words,
     print_json,
 )
 
@@ -20,14 +20,20 @@ __all__ = ["profile"]
 
 def profile(
     config: Config,
-    overrides: Words = None,
+    overrides: ConfigWords = None,
     steps: Annotated[
-        int, typer.Option("--steps", min=0, help="Steps that are timed; 0: the traced one.")
+        int,
+        typer.Option(
+            "--steps", min=0, help="Number of steps that are timed; 0 runs the traced one alone."
+        ),
     ] = 3,
     shape: Size = None,
     mode: ModeOption = Mode.train,
     snapshot: Annotated[
-        Path, typer.Option("--snapshot", help="For CUDA's allocator, if memory runs out.")
+        Path,
+        typer.Option(
+            "--snapshot", help="File for the state of CUDA's allocator, if memory runs out."
+        ),
     ] = Path("memory_snapshot.pickle"),
     as_json: Json = False,
 ) -> None:

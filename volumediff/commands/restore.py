@@ -5,24 +5,28 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import OutFolder, Overwrite, finish
+from volumediff.api.functions import restore as work
+from volumediff.commands._options import OutFolder, Overwrite, defaults, finish
 
 __all__ = ["restore"]
 
+WORK = defaults(work)
+
 
 def restore(
-    maps: Annotated[Path, typer.Argument(help="Folder of maps of prepared volumes.")],
+    maps: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of results for prepared volumes.")
+    ],
     prepared: Annotated[Path, typer.Option("--prepared", help="Folder that prepare wrote.")],
-    out: OutFolder,
+    output: OutFolder,
     channel: Annotated[
-        str | None, typer.Option("--channel", help="Image whose grid is wanted, if not the first.")
-    ] = None,
-    overwrite: Overwrite = False,
+        str | None,
+        typer.Option("--channel", help="Image whose grid is wanted, if not the first."),
+    ] = WORK["channel"],
+    overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Bring maps and masks of prepared volumes back to the grids of the original images.
 
     volumediff restore out/ --prepared aligned/ -o native/
     """
-    from volumediff.alignment.restore import restore as work
-
-    finish(work(maps, prepared, out, channel=channel, overwrite=overwrite))
+    finish(work(maps, output, prepared=prepared, channel=channel, overwrite=overwrite))

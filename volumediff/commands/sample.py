@@ -5,52 +5,65 @@ from typing import Annotated
 
 import typer
 
+from volumediff.api.files import sample_files
+from volumediff.api.run import load
 from volumediff.commands._options import (
+    DataRoot,
     Device,
     Memory,
     Overwrite,
-    Run,
+    RunOption,
     Seed,
-    Which,
     WhichOption,
+    defaults,
     finish,
-    trained_run,
+    words,
 )
 
 __all__ = ["sample"]
 
+LOAD, WORK = defaults(load), defaults(sample_files)
+
 
 def sample(
-    run: Run,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Output folder; RUN/samples by default.")
-    ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of volumes.")] = 1,
-    sampler: Annotated[str, typer.Option("--sampler", help="Name of a sampler.")] = "dpmpp",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the sampler.")] = 50,
+    run: RunOption,
+    overrides: Annotated[list[str] | None, words("sampler=ddim or sampler.steps=20")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Output folder; RUN/samples if none is given."),
+    ] = WORK["output"],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of volumes.")] = WORK[
+        "n"
+    ],
     shape: Annotated[
-        tuple[int, int, int] | None, typer.Option("--shape", help="Voxels along R, A, S.")
-    ] = None,
-    label: Annotated[int, typer.Option("--label", help="Class; 0 is healthy.")] = 0,
+        tuple[int, int, int] | None,
+        typer.Option("--shape", help="Voxels along R, A and S, if not those of the run."),
+    ] = WORK["shape"],
+    label: Annotated[
+        int, typer.Option("--label", help="Class of the volumes; 0 is healthy.")
+    ] = WORK["label"],
     attribute: Annotated[
-        list[str] | None, typer.Option("--attribute", help="Scalars, such as age=60.")
+        list[str] | None,
+        typer.Option("--attribute", help="Attribute of the subjects, such as age=60."),
     ] = None,
-    which: WhichOption = Which.best,
-    device: Device = "auto",
+    which: WhichOption = LOAD["which"],
+    device: Device = LOAD["device"],
     memory: Memory = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: Seed = WORK["seed"],
+    data: DataRoot = LOAD["data"],
+    overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
-    """Draw new volumes and write them as NIfTI."""
-    from volumediff.config import overridden
-    from volumediff.inference.sample import sample as work
+    """Draw new volumes and write them as NIfTI.
 
-    summary = work(
-        trained_run(run, which, device, memory=memory),
-        out or run / "samples",
-        count=count,
-        sampler=sampler,
-        steps=steps,
+    volumediff sample --run runs/brain -n 4 -o samples/ sampler.steps=20
+    """
+    from volumediff.config import overridden
+
+    summary = sample_files(
+        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        output,
+        count,
+        overrides=overrides or [],
         shape=shape,
         label=label,
         attributes=overridden({}, attribute or []),

@@ -4,50 +4,62 @@ from typing import Annotated
 
 import typer
 
+from volumediff.api.files import segment_files
+from volumediff.api.run import load
 from volumediff.commands._options import (
     Channels,
+    DataRoot,
     Device,
     Memory,
     OutFolder,
     Overwrite,
-    Run,
+    RunOption,
     Seed,
-    Source,
-    Which,
     WhichOption,
-    Words,
+    defaults,
     finish,
+    inputs_and_words,
     names_of,
-    trained_run,
 )
 
 __all__ = ["segment"]
 
+LOAD, WORK = defaults(load), defaults(segment_files)
+
 
 def segment(
-    run: Run,
-    source: Source,
-    out: OutFolder,
-    overrides: Words = None,
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT|KEY=VALUE",
+            help="Volumes, folders of cases or datalists; and overrides of the method, such as "
+            "samples=10 (write ./a=b for a path with =).",
+        ),
+    ],
+    run: RunOption,
+    output: OutFolder,
     method: Annotated[
-        str, typer.Option("--method", help="Segmenter by name or YAML file.")
-    ] = "label_diffusion",
-    which: WhichOption = Which.best,
-    channels: Channels = None,
-    device: Device = "auto",
+        str, typer.Option("--method", help="Name of a segmentation method, or a YAML file.")
+    ] = WORK["method"],
+    which: WhichOption = LOAD["which"],
+    channels: Channels = WORK["channels"],
+    device: Device = LOAD["device"],
     memory: Memory = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: Seed = WORK["seed"],
+    data: DataRoot = LOAD["data"],
+    overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
-    """Segment volumes with a run of the recipe label_diffusion, on their own grid."""
-    from volumediff.inference.segment import segment as work
+    """Segment volumes with a run that was trained on labels, on their own grid.
 
-    summary = work(
-        trained_run(run, which, device, memory=memory),
-        source,
-        out,
+    volumediff segment case.nii.gz --run runs/lesions -o out/ samples=10
+    """
+    inputs, words = inputs_and_words(given)
+    summary = segment_files(
+        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        inputs,
+        output,
         method=method,
-        overrides=overrides or [],
+        overrides=words,
         channels=names_of(channels),
         seed=seed,
         overwrite=overwrite,

@@ -1,4 +1,4 @@
-"""`volumediff tune`: noise level, guidance strength and widths of a row, on validation volumes."""
+"""`volumediff tune`: noise level, guidance strength and widths, on validation volumes."""
 
 import math
 import re
@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from volumediff.api.run import Run, load
 from volumediff.commands._options import (
     Classifier,
     DataRoot,
     Device,
     Json,
     Memory,
-    Run,
+    Method,
+    MethodWords,
+    RunOption,
     Seed,
     Truth,
-    Which,
     WhichOption,
+    defaults,
     print_json,
     say,
-    trained_run,
 )
 from volumediff.errors import UsageError
 
@@ -33,92 +35,97 @@ __all__ = ["tune"]
 
 
 GRID = "auto, none, or values such as "
+LOAD, WORK = defaults(load), defaults(Run.tune)
 
 
 def tune(
-    run: Run,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the row to start from."),
-    ] = None,
-    method: Annotated[str, typer.Option("--method", help="Row by name or YAML file.")] = "scan",
-    classifier: Classifier = None,
+    run: RunOption,
+    overrides: MethodWords = None,
+    method: Method = WORK["method"],
+    classifier: Classifier = WORK["classifier"],
     levels: Annotated[
         str,
-        typer.Option("--levels", help=f"Log-SNRs of the noisiest level: {GRID}-3,-1.5,0."),
+        typer.Option(
+            "--levels", help=f"Noise levels to try, as log-SNR of the noisiest: {GRID}-3,-1.5,0."
+        ),
     ] = "auto",
     guidance: Annotated[
-        str, typer.Option("--guidance", help=f"Strengths of guidances: {GRID}1,2,4.")
+        str, typer.Option("--guidance", help=f"Guidance strengths to try: {GRID}1,2,4.")
     ] = "auto",
     parameters: Annotated[
-        str, typer.Option("--parameters", help=f"Of a baseline: {GRID}1,2,4,8.")
+        str, typer.Option("--parameters", help=f"Parameters of a baseline to try: {GRID}1,2,4,8.")
     ] = "auto",
     widths: Annotated[
-        str, typer.Option("--widths", help=f"Of post-processing, in mm: {GRID}0,1,2.")
+        str, typer.Option("--widths", help=f"Post-processing widths in mm to try: {GRID}0,1,2.")
     ] = "none",
     volumes: Annotated[
         int | None,
-        typer.Option("--volumes", min=1, help="Most volumes of each part, kept in memory."),
+        typer.Option(
+            "--volumes",
+            min=1,
+            help="Largest number of volumes of each part; they are kept in memory.",
+        ),
     ] = None,
     truth: Annotated[
-        Truth, typer.Option("--truth", help="Lesions of the validation volumes.")
-    ] = Truth.synthetic,
+        Truth,
+        typer.Option("--truth", help="Lesions of the validation volumes: synthetic, or labels."),
+    ] = WORK["truth"],
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="Where to stop: seconds such as 600, or 5000calls."),
+        typer.Option(
+            "--budget", help="Where the search stops: seconds such as 600, or 5000calls."
+        ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="YAML file of the row that was chosen.")
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="YAML file for the method that was chosen."),
     ] = None,
-    which: WhichOption = Which.best,
-    device: Device = "auto",
+    which: WhichOption = LOAD["which"],
+    device: Device = LOAD["device"],
     memory: Memory = None,
-    seed: Seed = 0,
-    data: DataRoot = None,
+    seed: Seed = WORK["seed"],
+    data: DataRoot = LOAD["data"],
     as_json: Json = False,
 ) -> None:
-    """Choose a row's noise level, guidance strength and widths on the run's validation volumes.
+    """Choose a method's noise level, guidance strength and widths on the run's validation volumes.
 
-    volumediff tune RUN --method ddpm -o ddpm_tuned.yaml
+    volumediff tune --run runs/brain --method ddpm -o ddpm_tuned.yaml
 
-    Figures are kept in RUN/tuning: the same command goes on. Test volumes are never read.
+    Measurements are kept in RUN/tuning: the same command goes on. Test volumes are never read.
     """
     from volumediff.commands._tuned_views import picture, tabulated
     from volumediff.storage.atomic import atomic, write_text
-    from volumediff.tuning.tune import tune as search
 
     grids, limits = _grids(levels, guidance, parameters, widths), _budget(budget)
 
-    if out is not None and out.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"-o {out}: expected a name that ends with .yaml, as --method takes it.")
-    trained = trained_run(run, which, device, data, memory)
-    trained.localizes()
-    found, file = search(
-        trained,
+    if output is not None and output.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"-o {output}: expected a name that ends with .yaml, for --method.")
+    loaded = load(run, which=which.value, device=device, memory=memory or (), data=data)
+    found, file = loaded.tune(
         method,
         overrides=overrides or [],
-        runs={"classifier": classifier},
+        classifier=classifier,
         grids=grids,
-        seed=seed,
-        limit=volumes,
+        volumes=volumes,
         truth=truth.value,
         budget=limits,
+        seed=seed,
         report=say,
     )
     with atomic(file.with_suffix(".png")) as picture_file:
         picture_file.write(picture(found))
-    if out is not None:
-        write_text(out, found.to_yaml())
+    if output is not None:
+        write_text(output, found.to_yaml())
     if as_json:
         print_json(found.to_json())
     else:
         tabulated(found)
-    say(f"figures: {file}, picture: {file.with_suffix('.png')}")
-    then = ["volumediff", "calibrate", str(run), "--method", str(out or "FILE.yaml")]
+    say(f"measurements: {file}, picture: {file.with_suffix('.png')}")
+    then = ["volumediff", "calibrate", "--run", str(run), "--method", str(output or "FILE.yaml")]
     then += [] if classifier is None else ["--classifier", str(classifier)]
     say(
-        f"{'wrote ' + str(out) if out else 'write the row with -o FILE.yaml'}; then fit its "
-        f"thresholds: {shlex.join(then)}"
+        f"{'wrote ' + str(output) if output else 'write the method with -o FILE.yaml'}; then fit "
+        f"its thresholds: {shlex.join(then)}"
     )
 
 

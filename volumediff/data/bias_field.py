@@ -48,12 +48,12 @@ def bias_field(
         DataError: the mask is empty, or the intensities are not those of MRI: N4 takes logarithms
     """
     if not mask.any():
-        raise DataError("N4 found an empty mask; check the foreground, or give --no-n4.")
+        raise DataError("N4 found an empty mask; check the foreground, or leave N4 out.")
     negative = float((x[mask] < 0).mean())
     if negative > MOST_NEGATIVE:
         raise DataError(
             f"N4 takes positive intensities, {negative:.0%} of the foreground are negative (CT or "
-            "normalised before); give --no-n4."
+            "normalised before); leave N4 out."
         )
     import SimpleITK as sitk
 
@@ -64,7 +64,7 @@ def bias_field(
     total, _ = coarsened(x * inside, grid, spacing_mm=(d, h, w))
     kept = share >= 0.5
     if not kept.any():
-        raise DataError("N4 found no positive intensities in the mask; give --no-n4.")
+        raise DataError("N4 found no positive intensities in the mask; leave N4 out.")
     mean = np.where(kept, total / np.maximum(share, 0.5), 0).astype(np.float32)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)  # sums depend on the number of threads
@@ -76,7 +76,7 @@ def bias_field(
         log = from_itk(n4.GetLogBiasFieldAsImage(image)).astype(np.float32)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"N4 cannot correct it ({reason}); give --no-n4.") from None
+        raise DataError(f"N4 cannot correct it ({reason}); leave N4 out.") from None
     log -= float(log[kept].mean())
     return np.exp(_onto(log, coarse, grid))
 

@@ -18,7 +18,7 @@ from volumediff.data.header import Header
 from volumediff.data.policy import ReadPolicy
 from volumediff.errors import DataError
 
-__all__ = ["affine_of"]
+__all__ = ["affine_of", "defect"]
 
 # Cosine between axes. Oblique scans stay far below 0.005 after rounding; above 0.02, about one
 # degree, rows drift by more than two voxels over a hundred, and no tool agrees on the spacing.
@@ -94,7 +94,7 @@ def _qform(header: Header) -> Affine | str:
 
 def _checked(form: str, header: Header, path: Path) -> Affine:
     affine = _sform(header) if form == "sform" else _qform(header)
-    reason = affine if isinstance(affine, str) else _defect(affine)
+    reason = affine if isinstance(affine, str) else defect(affine)
     if reason is None:
         return affine
     other = "qform" if form == "sform" else "sform"
@@ -103,7 +103,8 @@ def _checked(form: str, header: Header, path: Path) -> Affine:
     raise DataError(f"{path}: expected a usable {form}, but {reason}; {remedy}.")
 
 
-def _defect(affine: Affine) -> str | None:
+def defect(affine: Affine) -> str | None:
+    """Why an affine is none that a scanner could have, in words; None for a usable one."""
     if not np.isfinite(affine).all():
         return "it holds NaN or Inf"
     if np.abs(affine).max() > POSSIBLE_ORIGIN_MM:

@@ -28,6 +28,7 @@ __all__ = [
     "canonical_grid",
     "displacement_mm",
     "from_canonical",
+    "native_order",
 ]
 
 # Image and mask count as one grid up to a tenth of a voxel: rounding of float32 forms and of
@@ -109,6 +110,19 @@ def from_canonical(
     """The canonical array in the axis order and directions of a file's own grid."""
     back: Int[np.ndarray, "3 2"] = ornt_transform(RAS, _orientation(grid.affine))
     return apply_orientation(array, back)
+
+
+def native_order(
+    array: Shaped[np.ndarray, "c d h w"], grid: Grid
+) -> Shaped[np.ndarray, "c i j k"]:
+    """Canonical channels in the voxel order of a file or image, channels still first.
+
+    Arguments:
+        array: axes along R, A, S
+        grid: of the file or image
+    """
+    moved = from_canonical(np.moveaxis(array, 0, -1), grid)
+    return np.ascontiguousarray(np.moveaxis(moved, -1, 0))
 
 
 def displacement_mm(a: Grid, b: Grid) -> float:

@@ -212,7 +212,7 @@ class Preprocessing:
         )
         return resample(x, matrices, fill=0.0)
 
-    def to_native(
+    def to_canonical(
         self,
         array: Shaped[Tensor, "c d h w"] | Shaped[np.ndarray, "c d h w"],
         record: Record,
@@ -220,7 +220,10 @@ class Preprocessing:
         order: Literal[0, 1] = 1,
         fill: float = 0.0,
     ) -> Shaped[np.ndarray, "c od oh ow"]:
-        """The array on the voxels of the input file, ready for `write(..., like=record.native)`.
+        """The array on the voxels of the input, with axes along R, A, S whatever the input's are.
+
+        `write(..., like=record.native)` takes it; `data.grid.native_order` gives it the order of
+        the input.
 
         Arguments:
             array: on the prepared grid: a map, pseudo-healthy channels, or labels (one channel)

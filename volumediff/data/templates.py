@@ -85,7 +85,7 @@ def template_from(path: Path | str, mask: Path | str | None = None) -> Template:
         check_grids(volume, marked)
         inside = marked.array[0] > 0
     if not inside.any():
-        raise DataError(f"{mask or path}: shows no object; give a mask with --template-mask.")
+        raise DataError(f"{mask or path}: shows no object; give a mask of the template.")
     return Template(Path(path).name, x, inside, volume.grid)
 
 

@@ -18,10 +18,24 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from volumediff.data import values
+from volumediff.data.arrays import (
+    nibabel_grid,
+    nibabel_image,
+    real_numbers,
+    spatial_shape,
+    usable_affine,
+)
 from volumediff.data.dicom import read_series
 from volumediff.data.findings import Finding
 from volumediff.data.forms import affine_of
-from volumediff.data.grid import Grid, agree, canonical, canonical_grid, from_canonical
+from volumediff.data.grid import (
+    Grid,
+    agree,
+    canonical,
+    canonical_grid,
+    from_canonical,
+    native_order,
+)
 from volumediff.data.header import Header, parse, read_header, truncated
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.stream import Source, source
@@ -63,8 +77,8 @@ class Volume:
         array: channels first; float32 intensities or uint8 labels
         affine: voxel index of `array` to RAS millimetres
         kind: what the numbers are; labels are never interpolated linearly
-        native: the grid of the file, for writing results
-        path: the file, for messages
+        native: the grid of the file or image, for writing results
+        path: the file, or the kind of the image, for messages
         findings: what was noticed and treated while reading
     """
 
@@ -84,6 +98,97 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         return self.grid.spacing_mm
+
+    @classmethod
+    def from_array(
+        cls,
+        array: Shaped[np.ndarray, "..."],
+        affine: Shaped[np.ndarray, "..."],
+        *,
+        kind: Literal["image", "label"] = "image",
+        policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
+        name: str = "array",
+    ) -> "Volume":
+        """A volume of an array in memory, in any orientation.
+
+        Arguments:
+            array: (i, j, k), or channels first (c, i, j, k)
+            affine: (4, 4), voxel index (i, j, k) to RAS millimetres, as in nibabel
+            kind: intensities or labels
+            policy: decisions on NaN and label values
+            name: what messages call it
+
+        Raises:
+            DataError: another number of axes, no voxels, no real numbers, or no usable affine
+        """
+        grid = Grid(spatial_shape(np.shape(array), name), usable_affine(affine, name))
+        array = real_numbers(array, name)
+        channels = array[None] if array.ndim == 3 else array
+        raw = np.moveaxis(channels, 0, -1)
+        return assembled(raw, grid, kind=kind, policy=policy, path=Path(name))
+
+    @classmethod
+    def from_nibabel(
+        cls,
+        image: nib.spatialimages.SpatialImage,
+        *,
+        kind: Literal["image", "label"] = "image",
+        policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
+    ) -> "Volume":
+        """A volume of an image of nibabel; forms that disagree are refused as in files.
+
+        Arguments:
+            image: with three axes, or frames on a fourth as far as `policy.frames` takes them
+            kind: intensities or labels
+            policy: decisions on ambiguous files
+
+        Raises:
+            DataError: no 3D volume, no or contradictory orientation, or no real numbers
+        """
+        name = "nibabel image"
+        if len(image.shape) < 3:
+            raise DataError(f"{name}: expected 3 axes, got {len(image.shape)}; stack the slices.")
+        sizes = spatial_shape(image.shape[:3], name)
+        frames = int(np.prod(image.shape[3:], dtype=int))
+        if frames > 1 and policy.frames == "refuse":
+            raise DataError(
+                f"{name}: expected one 3D volume, got {frames} frames; give one frame, or a list "
+                "of 3D images, one per channel."
+            )
+        grid, remarks = nibabel_grid(image, sizes, policy, name)
+        raw = real_numbers(np.asanyarray(image.dataobj), name).reshape(*sizes, frames)
+        if isinstance(policy.frames, int):
+            raw = raw[..., policy.frames : policy.frames + 1]
+        path = Path(name)
+        return assembled(raw, grid, kind=kind, policy=policy, path=path, findings=remarks)
+
+    @property
+    def native_array(self) -> Shaped[np.ndarray, "c i j k"]:
+        """The voxels in the order of the file or image that they came from."""
+        return native_order(self.array, self.native)
+
+    def to_nibabel(self) -> nib.Nifti1Image:
+        """The volume on its own grid, in the voxel order that it came in; channels on axis 3."""
+        return nibabel_image(self.native_array, self.native)
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the volume as NIfTI, in the voxel order that it came in, whole or not at all.
+
+        Raises:
+            ValueError: the name does not end with .nii or .nii.gz
+        """
+        write(path, self.array, like=self, kind=self.kind)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        channels, *shape = self.array.shape
+        spacing = "/".join(f"{s:.4g}" for s in self.spacing_mm)
+        parts = [
+            f"{channels} x {'x'.join(map(str, shape))} voxels along R, A, S",
+            f"{spacing} mm",
+            f"given as {self.native.axes}",
+        ]
+        return f"Volume({self.kind}, {', '.join(parts)})"
 
 
 def read(

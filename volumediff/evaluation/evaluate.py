@@ -216,7 +216,7 @@ def _known(
     if by and not any(by in t.attributes for t in known.values()):
         there = sorted({name for t in known.values() for name in t.attributes})
         report(
-            f"--by {by}: no case has this attribute, subgroups are left out; there are "
+            f"by {by}: no case has this attribute, subgroups are left out; there are "
             f"{', '.join(there) or 'none'}"
         )
     return known
@@ -225,11 +225,11 @@ def _known(
 def _maps(folder: Path) -> dict[str, Path]:
     """Map of each case in a folder."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder written by volumediff localize.")
+        raise UsageError(f"{folder}: expected a folder of results of a localization.")
     ending = f"_{MAP}.nii.gz"
     found = {p.name.removesuffix(ending): p for p in sorted(folder.glob(f"*{ending}"))}
     if not found:
-        raise UsageError(f"{folder}: has no *{ending}; localize first, with -o {folder}.")
+        raise UsageError(f"{folder}: has no *{ending}; localize into this folder first.")
     return found
 
 

@@ -77,9 +77,9 @@ def seen_with(
     """
     found = seen_by(trained.run) | method.seen
     if site is not None:
-        found |= Seen((roster(f"--site {site.name}", {"calibration": site.cases}),))
+        found |= Seen((roster(f"the site {site.name}", {"calibration": site.cases}),))
     if saliency:
-        found |= Seen(unknown=("the source of the maps of --saliency",))
+        found |= Seen(unknown=("the source of the saliency maps",))
     return found
 
 
@@ -142,11 +142,11 @@ def refuse(found: Mapping[Path, Leakage], cases: int) -> None:
             continue
         more = ", ..." if len(there.leaks) > SHOWN else ""
         claims = all(leak.match.by != "file" for leak in there.leaks)
-        other = "--namesakes if they are other people with the same names, or " if claims else ""
+        other = "namesakes if they are other people with the same names, or " if claims else ""
         raise DataError(
             f"{folder}: the model has seen {len(there.leaks)} of {cases} cases: "
-            f"{'; '.join(map(str, there.leaks[:SHOWN]))}{more}. Leave them out of --truth, or go "
-            f"on with {other}--allow-seen, which gives the figures with and without them."
+            f"{'; '.join(map(str, there.leaks[:SHOWN]))}{more}. Leave them out of the truth, or "
+            f"go on with {other}allow_seen, which gives the figures with and without them."
         )
 
 

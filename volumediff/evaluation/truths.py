@@ -102,7 +102,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
     """
     root = Path(root)
     if not root.exists():
-        raise DataError(f"--truth {root}: expected a data set with labels, nothing is there.")
+        raise DataError(f"truth {root}: expected a data set with labels, nothing is there.")
     found: dict[str, Truth] = {}
     cases = survey_cases(root, layout)[0] if _is_data_set(root, layout) else []
     owners: dict[str, set[str]] = {}
@@ -137,7 +137,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             found[safe_id(name)] = Truth(safe_id(name), patient_of(name), path, {})
     if not found:
         raise DataError(
-            f"--truth {root}: found no masks; expected a data set with labels or boxes, or files "
+            f"truth {root}: found no masks; expected a data set with labels or boxes, or files "
             "named <case>_mask.nii.gz."
         )
     return found

@@ -27,7 +27,7 @@ from volumediff.outputs.export import (
     sidecar_of,
 )
 
-__all__ = ["Written", "read_facts", "read_written"]
+__all__ = ["Written", "channels_on", "read_facts", "read_written"]
 
 Array = Float[np.ndarray, "d h w"]
 
@@ -81,7 +81,7 @@ def read_written(folder: Path, case: Case) -> Written:
     """Reads a case back.
 
     Arguments:
-        folder: that `volumediff localize` wrote
+        folder: of the results of a localization
         case: the same that was localized
 
     Raises:
@@ -109,7 +109,8 @@ def read_written(folder: Path, case: Case) -> Written:
         found = beside(name)
         return None if found is None else found[0]
 
-    images = _images(channels, anomaly, policy)
+    volumes = {name: read(path, policy=policy) for name, path in channels.items()}
+    images = channels_on(volumes, anomaly.grid)
     restored = beside(HEALTHY)
     if restored is not None and len(restored) != len(images):
         raise DataError(
@@ -144,20 +145,24 @@ def _channels(facts: Mapping[str, Any], case: Case) -> dict[str, Path]:
         names = ", ".join(p.name for p in case.images.values())
         raise DataError(
             f"{case.id}: expected the volume that was localized, got another ({names}); give the "
-            "same input with -i, or localize again."
+            "images that were localized, or localize again."
         )
     return {name: here[digest] for name, digest in known.items()}
 
 
-def _images(channels: Mapping[str, Path], anomaly: Volume, policy: ReadPolicy) -> dict[str, Array]:
-    """Intensities of every channel on the grid of the map, as the model met them."""
+def channels_on(volumes: Mapping[str, Volume], grid: Grid) -> dict[str, Array]:
+    """Intensities of every channel on a canonical grid, as the model met them.
+
+    Arguments:
+        volumes: by name; those of several channels give `name[0]`, `name[1]`, ...
+        grid: of the first of them, and of its results
+    """
     found: dict[str, Array] = {}
-    for name, path in channels.items():
-        volume = read(path, policy=policy)
+    for name, volume in volumes.items():
         array = volume.array
-        if agree(anomaly.grid, volume.grid):
+        if agree(grid, volume.grid):
             x = torch.from_numpy(array)
-            moved, _ = onto(x, volume.grid, anomaly.grid, fill=float(array.min()))
+            moved, _ = onto(x, volume.grid, grid, fill=float(array.min()))
             array = moved.numpy()
         for number, channel in enumerate(array):
             found[name if len(array) == 1 else f"{name}[{number}]"] = channel

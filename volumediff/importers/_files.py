@@ -42,12 +42,12 @@ def read(path: Path, *, weights_only_pickle: bool = False) -> dict[str, Tensor]:
             raise DataError(f"{path}: is no sound safetensors file ({error}).") from None
     if path.suffix not in PICKLES:
         raise UsageError(
-            f"{path}: expected .safetensors, or {', '.join(PICKLES)} with --weights-only-pickle."
+            f"{path}: expected .safetensors, or {', '.join(PICKLES)} with weights_only_pickle."
         )
     if not weights_only_pickle:
         raise UsageError(
             f"{path}: is a pickle, which may hold code; convert it to safetensors where you trust "
-            "it, or have its tensors alone read with --weights-only-pickle."
+            "it, or have its tensors alone read with weights_only_pickle."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,107 +1,176 @@
 """Localization with a trained run: settles what all cases share, then goes file by file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.calibrate import calibration_for, load_method
 from volumediff.calibration.site import find_site, site_calibration
+from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
-from volumediff.inference.localizing import REGION, Localizing
+from volumediff.inference.localizing import REGION, SALIENCY, Localizing
+from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.regions import check_region, find_regions, missing_reasons
 from volumediff.inference.saliency import saliency_maps
-from volumediff.outputs.batch import Summary, process
-from volumediff.runs.inputs import find_inputs
+from volumediff.outputs.batch import Result, Summary, process
+from volumediff.runs.inputs import examination_of, find_inputs
 from volumediff.runs.trained import Trained
+from volumediff.storage.digests import sha256_of_file
 
-__all__ = ["localize"]
+__all__ = ["Chosen", "choose", "localize", "settle"]
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A method with the models that it takes, before anything is calibrated.
+
+    Arguments:
+        trained: the run
+        options: as they were asked for
+        row: the method
+        saliency: whether maps from elsewhere take the place of the method's first pass
+    """
+
+    trained: Trained
+    options: LocalizeOptions
+    row: Method
+    saliency: bool
+
+
+def choose(
+    trained: Trained,
+    options: LocalizeOptions,
+    *,
+    region: bool,
+    saliency: bool,
+    announce: Announce = lambda line: None,
+) -> Chosen:
+    """The method of a localization.
+
+    Arguments:
+        trained: a run of a model of healthy volumes
+        options: method and the rest
+        region: whether there is a region to redraw
+        saliency: whether there are maps in place of the method's first pass
+        announce: receives progress lines
+
+    Raises:
+        UsageError: method, run and what is given do not fit
+    """
+    trained.localizes()
+    words = [*options.overrides, *(["first={route: external}"] if saliency else [])]
+    runs = {"classifier": options.classifier}
+    row = load_method(trained, options.method, words, runs=runs, report=announce)
+    check_region(row, options.method, region)
+    return Chosen(trained, options, row, saliency)
+
+
+def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localizing:
+    """The localization with its calibration, fitted now and kept in the run where there is none.
+
+    Raises:
+        UsageError: the run's or the site's volumes are not reachable, or too few
+    """
+    trained, options, row = chosen.trained, chosen.options, chosen.row
+    place = None
+    if options.site is not None:
+        place = find_site(trained, options.site, channels=options.channels)
+    calibration = calibration_for(
+        trained,
+        row,
+        options.method,
+        seed=options.seed,
+        limit=options.calibration_volumes,
+        report=announce,
+    )
+    if place is not None:
+        calibration, drift = site_calibration(
+            trained,
+            row,
+            options.method,
+            place,
+            own=calibration,
+            seed=options.seed,
+            report=announce,
+        )
+        for line in drift.lines():
+            announce(line)
+    return Localizing(
+        trained=trained,
+        row=row,
+        options=options,
+        calibration=calibration,
+        seen=seen_with(trained, row, site=place, saliency=chosen.saliency),
+        site=place,
+    )
 
 
 def localize(
     trained: Trained,
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     out: Path | str,
+    options: LocalizeOptions,
     *,
-    method: str,
-    overrides: Sequence[str] = (),
-    classifier: Path | str | None = None,
-    saliency: Path | None = None,
-    channels: Sequence[str] | None = None,
-    seed: int = 0,
-    trace: bool = True,
     region: Path | str | None = None,
+    saliency: Path | str | None = None,
     overwrite: bool = False,
-    calibration_limit: int | None = None,
-    site: Path | str | None = None,
     report: Callable[[str], None] | None = None,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Announce = lambda line: None,
 ) -> Summary:
-    """Localizes anomalies in every case of the source.
+    """Localizes anomalies in every case of the sources and writes the results.
 
     Arguments:
         trained: a run of a model of healthy volumes
-        source: file, folder or manifest
+        source: file, folder or manifest, or several of them
         out: output folder
-        method: row by name or path
-        overrides: `slot.argument=value` words for the row
-        classifier: run of the classifier of noisy states that the row takes
-        saliency: map from elsewhere, for rows with a first pass: a file for one case, or a folder
-            with <case>_saliency.nii.gz; it takes the place of the row's own first pass
-        channels: names of the images; None takes those of the run
-        seed: of the method's noise
-        trace: whether masks and maps of the blocks are written
+        options: method and the rest
         region: mask, or folder of masks, of what is to be redrawn; for the policy `given`
+        saliency: map from elsewhere, for methods with a first pass: a file for one case, or a
+            folder with <case>_saliency.nii.gz; it takes the place of the method's own first pass
         overwrite: whether results of other settings in `out` may be replaced
-        calibration_limit: most volumes to calibrate on, if that is still to do
-        site: healthy volumes of the site that the source is of; thresholds are those of the site
         report: receives a line per case; None shows progress on the terminal
         announce: receives what happens before the first case
 
     Raises:
-        UsageError: method, run, source and output folder do not fit
-        DataError: the source has no cases, or the disk is full
+        UsageError: method, run, sources and output folder do not fit
+        DataError: a source has no cases, or the disk is full
     """
-    trained.localizes()
-    words = [*overrides, *([] if saliency is None else ["first={route: external}"])]
-    runs = {"classifier": classifier}
-    row = load_method(trained, method, words, runs=runs, report=announce)
-    check_region(row, method, region)
-    names = trained.image_names(channels)
-    scalars = bool(trained.recipe.scalars)
-    cases, problems = find_inputs(source, channels=names, siblings=scalars)
+    chosen = choose(
+        trained,
+        options,
+        region=region is not None,
+        saliency=saliency is not None,
+        announce=announce,
+    )
+    names = trained.image_names(options.channels)
+    cases, problems = find_inputs(source, channels=names, siblings=bool(trained.recipe.scalars))
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)
         problems = {**problems, **missing_reasons(missing, region)}
         cases = [case for case in cases if case.id in regions]
-    maps = {} if saliency is None else saliency_maps(saliency, [case.id for case in cases])
-    place = None if site is None else find_site(trained, site, channels=channels)
-    calibration = calibration_for(
-        trained, row, method, seed=seed, limit=calibration_limit, report=announce
-    )
-    if place is not None:
-        calibration, drift = site_calibration(
-            trained, row, method, place, own=calibration, seed=seed, report=announce
-        )
-        for line in drift.lines():
-            announce(line)
-    work = Localizing(
-        trained=trained,
-        row=row,
-        method=method,
-        overrides=overrides,
-        calibration=calibration,
-        seen=seen_with(trained, row, site=place, saliency=bool(maps)),
-        seed=seed,
-        trace=trace,
-        site=place,
-        regions=regions,
-        saliency=maps,
-    )
+    maps = {}
+    if saliency is not None:
+        maps = saliency_maps(Path(saliency), [case.id for case in cases])
+    work = settle(chosen, announce=announce)
+    shown = {name: sha256_of_file(path) for name, path in maps.items()}
+    policy = trained.preprocessing.policy
+
+    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
+        digests = {**inputs, SALIENCY: shown[case.id]} if case.id in shown else inputs
+        given: dict[str, Any] = {REGION: regions.get(case.id), SALIENCY: maps.get(case.id)}
+        found = work(examination_of(case, digests, policy=policy, **given))
+        return Result(found.write(folder), {"score": found.found.score, **asdict(found.cost)})
+
     return process(
         cases,
         out,
-        settings=work.settings,
-        work=work,
+        settings={**work.settings, "saliency": shown},
+        work=one,
         also={name: {REGION: path} for name, path in regions.items()},
         problems=problems,
         overwrite=overwrite,

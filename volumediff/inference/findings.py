@@ -1,10 +1,9 @@
-"""Findings of a folder of results: of one case after it was localized, or of all of them."""
+"""Findings of a folder of results, measured again on what was written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from volumediff.data.cases import Case
 from volumediff.errors import DataError, UsageError
 from volumediff.findings.regions import case_findings
 from volumediff.findings.schema import CaseFindings
@@ -13,7 +12,7 @@ from volumediff.outputs.export import FINDINGS, MAP, write_json
 from volumediff.reporting.packet import write_packets
 from volumediff.runs.inputs import find_inputs
 
-__all__ = ["MOST", "Work", "find_in_folder", "findings_path", "write_findings"]
+__all__ = ["MOST", "Work", "find_in_folder", "findings_path"]
 
 # Packets of a case: a mask without post-processing may fall into hundreds of specks.
 MOST = 10
@@ -39,20 +38,9 @@ def findings_path(folder: Path, case: str) -> Path:
     return folder / f"{case}_{FINDINGS}.json"
 
 
-def write_findings(folder: Path, case: Case) -> Path:
-    """Reads the outputs of a case back and writes its findings.
-
-    Raises:
-        DataError: the outputs are damaged, or belong to another input
-    """
-    path = findings_path(folder, case.id)
-    write_json(path, case_findings(read_written(folder, case)).to_json())
-    return path
-
-
 def find_in_folder(
     folder: Path,
-    source: Path,
+    source: Path | str | Sequence[Path | str],
     *,
     channels: Sequence[str] | None = None,
     packets: bool = False,
@@ -63,8 +51,8 @@ def find_in_folder(
     """Findings, and on request packets, of every case of a folder of results.
 
     Arguments:
-        folder: that `volumediff localize` wrote
-        source: what was localized: file, folder or manifest
+        folder: of the results of a localization
+        source: what was localized: file, folder or manifest, or several of them
         channels: names of the images; None takes those that the results name
         packets: whether pictures and prompts are written too
         most: packets of a case, of its most urgent findings
@@ -76,7 +64,7 @@ def find_in_folder(
     """
     named = sorted(p.name[: -len(f"_{MAP}.json")] for p in folder.glob(f"*_{MAP}.json"))
     if not named:
-        raise UsageError(f"{folder}: expected results of volumediff localize, found none.")
+        raise UsageError(f"{folder}: expected results of a localization, found none.")
     if channels is None:
         channels = _channels(folder, named[0])
     cases, _ = find_inputs(source, channels=channels)
@@ -84,12 +72,13 @@ def find_in_folder(
     work = Work()
     shared = [name for name in named if name in known]
     if not shared:
+        given = [source] if isinstance(source, str | Path) else source
         raise UsageError(
-            f"-i {source}: expected the input of {folder}, such as {named[0]}, found "
-            f"{next(iter(known))}."
+            f"{', '.join(map(str, given))}: expected the images that {folder} was made of, such "
+            f"as {named[0]}, found {next(iter(known))}."
         )
     if len(shared) < len(named):
-        report(f"{len(named) - len(shared)} other cases of {folder} are not in {source}")
+        report(f"{len(named) - len(shared)} other cases of {folder} are not given")
     for name in shared:
         try:
             written = read_written(folder, known[name])

@@ -1,12 +1,11 @@
 """Regions that a user asks to redraw: a mask per case, on any grid, brought to the model's.
 
-For one case `--region` is a mask file. For several it is a folder: `<case>.nii.gz`, or the name of
+For one case the region is a mask file. For several it is a folder: `<case>.nii.gz`, or the name of
 the case with a last word such as `_region`, `_mask` or `_lesion`; or a data set whose cases have
 labels beside their images, which may be the input folder itself. All above 0 is the region.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ from volumediff.data.cases import Case, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid
 from volumediff.data.layouts._files import LABEL_WORDS
-from volumediff.data.policy import ReadPolicy
 from volumediff.data.survey import survey_cases
-from volumediff.data.volume import SUFFIXES, read
+from volumediff.data.volume import SUFFIXES, Volume
 from volumediff.errors import DataError, UsageError
 
 __all__ = ["check_region", "find_regions", "missing_reasons", "nearest", "region_on"]
@@ -29,24 +27,22 @@ __all__ = ["check_region", "find_regions", "missing_reasons", "nearest", "region
 WORDS = LABEL_WORDS | {"region"}
 
 
-def check_region(row: Method, method: str, region: Path | str | None) -> None:
+def check_region(row: Method, method: str, given: bool) -> None:
     """Whether a method takes a region, and whether there is one.
 
     Raises:
         UsageError: one without the other
     """
-    takes = row.takes_region
-    if takes and region is None:
+    if row.takes_region and not given:
         raise UsageError(
-            f"--method {method}: redraws a region of yours and finds none itself; give its mask "
-            "with --region, or use healthy_inpainting."
+            f"method '{method}': redraws a region of yours and finds none itself; give its mask "
+            "as the region, or use the method healthy_inpainting."
         )
-    if takes or region is None:
-        return
-    raise UsageError(
-        f"--region: --method {method} looks for anomalies itself and takes none; use --method "
-        "inpaint_given, or a row whose policy redraws where: given."
-    )
+    if given and not row.takes_region:
+        raise UsageError(
+            f"region: the method '{method}' looks for anomalies itself and takes none; use the "
+            "method inpaint_given, or one whose policy redraws where: given."
+        )
 
 
 def find_regions(source: Path | str, cases: Sequence[Case]) -> tuple[dict[str, Path], list[str]]:
@@ -57,13 +53,11 @@ def find_regions(source: Path | str, cases: Sequence[Case]) -> tuple[dict[str, P
     """
     source = Path(source)
     if not source.exists():
-        raise UsageError(
-            f"--region {source}: expected a mask or a folder of masks; nothing there."
-        )
+        raise UsageError(f"region {source}: expected a mask or a folder of masks; nothing there.")
     if source.is_file() and source.name.lower().endswith(SUFFIXES):
         if len(cases) > 1:
             raise UsageError(
-                f"--region {source}: is one mask for {len(cases)} cases; give a folder with a "
+                f"region {source}: is one mask for {len(cases)} cases; give a folder with a "
                 f"mask per case, such as {cases[0].id}_mask.nii.gz."
             )
         return {cases[0].id: source}, []
@@ -77,7 +71,7 @@ def find_regions(source: Path | str, cases: Sequence[Case]) -> tuple[dict[str, P
             found[case.id] = path
     if not found:
         raise UsageError(
-            f"--region {source}: has no mask for {cases[0].id}; expected {cases[0].id}.nii.gz or "
+            f"region {source}: has no mask for {cases[0].id}; expected {cases[0].id}.nii.gz or "
             f"{cases[0].id}_mask.nii.gz, or a data set with labels."
         )
     return found, [case.id for case in cases if case.id not in found]
@@ -102,18 +96,17 @@ def _named(source: Path, images: Set[Path]) -> dict[str, Path]:
 
 
 def region_on(
-    path: Path, grid: Grid, foreground: Bool[Tensor, "1 d h w"], *, policy: ReadPolicy
+    region: Volume, grid: Grid, foreground: Bool[Tensor, "1 d h w"]
 ) -> Bool[Tensor, "1 d h w"]:
-    """The region of a file on the grid of a prepared volume.
+    """A region on the grid of a prepared volume.
 
     Raises:
-        DataError: the file is refused, or leaves no voxel of the foreground
+        DataError: it is empty, or leaves no voxel of the foreground
     """
-    label = read(path, kind="label", policy=replace(policy, labels=None))
-    inside = (label.array > 0).any(0)
+    inside, path = (region.array > 0).any(0), region.path
     if not inside.any():
         raise DataError(f"{path}: expected a region to redraw, got an empty mask.")
-    found = torch.from_numpy(nearest(inside, label.grid, grid))[None]
+    found = torch.from_numpy(nearest(inside, region.grid, grid))[None]
     if not bool((found & foreground.cpu()).any()):
         what = "lies outside of the foreground" if bool(found.any()) else "misses every voxel"
         raise DataError(

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.data.preprocessing import Prepared
-from volumediff.data.volume import read
+from volumediff.data.volume import Volume
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
 
-__all__ = ["read_saliency", "saliency_maps"]
+__all__ = ["saliency_maps", "saliency_on"]
 
 
 def saliency_maps(source: Path, cases: Sequence[str]) -> dict[str, Path]:
@@ -28,24 +28,23 @@ def saliency_maps(source: Path, cases: Sequence[str]) -> dict[str, Path]:
         found = {case: source / f"{case}_saliency.nii.gz" for case in cases}
     elif len(cases) > 1:
         raise UsageError(
-            f"--saliency {source}: expected a folder with <case>_saliency.nii.gz for "
+            f"saliency {source}: expected a folder with <case>_saliency.nii.gz for "
             f"{len(cases)} cases, got one file."
         )
     else:
         found = dict.fromkeys(cases, source)
     missing = [path for path in found.values() if not path.is_file()]
     if missing:
-        raise UsageError(f"--saliency: {missing[0]}: no such file; every case needs its map.")
+        raise UsageError(f"saliency: {missing[0]}: no such file; every case needs its map.")
     return found
 
 
-def read_saliency(path: Path, trained: Trained, prepared: Prepared) -> Float[Tensor, "1 1 d h w"]:
+def saliency_on(volume: Volume, trained: Trained, ready: Prepared) -> Float[Tensor, "1 1 d h w"]:
     """A map on the prepared grid of its case, on the model's device.
 
     Raises:
-        DataError: the file is refused, or has more than one channel
+        DataError: it has more than one channel
     """
-    volume = read(path, policy=trained.preprocessing.policy)
     if len(volume.array) != 1:
-        raise DataError(f"{path}: expected one map, got {len(volume.array)} channels.")
-    return trained.preprocessing.to_prepared(volume, prepared.record)[None].to(trained.device)
+        raise DataError(f"{volume.path}: expected one map, got {len(volume.array)} channels.")
+    return trained.preprocessing.to_prepared(volume, ready.record)[None].to(trained.device)

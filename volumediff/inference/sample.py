@@ -1,41 +1,141 @@
-"""New volumes from a trained run, as NIfTI: sample i of a seed is the same in any call."""
+"""New volumes from a trained run: sample i of a seed is the same in any call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import volumediff
-from volumediff.condition import HEALTHY
-from volumediff.config import build
+from volumediff.condition import Condition
+from volumediff.config import build, overridden, suggestion
 from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
-from volumediff.data.volume import write
+from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
+from volumediff.inference.options import SampleOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
+from volumediff.samplers._base import Sampler
 from volumediff.shapes import Shape
 
-__all__ = ["sample"]
+__all__ = ["Sampling", "names_of", "sample", "sampling"]
+
+# What overrides change.
+DEFAULT = {"sampler": {"name": "dpmpp", "steps": 50}}
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """Settled sampling: everything that the samples of a call have in common.
+
+    Arguments:
+        trained: the run
+        sampler: with its number of steps
+        size: voxels of a sample
+        grid: where they lie
+        condition: of the model
+        options: as they were asked for
+    """
+
+    trained: Trained
+    sampler: Sampler
+    size: Shape
+    grid: Grid
+    condition: Condition
+    options: SampleOptions
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a sample depends on, beside its name."""
+        return {
+            "task": "sample",
+            "sampler": repr(self.sampler),
+            "shape": self.size,
+            "label": self.options.label,
+            "attributes": dict(self.options.attributes),
+            "weights": self.trained.digest,
+            "seed": self.options.seed,
+            "version": volumediff.__version__,
+        }
+
+    @torch.no_grad()
+    def draw(self, name: str) -> Volume:
+        """The sample of a name, with intensities in about [-1, 1]."""
+        trained, model = self.trained, self.trained.diffusion
+        kernel = model.kernel
+        channels = trained.recipe.channels(trained.channels)
+        with explained(trained.config, mode="infer", device=trained.device, shape=self.size):
+            noise = model.noise((key(self.options.seed, name),), (channels, *self.size))
+            z = self.sampler.sample(
+                model.denoise,
+                kernel,
+                kernel.prior(noise(-1)),
+                self.sampler.times(kernel.schedule),
+                condition=self.condition,
+                noise=noise,
+            )
+            x = model.decode(z, self.size)[0].float().cpu().numpy()
+        return Volume(x, self.grid.affine, "image", self.grid)
+
+
+def names_of(count: int) -> list[str]:
+    """Names of the first samples."""
+    return [f"sample-{i + 1:04d}" for i in range(count)]
+
+
+def sampling(trained: Trained, options: SampleOptions) -> Sampling:
+    """Settles what is drawn.
+
+    Raises:
+        UsageError: the run cannot sample without an image, or has no shape of its own
+    """
+    trained.samples()
+    model = trained.diffusion
+    if not 0 <= options.label <= trained.recipe.classes:
+        raise UsageError(
+            f"label {options.label}: the run has the classes 0 to {trained.recipe.classes - 1}, "
+            f"and {trained.recipe.classes} for none."
+        )
+    section = trained.config.data.preprocessing
+    size = options.shape or section.shape
+    if size is None:
+        raise UsageError(
+            f"{trained.run}: its volumes have no common shape; choose one, such as 64 64 64."
+        )
+    spacing = section.spacing() or (1.0, 1.0, 1.0)
+    condition = trained.condition(options.attributes)
+    if trained.recipe.classes:
+        condition = condition.replace(label=torch.full((1,), options.label, device=trained.device))
+    sampler = _sampler(options.overrides)
+    try:
+        sampler.check(type(model.kernel))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return Sampling(trained, sampler, size, _centred(size, spacing), condition, options)
+
+
+def _sampler(words: Sequence[str]) -> Sampler:
+    tree = overridden(DEFAULT, words)
+    unknown = [name for name in tree if name not in DEFAULT]
+    if unknown:
+        hint = suggestion(unknown[0], list(DEFAULT))
+        raise UsageError(f"{unknown[0]}: sampling takes {', '.join(DEFAULT)}.{hint}")
+    return build("sampler", tree["sampler"])
+
+
 def sample(
     trained: Trained,
     out: Path | str,
-    *,
     count: int,
-    sampler: str = "dpmpp",
-    steps: int = 50,
-    shape: Shape | None = None,
-    label: int = HEALTHY,
-    attributes: Mapping[str, str | float] | None = None,
-    seed: int = 0,
+    options: SampleOptions,
+    *,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Summary:
@@ -45,79 +145,27 @@ def sample(
         trained: a run whose volumes need no image condition
         out: output folder
         count: number of samples
-        sampler: name
-        steps: of the sampler
-        shape: voxels; None takes those of the run's volumes
-        label: class, for class-conditional runs
-        attributes: scalars, for runs conditioned on some
-        seed: of the samples
+        options: sampler and the rest
         overwrite: whether results of other settings in `out` may be replaced
         report: receives a line per sample; None shows progress on the terminal
 
     Raises:
         UsageError: the run cannot sample without an image, or has no shape of its own
     """
-    trained.samples()
-    model = trained.diffusion
-    if not 0 <= label <= trained.recipe.classes:
-        raise UsageError(
-            f"--label {label}: the run has the classes 0 to {trained.recipe.classes - 1}, and "
-            f"{trained.recipe.classes} for none."
-        )
-    section = trained.config.data.preprocessing
-    size = shape or section.shape
-    if size is None:
-        raise UsageError(
-            f"{trained.run}: its volumes have no common shape; choose one with --shape 64 64 64."
-        )
-    spacing = section.spacing() or (1.0, 1.0, 1.0)
-    condition = trained.condition(attributes or {})
-    if trained.recipe.classes:
-        condition = condition.replace(label=torch.full((1,), label, device=trained.device))
-    steps_of = build("sampler", {"name": sampler, "steps": steps})
-    kernel = model.kernel
-    try:
-        steps_of.check(type(kernel))
-    except ValueError as error:
-        raise UsageError(f"--{error}") from None
-    grid = _centred(size, spacing)
-    settings = {
-        "task": "sample",
-        "sampler": repr(steps_of),
-        "shape": size,
-        "label": label,
-        "attributes": dict(attributes or {}),
-        "weights": trained.digest,
-        "seed": seed,
-        "version": volumediff.__version__,
-    }
+    work = sampling(trained, options)
 
-    def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
+    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         del inputs  # a sample has none
-        channels = trained.recipe.channels(trained.channels)
-        with explained(trained.config, mode="infer", device=trained.device, shape=size):
-            noise = model.noise((key(seed, case.id),), (channels, *size))
-            z = steps_of.sample(
-                model.denoise,
-                kernel,
-                kernel.prior(noise(-1)),
-                steps_of.times(kernel.schedule),
-                condition=condition,
-                noise=noise,
-            )
-            x = model.decode(z, size)[0].float().cpu().numpy()
-        path = folder / f"{case.id}_image.nii.gz"
-        write(path, x, like=grid, kind="image")
+        path = work.draw(case.id).save(folder / f"{case.id}_image.nii.gz")
         sidecar = folder / f"{case.id}_image.json"
-        write_json(sidecar, {"case": case.id, **settings, **provenance(trained)})
+        write_json(sidecar, {"case": case.id, **work.settings, **provenance(trained)})
         return Result([path, sidecar], {})
 
-    names = [f"sample-{i + 1:04d}" for i in range(count)]
     return process(
-        [Case(name, name, {}) for name in names],
+        [Case(name, name, {}) for name in names_of(count)],
         out,
-        settings=settings,
-        work=work,
+        settings=work.settings,
+        work=one,
         overwrite=overwrite,
         report=report,
     )

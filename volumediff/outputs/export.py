@@ -15,15 +15,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from volumediff.anomaly.finding import Localization
-from volumediff.data.preprocessing import Preprocessing, Record
 from volumediff.data.volume import write
+from volumediff.outputs.input_grid import InputGrid
 from volumediff.storage.atomic import atomic
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
     "MASK",
     "UNCERTAINTY",
     "Writer",
+    "block_name",
+    "blocks_of",
     "findings_of",
     "finite",
     "sidecar_of",
@@ -55,8 +57,7 @@ def write_localization(
     found: Localization,
     *,
     foreground: Tensor,
-    record: Record,
-    preprocessing: Preprocessing,
+    grid: InputGrid,
     facts: Mapping[str, Any],
     trace: bool = True,
 ) -> list[Path]:
@@ -67,31 +68,25 @@ def write_localization(
         case: name that the files begin with
         found: on the prepared grid
         foreground: (1, d, h, w) of the prepared volume
-        record: the way back to the file's grid
-        preprocessing: that prepared it
+        grid: of the input
         facts: for the JSON
         trace: whether masks and maps of the blocks are written too
     """
-    writer = Writer(folder, case, preprocessing, record)
+    writer = Writer(folder, case, grid)
     anomaly = writer.image(MAP, found.map[0])
     writer.label(FOREGROUND, foreground)
     findings: list[dict[str, Any]] = []
     if found.mask is not None:
         mask = writer.label(MASK, found.mask[0])
-        findings = findings_of(mask, anomaly, affine=record.canonical.affine)
+        findings = findings_of(mask, anomaly, affine=grid.record.canonical.affine)
     if found.uncertainty is not None:
         writer.image(UNCERTAINTY, found.uncertainty[0])
     if found.pseudo_healthy is not None:
-        x = found.pseudo_healthy[0].float().cpu().numpy()
-        writer.channels(HEALTHY, preprocessing.to_intensity(x, record))
+        writer.channels(HEALTHY, found.pseudo_healthy[0])
     steps = []
-    for name, block in found.trace.items() if trace else ():
-        if block.shape != found.map.shape:
-            continue
-        kind = "mask" if block.dtype == torch.bool else "map"
-        words = re.sub(r"[^A-Za-z0-9]+", "", name.removesuffix(kind).title())
-        slug = words[:1].lower() + words[1:] or "block"
-        (writer.label if kind == "mask" else writer.image)(f"desc-{slug}_{kind}", block[0])
+    for name, block in blocks_of(found).items() if trace else ():
+        is_mask = block.dtype == torch.bool
+        (writer.label if is_mask else writer.image)(block_name(name, block), block[0])
         steps.append({"name": name, "file": writer.files[-1].name})
     sidecar = sidecar_of(folder, case)
     volume_ml = sum(f["volume_mm3"] for f in findings) / 1000
@@ -103,11 +98,23 @@ def write_localization(
             "mask_volume_ml": volume_ml if found.mask is not None else None,
             "findings": findings,
             "trace": steps,
-            "preprocessing": [vars(f) for f in record.findings],
+            "preprocessing": [vars(f) for f in grid.record.findings],
             "notice": "Research software, not for diagnosis.",
         },
     )
     return [*writer.files, sidecar]
+
+
+def blocks_of(found: Localization) -> dict[str, Tensor]:
+    """Masks and maps of a method's blocks that have the shape of its map, by name."""
+    return {n: block for n, block in found.trace.items() if block.shape == found.map.shape}
+
+
+def block_name(name: str, block: Tensor) -> str:
+    """What the file of a block is called, such as `desc-ensemble_map`."""
+    kind = "mask" if block.dtype == torch.bool else "map"
+    words = re.sub(r"[^A-Za-z0-9]+", "", name.removesuffix(kind).title())
+    return f"desc-{words[:1].lower() + words[1:] or 'block'}_{kind}"
 
 
 def sidecar_of(folder: Path, case: str) -> Path:
@@ -116,40 +123,29 @@ def sidecar_of(folder: Path, case: str) -> Path:
 
 
 class Writer:
-    """Writes arrays of the prepared grid on the file's own, and remembers the files."""
+    """Writes arrays of the prepared grid on the grid of the input, and remembers the files."""
 
-    def __init__(
-        self, folder: Path, case: str, preprocessing: Preprocessing, record: Record
-    ) -> None:
-        self.folder, self.case = folder, case
-        self.preprocessing, self.record = preprocessing, record
+    def __init__(self, folder: Path, case: str, grid: InputGrid) -> None:
+        self.folder, self.case, self.grid = folder, case, grid
         self.files: list[Path] = []
 
     def image(self, name: str, array: Tensor) -> np.ndarray:
-        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
-        values = array.detach().float().cpu()
-        lowest = min(0.0, float(values.min()))
-        native = self.preprocessing.to_native(values, self.record, fill=lowest)
-        write(self._path(name), native, like=self.record.native, kind="image")
-        return native
+        """A map, as it is written: (1, d, h, w) along R, A, S."""
+        return self._write(name, self.grid.image(array), "image")
 
-    def channels(self, name: str, array: np.ndarray) -> None:
-        """Intensities; where the prepared volume does not reach, those of its background."""
-        native = [
-            self.preprocessing.to_native(channel[None], self.record, fill=low)
-            for channel, (low, *_) in zip(array, self.record.limits, strict=True)
-        ]
-        write(self._path(name), np.concatenate(native), like=self.record.native, kind="image")
+    def channels(self, name: str, array: Tensor) -> np.ndarray:
+        """Normalized channels, written in the intensities of the input."""
+        return self._write(name, self.grid.channels(array), "image")
 
     def label(self, name: str, array: Tensor) -> np.ndarray:
-        values = array.detach().to("cpu", torch.uint8)
-        native = self.preprocessing.to_native(values, self.record, order=0)
-        write(self._path(name), native, like=self.record.native, kind="label")
-        return native
+        """Labels or a mask."""
+        return self._write(name, self.grid.label(array), "label")
 
-    def _path(self, name: str) -> Path:
-        self.files.append(self.folder / f"{self.case}_{name}.nii.gz")
-        return self.files[-1]
+    def _write(self, name: str, array: np.ndarray, kind: Literal["image", "label"]) -> np.ndarray:
+        path = self.folder / f"{self.case}_{name}.nii.gz"
+        write(path, array, like=self.grid.record.native, kind=kind)
+        self.files.append(path)
+        return array
 
 
 def findings_of(mask: np.ndarray, anomaly: np.ndarray, *, affine: np.ndarray) -> list[dict]:

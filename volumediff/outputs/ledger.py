@@ -160,7 +160,9 @@ def open_ledger(folder: Path | str, *, job: str, overwrite: bool = False) -> Ite
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a+", encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); choose -o.") from None
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}); choose another output folder."
+        ) from None
     with lock:
         _lock(lock, folder)
         for leftover in folder.glob(".*.tmp"):
@@ -170,7 +172,7 @@ def open_ledger(folder: Path | str, *, job: str, overwrite: bool = False) -> Ite
         if other and not overwrite:
             raise UsageError(
                 f"{folder}: holds results of other settings ({len(other)} cases, for example "
-                f"{other[0].case}); choose another -o, or replace them with --overwrite."
+                f"{other[0].case}); choose another output folder, or overwrite them."
             )
         yield Ledger(folder, job, entries)
 
@@ -182,7 +184,8 @@ def _lock(file: Any, folder: Path) -> None:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         raise UsageError(
-            f"{folder}: another process works here ({holder}); wait for it, or choose another -o."
+            f"{folder}: another process works here ({holder}); wait for it, or choose another "
+            "output folder."
         ) from None
     file.truncate(0)
     file.write(f"host {socket.gethostname()}, pid {os.getpid()}")

@@ -159,7 +159,7 @@ def at_shape(config: RunConfig, shape: Shape | None) -> RunConfig:
     if shape is None:
         return config
     if min(shape) < 1:
-        raise UsageError(f"--shape {' '.join(map(str, shape))}: expected positive sizes.")
+        raise UsageError(f"shape {' '.join(map(str, shape))}: expected positive sizes.")
     prepared = config.data.preprocessing.model_copy(update={"shape": shape})
     changes: dict[str, Any] = {"data": config.data.model_copy(update={"preprocessing": prepared})}
     if config.crop is not None:
@@ -353,7 +353,7 @@ def _smaller(config: RunConfig, mode: Mode, eighths: int) -> tuple[RunConfig, st
         return None
     if by_crop:
         return config.model_copy(update={"crop": (d, h, w)}), f"crop=[{d},{h},{w}]"
-    return at_shape(config, (d, h, w)), f"volumes of {d}×{h}×{w} voxels (--shape {d} {h} {w})"
+    return at_shape(config, (d, h, w)), f"volumes of {d}×{h}×{w} voxels (shape {d} {h} {w})"
 
 
 def words(policy: MemoryPolicy) -> str:

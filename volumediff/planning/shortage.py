@@ -76,7 +76,7 @@ def _advice(
         return f"{begin}; use smaller volumes or crops, or memory.checkpoint=true."
     card, changed = found.chosen.card_gb, words(found.chosen.policy)
     if mode != "train":
-        changed = changed.replace("memory.", "--memory ")
+        changed = f"the memory policy {changed.replace('memory.', '')}"
     begin += f" with volumes of {size}"
     if not found.fits:
         return f"{begin}; nothing fits, it takes {'; or '.join(found.remedies)}."

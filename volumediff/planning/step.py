@@ -153,7 +153,7 @@ def volume_shape(config: RunConfig) -> Shape:
     if shape is None:
         raise UsageError(
             "data.preprocessing.shape: not set, so the volumes have no common size; give one "
-            "with --shape D H W."
+            "as the shape D H W."
         )
     return shape
 

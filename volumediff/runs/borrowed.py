@@ -88,7 +88,7 @@ class Borrowed:
         taken = {request.loan.kind for request in method.requests()}
         for kind, run in self.runs.items():
             if run is not None and kind not in taken:
-                raise UsageError(f"--{kind}: the method {name} takes none; leave it out.")
+                raise UsageError(f"{kind}: the method '{name}' takes none; leave it out.")
 
 
 def facts_of(method: Method) -> dict[str, Any]:

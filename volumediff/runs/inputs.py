@@ -1,49 +1,128 @@
-"""What a command is given: one file, a folder of cases in any layout, or a manifest."""
+"""What a run works on: examinations found below paths, read, and prepared for its model."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from volumediff.data.cases import Case, patient_of, safe_id
 from volumediff.data.dicom import is_dicom
 from volumediff.data.files import VOLUMES, stem_of
+from volumediff.data.policy import ReadPolicy
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.survey import survey_cases
+from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
 
-__all__ = ["find_inputs", "prepared_case"]
+__all__ = ["Examination", "examination_of", "find_inputs", "prepared", "prepared_case"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """One examination in memory, from files or from images that a program holds.
+
+    Arguments:
+        id: name of its outputs
+        patient: whose it is
+        images: channel name -> volume, in the order of the model's channels
+        files: channel name -> what it is called in records
+        digests: channel name -> SHA-256 of the file, or of the voxels; `region` and `saliency` too
+        attributes: age, sex and the like, for runs that are conditioned on some
+        region: mask of what is to be redrawn
+        saliency: a map in place of the method's first pass
+    """
+
+    id: str
+    patient: str
+    images: Mapping[str, Volume]
+    files: Mapping[str, str]
+    digests: Mapping[str, str]
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
+    region: Volume | None = None
+    saliency: Volume | None = None
+
+
+def examination_of(
+    case: Case,
+    digests: Mapping[str, str],
+    *,
+    policy: ReadPolicy,
+    region: Path | None = None,
+    saliency: Path | None = None,
+) -> Examination:
+    """Reads the files of a case.
+
+    Arguments:
+        case: with its files
+        digests: SHA-256 of them by channel
+        policy: decisions on ambiguous files
+        region, saliency: further files
+
+    Raises:
+        DataError: a file is refused
+    """
+    return Examination(
+        id=case.id,
+        patient=case.patient,
+        images={name: read(path, policy=policy) for name, path in case.images.items()},
+        files={name: path.name for name, path in case.images.items()},
+        digests=digests,
+        attributes=case.attributes,
+        region=None
+        if region is None
+        else read(region, kind="label", policy=replace(policy, labels=None)),
+        saliency=None if saliency is None else read(saliency, policy=policy),
+    )
 
 
 def find_inputs(
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     *,
     channels: Sequence[str] | None,
     siblings: bool = False,
-    option: str = "-i",
 ) -> tuple[list[Case], dict[str, str]]:
-    """The cases that a command is to work on, without their labels, and those that cannot be.
+    """The cases below one path or several, without their labels, and those that cannot be used.
 
     Arguments:
         source: a NIfTI file, a folder with one DICOM series, a folder of cases, or the JSON of a
-            datalist
+            datalist; or several of them
         channels: names of the images that the model takes; None takes a single image
         siblings: whether a single file needs what lies beside it, such as an age in
             participants.tsv
-        option: of the command, for messages
 
     Returns:
         the cases, and case -> reason for the others
 
     Raises:
-        UsageError: nothing there, no usable case, or one file where several channels are needed
+        UsageError: nothing there, no usable case, one file where several channels are needed, or
+            two cases of one name
         DataError: a folder or manifest without cases
     """
-    source = Path(source)
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    if not sources:
+        raise UsageError("expected a volume, a folder or a manifest to work on, got none.")
+    cases: list[Case] = []
+    problems: dict[str, str] = {}
+    origin: dict[str, Path] = {}
+    for path in map(Path, sources):
+        found, bad = _found(path, channels, siblings)
+        for name in [*(case.id for case in found), *bad]:
+            if name in origin:
+                raise UsageError(
+                    f"{origin[name]} and {path}: both have a case called {name}; rename one, or "
+                    "give them to two calls with an output folder each."
+                )
+        origin |= dict.fromkeys([*(case.id for case in found), *bad], path)
+        cases += found
+        problems |= bad
+    return cases, problems
+
+
+def _found(
+    source: Path, channels: Sequence[str] | None, siblings: bool
+) -> tuple[list[Case], dict[str, str]]:
     if not source.exists():
-        raise UsageError(
-            f"{option} {source}: expected a volume, a folder or a manifest; nothing there."
-        )
+        raise UsageError(f"{source}: expected a volume, a folder or a manifest; nothing there.")
     if source.is_file() and source.name.lower().endswith(VOLUMES):
         if siblings or (channels is not None and len(channels) > 1):
             return [_beside(source, channels)], {}
@@ -51,7 +130,7 @@ def find_inputs(
         return [Case(safe_id(name), patient_of(name), {"image": source})], {}
     if source.is_file() and source.suffix.lower() != ".json":
         raise UsageError(
-            f"{option} {source}: expected .nii, .nii.gz, a folder, or the .json of a datalist."
+            f"{source}: expected .nii, .nii.gz, a folder, or the .json of a datalist."
         )
     if source.is_dir() and _is_series(source):
         return [Case(safe_id(source.name), patient_of(source.name), {"image": source})], {}
@@ -65,11 +144,11 @@ def find_inputs(
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "
-            f"{'it' if wanted == 1 else 'them'} with --channels {next(iter(case.images))}"
+            f"{'it' if wanted == 1 else 'them'} as channels, such as {next(iter(case.images))}"
         )
     if not cases:
         name, reason = next(iter(bad.items()))
-        raise UsageError(f"{option} {source}: no usable case; {name}: {reason}")
+        raise UsageError(f"{source}: no usable case; {name}: {reason}")
     return cases, bad
 
 
@@ -81,7 +160,7 @@ def _beside(source: Path, channels: Sequence[str] | None) -> Case:
             images = case.images if channels is not None else {"image": source}
             return replace(case, images=images, label=None, boxes=None)
     raise UsageError(
-        f"-i {source}: the run takes the channels {', '.join(channels or ('image',))}, and they "
+        f"{source}: the run takes the channels {', '.join(channels or ('image',))}, and they "
         "do not lie beside this file; give the folder of the case."
     )
 
@@ -93,19 +172,31 @@ def _is_series(folder: Path) -> bool:
     return any(is_dicom(p) for p in files[:20])
 
 
+def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:
+    """The volumes of an examination as the model sees them.
+
+    Raises:
+        DataError: other channels than the model's, or no foreground
+    """
+    first, count = images[0].path, sum(len(image.array) for image in images)
+    if count != trained.channels:
+        own = trained.config.data.channels
+        names = "" if own is None else f" ({', '.join(own)})"
+        raise DataError(
+            f"{first}: has {count} channels, the run takes {trained.channels}{names}; give as "
+            "many images in the run's order, or choose them by the names of their channels."
+        )
+    found = trained.preprocessing.prepare_volumes(images)
+    if not bool(found.foreground.any()):
+        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
+    return found
+
+
 def prepared_case(trained: Trained, case: Case) -> Prepared:
-    """A case as the model sees it.
+    """The files of a case as the model sees them.
 
     Raises:
         DataError: a file is refused, has other channels than the model, or shows nothing
     """
-    prepared = trained.preprocessing.prepare(case)
-    first = next(iter(case.images.values()))
-    if len(prepared.x) != trained.channels:
-        raise DataError(
-            f"{first}: has {len(prepared.x)} channels, the run takes {trained.channels}; name "
-            "them with --channels."
-        )
-    if not bool(prepared.foreground.any()):
-        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
-    return prepared
+    policy = trained.preprocessing.policy
+    return prepared(trained, [read(path, policy=policy) for path in case.images.values()])

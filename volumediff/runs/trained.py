@@ -44,7 +44,7 @@ def device_of(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--device {name}: not usable here ({reason}); use auto, or see volumediff doctor."
+            f"device '{name}': not usable here ({reason}); use auto, or see volumediff doctor."
         ) from None
     return device
 
@@ -157,13 +157,13 @@ class Trained:
             return own
         if len(given) != self.channels:
             raise UsageError(
-                f"--channels {','.join(given)}: expected the names of {self.channels} images, as "
+                f"channels {','.join(given)}: expected the names of {self.channels} images, as "
                 f"many as {self.run} was trained with, got {len(given)}."
             )
         if own is not None and set(given) == set(own) and tuple(given) != tuple(own):
             raise UsageError(
-                f"--channels {','.join(given)}: expected the order of {self.run}, "
-                f"{','.join(own)}; leave the option out."
+                f"channels {','.join(given)}: expected the order of {self.run}, "
+                f"{','.join(own)}; leave the channels out."
             )
         return given
 
@@ -218,13 +218,13 @@ class Trained:
         except DataError as error:
             raise UsageError(
                 f"{self.run}: its data are needed and not reachable ({error}); give their folder "
-                "with --data."
+                "as data when the run is loaded."
             ) from None
         missing = [name for name in wanted if name not in cases]
         if missing:
             raise UsageError(
                 f"{self.run}: case {missing[0]} of its split is not in {self.config.data.root}; "
-                "give the folder with the run's data with --data."
+                "give the folder with the run's data as data when the run is loaded."
             )
         return [cases[name] for name in wanted if self.recipe.healthy(cases[name].attributes)]
 

@@ -336,10 +336,10 @@ def _refusals(model: Model) -> Refusals:
     sample = None
     if recipe.segments:
         return Refusals(
-            localize="was trained to segment (recipe label_diffusion); use volumediff segment, or "
+            localize="was trained to segment (recipe label_diffusion); segment with it, or use "
             "the run of a model of healthy volumes.",
             segment=None,
-            sample="samples label maps of an image; use volumediff segment RUN -i FILE.",
+            sample="samples label maps of an image; segment one with it.",
         )
     if not recipe.whole or recipe.reference:
         sample = (
@@ -352,7 +352,7 @@ def _refusals(model: Model) -> Refusals:
             "from 1 to 0; train with times=uniform."
         )
     segment = (
-        "was not trained to segment; train with the recipe label_diffusion, or use volumediff "
-        "localize."
+        "was not trained to segment; train with the recipe label_diffusion, or localize "
+        "anomalies with it."
     )
     return Refusals(localize=None, segment=segment, sample=sample)

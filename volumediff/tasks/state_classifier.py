@@ -191,7 +191,7 @@ class StateClassifierTask(Task):
     def refusals(self) -> Refusals:
         reason = (
             "trains a classifier, expected the run of a diffusion model or of an autoencoder; a "
-            "classifier is given with --classifier."
+            "classifier is given beside such a run."
         )
         return Refusals(reason, reason, reason)
 

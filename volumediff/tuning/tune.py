@@ -80,7 +80,7 @@ def tune(
     if not any(axis.what in grids for axis in axes):
         there = ", ".join(axis.name for axis in axes)
         raise UsageError(
-            f"--method {name}: expected a noise level, a strength or a width to tune, got a row "
+            f"method '{name}': expected a noise level, a strength or a width to tune, got a row "
             f"with {'only ' + there + ', which was not asked for' if there else 'none of them'}."
         )
     facts = _facts(trained, seed=seed, limit=limit, truth=truth)
@@ -104,7 +104,7 @@ def tune(
         search.run()
         chosen = search.best()
     except ValueError as error:
-        raise UsageError(f"--method {name}: {error}") from None
+        raise UsageError(f"method '{name}': {error}") from None
     found = Tuned(
         method=Path(name).stem,
         facts=facts,
@@ -152,7 +152,7 @@ def _pairs(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> l
     if not pairs:
         raise UsageError(
             f"{trained.run}: all its validation volumes have lesions of their own; tune with "
-            "--truth label."
+            "truth=label."
         )
     return pairs
 

@@ -265,6 +265,7 @@ class Method(Component, ABC):
 def _missing(request: Request) -> str:
     """What is wrong where a model of another run was not handed in."""
     loan = request.loan
-    use = f"{request.name} RUN" if request.name == loan.option else f"{request.name}=RUN"
-    who = loan.kind if request.name == loan.option else request.name
-    return f"{who}: expected {loan.what}, got none; use {use}, see configs/{loan.configurations}."
+    whole = request.name == loan.option
+    use = f"give its run as {request.name}" if whole else f"use {request.name}=RUN"
+    who = loan.kind if whole else request.name
+    return f"{who}: expected {loan.what}, got none; {use}, see configs/{loan.configurations}."

@@ -100,7 +100,9 @@ class OnPath(Requirement):
 
     def check(self, model: Model) -> None:
         """The kernel must have one of the paths."""
-        require(path_problem(self, model.kernel, self.of))
+        problem = path_problem(self, model.kernel, self.of)
+        if problem is not None:
+            raise ValueError(f"{problem.removesuffix('.')}; use another, such as plain.")
 
 
 @dataclass(frozen=True)

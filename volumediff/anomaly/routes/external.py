@@ -39,7 +39,7 @@ class External(Route):
         """
         if scene.saliency is None:
             raise ValueError(
-                "route external: expected a map with the volume, got none; use --saliency FILE, "
+                "route external: expected a map with the volume, got none; give one as saliency, "
                 "or another first row."
             )
         scene.maps.append(scene.saliency.to(scene.x) * scene.foreground)

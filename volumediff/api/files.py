@@ -1,0 +1,155 @@
+"""Many files in, files out: an output folder with a ledger, in which finished cases are skipped.
+
+These are what the commands `localize`, `segment` and `sample` call.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volumediff.api.options import localize_options, sample_options, segment_options
+from volumediff.api.run import Run
+from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
+
+if TYPE_CHECKING:
+    from volumediff.outputs.batch import Summary
+
+__all__ = ["localize_files", "sample_files", "segment_files"]
+
+Place = Path | str
+Report = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """Progress lines that nobody asked for."""
+
+
+def localize_files(
+    run: Run,
+    inputs: Place | Sequence[Place],
+    output: Place,
+    *,
+    method: Place = LocalizeOptions.method,
+    overrides: Sequence[str] = LocalizeOptions.overrides,
+    classifier: Place | None = LocalizeOptions.classifier,
+    channels: Sequence[str] | None = LocalizeOptions.channels,
+    region: Place | None = None,
+    saliency: Place | None = None,
+    site: Place | None = LocalizeOptions.site,
+    seed: int = LocalizeOptions.seed,
+    trace: bool = LocalizeOptions.trace,
+    calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    report: Report = _silent,
+    **components: Any,
+) -> "Summary":
+    """Localizes anomalies in many files and writes the results; finished cases are skipped.
+
+    Arguments:
+        run: that works on them
+        inputs: volumes, folders of cases or datalists
+        output: folder of the results
+        region: a mask, or a folder of masks by case
+        saliency: a map, or a folder with <case>_saliency.nii.gz
+        overwrite: whether results of other settings in the folder may be replaced
+        progress: receives a line per case; None shows progress on the terminal
+        others: as for `Run.localize`
+
+    Raises:
+        UsageError: method, run, inputs and output folder do not fit
+        DataError: the inputs have no cases, or the disk is full
+    """
+    from volumediff.inference.engine import localize
+
+    options = localize_options(
+        method,
+        overrides,
+        components,
+        classifier=classifier,
+        channels=channels,
+        site=site,
+        calibration_volumes=calibration_volumes,
+        seed=seed,
+        trace=trace,
+    )
+    return localize(
+        run.trained,
+        inputs,
+        output,
+        options,
+        region=region,
+        saliency=saliency,
+        overwrite=overwrite,
+        report=progress,
+        announce=report,
+    )
+
+
+def segment_files(
+    run: Run,
+    inputs: Place | Sequence[Place],
+    output: Place,
+    *,
+    method: Place = SegmentOptions.method,
+    overrides: Sequence[str] = SegmentOptions.overrides,
+    channels: Sequence[str] | None = SegmentOptions.channels,
+    seed: int = SegmentOptions.seed,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    **components: Any,
+) -> "Summary":
+    """Segments many files and writes the results; finished cases are skipped.
+
+    Arguments:
+        run: that works on them
+        inputs: volumes, folders of cases or datalists
+        output: folder of the results
+        overwrite: whether results of other settings in the folder may be replaced
+        progress: receives a line per case; None shows progress on the terminal
+        others: as for `Run.segment`
+
+    Raises:
+        UsageError: method, run, inputs and output folder do not fit
+        DataError: the inputs have no cases, or the disk is full
+    """
+    from volumediff.inference.segment import segment
+
+    options = segment_options(method, overrides, components, channels=channels, seed=seed)
+    return segment(run.trained, inputs, output, options, overwrite=overwrite, report=progress)
+
+
+def sample_files(
+    run: Run,
+    output: Place | None = None,
+    n: int = 1,
+    *,
+    overrides: Sequence[str] = SampleOptions.overrides,
+    shape: tuple[int, int, int] | None = SampleOptions.shape,
+    label: int = SampleOptions.label,
+    attributes: Mapping[str, str | float] | None = None,
+    seed: int = SampleOptions.seed,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    **components: Any,
+) -> "Summary":
+    """Draws new volumes and writes them as NIfTI; finished samples are skipped.
+
+    Arguments:
+        run: that works on them
+        output: folder; None takes `samples` in the run's folder
+        n: number of volumes
+        overwrite: whether results of other settings in the folder may be replaced
+        progress: receives a line per sample; None shows progress on the terminal
+        others: as for `Run.sample`
+
+    Raises:
+        UsageError: the run cannot sample without an image, or has no shape of its own
+    """
+    from volumediff.inference.sample import sample
+
+    options = sample_options(
+        overrides, components, shape=shape, label=label, attributes=attributes, seed=seed
+    )
+    folder = run.folder / "samples" if output is None else output
+    return sample(run.trained, folder, n, options, overwrite=overwrite, report=progress)

@@ -1,0 +1,319 @@
+"""What is done without a loaded run: train, plan, check, prepare, restore, evaluate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from volumediff.api.overrides import words_of
+from volumediff.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from volumediff.alignment.prepare import Preparation
+    from volumediff.data.check import Row
+    from volumediff.data.survey import Spec
+    from volumediff.evaluation.evaluate import MethodResult
+    from volumediff.outputs.batch import Summary
+    from volumediff.planning.planner import Plan
+    from volumediff.settings.run_config import RunConfig
+
+__all__ = ["check", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
+
+Place = Path | str
+Report = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """Progress lines that nobody asked for."""
+
+
+def run_config(
+    config: Place | Mapping[str, Any],
+    words: Sequence[str] = (),
+    sections: Mapping[str, Any] | None = None,
+) -> "RunConfig":
+    """A configuration with overrides.
+
+    Arguments:
+        config: name of a shipped one, YAML file, or its content as nested dictionaries
+        words: `key=value` overrides
+        sections: the same as keyword arguments
+
+    Raises:
+        UsageError: one line with the key, what it takes and what came
+    """
+    from volumediff.config import overridden
+    from volumediff.settings.run_config import load_run_config, parse
+
+    every = [*words, *words_of(sections or {})]
+    if isinstance(config, Mapping):
+        return parse(overridden(config, every))
+    return load_run_config(config, every)
+
+
+def train(
+    config: Place | Mapping[str, Any],
+    *,
+    data: Place | Mapping[str, Any] | None = None,
+    output: Place | None = None,
+    overrides: Sequence[str] = (),
+    **sections: Any,
+) -> Path:
+    """Trains a run, or goes on with it: the same call resumes.
+
+    Arguments:
+        config: name of a shipped configuration, YAML file, or nested dictionaries
+        data: folder of the volumes, or the section `data`
+        output: folder of the run
+        overrides: `key=value` words
+        sections: other keys of the configuration, such as `optim={"steps": 1000}`
+
+    Returns:
+        the folder of the run, for `load`
+
+    Raises:
+        UsageError: a wrong key or value, or a folder with another run
+        DataError: volumes that cannot be used
+    """
+    from volumediff.training.loop import train as work
+
+    return work(run_config(config, overrides, {**_place(data, output), **sections}))
+
+
+def _place(data: Place | Mapping[str, Any] | None, output: Place | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if data is not None:
+        found["data"] = data if isinstance(data, Mapping) else {"root": str(data)}
+    if output is not None:
+        found["output"] = str(output)
+    return found
+
+
+def plan(
+    config: Place | Mapping[str, Any],
+    *,
+    vram_gb: float | None = None,
+    shape: tuple[int, int, int] | None = None,
+    mode: Literal["train", "infer"] = "train",
+    overrides: Sequence[str] = (),
+    **sections: Any,
+) -> "Plan":
+    """Predicts memory without data or GPU, and chooses the fastest policy that fits a card.
+
+    Arguments:
+        config: as for `train`
+        vram_gb: memory of the card; None lists policies and chooses none
+        shape: voxels of the volumes; None takes those of the configuration
+        mode: a training step, or inference
+        overrides, sections: as for `train`
+
+    Raises:
+        UsageError: a wrong key or value, or a configuration without a shape
+    """
+    import math
+
+    from volumediff.planning.planner import at_shape
+    from volumediff.planning.planner import plan as look
+
+    if vram_gb is not None and not 0 < vram_gb < math.inf:
+        raise UsageError(f"vram {vram_gb:g}: expected the card's memory in GB, above 0.")
+    wanted = at_shape(run_config(config, overrides, sections), shape)
+    return look(wanted, mode=mode, vram_gb=vram_gb)
+
+
+def check(
+    data: Place,
+    *,
+    layout: "Spec" = "auto",
+    channels: Sequence[str] | None = None,
+) -> "list[Row]":
+    """Reads every volume of a data set and lists what is wrong or noteworthy.
+
+    Arguments:
+        data: a folder, or the JSON of a datalist
+        layout: of the data set; `auto` decides by the files that are there
+        channels: names of the images that every case must have
+
+    Raises:
+        DataError: there is no case at all
+        UsageError: no such layout
+    """
+    from volumediff.data.check import check as look
+
+    return look(Path(data), layout=_known(layout), channels=channels)
+
+
+def _known(layout: "Spec") -> "Spec":
+    """The layout, looked up before anything is read."""
+    from volumediff.config import available, build
+    from volumediff.data.survey import AUTO
+
+    if layout == AUTO:
+        return layout
+    if isinstance(layout, str) and ":" not in layout and layout not in available("layout"):
+        names = ", ".join([AUTO, *available("layout")])
+        raise UsageError(f"layout {layout}: choose from {names}.")
+    build("layout", layout, where="layout")
+    return layout
+
+
+def prepare(
+    raw: Place,
+    output: Place,
+    *,
+    template: Place = "mni152",
+    template_mask: Place | None = None,
+    mask: Literal["given", "template", "none"] = "template",
+    strip: bool = False,
+    n4: bool = True,
+    spacing_mm: float | None = None,
+    layout: "Spec" = "auto",
+    channels: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> "Preparation":
+    """Brings raw volumes to a template: bias field, brain mask, affine registration, resampling.
+
+    Arguments:
+        raw: data set in any layout
+        output: folder of the prepared data set
+        template: `mni152`, or a NIfTI file
+        template_mask: mask of the object in a template file
+        mask: of the brain: `given` (<case>_brainmask beside the images), `template` (brought back,
+            for volumes with skull), `none` (volumes show the brain alone)
+        strip: whether what is outside of the mask is emptied
+        n4: whether the bias field is corrected; not for CT
+        spacing_mm: of the outputs; None takes the template's own
+        layout, channels: as for `check`
+        overwrite: whether results of other settings in the folder may be replaced
+        progress: receives a line per case; None shows progress on the terminal
+
+    Raises:
+        UsageError: arguments that do not fit, or a folder with results of other settings
+        DataError: the data set has no cases, or the disk is full
+    """
+    import math
+
+    from volumediff.alignment.aligning import BrainMask, Steps
+    from volumediff.alignment.prepare import prepare as work
+    from volumediff.data.templates import mni152, template_from
+
+    if spacing_mm is not None and not 0 < spacing_mm < math.inf:
+        raise UsageError(f"spacing {spacing_mm:g}: expected millimetres above 0.")
+    if not Path(raw).exists():
+        raise UsageError(f"{raw}: expected a data set, nothing is there.")
+    own = str(template) == "mni152"
+    if not own and not Path(template).is_file():
+        raise UsageError(f"template {template}: expected mni152 or a NIfTI file.")
+    if own and template_mask is not None:
+        raise UsageError("template mask: is for a template file; mni152 has its own.")
+    return work(
+        raw,
+        output,
+        template=mni152() if own else template_from(template, template_mask),
+        steps=Steps(mask=BrainMask(mask), strip=strip, n4=n4),
+        spacing_mm=spacing_mm,
+        layout=_known(layout),
+        channels=channels,
+        overwrite=overwrite,
+        report=progress,
+    )
+
+
+def restore(
+    maps: Place,
+    output: Place,
+    *,
+    prepared: Place,
+    channel: str | None = None,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> "Summary":
+    """Brings maps and masks of prepared volumes back to the grids of the original images.
+
+    Arguments:
+        maps: folder of results for prepared volumes
+        output: folder of the restored ones
+        prepared: folder that `prepare` wrote
+        channel: image whose grid is wanted; None takes the first
+        overwrite: whether results of other settings in the folder may be replaced
+        progress: receives a line per case; None shows progress on the terminal
+
+    Raises:
+        UsageError: a folder is not what it should be, or there are no maps
+        DataError: the disk is full
+    """
+    from volumediff.alignment.restore import restore as work
+
+    return work(maps, prepared, output, channel=channel, overwrite=overwrite, report=progress)
+
+
+def evaluate(
+    results: Place | Sequence[Place],
+    truth: Place,
+    *,
+    output: Place | None = None,
+    html: bool = False,
+    by: str | None = None,
+    layout: "Spec" = "auto",
+    replicates: int = 1000,
+    seed: int = 0,
+    allow_seen: bool = False,
+    namesakes: bool = False,
+    report: Report = _silent,
+) -> "list[MethodResult]":
+    """Compares maps of one or more methods with truth masks.
+
+    Arguments:
+        results: folders of maps, one per method; the first is the method in question
+        truth: data set with masks or boxes
+        output: folder for evaluation.json and the curves; None writes nothing
+        html: whether report.html is written there too
+        by: attribute of the cases that makes groups, a column of participants.tsv
+        layout: of the truth; `auto` decides by the files that are there
+        replicates: number of bootstrap replicates
+        seed: of the bootstrap
+        allow_seen: whether to go on although a model has seen volumes before; the measurements are
+            then given with and without them
+        namesakes: whether patients with the names of those that a model has seen are other people
+        report: receives what was left out, and why
+
+    Raises:
+        UsageError: no maps, or none of the same cases
+        DataError: no truth for them, or volumes that a model has seen
+    """
+    from volumediff.evaluation.evaluate import evaluate as compare
+    from volumediff.evaluation.records import to_json
+    from volumediff.outputs.export import write_json
+    from volumediff.reporting.report import report_of
+
+    if html and output is None:
+        raise UsageError("html: a report needs an output folder; give one.")
+    folders = [Path(results)] if isinstance(results, str | Path) else [Path(r) for r in results]
+    spec = _known(layout)
+    found = compare(
+        folders,
+        truth,
+        by=by,
+        layout=spec,
+        seed=seed,
+        replicates=replicates,
+        allow_seen=allow_seen,
+        namesakes=namesakes,
+        report=report,
+    )
+    if output is None:
+        return found
+    from volumediff.reporting.curves import write_curves
+
+    target = Path(output)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{target}: cannot be written ({error.strerror}); choose another folder."
+        ) from None
+    write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(found)})
+    pictures = write_curves(target, found)
+    if html:
+        report_of(target / "report.html", found, truth, by=by, layout=spec, pictures=pictures)
+    return found

@@ -1,0 +1,68 @@
+"""Arguments of the Python functions as the options of the inference below."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from volumediff.api.overrides import words_of
+from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
+
+__all__ = ["localize_options", "sample_options", "segment_options"]
+
+Place = Path | str
+
+
+def localize_options(
+    method: Place,
+    overrides: Sequence[str],
+    components: Mapping[str, Any],
+    *,
+    classifier: Place | None,
+    channels: Sequence[str] | None,
+    site: Place | None,
+    calibration_volumes: int | None,
+    seed: int,
+    trace: bool,
+) -> LocalizeOptions:
+    """Options of a localization; keyword components are words after the overrides."""
+    return LocalizeOptions(
+        method=str(method),
+        overrides=(*overrides, *words_of(components)),
+        classifier=None if classifier is None else Path(classifier),
+        channels=_names(channels),
+        site=None if site is None else Path(site),
+        calibration_volumes=calibration_volumes,
+        seed=seed,
+        trace=trace,
+    )
+
+
+def segment_options(
+    method: Place,
+    overrides: Sequence[str],
+    components: Mapping[str, Any],
+    *,
+    channels: Sequence[str] | None,
+    seed: int,
+) -> SegmentOptions:
+    """Options of a segmentation; keyword components are words after the overrides."""
+    words = (*overrides, *words_of(components))
+    return SegmentOptions(str(method), words, _names(channels), seed)
+
+
+def sample_options(
+    overrides: Sequence[str],
+    components: Mapping[str, Any],
+    *,
+    shape: tuple[int, int, int] | None,
+    label: int,
+    attributes: Mapping[str, str | float] | None,
+    seed: int,
+) -> SampleOptions:
+    """Options of samples; keyword components are words after the overrides."""
+    words = (*overrides, *words_of(components))
+    return SampleOptions(words, shape, label, dict(attributes or {}), seed)
+
+
+def _names(channels: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if channels is None else tuple(channels)

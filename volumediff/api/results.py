@@ -1,0 +1,309 @@
+"""Results in the voxel order and on the grid of the image that was given."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+from volumediff.data.arrays import nibabel_image
+from volumediff.data.grid import Grid, native_order
+from volumediff.errors import DataError, UsageError
+from volumediff.findings.schema import Finding
+from volumediff.inference.localized import Localized
+from volumediff.inference.segment import Segmented
+from volumediff.outputs.export import blocks_of
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    from matplotlib.figure import Figure
+
+__all__ = ["LocalizationResult", "SegmentationResult"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LocalizationResult:
+    """What a method found in one image; arrays are indexed as the image was.
+
+    Voxel (i, j, k) of every array is voxel (i, j, k) of the image: `array[i, j, k]` of nibabel and
+    (array, affine), `data[0, i, j, k]` of TorchIO and MONAI, `image[i, j, k]` of SimpleITK.
+
+    Arguments:
+        localized: the result on the prepared grid, with the way back
+    """
+
+    localized: Localized
+
+    @cached_property
+    def map(self) -> Float[np.ndarray, "i j k"]:
+        """Higher is more abnormal; outside the foreground the lowest value, at most 0."""
+        return self._home(self.localized.arrays.map)
+
+    @cached_property
+    def mask(self) -> Bool[np.ndarray, "i j k"] | None:
+        """Map above the threshold; None where the method has no threshold."""
+        mask = self.localized.arrays.mask
+        return None if mask is None else self._home(mask)
+
+    @cached_property
+    def foreground(self) -> Bool[np.ndarray, "i j k"]:
+        """Voxels that were looked at."""
+        return self._home(self.localized.arrays.foreground)
+
+    @cached_property
+    def pseudo_healthy(self) -> Float[np.ndarray, "c i j k"] | None:
+        """The image without its findings, in its own intensities, channels first; None where the
+        method makes none."""
+        healthy = list(self.localized.arrays.healthy.values())
+        return native_order(np.stack(healthy), self._grid) if healthy else None
+
+    @cached_property
+    def uncertainty(self) -> Float[np.ndarray, "i j k"] | None:
+        """Deviation of the map between the seeds of an ensemble; None with one seed."""
+        found = self.localized.arrays.uncertainty
+        return None if found is None else self._home(found)
+
+    @cached_property
+    def trace(self) -> dict[str, Shaped[np.ndarray, "i j k"]]:
+        """Masks and maps of the method's components by name; empty with `trace=False`."""
+        found: dict[str, np.ndarray] = {}
+        if self.localized.trace:
+            grid = self.localized.grid
+            for name, block in blocks_of(self.localized.found).items():
+                is_mask = block.dtype == torch.bool
+                array = grid.label(block[0]) > 0 if is_mask else grid.image(block[0])
+                found[name] = self._home(array[0])
+        return found
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The connected components of the mask, the most urgent first: volume in ml, place in RAS
+        millimetres, scores, probability; see `volumediff.findings.schema`."""
+        return self.localized.findings.findings
+
+    @property
+    def statement(self) -> str:
+        """What was found, in one sentence."""
+        return self.localized.findings.statement
+
+    @property
+    def score(self) -> float:
+        """Score of the whole volume; higher is more abnormal."""
+        return self.localized.found.score
+
+    @property
+    def threshold(self) -> float | None:
+        """The mask is where the map is higher."""
+        return self.localized.found.threshold
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is recorded beside the map: method, weights, inputs, thresholds, versions."""
+        return self.localized.facts
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was noticed and treated while the image was read and prepared."""
+        return tuple(remark.message for remark in self.localized.grid.record.findings)
+
+    @property
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Voxel index (i, j, k) to RAS millimetres, of the image."""
+        return self._grid.affine
+
+    @property
+    def _grid(self) -> Grid:
+        return self.localized.grid.record.native
+
+    def _home(self, array: Shaped[np.ndarray, "d h w"]) -> Shaped[np.ndarray, "i j k"]:
+        return native_order(array[None], self._grid)[0]
+
+    def numpy(self, what: str = "map") -> Shaped[np.ndarray, "*c i j k"]:
+        """One of `map`, `mask`, `foreground`, `pseudo_healthy`, `uncertainty`, or of the trace.
+
+        Raises:
+            UsageError: no such array, or the method does not make it
+        """
+        own = ("map", "mask", "foreground", "pseudo_healthy", "uncertainty")
+        found = getattr(self, what) if what in own else self.trace.get(what)
+        return _present(found, what, [*own, *self.trace])
+
+    def to_nibabel(self, what: str = "map") -> "nib.Nifti1Image":
+        """The array of `numpy(what)` with the image's affine; masks as uint8."""
+        array = self.numpy(what)
+        return nibabel_image(array[None] if array.ndim == 3 else array, self._grid)
+
+    def save(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
+        """Writes the files that `volumediff localize` writes, without its ledger.
+
+        Arguments:
+            folder: created where it is not there; files of the same names are replaced
+            case: what the files begin with; None takes the name of the file, or `image`
+        """
+        return self._named(case).write(_made(folder))
+
+    def _named(self, case: str | None) -> Localized:
+        if case is None:
+            return self.localized
+        examination = replace(self.localized.examination, id=case)
+        facts = {**self.localized.facts, "case": case}
+        return replace(self.localized, examination=examination, facts=facts)
+
+    def plot(self, *, slices: int = 3) -> "Figure":
+        """Axial slices through the highest values: image, pseudo-healthy image, map and mask.
+
+        Arguments:
+            slices: how many, one row each
+
+        Returns:
+            a figure of matplotlib: notebooks show it, and `.savefig(path)` writes it
+        """
+        from volumediff.api.plotting import localization_figure
+
+        return localization_figure(self.localized.arrays, slices=slices)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self._grid.shape))
+        limit = "none" if self.threshold is None else f"{self.threshold:.4g}"
+        return (
+            f"LocalizationResult({self.facts['method']}, {shape} voxels {self._grid.axes}, score "
+            f"{self.score:.4g}, threshold {limit}, {len(self.findings)} findings)"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentationResult:
+    """Labels of one image; arrays are indexed as the image was, as in `LocalizationResult`.
+
+    Arguments:
+        segmented: the result on the prepared grid, with the way back
+    """
+
+    segmented: Segmented
+
+    @cached_property
+    def labels(self) -> UInt8[np.ndarray, "i j k"]:
+        """Most probable label at each voxel, 0 for the background."""
+        return self._home(self.segmented.grid.label(self.segmented.found.labels[0]))
+
+    @cached_property
+    def mask(self) -> Bool[np.ndarray, "i j k"]:
+        """Voxels of any label."""
+        return self.labels > 0
+
+    @cached_property
+    def probabilities(self) -> dict[int, Float[np.ndarray, "i j k"]]:
+        """Probability of each label."""
+        return self._per_label(self.segmented.found.probabilities)
+
+    @cached_property
+    def variance(self) -> dict[int, Float[np.ndarray, "i j k"]]:
+        """Variance of the samples, of each label; empty where a method draws none."""
+        found = self.segmented.found.variance
+        return {} if found is None else self._per_label(found)
+
+    @cached_property
+    def entropy(self) -> Float[np.ndarray, "i j k"]:
+        """Entropy of the label in nats."""
+        return self._home(self.segmented.grid.image(self.segmented.found.entropy[0]))
+
+    @property
+    def volumes_ml(self) -> dict[int, float]:
+        """Volume of each label in millilitres."""
+        return {int(k): v for k, v in self.segmented.volumes_ml(self.labels).items()}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is recorded beside the labels: method, weights, inputs, versions."""
+        return self.segmented.facts
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was noticed and treated while the image was read and prepared."""
+        return tuple(remark.message for remark in self.segmented.grid.record.findings)
+
+    @property
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Voxel index (i, j, k) to RAS millimetres, of the image."""
+        return self._grid.affine
+
+    @property
+    def _grid(self) -> Grid:
+        return self.segmented.grid.record.native
+
+    def _home(self, array: Shaped[np.ndarray, "1 d h w"]) -> Shaped[np.ndarray, "i j k"]:
+        return native_order(array, self._grid)[0]
+
+    def _per_label(self, stacked: torch.Tensor) -> dict[int, np.ndarray]:
+        grid = self.segmented.grid
+        return {
+            value: self._home(grid.image(stacked[0, i : i + 1]))
+            for i, value in enumerate(self.segmented.found.values)
+        }
+
+    def numpy(self, what: str = "labels") -> Shaped[np.ndarray, "i j k"]:
+        """One of `labels`, `mask`, `entropy`.
+
+        Raises:
+            UsageError: no such array
+        """
+        own = ("labels", "mask", "entropy")
+        return _present(getattr(self, what) if what in own else None, what, own)
+
+    def to_nibabel(self, what: str = "labels") -> "nib.Nifti1Image":
+        """The array of `numpy(what)` with the image's affine."""
+        return nibabel_image(self.numpy(what)[None], self._grid)
+
+    def save(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
+        """Writes the files that `volumediff segment` writes, without its ledger.
+
+        Arguments:
+            folder: created where it is not there; files of the same names are replaced
+            case: what the files begin with; None takes the name of the file, or `image`
+        """
+        segmented = self.segmented
+        if case is not None:
+            examination = replace(segmented.examination, id=case)
+            facts = {**segmented.facts, "case": case}
+            segmented = replace(segmented, examination=examination, facts=facts)
+        return segmented.write(_made(folder))[0]
+
+    def plot(self, *, slices: int = 3) -> "Figure":
+        """Axial slices through the largest areas: image and labels on it.
+
+        Arguments:
+            slices: how many, one row each
+        """
+        from volumediff.api.plotting import segmentation_figure
+
+        labels = self.segmented.grid.label(self.segmented.found.labels[0])[0]
+        return segmentation_figure(self.segmented, labels, slices=slices)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self._grid.shape))
+        volumes = ", ".join(f"label {k}: {v:.3g} ml" for k, v in self.volumes_ml.items())
+        method = self.facts["method"]
+        return f"SegmentationResult({method}, {shape} voxels {self._grid.axes}, {volumes})"
+
+
+def _present(found: np.ndarray | None, what: str, names: Sequence[str]) -> np.ndarray:
+    if found is None and what in names:
+        raise UsageError(f"{what}: this method makes none; choose another array or method.")
+    if found is None:
+        raise UsageError(f"{what}: no such array; choose from {', '.join(names)}.")
+    return found
+
+
+def _made(folder: Path | str) -> Path:
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder."
+        ) from None
+    return folder

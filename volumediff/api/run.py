@@ -1,0 +1,388 @@
+"""A trained run in Python: load it, then localize, segment, sample, calibrate and tune with it.
+
+    run = volumediff.load("runs/brain")
+    result = run.localize("sub-01_T1w.nii.gz", method="thor")
+    result.map, result.findings
+
+Nothing heavy is imported before a run is loaded, and nothing is written unless a folder is named,
+with one exception: a calibration that a method needs is kept in the run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from volumediff.api.options import localize_options, sample_options, segment_options
+from volumediff.api.overrides import words_of
+from volumediff.errors import UsageError
+from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
+
+if TYPE_CHECKING:
+    from volumediff.anomaly.calibration import Calibration
+    from volumediff.api.results import LocalizationResult, SegmentationResult
+    from volumediff.calibration.site import SiteCalibration
+    from volumediff.data.volume import Volume
+    from volumediff.runs.trained import Trained
+    from volumediff.tuning.search import Budget, Grids
+    from volumediff.tuning.tuned import Tuned
+
+__all__ = ["Run", "load"]
+
+Place = Path | str
+Report = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """Progress lines that nobody asked for."""
+
+
+def load(
+    run: Place,
+    *,
+    which: Literal["best", "last"] = "best",
+    device: str = "auto",
+    memory: Sequence[str] | Mapping[str, Any] = (),
+    data: Place | None = None,
+) -> "Run":
+    """Loads a trained run.
+
+    Arguments:
+        run: its folder
+        which: the checkpoint selected on validation, or the newest
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        memory: memory policy in place of the training's, such as `{"slab": 32}`
+        data: where the run's data are now, if they were moved
+
+    Raises:
+        UsageError: no run, no checkpoint, no such device, or a run of an auxiliary model
+        DataError: the run is damaged
+    """
+    from volumediff.runs.trained import load_trained
+
+    words = words_of(memory) if isinstance(memory, Mapping) else list(memory)
+    trained = load_trained(run, which=which, device=device, memory=words)
+    if data is not None:
+        moved = trained.config.data.model_copy(update={"root": str(data)})
+        config = trained.config.model_copy(update={"data": moved})
+        trained = replace(trained, config=config)
+    return Run(trained)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A trained run on a device; `volumediff.load` makes one.
+
+    Keyword components change a method as words do on the command line:
+    `sampler={"name": "ddim", "steps": 10}` is another sampler, `sampler={"steps": 10}` another
+    number of steps of the method's own.
+
+    Arguments:
+        trained: model, preprocessing, conditions and splits
+    """
+
+    trained: "Trained"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        return self.trained.run
+
+    def localize(
+        self,
+        image: Any,
+        *,
+        method: Place = LocalizeOptions.method,
+        overrides: Sequence[str] = LocalizeOptions.overrides,
+        classifier: Place | None = LocalizeOptions.classifier,
+        channels: Sequence[str] | None = LocalizeOptions.channels,
+        region: Any = None,
+        saliency: Any = None,
+        site: Place | None = LocalizeOptions.site,
+        attributes: Mapping[str, str | float] | None = None,
+        seed: int = LocalizeOptions.seed,
+        trace: bool = LocalizeOptions.trace,
+        calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
+        report: Report = _silent,
+        **components: Any,
+    ) -> "LocalizationResult":
+        """Localizes anomalies in one image; the result is in the image's own voxel order.
+
+        A calibration that the method needs and the run does not have yet is fitted on the run's
+        healthy volumes and stored in the run's folder, as `calibrate` does.
+
+        Arguments:
+            image: a path (NIfTI, DICOM series, folder of one case), an image of nibabel, TorchIO,
+                SimpleITK or MONAI, a `Volume`, `(array, affine)`, or a list of these, one per
+                channel
+            method: name of a method that ships with the package, or the path of a YAML file
+            overrides: `component.argument=value` words that change the method
+            classifier: run of a classifier of noisy states, for methods that take one
+            channels: names of the images in the data; None takes those of the run
+            region: mask of what is to be redrawn, for methods such as `inpaint_given`
+            saliency: map that takes the place of the method's first pass
+            site: healthy volumes of the site that the image is of; its thresholds are used
+            attributes: age and the like, for runs that are conditioned on some
+            seed: of the method's noise
+            trace: whether masks and maps of the components are kept
+            calibration_volumes: most healthy volumes to calibrate on, if that is still to do
+            report: receives progress lines
+            components: of the method, such as `sampler={"name": "ddim", "steps": 10}`
+
+        Raises:
+            UsageError: no image, no such method, or a method that does not suit the run
+            DataError: the image is refused
+        """
+        from volumediff.api.images import examined
+        from volumediff.api.results import LocalizationResult
+        from volumediff.inference.engine import choose, settle
+
+        options = localize_options(
+            method,
+            overrides,
+            components,
+            classifier=classifier,
+            channels=channels,
+            site=site,
+            calibration_volumes=calibration_volumes,
+            seed=seed,
+            trace=trace,
+        )
+        chosen = choose(
+            self.trained,
+            options,
+            region=region is not None,
+            saliency=saliency is not None,
+            announce=report,
+        )
+        examination = examined(
+            self.trained,
+            image,
+            channels=channels,
+            attributes=attributes,
+            region=region,
+            saliency=saliency,
+        )
+        return LocalizationResult(settle(chosen, announce=report)(examination))
+
+    def segment(
+        self,
+        image: Any,
+        *,
+        method: Place = SegmentOptions.method,
+        overrides: Sequence[str] = SegmentOptions.overrides,
+        channels: Sequence[str] | None = SegmentOptions.channels,
+        attributes: Mapping[str, str | float] | None = None,
+        seed: int = SegmentOptions.seed,
+        **components: Any,
+    ) -> "SegmentationResult":
+        """Segments one image; the result is in the image's own voxel order.
+
+        Arguments:
+            image: as for `localize`
+            method: name of a segmentation method that ships with the package, or a YAML file
+            overrides: `key=value` words that change the method
+            channels: names of the images in the data; None takes those of the run
+            attributes: age and the like, for runs that are conditioned on some
+            seed: of the samples
+            components: of the method, such as `samples=10`
+
+        Raises:
+            UsageError: no image, no such method, or a run that does not segment
+            DataError: the image is refused
+        """
+        from volumediff.api.images import examined
+        from volumediff.api.results import SegmentationResult
+        from volumediff.inference.segment import segmenting
+
+        options = segment_options(method, overrides, components, channels=channels, seed=seed)
+        work = segmenting(self.trained, options)
+        examination = examined(self.trained, image, channels=channels, attributes=attributes)
+        return SegmentationResult(work(examination))
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        overrides: Sequence[str] = SampleOptions.overrides,
+        shape: tuple[int, int, int] | None = SampleOptions.shape,
+        label: int = SampleOptions.label,
+        attributes: Mapping[str, str | float] | None = None,
+        seed: int = SampleOptions.seed,
+        **components: Any,
+    ) -> "list[Volume]":
+        """Draws new volumes; sample i of a seed is the same in any call.
+
+        Arguments:
+            n: number of volumes
+            overrides: words that change the sampler, such as `sampler.steps=20`
+            shape: voxels along R, A, S; None takes the shape of the run's volumes
+            label: class of the volumes, for runs conditioned on a class; 0 is healthy
+            attributes: scalars such as age, for runs conditioned on some
+            seed: of the samples
+            components: `sampler={"name": "ddim", "steps": 20}`
+
+        Returns:
+            volumes with intensities in about [-1, 1] and axes along R, A, S; `.save(path)` writes
+            one
+
+        Raises:
+            UsageError: the run cannot sample without an image, or has no shape of its own
+        """
+        from volumediff.inference.sample import names_of, sampling
+
+        if n < 1:
+            raise UsageError(f"n = {n}: expected at least one sample.")
+        options = sample_options(
+            overrides, components, shape=shape, label=label, attributes=attributes, seed=seed
+        )
+        work = sampling(self.trained, options)
+        return [work.draw(name) for name in names_of(n)]
+
+    def calibrate(
+        self,
+        method: Place = LocalizeOptions.method,
+        *,
+        overrides: Sequence[str] = LocalizeOptions.overrides,
+        classifier: Place | None = LocalizeOptions.classifier,
+        volumes: int | None = None,
+        truth: Literal["synthetic", "label"] = "synthetic",
+        seed: int = LocalizeOptions.seed,
+        report: Report = _silent,
+        **components: Any,
+    ) -> "Calibration":
+        """Fits a method's normalization and thresholds on the run's own healthy volumes, and keeps
+        them in the run, where `localize` finds them.
+
+        Arguments:
+            method, overrides, classifier, seed, components: as for `localize`
+            volumes: most volumes of each part to use; None takes all
+            truth: lesions that choose the validation threshold: synthetic ones, or the labels of
+                the validation volumes
+            report: receives progress lines
+
+        Raises:
+            UsageError: the run's data are not reachable, or too few for the method
+        """
+        from volumediff.calibration.calibrate import calibrate
+
+        row = self._row(method, overrides, components, classifier, report)
+        return calibrate(
+            self.trained, row, str(method), seed=seed, limit=volumes, truth=truth, report=report
+        )
+
+    def calibrate_site(
+        self,
+        site: Place,
+        method: Place = LocalizeOptions.method,
+        *,
+        overrides: Sequence[str] = LocalizeOptions.overrides,
+        classifier: Place | None = LocalizeOptions.classifier,
+        channels: Sequence[str] | None = LocalizeOptions.channels,
+        volumes: int | None = None,
+        seed: int = LocalizeOptions.seed,
+        report: Report = _silent,
+        **components: Any,
+    ) -> "SiteCalibration":
+        """Fits a method's thresholds on healthy volumes of another site, and stores them in the
+        run, where `localize(..., site=...)` finds them.
+
+        Arguments:
+            site: folder or datalist of healthy volumes
+            channels: names of the images in the data; None takes those of the run
+            volumes: most volumes of the site to use; None takes all
+            others: as for `calibrate`
+
+        Returns:
+            the calibration, how far maps and scores have drifted, and the threshold
+
+        Raises:
+            UsageError: the method has nothing that is calibrated, or needs more volumes
+        """
+        from volumediff.calibration.calibrate import calibration_for
+        from volumediff.calibration.site import SiteCalibration, find_site, site_calibration
+
+        row = self._row(method, overrides, components, classifier, report)
+        place = find_site(self.trained, site, channels=channels)
+        own = calibration_for(self.trained, row, str(method), seed=seed, report=report)
+        found, drift = site_calibration(
+            self.trained,
+            row,
+            str(method),
+            place,
+            own=own,
+            seed=seed,
+            limit=volumes,
+            again=True,
+            report=report,
+        )
+        return SiteCalibration(place.name, found, drift, row.threshold(found))
+
+    def tune(
+        self,
+        method: Place = LocalizeOptions.method,
+        *,
+        overrides: Sequence[str] = LocalizeOptions.overrides,
+        classifier: Place | None = LocalizeOptions.classifier,
+        grids: "Grids | None" = None,
+        volumes: int | None = None,
+        truth: Literal["synthetic", "label"] = "synthetic",
+        budget: "Budget | None" = None,
+        seed: int = LocalizeOptions.seed,
+        report: Report = _silent,
+        **components: Any,
+    ) -> "tuple[Tuned, Path]":
+        """Chooses a method's noise level, guidance strength and widths on the run's validation
+        volumes; measurements are kept in the run, so that the same call goes on.
+
+        Arguments:
+            method, overrides, classifier, seed, components: as for `localize`
+            grids: what is searched, and where; None takes levels, strengths and parameters
+            volumes: most volumes of each part, kept in host memory
+            truth: synthetic lesions, or the labels of the validation volumes
+            budget: where to stop
+            report: receives progress lines
+
+        Returns:
+            what was found, and the JSON file in the run
+
+        Raises:
+            UsageError: nothing of the method can be tuned, or the run cannot serve it
+        """
+        from volumediff.tuning.search import Budget
+        from volumediff.tuning.tune import DEFAULT, tune
+
+        self.trained.localizes()
+        return tune(
+            self.trained,
+            str(method),
+            overrides=[*overrides, *words_of(components)],
+            runs={"classifier": classifier},
+            grids=DEFAULT if grids is None else grids,
+            seed=seed,
+            limit=volumes,
+            truth=truth,
+            budget=Budget() if budget is None else budget,
+            report=report,
+        )
+
+    def _row(
+        self,
+        method: Place,
+        overrides: Sequence[str],
+        components: Mapping[str, Any],
+        classifier: Place | None,
+        report: Report,
+    ) -> Any:
+        from volumediff.calibration.calibrate import load_method
+
+        self.trained.localizes()
+        words = [*overrides, *words_of(components)]
+        runs = {"classifier": classifier}
+        return load_method(self.trained, str(method), words, runs=runs, report=report)
+
+    def __repr__(self) -> str:
+        trained = self.trained
+        kind = type(trained.model).__name__
+        channels = f"{trained.channels} channel{'s' if trained.channels > 1 else ''}"
+        return f"Run({trained.run}, {kind}, {channels}, {trained.checkpoint}, {trained.device})"

@@ -1,0 +1,122 @@
+"""One localized examination in memory, and the files that say the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volumediff.anomaly.finding import Localization
+from volumediff.data.preprocessing import Prepared
+from volumediff.data.seen import Seen
+from volumediff.evaluation.leakage import keep
+from volumediff.findings.regions import case_findings
+from volumediff.findings.schema import CaseFindings
+from volumediff.findings.written import Written, channels_on
+from volumediff.inference.cost import Cost
+from volumediff.inference.findings import findings_path
+from volumediff.outputs.export import (
+    ENSEMBLE,
+    block_name,
+    blocks_of,
+    finite,
+    write_json,
+    write_localization,
+)
+from volumediff.outputs.input_grid import InputGrid
+from volumediff.runs.inputs import Examination
+
+__all__ = ["Localized", "in_host_memory"]
+
+
+@dataclass(frozen=True, eq=False)
+class Localized:
+    """What a method found in one examination.
+
+    Arguments:
+        examination: what was given
+        prepared: the same as the model saw it
+        found: map, mask and the rest on the prepared grid, in host memory
+        grid: of the input
+        facts: what is recorded beside the map
+        seen: what the weights have seen
+        cost: of the method
+        trace: whether masks and maps of the components are written
+    """
+
+    examination: Examination
+    prepared: Prepared
+    found: Localization
+    grid: InputGrid
+    facts: Mapping[str, Any]
+    seen: Seen
+    cost: Cost
+    trace: bool
+
+    @cached_property
+    def arrays(self) -> Written:
+        """Map, masks and images on the grid of the input, axes along R, A, S.
+
+        They are what `findings.written.read_written` reads back from the files.
+        """
+        found, record = self.found, self.grid.record
+        ensemble = [
+            block
+            for name, block in (blocks_of(found) if self.trace else {}).items()
+            if block_name(name, block) == ENSEMBLE
+        ]
+        images = channels_on(self.examination.images, record.canonical)
+        healthy: Mapping[str, np.ndarray] = {}
+        if found.pseudo_healthy is not None:
+            restored = self.grid.channels(found.pseudo_healthy[0])
+            healthy = dict(zip(images, restored, strict=True))
+        return Written(
+            case=self.examination.id,
+            facts=finite({**self.facts, "score": found.score}),
+            grid=record.canonical,
+            native=record.native,
+            map=self.grid.image(found.map[0])[0],
+            foreground=self.grid.label(self.prepared.foreground)[0] > 0,
+            mask=None if found.mask is None else self.grid.label(found.mask[0])[0] > 0,
+            uncertainty=None
+            if found.uncertainty is None
+            else self.grid.image(found.uncertainty[0])[0],
+            ensemble=self.grid.image(ensemble[-1][0])[0] if ensemble else None,
+            images=images,
+            healthy=healthy,
+        )
+
+    @cached_property
+    def findings(self) -> CaseFindings:
+        """The components of the mask, measured on the grid of the input."""
+        return case_findings(self.arrays)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes map, masks, pseudo-healthy image, records and findings; see `outputs.export`."""
+        record = keep(folder, self.seen)
+        files = write_localization(
+            folder,
+            self.examination.id,
+            self.found,
+            foreground=self.prepared.foreground,
+            grid=self.grid,
+            facts={**self.facts, "seen": record.name},
+            trace=self.trace,
+        )
+        path = findings_path(folder, self.examination.id)
+        write_json(path, self.findings.to_json())
+        return [*files, path, record]
+
+
+def in_host_memory(found: Localization) -> Localization:
+    """The same with its tensors on the CPU, so that results do not fill the device."""
+    return replace(
+        found,
+        map=found.map.cpu(),
+        mask=None if found.mask is None else found.mask.cpu(),
+        pseudo_healthy=None if found.pseudo_healthy is None else found.pseudo_healthy.cpu(),
+        uncertainty=None if found.uncertainty is None else found.uncertainty.cpu(),
+        trace={name: block.cpu() for name, block in found.trace.items()},
+    )

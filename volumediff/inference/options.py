@@ -1,0 +1,72 @@
+"""What may be chosen for a localization, a segmentation or a sample: defaults and meanings, once.
+
+The Python functions and the commands take their defaults from here. Nothing heavy is imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["LocalizeOptions", "SampleOptions", "SegmentOptions"]
+
+
+@dataclass(frozen=True)
+class LocalizeOptions:
+    """How anomalies are localized.
+
+    Arguments:
+        method: name of a method that ships with the package, or the path of a YAML file
+        overrides: `component.argument=value` words that change the method
+        classifier: folder of a run of a classifier of noisy states, for methods that take one
+        channels: names of the images in the data; None takes those of the run
+        site: healthy volumes of the site that the images are of; its thresholds are used
+        calibration_volumes: most healthy volumes to calibrate on, if that is still to do
+        seed: of the method's noise
+        trace: whether masks and maps of the components are kept, and written
+    """
+
+    method: str = "scan"
+    overrides: tuple[str, ...] = ()
+    classifier: Path | None = None
+    channels: tuple[str, ...] | None = None
+    site: Path | None = None
+    calibration_volumes: int | None = None
+    seed: int = 0
+    trace: bool = True
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How images are segmented.
+
+    Arguments:
+        method: name of a segmentation method that ships with the package, or the path of a YAML
+            file
+        overrides: `key=value` words that change the method
+        channels: names of the images in the data; None takes those of the run
+        seed: of the samples
+    """
+
+    method: str = "label_diffusion"
+    overrides: tuple[str, ...] = ()
+    channels: tuple[str, ...] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How new volumes are drawn.
+
+    Arguments:
+        overrides: words that change the sampler, such as `sampler.steps=20`
+        shape: voxels along R, A, S; None takes the shape of the run's volumes
+        label: class of the volumes, for runs conditioned on a class; 0 is healthy
+        attributes: scalars such as age, for runs conditioned on some
+        seed: sample i of a seed is the same in any call
+    """
+
+    overrides: tuple[str, ...] = ()
+    shape: tuple[int, int, int] | None = None
+    label: int = 0
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
+    seed: int = 0

@@ -1,0 +1,48 @@
+"""Back from the grid of a prepared volume to the grid of the input that it was made of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
+from torch import Tensor
+
+from volumediff.data.preprocessing import Preprocessing, Record
+
+__all__ = ["InputGrid"]
+
+
+@dataclass(frozen=True, eq=False)
+class InputGrid:
+    """The grid of an input, for arrays of its prepared volume; all results run along R, A, S.
+
+    Arguments:
+        preprocessing: that prepared the volume
+        record: the way back
+    """
+
+    preprocessing: Preprocessing
+    record: Record
+
+    def image(self, array: Shaped[Tensor, "1 d h w"]) -> Float[np.ndarray, "1 od oh ow"]:
+        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
+        values = array.detach().float().cpu()
+        lowest = min(0.0, float(values.min()))
+        return self.preprocessing.to_canonical(values, self.record, fill=lowest)
+
+    def channels(self, array: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "c od oh ow"]:
+        """Normalized channels in the unit of the input; beyond the volume, its background."""
+        values = array.detach().float().cpu().numpy()
+        restored = self.preprocessing.to_intensity(values, self.record)
+        native = [
+            self.preprocessing.to_canonical(channel[None], self.record, fill=low)
+            for channel, (low, *_) in zip(restored, self.record.limits, strict=True)
+        ]
+        return np.concatenate(native)
+
+    def label(
+        self, array: Bool[Tensor, "1 d h w"] | UInt8[Tensor, "1 d h w"]
+    ) -> UInt8[np.ndarray, "1 od oh ow"]:
+        """Labels, or a mask as 0 and 1."""
+        values = array.detach().to("cpu", torch.uint8)
+        return self.preprocessing.to_canonical(values, self.record, order=0)
