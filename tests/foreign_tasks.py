@@ -63,7 +63,7 @@ class Distillation(Task):
 
     def loss(self, player, batch):
         teacher, n = self.module["teacher"], self.config.steps
-        kernel, noise = teacher.kernel, partial(state_noise, teacher.space, teacher.field)
+        kernel, noise = teacher.kernel, partial(state_noise, teacher.space, teacher.noise_field)
         places = [(1 + int(uniform(key, "t") * n)) / n for key in batch.keys]
         t = torch.tensor(places, dtype=torch.float64, device=batch.x.device)
         with torch.no_grad():

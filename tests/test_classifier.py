@@ -236,7 +236,7 @@ def test_a_classifier_serves_the_run_of_its_states_alone(runs, classifier, tmp_p
         ({"classifier": "encoder"}, r"classifier: needs the key of: .* \(got 'encoder'\)"),
         ({"classifier": {"name": "encoder", "of": "nowhere"}}, "of = nowhere: no such run and"),
         ({"network": "unet"}, "network: unknown key for task state_classifier"),
-        ({"times": [0.0, 0.3]}, "times: unknown key for task state_classifier"),
+        ({"times": "uniformm"}, "times.name = 'uniformm': choose from .*'uniform'"),
         ({"crop": [4, 4, 4]}, "takes crop: null with a classifier"),
         ({"recipe": "healthy"}, "recipe: expected classes without drop, atlas and scalars"),
         ({"recipe": {**RECIPE, "drop": 0.1}}, "recipe: expected classes without drop"),

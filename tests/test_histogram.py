@@ -262,7 +262,7 @@ def test_pseudo_healthy_volumes_have_the_intensities_of_the_file(run, program, t
 
 def test_a_classifier_sees_with_the_landmarks_of_its_run(run, data, tmp_path):
     trained = load_trained(run, device="cpu")
-    words = ["task=autoencoder", "optim.steps=1", RULE]
+    words = ["task=state_classifier", "optim.steps=1", RULE]
     words += ["recipe={name: class_conditional, attribute: group, values: [control, patient]}"]
     words += ["recipe.drop=0", "data.split={seed: 5, validation: 0.5}"]
 

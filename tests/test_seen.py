@@ -420,7 +420,7 @@ def test_a_classifier_has_seen_its_own_volumes_and_those_of_its_states(run, data
     folder = others(tmp_path / "d")
     rows = [f"lent-{i}\t{'sick' if i % 2 else 'healthy'}" for i in range(5)]
     (folder / "participants.tsv").write_text("participant_id\tgroup\n" + "\n".join(rows) + "\n")
-    words = ["task=autoencoder", "optim.steps=1", WINDOW]
+    words = ["task=state_classifier", "optim.steps=1", WINDOW]
     words += [f"classifier={{name: encoder, of: {run}, widths: [4, 8], groups: 2}}"]
     words += ["recipe={name: class_conditional, attribute: group, values: [healthy, sick]}"]
     words += ["recipe.drop=0", "data.split={validation: 0.2}"]

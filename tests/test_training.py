@@ -259,7 +259,7 @@ def test_samples_depend_on_their_key_alone(volumes):
 )
 def test_a_crop_is_a_window_of_the_state_with_its_coordinates(space, volumes):
     """The state of the crop is the crop of the state, at the place its coordinates say."""
-    from volumediff.tasks._spaces import crop_of
+    from volumediff.samples.dataset import crop_of
 
     shape = tuple(s * n for s, n in zip(space.stride, (2, 1, 1), strict=True))
     crop = crop_of(space, shape)

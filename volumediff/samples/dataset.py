@@ -29,8 +29,9 @@ from volumediff.recipes._base import Recipe, Subject
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
+from volumediff.spaces._base import StateSpace
 
-__all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "stream"]
+__all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "crop_of", "stream"]
 
 # Seconds after which a silent loader worker counts as dead.
 PATIENCE = 1800
@@ -130,6 +131,19 @@ class Crop:
         states = self.windows(size, key)[1]
         lines = [positions(grid[axis])[states[axis]] for axis in self.axes]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+def crop_of(space: StateSpace, shape: Shape) -> Crop:
+    """Crops of a volume that are windows of its state.
+
+    Raises:
+        ValueError: the shape is no multiple of the stride
+    """
+    # Sizes that tell the axes apart say where the space puts each of them.
+    sizes = (2, 3, 5)
+    d, h, w = (n * s for n, s in zip(sizes, space.stride, strict=True))
+    first, second, third = (sizes.index(n) for n in space.grid((d, h, w)))
+    return Crop(shape, space.stride, (first, second, third))
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,7 +164,8 @@ def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
     if first["type"] == "value_error":
         place = f"{'.'.join([*parents, last])}: " if last else ""
         return f"{place}{str(first['ctx']['error']).rstrip('.')}."
-    names = [p for p in [*parents, last] if not p.startswith(("function-", "tuple[", "dict["))]
+    kinds = ("function-", "tuple[", "dict[")  # alternatives of a type, which are no keys
+    names = [p for p in [*parents, last] if p != "str" and not p.startswith(kinds)]
     return f"{'.'.join(names)}: {first['msg']} (got {first['input']!r})."
 
 

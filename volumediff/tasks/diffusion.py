@@ -30,7 +30,7 @@ from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
-from volumediff.samples.dataset import Crop, Samples, collate
+from volumediff.samples.dataset import Crop, Samples, collate, crop_of
 from volumediff.samples.latents import Precomputed, encoded
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
@@ -39,8 +39,8 @@ from volumediff.spaces import StateSpace
 from volumediff.storage.cache import Cache
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import autoencoder_path, keep_encoder, space_of
+from volumediff.tasks._recipes import recipe_of
 from volumediff.tasks._selection import one_step_map, voxel_ap, with_lesions
-from volumediff.tasks._spaces import crop_of, recipe_of
 
 __all__ = ["DiffusionConfig", "DiffusionTask"]
 

@@ -22,7 +22,7 @@ from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.model import Batch, Model
 from volumediff.recipes._base import Recipe
-from volumediff.samples.dataset import Crop
+from volumediff.samples.dataset import Crop, crop_of
 from volumediff.samples.landmarks import keep_landmarks
 from volumediff.samples.statistics import Statistics
 from volumediff.settings.run_config import RunConfig
@@ -32,7 +32,7 @@ from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
 from volumediff.tasks._base import Refusals, Stage, Task, best_of
 from volumediff.tasks._borrowing import agree, borrowed, source_of
-from volumediff.tasks._spaces import crop_of, recipe_of
+from volumediff.tasks._recipes import recipe_of
 
 __all__ = ["ResidualSegmenterConfig", "ResidualSegmenterTask", "supervision_of"]
 

@@ -36,7 +36,7 @@ from volumediff.tasks._base import Refusals, Stage, Task
 from volumediff.tasks._borrowing import agree, borrowed, keep, keep_copy, kept, source_of, take
 from volumediff.tasks._encoders import NAME as ENCODER
 from volumediff.tasks._encoders import autoencoder_path, space_of
-from volumediff.tasks._spaces import recipe_of
+from volumediff.tasks._recipes import recipe_of
 
 __all__ = ["StateClassifierConfig", "StateClassifierTask", "states_digest", "states_facts"]
 
