@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate
 
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.threshold import HealthyFPR, Validation
+from volumediff.anomaly.threshold import HealthyFPR, ValidationThreshold
 from volumediff.calibration.calibrate import calibrate, load_method
 from volumediff.calibration.lesions import validation_pairs
 from volumediff.data.splits import Split
@@ -168,7 +168,7 @@ def measured(
     thresholds: dict[str, float | None] = {}
     if p.calibration is not None:
         thresholds["healthy_fpr"] = HealthyFPR(rate=RATE, min_volumes=1)(p.calibration)
-        thresholds["validation"] = Validation()(p.calibration)
+        thresholds["validation"] = ValidationThreshold()(p.calibration)
         row["false_alarms"] = detection.rates(h, thresholds["healthy_fpr"]).fpr
     if e.truth is None:
         return row

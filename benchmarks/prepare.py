@@ -13,7 +13,7 @@ from scipy import ndimage
 from volumediff.data.alignment import Alignment, decomposed
 from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
-from volumediff.data.registration import Scan, align_affine
+from volumediff.data.registration import RegistrationVolume, align_affine
 from volumediff.data.survey import find_cases
 from volumediff.data.templates import Template, mni152
 from volumediff.data.volume import read
@@ -26,7 +26,7 @@ FIELD_MM = (189, 224, 189)
 LPS = np.diag([-1.0, -1, 1, 1])
 
 
-def phantom(template: Template, spacing: float) -> Scan:
+def phantom(template: Template, spacing: float) -> RegistrationVolume:
     """The template's brain as a scanner with cubic voxels sees it, with a mask of half voxels."""
     shape = tuple(int(np.ceil(mm / spacing)) for mm in FIELD_MM)
     turn = np.radians(8.0)
@@ -48,10 +48,12 @@ def phantom(template: Template, spacing: float) -> Scan:
             )
         means.append(total / parts**3)
     mask = means[1] >= 0.5
-    return Scan((means[0] * mask * 700).astype(np.float32), mask, Grid(shape, affine))
+    return RegistrationVolume(
+        (means[0] * mask * 700).astype(np.float32), mask, Grid(shape, affine)
+    )
 
 
-def peer(moving: Scan, reference: Scan) -> np.ndarray:
+def peer(moving: RegistrationVolume, reference: RegistrationVolume) -> np.ndarray:
     """SimpleITK's registration with Mattes' mutual information, three levels."""
     import SimpleITK as sitk
 
@@ -83,7 +85,7 @@ def peer(moving: Scan, reference: Scan) -> np.ndarray:
 
 
 def phantoms(template: Template, *, with_peer: bool) -> None:
-    reference = Scan(template.x, template.object, template.grid)
+    reference = RegistrationVolume(template.x, template.object, template.grid)
     points = np.argwhere(template.object)[::101] @ template.grid.affine[:3, :3].T
     points = np.c_[points + template.grid.affine[:3, 3], np.ones(len(points))]
     for spacing in (4.0, 3.0, 2.0):

@@ -16,7 +16,7 @@ import torch
 
 from volumediff.anomaly.example import Example
 from volumediff.data._fields import smooth_noise
-from volumediff.data.anomalies import TEST, TRAINING, Family, insert
+from volumediff.data.anomalies import TEST, TRAINING, GeneratorFamily, insert
 from volumediff.data.grid import Grid
 from volumediff.data.population import Population
 from volumediff.data.volume import write
@@ -159,7 +159,7 @@ def lesioned(
     kind: str,
     number: int,
     donor: torch.Tensor,
-    family: Family = TEST,
+    family: GeneratorFamily = TEST,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A volume with a lesion, the same one at every site."""
     return insert(

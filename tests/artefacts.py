@@ -91,7 +91,7 @@ ARTEFACTS = {
     ),
     "landmarks": (
         lambda p, v: records.write(
-            p / "landmarks.json", landmarks.Stored(landmarks=((v,),), cases=("a",))
+            p / "landmarks.json", landmarks.StoredLandmarks(landmarks=((v,),), cases=("a",))
         ),
         lambda p: landmarks.load_landmarks(p)[0][0],
     ),

@@ -3,7 +3,7 @@
 import torch
 
 from volumediff import config
-from volumediff.importers._base import Source, checked
+from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.settings.run_config import parse
 from volumediff.tasks import build_task
 
@@ -22,7 +22,7 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def imported(kind: str | dict, tensors: dict, *words: str) -> torch.nn.Module:
     """The trained module of the run that the tensors stand for."""
-    source, importer = Source(tensors), config.build("importer", kind)
+    source, importer = ForeignCheckpoint(tensors), config.build("importer", kind)
     task = build_task(parse(config.overridden(importer.config(source), words)))
     shapes = {name: tuple(t.shape) for name, t in task.state().items()}
     if "space.shift" in shapes:

@@ -7,7 +7,7 @@ import torch
 from anomaly_models import KERNEL, SCHEDULE, SPACING, wiener
 
 from volumediff.anomaly import rows
-from volumediff.anomaly.adaptation import Affine
+from volumediff.anomaly.adaptation import AffineAdaptation
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
@@ -60,7 +60,7 @@ ALL = torch.ones_like(TRUTH)
 WHITE = torch.randn(TRUTH.shape, generator=torch.Generator().manual_seed(0))
 HEALTHY = SITE + STD * WHITE
 SICK = HEALTHY + 0.8 * TRUTH
-ADAPT = Affine(steps=60, lr=0.02, draws=2, quantile=0.9, dilate_mm=2.0)
+ADAPT = AffineAdaptation(steps=60, lr=0.02, draws=2, quantile=0.9, dilate_mm=2.0)
 
 
 def example(x):
@@ -167,7 +167,7 @@ def unet(space=None, **more):
 @pytest.mark.parametrize("classes", [0, 2])
 def test_the_loss_of_a_network_falls_outside_and_slabs_change_nothing(space, classes):
     model, key = unet(space(), classes=classes), 7
-    adapt = Affine(steps=4, lr=0.02, draws=2)
+    adapt = AffineAdaptation(steps=4, lr=0.02, draws=2)
     batch = Batch(SICK, (key,), hidden=TRUTH.float())
     old = {n: p.clone() for n, p in model.network.named_parameters()}
 
@@ -188,8 +188,8 @@ def test_the_loss_of_a_network_falls_outside_and_slabs_change_nothing(space, cla
 
 
 def test_what_cannot_be_adapted_is_refused(tmp_path):
-    row = rows.load_row("scan", overrides=["adapt=affine", "adapt.steps=3", "normalize=raw"])
-    assert row.adapt == Affine(steps=3)
+    row = rows.read_method("scan", overrides=["adapt=affine", "adapt.steps=3", "normalize=raw"])
+    assert row.adapt == AffineAdaptation(steps=3)
     row.check(unet())
     with pytest.raises(ValueError, match="expected a network with normalisations, got wiener"):
         row.check(wiener())
@@ -198,22 +198,31 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     with pytest.raises(ValueError, match="recipe healthy or class_conditional, got inpainting"):
         row.adapt.needs[0].check(other)
     with pytest.raises(UsageError, match=r"adapt.stps: Affine takes steps.*Did you mean 'steps'"):
-        rows.load_row("scan", overrides=["adapt={name: affine, stps: 3}"])
+        rows.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
     with pytest.raises(UsageError, match=r"no slot of a row"):
-        rows.load_row("intensity", overrides=["adapt=affine"])
+        rows.read_method("intensity", overrides=["adapt=affine"])
     with pytest.raises(ValueError, match="expected foreground outside of what is suspected"):
-        with Affine().adapted(unet(), example(SICK), suspected=ALL, key=0):
+        with AffineAdaptation().adapted(unet(), example(SICK), suspected=ALL, key=0):
             pass
     with pytest.raises(ValueError, match="quantile in"):
-        Affine(quantile=0.0)
+        AffineAdaptation(quantile=0.0)
     with pytest.raises(ValueError, match="steps >= 1"):
-        Affine(steps=0)
-    plain = rows.load_row("scan", overrides=["normalize=raw"])
-    assert rows.load_row("scan", overrides=["normalize=raw", "adapt=null"]) == plain
+        AffineAdaptation(steps=0)
+    plain = rows.read_method("scan", overrides=["normalize=raw"])
+    assert rows.read_method("scan", overrides=["normalize=raw", "adapt=null"]) == plain
     assert plain.fingerprint != row.fingerprint
-    two = rows.load_row("autoddpm")
-    inner = replace(two, first=replace(two.first, adapt=Affine()))
-    assert len({two.fingerprint, inner.fingerprint, replace(two, adapt=Affine()).fingerprint}) == 3
+    two = rows.read_method("autoddpm")
+    inner = replace(two, first=replace(two.first, adapt=AffineAdaptation()))
+    assert (
+        len(
+            {
+                two.fingerprint,
+                inner.fingerprint,
+                replace(two, adapt=AffineAdaptation()).fingerprint,
+            }
+        )
+        == 3
+    )
 
 
 def test_the_suspected_region_is_the_top_of_the_map_and_what_is_near():
@@ -222,8 +231,8 @@ def test_the_suspected_region_is_the_top_of_the_map_and_what_is_near():
     a[..., 0, 0, 0] = 9.0
     inside = ALL.clone()
     inside[..., 0, 0, 0] = False
-    got = Affine(dilate_mm=2.0).suspected(a, Example(SICK, inside, SPACING))
+    got = AffineAdaptation(dilate_mm=2.0).suspected(a, Example(SICK, inside, SPACING))
     expected = torch.zeros_like(ALL)
     expected[..., 3:6, 3:6, 3:6] = True
     assert torch.equal(got, expected)
-    assert not bool(Affine(quantile=1.0).suspected(a, example(SICK)).any())
+    assert not bool(AffineAdaptation(quantile=1.0).suspected(a, example(SICK)).any())

@@ -10,9 +10,9 @@ from anomaly_models import foreground
 
 from volumediff.anomaly import _filters as filters
 from volumediff.anomaly import calibrate, post, score, threshold
-from volumediff.anomaly.baselines import Intensity, Prevalence, Smoothing
+from volumediff.anomaly.baselines import IntensityBaseline, Prevalence, Smoothing
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, Mean
+from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, MeanEnsemble
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps.asymmetric import Asymmetric
@@ -279,7 +279,7 @@ def test_scores_by_hand():
     values = torch.arange(int(INSIDE.sum())).float()
     a[INSIDE] = values
     a[~INSIDE] = 1e6
-    assert score.Mean()(a, foreground=INSIDE) == pytest.approx(float(values.mean()))
+    assert score.MeanScore()(a, foreground=INSIDE) == pytest.approx(float(values.mean()))
     assert score.Max()(a, foreground=INSIDE) == float(values[-1])
     n = len(values)
     got = score.TopFraction(0.01)(a, foreground=INSIDE)
@@ -364,13 +364,13 @@ def test_otsu_is_the_best_of_all_splits():
 
 def test_own_thresholds_follow_the_map():
     x = 0.2 * noise(20)
-    method = Intensity(threshold=threshold.OwnQuantile(0.9))
+    method = IntensityBaseline(threshold=threshold.OwnQuantile(0.9))
     found = find(method, x)
     assert float(found.mask.sum() / INSIDE.sum()) == pytest.approx(0.1, abs=0.01)
     assert found.threshold == filters.inside_quantile(found.map, 0.9, foreground=INSIDE)
     assert method.threshold(None) is None
     assert not method.threshold.calibrated
-    assert find(Intensity(threshold=threshold.Fixed(0.3)), x).threshold == 0.3
+    assert find(IntensityBaseline(threshold=threshold.Fixed(0.3)), x).threshold == 0.3
     with pytest.raises(ValueError, match="quantile: expected a share"):
         threshold.OwnQuantile(1.0)
     with pytest.raises(ValueError, match="bins: expected at least 2"):
@@ -380,15 +380,15 @@ def test_own_thresholds_follow_the_map():
 def test_thresholds_need_what_they_need():
     values = noise(7)
     assert threshold.Fixed(0.3)(None) == 0.3
-    assert threshold.Best()(calibration_of(values)) is None
-    assert threshold.Best.oracle
-    assert not threshold.Validation.oracle
+    assert threshold.BestThreshold()(calibration_of(values)) is None
+    assert threshold.BestThreshold.oracle
+    assert not threshold.ValidationThreshold.oracle
     assert threshold.HealthyFPR()(None) is None
-    assert threshold.Validation()(None) is None
+    assert threshold.ValidationThreshold()(None) is None
     seen = calibration_of(values, validation_threshold=0.7)
-    assert threshold.Validation()(seen) == 0.7
+    assert threshold.ValidationThreshold()(seen) == 0.7
     with pytest.raises(ValueError, match="has seen no validation volumes"):
-        threshold.Validation()(calibration_of(values))
+        threshold.ValidationThreshold()(calibration_of(values))
     with pytest.raises(ValueError, match="at least 5 healthy calibration volumes, got 4"):
         threshold.HealthyFPR()(calibration_of(values, volumes=4))
     with pytest.raises(ValueError, match=r"rate: expected a share in \(0, 1\), got 5"):
@@ -398,7 +398,7 @@ def test_thresholds_need_what_they_need():
 def test_merges_are_generalised_means():
     a, b = noise(8).abs() + 0.1, noise(9).abs() + 0.1
     cases = (
-        (Mean(), (a + b) / 2),
+        (MeanEnsemble(), (a + b) / 2),
         (HarmonicMean(), 2 / (1 / a + 1 / b)),
         (GeometricMean(), (a * b).sqrt()),
     )
@@ -408,11 +408,11 @@ def test_merges_are_generalised_means():
     zero = HarmonicMean()
     merged = zero.inverse((zero.forward(a) + zero.forward(torch.zeros_like(a))) / 2)
     assert float(merged.max()) < 3e-6
-    assert len(Mean(log_snrs=(0.0, 1.0), seeds=3).members()) == 6
+    assert len(MeanEnsemble(log_snrs=(0.0, 1.0), seeds=3).members()) == 6
     with pytest.raises(ValueError, match="got both"):
-        Mean(levels=(0.1,), log_snrs=(0.0,))
+        MeanEnsemble(levels=(0.1,), log_snrs=(0.0,))
     with pytest.raises(ValueError, match="seeds: expected at least 1"):
-        Mean(seeds=0)
+        MeanEnsemble(seeds=0)
 
 
 # normalization and calibration
@@ -506,7 +506,7 @@ def example(i, **more):
 )
 def test_healthy_fpr_holds_on_new_healthy_volumes(normalize):
     rate = 0.05
-    method = Intensity(normalize=normalize, threshold=threshold.HealthyFPR(rate))
+    method = IntensityBaseline(normalize=normalize, threshold=threshold.HealthyFPR(rate))
     calibration = calibrate.fit(method, None, (example(i) for i in range(8)), seed=0)
     marked, voxels = 0, 0
     for i in range(60):
@@ -551,7 +551,7 @@ def test_padding_changes_no_threshold():
 def test_validation_picks_the_best_dice():
     truth = torch.zeros((1, 1, *SHAPE), dtype=torch.bool)
     truth[..., 3:6, 3:6, 3:6] = True
-    method = Intensity(threshold=threshold.Validation())
+    method = IntensityBaseline(threshold=threshold.ValidationThreshold())
     calibration = calibrate.fit(method, None, (example(i) for i in range(3)), seed=0)
     sick = [
         Example(0.1 * noise(i).clamp(-2, 2) + truth, INSIDE, MM, truth=truth) for i in (70, 71)
@@ -568,12 +568,12 @@ def test_validation_picks_the_best_dice():
         calibrate.validate(calibration, method, None, healthy, seed=0)
     with pytest.raises(ValueError, match="at least 3 healthy volumes, got 2"):
         calibrate.fit(
-            Intensity(normalize=Voxelwise()), None, (example(i) for i in range(2)), seed=0
+            IntensityBaseline(normalize=Voxelwise()), None, (example(i) for i in range(2)), seed=0
         )
 
 
 def test_calibrations_survive_the_disk(tmp_path):
-    method = Intensity(normalize=Voxelwise())
+    method = IntensityBaseline(normalize=Voxelwise())
     saved = calibrate.fit(method, None, (example(i) for i in range(5)), seed=0)
     path = tmp_path / "calibration" / "v1.2"
     saved.save(path)
@@ -642,8 +642,8 @@ def find(method, x):
 
 def test_baselines_by_hand():
     x = 0.2 * noise(20)
-    torch.testing.assert_close(find(Intensity(), x).map, (1 + x) / 2 * INSIDE)
-    torch.testing.assert_close(find(Intensity(sign=-1), x).map, (1 - x) / 2 * INSIDE)
+    torch.testing.assert_close(find(IntensityBaseline(), x).map, (1 + x) / 2 * INSIDE)
+    torch.testing.assert_close(find(IntensityBaseline(sign=-1), x).map, (1 - x) / 2 * INSIDE)
     assert torch.equal(find(Prevalence(), x).map, INSIDE.float())
     smooth = filters.smooth(x, sigma_mm=2.0, spacing_mm=MM, foreground=INSIDE)
     got = find(Smoothing(sigma_mm=2.0), x)
@@ -661,8 +661,11 @@ def test_baselines_by_hand():
     with pytest.raises(ValueError, match="expected a volume on the atlas grid"):
         find(AtlasZ(fit=small), x)
     assert atlas_of().fingerprint != atlas_of(5).fingerprint
-    assert Intensity().fingerprint == Intensity(threshold=threshold.Fixed(1.0)).fingerprint
-    assert Intensity().fingerprint != Intensity(sign=-1).fingerprint
+    assert (
+        IntensityBaseline().fingerprint
+        == IntensityBaseline(threshold=threshold.Fixed(1.0)).fingerprint
+    )
+    assert IntensityBaseline().fingerprint != IntensityBaseline(sign=-1).fingerprint
 
 
 def test_the_mask_is_post_processed_in_the_fixed_order():
@@ -671,15 +674,18 @@ def test_the_mask_is_post_processed_in_the_fixed_order():
     x[..., 2, 9, 5] = 1.0
     steps = (post.MinComponent(10.0), post.Smooth(0.5), post.Erode(2.0))
     methods = [
-        Intensity(post=order, threshold=threshold.Fixed(0.4)) for order in (steps, steps[::-1])
+        IntensityBaseline(post=order, threshold=threshold.Fixed(0.4))
+        for order in (steps, steps[::-1])
     ]
     a, b = (find(m, x) for m in methods)
     assert torch.equal(a.mask, b.mask)
     assert torch.equal(a.map, b.map)
-    eroded = steps[2](find(Intensity(), x).map, foreground=INSIDE, spacing_mm=MM)
+    eroded = steps[2](find(IntensityBaseline(), x).map, foreground=INSIDE, spacing_mm=MM)
     smooth = steps[1](eroded, foreground=INSIDE, spacing_mm=MM)
     torch.testing.assert_close(a.map, smooth)
-    assert not torch.equal(find(Intensity(post=steps[1:2]), x).map, a.map)
+    assert not torch.equal(find(IntensityBaseline(post=steps[1:2]), x).map, a.map)
     assert bool(a.mask[..., 5, 5, 4].all())
     assert not bool(a.mask[..., 2, 9, 5].any())
-    assert bool(find(Intensity(threshold=threshold.Fixed(0.4)), x).mask[..., 2, 9, 5].all())
+    assert bool(
+        find(IntensityBaseline(threshold=threshold.Fixed(0.4)), x).mask[..., 2, 9, 5].all()
+    )

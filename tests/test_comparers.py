@@ -294,7 +294,7 @@ def lent(supervision="self"):
 
 def sadm(supervision="self"):
     """The method with a comparer."""
-    row = rows.load_row("sadm", overrides=["map.run=there"])
+    row = rows.read_method("sadm", overrides=["map.run=there"])
     (request,) = row.requests()
     assert (request.name, request.run, request.loan.kind) == ("map.run", "there", "comparer")
     return row.bind(lambda request: lent(supervision))
@@ -360,7 +360,7 @@ def test_the_estimates_of_the_row_are_those_of_training():
 
 def test_what_a_row_needs_is_said():
     model = states()
-    bare = rows.load_row("sadm")
+    bare = rows.read_method("sadm")
     with pytest.raises(ValueError, match=r"map\.run: expected the run of a comparer .* got none"):
         bare.check(model)
     given = sadm()

@@ -19,12 +19,12 @@ from volumediff.calibration.calibrate import load_method
 from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
-from volumediff.noise import Gaussian as White
+from volumediff.noise import GaussianNoise as White
 from volumediff.runs.trained import load_trained
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.voxel import Voxel
-from volumediff.times.grid import Grid
+from volumediff.times.grid import GridTimes
 from volumediff.times.uniform import Uniform
 from volumediff.training.loop import train
 
@@ -341,7 +341,7 @@ def test_what_is_modelled():
 
 def test_times_that_were_trained():
     whole, low, late = (model(times=t) for t in (Uniform(), Uniform(0.0, 0.4), Uniform(0.4, 1.0)))
-    steps = model(times=Grid(4, high=0.5))
+    steps = model(times=GridTimes(4, high=0.5))
     asked = compatibility.times_problem
     assert asked(whole, [1.0], chain=True) is None
     assert "up to 0.400" in asked(low, [0.2, 0.5], chain=False)

@@ -47,7 +47,7 @@ from volumediff.importers.wdm import WDM
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.networks.unet import UNet
-from volumediff.noise import Gaussian as White
+from volumediff.noise import GaussianNoise as White
 from volumediff.noise import Noise
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
@@ -55,7 +55,7 @@ from volumediff.recipes.inpainting import Inpainting
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 from volumediff.segmentation._base import Segmentation
 from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.spaces.voxel import Voxel
@@ -162,20 +162,20 @@ class NoisyEnd(Gaussian):
 
 
 @broken("schedule", "does not fall strictly")
-class Steps(Linear):
+class Steps(LinearSchedule):
     def log_alpha(self, t):
         return super().log_alpha((t * 10).ceil() / 10)
 
 
 @broken("schedule", "variance_preserving is False")
-class Modest(Linear):
+class Modest(LinearSchedule):
     """Preserves variance, and says that it does not."""
 
     variance_preserving = False
 
 
 @broken("schedule", "not the derivatives")
-class Rushed(Linear):
+class Rushed(LinearSchedule):
     def rates(self, t):
         return tuple(2 * rate for rate in super().rates(t))
 
@@ -415,7 +415,7 @@ class SignedWeight(Plain):
 
 
 @broken("where", "other values than 0 and 1")
-class Soft(where.Found):
+class Soft(where.FoundSelector):
     def __call__(self, scene):
         return 0.5 * super().__call__(scene)
 
@@ -431,7 +431,7 @@ class Peeks(where.Given):
 
 
 @broken("ensemble", "Equal maps")
-class Sum(ensemble.Mean):
+class Sum(ensemble.MeanEnsemble):
     def inverse(self, mean):
         return 2 * mean
 
@@ -471,19 +471,19 @@ class Backwards(threshold.OwnQuantile):
 
 
 @broken("threshold", "gives a threshold without the truth")
-class Cheats(threshold.Best):
+class Cheats(threshold.BestThreshold):
     def __call__(self, calibration):
         return 0.5
 
 
 @broken("score", "A more abnormal volume")
-class Lower(score.Mean):
+class Lower(score.MeanScore):
     def __call__(self, scores, *, foreground, errors=None, healthy=None):
         return -super().__call__(scores, foreground=foreground)
 
 
 @broken("score", "outside the foreground")
-class WholeVolume(score.Mean):
+class WholeVolume(score.MeanScore):
     def __call__(self, scores, *, foreground, errors=None, healthy=None):
         return float(scores.mean())
 
@@ -501,7 +501,7 @@ class NotCentred(normalization.ByIntensity):
 
 
 @broken("adaptation", "after the adaptation")
-class Forever(adaptation.Affine):
+class Forever(adaptation.AffineAdaptation):
     @contextmanager
     def adapted(self, model, example, *, suspected, key):
         with super().adapted(model, example, suspected=suspected, key=key):

@@ -13,9 +13,9 @@ from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.samplers.heun import Heun
 from volumediff.samplers.plms import PLMS
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
-LINEAR = Linear()
+LINEAR = LinearSchedule()
 ZERO = Cosine(zero_terminal_snr=True)
 CLASSES = [2, 3, 5]
 

@@ -18,7 +18,7 @@ from volumediff.anomaly import ensemble, score
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted import pixel_classifier
 from volumediff.anomaly.fitted._base import Fit
-from volumediff.anomaly.fitted._source import Source
+from volumediff.anomaly.fitted._source import FeatureSource
 from volumediff.anomaly.fitted.fae import FAE
 from volumediff.anomaly.fitted.padim import PaDiM
 from volumediff.anomaly.fitted.patchcore import PatchCore, k_centers, nearest
@@ -28,7 +28,7 @@ from volumediff.anomaly.maps.deformed import Deformed
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.rows import read_method
 from volumediff.calibration import lesions
 from volumediff.calibration.calibrate import load_method
 from volumediff.calibration.fits import Fits
@@ -47,7 +47,7 @@ from volumediff.spaces.voxel import Voxel
 __all__ = ["base", "run"]  # fixtures
 
 INSIDE = foreground()
-SOURCE = Source(stride=2)
+SOURCE = FeatureSource(stride=2)
 ANATOMY = 0.25 * smooth_noise((1, *SHAPE), (1.5, 1.5, 1.5), 0, "anatomy")[None]
 
 
@@ -89,7 +89,7 @@ def test_features_are_the_encoders_stages_on_one_grid():
     assert got.shape == (12, 4, 6, 4)
     torch.testing.assert_close(got[:4], torch.nn.functional.avg_pool3d(fine, 2)[0])
     torch.testing.assert_close(got[4:], coarse[0])
-    two = Source(stride=1, times=(0.1, 0.4))(network(), e)
+    two = FeatureSource(stride=1, times=(0.1, 0.4))(network(), e)
     torch.testing.assert_close(two[:4], fine[0])
     later = network_features(network(), Condition(), 0.4)(e.x)[0]
     torch.testing.assert_close(two[12:16], later[0])
@@ -98,11 +98,11 @@ def test_features_are_the_encoders_stages_on_one_grid():
 
 def test_noised_features_are_those_of_one_draw_for_all_volumes():
     e = example(0)
-    noised = Source(stride=1, noise=1.0, times=(0.3,))
+    noised = FeatureSource(stride=1, noise=1.0, times=(0.3,))
     alpha, sigma = (float(v) for v in KERNEL.schedule(torch.tensor([0.3], dtype=torch.float64)))
     draw = network().noise((key("features"),), (1, *SHAPE))(0)
     x = e.x + sigma / alpha * draw
-    clean = Source(stride=1, times=(0.3,))
+    clean = FeatureSource(stride=1, times=(0.3,))
     torch.testing.assert_close(
         noised(network(), e), clean(network(), replace(e, x=x)), atol=1e-4, rtol=1e-3
     )
@@ -311,7 +311,7 @@ def test_the_merged_map_is_weighed_by_the_distance(monkeypatch):
 
     monkeypatch.setattr(ensemble.Mahalanobis, "distance", spy)
     row = Localizer(
-        route=Diffuse(level=0.5), sampler=DDIM(steps=1), ensemble=ensemble.Mean(seeds=3)
+        route=Diffuse(level=0.5), sampler=DDIM(steps=1), ensemble=ensemble.MeanEnsemble(seeds=3)
     )
     plain = row.find(wiener(), example(0), key=1)
     row = replace(row, ensemble=ensemble.Mahalanobis(seeds=3))
@@ -459,7 +459,7 @@ SMALL = {
 )
 def test_a_planted_lesion_ranks_above_the_background(name):
     x = volume(20) + 0.7 * LESION
-    method = replace(load_row(name), post=())
+    method = replace(read_method(name), post=())
     if isinstance(method, Localizer):
         model = wiener(mean=torch.where(INSIDE, ANATOMY, -1.0), std=0.1, correlation=1.0)
         if method.sampler.steps > 5:

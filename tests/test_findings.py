@@ -29,7 +29,7 @@ from volumediff.findings.urgency import (
 from volumediff.inference.findings import find_in_folder
 from volumediff.reporting.packet_panels import Layer, bar_mm, draw
 from volumediff.reporting.prompt import MUST_NOT
-from volumediff.reporting.timeline import MOST, Step, read_steps, strip
+from volumediff.reporting.timeline import MOST, TimelineEntry, read_steps, strip
 
 __all__ = ["base", "program", "run"]  # fixtures
 
@@ -436,7 +436,7 @@ def test_steps_come_in_the_order_of_the_trace(tmp_path):
 
 
 def test_a_strip_is_a_png_and_repeatable():
-    steps = [Step(f"{i}/map", np.full((6, 8), i, np.float32)) for i in range(9)]
+    steps = [TimelineEntry(f"{i}/map", np.full((6, 8), i, np.float32)) for i in range(9)]
     truth = np.zeros((6, 8), bool)
     truth[2:4, 2:4] = True
     png = strip(steps, aspect=1.5, outline=truth)

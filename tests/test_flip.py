@@ -13,7 +13,7 @@ from volumediff.anomaly.policies.flip import Flip
 from volumediff.anomaly.policies.harmonise import Harmonise
 from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.rows import read_method
 from volumediff.calibration.calibrate import load_method
 from volumediff.errors import UsageError
 from volumediff.inference.options import SampleOptions
@@ -171,7 +171,7 @@ def test_the_trace_is_the_share_of_each_latent_voxel():
 
 
 def test_what_does_not_suit_it_is_refused():
-    method = load_row("bernoulli")
+    method = read_method("bernoulli")
     with pytest.raises(ValueError, match=r"flip: expected a space of bits, got voxel.*; use"):
         method.check(model_of(uncertain, Voxel()))
     gaussian = Model(Bits(), Gaussian(SCHEDULE), Logits(uncertain))

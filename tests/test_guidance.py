@@ -8,16 +8,16 @@ from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.guidance._base import with_classes
 from volumediff.guidance.chain import Chain
-from volumediff.guidance.classifier import Classifier
+from volumediff.guidance.classifier import ClassifierGuidance
 from volumediff.guidance.classifier_free import ClassifierFree
 from volumediff.guidance.dynamic_clipping import DynamicClipping
 from volumediff.guidance.finite_difference import FiniteDifference
 from volumediff.guidance.sum import Sum
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers.ddim import DDIM
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
-SCHEDULE = Linear(zero_terminal_snr=True)
+SCHEDULE = LinearSchedule(zero_terminal_snr=True)
 MEANS, STD = [-0.5, 0.5], 0.4
 DENOISE = class_gaussian(SCHEDULE, MEANS, STD)
 LABEL = Condition(label=torch.tensor([0, 1, 1]))
@@ -193,7 +193,7 @@ def test_an_exact_classifier_of_scale_one_is_the_bayes_rule():
     z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
     for target in (0, 1):
         wanted = DENOISE(z, t, Condition(label=torch.full((3,), target)))
-        guided = Classifier(1.0, target, classifier=EXACT)(DENOISE)
+        guided = ClassifierGuidance(1.0, target, classifier=EXACT)(DENOISE)
         with torch.no_grad():
             found = guided(z, t, NULL)
         for name in ("x0", "eps", "v"):
@@ -216,9 +216,9 @@ def test_the_gradient_of_a_classifier_is_that_of_the_log_odds():
 
 def test_scale_zero_and_states_without_a_volume_are_left_alone():
     z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 1.0)
-    assert Classifier(0.0, classifier=EXACT)(DENOISE) is DENOISE
+    assert ClassifierGuidance(0.0, classifier=EXACT)(DENOISE) is DENOISE
     plain = DENOISE(z, t, NULL)
-    found = Classifier(100.0, classifier=EXACT)(DENOISE)(z, t, NULL)
+    found = ClassifierGuidance(100.0, classifier=EXACT)(DENOISE)(z, t, NULL)
     assert torch.equal(found.x0[2], plain.x0[2]), "at alpha = 0 nothing is known of the class"
     assert bool((found.x0[:2] != plain.x0[:2]).all())
 
@@ -235,7 +235,7 @@ def test_guidance_to_healthy_lowers_the_probability_of_disease_along_the_chain()
             seen.append(float(log_posterior(ctx.z_t, ctx.t)[:, 1].exp().mean()))
             return ctx.prediction.x0, ctx.z_t
 
-        denoise = Classifier(scale, classifier=EXACT)(DENOISE)
+        denoise = ClassifierGuidance(scale, classifier=EXACT)(DENOISE)
         times = sampler.times(SCHEDULE)
         end = sampler.sample(denoise, kernel, z, times, condition=null, on_x0=watch)
         ends.append(float(end.mean()))
@@ -250,7 +250,7 @@ def test_guidance_to_healthy_lowers_the_probability_of_disease_along_the_chain()
 
 
 def test_classifiers_reach_every_term_and_are_missed():
-    nested = Chain((Sum((Classifier(2.0, classifier=None), DynamicClipping())),))
+    nested = Chain((Sum((ClassifierGuidance(2.0, classifier=None), DynamicClipping())),))
     (request,) = nested.requests()
     assert (request.loan.kind, request.place) == ("classifier", "terms[0].terms[0]")
     assert request.value is None
@@ -261,14 +261,14 @@ def test_classifiers_reach_every_term_and_are_missed():
     assert nested.bind(lambda request: None) is nested
     assert "digest='exact'" in repr(told), "what belongs to a classifier says to which"
     z, t = state_like(0.3, -0.2, 1.5), at(0.3, 0.6, 0.9)
-    alone = Classifier(2.0, classifier=EXACT)(DENOISE)(z, t, NULL)
+    alone = ClassifierGuidance(2.0, classifier=EXACT)(DENOISE)(z, t, NULL)
     clipped = DynamicClipping(0.99, limit=0.1)
-    found = Chain((Classifier(2.0, classifier=EXACT), clipped))(DENOISE)(z, t, NULL)
+    found = Chain((ClassifierGuidance(2.0, classifier=EXACT), clipped))(DENOISE)(z, t, NULL)
     assert float(found.x0.abs().max()) <= 0.1 + 1e-12
     assert float(alone.x0.abs().max()) > 0.1
     with pytest.raises(ValueError, match="expected a trained classifier, got none"):
         nested(DENOISE)
     with pytest.raises(ValueError, match="target: expected one of the 2 classes, got 2"):
-        Classifier(target=2, classifier=EXACT)
+        ClassifierGuidance(target=2, classifier=EXACT)
     with pytest.raises(ValueError, match="expected scale >= 0"):
-        Classifier(-1.0, classifier=None)
+        ClassifierGuidance(-1.0, classifier=None)

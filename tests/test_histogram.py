@@ -13,7 +13,7 @@ from tiny_runs import phantom, tiny, write_data
 
 from volumediff.config import build
 from volumediff.data.cases import Case
-from volumediff.data.intensity import Histogram, Percentile, landmarks_of
+from volumediff.data.intensity import HistogramIntensity, Percentile, landmarks_of
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
@@ -41,9 +41,9 @@ def brain(seed, gain=100.0, power=1.0):
 
 
 def fitted(volumes, **options):
-    rule = Histogram(foreground="nonzero", **options)
+    rule = HistogramIntensity(foreground="nonzero", **options)
     limits = [rule.limits(x, x != 0) for x in volumes]
-    return Histogram(foreground="nonzero", landmarks=(landmarks_of(limits),), **options)
+    return HistogramIntensity(foreground="nonzero", landmarks=(landmarks_of(limits),), **options)
 
 
 def standard(rule, x):
@@ -54,13 +54,13 @@ def standard(rule, x):
 
 
 def test_landmarks_and_map_by_hand():
-    rule = Histogram(percentiles=(0.0, 50.0, 100.0))
+    rule = HistogramIntensity(percentiles=(0.0, 50.0, 100.0))
     x = np.array([10, 20, 30, 40, 90], np.float32).reshape(5, 1, 1)
     limits = rule.limits(x, np.ones(x.shape, bool))
     assert limits == (10, 30, 90)
     # 2 (30 - 10) / 80 - 1 = -1/2, and 2 (8 - 0) / 10 - 1 = 3/5 of another volume
     assert landmarks_of([limits, (0.0, 8.0, 10.0)]) == pytest.approx((-1, 0.05, 1))
-    rule = Histogram(percentiles=(0.0, 50.0, 100.0), landmarks=((-1.0, 0.05, 1.0),))
+    rule = HistogramIntensity(percentiles=(0.0, 50.0, 100.0), landmarks=((-1.0, 0.05, 1.0),))
     values = np.array([0, 10, 20, 30, 60, 90, 200], np.float32).reshape(7, 1, 1)
     mask = np.ones(values.shape, bool)
     mask[2] = False
@@ -146,10 +146,10 @@ def test_every_channel_has_its_own_landmarks(tmp_path):
         "T1w": save(tmp_path / "T1w.nii", brain(1), AFFINE),
         "FLAIR": save(tmp_path / "FLAIR.nii", brain(1), AFFINE),
     }
-    plan = Preprocessing(intensity=Histogram(foreground="nonzero", landmarks=(a, b)))
+    plan = Preprocessing(intensity=HistogramIntensity(foreground="nonzero", landmarks=(a, b)))
     prepared = plan.prepare(Case("c", "c", images))
     for channel, landmarks in zip(prepared.x.numpy(), (a, b), strict=True):
-        rule = Histogram(foreground="nonzero", landmarks=(landmarks,))
+        rule = HistogramIntensity(foreground="nonzero", landmarks=(landmarks,))
         np.testing.assert_array_equal(channel, standard(rule, brain(1)))
     native = plan.to_intensity(prepared.x.numpy(), prepared.record)
     limits = prepared.record.limits[0]
@@ -180,7 +180,7 @@ def test_mistakes_are_named(options, message):
 )
 def test_landmarks_rise_from_end_to_end(values):
     with pytest.raises(ValueError, match="takes 4 landmarks that rise from -1 to 1"):
-        Histogram(percentiles=(1.0, 30.0, 60.0, 99.0), landmarks=(values,))
+        HistogramIntensity(percentiles=(1.0, 30.0, 60.0, 99.0), landmarks=(values,))
 
 
 # in a run
@@ -197,7 +197,7 @@ def run(data):
 
 
 def by_hand(data, names):
-    rule = Histogram(foreground="nonzero")
+    rule = HistogramIntensity(foreground="nonzero")
     limits = []
     for name in names:
         x = phantom(int(name.removeprefix("sub-")))
@@ -254,7 +254,7 @@ def test_pseudo_healthy_volumes_have_the_intensities_of_the_file(run, program, t
     assert code == 0, said
     (path,) = (tmp_path / "out").glob("*pseudohealthy*")
     healthy = torchio.ScalarImage(path).numpy()[0]
-    low, *_, high = Histogram(foreground="nonzero").limits(x, x > 0)
+    low, *_, high = HistogramIntensity(foreground="nonzero").limits(x, x > 0)
     inside = x > 0
     np.testing.assert_allclose(healthy[inside], np.clip(x, low, high)[inside], rtol=1e-4)
     np.testing.assert_allclose(healthy[~inside], low, rtol=1e-5)

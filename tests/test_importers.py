@@ -29,7 +29,7 @@ from volumediff.condition import Condition
 from volumediff.config import build
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
-from volumediff.importers._base import Importer, Source, checked
+from volumediff.importers._base import ForeignCheckpoint, Importer, checked
 from volumediff.importers._files import read
 from volumediff.networks._layers import NormAct
 from volumediff.recipes._base import Subject
@@ -66,7 +66,7 @@ def kind_of(name):
 def imported(kind, state, *, axes="LPS", **network):
     """The model of a state dict, through the importer and the run's own assembly."""
     importer = build("importer", {"name": kind, "axes": axes})
-    source = Source(state)
+    source = ForeignCheckpoint(state)
     tree = importer.config(source)
     tree["network"] |= network
     task = build_task(parse(tree))
@@ -287,7 +287,7 @@ def test_their_transform_is_the_reference():
 def test_architecture_is_read_off_the_shapes(name):
     options = FULL[name]
     state = {n: t.to("meta") for n, t in published(**options).items()}
-    tree = build("importer", kind_of(name)).config(Source(state))
+    tree = build("importer", kind_of(name)).config(ForeignCheckpoint(state))
     network = parse(tree).network
     assert tuple(network["widths"]) == options["widths"]
     assert network["blocks"] == 2
@@ -374,14 +374,14 @@ class Careless(Importer):
 
 def test_the_result_is_checked_too():
     source = {"x": torch.zeros(2)}
-    assert list(checked(Careless({}), Source(source), {"a": (2,)})) == ["a"]
+    assert list(checked(Careless({}), ForeignCheckpoint(source), {"a": (2,)})) == ["a"]
     with pytest.raises(DataError, match=r"gives a the shape \(2,\), and the run has \(3,\)"):
-        checked(Careless({}), Source(source), {"a": (3,)})
+        checked(Careless({}), ForeignCheckpoint(source), {"a": (3,)})
     with pytest.raises(DataError, match="holds nothing for b"):
-        checked(Careless({}), Source(source), {"a": (2,), "b": (2,)})
+        checked(Careless({}), ForeignCheckpoint(source), {"a": (2,), "b": (2,)})
     with pytest.raises(DataError, match="no place for c"):
-        checked(Careless({"c": torch.zeros(1)}), Source(source), {"a": (2,)})
-    twice = Source(source)
+        checked(Careless({"c": torch.zeros(1)}), ForeignCheckpoint(source), {"a": (2,)})
+    twice = ForeignCheckpoint(source)
     twice.take("x")
     with pytest.raises(DataError, match="x would be used twice"):
         twice.take("x")

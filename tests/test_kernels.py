@@ -9,10 +9,10 @@ from volumediff.kernels._base import Prediction
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
-LINEAR = Linear()
-ZERO = Linear(zero_terminal_snr=True)
+LINEAR = LinearSchedule()
+ZERO = LinearSchedule(zero_terminal_snr=True)
 PAIRS = [
     (s, t) for s in (0.0, 0.001, 0.009, 0.1, 0.299) for t in (0.001, 0.01, 0.3, 0.7, 1.0) if s < t
 ]

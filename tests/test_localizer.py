@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score
 from volumediff import noise
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
-from volumediff.anomaly.ensemble import HarmonicMean, Mean
+from volumediff.anomaly.ensemble import HarmonicMean, MeanEnsemble
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
@@ -47,7 +47,7 @@ from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.heun import Heun
 from volumediff.samplers.plms import PLMS
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
@@ -327,9 +327,9 @@ def test_an_ensemble_is_the_mean_of_its_members():
     model = wiener()
     x = lesion_volume(model)
     row = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(3))
-    both = run(replace(row, ensemble=Mean(levels=(0.3, 0.5), seeds=2)), model, x)
+    both = run(replace(row, ensemble=MeanEnsemble(levels=(0.3, 0.5), seeds=2)), model, x)
     volumes = []
-    for i, (level, seed) in enumerate(Mean(levels=(0.3, 0.5), seeds=2).members()):
+    for i, (level, seed) in enumerate(MeanEnsemble(levels=(0.3, 0.5), seeds=2).members()):
         noise = model.noise((key_of(1, "run", i, seed),), (1, *SHAPE))
         t = torch.tensor([level.level], dtype=torch.float64)
         z = KERNEL.corrupt(x, t, noise(-1))
@@ -345,7 +345,7 @@ def test_the_z_average_takes_every_level_in_its_own_units():
     row = Localizer(
         route=Diffuse(level=0.5),
         sampler=DDIM(3),
-        ensemble=Mean(levels=(0.2, 0.7)),
+        ensemble=MeanEnsemble(levels=(0.2, 0.7)),
         score=ZAverage(),
     )
     volumes = [model.network.sample(i) for i in range(5)]
@@ -405,9 +405,9 @@ def test_results_depend_on_the_key_alone():
 def test_a_method_and_its_checkpoint_have_one_noise():
     x = torch.zeros((1, 1, *SHAPE))
     white, coarse = wiener(), wiener()
-    coarse.noise_field = noise.Coarse(cell=4)
+    coarse.noise_field = noise.CoarseNoise(cell=4)
     row = Localizer(route=Scan(levels=(0.5,)))
-    other = replace(row, noise=noise.Coarse)
+    other = replace(row, noise=noise.CoarseNoise)
     run(row, white, x)
     run(other, coarse, x)
     with pytest.raises(ValueError, match="trained with gaussian noise, got one with coarse noise"):
@@ -464,7 +464,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("row", "reason"), REFUSED, ids=[r for _, r in REFUSED])
 def test_meaningless_combinations_are_refused(row, reason):
-    model = Model(Voxel(), Gaussian(Linear(), prediction="x0"), Wiener(Voxel()))
+    model = Model(Voxel(), Gaussian(LinearSchedule(), prediction="x0"), Wiener(Voxel()))
     with pytest.raises(ValueError, match=reason) as caught:
         run(row(), model, torch.zeros((1, 1, *SHAPE)))
     assert "\n" not in str(caught.value)
@@ -520,7 +520,7 @@ def test_checkpoint_and_calibration_must_suit():
             {
                 "route": Inversion(level=0.5),
                 "sampler": DDIM(2),
-                "ensemble": Mean(seeds=2),
+                "ensemble": MeanEnsemble(seeds=2),
             },
             "the route draws no noise",
         ),

@@ -9,12 +9,12 @@ from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model, full_coordinates
 from volumediff.networks._base import Network
 from volumediff.randomness import key
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.times.uniform import Uniform
 
-SCHEDULE = Linear(zero_terminal_snr=True)
+SCHEDULE = LinearSchedule(zero_terminal_snr=True)
 UNIFORM = Uniform()
 
 

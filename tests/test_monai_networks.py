@@ -16,7 +16,7 @@ from monai_networks import (
 from volumediff import config
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
-from volumediff.importers._base import Source, checked
+from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
 from volumediff.networks._resample import UpConv
@@ -103,7 +103,7 @@ def mapped_gradients(grads, ours):
     """Their gradients under our names, without what has none of theirs."""
     shapes = {f"network.{n}": tuple(p.shape) for n, p in ours.named_parameters()}
     shapes |= dict.fromkeys(("space.shift", "space.scale"), (4,))
-    found = checked(config.build("importer", UNET), Source(grads), shapes)
+    found = checked(config.build("importer", UNET), ForeignCheckpoint(grads), shapes)
     # The identity in place of an absent projection, which theirs does not train.
     absent = not any(".out_proj." in name for name in grads)
     return {
@@ -214,7 +214,9 @@ def test_autoencoder_computes_and_learns_the_same(make, options, size):
     (ours.decode(mu) + log_variance.div(2).exp().mean()).square().sum().backward()
     grads = {n: p.grad for n, p in theirs.named_parameters()}
     shapes = {n: tuple(p.shape) for n, p in ours.named_parameters()}
-    mapped = checked(config.build("importer", "monai_autoencoder"), Source(grads), shapes)
+    mapped = checked(
+        config.build("importer", "monai_autoencoder"), ForeignCheckpoint(grads), shapes
+    )
     identity = () if options.get("include_fc", make is autoencoder) else (".out.",)
     for name, parameter in ours.named_parameters():
         if not any(word in name for word in identity):

@@ -26,9 +26,9 @@ def test_interpolated_noise_has_the_covariance_of_its_hats():
     place = torch.arange(9, dtype=torch.float64) / 4
     a = (1 - (place[:, None] - torch.arange(3)).abs()).clamp(min=0)
     a = a / a.square().sum(1, keepdim=True).sqrt()
-    v = noise.Coarse(cell=4)((8000, 1, 1, 9), 1)[:, 0, 0].double()
+    v = noise.CoarseNoise(cell=4)((8000, 1, 1, 9), 1)[:, 0, 0].double()
     torch.testing.assert_close(v.T @ v / len(v), a @ a.T, atol=0.06, rtol=0)
-    white = noise.Coarse(cell=1)((8000, 1, 1, 9), 1)[:, 0, 0]
+    white = noise.CoarseNoise(cell=1)((8000, 1, 1, 9), 1)[:, 0, 0]
     assert float((white.T @ white / 8000 - torch.eye(9)).abs().max()) < 0.06
     p = noise.Pyramid(levels=2, discount=0.5)
     v = p((8000, 1, 1, 3), 1)[:, 0, 0]
@@ -84,7 +84,7 @@ def test_octaves_have_the_wavelengths_and_weights_asked_for():
 
 @pytest.mark.parametrize("space", ["voxel", "wavelet", "slices", "latent"])
 def test_models_draw_their_own_noise_in_every_space(space):
-    field = noise.Coarse(cell=4)
+    field = noise.CoarseNoise(cell=4)
     model = Model(SPACES[space](), KERNEL, States(), noise_field=field)
     got = model.noise((3,), (1, *SHAPE))(-1)
     drawn = field((1, *model.space.padded(SHAPE)), 3, "noise", -1)
@@ -94,7 +94,7 @@ def test_models_draw_their_own_noise_in_every_space(space):
 
 
 def test_coarse_noise_stays_coarse_in_wavelet_space():
-    model = Model(SPACES["wavelet"](), KERNEL, States(), noise_field=noise.Coarse(cell=8))
+    model = Model(SPACES["wavelet"](), KERNEL, States(), noise_field=noise.CoarseNoise(cell=8))
     energy = model.noise((1,), (1, *SHAPE))(0).square().mean(dim=(0, 2, 3, 4))
     assert float(energy[0] / energy.sum()) > 0.9
 
@@ -105,7 +105,7 @@ def test_coarse_noise_stays_coarse_in_wavelet_space():
         (lambda: noise.Simplex(octaves=0), "octaves >= 1"),
         (lambda: noise.Simplex(wavelength=0.0), "wavelength > 0"),
         (lambda: noise.Pyramid(discount=1.5), r"discount in \(0, 1\]"),
-        (lambda: noise.Coarse(cell=0), "cell: expected at least 1"),
+        (lambda: noise.CoarseNoise(cell=0), "cell: expected at least 1"),
     ],
 )
 def test_arguments_are_checked(make, message):
@@ -137,7 +137,7 @@ def test_training_sees_the_noise(monkeypatch):
         asked.append(parts)
         return torch.zeros(shape)
 
-    monkeypatch.setattr(noise.Coarse, "__call__", spy)
+    monkeypatch.setattr(noise.CoarseNoise, "__call__", spy)
     config = load_run_config("wavelet_64", ["noise=coarse", "network.widths=[4]", "memory={}"])
     config = config.model_copy(update={"network": {**config.network, "groups": 2}})
     model = build_task(config).model
@@ -145,5 +145,5 @@ def test_training_sees_the_noise(monkeypatch):
 
     model.loss(Batch(torch.zeros(2, 1, 4, 4, 4), (1, 2)))
     assert [p[:2] for p in asked] == [(1, "loss"), (2, "loss")]
-    assert build("noise", "gaussian") == noise.Gaussian()
+    assert build("noise", "gaussian") == noise.GaussianNoise()
     assert all(a != b for a, b in pairwise(asked))

@@ -99,22 +99,22 @@ def test_frechet_distance_is_that_of_monai():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = float(get_fid_score(torch.from_numpy(a), torch.from_numpy(b)))
-    ours = nor.frechet(nor.Moments.of(a), nor.Moments.of(b))
+    ours = nor.frechet(nor.FeatureMoments.of(a), nor.FeatureMoments.of(b))
     assert ours == pytest.approx(theirs, rel=1e-6)
-    split = nor.Moments.of(a[:60]) + nor.Moments.of(a[60:])
-    assert nor.frechet(split, nor.Moments.of(b)) == pytest.approx(ours)
+    split = nor.FeatureMoments.of(a[:60]) + nor.FeatureMoments.of(a[60:])
+    assert nor.frechet(split, nor.FeatureMoments.of(b)) == pytest.approx(ours)
     np.testing.assert_allclose(split.covariance, np.cov(a.T))
 
 
 def test_frechet_distance_of_known_normals():
     # diagonal covariances: |μ|² + Σ (σ_a - σ_b)²
     n = 50
-    a = nor.Moments(n, np.zeros(2), np.diag([4.0, 9.0]) * (n - 1))
+    a = nor.FeatureMoments(n, np.zeros(2), np.diag([4.0, 9.0]) * (n - 1))
     mean = np.array([3.0, 4.0])
-    b = nor.Moments(n, n * mean, np.diag([1.0, 25.0]) * (n - 1) + n * np.outer(mean, mean))
+    b = nor.FeatureMoments(n, n * mean, np.diag([1.0, 25.0]) * (n - 1) + n * np.outer(mean, mean))
     assert nor.frechet(a, b) == pytest.approx(25 + 1 + 4)
     assert nor.frechet(a, a) == pytest.approx(0, abs=1e-9)
-    flat = nor.Moments(n, n * mean, n * np.outer(mean, mean))  # no spread at all
+    flat = nor.FeatureMoments(n, n * mean, n * np.outer(mean, mean))  # no spread at all
     assert nor.frechet(flat, b) == pytest.approx(1 + 25)
 
 
@@ -123,7 +123,7 @@ def test_ahi_is_the_share_of_the_way_back():
     cubes = rng.normal(size=(300, 4))
 
     def at(distance):
-        return [nor.Moments.of(cubes + np.array([distance, 0, 0, 0]))]
+        return [nor.FeatureMoments.of(cubes + np.array([distance, 0, 0, 0]))]
 
     def index(restored):
         sets = {"pathological": at(3.0), "restored": at(restored)}
@@ -135,7 +135,7 @@ def test_ahi_is_the_share_of_the_way_back():
     assert index(4.0) == 0  # worse than the lesion: not below 0
     swapped = {"pathological": at(1.0), "restored": at(1.0), "unseen": at(3.0)}
     assert math.isnan(nor.ahi(**swapped, normal=at(0.0)))
-    few = [nor.Moments.of(cubes[:10])]
+    few = [nor.FeatureMoments.of(cubes[:10])]
     assert math.isnan(nor.ahi(pathological=few, restored=few, unseen=few, normal=few))
     assert math.isnan(nor.ahi(pathological=[], restored=few, unseen=few, normal=few))
 
@@ -168,7 +168,7 @@ def test_features_are_those_of_every_cube():
                             steps.append(abs(float(x[q]) - float(x[p])))
                     row.append(np.mean(steps) if steps else 0.0)
                 rows.append(row)
-    expected = nor.Moments.of(np.array(rows))
+    expected = nor.FeatureMoments.of(np.array(rows))
     assert got.count == expected.count > 3
     np.testing.assert_allclose(got.total, expected.total, rtol=1e-5)
     np.testing.assert_allclose(got.products, expected.products, rtol=1e-5)

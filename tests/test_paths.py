@@ -13,7 +13,7 @@ from oracles import flow, gaussian, state_like, white
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.config import available, build
-from volumediff.guidance.classifier import Classifier
+from volumediff.guidance.classifier import ClassifierGuidance
 from volumediff.kernels._base import Prediction
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
@@ -24,7 +24,7 @@ from volumediff.samplers.heun import Heun
 from volumediff.samplers.plms import PLMS
 from volumediff.schedules._base import Schedule, power
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
 
 class Straight(Schedule):
@@ -161,7 +161,7 @@ def test_a_weighting_is_the_error_of_its_quantity(schedule):
 
 def test_where_the_velocity_says_nothing():
     # sigma of variance-preserving paths rises vertically at t = 0
-    for schedule in (Cosine(), Linear(zero_terminal_snr=True), Cosine(shift=8.0)):
+    for schedule in (Cosine(), LinearSchedule(zero_terminal_snr=True), Cosine(shift=8.0)):
         z = state_like(0.4, -0.7)
         found = Gaussian(schedule, prediction="u").predict(state_like(3.0, 5.0), z, at(0.0, 0.0))
         torch.testing.assert_close(found.x0, z)
@@ -202,7 +202,7 @@ def test_the_prior_has_the_size_of_the_last_state(schedule):
     expected = math.sqrt(alpha**2 + sigma**2) * state_like(1.0, -2.0)
     torch.testing.assert_close(found, expected)
     z = state_like(0.3, -1.7)
-    assert torch.equal(Gaussian(Linear()).prior(z), z)
+    assert torch.equal(Gaussian(LinearSchedule()).prior(z), z)
 
 
 def grid(schedule, steps, start, end):
@@ -291,7 +291,7 @@ def test_an_exact_classifier_turns_the_prior_into_a_class(schedule):
         return torch.stack([shift * x0.flatten(1).sum(1)], 1)
 
     given = ClassPosterior(log_probability, schedule, 2, "exact")
-    guided = Classifier(1.0, classifier=given)(gaussian(schedule, mean, std))
+    guided = ClassifierGuidance(1.0, classifier=given)(gaussian(schedule, mean, std))
     z, t = state_like(0.3, -0.9), at(0.4, 0.8)
     found = guided(z, t, Condition())
     moved = gaussian(schedule, mean + shift * std**2, std)(z, t, Condition())

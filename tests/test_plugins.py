@@ -13,7 +13,7 @@ from tiny_runs import load_run, tiny, write_data
 from volumediff import config
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.routes.scan import Scan
-from volumediff.anomaly.rows import build_row, load_row
+from volumediff.anomaly.rows import build_method, read_method
 from volumediff.contracts import check
 from volumediff.contracts.__main__ import main
 from volumediff.data.survey import find_cases
@@ -29,14 +29,14 @@ def test_yaml_overrides_and_python_give_the_same(tmp_path):
         "# scan\nroute: {name: scan, levels: [0.3]}\n"
         "map: {name: outside_parts:Huber, delta: 0.25}\n"
     )
-    written = load_row(str(path))
+    written = read_method(str(path))
     words = ["map=outside_parts:Huber", "map.delta=0.25", "route={name: scan, levels: [0.3]}"]
     route = {"name": "scan", "levels": [0.3]}
     rows = [
-        load_row("scan", overrides=words),
-        load_row("scan", overrides=["map.name=outside_parts:Huber", *words[1:]]),
-        build_row({"route": route, "map": {"name": Huber, "delta": 0.25}}),
-        build_row({"route": Scan(levels=(0.3,)), "map": Huber(0.25)}),
+        read_method("scan", overrides=words),
+        read_method("scan", overrides=["map.name=outside_parts:Huber", *words[1:]]),
+        build_method({"route": route, "map": {"name": Huber, "delta": 0.25}}),
+        build_method({"route": Scan(levels=(0.3,)), "map": Huber(0.25)}),
     ]
     for row in (written, *rows):
         assert row.map == Huber(0.25)

@@ -21,7 +21,7 @@ from volumediff.data.check import check, has_errors
 from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
 from volumediff.data.mutual_information import Information, mutual_information
-from volumediff.data.registration import Scan, align_affine, align_rigid
+from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
 from volumediff.data.seen import Roster, Seen
 from volumediff.data.survey import find_cases
 from volumediff.data.templates import Template, mni152, template_from
@@ -84,12 +84,14 @@ def error_mm(found, wanted, template: Template) -> float:
     return float(np.linalg.norm(((found - wanted) @ native)[:3], axis=0).mean())
 
 
-def scan(x: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> Scan:
+def scan(x: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> RegistrationVolume:
     """Canonical, as `read` would return it."""
     moved = nib.as_closest_canonical(nib.Nifti1Image(x, affine))
     marked = nib.as_closest_canonical(nib.Nifti1Image(mask.astype(np.uint8), affine))
     grid = Grid(moved.shape, moved.affine)
-    return Scan(np.asarray(moved.dataobj, np.float32), np.asarray(marked.dataobj) > 0, grid)
+    return RegistrationVolume(
+        np.asarray(moved.dataobj, np.float32), np.asarray(marked.dataobj) > 0, grid
+    )
 
 
 # ------------------------------------------------------------------ geometry
@@ -228,7 +230,9 @@ def test_a_known_affine_map_is_found_whatever_the_voxels(template, spacing):
     mask = voxel_means(sharp.object.astype(np.float32), sharp.grid, TRUE, affine, shape) >= 0.5
     x = voxel_means(sharp.x, sharp.grid, TRUE, affine, shape) * mask * 700
     moving = scan(x.astype(np.float32), affine, mask)
-    found = align_affine(moving, Scan(sharp.x, sharp.object, sharp.grid), skull=False)
+    found = align_affine(
+        moving, RegistrationVolume(sharp.x, sharp.object, sharp.grid), skull=False
+    )
     assert error_mm(found, TRUE, template) < 0.2
     assert np.linalg.det(found[:3, :3]) == pytest.approx(np.linalg.det(TRUE[:3, :3]), rel=0.01)
 
@@ -257,7 +261,7 @@ def head(fine):
 
 
 def test_a_head_is_registered_to_a_template_without_skull(head, template):
-    reference = Scan(template.x, template.object, template.grid)
+    reference = RegistrationVolume(template.x, template.object, template.grid)
     found = align_affine(head, reference, skull=True)
     assert error_mm(found, TRUE, template) < 1.5
     np.testing.assert_array_equal(found, align_affine(head, reference, skull=True))
@@ -267,8 +271,10 @@ def test_a_search_that_runs_away_stops_where_it_is_flagged(template):
     """Noise has no optimum; the bounds hold whatever the search does."""
     rng = np.random.default_rng(0)
     x = rng.normal(100, 20, template.grid.shape).astype(np.float32)
-    noise = Scan(x, np.ones(x.shape, bool), template.grid)
-    found = align_affine(noise, Scan(template.x, template.object, template.grid), skull=True)
+    noise = RegistrationVolume(x, np.ones(x.shape, bool), template.grid)
+    found = align_affine(
+        noise, RegistrationVolume(template.x, template.object, template.grid), skull=True
+    )
     parts = decomposed(np.linalg.inv(found))
     assert all(1 / 1.61 < s < 1.61 for s in parts.scales)
     assert max(map(abs, parts.shears)) < 0.41
@@ -302,11 +308,11 @@ def test_volumes_that_never_meet_are_refused(template):
     x[2:4, 2:4, 2:4] = 1
     far = np.eye(4)
     far[:3, 3] = 5000
-    one = Scan(x, x > 0, Grid((6, 6, 6), far))
+    one = RegistrationVolume(x, x > 0, Grid((6, 6, 6), far))
     with pytest.raises(DataError, match="do not overlap"):
-        align_rigid(one, Scan(template.x, template.object, template.grid))
+        align_rigid(one, RegistrationVolume(template.x, template.object, template.grid))
     with pytest.raises(DataError, match="no foreground"):
-        align_rigid(Scan(x, x > 5, one.grid), one)
+        align_rigid(RegistrationVolume(x, x > 5, one.grid), one)
 
 
 # ---------------------------------------------------------------- bias field

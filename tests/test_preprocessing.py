@@ -15,7 +15,7 @@ from volumediff.data.foreground import foreground, otsu
 from volumediff.data.grid import Grid
 from volumediff.data.intensity import Percentile, Window, ZScore
 from volumediff.data.policy import ReadPolicy
-from volumediff.data.preprocessing import Preprocessing, Record, fingerprint
+from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord, fingerprint
 from volumediff.data.resampling import axis_weights, onto, resample, resample_labels
 from volumediff.data.survey import find_cases
 from volumediff.data.volume import Volume, read, write
@@ -328,7 +328,7 @@ def test_record_survives_json(tmp_path):
     path = saved(tmp_path, "a", bad_volumes.voxels(), affine_of((2, 0, 1), (-1, 1, 1)))
     plan = Preprocessing(spacing_mm=(1.3, 1.3, 1.3), shape=(12, 12, 12))
     prepared = plan.prepare(Case("a", "a", {"image": path}))
-    again = Record.from_json(json.loads(json.dumps(prepared.record.to_json())))
+    again = PreprocessingRecord.from_json(json.loads(json.dumps(prepared.record.to_json())))
     for record in (prepared.record, again):
         out = plan.to_canonical(prepared.x, record, fill=-1.0)
         write(tmp_path / f"{id(record)}.nii.gz", out, like=record.native, kind="image")

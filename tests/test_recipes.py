@@ -7,7 +7,7 @@ import torch
 from anomaly_models import SPACES
 from tiny_runs import tiny, write_data
 
-from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.rows import read_method
 from volumediff.condition import Condition
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.regions import Blobs, Box, Cells, Slabs
@@ -202,12 +202,12 @@ def test_a_run_that_predicts_where_noise_is_serves_its_row(tmp_path):
     model = load_trained(run, device="cpu").model
     assert model.recipe == LocalNoise(Cells(0.5, 12.0), mask_loss=1.0)
     assert (model.network.in_channels, model.network.out_channels) == (8, 9)
-    load_row("mad_ad").check(model)
-    load_row("pddpm").check(model)
+    read_method("mad_ad").check(model)
+    read_method("pddpm").check(model)
     plain = build_task(tiny(root, tmp_path / "plain", f"{told}}}")).module
     assert plain.network.out_channels == 1
     with pytest.raises(ValueError, match=r"route selective: .*train with recipe\.mask_loss=0\.1"):
-        load_row("mad_ad").check(plain)
+        read_method("mad_ad").check(plain)
 
 
 @pytest.mark.parametrize("space", [Voxel(), Wavelet()], ids=["voxel", "wavelet"])
@@ -324,7 +324,7 @@ def test_a_run_with_a_reference_trains_and_localizes_and_does_not_sample(tmp_pat
     root = write_data(tmp_path / "data", cases=6)
     words = ("recipe={name: healthy, atlas: true, reference: true}", "optim.steps=2")
     trained = load_trained(train(tiny(root, tmp_path / "run", *words)), which="last")
-    row = load_row("cddpm", overrides=["noise=gaussian", "post=[]", "threshold=best"])
+    row = read_method("cddpm", overrides=["noise=gaussian", "post=[]", "threshold=best"])
     example = next(iter(trained.examples("train")))
     found = row.localize(
         trained.model,
@@ -369,7 +369,9 @@ def test_a_translation_trains_on_two_modalities_and_goes_forth_and_back(tmp_path
     run = train(tiny(root, tmp_path / "run", *words, "space=wavelet"))
     trained = load_trained(run, device="cpu")
     assert trained.model.recipe == Translation(Slabs(6.0, 6.0))
-    row = load_row("mmccd", overrides=["sampler.steps=2", "route.count=2", "route.region=cells"])
+    row = read_method(
+        "mmccd", overrides=["sampler.steps=2", "route.count=2", "route.region=cells"]
+    )
     row.check(trained.model)
     (example,) = trained.examples("validation", limit=1)
     found = row.find(trained.model, example, key=1)

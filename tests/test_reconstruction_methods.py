@@ -13,14 +13,14 @@ from torch import nn
 
 from volumediff.anomaly import rows
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.methods.lent import Borrowed, Lent
+from volumediff.anomaly.methods.lent import BorrowedAutoencoder, Lent
 from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import (
-    Critic,
+    CriticReconstruction,
     ElboGradient,
+    ReconstructionView,
     Resampled,
     Restoration,
-    View,
     total_variation,
 )
 from volumediff.autoencoders._codec import Codec
@@ -139,7 +139,7 @@ def ppca(seed=0):
 
 
 def weight_of(model, x, sigma_mm=0.0):
-    view = View(model, example(x), 0)
+    view = ReconstructionView(model, example(x), 0)
     ones = torch.ones_like(x[:, :1])
     return ElboGradient(sigma_mm=sigma_mm).weigh(view, x, ones)
 
@@ -184,7 +184,7 @@ def test_restoration_walks_to_the_most_probable_volume():
     shrink = torch.eye(N, dtype=torch.float64) - lr * hessian
     for steps in (1, 5, 300):
         with torch.no_grad():
-            view = View(model, example(x.view(1, 1, *CELL)), 0)
+            view = ReconstructionView(model, example(x.view(1, 1, *CELL)), 0)
             got = Restoration(steps=steps, lr=lr, tv=0.0)(view).flatten()
         expected = best + torch.linalg.matrix_power(shrink, steps) @ (x - best)
         torch.testing.assert_close(got, expected)
@@ -205,7 +205,7 @@ def test_total_variation_by_hand_and_what_it_does():
     rough = [
         float(total_variation(volume - Restoration(steps=60, lr=0.05, tv=tv)(view)))
         for tv in (0.0, 0.1, 1.0)
-        for view in [View(model, example(volume), 0)]
+        for view in [ReconstructionView(model, example(volume), 0)]
     ]
     assert rough[0] > 1.05 * rough[1] > 1.1 * rough[2]
 
@@ -368,9 +368,9 @@ def test_adversarial_losses_by_hand():
     torch.testing.assert_close(got, error + 0.5 * features)
     got = model.eval().loss("encoder", x, generator=generator())["loss"]
     torch.testing.assert_close(got, error)
-    view = View(model, example(x), 0)
+    view = ReconstructionView(model, example(x), 0)
     flat = torch.zeros_like(x)
-    a = Critic(features=2.0).weigh(view, y, flat)
+    a = CriticReconstruction(features=2.0).weigh(view, y, flat)
     features = (see(x) - see(y)).square().mean(1, keepdim=True)
     up = nn.functional.interpolate(features, size=(8, 8, 8), mode="trilinear")
     torch.testing.assert_close(a, 2 * up)
@@ -469,7 +469,7 @@ def test_unlikely_codes_are_found_and_mapped_where_they_are():
 def test_draws_are_an_ensemble():
     model, x = prior(), torch.randn(1, 1, 8, 4, 2)
     slot = Resampled(threshold=0.9, sigma_mm=0.0)
-    ensemble = rows.load_row("ltm").ensemble
+    ensemble = rows.read_method("ltm").ensemble
     with torch.no_grad():
         found = Rebuilder(reconstruction=slot, ensemble=ensemble).find(model, example(x), key=5)
         again = Rebuilder(reconstruction=slot, ensemble=ensemble).find(model, example(x), key=5)
@@ -526,7 +526,7 @@ def test_reversed_features_need_one_piece():
 )
 def test_a_vae_serves_no_other_row(name, message):
     with pytest.raises(ValueError, match=message):
-        rows.load_row(name).check(VAE(1, **SMALL))
+        rows.read_method(name).check(VAE(1, **SMALL))
 
 
 def test_a_gradient_needs_a_bound_in_one_piece():
@@ -541,17 +541,17 @@ def test_a_gradient_needs_a_bound_in_one_piece():
 
 
 def test_a_first_pass_has_its_own_run():
-    method = rows.load_row("phanes", overrides=["first.run=there"]).bind(lent)
+    method = rows.read_method("phanes", overrides=["first.run=there"]).bind(lent)
     assert isinstance(method.first, Lent)
-    assert method.first.row == rows.load_row("ra")
-    assert method.fingerprint != rows.load_row("phanes").fingerprint
+    assert method.first.row == rows.read_method("ra")
+    assert method.fingerprint != rows.read_method("phanes").fingerprint
     with pytest.raises(ValueError, match=r"first: autoencoder: expected the run of a soft"):
         method.first.check(None)
 
 
 def lent(request):
     assert (request.name, request.run) == ("first.run", "there")
-    return Borrowed(VAE(1, **SMALL), "0123456789abcdef" * 4)
+    return BorrowedAutoencoder(VAE(1, **SMALL), "0123456789abcdef" * 4)
 
 
 # --- from end to end --------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from volumediff.evaluation.figures import MEASURES
 from volumediff.evaluation.summary import group_table, measure_table, verdicts
 from volumediff.metrics.bootstrap import Interval
 from volumediff.reporting.report import Page, write_report
-from volumediff.reporting.timeline import Step
-from volumediff.reporting.views import View, limits, packed, picture, scaled, thinned
+from volumediff.reporting.timeline import TimelineEntry
+from volumediff.reporting.views import CaseView, limits, packed, picture, scaled, thinned
 
 NASTY = "</script><script>alert(1)</script>&'\""
 
@@ -43,7 +43,7 @@ def view(title="case"):
     truth = np.zeros(image.shape, bool)
     truth[1:4, 2:5, 3:8] = True
     maps = {"scan": rng.normal(size=image.shape).astype(np.float32), "atlas": image / 7}
-    return View(title, "a note", image, maps, truth, image[::-1].copy(), (3.0, 2.0, 1.0))
+    return CaseView(title, "a note", image, maps, truth, image[::-1].copy(), (3.0, 2.0, 1.0))
 
 
 def told(case="case"):
@@ -73,7 +73,7 @@ def told(case="case"):
         plain,
         uncertainty=plain.image / 3,
         found=found,
-        steps=(Step("shrink/00/mask", np.ones((6, 8), np.float32)),),
+        steps=(TimelineEntry("shrink/00/mask", np.ones((6, 8), np.float32)),),
         findings=[finding] * 14,
         statement=f"14 findings {NASTY}",
         affine=affine,

@@ -33,18 +33,18 @@ from volumediff.anomaly.routes.cycle import Cycle
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.fuse import Fuse
-from volumediff.anomaly.routes.grid import Grid
+from volumediff.anomaly.routes.grid import GridRoute
 from volumediff.anomaly.routes.inversion import Inversion
-from volumediff.anomaly.routes.kl import KL
+from volumediff.anomaly.routes.kl import KLRoute
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.saliency import Saliency
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.routes.selective import Selective
 from volumediff.anomaly.routes.shrink import Shrink
-from volumediff.anomaly.rows import load_row
-from volumediff.anomaly.score import Classifier
+from volumediff.anomaly.rows import read_method
+from volumediff.anomaly.score import ClassifierScore
 from volumediff.anomaly.threshold import Fixed
-from volumediff.anomaly.where import Found, Given
+from volumediff.anomaly.where import FoundSelector, Given
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.data.regions import Cells, Slabs
@@ -105,7 +105,7 @@ def test_one_box_is_the_plain_chain(space):
     model = wiener(space(), correlation=1.5)
     x = lesion_volume(model)
     plain = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(4))
-    grid = replace(plain, route=Grid(level=0.5, box_mm=400.0))
+    grid = replace(plain, route=GridRoute(level=0.5, box_mm=400.0))
     a, b = run(plain, model, x), run(grid, model, x)
     torch.testing.assert_close(b.pseudo_healthy, a.pseudo_healthy, atol=1e-5, rtol=0)
     torch.testing.assert_close(b.map, a.map, atol=1e-5, rtol=0)
@@ -116,7 +116,7 @@ def test_boxes_change_nothing_where_voxels_do_not_know_of_each_other(space):
     model = wiener(space())
     x = lesion_volume(model)
     plain = Localizer(route=Diffuse(level=0.5), sampler=Ancestral(4))
-    grid = replace(plain, route=Grid(level=0.5, box_mm=9.0, overlap_mm=3.0))
+    grid = replace(plain, route=GridRoute(level=0.5, box_mm=9.0, overlap_mm=3.0))
     a, b = run(plain, model, x, inside=ALL), run(grid, model, x, inside=ALL)
     torch.testing.assert_close(b.pseudo_healthy, a.pseudo_healthy, atol=1e-5, rtol=0)
 
@@ -126,7 +126,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     x = lesion_volume(model)
     inside = INSIDE.clone()
     inside[..., 6:, :] = False  # no box of the second half has foreground
-    row = Localizer(route=Grid(level=0.5, box_mm=12.0), sampler=Ancestral(3))
+    row = Localizer(route=GridRoute(level=0.5, box_mm=12.0), sampler=Ancestral(3))
     got = run(row, model, x, inside=inside).pseudo_healthy
     scene = scene_of(row, model, x, inside)
     # 8 x 12 x 8 voxels of 2 mm in boxes of 6: two per axis, of which two axes overlap
@@ -141,7 +141,7 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     assert torch.equal(got[..., 6:, :], x[..., 6:, :])
     with pytest.raises(ValueError, match="expected overlap_mm below box_mm"):
-        Grid(level=0.5, box_mm=4.0, overlap_mm=4.0)
+        GridRoute(level=0.5, box_mm=4.0, overlap_mm=4.0)
 
 
 # shrink
@@ -219,7 +219,7 @@ def test_inpainting_redraws_what_the_first_pass_found():
         first=first,
         route=Diffuse(level=0.9),  # above the first pass's: allowed, unlike for stitch
         sampler=Ancestral(4),
-        policy=Inpaint(Found(quantile=0.9, dilate_mm=2.0), resampling=2),
+        policy=Inpaint(FoundSelector(quantile=0.9, dilate_mm=2.0), resampling=2),
     )
     got = run(row, model, x)
     a = got.trace["first/map"]
@@ -229,7 +229,7 @@ def test_inpainting_redraws_what_the_first_pass_found():
     assert torch.equal(got.pseudo_healthy[~m], x[~m])
     torch.testing.assert_close(got.map, (x - got.pseudo_healthy).abs() * INSIDE)
     with pytest.raises(ValueError, match="quantile: expected a share"):
-        Found(quantile=1.0)
+        FoundSelector(quantile=1.0)
 
 
 class Neighbours(Network):
@@ -538,7 +538,7 @@ def test_the_way_back_is_the_mean_and_where_no_region_was_is_nothing():
     torch.testing.assert_close(got.map, (own - 1).square() / 2 * (hidden & INSIDE))
     torch.testing.assert_close(got.pseudo_healthy[:, :1], torch.where(hidden, 1.0, own))
     with pytest.raises(ValueError, match="expected a checkpoint of the recipe translation, got"):
-        load_row("mmccd").check(Model(Voxel(), TERMINAL, Recorder(), recipe=Inpainting()))
+        read_method("mmccd").check(Model(Voxel(), TERMINAL, Recorder(), recipe=Inpainting()))
     with pytest.raises(ValueError, match="count: expected at least 1 region"):
         Cycle(count=0)
 
@@ -680,11 +680,11 @@ def test_the_scan_is_the_distance_of_backward_transitions_up_to_a_factor():
     [("grid", 0.9), ("shrink", 0.9), ("ssim_ensemble", 0.35), ("repaint", 0.9)],
 )
 def test_rows_find_a_blob_with_a_perfect_denoiser(name, least):
-    row = load_row(name, overrides=["sampler.steps=6", "post=[]"])
+    row = read_method(name, overrides=["sampler.steps=6", "post=[]"])
     if name == "grid":
         row = replace(row, route=replace(row.route, box_mm=12.0, overlap_mm=4.0))
     if name == "repaint":
-        row = replace(row, policy=Inpaint(Found(quantile=0.9)))
+        row = replace(row, policy=Inpaint(FoundSelector(quantile=0.9)))
     model = wiener(correlation=2.0)
     truth = blob()[INSIDE].numpy()
 
@@ -787,7 +787,9 @@ def test_saliency_is_in_its_place_in_every_space(space):
 def test_a_map_from_elsewhere_takes_the_place_of_the_first_pass():
     model = wiener()
     x = lesion_volume(model)
-    row = load_row("dif_fuse", overrides=["first={route: external}", "post=[]", "sampler.steps=3"])
+    row = read_method(
+        "dif_fuse", overrides=["first={route: external}", "post=[]", "sampler.steps=3"]
+    )
     row = replace(row, route=replace(row.route, share=0.1, sigma_mm=0.0))
     brought = torch.rand(1, 1, *SHAPE)
     got = run(row, model, x, saliency=brought)
@@ -803,7 +805,7 @@ def test_a_map_from_elsewhere_takes_the_place_of_the_first_pass():
 def test_the_score_of_a_classifier_is_the_log_odds_of_disease():
     model, exact = states(), posterior()
     row = Localizer(
-        route=Scan(levels=(0.3,)), score=Classifier(classifier=exact), threshold=Fixed(0.1)
+        route=Scan(levels=(0.3,)), score=ClassifierScore(classifier=exact), threshold=Fixed(0.1)
     )
     healthy, sick = (torch.full((1, 1, *SHAPE), m) for m in (-0.2, 0.3))
     middle = run(row, model, 0.05 + 0.01 * torch.rand(1, 1, *SHAPE)).score
@@ -828,7 +830,7 @@ def test_the_score_of_a_classifier_is_the_log_odds_of_disease():
 def test_the_kl_map_is_the_divergence_of_the_posteriors(space):
     model = wiener(space(), correlation=1.5).double()
     x = lesion_volume(model).double()
-    row = Localizer(route=KL(levels=(0.3, 0.6), steps=100))
+    row = Localizer(route=KLRoute(levels=(0.3, 0.6), steps=100))
     got = run(row, model, x, inside=ALL)
     assert got.pseudo_healthy is None
     scene = scene_of(row, model, x, ALL)
@@ -844,12 +846,12 @@ def test_the_kl_map_is_the_divergence_of_the_posteriors(space):
             torch.testing.assert_close(scene.voxels(kl), kl.float(), check_dtype=False)
     torch.testing.assert_close(got.map, total, rtol=1e-4, atol=1e-9, check_dtype=False)
     with pytest.raises(ValueError, match="kl: expected levels"):
-        KL()
+        KLRoute()
 
 
 def test_what_is_redrawn_exceeds_a_quantile_of_the_healthy_maps():
     model = wiener()
-    first = Localizer(route=KL(levels=(0.4,)))
+    first = Localizer(route=KLRoute(levels=(0.4,)))
     policy = Resample(quantile=0.9, sigma_mm=0.0)
     row = Localizer(first=first, route=Diffuse(level=0.6), policy=policy, sampler=DDIM(3))
     healthy = [Example(model.network.sample(i), INSIDE, SPACING) for i in range(6)]

@@ -31,7 +31,7 @@ from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import Restoration
 from volumediff.anomaly.routes.cycle import Cycle
 from volumediff.anomaly.routes.flow_scan import FlowScan
-from volumediff.anomaly.routes.grid import Grid
+from volumediff.anomaly.routes.grid import GridRoute
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.commands._capabilities import inventory, localization
@@ -49,7 +49,7 @@ from volumediff.kernels.cold import Cold
 from volumediff.kernels.discrete import Discrete
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
-from volumediff.noise import Gaussian, Pyramid, Simplex
+from volumediff.noise import GaussianNoise, Pyramid, Simplex
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
@@ -60,7 +60,7 @@ from volumediff.spaces.latent import Latent
 
 ROWS = shipped("anomaly")
 # Small enough for 8 voxels.
-FIELDS = {Gaussian: Gaussian(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
+FIELDS = {GaussianNoise: GaussianNoise(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
 # Where no checkpoint of a pipeline can serve a row.
 LATENT = "got latents, which are trained on white noise"
 IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
@@ -107,7 +107,7 @@ LESION[..., 4:6, 4:6, 4:6] = True
 
 @cache
 def model_in(
-    space, *, classes=0, field=Gaussian, stages=False, recipe=Healthy, cold=False, bits=False
+    space, *, classes=0, field=GaussianNoise, stages=False, recipe=Healthy, cold=False, bits=False
 ):
     made = SPACES[space]() if space != "latent" or not bits else Latent(tiny_binary())
     if space == "latent" and recipe is Translation:
@@ -191,7 +191,7 @@ def quick(method):
         return method
     sampler = method.sampler and replace(method.sampler, steps=2)
     route = method.route
-    if isinstance(route, Grid):  # a box is larger than the tests' volumes
+    if isinstance(route, GridRoute):  # a box is larger than the tests' volumes
         route = replace(route, box_mm=14.0, overlap_mm=2.0)
     if isinstance(route, Masks | Cycle):
         route = replace(route, count=2, region=Cells(0.5, 6.0))
@@ -207,7 +207,7 @@ def quick(method):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs_in_every_space_or_says_why_not(name, space):
-    method = quick(rows.load_row(name))
+    method = quick(rows.read_method(name))
     if given(method) is not method:
         reason = refusal(method, model_in(space))
         assert re.search("classifier: expected .*, got none; give its run", reason)
@@ -268,7 +268,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert "expected gaussian in a latent space" in matrix["andi"]["latent"]
     served = {row for row, cells in matrix.items() if cells["autoencoder"] == "ok"}
     kinds = (Rebuilder, Baseline, AtlasZ)
-    assert served == {r for r in ROWS if isinstance(rows.load_row(r), kinds)}
+    assert served == {r for r in ROWS if isinstance(rows.read_method(r), kinds)}
     assert "got one of the autoencoder vae" in matrix["ddpm"]["autoencoder"]
     assert found["localization needs"]["anoddpm"] == ["noise=simplex"]
     assert found["localization needs"]["anofpdm"] == ["recipe=class_conditional"]
@@ -283,7 +283,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
 
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
-    row = replace(rows.load_row("features"), map=Perceptual(of="autoencoder"))
+    row = replace(rows.read_method("features"), map=Perceptual(of="autoencoder"))
     monkeypatch.setattr(rows, "load_row", lambda name: row)
     cells = localization.__wrapped__()["ddpm"]
     assert cells["latent"] == "ok"
@@ -294,7 +294,7 @@ def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
 def test_every_row_says_what_it_needs_and_finds(name):
     tree = rows.config.load(rows.config.config_path("anomaly", name))
     assert {"supervision", "scope", "threshold", "score"} <= set(tree)
-    method = rows.load_row(name)
+    method = rows.read_method(name)
     assert method.supervision == tree["supervision"]
     assert len(method.scope) > 5
 
@@ -310,7 +310,7 @@ def test_the_methods_of_the_first_release_are_there():
 
 
 def test_a_row_with_labels_refuses_a_model_without():
-    method = rows.load_row("cfg_inversion")
+    method = rows.read_method("cfg_inversion")
     with pytest.raises(ValueError, match="guidance classifierfree: expected a class-conditional"):
         method.check(model_in("voxel"))
     method.check(model_in("voxel", classes=2))
@@ -327,9 +327,9 @@ def test_rows_compose(tmp_path):
         "map: {name: product, maps: [l1, {name: saturated, map: l2, quantile: 0.5}]}\n"
         "post: [{name: smooth, sigma_mm: 1}, erode]\n"
     )
-    method = rows.load_row(str(path), overrides=["sampler.steps=5", "policy.resampling=2"])
+    method = rows.read_method(str(path), overrides=["sampler.steps=5", "policy.resampling=2"])
     assert isinstance(method, Localizer)
-    assert method.first == rows.load_row("ddpm")
+    assert method.first == rows.read_method("ddpm")
     assert method.sampler.steps == 5
     assert method.policy.resampling == 2
     assert [type(p).__name__ for p in method.post] == ["Smooth", "Erode"]
@@ -387,5 +387,5 @@ def test_mistakes_in_rows_are_named(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
-        rows.load_row(str(path))
+        rows.read_method(str(path))
     assert "\n" not in str(caught.value)

@@ -18,9 +18,9 @@ from volumediff.samplers.heun import Heun
 from volumediff.samplers.plms import PLMS
 from volumediff.schedules._base import shift_for
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
-LINEAR = Linear()
+LINEAR = LinearSchedule()
 KERNEL = Gaussian(LINEAR, prediction="eps")
 
 
@@ -254,7 +254,7 @@ def test_global_mean_on_whole_volumes():
     generator = torch.Generator().manual_seed(1)
     z = torch.randn((64, 1, 16, 16, 16), generator=generator)
     start = z.mean((1, 2, 3, 4)) * 64
-    for schedule, predicted in ((LINEAR, 0.926), (Linear(zero_terminal_snr=True), 1.0)):
+    for schedule, predicted in ((LINEAR, 0.926), (LinearSchedule(zero_terminal_snr=True), 1.0)):
         sampler = DPMSolverPP(40)
         kernel = Gaussian(schedule)
         out = sampler.sample(global_mode(schedule), kernel, z, sampler.times(schedule))
@@ -266,7 +266,7 @@ def test_global_mean_on_whole_volumes():
 
 
 def test_global_mean_is_kept_by_zero_terminal_snr():
-    zero = Linear(zero_terminal_snr=True)
+    zero = LinearSchedule(zero_terminal_snr=True)
     assert mean_share(zero, 16, DDIM(50)) == pytest.approx(0.94, abs=0.02)
     assert mean_share(zero, 16, DDIM(250)) >= 0.98
     assert mean_share(zero, 64, DPMSolverPP(250)) >= 0.97
@@ -274,7 +274,7 @@ def test_global_mean_is_kept_by_zero_terminal_snr():
 
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_global_mean_is_kept_by_the_shift(size):
-    share = mean_share(Linear(shift=shift_for(size**3)), size, DPMSolverPP(100))
+    share = mean_share(LinearSchedule(shift=shift_for(size**3)), size, DPMSolverPP(100))
     assert share == pytest.approx(0.98, abs=5e-3)
 
 

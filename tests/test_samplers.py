@@ -11,11 +11,11 @@ from volumediff.config import available, build
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import InvertibleSampler
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
 KERNELS = {
-    "linear": Gaussian(Linear()),
-    "zero": Gaussian(Linear(zero_terminal_snr=True)),
+    "linear": Gaussian(LinearSchedule()),
+    "zero": Gaussian(LinearSchedule(zero_terminal_snr=True)),
     "shifted": Gaussian(Cosine(zero_terminal_snr=True, shift=4.0)),
 }
 KERNEL = KERNELS["zero"]

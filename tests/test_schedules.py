@@ -10,7 +10,7 @@ import torch
 from volumediff.config import available, build
 from volumediff.schedules._base import global_mean_snr, shift_for
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 from volumediff.schedules.scaled_linear import ScaledLinear
 
 T = 1000
@@ -68,7 +68,7 @@ def test_noise_keeps_its_relative_accuracy_near_zero():
     getcontext().prec = 50
     abar = (Decimal(1) - Decimal("1e-4")) ** (Decimal(2.0**-30) * 1000)
     expected = float((1 - abar).sqrt())
-    sigma = float(Linear()(at(2.0**-30))[1])
+    sigma = float(LinearSchedule()(at(2.0**-30))[1])
     assert sigma == pytest.approx(expected, rel=1e-12)
 
 
@@ -97,15 +97,17 @@ def test_shift_divides_the_snr(name):
 
 def test_global_mean_is_what_the_linear_schedule_leaves_of_it():
     # alpha_1^2 = 4.04e-5: the mean of 16^3, 32^3, 64^3 voxels has this share of its deviation.
-    assert float(Linear()(at(1.0))[0] ** 2) == pytest.approx(4.04e-5, rel=2e-3)
-    shares = [1 / math.sqrt(1 + global_mean_snr(Linear(), n**3)) for n in (16, 32, 64, 256)]
+    assert float(LinearSchedule()(at(1.0))[0] ** 2) == pytest.approx(4.04e-5, rel=2e-3)
+    shares = [
+        1 / math.sqrt(1 + global_mean_snr(LinearSchedule(), n**3)) for n in (16, 32, 64, 256)
+    ]
     assert shares == pytest.approx([0.926, 0.656, 0.294, 0.038], abs=1e-3)
 
 
 def test_shift_for_keeps_the_visibility_of_the_mean():
-    reference = global_mean_snr(Linear(), 32**2)
+    reference = global_mean_snr(LinearSchedule(), 32**2)
     for n in (32, 128, 256):
-        shifted = Linear(shift=shift_for(n**3))
+        shifted = LinearSchedule(shift=shift_for(n**3))
         assert global_mean_snr(shifted, n**3) == pytest.approx(reference, rel=1e-9)
     assert shift_for(4096, reference=512) == 8
 
@@ -113,11 +115,11 @@ def test_shift_for_keeps_the_visibility_of_the_mean():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear(shift=0.0), "expected a positive shift, got 0.0"),
-        (lambda: Linear(beta_last=1.5), "in .0, 1., got 0.0001 and 1.5"),
+        (lambda: LinearSchedule(shift=0.0), "expected a positive shift, got 0.0"),
+        (lambda: LinearSchedule(beta_last=1.5), "in .0, 1., got 0.0001 and 1.5"),
         (lambda: ScaledLinear(levels=1), "expected levels >= 2, got 1"),
         (lambda: Cosine(offset=-1.0), "offset in .0, 1., got 1000 and -1.0"),
-        (lambda: Linear().time(at(-20.0)), "at least -10.1.*zero_terminal_snr"),
+        (lambda: LinearSchedule().time(at(-20.0)), "at least -10.1.*zero_terminal_snr"),
     ],
 )
 def test_errors_say_what_was_expected(make, message):

@@ -11,7 +11,7 @@ from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.restore import Restore
-from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.rows import read_method
 from volumediff.calibration.calibrate import load_method
 from volumediff.commands._capabilities import inventory
 from volumediff.condition import Condition
@@ -221,11 +221,11 @@ def test_checkpoints_are_selected_by_the_map_of_the_row():
 
 
 def test_a_detector_says_what_does_not_suit_it():
-    method = load_row("nsa")
+    method = read_method("nsa")
     model = detecting(Voxel(), lambda z, t, c: z)
     with pytest.raises(ValueError, match=r"corruption: expected .* with natural_patch, got one w"):
         method.check(model)
-    fits = load_row("fpi")
+    fits = read_method("fpi")
     fits.check(model)
     model.time_density = Uniform(0.0, 0.8)
     with pytest.raises(ValueError, match=r"trained up to t = 1, got one up to 0\.800"):

@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp, kstwobign
 from tiny_app import base, oblique, program, run, save
 from tiny_runs import phantom
 
-from volumediff.anomaly.baselines import Intensity
+from volumediff.anomaly.baselines import IntensityBaseline
 from volumediff.anomaly.calibrate import fit, recalibrate
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods.localizer import Localizer
@@ -65,7 +65,7 @@ def marked(method, calibration, examples, threshold):
 
 @pytest.mark.parametrize("normalize", [{}, {"normalize": ByIntensity(sigma_mm=0.0, bins=2)}])
 def test_the_recalibrated_rate_holds_at_the_site(normalize):
-    method = Intensity(threshold=HealthyFPR(rate=0.05), **normalize)
+    method = IntensityBaseline(threshold=HealthyFPR(rate=0.05), **normalize)
     own = fit(method, None, volumes(20), seed=0)
     site = {"mean": 0.15, "std": 0.25}
     fresh = list(volumes(60, first=500, **site))
@@ -86,7 +86,7 @@ def test_the_recalibrated_rate_holds_at_the_site(normalize):
 
 
 def test_the_conformal_threshold_covers_the_site():
-    method = Intensity(threshold=Conformal(probability=0.8, rate=0.01))
+    method = IntensityBaseline(threshold=Conformal(probability=0.8, rate=0.01))
     own = fit(method, None, volumes(20), seed=0)
     site = {"mean": 0.2, "std": 0.2}
     there = recalibrate(own, method, None, volumes(60, first=200, **site), seed=0)
@@ -97,7 +97,7 @@ def test_the_conformal_threshold_covers_the_site():
 
 
 def test_the_same_site_has_not_drifted():
-    method = Intensity()
+    method = IntensityBaseline()
     own = fit(method, None, volumes(30), seed=0)
     there = recalibrate(own, method, None, volumes(30, first=100), seed=0)
     drift = drift_between(method, own, there)

@@ -14,7 +14,7 @@ from volumediff.condition import Condition
 from volumediff.memory import slabs
 from volumediff.memory.graph import record
 from volumediff.memory.policy import MemoryPolicy
-from volumediff.memory.statistics import Moments
+from volumediff.memory.statistics import SlabMoments
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole
@@ -234,13 +234,13 @@ CUTS = {
     "unpadded": (slabs.Convolution((2, 2, 2), (0, 0, 0), (draw(3, 2, 3, 3, 3),)), 4),
     "pointwise kernel": (slabs.Convolution((1, 1, 1), (0, 0, 0), (draw(3, 2, 1, 1, 1),)), 9),
     "wide": (slabs.Convolution((1, 1, 1), (2, 0, 0), (draw(3, 2, 5, 1, 1),)), 9),
-    "nearest": (slabs.Nearest((2, 2, 1)), 18),
-    "nearest in planes": (slabs.Nearest((1, 2, 2)), 9),
-    "linear": (slabs.Linear(), 18),
+    "nearest": (slabs.NearestUpsampling((2, 2, 1)), 18),
+    "nearest in planes": (slabs.NearestUpsampling((1, 2, 2)), 9),
+    "linear": (slabs.LinearUpsampling(), 18),
     "average": (slabs.Average((2, 2, 2), False), 4),
     "average of the rest": (slabs.Average((2, 2, 2), True), 5),
     "pad": (slabs.Pad((3, 1, 0), 9), 12),
-    "crop": (slabs.Crop(5, 4), 7),
+    "crop": (slabs.CropPlanes(5, 4), 7),
 }
 
 
@@ -275,7 +275,7 @@ def test_every_operation_gives_its_planes(name, size):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-4)])
 def test_moments_merge_exactly(dtype, bound):
     x = (20 + 3 * draw(2, 4, 11, 6, 5)).to(dtype)
-    moments = Moments()
+    moments = SlabMoments()
     for part in x.split(3, dim=2):
         moments.update(part)
     mean, variance = moments.result()

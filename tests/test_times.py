@@ -9,15 +9,15 @@ from volumediff.config import available, build
 from volumediff.errors import UsageError
 from volumediff.randomness import uniform
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
-from volumediff.times.grid import Grid
+from volumediff.schedules.linear import LinearSchedule
+from volumediff.times.grid import GridTimes
 from volumediff.times.log_normal import LogNormal
 from volumediff.times.logit_normal import LogitNormal
 from volumediff.times.uniform import Uniform
 
 KEYS = tuple(range(2000))
 DRAWN = torch.tensor([uniform(key, "t") for key in KEYS], dtype=torch.float64)
-LINEAR = Linear()
+LINEAR = LinearSchedule()
 SCHEDULES = [LINEAR, Cosine(zero_terminal_snr=True), Cosine(shift=8.0)]
 INTERVALS = [(0.0, 1.0), (0.2, 0.6), (0.999, 1.0)]
 NEEDED = {"grid": {"steps": 5}}
@@ -119,14 +119,14 @@ def test_an_interval_without_any_times_is_refused():
 
 
 def test_grid_times_are_those_of_a_sampler():
-    t = Grid(8).at(DRAWN, LINEAR)
+    t = GridTimes(8).at(DRAWN, LINEAR)
     found, counts = t.unique(return_counts=True)
     sampler = build("sampler", {"name": "ddim", "steps": 8})
     torch.testing.assert_close(found, sampler.times(LINEAR).flip(0)[1:], rtol=0, atol=1e-15)
     assert stats.chisquare(counts.numpy()).pvalue > 0.01
-    inner = Grid(4, 0.2, 0.6).at(DRAWN, LINEAR).unique()
+    inner = GridTimes(4, 0.2, 0.6).at(DRAWN, LINEAR).unique()
     torch.testing.assert_close(inner, torch.tensor([0.3, 0.4, 0.5, 0.6], dtype=torch.float64))
-    assert Grid(1).draw(KEYS[:3], LINEAR).tolist() == [1.0, 1.0, 1.0]
+    assert GridTimes(1).draw(KEYS[:3], LINEAR).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from volumediff.memory import host
 from volumediff.memory.policy import MemoryPolicy
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
-from volumediff.optimization.state import State
+from volumediff.optimization.state import TrainingState
 from volumediff.planning.fake import fake_task
 from volumediff.planning.step import train_step, with_moments
 from volumediff.planning.tracer import Tracer
@@ -173,7 +173,7 @@ def total(tracker):
 def test_equals_the_tracker_of_torch_over_a_whole_step(tmp_path):
     config = tiny(tmp_path, tmp_path, "data.preprocessing.shape=[16,16,16]")
     with fake_task(config) as task:
-        state = State.fresh(task, config.optim)
+        state = TrainingState.fresh(task, config.optim)
         with_moments(state)
         micros = [task.batch((16, 16, 16), 2)]
         states = [s for o in state.optimizers.values() for s in o.state.values()]

@@ -34,7 +34,7 @@ from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.storage import checkpoint
-from volumediff.storage.cache import Cache, Entry
+from volumediff.storage.cache import Cache, CacheEntry
 from volumediff.tasks import _selection as selection
 from volumediff.tasks.diffusion import DiffusionTask
 from volumediff.training.loop import train
@@ -497,4 +497,4 @@ def test_what_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, w
 
 
 def test_a_lost_entry_of_the_cache_is_no_crash(volumes):
-    assert Entry(volumes[0].entry.folder, {}).load("nothing") is None
+    assert CacheEntry(volumes[0].entry.folder, {}).load("nothing") is None

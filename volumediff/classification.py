@@ -21,7 +21,7 @@ from volumediff.component import Loan
 from volumediff.data.seen import Seen
 from volumediff.kernels._base import Kernel
 from volumediff.model import Batch, state_noise
-from volumediff.noise import Gaussian, Noise
+from volumediff.noise import GaussianNoise, Noise
 from volumediff.schedules._base import Schedule
 from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
@@ -58,7 +58,7 @@ class StateClassifier(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
-        noise_field: Noise = Gaussian(),  # noqa: B008 - frozen
+        noise_field: Noise = GaussianNoise(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.space = space

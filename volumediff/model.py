@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.networks._base import Network
-from volumediff.noise import Gaussian, Noise
+from volumediff.noise import GaussianNoise, Noise
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.healthy import Healthy
 from volumediff.shapes import Shape
@@ -104,7 +104,7 @@ class Model(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
-        noise_field: Noise = Gaussian(),  # noqa: B008 - frozen
+        noise_field: Noise = GaussianNoise(),  # noqa: B008 - frozen
         recipe: Recipe = Healthy(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from volumediff.randomness import generator, normal
 
-__all__ = ["Coarse", "Gaussian", "Noise", "Pyramid", "Simplex"]
+__all__ = ["CoarseNoise", "GaussianNoise", "Noise", "Pyramid", "Simplex"]
 
 Key = int | str
 
@@ -52,7 +52,7 @@ class Noise(ABC):
 
 
 @dataclass(frozen=True)
-class Gaussian(Noise):
+class GaussianNoise(Noise):
     """White Gaussian noise."""
 
     kind: ClassVar[str] = "white"
@@ -68,7 +68,7 @@ class Gaussian(Noise):
 
 
 @dataclass(frozen=True)
-class Coarse(Noise):
+class CoarseNoise(Noise):
     """White noise on a grid of every so many voxels, interpolated linearly between them.
 
     Arguments:

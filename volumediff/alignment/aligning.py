@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float
 from volumediff.data.alignment import Alignment
 from volumediff.data.bias_field import bias_field
 from volumediff.data.cases import Case
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
-from volumediff.data.registration import Scan, align_affine, align_rigid
+from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
 from volumediff.data.templates import Template
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
@@ -90,7 +90,7 @@ class Aligned:
     before: Float[np.ndarray, "d h w"]
     native: Volume
     native_brain: Bool[np.ndarray, "a b c"]
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Remark] = field(default_factory=list)
 
 
 def align_case(
@@ -167,9 +167,9 @@ def _single(volume: Volume) -> Volume:
     return volume
 
 
-def _named(volume: Volume) -> list[Finding]:
+def _named(volume: Volume) -> list[Remark]:
     name = volume.path.name if volume.path else "volume"
-    return [Finding(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
+    return [Remark(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
 
 
 def _given(mask: Path | None, first: Volume) -> Bool[np.ndarray, "d h w"]:
@@ -197,9 +197,9 @@ def _to_template(
     """T of the first channel, without its bias."""
     shown = whole if given is None else given
     x, _ = _corrected(first, shown, first.grid, name, steps)
-    reference = Scan(template.x, template.object, template.grid)
+    reference = RegistrationVolume(template.x, template.object, template.grid)
     skull = steps.mask is BrainMask.template
-    return align_affine(Scan(x, shown, first.grid), reference, skull=skull)
+    return align_affine(RegistrationVolume(x, shown, first.grid), reference, skull=skull)
 
 
 def _brain(
@@ -225,7 +225,7 @@ def _alignments(
 ) -> dict[str, Alignment]:
     """Channels on one grid lie on each other; those on another are registered to the first."""
     name, first = next(iter(volumes.items()))
-    reference = Scan(first.array[0], brain, first.grid)
+    reference = RegistrationVolume(first.array[0], brain, first.grid)
     known = [(first.grid, np.eye(4))]
     found = {name: leading}
     for channel, volume in list(volumes.items())[1:]:
@@ -233,7 +233,9 @@ def _alignments(
         if rigid is None:
             shown = foreground(volume.array[0], "auto")
             try:
-                rigid = align_rigid(Scan(volume.array[0], shown, volume.grid), reference)
+                rigid = align_rigid(
+                    RegistrationVolume(volume.array[0], shown, volume.grid), reference
+                )
             except DataError as error:
                 raise DataError(f"channel {channel} {error}") from None
             _near(rigid, reference.centre_mm(), channel=channel, first=name)

@@ -24,7 +24,7 @@ import numpy as np
 import volumediff
 from volumediff.alignment.aligning import QUANTITATIVE, Aligned, BrainMask, Steps, align_case
 from volumediff.alignment.quality import Quality, measured
-from volumediff.alignment.quality_page import Row, pictured, write_page
+from volumediff.alignment.quality_page import AlignedCase, pictured, write_page
 from volumediff.alignment.record import read_transform, write_transform
 from volumediff.data.brain_masks import brain_mask_of, without_masks
 from volumediff.data.cases import Case, patient_of
@@ -239,14 +239,14 @@ def _written(
     return files
 
 
-def _row(out: Path, case: str) -> Row:
+def _row(out: Path, case: str) -> AlignedCase:
     record = read_transform(out, case)
     notes = [f["message"] for f in record["findings"] if f["severity"] != "info"]
     kept = [n for n, c in record["channels"].items() if c["bias_field"] is None]
     if kept:
         notes.append(f"no bias correction of {', '.join(kept)}")
     quality = Quality.from_json(record["quality"])
-    return Row(case, quality, out / case / f"{case}_qc.png", notes)
+    return AlignedCase(case, quality, out / case / f"{case}_qc.png", notes)
 
 
 def _write_participants(out: Path, cases: Sequence[Case]) -> None:

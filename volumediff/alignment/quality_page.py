@@ -15,7 +15,7 @@ from volumediff.alignment.quality import Quality, all_flags
 from volumediff.data.templates import Template
 from volumediff.storage.atomic import atomic
 
-__all__ = ["Row", "pictured", "write_page"]
+__all__ = ["AlignedCase", "pictured", "write_page"]
 
 # Pictures are 90 kB each: flagged cases all have theirs, the others up to this many.
 MOST_PICTURES = 200
@@ -29,7 +29,7 @@ NOTICE = "Research software. Not a medical device, not for diagnosis."
 
 
 @dataclass(frozen=True)
-class Row:
+class AlignedCase:
     """A finished case.
 
     Arguments:
@@ -94,7 +94,7 @@ def _middle(mask: np.ndarray) -> tuple[int, int, int]:
 
 
 def write_page(
-    path: Path | str, rows: Sequence[Row], *, failed: Mapping[str, str], title: str
+    path: Path | str, rows: Sequence[AlignedCase], *, failed: Mapping[str, str], title: str
 ) -> dict[str, list[str]]:
     """Writes the page, whole or not at all, and returns the flags of the flagged cases.
 
@@ -139,7 +139,7 @@ def write_page(
     return flagged
 
 
-def _shown(order: Sequence[Row], flagged: Mapping[str, list[str]]) -> list[Row]:
+def _shown(order: Sequence[AlignedCase], flagged: Mapping[str, list[str]]) -> list[AlignedCase]:
     return list(order[: len(flagged) + MOST_PICTURES])
 
 
@@ -150,7 +150,7 @@ def _failures(failed: Mapping[str, str]) -> list[str]:
     return [f'<div class="notice"><strong>Failed</strong><ul>{items}</ul></div>']
 
 
-def _table(rows: Sequence[Row], flagged: Mapping[str, list[str]]) -> str:
+def _table(rows: Sequence[AlignedCase], flagged: Mapping[str, list[str]]) -> str:
     names = ("case", "Dice", "seen", "similarity before", "after", "scales", "largest shear",
              "rotation", "volume scale", "mask ml", "bias field")  # fmt: skip
     head = "".join(f'<th scope="col">{n}</th>' for n in names)
@@ -185,7 +185,7 @@ def _table(rows: Sequence[Row], flagged: Mapping[str, list[str]]) -> str:
     )
 
 
-def _figure(row: Row, reasons: Sequence[str]) -> str:
+def _figure(row: AlignedCase, reasons: Sequence[str]) -> str:
     data = base64.b64encode(row.picture.read_bytes()).decode()
     text = f"<strong>{escape(row.case)}</strong>"
     if reasons:

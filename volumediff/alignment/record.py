@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from volumediff.alignment.quality import Quality
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.outputs.export import finite
 from volumediff.storage.records import Record, read, write
 
@@ -58,7 +58,7 @@ class Transform(Record):
     label_of: str | None
     channels: dict[str, Channel]
     quality: Quality
-    findings: tuple[Finding, ...]
+    findings: tuple[Remark, ...]
 
 
 def transform_file(folder: Path, case: str) -> Path:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.compatibility import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser, Prediction
@@ -21,7 +21,7 @@ from volumediff.samplers._base import Context, Hook
 __all__ = ["asked", "blended", "check_visits", "keeping", "revisited"]
 
 
-def asked(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
+def asked(scene: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
     """The denoiser that redraws a region, and what it is told."""
     model, recipe = scene.model, scene.model.recipe
     if fills_voids(recipe):
@@ -36,7 +36,7 @@ def asked(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condit
     return among_clean, model.told(scene.condition, (), m if recipe.shows_mask else None)
 
 
-def keeping(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> Hook:
+def keeping(scene: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> Hook:
     """Puts the patient's own state back outside a mask of voxels."""
     m = scene.model.space.mask(m)
     own = (1 - m) * scene.encode(scene.x)
@@ -47,7 +47,7 @@ def keeping(scene: Scene, m: Float[Tensor, "1 1 d h w"]) -> Hook:
     return keep
 
 
-def blended(scene: Scene, healthy: Tensor, m: Tensor) -> Tensor:
+def blended(scene: MethodContext, healthy: Tensor, m: Tensor) -> Tensor:
     """The patient's own voxels outside a mask; states that were kept there have them already."""
     if scene.model.space.exact and not fills_voids(scene.model.recipe):
         return healthy

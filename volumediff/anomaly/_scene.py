@@ -16,7 +16,7 @@ from volumediff.kernels._base import Denoiser
 from volumediff.model import Model
 from volumediff.schedules._base import Schedule
 
-__all__ = ["Level", "Scene", "classes_of", "read_levels"]
+__all__ = ["Level", "MethodContext", "classes_of", "read_levels"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def classes_of(model: Model) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class MethodContext:
     """One run of a row on one volume.
 
     Arguments:

@@ -35,7 +35,7 @@ from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Norm
 from volumediff.randomness import key as key_of
 
-__all__ = ["Adaptation", "Affine"]
+__all__ = ["Adaptation", "AffineAdaptation"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Adaptation(Component, ABC):
 
 
 @dataclass(frozen=True)
-class Affine(Adaptation):
+class AffineAdaptation(Adaptation):
     """Fits scale and shift of the network's normalisations to one volume, those of FiLM, too.
 
     Adam, as in Tent, moves every parameter by at most about `steps * lr`.

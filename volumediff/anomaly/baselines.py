@@ -8,11 +8,11 @@ import torch
 
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.tunable import Tunable, tunable
 
-__all__ = ["Baseline", "Intensity", "Prevalence", "Smoothing"]
+__all__ = ["Baseline", "IntensityBaseline", "Prevalence", "Smoothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class Baseline(Method, ABC):
     section: ClassVar[str | None] = "baseline"
 
     @abstractmethod
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The map of a volume, before normalization."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intensity(Baseline):
+class IntensityBaseline(Baseline):
     """The intensity itself as the map, a = (1 + sign · mean_c x) / 2.
 
     Bright voxels are abnormal, or dark ones.
@@ -45,10 +45,10 @@ class Intensity(Baseline):
 
     sign: Literal[1, -1] = 1
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The intensities in the foreground."""
         a = (1 + self.sign * example.x.mean(dim=1, keepdim=True)) / 2
-        return Finding(a * example.foreground, None)
+        return RawLocalization(a * example.foreground, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Smoothing(Baseline):
 
     sigma_mm: float = tunable(4.0, Tunable.PARAMETER)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The residual; the pseudo-healthy volume is the smoothed one, background untouched."""
         healthy = smooth(
             example.x,
@@ -70,13 +70,13 @@ class Smoothing(Baseline):
             foreground=example.foreground,
         )
         healthy = torch.where(example.foreground, healthy, example.x)
-        return Finding((example.x - healthy).abs().mean(dim=1, keepdim=True), healthy)
+        return RawLocalization((example.x - healthy).abs().mean(dim=1, keepdim=True), healthy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prevalence(Baseline):
     """A constant map, whose AP is the share of lesion voxels: the floor of every table."""
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """One in the foreground."""
-        return Finding(example.foreground.to(example.x.dtype), None)
+        return RawLocalization(example.foreground.to(example.x.dtype), None)

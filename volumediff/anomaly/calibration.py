@@ -32,7 +32,7 @@ class StoredProbability(Record):
     values: Annotated[tuple[float, ...], Field(min_length=1)]
 
 
-class Stored(Record):
+class StoredCalibration(Record):
     """What a calibration's file says beside its tensors."""
 
     format: Literal[3] = 3
@@ -80,7 +80,7 @@ class Calibration:
             tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
         if self.errors is not None:
             tensors["errors"] = self.errors
-        record = Stored(
+        record = StoredCalibration(
             fingerprint=self.fingerprint,
             scores=self.scores,
             each=len(self.each),
@@ -97,7 +97,7 @@ class Calibration:
             DataError: the file is missing, damaged or of another format
         """
         advice = "remove it to calibrate again"
-        tensors, meta = load(path, Stored, advice=advice)
+        tensors, meta = load(path, StoredCalibration, advice=advice)
 
         def histogram(name: str) -> Histogram:
             counts = tensors.pop(f"{name}.counts").numpy()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.needs.levels import TrainedToTheEnd
 from volumediff.anomaly.needs.model import Diffusion, ExactSpace
@@ -77,7 +77,7 @@ class Detector(Method, ABC):
             TrainedToTheEnd(),
         )
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The mean of the maps of all seeds, in [0, 1] in the foreground, 0 elsewhere."""
         assert model is not None, "check"
         d, h, w = example.x.shape[2:]
@@ -91,7 +91,7 @@ class Detector(Method, ABC):
             errors.append(m[example.foreground].double().mean().float())
             if spread is not None:
                 spread.add(m)
-        return Finding(
+        return RawLocalization(
             map=total / self.seeds,
             healthy=None,
             errors=torch.stack(errors),

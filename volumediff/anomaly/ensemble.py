@@ -16,7 +16,7 @@ from volumediff.anomaly._scene import Level, read_levels
 from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 
-__all__ = ["Ensemble", "GeometricMean", "HarmonicMean", "Mahalanobis", "Mean"]
+__all__ = ["Ensemble", "GeometricMean", "HarmonicMean", "Mahalanobis", "MeanEnsemble"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ensemble(Component, ABC):
 
 
 @dataclass(frozen=True)
-class Mean(Ensemble):
+class MeanEnsemble(Ensemble):
     """Arithmetic mean of the runs' maps: abnormal where any run says so."""
 
     def forward(self, a: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b 1 d h w"]:

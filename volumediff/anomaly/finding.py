@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Finding", "Localization"]
+__all__ = ["Localization", "RawLocalization"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Localization:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class RawLocalization:
     """A map before normalization and post-processing.
 
     Arguments:

@@ -29,19 +29,19 @@ from volumediff.features.encoder import spread
 from volumediff.randomness import generator
 
 __all__ = [
-    "Critic",
+    "CriticReconstruction",
     "ElboGradient",
     "Reconstruction",
+    "ReconstructionView",
     "Resampled",
     "Restoration",
     "SinglePass",
-    "View",
     "total_variation",
 ]
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class ReconstructionView:
     """One reconstruction of one volume.
 
     Arguments:
@@ -74,12 +74,15 @@ class Reconstruction(Component, ABC):
     stochastic: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
+    def __call__(self, view: ReconstructionView) -> Float[Tensor, "1 c d h w"]:
         """The pseudo-healthy volume."""
 
     @abstractmethod
     def weigh(
-        self, view: View, healthy: Float[Tensor, "1 c d h w"], a: Float[Tensor, "1 1 d h w"]
+        self,
+        view: ReconstructionView,
+        healthy: Float[Tensor, "1 c d h w"],
+        a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map of the row from the distance of volume and pseudo-healthy volume."""
 
@@ -107,12 +110,15 @@ class SinglePass(Reconstruction):
         a comparative study, arXiv:2004.03271
     """
 
-    def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
+    def __call__(self, view: ReconstructionView) -> Float[Tensor, "1 c d h w"]:
         """D(E(x))."""
         return view.model.reconstruct(view.x)
 
     def weigh(
-        self, view: View, healthy: Float[Tensor, "1 c d h w"], a: Float[Tensor, "1 1 d h w"]
+        self,
+        view: ReconstructionView,
+        healthy: Float[Tensor, "1 c d h w"],
+        a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return a
@@ -142,12 +148,15 @@ class ElboGradient(Reconstruction):
         """Evidence that has a gradient."""
         return _gradient("reconstruction ElboGradient")
 
-    def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
+    def __call__(self, view: ReconstructionView) -> Float[Tensor, "1 c d h w"]:
         """D(E(x))."""
         return view.model.reconstruct(view.x)
 
     def weigh(
-        self, view: View, healthy: Float[Tensor, "1 c d h w"], a: Float[Tensor, "1 1 d h w"]
+        self,
+        view: ReconstructionView,
+        healthy: Float[Tensor, "1 c d h w"],
+        a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map times the smoothed gradient."""
         slope = _slope(view.model, view.x).abs().mean(dim=1, keepdim=True)
@@ -191,7 +200,7 @@ class Restoration(Reconstruction):
         """Evidence that has a gradient."""
         return _gradient("reconstruction Restoration")
 
-    def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
+    def __call__(self, view: ReconstructionView) -> Float[Tensor, "1 c d h w"]:
         """The end of the descent."""
         u = view.x.clone()
         for _ in range(self.steps):
@@ -205,7 +214,10 @@ class Restoration(Reconstruction):
         return u
 
     def weigh(
-        self, view: View, healthy: Float[Tensor, "1 c d h w"], a: Float[Tensor, "1 1 d h w"]
+        self,
+        view: ReconstructionView,
+        healthy: Float[Tensor, "1 c d h w"],
+        a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return a
@@ -217,7 +229,7 @@ def total_variation(x: Float[Tensor, "b c d h w"]) -> Float[Tensor, ""]:
 
 
 @dataclass(frozen=True)
-class Critic(Reconstruction):
+class CriticReconstruction(Reconstruction):
     r"""Through the encoder and the generator of a GAN; the critic's features join the map,
 
     .. math:: a \leftarrow a + \kappa\, U \langle (f(x) - f(\hat x))^2 \rangle,
@@ -239,12 +251,15 @@ class Critic(Reconstruction):
         """A critic."""
         return (Reconstructs(FAnoGAN, "reconstruction Critic", "an autoencoder with a critic"),)
 
-    def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
+    def __call__(self, view: ReconstructionView) -> Float[Tensor, "1 c d h w"]:
         """G(E(x))."""
         return view.model.reconstruct(view.x)
 
     def weigh(
-        self, view: View, healthy: Float[Tensor, "1 c d h w"], a: Float[Tensor, "1 1 d h w"]
+        self,
+        view: ReconstructionView,
+        healthy: Float[Tensor, "1 c d h w"],
+        a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map plus the difference of the features."""
         see = view.model.critic.features
@@ -285,7 +300,7 @@ class Resampled(Reconstruction):
         """A prior of codes."""
         return (Reconstructs(TokenPrior, "reconstruction Resampled", "a prior of codes"),)
 
-    def __call__(self, view: View) -> Float[Tensor, "1 c d h w"]:
+    def __call__(self, view: ReconstructionView) -> Float[Tensor, "1 c d h w"]:
         """The volume of the healthier codes."""
         d, h, w = view.x.shape[2:]
         tokens = view.model.tokens(view.x)
@@ -298,7 +313,10 @@ class Resampled(Reconstruction):
         return view.model.volume(healthy, (d, h, w))
 
     def weigh(
-        self, view: View, healthy: Float[Tensor, "1 c d h w"], a: Float[Tensor, "1 1 d h w"]
+        self,
+        view: ReconstructionView,
+        healthy: Float[Tensor, "1 c d h w"],
+        a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map where codes were drawn again."""
         return a * view.smooth(view.trace["resampled/mask"], self.sigma_mm)

@@ -24,10 +24,10 @@ from volumediff import config
 from volumediff.anomaly.methods._base import Method
 from volumediff.errors import UsageError
 
-__all__ = ["build_row", "load_row", "load_tree"]
+__all__ = ["build_method", "method_tree", "read_method"]
 
 
-def load_row(name: str, *, overrides: Sequence[str] = ()) -> Method:
+def read_method(name: str, *, overrides: Sequence[str] = ()) -> Method:
     """A method from its file.
 
     Arguments:
@@ -38,10 +38,10 @@ def load_row(name: str, *, overrides: Sequence[str] = ()) -> Method:
         UsageError: unknown method, slot, component or argument; one line that says what is
             expected
     """
-    return build_row(_read(name, overrides), where=str(name))
+    return build_method(_read(name, overrides), where=str(name))
 
 
-def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def method_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A method as nested dictionaries, a first pass that is a name written out.
 
     Raises:
@@ -49,7 +49,7 @@ def load_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     tree = _read(name, overrides)
     if isinstance(tree.get("first"), str):
-        tree["first"] = load_tree(tree["first"])
+        tree["first"] = method_tree(tree["first"])
     return tree
 
 
@@ -57,7 +57,7 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return config.load(config.config_path("anomaly", str(name)), overrides)
 
 
-def build_row(tree: Mapping[str, Any], *, where: str = "row") -> Method:
+def build_method(tree: Mapping[str, Any], *, where: str = "row") -> Method:
     """A method from the tree of its file; models of other runs are handed in by `Method.bind`.
 
     Arguments:
@@ -152,7 +152,7 @@ def _method(value: Any, where: str) -> Method:
     if isinstance(value, Method):
         return value
     if isinstance(value, str):
-        return load_row(value)
+        return read_method(value)
     if not isinstance(value, Mapping):
         raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
-    return build_row(value, where=where)
+    return build_method(value, where=where)

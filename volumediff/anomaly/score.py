@@ -9,12 +9,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.classification import CLASSIFIER, ClassPosterior
 from volumediff.component import Component, borrowed, presentation
 from volumediff.condition import HEALTHY
 
-__all__ = ["Classifier", "Excess", "Max", "Mean", "Reported", "Score", "TopFraction", "ZAverage"]
+__all__ = [
+    "ClassifierScore",
+    "Excess",
+    "Max",
+    "MeanScore",
+    "Reported",
+    "Score",
+    "TopFraction",
+    "ZAverage",
+]
 
 OWN = 10_000  # number of the noise that no route draws
 
@@ -46,13 +55,13 @@ class Score(Component, ABC):
             healthy: the same of healthy volumes, one per row
         """
 
-    def evidence(self, scene: Scene, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def evidence(self, scene: MethodContext, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """What a run is remembered by: the mean of its map, for scores that have no other."""
         return error
 
 
 @dataclass(frozen=True)
-class Mean(Score):
+class MeanScore(Score):
     """Mean of the map over the foreground; dilutes small lesions."""
 
     def __call__(
@@ -202,7 +211,7 @@ class ZAverage(Score):
 
 
 @dataclass(frozen=True)
-class Classifier(Score):
+class ClassifierScore(Score):
     r"""Log-odds of disease of a classifier of noisy states, whatever the map says,
 
     .. math:: s = \log (1 - C(\text{healthy} | z_t, t)) - \log C(\text{healthy} | z_t, t),
@@ -222,7 +231,7 @@ class Classifier(Score):
     run: str | None = presentation(None)
     classifier: ClassPosterior | None = borrowed(CLASSIFIER)
 
-    def evidence(self, scene: Scene, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def evidence(self, scene: MethodContext, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The log-odds of the volume.
 
         Raises:

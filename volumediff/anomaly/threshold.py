@@ -20,7 +20,7 @@ from volumediff.component import Component
 from volumediff.metrics.detection import threshold_at_fpr
 
 __all__ = [
-    "Best",
+    "BestThreshold",
     "Conformal",
     "Fixed",
     "HealthyFPR",
@@ -28,7 +28,7 @@ __all__ = [
     "OwnMap",
     "OwnQuantile",
     "Threshold",
-    "Validation",
+    "ValidationThreshold",
 ]
 
 
@@ -61,7 +61,7 @@ class Threshold(Component, ABC):
 
 
 @dataclass(frozen=True)
-class Best(Threshold):
+class BestThreshold(Threshold):
     """The threshold with the best Dice on the volumes themselves: an oracle.
 
     There is never a mask from it; `metrics.detection.best_dice` reports its Dice.
@@ -75,7 +75,7 @@ class Best(Threshold):
 
 
 @dataclass(frozen=True)
-class Validation(Threshold):
+class ValidationThreshold(Threshold):
     """The threshold with the best Dice on validation volumes with truth."""
 
     calibrated: ClassVar[bool] = True

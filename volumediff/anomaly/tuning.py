@@ -43,7 +43,7 @@ SCALED = (Tunable.STRENGTH, Tunable.PARAMETER, Tunable.WIDTH)  # in the order of
 
 
 @dataclass(frozen=True)
-class Place:
+class TunableField:
     """A declared field of a row, by its path in the row's tree."""
 
     path: Path
@@ -91,7 +91,7 @@ class NoiseAxis(Axis):
         schedule: the checkpoint's
     """
 
-    places: tuple[Place, ...]
+    places: tuple[TunableField, ...]
     schedule: Schedule
 
     def coarse(self) -> tuple[float, ...]:
@@ -108,7 +108,7 @@ class NoiseAxis(Axis):
         return {p.path: _moved(p, offset, self.schedule) for p in self.places} if offset else {}
 
 
-def _moved(place: Place, offset: float, schedule: Schedule) -> Value:
+def _moved(place: TunableField, offset: float, schedule: Schedule) -> Value:
     values = place.value if isinstance(place.value, tuple) else (place.value,)
     if place.what is Tunable.TIME:
         levels = [_log_snr(Level(level=t), schedule) + offset for t in values]
@@ -185,7 +185,7 @@ def axes_of(method: Method, schedule: Schedule | None) -> list[Axis]:
 
 
 def _noise_axis(
-    method: Method, prefix: Path, places: Sequence[Place], schedule: Schedule
+    method: Method, prefix: Path, places: Sequence[TunableField], schedule: Schedule
 ) -> NoiseAxis | None:
     """None for rows without levels, and for those from the end of the schedule: all is noise."""
     levels = method.noise_levels()
@@ -205,7 +205,7 @@ def _dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _places(block: Any, path: Path) -> Iterator[Place]:
+def _places(block: Any, path: Path) -> Iterator[TunableField]:
     """Declared fields of a block and of those in it; unused ones (None, ()) are left out."""
     declared = tunables(block)
     for field in fields(block):
@@ -213,7 +213,7 @@ def _places(block: Any, path: Path) -> Iterator[Place]:
         here = (*path, *_key(block, field.name))
         if field.name in declared:
             if value is not None and value != ():
-                yield Place(here, declared[field.name], value)
+                yield TunableField(here, declared[field.name], value)
         elif isinstance(value, Component) and value.alone:
             continue  # named and not written out: the tree has no place for values
         elif is_dataclass(value) and not isinstance(value, type):

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import dilate, inside_quantile
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.component import Component
 
-__all__ = ["Found", "Given", "Where"]
+__all__ = ["FoundSelector", "Given", "Where"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Where(Component, ABC):
     takes_region: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The region, 1 inside."""
 
 
 @dataclass(frozen=True)
-class Found(Where):
+class FoundSelector(Where):
     """The most abnormal part of the foreground, by the map of a first pass.
 
     Arguments:
@@ -48,7 +48,7 @@ class Found(Where):
         if not 0 < self.quantile < 1:
             raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
 
-    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The most abnormal part, dilated."""
         top = inside_quantile(scene.prior_map, self.quantile, foreground=scene.foreground)
         m = ((scene.prior_map > top) & scene.foreground).to(scene.x.dtype)
@@ -68,7 +68,7 @@ class Given(Where):
     takes_region: ClassVar[bool] = True
     dilate_mm: float = 0.0
 
-    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The region, dilated.
 
         Raises:

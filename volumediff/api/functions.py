@@ -9,7 +9,6 @@ from volumediff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
-    from volumediff.data.check import Row
     from volumediff.data.survey import Spec
     from volumediff.evaluation.evaluate import MethodResult
     from volumediff.outputs.batch import Summary

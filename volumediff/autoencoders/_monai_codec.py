@@ -28,7 +28,7 @@ EPS = 1e-6  # of every normalisation in MONAI's networks
 POINT = (1, 1, 1)
 
 
-class Affine(nn.Module):
+class IntensityScale(nn.Module):
     """y = factor x + offset, of intensities."""
 
     halo = (0, 0, 0)
@@ -92,7 +92,7 @@ def published(
     def level(inner: int, outer: int, number: int) -> list[nn.Module]:
         return [block(inner if i == 0 else outer, outer) for i in range(number)]
 
-    down: list[nn.Module] = [Affine(half, centre), Conv(channels, widths[0])]
+    down: list[nn.Module] = [IntensityScale(half, centre), Conv(channels, widths[0])]
     width = widths[0]
     for i, outer in enumerate(widths):
         down += [PaddedDown(width)] if i else []
@@ -113,6 +113,6 @@ def published(
         up += [UpConv(width, enlarge=enlarge)] if i else []
         place(i, *up[-blocks[i] - bool(i) :])
     up += [Norm(width, **norm), Conv(width, channels)]
-    up += [Affine(1 / half, -centre / half)]
+    up += [IntensityScale(1 / half, -centre / half)]
     factor = 2 ** (len(widths) - 1)
     return Codec(nn.Sequential(*down), nn.Sequential(*up), (factor, factor, factor))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders._base import Generators, Reconstructor, check_player, sources
 from volumediff.networks._hourglass import Hourglass
-from volumediff.noise import Coarse
+from volumediff.noise import CoarseNoise
 
 __all__ = ["Denoising"]
 
@@ -63,7 +63,7 @@ class Denoising(Reconstructor):
             factor=(2, 2, 2),
         )
         self.channels, self.stride = channels, self.hourglass.stride
-        self.sigma, self.noise = sigma, Coarse(cell)
+        self.sigma, self.noise = sigma, CoarseNoise(cell)
 
     @property
     def players(self) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.rows import load_row
+from volumediff.anomaly.rows import read_method
 from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
@@ -56,7 +56,7 @@ def load_method(
         UsageError: no such method, one that does not suit the run, or that takes no such model
     """
     borrowed = borrowed or Borrowed(trained, runs or {})
-    method = load_row(name, overrides=overrides)
+    method = read_method(name, overrides=overrides)
     borrowed.check_asked(method, name)
     try:
         method = method.bind(borrowed)

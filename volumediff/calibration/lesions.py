@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from volumediff.anomaly.example import Example
-from volumediff.data.anomalies import KINDS, VALIDATION, Family, insert
+from volumediff.data.anomalies import KINDS, VALIDATION, GeneratorFamily, insert
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError
 from volumediff.randomness import key
@@ -62,7 +62,7 @@ def validation_pairs(
 
 
 def lesioned(
-    trained: Trained, cases: Sequence[Case], *, family: Family, keys: Sequence[int]
+    trained: Trained, cases: Sequence[Case], *, family: GeneratorFamily, keys: Sequence[int]
 ) -> Iterator[Pair]:
     """One lesion in every healthy case, the kinds taking turns.
 
@@ -92,7 +92,7 @@ def lesioned(
         yield Pair(sick, example)
 
 
-def _fitting(family: Family, example: Example) -> Family:
+def _fitting(family: GeneratorFamily, example: Example) -> GeneratorFamily:
     """The family, with lesions of at most a tenth of a small foreground."""
     d, h, w = example.spacing_mm
     most = LARGEST_SHARE * int(example.foreground.sum()) * d * h * w / 1000

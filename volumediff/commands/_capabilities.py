@@ -18,7 +18,7 @@ __all__ = ["inventory", "localization", "needs_of"]
 
 def inventory() -> dict[str, Any]:
     """Names that commands and configurations take, by family."""
-    from volumediff.anomaly.rows import load_row
+    from volumediff.anomaly.rows import read_method
 
     return {
         "pipelines": config.shipped("pipelines"),
@@ -29,7 +29,7 @@ def inventory() -> dict[str, Any]:
         "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in config.families()},
         "localization": localization(),
-        "localization needs": {n: needs_of(load_row(n)) for n in config.shipped("anomaly")},
+        "localization needs": {n: needs_of(read_method(n)) for n in config.shipped("anomaly")},
     }
 
 
@@ -40,13 +40,13 @@ def localization() -> dict[str, dict[str, str]]:
     The smallest configuration of a pipeline is built without memory, as the method needs it to be
     trained. The last column is that of the runs of autoencoders, of the method's own kind.
     """
-    from volumediff.anomaly.rows import load_row
+    from volumediff.anomaly.rows import read_method
 
     pipelines: dict[str, list[str]] = {}
     for name in config.shipped("pipelines"):
         pipelines.setdefault(name.rpartition("_")[0], []).append(name)
     smallest = {p: min(n, key=lambda s: int(s.rpartition("_")[2])) for p, n in pipelines.items()}
-    methods = {name: load_row(name) for name in config.shipped("anomaly")}
+    methods = {name: read_method(name) for name in config.shipped("anomaly")}
     models = cache(_model)
     return {
         name: {

@@ -52,11 +52,11 @@ HEALTHY = "healthy"
 UNITS, OFFSET = 500.0, 1.0
 
 
-class _Section(BaseModel):
+class _DemoSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Test(_Section):
+class Test(_DemoSection):
     """Held-out subjects: numbers `first`, `first` + 1, ... of the population.
 
     Every subject is shown once per kind and once without a lesion.
@@ -68,14 +68,14 @@ class Test(_Section):
     seed: int = 0
 
 
-class RowChoice(_Section):
+class RowChoice(_DemoSection):
     """A row with overrides."""
 
     row: str
     overrides: tuple[str, ...] = ()
 
 
-class DemoConfig(_Section):
+class DemoConfig(_DemoSection):
     """configs/demo.yaml."""
 
     run: dict[str, Any]

@@ -39,7 +39,7 @@ __all__ = [
     "RunOption",
     "Seed",
     "Size",
-    "Truth",
+    "TruthChoice",
     "Which",
     "WhichOption",
     "defaults",
@@ -64,7 +64,7 @@ class Mode(StrEnum):
     infer = "infer"
 
 
-class Truth(StrEnum):
+class TruthChoice(StrEnum):
     synthetic = "synthetic"
     label = "label"
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from volumediff.commands._doctor import Check
-from volumediff.data.check import Row
+from volumediff.data.check import CheckLine
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
     coverage,
@@ -37,7 +37,7 @@ def _console() -> Console:
     return Console(width=width, highlight=False, markup=False)
 
 
-def findings(rows: Sequence[Row]) -> None:
+def findings(rows: Sequence[CheckLine]) -> None:
     """The rows of `check`, then one line with their counts."""
     table = Table(box=None, pad_edge=False)
     for name in ("case", "file", "", "code", "message"):

@@ -13,7 +13,7 @@ from rich.table import Table
 from volumediff.commands._tables import WIDE
 from volumediff.tunable import Tunable
 from volumediff.tuning.trials import Trial
-from volumediff.tuning.tuned import Setting, Stage, Tuned, name_of
+from volumediff.tuning.tuned import AxisSearch, Setting, Tuned, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def _tradeoff_of(found: Tuned, setting: Setting) -> tuple[float, float]:
     return healthy, lesion
 
 
-def _tradeoff(axes: "Axes", found: Tuned, stage: Stage) -> None:
+def _tradeoff(axes: "Axes", found: Tuned, stage: AxisSearch) -> None:
     """Lesion against healthy tissue, in the pseudo-healthy volume where there is one."""
     places = [_tradeoff_of(found, setting) for setting in stage.settings]
     axes.plot(*zip(*places, strict=True), "o-", markersize=4, label=stage.axis.name)
@@ -143,7 +143,7 @@ def _tradeoff(axes: "Axes", found: Tuned, stage: Stage) -> None:
         )
 
 
-def _along(axes: "Axes", found: Tuned, stage: Stage) -> None:
+def _along(axes: "Axes", found: Tuned, stage: AxisSearch) -> None:
     """Voxel AP along an axis, with standard errors."""
     trials = [found.trials[s] for s in stage.settings]
     xs = [dict(s)[stage.axis.name] for s in stage.settings]

@@ -16,7 +16,7 @@ from volumediff.commands._options import (
     MethodWords,
     RunOption,
     Seed,
-    Truth,
+    TruthChoice,
     WhichOption,
     defaults,
     names_of,
@@ -44,7 +44,7 @@ def calibrate(
         typer.Option("--volumes", min=1, help="Largest number of volumes to use of each part."),
     ] = WORK["volumes"],
     truth: Annotated[
-        Truth,
+        TruthChoice,
         typer.Option(
             "--truth", help="Lesions that choose the validation threshold: synthetic, or labels."
         ),

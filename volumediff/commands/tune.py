@@ -19,7 +19,7 @@ from volumediff.commands._options import (
     MethodWords,
     RunOption,
     Seed,
-    Truth,
+    TruthChoice,
     WhichOption,
     defaults,
     print_json,
@@ -67,7 +67,7 @@ def tune(
         ),
     ] = None,
     truth: Annotated[
-        Truth,
+        TruthChoice,
         typer.Option("--truth", help="Lesions of the validation volumes: synthetic, or labels."),
     ] = WORK["truth"],
     budget: Annotated[

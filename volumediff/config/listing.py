@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from volumediff.config.families import Family, family
+from volumediff.config.families import FAMILIES, Family, family
 
 __all__ = ["listed", "name_of", "summary"]
 
@@ -40,8 +40,13 @@ class _Module:
 
 
 def name_of(cls: type | str) -> str:
-    """The name of a class in configurations, its own in snake case."""
-    return WORDS.sub("_", cls if isinstance(cls, str) else cls.__name__).lower()
+    """The name of a class in configurations: its own in snake case, without that of its family.
+
+    `GaussianNoise` of the family noise is `gaussian`, and so is `Gaussian` of the family kernel.
+    """
+    name = WORDS.sub("_", cls if isinstance(cls, str) else cls.__name__).lower()
+    endings = (f"_{family}" for family in FAMILIES)
+    return next((name.removesuffix(e) for e in endings if name.endswith(e)), name)
 
 
 def summary(doc: str | None) -> str:

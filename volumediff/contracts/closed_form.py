@@ -9,7 +9,7 @@ from volumediff.kernels._base import Denoiser, Prediction
 from volumediff.networks._base import Network
 from volumediff.schedules._base import Schedule, per_sample
 
-__all__ = ["Healthy", "class_posterior", "gaussian"]
+__all__ = ["KnownDenoiser", "class_posterior", "gaussian"]
 
 
 def gaussian(schedule: Schedule, mean: float, std: float) -> Denoiser:
@@ -39,7 +39,7 @@ def class_posterior(schedule: Schedule, means: tuple[float, ...], std: float) ->
     return ClassPosterior(log_probability, schedule, len(means), "closed form")
 
 
-class Healthy(Network):
+class KnownDenoiser(Network):
     """The clean state E[z_0 | z_t] of independent voxels, N(means[label], std²).
 
     The null class is N(mean of the means, std²). `noisy` adds one channel of log-odds, high where

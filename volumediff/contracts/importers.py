@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.contracts.requirements import built, refused, require
 from volumediff.errors import DataError
-from volumediff.importers._base import Importer, Source
+from volumediff.importers._base import ForeignCheckpoint, Importer
 
 __all__ = ["check_importer"]
 
@@ -24,13 +24,18 @@ def check_importer(
     importer: Importer = built(cls, arguments)
     for other in ({}, {"some.weight": torch.zeros(3, 3), "some.bias": torch.zeros(3)}):
         text = f"A checkpoint of {len(other)} foreign tensors must be refused with a DataError."
-        refused(lambda o=other: importer.config(Source(o)), text, DataError)
+        refused(lambda o=other: importer.config(ForeignCheckpoint(o)), text, DataError)
     if tensors is None:
         return
-    source = Source(tensors)
+    source = ForeignCheckpoint(tensors)
     tree = importer.config(source)
     require(set(source.left) == set(tensors), "config takes tensors: it may look at shapes alone.")
     require(isinstance(tree, dict) and bool(tree), "config gives no configuration.")
-    require(importer.config(Source(tensors)) == tree, "config gives another run the second time.")
+    require(
+        importer.config(ForeignCheckpoint(tensors)) == tree,
+        "config gives another run the second time.",
+    )
     shapes = {name: torch.zeros(tuple(value.shape)) for name, value in tensors.items()}
-    require(importer.config(Source(shapes)) == tree, "The configuration depends on values.")
+    require(
+        importer.config(ForeignCheckpoint(shapes)) == tree, "The configuration depends on values."
+    )

@@ -10,10 +10,10 @@ import torch
 
 from volumediff import config
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.methods._base import Learned, Method
-from volumediff.anomaly.methods.lent import Borrowed
+from volumediff.anomaly.methods.lent import BorrowedAutoencoder
 from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.autoencoders.kl import KL
 from volumediff.contracts.requirements import (
@@ -32,7 +32,7 @@ __all__ = ["check_baseline", "check_detector", "check_fitted", "check_method"]
 
 
 @torch.no_grad()
-def _found(method: Method, model: Learned, one: Example, key: int = 1) -> Finding:
+def _found(method: Method, model: Learned, one: Example, key: int = 1) -> RawLocalization:
     found = untouched({"the volume": one.x}, lambda: method.find(model, one, key=key))
     check_map_of(found.map, "The map")
     if found.healthy is not None:
@@ -103,7 +103,7 @@ def check_method(cls: type, **arguments: Any) -> None:
     """What a kind of method says of itself, and its map on the first model that it takes."""
     usual = {"route": {"name": "diffuse", "level": 0.5}, "sampler": {"name": "ddim", "steps": 2}}
     autoencoder = _autoencoder()
-    lent = Borrowed(autoencoder, "closed form")
+    lent = BorrowedAutoencoder(autoencoder, "closed form")
     inner = {"row": Rebuilder()}
     stand_ins = {"autoencoder": lent, "classifier": POSTERIOR}
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.where import Where
 from volumediff.contracts.requirements import built, equal, refused, require, unmet, untouched
@@ -44,7 +44,7 @@ def _model(policy: Policy) -> Model:
 
 
 @torch.no_grad()
-def _walked(policy: Policy, one: Scene) -> tuple[Tensor, Tensor]:
+def _walked(policy: Policy, one: MethodContext) -> tuple[Tensor, Tensor]:
     sampler = Ancestral(4)
     start = untouched({"the volume": one.x}, lambda: policy.start(one))
     require(start.shape == one.x.shape and start.isfinite().all(), "start gives no volume.")

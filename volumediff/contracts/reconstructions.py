@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.reconstruction import Reconstruction, View
+from volumediff.anomaly.reconstruction import Reconstruction, ReconstructionView
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders.fanogan import FAnoGAN
 from volumediff.autoencoders.token_prior import TokenPrior
@@ -57,7 +57,7 @@ def _run(how: Reconstruction, model: Reconstructor, *, key: int) -> tuple[Tensor
     x = 0.3 * normal((1, 1, *SIZE), "contracts", "x")
     inside = torch.zeros((1, 1, *SIZE), dtype=torch.bool)
     inside[..., 1:-1, 1:-1, 1:-1] = True
-    view = View(model, Example(x, inside, (2.0, 2.0, 2.0)), key)
+    view = ReconstructionView(model, Example(x, inside, (2.0, 2.0, 2.0)), key)
     healthy = untouched({"the volume": x}, lambda: how(view))
     require(healthy.shape == x.shape, f"The volume has shape {tuple(healthy.shape)}.")
     require(healthy.isfinite().all(), "The pseudo-healthy volume is not finite.")

@@ -15,12 +15,12 @@ from volumediff.kernels.gaussian import Gaussian
 from volumediff.randomness import normal
 from volumediff.samplers._base import Context, InvertibleSampler, Sampler
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 
 __all__ = ["check_sampler"]
 
 MEAN, STD = 0.3, 0.5
-KERNELS = (Gaussian(Linear(zero_terminal_snr=True)), Gaussian(Cosine()))
+KERNELS = (Gaussian(LinearSchedule(zero_terminal_snr=True)), Gaussian(Cosine()))
 
 
 def check_sampler(cls: type, **arguments: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.autoencoders.binary import Binary
 from volumediff.condition import HEALTHY
-from volumediff.contracts.closed_form import Healthy, class_posterior
+from volumediff.contracts.closed_form import KnownDenoiser, class_posterior
 from volumediff.contracts.requirements import equal, randomised, require
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.discrete import Discrete
@@ -22,7 +22,7 @@ from volumediff.networks.unet import UNet
 from volumediff.randomness import normal
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.degradation import Degradation
-from volumediff.recipes.healthy import Healthy as HealthyVolumes
+from volumediff.recipes.healthy import KnownDenoiser as HealthyVolumes
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.recipes.translation import Translation
@@ -75,22 +75,22 @@ def network_model(recipe: Any = None, **more: Any) -> Model:
 def models() -> Iterator[Model]:
     """Models of every kind that localization works with, the most usual first."""
     kernel = Gaussian(SCHEDULE, prediction="x0")
-    yield Model(Voxel(), kernel, Healthy(SCHEDULE))
+    yield Model(Voxel(), kernel, KnownDenoiser(SCHEDULE))
     classes = ClassConditional("group", ("control", "patient"))
-    yield Model(Voxel(), kernel, Healthy(SCHEDULE, means=MEANS), recipe=classes)
-    yield Model(Voxel(), Cold(SCHEDULE), Healthy(SCHEDULE), recipe=Degradation())
+    yield Model(Voxel(), kernel, KnownDenoiser(SCHEDULE, means=MEANS), recipe=classes)
+    yield Model(Voxel(), Cold(SCHEDULE), KnownDenoiser(SCHEDULE), recipe=Degradation())
     local = LocalNoise(mask_loss=0.1)
-    yield Model(Voxel(), kernel, Healthy(SCHEDULE, noisy=True), recipe=local)
-    two = Healthy(SCHEDULE, 2, image_channels=3)
+    yield Model(Voxel(), kernel, KnownDenoiser(SCHEDULE, noisy=True), recipe=local)
+    two = KnownDenoiser(SCHEDULE, 2, image_channels=3)
     yield Model(Voxel(), kernel, two, recipe=Translation())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         bits = Binary(1, latent_channels=4, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
-    yield Model(Latent(bits), Discrete(SCHEDULE), Healthy(SCHEDULE, 4, std=0.5))
+    yield Model(Latent(bits), Discrete(SCHEDULE), KnownDenoiser(SCHEDULE, 4, std=0.5))
     yield network_model(SyntheticAnomalies(), image_channels=1)
 
 
-def scene(model: Model, *, key: int = 1, distance: Map | None = None) -> Scene:
+def scene(model: Model, *, key: int = 1, distance: Map | None = None) -> MethodContext:
     """One run on one volume with a first pass, a region and a map from elsewhere."""
     channels = 2 if isinstance(model.recipe, Translation) else 1
     one = example(channels=channels)
@@ -99,7 +99,7 @@ def scene(model: Model, *, key: int = 1, distance: Map | None = None) -> Scene:
     if classes:
         condition = condition.replace(label=torch.full((1,), HEALTHY))
         null = condition.replace(label=torch.full((1,), classes))
-    return Scene(
+    return MethodContext(
         model=model,
         denoise=model.denoise,
         condition=condition,

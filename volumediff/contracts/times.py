@@ -6,7 +6,7 @@ import torch
 
 from volumediff.contracts.requirements import built, equal, require
 from volumediff.schedules.cosine import Cosine
-from volumediff.schedules.linear import Linear
+from volumediff.schedules.linear import LinearSchedule
 from volumediff.times._base import TimeDensity
 
 __all__ = ["check_times"]
@@ -20,7 +20,7 @@ def check_times(cls: type, **arguments: Any) -> None:
     low, high = density.support
     require(0 <= low < high <= 1, f"The support ({low}, {high}] is no interval of times.")
     u = torch.linspace(0, 1 - 1e-9, 200, dtype=torch.float64)
-    for schedule in (Linear(), Cosine(zero_terminal_snr=True)):
+    for schedule in (LinearSchedule(), Cosine(zero_terminal_snr=True)):
         t = density.at(u, schedule)
         require(t.dtype == torch.float64, "Times must be in float64.")
         require(

@@ -45,7 +45,7 @@ __all__ = [
     "TOLERANCE",
     "TRAINING",
     "VALIDATION",
-    "Family",
+    "GeneratorFamily",
     "insert",
 ]
 
@@ -54,7 +54,7 @@ _FLUID = 0.03  # quantile of the foreground taken for fluid
 
 
 @dataclass(frozen=True)
-class Family:
+class GeneratorFamily:
     """A generator of lesions; strengths are drawn uniformly between the two ends.
 
     Arguments:
@@ -93,9 +93,11 @@ def _sharp(shape: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
     return shape.float()
 
 
-TEST = Family(blob, _flat, (4.0, 24.0), (0.3, 0.6), (0.15, 0.3), 3.0, (8.0, 14.0))
-VALIDATION = Family(ellipsoid, _peaked, (2.0, 16.0), (0.4, 0.9), (0.2, 0.4), 5.0, (6.0, 10.0))
-TRAINING = Family(cuboid, _sharp, (1.0, 20.0), (0.2, 0.8), (0.1, 0.5), 4.0, (5.0, 12.0))
+TEST = GeneratorFamily(blob, _flat, (4.0, 24.0), (0.3, 0.6), (0.15, 0.3), 3.0, (8.0, 14.0))
+VALIDATION = GeneratorFamily(
+    ellipsoid, _peaked, (2.0, 16.0), (0.4, 0.9), (0.2, 0.4), 5.0, (6.0, 10.0)
+)
+TRAINING = GeneratorFamily(cuboid, _sharp, (1.0, 20.0), (0.2, 0.8), (0.1, 0.5), 4.0, (5.0, 12.0))
 FAMILIES = {"test": TEST, "validation": VALIDATION, "training": TRAINING}
 
 
@@ -107,7 +109,7 @@ class _Site:
     weight: Tensor
     foreground: Tensor
     spacing_mm: tuple[float, float, float]
-    family: Family
+    family: GeneratorFamily
     donor: Tensor | None
     key: int
 
@@ -237,7 +239,7 @@ def insert(
     kind: str,
     key: int,
     spacing_mm: tuple[float, float, float],
-    family: Family = TEST,
+    family: GeneratorFamily = TEST,
     shape: Bool[Tensor, "1 d h w"] | None = None,
     donor: Float[Tensor, "c d h w"] | None = None,
 ) -> tuple[Float[Tensor, "c d h w"], Bool[Tensor, "1 d h w"]]:

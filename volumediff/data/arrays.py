@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.forms import affine_of, defect
 from volumediff.data.grid import Grid
 from volumediff.data.header import MM_PER_UNIT, Header, parse
@@ -75,7 +75,7 @@ def nibabel_grid(
     shape: tuple[int, int, int],
     policy: ReadPolicy,
     name: str,
-) -> tuple[Grid, tuple[Finding, ...]]:
+) -> tuple[Grid, tuple[Remark, ...]]:
     """Grid of an image of nibabel, by the rules of files where it has a NIfTI header.
 
     Raises:

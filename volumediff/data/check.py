@@ -19,14 +19,14 @@ from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
 
-__all__ = ["Row", "check", "has_errors"]
+__all__ = ["CheckLine", "check", "has_errors"]
 
 # Spacings of one channel that differ by more than this factor come from different protocols.
 SPACING_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckLine:
     """One line of the table; `code` is `summary` for the line that describes a readable file."""
 
     case: str
@@ -43,7 +43,7 @@ def check(
     channels: Sequence[str] | None = None,
     policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
     on_case: Callable[[Case], None] | None = None,
-) -> list[Row]:
+) -> list[CheckLine]:
     """Reads every file of every case and reports what is wrong or noteworthy.
 
     Arguments:
@@ -55,7 +55,7 @@ def check(
         DataError: there is no case at all
     """
     cases, problems = survey_cases(root, layout, channels)
-    rows = [Row(p.id, "", p.severity, "case", p.message) for p in problems]
+    rows = [CheckLine(p.id, "", p.severity, "case", p.message) for p in problems]
     spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     content: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
@@ -74,12 +74,12 @@ def check(
     return rows
 
 
-def has_errors(rows: Sequence[Row]) -> bool:
+def has_errors(rows: Sequence[CheckLine]) -> bool:
     """Whether a row says that a file cannot be used."""
     return any(row.severity == "error" for row in rows)
 
 
-def _check_case(case: Case, policy: ReadPolicy, rows: list[Row]) -> dict[str, Volume]:
+def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[str, Volume]:
     """The volumes that could be read, by channel; `label` is the label."""
     volumes: dict[str, Volume] = {}
     label = [] if case.label is None else [("label", case.label)]
@@ -88,25 +88,29 @@ def _check_case(case: Case, policy: ReadPolicy, rows: list[Row]) -> dict[str, Vo
         try:
             volume = read(path, kind=kind, policy=policy)
         except DataError as error:
-            rows.append(Row(case.id, path.name, "error", "refused", str(error)))
+            rows.append(CheckLine(case.id, path.name, "error", "refused", str(error)))
             continue
         volumes[name] = volume
-        rows.append(Row(case.id, path.name, "info", "summary", _summary(volume)))
-        rows += [Row(case.id, path.name, f.severity, f.code, f.message) for f in volume.findings]
+        rows.append(CheckLine(case.id, path.name, "info", "summary", _summary(volume)))
+        rows += [
+            CheckLine(case.id, path.name, f.severity, f.code, f.message) for f in volume.findings
+        ]
     images = [v for n, v in volumes.items() if n != "label"]
     if images and "label" in volumes:
         try:
             check_grids(images[0], volumes["label"])
         except DataError as error:
-            rows.append(Row(case.id, case.label.name, "error", "grid", str(error)))
+            rows.append(CheckLine(case.id, case.label.name, "error", "grid", str(error)))
     for other in images[1:]:
         difference = agree(images[0].grid, other.grid)
         if difference:
             text = f"other grid than {images[0].path.name}: {difference}; it will be resampled"
-            rows.append(Row(case.id, other.path.name, "warning", "grid", text))
+            rows.append(CheckLine(case.id, other.path.name, "warning", "grid", text))
         elif other.native.axes != images[0].native.axes:
             text = f"axes {other.native.axes}, {images[0].path.name} has {images[0].native.axes}"
-            rows.append(Row(case.id, other.path.name, "warning", "orientation_differs", text))
+            rows.append(
+                CheckLine(case.id, other.path.name, "warning", "orientation_differs", text)
+            )
     return volumes
 
 
@@ -126,7 +130,7 @@ def _summary(volume: Volume) -> str:
     return f"{text}, labels {', '.join(found[:8]) or 'none'}{more}"
 
 
-def _check_spacings(spacings: dict[str, dict[str, np.ndarray]]) -> list[Row]:
+def _check_spacings(spacings: dict[str, dict[str, np.ndarray]]) -> list[CheckLine]:
     rows = []
     for name, by_case in spacings.items():
         usual = np.median(list(by_case.values()), axis=0)
@@ -134,26 +138,26 @@ def _check_spacings(spacings: dict[str, dict[str, np.ndarray]]) -> list[Row]:
             factor = float(np.exp(np.abs(np.log(spacing / usual)).max()))
             if factor > SPACING_FACTOR:
                 text = f"{name}: spacing is {factor:.3g} times off the median of the data set"
-                rows.append(Row(case, "", "warning", "spacing_outlier", text))
+                rows.append(CheckLine(case, "", "warning", "spacing_outlier", text))
     return rows
 
 
-def _check_copies(content: dict[str, list[Case]]) -> list[Row]:
+def _check_copies(content: dict[str, list[Case]]) -> list[CheckLine]:
     rows = []
     for same in content.values():
         for case in same[1:]:
             if case.patient != same[0].patient:
                 text = f"same voxels as case {same[0].id}: one patient under two names leaks"
-                rows.append(Row(case.id, "", "warning", "copy", text))
+                rows.append(CheckLine(case.id, "", "warning", "copy", text))
     return rows
 
 
-def _check_channels(cases: Sequence[Case]) -> list[Row]:
+def _check_channels(cases: Sequence[Case]) -> list[CheckLine]:
     every = sorted({name for case in cases for name in case.images})
     rows = []
     for case in cases:
         missing = [name for name in every if name not in case.images]
         if missing:
             text = f"has no {', '.join(missing)}; choose channels that every case has"
-            rows.append(Row(case.id, "", "info", "channels_differ", text))
+            rows.append(CheckLine(case.id, "", "info", "channels_differ", text))
     return rows

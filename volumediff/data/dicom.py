@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
-from volumediff.data.stored import Stored
+from volumediff.data.stored import StoredVolume
 from volumediff.errors import DataError
 
 __all__ = ["is_dicom", "modality", "read_series", "series_grid"]
@@ -34,7 +34,7 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_series(folder: Path, policy: ReadPolicy, *, series: str | None = None) -> Stored:
+def read_series(folder: Path, policy: ReadPolicy, *, series: str | None = None) -> StoredVolume:
     """Reads the one series of a folder, or the one with the given series instance UID.
 
     Raises:
@@ -70,10 +70,10 @@ def read_series(folder: Path, policy: ReadPolicy, *, series: str | None = None) 
     affine[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     x, y, z = array.shape
-    flat = Finding("info", "single_slice", "one voxel thick along an axis")
+    flat = Remark("info", "single_slice", "one voxel thick along an axis")
     thin = (flat,) if z == 1 else ()
     raw = array[..., None].astype(np.float32, copy=False)
-    return Stored(raw, Grid((x, y, z), affine), thin)
+    return StoredVolume(raw, Grid((x, y, z), affine), thin)
 
 
 def modality(path: Path) -> str:

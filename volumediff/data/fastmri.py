@@ -23,10 +23,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
-from volumediff.data.stored import Stored
+from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError
 from volumediff.extras import optional
@@ -70,7 +70,7 @@ def describe(path: Path) -> Description:
         return _description(file, path)
 
 
-def read_stored(path: Path, policy: ReadPolicy) -> Stored:
+def read_stored(path: Path, policy: ReadPolicy) -> StoredVolume:
     """Reads the reconstructed slices of a file.
 
     Raises:
@@ -93,12 +93,12 @@ def read_stored(path: Path, policy: ReadPolicy) -> Stored:
             raise DataError(f"{path}: '{SLICES}' is damaged ({error}); copy it again.") from error
     where = "axial" if described.acquisition.startswith("AX") else "coronal"
     text = f"directions assumed as for {where} slices: fastMRI does not store them"
-    findings = [Finding("info", "directions_assumed", text)]
+    findings = [Remark("info", "directions_assumed", text)]
     if not described.measured:
         text = "no field of view in the header: 1 mm assumed"
-        findings.append(Finding("warning", "spacing_assumed", text))
+        findings.append(Remark("warning", "spacing_assumed", text))
     raw = np.transpose(slices, (2, 1, 0))[..., None]
-    return Stored(raw, described.grid, tuple(findings))
+    return StoredVolume(raw, described.grid, tuple(findings))
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding"]
+__all__ = ["Remark"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Remark:
     """One remark about a volume that was accepted, or the reason why it was not.
 
     Arguments:

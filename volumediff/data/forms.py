@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from nibabel.quaternions import fillpositive, quat2mat
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid, displacement_mm
 from volumediff.data.header import Header
 from volumediff.data.policy import ReadPolicy
@@ -36,9 +36,7 @@ ROUNDING = float(-3 * np.finfo(np.float32).eps)
 Affine = Float[np.ndarray, "4 4"]
 
 
-def affine_of(
-    header: Header, policy: ReadPolicy, path: Path
-) -> tuple[Affine, tuple[Finding, ...]]:
+def affine_of(header: Header, policy: ReadPolicy, path: Path) -> tuple[Affine, tuple[Remark, ...]]:
     """The affine in millimetres and what was noticed on the way.
 
     Raises:
@@ -52,7 +50,7 @@ def affine_of(
     if not present:
         affine = _assumed(header, policy, path)
         text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed as asked"
-        findings.append(Finding("warning", "no_forms", text))
+        findings.append(Remark("warning", "no_forms", text))
     else:
         # a form that the user has ruled out need not be valid
         wanted = [policy.forms] if policy.forms in present else present
@@ -127,7 +125,7 @@ def _shear(affine: Affine) -> float:
     return float(np.abs(np.triu(unit.T @ unit, 1)).max())
 
 
-def _compared(sform: Affine, qform: Affine, header: Header, path: Path) -> list[Finding]:
+def _compared(sform: Affine, qform: Affine, header: Header, path: Path) -> list[Remark]:
     a, b = Grid(header.shape[:3], sform), Grid(header.shape[:3], qform)
     tolerance = min(1.0, 0.5 * min(a.spacing_mm))
     distance = displacement_mm(a, b)
@@ -137,7 +135,7 @@ def _compared(sform: Affine, qform: Affine, header: Header, path: Path) -> list[
     shifted[:3, 3] = sform[:3, 3]
     if displacement_mm(a, Grid(header.shape[:3], shifted)) <= tolerance:
         text = f"sform and qform differ by a shift of {distance:.4g} mm: sform used"
-        return [Finding("warning", "forms_shifted", text)]
+        return [Remark("warning", "forms_shifted", text)]
     raise DataError(
         f"{path}: sform ({a.axes}, {_list(a.spacing_mm)} mm) and qform ({b.axes}, "
         f"{_list(b.spacing_mm)} mm) are up to {distance:.4g} mm apart; set the read policy "
@@ -165,27 +163,27 @@ def _assumed(header: Header, policy: ReadPolicy, path: Path) -> Affine:
     return affine
 
 
-def _remarks(affine: Affine, header: Header, has_form: bool) -> list[Finding]:
+def _remarks(affine: Affine, header: Header, has_form: bool) -> list[Remark]:
     found = []
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     stored = header.fields["pixdim"][1:4].astype(np.float64)
     if has_form and not np.allclose(stored * header.mm_per_unit, spacing, rtol=1e-2, atol=0):
         text = f"pixdim says {_list(stored)}, the form {_list(spacing)} mm: the form is used"
-        found.append(Finding("warning", "spacing_disagrees", text))
+        found.append(Remark("warning", "spacing_disagrees", text))
     if not has_form and stored.min() < 0:
         text = f"negative pixdim {_list(stored)}: absolute values used"
-        found.append(Finding("warning", "spacing_negative", text))
+        found.append(Remark("warning", "spacing_negative", text))
     if spacing.min() < USUAL_MM[0] or spacing.max() > USUAL_MM[1]:
         text = f"unusual spacing {_list(spacing)} mm; is the unit right?"
-        found.append(Finding("warning", "spacing_unusual", text))
+        found.append(Remark("warning", "spacing_unusual", text))
     if np.abs(affine[:3, 3]).max() > USUAL_ORIGIN_MM:
         text = f"origin at {_list(affine[:3, 3])} mm"
-        found.append(Finding("warning", "origin_far", text))
+        found.append(Remark("warning", "origin_far", text))
     if _shear(affine) > SHEAR_TOLD:
         text = f"axes are not quite at right angles (cosine {_shear(affine):.3g})"
-        found.append(Finding("warning", "shear", text))
+        found.append(Remark("warning", "shear", text))
     if min(header.shape[:3]) == 1:
-        found.append(Finding("info", "single_slice", "one voxel thick along an axis"))
+        found.append(Remark("info", "single_slice", "one voxel thick along an axis"))
     return found
 
 

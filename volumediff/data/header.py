@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.policy import ReadPolicy
 from volumediff.data.stream import Source
 from volumediff.errors import DataError
@@ -72,7 +72,7 @@ class Header:
     slope: float
     inter: float
     mm_per_unit: float
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Remark, ...] = field(default=())
 
     @property
     def payload_bytes(self) -> int:
@@ -114,14 +114,14 @@ def read_header(source: Source, policy: ReadPolicy) -> Header:
             f"{shape[3]} (counted from 0); choose another."
         )
     offset = _offset(fields, size, path)
-    findings: list[Finding] = []
+    findings: list[Remark] = []
     slope, inter = _scaling(fields, path, findings)
     unit = int(fields["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise DataError(f"{path}: unknown unit of length (code {unit}); set xyzt_units to 2 (mm).")
     if unit in (1, 3):
         name = "metres" if unit == 1 else "micrometres"
-        findings.append(Finding("warning", "units", f"geometry in {name}, converted to mm"))
+        findings.append(Remark("warning", "units", f"geometry in {name}, converted to mm"))
     header = Header(
         raw, fields, shape, dtype, offset, slope, inter, MM_PER_UNIT[unit], tuple(findings)
     )
@@ -212,13 +212,13 @@ def _offset(fields: np.void, size: int, path: Path) -> int:
     return int(offset)
 
 
-def _scaling(fields: np.void, path: Path, findings: list[Finding]) -> tuple[float, float]:
+def _scaling(fields: np.void, path: Path, findings: list[Remark]) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0:
         return 1.0, 0.0
     if not np.isfinite(slope):
         text = f"scaling slope is {slope}: values are read unscaled"
-        findings.append(Finding("warning", "slope", text))
+        findings.append(Remark("warning", "slope", text))
         return 1.0, 0.0
     if not np.isfinite(inter):
         raise DataError(
@@ -226,7 +226,7 @@ def _scaling(fields: np.void, path: Path, findings: list[Finding]) -> tuple[floa
         )
     if slope < 0:
         text = f"negative scaling slope {slope:g} inverts the stored contrast"
-        findings.append(Finding("warning", "slope_negative", text))
+        findings.append(Remark("warning", "slope_negative", text))
     return slope, inter
 
 
@@ -263,7 +263,7 @@ def _with_extensions(header: Header, between: bytes, path: Path) -> Header:
         if size == 0 and not any(between[at:]):
             break
         if size < 8 or size % 16 or at + size > len(between):
-            note = Finding("warning", "extension", f"header extension of size {size} ignored")
+            note = Remark("warning", "extension", f"header extension of size {size} ignored")
             return Header(**{**vars(header), "findings": (*header.findings, note)})
         at += size
     return header

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from volumediff.data.foreground import Rule, foreground
 
-__all__ = ["Histogram", "Intensity", "Percentile", "Window", "ZScore", "landmarks_of"]
+__all__ = ["HistogramIntensity", "Intensity", "Percentile", "Window", "ZScore", "landmarks_of"]
 
 BACKGROUND = -1.0
 
@@ -60,7 +60,7 @@ class Intensity(ABC):
         """Intensities in the file's own unit."""
 
 
-class Affine(Intensity):
+class LinearIntensity(Intensity):
     """Two limits, and the line through them."""
 
     def apply(
@@ -88,7 +88,7 @@ def _ordered(low: float, high: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Percentile(Affine):
+class Percentile(LinearIntensity):
     """Limits are percentiles of the foreground; for MRI, whose numbers have no unit.
 
     Arguments:
@@ -120,7 +120,7 @@ class Percentile(Affine):
 
 
 @dataclass(frozen=True)
-class ZScore(Affine):
+class ZScore(LinearIntensity):
     r"""Limits are :math:`\mu \pm k \sigma` of the foreground; for MRI.
 
     Arguments:
@@ -149,7 +149,7 @@ class ZScore(Affine):
 
 
 @dataclass(frozen=True)
-class Window(Affine):
+class Window(LinearIntensity):
     """Fixed limits centre ± width/2 in HU, the same for every volume; for CT.
 
     Arguments:
@@ -176,7 +176,7 @@ class Window(Affine):
 
 
 @dataclass(frozen=True)
-class Histogram(Intensity):
+class HistogramIntensity(Intensity):
     r"""Percentiles of the foreground go to the mean ones of the training set (Nyúl's landmarks).
 
     For MRI of several scanners, whose tone curves differ:

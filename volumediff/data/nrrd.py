@@ -9,14 +9,14 @@ import numpy as np
 
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
-from volumediff.data.stored import Stored
+from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError
 
 __all__ = ["read_stored"]
 
 
-def read_stored(path: Path, policy: ReadPolicy) -> Stored:
+def read_stored(path: Path, policy: ReadPolicy) -> StoredVolume:
     """Reads one volume of real numbers.
 
     Raises:
@@ -50,4 +50,4 @@ def read_stored(path: Path, policy: ReadPolicy) -> Stored:
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # z, y, x -> x, y, z
     x, y, z = array.shape
-    return Stored(array[..., None], Grid((x, y, z), affine))
+    return StoredVolume(array[..., None], Grid((x, y, z), affine))

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
-from volumediff.data.stored import Stored
+from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError
 
@@ -29,7 +29,7 @@ def picture_grid(columns: int, rows: int) -> Grid:
     return Grid((columns, rows, 1), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
-def read_stored(path: Path, policy: ReadPolicy) -> Stored:
+def read_stored(path: Path, policy: ReadPolicy) -> StoredVolume:
     """Reads a picture of grey levels.
 
     Raises:
@@ -53,11 +53,11 @@ def read_stored(path: Path, policy: ReadPolicy) -> Stored:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: the picture is damaged ({reason}); copy it again.") from error
     findings = (
-        Finding("info", "picture", "a 2D picture, laid out as an axial slice; 1 mm assumed"),
-        Finding("info", "single_slice", "one voxel thick along an axis"),
+        Remark("info", "picture", "a 2D picture, laid out as an axial slice; 1 mm assumed"),
+        Remark("info", "single_slice", "one voxel thick along an axis"),
     )
     grid = picture_grid(columns, rows)
-    return Stored(grey.T[:, :, None, None], grid, findings)
+    return StoredVolume(grey.T[:, :, None, None], grid, findings)
 
 
 def _grey(picture: object, path: Path) -> Shaped[np.ndarray, "y x"]:

@@ -31,7 +31,7 @@ from volumediff import randomness
 from volumediff.data._fields import exponential, gaussian, identity, sample, smooth_noise
 from volumediff.data.template import mni152
 
-__all__ = ["Population", "Subject", "Variation"]
+__all__ = ["Population", "SimulatedSubject", "Variation"]
 
 _LATTICE_MM = 4.0  # grid of the deformations: under half of the finest smoothness in use
 _MARGIN_MM = 12.0  # kept around the template's brain for the deformations
@@ -67,7 +67,7 @@ class Variation:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class SimulatedSubject:
     """One healthy subject.
 
     Arguments:
@@ -115,7 +115,7 @@ class Population:
         affine[:3, 3] = corner
         return affine
 
-    def subject(self, i: int) -> Subject:
+    def subject(self, i: int) -> SimulatedSubject:
         """Subject i; depends on nothing but (seed, i), the grid and the variation."""
         key = randomness.key(self.seed, "subject", i)
         template, origin, step = self._template
@@ -132,7 +132,7 @@ class Population:
         bright = _quantile(magnitude[foreground], _BRIGHT)
         x = (1.5 * magnitude / bright - 1).clamp(-1, 1)
         x = torch.where(foreground, x, -1.0)
-        return Subject(x, gm * foreground, wm * foreground, foreground)
+        return SimulatedSubject(x, gm * foreground, wm * foreground, foreground)
 
     def displacement_mm(self, i: int) -> Float[Tensor, "3 d h w"]:
         """Where each voxel of subject i comes from in the template, relative to itself."""

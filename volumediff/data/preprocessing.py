@@ -20,7 +20,7 @@ from torch import Tensor
 
 from volumediff.data.cases import Case
 from volumediff.data.files import contents
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid, agree
 from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
 from volumediff.data.policy import ReadPolicy
@@ -30,14 +30,14 @@ from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
 
-__all__ = ["Prepared", "Preprocessing", "Record", "fingerprint"]
+__all__ = ["Prepared", "Preprocessing", "PreprocessingRecord", "fingerprint"]
 
 # Part of every fingerprint: raise it when the same options come to give other voxels.
 VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class PreprocessingRecord:
     """What is needed to bring an array back to the grid and the intensities of its file.
 
     Arguments:
@@ -56,7 +56,7 @@ class Record:
     step: tuple[float, float, float]
     origin: tuple[float, float, float]
     limits: tuple[tuple[float, ...], ...]
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Remark, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -83,7 +83,7 @@ class Record:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Record":
+    def from_json(cls, values: dict[str, Any]) -> "PreprocessingRecord":
         """The record that `to_json` described."""
 
         def grid(v: dict[str, Any]) -> Grid:
@@ -97,7 +97,7 @@ class Record:
             tuple(values["step"]),
             tuple(values["origin"]),
             tuple(tuple(limits) for limits in values["limits"]),
-            tuple(Finding(**f) for f in values["findings"]),
+            tuple(Remark(**f) for f in values["findings"]),
         )
 
 
@@ -117,7 +117,7 @@ class Prepared:
     label: UInt8[Tensor, "1 d h w"] | None
     foreground: Bool[Tensor, "1 d h w"]
     spacing_mm: tuple[float, float, float]
-    record: Record
+    record: PreprocessingRecord
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,12 @@ class Preprocessing:
             target,
             kept,
             (spacing[0] * step[0], spacing[1] * step[1], spacing[2] * step[2]),
-            Record(first.native, first.grid, shape, step, origin, limits, tuple(findings)),
+            PreprocessingRecord(
+                first.native, first.grid, shape, step, origin, limits, tuple(findings)
+            ),
         )
 
-    def to_prepared(self, volume: Volume, record: Record) -> Float[Tensor, "c d h w"]:
+    def to_prepared(self, volume: Volume, record: PreprocessingRecord) -> Float[Tensor, "c d h w"]:
         """Another volume of a case, such as a map of its own, on the prepared grid.
 
         Values stay as they are; outside the volume's field of view they are 0.
@@ -215,7 +217,7 @@ class Preprocessing:
     def to_canonical(
         self,
         array: Shaped[Tensor, "c d h w"] | Shaped[np.ndarray, "c d h w"],
-        record: Record,
+        record: PreprocessingRecord,
         *,
         order: Literal[0, 1] = 1,
         fill: float = 0.0,
@@ -239,7 +241,7 @@ class Preprocessing:
         return resample(values.float(), matrices, fill=fill).numpy()
 
     def to_intensity(
-        self, array: Float[np.ndarray, "c d h w"], record: Record
+        self, array: Float[np.ndarray, "c d h w"], record: PreprocessingRecord
     ) -> Float[np.ndarray, "c d h w"]:
         """Normalized channels in the unit of their files, on any grid."""
         pairs = enumerate(zip(array, record.limits, strict=True))
@@ -306,13 +308,13 @@ def _matrices(
     return d, h, w
 
 
-def _named(volume: Volume) -> list[Finding]:
+def _named(volume: Volume) -> list[Remark]:
     name = volume.path.name if volume.path else "volume"
-    return [Finding(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
+    return [Remark(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
 
 
 def _on_first_grid(
-    images: Sequence[Volume], findings: list[Finding]
+    images: Sequence[Volume], findings: list[Remark]
 ) -> tuple[Float[Tensor, "c d h w"], list[Bool[np.ndarray, "d h w"]]]:
     """All channels on the first image's grid, and where each has voxels of its own."""
     first, channels, covered = images[0], [], []
@@ -331,11 +333,11 @@ def _on_first_grid(
                 )
             text = f"{_name(image)}: resampled to the grid of {_name(first)} ({difference}); it "
             text += f"covers {where.mean():.0%}"
-            findings.append(Finding("warning", "resampled", text))
+            findings.append(Remark("warning", "resampled", text))
         elif image.native.axes != first.native.axes:
             text = f"{_name(image)}: axes {image.native.axes} in the file, aligned with "
             text += f"{first.native.axes} of {_name(first)}"
-            findings.append(Finding("warning", "orientation_differs", text))
+            findings.append(Remark("warning", "orientation_differs", text))
         channels.append(x)
         covered += [where] * len(x)
     return torch.cat(channels).clone(), covered
@@ -345,7 +347,7 @@ def _name(volume: Volume) -> str:
     return volume.path.name if volume.path else "a volume"
 
 
-def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Finding]:
+def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Remark]:
     """Foreground that no voxel of the prepared grid sees."""
     seen = [(m != 0).any(0).numpy() for m in matrices]
     # along each axis the crop is an interval; voxels skipped between samples are not lost
@@ -357,7 +359,7 @@ def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Find
     lost = total - int(inside[box].sum())
     if not lost:
         return []
-    return [Finding("warning", "cropped", f"{lost / total:.1%} of the foreground is cropped")]
+    return [Remark("warning", "cropped", f"{lost / total:.1%} of the foreground is cropped")]
 
 
 def fingerprint(case: Case, preprocessing: Preprocessing) -> str:

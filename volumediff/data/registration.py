@@ -31,7 +31,7 @@ from volumediff.data.mutual_information import BINS, CLIP, Information
 from volumediff.data.sharpness import blurred, own_variance, strides
 from volumediff.errors import DataError
 
-__all__ = ["Scan", "align_affine", "align_rigid"]
+__all__ = ["RegistrationVolume", "align_affine", "align_rigid"]
 
 LEVELS_MM = (8.0, 4.0, 2.0)
 # Variance of both volumes over the square of the spacing: a standard deviation of 0.6 samples.
@@ -59,7 +59,7 @@ MOST_LOG_SCALE, MOST_SHEAR = float(np.log(1.6)), 0.4
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class RegistrationVolume:
     """A volume to be registered.
 
     Arguments:
@@ -72,7 +72,7 @@ class Scan:
     object: Bool[np.ndarray, "d h w"]
     grid: Grid
 
-    def masked(self) -> "Scan":
+    def masked(self) -> "RegistrationVolume":
         """The object alone, with background around it."""
         low = float(self.x[self.object].min())
         x = np.where(self.object, self.x, np.float32(min(low, 0.0)))
@@ -82,13 +82,13 @@ class Scan:
         affine[:3, 3] -= affine[:3, :3] @ pad
         d, h, w = (n + 2 * p for n, p in zip(self.grid.shape, pad, strict=True))
         padded = np.pad(x, widths, constant_values=min(low, 0.0))
-        return Scan(padded, np.pad(self.object, widths), Grid((d, h, w), affine))
+        return RegistrationVolume(padded, np.pad(self.object, widths), Grid((d, h, w), affine))
 
-    def clipped(self) -> "Scan":
+    def clipped(self) -> "RegistrationVolume":
         """Without the extremes of the object's intensities."""
         low, high = np.percentile(self.x[self.object], CLIP).astype(np.float32)
         floor = min(low, self.x.min())  # the background stays apart from the object
-        return Scan(np.clip(self.x, floor, high), self.object, self.grid)
+        return RegistrationVolume(np.clip(self.x, floor, high), self.object, self.grid)
 
     def centre_mm(self) -> Float[np.ndarray, "3"]:
         """Centre of mass of the object."""
@@ -108,7 +108,9 @@ class Scan:
         return [head, np.array([crown[0], crown[1], top - CROWN_MM])]
 
 
-def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndarray, "4 4"]:
+def align_affine(
+    moving: RegistrationVolume, reference: RegistrationVolume, *, skull: bool
+) -> Float[np.ndarray, "4 4"]:
     """The affine map from the millimetres of `moving` to those of `reference`.
 
     Arguments:
@@ -136,7 +138,9 @@ def align_affine(moving: Scan, reference: Scan, *, skull: bool) -> Float[np.ndar
     return np.linalg.inv(coarse.matrix(theta))
 
 
-def align_rigid(moving: Scan, reference: Scan) -> Float[np.ndarray, "4 4"]:
+def align_rigid(
+    moving: RegistrationVolume, reference: RegistrationVolume
+) -> Float[np.ndarray, "4 4"]:
     """The rotation and shift from `moving` to `reference`, both of one examination.
 
     Scanner coordinates say where both lie, so the search starts there and stays close.
@@ -150,14 +154,16 @@ def align_rigid(moving: Scan, reference: Scan) -> Float[np.ndarray, "4 4"]:
     return np.linalg.inv(pair.matrix(theta))
 
 
-def _usable(*scans: Scan) -> list[Scan]:
+def _usable(*scans: RegistrationVolume) -> list[RegistrationVolume]:
     for scan in scans:
         if not scan.object.any():
             raise DataError("shows no foreground to register; check that it is not empty.")
     return [scan.clipped() for scan in scans]
 
 
-def _starts(moving: Scan, reference: Scan) -> list[Float[np.ndarray, "12"]]:
+def _starts(
+    moving: RegistrationVolume, reference: RegistrationVolume
+) -> list[Float[np.ndarray, "12"]]:
     """Where the centre of the reference may lie in the other volume, in three pitches each."""
     centre, goals = reference.centre_mm(), [moving.centre_mm()]
     for goal in moving.head_centres_mm():
@@ -187,7 +193,13 @@ class _Pair:
 
     @classmethod
     def at(
-        cls, moving: Scan, reference: Scan, spacing_mm: float, *, rim_mm: float, scale: float
+        cls,
+        moving: RegistrationVolume,
+        reference: RegistrationVolume,
+        spacing_mm: float,
+        *,
+        rim_mm: float,
+        scale: float,
     ) -> "_Pair":
         """Samples at a spacing, of one sharpness when `moving` is enlarged by `scale`."""
         from scipy import ndimage

@@ -47,7 +47,7 @@ class StoredRoster(Record):
     parts: StoredParts
 
 
-class Stored(Record):
+class StoredSeen(Record):
     """seen.json."""
 
     rosters: tuple[StoredRoster, ...]
@@ -163,7 +163,7 @@ class Seen:
         Raises:
             DataError: no such file, or one that is damaged or edited
         """
-        stored = read(path, Stored)
+        stored = read(path, StoredSeen)
         rosters = (Roster(r.of, r.parts.model_dump()) for r in stored.rosters)
         return cls(tuple(rosters), stored.unknown)
 

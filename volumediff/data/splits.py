@@ -22,7 +22,7 @@ SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "te
 FRACTIONS = (0.7, 0.1, 0.1, 0.1)
 
 
-class Stored(Record):
+class StoredSplit(Record):
     """splits.json."""
 
     train: tuple[str, ...]
@@ -69,7 +69,7 @@ class Split:
     def save(self, path: Path | str) -> None:
         """Writes JSON with its SHA-256, whole or not at all."""
         parts = {part: getattr(self, part) for part in PARTS}
-        write(Path(path), Stored(**parts, patients=dict(sorted(self.patients.items()))))
+        write(Path(path), StoredSplit(**parts, patients=dict(sorted(self.patients.items()))))
 
     @classmethod
     def load(cls, path: Path | str) -> "Split":
@@ -78,7 +78,7 @@ class Split:
         Raises:
             DataError: no such file, damaged or edited, or a split that is not disjoint
         """
-        return cls(**dict(read(Path(path), Stored)))
+        return cls(**dict(read(Path(path), StoredSplit)))
 
 
 def split_cases(

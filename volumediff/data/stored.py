@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Shaped
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 
-__all__ = ["Stored"]
+__all__ = ["StoredVolume"]
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredVolume:
     """Voxels in the order of the file.
 
     Arguments:
@@ -26,4 +26,4 @@ class Stored:
 
     raw: Shaped[np.ndarray, "x y z f"]
     grid: Grid
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Remark, ...] = ()

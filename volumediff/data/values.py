@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.policy import ReadPolicy
 from volumediff.errors import DataError
 
@@ -26,7 +26,7 @@ def intensities(
     inter: float,
     policy: ReadPolicy,
     path: Path,
-) -> tuple[Float[np.ndarray, "a b c f"], list[Finding]]:
+) -> tuple[Float[np.ndarray, "a b c f"], list[Remark]]:
     """Scaled values in float32; non-finite voxels are filled or refused as the policy says."""
     findings, scaled = [], (slope, inter) != (1.0, 0.0)
     out = np.empty(raw.shape, np.float32, order="F")
@@ -42,7 +42,7 @@ def intensities(
         largest = max(abs(int(raw.max())), abs(int(raw.min())))
         if largest > EXACT_INTEGER:
             text = f"integers up to {largest} are rounded to 24 bits"
-            findings.append(Finding("warning", "precision", text))
+            findings.append(Remark("warning", "precision", text))
     bad = ~np.isfinite(out)
     count = int(bad.sum())
     if scaled and count > damaged:
@@ -61,10 +61,10 @@ def intensities(
         low = float(out[~bad].min())
         out[bad] = low
         text = f"{count} voxels NaN, Inf or beyond float32, filled with the minimum {low:g}"
-        findings.append(Finding("warning", "nonfinite", text))
+        findings.append(Remark("warning", "nonfinite", text))
     if out.min() == out.max():
         text = f"all voxels are {float(out.flat[0]):g}"
-        findings.append(Finding("warning", "constant", text))
+        findings.append(Remark("warning", "constant", text))
     return out, findings
 
 
@@ -75,7 +75,7 @@ def labels(
     inter: float,
     policy: ReadPolicy,
     path: Path,
-) -> tuple[UInt8[np.ndarray, "a b c f"], list[Finding]]:
+) -> tuple[UInt8[np.ndarray, "a b c f"], list[Remark]]:
     """Whole numbers from 0 to 255, of the policy's set when it names one."""
     findings = []
     values = np.unique(raw)
@@ -92,7 +92,7 @@ def labels(
         )
     if error:
         text = f"labels off by up to {error:.2g}, rounded"
-        findings.append(Finding("warning", "labels_rounded", text))
+        findings.append(Remark("warning", "labels_rounded", text))
     if whole.min() < 0 or whole.max() > 255:
         raise DataError(
             f"{path}: expected labels from 0 to 255, got {whole.min():g} to {whole.max():g}; "
@@ -100,7 +100,7 @@ def labels(
         )
     if set(whole.tolist()) <= {0.0, 255.0} and 255.0 in whole and 255 not in (policy.labels or ()):
         whole = whole / 255
-        findings.append(Finding("warning", "labels_255", "0/255 mask read as 0/1"))
+        findings.append(Remark("warning", "labels_255", "0/255 mask read as 0/1"))
     if len(whole) > MOST_LABELS:
         raise DataError(
             f"{path}: {len(whole)} different values are an image, not labels; check which file "
@@ -114,7 +114,7 @@ def labels(
                 "file or the read policy's `labels`."
             )
     if whole.max() == 0:
-        findings.append(Finding("warning", "empty_mask", "no voxel is labelled"))
+        findings.append(Remark("warning", "empty_mask", "no voxel is labelled"))
     table = whole.astype(np.uint8)
     out = np.empty(raw.shape, np.uint8, order="F")
     for k in range(raw.shape[2]):

@@ -26,7 +26,7 @@ from volumediff.data.arrays import (
     usable_affine,
 )
 from volumediff.data.dicom import read_series
-from volumediff.data.findings import Finding
+from volumediff.data.findings import Remark
 from volumediff.data.forms import affine_of
 from volumediff.data.grid import (
     Grid,
@@ -45,9 +45,9 @@ from volumediff.storage.atomic import atomic
 __all__ = [
     "OTHER_FORMATS",
     "SUFFIXES",
-    "Finding",
     "Grid",
     "ReadPolicy",
+    "Remark",
     "Volume",
     "assembled",
     "check_grids",
@@ -87,7 +87,7 @@ class Volume:
     kind: Literal["image", "label"]
     native: Grid
     path: Path | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Remark, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -230,14 +230,14 @@ def read(
     )
 
 
-def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarray, list[Finding]]:
+def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarray, list[Remark]]:
     """The stored numbers as (x, y, z, frame), after the stream was checked to its end."""
     path, findings = content.path, []
     named_gz = path.name.lower().endswith(".gz")
     if content.compressed and not named_gz:
         raise DataError(f"{path}: holds a gzip stream; rename it to {path.name}.gz.")
     if named_gz and not content.compressed and content.bytes_on_disk:
-        findings.append(Finding("warning", "not_compressed", "named .gz, content is plain"))
+        findings.append(Remark("warning", "not_compressed", "named .gz, content is plain"))
     header = read_header(content, policy)
     buffer = np.empty(header.payload_bytes, np.uint8)
     got = content.into(memoryview(buffer))
@@ -253,7 +253,7 @@ def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarra
             "more: header and content do not belong together; export it again."
         )
     if surplus or content.garbage:
-        findings.append(Finding("warning", "trailing_bytes", "bytes after the last voxel ignored"))
+        findings.append(Remark("warning", "trailing_bytes", "bytes after the last voxel ignored"))
     raw = buffer.view(header.dtype).reshape(header.shape, order="F")
     if isinstance(policy.frames, int):
         raw = raw[..., policy.frames : policy.frames + 1]
@@ -267,7 +267,7 @@ def assembled(
     kind: Literal["image", "label"],
     policy: ReadPolicy,
     path: Path,
-    findings: Sequence[Finding] = (),
+    findings: Sequence[Remark] = (),
     slope: float = 1.0,
     inter: float = 0.0,
 ) -> Volume:

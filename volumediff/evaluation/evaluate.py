@@ -29,7 +29,7 @@ from volumediff.metrics.bootstrap import Interval, bootstrap
 from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
 from volumediff.metrics.subgroups import Gap, gap
 from volumediff.outputs.export import MAP
-from volumediff.outputs.ledger import Entry, read_entries
+from volumediff.outputs.ledger import LedgerEntry, read_entries
 from volumediff.outputs.sidecar import read_facts
 
 __all__ = ["Curves", "MethodResult", "Size", "evaluate"]
@@ -237,7 +237,7 @@ def _sidecar(path: Path) -> dict[str, Any]:
     return read_facts(path.with_name(path.name.removesuffix(".nii.gz") + ".json"))
 
 
-def _spent(entry: Entry | None) -> dict[str, float]:
+def _spent(entry: LedgerEntry | None) -> dict[str, float]:
     """The cost of a case in the ledger of its folder."""
     names = ("seconds", "network_calls", "peak_gb")
     known = {name: getattr(entry, name, None) for name in names}

@@ -47,8 +47,8 @@ class Restored:
 
     rqi: float
     caci: float
-    before: normative.Moments
-    after: normative.Moments
+    before: normative.FeatureMoments
+    after: normative.FeatureMoments
     through_plane: Triple
 
 

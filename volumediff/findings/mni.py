@@ -17,7 +17,7 @@ from jaxtyping import Float
 from volumediff.data.grid import Grid
 from volumediff.data.header import parse
 from volumediff.data.template import mni152
-from volumediff.findings.schema import Template
+from volumediff.findings.schema import TemplateLocation
 
 __all__ = ["in_mni", "template_place"]
 
@@ -35,7 +35,7 @@ def in_mni(native: Grid) -> bool:
 
 def template_place(
     points_mm: Float[np.ndarray, "n 3"], centre_mm: Float[np.ndarray, "3"]
-) -> Template:
+) -> TemplateLocation:
     """Tissue of the template under a finding's voxels, and the named seed next to its centre."""
     maps, corner = mni152()
     index = np.rint(points_mm - corner).astype(int)  # voxels of the template are 1 mm
@@ -45,7 +45,7 @@ def template_place(
     names, seeds = _seeds()
     gaps = np.linalg.norm(seeds - centre_mm, axis=1)
     nearest = int(gaps.argmin())
-    return Template(
+    return TemplateLocation(
         grey=round(grey, 3),
         white=round(white, 3),
         other=round(max(0.0, 1 - grey - white), 3),

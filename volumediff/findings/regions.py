@@ -28,9 +28,9 @@ from volumediff.findings.place import (
 from volumediff.findings.schema import (
     CaseFindings,
     Finding,
-    Intensity,
+    FindingIntensity,
+    FindingThreshold,
     Place,
-    Threshold,
 )
 from volumediff.findings.urgency import LEVELS, urgency
 from volumediff.findings.written import Written
@@ -61,7 +61,7 @@ def case_findings(written: Written) -> CaseFindings:
         scope=facts.get("scope"),
         weights_sha256=facts.get("weights_sha256"),
         inputs_sha256={n: entry["sha256"] for n, entry in facts.get("inputs", {}).items()},
-        threshold=Threshold(
+        threshold=FindingThreshold(
             written.threshold, facts.get("threshold_rule"), calibrated_probability=bool(fitted)
         ),
         volume_score=facts.get("score"),
@@ -174,14 +174,14 @@ def _place(
     )
 
 
-def _intensity(name: str, x: np.ndarray, healthy: np.ndarray, scale: float) -> Intensity:
+def _intensity(name: str, x: np.ndarray, healthy: np.ndarray, scale: float) -> FindingIntensity:
     observed, expected = (float(a.mean(dtype=np.float64)) for a in (x, healthy))
     contrast = observed - expected
     relative = contrast / scale if scale > 0 else 0.0
     word = "as expected"
     if abs(relative) >= EQUAL:
         word = "brighter" if contrast > 0 else "darker"
-    return Intensity(
+    return FindingIntensity(
         name, _short(observed), _short(expected), _short(contrast), _short(relative), word
     )
 

@@ -19,11 +19,11 @@ __all__ = [
     "VERSION",
     "CaseFindings",
     "Finding",
-    "Intensity",
+    "FindingIntensity",
+    "FindingThreshold",
     "Level",
     "Place",
-    "Template",
-    "Threshold",
+    "TemplateLocation",
     "Urgency",
     "read_findings",
 ]
@@ -42,7 +42,7 @@ Level = Literal["routine", "soon", "now"]
 
 
 @dataclass(frozen=True)
-class Template:
+class TemplateLocation:
     """Where a finding lies in MNI152 space; only for files whose form code says MNI152.
 
     Arguments:
@@ -84,11 +84,11 @@ class Place:
     front_back: Literal["posterior", "middle", "anterior"]
     up_down: Literal["inferior", "middle", "superior"]
     region: str
-    template: Template | None
+    template: TemplateLocation | None
 
 
 @dataclass(frozen=True)
-class Intensity:
+class FindingIntensity:
     """One channel in a finding, against the pseudo-healthy volume, in the unit of the file.
 
     Arguments:
@@ -152,12 +152,12 @@ class Finding:
     peak_probability: float | None
     uncertainty: float | None
     relative_uncertainty: float | None
-    intensities: tuple[Intensity, ...]
+    intensities: tuple[FindingIntensity, ...]
     urgency: Urgency
 
 
 @dataclass(frozen=True)
-class Threshold:
+class FindingThreshold:
     """What made the mask.
 
     Arguments:
@@ -201,7 +201,7 @@ class CaseFindings:
     scope: str | None
     weights_sha256: str | None
     inputs_sha256: dict[str, str]
-    threshold: Threshold
+    threshold: FindingThreshold
     volume_score: float | None
     foreground_ml: float
     statement: str

@@ -19,11 +19,11 @@ from volumediff.kernels._base import Denoiser, Prediction
 from volumediff.schedules._base import per_sample, power
 from volumediff.tunable import Tunable, tunable
 
-__all__ = ["Classifier"]
+__all__ = ["ClassifierGuidance"]
 
 
 @dataclass(frozen=True)
-class Classifier(Guidance):
+class ClassifierGuidance(Guidance):
     """Guidance by the gradient of a classifier, one backward pass through it per prediction.
 
     At alpha = 0 a state knows nothing of its volume, so that nothing is added.

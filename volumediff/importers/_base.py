@@ -13,13 +13,13 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 
-__all__ = ["Importer", "Shapes", "Source", "checked"]
+__all__ = ["ForeignCheckpoint", "Importer", "Shapes", "checked"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of the tensors of a run."""
 
 
-class Source:
+class ForeignCheckpoint:
     """The tensors of a foreign checkpoint, each to be taken once.
 
     Arguments:
@@ -70,7 +70,7 @@ class Importer(ABC):
     """What checkpoints of one kind mean."""
 
     @abstractmethod
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         """The configuration of the run, as in a YAML file; looks at names and shapes alone.
 
         The command's KEY=VALUE words are applied to it: for what no shape tells.
@@ -80,7 +80,7 @@ class Importer(ABC):
         """
 
     @abstractmethod
-    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+    def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         """The state of the run: `network.*`, `space.shift` and `space.scale` of a diffusion model,
         or that of an autoencoder; takes all of the source.
 
@@ -90,7 +90,7 @@ class Importer(ABC):
         """
 
 
-def checked(importer: Importer, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+def checked(importer: Importer, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
     """The state of the run, complete.
 
     Raises:

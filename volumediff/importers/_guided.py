@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers._base import Shapes, Source
+from volumediff.importers._base import ForeignCheckpoint, Shapes
 
 __all__ = ["architecture", "in_channels", "mirrors", "network", "out_channels"]
 
@@ -44,12 +44,12 @@ OURS = "network."
 TIME = "embedding.time.0.weight"
 
 
-def in_channels(source: Source) -> int:
+def in_channels(source: ForeignCheckpoint) -> int:
     """Channels of the input of the published network."""
     return source.shape(f"{STEM}.weight")[1]
 
 
-def out_channels(source: Source) -> int:
+def out_channels(source: ForeignCheckpoint) -> int:
     """Channels of its output."""
     return source.shape(f"{HEAD}.weight")[0]
 
@@ -64,7 +64,7 @@ def mirrors(axes: str) -> tuple[bool, bool, bool]:
     return d, h, w
 
 
-def architecture(source: Source, axes: str) -> dict[str, Any]:
+def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
     """The network's specification, but for the groups, which leave no trace in a shape.
 
     Arguments:
@@ -106,7 +106,7 @@ def architecture(source: Source, axes: str) -> dict[str, Any]:
     }
 
 
-def network(source: Source, shapes: Shapes, axes: str) -> dict[str, Tensor]:
+def network(source: ForeignCheckpoint, shapes: Shapes, axes: str) -> dict[str, Tensor]:
     """The tensors of the network, by the names that the run's shapes have for them, in float32."""
     shapes = {n.removeprefix(OURS): s for n, s in shapes.items() if n.startswith(OURS)}
     levels = 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("encoder."))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers._base import Source
+from volumediff.importers._base import ForeignCheckpoint
 
 __all__ = [
     "attention",
@@ -26,7 +26,7 @@ __all__ = [
 RECORDS = ("epoch", "loss", "num_train_timesteps")
 
 
-def prefix(source: Source, stem: str) -> str:
+def prefix(source: ForeignCheckpoint, stem: str) -> str:
     """What stands before all names, such as `unet_state_dict.`.
 
     Arguments:
@@ -44,7 +44,7 @@ def prefix(source: Source, stem: str) -> str:
     return found[0].removesuffix(stem)
 
 
-def count(source: Source, pattern: str) -> int:
+def count(source: ForeignCheckpoint, pattern: str) -> int:
     """How many names there are in a row that are `pattern` with 0, 1, ... in place of `*`."""
     number = 0
     while pattern.replace("*", str(number)) in source:
@@ -52,14 +52,14 @@ def count(source: Source, pattern: str) -> int:
     return number
 
 
-def take_records(source: Source) -> None:
+def take_records(source: ForeignCheckpoint) -> None:
     """Takes what a trainer wrote about itself."""
     for name in RECORDS:
         if name in source:
             source.take(name, ())
 
 
-def sized(source: Source, name: str, *, axes: int) -> tuple[int, ...]:
+def sized(source: ForeignCheckpoint, name: str, *, axes: int) -> tuple[int, ...]:
     """The shape of a tensor: 5 axes are a convolution of volumes, where images have 4.
 
     Raises:
@@ -71,18 +71,18 @@ def sized(source: Source, name: str, *, axes: int) -> tuple[int, ...]:
     return shape
 
 
-def wrapping(source: Source, name: str) -> int | None:
+def wrapping(source: ForeignCheckpoint, name: str) -> int | None:
     """How often a layer is wrapped, k of `name` and k times `.conv`; None without one."""
     return next((k for k in range(4) if f"{name}{'.conv' * k}.weight" in source), None)
 
 
-def layer(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+def layer(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
     """Weight and bias of a convolution, a linear layer or a normalisation."""
     theirs += ".conv" * (wrapping(source, theirs) or 0)
     return {f"{ours}.{n}": source.take(f"{theirs}.{n}") for n in ("weight", "bias")}
 
 
-def residual_block(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+def residual_block(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
     """A residual block, with or without embedding and shortcut."""
     names = {"norm1": "act1.norm", "conv1": "conv1", "norm2": "act2.norm", "conv2": "conv2"}
     optional = {"time_emb_proj": "project", "skip_connection": "shortcut"}
@@ -94,7 +94,7 @@ def residual_block(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
     return found
 
 
-def attention(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+def attention(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
     """Self-attention; a network without an output projection gets the identity."""
     found = layer(source, f"{theirs}.norm", f"{ours}.norm")
     width = found[f"{ours}.norm.weight"].shape[0]

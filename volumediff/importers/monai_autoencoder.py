@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers._base import Importer, Shapes, Source
+from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
 from volumediff.importers._monai import (
     attention,
     layer,
@@ -39,7 +39,7 @@ DECODER = re.compile(r"C(RAR)?((?:R+C)*)(R+)NC")
 class MonaiAutoencoderImporter(Importer):
     """Autoencoders of MONAI with a Gaussian latent."""
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, STEM)
         k = sized(source, f"{p}{STEM}", axes=5)[0]
         down, up = _kinds(source, f"{p}encoder"), _kinds(source, f"{p}decoder")
@@ -81,7 +81,7 @@ class MonaiAutoencoderImporter(Importer):
             tree["data"] = {"channels": [f"channel_{i}" for i in range(channels)]}
         return tree
 
-    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+    def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         p = prefix(source, STEM)
         take_records(source)
         encoder, decoder = "codec.encoder", "codec.decoder"
@@ -113,14 +113,14 @@ class MonaiAutoencoderImporter(Importer):
         return found
 
 
-def _kinds(source: Source, half: str) -> str:
+def _kinds(source: ForeignCheckpoint, half: str) -> str:
     """One letter for each layer of the encoder or the decoder."""
     names = [n.removeprefix(f"{half}.blocks.") for n in source.left if n.startswith(f"{half}.")]
     number = 1 + max((int(n.split(".")[0]) for n in names if n[:1].isdigit()), default=-1)
     return "".join(_kind(source, f"{half}.blocks.{i}") for i in range(number))
 
 
-def _kind(source: Source, block: str) -> str:
+def _kind(source: ForeignCheckpoint, block: str) -> str:
     if f"{block}.norm1.weight" in source:
         return "R"
     if f"{block}.norm.weight" in source:
@@ -131,14 +131,14 @@ def _kind(source: Source, block: str) -> str:
     return "C" if any(k is not None for k in wrapped) else "?"
 
 
-def _conv(source: Source, half: str, index: int) -> str:
+def _conv(source: ForeignCheckpoint, half: str, index: int) -> str:
     """The name of the weight of a convolution."""
     block = f"{half}.blocks.{index}"
     name = block if wrapping(source, block) is not None else f"{block}.postconv"
     return f"{name}{'.conv' * (wrapping(source, name) or 0)}.weight"
 
 
-def _widths(source: Source, half: str, kinds: str) -> list[int]:
+def _widths(source: ForeignCheckpoint, half: str, kinds: str) -> list[int]:
     """Channels per level of the encoder; a convolution inside begins the next level."""
     widths: list[int] = []
     for i, kind in enumerate(kinds):

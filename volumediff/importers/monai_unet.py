@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
-from volumediff.importers._base import Importer, Shapes, Source
+from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
 from volumediff.importers._monai import (
     attention,
     count,
@@ -55,7 +55,7 @@ class MonaiUNetImporter(Importer):
     def __init__(self, head_size: int | tuple[int, ...] | None = None) -> None:
         self.head_size = head_size
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, STEM)
         channels = sized(source, f"{p}{STEM}", axes=5)[1]
         crossed = [name for name in source.left if ".transformer_blocks." in name]
@@ -109,7 +109,7 @@ class MonaiUNetImporter(Importer):
             "recipe": recipe,
         }
 
-    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+    def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         p = prefix(source, STEM)
         take_records(source)
         body = "network.hourglass"
@@ -145,12 +145,12 @@ class MonaiUNetImporter(Importer):
         return found | layer(source, f"{p}out.2", f"{body}.head")
 
 
-def _voxels(source: Source, p: str) -> bool:
+def _voxels(source: ForeignCheckpoint, p: str) -> bool:
     """Whether the state is the volume: a single channel, which no published latent has."""
     return source.shape(f"{p}{STEM}")[1] == 1
 
 
-def _blocks(source: Source, p: str) -> list[int]:
+def _blocks(source: ForeignCheckpoint, p: str) -> list[int]:
     """Residual blocks per level of the encoder."""
     first = f"{p}down_blocks.*.resnets.0.norm1.weight"
     levels = count(source, first)
@@ -159,7 +159,7 @@ def _blocks(source: Source, p: str) -> list[int]:
     return [count(source, f"{p}down_blocks.{i}.resnets.*.norm1.weight") for i in range(levels)]
 
 
-def _embedding(source: Source, p: str) -> dict[str, Tensor]:
+def _embedding(source: ForeignCheckpoint, p: str) -> dict[str, Tensor]:
     ours = "network.embedding"
     found = {}
     for i in (0, 1):
@@ -175,7 +175,7 @@ def _embedding(source: Source, p: str) -> dict[str, Tensor]:
     return found
 
 
-def _stage(source: Source, theirs: str, index: int, ours: str) -> dict[str, Tensor]:
+def _stage(source: ForeignCheckpoint, theirs: str, index: int, ours: str) -> dict[str, Tensor]:
     """A residual block and the attention after it, where there is one."""
     found = residual_block(source, f"{theirs}.resnets.{index}", f"{ours}.block")
     if f"{theirs}.attentions.{index}.norm.weight" in source:
@@ -183,7 +183,7 @@ def _stage(source: Source, theirs: str, index: int, ours: str) -> dict[str, Tens
     return found
 
 
-def _change(source: Source, theirs: str, ours: str) -> dict[str, Tensor]:
+def _change(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
     """A change of the grid: a residual block, or a convolution by one of its names."""
     if f"{theirs}.norm1.weight" in source:
         return residual_block(source, theirs, ours)

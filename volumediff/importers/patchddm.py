@@ -18,7 +18,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers import _guided
-from volumediff.importers._base import Importer, Shapes, Source
+from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
 
 __all__ = ["PatchDDM"]
 
@@ -41,7 +41,7 @@ class PatchDDM(Importer):
     def __post_init__(self) -> None:
         _guided.mirrors(self.axes)
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         given, masks = _guided.in_channels(source), _guided.out_channels(source)
         places = given - masks - len(IMAGES)
         if masks != 1 or places not in (0, 3):
@@ -73,7 +73,7 @@ class PatchDDM(Importer):
             "optim": {"lr": 1e-5},
         }
 
-    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+    def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         found = _guided.network(source, shapes, self.axes)
         # The mask goes from the last place to the first; the others keep their order.
         stem = found[STEM].roll(1, dims=1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers import _guided
-from volumediff.importers._base import Importer, Shapes, Source
+from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
 
 __all__ = ["WDM"]
 
@@ -46,7 +46,7 @@ class WDM(Importer):
     def __post_init__(self) -> None:
         _guided.mirrors(self.axes)
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         channels = (_guided.in_channels(source), _guided.out_channels(source))
         if channels != (BANDS, BANDS):
             raise DataError(
@@ -73,7 +73,7 @@ class WDM(Importer):
             "optim": {"lr": 1e-5},
         }
 
-    def tensors(self, source: Source, shapes: Shapes) -> dict[str, Tensor]:
+    def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         found = _guided.network(source, shapes, self.axes)
         sign = torch.tensor(_signs(_guided.mirrors(self.axes)))
         scale = torch.ones(BANDS)

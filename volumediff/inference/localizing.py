@@ -18,7 +18,7 @@ import volumediff
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.finding import Localization
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.threshold import HealthyFPR, Validation
+from volumediff.anomaly.threshold import HealthyFPR, ValidationThreshold
 from volumediff.calibration.site import Site
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
@@ -185,7 +185,7 @@ def _thresholds(row: Method, calibration: Calibration | None) -> dict[str, float
     if value is not None:
         found["healthy_fpr"] = value
     if calibration.validation_threshold is not None:
-        value = Validation()(calibration)
+        value = ValidationThreshold()(calibration)
         assert value is not None, "it was validated"
         found["validation"] = value
     return found

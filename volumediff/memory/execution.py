@@ -17,8 +17,8 @@ from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
-from volumediff.memory.slabs import Affine, Range, Whole, scaled
-from volumediff.memory.statistics import Moments, coefficients
+from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
+from volumediff.memory.statistics import SlabMoments, coefficients
 from volumediff.memory.store import Store
 
 __all__ = ["Execution"]
@@ -43,7 +43,7 @@ class Execution:
     ) -> None:
         self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
         self.measured = {
-            node.inputs[0] for node in graph.nodes if isinstance(node.operation, Affine)
+            node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
         }
         self.stored = stored(graph)
         made = [node for node in graph.nodes if node.operation is not None]
@@ -60,7 +60,7 @@ class Execution:
             for node in graph.nodes
             if node.operation is None
         }
-        self.moments: dict[Node, Moments] = {}
+        self.moments: dict[Node, SlabMoments] = {}
         self.gradients: dict[Node, Store] = {}
         self.small_gradients: dict[int, Tensor] = {}
         # Of every measured volume: (P, Q), its statistics' share of the gradient is P + Q x.
@@ -154,7 +154,7 @@ class Execution:
 
     def _measure(self, node: Node) -> None:
         """Statistics of a source."""
-        self.moments[node] = Moments()
+        self.moments[node] = SlabMoments()
         for wanted in self._slabs(node):
             self.moments[node].update(self.values[node].read(wanted))
 
@@ -162,7 +162,7 @@ class Execution:
         """Stores a volume, accumulates its statistics, or both."""
         part, slabs = self.parts[node], self._slabs(node)
         small = {n: self._small(n) for n in part.inner}
-        moments = Moments() if node in self.measured and node not in self.moments else None
+        moments = SlabMoments() if node in self.measured and node not in self.moments else None
         kept = None if training else self._donor(part, slabs)
         for wanted, ranges, leaves in self._reads(part, slabs):
             slab = part.compute(ranges, leaves, small)
@@ -201,7 +201,7 @@ class Execution:
         """What an operation takes besides slabs."""
         assert node.operation is not None, "sources are leaves"
         small = tuple(t.detach() for t in node.operation.small)
-        if not isinstance(node.operation, Affine):
+        if not isinstance(node.operation, NormAffine):
             return small
         operation, moments = node.operation, self.moments[node.inputs[0]]
         return coefficients(*moments.result(), *small, operation.groups, operation.eps)
@@ -264,7 +264,7 @@ class Execution:
     def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
         """A stand-in for a small tensor, which collects its gradient over slabs."""
         assert node.operation is not None, "sources are leaves"
-        affine = isinstance(node.operation, Affine)
+        affine = isinstance(node.operation, NormAffine)
         wanted = affine or any(t.requires_grad for t in node.operation.small)
         return tensor.detach().requires_grad_(wanted and tensor.is_floating_point())
 
@@ -302,7 +302,7 @@ class Execution:
         """Gradients of an operation's small tensors and, through them, of statistics."""
         assert node.operation is not None, "sources are leaves"
         originals = node.operation.small
-        if not isinstance(node.operation, Affine):
+        if not isinstance(node.operation, NormAffine):
             for original, stand_in in zip(originals, stand_ins, strict=True):
                 if original.requires_grad and stand_in.grad is not None:
                     self._add_small(original, stand_in.grad)

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volumediff.memory.slabs import (
-    Affine,
     Average,
     Concat,
     Convolution,
-    Crop,
-    Linear,
+    CropPlanes,
+    LinearUpsampling,
     LocalNorm,
-    Nearest,
+    NearestUpsampling,
+    NormAffine,
     Operation,
     Pad,
     Pointwise,
@@ -195,14 +195,14 @@ def _norm_act(
 ) -> Lazy:
     if kind == "group":
         # Slab by slab the statistics come first; what is left is one pass either way.
-        return x.add(Affine(groups, eps, True, (scale, shift)), x.shape)
+        return x.add(NormAffine(groups, eps, True, (scale, shift)), x.shape)
     return x.add(LocalNorm(kind, groups, eps, fused, (scale, shift)), x.shape)
 
 
 def _group_norm(x: Lazy, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Lazy:
     dtype = torch.promote_types(x.dtype, torch.float32)
     scale, shift = (t.to(dtype).expand(x.shape[0], -1) for t in (weight, bias))
-    return x.add(Affine(groups, eps, False, (scale, shift)), x.shape)
+    return x.add(NormAffine(groups, eps, False, (scale, shift)), x.shape)
 
 
 def _interpolate(
@@ -217,14 +217,14 @@ def _interpolate(
     scales = (scale_factor,) * 3 if isinstance(scale_factor, int | float) else scale_factor
     b, c, *sizes = x.shape
     if size is None and mode == "trilinear" and scales == (2.0, 2.0, 2.0) and not corners:
-        return x.add(Linear(), (b, c, *(2 * n for n in sizes)))
+        return x.add(LinearUpsampling(), (b, c, *(2 * n for n in sizes)))
     if size is not None or mode != "nearest" or scales is None or any(s % 1 for s in scales):
         raise NotImplementedError(
             "slabs are interpolated by nearest neighbour and whole factors, or linearly by 2"
         )
     d, h, w = (int(s) for s in scales)
     grown = (n * f for n, f in zip(sizes, (d, h, w), strict=True))
-    return x.add(Nearest((d, h, w)), (b, c, *grown))
+    return x.add(NearestUpsampling((d, h, w)), (b, c, *grown))
 
 
 def _average(
@@ -258,7 +258,7 @@ def _getitem(x: Lazy, index: Any) -> Lazy:
     if not plain or full[0].stop is not None or full[1].stop is not None:
         raise NotImplementedError("slabs are cropped to their first voxels along d, h and w")
     d, h, w = (len(range(*p.indices(n))) for p, n in zip(full[2:], x.shape[2:], strict=True))
-    return x.add(Crop(h, w), (*x.shape[:2], d, h, w))
+    return x.add(CropPlanes(h, w), (*x.shape[:2], d, h, w))
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Lazy:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.slabs import Convolution, Crop, Pointwise, Range, Whole
+from volumediff.memory.slabs import Convolution, CropPlanes, Pointwise, Range, Whole
 
 __all__ = ["Part", "fine_encoder", "joins", "part_of", "stored"]
 
@@ -138,4 +138,4 @@ def joins(graph: Graph, skips: set[Node]) -> set[Node]:
 
 
 def _merely_combines(node: Node) -> bool:
-    return isinstance(node.operation, Pointwise | Crop) and node.operation.linear
+    return isinstance(node.operation, Pointwise | CropPlanes) and node.operation.linear

@@ -24,14 +24,14 @@ from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import norm_act
 
 __all__ = [
-    "Affine",
     "Average",
     "Concat",
     "Convolution",
-    "Crop",
-    "Linear",
+    "CropPlanes",
+    "LinearUpsampling",
     "LocalNorm",
-    "Nearest",
+    "NearestUpsampling",
+    "NormAffine",
     "Operation",
     "Pad",
     "Pointwise",
@@ -90,7 +90,7 @@ class Concat(_Planewise):
 
 
 @dataclass(eq=False, repr=False)
-class Crop(_Planewise):
+class CropPlanes(_Planewise):
     """The first voxels along h and w; along d the depth of the output says enough."""
 
     height: int
@@ -117,7 +117,7 @@ class LocalNorm(_Planewise):
 
 
 @dataclass(eq=False, repr=False)
-class Affine(_Planewise):
+class NormAffine(_Planewise):
     """silu(s x̂ + b) or s x̂ + b with statistics of the whole volume, as f(a x + c).
 
     `small` is (s, b). When called, it is given (a, c), which the executor forms of (s, b) and the
@@ -175,7 +175,7 @@ class Convolution(Operation):
 
 
 @dataclass(eq=False, repr=False)
-class Nearest(Operation):
+class NearestUpsampling(Operation):
     """Nearest neighbour by whole factors: output voxel i is input voxel i // factor."""
 
     factor: Triple
@@ -191,7 +191,7 @@ class Nearest(Operation):
 
 
 @dataclass(eq=False, repr=False)
-class Linear(Operation):
+class LinearUpsampling(Operation):
     """Linear interpolation to twice the size: 3/4 of the nearest and 1/4 of the next voxel."""
 
     def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from volumediff.networks._norm_act import dense
 
-__all__ = ["Moments", "coefficients"]
+__all__ = ["SlabMoments", "coefficients"]
 
 AXES = (2, 3, 4)
 
 
-class Moments:
+class SlabMoments:
     """Running mean and variance per sample and channel."""
 
     def __init__(self) -> None:

@@ -33,7 +33,17 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["Moments", "ahi", "caci", "combined", "frechet", "moments", "rqi", "scale", "ssim"]
+__all__ = [
+    "FeatureMoments",
+    "ahi",
+    "caci",
+    "combined",
+    "frechet",
+    "moments",
+    "rqi",
+    "scale",
+    "ssim",
+]
 
 Volume = Float[np.ndarray, "d h w"]
 Mask = Bool[np.ndarray, "d h w"]
@@ -114,7 +124,7 @@ def combined(rqi: float, ahi: float, caci: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class FeatureMoments:
     """Sums over feature vectors, from which mean and covariance of any union follow.
 
     Arguments:
@@ -127,16 +137,16 @@ class Moments:
     total: Float[np.ndarray, "k"]
     products: Float[np.ndarray, "k k"]
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
+    def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
+        return FeatureMoments(
             self.count + other.count, self.total + other.total, self.products + other.products
         )
 
     @staticmethod
-    def of(features: Float[np.ndarray, "n k"]) -> "Moments":
+    def of(features: Float[np.ndarray, "n k"]) -> "FeatureMoments":
         """The sums of some vectors."""
         f = features.astype(np.float64)
-        return Moments(len(f), f.sum(axis=0), f.T @ f)
+        return FeatureMoments(len(f), f.sum(axis=0), f.T @ f)
 
     @property
     def mean(self) -> Float[np.ndarray, "k"]:
@@ -156,7 +166,7 @@ def moments(
     foreground: Mask,
     spacing_mm: tuple[float, float, float],
     cube_mm: float = CUBE_MM,
-) -> Moments:
+) -> FeatureMoments:
     """Features of the cubes of which the foreground fills at least half.
 
     Arguments:
@@ -186,10 +196,10 @@ def moments(
         both = foreground[low] & foreground[high]
         change[low], pairs[low] = np.abs(x[high] - x[low]) * both, both
         columns.append(summed(change)[full] / np.maximum(summed(pairs)[full], 1))
-    return Moments.of(np.stack(columns, axis=1))
+    return FeatureMoments.of(np.stack(columns, axis=1))
 
 
-def frechet(a: Moments, b: Moments) -> float:
+def frechet(a: FeatureMoments, b: FeatureMoments) -> float:
     r"""Fréchet distance |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½) of normal distributions.
 
     The trace of the root is the sum of the roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is
@@ -205,10 +215,10 @@ def frechet(a: Moments, b: Moments) -> float:
 
 def ahi(
     *,
-    pathological: Iterable[Moments],
-    restored: Iterable[Moments],
-    unseen: Iterable[Moments],
-    normal: Iterable[Moments],
+    pathological: Iterable[FeatureMoments],
+    restored: Iterable[FeatureMoments],
+    unseen: Iterable[FeatureMoments],
+    normal: Iterable[FeatureMoments],
 ) -> float:
     """Share of the way from pathological to healthy, at least 0; above 1 is overshooting.
 
@@ -218,7 +228,7 @@ def ahi(
     sets = [list(s) for s in (pathological, restored, unseen, normal)]
     if not all(sets):
         return float("nan")
-    p, r, u, n = (reduce(Moments.__add__, s) for s in sets)
+    p, r, u, n = (reduce(FeatureMoments.__add__, s) for s in sets)
     if min(m.count for m in (p, r, u, n)) < CUBES_PER_FEATURE * len(p.total):
         return float("nan")
     distance = frechet(p, n)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock
-from volumediff.networks._hourglass import Stage
+from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
@@ -62,9 +62,11 @@ class ConcatHourglass(nn.Module):
         def attention(level: int) -> Attention:
             return Attention(widths[level], backend=backend, head_size=head_sizes[level], **norm)
 
-        def stage(level: int, inputs: int) -> Stage:
+        def stage(level: int, inputs: int) -> HourglassStage:
             attends = level in attention_levels
-            return Stage(block(inputs, widths[level]), attention(level) if attends else None)
+            return HourglassStage(
+                block(inputs, widths[level]), attention(level) if attends else None
+            )
 
         def down(width: int) -> nn.Module:
             if resampling == "convolution":
@@ -93,7 +95,8 @@ class ConcatHourglass(nn.Module):
         self.down = nn.ModuleList(down(width) for width in widths[:-1])
         self.up = nn.ModuleList(up(width) for width in widths[1:])
         self.middle = nn.ModuleList(
-            Stage(block(widths[-1], widths[-1]), attends) for attends in (attention(last), None)
+            HourglassStage(block(widths[-1], widths[-1]), attends)
+            for attends in (attention(last), None)
         )
         place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
         self.act = NormAct(widths[0], **norm)

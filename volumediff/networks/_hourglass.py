@@ -21,10 +21,10 @@ from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
 from volumediff.networks._resample import Down, Up
 
-__all__ = ["Hourglass", "Stage"]
+__all__ = ["Hourglass", "HourglassStage"]
 
 
-class Stage(nn.Module):
+class HourglassStage(nn.Module):
     """A residual block, then attention where there is one."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
@@ -91,7 +91,7 @@ class Hourglass(nn.Module):
                 f"0 (finest) to {len(widths) - 1}"
             )
 
-        def stage(level: int) -> Stage:
+        def stage(level: int) -> HourglassStage:
             width = widths[level]
             block = ResidualBlock(
                 width,
@@ -108,7 +108,7 @@ class Hourglass(nn.Module):
                 attention = Attention(
                     width, norm=norm, groups=groups, backend=backend, plane=plane
                 )
-            made = Stage(block, attention)
+            made = HourglassStage(block, attention)
             place(level, made)
             return made
 

@@ -32,7 +32,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.networks import _norm_act_kernels as kernels
 
-__all__ = ["INTERPRETED", "FusedNormAct", "Moments", "affine_silu", "statistics"]
+__all__ = ["INTERPRETED", "FusedNormAct", "GroupMoments", "affine_silu", "statistics"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether the kernels were made for triton's interpreter, which runs them on the CPU."""
@@ -50,7 +50,7 @@ COLUMNS = 256
 WIDTH = 16
 
 
-class Moments(NamedTuple):
+class GroupMoments(NamedTuple):
     """Count, mean and sum of squared deviations from the mean, per sample and group."""
 
     count: int
@@ -58,7 +58,7 @@ class Moments(NamedTuple):
     m2: Float[Tensor, "n g"]
 
 
-def statistics(x: Float[Tensor, "n c *size"], groups: int) -> Moments:
+def statistics(x: Float[Tensor, "n c *size"], groups: int) -> GroupMoments:
     """Moments of each group of channels over the voxels of x.
 
     Those of a volume follow from those of its slabs by Chan's formula. A slab that was cut from
@@ -78,7 +78,7 @@ def statistics(x: Float[Tensor, "n c *size"], groups: int) -> Moments:
         kernels.merge_moments[(n * groups,)](
             *partial, *merged, *plan.chunk, 1 / count, channels, groups, *_merge_tile(width)
         )
-    return Moments(count, *merged)
+    return GroupMoments(count, *merged)
 
 
 def affine_silu(
@@ -123,7 +123,7 @@ class FusedNormAct(torch.autograd.Function):
                 grad,
                 scale,
                 shift,
-                Moments(ctx.count, *moments),
+                GroupMoments(ctx.count, *moments),
                 ctx.groups,
                 ctx.eps,
                 with_x=ctx.needs_input_grad[0],
@@ -173,7 +173,7 @@ def _apply(
     x: Float[Tensor, "n *size c"],
     scale: Float[Tensor, "n c"],
     shift: Float[Tensor, "n c"],
-    moments: Moments | None,
+    moments: GroupMoments | None,
     groups: int,
     eps: float,
 ) -> Float[Tensor, "n c *size"]:
@@ -209,7 +209,7 @@ def _gradient(
     grad: Float[Tensor, "n *size c"],
     scale: Float[Tensor, "n c"],
     shift: Float[Tensor, "n c"],
-    moments: Moments,
+    moments: GroupMoments,
     groups: int,
     eps: float,
     *,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Network
 from volumediff.networks._block import ResidualBlock
-from volumediff.networks._hourglass import Stage
+from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
@@ -89,10 +89,10 @@ class Guided(Network):
                 resample=resample,
             )
 
-        def stage(level: int, inner: int, outer: int) -> Stage:
+        def stage(level: int, inner: int, outer: int) -> HourglassStage:
             attends = level in attention_levels
             attending = Attention(outer, groups=groups, backend=attention) if attends else None
-            return Stage(block(inner, outer), attending)
+            return HourglassStage(block(inner, outer), attending)
 
         last = len(widths) - 1
         finer = (widths[0], *widths)  # what comes from the next finer level, or the stem

@@ -11,7 +11,7 @@ from volumediff.storage.records import Record, parse
 __all__ = ["read_metrics"]
 
 
-class Row(Record):
+class MetricsRow(Record):
     """A line of metrics.jsonl: a step and its figures, which may come to nothing finite."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
@@ -28,7 +28,7 @@ def read_metrics(path: Path, *, before: int | None = None) -> list[dict[str, Any
     rows = []
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
-            row = parse(line, Row, where=path, advice="left out").model_dump()
+            row = parse(line, MetricsRow, where=path, advice="left out").model_dump()
         except DataError:
             continue
         if before is None or row["step"] <= before:

@@ -15,11 +15,11 @@ from volumediff.settings.sections import Optim
 from volumediff.storage import checkpoint
 from volumediff.tasks import Task
 
-__all__ = ["State"]
+__all__ = ["TrainingState"]
 
 
 @dataclass
-class State:
+class TrainingState:
     """Everything that a checkpoint holds.
 
     Arguments:
@@ -37,7 +37,7 @@ class State:
     best: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, task: Task, optim: Optim) -> "State":
+    def fresh(cls, task: Task, optim: Optim) -> "TrainingState":
         """The state before the first step."""
         optimizers = {
             player: torch.optim.AdamW(
@@ -48,7 +48,9 @@ class State:
         return cls(task, optimizers, EMA(task.trained(), decay=optim.ema))
 
     @classmethod
-    def start(cls, task: Task, optim: Optim, run: Path, report: Callable[[str], None]) -> "State":
+    def start(
+        cls, task: Task, optim: Optim, run: Path, report: Callable[[str], None]
+    ) -> "TrainingState":
         """A fresh state, or that of the newest good checkpoint of the run."""
         state = cls.fresh(task, optim)
         found = checkpoint.find(run, "last", report=report)

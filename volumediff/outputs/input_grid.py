@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from volumediff.data.preprocessing import Preprocessing, Record
+from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord
 
 __all__ = ["InputGrid"]
 
@@ -22,7 +22,7 @@ class InputGrid:
     """
 
     preprocessing: Preprocessing
-    record: Record
+    record: PreprocessingRecord
 
     def image(self, array: Shaped[Tensor, "1 d h w"]) -> Float[np.ndarray, "1 od oh ow"]:
         """A map; where the prepared volume does not reach, its lowest value, at most 0."""

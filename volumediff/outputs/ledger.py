@@ -37,7 +37,7 @@ class Output(Record):
     sha256: str
 
 
-class Entry(Record):
+class LedgerEntry(Record):
     """What every line says; facts such as the score beside it are its writer's own."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
@@ -50,7 +50,7 @@ class Entry(Record):
     peak_gb: float | None = None
 
 
-class Done(Entry):
+class Done(LedgerEntry):
     """A finished case."""
 
     status: Literal["done"]
@@ -58,7 +58,7 @@ class Done(Entry):
     outputs: dict[str, Output]
 
 
-class Failed(Entry):
+class Failed(LedgerEntry):
     """A case that could not be done."""
 
     status: Literal["failed"]

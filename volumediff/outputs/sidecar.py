@@ -29,21 +29,21 @@ class Input(Record):
     sha256: str
 
 
-class Step(Record):
+class TraceStep(Record):
     """A mask or map of the method's blocks."""
 
     name: str
     file: FileName
 
 
-class Probability(Record):
+class ProbabilityTable(Record):
     """Of a lesion by map value: steps of `metrics.calibration.Probability`."""
 
     edges: Annotated[tuple[float, ...], Field(min_length=1)]
     values: Annotated[tuple[float, ...], Field(min_length=1)]
 
 
-class Facts(Record):
+class MapFacts(Record):
     """What readers look at; the rest is provenance, and stays as it is."""
 
     model_config = ConfigDict(extra="allow")
@@ -58,11 +58,11 @@ class Facts(Record):
     threshold: float | None = None
     threshold_rule: str | None = None
     thresholds: dict[str, float] = Field(default_factory=dict)
-    probability: Probability | None = None
+    probability: ProbabilityTable | None = None
     inputs: dict[str, Input] = Field(default_factory=dict)
     prepared_inputs: dict[str, Input] = Field(default_factory=dict)
     read_policy: Policy = Policy()
-    trace: tuple[Step, ...] = ()
+    trace: tuple[TraceStep, ...] = ()
     seen: str | None = None
 
 
@@ -72,4 +72,4 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         DataError: not there, damaged, or a key that does not fit
     """
-    return parse_file(path, Facts, advice="localize again").model_dump(exclude_unset=True)
+    return parse_file(path, MapFacts, advice="localize again").model_dump(exclude_unset=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from volumediff.errors import UsageError
 from volumediff.model import Batch
-from volumediff.optimization.state import State
+from volumediff.optimization.state import TrainingState
 from volumediff.planning.tracer import Tracer
 from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
@@ -23,7 +23,7 @@ from volumediff.tasks import Stage, Task, task_of
 
 __all__ = [
     "VALIDATION",
-    "Step",
+    "TracedStep",
     "crop_shape",
     "inference_step",
     "train_step",
@@ -38,7 +38,7 @@ VALIDATION = "validation "  # begins the names of stages that training can do wi
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """Something to run again and again.
 
     Arguments:
@@ -75,7 +75,7 @@ def training_step(
     device: torch.device | str = "cpu",
     foreach: bool | None = None,
     most: int | None = None,
-) -> Step:
+) -> TracedStep:
     """A step of training as it is from the second one on.
 
     Arguments:
@@ -84,7 +84,7 @@ def training_step(
         most: micro-batches that are run, if not all; the third finds nothing new
     """
     optim = config.optim
-    state = State.fresh(task, optim)
+    state = TrainingState.fresh(task, optim)
     for optimizer in state.optimizers.values():
         for group in optimizer.param_groups:
             group["foreach"] = foreach
@@ -106,10 +106,12 @@ def training_step(
         "optimizer": [*(m for s in states for m in s.values()), *state.ema.tensors.values()],
         "other": [*task.module.buffers(), *(t for b in micros for t in _tensors(b))],
     }
-    return Step(held, run)
+    return TracedStep(held, run)
 
 
-def inference_step(config: RunConfig, task: Task, *, device: torch.device | str = "cpu") -> Step:
+def inference_step(
+    config: RunConfig, task: Task, *, device: torch.device | str = "cpu"
+) -> TracedStep:
     """A pass of inference over one whole volume."""
     batch = task.batch(volume_shape(config), 1, device=device)
 
@@ -118,7 +120,7 @@ def inference_step(config: RunConfig, task: Task, *, device: torch.device | str 
             task.use(batch, stage=stage)
 
     other = [*task.module.buffers(), *_tensors(batch)]
-    return Step({"weights": [*task.module.parameters()], "other": other}, run)
+    return TracedStep({"weights": [*task.module.parameters()], "other": other}, run)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -163,7 +165,7 @@ def crop_shape(config: RunConfig) -> Shape:
     return config.crop or volume_shape(config)
 
 
-def with_moments(state: State) -> None:
+def with_moments(state: TrainingState) -> None:
     """Gives the optimizers their moments, as they are after the first step; the weights stay."""
     for optimizer in state.optimizers.values():
         for group in optimizer.param_groups:
@@ -178,7 +180,9 @@ def with_moments(state: State) -> None:
         optimizer.zero_grad()
 
 
-def train_step(state: State, micros: Sequence[Batch], *, clip: float | None, stage: Stage) -> None:
+def train_step(
+    state: TrainingState, micros: Sequence[Batch], *, clip: float | None, stage: Stage
+) -> None:
     """The update of all players from micro-batches."""
     task = state.task
     for player, optimizer in state.optimizers.items():

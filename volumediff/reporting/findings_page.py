@@ -8,7 +8,7 @@ from volumediff.findings.urgency import LEVELS
 from volumediff.findings.written import Written
 from volumediff.outputs.export import FINDINGS, MAP
 from volumediff.reporting.report import Page, write_report
-from volumediff.reporting.views import View, outputs_of, start_of, thinned
+from volumediff.reporting.views import CaseView, outputs_of, start_of, thinned
 
 __all__ = ["Gallery"]
 
@@ -27,7 +27,7 @@ class Gallery:
     """
 
     folder: Path
-    views: list[tuple[Rank, View]] = field(default_factory=list)
+    views: list[tuple[Rank, CaseView]] = field(default_factory=list)
     lines: dict[str, str] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
 
@@ -67,10 +67,10 @@ class Gallery:
         write_report(path, page)
         return path
 
-    def _view(self, written: Written, found: CaseFindings) -> View:
+    def _view(self, written: Written, found: CaseFindings) -> CaseView:
         peak = start_of(None, written.map, written.grid.spacing_mm)
         more = outputs_of(self.folder / f"{written.case}_{MAP}.nii.gz", peak)
-        view = View(
+        view = CaseView(
             title=written.case,
             note=f"volume score {found.volume_score:.3g}"
             if found.volume_score is not None
@@ -84,7 +84,7 @@ class Gallery:
         return _small(view)
 
 
-def _small(view: View) -> View:
+def _small(view: CaseView) -> CaseView:
     """The view with volumes as the page will hold them; steps keep the plane they show."""
     small = thinned(view.image)
     if small.shape == view.image.shape:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from volumediff.reporting.timeline import strip
-from volumediff.reporting.views import View, picture
+from volumediff.reporting.views import CaseView, picture
 
 __all__ = ["case_panel", "figure_of", "findings_table"]
 
@@ -21,7 +21,7 @@ COLUMNS = (
 )
 
 
-def case_panel(view: View, number: int) -> list[str]:
+def case_panel(view: CaseView, number: int) -> list[str]:
     """HTML of a case.
 
     Arguments:
@@ -48,7 +48,9 @@ def case_panel(view: View, number: int) -> list[str]:
     return [*parts, "</section>"]
 
 
-def findings_table(findings: Sequence[Mapping[str, Any]], view: View, number: int) -> list[str]:
+def findings_table(
+    findings: Sequence[Mapping[str, Any]], view: CaseView, number: int
+) -> list[str]:
     """The findings of a case as a table whose rows move the viewer to their peaks."""
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in COLUMNS)
     rows = [_row(f, view, number) for f in findings[:MOST]]
@@ -71,7 +73,7 @@ def figure_of(png: bytes, caption: str) -> str:
     )
 
 
-def _row(finding: Mapping[str, Any], view: View, number: int) -> str:
+def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
     level = str(finding["urgency"]["level"])
     mark = f'<span class="level {level if level.isalpha() else ""}">{escape(level)}</span>'
     against = "; ".join(f"{i['direction']} ({i['relative']:+.0%})" for i in finding["intensities"])
@@ -96,7 +98,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _voxel(point_mm: Sequence[float], view: View) -> str:
+def _voxel(point_mm: Sequence[float], view: CaseView) -> str:
     """Voxel of a point, as the viewer takes it."""
     if view.affine is None:
         return ""

@@ -33,7 +33,7 @@ from volumediff.metrics.bootstrap import Interval
 from volumediff.outputs.export import finite
 from volumediff.reporting.panel import case_panel, figure_of
 from volumediff.reporting.views import (
-    View,
+    CaseView,
     limits,
     packed,
     scaled,
@@ -65,7 +65,7 @@ class Page:
     title: str
     lead: Sequence[str]
     results: Sequence[MethodResult]
-    views: Sequence[View]
+    views: Sequence[CaseView]
     manifest: Mapping[str, Any]
     pictures: Sequence[tuple[str, Path]] = ()
     groups: str = "group"
@@ -231,7 +231,7 @@ def _number(cell: Interval) -> str:
     return text
 
 
-def _viewer(views: Sequence[View]) -> list[str]:
+def _viewer(views: Sequence[CaseView]) -> list[str]:
     described, blocks = [], []
     for n, view in enumerate(views):
         layers: dict[str, np.ndarray] = {}

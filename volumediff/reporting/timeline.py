@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from volumediff.data.volume import read
 
-__all__ = ["Step", "read_steps", "strip"]
+__all__ = ["TimelineEntry", "read_steps", "strip"]
 
 PER_ROW = 8
 # As many steps are shown; of more, evenly chosen ones with the first and the last.
@@ -27,7 +27,7 @@ EDGE = "#2fe0ff"
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class TimelineEntry:
     """One mask or map of the trace.
 
     Arguments:
@@ -44,7 +44,7 @@ class Step:
         return self.name.endswith("mask")
 
 
-def read_steps(folder: Path, facts: Mapping[str, Any], level: int) -> tuple[Step, ...]:
+def read_steps(folder: Path, facts: Mapping[str, Any], level: int) -> tuple[TimelineEntry, ...]:
     """The steps that lie in a folder, at one axial plane.
 
     Arguments:
@@ -59,12 +59,15 @@ def read_steps(folder: Path, facts: Mapping[str, Any], level: int) -> tuple[Step
     for entry in known:
         kind = "label" if entry["file"].endswith("_mask.nii.gz") else "image"
         array = read(folder / entry["file"], kind=kind).array[0]
-        steps.append(Step(entry["name"], array[:, :, level].astype(np.float32)))
+        steps.append(TimelineEntry(entry["name"], array[:, :, level].astype(np.float32)))
     return tuple(steps)
 
 
 def strip(
-    steps: Sequence[Step], *, aspect: float, outline: Bool[np.ndarray, "d h"] | None = None
+    steps: Sequence[TimelineEntry],
+    *,
+    aspect: float,
+    outline: Bool[np.ndarray, "d h"] | None = None,
 ) -> bytes:
     """PNG of the steps from left to right, row by row.
 

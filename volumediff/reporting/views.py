@@ -20,13 +20,13 @@ from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.outputs.sidecar import read_facts
-from volumediff.reporting.timeline import Step, read_steps
+from volumediff.reporting.timeline import TimelineEntry, read_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "View",
+    "CaseView",
     "limits",
     "outputs_of",
     "packed",
@@ -48,7 +48,7 @@ WHITE = 99.8
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class CaseView:
     """One case to look at, all arrays on one grid with axes along R, A, S.
 
     Arguments:
@@ -76,7 +76,7 @@ class View:
     spacing_mm: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0))
     uncertainty: Float[np.ndarray, "d h w"] | None = None
     found: Bool[np.ndarray, "d h w"] | None = None
-    steps: Sequence[Step] = ()
+    steps: Sequence[TimelineEntry] = ()
     findings: Sequence[Mapping[str, Any]] = ()
     statement: str = ""
     affine: Float[np.ndarray, "4 4"] | None = None
@@ -107,7 +107,7 @@ def _argmax(array: np.ndarray) -> tuple[int, int, int]:
 
 def views_of(
     results: Sequence[MethodResult], truths: Mapping[str, Truth], cases: Sequence[str]
-) -> list[View]:
+) -> list[CaseView]:
     """Views of cases, read from the folders of the methods; cases without image are left out."""
     views = []
     for case in cases:
@@ -133,7 +133,7 @@ def views_of(
             if np.isfinite(ap):
                 numbers.append(f"{result.method} {ap:.3f}")
         views.append(
-            View(
+            CaseView(
                 title=truth.case,
                 note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
                 image=image.array[0],
@@ -211,7 +211,7 @@ def thinned(array: np.ndarray) -> np.ndarray:
     return array[::d, ::h, ::w]
 
 
-def picture(view: View) -> bytes:
+def picture(view: CaseView) -> bytes:
     """PNG: three planes through the lesion, a row each, of the image beside what it is judged by.
 
     The pair of image and pseudo-healthy volume comes first, with one scale of grey, then their
@@ -256,7 +256,7 @@ def picture(view: View) -> bytes:
     return buffer.getvalue()
 
 
-def _columns(view: View) -> list[tuple[str, np.ndarray, str, tuple[float, float]]]:
+def _columns(view: CaseView) -> list[tuple[str, np.ndarray, str, tuple[float, float]]]:
     """Title, volume, colours and their range of each column."""
     greys = limits(view.image)
     columns = [("image", view.image, "gray", greys)]

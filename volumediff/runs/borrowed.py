@@ -11,7 +11,7 @@ from typing import Any
 
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.methods.lent import AUTOENCODER
-from volumediff.anomaly.methods.lent import Borrowed as BorrowedAutoencoder
+from volumediff.anomaly.methods.lent import BorrowedAutoencoder as BorrowedAutoencoder
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import CLASSIFIER, ClassPosterior, StateClassifier
 from volumediff.comparison import COMPARER, ReconstructionComparer, VoxelPosterior

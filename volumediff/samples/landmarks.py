@@ -22,7 +22,7 @@ NAME = "landmarks.json"
 Landmarks = tuple[tuple[float, ...], ...]
 
 
-class Stored(Record):
+class StoredLandmarks(Record):
     """landmarks.json: per channel, and the training cases that they are means of."""
 
     landmarks: Landmarks
@@ -45,7 +45,7 @@ def fit_landmarks(
     """
     names = tuple(case.id for case in cases)
     path = run / NAME
-    if path.is_file() and read(path, Stored).cases == names:
+    if path.is_file() and read(path, StoredLandmarks).cases == names:
         return
     report(f"fitting intensity landmarks on {len(cases)} training volumes")
     limits = [plan.limits_of(case) for case in cases]
@@ -61,13 +61,13 @@ def fit_landmarks(
                 "the file."
             )
     landmarks = tuple(landmarks_of(channel) for channel in zip(*limits, strict=True))
-    write(path, Stored(landmarks=landmarks, cases=names))
+    write(path, StoredLandmarks(landmarks=landmarks, cases=names))
 
 
 def keep_landmarks(run: Path, of: Path) -> None:
     """Copies the landmarks of the diffusion run that a run is trained for, if it has some."""
     if (of / NAME).is_file():
-        write(run / NAME, read(of / NAME, Stored))
+        write(run / NAME, read(of / NAME, StoredLandmarks))
 
 
 def load_landmarks(run: Path) -> Landmarks:
@@ -83,4 +83,4 @@ def load_landmarks(run: Path) -> Landmarks:
             f"{run}: has no {NAME}, so its intensities are not fitted; train it first, or use "
             "data.preprocessing.intensity=percentile."
         )
-    return read(path, Stored).landmarks
+    return read(path, StoredLandmarks).landmarks

@@ -24,7 +24,7 @@ from volumediff.storage.records import Record, parse_file
 __all__ = ["Statistics"]
 
 
-class Stored(Record):
+class StoredStatistics(Record):
     """statistics.json: mean and standard deviation of each attribute."""
 
     scalars: dict[str, tuple[float, float]]
@@ -83,7 +83,7 @@ class Statistics:
             DataError: damaged or missing
         """
         folder, advice = verified(run / "statistics"), "restore the folder from a backup"
-        stored = parse_file(folder / "statistics.json", Stored, advice=advice)
+        stored = parse_file(folder / "statistics.json", StoredStatistics, advice=advice)
         path = folder / "atlas.npy"
         try:
             atlas = torch.from_numpy(np.load(path)) if path.is_file() else None

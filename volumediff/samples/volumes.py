@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from volumediff.recipes._base import Recipe
-from volumediff.storage.cache import Entry
+from volumediff.storage.cache import CacheEntry
 
 __all__ = ["TrainingVolume", "healthy_volumes"]
 
@@ -25,7 +25,7 @@ class TrainingVolume:
 
     id: str
     attributes: Mapping[str, str | float]
-    entry: Entry
+    entry: CacheEntry
 
     def array(self, name: str) -> Tensor | None:
         """A copy of one array in memory, or None if the case has none."""

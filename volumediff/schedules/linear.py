@@ -13,11 +13,11 @@ from torch import Tensor
 from volumediff.schedules._preserving import VariancePreserving
 from volumediff.schedules._table import check_betas, interpolate
 
-__all__ = ["Linear"]
+__all__ = ["LinearSchedule"]
 
 
 @dataclass(frozen=True)
-class Linear(VariancePreserving):
+class LinearSchedule(VariancePreserving):
     """Steps of linearly growing variance; between them log(alpha) is interpolated.
 
     Arguments:

@@ -31,7 +31,7 @@ from volumediff.config import (
 )
 from volumediff.errors import UsageError
 from volumediff.memory.policy import MemoryPolicy
-from volumediff.settings.sections import Data, Optim, Section, Validation, declared
+from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
 from volumediff.storage.records import read_text
 
 __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config"]
@@ -61,7 +61,7 @@ class RunConfig(Section):
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, declared(MemoryPolicy)] = MemoryPolicy()
     optim: Optim = Optim()
-    validation: Validation = Validation()
+    validation: ValidationSection = ValidationSection()
     save_every: PositiveInt = 500
     seed: int = 0
     deterministic: bool = True

@@ -26,16 +26,16 @@ from volumediff.data.survey import AUTO
 
 __all__ = [
     "POPULATION",
-    "Best",
     "Component",
     "Data",
     "ForRun",
     "Optim",
-    "Population",
+    "PopulationSection",
     "Preprocess",
     "Section",
+    "Selection",
     "SplitRule",
-    "Validation",
+    "ValidationSection",
     "declared",
 ]
 
@@ -75,7 +75,7 @@ def declared(cls: type) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-class Population(Section):
+class PopulationSection(Section):
     """Simulated healthy subjects, used with `data.root: population`."""
 
     subjects: PositiveInt = 60
@@ -119,7 +119,7 @@ class Data(Section):
     layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
-    population: Population = Population()
+    population: PopulationSection = PopulationSection()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, declared(Augmentation)] | None = None
     split: SplitRule = SplitRule()
@@ -151,7 +151,7 @@ class Optim(Section):
     ema: Fraction = 0.9999
 
 
-class Best(Section):
+class Selection(Section):
     """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes."""
 
     volumes: PositiveInt = 4
@@ -159,14 +159,14 @@ class Best(Section):
     smooth_mm: NonNegativeFloat = 3.0
 
 
-class Validation(Section):
+class ValidationSection(Section):
     """Every `every` steps: validation loss, previews and, if `best` is given, selection."""
 
     every: PositiveInt = 1000
     volumes: PositiveInt = 16
     previews: NonNegativeInt = 0
     preview_steps: PositiveInt = 25
-    best: Best | None = None
+    best: Selection | None = None
 
 
 def _names_a_run(value: Any) -> Any:

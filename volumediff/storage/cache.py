@@ -19,7 +19,7 @@ from volumediff.storage.digests import sha256
 from volumediff.storage.folder import Content, Damaged, discard, publish, verify
 from volumediff.storage.records import Record, parse_file
 
-__all__ = ["Cache", "Entry"]
+__all__ = ["Cache", "CacheEntry"]
 
 # To be raised when the meaning of stored arrays changes.
 VERSION = 1
@@ -31,7 +31,7 @@ class Info(Record):
     spacing_mm: Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-class Stored(Record):
+class StoredEntry(Record):
     """entry.json: what the arrays were made from, and what was stored beside them."""
 
     fingerprint: str
@@ -39,7 +39,7 @@ class Stored(Record):
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """Arrays of one case in the cache; cheap to send to loader workers.
 
     Arguments:
@@ -73,7 +73,7 @@ class Cache:
         name: str,
         fingerprint: Mapping[str, Any],
         make: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]],
-    ) -> Entry:
+    ) -> CacheEntry:
         """The entry of a fingerprint, made if there is none or if it is damaged.
 
         Arguments:
@@ -100,12 +100,12 @@ class Cache:
         except (Damaged, DataError) as error:
             raise DataError(f"{folder}: damaged right after it was written ({error}).") from None
 
-    def _open(self, folder: Path, fingerprint: str) -> Entry:
+    def _open(self, folder: Path, fingerprint: str) -> CacheEntry:
         verify(folder)
-        stored = parse_file(folder / "entry.json", Stored, advice="remove the folder")
+        stored = parse_file(folder / "entry.json", StoredEntry, advice="remove the folder")
         if stored.fingerprint != fingerprint:
             raise Damaged("entry.json belongs to other data")
-        return Entry(folder, stored.info.model_dump())
+        return CacheEntry(folder, stored.info.model_dump())
 
 
 def _files(

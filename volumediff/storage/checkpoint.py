@@ -41,7 +41,7 @@ FORMAT = 1
 WEIGHTS = {"weights.safetensors", "ema.safetensors"}
 
 
-class Best(Record):
+class StoredBest(Record):
     """Figures of the best checkpoint so far; a validation may come to nothing that is finite."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
@@ -51,7 +51,7 @@ class Best(Record):
     score: float | None
 
 
-class State(Record):
+class CheckpointState(Record):
     """state.json: what a run needs to go on, beside its tensors.
 
     Arguments:
@@ -63,7 +63,7 @@ class State(Record):
 
     format: Literal[1]
     step: int
-    best: Best | None
+    best: StoredBest | None
     borrowed: str
 
 
@@ -153,7 +153,7 @@ def find(
             verify(path)
             if missing := WEIGHTS - set(read_manifest(path).files):
                 raise Damaged(f"{MANIFEST} has no {', '.join(sorted(missing))}")
-            state = parse_file(path / "state.json", State, advice="not used")
+            state = parse_file(path / "state.json", CheckpointState, advice="not used")
             if state.step != step:
                 raise Damaged(f"state.json is of step {state.step}")
             return Checkpoint(path, step, {**state.model_dump(), "best": _plain(state.best)})
@@ -201,7 +201,7 @@ def restore_optimizer(
         }
 
 
-def _plain(best: Best | None) -> dict[str, Any]:
+def _plain(best: StoredBest | None) -> dict[str, Any]:
     return {} if best is None else best.model_dump()
 
 

@@ -53,7 +53,7 @@ class BorrowedRun:
     digest: str
 
 
-class Facts(Record):
+class BorrowedFacts(Record):
     """facts.json: folder, checkpoint and SHA-256 of the weights of what was copied."""
 
     run: str
@@ -73,7 +73,7 @@ class Kept:
     """
 
     config: RunConfig
-    facts: Facts
+    facts: BorrowedFacts
     tensors: Mapping[str, Tensor]
     digest: str
 
@@ -142,7 +142,9 @@ def keep(run: Path, name: str, *, of: Path, tensors: Mapping[str, Tensor], where
         DataError: its checkpoint is damaged, or the disk is full
     """
     found = best_of(of, where=where)
-    facts = Facts(run=str(of.resolve()), checkpoint=found.path.name, weights_sha256=found.digest)
+    facts = BorrowedFacts(
+        run=str(of.resolve()), checkpoint=found.path.name, weights_sha256=found.digest
+    )
     publish(
         run / FOLDER / name,
         {
@@ -178,7 +180,7 @@ def kept(run: Path | None, name: str) -> Kept | None:
     file = folder / "weights.safetensors"
     return Kept(
         saved_config(folder),
-        parse_file(folder / "facts.json", Facts, advice=ADVICE),
+        parse_file(folder / "facts.json", BorrowedFacts, advice=ADVICE),
         load_plain(file, advice=ADVICE)[0],
         sha256_of_file(file),
     )

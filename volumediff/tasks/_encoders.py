@@ -18,13 +18,13 @@ from volumediff.tasks._base import Task
 from volumediff.tasks._borrowing import keep, kept, source_of, take
 from volumediff.tasks._loading import build_task, load_task
 
-__all__ = ["Encoder", "autoencoder_path", "encoder", "keep_encoder", "space_of"]
+__all__ = ["BorrowedEncoder", "autoencoder_path", "encoder", "keep_encoder", "space_of"]
 
 NAME = "autoencoder"
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
+class BorrowedEncoder:
     """An autoencoder, and the SHA-256 of its weights; empty where they are fresh."""
 
     autoencoder: Autoencoder
@@ -57,7 +57,7 @@ def keep_encoder(spec: Any, run: Path, *, where: str) -> None:
     keep(run, NAME, of=Path(path), tensors=tensors, where=where)
 
 
-def encoder(path: str, run: Path | None, where: str) -> Encoder:
+def encoder(path: str, run: Path | None, where: str) -> BorrowedEncoder:
     """The autoencoder that a component asks for.
 
     Raises:
@@ -70,9 +70,11 @@ def encoder(path: str, run: Path | None, where: str) -> Encoder:
     if copy is not None:
         autoencoder = _autoencoder(copy.config)
         take(autoencoder, copy)
-        return Encoder(autoencoder, copy.digest)
+        return BorrowedEncoder(autoencoder, copy.digest)
     key = f"{where}.autoencoder"
-    return Encoder(_autoencoder(source_of(Path(path), where=key, folder="autoencoders")), "")
+    return BorrowedEncoder(
+        _autoencoder(source_of(Path(path), where=key, folder="autoencoders")), ""
+    )
 
 
 def _autoencoder(config: RunConfig) -> Autoencoder:
@@ -88,7 +90,7 @@ def _autoencoder(config: RunConfig) -> Autoencoder:
 
 def space_of(
     spec: str | Mapping[str, Any] | None, run: Path | None, where: str = "space"
-) -> tuple[StateSpace, Encoder | None]:
+) -> tuple[StateSpace, BorrowedEncoder | None]:
     """The space of a specification, with the autoencoder of a run in place of its path."""
     parts = {"name": spec} if isinstance(spec, str) else dict(spec or {})
     takes = inspect.signature(component("space", str(parts.get("name")))).parameters

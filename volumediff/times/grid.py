@@ -9,11 +9,11 @@ from torch import Tensor
 from volumediff.schedules._base import Schedule
 from volumediff.times._base import TimeDensity, check_interval
 
-__all__ = ["Grid"]
+__all__ = ["GridTimes"]
 
 
 @dataclass(frozen=True)
-class Grid(TimeDensity):
+class GridTimes(TimeDensity):
     r"""All times of a grid alike, t_k = low + (high - low) k / N for k = 1 ... N.
 
     Arguments:

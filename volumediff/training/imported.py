@@ -13,7 +13,7 @@ from pathlib import Path
 from volumediff.config import build, overridden
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
-from volumediff.importers._base import Source, checked
+from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.importers._files import read
 from volumediff.samples.seen import NAME, sources_of
 from volumediff.samples.statistics import Statistics
@@ -53,7 +53,9 @@ def import_run(
     importer = build("importer", overridden({"importer": kind}, own)["importer"])
     if run.exists():
         raise UsageError(f"{run}: is there already; choose another folder with -o.")
-    source = Source(read(file, weights_only_pickle=weights_only_pickle), where=str(file))
+    source = ForeignCheckpoint(
+        read(file, weights_only_pickle=weights_only_pickle), where=str(file)
+    )
     words = [word for word in overrides if word not in own]
     tree = overridden(importer.config(source), words)
     config = resolved(parse({**tree, "output": str(run)}, where=kind))

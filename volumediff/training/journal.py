@@ -18,14 +18,14 @@ from typing import Any
 from volumediff.optimization.metrics import read_metrics
 from volumediff.storage.atomic import write_text
 
-__all__ = ["Journal"]
+__all__ = ["TrainingJournal"]
 
 # Seconds between two plain lines, and between two writes of the buffered metrics.
 PAUSE = 15.0
 FLUSH = 2.0
 
 
-class Journal:
+class TrainingJournal:
     """Metrics file and terminal of the main process; silent in the others.
 
     Arguments:
@@ -100,7 +100,7 @@ class Journal:
             self._file.flush()
             _plot(read_metrics(self.path), self.path.with_name("progress.png"))
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "TrainingJournal":
         return self
 
     def __exit__(

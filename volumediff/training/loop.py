@@ -27,13 +27,13 @@ from volumediff.errors import DataError, UsageError
 from volumediff.memory.policy import retain_heap
 from volumediff.model import Batch
 from volumediff.optimization.rate import learning_rate
-from volumediff.optimization.state import State
+from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
 from volumediff.settings.run_config import RunConfig
 from volumediff.tasks import Task, resolved
-from volumediff.training.journal import Journal
-from volumediff.training.prepare import Prepared, prepare
+from volumediff.training.journal import TrainingJournal
+from volumediff.training.prepare import TrainingSetup, prepare
 from volumediff.training.run_folder import begin, locked, record_session
 from volumediff.training.validation import Validator
 
@@ -57,12 +57,12 @@ def train(config: RunConfig) -> Path:
         explained(config, mode="train", device=accelerator.device),
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),
-        Journal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
+        TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
     ):
         processes.on_main(accelerator, lambda: begin(run, config))
         prepared = prepare(config, accelerator, journal.line)
         task = prepared.task
-        state = State.start(task, optim, run, journal.line)
+        state = TrainingState.start(task, optim, run, journal.line)
         processes.broadcast_module(accelerator, task.module)
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
@@ -121,7 +121,9 @@ def _backward(task: Task, player: str, batch: Batch, parts: int) -> Tensor:
     return losses.detach()
 
 
-def _names(prepared: Prepared, step: int, micros: list[Batch], losses: list[Tensor]) -> list[str]:
+def _names(
+    prepared: TrainingSetup, step: int, micros: list[Batch], losses: list[Tensor]
+) -> list[str]:
     """Samples whose loss is not finite, of all processes; all of them if only the gradient is."""
     keys = [key for batch in micros for key in batch.keys]
     pairs = zip(micros, losses, strict=True)
@@ -140,13 +142,13 @@ def _refusal(step: int, player: str, loss: float, norm: float, names: list[str])
     )
 
 
-def _log(accelerator: Accelerator, journal: Journal, row: dict[str, int | float]) -> None:
+def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int | float]) -> None:
     journal.record(row)
     accelerator.log(row, step=int(row["step"]))
 
 
 def _samples(
-    config: RunConfig, prepared: Prepared, accelerator: Accelerator, *, first: int
+    config: RunConfig, prepared: TrainingSetup, accelerator: Accelerator, *, first: int
 ) -> Generator[Batch, None, None]:
     """This process's micro-batches from a step on."""
     optim, world = config.optim, accelerator.num_processes
@@ -169,10 +171,10 @@ def _samples(
 
 def _announce(
     config: RunConfig,
-    prepared: Prepared,
+    prepared: TrainingSetup,
     accelerator: Accelerator,
-    journal: Journal,
-    state: State,
+    journal: TrainingJournal,
+    state: TrainingState,
 ) -> None:
     """Says what is about to run, and records it in the manifest."""
     count = sum(p.numel() for p in state.task.trained().values())

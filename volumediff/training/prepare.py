@@ -20,11 +20,11 @@ from volumediff.storage.cache import Cache
 from volumediff.storage.checkpoint import exists
 from volumediff.tasks import Task, build_task, task_of, warm_start
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["TrainingSetup", "prepare"]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingSetup:
     """What the loop runs on.
 
     Arguments:
@@ -52,7 +52,7 @@ class Prepared:
 
 def prepare(
     config: RunConfig, accelerator: Accelerator, report: Callable[[str], None]
-) -> Prepared:
+) -> TrainingSetup:
     """Data in the cache, statistics of the training split, and the task on its device.
 
     Raises:
@@ -83,7 +83,7 @@ def prepare(
     except ValueError as error:
         raise UsageError(str(error)) from None
     cut = {"crop": crop, "located": task.located}
-    return Prepared(
+    return TrainingSetup(
         task=task,
         samples=replace(
             fitted,

@@ -16,14 +16,14 @@ from volumediff.distributed import processes
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
-from volumediff.training.prepare import Prepared
+from volumediff.training.prepare import TrainingSetup
 from volumediff.training.previews import write_slices
 
-__all__ = ["Found", "Validator"]
+__all__ = ["ValidationResult", "Validator"]
 
 
 @dataclass(frozen=True)
-class Found:
+class ValidationResult:
     """Figures of one validation.
 
     Arguments:
@@ -47,15 +47,17 @@ class Found:
 class Validator:
     """Validates the module of a task, whatever weights are in place."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: RunConfig, prepared: TrainingSetup, accelerator: Accelerator
+    ) -> None:
         self.config, self.accelerator = config, accelerator
         self.task, self.samples = prepared.task, prepared.samples
 
     @torch.no_grad()
-    def __call__(self, step: int) -> Found:
+    def __call__(self, step: int) -> ValidationResult:
         task, wanted, held = self.task, self.config.validation, self.samples.held
         if len(held) == 0:
-            return Found({}, None)
+            return ValidationResult({}, None)
         was_training = task.module.training
         task.module.eval()
         try:
@@ -69,7 +71,7 @@ class Validator:
                 self._preview(step)
         finally:
             task.module.train(was_training)
-        return Found(row, score if math.isfinite(score) else -math.inf)
+        return ValidationResult(row, score if math.isfinite(score) else -math.inf)
 
     def _mean(self, function: Callable[[int], float], count: int) -> float:
         """Mean of a function over the first volumes, shared by the processes."""

@@ -18,13 +18,13 @@ from volumediff.storage.records import Record, read, write
 from volumediff.tuning.trials import Trial
 from volumediff.tuning.tuned import Setting
 
-__all__ = ["Journal", "open_journal"]
+__all__ = ["TuningJournal", "open_journal"]
 
 Figure = float | None
 Figures = tuple[Figure, ...]
 
 
-class Stored(Record):
+class StoredJournal(Record):
     """Figures of a setting as `Trial.to_json` has them: null stands for nan."""
 
     model_config = ConfigDict(allow_inf_nan=True)
@@ -46,12 +46,12 @@ class StoredJournal(Record):
     """The file: what figures depend on, figures of each setting, and the result."""
 
     facts: dict[str, Any]
-    settings: tuple[Stored, ...]
+    settings: tuple[StoredJournal, ...]
     result: dict[str, Any] | None
 
 
 @dataclass
-class Journal:
+class TuningJournal:
     """The figures that are known.
 
     Arguments:
@@ -73,14 +73,14 @@ class Journal:
         write(self.path, {"facts": dict(self.facts), "settings": settings, "result": result})
 
 
-def open_journal(folder: Path, name: str, facts: Mapping[str, Any]) -> Journal:
+def open_journal(folder: Path, name: str, facts: Mapping[str, Any]) -> TuningJournal:
     """The journal of these facts, with what is in it already.
 
     Raises:
         DataError: the file is damaged
     """
     path = folder / f"{Path(name).stem}-{fingerprint(facts)[:16]}.json"
-    journal = Journal(path, facts)
+    journal = TuningJournal(path, facts)
     if not path.is_file():
         return journal
     advice = "remove the file to tune anew"

@@ -14,14 +14,14 @@ from typing import Any
 
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods._base import Learned, Method
-from volumediff.anomaly.rows import build_row
+from volumediff.anomaly.rows import build_method
 from volumediff.anomaly.tuning import Axis, written
 from volumediff.calibration.lesions import Pair
 from volumediff.errors import UsageError
 from volumediff.inference.cost import Cost, counted
 from volumediff.tunable import Tunable
 from volumediff.tuning.trials import Trial, choose, measure, same_finding
-from volumediff.tuning.tuned import Setting, Stage, name_of
+from volumediff.tuning.tuned import AxisSearch, Setting, name_of
 
 __all__ = ["Bench", "Budget", "Grids", "Search"]
 
@@ -73,7 +73,7 @@ class Bench:
     pairs: Callable[[], Sequence[Pair]]
     references: Callable[[], Sequence[Example]] = tuple
     seed: int = 0
-    make: Callable[[Mapping[str, Any]], Method] = build_row
+    make: Callable[[Mapping[str, Any]], Method] = build_method
 
     @property
     def own(self) -> Setting:
@@ -134,7 +134,7 @@ class Search:
     report: Callable[[str], None] = lambda line: None
     tried: dict[Setting, Trial] = field(default_factory=dict)
     refused: dict[Setting, str] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[AxisSearch] = field(default_factory=list)
     stopped: str | None = None
     _spent: list[tuple[float, float]] = field(default_factory=list, init=False)
 
@@ -155,7 +155,7 @@ class Search:
                 visited += self._visit(axis, base, axis.refined(dict(base)[axis.name]))
                 base = self.best()
             along = sorted(set(visited), key=lambda s, name=axis.name: dict(s)[name])
-            self.stages.append(Stage(axis, tuple(along)))
+            self.stages.append(AxisSearch(axis, tuple(along)))
 
     def best(self) -> Setting:
         """The setting that is chosen among those that were visited.

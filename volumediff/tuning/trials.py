@@ -28,7 +28,7 @@ from torch import Tensor
 
 from volumediff.anomaly.calibrate import informed
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.normalization import Raw, Residual
 from volumediff.calibration.lesions import Pair
@@ -224,7 +224,7 @@ class _Look:
     lesion: tuple[float, float, float]
 
 
-def _looked(found: Finding, example: Example, clean: Tensor | None, cost: _Cost) -> _Look:
+def _looked(found: RawLocalization, example: Example, clean: Tensor | None, cost: _Cost) -> _Look:
     e = example
     lesion = torch.zeros_like(e.foreground) if e.truth is None else e.truth & e.foreground
     tissue = e.foreground & ~lesion

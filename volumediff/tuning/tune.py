@@ -16,7 +16,7 @@ from typing import Any
 
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.rows import build_row, load_tree
+from volumediff.anomaly.rows import build_method, method_tree
 from volumediff.anomaly.tuning import axes_of
 from volumediff.calibration.calibrate import load_method
 from volumediff.calibration.fits import Fits
@@ -74,7 +74,7 @@ def tune(
     """
     borrowed = Borrowed(trained, runs or {})  # one model for all settings
     method = load_method(trained, name, overrides, borrowed=borrowed)
-    tree = load_tree(name, overrides=overrides)
+    tree = method_tree(name, overrides=overrides)
     schedule = trained.model.kernel.schedule if trained.model.diffuses else None
     axes = axes_of(method, schedule)
     if not any(axis.what in grids for axis in axes):
@@ -122,7 +122,7 @@ def tune(
 
 def _made(trained: Trained, borrowed: Borrowed, tree: Mapping[str, Any]) -> Method:
     """The method of a tree, with what it borrows from other runs and learns of this one."""
-    return build_row(tree).bind(borrowed).bind(Fits(trained))
+    return build_method(tree).bind(borrowed).bind(Fits(trained))
 
 
 def _facts(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 from volumediff.anomaly.tuning import Axis
 from volumediff.tuning.trials import Trial
 
-__all__ = ["Setting", "Stage", "Tuned", "name_of"]
+__all__ = ["AxisSearch", "Setting", "Tuned", "name_of"]
 
 Setting = tuple[tuple[str, float], ...]  # axis and value, for every axis of the row
 
@@ -21,7 +21,7 @@ def name_of(setting: Setting) -> str:
 
 
 @dataclass(frozen=True)
-class Stage:
+class AxisSearch:
     """The settings that were visited along one axis, all others fixed.
 
     Arguments:
@@ -54,7 +54,7 @@ class Tuned:
     own: Setting
     trials: Mapping[Setting, Trial]
     refused: Mapping[Setting, str]
-    stages: tuple[Stage, ...]
+    stages: tuple[AxisSearch, ...]
     chosen: Setting
     row: Mapping[str, Any]
     stopped: str | None = None

@@ -32,7 +32,7 @@ __all__ = ["FIT", "Fit", "Fitted"]
 FIT = Loan("fit", what="what was learnt of the run's volumes", required=False)
 
 
-class Stored(Record):
+class StoredFit(Record):
     """What a fit's file says beside its tensors.
 
     Arguments:
@@ -87,7 +87,7 @@ class Fit:
             path: of the file
             owner: what it was learnt for, such as method and weights; `load` wants the same
         """
-        save(path, self.tensors, Stored(volumes=self.volumes, owner=dict(owner)))
+        save(path, self.tensors, StoredFit(volumes=self.volumes, owner=dict(owner)))
 
     @staticmethod
     def load(path: Path, *, owner: Mapping[str, str]) -> "Fit":
@@ -97,7 +97,7 @@ class Fit:
             DataError: the file is missing, damaged, or was learnt for something else
         """
         advice = "remove it to fit again"
-        tensors, meta = load(path, Stored, advice=advice)
+        tensors, meta = load(path, StoredFit, advice=advice)
         if meta.owner != dict(owner):
             raise DataError(
                 f"{path}: owner: expected a fit for {dict(owner)}, got one for {meta.owner}; "

@@ -24,11 +24,11 @@ from volumediff.features.encoder import (
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
 
-__all__ = ["Source"]
+__all__ = ["FeatureSource"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class FeatureSource:
     """Features of all levels of an encoder, side by side at every position of one grid.
 
     Finer levels are averaged over the cells of the grid, coarser ones interpolated linearly. The

@@ -8,7 +8,7 @@ import torch
 
 from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.methods._base import Learned
 from volumediff.tunable import Tunable, tunable
@@ -56,7 +56,7 @@ class AtlasZ(Fitted):
             raise ValueError(f"atlas: expected at least two healthy volumes, got {n}.")
         return Fit({"mean": mean.float(), "std": (squares / (n - 1)).sqrt().float()}, n)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The absolute z-score; the pseudo-healthy volume is the atlas mean."""
         tensors = self.learnt.to(example.x)
         mean, std = tensors["mean"].to(example.x), tensors["std"].to(example.x)
@@ -69,4 +69,4 @@ class AtlasZ(Fitted):
         middle = inside_quantile(std, 0.5, foreground=inside)
         unit = std + (self.floor * middle if middle > 0 else 1.0)
         a = ((example.x - mean).abs() / unit).mean(dim=1, keepdim=True)
-        return Finding(a * example.foreground, mean)
+        return RawLocalization(a * example.foreground, mean)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from volumediff.anomaly._similarity import ssim
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.fitted._source import Source
+from volumediff.anomaly.fitted._source import FeatureSource
 from volumediff.anomaly.methods._base import Learned
 from volumediff.component import Requirement
 from volumediff.randomness import generator
@@ -51,7 +51,7 @@ class FAE(Fitted):
         Feature-Autoencoders, arXiv:2208.10992
     """
 
-    features: Source = field(default_factory=Source)
+    features: FeatureSource = field(default_factory=FeatureSource)
     widths: tuple[int, ...] = (32, 48)
     steps: int = 200
     batch_size: int = 2
@@ -101,7 +101,7 @@ class FAE(Fitted):
         weights = {f"net.{name}": w.detach() for name, w in net.state_dict().items()}
         return Fit({"mean": mean, "scale": scale, **weights}, len(kept))
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The dissimilarity at every position, interpolated to the voxels."""
         assert model is not None, "checked"
         learnt = self.learnt.to(example.x)
@@ -111,7 +111,7 @@ class FAE(Fitted):
         f = _scaled(self.features(model, example), learnt["mean"], learnt["scale"])
         with torch.no_grad():
             a = self._distance(net, f, self.features.inside(example))
-        return Finding(self.features.voxels(a, example), None)
+        return RawLocalization(self.features.voxels(a, example), None)
 
     def _train(self, net: nn.Module, volumes: list[tuple[Tensor, Tensor]], key: int) -> None:
         optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.fitted._source import Source
+from volumediff.anomaly.fitted._source import FeatureSource
 from volumediff.anomaly.methods._base import Learned
 from volumediff.component import Requirement
 from volumediff.randomness import generator
@@ -39,7 +39,7 @@ class PaDiM(Fitted):
         and Localization, arXiv:2011.08785
     """
 
-    features: Source = field(default_factory=Source)
+    features: FeatureSource = field(default_factory=FeatureSource)
     dimensions: int = 32
     ridge: float = 0.01
 
@@ -94,7 +94,7 @@ class PaDiM(Fitted):
         found = {"channels": channels, "mean": mean.float(), "factor": factor}
         return Fit({**found, "grid": torch.tensor(grid)}, n)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The distance at every position, interpolated to the voxels.
 
         Raises:
@@ -111,7 +111,9 @@ class PaDiM(Fitted):
         f = _rows(self.features(model, example)[learnt["channels"]])
         delta = (f - learnt["mean"])[:, :, None]
         white = torch.linalg.solve_triangular(learnt["factor"], delta, upper=False)
-        return Finding(self.features.voxels(white.norm(dim=(1, 2)).view(grid), example), None)
+        return RawLocalization(
+            self.features.voxels(white.norm(dim=(1, 2)).view(grid), example), None
+        )
 
 
 def _rows(f: Tensor) -> Tensor:

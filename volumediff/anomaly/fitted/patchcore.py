@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.fitted._source import Source
+from volumediff.anomaly.fitted._source import FeatureSource
 from volumediff.anomaly.methods._base import Learned
 from volumediff.component import Requirement
 from volumediff.randomness import generator, normal, uniform
@@ -55,7 +55,7 @@ class PatchCore(Fitted):
         Roth et al. (2021), Towards Total Recall in Industrial Anomaly Detection, arXiv:2106.08265
     """
 
-    features: Source = field(default_factory=Source)
+    features: FeatureSource = field(default_factory=FeatureSource)
     average: int = 3
     candidates: int = 20_000
     size: int = 2_000
@@ -106,7 +106,7 @@ class PatchCore(Fitted):
         chosen = k_centers(low, self.size, key=key_of(key, "centers"))
         return Fit({"bank": pool[chosen].contiguous()}, volumes)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The distances, interpolated to the voxels, and the score as the only error."""
         assert model is not None, "checked"
         bank = self.learnt.to(example.x)["bank"]
@@ -116,7 +116,7 @@ class PatchCore(Fitted):
         a = torch.zeros(f.shape[1:], device=f.device)
         a[inside] = distances
         errors = _reweighted(rows, bank, distances, index, self.neighbours)
-        return Finding(self.features.voxels(a, example), None, errors=errors)
+        return RawLocalization(self.features.voxels(a, example), None, errors=errors)
 
     def _averaged(self, model: Learned, example: Example) -> Tensor:
         f = self.features(model, example)[None]

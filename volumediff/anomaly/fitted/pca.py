@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.fitted._source import Source
+from volumediff.anomaly.fitted._source import FeatureSource
 from volumediff.anomaly.methods._base import Learned
 from volumediff.component import Requirement
 
@@ -38,7 +38,7 @@ class PCA(Fitted):
         Probabilistic Modeling Of Features, arXiv:2012.04250 (the reconstruction error)
     """
 
-    features: Source = field(default_factory=Source)
+    features: FeatureSource = field(default_factory=FeatureSource)
     variance: float = 0.995
 
     def __post_init__(self) -> None:
@@ -80,11 +80,13 @@ class PCA(Fitted):
         components = vectors.flip(1)[:, :kept].T
         return Fit({"mean": mean.float(), "components": components.float().contiguous()}, volumes)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The error at every position, interpolated to the voxels."""
         assert model is not None, "checked"
         learnt = self.learnt.to(example.x)
         f = self.features(model, example)
         rows = f.flatten(1).T - learnt["mean"]
         rest = rows - rows @ learnt["components"].T @ learnt["components"]
-        return Finding(self.features.voxels(rest.norm(dim=1).view(f.shape[1:]), example), None)
+        return RawLocalization(
+            self.features.voxels(rest.norm(dim=1).view(f.shape[1:]), example), None
+        )

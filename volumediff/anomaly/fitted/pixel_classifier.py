@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
-from volumediff.anomaly.fitted._source import Source
+from volumediff.anomaly.fitted._source import FeatureSource
 from volumediff.anomaly.methods._base import Learned
 from volumediff.component import Requirement
 from volumediff.randomness import generator
@@ -44,7 +44,9 @@ class PixelClassifier(Fitted):
         arXiv:2112.03126
     """
 
-    features: Source = field(default_factory=lambda: Source(times=(0.05, 0.15, 0.25), noise=1.0))
+    features: FeatureSource = field(
+        default_factory=lambda: FeatureSource(times=(0.05, 0.15, 0.25), noise=1.0)
+    )
     hidden: tuple[int, ...] = (128, 32)
     members: int = 5
     epochs: int = 20
@@ -105,7 +107,7 @@ class PixelClassifier(Fitted):
         weights = self._fitted((rows - mean) / scale, labels, key)
         return Fit({"mean": mean, "scale": scale, **weights}, volumes)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The mean probability at every position, interpolated to the voxels."""
         assert model is not None, "checked"
         learnt = self.learnt.to(example.x)
@@ -119,7 +121,7 @@ class PixelClassifier(Fitted):
                 h = h.relu() if i < len(self.hidden) else h.sigmoid()
             total += h[:, 0]
         a = (total / self.members).view(f.shape[1:])
-        return Finding(self.features.voxels(a, example), None)
+        return RawLocalization(self.features.voxels(a, example), None)
 
     def _fitted(self, rows: Tensor, labels: Tensor, key: int) -> dict[str, Tensor]:
         from sklearn.neural_network import MLPClassifier  # heavy import

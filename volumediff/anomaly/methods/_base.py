@@ -15,7 +15,7 @@ from volumediff.anomaly._scene import Level
 from volumediff.anomaly._sound import sound
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding, Localization
+from volumediff.anomaly.finding import Localization, RawLocalization
 from volumediff.anomaly.normalization import Normalization, Raw, Residual
 from volumediff.anomaly.post import MASK, Post
 from volumediff.anomaly.score import Score, TopFraction
@@ -65,7 +65,7 @@ class Method(Component, ABC):
     score: Score = field(default_factory=TopFraction)
 
     @abstractmethod
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The map of a volume, before normalization."""
 
     @property
@@ -233,7 +233,7 @@ class Method(Component, ABC):
             uncertainty=found.uncertainty,
         )
 
-    def _prepared(self, found: Finding, example: Example) -> Residual:
+    def _prepared(self, found: RawLocalization, example: Example) -> Residual:
         sound(found.map, example.foreground, maker=self, what="map")
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm, found.errors)
         return self.normalize.prepare(raw)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Loan, Requirement, borrowed, presentation
 from volumediff.data.seen import Seen
 
-__all__ = ["AUTOENCODER", "Borrowed", "Lent"]
+__all__ = ["AUTOENCODER", "BorrowedAutoencoder", "Lent"]
 
 AUTOENCODER = Loan(
     "autoencoder",
@@ -21,7 +21,7 @@ AUTOENCODER = Loan(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Borrowed:
+class BorrowedAutoencoder:
     """The trained autoencoder of another run.
 
     Arguments:
@@ -45,7 +45,7 @@ class _Suits(Requirement):
     """That a method suits the model it works with, whatever the run's is."""
 
     method: Method
-    lent: Borrowed | None
+    lent: BorrowedAutoencoder | None
 
     def check(self, model: Learned) -> None:
         """The method is asked; a model that is not there yet is missed elsewhere."""
@@ -71,7 +71,7 @@ class Lent(Method):
     alone: ClassVar[bool] = True
     row: Method
     run: str | None = presentation(None)
-    autoencoder: Borrowed | None = borrowed(AUTOENCODER)
+    autoencoder: BorrowedAutoencoder | None = borrowed(AUTOENCODER)
 
     @classmethod
     def slots(cls, *, whole: bool = False) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Lent(Method):
         """Whether the method makes a pseudo-healthy volume."""
         return self.row.own_map
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """What the method finds with its own model."""
         assert self.autoencoder is not None, "checked before"
         return self.row.find(self.autoencoder.model, example, key=key)

@@ -15,13 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, Scene, classes_of
+from volumediff.anomaly._scene import Level, MethodContext, classes_of
 from volumediff.anomaly._sound import sound
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.adaptation import Adaptation
-from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.ensemble import Ensemble, MeanEnsemble
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.methods._base import BAR, Learned, Method
@@ -45,9 +45,9 @@ from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
 from volumediff.guidance._base import Guidance, with_classes
 from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import Gaussian as GaussianKernel
+from volumediff.kernels.gaussian import GaussianNoise as GaussianKernel
 from volumediff.model import Model
-from volumediff.noise import Gaussian, Noise
+from volumediff.noise import GaussianNoise, Noise
 from volumediff.randomness import key as key_of
 from volumediff.recipes._base import Recipe
 from volumediff.samplers._base import Sampler
@@ -76,7 +76,7 @@ class Localizer(Method):
     """
 
     mark: ClassVar[str | None] = "route"
-    noise: type[Noise] = Gaussian
+    noise: type[Noise] = GaussianNoise
     kernel: type[Kernel] = GaussianKernel
     recipe: type[Recipe] | None = None
     reference: bool = False
@@ -85,7 +85,7 @@ class Localizer(Method):
     guidance: Guidance | None = None
     policy: Policy = field(default_factory=Plain)
     sampler: Sampler | None = None
-    ensemble: Ensemble = field(default_factory=Mean)
+    ensemble: Ensemble = field(default_factory=MeanEnsemble)
     map: Map = field(default_factory=L1)
     first: Method | None = None
     adapt: Adaptation | None = None
@@ -152,7 +152,7 @@ class Localizer(Method):
         """The method, and those of its first pass."""
         return (self, *(() if self.first is None else self.first.passes))
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """Runs all members of the ensemble and merges their maps; twice with an adaptation."""
         found = self._run(model, example, key=key)
         if self.adapt is None:
@@ -164,7 +164,7 @@ class Localizer(Method):
         seen = {"adapt/suspected": suspected, "adapt/before": found.map}
         return replace(again, trace={**again.trace, **seen})
 
-    def _run(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def _run(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
@@ -202,7 +202,7 @@ class Localizer(Method):
             merged = merged * self.ensemble.distance(
                 scene.kept, torch.cat(kept), foreground=example.foreground
             )
-        return Finding(
+        return RawLocalization(
             map=merged,
             healthy=healthy / volumes if volumes else None,
             trace=trace,
@@ -222,7 +222,9 @@ class Localizer(Method):
             return self
         return replace(self, policy=self.policy.with_bar(float(statistics[BAR])))
 
-    def _scene(self, model: Model, example: Example, *, key: int, prior: Finding | None) -> Scene:
+    def _scene(
+        self, model: Model, example: Example, *, key: int, prior: RawLocalization | None
+    ) -> MethodContext:
         condition = example.condition
         if model.recipe.reference:
             condition = model.referred(condition, model.encode(example.x))
@@ -233,7 +235,7 @@ class Localizer(Method):
             condition = condition.replace(label=label)
             null = condition.replace(label=torch.full_like(label, classes))
         guidance = None if self.guidance is None else with_classes(self.guidance, classes)
-        return Scene(
+        return MethodContext(
             model=model,
             denoise=model.denoise if guidance is None else guidance(model.denoise),
             condition=condition,

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 
 from volumediff.anomaly._spread import Spread
-from volumediff.anomaly.ensemble import Ensemble, Mean
+from volumediff.anomaly.ensemble import Ensemble, MeanEnsemble
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Finding
+from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.needs.autoencoder import Reconstructs, autoencoder_in
-from volumediff.anomaly.reconstruction import Reconstruction, SinglePass, View
+from volumediff.anomaly.reconstruction import Reconstruction, ReconstructionView, SinglePass
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement
 from volumediff.randomness import key as key_of
@@ -40,7 +40,7 @@ class Rebuilder(Method):
     mark: ClassVar[str | None] = "reconstruction"
     autoencoder: type[Reconstructor] = Reconstructor
     reconstruction: Reconstruction = field(default_factory=SinglePass)
-    ensemble: Ensemble = field(default_factory=Mean)
+    ensemble: Ensemble = field(default_factory=MeanEnsemble)
     map: Map = field(default_factory=L1)
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Rebuilder(Method):
         """The run must hold an autoencoder of the right kind."""
         return (Reconstructs(self.autoencoder),)
 
-    def find(self, model: Learned, example: Example, *, key: int) -> Finding:
+    def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """Reconstructs once per seed and merges the maps."""
         part, seeds = autoencoder_in(model), self.ensemble.seeds
         distance = self.map.with_model(part, example.condition)
@@ -66,7 +66,7 @@ class Rebuilder(Method):
         total, healthy, errors, trace = 0.0, 0.0, [], {}
         spread = Spread(seeds) if seeds > 1 else None
         for i, (_, seed) in enumerate(self.ensemble.members()):
-            view = View(part, example, key_of(key, "run", i, seed))
+            view = ReconstructionView(part, example, key_of(key, "run", i, seed))
             volume = self.reconstruction(view)
             a = self.reconstruction.weigh(view, volume, distance(example.x, volume, **place))
             total, healthy = total + self.ensemble.forward(a), healthy + volume
@@ -75,7 +75,7 @@ class Rebuilder(Method):
                 spread.add(a)
             prefix = f"run-{i}/" if seeds > 1 else ""
             trace.update({prefix + name: value for name, value in view.trace.items()})
-        return Finding(
+        return RawLocalization(
             map=self.ensemble.inverse(total / seeds),
             healthy=healthy / seeds,
             trace=trace,

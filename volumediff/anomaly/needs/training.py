@@ -15,9 +15,9 @@ from volumediff.component import Requirement
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import Gaussian as GaussianKernel
+from volumediff.kernels.gaussian import GaussianNoise as GaussianKernel
 from volumediff.model import Model
-from volumediff.noise import Gaussian, Noise
+from volumediff.noise import GaussianNoise, Noise
 from volumediff.recipes._base import Recipe
 
 __all__ = [
@@ -113,12 +113,12 @@ class NoisedBy(Requirement):
         noise: the noise
     """
 
-    noise: type[Noise] = Gaussian
+    noise: type[Noise] = GaussianNoise
 
     @property
     def words(self) -> tuple[str, ...]:
         """The noise, where it is not that of the shipped configurations."""
-        return () if self.noise is Gaussian else (f"noise={name_of(self.noise)}",)
+        return () if self.noise is GaussianNoise else (f"noise={name_of(self.noise)}",)
 
     def check(self, model: Model) -> None:
         """The noise must be of that kind."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.needs.training import OnPath
 from volumediff.component import Component, Requirement
 from volumediff.condition import Condition
@@ -51,7 +51,7 @@ class Policy(Component, ABC):
         return self
 
     @abstractmethod
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume that the route corrupts."""
 
     @abstractmethod
@@ -59,21 +59,21 @@ class Policy(Component, ABC):
         """The time grid of the way down, from the sampler's own."""
 
     @abstractmethod
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """Whom the sampler asks, and what it is told."""
 
     @abstractmethod
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """What is done after each prediction."""
 
     @abstractmethod
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The pseudo-healthy volume from the decoded state."""
 
     @abstractmethod
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map of the row from the map of the pseudo-healthy volume."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene, classes_of
+from volumediff.anomaly._scene import MethodContext, classes_of
 from volumediff.anomaly.needs.model import Classes
 from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Requirement
@@ -51,7 +51,7 @@ class ClassContrast(Policy):
         """Both classes."""
         return (Classes(self.other, "policy classcontrast"),)
 
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
         return scene.x
 
@@ -59,11 +59,11 @@ class ClassContrast(Policy):
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
         return scene.denoise, scene.condition
 
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """Collects a map, changes nothing."""
         own = scene.condition.label
         other = scene.condition.replace(label=torch.full_like(own, self.other))
@@ -82,13 +82,13 @@ class ClassContrast(Policy):
         return contrast
 
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores

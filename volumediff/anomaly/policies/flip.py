@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff import tiling
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.needs.model import Bits
 from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Requirement
@@ -53,7 +53,7 @@ class Flip(Policy):
         """Bits, and a model of their flips."""
         return Bits("policy flip"), *super().needs
 
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
         return scene.x
 
@@ -61,11 +61,11 @@ class Flip(Policy):
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
         return scene.denoise, scene.condition
 
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """Puts the patient's own bits back, but for those that were ever to be flipped."""
         own = scene.encode(scene.x)
         freed = torch.zeros_like(own, dtype=torch.bool)
@@ -80,19 +80,21 @@ class Flip(Policy):
         return keep
 
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores
 
 
-def _on_volume(freed: Bool[Tensor, "1 k d2 h2 w2"], scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+def _on_volume(
+    freed: Bool[Tensor, "1 k d2 h2 w2"], scene: MethodContext
+) -> Float[Tensor, "1 1 d h w"]:
     """The share of freed bits of each latent voxel, in all voxels of its cell."""
     space, (d, h, w) = scene.model.space, scene.x.shape[2:]
     share = freed.to(scene.x.dtype).mean(1, keepdim=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import close, dilate
-from volumediff.anomaly._scene import Scene, read_levels
+from volumediff.anomaly._scene import MethodContext, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -52,7 +52,7 @@ class Harmonise(Policy):
         if not read_levels(self.levels, self.log_snrs):
             raise ValueError("harmonise: expected levels or log_snrs, got none.")
 
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
         return scene.x
 
@@ -60,11 +60,11 @@ class Harmonise(Policy):
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
         return scene.denoise, scene.condition
 
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """Harmonises once per level that the chain passes."""
         levels = read_levels(self.levels, self.log_snrs)
         pending = sorted(level.time(scene.schedule) for level in levels)
@@ -80,18 +80,18 @@ class Harmonise(Policy):
         return harmonise
 
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores
 
-    def _blend(self, scene: Scene, ctx: Context, t: float) -> tuple[Tensor, Tensor]:
+    def _blend(self, scene: MethodContext, ctx: Context, t: float) -> tuple[Tensor, Tensor]:
         healthy = scene.decode(ctx.prediction.x0)
         a = scene.compare(healthy)
         size = {"radius_mm": self.dilate_mm, "spacing_mm": scene.spacing_mm}

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.where import Found, Where
+from volumediff.anomaly.where import FoundSelector, Where
 from volumediff.compatibility import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -34,7 +34,7 @@ class Inpaint(Policy):
         arXiv:2402.17307; Lugmayr et al. (2022), RePaint, arXiv:2201.09865
     """
 
-    where: Where = field(default_factory=Found)
+    where: Where = field(default_factory=FoundSelector)
     resampling: int = 1
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Inpaint(Policy):
         """Whether the caller says what to redraw."""
         return self.where.takes_region
 
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
         return scene.x
 
@@ -58,24 +58,24 @@ class Inpaint(Policy):
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
 
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """The denoiser as it redraws the region."""
         return asked(scene, self.where(scene))
 
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """Puts the patient's own state back outside the region, unless the network is told."""
         if fills_voids(scene.model.recipe):
             return None
         return keeping(scene, self.where(scene))
 
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The volume with the region redrawn."""
         return blended(scene, healthy, self.where(scene))
 
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores

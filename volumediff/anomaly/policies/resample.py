@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -56,7 +56,7 @@ class Resample(Policy):
     def with_bar(self, threshold: float) -> "Resample":
         return replace(self, threshold=threshold)
 
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
         return scene.x
 
@@ -64,22 +64,22 @@ class Resample(Policy):
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
 
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """The denoiser as it redraws the mask."""
         return asked(scene, self._mask(scene))
 
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """Puts the patient's own state back outside the mask."""
         return keeping(scene, self._mask(scene))
 
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The volume with the mask redrawn."""
         return blended(scene, healthy, self._mask(scene))
 
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map where the mask is."""
         return scores * smooth(
@@ -89,7 +89,7 @@ class Resample(Policy):
             foreground=scene.foreground,
         )
 
-    def _mask(self, scene: Scene) -> Tensor:
+    def _mask(self, scene: MethodContext) -> Tensor:
         if self.threshold is None:
             raise ValueError("policy resample: expected a calibration on healthy volumes.")
         m = ((scene.prior_map > self.threshold) & scene.foreground).to(scene.x.dtype)

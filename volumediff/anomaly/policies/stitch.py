@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import dilate
 from volumediff.anomaly._redrawing import blended, check_visits, keeping, revisited
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -50,7 +50,7 @@ class Stitch(Policy):
     def __post_init__(self) -> None:
         check_visits(self.resampling)
 
-    def start(self, scene: Scene) -> Float[Tensor, "1 c d h w"]:
+    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume, with the suspicious part of the first pass's pseudo-healthy volume."""
         m = self._mask(scene)
         scene.trace["stitch/mask"] = m.bool()
@@ -60,26 +60,26 @@ class Stitch(Policy):
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
 
-    def asked(self, scene: Scene) -> tuple[Denoiser, Condition]:
+    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
         return scene.denoise, scene.condition
 
-    def hook(self, scene: Scene) -> Hook | None:
+    def hook(self, scene: MethodContext) -> Hook | None:
         """Puts the patient's own state back outside the mask."""
         return keeping(scene, self._mask(scene))
 
     def finish(
-        self, scene: Scene, healthy: Float[Tensor, "1 c d h w"]
+        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """Exact spaces keep the patient's own voxels by construction, others need a blend."""
         return blended(scene, healthy, self._mask(scene))
 
     def weigh(
-        self, scene: Scene, scores: Float[Tensor, "1 1 d h w"]
+        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map times that of the first pass."""
         return scores * scene.prior_map
 
-    def _mask(self, scene: Scene) -> Tensor:
+    def _mask(self, scene: MethodContext) -> Tensor:
         m = (scene.prior_map > self.threshold).to(scene.x.dtype)
         return dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)

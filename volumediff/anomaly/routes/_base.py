@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Component
 from volumediff.samplers._base import Sampler
@@ -46,6 +46,6 @@ class Route(Component, ABC):
 
     @abstractmethod
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """Pseudo-healthy volumes; `level` replaces the route's own."""

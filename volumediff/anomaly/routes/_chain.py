@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.samplers._base import Sampler
 
@@ -30,7 +30,7 @@ def no_sampler(route: str, sampler: Sampler | None) -> None:
 
 
 def down(
-    scene: Scene, z_t: Tensor, t: float, *, policy: Policy, sampler: Sampler
+    scene: MethodContext, z_t: Tensor, t: float, *, policy: Policy, sampler: Sampler
 ) -> Float[Tensor, "1 c d h w"]:
     """The guided reverse chain from z_t, decoded."""
     denoise, condition = policy.asked(scene)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Scene
+from volumediff.anomaly._scene import MethodContext
 from volumediff.anomaly.where import Where
 
 __all__ = ["Made"]
@@ -21,6 +21,6 @@ class Made(Where):
 
     region: Float[Tensor, "1 1 d h w"]
 
-    def __call__(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The region."""
         return self.region

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.needs.training import TrainedOn
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
@@ -68,7 +68,7 @@ class Cycle(Route):
         return (TrainedOn(Translation),)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume, with the channel i of the way back, and the map."""
         i = scene.model.recipe.source
@@ -90,7 +90,7 @@ class Cycle(Route):
 
 
 def _forth(
-    scene: Scene, m: Float[Tensor, "1 1 d h w"], sampler: Sampler
+    scene: MethodContext, m: Float[Tensor, "1 1 d h w"], sampler: Sampler
 ) -> Float[Tensor, "1 c d h w"]:
     """A volume drawn given the channel i outside of a region."""
     z = sampler.sample(
@@ -104,14 +104,14 @@ def _forth(
     return scene.decode(z)
 
 
-def _back(scene: Scene, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 c d h w"]:
+def _back(scene: MethodContext, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 c d h w"]:
     """The mean volume given the channel j of another."""
     condition = _told(scene, x, torch.zeros_like(x[:, :1]), scene.model.recipe.through)
     z_1 = scene.model.kernel.prior(scene.noise(-2).to(x))
     return scene.decode(scene.denoise(z_1, scene.times(1.0), condition).x0)
 
 
-def _told(scene: Scene, x: Tensor, m: Tensor, channel: int) -> Condition:
+def _told(scene: MethodContext, x: Tensor, m: Tensor, channel: int) -> Condition:
     return scene.model.told(scene.condition, (scene.model.recipe.hint(x, m, channel),), m)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
@@ -38,7 +38,7 @@ class Diffuse(Route):
         needs_sampler("diffuse", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume."""
         t = (level or self.noise_levels()[0]).time(scene.schedule)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly._scene import Level, MethodContext, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
@@ -57,7 +57,7 @@ class FlowScan(Route):
         needs_inverse("flow_scan", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """The guided volumes of t < t_e."""
         wanted = [level] if level else self.noise_levels()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.anomaly._redrawing import blended
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
@@ -68,7 +68,7 @@ class Fuse(Route):
         """Only deterministic samplers run upwards."""
         needs_inverse("fuse", sampler)
 
-    def mask(self, scene: Scene) -> Float[Tensor, "1 1 d h w"]:
+    def mask(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """What is redrawn."""
         inside = scene.foreground
         a = smooth(
@@ -81,7 +81,7 @@ class Fuse(Route):
         return ((a > top) & inside).to(scene.x.dtype)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume."""
         kernel, draw = scene.model.kernel, Ancestral(1)

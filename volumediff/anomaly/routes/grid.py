@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
@@ -15,11 +15,11 @@ from volumediff.samplers._base import Sampler
 from volumediff.tiling import Tile, tile_grid
 from volumediff.tunable import Tunable, tunable
 
-__all__ = ["Grid"]
+__all__ = ["GridRoute"]
 
 
 @dataclass(frozen=True)
-class Grid(Route):
+class GridRoute(Route):
     r"""Boxes that cover the foreground, one after the other: each is noised and denoised while all
     around it is the patient's own; overlaps are averaged.
 
@@ -62,7 +62,7 @@ class Grid(Route):
         needs_sampler("grid", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume, the patient's own where there is no foreground."""
         t = (level or self.noise_levels()[0]).time(scene.schedule)
@@ -77,7 +77,7 @@ class Grid(Route):
             weight += m
         yield torch.where(weight > 0, total / weight.clamp(min=1), scene.x)
 
-    def _boxes(self, scene: Scene) -> list[Tile]:
+    def _boxes(self, scene: MethodContext) -> list[Tile]:
         d, h, w = scene.x.shape[2:]
         stride = scene.model.space.stride
         # multiples of the stride, so that boxes of a coarser state are boxes

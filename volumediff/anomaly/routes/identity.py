@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
@@ -30,7 +30,7 @@ class Identity(Route):
         no_sampler("identity", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume."""
         yield policy.finish(scene, scene.decode(scene.encode(policy.start(scene))))

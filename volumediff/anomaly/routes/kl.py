@@ -5,18 +5,18 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly._scene import Level, MethodContext, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
 from volumediff.tunable import Tunable, tunable
 
-__all__ = ["KL"]
+__all__ = ["KLRoute"]
 
 
 @dataclass(frozen=True)
-class KL(Route):
+class KLRoute(Route):
     r"""The divergence between the model's reverse steps and the volume's own, as a map,
 
     .. math:: a_t = U \frac{\| μ_q - μ_θ \|^2}{2 \tilde σ_t^2}
@@ -57,7 +57,7 @@ class KL(Route):
         no_sampler("kl", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """No volume; one map per level, each with its own noise."""
         z_0 = scene.encode(scene.x)
@@ -69,7 +69,7 @@ class KL(Route):
             scene.maps.append(scene.voxels(self._weight(scene, t) * error))
         yield from ()
 
-    def _weight(self, scene: Scene, t: float) -> float:
+    def _weight(self, scene: MethodContext, t: float) -> float:
         # s = 0 has no noise to divide by; the last transition is as long as the one before it
         s = max(t - 1 / self.steps, t / 2)
         alpha, sigma = scene.schedule(torch.tensor([s, t], dtype=torch.float64))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
@@ -59,7 +59,7 @@ class Masks(Route):
         needs_sampler("masks", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume."""
         t = (level or self.noise_levels()[0]).time(scene.schedule)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly._scene import Level, MethodContext, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.compatibility import walks
@@ -54,7 +54,7 @@ class Restore(Route):
             )
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume per severity."""
         z = scene.encode(policy.start(scene))

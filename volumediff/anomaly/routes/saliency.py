@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly._scene import Level, MethodContext, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
@@ -56,7 +56,7 @@ class Saliency(Route):
         no_sampler("saliency", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """No volume; one map per level, each with its own noise."""
         if self.classifier is None:

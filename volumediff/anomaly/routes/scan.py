@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly._scene import Level, MethodContext, read_levels
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
@@ -39,7 +39,7 @@ class Scan(Route):
         no_sampler("scan", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume per level, each with its own noise."""
         z_0 = scene.encode(policy.start(scene))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, Scene, read_levels
+from volumediff.anomaly._scene import Level, MethodContext, read_levels
 from volumediff.anomaly.needs.training import MaskLoss
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
@@ -67,7 +67,7 @@ class Selective(Route):
         return (MaskLoss("route selective"),)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """One volume, and the map of its state's deviation."""
         z_0 = z = scene.encode(policy.start(scene))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from volumediff.anomaly._filters import inside_quantile
-from volumediff.anomaly._scene import Level, Scene
+from volumediff.anomaly._scene import Level, MethodContext
 from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.policies.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
@@ -63,7 +63,7 @@ class Shrink(Route):
         needs_sampler("shrink", sampler)
 
     def __call__(
-        self, scene: Scene, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
     ) -> Volumes:
         """The volume of the last pass."""
         t = (level or self.noise_levels()[0]).time(scene.schedule)

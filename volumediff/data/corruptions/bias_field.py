@@ -46,7 +46,7 @@ class BiasField(Corruption):
         """The volume under the field, and the size of the change in units of the range."""
         d, h, w = x.shape[1:]
         cell = max(round(self.cell_mm / min(spacing_mm)), 1)
-        n = noise.Coarse(cell)((1, d, h, w), key, "bias").to(x)
+        n = noise.CoarseNoise(cell)((1, d, h, w), key, "bias").to(x)
         factor = (between(self.sigma, key, "sigma") * n).exp()
         changed, _ = inside(x, (x + 1) * factor - 1, x[:1], foreground)
         return changed, (changed - x).abs().mean(0, keepdim=True) / 2

@@ -52,6 +52,6 @@ class Coarse(Corruption):
     ) -> tuple[Float[Tensor, "c d h w"], Float[Tensor, "1 d h w"]]:
         """The noisy volume, and the size of the change in units of the range of intensities."""
         c, d, h, w = x.shape
-        n = noise.Coarse(self.cell)((c, d, h, w), key, "coarse").to(x)
+        n = noise.CoarseNoise(self.cell)((c, d, h, w), key, "coarse").to(x)
         changed, _ = inside(x, x + self.sigma * n, x[:1], foreground)
         return changed, (changed - x).abs().mean(0, keepdim=True) / 2
