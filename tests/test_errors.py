@@ -10,6 +10,7 @@ from tiny_app import base, program, run, write_cases
 
 from volumediff.errors import ComponentError, isolated_cases, one_line, place_of, traceback_of
 from volumediff.inference.engine import localize
+from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.batch import Result, process
 from volumediff.outputs.ledger import read_entries
 from volumediff.runs.inputs import find_inputs
@@ -76,7 +77,7 @@ def test_a_failing_component_leaves_its_traceback_and_the_other_cases(
 ):
     file = broken('raise RuntimeError("no such\\nluck")')
     data, out = write_cases(tmp_path / "in"), tmp_path / "out"
-    command = ("localize", run, "-i", data, "-o", out, *METHOD)
+    command = ("localize", data, "--run", run, "-o", out, *METHOD)
     code, said, complaint = program(*command)
     assert code == 1
     assert "2 done, 1 failed" in said
@@ -103,7 +104,7 @@ def test_debug_and_python_raise(broken, program, run, tmp_path):
     for i, words in enumerate((("--debug", "localize"), ("localize", "--debug"))):
         broken("torch.zeros(2) + torch.zeros(3)")
         place = tmp_path / f"out-{i}"
-        code, _, complaint = program(*words, run, "-i", data, "-o", place, *METHOD)
+        code, _, complaint = program(*words, data, "--run", run, "-o", place, *METHOD)
         assert code == 1
         assert f'File "{file}", line {LINE}, in __call__' in complaint
         last = complaint.splitlines()[-1]
@@ -111,9 +112,9 @@ def test_debug_and_python_raise(broken, program, run, tmp_path):
         assert set(read_entries(place)) == {"new-0"}  # it stopped at once
         assert not (place / "errors").exists()
     broken("torch.zeros(2) + torch.zeros(3)")
-    words = {"method": METHOD[1], "overrides": METHOD[2:]}
+    options = LocalizeOptions(METHOD[1], METHOD[2:])
     with pytest.raises(RuntimeError, match="size of tensor a") as raised:
-        localize(load_trained(run), data, out, **words)
+        localize(load_trained(run), data, out, options)
     assert place_of(raised.value) == f"{file}:{LINE}"
 
 
@@ -130,7 +131,7 @@ def test_a_map_must_be_finite_and_of_the_volume_s_shape(name, broken, program, r
     text, reason = WRONG[name]
     file = broken(text)
     data, out = write_cases(tmp_path / "in", count=2), tmp_path / "out"
-    code, said, complaint = program("localize", run, "-i", data, "-o", out, *METHOD)
+    code, said, complaint = program("localize", data, "--run", run, "-o", out, *METHOD)
     assert code == 1
     assert "1 done, 1 failed" in said
     line = complaint.splitlines()[-1]
@@ -149,9 +150,9 @@ def test_a_pseudo_healthy_volume_must_be_finite(monkeypatch, run, tmp_path):
 
     monkeypatch.setattr(Diffuse, "__call__", nothing)
     data = write_cases(tmp_path / "in", count=1)
-    words = {"method": "ddpm", "overrides": ("threshold=best", "post=[]")}
+    options = LocalizeOptions("ddpm", ("threshold=best", "post=[]"))
     with pytest.raises(ComponentError, match=r"Diffuse \(.*diffuse.py:\d+\): .*healthy volume"):
-        localize(load_trained(run), data, tmp_path / "out", **words)
+        localize(load_trained(run), data, tmp_path / "out", options)
 
 
 def test_an_unexpected_error_outside_of_cases_shows_its_traceback(program, monkeypatch, tmp_path):

@@ -54,7 +54,7 @@ def loaded(*commands):
 def test_import_help_and_info_load_little(run, tmp_path):
     words = ["--method", "ddpm", "sampler.steps=1", "threshold=best", "post=[]"]
     source = write_cases(tmp_path / "in", count=1)
-    localize = ["localize", str(run), "-i", str(source), "-o", str(tmp_path / "out"), *words]
+    localize = ["localize", str(source), "--run", str(run), "-o", str(tmp_path / "out"), *words]
     bare, shown, listed, family, localized = loaded(
         ["--help"], ["info"], ["info", "map"], localize
     )

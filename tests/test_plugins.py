@@ -63,7 +63,7 @@ def test_a_class_and_its_name_are_one():
 def test_it_localizes_on_the_command_line(program, run, tmp_path):
     new = write_cases(tmp_path / "new", count=1)
     words = ("map=outside_parts:Huber", "map.delta=0.1")
-    code, _, text = program("localize", run, "-i", new, "-o", tmp_path / "out", *QUICK, *words)
+    code, _, text = program("localize", new, "--run", run, "-o", tmp_path / "out", *QUICK, *words)
     assert code == 0, text
     (file,) = (tmp_path / "out").glob("*_desc-anomaly_map.nii.gz")
     assert np.isfinite(nib.load(file).get_fdata()).all()

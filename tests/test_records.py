@@ -177,10 +177,10 @@ def test_a_wrong_type_of_an_output_is_one_line(run, program, tmp_path):
     """Sidecar and findings of localize as it writes them, with everything that they can have."""
     data, out = write_cases(tmp_path / "data", count=1), tmp_path / "out"
     words = ("--method", "intensity", "threshold.min_volumes=2", "post=[]")
-    assert program("localize", run, "-i", data, "-o", out, *words)[0] == 0
+    assert program("localize", data, "--run", run, "-o", out, *words)[0] == 0
     (facts,) = out.glob("*_map.json")
     words = ("--method", "intensity", "normalize=raw", "threshold=otsu", "post=[]")
-    assert program("localize", run, "-i", data, "-o", tmp_path / "more", *words)[0] == 0
+    assert program("localize", data, "--run", run, "-o", tmp_path / "more", *words)[0] == 0
     (found,) = (tmp_path / "more").glob("*_findings.json")
     content = content_of(facts)
     assert content["thresholds"]

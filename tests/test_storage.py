@@ -268,7 +268,7 @@ def test_a_changed_run_is_refused_by_the_program_in_one_line(run, program, tmp_p
     words = ("--method", "intensity", "threshold.min_volumes=2")
     place = shutil.copytree(run, tmp_path / "run")
     config = shutil.copy(run / "config.yaml", tmp_path / "config.yaml")
-    assert program("localize", place, "-i", data, "-o", tmp_path / "a", *words)[0] == 0
+    assert program("localize", data, "--run", place, "-o", tmp_path / "a", *words)[0] == 0
     (fitted,) = (place / "calibration").rglob("*.safetensors")
     names = ["config.yaml", "splits.json", "seen.json", "statistics/statistics.json"]
     for number, path in enumerate([fitted, *(place / name for name in names)]):
@@ -277,7 +277,7 @@ def test_a_changed_run_is_refused_by_the_program_in_one_line(run, program, tmp_p
             fitted.unlink()  # read by the next calibration
         path.write_bytes(bytes([*good[:-9], good[-9] ^ 1, *good[-8:]]))
         code, _, said = program(
-            "localize", place, "-i", data, "-o", tmp_path / f"{number}", *words
+            "localize", data, "--run", place, "-o", tmp_path / f"{number}", *words
         )
         assert (code, said.count("error")) == (1, 1), said
         assert path.name in said.splitlines()[-1]
