@@ -59,13 +59,13 @@ class Case:
             channels_last=True,
             checkpoint=trains(self) and self.recomputed,
             slab=self.slab,
-            remake=not trains(self),
+            recompute_skips=not trains(self),
         )
 
     @property
     def offloaded(self) -> MemoryPolicy:
         """With host memory."""
-        return replace(self.policy, offload=True, remake=False)
+        return replace(self.policy, offload=True, recompute_skips=False)
 
     @property
     def plain(self) -> MemoryPolicy:

@@ -45,7 +45,7 @@ HOW = {
 }
 INFERENCE = {
     "slabs": {"slab": SLAB},
-    "slabs, remade": {"slab": SLAB, "remake": True},
+    "slabs, remade": {"slab": SLAB, "recompute_skips": True},
     "slabs, host memory": {"slab": SLAB, "offload": True},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}

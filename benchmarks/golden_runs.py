@@ -30,7 +30,12 @@ __all__ = [
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = "anomaly"
-FOLDERS = ("autoencoders", "pipelines", "classifiers", "comparers")  # what is trained, in order
+FOLDERS = (
+    "autoencoders",
+    "pipelines",
+    "classifiers",
+    "residual_segmenters",
+)  # what is trained, in order
 
 SIDE = {64: 16, 128: 32, 256: 32}  # voxels of a configuration's volumes -> voxels here
 EXTENT_MM = 192.0
@@ -157,7 +162,7 @@ RUNS = {
     "vq_tokens": Run("vq_tokens_64"),
     "token_prior": Run("token_prior_64", lent={"autoencoder.autoencoder": "vq_tokens"}),
     "classifier": Run("encoder_64", lent={"classifier.of": "wavelet"}, data=None),
-    "comparer": Run("siamese_64", lent={"comparer.of": "wavelet"}, data=None),
+    "residual_segmenter": Run("siamese_64", lent={"residual_segmenter.of": "wavelet"}, data=None),
     "marked": Run("wavelet_64", data="labelled"),
     "labels": Run("wavelet_64", ("recipe={name: label_diffusion, labels: [1]}",), data="labelled"),
 }
@@ -199,7 +204,7 @@ METHOD = {
     "pii": Method("detecting-poisson_patch"),
     "pii_diffusion": Method("restoring-poisson_patch"),
     "ra": Method("soft_intro_vae"),
-    "sadm": Method(lent={"map.run": "comparer"}),
+    "sadm": Method(lent={"map.run": "residual_segmenter"}),
     "saliency": Method(options=CLASSIFIED),
     "synthetic": Method("detecting-mixture"),
     "vae": Method("vae"),
@@ -244,10 +249,10 @@ RUNS |= {
     "slabs": Run("wavelet_64", ("memory.slab=4", "memory.checkpoint=true")),
     "offload": Run("wavelet_64", ("memory.checkpoint=1", "memory.offload=true")),
     "slices": Run("pseudo3d_64", ("network.through_plane=false", "crop=[16,16,1]")),
-    "comparer-labels": Run(
+    "residual_segmenter-labels": Run(
         "siamese_64",
         ("recipe={name: label_diffusion, labels: [1]}",),
-        {"comparer.of": "marked"},
+        {"residual_segmenter.of": "marked"},
         data=None,
     ),
 }
@@ -267,7 +272,7 @@ OTHERS = {
     "ddpm+posts": Method(words=(POSTS,)),
     "ddpm+seed": Method(options={"seed": 1}),
     "ddpm+slabs": Method(options={"memory": "slab=4"}),
-    "ddpm+remake": Method("pseudo3d", options={"memory": "remake=true"}),
+    "ddpm+recompute_skips": Method("pseudo3d", options={"memory": "recompute_skips=true"}),
     "ddpm+offload": Method(options={"memory": "offload=true"}),
     "ddpm+simplex": Method("simplex", ("noise=simplex",)),
     "scan+coarse": Method("scaled", ("noise=coarse",)),
@@ -283,9 +288,11 @@ OTHERS = {
         "detecting-foreign_patch",
         ("detector={name: sampled, sampler: {name: ddim, steps: 3}, seeds: 2}",),
     ),
-    "sadm+labels": Method("marked", ("supervision=full",), {"map.run": "comparer-labels"}),
+    "sadm+labels": Method(
+        "marked", ("supervision=full",), {"map.run": "residual_segmenter-labels"}
+    ),
     "dif_fuse+saliency": Method(options={"saliency": "truth/sub-90_label.nii"}),
-    "pinaya+latent": Method("latent", ("policy.quantile=0.6",)),
+    "pinaya+latent": Method("latent", ("editing.quantile=0.6",)),
     "ddpm+none": Method("kl"),
     "wolleb+none": Method(),
     "sadm+none": Method(),
@@ -319,7 +326,7 @@ def small(name: str) -> list[str]:
         words += ["validation.preview_steps=2"] * ("preview_steps" in tree["validation"])
     if tree["validation"].get("best"):
         words.append("validation.best.volumes=2")
-    for part in ("network", "autoencoder", "classifier", "comparer"):
+    for part in ("network", "autoencoder", "classifier", "residual_segmenter"):
         section = tree.get(part) or {}
         if "widths" in section:
             words.append(f"{part}.widths={[4] + [8] * (len(section['widths']) - 1)}")
@@ -357,8 +364,8 @@ def shipped_run(name: str) -> Run:
     if autoencoder and "autoencoder" in autoencoder:
         other = Path(autoencoder["autoencoder"]).name
         return Run(config, (), {"autoencoder.autoencoder": f"autoencoders/{other}"}, "population")
-    if "comparer" in tree:
-        return Run(config, (), {"comparer.of": "pipelines/wavelet_64"}, None)
+    if "residual_segmenter" in tree:
+        return Run(config, (), {"residual_segmenter.of": "pipelines/wavelet_64"}, None)
     if "classifier" in tree:  # simulated subjects have no classes
         return RUNS["classifier"]
     return Run(config, (), {}, "population")

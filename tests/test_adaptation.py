@@ -6,7 +6,7 @@ import pytest
 import torch
 from anomaly_models import KERNEL, SCHEDULE, SPACING, wiener
 
-from volumediff.anomaly import rows
+from volumediff.anomaly import reading
 from volumediff.anomaly.adaptation import AffineAdaptation
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods.localizer import Localizer
@@ -188,7 +188,7 @@ def test_the_loss_of_a_network_falls_outside_and_slabs_change_nothing(space, cla
 
 
 def test_what_cannot_be_adapted_is_refused(tmp_path):
-    row = rows.read_method("scan", overrides=["adapt=affine", "adapt.steps=3", "normalize=raw"])
+    row = reading.read_method("scan", overrides=["adapt=affine", "adapt.steps=3", "normalize=raw"])
     assert row.adapt == AffineAdaptation(steps=3)
     row.check(unet())
     with pytest.raises(ValueError, match="expected a network with normalisations, got wiener"):
@@ -198,9 +198,9 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     with pytest.raises(ValueError, match="recipe healthy or class_conditional, got inpainting"):
         row.adapt.needs[0].check(other)
     with pytest.raises(UsageError, match=r"adapt.stps: Affine takes steps.*Did you mean 'steps'"):
-        rows.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
+        reading.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
     with pytest.raises(UsageError, match=r"no slot of a row"):
-        rows.read_method("intensity", overrides=["adapt=affine"])
+        reading.read_method("intensity", overrides=["adapt=affine"])
     with pytest.raises(ValueError, match="expected foreground outside of what is suspected"):
         with AffineAdaptation().adapted(unet(), example(SICK), suspected=ALL, key=0):
             pass
@@ -208,10 +208,10 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
         AffineAdaptation(quantile=0.0)
     with pytest.raises(ValueError, match="steps >= 1"):
         AffineAdaptation(steps=0)
-    plain = rows.read_method("scan", overrides=["normalize=raw"])
-    assert rows.read_method("scan", overrides=["normalize=raw", "adapt=null"]) == plain
+    plain = reading.read_method("scan", overrides=["normalize=raw"])
+    assert reading.read_method("scan", overrides=["normalize=raw", "adapt=null"]) == plain
     assert plain.fingerprint != row.fingerprint
-    two = rows.read_method("autoddpm")
+    two = reading.read_method("autoddpm")
     inner = replace(two, first=replace(two.first, adapt=AffineAdaptation()))
     assert (
         len(

@@ -291,9 +291,9 @@ stitch    ++ ++ ++ ++
 def test_which_kernels_a_policy_edits(spaces, via):
     given = {"harmonise": {"levels": [0.2]}}
     for (name, kernel, space), fits in table(EDITED, ("bits", "voxel"), tuple(KERNELS)).items():
-        policy = via(named("policy", name, **given.get(name, {})))
+        editing = via(named("editing", name, **given.get(name, {})))
         found = model(kernel=via(KERNELS[kernel]), space=spaces[space])
-        problems = [problem for need in policy.requirements() if (problem := said(need, found))]
+        problems = [problem for need in editing.requirements() if (problem := said(need, found))]
         assert (not problems) == fits, (name, kernel, space, problems)
 
 

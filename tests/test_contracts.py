@@ -37,7 +37,7 @@ MORE = [
     ("recipe", "local_noise", {"tell": False, "mask_loss": 0.1}),
     ("map", "perceptual", {"distance": "l2"}),
     ("map", "product", {"maps": ["l1", {"name": "ssim", "sigma_mm": 3.0}]}),
-    ("policy", "inpaint", {"where": "given"}),
+    ("editing", "inpaint", {"selector": "given"}),
     ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),

@@ -24,20 +24,19 @@ from volumediff.anomaly import (
     post,
     reconstruction,
     score,
+    selectors,
     threshold,
-    where,
 )
+from volumediff.anomaly.editing.plain import Plain
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.autoencoders.kl import KL
 from volumediff.classifiers.encoder import Encoder
-from volumediff.comparers.siamese import Siamese
 from volumediff.contracts import check, covered
 from volumediff.data import intensity, regions
 from volumediff.data.corruptions.coarse import Coarse
@@ -52,6 +51,7 @@ from volumediff.noise import Noise
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
+from volumediff.residual_segmenters.siamese import Siamese
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
@@ -277,7 +277,7 @@ class Timeless(Encoder):
         return super().forward(z_t, torch.zeros_like(t))
 
 
-@broken("comparer", "do not depend on the volume")
+@broken("residual_segmenter", "do not depend on the volume")
 class OneEyed(Siamese):
     def forward(self, residual, x):
         return super().forward(residual, torch.zeros_like(x))
@@ -389,45 +389,45 @@ class Unadmitted(Diffuse):
 class RawMaps(Scan):
     own_map: ClassVar[bool] = False
 
-    def __call__(self, scene, level, *, policy, sampler):
-        for volume in super().__call__(scene, level, policy=policy, sampler=sampler):
-            scene.maps.append((scene.x - volume).mean(1, keepdim=True))
+    def __call__(self, context, level, *, editing, sampler):
+        for volume in super().__call__(context, level, editing=editing, sampler=sampler):
+            context.maps.append((context.x - volume).mean(1, keepdim=True))
         yield from ()
 
 
 @broken("route", "shape")
 class Cropped(Identity):
-    def __call__(self, scene, level, *, policy, sampler):
-        for volume in super().__call__(scene, level, policy=policy, sampler=sampler):
+    def __call__(self, context, level, *, editing, sampler):
+        for volume in super().__call__(context, level, editing=editing, sampler=sampler):
             yield volume[..., 1:]
 
 
-@broken("policy", "not from")
+@broken("editing", "not from")
 class StopsEarly(Plain):
     def times(self, times):
         return times[:-1]
 
 
-@broken("policy", "negative")
+@broken("editing", "negative")
 class SignedWeight(Plain):
-    def weigh(self, scene, scores):
+    def weigh(self, context, scores):
         return scores - scores.mean()
 
 
-@broken("where", "other values than 0 and 1")
-class Soft(where.FoundSelector):
-    def __call__(self, scene):
-        return 0.5 * super().__call__(scene)
+@broken("selector", "other values than 0 and 1")
+class Soft(selectors.FoundSelector):
+    def __call__(self, context):
+        return 0.5 * super().__call__(context)
 
 
-@broken("where", "undeclared")
-class Peeks(where.Given):
+@broken("selector", "undeclared")
+class Peeks(selectors.Given):
     takes_region: ClassVar[bool] = False
 
-    def __call__(self, scene):
-        if scene.region is None:
-            return torch.ones_like(scene.x)
-        return super().__call__(scene)
+    def __call__(self, context):
+        if context.region is None:
+            return torch.ones_like(context.x)
+        return super().__call__(context)
 
 
 @broken("ensemble", "Equal maps")

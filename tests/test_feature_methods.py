@@ -27,8 +27,8 @@ from volumediff.anomaly.fitted.pixel_classifier import PixelClassifier
 from volumediff.anomaly.maps.deformed import Deformed
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.anomaly.rows import read_method
 from volumediff.calibration import lesions
 from volumediff.calibration.calibrate import load_method
 from volumediff.calibration.fits import Fits

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from anomaly_models import SHAPE, SPACING, foreground, tiny_binary
 from tiny_runs import tiny, write_data
 
+from volumediff.anomaly.editing.flip import Flip
+from volumediff.anomaly.editing.harmonise import Harmonise
+from volumediff.anomaly.editing.plain import Plain
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.policies.flip import Flip
-from volumediff.anomaly.policies.harmonise import Harmonise
-from volumediff.anomaly.policies.plain import Plain
+from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.anomaly.rows import read_method
 from volumediff.calibration.calibrate import load_method
 from volumediff.errors import UsageError
 from volumediff.inference.options import SampleOptions
@@ -75,9 +75,9 @@ def model_of(function, space=None):
     return Model(space or Bits(), Discrete(SCHEDULE), Logits(function))
 
 
-def row(policy, **slots):
+def row(editing, **slots):
     slots = {"route": Diffuse(level=0.4), "sampler": Ancestral(8), "map": L1()} | slots
-    return Localizer(kernel=Discrete, policy=policy, **slots)
+    return Localizer(kernel=Discrete, editing=editing, **slots)
 
 
 def healthy(seed=0):
@@ -136,8 +136,8 @@ def test_bits_that_are_free_stay_free():
     x, model = healthy(), model_of(uncertain)
     method = row(Flip(0.5))
     example = Example(x, INSIDE, SPACING)
-    scene = method._scene(model, example, key=0, prior=None)
-    keep = method.policy.hook(scene)
+    context = method._scene(model, example, key=0, prior=None)
+    keep = method.editing.hook(context)
     first, second = torch.zeros(x.shape, dtype=torch.bool), torch.zeros(x.shape, dtype=torch.bool)
     first[..., :2], second[..., 4] = True, True
     t, z_t = torch.tensor([0.4]).double(), healthy(1)
@@ -150,24 +150,24 @@ def test_bits_that_are_free_stay_free():
         masks = masks | flips
         assert state is z_t
         torch.testing.assert_close(got, torch.where(masks, x0, x), rtol=0, atol=1e-6)
-        assert torch.equal(scene.trace["flip/map"] > 0, masks)
+        assert torch.equal(context.trace["flip/map"] > 0, masks)
 
 
 def test_the_trace_is_the_share_of_each_latent_voxel():
     x = 0.4 * torch.randn((1, 1, *SHAPE))
     model = model_of(uncertain, Latent(tiny_binary()))
     method = row(Flip(0.5))
-    scene = method._scene(model, Example(x, INSIDE, SPACING), key=0, prior=None)
-    own = scene.encode(x)
+    context = method._scene(model, Example(x, INSIDE, SPACING), key=0, prior=None)
+    own = context.encode(x)
     assert set(own.unique().tolist()) == {-1.0, 1.0}
     x0 = own.clone()
     x0[0, 1, 2, 3, 1] *= -1
     t = torch.tensor([0.4]).double()
     prediction = model.kernel.predict(20 * x0, own, t)
-    method.policy.hook(scene)(Context(0, t, t / 2, own, prediction))
+    method.editing.hook(context)(Context(0, t, t / 2, own, prediction))
     share = torch.zeros((1, 1, *SHAPE))
     share[..., 4:6, 6:8, 2:4] = 1 / own.shape[1]
-    assert torch.equal(scene.trace["flip/map"], share)
+    assert torch.equal(context.trace["flip/map"], share)
 
 
 def test_what_does_not_suit_it_is_refused():
@@ -177,7 +177,7 @@ def test_what_does_not_suit_it_is_refused():
     gaussian = Model(Bits(), Gaussian(SCHEDULE), Logits(uncertain))
     with pytest.raises(ValueError, match=r"expected .* kernel discrete, got .* gaussian kernel"):
         method.check(gaussian)
-    loose = Localizer(policy=Flip(), route=Diffuse(level=0.4), sampler=Ancestral(2))
+    loose = Localizer(editing=Flip(), route=Diffuse(level=0.4), sampler=Ancestral(2))
     with pytest.raises(ValueError, match="discrete for the policy flip, got gaussian; use"):
         loose.check(gaussian)
     with pytest.raises(ValueError, match="sampler: expected the kernel gaussian for DDIM, got"):

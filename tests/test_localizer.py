@@ -22,6 +22,8 @@ from sklearn.metrics import average_precision_score
 from volumediff import noise
 from volumediff.anomaly.baselines import Prevalence
 from volumediff.anomaly.calibrate import fit
+from volumediff.anomaly.editing.harmonise import Harmonise
+from volumediff.anomaly.editing.stitch import Stitch
 from volumediff.anomaly.ensemble import HarmonicMean, MeanEnsemble
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
@@ -30,8 +32,6 @@ from volumediff.anomaly.maps.l2 import L2
 from volumediff.anomaly.maps.saturated import Saturated
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.normalization import Voxelwise
-from volumediff.anomaly.policies.harmonise import Harmonise
-from volumediff.anomaly.policies.stitch import Stitch
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.inversion import Inversion
@@ -73,7 +73,7 @@ ROUTES = {
     "thor": {
         "route": Diffuse(level=0.5),
         "sampler": Ancestral(6),
-        "policy": Harmonise(levels=(0.3,), dilate_mm=2.0),
+        "editing": Harmonise(levels=(0.3,), dilate_mm=2.0),
         "map": Saturated(L1()),
     },
 }
@@ -149,7 +149,7 @@ def test_stitch_keeps_the_patient_outside_the_aligned_mask(space):
         first=first,
         route=Diffuse(level=0.3),
         sampler=Ancestral(4),
-        policy=Stitch(threshold=0.3, dilate_mm=2.0, resampling=3),
+        editing=Stitch(threshold=0.3, dilate_mm=2.0, resampling=3),
         threshold=Fixed(0.1),
     )
     got = run(row, model, x)
@@ -172,8 +172,8 @@ def test_stitch_keeps_the_patient_outside_the_aligned_mask(space):
     # the second chain starts from the first pass's volume inside the mask only
     example = Example(x, FOREGROUND, SPACING)
     prior = first.find(model, example, key=key_of(1, "first"))
-    scene = row._scene(model, example, key=0, prior=prior)
-    assert torch.equal(row.policy.start(scene), torch.where(m, prior.healthy, x))
+    context = row._scene(model, example, key=0, prior=prior)
+    assert torch.equal(row.editing.start(context), torch.where(m, prior.healthy, x))
     # weighed by the first pass
     residual = (x - got.pseudo_healthy).abs() * FOREGROUND
     torch.testing.assert_close(got.map, residual * got.trace["first/map"])
@@ -188,7 +188,7 @@ def test_stitch_in_a_lossy_space_blends_in_the_volume():
             first=first,
             route=Diffuse(level=0.3),
             sampler=DDIM(3),
-            policy=Stitch(threshold=0.5, dilate_mm=0.0, resampling=2),
+            editing=Stitch(threshold=0.5, dilate_mm=0.0, resampling=2),
         ),
         model,
         x,
@@ -291,11 +291,11 @@ def test_harmonise_is_the_plain_chain_where_nothing_is_put_back(space):
     common = {"route": Diffuse(level=0.5), "sampler": Ancestral(5)}
     plain = run(Localizer(**common), model, x, inside=ALL)
     levels = Harmonise(levels=(0.4, 0.25), dilate_mm=2.0)
-    free = run(Localizer(**common, policy=levels, map=Constant(1.0)), model, x, inside=ALL)
+    free = run(Localizer(**common, editing=levels, map=Constant(1.0)), model, x, inside=ALL)
     torch.testing.assert_close(free.pseudo_healthy, plain.pseudo_healthy, atol=2e-5, rtol=0)
     # ... and the patient's own forward process where everything is
     last = Harmonise(levels=(0.1,), dilate_mm=2.0)
-    held = run(Localizer(**common, policy=last, map=Constant(0.0)), model, x, inside=ALL)
+    held = run(Localizer(**common, editing=last, map=Constant(0.0)), model, x, inside=ALL)
     torch.testing.assert_close(held.pseudo_healthy, x, atol=2e-5, rtol=0)
     assert float((plain.pseudo_healthy - x).abs().max()) > 0.2
 
@@ -306,7 +306,7 @@ def test_harmonise_collects_one_map_per_level():
     common = {"route": Diffuse(level=0.5), "sampler": Ancestral(5)}
     row = Localizer(
         **common,
-        policy=Harmonise(levels=(0.1, 0.45, 0.25), dilate_mm=2.0),
+        editing=Harmonise(levels=(0.1, 0.45, 0.25), dilate_mm=2.0),
         map=Saturated(L1()),
         ensemble=HarmonicMean(),
     )
@@ -451,7 +451,7 @@ REFUSED = [
             first=Localizer(route=Diffuse(level=0.2), sampler=DDIM(2)),
             route=Diffuse(level=0.3),
             sampler=DDIM(2),
-            policy=Stitch(),
+            editing=Stitch(),
         ),
         "expected a second pass at a lower noise level",
     ),
@@ -513,7 +513,7 @@ def test_checkpoint_and_calibration_must_suit():
             "expected a sampler that can be inverted.*got plms",
         ),
         (
-            {"route": Scan(levels=(0.5,)), "policy": Harmonise(levels=(0.2,))},
+            {"route": Scan(levels=(0.5,)), "editing": Harmonise(levels=(0.2,))},
             "policy harmonise: expected a route with a reverse chain, got scan",
         ),
         (
@@ -525,7 +525,7 @@ def test_checkpoint_and_calibration_must_suit():
             "the route draws no noise",
         ),
         (
-            {"route": Diffuse(level=0.5), "sampler": DDIM(2), "policy": Stitch()},
+            {"route": Diffuse(level=0.5), "sampler": DDIM(2), "editing": Stitch()},
             "first: expected a first row",
         ),
     ],

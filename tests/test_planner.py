@@ -192,7 +192,7 @@ def test_the_ladder_goes_from_fast_to_lean():
     assert all(p.dtype == "bfloat16" and p.channels_last for f in families for p in f)
     used = ladder(policy, mode="infer", depth=30)
     assert [[p.slab for p in f] for f in used] == [[None], *[[15, 8, 4]] * 2, [None, 15, 8, 4]]
-    assert [{p.remake for p in f} for f in used] == [{False}, {False}, {True}, {False}]
+    assert [{p.recompute_skips for p in f} for f in used] == [{False}, {False}, {True}, {False}]
     assert not any(p.checkpoint for f in used for p in f)
     assert [len(f) for f in ladder(policy, mode="train", depth=5)] == [1, 3, 1]
 

@@ -12,8 +12,8 @@ from tiny_runs import load_run, tiny, write_data
 
 from volumediff import config
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.reading import build_method, read_method
 from volumediff.anomaly.routes.scan import Scan
-from volumediff.anomaly.rows import build_method, read_method
 from volumediff.contracts import check
 from volumediff.contracts.__main__ import main
 from volumediff.data.survey import find_cases

@@ -17,7 +17,7 @@ from volumediff.inference.regions import find_regions, nearest, region_on
 
 __all__ = ["base", "program", "run"]  # fixtures
 
-GIVEN = ("--method", "inpaint_given", "sampler.steps=2", "policy.where.dilate_mm=0")
+GIVEN = ("--method", "inpaint_given", "sampler.steps=2", "editing.selector.dilate_mm=0")
 
 
 def test_every_voxel_takes_the_nearest_one_of_the_mask():

@@ -21,14 +21,15 @@ from sklearn.metrics import average_precision_score
 
 from volumediff.anomaly._filters import dilate, inside_quantile, smooth
 from volumediff.anomaly.calibrate import fit, validate
+from volumediff.anomaly.editing.class_contrast import ClassContrast
+from volumediff.anomaly.editing.inpaint import Inpaint
+from volumediff.anomaly.editing.resample import Resample
+from volumediff.anomaly.editing.stitch import Stitch
 from volumediff.anomaly.ensemble import GeometricMean
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l2 import L2
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.policies.class_contrast import ClassContrast
-from volumediff.anomaly.policies.inpaint import Inpaint
-from volumediff.anomaly.policies.resample import Resample
-from volumediff.anomaly.policies.stitch import Stitch
+from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.cycle import Cycle
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.flow_scan import FlowScan
@@ -41,10 +42,9 @@ from volumediff.anomaly.routes.saliency import Saliency
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.routes.selective import Selective
 from volumediff.anomaly.routes.shrink import Shrink
-from volumediff.anomaly.rows import read_method
 from volumediff.anomaly.score import ClassifierScore
+from volumediff.anomaly.selectors import FoundSelector, Given
 from volumediff.anomaly.threshold import Fixed
-from volumediff.anomaly.where import FoundSelector, Given
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.data.regions import Cells, Slabs
@@ -81,20 +81,20 @@ def scene_of(row, model, x, inside=INSIDE):
     return row._scene(model, example, key=key_of(1, "run", 0, 0), prior=None)
 
 
-def region_chain(row, scene, m, level):
+def region_chain(row, context, m, level):
     """The chain that redraws m, written out."""
-    z_t = scene.noised(scene.encode(scene.x), level)
-    state_mask = scene.model.space.mask(m)
-    own = scene.encode(scene.x)
+    z_t = context.noised(context.encode(context.x), level)
+    state_mask = context.model.space.mask(m)
+    own = context.encode(context.x)
 
     def hook(ctx):
         return state_mask * ctx.prediction.x0 + (1 - state_mask) * own, ctx.z_t
 
-    times = row.sampler.times(scene.schedule, start=level)
+    times = row.sampler.times(context.schedule, start=level)
     z = row.sampler.sample(
-        scene.denoise, scene.model.kernel, z_t, times, noise=scene.noise, on_x0=hook
+        context.denoise, context.model.kernel, z_t, times, noise=context.noise, on_x0=hook
     )
-    return scene.decode(z)
+    return context.decode(z)
 
 
 # grid
@@ -128,14 +128,14 @@ def test_boxes_are_redrawn_from_the_patients_own_surroundings():
     inside[..., 6:, :] = False  # no box of the second half has foreground
     row = Localizer(route=GridRoute(level=0.5, box_mm=12.0), sampler=Ancestral(3))
     got = run(row, model, x, inside=inside).pseudo_healthy
-    scene = scene_of(row, model, x, inside)
+    context = scene_of(row, model, x, inside)
     # 8 x 12 x 8 voxels of 2 mm in boxes of 6: two per axis, of which two axes overlap
     total, weight = torch.zeros_like(x), torch.zeros_like(x)
     for d in (0, 2):
         for w in (0, 2):
             m = torch.zeros_like(x)
             m[..., d : d + 6, 0:6, w : w + 6] = 1
-            total += m * region_chain(row, scene, m, 0.5)
+            total += m * region_chain(row, context, m, 0.5)
             weight += m
     expected = torch.where(weight > 0, total / weight.clamp(min=1), x)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
@@ -152,14 +152,18 @@ def test_the_mask_shrinks_to_its_fixed_point():
     x = lesion_volume(model)
     row = Localizer(route=Shrink(level=0.6, quantile=0.7, passes=8, stop=0.05), sampler=DDIM(4))
     got = run(row, model, x)
-    scene = scene_of(row, model, x)
-    m, bar, masks = INSIDE, None, []
+    context = scene_of(row, model, x)
+    m, first_threshold, masks = INSIDE, None, []
     for _ in range(8):
-        healthy = region_chain(row, scene, m.float(), 0.6)
+        healthy = region_chain(row, context, m.float(), 0.6)
         masks.append(m)
         a = (x - healthy).abs() * INSIDE
-        bar = inside_quantile(a, 0.7, foreground=INSIDE) if bar is None else bar
-        smaller = m & (a > bar)
+        first_threshold = (
+            inside_quantile(a, 0.7, foreground=INSIDE)
+            if first_threshold is None
+            else first_threshold
+        )
+        smaller = m & (a > first_threshold)
         if smaller.sum() > 0.95 * m.sum() or not smaller.any():
             break
         m = smaller
@@ -195,14 +199,14 @@ def test_a_given_region_is_redrawn_without_a_look_inside():
     row = Localizer(
         route=Diffuse(log_snr=-9.0),
         sampler=Ancestral(6),
-        policy=Inpaint(Given(), resampling=2),
+        editing=Inpaint(Given(), resampling=2),
     )
     a, b = (run(row, model, v, region=blob()).pseudo_healthy for v in (x, other))
     # the level leaves a trace of exp(-4.5) of what was inside
     assert float((a - b)[blob()].abs().max()) < 0.05
     assert torch.equal(a[~blob()], x[~blob()])
     assert float((a - x)[blob()].abs().mean()) > 0.2
-    wide = replace(row, policy=Inpaint(Given(dilate_mm=2.0)))
+    wide = replace(row, editing=Inpaint(Given(dilate_mm=2.0)))
     c = run(wide, model, x, region=blob()).pseudo_healthy
     grown = dilate(blob().float(), radius_mm=2.0, spacing_mm=SPACING).bool()
     assert torch.equal(c[~grown], x[~grown])
@@ -219,7 +223,7 @@ def test_inpainting_redraws_what_the_first_pass_found():
         first=first,
         route=Diffuse(level=0.9),  # above the first pass's: allowed, unlike for stitch
         sampler=Ancestral(4),
-        policy=Inpaint(FoundSelector(quantile=0.9, dilate_mm=2.0), resampling=2),
+        editing=Inpaint(FoundSelector(quantile=0.9, dilate_mm=2.0), resampling=2),
     )
     got = run(row, model, x)
     a = got.trace["first/map"]
@@ -275,7 +279,7 @@ def test_a_network_trained_on_voids_is_told_them_and_fills_them():
         recipe=Inpainting,
         route=Diffuse(level=1.0),
         sampler=DDIM(1),
-        policy=Inpaint(Given()),
+        editing=Inpaint(Given()),
     )
     found = run(row, model, x, inside=inside, region=m)
     told = network.seen[0][:, 1:]
@@ -377,12 +381,12 @@ def test_only_what_is_predicted_as_noise_is_denoised_and_the_rest_stays_bit_for_
     first = (x - expected).abs() * INSIDE
     if not space.exact:
         first = (first - (x - space.decode(z_0, SHAPE)).abs() * INSIDE).clamp(min=0)
-    scene = scene_of(row, model, x)
-    second = scene.voxels((z - z_0).abs().mean(1, keepdim=True))
+    context = scene_of(row, model, x)
+    second = context.voxels((z - z_0).abs().mean(1, keepdim=True))
     torch.testing.assert_close(got.map, (first + second) / 2, atol=1e-5, rtol=0)
     if name == "voxel":
         torch.testing.assert_close(second, first)
-    share = scene.voxels((m & inside).float())
+    share = context.voxels((m & inside).float())
     torch.testing.assert_close(got.trace["selective/denoised"], share)
 
 
@@ -460,9 +464,9 @@ def cycled(model, x, *, count=6, steps=3):
         sampler=DDIM(steps),
         map=L2(),
     )
-    scene = scene_of(row, model, x)
+    context = scene_of(row, model, x)
     regions = [
-        row.route.region(INSIDE[0], spacing_mm=SPACING, key=key_of(scene.key, "mask", i))[None]
+        row.route.region(INSIDE[0], spacing_mm=SPACING, key=key_of(context.key, "mask", i))[None]
         for i in range(count)
     ]
     return run(row, model, x), regions
@@ -550,7 +554,7 @@ def test_a_network_trained_on_local_noise_sees_clean_surroundings_at_every_step(
         recipe=LocalNoise,
         route=Diffuse(level=0.6),
         sampler=Ancestral(4),
-        policy=Inpaint(Given()),
+        editing=Inpaint(Given()),
     )
     got = run(row, model, x, region=blob()).pseudo_healthy
     assert len(model.network.seen) == 4
@@ -592,12 +596,12 @@ def test_the_class_contrast_is_the_difference_of_two_predictions():
     row = Localizer(
         route=Diffuse(level=0.5),
         sampler=DDIM(3),
-        policy=ClassContrast(),
+        editing=ClassContrast(),
         map=L2(),
     )
     got = run(row, model, x)
-    scene = scene_of(row, model, x)
-    z, parts = scene.noised(x, 0.5), []
+    context = scene_of(row, model, x)
+    z, parts = context.noised(x, 0.5), []
     grid = row.sampler.times(KERNEL.schedule, start=0.5)
     for t, s in pairwise(grid):
         pair = [
@@ -612,7 +616,7 @@ def test_the_class_contrast_is_the_difference_of_two_predictions():
     assert float(got.map[INSIDE].std()) < 1e-4
     with pytest.raises(ValueError, match="policy classcontrast: expected a class-conditional"):
         run(row, states(), x)
-    third = replace(row, policy=ClassContrast(other=2))
+    third = replace(row, editing=ClassContrast(other=2))
     with pytest.raises(ValueError, match="with a class 2, got one with 2"):
         run(third, model, x)
 
@@ -684,7 +688,7 @@ def test_rows_find_a_blob_with_a_perfect_denoiser(name, least):
     if name == "grid":
         row = replace(row, route=replace(row.route, box_mm=12.0, overlap_mm=4.0))
     if name == "repaint":
-        row = replace(row, policy=Inpaint(FoundSelector(quantile=0.9)))
+        row = replace(row, editing=Inpaint(FoundSelector(quantile=0.9)))
     model = wiener(correlation=2.0)
     truth = blob()[INSIDE].numpy()
 
@@ -711,16 +715,16 @@ def test_an_empty_mask_is_the_round_trip_and_a_full_one_the_stochastic_chain(spa
     row = Localizer(first=FIRST, route=Fuse(level=0.6), sampler=DDIM(5))
 
     def with_mask(value):
-        monkeypatch.setattr(Fuse, "mask", lambda self, scene: torch.full_like(scene.x, value))
+        monkeypatch.setattr(Fuse, "mask", lambda self, context: torch.full_like(context.x, value))
         return run(row, model, x).pseudo_healthy
 
     trip = run(Localizer(route=Inversion(level=0.6), sampler=DDIM(5)), model, x)
     torch.testing.assert_close(with_mask(0.0), trip.pseudo_healthy, atol=1e-6, rtol=0)
-    scene = scene_of(row, model, x)
-    times = row.sampler.times(scene.schedule, start=0.6)
-    z = row.sampler.invert(model.denoise, model.kernel, scene.encode(x), times)
-    z = Ancestral(5).sample(model.denoise, model.kernel, z, times, noise=scene.noise)
-    torch.testing.assert_close(with_mask(1.0), scene.decode(z), atol=1e-6, rtol=0)
+    context = scene_of(row, model, x)
+    times = row.sampler.times(context.schedule, start=0.6)
+    z = row.sampler.invert(model.denoise, model.kernel, context.encode(x), times)
+    z = Ancestral(5).sample(model.denoise, model.kernel, z, times, noise=context.noise)
+    torch.testing.assert_close(with_mask(1.0), context.decode(z), atol=1e-6, rtol=0)
 
 
 def test_fused_chains_keep_the_round_trip_outside_and_redraw_inside():
@@ -752,13 +756,13 @@ def test_saliency_is_the_norm_of_the_classifiers_gradient():
     row = Localizer(route=Saliency(levels=(0.2, 0.5), classifier=exact))
     got = run(row, model, x)
     assert got.pseudo_healthy is None
-    scene = scene_of(row, model, x)
+    context = scene_of(row, model, x)
     total = 0
     for i, level in enumerate((0.2, 0.5)):
-        z_t = scene.noised(x, level, draw=i)
-        alpha, sigma = model.kernel.schedule(scene.times(level))
+        z_t = context.noised(x, level, draw=i)
+        alpha, sigma = model.kernel.schedule(context.times(level))
         slope = alpha * 0.5 / (alpha**2 * 0.3**2 + sigma**2)  # of the log-odds, per voxel
-        total += float(exact.log_probability(z_t, scene.times(level))[0, 1].exp() * slope) / 2
+        total += float(exact.log_probability(z_t, context.times(level))[0, 1].exp() * slope) / 2
     torch.testing.assert_close(got.map, total * INSIDE, rtol=1e-4, atol=1e-7)
 
 
@@ -811,11 +815,11 @@ def test_the_score_of_a_classifier_is_the_log_odds_of_disease():
     middle = run(row, model, 0.05 + 0.01 * torch.rand(1, 1, *SHAPE)).score
     assert run(row, model, healthy).score < middle < run(row, model, sick).score
     x = lesion_volume(wiener())
-    scene = scene_of(row, model, x)
+    context = scene_of(row, model, x)
     t = torch.tensor([0.0], dtype=torch.float64)
     t += model.kernel.schedule.time(torch.tensor([3.5], dtype=torch.float64))
     alpha, sigma = (float(a) for a in model.kernel.schedule(t))
-    z_t = alpha * x + sigma * scene.noise(-1 - 10_000)
+    z_t = alpha * x + sigma * context.noise(-1 - 10_000)
     variance = alpha**2 * 0.3**2 + sigma**2
     squares = [((z_t - alpha * m) ** 2).double().sum() / variance / 2 for m in (-0.2, 0.3)]
     assert run(row, model, x).score == pytest.approx(float(squares[0] - squares[1]), rel=1e-3)
@@ -833,17 +837,17 @@ def test_the_kl_map_is_the_divergence_of_the_posteriors(space):
     row = Localizer(route=KLRoute(levels=(0.3, 0.6), steps=100))
     got = run(row, model, x, inside=ALL)
     assert got.pseudo_healthy is None
-    scene = scene_of(row, model, x, ALL)
-    z_0, total = scene.encode(x), 0
+    context = scene_of(row, model, x, ALL)
+    z_0, total = context.encode(x), 0
     for i, level in enumerate((0.3, 0.6)):
-        t, s = scene.times(level), scene.times(level - 0.01)
-        z_t = scene.noised(z_0, level, draw=i)
+        t, s = context.times(level), context.times(level - 0.01)
+        z_t = context.noised(z_0, level, draw=i)
         of_q, deviation = KERNEL.posterior(z_0, z_t, t, s)
         of_p, _ = KERNEL.posterior(model.denoise(z_t, t, Condition()).x0, z_t, t, s)
         kl = ((of_q - of_p) ** 2 / (2 * deviation**2)).sum(1, keepdim=True)
-        total += scene.voxels(kl) / 2
+        total += context.voxels(kl) / 2
         if space is Voxel:
-            torch.testing.assert_close(scene.voxels(kl), kl.float(), check_dtype=False)
+            torch.testing.assert_close(context.voxels(kl), kl.float(), check_dtype=False)
     torch.testing.assert_close(got.map, total, rtol=1e-4, atol=1e-9, check_dtype=False)
     with pytest.raises(ValueError, match="kl: expected levels"):
         KLRoute()
@@ -852,25 +856,27 @@ def test_the_kl_map_is_the_divergence_of_the_posteriors(space):
 def test_what_is_redrawn_exceeds_a_quantile_of_the_healthy_maps():
     model = wiener()
     first = Localizer(route=KLRoute(levels=(0.4,)))
-    policy = Resample(quantile=0.9, sigma_mm=0.0)
-    row = Localizer(first=first, route=Diffuse(level=0.6), policy=policy, sampler=DDIM(3))
+    editing = Resample(quantile=0.9, sigma_mm=0.0)
+    row = Localizer(first=first, route=Diffuse(level=0.6), editing=editing, sampler=DDIM(3))
     healthy = [Example(model.network.sample(i), INSIDE, SPACING) for i in range(6)]
     calibration = fit(row, model, healthy, seed=0)
     maps = [
         first.find(model, e, key=key_of(key_of(0, "calibration", i), "first")).map[INSIDE]
         for i, e in enumerate(healthy)
     ]
-    bar = float(calibration.statistics["first.threshold"])
-    assert float((torch.cat(maps) > bar).float().mean()) == pytest.approx(0.1, abs=0.01)
+    first_threshold = float(calibration.statistics["first.threshold"])
+    assert float((torch.cat(maps) > first_threshold).float().mean()) == pytest.approx(
+        0.1, abs=0.01
+    )
     x = lesion_volume(model)
     got = run(row, model, x, calibration=calibration)
     m = got.trace["resample/mask"]
-    assert torch.equal(m, (got.trace["first/map"] > bar) & INSIDE)
+    assert torch.equal(m, (got.trace["first/map"] > first_threshold) & INSIDE)
     assert torch.equal(got.pseudo_healthy[~m], x[~m]), "healthy states are the patient's own"
     torch.testing.assert_close(got.map, (x - got.pseudo_healthy).abs() * m, rtol=0, atol=1e-6)
     assert float(got.map[blob() & INSIDE].mean()) > 5 * float(got.map[INSIDE].mean())
     # the same row with the value written out, and the same fingerprint before and after
-    fixed = replace(row, policy=replace(policy, threshold=bar))
+    fixed = replace(row, editing=replace(editing, threshold=first_threshold))
     assert torch.equal(run(fixed, model, x).map, got.map)
     assert calibration.fingerprint == row.fingerprint
     sick = [Example(x, INSIDE, SPACING, truth=blob())]
@@ -878,14 +884,14 @@ def test_what_is_redrawn_exceeds_a_quantile_of_the_healthy_maps():
     with pytest.raises(ValueError, match="policy: expected a calibration on healthy volumes"):
         run(row, model, x)
     with pytest.raises(ValueError, match="expected a row with a pseudo-healthy volume"):
-        Localizer(first=first, route=Diffuse(level=0.2), policy=Stitch(), sampler=DDIM(3))
+        Localizer(first=first, route=Diffuse(level=0.2), editing=Stitch(), sampler=DDIM(3))
 
 
 def test_the_class_derivative_is_its_share_of_the_contrast():
     model = states(means=(-0.2, 0.3), classes=2)
     x = lesion_volume(wiener())
-    row = Localizer(route=Diffuse(level=0.6), policy=ClassContrast(share=0.05), sampler=DDIM(4))
-    whole = replace(row, policy=ClassContrast())
+    row = Localizer(route=Diffuse(level=0.6), editing=ClassContrast(share=0.05), sampler=DDIM(4))
+    whole = replace(row, editing=ClassContrast())
     # predictions of this model are linear in the shares of the classes
     torch.testing.assert_close(run(row, model, x).map, 0.05 * run(whole, model, x).map)
     with pytest.raises(ValueError, match="share: expected a share in"):

@@ -249,17 +249,17 @@ def test_namesakes_are_others_but_equal_files_are_not(mixed, program, tmp_path):
     code, _, said = program("evaluate", out, *words, "--namesakes")
     assert code == 1
     assert "has seen 1 of 5 cases: other" in said
-    assert "or go on with allow_seen" in said, "namesakes would not help"
+    assert "or go on with allow_seen" in said, "same_names would not help"
     for path in truth.glob("other_*"):
         path.unlink()
     code, _, said = program("evaluate", out, *words)
     assert code == 1
-    assert "namesakes if they are other people" in said
+    assert "same_names if they are other people" in said
     code, table, said = program("evaluate", out, *words, "--namesakes")
     assert code == 0, said
     assert "1 of the volumes share names with those that were seen" in table
     found = json.loads((tmp_path / "r" / "evaluation.json").read_text())["methods"]["intensity"]
-    assert found["seen"] == {"leaks": [], "unknown": [], "namesakes": 1}
+    assert found["seen"] == {"leaks": [], "unknown": [], "same_names": 1}
     assert again in [c["case"] for c in found["cases"]]
 
 

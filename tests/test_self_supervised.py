@@ -8,10 +8,10 @@ from tiny_runs import tiny, write_data
 from volumediff.anomaly.detectors import PosteriorMean, Sampled
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.restore import Restore
-from volumediff.anomaly.rows import read_method
 from volumediff.calibration.calibrate import load_method
 from volumediff.commands._capabilities import inventory
 from volumediff.condition import Condition

@@ -99,7 +99,7 @@ def close(found, expected, bound):
         torch.testing.assert_close(a, b, rtol=0, atol=bound * size)
 
 
-@pytest.mark.parametrize("how", [{}, {"offload": True}, {"remake": True}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"offload": True}, {"recompute_skips": True}], ids=str)
 @pytest.mark.parametrize("slab", [None, 1, 2, 5, 100])
 def test_inference_is_exact(plain, slab, how):
     network, x, e, _, y, _ = plain
@@ -216,7 +216,7 @@ def test_slabs_need_a_fraction_of_the_memory():
     whole_run, _ = held(MemoryPolicy(), training=False)
     cut, nothing = held(MemoryPolicy(slab=4), training=False)
     away, waiting = held(MemoryPolicy(slab=4, offload=True), training=False)
-    again, _ = held(MemoryPolicy(slab=4, remake=True), training=False)
+    again, _ = held(MemoryPolicy(slab=4, recompute_skips=True), training=False)
     assert nothing == 0
     assert again < 3 * one_tensor
     assert cut < 0.8 * whole_run

@@ -89,7 +89,7 @@ def policies(choose, depth):
         slab=slab,
         offload=slab is None or choose(st.booleans()),
         checkpoint=choose(st.sampled_from([False, 1, 2, True])),
-        remake=choose(st.booleans()),
+        recompute_skips=choose(st.booleans()),
         channels_last=choose(st.booleans()),
     )
 

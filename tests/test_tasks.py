@@ -222,7 +222,7 @@ def test_every_task_ships_a_configuration():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_parsing_reads_no_other_run(name, monkeypatch):
     """What a configuration borrows is looked for when it is resolved, and not before."""
-    gone = {"state_classifier": "classifier.of", "residual_segmenter": "comparer.of"}
+    gone = {"state_classifier": "classifier.of", "residual_segmenter": "residual_segmenter.of"}
     words = [f"{gone[name]}=runs/gone"] if name in gone else []
     tree = load_run_config(SHIPPED[name], words).dump()
 
@@ -255,7 +255,7 @@ def test_a_random_batch_is_one_that_the_loss_takes(name):
         "diffusion": ["network.widths=[4, 8]", "network.groups=2"],
         "autoencoder": ["autoencoder.widths=[4, 8]"],
         "state_classifier": ["classifier.widths=[4, 8]", "classifier.groups=2"],
-        "residual_segmenter": ["comparer.widths=[4, 8]", "comparer.groups=2"],
+        "residual_segmenter": ["residual_segmenter.widths=[4, 8]", "residual_segmenter.groups=2"],
     }[name]
     task = build_task(load_run_config(SHIPPED[name], small))
     assert type(task) is component("task", name) is task_of(task.config)

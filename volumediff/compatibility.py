@@ -151,7 +151,7 @@ def supervision_problem(recipe: Recipe) -> str | None:
         return None
     return (
         "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
-        f"comparer, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
+        f"residual_segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from volumediff.alignment.quality import Quality
-from volumediff.data.findings import Remark
+from volumediff.data.remarks import Remark
 from volumediff.outputs.export import finite
 from volumediff.storage.records import Record, read, write
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext
+from volumediff.anomaly._context import MethodContext
 from volumediff.compatibility import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser, Prediction
@@ -21,25 +21,25 @@ from volumediff.samplers._base import Context, Hook
 __all__ = ["asked", "blended", "check_visits", "keeping", "revisited"]
 
 
-def asked(scene: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
+def asked(context: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
     """The denoiser that redraws a region, and what it is told."""
-    model, recipe = scene.model, scene.model.recipe
+    model, recipe = context.model, context.model.recipe
     if fills_voids(recipe):
-        return scene.denoise, model.told(scene.condition, recipe.hints(scene.x, m), m)
+        return context.denoise, model.told(context.condition, recipe.hints(context.x, m), m)
     if not recipe.local:
-        return scene.denoise, scene.condition
-    inside, z_0 = model.space.mask(m), scene.encode(scene.x)
+        return context.denoise, context.condition
+    inside, z_0 = model.space.mask(m), context.encode(context.x)
 
     def among_clean(z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
-        return scene.denoise(torch.lerp(z_0, z_t, inside), t, condition)
+        return context.denoise(torch.lerp(z_0, z_t, inside), t, condition)
 
-    return among_clean, model.told(scene.condition, (), m if recipe.shows_mask else None)
+    return among_clean, model.told(context.condition, (), m if recipe.shows_mask else None)
 
 
-def keeping(scene: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> Hook:
+def keeping(context: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> Hook:
     """Puts the patient's own state back outside a mask of voxels."""
-    m = scene.model.space.mask(m)
-    own = (1 - m) * scene.encode(scene.x)
+    m = context.model.space.mask(m)
+    own = (1 - m) * context.encode(context.x)
 
     def keep(ctx: Context) -> tuple[Tensor, Tensor]:
         return m * ctx.prediction.x0 + own, ctx.z_t
@@ -47,11 +47,11 @@ def keeping(scene: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> Hook:
     return keep
 
 
-def blended(scene: MethodContext, healthy: Tensor, m: Tensor) -> Tensor:
+def blended(context: MethodContext, healthy: Tensor, m: Tensor) -> Tensor:
     """The patient's own voxels outside a mask; states that were kept there have them already."""
-    if scene.model.space.exact and not fills_voids(scene.model.recipe):
+    if context.model.space.exact and not fills_voids(context.model.recipe):
         return healthy
-    return m * healthy + (1 - m) * scene.x
+    return m * healthy + (1 - m) * context.x
 
 
 def check_visits(resampling: int) -> None:

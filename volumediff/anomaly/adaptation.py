@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from volumediff.anomaly._context import classes_of
 from volumediff.anomaly._filters import dilate, inside_quantile
-from volumediff.anomaly._scene import classes_of
 from volumediff.anomaly.example import Example
 from volumediff.component import Component, Requirement
 from volumediff.condition import HEALTHY, Condition

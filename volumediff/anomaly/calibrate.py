@@ -13,7 +13,7 @@ from torch import Tensor
 
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.example import Example
-from volumediff.anomaly.methods._base import BAR, Learned, Method
+from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
 from volumediff.metrics.calibration import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of
@@ -28,10 +28,10 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
         ValueError: no volumes, or too few for the method's normalization
     """
     row, learnt = method, {}
-    if method.bar is not None:
+    if method.first_threshold is not None:
         volumes = list(volumes)
         learnt = informed(method, model, volumes, seed=seed)
-        method = method.with_bar(learnt)
+        method = method.with_first_threshold(learnt)
     residuals = [
         method.residual(model, e, key=key_of(seed, "calibration", i))
         for i, e in enumerate(volumes)
@@ -69,9 +69,9 @@ def informed(
     Raises:
         ValueError: no volumes
     """
-    if method.bar is None:
+    if method.first_threshold is None:
         return {}
-    first, q = method.bar
+    first, q = method.first_threshold
     histograms = []
     for i, e in enumerate(volumes):
         with torch.no_grad():
@@ -80,7 +80,7 @@ def informed(
     if not histograms:
         raise ValueError("calibration: expected healthy volumes, got none; split some off.")
     value = threshold_at_fpr(total(histograms), 1 - q)
-    return {BAR: torch.tensor(value, dtype=torch.float64)}
+    return {FIRST_THRESHOLD: torch.tensor(value, dtype=torch.float64)}
 
 
 def recalibrate(
@@ -141,7 +141,7 @@ def validate(
     Raises:
         ValueError: a volume has no truth, or none of them has a lesion
     """
-    method, histograms = method.with_bar(calibration.statistics), []
+    method, histograms = method.with_first_threshold(calibration.statistics), []
     for i, e in enumerate(volumes):
         if e.truth is None:
             raise ValueError(f"calibration: validation volume {i} has no truth; give its mask.")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, MethodContext
+from volumediff.anomaly._context import Level, MethodContext
 from volumediff.classification import CLASSIFIER, ClassPosterior
 from volumediff.component import Component, borrowed, presentation
 from volumediff.condition import HEALTHY
@@ -55,7 +55,7 @@ class Score(Component, ABC):
             healthy: the same of healthy volumes, one per row
         """
 
-    def evidence(self, scene: MethodContext, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def evidence(self, context: MethodContext, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """What a run is remembered by: the mean of its map, for scores that have no other."""
         return error
 
@@ -231,7 +231,7 @@ class ClassifierScore(Score):
     run: str | None = presentation(None)
     classifier: ClassPosterior | None = borrowed(CLASSIFIER)
 
-    def evidence(self, scene: MethodContext, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def evidence(self, context: MethodContext, error: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The log-odds of the volume.
 
         Raises:
@@ -239,9 +239,9 @@ class ClassifierScore(Score):
         """
         if self.classifier is None:
             raise ValueError("score classifier: expected a trained classifier, got none.")
-        t = Level(log_snr=self.log_snr).time(scene.schedule)
-        z_t = scene.noised(scene.encode(scene.x), t, draw=OWN)
-        log_p = self.classifier.log_probability(z_t, scene.times(t))[0]
+        t = Level(log_snr=self.log_snr).time(context.schedule)
+        z_t = context.noised(context.encode(context.x), t, draw=OWN)
+        log_p = self.classifier.log_probability(z_t, context.times(t))[0]
         sick = torch.cat([log_p[:HEALTHY], log_p[HEALTHY + 1 :]])
         return (torch.logsumexp(sick, 0) - log_p[HEALTHY]).float()
 

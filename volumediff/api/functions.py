@@ -257,7 +257,7 @@ def evaluate(
     replicates: int = 1000,
     seed: int = 0,
     allow_seen: bool = False,
-    namesakes: bool = False,
+    same_names: bool = False,
     report: Report = _silent,
 ) -> "list[MethodResult]":
     """Compares maps of one or more methods with truth masks.
@@ -273,7 +273,7 @@ def evaluate(
         seed: of the bootstrap
         allow_seen: whether to go on although a model has seen volumes before; the measurements are
             then given with and without them
-        namesakes: whether patients with the names of those that a model has seen are other people
+        same_names: whether patients with the names of those that a model has seen are other people
         report: receives what was left out, and why
 
     Raises:
@@ -297,7 +297,7 @@ def evaluate(
         seed=seed,
         replicates=replicates,
         allow_seen=allow_seen,
-        namesakes=namesakes,
+        same_names=same_names,
         report=report,
     )
     if output is None:

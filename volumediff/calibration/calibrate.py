@@ -13,7 +13,7 @@ from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.rows import read_method
+from volumediff.anomaly.reading import read_method
 from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError

@@ -42,13 +42,13 @@ def evaluate(
             "them.",
         ),
     ] = WORK["allow_seen"],
-    namesakes: Annotated[
+    same_names: Annotated[
         bool,
         typer.Option(
             "--namesakes",
             help="Take patients with the names of those that a model has seen for other people.",
         ),
-    ] = WORK["namesakes"],
+    ] = WORK["same_names"],
 ) -> None:
     """Compare maps of one or more methods with truth masks; the first is the method in question.
 
@@ -68,7 +68,7 @@ def evaluate(
         replicates=replicates,
         seed=seed,
         allow_seen=allow_seen,
-        namesakes=namesakes,
+        same_names=same_names,
         report=say,
     )
     measures(results)

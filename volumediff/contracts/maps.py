@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.maps._base import Map
-from volumediff.comparison import VoxelPosterior
 from volumediff.condition import Condition
 from volumediff.contracts.requirements import built, equal, require, unmet, untouched
 from volumediff.contracts.scenes import INSIDE, LESION, SHAPE, SPACING, network_model
 from volumediff.randomness import normal
+from volumediff.residual_segmentation import VoxelPosterior
 
 __all__ = ["check_map"]
 
@@ -22,7 +22,7 @@ def _probability(x: Tensor, healthy: Tensor) -> Tensor:
 def check_map(cls: type, **arguments: Any) -> None:
     """How far volumes are from their pseudo-healthy versions, of two samples at once."""
     posterior = VoxelPosterior(_probability, "self", "closed form")
-    block: Map = built(cls, arguments, objects={"comparer": posterior})
+    block: Map = built(cls, arguments, objects={"residual_segmenter": posterior})
     model = network_model()
     require(unmet(block, model) is None, "It refuses a usual model.")
     bound = block.with_model(model, Condition())

@@ -1,4 +1,4 @@
-"""The contracts of networks, classifiers and comparers: sizes, samples apart, inputs used."""
+"""The contracts of networks, classifiers, residual segmenters: sizes, samples, inputs used."""
 
 from collections.abc import Callable
 from typing import Any
@@ -92,7 +92,7 @@ def check_classifier(cls: type, **arguments: Any) -> None:
     refused(lambda: cls(2, 1), text, ValueError)
 
 
-def check_comparer(cls: type, **arguments: Any) -> None:
+def check_residual_segmenter(cls: type, **arguments: Any) -> None:
     """A logit per voxel at any size, which depends on the residual and the volume."""
     made = randomised(built(cls, arguments, SMALL, {"channels": 2})).double().eval()
     for size in ((1, 7, 3), (8, 8, 8), (5, 9, 6)):

@@ -21,13 +21,13 @@ EXAMPLES: Mapping[str, Any] = {
     "guidance": {"name": "dynamic_clipping", "quantile": 0.5, "limit": 0.2},
     "map": "l1",
     "network": {"name": "unet", "widths": [4], "blocks": 1, "groups": 2},
-    "policy": "plain",
+    "editing": "plain",
     "region": {"name": "cells", "cell_mm": 6.0},
     "sampler": {"name": "ddim", "steps": 3},
     "schedule": "cosine",
     "space": "voxel",
     "threshold": {"name": "fixed", "value": 0.5},
-    "where": "found",
+    "selector": "found",
 }
 
 

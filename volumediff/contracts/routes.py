@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.policies.plain import Plain
+from volumediff.anomaly.editing.plain import Plain
 from volumediff.anomaly.routes._base import Route
 from volumediff.compatibility import walks
 from volumediff.contracts.requirements import built, equal, require, unmet, untouched
-from volumediff.contracts.scenes import POSTERIOR, check_map_of, models, scene
+from volumediff.contracts.scenes import POSTERIOR, check_map_of, context, models
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.ancestral import Ancestral
@@ -51,11 +51,11 @@ def check_route(cls: type, **arguments: Any) -> None:
 def _run(
     route: Route, model: Model, sampler: Sampler | None, *, key: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    one = scene(model, key=key)
+    one = context(model, key=key)
     with torch.no_grad():
         volumes = untouched(
             {"the volume": one.x},
-            lambda: list(route(one, None, policy=Plain(), sampler=sampler)),
+            lambda: list(route(one, None, editing=Plain(), sampler=sampler)),
         )
     for volume in volumes:
         require(volume.shape == one.x.shape, f"A volume has shape {tuple(volume.shape)}.")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
@@ -22,7 +22,7 @@ from volumediff.networks.unet import UNet
 from volumediff.randomness import normal
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.degradation import Degradation
-from volumediff.recipes.healthy import KnownDenoiser as HealthyVolumes
+from volumediff.recipes.healthy import Healthy as HealthyVolumes
 from volumediff.recipes.local_noise import LocalNoise
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.recipes.translation import Translation
@@ -37,10 +37,10 @@ __all__ = [
     "SHAPE",
     "SPACING",
     "check_map_of",
+    "context",
     "example",
     "models",
     "network_model",
-    "scene",
 ]
 
 SHAPE = (8, 10, 8)
@@ -90,7 +90,7 @@ def models() -> Iterator[Model]:
     yield network_model(SyntheticAnomalies(), image_channels=1)
 
 
-def scene(model: Model, *, key: int = 1, distance: Map | None = None) -> MethodContext:
+def context(model: Model, *, key: int = 1, distance: Map | None = None) -> MethodContext:
     """One run on one volume with a first pass, a region and a map from elsewhere."""
     channels = 2 if isinstance(model.recipe, Translation) else 1
     one = example(channels=channels)

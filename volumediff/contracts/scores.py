@@ -7,7 +7,7 @@ import torch
 
 from volumediff.anomaly.score import Score
 from volumediff.contracts.requirements import built, refused, require, untouched
-from volumediff.contracts.scenes import INSIDE, POSTERIOR, SHAPE, models, scene
+from volumediff.contracts.scenes import INSIDE, POSTERIOR, SHAPE, context, models
 from volumediff.randomness import normal
 
 __all__ = ["check_score"]
@@ -33,6 +33,6 @@ def check_score(cls: type, **arguments: Any) -> None:
     if score.calibrated:
         text = "It needs healthy volumes, and does not refuse to go without."
         refused(lambda: score(a, foreground=INSIDE, errors=errors), text, ValueError)
-    one = scene(next(models()))
+    one = context(next(models()))
     kept = score.evidence(one, torch.tensor(0.3))
     require(kept.ndim == 0 and kept.isfinite(), "A run is not remembered by one finite number.")

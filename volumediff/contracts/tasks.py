@@ -23,7 +23,7 @@ USUAL: dict[str, Any] = {
     "network": {"name": "unet", "widths": [4], "blocks": 1, "groups": 2},
     "autoencoder": {"name": "kl", "latent_channels": 2, "widths": [4, 4], "strides": [[2, 2, 2]]},
     "classifier": {"name": "encoder", "of": "patch_64", "widths": [4, 8], "groups": 2},
-    "comparer": {"name": "siamese", "of": "wavelet_64", "widths": [4, 8], "groups": 2},
+    "residual_segmenter": {"name": "siamese", "of": "wavelet_64", "widths": [4, 8], "groups": 2},
     "teacher": "wavelet_64",
     "recipe": "healthy",
 }
@@ -54,7 +54,7 @@ def _config(cls: type[Task], arguments: dict[str, Any]) -> RunConfig:
     own = {name for name in cls.schema.model_fields if name in RunConfig.model_fields}
     require(own == set(RunConfig.model_fields), "Its schema lacks sections of RunConfig.")
     data = {"preprocessing": {"shape": list(SHAPE), "spacing_mm": 3.0}}
-    sizes = {} if {"classifier", "comparer", "teacher"} & needed else {"data": data}
+    sizes = {} if {"classifier", "residual_segmenter", "teacher"} & needed else {"data": data}
     config = parse({"task": named(cls), **sizes, **usual, **arguments})
     require(parse(config.dump()) == config, "A saved configuration is not read back as it was.")
     final = resolved(config)

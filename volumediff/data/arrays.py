@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from volumediff.data.findings import Remark
 from volumediff.data.forms import affine_of, defect
 from volumediff.data.grid import Grid
 from volumediff.data.header import MM_PER_UNIT, Header, parse
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
 __all__ = ["nibabel_grid", "nibabel_image", "real_numbers", "spatial_shape", "usable_affine"]

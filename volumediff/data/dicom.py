@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.errors import DataError
 

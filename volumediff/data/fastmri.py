@@ -23,9 +23,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 from nibabel.quaternions import fillpositive, quat2mat
 
-from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid, displacement_mm
 from volumediff.data.header import Header
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
 __all__ = ["affine_of", "defect"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Shaped
 
-from volumediff.data.findings import Remark
 from volumediff.data.grid import Grid
+from volumediff.data.remarks import Remark
 
 __all__ = ["StoredVolume"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from volumediff.data.findings import Remark
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
 __all__ = ["intensities", "labels"]

@@ -26,7 +26,6 @@ from volumediff.data.arrays import (
     usable_affine,
 )
 from volumediff.data.dicom import read_series
-from volumediff.data.findings import Remark
 from volumediff.data.forms import affine_of
 from volumediff.data.grid import (
     Grid,
@@ -38,6 +37,7 @@ from volumediff.data.grid import (
 )
 from volumediff.data.header import Header, parse, read_header, truncated
 from volumediff.data.policy import ReadPolicy
+from volumediff.data.remarks import Remark
 from volumediff.data.stream import Source, source
 from volumediff.errors import DataError
 from volumediff.storage.atomic import atomic

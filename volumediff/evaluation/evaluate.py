@@ -114,7 +114,7 @@ def evaluate(
     seed: int = 0,
     replicates: int = 1000,
     allow_seen: bool = False,
-    namesakes: bool = False,
+    same_names: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[MethodResult]:
     """Compares folders of maps, each of one method, with truth masks, on the cases they share.
@@ -129,7 +129,7 @@ def evaluate(
         replicates: of the bootstrap
         allow_seen: go on although a model has seen some of the volumes before; results then hold
             the figures without them, too
-        namesakes: equal names of patients are those of other people; equal files still count
+        same_names: equal names of patients are those of other people; equal files still count
         report: receives a line for everything that is left out
 
     Raises:
@@ -144,7 +144,7 @@ def evaluate(
     sidecars = {
         folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()
     }
-    seen = {f: leakage(f, s, known, namesakes=namesakes) for f, s in sidecars.items()}
+    seen = {f: leakage(f, s, known, same_names=same_names) for f, s in sidecars.items()}
     if not allow_seen:
         refuse(seen, len(known))
     tainted = {leak.case for found in seen.values() for leak in found.leaks}

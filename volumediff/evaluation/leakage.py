@@ -49,12 +49,12 @@ class Leakage:
     Arguments:
         leaks: cases that the model has seen
         unknown: models whose training volumes nobody knows, in words
-        namesakes: cases whose patients or names are known to the model, and are said to be others
+        same_names: cases whose patients or names are known to the model, and are said to be others
     """
 
     leaks: tuple[Leak, ...] = ()
     unknown: tuple[str, ...] = ()
-    namesakes: int = 0
+    same_names: int = 0
 
 
 def seen_with(
@@ -96,7 +96,7 @@ def leakage(
     sidecars: Mapping[str, Mapping[str, Any]],
     truths: Mapping[str, Truth],
     *,
-    namesakes: bool = False,
+    same_names: bool = False,
 ) -> Leakage:
     """The cases of a folder that its model has seen.
 
@@ -104,7 +104,7 @@ def leakage(
         folder: of the maps
         sidecars: case -> content of the JSON beside its map
         truths: case -> its truth, which may know the patient better
-        namesakes: whether equal names of patients and cases are those of other people
+        same_names: whether equal names of patients and cases are those of other people
 
     Raises:
         DataError: a record that a map names is not there, or damaged
@@ -120,7 +120,7 @@ def leakage(
             records[name] = _record(folder, name)
         unknown |= dict.fromkeys(records[name].unknown)
         match = _match(records[name], case, sidecar, truths[case])
-        if match is not None and match.by != "file" and namesakes:
+        if match is not None and match.by != "file" and same_names:
             others += 1
         elif match is not None:
             leaks.append(Leak(case, match))
@@ -142,7 +142,7 @@ def refuse(found: Mapping[Path, Leakage], cases: int) -> None:
             continue
         more = ", ..." if len(there.leaks) > SHOWN else ""
         claims = all(leak.match.by != "file" for leak in there.leaks)
-        other = "namesakes if they are other people with the same names, or " if claims else ""
+        other = "same_names if they are other people with the same names, or " if claims else ""
         raise DataError(
             f"{folder}: the model has seen {len(there.leaks)} of {cases} cases: "
             f"{'; '.join(map(str, there.leaks[:SHOWN]))}{more}. Leave them out of the truth, or "
@@ -158,7 +158,7 @@ def said(found: Sequence[Leakage]) -> list[str]:
         shown = "; ".join(map(str, list(leaks.values())[:SHOWN]))
         more = ", ..." if len(leaks) > SHOWN else ""
         lines.append(f"LEAKAGE: {len(leaks)} of the volumes were seen before: {shown}{more}.")
-    if others := max((one.namesakes for one in found), default=0):
+    if others := max((one.same_names for one in found), default=0):
         lines.append(
             f"{others} of the volumes share names with those that were seen before, and are said "
             "to be of other patients."

@@ -41,7 +41,7 @@ def check_region(row: Method, method: str, given: bool) -> None:
     if given and not row.takes_region:
         raise UsageError(
             f"region: the method '{method}' looks for anomalies itself and takes none; use the "
-            "method inpaint_given, or one whose policy redraws where: given."
+            "method inpaint_given, or one whose policy redraws selector: given."
         )
 
 

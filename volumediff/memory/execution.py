@@ -29,7 +29,7 @@ class Execution:
 
     Arguments:
         graph: the recorded pass
-        slab, offload, checkpoint, remake: see `stream`
+        slab, offload, checkpoint, recompute_skips: see `stream`
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Execution:
         slab: int | None,
         offload: bool,
         checkpoint: int,
-        remake: bool,
+        recompute_skips: bool,
     ) -> None:
         self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
         self.measured = {
@@ -48,7 +48,7 @@ class Execution:
         self.stored = stored(graph)
         made = [node for node in graph.nodes if node.operation is not None]
         self.remade: set[Node] = set()
-        if remake:
+        if recompute_skips:
             self.remade = fine_encoder([node for node in made if node in self.stored])
             self.stored |= joins(graph, self.remade) & self.measured
         self.schedule = [node for node in made if node in self.stored | self.measured]

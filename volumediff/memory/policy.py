@@ -41,8 +41,8 @@ class MemoryPolicy:
         slab: run networks and autoencoders in slabs of so many planes along d, exactly, in
             training and inference; None in one piece
         offload: keep what waits between layers, and its gradients, in host memory
-        remake: in inference with slabs, make the skips of the finest level again where they are
-            read instead of keeping them: a third more time for less memory on the device
+        recompute_skips: in inference with slabs, compute the skips of the finest level again
+            where they are read, instead of keeping them: a third more time for less memory
         fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
             they pay on a device is measured by `benchmarks/kernels.py`
 
@@ -58,7 +58,7 @@ class MemoryPolicy:
     checkpoint: bool | int = False
     slab: StrictInt | None = None  # true is no number of planes
     offload: bool = False
-    remake: bool = False
+    recompute_skips: bool = False
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class MemoryPolicy:
             slab=self.slab,
             offload=self.offload,
             checkpoint=self.levels,
-            remake=self.remake,
+            recompute_skips=self.recompute_skips,
         )
 
 

@@ -35,7 +35,7 @@ def stream(
     slab: int | None,
     offload: bool = False,
     checkpoint: int = 0,
-    remake: bool = False,
+    recompute_skips: bool = False,
 ) -> Tensor:
     """function(x, *arguments), computed in slabs; differentiable.
 
@@ -47,8 +47,8 @@ def stream(
         offload: keep stored volumes, and their gradients, in host memory
         checkpoint: for the backward pass, keep only what several operations read, on this number
             of grids, finest first
-        remake: without gradients, make the skips of the finest grid again, slab by slab, where the
-            decoder reads them, instead of keeping them
+        recompute_skips: without gradients, compute the skips of the finest grid again, slab by
+            slab, where the decoder reads them, instead of keeping them
 
     Raises:
         NotImplementedError: the function does something that cannot be cut
@@ -60,8 +60,10 @@ def stream(
     )
     given = (*graph.sources, *small)
     training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    remake = remake and not training
-    execution = Execution(graph, slab=slab, offload=offload, checkpoint=checkpoint, remake=remake)
+    recompute_skips = recompute_skips and not training
+    execution = Execution(
+        graph, slab=slab, offload=offload, checkpoint=checkpoint, recompute_skips=recompute_skips
+    )
     if training:
         return _Streamed.apply(execution, len(graph.sources), *graph.sources, *small)
     with torch.no_grad(), _no_autocast(x.device):

@@ -210,13 +210,13 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
         mode: without gradients there is nothing to recompute
         depth: planes along d that the network sees
     """
-    plain = replace(policy, checkpoint=False, slab=None, offload=False, remake=False)
+    plain = replace(policy, checkpoint=False, slab=None, offload=False, recompute_skips=False)
     lean = replace(plain, checkpoint=mode == "train")
     # The finest levels hold most of what recomputation can spare.
     saved = [replace(plain, checkpoint=levels) for levels in (1, 2, True)]
     depths = [n for n in (math.ceil(depth / cuts) for cuts in CUTS) if n >= THINNEST]
     slabs = [replace(lean, slab=n) for n in depths]
-    remade = [replace(lean, slab=n, remake=True) for n in depths]
+    remade = [replace(lean, slab=n, recompute_skips=True) for n in depths]
     away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
     between = [saved, slabs] if mode == "train" else [slabs, remade]
     return [family for family in ([plain], *between, away) if family]

@@ -1,4 +1,4 @@
-"""Models of other runs that a method borrows: classifier, comparer, autoencoder.
+"""Models of other runs that a method borrows: classifier, residual_segmenter, autoencoder.
 
 The components of a method declare what they borrow (`volumediff.component.Loan`), and name its run
 or leave it to an option that holds for the whole method. `Borrowed` is what `Component.bind` asks.
@@ -14,10 +14,10 @@ from volumediff.anomaly.methods.lent import AUTOENCODER
 from volumediff.anomaly.methods.lent import BorrowedAutoencoder as BorrowedAutoencoder
 from volumediff.autoencoders import Reconstructor
 from volumediff.classification import CLASSIFIER, ClassPosterior, StateClassifier
-from volumediff.comparison import COMPARER, ReconstructionComparer, VoxelPosterior
 from volumediff.component import Request
 from volumediff.config import build
 from volumediff.errors import DataError, UsageError
+from volumediff.residual_segmentation import SEGMENTER, ResidualSegmentation, VoxelPosterior
 from volumediff.runs.trained import Trained, load_trained
 from volumediff.samples.seen import seen_by
 from volumediff.settings.run_config import saved_config
@@ -62,7 +62,7 @@ class Borrowed:
         """The model of another run, as components take it.
 
         Arguments:
-            kind: `classifier`, `comparer` or `autoencoder`
+            kind: `classifier`, `residual_segmenter` or `autoencoder`
             run: its folder
             where: what named the folder, for messages
 
@@ -141,13 +141,13 @@ def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
     )
 
 
-def _comparer(where: str, run: Path, trained: Trained) -> VoxelPosterior:
-    """A comparer that was trained with the weights of the run."""
+def _residual_segmenter(where: str, run: Path, trained: Trained) -> VoxelPosterior:
+    """A residual segmenter that was trained with the weights of the run."""
     config = saved_config(run)
     if not issubclass(task_of(config), ResidualSegmenterTask):
         raise UsageError(
-            f"{where}: expected the run of a comparer; train one with volumediff train "
-            f"configs/comparers/siamese_64.yaml comparer.of={trained.run}"
+            f"{where}: expected the run of a residual segmenter; train one with volumediff train "
+            f"configs/residual_segmenters/siamese_64.yaml residual_segmenter.of={trained.run}"
         )
     found = checkpoint.find(run, "best")
     if found is None:
@@ -156,20 +156,22 @@ def _comparer(where: str, run: Path, trained: Trained) -> VoxelPosterior:
         raise UsageError(
             f"{where}: was trained for weights of {config.of} that are not those of "
             f"{trained.run}/checkpoints/{trained.checkpoint}; train one with "
-            f"comparer.of={trained.run}."
+            f"residual_segmenter.of={trained.run}."
         )
-    spec = {n: v for n, v in config.comparer.items() if n != "of"}
-    comparer = build("comparer", spec, channels=config.data.channel_count)
-    module = ReconstructionComparer(trained.diffusion, comparer, dtype=config.memory.torch_dtype)
-    prefix = "comparer."
+    spec = {n: v for n, v in config.residual_segmenter.items() if n != "of"}
+    residual_segmenter = build("residual_segmenter", spec, channels=config.data.channel_count)
+    module = ResidualSegmentation(
+        trained.diffusion, residual_segmenter, dtype=config.memory.torch_dtype
+    )
+    prefix = "residual_segmenter."
     tensors = {n.removeprefix(prefix): t for n, t in found.tensors("ema").items()}
     try:
-        comparer.load_state_dict(tensors)
+        residual_segmenter.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{found.path}: does not fit {run}/config.yaml ({reason}).") from None
-    config.memory.apply(comparer)
-    config.memory.freeze(comparer.to(trained.device).eval())
+    config.memory.apply(residual_segmenter)
+    config.memory.freeze(residual_segmenter.to(trained.device).eval())
     return VoxelPosterior(
         module.probability,
         supervision_of(build("recipe", config.recipe)),
@@ -210,6 +212,6 @@ def _facts(run: Path, found: checkpoint.Checkpoint) -> dict[str, Any]:
 
 LOADERS: dict[str, Callable[[str, Path, Trained], Any]] = {
     CLASSIFIER.kind: _classifier,
-    COMPARER.kind: _comparer,
+    SEGMENTER.kind: _residual_segmenter,
     AUTOENCODER.kind: _autoencoder,
 }

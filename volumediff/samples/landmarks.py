@@ -2,8 +2,8 @@
 
 The landmarks of `volumediff.data.intensity.Histogram` are means over the training volumes. They
 are fitted before anything is prepared and kept as text: training, whatever resumes it, and every
-new volume go through the same map. Classifiers and comparers take them from the run that they are
-trained for.
+new volume go through the same map. Classifiers and residual segmenters take them from the run that
+they are trained for.
 """
 
 from collections.abc import Callable, Sequence

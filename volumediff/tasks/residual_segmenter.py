@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.comparison import ReconstructionComparer
 from volumediff.compatibility import comparison_problem, require, supervision_problem
 from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.model import Batch, Model
 from volumediff.recipes._base import Recipe
+from volumediff.residual_segmentation import ResidualSegmentation
 from volumediff.samples.dataset import Crop, crop_of
 from volumediff.samples.landmarks import keep_landmarks
 from volumediff.samples.statistics import Statistics
@@ -36,21 +36,21 @@ from volumediff.tasks._recipes import recipe_of
 
 __all__ = ["ResidualSegmenterConfig", "ResidualSegmenterTask", "supervision_of"]
 
-WHERE = "comparer.of"
+WHERE = "residual_segmenter.of"
 
 
 class ResidualSegmenterConfig(RunConfig):
     """Keys of a residual segmenter. The data of the diffusion run are taken where none are named;
     `times` is the density of the times of its estimates."""
 
-    comparer: ForRun
+    residual_segmenter: ForRun
     recipe: Component
     times: Component = "uniform"
 
     @property
     def of(self) -> Path:
         """The diffusion run."""
-        return Path(self.comparer["of"])
+        return Path(self.residual_segmenter["of"])
 
     def borrows(self) -> dict[str, Path]:
         """The diffusion run."""
@@ -58,31 +58,36 @@ class ResidualSegmenterConfig(RunConfig):
 
 
 class ResidualSegmenterTask(Task):
-    """A comparer of volumes with what a frozen diffusion model makes of them.
+    """A residual segmenter of volumes with what a frozen diffusion model makes of them.
 
     Arguments:
         config: of the run
-        module: the comparer with the model
+        module: the residual segmenter with the model
         recipe: what is to be found
         digest: SHA-256 of the model's weights
     """
 
     schema = ResidualSegmenterConfig
-    noun = "a comparer"
+    noun = "a residual_segmenter"
     fits_intensities = False
 
     def __init__(
         self,
         config: RunConfig,
-        module: ReconstructionComparer,
+        module: ResidualSegmentation,
         *,
         recipe: Recipe,
         digest: str = "",
     ) -> None:
         super().__init__(
-            config, module, main="comparer", recipe=recipe, digest=digest, frozen=[module.model]
+            config,
+            module,
+            main="residual_segmenter",
+            recipe=recipe,
+            digest=digest,
+            frozen=[module.model],
         )
-        self.comparer, self.model = module, module.model
+        self.residual_segmenter, self.model = module, module.model
 
     @classmethod
     def resolve(cls, config: RunConfig) -> RunConfig:
@@ -113,19 +118,21 @@ class ResidualSegmenterTask(Task):
                 f"{found.task.noun}."
             )
         _check(config, recipe, found.task.config, model)
-        spec = {n: v for n, v in config.comparer.items() if n != "of"}
-        comparer = build("comparer", spec, channels=config.data.channel_count)
+        spec = {n: v for n, v in config.residual_segmenter.items() if n != "of"}
+        residual_segmenter = build("residual_segmenter", spec, channels=config.data.channel_count)
         model.dtype = config.memory.torch_dtype
         times = build("times", config.times)
-        module = ReconstructionComparer(model, comparer, dtype=model.dtype, time_density=times)
+        module = ResidualSegmentation(
+            model, residual_segmenter, dtype=model.dtype, time_density=times
+        )
         config.memory.apply(module)
         return cls(config, module, recipe=recipe, digest=found.digest)
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"comparer": self.comparer.comparer}
+        return {"residual_segmenter": self.residual_segmenter.residual_segmenter}
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
-        return self.comparer.loss(batch)
+        return self.residual_segmenter.loss(batch)
 
     @property
     def located(self) -> bool:
@@ -139,8 +146,8 @@ class ResidualSegmenterTask(Task):
 
     @torch.no_grad()
     def use(self, batch: Batch, *, stage: Stage) -> None:
-        """What a map asks of a comparer, on a one-step estimate."""
-        x, module = batch.images[-1], self.comparer
+        """What a map asks of a residual segmenter, on a one-step estimate."""
+        x, module = batch.images[-1], self.residual_segmenter
         with stage("reconstruct"):
             healthy = module.reconstruct(x, batch.keys, batch.condition, batch.images[:-1])
         with stage("compare"):
@@ -149,14 +156,14 @@ class ResidualSegmenterTask(Task):
     @property
     def refusals(self) -> Refusals:
         reason = (
-            "trains a comparer, expected the run of a diffusion model or of an autoencoder; a "
-            "comparer is given to a row such as sadm, with map.run=RUN."
+            "trains a residual segmenter, expected the run of a diffusion model or an autoencoder; a "
+            "residual_segmenter is given to a row such as sadm, with map.run=RUN."
         )
         return Refusals(reason, reason, reason)
 
 
 def supervision_of(recipe: Recipe) -> str:
-    """What a comparer learns from: synthetic anomalies (self) or masks (full).
+    """What a residual segmenter learns from: synthetic anomalies (self) or masks (full).
 
     Raises:
         UsageError: another recipe
@@ -166,7 +173,7 @@ def supervision_of(recipe: Recipe) -> str:
 
 
 def _check(config: RunConfig, recipe: Recipe, source: RunConfig, model: Model) -> None:
-    """Raises UsageError, with the reason, where a comparer cannot learn from a model."""
+    """Raises UsageError, with the reason, where a residual segmenter cannot learn from a model."""
     supervision_of(recipe)
     problem = comparison_problem(model)
     if problem is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods._base import Learned, Method
-from volumediff.anomaly.rows import build_method
+from volumediff.anomaly.reading import build_method
 from volumediff.anomaly.tuning import Axis, written
 from volumediff.calibration.lesions import Pair
 from volumediff.errors import UsageError

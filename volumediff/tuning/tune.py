@@ -16,7 +16,7 @@ from typing import Any
 
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.rows import build_method, method_tree
+from volumediff.anomaly.reading import build_method, method_tree
 from volumediff.anomaly.tuning import axes_of
 from volumediff.calibration.calibrate import load_method
 from volumediff.calibration.fits import Fits

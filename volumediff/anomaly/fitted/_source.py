@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import classes_of
+from volumediff.anomaly._context import classes_of
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor

@@ -1,4 +1,4 @@
-"""Probability of an anomaly by a comparer that knows the residuals of this model."""
+"""Probability of an anomaly by a residual segmenter that knows the residuals of this model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,15 +7,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly.maps._base import Map
-from volumediff.comparison import COMPARER, VoxelPosterior
 from volumediff.component import borrowed, presentation
+from volumediff.residual_segmentation import SEGMENTER, VoxelPosterior
 
 __all__ = ["Posterior"]
 
 
 @dataclass(frozen=True)
 class Posterior(Map):
-    r"""Probability of an anomaly by a comparer that knows this model's residuals, and another map,
+    r"""Probability of an anomaly by a residual segmentation network, and another map,
 
     .. math:: a = σ\big(f(\hat x - x, x)\big) + b(x, \hat x).
 
@@ -23,8 +23,8 @@ class Posterior(Map):
 
     Arguments:
         plus: the map b; None for none
-        run: folder of the comparer's run
-        comparer: f; handed in, never configured
+        run: folder of the residual_segmenter's run
+        residual_segmenter: f; handed in, never configured
 
     References:
         Behrendt et al. (2024), Combining Reconstruction-based Unsupervised Anomaly Detection with
@@ -34,12 +34,12 @@ class Posterior(Map):
     relative: ClassVar[bool] = False
     plus: Map | None = None
     run: str | None = presentation(None)
-    comparer: VoxelPosterior | None = borrowed(COMPARER)
+    residual_segmenter: VoxelPosterior | None = borrowed(SEGMENTER)
 
     @property
     def supervision(self) -> str | None:
-        """What the comparer was trained on."""
-        return None if self.comparer is None else self.comparer.supervision
+        """What the residual segmenter was trained on."""
+        return None if self.residual_segmenter is None else self.residual_segmenter.supervision
 
     def __call__(
         self,
@@ -50,8 +50,8 @@ class Posterior(Map):
         spacing_mm: tuple[float, float, float],
     ) -> Float[Tensor, "b 1 d h w"]:
         """The probability, and the other map added to it."""
-        assert self.comparer is not None, "check"
-        a = self.comparer.probability(x, healthy) * foreground
+        assert self.residual_segmenter is not None, "check"
+        a = self.residual_segmenter.probability(x, healthy) * foreground
         if self.plus is None:
             return a
         return a + self.plus(x, healthy, foreground=foreground, spacing_mm=spacing_mm)

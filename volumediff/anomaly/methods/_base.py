@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level
+from volumediff.anomaly._context import Level
 from volumediff.anomaly._sound import sound
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.example import Example
@@ -26,12 +26,12 @@ from volumediff.condition import Condition
 from volumediff.data.seen import Seen
 from volumediff.model import Model
 
-__all__ = ["BAR", "Learned", "Method"]
+__all__ = ["FIRST_THRESHOLD", "Learned", "Method"]
 
 Learned = Model | Reconstructor | None
 """What a method works with: a diffusion model, an autoencoder, or nothing."""
 
-BAR = "first.threshold"  # among the statistics of a calibration
+FIRST_THRESHOLD = "first.threshold"  # among the statistics of a calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +144,11 @@ class Method(Component, ABC):
                 requirement.check(model)
 
     @property
-    def bar(self) -> "tuple[Method, float] | None":
+    def first_threshold(self) -> "tuple[Method, float] | None":
         """A row and the quantile of its healthy maps that this method waits for; None for none."""
         return None
 
-    def with_bar(self, statistics: Mapping[str, Tensor]) -> "Method":
+    def with_first_threshold(self, statistics: Mapping[str, Tensor]) -> "Method":
         """The method with what it waits for, from the statistics of its calibration."""
         return self
 
@@ -211,7 +211,7 @@ class Method(Component, ABC):
         statistics = self._statistics(calibration)
         given = {"region": region, "saliency": saliency}
         example = Example(x, foreground, spacing_mm, condition, **given)
-        found = self.with_bar(statistics).find(model, example, key=key)
+        found = self.with_first_threshold(statistics).find(model, example, key=key)
         a = self.finish(self._prepared(found, example), statistics)
         sound(a, foreground, maker=self, what="map after normalization and post-processing")
         # Normalized maps are negative where a volume is more usual than most: air must not win.
@@ -247,11 +247,15 @@ class Method(Component, ABC):
 
     def _statistics(self, calibration: Calibration | None) -> Mapping[str, Tensor]:
         if calibration is None:
-            if self.normalize.fitted or self.bar is not None:
-                part = "policy" if self.bar else f"normalize {type(self.normalize).__name__}"
+            if self.normalize.fitted or self.first_threshold is not None:
+                part = (
+                    "editing"
+                    if self.first_threshold
+                    else f"normalize {type(self.normalize).__name__}"
+                )
                 raise ValueError(
                     f"{part.lower()}: expected a calibration on healthy volumes, got none; fit "
-                    "one, or use normalize: raw and policy.threshold."
+                    "one, or use normalize: raw and editing.threshold."
                 )
             return {}
         if calibration.fingerprint != self.fingerprint:

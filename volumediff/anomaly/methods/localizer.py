@@ -15,16 +15,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, MethodContext, classes_of
+from volumediff.anomaly._context import Level, MethodContext, classes_of
 from volumediff.anomaly._sound import sound
 from volumediff.anomaly._spread import Spread
 from volumediff.anomaly.adaptation import Adaptation
+from volumediff.anomaly.editing._base import Editing
+from volumediff.anomaly.editing.plain import Plain
 from volumediff.anomaly.ensemble import Ensemble, MeanEnsemble
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
-from volumediff.anomaly.methods._base import BAR, Learned, Method
+from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
 from volumediff.anomaly.needs.levels import Descends, Levels
 from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses
 from volumediff.anomaly.needs.training import (
@@ -35,8 +37,6 @@ from volumediff.anomaly.needs.training import (
     TrainedOn,
     WithKernel,
 )
-from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies.plain import Plain
 from volumediff.anomaly.routes._base import Route
 from volumediff.compatibility import path_problem, require, sampler_problem
 from volumediff.component import Requirement
@@ -45,7 +45,7 @@ from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
 from volumediff.guidance._base import Guidance, with_classes
 from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import GaussianNoise as GaussianKernel
+from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
 from volumediff.noise import GaussianNoise, Noise
 from volumediff.randomness import key as key_of
@@ -83,7 +83,7 @@ class Localizer(Method):
     corruption: type[Corruption] | None = None
     route: Route
     guidance: Guidance | None = None
-    policy: Policy = field(default_factory=Plain)
+    editing: Editing = field(default_factory=Plain)
     sampler: Sampler | None = None
     ensemble: Ensemble = field(default_factory=MeanEnsemble)
     map: Map = field(default_factory=L1)
@@ -96,20 +96,20 @@ class Localizer(Method):
         require(path_problem(self.route, self.kernel, route))
         if self.sampler is not None:
             require(sampler_problem(self.sampler, self.kernel))
-        if not self.route.chain and self.policy.edits:
+        if not self.route.chain and self.editing.edits:
             raise ValueError(
-                f"policy {type(self.policy).__name__.lower()}: expected a route with a reverse "
+                f"policy {type(self.editing).__name__.lower()}: expected a route with a reverse "
                 f"chain, got {type(self.route).__name__.lower()}; use diffuse or inversion."
             )
         if not self.route.stochastic and self.ensemble.seeds > 1:
             raise ValueError("ensemble: expected seeds: 1, since the route draws no noise.")
-        names = f"policy {name_of(type(self.policy))} and route {name_of(type(self.route))}"
-        if (self.policy.two_pass or self.route.two_pass) != (self.first is not None):
+        names = f"policy {name_of(type(self.editing))} and route {name_of(type(self.route))}"
+        if (self.editing.two_pass or self.route.two_pass) != (self.first is not None):
             raise ValueError(
                 "first: expected a first row exactly where policy or route take a mask from one, "
                 f"got {'a row' if self.first else 'none'} with {names}."
             )
-        if self.policy.refines and self.first is not None and not self.first.own_map:
+        if self.editing.refines and self.first is not None and not self.first.own_map:
             raise ValueError(f"first: expected a row with a pseudo-healthy volume for {names}.")
 
     @property
@@ -128,14 +128,14 @@ class Localizer(Method):
             SameSupervision(self.map.supervision, self.supervision),
             Levels(levels, goes_down),
         ]
-        if self.policy.refines and self.first is not None:
+        if self.editing.refines and self.first is not None:
             found.append(Descends(levels, self.first.noise_levels()))
         return tuple(found)
 
     @property
     def takes_region(self) -> bool:
         """Whether the caller must say what to redraw."""
-        return self.policy.takes_region or (self.first is not None and self.first.takes_region)
+        return self.editing.takes_region or (self.first is not None and self.first.takes_region)
 
     @property
     def own_map(self) -> bool:
@@ -168,39 +168,39 @@ class Localizer(Method):
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
-        own_map = self.policy.own_map and self.route.own_map
+        own_map = self.editing.own_map and self.route.own_map
         weighing = self.ensemble.weighs
         kept: list[Tensor] = []
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
-            scene = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
-            route = self.route(scene, level, policy=self.policy, sampler=self.sampler)
+            context = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
+            route = self.route(context, level, editing=self.editing, sampler=self.sampler)
             own, means = 0.0, []
             for volume in chain(route, (None,)):
                 if volume is not None:
                     sound(volume, example.x, maker=self.route, what="pseudo-healthy volume")
                     healthy, volumes = healthy + volume, volumes + 1
                     if own_map:
-                        scene.maps.append(self.policy.weigh(scene, scene.compare(volume)))
+                        context.maps.append(self.editing.weigh(context, context.compare(volume)))
                     if weighing:
                         kept.append(volume)
-                while scene.maps:  # summed one by one and not kept
-                    a = scene.maps.pop(0)
+                while context.maps:  # summed one by one and not kept
+                    a = context.maps.pop(0)
                     total, count = total + self.ensemble.forward(a), count + 1
                     means.append(a[example.foreground].double().mean())
                     own = own if spread is None else own + a
-            errors.append(self.score.evidence(scene, torch.stack(means).mean().float()))
+            errors.append(self.score.evidence(context, torch.stack(means).mean().float()))
             if spread is not None:
                 spread.add(own / len(means))
             prefix = f"run-{i}/" if len(members) > 1 else ""
-            trace.update({prefix + name: value for name, value in scene.trace.items()})
+            trace.update({prefix + name: value for name, value in context.trace.items()})
         merged = self.ensemble.inverse(total / count)
         if spread is not None:  # what the uncertainty is to be compared with
             trace["ensemble/map"] = merged
         if weighing:
             merged = merged * self.ensemble.distance(
-                scene.kept, torch.cat(kept), foreground=example.foreground
+                context.kept, torch.cat(kept), foreground=example.foreground
             )
         return RawLocalization(
             map=merged,
@@ -211,16 +211,18 @@ class Localizer(Method):
         )
 
     @property
-    def bar(self) -> tuple[Method, float] | None:
+    def first_threshold(self) -> tuple[Method, float] | None:
         """The first row, where the policy's mask needs its healthy maps."""
-        q = self.policy.healthy_quantile
+        q = self.editing.healthy_quantile
         return None if q is None else (self.first, q)
 
-    def with_bar(self, statistics: Mapping[str, Tensor]) -> "Localizer":
-        """The row with the threshold of its policy."""
-        if self.bar is None:
+    def with_first_threshold(self, statistics: Mapping[str, Tensor]) -> "Localizer":
+        """The row with the threshold of its editing."""
+        if self.first_threshold is None:
             return self
-        return replace(self, policy=self.policy.with_bar(float(statistics[BAR])))
+        return replace(
+            self, editing=self.editing.with_first_threshold(float(statistics[FIRST_THRESHOLD]))
+        )
 
     def _scene(
         self, model: Model, example: Example, *, key: int, prior: RawLocalization | None

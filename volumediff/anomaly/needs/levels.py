@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from volumediff.anomaly._scene import Level
+from volumediff.anomaly._context import Level
 from volumediff.compatibility import end_problem, require, times_problem
 from volumediff.component import Requirement
 from volumediff.model import Model

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from volumediff.anomaly._scene import classes_of
+from volumediff.anomaly._context import classes_of
 from volumediff.autoencoders import Reconstructor
 from volumediff.compatibility import (
     diffusion_problem,

@@ -15,7 +15,7 @@ from volumediff.component import Requirement
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels._base import Kernel
-from volumediff.kernels.gaussian import GaussianNoise as GaussianKernel
+from volumediff.kernels.gaussian import Gaussian as GaussianKernel
 from volumediff.model import Model
 from volumediff.noise import GaussianNoise, Noise
 from volumediff.recipes._base import Recipe
@@ -161,8 +161,8 @@ class SameSupervision(Requirement):
         """The two must agree; no model is asked."""
         if self.trained not in (None, self.said):
             raise ValueError(
-                f"supervision: expected {self.trained}, which the comparer of map.run was trained "
-                f"with, got {self.said}; use supervision={self.trained}."
+                f"supervision: expected {self.trained}, which the run map.run was trained with, "
+                f"got {self.said}; use supervision={self.trained}."
             )
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.component import Component
 from volumediff.samplers._base import Sampler
 
@@ -46,6 +46,11 @@ class Route(Component, ABC):
 
     @abstractmethod
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """Pseudo-healthy volumes; `level` replaces the route's own."""

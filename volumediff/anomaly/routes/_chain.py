@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.samplers._base import Sampler
 
 __all__ = ["down", "needs_inverse", "needs_sampler", "no_sampler"]
@@ -30,17 +30,17 @@ def no_sampler(route: str, sampler: Sampler | None) -> None:
 
 
 def down(
-    scene: MethodContext, z_t: Tensor, t: float, *, policy: Policy, sampler: Sampler
+    context: MethodContext, z_t: Tensor, t: float, *, editing: Editing, sampler: Sampler
 ) -> Float[Tensor, "1 c d h w"]:
     """The guided reverse chain from z_t, decoded."""
-    denoise, condition = policy.asked(scene)
+    denoise, condition = editing.asked(context)
     z_0 = sampler.sample(
         denoise,
-        scene.model.kernel,
+        context.model.kernel,
         z_t,
-        policy.times(sampler.times(scene.schedule, start=t)),
+        editing.times(sampler.times(context.schedule, start=t)),
         condition=condition,
-        noise=scene.noise,
-        on_x0=policy.hook(scene),
+        noise=context.noise,
+        on_x0=editing.hook(context),
     )
-    return policy.finish(scene, scene.decode(z_0))
+    return editing.finish(context, context.decode(z_0))

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext
-from volumediff.anomaly.where import Where
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly.selectors import Selector
 
 __all__ = ["Made"]
 
 
 @dataclass(frozen=True, eq=False)
-class Made(Where):
+class Made(Selector):
     """A region that a route has made; no configuration can name it.
 
     Arguments:
@@ -21,6 +21,6 @@ class Made(Where):
 
     region: Float[Tensor, "1 1 d h w"]
 
-    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, context: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The region."""
         return self.region

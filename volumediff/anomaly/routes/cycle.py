@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import Level, MethodContext
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.needs.training import TrainedOn
-from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_sampler
 from volumediff.component import Requirement
@@ -68,51 +68,58 @@ class Cycle(Route):
         return (TrainedOn(Translation),)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume, with the channel i of the way back, and the map."""
-        i = scene.model.recipe.source
-        total, weight = torch.zeros_like(scene.x[:, :1]), torch.zeros_like(scene.x[:, :1])
+        i = context.model.recipe.source
+        total, weight = torch.zeros_like(context.x[:, :1]), torch.zeros_like(context.x[:, :1])
         healthy = torch.zeros_like(total)
         for draw in range(self.count):
             m = self.region(
-                scene.foreground[0], spacing_mm=scene.spacing_mm, key=key(scene.key, "mask", draw)
+                context.foreground[0],
+                spacing_mm=context.spacing_mm,
+                key=key(context.key, "mask", draw),
             )
-            m = m[None].to(scene.x.dtype)
-            came = _back(scene, _forth(scene, m, sampler))[:, i : i + 1]
-            total += m * scene.compare(_with(scene.kept, i, came))
+            m = m[None].to(context.x.dtype)
+            came = _back(context, _forth(context, m, sampler))[:, i : i + 1]
+            total += m * context.compare(_with(context.kept, i, came))
             healthy += m * came
             weight += m
-        scene.maps.append(total / weight.clamp(min=1))
-        own = scene.x[:, i : i + 1]
+        context.maps.append(total / weight.clamp(min=1))
+        own = context.x[:, i : i + 1]
         mean = torch.where(weight > 0, healthy / weight.clamp(min=1), own)
-        yield _with(scene.x, i, mean)
+        yield _with(context.x, i, mean)
 
 
 def _forth(
-    scene: MethodContext, m: Float[Tensor, "1 1 d h w"], sampler: Sampler
+    context: MethodContext, m: Float[Tensor, "1 1 d h w"], sampler: Sampler
 ) -> Float[Tensor, "1 c d h w"]:
     """A volume drawn given the channel i outside of a region."""
     z = sampler.sample(
-        scene.denoise,
-        scene.model.kernel,
-        scene.model.kernel.prior(scene.noise(-1).to(scene.x)),
-        sampler.times(scene.schedule, start=1.0),
-        condition=_told(scene, scene.x, m, scene.model.recipe.source),
-        noise=scene.noise,
+        context.denoise,
+        context.model.kernel,
+        context.model.kernel.prior(context.noise(-1).to(context.x)),
+        sampler.times(context.schedule, start=1.0),
+        condition=_told(context, context.x, m, context.model.recipe.source),
+        noise=context.noise,
     )
-    return scene.decode(z)
+    return context.decode(z)
 
 
-def _back(scene: MethodContext, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 c d h w"]:
+def _back(context: MethodContext, x: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 c d h w"]:
     """The mean volume given the channel j of another."""
-    condition = _told(scene, x, torch.zeros_like(x[:, :1]), scene.model.recipe.through)
-    z_1 = scene.model.kernel.prior(scene.noise(-2).to(x))
-    return scene.decode(scene.denoise(z_1, scene.times(1.0), condition).x0)
+    condition = _told(context, x, torch.zeros_like(x[:, :1]), context.model.recipe.through)
+    z_1 = context.model.kernel.prior(context.noise(-2).to(x))
+    return context.decode(context.denoise(z_1, context.times(1.0), condition).x0)
 
 
-def _told(scene: MethodContext, x: Tensor, m: Tensor, channel: int) -> Condition:
-    return scene.model.told(scene.condition, (scene.model.recipe.hint(x, m, channel),), m)
+def _told(context: MethodContext, x: Tensor, m: Tensor, channel: int) -> Condition:
+    return context.model.told(context.condition, (context.model.recipe.hint(x, m, channel),), m)
 
 
 def _with(x: Tensor, i: int, channel: Tensor) -> Float[Tensor, "1 c d h w"]:

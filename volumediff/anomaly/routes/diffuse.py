@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.samplers._base import Sampler
@@ -38,9 +38,14 @@ class Diffuse(Route):
         needs_sampler("diffuse", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume."""
-        t = (level or self.noise_levels()[0]).time(scene.schedule)
-        z_t = scene.noised(scene.encode(policy.start(scene)), t)
-        yield down(scene, z_t, t, policy=policy, sampler=sampler)
+        t = (level or self.noise_levels()[0]).time(context.schedule)
+        z_t = context.noised(context.encode(editing.start(context)), t)
+        yield down(context, z_t, t, editing=editing, sampler=sampler)

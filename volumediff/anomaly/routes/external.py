@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
@@ -30,17 +30,22 @@ class External(Route):
         no_sampler("external", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """No volume; the map.
 
         Raises:
             ValueError: the volume came without one
         """
-        if scene.saliency is None:
+        if context.saliency is None:
             raise ValueError(
                 "route external: expected a map with the volume, got none; give one as saliency, "
                 "or another first row."
             )
-        scene.maps.append(scene.saliency.to(scene.x) * scene.foreground)
+        context.maps.append(context.saliency.to(context.x) * context.foreground)
         yield from ()

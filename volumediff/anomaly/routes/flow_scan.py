@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, MethodContext, read_levels
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
 from volumediff.samplers._base import Sampler
@@ -57,29 +57,34 @@ class FlowScan(Route):
         needs_inverse("flow_scan", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """The guided volumes of t < t_e."""
         wanted = [level] if level else self.noise_levels()
-        times = sorted(each.time(scene.schedule) for each in wanted)
-        z, below, guided, curve = scene.encode(policy.start(scene)), 0.0, [], []
+        times = sorted(each.time(context.schedule) for each in wanted)
+        z, below, guided, curve = context.encode(editing.start(context)), 0.0, [], []
         for t in times:
             z = sampler.invert(
-                scene.unguided,
-                scene.model.kernel,
+                context.unguided,
+                context.model.kernel,
                 z,
                 torch.tensor([t, below], dtype=torch.float64),
-                condition=scene.unguided_condition,
+                condition=context.unguided_condition,
                 iterations=self.iterations,
             )
-            now = scene.times(t)
-            healthy = scene.decode(scene.denoise(z, now, scene.condition).x0)
-            null = scene.decode(scene.unguided(z, now, scene.unguided_condition).x0)
-            inside = scene.foreground.expand_as(null)
+            now = context.times(t)
+            healthy = context.decode(context.denoise(z, now, context.condition).x0)
+            null = context.decode(context.unguided(z, now, context.unguided_condition).x0)
+            inside = context.foreground.expand_as(null)
             curve.append((healthy - null)[inside].double().square().mean())
             guided.append(healthy.cpu())
             below = t
-        scene.trace["flow_scan/curve"] = torch.stack(curve)
+        context.trace["flow_scan/curve"] = torch.stack(curve)
         end = int(torch.stack(curve).argmax())
         for healthy in guided[: max(end, 1)]:
-            yield policy.finish(scene, healthy.to(scene.x.device))
+            yield editing.finish(context, healthy.to(context.x.device))

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.anomaly._context import Level, MethodContext
 from volumediff.anomaly._filters import inside_quantile, smooth
 from volumediff.anomaly._redrawing import blended
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_inverse
 from volumediff.samplers._base import Sampler
@@ -68,47 +68,52 @@ class Fuse(Route):
         """Only deterministic samplers run upwards."""
         needs_inverse("fuse", sampler)
 
-    def mask(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
+    def mask(self, context: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """What is redrawn."""
-        inside = scene.foreground
+        inside = context.foreground
         a = smooth(
-            scene.prior_map,
+            context.prior_map,
             sigma_mm=self.sigma_mm,
-            spacing_mm=scene.spacing_mm,
+            spacing_mm=context.spacing_mm,
             foreground=inside,
         )
         top = inside_quantile(a, 1 - self.share, foreground=inside)
-        return ((a > top) & inside).to(scene.x.dtype)
+        return ((a > top) & inside).to(context.x.dtype)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume."""
-        kernel, draw = scene.model.kernel, Ancestral(1)
-        t = (level or self.noise_levels()[0]).time(scene.schedule)
-        times = sampler.times(scene.schedule, start=t)
-        own = {"condition": scene.unguided_condition}
+        kernel, draw = context.model.kernel, Ancestral(1)
+        t = (level or self.noise_levels()[0]).time(context.schedule)
+        times = sampler.times(context.schedule, start=t)
+        own = {"condition": context.unguided_condition}
         u = sampler.invert(
-            scene.unguided,
+            context.unguided,
             kernel,
-            scene.encode(scene.x),
+            context.encode(context.x),
             times,
             iterations=self.iterations,
             **own,
         )
-        m = self.mask(scene)
-        scene.trace["fuse/mask"] = m.bool()
-        z, m_z = u, scene.model.space.mask(m)
+        m = self.mask(context)
+        context.trace["fuse/mask"] = m.bool()
+        z, m_z = u, context.model.space.mask(m)
         for i, ends in enumerate(pairwise(times)):
-            move, fresh = torch.stack(ends), scene.noise(i)
-            u = sampler.sample(scene.unguided, kernel, u, move, **own)
+            move, fresh = torch.stack(ends), context.noise(i)
+            u = sampler.sample(context.unguided, kernel, u, move, **own)
             z = draw.sample(
-                scene.denoise,
+                context.denoise,
                 kernel,
                 z,
                 move,
-                condition=scene.condition,
+                condition=context.condition,
                 noise=lambda _, fresh=fresh: fresh,
             )
             z = m_z * z + (1 - m_z) * u
-        yield blended(scene, scene.decode(z), m)
+        yield blended(context, context.decode(z), m)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
+from volumediff.anomaly.editing.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.anomaly.routes._region import Made
@@ -62,29 +62,34 @@ class GridRoute(Route):
         needs_sampler("grid", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume, the patient's own where there is no foreground."""
-        t = (level or self.noise_levels()[0]).time(scene.schedule)
-        z_t = scene.noised(scene.encode(scene.x), t)
-        total, weight = torch.zeros_like(scene.x), torch.zeros_like(scene.x[:, :1])
-        for box in self._boxes(scene):
+        t = (level or self.noise_levels()[0]).time(context.schedule)
+        z_t = context.noised(context.encode(context.x), t)
+        total, weight = torch.zeros_like(context.x), torch.zeros_like(context.x[:, :1])
+        for box in self._boxes(context):
             m = torch.zeros_like(weight)
             m[:, :, *box] = 1
-            if not bool((scene.foreground & m.bool()).any()):
+            if not bool((context.foreground & m.bool()).any()):
                 continue
-            total += m * down(scene, z_t, t, policy=Inpaint(Made(m)), sampler=sampler)
+            total += m * down(context, z_t, t, editing=Inpaint(Made(m)), sampler=sampler)
             weight += m
-        yield torch.where(weight > 0, total / weight.clamp(min=1), scene.x)
+        yield torch.where(weight > 0, total / weight.clamp(min=1), context.x)
 
-    def _boxes(self, scene: MethodContext) -> list[Tile]:
-        d, h, w = scene.x.shape[2:]
-        stride = scene.model.space.stride
+    def _boxes(self, context: MethodContext) -> list[Tile]:
+        d, h, w = context.x.shape[2:]
+        stride = context.model.space.stride
         # multiples of the stride, so that boxes of a coarser state are boxes
         size, shared = (
             tuple(
                 max(round(mm / (s * step)), least) * step
-                for s, step in zip(scene.spacing_mm, stride, strict=True)
+                for s, step in zip(context.spacing_mm, stride, strict=True)
             )
             for mm, least in ((self.box_mm, 1), (self.overlap_mm, 0))
         )

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
@@ -30,7 +30,12 @@ class Identity(Route):
         no_sampler("identity", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume."""
-        yield policy.finish(scene, scene.decode(scene.encode(policy.start(scene))))
+        yield editing.finish(context, context.decode(context.encode(editing.start(context))))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_inverse
 from volumediff.samplers._base import Sampler
@@ -43,16 +43,21 @@ class Inversion(Route):
         needs_inverse("inversion", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume."""
-        t = (level or self.noise_levels()[0]).time(scene.schedule)
+        t = (level or self.noise_levels()[0]).time(context.schedule)
         z_t = sampler.invert(
-            scene.unguided,
-            scene.model.kernel,
-            scene.encode(policy.start(scene)),
-            sampler.times(scene.schedule, start=t),
-            condition=scene.unguided_condition,
+            context.unguided,
+            context.model.kernel,
+            context.encode(editing.start(context)),
+            sampler.times(context.schedule, start=t),
+            condition=context.unguided_condition,
             iterations=self.iterations,
         )
-        yield down(scene, z_t, t, policy=policy, sampler=sampler)
+        yield down(context, z_t, t, editing=editing, sampler=sampler)

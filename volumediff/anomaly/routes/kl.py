@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, MethodContext, read_levels
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
@@ -57,21 +57,26 @@ class KLRoute(Route):
         no_sampler("kl", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """No volume; one map per level, each with its own noise."""
-        z_0 = scene.encode(scene.x)
+        z_0 = context.encode(context.x)
         for i, each in enumerate([level] if level else self.noise_levels()):
-            t = each.time(scene.schedule)
-            z_t = scene.noised(z_0, t, draw=i)
-            x0 = scene.denoise(z_t, scene.times(t), scene.condition).x0
+            t = each.time(context.schedule)
+            z_t = context.noised(z_0, t, draw=i)
+            x0 = context.denoise(z_t, context.times(t), context.condition).x0
             error = (z_0 - x0).square().sum(dim=1, keepdim=True)
-            scene.maps.append(scene.voxels(self._weight(scene, t) * error))
+            context.maps.append(context.voxels(self._weight(context, t) * error))
         yield from ()
 
-    def _weight(self, scene: MethodContext, t: float) -> float:
+    def _weight(self, context: MethodContext, t: float) -> float:
         # s = 0 has no noise to divide by; the last transition is as long as the one before it
         s = max(t - 1 / self.steps, t / 2)
-        alpha, sigma = scene.schedule(torch.tensor([s, t], dtype=torch.float64))
+        alpha, sigma = context.schedule(torch.tensor([s, t], dtype=torch.float64))
         snr = (alpha / sigma).square()
         return float(snr[0] - snr[1]) / 2

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly.editing._base import Editing
+from volumediff.anomaly.editing.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.anomaly.routes._region import Made
@@ -59,17 +59,24 @@ class Masks(Route):
         needs_sampler("masks", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume."""
-        t = (level or self.noise_levels()[0]).time(scene.schedule)
-        z_t = scene.noised(scene.encode(scene.x), t)
-        total, weight = torch.zeros_like(scene.x), torch.zeros_like(scene.x[:, :1])
+        t = (level or self.noise_levels()[0]).time(context.schedule)
+        z_t = context.noised(context.encode(context.x), t)
+        total, weight = torch.zeros_like(context.x), torch.zeros_like(context.x[:, :1])
         for i in range(self.count):
             m = self.region(
-                scene.foreground[0], spacing_mm=scene.spacing_mm, key=key(scene.key, "mask", i)
+                context.foreground[0],
+                spacing_mm=context.spacing_mm,
+                key=key(context.key, "mask", i),
             )
-            m = m[None].to(scene.x.dtype)
-            total += m * down(scene, z_t, t, policy=Inpaint(Made(m)), sampler=sampler)
+            m = m[None].to(context.x.dtype)
+            total += m * down(context, z_t, t, editing=Inpaint(Made(m)), sampler=sampler)
             weight += m
-        yield torch.where(weight > 0, total / weight.clamp(min=1), scene.x)
+        yield torch.where(weight > 0, total / weight.clamp(min=1), context.x)

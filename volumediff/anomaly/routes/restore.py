@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext, read_levels
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.compatibility import walks
 from volumediff.config import name_of
@@ -54,21 +54,26 @@ class Restore(Route):
             )
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume per severity."""
-        z = scene.encode(policy.start(scene))
+        z = context.encode(editing.start(context))
         for each in [level] if level else self.noise_levels():
-            t = each.time(scene.schedule)
+            t = each.time(context.schedule)
             if sampler is None:
-                z_0 = scene.denoise(z, scene.times(t), scene.condition).x0
+                z_0 = context.denoise(z, context.times(t), context.condition).x0
             else:
                 z_0 = sampler.sample(
-                    scene.denoise,
-                    scene.model.kernel,
+                    context.denoise,
+                    context.model.kernel,
                     z,
-                    sampler.times(scene.schedule, start=t),
-                    condition=scene.condition,
-                    noise=scene.noise,
+                    sampler.times(context.schedule, start=t),
+                    condition=context.condition,
+                    noise=context.noise,
                 )
-            yield policy.finish(scene, scene.decode(z_0))
+            yield editing.finish(context, context.decode(z_0))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext, read_levels
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.classification import CLASSIFIER, ClassPosterior
@@ -56,16 +56,21 @@ class Saliency(Route):
         no_sampler("saliency", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """No volume; one map per level, each with its own noise."""
         if self.classifier is None:
             raise ValueError("saliency: expected a trained classifier, got none.")
-        z_0 = scene.encode(scene.x)
+        z_0 = context.encode(context.x)
         for i, each in enumerate([level] if level else self.noise_levels()):
-            t = each.time(scene.schedule)
-            z_t = scene.noised(z_0, t, draw=i)
-            gradient = self.classifier.gradient(z_t, scene.times(t), label=HEALTHY)
+            t = each.time(context.schedule)
+            z_t = context.noised(z_0, t, draw=i)
+            gradient = self.classifier.gradient(z_t, context.times(t), label=HEALTHY)
             norm = gradient.square().sum(dim=1, keepdim=True).sqrt()
-            scene.maps.append(scene.voxels(norm))
+            context.maps.append(context.voxels(norm))
         yield from ()

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._scene import Level, MethodContext, read_levels
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.samplers._base import Sampler
@@ -39,12 +39,17 @@ class Scan(Route):
         no_sampler("scan", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume per level, each with its own noise."""
-        z_0 = scene.encode(policy.start(scene))
+        z_0 = context.encode(editing.start(context))
         for i, each in enumerate([level] if level else self.noise_levels()):
-            t = each.time(scene.schedule)
-            z_t = scene.noised(z_0, t, draw=i)
-            prediction = scene.denoise(z_t, scene.times(t), scene.condition)
-            yield policy.finish(scene, scene.decode(prediction.x0))
+            t = each.time(context.schedule)
+            z_t = context.noised(z_0, t, draw=i)
+            prediction = context.denoise(z_t, context.times(t), context.condition)
+            yield editing.finish(context, context.decode(prediction.x0))

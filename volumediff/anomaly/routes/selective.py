@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._scene import Level, MethodContext, read_levels
+from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.needs.training import MaskLoss
-from volumediff.anomaly.policies._base import Policy
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler
 from volumediff.component import Requirement
@@ -67,20 +67,25 @@ class Selective(Route):
         return (MaskLoss("route selective"),)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """One volume, and the map of its state's deviation."""
-        z_0 = z = scene.encode(policy.start(scene))
-        inside = scene.model.space.mask(scene.foreground.to(z)) > 0
+        z_0 = z = context.encode(editing.start(context))
+        inside = context.model.space.mask(context.foreground.to(z)) > 0
         steps = [level] if level else self.noise_levels()
-        times = sorted((each.time(scene.schedule) for each in steps), reverse=True)
+        times = sorted((each.time(context.schedule) for each in steps), reverse=True)
         denoised = torch.zeros_like(z[:, :1])
         for t, s in pairwise([*times, 0.0]):
-            found = scene.denoise(z, scene.times(t), scene.condition)
+            found = context.denoise(z, context.times(t), context.condition)
             assert found.noisy is not None, "checked before"
             m = (found.noisy > 0) & inside
-            z = torch.where(m, euler(scene.schedule, found, scene.times(s)), z)
+            z = torch.where(m, euler(context.schedule, found, context.times(s)), z)
             denoised += m
-        scene.trace["selective/denoised"] = scene.voxels(denoised / len(times))
-        scene.maps.append(scene.voxels((z_0 - z).abs().mean(dim=1, keepdim=True)))
-        yield policy.finish(scene, scene.decode(z))
+        context.trace["selective/denoised"] = context.voxels(denoised / len(times))
+        context.maps.append(context.voxels((z_0 - z).abs().mean(dim=1, keepdim=True)))
+        yield editing.finish(context, context.decode(z))

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from volumediff.anomaly._context import Level, MethodContext
 from volumediff.anomaly._filters import inside_quantile
-from volumediff.anomaly._scene import Level, MethodContext
-from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.policies.inpaint import Inpaint
+from volumediff.anomaly.editing._base import Editing
+from volumediff.anomaly.editing.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import down, needs_sampler
 from volumediff.anomaly.routes._region import Made
@@ -63,20 +63,25 @@ class Shrink(Route):
         needs_sampler("shrink", sampler)
 
     def __call__(
-        self, scene: MethodContext, level: Level | None, *, policy: Policy, sampler: Sampler | None
+        self,
+        context: MethodContext,
+        level: Level | None,
+        *,
+        editing: Editing,
+        sampler: Sampler | None,
     ) -> Volumes:
         """The volume of the last pass."""
-        t = (level or self.noise_levels()[0]).time(scene.schedule)
-        z_t = scene.noised(scene.encode(scene.x), t)
-        m, bar, healthy = scene.foreground, None, scene.x
+        t = (level or self.noise_levels()[0]).time(context.schedule)
+        z_t = context.noised(context.encode(context.x), t)
+        m, first_threshold, healthy = context.foreground, None, context.x
         for i in range(self.passes):
-            keep = Inpaint(Made(m.to(scene.x.dtype)))
-            healthy = down(scene, z_t, t, policy=keep, sampler=sampler)
-            scene.trace[f"shrink/{i:02d}/mask"] = m
-            a = scene.compare(healthy)
-            if bar is None:
-                bar = inside_quantile(a, self.quantile, foreground=scene.foreground)
-            before, m = int(m.sum()), m & (a > bar)
+            keep = Inpaint(Made(m.to(context.x.dtype)))
+            healthy = down(context, z_t, t, editing=keep, sampler=sampler)
+            context.trace[f"shrink/{i:02d}/mask"] = m
+            a = context.compare(healthy)
+            if first_threshold is None:
+                first_threshold = inside_quantile(a, self.quantile, foreground=context.foreground)
+            before, m = int(m.sum()), m & (a > first_threshold)
             if int(m.sum()) > (1 - self.stop) * before or not bool(m.any()):
                 break
         yield healthy

@@ -1,4 +1,4 @@
-"""Contract of comparers: what in a volume is abnormal, given a reconstruction of it.
+"""Contract of residual_segmenters: what in a volume is abnormal, given a reconstruction of it.
 
 They live in voxels, so that one file serves every space and every way to reconstruct: nothing of
 the model that reconstructed is seen but its residual.
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from volumediff.networks._streamable import Streamable
 
-__all__ = ["Comparer"]
+__all__ = ["ResidualSegmenter"]
 
 
-class Comparer(Streamable):
+class ResidualSegmenter(Streamable):
     """A function of the residual x̂ - x and the volume x, at any size.
 
     Arguments:

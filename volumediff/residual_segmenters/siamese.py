@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.comparers._base import Comparer
 from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, conv
 from volumediff.networks._resample import Down, Up
+from volumediff.residual_segmenters._base import ResidualSegmenter
 
 __all__ = ["Siamese"]
 
 Features = list[Float[Tensor, "b _ _ _ _"]]
 
 
-class Siamese(Comparer):
+class Siamese(ResidualSegmenter):
     """Residual blocks without attention, level by level; ceil(size / 2) per level, any size.
 
     Arguments:

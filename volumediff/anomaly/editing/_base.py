@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly.needs.training import OnPath
 from volumediff.component import Component, Requirement
 from volumediff.condition import Condition
@@ -15,11 +15,11 @@ from volumediff.config import name_of
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
 
-__all__ = ["Policy"]
+__all__ = ["Editing"]
 
 
 @dataclass(frozen=True)
-class Policy(Component, ABC):
+class Editing(Component, ABC):
     """Edits of one reverse chain.
 
     `edits` says whether there is anything to edit, `two_pass` whether the mask comes from a first
@@ -46,12 +46,12 @@ class Policy(Component, ABC):
         """The quantile of the first pass's healthy maps that a mask waits for; None for none."""
         return None
 
-    def with_bar(self, threshold: float) -> "Policy":
+    def with_first_threshold(self, threshold: float) -> "Policy":
         """The policy with the value of that quantile."""
         return self
 
     @abstractmethod
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume that the route corrupts."""
 
     @abstractmethod
@@ -59,21 +59,21 @@ class Policy(Component, ABC):
         """The time grid of the way down, from the sampler's own."""
 
     @abstractmethod
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """Whom the sampler asks, and what it is told."""
 
     @abstractmethod
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """What is done after each prediction."""
 
     @abstractmethod
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The pseudo-healthy volume from the decoded state."""
 
     @abstractmethod
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map of the row from the map of the pseudo-healthy volume."""

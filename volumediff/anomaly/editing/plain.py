@@ -6,8 +6,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
@@ -16,35 +16,35 @@ __all__ = ["Plain"]
 
 
 @dataclass(frozen=True)
-class Plain(Policy):
+class Plain(Editing):
     """No edits: the reverse chain runs as the sampler walks it."""
 
     edits: ClassVar[bool] = False
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
-        return scene.x
+        return context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
-        return scene.denoise, scene.condition
+        return context.denoise, context.condition
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """None."""
         return None
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores

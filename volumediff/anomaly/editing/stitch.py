@@ -6,10 +6,10 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._filters import dilate
 from volumediff.anomaly._redrawing import blended, check_visits, keeping, revisited
-from volumediff.anomaly._scene import MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.editing._base import Editing
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
@@ -18,7 +18,7 @@ __all__ = ["Stitch"]
 
 
 @dataclass(frozen=True)
-class Stitch(Policy):
+class Stitch(Editing):
     r"""Redraws what a first pass found suspicious and keeps the patient's own tissue elsewhere.
 
     With the first pass's map a₁ and pseudo-healthy volume x₁, the mask is M = dilate(a₁ > θ). The
@@ -50,36 +50,36 @@ class Stitch(Policy):
     def __post_init__(self) -> None:
         check_visits(self.resampling)
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume, with the suspicious part of the first pass's pseudo-healthy volume."""
-        m = self._mask(scene)
-        scene.trace["stitch/mask"] = m.bool()
-        return m * scene.prior_healthy + (1 - m) * scene.x
+        m = self._mask(context)
+        context.trace["stitch/mask"] = m.bool()
+        return m * context.prior_healthy + (1 - m) * context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
-        return scene.denoise, scene.condition
+        return context.denoise, context.condition
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """Puts the patient's own state back outside the mask."""
-        return keeping(scene, self._mask(scene))
+        return keeping(context, self._mask(context))
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """Exact spaces keep the patient's own voxels by construction, others need a blend."""
-        return blended(scene, healthy, self._mask(scene))
+        return blended(context, healthy, self._mask(context))
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map times that of the first pass."""
-        return scores * scene.prior_map
+        return scores * context.prior_map
 
-    def _mask(self, scene: MethodContext) -> Tensor:
-        m = (scene.prior_map > self.threshold).to(scene.x.dtype)
-        return dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
+    def _mask(self, context: MethodContext) -> Tensor:
+        m = (context.prior_map > self.threshold).to(context.x.dtype)
+        return dilate(m, radius_mm=self.dilate_mm, spacing_mm=context.spacing_mm)

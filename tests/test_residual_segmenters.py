@@ -1,4 +1,4 @@
-"""Comparers (SADM): what they are shown, how they train, and what the row makes of them."""
+"""Residual segmenters (SADM): what they see, how they train, and what the method makes of them."""
 
 import hashlib
 import json
@@ -22,16 +22,13 @@ from test_resume import digests
 from tiny_app import base, program, run, write_cases
 from tiny_runs import SIZE, figures, load_run, tiny, write_data
 
-from volumediff.anomaly import rows
+from volumediff.anomaly import reading
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.calibration.calibrate import load_method
-from volumediff.comparers import Comparer
-from volumediff.comparers.siamese import Siamese
-from volumediff.comparison import ReconstructionComparer, VoxelPosterior
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import DataError, UsageError
@@ -41,6 +38,9 @@ from volumediff.networks.unet import UNet
 from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
 from volumediff.recipes.healthy import Healthy
+from volumediff.residual_segmentation import ResidualSegmentation, VoxelPosterior
+from volumediff.residual_segmenters import ResidualSegmenter
+from volumediff.residual_segmenters.siamese import Siamese
 from volumediff.runs.borrowed import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.landmarks import load_landmarks
@@ -68,7 +68,7 @@ def siamese(channels=1, **more):
     return made
 
 
-class Sees(Comparer):
+class Sees(ResidualSegmenter):
     """Remembers what it is shown; the logit is w r + v x."""
 
     def __init__(self):
@@ -84,18 +84,18 @@ class Sees(Comparer):
 # the network
 
 
-@pytest.mark.parametrize("name", available("comparer"))
+@pytest.mark.parametrize("name", available("residual_segmenter"))
 def test_comparers_give_a_logit_per_voxel_at_any_size(name):
-    made = build("comparer", name, channels=2)
+    made = build("residual_segmenter", name, channels=2)
     for size in ((8, 8, 8), (5, 9, 6), (1, 7, 3)):
         a, b = torch.randn(2, 2, 2, *size)
         out = made(a, b)
         assert out.shape == (2, 1, *size)
         assert bool((out == 0).all()), "training starts from even odds"
-    with pytest.raises(UsageError, match=r"comparer\.channels: is derived"):
-        build("comparer", {"name": name, "channels": 2}, channels=2)
+    with pytest.raises(UsageError, match=r"residual_segmenter\.channels: is derived"):
+        build("residual_segmenter", {"name": name, "channels": 2}, channels=2)
     with pytest.raises(UsageError, match="at least one level of positive width"):
-        build("comparer", {"name": name, "widths": []}, channels=2)
+        build("residual_segmenter", {"name": name, "widths": []}, channels=2)
 
 
 def features_of(made, residual, x):
@@ -172,11 +172,11 @@ def by_hand(model, x, key, times=(0.0, 1.0)):
 @pytest.mark.parametrize("space", SPACES)
 def test_the_residual_is_that_of_a_one_step_estimate(space):
     space = SPACES[space]()
-    module = ReconstructionComparer(states(space), Sees(), time_density=Uniform(0.2, 0.9))
+    module = ResidualSegmentation(states(space), Sees(), time_density=Uniform(0.2, 0.9))
     batch = batch_of()
     loss = module.loss(batch)
     x = batch.images[0]
-    (seen,) = module.comparer.seen
+    (seen,) = module.residual_segmenter.seen
     for i in range(2):
         with torch.no_grad():
             healthy = by_hand(module.model, x[i : i + 1], i, (0.2, 0.9))
@@ -192,54 +192,54 @@ def test_the_residual_is_that_of_a_one_step_estimate(space):
 
 def test_an_oracle_of_one_healthy_volume_gives_the_anomaly_itself():
     healthy = wiener(std=0.1).network.sample(0)
-    module = ReconstructionComparer(
+    module = ResidualSegmentation(
         wiener(mean=healthy, std=1e-4), Sees(), time_density=Uniform(0.5, 1.0)
     )
     lesion = 0.5 * torch.zeros_like(healthy).index_fill(2, torch.tensor([4]), 1.0)
     module.loss(Batch(healthy, (7,), images=(healthy + lesion,)))
-    (seen,) = module.comparer.seen
+    (seen,) = module.residual_segmenter.seen
     torch.testing.assert_close(seen[:, :1], -lesion, rtol=0, atol=1e-4)
 
 
 def test_gradients_reach_the_comparer_alone():
     k = Voxel().channels(1)
     model = Model(Voxel(), KERNEL, UNet(k, k, widths=(4, 8), blocks=1, groups=2))
-    module = ReconstructionComparer(model, Sees())
+    module = ResidualSegmentation(model, Sees())
     module.loss(batch_of()).sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
-    assert bool((module.comparer.weight.grad != 0).all())
-    tree = {"comparer": {"name": "siamese", "of": "x"}, "recipe": "synthetic_anomalies"}
+    assert bool((module.residual_segmenter.weight.grad != 0).all())
+    tree = {"residual_segmenter": {"name": "siamese", "of": "x"}, "recipe": "synthetic_anomalies"}
     config = parse({"task": "residual_segmenter", **tree})
     task = ResidualSegmenterTask(config, module, recipe=build("recipe", "synthetic_anomalies"))
-    assert set(task.trained()) == set(task.state()) == {"comparer.weight"}
+    assert set(task.trained()) == set(task.state()) == {"residual_segmenter.weight"}
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    task.load({"comparer.weight": torch.zeros(2)})
-    assert bool((module.comparer.weight == 0).all())
+    task.load({"residual_segmenter.weight": torch.zeros(2)})
+    assert bool((module.residual_segmenter.weight == 0).all())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize("amount", [0.3, 1.0])
 def test_the_loss_is_least_at_the_amount_of_change(amount):
-    module = ReconstructionComparer(states(), Sees())
+    module = ResidualSegmentation(states(), Sees())
     batch = batch_of(1, amounts=amount)
 
-    class Says(Comparer):
+    class Says(ResidualSegmenter):
         def body(self, pair):
             # the whole amount where something changed, or another share of it
             m = ((batch.x + 1) / 2 * self.share).clamp(1e-4, 1 - 1e-4)
             return torch.logit(m)
 
-    module.comparer = Says(1)
+    module.residual_segmenter = Says(1)
     losses = {}
     for share in (0.8, 1.0, 1.2):
-        module.comparer.share = share
+        module.residual_segmenter.share = share
         losses[share] = float(module.loss(batch))
     assert losses[1.0] <= min(losses.values()) + 1e-7
     assert losses[0.8] > losses[1.0] + 1e-4
 
 
 def test_labels_of_any_kind_are_what_is_found():
-    module = ReconstructionComparer(states(), Sees())
+    module = ResidualSegmentation(states(), Sees())
     one = batch_of(1)
     first, second = -torch.ones(2, 1, 1, *SHAPE)
     first[..., 3, 4:7, 3:6] = 1
@@ -264,14 +264,14 @@ def test_the_model_is_told_what_it_was_trained_with(kind):
     }[kind]
     network = Remembers(1, 1, widths=(4, 8), blocks=1, groups=2, **extra)
     recipe = Healthy(reference=kind == "reference")
-    module = ReconstructionComparer(Model(Voxel(), KERNEL, network, recipe=recipe), Sees())
+    module = ResidualSegmentation(Model(Voxel(), KERNEL, network, recipe=recipe), Sees())
     x, atlas = volumes(2), volumes(4)[2:]
     images = (atlas, x) if kind == "image" else (x,)
     ages = torch.tensor([[0.5], [-1.0]])
     condition = Condition(scalars=ages if kind == "scalars" else None)
     module.loss(Batch(-torch.ones_like(x), (0, 1), condition, images))
     told = network.told
-    torch.testing.assert_close(module.comparer.seen[0][:, 1:], x)
+    torch.testing.assert_close(module.residual_segmenter.seen[0][:, 1:], x)
     if kind == "image":
         assert torch.equal(told.image, atlas)
     if kind == "classes":
@@ -293,10 +293,14 @@ def lent(supervision="self"):
 
 
 def sadm(supervision="self"):
-    """The method with a comparer."""
-    row = rows.read_method("sadm", overrides=["map.run=there"])
+    """The method with a residual_segmenter."""
+    row = reading.read_method("sadm", overrides=["map.run=there"])
     (request,) = row.requests()
-    assert (request.name, request.run, request.loan.kind) == ("map.run", "there", "comparer")
+    assert (request.name, request.run, request.loan.kind) == (
+        "map.run",
+        "there",
+        "residual_segmenter",
+    )
     return row.bind(lambda request: lent(supervision))
 
 
@@ -307,11 +311,13 @@ def test_the_map_is_the_probability_plus_dissimilarity():
     x, healthy = volumes(2).split(1)
     p = torch.sigmoid(3 * (healthy - x) + x)
     ssim = SSIM(3.0)(x, healthy, **PLACE)
-    found = Posterior(comparer=lent(), plus=SSIM(3.0))(x, healthy, **PLACE)
+    found = Posterior(residual_segmenter=lent(), plus=SSIM(3.0))(x, healthy, **PLACE)
     torch.testing.assert_close(found, torch.where(INSIDE, p + ssim, 0.0))
-    torch.testing.assert_close(Posterior(comparer=lent())(x, healthy, **PLACE), p * INSIDE)
+    torch.testing.assert_close(
+        Posterior(residual_segmenter=lent())(x, healthy, **PLACE), p * INSIDE
+    )
     # for the same volume twice there is no dissimilarity
-    same = Posterior(comparer=lent(), plus=SSIM(3.0))(x, x, **PLACE)
+    same = Posterior(residual_segmenter=lent(), plus=SSIM(3.0))(x, x, **PLACE)
     torch.testing.assert_close(same, torch.sigmoid(x) * INSIDE, rtol=1e-4, atol=1e-5)
 
 
@@ -326,7 +332,10 @@ def test_the_row_is_the_mean_over_the_levels(space):
     found = row.find(model, Example(x, INSIDE, SPACING), key=5)
     seen = []
     keep = replace(
-        row, map=Posterior(comparer=replace(lent(), probability=lambda x, h: seen.append(h) or h))
+        row,
+        map=Posterior(
+            residual_segmenter=replace(lent(), probability=lambda x, h: seen.append(h) or h)
+        ),
     )
     keep.find(model, Example(x, INSIDE, SPACING), key=5)
     assert len(seen) == 3
@@ -347,21 +356,23 @@ def test_the_estimates_of_the_row_are_those_of_training():
     x = volumes()
     t = 1 - uniform(3, "t")
     noise = normal((1, *SHAPE), 3, "loss")[None]
-    module = ReconstructionComparer(model, Sees())
+    module = ResidualSegmentation(model, Sees())
     trained = module.reconstruct(x, (3,), Condition())
     model.noise = lambda keys, shape: lambda step: noise
     seen = []
     spy = replace(lent(), probability=lambda x, h: seen.append(h) or h)
-    Localizer(route=Scan(levels=(t,)), map=Posterior(comparer=spy), supervision="self").find(
-        model, Example(x, INSIDE, SPACING), key=0
-    )
+    Localizer(
+        route=Scan(levels=(t,)), map=Posterior(residual_segmenter=spy), supervision="self"
+    ).find(model, Example(x, INSIDE, SPACING), key=0)
     torch.testing.assert_close(seen[0], trained)
 
 
 def test_what_a_row_needs_is_said():
     model = states()
-    bare = rows.read_method("sadm")
-    with pytest.raises(ValueError, match=r"map\.run: expected the run of a comparer .* got none"):
+    bare = reading.read_method("sadm")
+    with pytest.raises(
+        ValueError, match=r"map\.run: expected the run of a residual segmenter .* got none"
+    ):
         bare.check(model)
     given = sadm()
     given.check(model)
@@ -381,7 +392,12 @@ def config_in(folder, of):
     def config(name, **changes):
         tree = {
             "task": "residual_segmenter",
-            "comparer": {"name": "siamese", "of": str(of), "widths": [4, 8], "groups": 2},
+            "residual_segmenter": {
+                "name": "siamese",
+                "of": str(of),
+                "widths": [4, 8],
+                "groups": 2,
+            },
             "recipe": {"name": "synthetic_anomalies", "corruption": "texture_patch"},
             "optim": {"lr": 1e-2, "steps": 4, "warmup": 1, "batch_size": 2, "ema": 0.5},
             "validation": {"every": 2, "volumes": 1},
@@ -395,8 +411,8 @@ def config_in(folder, of):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A diffusion run of two steps that knows ages and the atlas, and its comparer."""
-    folder = tmp_path_factory.mktemp("comparer")
+    """A diffusion run of two steps that knows ages and the atlas, and its residual_segmenter."""
+    folder = tmp_path_factory.mktemp("residual_segmenter")
     data = write_data(folder / "data", cases=8)
     words = ["data.split={validation: 0.2, calibration: 0.5}", "optim.steps=2"]
     words.append("recipe={name: healthy, atlas: true, scalars: [age]}")
@@ -408,28 +424,28 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def comparer(runs):
-    return train(runs[2]("comparer"))
+def residual_segmenter(runs):
+    return train(runs[2]("residual_segmenter"))
 
 
-def test_a_comparer_trains_on_its_run_and_resumes_bit_by_bit(runs, comparer):
+def test_a_comparer_trains_on_its_run_and_resumes_bit_by_bit(runs, residual_segmenter):
     _, of, config = runs
-    saved, module = load_run(comparer)
-    assert isinstance(module, ReconstructionComparer)
+    saved, module = load_run(residual_segmenter)
+    assert isinstance(module, ResidualSegmentation)
     theirs, model = load_run(of)
     assert saved.data == theirs.data
     for name, tensor in model.state_dict().items():
         assert torch.equal(module.model.state_dict()[name], tensor), name
-    assert (comparer / "splits.json").read_text() == (of / "splits.json").read_text()
-    (state,) = comparer.glob("checkpoints/best-*/state.json")
+    assert (residual_segmenter / "splits.json").read_text() == (of / "splits.json").read_text()
+    (state,) = residual_segmenter.glob("checkpoints/best-*/state.json")
     (weights,) = of.glob("checkpoints/best-*/ema.safetensors")
     assert json.loads(state.read_text())["borrowed"] == digest_of(weights)
-    lines = figures(comparer)
+    lines = figures(residual_segmenter)
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[-1]["validation_loss"] < math.log(2)
     train(config("again", optim={**saved.optim.model_dump(), "steps": 2}))
     again = train(config("again"))
-    assert digests(again) == digests(comparer)
+    assert digests(again) == digests(residual_segmenter)
 
 
 def digest_of(path):
@@ -452,11 +468,11 @@ def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(
     words.append("data.preprocessing.intensity=histogram")
     of = train(tiny(data, tmp_path / "run", *words, "data.split={seed: 1, validation: 0.3}"))
     recipe = {"name": "synthetic_anomalies", "corruption": "texture_patch", "atlas": True}
-    config = config_in(tmp_path, of)("comparer", recipe=recipe)
+    config = config_in(tmp_path, of)("residual_segmenter", recipe=recipe)
     ResidualSegmenterTask.keep(config, config.output)  # and then the process was killed
     shutil.rmtree(of)
     train(tiny(data, of, *words, "data.split={seed: 2, validation: 0.3}"))
-    config = config_in(tmp_path, of)("comparer", recipe=recipe)
+    config = config_in(tmp_path, of)("residual_segmenter", recipe=recipe)
     optim = {"lr": 1e-2, "steps": 1, "warmup": 1, "batch_size": 1}
     run = train(config.model_copy(update={"optim": config.optim.model_copy(update=optim)}))
     for name in ("statistics/atlas.npy", "landmarks.json"):
@@ -467,30 +483,34 @@ def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(
     assert load_landmarks(run)
 
 
-def test_the_loaded_comparer_is_the_trained_one(runs, comparer):
+def test_the_loaded_comparer_is_the_trained_one(runs, residual_segmenter):
     _, of, _ = runs
     trained = load_trained(of, device="cpu")
-    found = Borrowed(trained).load("comparer", comparer)
-    _, module = load_run(comparer)
+    found = Borrowed(trained).load("residual_segmenter", residual_segmenter)
+    _, module = load_run(residual_segmenter)
     x, healthy = volumes(2, shape=SIZE).split(1)
     with torch.no_grad():
-        expected = torch.sigmoid(module.comparer(healthy - x, x))
+        expected = torch.sigmoid(module.residual_segmenter(healthy - x, x))
         torch.testing.assert_close(found.probability(x, healthy), expected)
     assert not bool((expected == 0.5).all())
     assert found.supervision == "self"
     assert found.digest in repr(found)
 
 
-def test_a_comparer_is_good_for_the_weights_of_its_training_alone(runs, comparer, tmp_path):
+def test_a_comparer_is_good_for_the_weights_of_its_training_alone(
+    runs, residual_segmenter, tmp_path
+):
     data, of, _ = runs
-    with pytest.raises(UsageError, match=r"trains a comparer, .* map\.run=RUN"):
-        load_trained(comparer, device="cpu").localizes()
-    with pytest.raises(UsageError, match="expected the run of a comparer; train one with"):
+    with pytest.raises(UsageError, match=r"trains a residual segmenter, .* map\.run=RUN"):
+        load_trained(residual_segmenter, device="cpu").localizes()
+    with pytest.raises(
+        UsageError, match="expected the run of a residual segmenter; train one with"
+    ):
         load_method(load_trained(of, device="cpu"), "sadm", [f"map.run={of}"])
     words = ["data.split={validation: 0.2, calibration: 0.5}", "optim.steps=1"]
     other = train(tiny(data, tmp_path / "other", *words))
     with pytest.raises(UsageError, match=r"was trained for weights of .*; train one with comp"):
-        load_method(load_trained(other, device="cpu"), "sadm", [f"map.run={comparer}"])
+        load_method(load_trained(other, device="cpu"), "sadm", [f"map.run={residual_segmenter}"])
     # nor does training go on where the weights have changed meanwhile
     short = config_in(tmp_path, other)
     optim = {"lr": 1e-2, "steps": 1, "warmup": 1, "batch_size": 2, "ema": 0.5}
@@ -510,25 +530,37 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         load_method(trained, "sadm", [f"map.run={marked}"])
     words = [f"map.run={marked}", "supervision=full"]
     assert load_method(trained, "sadm", words).map.supervision == "full"
-    # and from the ones to the others: the comparer's weights, whatever model they were for
+    # and from the ones to the others: its own weights, whatever model they were for
     first, task = load_run(train(own("drawn")))[1], load_task(marked)
     second = task.module
     before = {n: t.zero_().clone() for n, t in second.model.state_dict().items()}
     warm_start(task, tmp_path / "drawn")
-    for name, tensor in second.comparer.state_dict().items():
-        assert torch.equal(tensor, first.comparer.state_dict()[name]), name
+    for name, tensor in second.residual_segmenter.state_dict().items():
+        assert torch.equal(tensor, first.residual_segmenter.state_dict()[name]), name
     assert all(torch.equal(t, before[n]) for n, t in second.model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"comparer": {"name": "siamese"}}, "comparer: needs the key of: the folder of a diff"),
-        ({"comparer": "siamese"}, r"comparer: needs the key of: .* \(got 'siamese'\)"),
-        ({"comparer": {"name": "siamese", "of": "nowhere"}}, "of = nowhere: no such run and no"),
+        (
+            {"residual_segmenter": {"name": "siamese"}},
+            "residual_segmenter: needs the key of: the folder of a diff",
+        ),
+        (
+            {"residual_segmenter": "siamese"},
+            r"residual_segmenter: needs the key of: .* \(got 'siamese'\)",
+        ),
+        (
+            {"residual_segmenter": {"name": "siamese", "of": "nowhere"}},
+            "of = nowhere: no such run and no",
+        ),
         ({"network": "unet"}, r"network: unknown key for task residual_segmenter .*diffusion\)"),
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
-        ({"recipe": {"name": "label_diffusion", "absent": 0}}, "with absent: -1, for a comparer"),
+        (
+            {"recipe": {"name": "label_diffusion", "absent": 0}},
+            "with absent: -1, for a residual_segmenter",
+        ),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
         ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),
         (
@@ -551,7 +583,7 @@ def test_models_that_reconstruct_nothing_are_refused(runs, tmp_path):
     words = ("recipe=synthetic_anomalies", "optim.steps=1")
     maps = train(tiny(data, tmp_path / "maps", *words))
     with pytest.raises(UsageError, match="expected a model of whole volumes under Gaussian noise"):
-        train(config_in(tmp_path, maps)("comparer"))
+        train(config_in(tmp_path, maps)("residual_segmenter"))
     times = train(
         tiny(data, tmp_path / "times", "times={name: uniform, high: 0.8}", "optim.steps=1")
     )
@@ -563,14 +595,14 @@ def test_models_that_reconstruct_nothing_are_refused(runs, tmp_path):
 
 def test_the_shipped_comparer_builds_for_every_pipeline():
     for name in ("wavelet_64", "latent_64", "patch_64", "pseudo3d_64"):
-        config = load_run_config("siamese_64", [f"comparer.of=runs/{name}"])
+        config = load_run_config("siamese_64", [f"residual_segmenter.of=runs/{name}"])
         with torch.device("meta"):
             task = build_task(config)
         pipeline = load_run_config(name)
         assert resolved(config).data == pipeline.data
-        assert all(n.startswith("comparer.") for n in task.state())
-    words = ["data.preprocessing.shape=[8,8,8]", "data.root=x", "comparer.widths=[4,8]"]
-    words.append("comparer.of=runs/mine")
+        assert all(n.startswith("residual_segmenter.") for n in task.state())
+    words = ["data.preprocessing.shape=[8,8,8]", "data.root=x", "residual_segmenter.widths=[4,8]"]
+    words.append("residual_segmenter.of=runs/mine")
     with pytest.raises(UsageError, match="no such run and no shipped"):
         build_task(load_run_config("siamese_64", words))
 
@@ -585,13 +617,13 @@ def test_crops_say_where_they_are(runs, tmp_path, monkeypatch):
     data, *_ = runs
     words = ["crop=[4,4,4]", "network.coordinates=true", "optim.steps=1"]
     of = train(tiny(data, tmp_path / "run", *words))
-    told, inner = [], ReconstructionComparer.reconstruct
+    told, inner = [], ResidualSegmentation.reconstruct
 
     def spy(self, x, keys, condition, images=()):
         told.append((x.shape, condition.coordinates))
         return inner(self, x, keys, condition, images)
 
-    monkeypatch.setattr(ReconstructionComparer, "reconstruct", spy)
+    monkeypatch.setattr(ResidualSegmentation, "reconstruct", spy)
     train(config_in(tmp_path, of)("crops", crop=[4, 4, 4]))
     assert {shape[2:] for shape, _ in told} == {(4, 4, 4)}
     for _, place in told:
@@ -613,12 +645,17 @@ def test_from_training_to_files(kind, tmp_path, program):
         words.append(f"space={{name: latent, autoencoder: {encoder}}}")
     if kind == "crops":
         words += ["crop=[4,4,4]", "network.coordinates=true", "network.norm=voxel"]
-        more = ["crop=[4,4,4]", "comparer.norm=voxel"]
+        more = ["crop=[4,4,4]", "residual_segmenter.norm=voxel"]
     of = train(tiny(data, tmp_path / "run", *words))
-    made = tmp_path / "comparer"
+    made = tmp_path / "residual_segmenter"
     code, _, said = program(
-        *("train", "siamese_64", f"comparer.of={of}", f"output={made}", "optim.steps=2"),
-        *("comparer.widths=[4,8]", "comparer.groups=2", "data.root=null", "validation.volumes=1"),
+        *("train", "siamese_64", f"residual_segmenter.of={of}", f"output={made}", "optim.steps=2"),
+        *(
+            "residual_segmenter.widths=[4,8]",
+            "residual_segmenter.groups=2",
+            "data.root=null",
+            "validation.volumes=1",
+        ),
         *("recipe.corruption=mood", *more),
     )
     assert code == 0, said
@@ -626,7 +663,7 @@ def test_from_training_to_files(kind, tmp_path, program):
     words = ("localize", files, "--run", of, "--method", "sadm", "--device", "cpu", "post=[]")
     code, _, said = program(*words, "-o", tmp_path / "none")
     assert code == 2
-    assert "map.run: expected the run of a comparer" in said
+    assert "map.run: expected the run of a residual_segmenter" in said
     assert said.count("\n") == 1
     out = tmp_path / "out"
     code, _, said = program(*words, "-o", out, f"map.run={made}", "threshold=best")

@@ -20,7 +20,7 @@ from anomaly_models import (
     tiny_binary,
 )
 
-from volumediff.anomaly import calibrate, rows
+from volumediff.anomaly import calibrate, reading
 from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted._base import Fitted
@@ -94,9 +94,9 @@ for _row, _kind in REBUILT.items():
         IMPOSSIBLE[_row, _space] = f"expected the run of an autoencoder.*space {_space}"
     if _kind:
         IMPOSSIBLE[_row, "latent"] = f"expected .*{_kind}.* got .*kl"
-# The run of its first pass, and that of its comparer, are not given here.
+# The run of its first pass, and that of its residual segmenter, are not given here.
 LENT = {("phanes", space): "first.run: expected the folder of the run" for space in SPACES}
-LENT |= {("sadm", space): "map.run: expected the run of a comparer" for space in SPACES}
+LENT |= {("sadm", space): "map.run: expected the run of a residual_segmenter" for space in SPACES}
 INSIDE = foreground()
 # What rows with a region of the caller's redraw; the others do not look at it.
 REGION = torch.zeros_like(INSIDE)
@@ -207,7 +207,7 @@ def quick(method):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs_in_every_space_or_says_why_not(name, space):
-    method = quick(rows.read_method(name))
+    method = quick(reading.read_method(name))
     if given(method) is not method:
         reason = refusal(method, model_in(space))
         assert re.search("classifier: expected .*, got none; give its run", reason)
@@ -268,7 +268,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert "expected gaussian in a latent space" in matrix["andi"]["latent"]
     served = {row for row, cells in matrix.items() if cells["autoencoder"] == "ok"}
     kinds = (Rebuilder, Baseline, AtlasZ)
-    assert served == {r for r in ROWS if isinstance(rows.read_method(r), kinds)}
+    assert served == {r for r in ROWS if isinstance(reading.read_method(r), kinds)}
     assert "got one of the autoencoder vae" in matrix["ddpm"]["autoencoder"]
     assert found["localization needs"]["anoddpm"] == ["noise=simplex"]
     assert found["localization needs"]["anofpdm"] == ["recipe=class_conditional"]
@@ -283,7 +283,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
 
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
-    row = replace(rows.read_method("features"), map=Perceptual(of="autoencoder"))
+    row = replace(reading.read_method("features"), map=Perceptual(of="autoencoder"))
     monkeypatch.setattr(rows, "load_row", lambda name: row)
     cells = localization.__wrapped__()["ddpm"]
     assert cells["latent"] == "ok"
@@ -294,7 +294,7 @@ def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
 def test_every_row_says_what_it_needs_and_finds(name):
     tree = rows.config.load(rows.config.config_path("anomaly", name))
     assert {"supervision", "scope", "threshold", "score"} <= set(tree)
-    method = rows.read_method(name)
+    method = reading.read_method(name)
     assert method.supervision == tree["supervision"]
     assert len(method.scope) > 5
 
@@ -310,7 +310,7 @@ def test_the_methods_of_the_first_release_are_there():
 
 
 def test_a_row_with_labels_refuses_a_model_without():
-    method = rows.read_method("cfg_inversion")
+    method = reading.read_method("cfg_inversion")
     with pytest.raises(ValueError, match="guidance classifierfree: expected a class-conditional"):
         method.check(model_in("voxel"))
     method.check(model_in("voxel", classes=2))
@@ -327,11 +327,11 @@ def test_rows_compose(tmp_path):
         "map: {name: product, maps: [l1, {name: saturated, map: l2, quantile: 0.5}]}\n"
         "post: [{name: smooth, sigma_mm: 1}, erode]\n"
     )
-    method = rows.read_method(str(path), overrides=["sampler.steps=5", "policy.resampling=2"])
+    method = reading.read_method(str(path), overrides=["sampler.steps=5", "editing.resampling=2"])
     assert isinstance(method, Localizer)
-    assert method.first == rows.read_method("ddpm")
+    assert method.first == reading.read_method("ddpm")
     assert method.sampler.steps == 5
-    assert method.policy.resampling == 2
+    assert method.editing.resampling == 2
     assert [type(p).__name__ for p in method.post] == ["Smooth", "Erode"]
     assert method.map.maps[1].quantile == 0.5
 
@@ -387,5 +387,5 @@ def test_mistakes_in_rows_are_named(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
-        rows.read_method(str(path))
+        reading.read_method(str(path))
     assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ route: {name: diffuse, log_snr: -0.42}      a method of the engine names its slo
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a method, by name or written out
 first: {row: ra, run: runs/ra}              or a method with the autoencoder of another run
-map: {name: posterior, run: runs/siamese}   this map has the comparer of another run
+map: {name: posterior, run: runs/siamese}   this map has the residual segmenter of another run
 reconstruction: single_pass                 a method of an autoencoder has one instead of a route
 adapt: {name: affine, steps: 10}            test-time adaptation; without it the network stays
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler

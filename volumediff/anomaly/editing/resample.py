@@ -6,10 +6,10 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
-from volumediff.anomaly._scene import MethodContext
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.editing._base import Editing
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook
@@ -18,7 +18,7 @@ __all__ = ["Resample"]
 
 
 @dataclass(frozen=True)
-class Resample(Policy):
+class Resample(Editing):
     r"""Redraws what a first pass finds less likely than it finds healthy volumes,
 
     .. math:: M = [a_1 > θ], \qquad a \leftarrow a \cdot G_σ M,
@@ -53,45 +53,45 @@ class Resample(Policy):
     def healthy_quantile(self) -> float | None:
         return self.quantile if self.threshold is None else None
 
-    def with_bar(self, threshold: float) -> "Resample":
+    def with_first_threshold(self, threshold: float) -> "Resample":
         return replace(self, threshold=threshold)
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
-        return scene.x
+        return context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The denoiser as it redraws the mask."""
-        return asked(scene, self._mask(scene))
+        return asked(context, self._mask(context))
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """Puts the patient's own state back outside the mask."""
-        return keeping(scene, self._mask(scene))
+        return keeping(context, self._mask(context))
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The volume with the mask redrawn."""
-        return blended(scene, healthy, self._mask(scene))
+        return blended(context, healthy, self._mask(context))
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map where the mask is."""
         return scores * smooth(
-            self._mask(scene),
+            self._mask(context),
             sigma_mm=self.sigma_mm,
-            spacing_mm=scene.spacing_mm,
-            foreground=scene.foreground,
+            spacing_mm=context.spacing_mm,
+            foreground=context.foreground,
         )
 
-    def _mask(self, scene: MethodContext) -> Tensor:
+    def _mask(self, context: MethodContext) -> Tensor:
         if self.threshold is None:
             raise ValueError("policy resample: expected a calibration on healthy volumes.")
-        m = ((scene.prior_map > self.threshold) & scene.foreground).to(scene.x.dtype)
-        scene.trace["resample/mask"] = m.bool()
+        m = ((context.prior_map > self.threshold) & context.foreground).to(context.x.dtype)
+        context.trace["resample/mask"] = m.bool()
         return m

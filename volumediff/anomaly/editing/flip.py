@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff import tiling
-from volumediff.anomaly._scene import MethodContext
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.needs.model import Bits
-from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -21,7 +21,7 @@ __all__ = ["Flip"]
 
 
 @dataclass(frozen=True)
-class Flip(Policy):
+class Flip(Editing):
     r"""Lets only those bits change that the model wants to flip; all others stay the patient's.
 
     With the mask M of bits, empty at first, after each prediction
@@ -53,49 +53,49 @@ class Flip(Policy):
         """Bits, and a model of their flips."""
         return Bits("policy flip"), *super().needs
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
-        return scene.x
+        return context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
-        return scene.denoise, scene.condition
+        return context.denoise, context.condition
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """Puts the patient's own bits back, but for those that were ever to be flipped."""
-        own = scene.encode(scene.x)
+        own = context.encode(context.x)
         freed = torch.zeros_like(own, dtype=torch.bool)
 
         def keep(ctx: Context) -> tuple[Tensor, Tensor]:
             # of bits coded as -1 and 1, with their mean x0
             flips = (1 - ctx.z_t * ctx.prediction.x0) / 2
             freed.logical_or_(flips > self.probability)
-            scene.trace["flip/map"] = _on_volume(freed, scene)
+            context.trace["flip/map"] = _on_volume(freed, context)
             return torch.where(freed, ctx.prediction.x0, own), ctx.z_t
 
         return keep
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores
 
 
 def _on_volume(
-    freed: Bool[Tensor, "1 k d2 h2 w2"], scene: MethodContext
+    freed: Bool[Tensor, "1 k d2 h2 w2"], context: MethodContext
 ) -> Float[Tensor, "1 1 d h w"]:
     """The share of freed bits of each latent voxel, in all voxels of its cell."""
-    space, (d, h, w) = scene.model.space, scene.x.shape[2:]
-    share = freed.to(scene.x.dtype).mean(1, keepdim=True)
+    space, (d, h, w) = context.model.space, context.x.shape[2:]
+    share = freed.to(context.x.dtype).mean(1, keepdim=True)
     return tiling.crop(F.interpolate(share, size=space.padded((d, h, w))), (d, h, w))

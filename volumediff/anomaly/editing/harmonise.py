@@ -6,9 +6,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.anomaly._context import MethodContext, read_levels
 from volumediff.anomaly._filters import close, dilate
-from volumediff.anomaly._scene import MethodContext, read_levels
-from volumediff.anomaly.policies._base import Policy
+from volumediff.anomaly.editing._base import Editing
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Context, Hook
@@ -18,7 +18,7 @@ __all__ = ["Harmonise"]
 
 
 @dataclass(frozen=True)
-class Harmonise(Policy):
+class Harmonise(Editing):
     r"""Steers the chain by its own intermediate maps: normal tissue is put back as it was.
 
     At the first step at or below each level, with the map a in [0, 1] of the volume x̂ that the
@@ -52,22 +52,22 @@ class Harmonise(Policy):
         if not read_levels(self.levels, self.log_snrs):
             raise ValueError("harmonise: expected levels or log_snrs, got none.")
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
-        return scene.x
+        return context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
-        return scene.denoise, scene.condition
+        return context.denoise, context.condition
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """Harmonises once per level that the chain passes."""
         levels = read_levels(self.levels, self.log_snrs)
-        pending = sorted(level.time(scene.schedule) for level in levels)
+        pending = sorted(level.time(context.schedule) for level in levels)
 
         def harmonise(ctx: Context) -> tuple[Tensor, Tensor]:
             t = float(ctx.t[0])
@@ -75,32 +75,32 @@ class Harmonise(Policy):
             if not reached:
                 return ctx.prediction.x0, ctx.z_t
             del pending[-len(reached) :]
-            return self._blend(scene, ctx, t)
+            return self._blend(context, ctx, t)
 
         return harmonise
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores
 
-    def _blend(self, scene: MethodContext, ctx: Context, t: float) -> tuple[Tensor, Tensor]:
-        healthy = scene.decode(ctx.prediction.x0)
-        a = scene.compare(healthy)
-        size = {"radius_mm": self.dilate_mm, "spacing_mm": scene.spacing_mm}
+    def _blend(self, context: MethodContext, ctx: Context, t: float) -> tuple[Tensor, Tensor]:
+        healthy = context.decode(ctx.prediction.x0)
+        a = context.compare(healthy)
+        size = {"radius_mm": self.dilate_mm, "spacing_mm": context.spacing_mm}
         r = ((dilate(close(a, **size), **size) + a) / 2).clamp(0, 1)
-        scene.maps.append(a)
-        scene.trace[f"harmonise/{t:.3f}/map"] = a
-        scene.trace[f"harmonise/{t:.3f}/mask"] = r
-        x0 = scene.encode(r * healthy + (1 - r) * scene.x)
-        m = scene.model.space.mask(r)
-        eps = m * ctx.prediction.eps + (1 - m) * scene.noise(-1).to(x0)
-        z_t = scene.model.kernel.corrupt(x0, ctx.t, eps)
+        context.maps.append(a)
+        context.trace[f"harmonise/{t:.3f}/map"] = a
+        context.trace[f"harmonise/{t:.3f}/mask"] = r
+        x0 = context.encode(r * healthy + (1 - r) * context.x)
+        m = context.model.space.mask(r)
+        eps = m * ctx.prediction.eps + (1 - m) * context.noise(-1).to(x0)
+        z_t = context.model.kernel.corrupt(x0, ctx.t, eps)
         return x0, z_t

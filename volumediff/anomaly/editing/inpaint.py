@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
-from volumediff.anomaly._scene import MethodContext
-from volumediff.anomaly.policies._base import Policy
-from volumediff.anomaly.where import FoundSelector, Where
+from volumediff.anomaly.editing._base import Editing
+from volumediff.anomaly.selectors import FoundSelector, Selector
 from volumediff.compatibility import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -18,7 +18,7 @@ __all__ = ["Inpaint"]
 
 
 @dataclass(frozen=True)
-class Inpaint(Policy):
+class Inpaint(Editing):
     r"""Redraws a region, knowing nothing of it but its surroundings.
 
     From t near 1 nothing of the lesion is left inside; outside, the volume is the patient's own.
@@ -26,7 +26,7 @@ class Inpaint(Policy):
     inpainting are told the region and what surrounds it, others keep it in the chain.
 
     Arguments:
-        where: the region
+        selector: the region
         resampling: U, visits of each step; 1 for checkpoints of the recipe inpainting
 
     References:
@@ -34,7 +34,7 @@ class Inpaint(Policy):
         arXiv:2402.17307; Lugmayr et al. (2022), RePaint, arXiv:2201.09865
     """
 
-    where: Where = field(default_factory=FoundSelector)
+    selector: Selector = field(default_factory=FoundSelector)
     resampling: int = 1
 
     def __post_init__(self) -> None:
@@ -43,39 +43,39 @@ class Inpaint(Policy):
     @property
     def two_pass(self) -> bool:
         """Whether a first row finds the region."""
-        return self.where.two_pass
+        return self.selector.two_pass
 
     @property
     def takes_region(self) -> bool:
         """Whether the caller says what to redraw."""
-        return self.where.takes_region
+        return self.selector.takes_region
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
-        return scene.x
+        return context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The grid with U - 1 returns to the start of every step but the last."""
         return revisited(times, self.resampling)
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The denoiser as it redraws the region."""
-        return asked(scene, self.where(scene))
+        return asked(context, self.selector(context))
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """Puts the patient's own state back outside the region, unless the network is told."""
-        if fills_voids(scene.model.recipe):
+        if fills_voids(context.model.recipe):
             return None
-        return keeping(scene, self.where(scene))
+        return keeping(context, self.selector(context))
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The volume with the region redrawn."""
-        return blended(scene, healthy, self.where(scene))
+        return blended(context, healthy, self.selector(context))
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores

@@ -20,46 +20,46 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.comparers import Comparer
 from volumediff.component import Loan
 from volumediff.condition import HEALTHY, Condition
 from volumediff.data.seen import Seen
 from volumediff.model import Batch, Model, state_noise
+from volumediff.residual_segmenters import ResidualSegmenter
 from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
 
-__all__ = ["COMPARER", "ReconstructionComparer", "VoxelPosterior"]
+__all__ = ["SEGMENTER", "ResidualSegmentation", "VoxelPosterior"]
 
 Volume = Float[Tensor, "b c d h w"]
-COMPARER = Loan(
-    "comparer",
-    what="the run of a comparer that was trained for this run",
-    configurations="comparers",
+SEGMENTER = Loan(
+    "residual_segmenter",
+    what="the run of a residual segmenter that was trained for this run",
+    configurations="residual_segmenters",
 )
 
 
-class ReconstructionComparer(nn.Module):
-    """f(x̂ - x, x), as a frozen model that gives x̂ and a comparer.
+class ResidualSegmentation(nn.Module):
+    """f(x̂ - x, x), as a frozen model that gives x̂ and a residual_segmenter.
 
     Arguments:
         model: makes reconstructions; its weights never change here
-        comparer: (residual, volume) -> logits
-        dtype: in which the comparer computes; volumes, residuals, logits and losses are wider
+        residual_segmenter: (residual, volume) -> logits
+        dtype: in which its network computes; volumes, residuals, logits and losses are wider
         time_density: of the training times
     """
 
     def __init__(
         self,
         model: Model,
-        comparer: Comparer,
+        residual_segmenter: ResidualSegmenter,
         *,
         dtype: torch.dtype = torch.float32,
         time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.comparer = comparer
+        self.residual_segmenter = residual_segmenter
         self.dtype = dtype
         self.time_density = time_density
 
@@ -97,7 +97,7 @@ class ReconstructionComparer(nn.Module):
 
     def logits(self, x: Volume, healthy: Volume) -> Float[Tensor, "b 1 d h w"]:
         """f(x̂ - x, x) of a reconstruction x̂."""
-        return self.comparer((healthy - x).to(self.dtype), x.to(self.dtype)).to(x.dtype)
+        return self.residual_segmenter((healthy - x).to(self.dtype), x.to(self.dtype)).to(x.dtype)
 
     def probability(self, x: Volume, healthy: Volume) -> Float[Tensor, "b 1 d h w"]:
         """σ(f(x̂ - x, x)) of a reconstruction x̂."""
@@ -119,7 +119,7 @@ class ReconstructionComparer(nn.Module):
 
 @dataclass(frozen=True)
 class VoxelPosterior:
-    """What a trained comparer says, as maps take it.
+    """What a trained residual segmenter says, as maps take it.
 
     Arguments:
         probability: (x, x̂) -> p in [0, 1] for every voxel

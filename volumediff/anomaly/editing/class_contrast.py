@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._scene import MethodContext, classes_of
+from volumediff.anomaly._context import MethodContext, classes_of
+from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.needs.model import Classes
-from volumediff.anomaly.policies._base import Policy
 from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
@@ -19,7 +19,7 @@ __all__ = ["ClassContrast"]
 
 
 @dataclass(frozen=True)
-class ClassContrast(Policy):
+class ClassContrast(Editing):
     r"""The map is how much the prediction changes with the class: at every step of the chain
 
     .. math:: a_t = d\big(D(\hat z_0(z_t, c)),\; D(\hat z_0(z_t, c'))\big)
@@ -51,44 +51,44 @@ class ClassContrast(Policy):
         """Both classes."""
         return (Classes(self.other, "policy classcontrast"),)
 
-    def start(self, scene: MethodContext) -> Float[Tensor, "1 c d h w"]:
+    def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""
-        return scene.x
+        return context.x
 
     def times(self, times: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         """The sampler's grid."""
         return times
 
-    def asked(self, scene: MethodContext) -> tuple[Denoiser, Condition]:
+    def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
         """The guided model."""
-        return scene.denoise, scene.condition
+        return context.denoise, context.condition
 
-    def hook(self, scene: MethodContext) -> Hook | None:
+    def hook(self, context: MethodContext) -> Hook | None:
         """Collects a map, changes nothing."""
-        own = scene.condition.label
-        other = scene.condition.replace(label=torch.full_like(own, self.other))
+        own = context.condition.label
+        other = context.condition.replace(label=torch.full_like(own, self.other))
         if self.share < 1:
-            mixture = torch.zeros(len(own), classes_of(scene.model) + 1, device=own.device)
+            mixture = torch.zeros(len(own), classes_of(context.model) + 1, device=own.device)
             mixture[:, self.other] = self.share
             mixture[torch.arange(len(own)), own] = 1 - self.share
-            other = scene.condition.replace(label=None, mixture=mixture)
+            other = context.condition.replace(label=None, mixture=mixture)
 
         def contrast(ctx: Context) -> tuple[Tensor, Tensor]:
-            away = scene.unguided(ctx.z_t, ctx.t, other)
-            volumes = (scene.decode(p.x0) for p in (ctx.prediction, away))
-            scene.maps.append(scene.distance_of(*volumes))
+            away = context.unguided(ctx.z_t, ctx.t, other)
+            volumes = (context.decode(p.x0) for p in (ctx.prediction, away))
+            context.maps.append(context.distance_of(*volumes))
             return ctx.prediction.x0, ctx.z_t
 
         return contrast
 
     def finish(
-        self, scene: MethodContext, healthy: Float[Tensor, "1 c d h w"]
+        self, context: MethodContext, healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 c d h w"]:
         """The decoded volume."""
         return healthy
 
     def weigh(
-        self, scene: MethodContext, scores: Float[Tensor, "1 1 d h w"]
+        self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return scores

@@ -11,15 +11,15 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._filters import dilate, inside_quantile
-from volumediff.anomaly._scene import MethodContext
 from volumediff.component import Component
 
-__all__ = ["FoundSelector", "Given", "Where"]
+__all__ = ["FoundSelector", "Given", "Selector"]
 
 
 @dataclass(frozen=True)
-class Where(Component, ABC):
+class Selector(Component, ABC):
     """A region of a scene; `two_pass` says whether a first row finds it, `takes_region` whether
     the caller gives it."""
 
@@ -27,12 +27,12 @@ class Where(Component, ABC):
     takes_region: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, context: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The region, 1 inside."""
 
 
 @dataclass(frozen=True)
-class FoundSelector(Where):
+class FoundSelector(Selector):
     """The most abnormal part of the foreground, by the map of a first pass.
 
     Arguments:
@@ -48,17 +48,17 @@ class FoundSelector(Where):
         if not 0 < self.quantile < 1:
             raise ValueError(f"quantile: expected a share in (0, 1), got {self.quantile}.")
 
-    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, context: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The most abnormal part, dilated."""
-        top = inside_quantile(scene.prior_map, self.quantile, foreground=scene.foreground)
-        m = ((scene.prior_map > top) & scene.foreground).to(scene.x.dtype)
-        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
-        scene.trace["inpaint/mask"] = m.bool()
+        top = inside_quantile(context.prior_map, self.quantile, foreground=context.foreground)
+        m = ((context.prior_map > top) & context.foreground).to(context.x.dtype)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=context.spacing_mm)
+        context.trace["inpaint/mask"] = m.bool()
         return m
 
 
 @dataclass(frozen=True)
-class Given(Where):
+class Given(Selector):
     """The region that the caller gives with the volume.
 
     Arguments:
@@ -68,18 +68,18 @@ class Given(Where):
     takes_region: ClassVar[bool] = True
     dilate_mm: float = 0.0
 
-    def __call__(self, scene: MethodContext) -> Float[Tensor, "1 1 d h w"]:
+    def __call__(self, context: MethodContext) -> Float[Tensor, "1 1 d h w"]:
         """The region, dilated.
 
         Raises:
             ValueError: the volume came without one
         """
-        if scene.region is None:
+        if context.region is None:
             raise ValueError(
                 "where given: expected a region to redraw, got none; pass region= with the "
                 "volume, or use found, which finds one."
             )
-        m = scene.region.to(scene.x.dtype)
-        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=scene.spacing_mm)
-        scene.trace["given/mask"] = m.bool()
+        m = context.region.to(context.x.dtype)
+        m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=context.spacing_mm)
+        context.trace["given/mask"] = m.bool()
         return m
