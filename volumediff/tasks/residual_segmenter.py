@@ -156,8 +156,8 @@ class ResidualSegmenterTask(Task):
     @property
     def refusals(self) -> Refusals:
         reason = (
-            "trains a residual segmenter, expected the run of a diffusion model or an autoencoder; a "
-            "residual_segmenter is given to a row such as sadm, with map.run=RUN."
+            "trains a residual segmenter, expected the run of a diffusion model or of an "
+            "autoencoder; a residual segmenter is given to a method such as sadm, with map.run=RUN."
         )
         return Refusals(reason, reason, reason)
 
