@@ -10,7 +10,7 @@ from volumediff.condition import Condition
 from volumediff.contracts.requirements import built, equal, randomised, refused, require, takes
 from volumediff.randomness import normal
 
-__all__ = ["check_classifier", "check_residual_segmenter", "check_network"]
+__all__ = ["check_classifier", "check_network", "check_residual_segmenter"]
 
 SIZES = ((1, 1, 1), (1, 6, 5), (7, 3, 2), (12, 4, 4))
 SMALL = {"widths": (4, 8), "blocks": 1, "groups": 2}

@@ -157,7 +157,7 @@ class ResidualSegmenterTask(Task):
     def refusals(self) -> Refusals:
         reason = (
             "trains a residual segmenter, expected the run of a diffusion model or of an "
-            "autoencoder; a residual segmenter is given to a method such as sadm, with map.run=RUN."
+            "autoencoder; residual segmenters are given to methods such as sadm with map.run=RUN."
         )
         return Refusals(reason, reason, reason)
 
