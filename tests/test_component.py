@@ -18,12 +18,12 @@ from volumediff.anomaly.needs.training import TrainedOn, WithKernel
 from volumediff.anomaly.threshold import Fixed, HealthyFPR
 from volumediff.commands._capabilities import needs_of
 from volumediff.component import Component, Loan, Requirement, borrowed, identity_of, presentation
-from volumediff.config import build
+from volumediff.config import build, shipped
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.recipes.inpainting import Inpainting
 
-METHODS = rows.config.shipped("anomaly")
+METHODS = shipped("anomaly")
 LOAN = Loan("judge", what="a judge", configurations="classifiers")
 
 
