@@ -310,7 +310,7 @@ def test_what_a_method_needs_is_what_its_comments_and_paper_say(name):
 def test_a_component_names_its_own_run_before_the_option():
     method = reading.read_method("wolleb", overrides=["score.run=mine"])
     names = {request.place: request.name for request in method.requests()}
-    assert names == {"score": "score.run", "guidance": "--classifier"}
+    assert names == {"score": "score.run", "guidance": "classifier"}
     with pytest.raises(ValueError, match=r"score\.run: expected a classifier .*=RUN"):
         method.check(states())
     guided = method.bind(lambda request: posterior() if request.place == "score" else None)
