@@ -36,7 +36,7 @@ from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.commands._capabilities import inventory, localization
 from volumediff.condition import Condition
-from volumediff.config import shipped
+from volumediff.config import config_path, load, shipped
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.disentangled import Disentangled
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
@@ -292,7 +292,7 @@ def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_says_what_it_needs_and_finds(name):
-    tree = rows.config.load(rows.config.config_path("anomaly", name))
+    tree = load(config_path("anomaly", name))
     assert {"supervision", "scope", "threshold", "score"} <= set(tree)
     method = reading.read_method(name)
     assert method.supervision == tree["supervision"]

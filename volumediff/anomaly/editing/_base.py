@@ -46,8 +46,8 @@ class Editing(Component, ABC):
         """The quantile of the first pass's healthy maps that a mask waits for; None for none."""
         return None
 
-    def with_first_threshold(self, threshold: float) -> "Policy":
-        """The policy with the value of that quantile."""
+    def with_first_threshold(self, threshold: float) -> "Editing":
+        """The strategy with the value of that quantile."""
         return self
 
     @abstractmethod
