@@ -127,8 +127,8 @@ def options(
         bool,
         typer.Option(
             DEBUG,
-            help="Show the traceback of an error, and stop at the first case that fails by a bug in "
-            "the program or in a component. The option may stand anywhere.",
+            help="Show the traceback of an error, and stop at the first case that fails by a "
+            "bug in the program or in a component. The option may stand anywhere.",
         ),
     ] = False,
 ) -> None:

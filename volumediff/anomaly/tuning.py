@@ -1,6 +1,6 @@
 r"""Axes of a method: what may be tuned, over which values, and the method with other values.
 
-Noise levels are one axis per pass, in whichever component they stand (route, ensemble, editing): its
+Noise levels are one axis per pass, in any component (route, ensemble, editing): its
 coordinate is the log-SNR λ of the noisiest level, and all levels move together,
 
 .. math:: λ_i \leftarrow λ_i + δ,

@@ -142,7 +142,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def inputs_and_words(given: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths and `key=value` overrides; a path that contains `=` is written with a folder, ./a=b."""
+    """Paths and `key=value` overrides; a path with `=` is written with a folder, ./a=b."""
     paths, overrides = [], []
     for word in given:
         key, equals, _ = word.partition("=")

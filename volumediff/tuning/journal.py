@@ -65,7 +65,7 @@ class TuningJournal:
     trials: dict[Setting, Trial] = field(default_factory=dict)
 
     def write(self, result: Mapping[str, Any] | None = None) -> None:
-        """Writes all measurements, in an order that does not depend on the search, and the result."""
+        """Writes all measurements, in an order independent of the search, and the result."""
         settings = [
             {"setting": dict(setting), **self.trials[setting].to_json()}
             for setting in sorted(self.trials)

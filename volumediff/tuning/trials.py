@@ -166,7 +166,7 @@ def measure(
         seed: of the methods' noise
 
     Raises:
-        ValueError: too few healthy volumes for a normalization or for the threshold of a first pass
+        ValueError: too few healthy volumes for a normalization or a first-pass threshold
     """
     there = (e if model is None else placed(e, model.device) for e in references)
     finder = methods[0].with_bar(informed(methods[0], model, there, seed=seed))

@@ -145,7 +145,7 @@ class Method(Component, ABC):
 
     @property
     def first_threshold(self) -> "tuple[Method, float] | None":
-        """A first pass and the quantile of its healthy maps that this method needs; None for none."""
+        """The first pass and the quantile of its healthy maps that this method needs, or None."""
         return None
 
     def with_first_threshold(self, statistics: Mapping[str, Tensor]) -> "Method":

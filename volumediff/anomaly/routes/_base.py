@@ -25,8 +25,8 @@ class Route(Component, ABC):
     `chain` says whether a sampler walks down, so that editing can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
     the finding; `two_pass` whether the mask comes from a first pass; `own_map` whether the map of
-    the method is taken of the volumes, besides maps that the route leaves in the context; `paths` whose
-    states it walks, None for all kernels.
+    the method is taken, besides maps that the route leaves in the context; `paths`
+    whose states it walks, None for all kernels.
     """
 
     chain: ClassVar[bool] = True
