@@ -422,7 +422,7 @@ def test_a_region_in_memory_is_redrawn_as_one_in_a_file(loaded, tmp_path):
     mask = np.zeros(x.shape, np.uint8)
     mask[3:5, 2:5, 4] = 1
     words = {"method": "inpaint_given", "sampler": {"steps": 2}, "threshold": "best", "post": []}
-    words["policy"] = {"where": {"dilate_mm": 0}}
+    words["editing"] = {"selector": {"dilate_mm": 0}}
     words["normalize"] = "raw"
     file = save(tmp_path / "mask.nii.gz", mask, affine)
     one = loaded.localize((x, affine), region=(mask, affine), **words)

@@ -650,7 +650,7 @@ def test_a_first_pass_by_another_run(run, runs, base, program, tmp_path):
     first = tmp_path / "first"
     train(tiny(base / "data", first, *words))
     file = sorted((base / "data").glob("*.nii.gz"))[0]
-    rest = ["sampler.steps=2", "threshold=best", "policy.resampling=1"]
+    rest = ["sampler.steps=2", "threshold=best", "editing.resampling=1"]
     method = ["--method", "phanes"]
     code, _, said = program("localize", file, "--run", run, "-o", tmp_path / "a", *method, *rest)
     assert code == 2

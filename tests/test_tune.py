@@ -381,7 +381,7 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
     assert code == 0, said
     assert settings(file) == before
     assert said.count("voxel AP") == 0, "nothing is measured twice"
-    assert "the row's own" in table
+    assert "the method's own" in table
     assert "lesion left" in table
 
 

@@ -69,7 +69,7 @@ def load_method(
 def needs_calibration(method: Method) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
     parts = (method.threshold.calibrated, method.score.calibrated)
-    return method.normalize.fitted or method.bar is not None or any(parts)
+    return method.normalize.fitted or method.first_threshold is not None or any(parts)
 
 
 def calibration_for(

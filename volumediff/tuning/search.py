@@ -104,7 +104,7 @@ class Bench:
 
     def measure(self, methods: Sequence[Method]) -> list[Trial]:
         """Measurements of methods that make the same map."""
-        waits = any(m.normalize.fitted or m.bar is not None for m in methods)
+        waits = any(m.normalize.fitted or m.first_threshold is not None for m in methods)
         references = self.references() if waits else ()
         return measure(methods, self.model, self.pairs(), references=references, seed=self.seed)
 
