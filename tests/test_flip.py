@@ -182,7 +182,7 @@ def test_what_does_not_suit_it_is_refused():
         loose.check(gaussian)
     with pytest.raises(ValueError, match="sampler: expected the kernel gaussian for DDIM, got"):
         row(Flip(), sampler=DDIM(2))
-    with pytest.raises(ValueError, match="got discrete, whose steps are its own; use ancestral"):
+    with pytest.raises(ValueError, match="got discrete, which has its own steps; use ancestral"):
         row(Flip(), sampler=Ancestral(2, variance=0.5))
     with pytest.raises(ValueError, match=r"gaussian for the editing strategy harmonise, got .*; use"):
         row(Harmonise(levels=(0.2,))).check(model_of(uncertain))

@@ -62,7 +62,7 @@ ROWS = shipped("anomaly")
 # Small enough for 8 voxels.
 FIELDS = {GaussianNoise: GaussianNoise(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
 # Where no checkpoint of a pipeline can serve a row.
-LATENT = "got latents, which are trained on white noise"
+LATENT = "got latents, which are trained with white noise"
 IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
 BITS = "expected a space of bits"
 IMPOSSIBLE |= {("bernoulli", space): BITS for space in ("voxel", "wavelet", "slices")}
@@ -347,7 +347,7 @@ def test_rows_compose(tmp_path):
         ("reconstruction: {name: restoration, lr: 0}", "expected steps >= 1, lr > 0"),
         (
             "route: identity\nfirst: {row: ra, rum: x}",
-            "first.rum: no slot .* row, run.*mean 'run'",
+            "first.rum: no key .* row, run.*mean 'run'",
         ),
         ("route: identity\nnoise: simplx", "noise.name = 'simplx'.*Did you mean 'simplex'"),
         (

@@ -881,7 +881,7 @@ def test_what_is_redrawn_exceeds_a_quantile_of_the_healthy_maps():
     assert calibration.fingerprint == row.fingerprint
     sick = [Example(x, INSIDE, SPACING, truth=blob())]
     assert validate(calibration, row, model, sick, seed=0).validation_threshold > 0
-    with pytest.raises(ValueError, match="policy: expected a calibration on healthy volumes"):
+    with pytest.raises(ValueError, match="editing: expected a calibration on healthy volumes"):
         run(row, model, x)
     with pytest.raises(ValueError, match="expected a method with a pseudo-healthy volume"):
         Localizer(first=first, route=Diffuse(level=0.2), editing=Stitch(), sampler=DDIM(3))
