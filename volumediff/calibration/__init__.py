@@ -1,1 +1,1 @@
-"""A method on healthy volumes of a run or a site: normalization, thresholds, fitted statistics."""
+"""Calibrations: a method on healthy volumes of a run or a site gives normalization and thresholds."""
