@@ -1,1 +1,1 @@
-"""Calibrations: a method on healthy volumes of a run or a site gives normalization and thresholds."""
+"""Calibrations: normalization and thresholds of a method, from healthy volumes of a run or site."""
