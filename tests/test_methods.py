@@ -312,7 +312,7 @@ def test_the_methods_of_the_first_release_are_there():
 
 def test_a_row_with_labels_refuses_a_model_without():
     method = method_files.read_method("cfg_inversion")
-    with pytest.raises(ValueError, match="guidance classifierfree: expected a class-conditional"):
+    with pytest.raises(ValueError, match="guidance classifier_free: expected a class-conditional"):
         method.check(model_in("voxel"))
     method.check(model_in("voxel", classes=2))
 

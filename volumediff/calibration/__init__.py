@@ -1,1 +1,1 @@
-"""Calibrations: normalization and thresholds of a method, from healthy volumes of a run or site."""
+"""Calibrations: normalization and thresholds of methods, from healthy volumes of a run or site."""
