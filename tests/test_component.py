@@ -314,7 +314,7 @@ def test_a_component_names_its_own_run_before_the_option():
     with pytest.raises(ValueError, match=r"score\.run: expected a classifier .*=RUN"):
         method.check(states())
     guided = method.bind(lambda request: posterior() if request.place == "score" else None)
-    with pytest.raises(ValueError, match=r"classifier: expected .*use --classifier RUN, see"):
+    with pytest.raises(ValueError, match=r"classifier: expected .*give its run as classifier, "):
         guided.check(states())
 
 

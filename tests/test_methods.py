@@ -284,7 +284,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
     row = replace(reading.read_method("features"), map=Perceptual(of="autoencoder"))
-    monkeypatch.setattr(rows, "load_row", lambda name: row)
+    monkeypatch.setattr(reading, "read_method", lambda name: row)
     cells = localization.__wrapped__()["ddpm"]
     assert cells["latent"] == "ok"
     assert "expected a latent space with an autoencoder, got voxel" in cells["patch"]

@@ -26,7 +26,7 @@ class Siamese(ResidualSegmenter):
     """Residual blocks without attention, level by level; ceil(size / 2) per level, any size.
 
     Arguments:
-        channels: see `Comparer`
+        channels: see `ResidualSegmenter`
         widths: channels per level, finest first
         blocks: residual blocks per level, in the encoder and again in the decoder
         norm: `group` normalises over the volume; `voxel` over the channels of each voxel, for
