@@ -199,7 +199,7 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
         row.adapt.needs[0].check(other)
     with pytest.raises(UsageError, match=r"adapt\.stps: AffineAdapt.* takes steps.*mean 'steps'"):
         reading.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
-    with pytest.raises(UsageError, match=r"no slot of a row"):
+    with pytest.raises(UsageError, match=r"no key of a method"):
         reading.read_method("intensity", overrides=["adapt=affine"])
     with pytest.raises(ValueError, match="expected foreground outside of what is suspected"):
         with AffineAdaptation().adapted(unet(), example(SICK), suspected=ALL, key=0):

@@ -655,7 +655,7 @@ def test_baselines_by_hand():
     unit = std + 0.5 * filters.inside_quantile(std, 0.5, foreground=INSIDE)
     torch.testing.assert_close(got.map, (x - mean).abs() / unit * INSIDE)
     assert torch.equal(got.pseudo_healthy, mean)
-    with pytest.raises(ValueError, match="fitted atlas_z: expected what was learnt"):
+    with pytest.raises(ValueError, match="fitted atlas_z: expected statistics fitted"):
         find(AtlasZ(), x)
     small = AtlasZ().learn(None, healthy(noise(0, 3, 3, 3), noise(1, 3, 3, 3)), key=0)
     with pytest.raises(ValueError, match="expected a volume on the atlas grid"):

@@ -369,7 +369,7 @@ def test_a_kind_of_method_from_outside_is_named_by_its_class(tmp_path):
     torch.testing.assert_close(found.map, torch.ones_like(x))
     assert bool(found.mask.any())
     path.write_text("method: test_component:Dark\ngian: 3\n")
-    with pytest.raises(UsageError, match=r"gian: no slot of a row: .*Did you mean 'gain'"):
+    with pytest.raises(UsageError, match=r"gian: no key of a method; .*Did you mean 'gain'"):
         reading.read_method(str(path))
     path.write_text("method: volumediff.anomaly.methods.localizer:Localizer\nmap: l1\n")
     with pytest.raises(UsageError, match="Localizer needs route"):

@@ -525,7 +525,7 @@ class Unchecked(detectors.PosteriorMean):
         pass
 
 
-@broken("fitted", "learnt differently")
+@broken("fitted", "give another fit")
 class Moody(AtlasZ):
     def learn(self, model, examples, *, key):
         fit = super().learn(model, examples, key=key)

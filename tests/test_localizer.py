@@ -514,7 +514,7 @@ def test_checkpoint_and_calibration_must_suit():
         ),
         (
             {"route": Scan(levels=(0.5,)), "editing": Harmonise(levels=(0.2,))},
-            "policy harmonise: expected a route with a reverse chain, got scan",
+            "editing harmonise: expected a route with a reverse chain, got scan",
         ),
         (
             {
@@ -526,7 +526,7 @@ def test_checkpoint_and_calibration_must_suit():
         ),
         (
             {"route": Diffuse(level=0.5), "sampler": DDIM(2), "editing": Stitch()},
-            "first: expected a first row",
+            "first: expected a first pass",
         ),
     ],
 )

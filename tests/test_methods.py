@@ -62,7 +62,7 @@ ROWS = shipped("anomaly")
 # Small enough for 8 voxels.
 FIELDS = {GaussianNoise: GaussianNoise(), Simplex: Simplex(2, wavelength=4.0), Pyramid: Pyramid(2)}
 # Where no checkpoint of a pipeline can serve a row.
-LATENT = "got latents, which are trained on white noise"
+LATENT = "got latents, which are trained with white noise"
 IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
 BITS = "expected a space of bits"
 IMPOSSIBLE |= {("bernoulli", space): BITS for space in ("voxel", "wavelet", "slices")}
@@ -229,7 +229,7 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
     if isinstance(method, Fitted):
         learns = method.supervision in ("full", "self")
         seen = [replace(e, truth=LESION) for e in examples] if learns else examples
-        with pytest.raises(ValueError, match="expected what was learnt of a run's volumes"):
+        with pytest.raises(ValueError, match="expected statistics fitted on a run's volumes"):
             method.residual(model, examples[0], key=0)
         method = replace(method, fit=method.learn(model, iter(seen), key=0))
     calibration = calibrate.fit(method, model, examples, seed=0)
@@ -341,13 +341,13 @@ def test_rows_compose(tmp_path):
     [
         ("route: identity\nnoise: {name: simplex}", "noise: expected a name, .*the checkpoint's"),
         ("reconstruction: single_pas", "reconstruction.name = 'single_pas'.*mean 'single_pass'"),
-        ("reconstruction: single_pass\nsampler: ddim", "sampler: no slot of a row: "),
+        ("reconstruction: single_pass\nsampler: ddim", "sampler: no key of a method; "),
         ("reconstruction: single_pass\nautoencoder: {name: vae}", "autoencoder: expected a name"),
         ("reconstruction: single_pass\nensemble: {name: mean, seeds: 2}", "expected seeds: 1"),
         ("reconstruction: {name: restoration, lr: 0}", "expected steps >= 1, lr > 0"),
         (
             "route: identity\nfirst: {row: ra, rum: x}",
-            "first.rum: no slot .* row, run.*mean 'run'",
+            "first.rum: no key .* row, run.*mean 'run'",
         ),
         ("route: identity\nnoise: simplx", "noise.name = 'simplx'.*Did you mean 'simplex'"),
         (
@@ -359,15 +359,15 @@ def test_rows_compose(tmp_path):
             "guidance: {name: sum, terms: [{name: classifier_free, classes: 2}]}",
             r"guidance.terms\[0\].classes: is derived, not configured",
         ),
-        ("rout: 1", "rout: no slot of a row: .*Did you mean 'route'"),
-        ("supervision: weak", "expected one of the slots .*route.*, of the components baseline"),
+        ("rout: 1", "rout: no key of a method; .*Did you mean 'route'"),
+        ("supervision: weak", "expected one of the keys .*route.*baseline.* or method"),
         ("supervision: strong\nroute: identity", "supervision: expected none or unsupervised"),
         ("route: {name: diffuse}", "route: expected exactly one of level and log_snr"),
         ("route: {name: difuse, level: 1}", "route.name = 'difuse'.*Did you mean 'diffuse'"),
         ("route: identity\nmap: {name: ssim, sigma: 2}", "map.sigma: SSIM takes sigma_mm"),
         ("route: identity\npost: median", "post: expected a list of post components"),
         ("route: identity\nsampler: {name: ddim, steps: 2}", "route identity: has no reverse"),
-        ("route: identity\nfirst: 3", "first: expected the name of a row"),
+        ("route: identity\nfirst: 3", "first: expected the name of a method"),
         (
             "route: {name: diffuse, level: 0.5}\nsampler: {name: ddim, steps: 2}\n"
             "guidance: {name: classifier_free, classes: 3}",
@@ -377,8 +377,8 @@ def test_rows_compose(tmp_path):
         ("fitted: {name: padim, features: {stride: 0}}", "features: .*at least one voxel, got 0"),
         ("fitted: pixel_classifier", "expected supervision full .* or self"),
         ("baseline: {name: smothing}", "baseline.name = 'smothing'.*Did you mean 'smoothing'"),
-        ("baseline: prevalence\nroute: identity", "route: no slot of a row"),
-        ("detector: posterior_mean\nroute: identity", "route: no slot of a row"),
+        ("baseline: prevalence\nroute: identity", "route: no key of a method"),
+        ("detector: posterior_mean\nroute: identity", "route: no key of a method"),
         ("detector: {name: posterior_mean, seds: 2}", "detector.seds: .*Did you mean 'seeds'"),
         ("detector: posterior_mean\ncorruption: fpi", "corruption.name = 'fpi': choose from"),
     ],

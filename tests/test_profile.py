@@ -122,13 +122,13 @@ def test_training_says_what_the_planner_would_do(program, exhausted, tmp_path, m
     has(monkeypatch, sum(needs) / 2)
     line = one_line(*program("train", file)[::2])
     assert line.startswith("volumediff: error: out of memory on cpu (1.3 GB)")
-    assert "volumes of 8×8×8; volumediff plan would take memory.checkpoint=" in line
+    assert "volumes of 8×8×8; use memory.checkpoint=" in line
 
 
 def test_advice_depends_on_what_there_is(tmp_path, monkeypatch):
     config = tiny(tmp_path, tmp_path, "memory.checkpoint=true")
     has(monkeypatch, 1.0)
-    assert "nothing fits, it takes a card with 1.3 GB" in shortage.advice(
+    assert "no memory policy fits; what would fit: a card with 1.3 GB" in shortage.advice(
         config, mode="infer", device="cpu"
     )
     bare = tiny(tmp_path, tmp_path)

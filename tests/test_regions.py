@@ -126,7 +126,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
 @pytest.mark.parametrize(
     ("words", "region", "reason"),
     [
-        (GIVEN, False, "redraws a region of yours and finds none itself"),
+        (GIVEN, False, "expected a region to redraw, got none"),
         (
             ("--method", "ddpm"),
             True,

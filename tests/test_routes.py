@@ -211,7 +211,7 @@ def test_a_given_region_is_redrawn_without_a_look_inside():
     grown = dilate(blob().float(), radius_mm=2.0, spacing_mm=SPACING).bool()
     assert torch.equal(c[~grown], x[~grown])
     assert not torch.equal(c[grown & ~blob()], x[grown & ~blob()])
-    with pytest.raises(ValueError, match="where given: expected a region to redraw, got none"):
+    with pytest.raises(ValueError, match="selector given: expected a region to redraw, got none"):
         run(row, model, x)
 
 
@@ -614,7 +614,7 @@ def test_the_class_contrast_is_the_difference_of_two_predictions():
     torch.testing.assert_close(got.pseudo_healthy, z, atol=1e-5, rtol=0)
     # of equal Gaussians the difference does not depend on the voxel: (m_0 - m_1) sigma² / (...)
     assert float(got.map[INSIDE].std()) < 1e-4
-    with pytest.raises(ValueError, match="policy classcontrast: expected a class-conditional"):
+    with pytest.raises(ValueError, match="editing class_contrast: expected a class-conditional"):
         run(row, states(), x)
     third = replace(row, editing=ClassContrast(other=2))
     with pytest.raises(ValueError, match="with a class 2, got one with 2"):
@@ -741,7 +741,7 @@ def test_fused_chains_keep_the_round_trip_outside_and_redraw_inside():
     prior = got.trace["first/map"]
     prior = smooth(prior, sigma_mm=3.0, spacing_mm=SPACING, foreground=ALL)
     assert float(prior[m].min()) > float(prior[~m].max())
-    with pytest.raises(ValueError, match="first: expected a first row exactly where"):
+    with pytest.raises(ValueError, match="first: expected a first pass exactly where"):
         Localizer(route=Fuse(level=0.6), sampler=DDIM(5))
     with pytest.raises(ValueError, match="route fuse: expected a sampler that can be inverted"):
         Localizer(first=FIRST, route=Fuse(level=0.6), sampler=Ancestral(5))
@@ -883,7 +883,7 @@ def test_what_is_redrawn_exceeds_a_quantile_of_the_healthy_maps():
     assert validate(calibration, row, model, sick, seed=0).validation_threshold > 0
     with pytest.raises(ValueError, match="editing: expected a calibration on healthy volumes"):
         run(row, model, x)
-    with pytest.raises(ValueError, match="expected a row with a pseudo-healthy volume"):
+    with pytest.raises(ValueError, match="expected a method with a pseudo-healthy volume"):
         Localizer(first=first, route=Diffuse(level=0.2), editing=Stitch(), sampler=DDIM(3))
 
 

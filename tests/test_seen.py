@@ -243,10 +243,10 @@ def test_with_leave_figures_come_with_and_without_them(mixed, program, tmp_path)
     assert "<h2>Results without the volumes that were seen before</h2>" in page
 
 
-def test_namesakes_are_others_but_equal_files_are_not(mixed, program, tmp_path):
+def test_patients_with_the_same_name_are_others_but_equal_files_are_not(mixed, program, tmp_path):
     out, truth, again = mixed
     words = ("--truth", truth, "-o", tmp_path / "r", "--replicates", 0)
-    code, _, said = program("evaluate", out, *words, "--namesakes")
+    code, _, said = program("evaluate", out, *words, "--same-names")
     assert code == 1
     assert "has seen 1 of 5 cases: other" in said
     assert "or go on with allow_seen" in said, "same_names would not help"
@@ -255,9 +255,9 @@ def test_namesakes_are_others_but_equal_files_are_not(mixed, program, tmp_path):
     code, _, said = program("evaluate", out, *words)
     assert code == 1
     assert "same_names if they are other people" in said
-    code, table, said = program("evaluate", out, *words, "--namesakes")
+    code, table, said = program("evaluate", out, *words, "--same-names")
     assert code == 0, said
-    assert "1 of the volumes share names with those that were seen" in table
+    assert "1 of the volumes share names with volumes that were seen" in table
     found = json.loads((tmp_path / "r" / "evaluation.json").read_text())["methods"]["intensity"]
     assert found["seen"] == {"leaks": [], "unknown": [], "same_names": 1}
     assert again in [c["case"] for c in found["cases"]]

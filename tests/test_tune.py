@@ -381,7 +381,7 @@ def test_tune_calibrate_localize(program, base, run, tmp_path):
     assert code == 0, said
     assert settings(file) == before
     assert said.count("voxel AP") == 0, "nothing is measured twice"
-    assert "the row's own" in table
+    assert "the method's own" in table
     assert "lesion left" in table
 
 
@@ -580,7 +580,7 @@ WRONG = {
     "budget": (("--budget", "5min"), "--budget 5min: expected seconds such as 600"),
     "ending": (("-o", "row.txt"), "-o row.txt: expected a name that ends with .yaml"),
     "method": (("--method", "ddmp"), "Did you mean 'ddpm'?"),
-    "nothing": (("--method", "prevalence"), "got a row with none of them"),
+    "nothing": (("--method", "prevalence"), "it has none of them"),
     "none": (("--method", "ddpm", "--levels", "none"), "only log_snr, post.0.radius_mm"),
     "unlabelled": (("--method", "ddpm", "--truth", "label"), "has no label"),
     "no classes": (("--method", "cfg_inversion"), "class-conditional"),

@@ -1,4 +1,4 @@
-"""The command line: one command per thing that users do, one line per error.
+"""The command line: one command per task of the user, one line per error.
 
 Exit codes: 0 done, 1 bad data or failed cases, 2 wrong usage or configuration, 130 Ctrl-C. An
 error of the program itself shows its traceback, then its line; `--debug` shows that of every
@@ -71,7 +71,10 @@ def main() -> None:
             sys.stderr.write(traceback_of(error))
         _stop(line, code)
     if code == INTERRUPTED:
-        _stop("interrupted; the same command goes on from what is finished.", INTERRUPTED)
+        _stop(
+            "interrupted; run the same command again to continue from what is finished.",
+            INTERRUPTED,
+        )
     raise SystemExit(code or 0)
 
 
@@ -125,7 +128,7 @@ def options(
         typer.Option(
             DEBUG,
             help="Show the traceback of an error, and stop at the first case that fails by a "
-            "fault of the program or of a component. May stand anywhere in the command.",
+            "bug in the program or in a component. The option may stand anywhere.",
         ),
     ] = False,
 ) -> None:

@@ -5,7 +5,7 @@ Every part declares what it can do and what it needs as plain class attributes:
     kernel    path, predicts, classes     schedule  variance_preserving, zero_terminal_snr
     recipe    paths, exact, whole, teaches, marks, reference, …       noise     kind
     space     exact, binary               corruption  kind                  times     support
-    sampler   paths, reads, invertible    route, policy  paths              model     diffuses
+    sampler   paths, reads, invertible    route, editing  paths             model     diffuses
 
 Names and ancestry of classes decide nothing: a subclass inherits what its parent declares and fits
 wherever that does, and a new part fits wherever what it declares is enough. What declares nothing
@@ -57,7 +57,7 @@ ROUNDING = 1e-9  # of times, which are computed from log-SNRs
 
 @runtime_checkable
 class Walker(Protocol):
-    """What walks or edits states: samplers, routes, policies."""
+    """What walks or edits states: samplers, routes, editing strategies."""
 
     @property
     def paths(self) -> tuple[str, ...] | None:
@@ -118,14 +118,14 @@ def training_problem(
     if noise.kind != WHITE and not space.exact:
         return (
             f"noise: expected gaussian in a latent space, got {name_of(type(noise))}; the latents "
-            "are made once, and noise of the volume cannot be told from theirs. Use voxel or "
+            "are computed once, and noise of voxels has no counterpart in them. Use voxel or "
             "wavelet."
         )
     return None
 
 
 def classification_problem(recipe: Recipe) -> str | None:
-    """Why a classifier of states cannot learn from a recipe: it is told a state and nothing else,
+    """Why a classifier of states cannot learn from a recipe: it sees a state and nothing else,
     and samples without a class mean nothing to it."""
     if recipe.classes and not (recipe.drop or recipe.atlas or recipe.scalars):
         return None
@@ -151,7 +151,7 @@ def supervision_problem(recipe: Recipe) -> str | None:
         return None
     return (
         "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
-        f"residual_segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
+        f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
     )
 
 
@@ -166,11 +166,11 @@ def comparison_problem(model: Model) -> str | None:
     )
 
 
-# Chains: samplers, routes and policies against kernels
+# Chains: samplers, routes and editing strategies against kernels
 
 
 def walks(walker: Walker, path: str) -> bool:
-    """Whether a sampler, route or policy knows the states of a path."""
+    """Whether a sampler, route or editing strategy knows the states of a path."""
     return walker.paths is None or path in walker.paths
 
 
@@ -179,8 +179,8 @@ def sampler_problem(sampler: Stepper, kernel: Kernel | type[Kernel]) -> str | No
     mine, name = type(sampler).__name__, name_of(_class(kernel))
     if not walks(sampler, kernel.path):
         return (
-            f"sampler: expected the kernel {_either(sampler.paths)} for {mine}, got {name}, whose "
-            "steps are its own; use ancestral with variance 0."
+            f"sampler: expected the kernel {_either(sampler.paths)} for {mine}, got {name}, which "
+            "has its own steps; use ancestral with variance 0."
         )
     missing = [quantity for quantity in sampler.reads if quantity not in kernel.predicts]
     if missing:
@@ -192,7 +192,7 @@ def sampler_problem(sampler: Stepper, kernel: Kernel | type[Kernel]) -> str | No
 
 
 def path_problem(walker: Walker, kernel: Kernel | type[Kernel], what: str) -> str | None:
-    """Why a route or a policy knows nothing of the states of a kernel.
+    """Why a route or an editing strategy cannot take the states of a kernel.
 
     Arguments:
         what: the part in words, such as `the route diffuse`
@@ -215,7 +215,7 @@ def samples_everything(model: Model) -> bool:
 
 
 def fills_voids(recipe: Recipe) -> bool:
-    """Whether the network is told a void and what surrounds it, with noise everywhere."""
+    """Whether the network is conditioned on a void and its surroundings, with noise everywhere."""
     return recipe.teaches == "inpainting"
 
 
@@ -235,7 +235,7 @@ def diffusion_problem(model: Model | Reconstructor | None) -> str | None:
         return None
     return (
         "expected the run of a diffusion model, got one of the autoencoder "
-        f"{name_of(type(model))}; use a row such as vae, or train one of configs/pipelines."
+        f"{name_of(type(model))}; use a method such as vae, or train one of configs/pipelines."
     )
 
 
@@ -297,7 +297,7 @@ def noise_problem(model: Model, wanted: type[Noise]) -> str | None:
     if wanted.kind != WHITE and not model.space.exact:
         return (
             f"noise: expected a space of voxels or wavelets for {name} noise, got latents, which "
-            "are trained on white noise of their own; use another pipeline."
+            "are trained with white noise alone; use another pipeline."
         )
     if _alike(model.noise_field.kind, wanted.kind):
         return None
@@ -309,12 +309,12 @@ def noise_problem(model: Model, wanted: type[Noise]) -> str | None:
 
 
 def reference_problem(model: Model, wanted: bool) -> str | None:
-    """Why a model is not told the volume, where a method is about that."""
+    """Why a model is not conditioned on the volume, where a method needs that."""
     if model.recipe.reference or not wanted:
         return None
     return (
-        "reference: expected a checkpoint that is told the volume through a bottleneck, got one "
-        "that is not; train with recipe.reference=true."
+        "reference: expected a checkpoint that is conditioned on the volume through a "
+        "bottleneck, got one that is not; train with recipe.reference=true."
     )
 
 
@@ -339,11 +339,11 @@ def map_space_problem(space: StateSpace) -> str | None:
 
 
 def times_problem(model: Model, times: Sequence[float], *, chain: bool) -> str | None:
-    """Why a model was not trained on the times that a method asks at.
+    """Why a model was not trained on the times at which a method evaluates it.
 
     Arguments:
         times: where runs begin
-        chain: whether runs go down to 0; if not, they ask at their beginning alone
+        chain: whether runs go down to 0; if not, they evaluate the model at their beginning alone
     """
     low, _ = model.time_density.support
     problem = highest_problem(model, max(times, default=0.0))
@@ -370,7 +370,7 @@ def highest_problem(model: Model, time: float) -> str | None:
 
 
 def end_problem(model: Model) -> str | None:
-    """Why a model cannot be asked at t = 1."""
+    """Why a model cannot be evaluated at t = 1."""
     _, high = model.time_density.support
     if high >= 1:
         return None

@@ -1,4 +1,4 @@
-r"""What every component of a method says of itself, by its fields alone.
+r"""Base class of components: identity, requirements and auxiliary models, read from the fields.
 
     level: float = 0.1                                 an argument: part of the identity
     map: Map                                           another component, in which all this holds
@@ -8,7 +8,7 @@ r"""What every component of a method says of itself, by its fields alone.
 
 A component is a frozen dataclass that derives from `Component`, and adds what a run must be like
 for it in `needs`. Whoever holds a component can walk its parts, merge their needs, hand in what
-they borrow, and tell by its identity whether two of them make the same map.
+they borrow, and decide by its identity whether two of them make the same map.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +63,7 @@ class Loan:
         configurations: folder of the configurations that train one
         option: parameter that names one run for all components of a method; None where
             only the component's own argument `run` does
-        required: whether a method cannot be checked without; what is learnt of the run itself
+        required: whether a method cannot be checked without; what is fitted on the run itself
             comes after the check
     """
 
@@ -126,7 +126,7 @@ def handed_in(default: Any) -> Any:
 
 
 def presentation(default: Any = MISSING, *, default_factory: Any = MISSING) -> Any:
-    """A dataclass field that changes no map: what readers are told, or done to a finished map."""
+    """A dataclass field that changes no map: text for readers, or a step on finished maps."""
     given = {"default": default} if default_factory is MISSING else {}
     made = {} if default_factory is MISSING else {"default_factory": default_factory}
     return field(**given, **made, metadata={_FREE: True})
@@ -151,7 +151,7 @@ class Component:
 
     @property
     def needs(self) -> tuple[Requirement, ...]:
-        """What the component itself asks of a run."""
+        """What the component itself requires of a run."""
         return ()
 
     def _inside(self) -> Iterator[tuple[str, "Component"]]:
@@ -178,7 +178,7 @@ class Component:
             yield from part.parts(f"{place}.{name}" if place else name)
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """What the component and its parts ask of a run, each once."""
+        """What the component and its parts require of a run, each once."""
         found = list(self.needs)
         if not self.alone:
             for _, part in self._inside():

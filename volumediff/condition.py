@@ -1,4 +1,4 @@
-"""What the denoiser is told beside the noisy state: p(z_0 | z_t, c).
+"""Conditions: what the denoiser is conditioned on beside the noisy state, p(z_0 | z_t, c).
 
 Image conditions and coordinates are concatenated to the state, class and scalars go to the
 embedding.
@@ -25,7 +25,7 @@ class Condition:
         mixture: shares of all classes and of the null class, in place of the label; their
             embeddings are mixed
         scalars: standardised numbers such as age or spacing
-        reference: a state that the network is told through a bottleneck
+        reference: a state on which the network is conditioned through a bottleneck
         coordinates: position of every state voxel in the full volume, in [-1, 1]
     """
 

@@ -1,4 +1,4 @@
-"""Errors: the two that a user is meant to read, that of a faulty component, and where one arose.
+"""Errors: the two that a user can cause, that of a faulty component, and tracebacks.
 
 A `UsageError` or `DataError` is one line and an exit code. Anything else is a fault of the program
 or of a component, whose author needs the traceback: it is raised, or, where one case of many must

@@ -1,4 +1,4 @@
-"""Packages that only some parts need: loaded where they are used, or one line what to install."""
+"""Optional packages: loaded where they are used, or one line that says what to install."""
 
 import importlib
 from types import ModuleType

@@ -48,7 +48,7 @@ class Batch:
     Arguments:
         x: volumes
         keys: one per sample; time and noise of the sample are drawn from it alone
-        condition: what the denoiser is told, without images and mask
+        condition: what the denoiser is conditioned on, without images and mask
         images: volumes to condition on; they go through the state space as x does
         mask: a mask to condition on; it goes through the space as masks do
         region: 1 where there is noise: the state outside is clean, and the loss is inside

@@ -1,4 +1,4 @@
-r"""Comparison of volumes with what a frozen diffusion model makes of them in one step,
+r"""Segmentation of anomalies from volumes and their one-step reconstructions by a frozen model,
 
 .. math:: \hat x = D\big(\hat z_0(z_t)\big), \quad z_t \sim q(z_t | E(x)), \qquad
           p = σ\big(f(\hat x - x, x)\big),

@@ -1,9 +1,9 @@
-r"""Fields of blocks that are worth tuning: the block itself declares them, where it declares them.
+r"""Fields of components that are worth tuning; each component declares its own.
 
     sigma_mm: float = tunable(2.0, Tunable.WIDTH)
 
-A search finds such fields wherever the block stands in a row; what is not declared is never
-touched. All times and log-SNRs of a row form one axis, since they are one corruption.
+A search finds such fields wherever the component stands in a method; what is not declared is never
+touched. All times and log-SNRs of a method form one axis, since they are one corruption.
 """
 
 from dataclasses import field, fields
@@ -36,5 +36,5 @@ def tunable(default: Any, what: Tunable) -> Any:
 
 
 def tunables(block: Any) -> dict[str, Tunable]:
-    """Name -> kind of the declared fields of a block, which is a dataclass instance."""
+    """Name -> kind of the declared fields of a component, which is a dataclass instance."""
     return {f.name: f.metadata[_KEY] for f in fields(block) if _KEY in f.metadata}

@@ -1,1 +1,1 @@
-"""From the scanner's grids to a template's, and back."""
+"""Alignment: volumes from the grids of scanners to a template, and results back."""

@@ -1,4 +1,4 @@
-r"""One case from the files of a scanner to the grid of a template.
+r"""Alignment of one case, from the files of a scanner to the grid of a template.
 
     image ─ read ─ N4 ─▶ first channel ─ affine ─▶ T ─┐
     other channels ─ rigid to the first ─▶ T R ───────┴─ one resampling each ─▶ template grid

@@ -1,4 +1,4 @@
-"""A data set from the scanner's grids to a template, case by case, with a page to look at.
+"""Alignment of a data set to a template, case by case, with a page for visual checks.
 
 OUT/prepared.json                     template, grid and settings; marks the layout
 OUT/participants.tsv                  attributes of the finished cases

@@ -1,4 +1,4 @@
-"""How well a case is aligned, in numbers, and which numbers look wrong.
+"""Quality of an alignment: its measures, and which of them look wrong.
 
 The limits single out what a person should look at; a flagged case is written like any other.
 """

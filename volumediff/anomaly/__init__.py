@@ -1,1 +1,1 @@
-"""The localization head: one engine of slots, one file per family of blocks, methods as rows."""
+"""The localization head: one file per component or family; YAML files compose them to methods."""

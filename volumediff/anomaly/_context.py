@@ -1,4 +1,4 @@
-"""What the blocks of one run share: the volume, the model, the noise, what is found on the way."""
+"""The context of a method: volume, model, noise and what its components found so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,27 +68,27 @@ def classes_of(model: Model) -> int:
 
 @dataclass(frozen=True, eq=False)
 class MethodContext:
-    """One run of a row on one volume.
+    """One run of a method on one volume.
 
     Arguments:
         model: space, kernel and network
         denoise: guided, with which the way down is walked
-        condition: what `denoise` is told
+        condition: what `denoise` is conditioned on
         unguided: of the model alone, with which the way up is walked
-        unguided_condition: what `unguided` is told; the null class where there are classes
+        unguided_condition: condition of `unguided`; the null class where there are classes
         x: the volume
         foreground: voxels that count
         spacing_mm: voxel size along d, h, w
-        distance: the row's map
+        distance: the method's map
         noise: keyed state noise: -1, -2, ... of the forward route, 0, 1, ... of the steps
         key: of whatever else is drawn
         lossy: whether the space's own loss is subtracted from the map
-        prior_map: map of the first pass, where the row has one
+        prior_map: map of the first pass, where the method has one
         prior_healthy: pseudo-healthy volume of the first pass
-        region: voxels that the caller asked to redraw
+        region: voxels that the caller wants redrawn
         saliency: map that the caller brought
         trace: masks and intermediate maps, for inspection
-        maps: maps that a policy collected on the way; they join the ensemble
+        maps: maps that the editing strategy collected on the way; they join the ensemble
     """
 
     model: Model
@@ -139,7 +139,7 @@ class MethodContext:
         return torch.tensor([t], dtype=torch.float64, device=self.x.device)
 
     def compare(self, healthy: Float[Tensor, "1 c d h w"]) -> Float[Tensor, "1 1 d h w"]:
-        """The row's map; what the space alone loses is no anomaly and is subtracted."""
+        """The method's map; what the space alone loses is no anomaly and is subtracted."""
         a = self._map(healthy)
         return (a - self.floor).clamp(min=0) if self.lossy and self.distance.relative else a
 
@@ -156,7 +156,7 @@ class MethodContext:
     def distance_of(
         self, x: Float[Tensor, "1 c d h w"], healthy: Float[Tensor, "1 c d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
-        """The row's map of two volumes."""
+        """The method's map of two volumes."""
         a = self.distance(x, healthy, foreground=self.foreground, spacing_mm=self.spacing_mm)
         return sound(a, self.foreground, maker=self.distance, what="map")
 

@@ -1,4 +1,4 @@
-"""What a component of a method returned, refused where it has another shape or is not finite."""
+"""Checks of what a component returned: its shape, and that it is finite."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""What the seeds of an ensemble do not agree on."""
+"""Uncertainty: the standard deviation of the map over the seeds of an ensemble."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Baselines that learn nothing: what every table must be read against."""
+"""Baselines that learn nothing: every table must be read against them."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

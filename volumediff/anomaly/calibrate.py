@@ -63,7 +63,7 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
 def informed(
     method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
 ) -> dict[str, Tensor]:
-    """What a method waits for: the quantile of its first row's maps of healthy volumes, pooled
+    """What a method waits for: the quantile of its first pass's maps of healthy volumes, pooled
     over their foreground; nothing for a method that waits for nothing.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Calibrations: what the maps of a method look like on healthy volumes that are new to its model.
+"""Calibrations: statistics and thresholds of a method, from healthy volumes new to its model.
 
 Thresholds are quantiles of the normalized healthy maps. `calibrate.fit` makes a `Calibration` for
 one method and one model; it is stored as one safetensors file with a record.
@@ -48,7 +48,7 @@ class Calibration:
     """What a method and a model give on healthy volumes.
 
     Arguments:
-        fingerprint: identifies the method's blocks; another method refuses it
+        fingerprint: identifies the method's components; another method refuses it
         statistics: those of the method's normalization
         healthy: histogram of the finished healthy maps in the foreground
         scores: volume scores of the healthy volumes

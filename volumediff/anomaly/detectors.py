@@ -1,4 +1,4 @@
-r"""Detectors: rows that ask a model for the map itself, E[m | x], instead of a healthy volume.
+r"""Detectors: models that predict the map itself, E[m | x], instead of a healthy volume.
 
     posterior_mean   one network call per seed at t = 1, where the state says nothing
     sampled          maps drawn by a sampler, averaged

@@ -21,7 +21,7 @@ __all__ = ["Ensemble", "GeometricMean", "HarmonicMean", "Mahalanobis", "MeanEnse
 
 @dataclass(frozen=True)
 class Ensemble(Component, ABC):
-    """Runs of a row and how their maps are merged.
+    """Runs of a method and how their maps are merged.
 
     `weighs` says whether the merged map is weighed by `distance`, for which the pseudo-healthy
     volumes of all runs are kept.

@@ -21,9 +21,9 @@ class Example:
         x: the volume
         foreground: voxels that count
         spacing_mm: voxel size along d, h, w
-        condition: what the denoiser is told
+        condition: what the denoiser is conditioned on
         truth: lesion voxels, for validation and learning; no method looks at it to localize
-        region: voxels to redraw, for the policy `given`
+        region: voxels to redraw, for the selector `given`
         saliency: a map from elsewhere, for the route `external`
     """
 

@@ -1,4 +1,4 @@
-"""What a method finds: a map before normalization, and what is made of it."""
+"""Results of a method in memory: a map before normalization, and the finished localization."""
 
 from dataclasses import dataclass, field
 

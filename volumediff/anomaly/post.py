@@ -2,7 +2,7 @@ r"""Post-processing in millimetres, so that voxel size does not change what is k
 
 The order is fixed, whatever the order in a row: erode the foreground, median, smooth, threshold,
 open, close, remove small components, keep
-the largest. Each block knows its `rank` in it; those from `MASK` on act on the mask.
+the largest. Each component knows its `rank` in it; those from `MASK` on act on the mask.
 """
 
 from abc import ABC, abstractmethod

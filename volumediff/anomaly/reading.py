@@ -1,6 +1,6 @@
-"""Methods from YAML files, one slot per key.
+"""Methods from YAML files, one component per key.
 
-route: {name: diffuse, log_snr: -0.42}      a method of the engine names its slots
+route: {name: diffuse, log_snr: -0.42}      a method of a diffusion model names its components
 sampler: {name: ancestral, steps: 50}
 first: ddpm                                 a first pass is a method, by name or written out
 first: {row: ra, run: runs/ra}              or a method with the autoencoder of another run
@@ -10,10 +10,10 @@ adapt: {name: affine, steps: 10}            test-time adaptation; without it the
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
-method: package.module:Class                a kind of method of your own, with its own slots
+method: package.module:Class                a kind of method of your own, with its own keys
 
-The kind is told by a slot that only it has (`Method.mark`), by a component that is a method
-(`Method.section`), or by the key `method`; slots and their types are the fields of its class.
+The kind follows from a key that only it has (`Method.mark`), from a component that is a method
+(`Method.section`), or from the key `method`; keys and their types are the fields of its class.
 """
 
 import typing
@@ -32,10 +32,10 @@ def read_method(name: str, *, overrides: Sequence[str] = ()) -> Method:
 
     Arguments:
         name: of a method that ships with the package, or the path of a YAML file
-        overrides: `slot.argument=value` words, such as `sampler.steps=10`
+        overrides: `component.argument=value` overrides, such as `sampler.steps=10`
 
     Raises:
-        UsageError: unknown method, slot, component or argument; one line that says what is
+        UsageError: unknown method, key, component or argument; one line that says what is
             expected
     """
     return build_method(_read(name, overrides), where=str(name))
@@ -57,15 +57,15 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return config.load(config.config_path("anomaly", str(name)), overrides)
 
 
-def build_method(tree: Mapping[str, Any], *, where: str = "row") -> Method:
+def build_method(tree: Mapping[str, Any], *, where: str = "method") -> Method:
     """A method from the tree of its file; models of other runs are handed in by `Method.bind`.
 
     Arguments:
-        tree: slot -> specification, as in YAML
+        tree: key -> specification, as in YAML
         where: name of the method, for messages
 
     Raises:
-        UsageError: unknown slot, component or argument; one line that says what is expected
+        UsageError: unknown key, component or argument; one line that says what is expected
     """
     cls = _kind(tree, where)
     section = cls.section if cls.section in tree else None
@@ -75,7 +75,9 @@ def build_method(tree: Mapping[str, Any], *, where: str = "row") -> Method:
         if name not in slots and name not in keys:
             known = [*slots, *(k for k in keys if k)]
             hint = config.suggestion(str(name), known)
-            raise UsageError(f"{where}.{name}: no slot of a row: {', '.join(known)}.{hint}")
+            raise UsageError(
+                f"{where}.{name}: no key of a method; choose from {', '.join(known)}.{hint}"
+            )
     hints = typing.get_type_hints(cls.__init__)
     values = {
         name: _slot(hints[name], value, f"{where}.{name}")
@@ -112,11 +114,10 @@ def _kind(tree: Mapping[str, Any], where: str) -> type[Method]:
         hint = config.suggestion(str(name), [*marks, *sections])
         if hint and name not in Method.slots():
             known = ", ".join([*marks, *sections, *Method.slots()])
-            raise UsageError(f"{where}.{name}: no slot of a row: {known}.{hint}")
+            raise UsageError(f"{where}.{name}: no key of a method; choose from {known}.{hint}")
     raise UsageError(
-        f"{where}: expected one of the slots {', '.join(marks)}, of the components "
-        f"{', '.join(sections)}, or the key method, which say what kind of method it is; got "
-        "none of them."
+        f"{where}: expected one of the keys {', '.join([*marks, *sections])} or method, which say "
+        "what kind of method it is, got none of them."
     )
 
 
@@ -126,7 +127,7 @@ def _is_method(family: str) -> bool:
 
 
 def _slot(annotation: Any, value: Any, where: str) -> Any:
-    """The value of a slot."""
+    """The value of a key."""
     options = typing.get_args(annotation) or (annotation,)
     if value is None and type(None) in options:
         return None
@@ -154,5 +155,7 @@ def _method(value: Any, where: str) -> Method:
     if isinstance(value, str):
         return read_method(value)
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where}: expected the name of a row or a row, got {value!r}.")
+        raise UsageError(
+            f"{where}: expected the name of a method or its components, got {value!r}."
+        )
     return build_method(value, where=where)

@@ -84,7 +84,7 @@ class Reconstruction(Component, ABC):
         healthy: Float[Tensor, "1 c d h w"],
         a: Float[Tensor, "1 1 d h w"],
     ) -> Float[Tensor, "1 1 d h w"]:
-        """The map of the row from the distance of volume and pseudo-healthy volume."""
+        """The map of the method from the distance of volume and pseudo-healthy volume."""
 
 
 def _gradient(of: str) -> tuple[Requirement, ...]:

@@ -1,4 +1,4 @@
-r"""Region selectors: which voxels of a volume a policy redraws.
+r"""Region selectors: which voxels of a volume are redrawn.
 
 found   what a first pass found most abnormal, M = dilate(a₁ > Q_q(a₁))
 given   the region that comes with the volume: `Localizer.localize(..., region=...)`
@@ -20,7 +20,7 @@ __all__ = ["FoundSelector", "Given", "Selector"]
 
 @dataclass(frozen=True)
 class Selector(Component, ABC):
-    """A region of a scene; `two_pass` says whether a first row finds it, `takes_region` whether
+    """A region of a volume; `two_pass` says whether a first pass finds it, `takes_region` whether
     the caller gives it."""
 
     two_pass: ClassVar[bool] = False
@@ -76,8 +76,8 @@ class Given(Selector):
         """
         if context.region is None:
             raise ValueError(
-                "where given: expected a region to redraw, got none; pass region= with the "
-                "volume, or use found, which finds one."
+                "selector given: expected a region to redraw, got none; pass region= with the "
+                "volume, or use the selector found, which finds one."
             )
         m = context.region.to(context.x.dtype)
         m = dilate(m, radius_mm=self.dilate_mm, spacing_mm=context.spacing_mm)

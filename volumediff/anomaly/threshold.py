@@ -1,4 +1,4 @@
-"""Thresholds: the number above which a map is a mask, and what was allowed to choose it.
+"""Thresholds: from map to mask, each named after what was allowed to choose it.
 
 A threshold that saw the truth of the volumes it is reported on is an oracle: an upper bound. The
 others come from a `Calibration`, of healthy volumes or of validation volumes with truth, or from
@@ -121,8 +121,8 @@ class HealthyFPR(Threshold):
         if calibration.volumes < self.min_volumes:
             raise ValueError(
                 f"threshold healthy_fpr: expected at least {self.min_volumes} healthy calibration "
-                f"volumes, got {calibration.volumes}; lower threshold.min_volumes, or ask for a "
-                "map without a mask with threshold=best."
+                f"volumes, got {calibration.volumes}; lower threshold.min_volumes, or use "
+                "threshold=best for a map without a mask."
             )
         return threshold_at_fpr(calibration.healthy, self.rate)
 

@@ -1,14 +1,14 @@
-r"""Axes of a row: what of it may be tuned, over which values, and the row with other values.
+r"""Axes of a method: what may be tuned, over which values, and the method with other values.
 
-Noise levels are one axis per pass, whatever blocks they are written in (route, ensemble, policy):
-its coordinate is the log-SNR λ of the noisiest level, and all levels move together,
+Noise levels are one axis per pass, in any component (route, ensemble, editing): its
+coordinate is the log-SNR λ of the noisiest level, and all levels move together,
 
 .. math:: λ_i \leftarrow λ_i + δ,
 
 since steps in log-SNR are the same change of corruption in every space and under every schedule.
 Every other declared field is an axis of its own and is scaled. A search takes the axes one after
 the other (levels, strengths, parameters of a baseline, widths), each first over a coarse grid
-around the row's own value, then once more half a step to both sides of the best.
+around the method's own value, then once more half a step to both sides of the best.
 """
 
 import copy
@@ -44,7 +44,7 @@ SCALED = (Tunable.STRENGTH, Tunable.PARAMETER, Tunable.WIDTH)  # in the order of
 
 @dataclass(frozen=True)
 class TunableField:
-    """A declared field of a row, by its path in the row's tree."""
+    """A declared field of a method, by its path in the method's tree."""
 
     path: Path
     what: Tunable
@@ -53,12 +53,12 @@ class TunableField:
 
 @dataclass(frozen=True)
 class Axis(ABC):
-    """One number of a row that a search may change.
+    """One number of a method that a search may change.
 
     Arguments:
-        name: where it stands in the row
+        name: where it stands in the method
         what: its kind
-        own: the row's own value
+        own: the method's own value
     """
 
     name: str
@@ -67,7 +67,7 @@ class Axis(ABC):
 
     @abstractmethod
     def coarse(self) -> tuple[float, ...]:
-        """The first grid: the row's own value, then the others, nearest first."""
+        """The first grid: the method's own value, then the others, nearest first."""
 
     @abstractmethod
     def refined(self, best: float) -> tuple[float, ...]:
@@ -142,7 +142,7 @@ class ScaleAxis(Axis):
         return tuple(self._times(factor) for factor in factors)
 
     def refined(self, best: float) -> tuple[float, ...]:
-        """Half an octave to both sides; for 0, a quarter of the row's own value."""
+        """Half an octave to both sides; for 0, a quarter of the method's own value."""
         if best == 0:
             return (self._times(0.25),)
         return _short(best * math.sqrt(2)), _short(best / math.sqrt(2))
@@ -161,10 +161,10 @@ def _short(value: float) -> float:
 
 
 def axes_of(method: Method, schedule: Schedule | None) -> list[Axis]:
-    """The axes of a row, in the order in which they are searched.
+    """The axes of a method, in the order in which they are searched.
 
     Arguments:
-        method: the row
+        method: the method
         schedule: the checkpoint's; baselines have none
     """
     found = list(_places(method, ()))
@@ -187,7 +187,7 @@ def axes_of(method: Method, schedule: Schedule | None) -> list[Axis]:
 def _noise_axis(
     method: Method, prefix: Path, places: Sequence[TunableField], schedule: Schedule
 ) -> NoiseAxis | None:
-    """None for rows without levels, and for those from the end of the schedule: all is noise."""
+    """None for methods without levels, and for those that start at the end of the schedule."""
     levels = method.noise_levels()
     if not levels or not places or any(level.level == 1 for level in levels):
         return None
@@ -206,7 +206,7 @@ def _dotted(path: Path) -> str:
 
 
 def _places(block: Any, path: Path) -> Iterator[TunableField]:
-    """Declared fields of a block and of those in it; unused ones (None, ()) are left out."""
+    """Declared fields of a component and of those in it; unused ones (None, ()) are left out."""
     declared = tunables(block)
     for field in fields(block):
         value = getattr(block, field.name)
@@ -225,12 +225,12 @@ def _places(block: Any, path: Path) -> Iterator[TunableField]:
 
 
 def _key(block: Any, name: str) -> Path:
-    """Where the tree has a field of a block: of a method that is one component, in its section."""
+    """Key of a component's field in the tree; that of a one-component method is in its section."""
     return block.key(name) if isinstance(block, Method) else (name,)
 
 
 def written(tree: Mapping[str, Any], changes: Mapping[Path, Value]) -> dict[str, Any]:
-    """A copy of a row's tree with other values; bare names become sections."""
+    """A copy of a method's tree with other values; bare names become sections."""
     result = copy.deepcopy(dict(tree))
     for path, value in changes.items():
         node: Any = result

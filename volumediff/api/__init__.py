@@ -1,1 +1,1 @@
-"""The Python interface: images of any library in, results in their own voxel order out."""
+"""The Python interface: images of any library in, results in their voxel order out."""

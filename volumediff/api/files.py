@@ -1,4 +1,4 @@
-"""Many files in, files out: an output folder with a ledger, in which finished cases are skipped.
+"""Localization and segmentation of many files, into an output folder that skips finished cases.
 
 These are what the commands `localize`, `segment` and `sample` call.
 """

@@ -1,4 +1,4 @@
-"""What is done without a loaded run: train, plan, check, prepare, restore, evaluate."""
+"""Functions that need no loaded run: train, plan, check, prepare, restore, evaluate."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +64,7 @@ def train(
         config: name of a shipped configuration, YAML file, or nested dictionaries
         data: folder of the volumes, or the section `data`
         output: folder of the run
-        overrides: `key=value` words
+        overrides: `key=value` overrides
         sections: other keys of the configuration, such as `optim={"steps": 1000}`
 
     Returns:
@@ -97,11 +97,11 @@ def plan(
     overrides: Sequence[str] = (),
     **sections: Any,
 ) -> "Plan":
-    """Predicts memory without data or GPU, and chooses the fastest policy that fits a card.
+    """Predicts memory without data or GPU, and chooses the fastest memory policy that fits a card.
 
     Arguments:
         config: as for `train`
-        vram_gb: memory of the card; None lists policies and chooses none
+        vram_gb: memory of the card; None lists memory policies and chooses none
         shape: voxels of the volumes; None takes those of the configuration
         mode: a training step, or inference
         overrides, sections: as for `train`

@@ -1,4 +1,4 @@
-"""Arguments of the Python functions as the options of the inference below."""
+"""Arguments of the Python functions as options of the inference modules."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

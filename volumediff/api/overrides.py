@@ -1,4 +1,4 @@
-"""Keyword components of Python as the words of the command line, so that both mean the same.
+"""Keyword components in Python as overrides of the command line, so that both mean the same.
 
 sampler={"name": "ddim", "steps": 10}    sampler={name: ddim, steps: 10}      another component
 sampler={"steps": 10}                    sampler.steps=10                     another argument
@@ -12,7 +12,7 @@ __all__ = ["words_of"]
 
 
 def words_of(components: Mapping[str, Any]) -> list[str]:
-    """`key=value` words of keyword arguments.
+    """`key=value` overrides of keyword arguments.
 
     Arguments:
         components: name -> value; a mapping with the key `name` is a component as a whole, one

@@ -116,7 +116,7 @@ class Run:
                 SimpleITK or MONAI, a `Volume`, `(array, affine)`, or a list of these, one per
                 channel
             method: name of a method that ships with the package, or the path of a YAML file
-            overrides: `component.argument=value` words that change the method
+            overrides: `component.argument=value` overrides that change the method
             classifier: run of a classifier of noisy states, for methods that take one
             channels: names of the images in the data; None takes those of the run
             region: mask of what is to be redrawn, for methods such as `inpaint_given`
@@ -181,7 +181,7 @@ class Run:
         Arguments:
             image: as for `localize`
             method: name of a segmentation method that ships with the package, or a YAML file
-            overrides: `key=value` words that change the method
+            overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
             attributes: age and the like, for runs that are conditioned on some
             seed: of the samples
@@ -215,7 +215,7 @@ class Run:
 
         Arguments:
             n: number of volumes
-            overrides: words that change the sampler, such as `sampler.steps=20`
+            overrides: key=value settings that change the sampler, such as `sampler.steps=20`
             shape: voxels along R, A, S; None takes the shape of the run's volumes
             label: class of the volumes, for runs conditioned on a class; 0 is healthy
             attributes: scalars such as age, for runs conditioned on some

@@ -41,12 +41,12 @@ def load_method(
     borrowed: Borrowed | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Method:
-    """The method of a name, with what it borrows from other runs and what it learnt of this one.
+    """The method of a name, with what it borrows from other runs and what it fitted on this one.
 
     Arguments:
         trained: the run
         name: of the method
-        overrides: `slot.argument=value` words
+        overrides: `component.argument=value` overrides
         runs: kind of auxiliary model, such as `classifier` -> folder of its run, for components
             that name none themselves
         borrowed: what was loaded of other runs already, in place of `runs`
@@ -115,7 +115,7 @@ def calibrate(
     Arguments:
         trained: the run
         method: what is calibrated
-        name: of its row
+        name: of the method
         seed: of the methods' noise
         limit: most volumes to use of each part
         truth: lesions of the validation volumes that choose the validation threshold: synthetic
@@ -127,7 +127,7 @@ def calibrate(
     """
     if method.takes_region:
         raise UsageError(
-            f"method '{name}': redraws a region of the caller's, and healthy volumes have none; "
+            f"method '{name}': redraws a region that you give, and healthy volumes have none; "
             "use normalize=raw threshold=otsu, or another threshold of the map itself."
         )
     part = "calibration" if trained.cases("calibration") else "validation"
@@ -135,7 +135,7 @@ def calibrate(
     if count == 0:
         raise UsageError(
             f"{trained.run}: its split has no healthy calibration or validation volumes to "
-            f"calibrate '{name}' on; train with data.split.calibration > 0, or ask for a raw map "
+            f"calibrate '{name}' on; train with data.split.calibration > 0, or use a raw map "
             "with normalize=raw threshold=best."
         )
     report(f"calibrating {name} on {count} healthy volumes ({part} split)")

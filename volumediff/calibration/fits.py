@@ -1,4 +1,4 @@
-"""What methods learn of a run's volumes, stored in the run.
+"""Statistics that methods fit on a run's volumes, stored in the run.
 
 RUN/calibration/fits/<method>-<what the fit depends on>.safetensors: the class of the method, the
 arguments that shape its fit, its supervision and the model's weights. After more training, or with
@@ -26,7 +26,7 @@ SEED = 0  # of what a fit draws: it is part of the method, not of a localization
 
 @dataclass(frozen=True, eq=False)
 class Fits:
-    """What the components of a method learn of a run: what is stored, or learnt now.
+    """What the components of a method learn of a run: what is stored, or fitted now.
 
     Arguments:
         trained: the run
@@ -37,7 +37,7 @@ class Fits:
     report: Callable[[str], None] = lambda line: None
 
     def __call__(self, request: Request) -> Fit | None:
-        """What a request gets; None where nothing is learnt.
+        """What a request gets; None where nothing is fitted.
 
         Raises:
             UsageError: the run's data are not reachable, too few, or without the masks it needs

@@ -1,4 +1,4 @@
-"""Healthy volumes of a run with synthetic lesions, to choose and to learn on.
+"""Healthy volumes of a run with synthetic lesions, to choose thresholds and to fit methods on.
 
 Choices are made on the validation family and methods learn on the training family, never on the
 one that tests use. No case of the test part is read.

@@ -1,4 +1,4 @@
-"""What this installation has, and which method runs on which pipeline (`info`)."""
+"""The inventory of `info`: what ships, and which method runs on which pipeline."""
 
 from collections.abc import Callable
 from functools import cache

@@ -69,7 +69,7 @@ class Test(_DemoSection):
 
 
 class RowChoice(_DemoSection):
-    """A row with overrides."""
+    """A method with overrides."""
 
     row: str
     overrides: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class DemoConfig(_DemoSection):
 
 
 def load_demo(overrides: Sequence[str] = ()) -> DemoConfig:
-    """configs/demo.yaml with `a.b=c` words applied.
+    """configs/demo.yaml with `a.b=c` overrides applied.
 
     Raises:
         UsageError: a wrong key or value; one line
@@ -126,7 +126,7 @@ def run_demo(
 
     Arguments:
         out: folder of all outputs
-        overrides: words for configs/demo.yaml, such as run.optim.steps=100
+        overrides: key=value settings for configs/demo.yaml, such as run.optim.steps=100
         say: receives progress lines
 
     Raises:
@@ -257,7 +257,7 @@ def _write_results(
             f"has never seen, each with {len(demo.test.kinds)} kinds of lesions and without. "
             "No lesion of their generator was used in training or calibration.",
             "Subjects are the MNI152 template under random smooth deformation, contrast, bias "
-            "field and noise. The figures say that the machine works and how methods compare "
+            "field and noise. The results show that the pipeline works and how methods compare "
             "on this task; they say nothing about patients.",
         ],
         results=results,

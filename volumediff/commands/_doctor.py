@@ -1,4 +1,4 @@
-"""What this machine can run, and what would go wrong (`doctor`)."""
+"""The checks of `doctor`: what this machine can run, and which problems to expect."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def diagnose(name: str | None = None, overrides: Sequence[str] = ()) -> list[Che
 
     Arguments:
         name: configuration of a pipeline to look at, too
-        overrides: words for it
+        overrides: key=value settings for it
 
     Raises:
         UsageError: the configuration is wrong

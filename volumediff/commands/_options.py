@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they print.
+"""Options that several commands share, and functions that print.
 
 The grammar is one for all commands: inputs are paths, words with `=` are overrides, a run is
 `--run`, everything else is an option. Defaults and meanings are those of the Python functions.
@@ -71,7 +71,7 @@ class TruthChoice(StrEnum):
 
 def words(example: str) -> Any:
     """The argument for overrides of a command, with an example that it takes."""
-    return typer.Argument(metavar="KEY=VALUE", help=f"Overrides, such as {example}.")
+    return typer.Argument(metavar="KEY=VALUE", help=f"Overrides of settings, such as {example}.")
 
 
 RunOption = Annotated[Path, typer.Option("--run", metavar="RUN", help="Folder of a trained run.")]
@@ -89,7 +89,7 @@ Device = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace results of other settings in the folder.")
+    bool, typer.Option("--overwrite", help="Replace results that were made with other settings.")
 ]
 LayoutOption = Annotated[
     str,
@@ -104,31 +104,35 @@ Channels = Annotated[
     typer.Option("--channels", help="Names of the images in the data, such as T1w,FLAIR."),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data", help="Where the run's data are now, if they were moved.")
+    Path | None, typer.Option("--data", help="Folder of the run's data, if they were moved.")
 ]
 Memory = Annotated[
     list[str] | None,
     typer.Option(
         "--memory",
         metavar="KEY=VALUE",
-        help="Memory policy instead of the training's, such as slab=32.",
+        help="Override of the memory policy that the run was trained with, such as slab=32.",
     ),
 ]
 Classifier = Annotated[
     Path | None,
-    typer.Option("--classifier", help="Run of a classifier, for methods that take one."),
+    typer.Option(
+        "--classifier", help="Folder of a trained classifier run, for methods that need one."
+    ),
 ]
 Config = Annotated[
     str, typer.Argument(help="Configuration: a YAML file, or the name of a shipped one.")
 ]
 Size = Annotated[
     tuple[int, int, int] | None,
-    typer.Option("--shape", metavar="D H W", help="Voxels of the volumes, if not as configured."),
+    typer.Option(
+        "--shape", metavar="D H W", help="Size of the volumes in voxels, if not as configured."
+    ),
 ]
 ModeOption = Annotated[
-    Mode, typer.Option("--mode", help="What is looked at: a training step, or inference.")
+    Mode, typer.Option("--mode", help="Whether a training step or inference is measured.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def inputs_and_words(given: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Paths, and `key=value` words: a path that contains `=` is written with a folder, ./a=b."""
+    """Paths and `key=value` overrides; a path with `=` is written with a folder, ./a=b."""
     paths, overrides = [], []
     for word in given:
         key, equals, _ = word.partition("=")

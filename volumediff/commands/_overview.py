@@ -1,4 +1,4 @@
-"""What `info` says: everything that ships at a glance, or one family, method or configuration.
+"""The pages of `info`: an overview, or one family, component, method or configuration.
 
 The glance and the families are read from sources and YAML files, so that they cost a fraction of
 a second; only the page of a method builds models, to say on which pipelines it runs.
@@ -48,7 +48,7 @@ def page(name: str) -> list[str]:
 
 
 def facts(name: str) -> list[dict[str, Any]]:
-    """What is known of a name, as JSON: one entry per thing that is called so.
+    """What is known of a name, as JSON: one entry per thing with this name.
 
     Raises:
         UsageError: nothing has this name
@@ -67,7 +67,7 @@ def facts(name: str) -> list[dict[str, Any]]:
         known = [*config.families(), *(n for names in _kinds().values() for n in names)]
         known += [n for family in config.families() for n in config.available(family)]
         raise UsageError(
-            f"{name!r}: no family, method, configuration or component is called so; volumediff "
+            f"{name!r}: no family, method, configuration or component has this name; volumediff "
             f"info lists them.{config.suggestion(name, known)}"
         )
     return found
@@ -143,7 +143,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     rows = {key: [found[key]] for key in ("supervision", "scope") if key in found}
     needs = " ".join(found["needs"])
     rows["needs"] = [f"a run trained with {needs}" if needs else "any run"]
-    lines += ["", *_named(rows), "", "Runs on, where they are trained as it needs:"]
+    lines += ["", *_named(rows), "", "Pipelines it runs on, if trained as needed:"]
     return lines + _named(
         {k: ["yes" if why == "ok" else f"no: {why}"] for k, why in found["runs on"].items()}
     )

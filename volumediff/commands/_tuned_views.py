@@ -1,4 +1,4 @@
-"""What a search found, as a table on the terminal and as a picture."""
+"""The result of a search, as a table on the terminal and as a picture."""
 
 import io
 import math
@@ -42,7 +42,9 @@ def tabulated(found: Tuned) -> None:
     for name in (*shown, "voxel AP", "Dice*", "threshold", *headings, "calls", "s", ""):
         table.add_column(name, justify="right" if name else "left")
     for setting, trial in found.trials.items():
-        note = ["chosen"] * (setting == found.chosen) + ["the row's own"] * (setting == found.own)
+        note = ["chosen"] * (setting == found.chosen) + ["the method's own"] * (
+            setting == found.own
+        )
         table.add_row(
             *(f"{dict(setting)[name]:g}" for name in shown),
             _with_error(trial, "ap"),
@@ -155,10 +157,10 @@ def _along(axes: "Axes", found: Tuned, stage: AxisSearch) -> None:
 
 
 def _mark(axes: "Axes", places: Mapping[Setting, tuple[float, float]], found: Tuned) -> None:
-    """A star for the chosen setting, a square for the row's own."""
+    """A star for the chosen setting, a square for the method's own."""
     if found.chosen in places:
         star = {"marker": "*", "color": "tab:red"}
         axes.scatter(*places[found.chosen], 140, zorder=3, label="chosen", **star)
     if found.own in places:
         square = {"marker": "s", "facecolors": "none", "edgecolors": "k"}
-        axes.scatter(*places[found.own], 60, zorder=3, label="the row's own", **square)
+        axes.scatter(*places[found.own], 60, zorder=3, label="the method's own", **square)

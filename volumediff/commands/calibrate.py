@@ -41,17 +41,25 @@ def calibrate(
     data: DataRoot = LOAD["data"],
     volumes: Annotated[
         int | None,
-        typer.Option("--volumes", min=1, help="Largest number of volumes to use of each part."),
+        typer.Option(
+            "--volumes",
+            min=1,
+            help="Largest number of volumes to use from each part of the split.",
+        ),
     ] = WORK["volumes"],
     truth: Annotated[
         TruthChoice,
         typer.Option(
-            "--truth", help="Lesions that choose the validation threshold: synthetic, or labels."
+            "--truth",
+            help="Lesions that the validation threshold is chosen on: synthetic, or label.",
         ),
     ] = WORK["truth"],
     site: Annotated[
         Path | None,
-        typer.Option("--site", help="Healthy volumes of another site, for thresholds of its own."),
+        typer.Option(
+            "--site",
+            help="Healthy volumes of another site, on which its own thresholds are fitted.",
+        ),
     ] = None,
     channels: Channels = None,
 ) -> None:

@@ -11,12 +11,15 @@ __all__ = ["doctor"]
 
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(help="Configuration to look at too: a YAML file, or a name.")
+        str | None,
+        typer.Argument(
+            help="Configuration to check too: a YAML file, or the name of a shipped one."
+        ),
     ] = None,
     overrides: ConfigWords = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine can run, and what would go wrong."""
+    """Report what this machine can run, and which problems to expect."""
     from volumediff.commands._doctor import diagnose
     from volumediff.commands._tables import checks
 

@@ -24,7 +24,8 @@ def evaluate(
         typer.Option("-o", "--output", help="Output folder; the first OUT if none is given."),
     ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", help="Column of participants.tsv that makes groups.")
+        str | None,
+        typer.Option("--by", help="Column of participants.tsv whose values define subgroups."),
     ] = WORK["by"],
     layout: LayoutOption = WORK["layout"],
     report: Annotated[
@@ -38,15 +39,15 @@ def evaluate(
         bool,
         typer.Option(
             "--allow-seen",
-            help="Go on although a model has seen volumes before, and measure with and without "
-            "them.",
+            help="Continue although a model has seen some of the volumes, and report results with "
+            "and without them.",
         ),
     ] = WORK["allow_seen"],
     same_names: Annotated[
         bool,
         typer.Option(
-            "--namesakes",
-            help="Take patients with the names of those that a model has seen for other people.",
+            "--same-names",
+            help="Treat patients with the same name as one that a model has seen as other people.",
         ),
     ] = WORK["same_names"],
 ) -> None:

@@ -24,11 +24,12 @@ def import_(
         bool,
         typer.Option(
             "--weights-only-pickle",
-            help="Read a .pt file, but build nothing of it except tensors.",
+            help="Read a .pt file, which is a pickle, with the restricted reader of torch: it "
+            "builds tensors and nothing else.",
         ),
     ] = False,
 ) -> None:
-    """Make a run of a checkpoint of another tool; `info` lists the kinds.
+    """Convert a checkpoint of another tool to a run; `info` lists the kinds.
 
     volumediff import wdm brats_unet_128_1200k.pt -o runs/wdm --weights-only-pickle
     """

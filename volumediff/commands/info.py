@@ -14,12 +14,12 @@ def info(
         str | None,
         typer.Argument(
             help="A family of components, a method, a configuration, or package.module:Class; "
-            "everything at a glance if left out.",
+            "an overview if left out.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List pipelines, methods and components, or say what is known of one of them."""
+    """List pipelines, methods and components, or describe one of them."""
     from volumediff.commands import _overview
 
     if not as_json:

@@ -58,18 +58,20 @@ def localize(
     data: DataRoot = LOAD["data"],
     site: Annotated[
         Path | None,
-        typer.Option("--site", help="Healthy volumes of the site, which give the thresholds."),
+        typer.Option(
+            "--site", help="Healthy volumes of the site, on which the thresholds are fitted."
+        ),
     ] = WORK["site"],
     trace: Annotated[
-        bool, typer.Option(help="Write masks and maps of the method's components too.")
+        bool, typer.Option(help="Also write the masks and maps of the components of the method.")
     ] = WORK["trace"],
     region: Annotated[
         Path | None,
         typer.Option(
             "--region",
             metavar="MASK",
-            help="What to redraw, on any grid: a mask, or a folder of masks by case, for methods "
-            "such as inpaint_given.",
+            help="Region to redraw, on any grid: a mask, or a folder of masks by case; for "
+            "methods such as inpaint_given.",
         ),
     ] = WORK["region"],
     overwrite: Overwrite = WORK["overwrite"],

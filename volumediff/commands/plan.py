@@ -26,7 +26,7 @@ WORK = defaults(look)
 def plan(
     config: Config,
     overrides: ConfigWords = None,
-    vram: Annotated[float | None, typer.Option("--vram", help="Memory of the card in GB.")] = WORK[
+    vram: Annotated[float | None, typer.Option("--vram", help="Memory of the GPU in GB.")] = WORK[
         "vram_gb"
     ],
     shape: Size = WORK["shape"],
@@ -34,10 +34,14 @@ def plan(
     as_json: Json = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write the configuration with the chosen policy."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write the configuration with the chosen memory policy to this file.",
+        ),
     ] = None,
 ) -> None:
-    """Predict memory without data or GPU, and choose the fastest policy that fits a card.
+    """Predict memory without data or GPU, and choose the fastest memory policy that fits.
 
     volumediff plan wavelet_256 --vram 8 -o small.yaml
     """
@@ -45,7 +49,9 @@ def plan(
     from volumediff.storage.atomic import write_text
 
     if output is not None and vram is None:
-        raise UsageError("-o writes the policy that fits a card: give its memory with --vram GB.")
+        raise UsageError(
+            "-o writes the memory policy that fits a card; give its memory with --vram GB."
+        )
     found = look(config, vram_gb=vram, shape=shape, mode=mode.value, overrides=overrides or [])
     if as_json:
         print_json({"config": config, **found.to_json()})
@@ -54,5 +60,7 @@ def plan(
     if found.fits is False:
         raise typer.Exit(1)
     if output is not None:
-        write_text(output, found.config.to_yaml(f"{config} with the policy for {vram:g} GB."))
+        write_text(
+            output, found.config.to_yaml(f"{config} with the memory policy for {vram:g} GB.")
+        )
         say(f"wrote {output}; train with: volumediff train {output} data.root=DATA")

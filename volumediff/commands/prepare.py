@@ -43,7 +43,7 @@ def prepare(
     ] = WORK["template"],
     template_mask: Annotated[
         Path | None,
-        typer.Option("--template-mask", help="Mask of the object in a template file."),
+        typer.Option("--template-mask", help="Mask of the object in the template file."),
     ] = WORK["template_mask"],
     mask: Annotated[
         MaskChoice,
@@ -54,7 +54,7 @@ def prepare(
         ),
     ] = WORK["mask"],
     strip: Annotated[
-        bool, typer.Option("--strip", help="Empty what is outside of the mask.")
+        bool, typer.Option("--strip", help="Set all voxels outside of the mask to zero.")
     ] = WORK["strip"],
     n4: Annotated[bool, typer.Option(help="Correct the bias field; not for CT.")] = WORK["n4"],
     channels: Channels = WORK["channels"],

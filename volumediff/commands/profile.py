@@ -24,7 +24,7 @@ def profile(
     steps: Annotated[
         int,
         typer.Option(
-            "--steps", min=0, help="Number of steps that are timed; 0 runs the traced one alone."
+            "--steps", min=0, help="Number of timed steps; 0 runs the traced step alone."
         ),
     ] = 3,
     shape: Size = None,
@@ -37,7 +37,7 @@ def profile(
     ] = Path("memory_snapshot.pickle"),
     as_json: Json = False,
 ) -> None:
-    """Run a few steps on random data: memory and seconds per stage, beside the plan's figures."""
+    """Run a few steps on random data: memory and seconds per stage, beside the plan's numbers."""
     from volumediff.commands._tables import profiled
     from volumediff.planning.planner import at_shape
     from volumediff.planning.profile import profile as work

@@ -21,7 +21,10 @@ def restore(
     output: OutFolder,
     channel: Annotated[
         str | None,
-        typer.Option("--channel", help="Image whose grid is wanted, if not the first."),
+        typer.Option(
+            "--channel",
+            help="Channel on whose grid the outputs are written; the first one by default.",
+        ),
     ] = WORK["channel"],
     overwrite: Overwrite = WORK["overwrite"],
 ) -> None:

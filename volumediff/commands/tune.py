@@ -63,22 +63,23 @@ def tune(
         typer.Option(
             "--volumes",
             min=1,
-            help="Largest number of volumes of each part; they are kept in memory.",
+            help="Largest number of volumes per part of the split; they are kept in memory.",
         ),
     ] = None,
     truth: Annotated[
         TruthChoice,
-        typer.Option("--truth", help="Lesions of the validation volumes: synthetic, or labels."),
+        typer.Option("--truth", help="Lesions that the method is tuned on: synthetic, or label."),
     ] = WORK["truth"],
     budget: Annotated[
         str | None,
         typer.Option(
-            "--budget", help="Where the search stops: seconds such as 600, or 5000calls."
+            "--budget",
+            help="Limit of the search: seconds such as 600, or network calls such as 5000calls.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="YAML file for the method that was chosen."),
+        typer.Option("-o", "--output", help="YAML file to which the chosen method is written."),
     ] = None,
     which: WhichOption = LOAD["which"],
     device: Device = LOAD["device"],

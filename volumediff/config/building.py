@@ -1,7 +1,7 @@
 """Components from their specification, with every argument checked against its annotation.
 
 A component is written as `{name: wavelet, levels: 2}`: the name is a file in a family folder, a
-class, in snake case, of a block module, or `package.module:Class` for code outside of the package;
+class, in snake case, of a family file, or `package.module:Class` for code outside of the package;
 the other keys are keyword arguments of its constructor, checked against the constructor's own
 annotations. Where an annotation is itself a family's base class, the value is again a component.
 Arguments that follow from other parts (channels, strides) are passed as `derived` and may not be

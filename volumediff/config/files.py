@@ -45,7 +45,7 @@ def shipped(kind: str) -> list[str]:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file as nested dictionaries, with `a.b=c` words applied.
+    """A YAML file as nested dictionaries, with `a.b=c` overrides applied.
 
     Raises:
         UsageError: not YAML, no mapping, or an override that is no `key=value`
@@ -73,7 +73,7 @@ def _safe_load(text: str) -> Any:
 
 
 def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of the tree with `a.b=c` words applied; values are read as YAML."""
+    """A copy of the tree with `a.b=c` overrides applied; values are read as YAML."""
     result = _copy(tree)
     for word in overrides:
         path, equals, text = word.partition("=")

@@ -1,4 +1,4 @@
-"""The contracts of editing policies and of region selectors, on a scene with a first pass."""
+"""The contracts of editing strategies and of region selectors, on a volume with a first pass."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,12 +28,12 @@ def check_editing(cls: type, **arguments: Any) -> None:
     require(q is None or 0 < q < 1, f"healthy_quantile is {q}, no share in (0, 1).")
     if q is not None:
         editing = editing.with_first_threshold(0.2)
-        require(editing.healthy_quantile is None, "with_bar leaves it waiting for a quantile.")
+        require(editing.healthy_quantile is None, "with_first_threshold leaves it waiting for a quantile.")
     model = _model(editing)
     first, a = _walked(editing, context(model))
     again, b = _walked(editing, context(model))
-    equal(first, again, "The same scene gives another volume.")
-    equal(a, b, "The same scene gives another map.")
+    equal(first, again, "The same context gives another volume.")
+    equal(a, b, "The same context gives another map.")
 
 
 def _model(editing: Editing) -> Model:
@@ -56,7 +56,7 @@ def _walked(editing: Editing, one: MethodContext) -> tuple[Tensor, Tensor]:
     denoise, condition = editing.asked(one)
     z = one.noised(one.encode(start), START)
     said = denoise(z, one.times(START), condition)
-    require(isinstance(said, Prediction), "The denoiser that is asked gives no Prediction.")
+    require(isinstance(said, Prediction), "The denoiser does not return a Prediction.")
     z = sampler.sample(
         denoise,
         one.model.kernel,
@@ -72,7 +72,7 @@ def _walked(editing: Editing, one: MethodContext) -> tuple[Tensor, Tensor]:
     require(bool(one.maps) or editing.own_map, "It collects no maps, and its own is not taken.")
     weighed = editing.weigh(one, one.compare(healthy))
     for a in (weighed, *one.maps):
-        check_map_of(a, "A map of the policy")
+        check_map_of(a, "A map of the strategy")
     return healthy, weighed
 
 
@@ -86,7 +86,7 @@ def check_selector(cls: type, **arguments: Any) -> None:
     require(m.dtype == one.x.dtype, "The region is not in the dtype of the volume.")
     require(set(m.unique().tolist()) <= {0.0, 1.0}, "The region has other values than 0 and 1.")
     require(m.any() and not m.all(), "The region is empty, or everything.")
-    equal(where(context(next(models()))), m, "The same scene gives another region.")
+    equal(where(context(next(models()))), m, "The same context gives another region.")
     if where.takes_region:
         text = "It needs a region from the caller, and a volume without one is not refused."
         refused(lambda: where(replace(one, region=None)), text, ValueError)

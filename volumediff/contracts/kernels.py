@@ -1,4 +1,4 @@
-"""The contract of kernels: what they corrupt, how outputs are read, and what the loss teaches."""
+"""The contract of kernels: corruption, reading of outputs, and the minimum of the loss."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The contracts of whole methods: kinds, baselines, detectors, and methods that learn first."""
+"""The contracts of whole methods: kinds, baselines, detectors, fitted methods."""
 
 import json
 import tempfile
@@ -73,20 +73,20 @@ def check_detector(cls: type, **arguments: Any) -> None:
 
 
 def check_fitted(cls: type, **arguments: Any) -> None:
-    """What is learnt depends on volumes and key alone, is stored whole, and makes a map."""
+    """A fit depends on volumes and key alone, is stored whole, and makes a map."""
     usual = {"steps": 2, "hidden": [4], "average": 1}
     method: Fitted = built(cls, arguments, usual, {"fit": None})
     model = network_model()
     method.check(model)
-    text = "Without what it learns it must refuse."
+    text = "It must refuse to work without fitted statistics."
     refused(lambda: method.find(model, example(), key=1), text, ValueError)
 
     def learn(key: int = 3) -> Fit:
         return method.learn(model, (example(i) for i in range(8)), key=key)
 
     fit = learn()
-    require(fit.volumes == 8, f"It learnt from 8 volumes, and says {fit.volumes}.")
-    require(learn().digest == fit.digest, "The same volumes and key are learnt differently.")
+    require(fit.volumes == 8, f"It was fitted on 8 volumes, and says {fit.volumes}.")
+    require(learn().digest == fit.digest, "The same volumes and key give another fit.")
     require(isinstance(method.recipe, tuple), "recipe must be a tuple of what shapes the fit.")
     hash(repr(method.recipe))
     ready = replace(method, fit=fit)
@@ -114,11 +114,11 @@ def check_method(cls: type, **arguments: Any) -> None:
     method = made()
     require(json.dumps(method.identity()), "Its identity must be plain values.")
     require(method.fingerprint == made().fingerprint, "Equal methods have other fingerprints.")
-    require(set(method.required()) <= set(method.slots()), "A slot that it needs has no key.")
+    require(set(method.required()) <= set(method.slots()), "An argument that it needs has no key.")
     kinds = [config.component("method", name) for name in config.available("method")]
     taken = {kind.mark for kind in kinds if kind is not cls and kind.mark is not None}
     require(method.mark not in taken, f"Its mark {method.mark} is that of another kind.")
-    require(method.mark is None or method.mark in method.slots(), "Its mark is no slot.")
+    require(method.mark is None or method.mark in method.slots(), "Its mark is none of its keys.")
     known = [*models(), autoencoder]
     model = next((m for m in known if unmet(method, m) is None), None)
     require(model is not None, "It refuses every kind of model, each with a reason.")

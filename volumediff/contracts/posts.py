@@ -36,7 +36,7 @@ def check_post(cls: type, **arguments: Any) -> None:
     if post.idempotent:
         require(torch.equal(done(result), result), "It says that a second time changes nothing.")
     nothing = torch.zeros_like(value)
-    require(torch.equal(done(nothing), nothing), "Of nothing, something is made.")
+    require(torch.equal(done(nothing), nothing), "An empty map or mask does not stay empty.")
     if post.rank < MASK:
         require(result.isfinite().all() and float(result.min()) >= 0, "The map became negative.")
         require(

@@ -1,4 +1,4 @@
-"""The words that contracts are written in: what must hold, what must be equal, what is refused."""
+"""Assertions of contracts: what must hold, what must be equal, what is refused."""
 
 import inspect
 import typing

@@ -1,4 +1,4 @@
-"""The contract of routes: pseudo-healthy volumes and maps of a scene, as it was declared."""
+"""The contract of routes: pseudo-healthy volumes and maps of a volume, as it was declared."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ def check_route(cls: type, **arguments: Any) -> None:
     volumes, maps = _run(route, model, sampler, key=1)
     require(volumes or maps, "It gives neither a volume nor a map.")
     require(volumes or not route.own_map, "The own map is taken, of no volume.")
-    require(maps or route.own_map, "It says that it leaves maps with the scene, and leaves none.")
+    require(maps or route.own_map, "It says that it leaves maps in the context, and leaves none.")
     again, _ = _run(route, model, sampler, key=1)
     for a, b in zip(volumes, again, strict=True):
-        equal(a, b, "The same scene gives another volume.")
+        equal(a, b, "The same context gives another volume.")
     other, others = _run(route, model, sampler, key=2)
     moved = [*zip(volumes, other, strict=True), *zip(maps, others, strict=True)]
     alike = all(torch.equal(a, b) for a, b in moved)
@@ -61,7 +61,7 @@ def _run(
         require(volume.shape == one.x.shape, f"A volume has shape {tuple(volume.shape)}.")
         require(volume.isfinite().all(), "A pseudo-healthy volume is not finite.")
     for a in one.maps:
-        check_map_of(a, "A map that the route leaves with the scene")
+        check_map_of(a, "A map that the route leaves in the context")
     return volumes, list(one.maps)
 
 

@@ -1,4 +1,4 @@
-"""A small volume with a lesion, and models with known answers, for the blocks of localization."""
+"""A small volume with a lesion, and models with known answers, for components of localization."""
 
 from collections.abc import Iterator
 from typing import Any

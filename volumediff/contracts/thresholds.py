@@ -1,4 +1,4 @@
-"""The contract of thresholds: what they need is declared, and they follow what they are about."""
+"""The contract of thresholds: needs are declared, and values follow what they depend on."""
 
 import math
 from typing import Any

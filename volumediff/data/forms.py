@@ -49,7 +49,7 @@ def affine_of(header: Header, policy: ReadPolicy, path: Path) -> tuple[Affine, t
     present = [form for form, code in codes.items() if code > 0]
     if not present:
         affine = _assumed(header, policy, path)
-        text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed as asked"
+        text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed by read policy"
         findings.append(Remark("warning", "no_forms", text))
     else:
         # a form that the user has ruled out need not be valid

@@ -110,7 +110,7 @@ def read_header(source: Source, policy: ReadPolicy) -> Header:
         )
     if isinstance(policy.frames, int) and not 0 <= policy.frames < shape[3]:
         raise DataError(
-            f"{path}: the read policy asks for frame {policy.frames}, the file has "
+            f"{path}: the read policy selects frame {policy.frames}, the file has "
             f"{shape[3]} (counted from 0); choose another."
         )
     offset = _offset(fields, size, path)

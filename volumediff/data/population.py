@@ -11,7 +11,7 @@ y₁ is chosen per subject such that the brightest tissue (98th percentile of th
 x = 0.5: brighter lesions are not clipped at 1. Outside the foreground x = -1. All lengths are
 millimetres, so that a subject is the same person on every grid.
 
-The template is an average: it has no individual folding and is smooth. Figures obtained on this
+The template is an average: it has no individual folding and is smooth. Results obtained on this
 population say something about methods relative to each other, nothing about patients.
 
 References:

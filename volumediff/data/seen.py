@@ -1,6 +1,6 @@
-"""What a model has seen: the patients, files and cases that had a part in making it.
+"""The leakage record of a model: subjects used for training, validation and calibration.
 
-Figures of volumes that a model was trained, selected or calibrated on say little about new ones,
+Results on volumes that a model was trained, selected or calibrated on say little about new ones,
 and so do those of another examination, or of healthy slices, of the same patient. A run therefore
 keeps a record of its parts other than test, and of what the runs that it was made from have seen;
 maps carry it along, so that an evaluation can tell without the run.
@@ -25,7 +25,7 @@ __all__ = ["Match", "Roster", "Seen", "roster"]
 
 DIGITS = 16  # of SHA-256: 64 bits, so that no two of a million names are equal by chance
 
-# In this order they are asked: only the first is proof, the others are claims.
+# They are checked in this order: only the first is proof, the others are claims.
 KINDS = ("file", "patient", "name")
 
 

@@ -1,7 +1,7 @@
 """What counts as a lesion: values of a label, or boxes that are filled.
 
 A label may mark more than lesions (other pathology, organs); a case says which values count. Boxes
-are coarser than lesions, and filled they are a label like any other: figures that are counted in
+are coarser than lesions, and filled they are a label like any other: metrics that are counted in
 voxels are then those of the boxes.
 """
 

@@ -50,7 +50,7 @@ def start(config: RunConfig) -> Accelerator:
     asked = config.processes or launched
     if accelerator.num_processes != asked or launched != accelerator.num_processes:
         raise UsageError(
-            f"processes: {asked} asked for, {launched} launched, {accelerator.num_processes} "
+            f"processes: {asked} requested, {launched} launched, {accelerator.num_processes} "
             "joined; launch with torchrun --standalone --nproc_per_node N -m volumediff train ..."
         )
     return accelerator

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT set a flag; the loop looks at it at the step border and saves.
+"""Stop signals: SIGTERM and SIGINT set a flag; the loop saves at the next step and ends.
 
 Batch systems send SIGTERM to the whole process group: loader workers outlive it, or the parent
 would find its loader dead before it could save.

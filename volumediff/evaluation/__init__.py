@@ -1,1 +1,1 @@
-"""Maps and masks against truth: figures with intervals over patients."""
+"""Evaluation of maps and masks against truth: metrics with intervals over patients."""

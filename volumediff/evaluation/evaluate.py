@@ -1,6 +1,6 @@
-"""Maps against truth masks: one row per method, with bootstrap intervals over patients.
+"""Evaluation of maps against truth masks, per method, with bootstrap intervals over patients.
 
-The figures of a volume are those of `measure`, those of a sample are in `statistics`.
+The metrics of a volume are those of `measure`, those of a sample are in `statistics`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ from volumediff.outputs.sidecar import read_facts
 __all__ = ["Curves", "MethodResult", "Size", "evaluate"]
 
 # More of a lesion than this outside the foreground is said: the crop may be too tight. There are
-# no healthy voxels out there to rank it against, so that figures mean little when it is most.
+# no healthy voxels out there to rank it against, so that metrics mean little when it is most.
 UNSEEN = 0.05
 # Only these are worth a table per subgroup: the others need many volumes.
 GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "lesion_detection")
@@ -74,10 +74,10 @@ class Curves:
 
 @dataclass(frozen=True, eq=False)
 class MethodResult:
-    """Figures of one folder of maps.
+    """Metrics of one folder of maps.
 
     Arguments:
-        method: name of the row
+        method: name of the method
         folder: of the maps
         measures: by name, see `MEASURES`
         groups: subgroup -> measures
@@ -88,7 +88,7 @@ class MethodResult:
         curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
         left_out: what could not be said, and why
         leakage: volumes that the model has seen before
-        without_seen: the figures without the volumes that some model has seen, where there are any
+        without_seen: the metrics without the volumes that some model has seen, where there are any
     """
 
     method: str
@@ -128,7 +128,7 @@ def evaluate(
         seed: of the bootstrap
         replicates: of the bootstrap
         allow_seen: go on although a model has seen some of the volumes before; results then hold
-            the figures without them, too
+            the metrics without them, too
         same_names: equal names of patients are those of other people; equal files still count
         report: receives a line for everything that is left out
 
@@ -168,7 +168,9 @@ def evaluate(
         }
         for c in cases.values():
             if c.unseen > UNSEEN:
-                report(f"{folder}: {c.unseen:.0%} of the lesion of {c.case} was not looked at")
+                report(
+                    f"{folder}: {c.unseen:.0%} of the lesion of {c.case} lies outside of the map"
+                )
         result = _result(
             name, folder, [*cases.values()], first, seen[folder], seed=seed, replicates=replicates
         )
@@ -322,7 +324,7 @@ def _on_common_bins(cases: Sequence[Measured]) -> list[Measured]:
 
 
 def _left_out(found: MethodResult) -> list[str]:
-    """What has no figure, with the reason, in a few words each."""
+    """What has no metric, with the reason, in a few words each."""
     cases, value = found.cases, {m: i.value for m, i in found.measures.items()}
     lines = []
     if not lesions_in(cases):

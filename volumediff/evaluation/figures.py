@@ -1,4 +1,4 @@
-"""The figures of an evaluation: a number from the volumes of a sample, for table and bootstrap.
+"""The metrics of an evaluation, each a number from a sample of volumes, for table and bootstrap.
 
 `voxel_ap`, `voxel_auroc` and Dice are means over the volumes that have a lesion, `voxel_ap_pooled`
 and `best_dice` come from all voxels together; the threshold of `best_dice` has seen the truth,
@@ -149,5 +149,5 @@ MEASURES: dict[str, Statistic] = {
     "prevalence": lambda cs: detection.prevalence(_pooled([c for c in cs if c.abnormal])),
 }
 
-# In which the smaller figure is the better one; of the others the larger.
+# In which the smaller metric is the better one; of the others the larger.
 LOWER_IS_BETTER = {"false_positives", "ece", "aurc", "network_calls", "seconds", "peak_gb"}

@@ -1,4 +1,4 @@
-"""Volumes that a model has seen before: what maps carry along, and what an evaluation makes of it.
+"""Leakage: evaluated volumes that were seen in training, validation or calibration.
 
 OUT/seen-<hash>.json is what the weights of the maps have seen: the run and the runs it came from,
 the runs of borrowed models, and the site that gave the thresholds. Every map names its
@@ -114,7 +114,7 @@ def leakage(
     for case, sidecar in sidecars.items():
         name = sidecar.get("seen")
         if not isinstance(name, str):
-            unknown[f"the model of {folder}, whose maps do not say it"] = None
+            unknown[f"the model of {folder}, whose maps carry no record"] = None
             continue
         if name not in records:
             records[name] = _record(folder, name)
@@ -146,12 +146,12 @@ def refuse(found: Mapping[Path, Leakage], cases: int) -> None:
         raise DataError(
             f"{folder}: the model has seen {len(there.leaks)} of {cases} cases: "
             f"{'; '.join(map(str, there.leaks[:SHOWN]))}{more}. Leave them out of the truth, or "
-            f"go on with {other}allow_seen, which gives the figures with and without them."
+            f"go on with {other}allow_seen, which gives the results with and without them."
         )
 
 
 def said(found: Sequence[Leakage]) -> list[str]:
-    """What everybody who reads figures must know, one sentence each."""
+    """What every reader of the results must know, one sentence each."""
     leaks = {leak.case: leak for one in found for leak in one.leaks}
     lines = []
     if leaks:
@@ -160,8 +160,8 @@ def said(found: Sequence[Leakage]) -> list[str]:
         lines.append(f"LEAKAGE: {len(leaks)} of the volumes were seen before: {shown}{more}.")
     if others := max((one.same_names for one in found), default=0):
         lines.append(
-            f"{others} of the volumes share names with those that were seen before, and are said "
-            "to be of other patients."
+            f"{others} of the volumes share names with volumes that were seen before; the user "
+            "declared them to be of other patients."
         )
     for text in dict.fromkeys(text for one in found for text in one.unknown):
         lines.append(f"It is not known which volumes were seen by {text}.")
@@ -186,7 +186,7 @@ def _record(folder: Path, name: str) -> Seen:
     path = folder / Path(name).name
     found = Seen.load(path)
     if path.name != f"seen-{_digest(found)}.json":
-        raise DataError(f"{path}: is not what was written; localize again.")
+        raise DataError(f"{path}: was changed after it was written; localize again.")
     return found
 
 

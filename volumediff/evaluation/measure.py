@@ -1,4 +1,4 @@
-"""One map against one truth mask: all figures of a volume.
+"""One map against one truth mask: all metrics of a volume.
 
 Everything is counted on the file's own grid, inside the foreground that the method looked at and
 in the lesions: lesion voxels that it did not look at count as its lowest value. What needs a file
@@ -54,7 +54,7 @@ class Restored:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Figures of one volume.
+    """Metrics of one volume.
 
     Arguments:
         case, patient, group: which volume, of whom, and in which subgroup
@@ -104,7 +104,7 @@ def measure(
     by: str | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> Measured:
-    """Figures of one map.
+    """Metrics of one map.
 
     Arguments:
         path: the map; foreground, mask and the other outputs lie beside it

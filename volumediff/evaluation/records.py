@@ -1,4 +1,4 @@
-"""An evaluation as plain values for JSON: everything but the histograms."""
+"""An evaluation as plain values for JSON: everything except the histograms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

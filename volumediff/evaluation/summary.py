@@ -1,4 +1,4 @@
-"""What is said about an evaluation, in reports, on the terminal and in Markdown alike."""
+"""Tables and sentences about an evaluation, for reports, the terminal and Markdown."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ Rows = list[tuple[str, list[Interval]]]
 
 
 def measure_table(results: Sequence[MethodResult]) -> tuple[Rows, list[float | None]]:
-    """Heading and figures per measure, methods in order; and the best figure of each row."""
+    """Heading and metrics per measure, methods in order; and the best metric of each row."""
     grouped = bool(results[0].groups)
     rows, best = [], []
     for name, heading in HEADINGS.items():
@@ -91,7 +91,7 @@ def group_table(
 def size_table(results: Sequence[MethodResult]) -> tuple[Rows, list[float | None]]:
     """Share of the lesions of each size that were found, methods in order; and the best of each.
 
-    Methods without a mask have no figure.
+    Methods without a mask have no metric.
     """
     counts = {s.name: s.stratum for r in results for s in r.sizes}
     order = sorted(counts, key=lambda name: counts[name].low_ml)
@@ -129,7 +129,7 @@ def best_of(cells: Sequence[Interval], *, lowest: bool = False) -> float | None:
 
 
 def coverage(results: Sequence[MethodResult]) -> str:
-    """How many volumes, patients and lesions the figures stand on, and who has seen them."""
+    """How many volumes, patients and lesions the metrics stand on, and who has seen them."""
     cases = results[0].cases
     counts = (
         f"{len(cases)} volumes of {len({c.patient for c in cases})} patients, "

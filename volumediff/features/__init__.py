@@ -1,1 +1,1 @@
-"""Features of a trained model, to compare volumes by."""
+"""Features of a trained model, for comparing volumes."""

@@ -1,4 +1,4 @@
-"""Features of a trained model, to compare volumes by: what its encoder makes of them."""
+"""Features of a trained model, for comparing volumes: activations of its encoder."""
 
 from collections.abc import Callable
 
@@ -65,7 +65,7 @@ def network_features(
 
     Arguments:
         model: with a network of residual blocks
-        condition: what the denoiser is told
+        condition: what the denoiser is conditioned on
         t: time
         noise: state -> ε, for the state α_t z + σ_t ε; None for the noise-free α_t z
     """

@@ -1,4 +1,4 @@
-"""What a localization found, in words and numbers that can be read without the volumes.
+"""Findings of a localization, in words and numbers that can be read without the volumes.
 
 written.py    the outputs of one case, read back from the folder
 schema.py     <case>_desc-anomaly_findings.json, field by field

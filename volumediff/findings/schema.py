@@ -177,8 +177,8 @@ class CaseFindings:
 
     Arguments:
         case, patient: as in the data set
-        method: row
-        fingerprint: of the method's blocks
+        method: name of the method
+        fingerprint: of the method's components
         supervision: what its training needed
         scope: what the method claims to find
         weights_sha256: of the run

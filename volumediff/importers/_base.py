@@ -73,7 +73,7 @@ class Importer(ABC):
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         """The configuration of the run, as in a YAML file; looks at names and shapes alone.
 
-        The command's KEY=VALUE words are applied to it: for what no shape tells.
+        The command's KEY=VALUE overrides are applied to it: for what no shape tells.
 
         Raises:
             DataError: no checkpoint of this kind

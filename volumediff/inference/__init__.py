@@ -1,1 +1,1 @@
-"""Trained runs on new volumes: files in, maps on the files' own grid, tables and reports out."""
+"""Inference with trained runs: localization, segmentation and samples of new volumes."""

@@ -1,4 +1,4 @@
-"""Localization with a trained run: settles what all cases share, then goes file by file."""
+"""Localization with a trained run: prepares what all cases share, then works file by file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -128,7 +128,7 @@ def localize(
         source: file, folder or manifest, or several of them
         out: output folder
         options: method and the rest
-        region: mask, or folder of masks, of what is to be redrawn; for the policy `given`
+        region: mask, or folder of masks, of what is to be redrawn; for the selector `given`
         saliency: map from elsewhere, for methods with a first pass: a file for one case, or a
             folder with <case>_saliency.nii.gz; it takes the place of the method's own first pass
         overwrite: whether results of other settings in `out` may be replaced

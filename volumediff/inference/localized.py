@@ -1,4 +1,4 @@
-"""One localized examination in memory, and the files that say the same."""
+"""The result of one localized examination, in memory and as files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A settled localization, and what it does with one examination.
+"""A prepared localization: method, calibration and options, applied to one examination.
 
     volume ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
 
@@ -40,7 +40,7 @@ __all__ = ["REGION", "SALIENCY", "Localizing"]
 
 # Names of further inputs among the digests of an examination.
 REGION, SALIENCY = "region", "saliency"
-# The rate of the healthy-FPR threshold that is recorded beside the row's own.
+# The rate of the healthy-FPR threshold that is recorded beside the method's own.
 RECORDED_RATE = HealthyFPR().rate
 
 
@@ -52,7 +52,7 @@ class Localizing:
         trained: the run
         row: the method
         options: as they were asked for
-        calibration: of the row, that of the site where there is one
+        calibration: of the method, that of the site where there is one
         seen: what the weights have seen
         site: whose volumes these are
     """

@@ -1,4 +1,4 @@
-"""What may be chosen for a localization, a segmentation or a sample: defaults and meanings, once.
+"""Options of localization, segmentation and sampling: their defaults and meanings.
 
 The Python functions and the commands take their defaults from here. Nothing heavy is imported.
 """
@@ -16,7 +16,7 @@ class LocalizeOptions:
 
     Arguments:
         method: name of a method that ships with the package, or the path of a YAML file
-        overrides: `component.argument=value` words that change the method
+        overrides: `component.argument=value` overrides that change the method
         classifier: folder of a run of a classifier of noisy states, for methods that take one
         channels: names of the images in the data; None takes those of the run
         site: healthy volumes of the site that the images are of; its thresholds are used
@@ -42,7 +42,7 @@ class SegmentOptions:
     Arguments:
         method: name of a segmentation method that ships with the package, or the path of a YAML
             file
-        overrides: `key=value` words that change the method
+        overrides: `key=value` overrides that change the method
         channels: names of the images in the data; None takes those of the run
         seed: of the samples
     """
@@ -58,7 +58,7 @@ class SampleOptions:
     """How new volumes are drawn.
 
     Arguments:
-        overrides: words that change the sampler, such as `sampler.steps=20`
+        overrides: key=value settings that change the sampler, such as `sampler.steps=20`
         shape: voxels along R, A, S; None takes the shape of the run's volumes
         label: class of the volumes, for runs conditioned on a class; 0 is healthy
         attributes: scalars such as age, for runs conditioned on some

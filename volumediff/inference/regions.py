@@ -1,4 +1,4 @@
-"""Regions that a user asks to redraw: a mask per case, on any grid, brought to the model's.
+"""Regions that the user wants redrawn: a mask per case on any grid, resampled to the model's.
 
 For one case the region is a mask file. For several it is a folder: `<case>.nii.gz`, or the name of
 the case with a last word such as `_region`, `_mask` or `_lesion`; or a data set whose cases have
@@ -35,13 +35,13 @@ def check_region(row: Method, method: str, given: bool) -> None:
     """
     if row.takes_region and not given:
         raise UsageError(
-            f"method '{method}': redraws a region of yours and finds none itself; give its mask "
-            "as the region, or use the method healthy_inpainting."
+            f"method '{method}': expected a region to redraw, got none; give its mask as the "
+            "region, or use the method healthy_inpainting, which finds one."
         )
     if given and not row.takes_region:
         raise UsageError(
             f"region: the method '{method}' looks for anomalies itself and takes none; use the "
-            "method inpaint_given, or one whose policy redraws selector: given."
+            "method inpaint_given, or one that edits with the selector given."
         )
 
 

@@ -1,4 +1,4 @@
-"""Maps from elsewhere, one per case, on the grid of the model."""
+"""Saliency maps that the user gives, one per case, resampled to the grid of the model."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What a run may cost in memory, and how it stays below that."""
+"""Memory policies: exact execution of networks in less memory."""

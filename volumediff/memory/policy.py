@@ -1,4 +1,4 @@
-r"""How a network is held and run: dtype, layout, recomputation, slabs, kernels. Never what it is.
+r"""The memory policy: dtype, layout, recomputation, slabs, kernels; never what a network computes.
 
 Checkpointing stores the input of a residual block instead of everything inside it and runs the
 block again in the backward pass: the same operations on the same numbers, the same gradients. A

@@ -1,4 +1,4 @@
-"""Where a volume waits while slabs of it are used: on its device, or in host memory."""
+"""Storage of a volume while slabs of it are computed: on its device, or in host memory."""
 
 import functools
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-r"""Bootstrap over patients: what the figure would be with other patients from the same source.
+r"""Bootstrap over patients: what the metric would be with other patients from the same source.
 
 Patients are drawn with replacement, all volumes of a patient together, the statistic is computed
 anew, and the interval holds the middle `level` of the replicates (percentile bootstrap; Efron

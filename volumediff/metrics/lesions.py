@@ -2,7 +2,7 @@ r"""Lesion-wise detection: connected components instead of voxels.
 
 Lesions are the 26-connected components of the truth, candidates those of the mask. A lesion is
 detected when more than a given share of its voxels lies in the mask; a candidate that touches no
-lesion is a false positive. Large lesions dominate every voxel-wise figure; here each lesion counts
+lesion is a false positive. Large lesions dominate every voxel-wise metric; here each lesion counts
 once, and detection is reported per size.
 
 Where a map is given, a candidate has its peak as score s, and a detected lesion that of the best

@@ -1,4 +1,4 @@
-r"""Normative figures: did a method learn what healthy looks like, and does it restore it?
+r"""Normative metrics: did a method learn what healthy looks like, and does it restore it?
 
 This project's 3D definitions of the three ideas of Bercea et al. (2025); the authors' code gives
 their ingredients, not their formulas, and works on slices, so that values are comparable among

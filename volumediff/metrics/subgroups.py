@@ -1,6 +1,6 @@
 r"""Subgroups: is a method as good for everyone?
 
-For a figure m(g) of each group g of patients,
+For a metric m(g) of each group g of patients,
 
     gap = max_g m(g) - min_g m(g),
 
@@ -40,8 +40,8 @@ class Gap:
 
     Arguments:
         gap: with its interval
-        worst: name of the worst group; empty where fewer than two groups have a figure
-        worst_value: its figure
+        worst: name of the worst group; empty where fewer than two groups have a metric
+        worst_value: its metric
         chance: gap that 95 % of random assignments of patients to groups do not exceed; nan
             where patients are in several groups, so that there is nothing to assign
     """
@@ -62,11 +62,11 @@ def gap(
     seed: int = 0,
     replicates: int = 1000,
 ) -> Gap:
-    """The gap of any figure between groups.
+    """The gap of any metric between groups.
 
     Arguments:
         items: one per volume
-        statistic: the figure of some items; nan where undefined, and then its group is left out
+        statistic: the metric of some items; nan where undefined, and then its group is left out
         groups: group of each item; "" is unknown and left out
         patients: patient of each item; each item is its own by default
         better: which end is the better one

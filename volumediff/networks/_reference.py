@@ -1,5 +1,5 @@
-r"""Embedding of a whole volume through a bottleneck: the network is told what the subject looks
-like at large, and too little of it to copy a lesion,
+r"""Embedding of a whole volume through a bottleneck: the network is conditioned on the
+subject at large, and on too little of it to copy a lesion,
 
 .. math:: e = \mathrm{Embedding}\big(t, y, [c, f(P z)]\big),
 

@@ -1,1 +1,1 @@
-"""The state that training updates, step by step: weights, average, moments, rate, figures."""
+"""The state that training updates: weights, their average, moments, learning rate, metrics."""

@@ -1,4 +1,4 @@
-"""Rows of metrics.jsonl, the figures of every step of a run."""
+"""Lines of metrics.jsonl: loss, learning rate and other numbers of every step of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["read_metrics"]
 
 
 class MetricsRow(Record):
-    """A line of metrics.jsonl: a step and its figures, which may come to nothing finite."""
+    """A line of metrics.jsonl: a step and its numbers, which may come to nothing finite."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
     __pydantic_extra__: dict[str, int | float | None]

@@ -1,1 +1,1 @@
-"""What results of a case are called, how they are written, and which are finished."""
+"""Results on the disk: their names, how they are written, and which are finished."""

@@ -1,11 +1,11 @@
-"""What is written for one localized volume: NIfTI on the file's own grid, and a JSON beside it.
+"""Files of one localized volume: NIfTI on the grid of the input, and a JSON sidecar.
 
 <case>_desc-anomaly_map.nii.gz        higher is more abnormal, lowest outside the foreground
 <case>_desc-anomaly_mask.nii.gz       map above the threshold, if the method has one
 <case>_desc-foreground_mask.nii.gz    voxels that were looked at
 <case>_desc-uncertainty_map.nii.gz    deviation of the map between the seeds of an ensemble
 <case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
-<case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's blocks
+<case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's components
 <case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
 <case>_desc-anomaly_findings.json     what was found, finding by finding; see findings/schema.py
 seen-<hash>.json                      what the weights have seen; see leakage.py
@@ -70,7 +70,7 @@ def write_localization(
         foreground: (1, d, h, w) of the prepared volume
         grid: of the input
         facts: for the JSON
-        trace: whether masks and maps of the blocks are written too
+        trace: whether masks and maps of the components are written too
     """
     writer = Writer(folder, case, grid)
     anomaly = writer.image(MAP, found.map[0])
@@ -106,12 +106,12 @@ def write_localization(
 
 
 def blocks_of(found: Localization) -> dict[str, Tensor]:
-    """Masks and maps of a method's blocks that have the shape of its map, by name."""
+    """Masks and maps of a method's components that have the shape of its map, by name."""
     return {n: block for n, block in found.trace.items() if block.shape == found.map.shape}
 
 
 def block_name(name: str, block: Tensor) -> str:
-    """What the file of a block is called, such as `desc-ensemble_map`."""
+    """What the file of a mask or map is called, such as `desc-ensemble_map`."""
     kind = "mask" if block.dtype == torch.bool else "map"
     words = re.sub(r"[^A-Za-z0-9]+", "", name.removesuffix(kind).title())
     return f"desc-{words[:1].lower() + words[1:] or 'block'}_{kind}"

@@ -30,7 +30,7 @@ class Input(Record):
 
 
 class TraceStep(Record):
-    """A mask or map of the method's blocks."""
+    """A mask or map of the method's components."""
 
     name: str
     file: FileName

@@ -1,1 +1,1 @@
-"""What a configuration will cost in memory and time, before it runs and measured."""
+"""Memory and time of a configuration, predicted before it runs and measured."""

@@ -1,4 +1,4 @@
-"""What a run takes beside the card: host memory, disk and time."""
+"""Estimates of host memory, disk and time of a run."""
 
 import statistics
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ r"""From traced bytes to the memory that a card must have.
 for a traced peak of m GB: the CUDA context, workspaces of the convolutions (w_0 in any case, then
 w_1 per GB up to w_2), and what the allocator loses to fragmentation, a.
 
-NOT YET CALIBRATED ON THE KERNELS OF THIS PACKAGE. The figures are an upper envelope of what was
+NOT YET CALIBRATED ON THE KERNELS OF THIS PACKAGE. The numbers are an upper envelope of what was
 published for networks of this kind, next to traces of the same networks with the same definition
 of a peak (`PUBLISHED`): no published peak lies above it, the nearest ones touch it. Frameworks
 that keep float32 copies and materialised codebooks set it, so that it is likely too high here.
@@ -37,7 +37,7 @@ class Overhead:
         growth: w_1, per traced GB
         growth_most: w_2
         slack: a, of the allocator
-        source: where the figures come from
+        source: where the numbers come from
     """
 
     context: float

@@ -1,4 +1,4 @@
-"""What a configuration needs, without data, GPU or memory, and which policy fits a card.
+"""Memory that a configuration needs, without data or GPU, and the memory policy that fits a card.
 
 The task is built with fake tensors and one real step of it is traced at full size. In training the
 optimizer has its moments already, and a validation on a whole volume counts as a stage where the
@@ -112,7 +112,7 @@ class Plan:
         return None if self.vram_gb is None else self.chosen.card_gb <= self.vram_gb
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain values; every figure in GB is of 1e9 bytes."""
+        """The plan as plain values; every number in GB is of 1e9 bytes."""
         return {
             "mode": self.mode,
             "shape": list(volume_shape(self.config)),

@@ -1,7 +1,7 @@
-"""A few real steps on random data: memory and seconds per stage, beside what the planner says.
+"""A few real steps on random data: memory and seconds per stage, beside the prediction.
 
 The first step is traced, the others are timed without the tracer, whose bookkeeping takes time. On
-CUDA the allocator's own figures stand beside the traced ones, and a lack of memory leaves a
+CUDA the allocator's own numbers stand beside the traced ones, and a lack of memory leaves a
 snapshot of the allocator behind (for https://pytorch.org/memory_viz).
 """
 
@@ -40,7 +40,7 @@ class Profile:
         step_seconds: of a whole step, median
         steps: that were timed
         rss_gb: resident size of the process at its largest, and before the step
-        allocated_gb, reserved_gb: largest figures of CUDA's allocator, None on the CPU
+        allocated_gb, reserved_gb: largest numbers of CUDA's allocator, None on the CPU
     """
 
     mode: Mode

@@ -1,4 +1,4 @@
-"""When memory runs out: one line that says so, and what the planner would do instead."""
+"""When memory runs out: one line with the memory policy that the planner suggests."""
 
 import os
 import resource
@@ -79,13 +79,13 @@ def _advice(
         changed = f"the memory policy {changed.replace('memory.', '')}"
     begin += f" with volumes of {size}"
     if not found.fits:
-        return f"{begin}; nothing fits, it takes {'; or '.join(found.remedies)}."
+        return f"{begin}; no memory policy fits; what would fit: {'; or '.join(found.remedies)}."
     if repr(found.chosen.policy) == repr(config.memory):
         return (
             f"{begin}; these settings need {card:.1f} GB by the plan, so something else takes "
             "memory there, or its limit is lower."
         )
-    return f"{begin}; volumediff plan would take {changed}, which needs {card:.1f} GB."
+    return f"{begin}; use {changed}, which needs {card:.1f} GB."
 
 
 def _total_gb(device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""What a model is trained on, one file per recipe.
+"""Recipes: what a model learns from a volume, one file per recipe.
 
 healthy              p(x)              x the volume itself
 class_conditional    p(x | class)      the class from an attribute, dropped at times for guidance

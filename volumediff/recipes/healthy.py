@@ -19,7 +19,7 @@ class Healthy(Recipe):
     Arguments:
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
-        reference: whether the network is told the volume itself through a bottleneck, so that it
+        reference: whether the network is conditioned on the volume through a bottleneck, and so
             knows the subject and not the lesion (cDDPM)
     """
 

@@ -1,4 +1,4 @@
-r"""A volume given what surrounds a void, p(x | (1 - M) x, M): noise everywhere, the rest is told.
+r"""A volume given what surrounds a void, p(x | (1 - M) x, M), with noise everywhere.
 
 From t = 1 the region is redrawn from nothing but its surroundings.
 """

@@ -1,4 +1,4 @@
-"""findings.html: what was found in a folder, case by case; a report that needs no truth."""
+"""findings.html: the findings of a folder, case by case; a report that needs no truth."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A packet: one finding as pictures and text, to be handed to a vision-language model.
+"""A packet: one finding as pictures and text, for a reader or a vision-language model.
 
 findings/<case>/<id>/image.png        the volume in three planes through the peak
                      overlay.png      the map over it, the finding outlined

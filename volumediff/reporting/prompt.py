@@ -1,4 +1,4 @@
-"""The text of a packet: what a vision-language model is told, asked, and must not claim.
+"""The prompt of a packet: facts, questions, and what a vision-language model must not claim.
 
 No model is shipped and none is called. The text holds measured facts of one finding and no name,
 id, date or path of the case, so that it can leave the machine that knows them; whether the

@@ -1,6 +1,6 @@
 """What a method did to one case, step by step: masks and intermediate maps of the trace, in order.
 
-The JSON beside a map lists the trace in the order in which the blocks made it; one axial plane of
+The JSON beside a map lists the trace in the order in which the components made it; one plane of
 each is kept. Maps share one scale, so that a step can be compared with the one before; masks, and
 maps named as masks, go from 0 to 1.
 """

@@ -1,4 +1,4 @@
-"""Residual segmenters: (x̂ - x, x) -> logit that a voxel is abnormal, x̂ reconstructs x."""
+"""Residual segmentation networks: (x̂ - x, x) -> logit of an anomaly per voxel."""
 
 from volumediff.residual_segmenters._base import ResidualSegmenter
 

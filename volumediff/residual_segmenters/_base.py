@@ -1,4 +1,4 @@
-"""Contract of residual_segmenters: what in a volume is abnormal, given a reconstruction of it.
+"""Contract of residual segmentation networks: anomalies of a volume, given its reconstruction.
 
 They live in voxels, so that one file serves every space and every way to reconstruct: nothing of
 the model that reconstructed is seen but its residual.

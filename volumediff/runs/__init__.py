@@ -1,1 +1,1 @@
-"""A trained run, ready for new volumes: loading, models it borrows, what it has seen."""
+"""Trained runs, ready for new volumes: loading, auxiliary models, inputs and provenance."""

@@ -1,4 +1,4 @@
-"""Models of other runs that a method borrows: classifier, residual_segmenter, autoencoder.
+"""Auxiliary models of other runs: a classifier, a residual segmenter, an autoencoder.
 
 The components of a method declare what they borrow (`volumediff.component.Loan`), and name its run
 or leave it to an option that holds for the whole method. `Borrowed` is what `Component.bind` asks.
@@ -88,7 +88,7 @@ class Borrowed:
         taken = {request.loan.kind for request in method.requests()}
         for kind, run in self.runs.items():
             if run is not None and kind not in taken:
-                raise UsageError(f"{kind}: the method '{name}' takes none; leave it out.")
+                raise UsageError(f"{kind}: the method '{name}' uses none; leave it out.")
 
 
 def facts_of(method: Method) -> dict[str, Any]:

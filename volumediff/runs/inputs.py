@@ -1,4 +1,4 @@
-"""What a run works on: examinations found below paths, read, and prepared for its model."""
+"""Inputs of a run: examinations found below paths, read, and prepared for its model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Where results come from: run, weights and versions."""
+"""Provenance of results: run, weights and versions."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,7 +23,7 @@ def versions() -> dict[str, str | None]:
 
 
 def provenance(trained: Trained) -> dict[str, Any]:
-    """Where results come from: run, weights and versions."""
+    """Provenance of results: run, weights and versions."""
     return {
         "run": str(trained.run.resolve()),
         "checkpoint": trained.checkpoint,

@@ -62,7 +62,7 @@ def load_trained(
         run: its folder
         which: the checkpoint selected on validation, or the newest
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        memory: `key=value` words for the memory policy, in place of the training's
+        memory: `key=value` overrides for the memory policy, in place of the training's
 
     Raises:
         UsageError: no run, no checkpoint of this kind, or no such device

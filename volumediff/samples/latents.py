@@ -1,4 +1,4 @@
-"""Latents computed once: without augmentation and crops the frozen encoder always says the same.
+"""Latents computed once: without augmentation and crops they never change.
 
 The cached arrays are raw latents A(x), before shift and scale, so that they depend on nothing but
 the volume and the autoencoder. The model that trains sees them through a space whose transform is

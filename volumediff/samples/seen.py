@@ -1,6 +1,6 @@
-"""RUN/seen.json: what the weights of a run have seen, itself and through the runs it came from.
+"""RUN/seen.json: the subjects used to train, validate and calibrate a run and the runs it uses.
 
-A run may begin with another's weights (`start_from`), or borrow from other runs: an autoencoder,
+A run may begin with another's weights (`start_from`), or use other runs: an autoencoder,
 the states of a diffusion run, its estimates. Whoever was in training there was seen here, too.
 """
 

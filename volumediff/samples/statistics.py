@@ -1,4 +1,4 @@
-"""What is measured on the training split once, before step 0: scalars and the atlas.
+"""Statistics of the training split, measured once before step 0: scalars and the atlas.
 
 Kept in RUN/statistics, verified like a checkpoint, because inference needs the same numbers.
 """

@@ -103,7 +103,7 @@ def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
     Arguments:
         name: of a file that ships with the package, the path of a YAML file, or
             `package.module:Class`
-        overrides: `key=value` words, such as `samples=10` or `sampler.steps=50`
+        overrides: `key=value` overrides, such as `samples=10` or `sampler.steps=50`
 
     Raises:
         UsageError: unknown file, key or component, or a wrong value

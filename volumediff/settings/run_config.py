@@ -92,7 +92,7 @@ class RunConfig(Section):
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """A configuration file (or the name of a shipped one) with `a.b=c` words applied.
+    """A configuration file (or the name of a shipped one) with `a.b=c` overrides applied.
 
     Raises:
         UsageError: one line with the key, what it takes and what came
@@ -108,7 +108,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with, with `a.b=c` words applied.
+    """The configuration that a run was started with, with `a.b=c` overrides applied.
 
     Raises:
         UsageError: the folder is no run, or an override does not fit
@@ -118,7 +118,7 @@ def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.is_file():
         raise UsageError(f"{run}: no config.yaml, so this is no run; give the folder of a run.")
     advice = "put it back, or train with the changed keys into another output=DIR"
-    read_text(path, advice=f"a run has one configuration for ever; {advice}")
+    read_text(path, advice=f"the configuration of a run cannot change; {advice}")
     return parse(load(path, overrides), where=str(path))
 
 

@@ -1,4 +1,4 @@
-"""Artefacts on the disk: written whole, hashed, and verified when they are read.
+"""Files of a run: written whole, hashed, and verified when they are read.
 
 digests     the one SHA-256
 atomic      one file, whole or not there

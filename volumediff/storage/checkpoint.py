@@ -42,7 +42,7 @@ WEIGHTS = {"weights.safetensors", "ema.safetensors"}
 
 
 class StoredBest(Record):
-    """Figures of the best checkpoint so far; a validation may come to nothing that is finite."""
+    """Metrics of the best checkpoint so far; a validation may come to nothing that is finite."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
     __pydantic_extra__: dict[str, int | float | None]

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and are checked before they are believed.
+"""Folders that appear whole or not at all, and are verified when they are read.
 
 A folder is written under a temporary name on the same file system, every file is flushed to the
 disk and read back against its SHA-256, then the folder is renamed: whatever kills the process or

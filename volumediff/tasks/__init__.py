@@ -1,4 +1,4 @@
-"""What is trained, one file per task: its configuration, module, loss, validation and loading.
+"""Tasks: what is trained, each with configuration, module, loss, validation and loading.
 
 diffusion           a diffusion model of volumes, labels or anomalies, as its recipe says
 autoencoder         an autoencoder or another network that reconstructs volumes

@@ -40,12 +40,12 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Criterion:
-    """The figure that selects checkpoints in place of the validation loss.
+    """The metric that selects checkpoints in place of the validation loss.
 
     Arguments:
         name: in metrics.jsonl
         cases: how many there are
-        of: number of a case -> figure, higher is better; the mean over the cases selects
+        of: number of a case -> metric, higher is better; the mean over the cases selects
     """
 
     name: str
@@ -213,7 +213,7 @@ class Task(ABC):
         return False
 
     def criterion(self, samples: Samples) -> Criterion | None:
-        """The figure that selects checkpoints; None takes the validation loss, lowest first."""
+        """The metric that selects checkpoints; None takes the validation loss, lowest first."""
         return None
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""How a run borrows from another one: verified, agreed with, then copied or bound.
+"""How a run uses models of another one: verified, checked for agreement, copied or bound.
 
 Small things are copied once into RUN/borrowed/NAME, verified like a checkpoint, and the run stands
 alone. What is too large to copy is read from the other run whenever this one is built. Either way

@@ -1,4 +1,4 @@
-"""The autoencoder of another run, in a latent space or below a model of its codes.
+"""The autoencoder of another run, for a latent space or for a prior of its codes.
 
 A run keeps a copy of it, and then stands alone.
 """

@@ -60,7 +60,7 @@ def load_task(
     Arguments:
         which: the checkpoint selected on validation, or the newest
         weights: the averaged weights, or those of the last step
-        overrides: `a.b=c` words for its configuration, such as those of its memory policy
+        overrides: `a.b=c` overrides for its configuration, such as those of its memory policy
         found: the checkpoint, where it was verified a moment ago
 
     Raises:
@@ -71,14 +71,14 @@ def load_task(
     found = found or checkpoint.find(run, which)
     if found is None:
         raise UsageError(
-            f"{run}: has no '{which}' checkpoint yet; train it further, or ask for the other one."
+            f"{run}: has no '{which}' checkpoint yet; train it further, or choose the other one."
         )
     task = build_task(config, run=run)
     if found.state["borrowed"] != task.digest:
         sources = " and ".join(f"{name} = {path}" for name, path in config.borrows().items())
         raise DataError(
-            f"{run}: the weights that it borrows ({sources}) are not those that it was trained "
-            "with; restore them from a backup."
+            f"{run}: the weights of other runs that it uses ({sources}) are not those that it was "
+            "trained with; restore them from a backup."
         )
     try:
         task.load(found.tensors(weights))

@@ -1,4 +1,4 @@
-"""Autoencoders and all other networks that reconstruct volumes, with all their players.
+"""Autoencoders and other networks that reconstruct volumes, with discriminators and encoders.
 
 An autoencoder with a latent grid serves latent diffusion; the others localize anomalies by what
 they cannot reconstruct. A model of another autoencoder's codes keeps a copy of that one, frozen.

@@ -1,4 +1,4 @@
-"""Diffusion: a network learns what corrupted states say about clean ones.
+"""Diffusion: a network learns to predict clean states from noisy ones.
 
 What is diffused (volumes, labels, anomalies) is the recipe's; where, how and by what network is
 said by space, kernel, noise and network. Validation scores a checkpoint by how well one denoising

@@ -1,4 +1,4 @@
-"""A network that segments anomalies by volumes and their reconstructions of a diffusion run.
+"""A network that segments anomalies from volumes and their reconstructions by a diffusion run.
 
 The diffusion model stays frozen and is not copied: checkpoints hold the SHA-256 of its weights,
 and neither training nor localization goes on with others. Its statistics are copied, because the
@@ -68,7 +68,7 @@ class ResidualSegmenterTask(Task):
     """
 
     schema = ResidualSegmenterConfig
-    noun = "a residual_segmenter"
+    noun = "a residual segmenter"
     fits_intensities = False
 
     def __init__(

@@ -124,7 +124,7 @@ class StateClassifierTask(Task):
         pairs = {name: (getattr(config, name), getattr(source, name)) for name in PARTS}
         pairs["data.preprocessing"] = config.data.preprocessing, source.data.preprocessing
         pairs["data.channels"] = config.data.channels, source.data.channels
-        agree(pairs, where=WHERE, of=of, hint="leave it out, it is taken from there")
+        agree(pairs, where=WHERE, of=of, hint="leave it out, it is taken from that run")
         model = borrowed(of, where=WHERE, run=run).task.lend(Model)
         if model is None or states_problem(model.recipe):
             raise UsageError(
@@ -190,8 +190,8 @@ class StateClassifierTask(Task):
     @property
     def refusals(self) -> Refusals:
         reason = (
-            "trains a classifier, expected the run of a diffusion model or of an autoencoder; a "
-            "classifier is given beside such a run."
+            "trains a classifier, expected the run of a diffusion model or of an autoencoder; "
+            "give the classifier beside such a run."
         )
         return Refusals(reason, reason, reason)
 

@@ -41,7 +41,7 @@ def import_run(
         kind: name of the importer, such as wdm
         file: the checkpoint
         run: the folder, which must not be there yet
-        overrides: `key=value` words for the configuration of the run, and for arguments of the
+        overrides: `key=value` overrides for the configuration of the run, and for arguments of the
             importer, such as importer.axes=RAS
         weights_only_pickle: see `read`
 

@@ -1,6 +1,6 @@
-"""What a run says: one line per step in metrics.jsonl, progress.png, and the terminal.
+"""Progress of a run: one line per step in metrics.jsonl, progress.png, and the terminal.
 
-The figures of a step follow from the configuration, all but its duration (`seconds`, from waiting
+The numbers of a step follow from the configuration, all but its duration (`seconds`, from waiting
 for the samples to the average of the weights).
 
 On a terminal a progress bar, elsewhere (batch systems) a plain line now and then. A resumed run

@@ -106,7 +106,9 @@ def train(config: RunConfig) -> Path:
                 if state.step % config.save_every == 0 or last or stopped:
                     processes.on_main(accelerator, lambda: state.save(run, "last"))
                 if stopped and not last:
-                    journal.line(f"stopped after step {state.step}; the same command goes on.")
+                    journal.line(
+                        f"stopped after step {state.step}; run the same command again to continue."
+                    )
                     raise SystemExit(128 + (stop.number or signal.SIGTERM))
         # Not end_training(): the process group belongs to the launch, which may train again.
         for tracker in accelerator.trackers:

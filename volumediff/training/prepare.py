@@ -1,4 +1,4 @@
-"""All that has to be there before step 0: data, statistics, and the task on its device."""
+"""Preparation before step 0: data, statistics, and the task on its device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

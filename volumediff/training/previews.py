@@ -1,4 +1,4 @@
-"""Pictures of where training is: the middle slices of volumes, one row per volume."""
+"""Previews during training: the middle slices of volumes, one row per volume."""
 
 from collections.abc import Sequence
 from pathlib import Path

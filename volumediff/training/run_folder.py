@@ -1,4 +1,4 @@
-"""RUN/: one process group at a time, one configuration for ever, and a manifest of what ran.
+"""RUN/: one process group at a time, one configuration that never changes, and a session record.
 
 config.yaml  manifest.json  splits.json  seen.json  statistics/  metrics.jsonl  progress.png
 previews/  checkpoints/  borrowed/ (copies of what comes from other runs)

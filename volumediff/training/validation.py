@@ -1,6 +1,6 @@
 """Validation on the averaged weights: loss, previews, and the score that selects the best step.
 
-Everything is keyed by the volume, so that figures of different steps differ by the weights alone;
+Everything is keyed by the volume, so that metrics of different steps differ by the weights alone;
 processes take turns in the volumes.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["ValidationResult", "Validator"]
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Figures of one validation.
+    """Metrics of one validation.
 
     Arguments:
         row: for metrics.jsonl

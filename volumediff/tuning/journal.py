@@ -1,7 +1,7 @@
-"""Figures of settings in RUN/tuning/<row>-<fingerprint>.json, written as they come.
+"""Measurements of settings in RUN/tuning/<method>-<fingerprint>.json, written as they come.
 
-The fingerprint is of everything that figures depend on, and of nothing else: a search that was
-stopped goes on, and one over another grid takes the settings that are there.
+The fingerprint is of everything that measurements depend on, and of nothing else: a search that
+was stopped goes on, and one over another grid takes the settings that are there.
 """
 
 import json
@@ -25,7 +25,7 @@ Figures = tuple[Figure, ...]
 
 
 class StoredJournal(Record):
-    """Figures of a setting as `Trial.to_json` has them: null stands for nan."""
+    """Measurements of a setting as `Trial.to_json` has them: null stands for nan."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
@@ -43,7 +43,7 @@ class StoredJournal(Record):
 
 
 class StoredJournal(Record):
-    """The file: what figures depend on, figures of each setting, and the result."""
+    """The file: what measurements depend on, measurements of each setting, and the result."""
 
     facts: dict[str, Any]
     settings: tuple[StoredJournal, ...]
@@ -52,12 +52,12 @@ class StoredJournal(Record):
 
 @dataclass
 class TuningJournal:
-    """The figures that are known.
+    """The measurements that are known.
 
     Arguments:
         path: the file
-        facts: what the figures depend on
-        trials: figures of each setting
+        facts: what the measurements depend on
+        trials: measurements of each setting
     """
 
     path: Path
@@ -65,7 +65,7 @@ class TuningJournal:
     trials: dict[Setting, Trial] = field(default_factory=dict)
 
     def write(self, result: Mapping[str, Any] | None = None) -> None:
-        """Writes all figures, in an order that does not tell when they came, and the result."""
+        """Writes all measurements, in an order independent of the search, and the result."""
         settings = [
             {"setting": dict(setting), **self.trials[setting].to_json()}
             for setting in sorted(self.trials)

@@ -1,8 +1,8 @@
-"""The search over the axes of a row: one axis after the other, coarse and then refined.
+"""The search over the axes of a method: one axis after the other, coarse and then refined.
 
 Greedy: what a later axis changes is not tried again at other values of an earlier one. Settings
-whose maps are the same up to post-processing are measured together. Which figures a setting gets
-does not depend on the search (`trials`), so that known ones are taken as they are.
+whose maps are the same up to post-processing are measured together. The measurements of a setting
+do not depend on the search (`trials`), so that known ones are taken as they are.
 """
 
 import math
@@ -31,7 +31,7 @@ Grids = Mapping[Tunable, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a search may cost, all volumes together; figures that are known cost nothing.
+    """What a search may cost, all volumes together; measurements that are known cost nothing.
 
     No settings are begun that would exceed it if they cost what the last ones did; the first
     always are.
@@ -55,16 +55,16 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A row with the volumes that its settings are measured on.
+    """A method with the volumes that its settings are measured on.
 
     Arguments:
-        tree: of the row
-        axes: all of the row
+        tree: of the method
+        axes: all of the method
         model: the denoiser; None for baselines
         pairs: makes the volumes with and without lesions, the first time they are needed
         references: the same for the healthy volumes of a normalization
         seed: of the methods' noise
-        make: from the tree of a row to the method, with what it takes of the run
+        make: from the tree of a method to the method, with what it takes of the run
     """
 
     tree: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Bench:
 
     @property
     def own(self) -> Setting:
-        """The row's own setting."""
+        """The method's own setting."""
         return tuple((axis.name, axis.own) for axis in self.axes)
 
     def row(self, setting: Setting) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Bench:
         return method
 
     def measure(self, methods: Sequence[Method]) -> list[Trial]:
-        """Figures of methods that make the same map."""
+        """Measurements of methods that make the same map."""
         waits = any(m.normalize.fitted or m.first_threshold is not None for m in methods)
         references = self.references() if waits else ()
         return measure(methods, self.model, self.pairs(), references=references, seed=self.seed)
@@ -114,13 +114,13 @@ class Search:
     """A search, as far as it has come.
 
     Arguments:
-        bench: row and volumes
+        bench: method and volumes
         grids: which axes are searched, and where
-        known: figures of settings that need not be measured; new ones join them
+        known: measurements of settings that need not be measured; new ones join them
         keep: called when some have joined
         budget: at which the search stops
         report: receives progress lines
-        tried: figures of every setting that was visited, in that order
+        tried: measurements of every setting that was visited, in that order
         refused: why a setting has none
         stages: settings along each axis
         stopped: why the search ended early
@@ -168,7 +168,7 @@ class Search:
         return choose(self.tried)
 
     def _visit(self, axis: Axis, base: Setting, values: Sequence[float]) -> list[Setting]:
-        """Measures settings along an axis; returns those that have figures."""
+        """Measures settings along an axis; returns those that have measurements."""
         methods: dict[Setting, Method] = {}
         for value in values:
             setting = tuple((n, value if n == axis.name else v) for n, v in base)

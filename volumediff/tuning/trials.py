@@ -1,4 +1,4 @@
-r"""What one setting of a row does to healthy tissue and to lesions, on volumes with and without.
+r"""Effect of one setting of a method on healthy tissue and on lesions of validation volumes.
 
 With m the foreground, l the lesion, x the volume without it and x̂ the pseudo-healthy volume,
 
@@ -11,7 +11,7 @@ more of the lesion and harms more healthy tissue: the noise paradox. AP, Dice an
 the finished map, normalized with healthy volumes that are not the one in question.
 
 The noise of volume i is keyed by (seed, i) as in calibration: every setting sees the same, so
-that differences between settings are theirs, and a setting's figures do not depend on which other
+that differences between settings are theirs, and its measurements do not depend on which other
 settings are tried.
 """
 
@@ -50,7 +50,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Trial:
-    """Figures of one setting; tuples have one number per volume, nan where there is none.
+    """Measurements of one setting; tuples have one number per volume, nan where there is none.
 
     Arguments:
         ap: voxel average precision of the finished map
@@ -77,7 +77,7 @@ class Trial:
     seconds: float
 
     def mean(self, name: str) -> float:
-        """Mean of a figure over the volumes that have one; nan if none has."""
+        """Mean of a measurement over the volumes that have one; nan if none has."""
         values = np.array(getattr(self, name))
         known = values[~np.isnan(values)]
         return float(known.mean()) if len(known) else NAN
@@ -155,7 +155,7 @@ def measure(
     references: Sequence[Example] = (),
     seed: int,
 ) -> list[Trial]:
-    """Figures of settings that make the same map: the network runs once for all of them.
+    """Measurements of settings that make the same map: the network runs once for all of them.
 
     Arguments:
         methods: that differ in normalization and post-processing alone
@@ -166,7 +166,7 @@ def measure(
         seed: of the methods' noise
 
     Raises:
-        ValueError: too few healthy volumes for a normalization, or none for a policy's threshold
+        ValueError: too few healthy volumes for a normalization or a first-pass threshold
     """
     there = (e if model is None else placed(e, model.device) for e in references)
     finder = methods[0].with_bar(informed(methods[0], model, there, seed=seed))

@@ -1,12 +1,12 @@
-"""Tuning of a row on the validation part of a run: noise level, guidance strength, widths.
+"""Tuning of a method on the validation part of a run: noise level, guidance strength, widths.
 
 The search goes axis by axis (`anomaly.tuning`), each over a coarse grid and once refined around
 the best so far, and is greedy: what a later axis changes is not tried again at other levels. Test
 volumes and the test family of lesions are never touched.
 
-RUN/tuning/<row>-<fingerprint>.json receives the figures of each setting as they come. The
-fingerprint says what figures depend on (all weights, row, volumes, lesions, seed) and not which
-grid was asked for, so that the same command goes on, and another grid takes what is there.
+RUN/tuning/<method>-<fingerprint>.json receives the measurements of each setting as they come. The
+fingerprint is of what measurements depend on (all weights, method, volumes, lesions, seed) and
+not of the grid, so that the same command goes on, and another grid takes what is there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ from volumediff.tuning.tuned import Tuned
 
 __all__ = ["DEFAULT", "tune"]
 
-# To be raised when lesions, noise or figures of the same setting come out otherwise.
+# To be raised when lesions, noise or measurements of the same setting come out otherwise.
 VERSION = 1
 # Widths only when asked for: wide filters of large volumes take longer than some networks.
 DEFAULT: Grids = {Tunable.LOG_SNR: (), Tunable.STRENGTH: (), Tunable.PARAMETER: ()}
@@ -51,12 +51,12 @@ def tune(
     budget: Budget = Budget(),  # noqa: B008 - frozen
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Tuned, Path]:
-    """Searches a row's levels, strengths and widths, and stores all figures in the run.
+    """Searches a method's levels, strengths and widths, and stores all measurements in the run.
 
     Arguments:
         trained: the run
-        name: of the row
-        overrides: `slot.argument=value` words; the search starts from the row with them
+        name: of the method
+        overrides: `component.argument=value` settings from which the search starts
         runs: kind of auxiliary model, such as `classifier` -> folder of its run
         grids: what is searched, and where
         seed: of lesions and noise
@@ -69,8 +69,8 @@ def tune(
         what was found, and the JSON file in the run
 
     Raises:
-        UsageError: nothing of the row can be tuned, or the run cannot serve it
-        DataError: the stored figures are damaged
+        UsageError: nothing of the method can be tuned, or the run cannot serve it
+        DataError: the stored measurements are damaged
     """
     borrowed = Borrowed(trained, runs or {})  # one model for all settings
     method = load_method(trained, name, overrides, borrowed=borrowed)
@@ -80,8 +80,8 @@ def tune(
     if not any(axis.what in grids for axis in axes):
         there = ", ".join(axis.name for axis in axes)
         raise UsageError(
-            f"method '{name}': expected a noise level, a strength or a width to tune, got a row "
-            f"with {'only ' + there + ', which was not asked for' if there else 'none of them'}."
+            f"method '{name}': expected a noise level, a strength or a width to tune, it has "
+            f"{'only ' + there + ', which is not to be tuned' if there else 'none of them'}."
         )
     facts = _facts(trained, seed=seed, limit=limit, truth=truth)
     if facts_of(method):
@@ -126,7 +126,7 @@ def _made(trained: Trained, borrowed: Borrowed, tree: Mapping[str, Any]) -> Meth
 
 
 def _facts(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> dict[str, Any]:
-    """What figures depend on beside the row."""
+    """What measurements depend on beside the method."""
     volumes = [case.id for case in trained.cases("validation")[:limit]]
     if not volumes:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What a search found: every setting with its figures, the chosen one, and its row as YAML."""
+"""Result of a search: every setting with its measurements, and the chosen method as YAML."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from volumediff.tuning.trials import Trial
 
 __all__ = ["AxisSearch", "Setting", "Tuned", "name_of"]
 
-Setting = tuple[tuple[str, float], ...]  # axis and value, for every axis of the row
+Setting = tuple[tuple[str, float], ...]  # axis and value, for every axis of the method
 
 
 def name_of(setting: Setting) -> str:
@@ -26,7 +26,7 @@ class AxisSearch:
 
     Arguments:
         axis: the axis
-        settings: those with figures, in the order of their values
+        settings: those with measurements, in the order of their values
     """
 
     axis: Axis
@@ -38,10 +38,10 @@ class Tuned:
     """The outcome of a search.
 
     Arguments:
-        method: name of the row
-        facts: what the figures depend on: run, weights, seed, volumes, truth
-        own: the row's own setting
-        trials: figures of each setting that was visited, in that order
+        method: name of the method
+        facts: what the measurements depend on: run, weights, seed, volumes, truth
+        own: the method's own setting
+        trials: measurements of each setting that was visited, in that order
         refused: why a setting was not tried
         stages: the search, axis by axis
         chosen: the setting that is taken
@@ -60,7 +60,7 @@ class Tuned:
     stopped: str | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The outcome without the figures."""
+        """The outcome without the measurements."""
         return {
             "own": dict(self.own),
             "chosen": dict(self.chosen),
@@ -91,13 +91,13 @@ class Tuned:
         }
 
     def to_yaml(self) -> str:
-        """The row with the chosen values, as `--method` takes it."""
+        """The method with the chosen values, as `--method` takes it."""
         ap = {s: f"{trial.mean('ap'):.3f}" for s, trial in self.trials.items()}
         lines = [
             f"{self.method} with {name_of(self.chosen)}: the highest voxel AP, {ap[self.chosen]}, "
             f"on {len(self.facts['volumes'])} validation",
-            f"volumes with {self.facts['truth']} lesions; the row's own {name_of(self.own)} has "
-            f"{ap.get(self.own, 'not been tried')}.",
+            f"volumes with {self.facts['truth']} lesions; the method's own {name_of(self.own)} "
+            f"has {ap.get(self.own, 'not been tried')}.",
             f"Weights {self.facts['weights_sha256'][:12]}, seed {self.facts['seed']}.",
         ]
         if self.stopped is not None:

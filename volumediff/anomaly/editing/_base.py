@@ -1,4 +1,4 @@
-"""Contract of policies: what may change on the way down."""
+"""Contract of editing strategies: what the reverse chain may change."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Editing(Component, ABC):
     """Edits of one reverse chain.
 
     `edits` says whether there is anything to edit, `two_pass` whether the mask comes from a first
-    row, `refines` whether the second pass must start from a lower level, `own_map` whether the
-    pseudo-healthy volume's map joins those that the policy collects, `takes_region` whether the
+    pass, `refines` whether the second pass must start from a lower level, `own_map` whether the
+    pseudo-healthy volume's map joins those that the strategy collects, `takes_region` whether the
     caller says what to redraw, `paths` the kernels whose states it edits, None for all.
     """
 
@@ -38,7 +38,7 @@ class Editing(Component, ABC):
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """A kernel whose states it edits."""
-        of = f"the policy {name_of(type(self))}"
+        of = f"the editing strategy {name_of(type(self))}"
         return () if self.paths is None else (OnPath(self.paths, of),)
 
     @property
@@ -76,4 +76,4 @@ class Editing(Component, ABC):
     def weigh(
         self, context: MethodContext, scores: Float[Tensor, "1 1 d h w"]
     ) -> Float[Tensor, "1 1 d h w"]:
-        """The map of the row from the map of the pseudo-healthy volume."""
+        """The map of the method from the map of the pseudo-healthy volume."""

@@ -1,4 +1,4 @@
-"""The map is how much the prediction changes with the class: at every step of the chain"""
+"""How much the prediction changes with the class, summed over the steps of the chain:"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,11 +20,11 @@ __all__ = ["ClassContrast"]
 
 @dataclass(frozen=True)
 class ClassContrast(Editing):
-    r"""The map is how much the prediction changes with the class: at every step of the chain
+    r"""How much the prediction changes with the class, summed over the steps of the chain:
 
     .. math:: a_t = d\big(D(\hat z_0(z_t, c)),\; D(\hat z_0(z_t, c'))\big)
 
-    with d the row's map, c healthy, and c' on the way to another class: among the embeddings,
+    with d the method's map, c healthy, and c' on the way to another class: among the embeddings,
     c' = (1 - w) c + w c_1. The maps join the ensemble and the
     residual of the pseudo-healthy volume does not: anatomy that the model cannot keep is the same
     in both.
@@ -49,7 +49,7 @@ class ClassContrast(Editing):
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """Both classes."""
-        return (Classes(self.other, "policy classcontrast"),)
+        return (Classes(self.other, "editing class_contrast"),)
 
     def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

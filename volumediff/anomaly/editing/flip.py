@@ -1,4 +1,4 @@
-"""Lets only those bits change that the model wants to flip."""
+"""Keeps all bits of the latent but those that the model itself flips."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,7 +51,7 @@ class Flip(Editing):
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """Bits, and a model of their flips."""
-        return Bits("policy flip"), *super().needs
+        return Bits("editing flip"), *super().needs
 
     def start(self, context: MethodContext) -> Float[Tensor, "1 c d h w"]:
         """The volume."""

@@ -1,4 +1,4 @@
-"""Steers the chain by its own intermediate maps: normal tissue is put back as it was."""
+"""Restores normal tissue on the way down, by intermediate maps of the chain itself."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +19,7 @@ __all__ = ["Harmonise"]
 
 @dataclass(frozen=True)
 class Harmonise(Editing):
-    r"""Steers the chain by its own intermediate maps: normal tissue is put back as it was.
+    r"""Restores normal tissue on the way down, by intermediate maps of the chain itself.
 
     At the first step at or below each level, with the map a in [0, 1] of the volume x̂ that the
     prediction decodes to,
@@ -31,7 +31,7 @@ class Harmonise(Editing):
     with the stored noise ε of the forward route and R_z the mask in state space: where nothing is
     put back (R = 1) the chain goes on unchanged, where all is (R = 0) it is again the forward
     process of the patient. The published code uses the stored noise everywhere, which restarts
-    the chain. The intermediate maps join the ensemble; the row's map must lie in [0, 1].
+    the chain. The intermediate maps join the ensemble; the method's map must lie in [0, 1].
 
     Arguments:
         levels: times at which to harmonise

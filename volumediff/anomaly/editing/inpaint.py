@@ -42,7 +42,7 @@ class Inpaint(Editing):
 
     @property
     def two_pass(self) -> bool:
-        """Whether a first row finds the region."""
+        """Whether a first pass finds the region."""
         return self.selector.two_pass
 
     @property

@@ -1,4 +1,4 @@
-"""The policy without edits: the reverse chain runs as the sampler walks it."""
+"""No edits: the reverse chain of the sampler, unchanged."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Redraws what a first pass finds less likely than it finds healthy volumes."""
+"""Redraws what a first pass found less likely than healthy volumes."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -91,7 +91,9 @@ class Resample(Editing):
 
     def _mask(self, context: MethodContext) -> Tensor:
         if self.threshold is None:
-            raise ValueError("policy resample: expected a calibration on healthy volumes.")
+            raise ValueError(
+                "editing resample: expected a calibration on healthy volumes, got none; fit one."
+            )
         m = ((context.prior_map > self.threshold) & context.foreground).to(context.x.dtype)
         context.trace["resample/mask"] = m.bool()
         return m

@@ -1,1 +1,1 @@
-"""Methods that learn from a run's volumes once: map of a volume against what was learnt."""
+"""Fitted methods: statistics of a run's volumes, and maps of how far new volumes are from them."""

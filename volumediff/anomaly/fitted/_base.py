@@ -1,4 +1,4 @@
-r"""What a method learns of a run's volumes once, and then measures new volumes against.
+r"""Contract of fitted methods: statistics fitted on a run's volumes once, to compare others with.
 
     training volumes ─ learn ─▶ Fit ─ stored in the run;     x, Fit ─ find ─▶ map
 
@@ -29,15 +29,15 @@ from volumediff.storage.tensors import load, save
 
 __all__ = ["FIT", "Fit", "Fitted"]
 
-FIT = Loan("fit", what="what was learnt of the run's volumes", required=False)
+FIT = Loan("fit", what="statistics fitted on the run's volumes", required=False)
 
 
 class StoredFit(Record):
     """What a fit's file says beside its tensors.
 
     Arguments:
-        volumes: number of volumes that it was learnt from
-        owner: what it was learnt for
+        volumes: number of volumes that it was fitted on
+        owner: what it was fitted for
     """
 
     format: Literal[2] = 2
@@ -47,11 +47,11 @@ class StoredFit(Record):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fit:
-    """What was learnt.
+    """Fitted statistics.
 
     Arguments:
         tensors: by name, on the CPU
-        volumes: number of volumes that it was learnt from
+        volumes: number of volumes that it was fitted on
     """
 
     tensors: Mapping[str, Tensor]
@@ -73,7 +73,7 @@ class Fit:
 
     @property
     def facts(self) -> dict[str, str]:
-        """Nothing for the records of results: it was learnt of the run that they name anyway."""
+        """Nothing for the records of results: it was fitted on the run that they name anyway."""
         return {}
 
     def to(self, like: Tensor) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ class Fit:
 
         Arguments:
             path: of the file
-            owner: what it was learnt for, such as method and weights; `load` wants the same
+            owner: what it was fitted for, such as method and weights; `load` wants the same
         """
         save(path, self.tensors, StoredFit(volumes=self.volumes, owner=dict(owner)))
 
@@ -94,7 +94,7 @@ class Fit:
         """Reads what `save` wrote.
 
         Raises:
-            DataError: the file is missing, damaged, or was learnt for something else
+            DataError: the file is missing, damaged, or was fitted for something else
         """
         advice = "remove it to fit again"
         tensors, meta = load(path, StoredFit, advice=advice)
@@ -108,13 +108,13 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted(Method, ABC):
-    """A method with something learnt.
+    """A method with fitted statistics.
 
     `of_model` says whether it learns through the model's weights, so that other weights need
     another fit.
 
     Arguments:
-        fit: what was learnt; handed in, never configured
+        fit: the fitted statistics; handed in, never configured
     """
 
     section: ClassVar[str | None] = "fitted"
@@ -149,11 +149,11 @@ class Fitted(Method, ABC):
         """The fit.
 
         Raises:
-            ValueError: nothing was learnt yet
+            ValueError: nothing was fitted yet
         """
         if self.fit is None:
             raise ValueError(
-                f"fitted {self.name}: expected what was learnt of a run's volumes, got none; "
-                "learn it first and pass it as fit."
+                f"fitted {self.name}: expected statistics fitted on a run's volumes, got none; "
+                "fit them first and pass them as fit."
             )
         return self.fit

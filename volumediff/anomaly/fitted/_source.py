@@ -1,4 +1,4 @@
-"""Feature vectors of a trained model, on a grid that is coarse enough to keep statistics of."""
+"""Feature vectors of a trained model, on a grid coarse enough to keep their statistics."""
 
 import math
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class FeatureSource:
 
     Arguments:
         of: the denoiser, or the autoencoder of a latent space
-        times: at which the denoiser is asked; the autoencoder knows none
+        times: at which the denoiser is evaluated; the autoencoder knows none
         noise: share of the kernel's noise in the state that the denoiser sees: 0 for the clean
             α_t z, 1 for z_t. It is one draw for all volumes.
         stride: voxels per cell of the grid
@@ -60,7 +60,7 @@ class FeatureSource:
         """Such features of a run.
 
         Arguments:
-            where: who asks, for the message
+            where: what needs it, for the message
         """
         return HasFeatures(self.of, where, self.times)
 

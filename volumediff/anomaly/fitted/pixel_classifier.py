@@ -29,7 +29,7 @@ SHARE = 0.25  # of a cell that makes it a lesion's; half would lose what is as s
 class PixelClassifier(Fitted):
     """Perceptrons on the features of positions of the foreground, lesion against none.
 
-    What it learns from is the row's supervision: masks (full), or synthetic lesions (self).
+    What it learns from is the method's supervision: masks (full), or synthetic lesions (self).
     Fitting keeps at most `samples` positions of each class, one draw over all volumes.
 
     Arguments:
@@ -98,8 +98,8 @@ class PixelClassifier(Fitted):
         if not (healthy and lesions):
             raise ValueError(
                 f"pixel_classifier: expected volumes with masks of lesions, got {volumes} volumes "
-                f"with {lesions} lesion cells; give data with labels, or use a row that learns "
-                "from synthetic lesions."
+                f"with {lesions} lesion cells; give data with labels, or use a method that is "
+                "fitted on synthetic lesions."
             )
         rows = torch.cat([part for part, _ in kept])
         labels = torch.arange(2).repeat_interleave(torch.tensor([healthy, lesions]))

@@ -1,4 +1,4 @@
-"""What one side has more of than the other."""
+"""Left-right asymmetry of another map: what one side has more of than the other."""
 
 from dataclasses import dataclass
 

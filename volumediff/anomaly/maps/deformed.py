@@ -1,4 +1,4 @@
-"""Another map, after the pseudo-healthy volume was registered onto the volume."""
+"""Another map, after the pseudo-healthy volume was deformably registered onto the volume."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ __all__ = ["Deformed"]
 
 @dataclass(frozen=True)
 class Deformed(Map):
-    """Another map, after the pseudo-healthy volume was registered onto the volume.
+    """Another map, after the pseudo-healthy volume was deformably registered onto the volume.
 
     That is a(x, x̂∘φ), φ smooth and of bounded length: anatomy that stands a little elsewhere is no
     anomaly. Lesions that displace, and shrinkage, are forgiven with it.

@@ -1,4 +1,4 @@
-"""Distance of the features that the trained model's own encoder has."""
+"""Distance of features of the trained model's own encoder."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -37,7 +37,7 @@ class Perceptual(Map):
     Arguments:
         of: the denoiser, or the autoencoder of a latent space
         distance: how two feature vectors are compared
-        level: time at which the denoiser is asked, for a state without noise; low, as the
+        level: time at which the denoiser is evaluated, for a state without noise; low, as the
             volumes have little
         features: taken from the model, never configured
     """

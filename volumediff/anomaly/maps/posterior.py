@@ -1,4 +1,4 @@
-"""Probability of an anomaly by a residual segmenter that knows the residuals of this model."""
+"""Probability of an anomaly, by a residual segmentation network trained for this model."""
 
 from dataclasses import dataclass
 from typing import ClassVar

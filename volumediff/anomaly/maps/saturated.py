@@ -1,4 +1,4 @@
-"""A map relative to its own quantile."""
+"""Another map, divided by one of its quantiles and clipped."""
 
 from dataclasses import dataclass
 

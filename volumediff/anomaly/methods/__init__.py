@@ -1,1 +1,1 @@
-"""Kinds of methods, each with slots of its own: the file name is the name in configurations."""
+"""Kinds of methods, each with components of its own; the file name is the configuration name."""

@@ -124,7 +124,7 @@ class Method(Component, ABC):
         return found
 
     def check(self, model: Learned, *, borrowed: bool = True) -> None:
-        """Asks of a model what the method and its components need.
+        """Checks a model against the needs of the method and its components.
 
         Arguments:
             model: of a run
@@ -145,7 +145,7 @@ class Method(Component, ABC):
 
     @property
     def first_threshold(self) -> "tuple[Method, float] | None":
-        """A row and the quantile of its healthy maps that this method waits for; None for none."""
+        """The first pass and the quantile of its healthy maps that this method needs, or None."""
         return None
 
     def with_first_threshold(self, statistics: Mapping[str, Tensor]) -> "Method":
@@ -154,7 +154,7 @@ class Method(Component, ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the blocks that shape map and score; a calibration belongs to one."""
+        """Identifies the components that shape map and score; a calibration belongs to one."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -197,9 +197,9 @@ class Method(Component, ABC):
             foreground: voxels that count
             spacing_mm: voxel size along d, h, w
             key: of all noise; the result depends on nothing else that is random
-            condition: what the denoiser is told; the class defaults to healthy
+            condition: what the denoiser is conditioned on; the class defaults to healthy
             calibration: of this method on healthy volumes
-            region: voxels to redraw, for the policy `given`
+            region: voxels to redraw, for the selector `given`
             saliency: a map from elsewhere, for the route `external`
 
         Raises:

@@ -1,9 +1,9 @@
-r"""The localization head: a row of slots that turns a volume into a map.
+r"""The localization method of diffusion models: components that turn a volume into a map.
 
-    x ─ route(noise, policy, sampler, guidance) ─▶ x̂_1, x̂_2, … ─ map ─▶ a_1, a_2, …
+    x ─ route(noise, editing, sampler, guidance) ─▶ x̂_1, x̂_2, … ─ map ─▶ a_1, a_2, …
       ─ ensemble ─▶ a ─ normalize ─ post ─▶ map ─ threshold ─▶ mask,  ─ score ─▶ volume score
 
-A method is a `Localizer` with its slots filled, read from a YAML row. Higher means more abnormal;
+A method is a `Localizer` with its components, read from a YAML file. Higher means more abnormal;
 everything that is compared, counted or ranked lies in the foreground.
 """
 
@@ -57,21 +57,21 @@ __all__ = ["Localizer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Localizer(Method):
-    """A row of the engine.
+    """A method that works with a diffusion model.
 
     Arguments:
         noise: kind of noise that the method is about; its details are the checkpoint's
         kernel: of the checkpoint
-        reference: whether the checkpoint must be one that is told the volume through a bottleneck
+        reference: whether the checkpoint must be conditioned on the volume through a bottleneck
         recipe: of the checkpoint; None for any whose noise is everywhere in the volume itself
         corruption: that the checkpoint was trained with; None for any or none
         route: how the volume becomes pseudo-healthy
         guidance: change of the denoiser on the way down
-        policy: what may change
+        editing: what may change
         sampler: steps of the reverse chain
         ensemble: runs, and how their maps are merged
         map: distance between volume and pseudo-healthy volume
-        first: row whose map and pseudo-healthy volume a two-pass policy starts from
+        first: method of the first pass, for components that start from its results
         adapt: fitting of the network to each volume outside of what a first map suspects
     """
 
@@ -98,19 +98,19 @@ class Localizer(Method):
             require(sampler_problem(self.sampler, self.kernel))
         if not self.route.chain and self.editing.edits:
             raise ValueError(
-                f"policy {type(self.editing).__name__.lower()}: expected a route with a reverse "
-                f"chain, got {type(self.route).__name__.lower()}; use diffuse or inversion."
+                f"editing {name_of(type(self.editing))}: expected a route with a reverse chain, "
+                f"got {name_of(type(self.route))}; use diffuse or inversion."
             )
         if not self.route.stochastic and self.ensemble.seeds > 1:
             raise ValueError("ensemble: expected seeds: 1, since the route draws no noise.")
-        names = f"policy {name_of(type(self.editing))} and route {name_of(type(self.route))}"
+        names = f"editing {name_of(type(self.editing))} and route {name_of(type(self.route))}"
         if (self.editing.two_pass or self.route.two_pass) != (self.first is not None):
             raise ValueError(
-                "first: expected a first row exactly where policy or route take a mask from one, "
-                f"got {'a row' if self.first else 'none'} with {names}."
+                "first: expected a first pass exactly where editing or route use one, "
+                f"got {'one' if self.first else 'none'} with {names}."
             )
         if self.editing.refines and self.first is not None and not self.first.own_map:
-            raise ValueError(f"first: expected a row with a pseudo-healthy volume for {names}.")
+            raise ValueError(f"first: expected a method with a pseudo-healthy volume for {names}.")
 
     @property
     def needs(self) -> tuple[Requirement, ...]:
@@ -212,12 +212,12 @@ class Localizer(Method):
 
     @property
     def first_threshold(self) -> tuple[Method, float] | None:
-        """The first row, where the policy's mask needs its healthy maps."""
+        """The method of the first pass, where the mask needs its healthy maps."""
         q = self.editing.healthy_quantile
         return None if q is None else (self.first, q)
 
     def with_first_threshold(self, statistics: Mapping[str, Tensor]) -> "Localizer":
-        """The row with the threshold of its editing."""
+        """The method with the threshold of its editing."""
         if self.first_threshold is None:
             return self
         return replace(

@@ -1,4 +1,4 @@
-r"""Localization with an autoencoder: a row of the slots
+r"""Localization with an autoencoder,
 
     x ─ reconstruction(autoencoder) ─▶ x̂ ─ map ─▶ a ─ ensemble ─▶ a ─ normalize ─ post ─▶ map
 
@@ -28,7 +28,7 @@ __all__ = ["Rebuilder"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilder(Method):
-    """A row of an autoencoder.
+    """A method that works with an autoencoder.
 
     Arguments:
         autoencoder: kind of autoencoder that the method is about; its details are the checkpoint's

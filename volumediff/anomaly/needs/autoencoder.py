@@ -1,4 +1,4 @@
-"""Which autoencoder a run must be, or hold."""
+"""Requirements on the autoencoder that a run trained, or holds."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,7 @@ class Reconstructs(Requirement):
 
     Arguments:
         kind: of autoencoder
-        of: who asks, for the message
+        of: what needs it, for the message
         words_for: what a run of another kind lacks, for the message; None names the kind
     """
 
@@ -57,7 +57,7 @@ class InOnePiece(Requirement):
     """An autoencoder whose gradient can be taken.
 
     Arguments:
-        of: who asks, for the message
+        of: what needs it, for the message
     """
 
     of: str

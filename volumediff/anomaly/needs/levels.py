@@ -1,4 +1,4 @@
-"""On which times a run must have been trained, for the noise levels of a method."""
+"""Requirements on the training times of a run, by the noise levels of a method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Levels(Requirement):
 
     Arguments:
         levels: where runs begin
-        chain: whether runs go down to 0; if not, they ask at their beginning alone
+        chain: whether runs go down to 0; if not, they evaluate it at their beginning alone
     """
 
     levels: tuple[Level, ...]

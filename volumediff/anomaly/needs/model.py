@@ -1,4 +1,4 @@
-"""What model a run must hold: a denoiser, classes, bits, an exact space, features."""
+"""Requirements on the model of a run: a denoiser, classes, bits, an exact space, features."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Classes(Requirement):
 
     Arguments:
         index: of the last class that is asked for; 0 is healthy
-        of: who asks, for the message
+        of: what needs it, for the message
     """
 
     index: int
@@ -85,7 +85,7 @@ class Bits(Requirement):
     """A space whose states are bits.
 
     Arguments:
-        of: who asks, for the message
+        of: what needs it, for the message
     """
 
     of: str
@@ -119,8 +119,8 @@ class Features(Requirement):
 
     Arguments:
         of: the denoiser (`network`) or the `autoencoder` of a latent space
-        where: who asks, for the message
-        times: at which the denoiser is asked; none for no check of them
+        where: what needs it, for the message
+        times: at which the denoiser is evaluated; none for no check of them
     """
 
     of: str

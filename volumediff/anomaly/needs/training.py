@@ -1,4 +1,4 @@
-"""How a run must have been trained: recipe, kernel, noise, corruption, reference, mask loss."""
+"""Requirements on the training of a run: recipe, kernel, noise, corruption, mask loss."""
 
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ class OnPath(Requirement):
 
     Arguments:
         paths: of the kernels that will do
-        of: who asks, for the message
+        of: what needs it, for the message
     """
 
     paths: tuple[str, ...]
@@ -171,7 +171,7 @@ class MaskLoss(Requirement):
     """A network that predicts where noise is.
 
     Arguments:
-        of: who asks, for the message
+        of: what needs it, for the message
     """
 
     of: str

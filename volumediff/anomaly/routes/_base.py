@@ -1,4 +1,4 @@
-"""Contract of routes: what makes pseudo-healthy volumes of a scene."""
+"""Contract of routes: how a volume becomes pseudo-healthy volumes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ Volumes = Iterator[Float[Tensor, "1 c d h w"]]
 
 @dataclass(frozen=True)
 class Route(Component, ABC):
-    """Makes pseudo-healthy volumes of a scene.
+    """Makes pseudo-healthy versions of a volume.
 
-    `chain` says whether a sampler walks down, so that a policy can act; `stochastic` whether noise
+    `chain` says whether a sampler walks down, so that editing can act; `stochastic` whether noise
     enters; `corrupts` whether the volume is changed at all, so that the space's own loss is not
-    the finding; `two_pass` whether the mask comes from a first row; `own_map` whether the row's
-    map is taken of the volumes, besides maps that the route leaves with the scene; `paths` whose
-    states it walks, None for all kernels.
+    the finding; `two_pass` whether the mask comes from a first pass; `own_map` whether the map of
+    the method is taken, besides maps that the route leaves in the context; `paths`
+    whose states it walks, None for all kernels.
     """
 
     chain: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The reverse chain that several routes walk, and what they ask of its sampler."""
+"""The reverse chain that several routes share, and what they require of its sampler."""
 
 from jaxtyping import Float
 from torch import Tensor

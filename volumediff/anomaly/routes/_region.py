@@ -1,4 +1,4 @@
-"""A region that a route has made itself, for the policy that redraws it."""
+"""A region that a route has chosen itself, as a selector for the editing that redraws it."""
 
 from dataclasses import dataclass
 

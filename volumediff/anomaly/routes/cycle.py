@@ -30,7 +30,7 @@ class Cycle(Route):
               \hat x_i = E[x_i\,|\,\tilde x_j], \qquad
               a = \sum_M M\, a_M \Big/ \sum_M M,
 
-    with a_M the row's map of channel i, and 0 where no region was. What is hidden is imagined as
+    with a_M the map of channel i, and 0 where no region was. What is hidden is imagined as
     healthy tissue, and what has no counterpart in the other modality does not come back. Of x
     nothing but the channel i is looked at. The way forth is a chain from pure noise, the way back
     one prediction from pure noise: that is the mean, which a U-Net would learn. For checkpoints of

@@ -1,4 +1,4 @@
-"""Noise to a level and denoise."""
+"""Adds noise up to a level and denoises."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,7 @@ __all__ = ["Diffuse"]
 
 @dataclass(frozen=True)
 class Diffuse(Route):
-    """Noise to a level and denoise.
+    """Adds noise up to a level and denoises.
 
     Arguments:
         level: time t of the noisy state, in (0, 1]

@@ -1,4 +1,4 @@
-"""The map that comes with the volume, for two-pass rows."""
+"""The map that comes with the volume, as the first pass of another method."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,7 +45,7 @@ class External(Route):
         if context.saliency is None:
             raise ValueError(
                 "route external: expected a map with the volume, got none; give one as saliency, "
-                "or another first row."
+                "or use another first pass."
             )
         context.maps.append(context.saliency.to(context.x) * context.foreground)
         yield from ()

@@ -1,4 +1,4 @@
-"""Two chains side by side: the patient's own path, and redrawing where a first pass points."""
+"""Two chains: the patient's inverted one, and one that redraws inside the mask of a first pass."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,10 +23,10 @@ __all__ = ["Fuse"]
 
 @dataclass(frozen=True)
 class Fuse(Route):
-    r"""Two chains side by side: the patient's own path, and redrawing where a first pass points.
+    r"""Two chains: the patient's inverted one, and one that redraws in the mask of a first pass.
 
     The volume is inverted to the level without guidance. From there u walks down as it came, by
-    the row's sampler, and z by ancestral steps; after each step
+    the method's sampler, and z by ancestral steps; after each step
 
     .. math:: z_s \leftarrow M_z z_s + (1 - M_z)\, u_s, \qquad
               M = [G_σ a_1 > Q_{1 - q}(G_σ a_1)],

@@ -1,4 +1,4 @@
-"""Walk the probability flow up to a level without guidance, and down with it."""
+"""Walks the probability flow up to a level without guidance, and down with it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,7 @@ __all__ = ["Inversion"]
 
 @dataclass(frozen=True)
 class Inversion(Route):
-    """Walk the probability flow up to a level without guidance, and down with it.
+    """Walks the probability flow up to a level without guidance, and down with it.
 
     Arguments:
         level: time t of the noisy state, in (0, 1]

@@ -24,8 +24,8 @@ class KLRoute(Route):
               \| z_0 - \hat z_0(z_t) \|^2,
 
     the Kullback-Leibler divergence of q(z_s | z_t, z_0) and p(z_s | z_t), with the sum over
-    channels, s = t - 1/T, and U the interpolation to voxels; one map per level. The row's own map
-    is not asked.
+    channels, s = t - 1/T, and U the interpolation to voxels; one map per level. The method's own
+    map is not used.
 
     Arguments:
         levels: times t, in (0, 1]

@@ -1,4 +1,4 @@
-"""The volume itself, read as a degraded one, restored."""
+"""Restoration of the volume, read as a degraded one (cold diffusion)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

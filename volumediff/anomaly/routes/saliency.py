@@ -23,7 +23,7 @@ class Saliency(Route):
     .. math:: a = U \, \big\| \nabla_{z_t} \log C(\text{healthy} | z_t, t) \big\|
 
     with the norm over the channels of each state voxel and U the interpolation to voxels; one
-    map per level. The row's own map is not asked. The gradient stays in state space: through an
+    map per level. The method's own map is not used. The gradient stays in state space: through an
     autoencoder it would cost the memory of its training.
 
     Arguments:

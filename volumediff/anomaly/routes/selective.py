@@ -1,4 +1,4 @@
-"""Anomalies as noise that is already there: what the network takes for noise is denoised."""
+"""Anomalies as noise that is already there: only what the network takes for noise is denoised."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +28,7 @@ class Selective(Route):
 
     level after level, the last with s = 0. Nothing is added to the volume and nothing is drawn:
     what a network that was trained on noise in unknown cells takes for clean stays as it is, bit
-    for bit in state space. Beside the row's map there is the deviation in state space,
+    for bit in state space. Beside the method's map there is the deviation in state space,
 
     .. math:: a = U \frac{1}{k} \|z_0 - \hat z\|_1,
 

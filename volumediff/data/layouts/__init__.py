@@ -1,1 +1,1 @@
-"""Layouts of data sets on a disk: a file each, recognised by the files that are there."""
+"""Layouts of data sets on the disk, one file each, recognised by the files that are there."""
