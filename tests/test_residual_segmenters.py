@@ -563,7 +563,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         (
             {"recipe": {"name": "label_diffusion", "absent": 0}},
-            "with absent: -1, for a residual_segmenter",
+            "with absent: -1, for a residual segmenter",
         ),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
         ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),
