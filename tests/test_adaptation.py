@@ -197,7 +197,7 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     other.recipe = Inpainting()
     with pytest.raises(ValueError, match="recipe healthy or class_conditional, got inpainting"):
         row.adapt.needs[0].check(other)
-    with pytest.raises(UsageError, match=r"adapt.stps: Affine takes steps.*Did you mean 'steps'"):
+    with pytest.raises(UsageError, match=r"adapt\.stps: AffineAdapt.* takes steps.*mean 'steps'"):
         reading.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
     with pytest.raises(UsageError, match=r"no key of a method"):
         reading.read_method("intensity", overrides=["adapt=affine"])

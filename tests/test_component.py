@@ -18,12 +18,12 @@ from volumediff.anomaly.needs.training import TrainedOn, WithKernel
 from volumediff.anomaly.threshold import Fixed, HealthyFPR
 from volumediff.commands._capabilities import needs_of
 from volumediff.component import Component, Loan, Requirement, borrowed, identity_of, presentation
-from volumediff.config import build
+from volumediff.config import build, shipped
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.recipes.inpainting import Inpainting
 
-METHODS = rows.config.shipped("anomaly")
+METHODS = shipped("anomaly")
 LOAN = Loan("judge", what="a judge", configurations="classifiers")
 
 
@@ -310,11 +310,11 @@ def test_what_a_method_needs_is_what_its_comments_and_paper_say(name):
 def test_a_component_names_its_own_run_before_the_option():
     method = reading.read_method("wolleb", overrides=["score.run=mine"])
     names = {request.place: request.name for request in method.requests()}
-    assert names == {"score": "score.run", "guidance": "--classifier"}
+    assert names == {"score": "score.run", "guidance": "classifier"}
     with pytest.raises(ValueError, match=r"score\.run: expected a classifier .*=RUN"):
         method.check(states())
     guided = method.bind(lambda request: posterior() if request.place == "score" else None)
-    with pytest.raises(ValueError, match=r"classifier: expected .*use --classifier RUN, see"):
+    with pytest.raises(ValueError, match=r"classifier: expected .*give its run as classifier, "):
         guided.check(states())
 
 

@@ -229,6 +229,8 @@ class Offset(White):
 
 @broken("noise", "more than a key")
 class Unkeyed(Noise):
+    kind = "white"
+
     def __call__(self, shape, *parts, device="cpu"):
         return torch.randn(shape, device=device)
 

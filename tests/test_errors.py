@@ -145,8 +145,8 @@ def test_a_map_must_be_finite_and_of_the_volume_s_shape(name, broken, program, r
 def test_a_pseudo_healthy_volume_must_be_finite(monkeypatch, run, tmp_path):
     from volumediff.anomaly.routes.diffuse import Diffuse
 
-    def nothing(self, scene, level, **_):
-        yield scene.x * torch.nan
+    def nothing(self, context, level, **_):
+        yield context.x * torch.nan
 
     monkeypatch.setattr(Diffuse, "__call__", nothing)
     data = write_cases(tmp_path / "in", count=1)

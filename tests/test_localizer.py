@@ -172,7 +172,7 @@ def test_stitch_keeps_the_patient_outside_the_aligned_mask(space):
     # the second chain starts from the first pass's volume inside the mask only
     example = Example(x, FOREGROUND, SPACING)
     prior = first.find(model, example, key=key_of(1, "first"))
-    context = row._scene(model, example, key=0, prior=prior)
+    context = row._context(model, example, key=0, prior=prior)
     assert torch.equal(row.editing.start(context), torch.where(m, prior.healthy, x))
     # weighed by the first pass
     residual = (x - got.pseudo_healthy).abs() * FOREGROUND

@@ -36,7 +36,7 @@ from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.commands._capabilities import inventory, localization
 from volumediff.condition import Condition
-from volumediff.config import shipped
+from volumediff.config import config_path, load, shipped
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.disentangled import Disentangled
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
@@ -284,7 +284,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
     row = replace(reading.read_method("features"), map=Perceptual(of="autoencoder"))
-    monkeypatch.setattr(rows, "load_row", lambda name: row)
+    monkeypatch.setattr(reading, "read_method", lambda name: row)
     cells = localization.__wrapped__()["ddpm"]
     assert cells["latent"] == "ok"
     assert "expected a latent space with an autoencoder, got voxel" in cells["patch"]
@@ -292,7 +292,7 @@ def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_says_what_it_needs_and_finds(name):
-    tree = rows.config.load(rows.config.config_path("anomaly", name))
+    tree = load(config_path("anomaly", name))
     assert {"supervision", "scope", "threshold", "score"} <= set(tree)
     method = reading.read_method(name)
     assert method.supervision == tree["supervision"]

@@ -448,7 +448,7 @@ WRONG = {
     "shape": (("wavelet_64", "--shape", "8", "0", "8"), "expected positive sizes"),
     "config": (("wavlet_64",), "Did you mean 'wavelet_64'?"),
     "key": (("wavelet_64", "memory.slap=3"), "Did you mean 'slab'?"),
-    "no shape": (("wavelet_64", "data.preprocessing.shape=null"), "--shape D H W"),
+    "no shape": (("wavelet_64", "data.preprocessing.shape=null"), "give one as the shape D H W"),
     "parts": (("wavelet_64", "network.widths=[]"), "network"),
 }
 

@@ -85,7 +85,7 @@ class Sees(ResidualSegmenter):
 
 
 @pytest.mark.parametrize("name", available("residual_segmenter"))
-def test_comparers_give_a_logit_per_voxel_at_any_size(name):
+def test_residual_segmenters_give_a_logit_per_voxel_at_any_size(name):
     made = build("residual_segmenter", name, channels=2)
     for size in ((8, 8, 8), (5, 9, 6), (1, 7, 3)):
         a, b = torch.randn(2, 2, 2, *size)
@@ -201,7 +201,7 @@ def test_an_oracle_of_one_healthy_volume_gives_the_anomaly_itself():
     torch.testing.assert_close(seen[:, :1], -lesion, rtol=0, atol=1e-4)
 
 
-def test_gradients_reach_the_comparer_alone():
+def test_gradients_reach_the_residual_segmenter_alone():
     k = Voxel().channels(1)
     model = Model(Voxel(), KERNEL, UNet(k, k, widths=(4, 8), blocks=1, groups=2))
     module = ResidualSegmentation(model, Sees())
@@ -428,7 +428,7 @@ def residual_segmenter(runs):
     return train(runs[2]("residual_segmenter"))
 
 
-def test_a_comparer_trains_on_its_run_and_resumes_bit_by_bit(runs, residual_segmenter):
+def test_a_residual_segmenter_trains_on_its_run_and_resumes_bit_by_bit(runs, residual_segmenter):
     _, of, config = runs
     saved, module = load_run(residual_segmenter)
     assert isinstance(module, ResidualSegmentation)
@@ -462,7 +462,9 @@ def test_statistics_are_those_of_the_run_and_not_of_other_volumes(runs):
         assert digest_of(other / "statistics" / name) == digest_of(of / "statistics" / name)
 
 
-def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(tmp_path):
+def test_until_its_first_checkpoint_a_residual_segmenter_takes_what_the_run_measured_last(
+    tmp_path,
+):
     data = write_data(tmp_path / "data", cases=6)
     words = ["recipe={name: healthy, atlas: true}", "optim.steps=1"]
     words.append("data.preprocessing.intensity=histogram")
@@ -483,7 +485,7 @@ def test_until_its_first_checkpoint_a_comparer_takes_what_the_run_measured_last(
     assert load_landmarks(run)
 
 
-def test_the_loaded_comparer_is_the_trained_one(runs, residual_segmenter):
+def test_the_loaded_residual_segmenter_is_the_trained_one(runs, residual_segmenter):
     _, of, _ = runs
     trained = load_trained(of, device="cpu")
     found = Borrowed(trained).load("residual_segmenter", residual_segmenter)
@@ -497,7 +499,7 @@ def test_the_loaded_comparer_is_the_trained_one(runs, residual_segmenter):
     assert found.digest in repr(found)
 
 
-def test_a_comparer_is_good_for_the_weights_of_its_training_alone(
+def test_a_residual_segmenter_is_good_for_the_weights_of_its_training_alone(
     runs, residual_segmenter, tmp_path
 ):
     data, of, _ = runs
@@ -509,7 +511,9 @@ def test_a_comparer_is_good_for_the_weights_of_its_training_alone(
         load_method(load_trained(of, device="cpu"), "sadm", [f"map.run={of}"])
     words = ["data.split={validation: 0.2, calibration: 0.5}", "optim.steps=1"]
     other = train(tiny(data, tmp_path / "other", *words))
-    with pytest.raises(UsageError, match=r"was trained for weights of .*; train one with comp"):
+    with pytest.raises(
+        UsageError, match=r"was trained for weights of .*; train one with residual_segmenter.of"
+    ):
         load_method(load_trained(other, device="cpu"), "sadm", [f"map.run={residual_segmenter}"])
     # nor does training go on where the weights have changed meanwhile
     short = config_in(tmp_path, other)
@@ -569,7 +573,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ),
     ],
 )
-def test_mistakes_in_comparers_are_named(runs, changes, message):
+def test_mistakes_in_residual_segmenters_are_named(runs, changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         build_task(runs[2]("mistake", **changes))
     assert "\n" not in str(caught.value)
@@ -593,7 +597,7 @@ def test_models_that_reconstruct_nothing_are_refused(runs, tmp_path):
     build_task(config("early", times={"name": "uniform", "high": 0.8}))
 
 
-def test_the_shipped_comparer_builds_for_every_pipeline():
+def test_the_shipped_residual_segmenter_builds_for_every_pipeline():
     for name in ("wavelet_64", "latent_64", "patch_64", "pseudo3d_64"):
         config = load_run_config("siamese_64", [f"residual_segmenter.of=runs/{name}"])
         with torch.device("meta"):
@@ -663,7 +667,7 @@ def test_from_training_to_files(kind, tmp_path, program):
     words = ("localize", files, "--run", of, "--method", "sadm", "--device", "cpu", "post=[]")
     code, _, said = program(*words, "-o", tmp_path / "none")
     assert code == 2
-    assert "map.run: expected the run of a residual_segmenter" in said
+    assert "map.run: expected the run of a residual segmenter" in said
     assert said.count("\n") == 1
     out = tmp_path / "out"
     code, _, said = program(*words, "-o", out, f"map.run={made}", "threshold=best")

@@ -78,7 +78,7 @@ def lesion_volume(model, seed=0):
 def scene_of(row, model, x, inside=INSIDE):
     # as the engine makes it for the first run of key 1
     example = Example(x, inside, SPACING)
-    return row._scene(model, example, key=key_of(1, "run", 0, 0), prior=None)
+    return row._context(model, example, key=key_of(1, "run", 0, 0), prior=None)
 
 
 def region_chain(row, context, m, level):

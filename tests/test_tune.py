@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from tiny_app import WINDOW, base, program, run
 from tiny_runs import tiny
 
-from volumediff.anomaly import calibrate
+from volumediff.anomaly import calibrate, reading
 from volumediff.anomaly.example import Example
 from volumediff.anomaly.methods.lent import Lent
 from volumediff.anomaly.tuning import axes_of, written

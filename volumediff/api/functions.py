@@ -9,6 +9,7 @@ from volumediff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
+    from volumediff.data.check import CheckLine
     from volumediff.data.survey import Spec
     from volumediff.evaluation.evaluate import MethodResult
     from volumediff.outputs.batch import Summary
@@ -124,7 +125,7 @@ def check(
     *,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
-) -> "list[Row]":
+) -> "list[CheckLine]":
     """Reads every volume of a data set and lists what is wrong or noteworthy.
 
     Arguments:

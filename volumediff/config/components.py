@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from volumediff.config.families import FAMILIES, Family, family
-from volumediff.config.listing import listed, name_of
+from volumediff.config.listing import class_name, listed, name_of
 from volumediff.errors import UsageError
 
 __all__ = [
@@ -105,7 +105,7 @@ def component(family_name: str, name: str | type) -> type:
         raise UsageError(f"{here}: choose from {', '.join(names)}.{hint}")
     place = f"{known.place}.{name}" if known.folder else known.place
     module = importlib.import_module(place)
-    found = {name_of(c): c for c in _classes(module, known)}
+    found = {class_name(c.__name__, known): c for c in _classes(module, known)}
     if name in found:
         return found[name]
     if len(found) != 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from volumediff.config.families import FAMILIES, Family, family
 
-__all__ = ["listed", "name_of", "summary"]
+__all__ = ["class_name", "listed", "name_of", "summary"]
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT.name
@@ -39,14 +39,25 @@ class _Module:
     imports: dict[str, str]
 
 
-def name_of(cls: type | str) -> str:
-    """The name of a class in configurations: its own in snake case, without that of its family.
+def name_of(cls: type) -> str:
+    """The name of a class in configurations: of its file, where a file is a component.
+
+    Elsewhere it is `class_name`, as for what is no component.
+    """
+    known = next((f for f in FAMILIES.values() if f.holds(cls)), None)
+    package, _, stem = cls.__module__.rpartition(".")
+    if known is not None and known.folder and package == known.place and stem[0] != "_":
+        return stem
+    return class_name(cls.__name__, known)
+
+
+def class_name(name: str, known: Family | None) -> str:
+    """The name of a class in snake case, without that of its family.
 
     `GaussianNoise` of the family noise is `gaussian`, and so is `Gaussian` of the family kernel.
     """
-    name = WORDS.sub("_", cls if isinstance(cls, str) else cls.__name__).lower()
-    endings = (f"_{family}" for family in FAMILIES)
-    return next((name.removesuffix(e) for e in endings if name.endswith(e)), name)
+    words = WORDS.sub("_", name).lower()
+    return words if known is None else words.removesuffix(f"_{known.name}")
 
 
 def summary(doc: str | None) -> str:
@@ -65,7 +76,7 @@ def listed(name: str) -> dict[str, str]:
     known = family(name)
     if not known.folder:
         classes = _concrete(known.place, known)
-        return {name_of(c.name): summary(c.doc) for c in classes}
+        return {class_name(c.name, known): summary(c.doc) for c in classes}
     folder = ROOT.joinpath(*known.place.split(".")[1:])
     stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     stems += sorted(

@@ -78,13 +78,21 @@ class Kept:
     digest: str
 
 
-def source_of(of: Path, *, where: str, folder: str = "pipelines") -> RunConfig:
+def source_of(
+    of: Path,
+    *,
+    where: str,
+    folder: str = "pipelines",
+    channels: tuple[str, ...] | None = None,
+) -> RunConfig:
     """The configuration of a run, or a shipped one of its name where it is not trained yet.
 
     Arguments:
         of: folder of the run
         where: key that names it
         folder: of shipped configurations
+        channels: images of the run that borrows; what stands for a run that is not trained yet,
+            and names none, gets the same
 
     Raises:
         UsageError: no such run and no shipped configuration of this name
@@ -93,11 +101,13 @@ def source_of(of: Path, *, where: str, folder: str = "pipelines") -> RunConfig:
         if (of / "config.yaml").is_file():
             return saved_config(of)
         name = str(of) if of.suffix == ".yaml" else of.name
-        return load_run_config(config_path(folder, name))
+        config = load_run_config(config_path(folder, name))
     except UsageError as error:
         raise UsageError(
             f"{where} = {of}: no such run and no shipped configuration of this name ({error})"
         ) from None
+    data = config.data.model_copy(update={"channels": config.data.channels or channels})
+    return config.model_copy(update={"data": data})
 
 
 def borrowed(of: Path, *, where: str, run: Path | None, folder: str = "pipelines") -> BorrowedRun:

@@ -57,8 +57,16 @@ def keep_encoder(spec: Any, run: Path, *, where: str) -> None:
     keep(run, NAME, of=Path(path), tensors=tensors, where=where)
 
 
-def encoder(path: str, run: Path | None, where: str) -> BorrowedEncoder:
+def encoder(
+    path: str, run: Path | None, where: str, *, channels: tuple[str, ...] | None
+) -> BorrowedEncoder:
     """The autoencoder that a component asks for.
+
+    Arguments:
+        path: folder of its run
+        run: folder of this run, which keeps a copy; None takes fresh weights
+        where: key of the component
+        channels: images of this run, for an autoencoder that is not trained yet
 
     Raises:
         UsageError: no such run, or it trains something else
@@ -71,10 +79,10 @@ def encoder(path: str, run: Path | None, where: str) -> BorrowedEncoder:
         autoencoder = _autoencoder(copy.config)
         take(autoencoder, copy)
         return BorrowedEncoder(autoencoder, copy.digest)
-    key = f"{where}.autoencoder"
-    return BorrowedEncoder(
-        _autoencoder(source_of(Path(path), where=key, folder="autoencoders")), ""
+    source = source_of(
+        Path(path), where=f"{where}.autoencoder", folder="autoencoders", channels=channels
     )
+    return BorrowedEncoder(_autoencoder(source), "")
 
 
 def _autoencoder(config: RunConfig) -> Autoencoder:
@@ -89,7 +97,11 @@ def _autoencoder(config: RunConfig) -> Autoencoder:
 
 
 def space_of(
-    spec: str | Mapping[str, Any] | None, run: Path | None, where: str = "space"
+    spec: str | Mapping[str, Any] | None,
+    run: Path | None,
+    *,
+    channels: tuple[str, ...] | None,
+    where: str = "space",
 ) -> tuple[StateSpace, BorrowedEncoder | None]:
     """The space of a specification, with the autoencoder of a run in place of its path."""
     parts = {"name": spec} if isinstance(spec, str) else dict(spec or {})
@@ -97,8 +109,9 @@ def space_of(
     derived: dict[str, Any] = {}
     found = None
     if "autoencoder" in takes:
-        found = encoder(str(parts.pop("autoencoder", "")), run, where)
+        found = encoder(str(parts.pop("autoencoder", "")), run, where, channels=channels)
         derived |= {"autoencoder": found.autoencoder, "digest": found.digest}
     if "inner" in takes:
-        derived["inner"], found = space_of(parts.pop("inner", None), run, f"{where}.inner")
+        inner = parts.pop("inner", None)
+        derived["inner"], found = space_of(inner, run, channels=channels, where=f"{where}.inner")
     return build("space", parts, where=where, **derived), found

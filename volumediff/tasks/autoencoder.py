@@ -87,7 +87,12 @@ class AutoencoderTask(Task):
                 )
             derived["shape"] = shape
         if "autoencoder" in takes:
-            inner = encoder(str(parts.pop("autoencoder", "")), run, "autoencoder")
+            inner = encoder(
+                str(parts.pop("autoencoder", "")),
+                run,
+                "autoencoder",
+                channels=config.data.channels,
+            )
             derived["autoencoder"] = inner.autoencoder
         autoencoder = build("autoencoder", parts, **derived)
         config.memory.apply(autoencoder)

@@ -102,7 +102,7 @@ class DiffusionTask(Task):
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
         c, recipe = config.data.channel_count, recipe_of(config)
-        space, encoder = space_of(config.space, run)
+        space, encoder = space_of(config.space, run, channels=config.data.channels)
         kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
         require(training_problem(recipe, space, kernel, noise), UsageError)
         try:

@@ -141,7 +141,7 @@ class StateClassifierTask(Task):
         problem = classification_problem(recipe)
         if problem is not None:
             raise UsageError(f"{problem}, got {config.recipe}.")
-        space, encoder = space_of(config.space, run)
+        space, encoder = space_of(config.space, run, channels=config.data.channels)
         spec = {n: v for n, v in config.classifier.items() if n != "of"}
         k = space.channels(config.data.channel_count)
         classifier = build("classifier", spec, in_channels=k, classes=recipe.classes)

@@ -174,7 +174,7 @@ class Localizer(Method):
         trace = {} if prior is None else {"first/map": prior.map, **prior.trace}
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
-            context = self._scene(model, example, key=key_of(key, "run", i, seed), prior=prior)
+            context = self._context(model, example, key=key_of(key, "run", i, seed), prior=prior)
             route = self.route(context, level, editing=self.editing, sampler=self.sampler)
             own, means = 0.0, []
             for volume in chain(route, (None,)):
@@ -224,7 +224,7 @@ class Localizer(Method):
             self, editing=self.editing.with_first_threshold(float(statistics[FIRST_THRESHOLD]))
         )
 
-    def _scene(
+    def _context(
         self, model: Model, example: Example, *, key: int, prior: RawLocalization | None
     ) -> MethodContext:
         condition = example.condition
