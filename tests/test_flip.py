@@ -184,11 +184,7 @@ def test_what_does_not_suit_it_is_refused():
         row(Flip(), sampler=DDIM(2))
     with pytest.raises(ValueError, match="got discrete, which has its own steps; use ancestral"):
         row(Flip(), sampler=Ancestral(2, variance=0.5))
-<<<<<<< HEAD
-    with pytest.raises(ValueError, match=r"gaussian for the editing strategy harmonise, got"):
-=======
     with pytest.raises(ValueError, match=r"gaussian for the editing strategy harmonise, got .*;"):
->>>>>>> main
         row(Harmonise(levels=(0.2,))).check(model_of(uncertain))
     with pytest.raises(ValueError, match=r"probability: expected one in \[0, 1\], got 1.5"):
         Flip(1.5)
