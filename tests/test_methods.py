@@ -88,8 +88,8 @@ KINDS = [
     *({"recipe": partial(SyntheticAnomalies, c())} for c in DETECTED),
 ]
 # Rows of autoencoders need a run of one, or of latents with one of the right kind.
-REBUILT = {"cevae": "contextvae", "fanogan": "fanogan", "ra": "softintrovae", "dae": "denoising"}
-REBUILT |= {"ltm": "tokenprior", "vae_restoration": "variational autoencoder", "vae": None}
+REBUILT = {"cevae": "context_vae", "fanogan": "fanogan", "ra": "soft_intro_vae", "dae": "denoising"}
+REBUILT |= {"ltm": "token_prior", "vae_restoration": "variational autoencoder", "vae": None}
 for _row, _kind in REBUILT.items():
     for _space in ("voxel", "wavelet", "slices"):
         IMPOSSIBLE[_row, _space] = f"expected the run of an autoencoder.*space {_space}"
@@ -97,7 +97,7 @@ for _row, _kind in REBUILT.items():
         IMPOSSIBLE[_row, "latent"] = f"expected .*{_kind}.* got .*kl"
 # The run of its first pass, and that of its residual segmenter, are not given here.
 LENT = {("phanes", space): "first.run: expected the folder of the run" for space in SPACES}
-LENT |= {("sadm", space): "map.run: expected the run of a residual_segmenter" for space in SPACES}
+LENT |= {("sadm", space): "map.run: expected the run of a residual segmenter" for space in SPACES}
 INSIDE = foreground()
 # What rows with a region of the caller's redraw; the others do not look at it.
 REGION = torch.zeros_like(INSIDE)
@@ -323,7 +323,7 @@ def test_rows_compose(tmp_path):
         "# test\n"
         "first: ddpm\n"
         "route: {name: diffuse, level: 0.1}\n"
-        "policy: {name: stitch, threshold: 0.2}\n"
+        "editing: {name: stitch, threshold: 0.2}\n"
         "sampler: {name: ddim, steps: 3}\n"
         "map: {name: product, maps: [l1, {name: saturated, map: l2, quantile: 0.5}]}\n"
         "post: [{name: smooth, sigma_mm: 1}, erode]\n"

@@ -517,7 +517,7 @@ def test_reversed_features_need_one_piece():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cevae", r"autoencoder: expected the run of a contextvae, got one of a vae; use"),
+        ("cevae", r"autoencoder: expected the run of a context_vae, got one of a vae; use"),
         ("fanogan", r"autoencoder: expected the run of a fanogan, got one of a vae; use"),
         ("ddpm", r"expected the run of a diffusion model, got one of the autoencoder vae; use"),
         ("features", r"expected the run of a diffusion model, got one of the autoencoder vae"),
@@ -640,7 +640,7 @@ def test_codes_from_training_to_files(runs, data, program, tmp_path):
         "localize", file, "--run", runs("vq"), "-o", tmp_path / "vq", "--method", "ltm"
     )
     assert code == 2
-    assert "expected the run of a tokenprior, got one of a vq" in said
+    assert "expected the run of a token_prior, got one of a vq" in said
 
 
 def test_a_first_pass_by_another_run(run, runs, base, program, tmp_path):

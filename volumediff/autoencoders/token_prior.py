@@ -22,6 +22,7 @@ from volumediff.autoencoders._base import (
     sources,
 )
 from volumediff.autoencoders.vq import VQ
+from volumediff.config import name_of
 from volumediff.extras import optional
 from volumediff.shapes import Shape
 
@@ -56,7 +57,7 @@ class TokenPrior(Reconstructor):
     ) -> None:
         super().__init__()
         if not isinstance(autoencoder, VQ):
-            kind = type(autoencoder).__name__.lower()
+            kind = name_of(type(autoencoder))
             raise ValueError(f"autoencoder: expected a run of vq, which has codes, got {kind}.")
         if width % heads:
             raise ValueError(f"expected heads to divide width, got {heads} and {width}.")

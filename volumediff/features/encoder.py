@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.condition import Condition
+from volumediff.config import name_of
 from volumediff.model import Model
 from volumediff.networks._block import Recomputable
 from volumediff.shapes import Shape
@@ -38,7 +39,7 @@ def feature_problem(model: Model | Reconstructor, of: str) -> str | None:
         return None if _parts(model.passes[0]) else _no_blocks(model.passes[0])
     if of == "autoencoder":
         if latent_of(model.space) is None:
-            kind = type(model.space).__name__.lower()
+            kind = name_of(type(model.space))
             return f"expected a latent space with an autoencoder, got {kind}; use of: network."
         return None
     if "body" in vars(model.network):  # an instance's own body is that of the slab executor
@@ -50,7 +51,7 @@ def feature_problem(model: Model | Reconstructor, of: str) -> str | None:
 
 
 def _no_blocks(network: nn.Module) -> str:
-    kind = type(network).__name__.lower()
+    kind = name_of(type(network))
     return f"expected a network of residual blocks, got {kind}; use another map."
 
 

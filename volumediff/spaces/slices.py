@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.config import name_of
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
@@ -41,7 +42,7 @@ class Slices(StateSpace):
         if not _keeps_slices_apart(inner):
             raise ValueError(
                 f"slices needs an inner space that leaves slices apart, got "
-                f"{type(inner).__name__.lower()} with stride {inner.stride}; use voxel, wavelet "
+                f"{name_of(type(inner))} with stride {inner.stride}; use voxel, wavelet "
                 "with axes: hw, or the latent of a planar autoencoder."
             )
         self.inner = inner

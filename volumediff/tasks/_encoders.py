@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.autoencoders import Autoencoder
-from volumediff.config import build, component
+from volumediff.config import build, component, name_of
 from volumediff.errors import UsageError
 from volumediff.settings.run_config import RunConfig
 from volumediff.spaces import StateSpace
@@ -91,7 +91,7 @@ def _autoencoder(config: RunConfig) -> Autoencoder:
     if found is None:
         raise UsageError(
             f"{config.output}: expected the run of an autoencoder with a latent grid, such as kl "
-            f"or vq, got {type(task.module).__name__.lower()}."
+            f"or vq, got {name_of(type(task.module))}."
         )
     return found
 

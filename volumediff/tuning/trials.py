@@ -32,6 +32,7 @@ from volumediff.anomaly.normalization import Raw, Residual
 from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.calibration.collect_maps import informed
 from volumediff.calibration.lesions import Pair
+from volumediff.config import name_of
 from volumediff.inference.cost import Cost, counted
 from volumediff.metrics.detection import (
     Histogram,
@@ -262,7 +263,7 @@ def _statistics(method: Method, residuals: Sequence[Residual]) -> Mapping[str, T
         return {}
     if len(residuals) < 2:  # as many as are needed for a deviation
         raise ValueError(
-            f"normalize {type(method.normalize).__name__.lower()}: expected two healthy volumes "
+            f"normalize {name_of(type(method.normalize))}: expected two healthy volumes "
             f"beside the one in question, got {len(residuals)}; use more volumes, or a run with a "
             "calibration split."
         )

@@ -6,6 +6,7 @@ from functools import cache
 from volumediff import config
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement
+from volumediff.config import name_of
 from volumediff.features.encoder import latent_of
 from volumediff.model import Model
 
@@ -40,10 +41,10 @@ class Reconstructs(Requirement):
         """There must be one, of that kind."""
         part = autoencoder_in(model)
         if not isinstance(part, self.kind):
-            got = type(part).__name__.lower()
+            got = name_of(type(part))
             if self.words_for is None:
                 raise ValueError(
-                    f"{self.of}: expected the run of a {self.kind.__name__.lower()}, got one of a "
+                    f"{self.of}: expected the run of a {name_of(self.kind)}, got one of a "
                     f"{got}; use a run that trains it, see configs/autoencoders."
                 )
             raise ValueError(
@@ -83,7 +84,7 @@ def autoencoder_in(model: Learned) -> Reconstructor:
         return model
     latent = latent_of(model.space)
     if latent is None or latent is not model.space:
-        kind = type(model.space).__name__.lower()
+        kind = name_of(type(model.space))
         raise ValueError(
             "expected the run of an autoencoder, or of a diffusion model of latents, got one "
             f"of states of the space {kind}; train configs/autoencoders/vae_64.yaml."

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly.editing._base import Editing
+from volumediff.config import name_of
 from volumediff.samplers._base import Sampler
 
 __all__ = ["down", "needs_inverse", "needs_sampler", "no_sampler"]
@@ -20,7 +21,7 @@ def needs_inverse(route: str, sampler: Sampler | None) -> None:
     if sampler is not None and not sampler.invertible:
         raise ValueError(
             f"route {route}: expected a sampler that can be inverted, such as heun or ddim with "
-            f"eta 0, got {type(sampler).__name__.lower()}."
+            f"eta 0, got {name_of(type(sampler))}."
         )
 
 
