@@ -88,8 +88,9 @@ KINDS = [
     *({"recipe": partial(SyntheticAnomalies, c())} for c in DETECTED),
 ]
 # Rows of autoencoders need a run of one, or of latents with one of the right kind.
-REBUILT = {"cevae": "context_vae", "fanogan": "fanogan", "ra": "soft_intro_vae", "dae": "denoising"}
-REBUILT |= {"ltm": "token_prior", "vae_restoration": "variational autoencoder", "vae": None}
+REBUILT = {"cevae": "context_vae", "fanogan": "fanogan", "ra": "soft_intro_vae"}
+REBUILT |= {"dae": "denoising", "ltm": "token_prior", "vae": None}
+REBUILT |= {"vae_restoration": "variational autoencoder"}
 for _row, _kind in REBUILT.items():
     for _space in ("voxel", "wavelet", "slices"):
         IMPOSSIBLE[_row, _space] = f"expected the run of an autoencoder.*space {_space}"

@@ -433,7 +433,7 @@ def test_the_run_of_a_first_pass_counts(run, program, tmp_path):
     words = [*autoencoder_words(PARTS["soft_intro_vae"]), WINDOW, "optim.steps=1"]
     first = train(tiny(others(tmp_path / "d"), tmp_path / "first", *words))
     truth = sick(tmp_path / "truth", {"lent-2_ses-2": 95, "new": 96})
-    words = ["--method", "phanes", "sampler.steps=2", "threshold=best", "policy.resampling=1"]
+    words = ["--method", "phanes", "sampler.steps=2", "threshold=best", "editing.resampling=1"]
     words += ["--no-trace", f"first.run={first}"]
     code, _, said = program("localize", truth, "--run", run, "-o", tmp_path / "out", *words)
     assert code == 0, said
