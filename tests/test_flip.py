@@ -9,12 +9,12 @@ from tiny_runs import tiny, write_data
 from volumediff.anomaly.editing.flip import Flip
 from volumediff.anomaly.editing.harmonise import Harmonise
 from volumediff.anomaly.editing.plain import Plain
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method_files import read_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.of_run import load_method
 from volumediff.errors import UsageError
 from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sample as draw
@@ -178,13 +178,13 @@ def test_what_does_not_suit_it_is_refused():
     with pytest.raises(ValueError, match=r"expected .* kernel discrete, got .* gaussian kernel"):
         method.check(gaussian)
     loose = Localizer(editing=Flip(), route=Diffuse(level=0.4), sampler=Ancestral(2))
-    with pytest.raises(ValueError, match="discrete for the editing strategy flip, got gaussian; use"):
+    with pytest.raises(ValueError, match="discrete for the editing strategy flip, got gaussian"):
         loose.check(gaussian)
     with pytest.raises(ValueError, match="sampler: expected the kernel gaussian for DDIM, got"):
         row(Flip(), sampler=DDIM(2))
     with pytest.raises(ValueError, match="got discrete, which has its own steps; use ancestral"):
         row(Flip(), sampler=Ancestral(2, variance=0.5))
-    with pytest.raises(ValueError, match=r"gaussian for the editing strategy harmonise, got .*; use"):
+    with pytest.raises(ValueError, match=r"gaussian for the editing strategy harmonise, got .*;"):
         row(Harmonise(levels=(0.2,))).check(model_of(uncertain))
     with pytest.raises(ValueError, match=r"probability: expected one in \[0, 1\], got 1.5"):
         Flip(1.5)

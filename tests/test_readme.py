@@ -69,7 +69,7 @@ def test_named_configurations_exist():
 
 
 def test_the_table_of_rows_is_what_info_says():
-    from volumediff.commands._capabilities import inventory
+    from volumediff.commands._method_matrix import inventory
 
     section = re.search(r"<!-- rows -->\n(.*?)<!-- /rows -->", README, re.DOTALL)
     assert section
@@ -78,7 +78,7 @@ def test_the_table_of_rows_is_what_info_says():
     shown, needs = {}, {}
     for line in lines:
         cells = dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
-        row = cells["row"].strip("`")
+        row = cells["method"].strip("`")
         needs[row] = re.findall(r"`([^`]+)`", cells["run"])
         shown[row] = {c: cells[c] == "✓" for c in columns[4:]}
     found = inventory()

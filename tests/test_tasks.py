@@ -159,7 +159,8 @@ def test_a_borrowed_run_stays_what_it_was(data, teacher, tmp_path):
     train(tiny(data, of, split, "optim.steps=3"))
     with pytest.raises(DataError, match=r"was trained with other frozen weights \(of teacher\)"):
         train(tiny(data, run, *words))
-    with pytest.raises(DataError, match=rf"weights of other runs that it uses \(teacher = {of}\) are not"):
+    named = rf"other runs that it uses \(teacher = {of}\) are not"
+    with pytest.raises(DataError, match=named):
         load_task(run)
     # one that was never trained is named before anything is written
     (tmp_path / "empty").mkdir()

@@ -28,7 +28,8 @@ def check_editing(cls: type, **arguments: Any) -> None:
     require(q is None or 0 < q < 1, f"healthy_quantile is {q}, no share in (0, 1).")
     if q is not None:
         editing = editing.with_first_threshold(0.2)
-        require(editing.healthy_quantile is None, "with_first_threshold leaves it waiting for a quantile.")
+        waits = editing.healthy_quantile is not None
+        require(not waits, "with_first_threshold leaves it waiting for a quantile.")
     model = _model(editing)
     first, a = _walked(editing, context(model))
     again, b = _walked(editing, context(model))
