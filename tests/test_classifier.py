@@ -276,7 +276,7 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     assert err.count("\n") == 1
     code, _, err = program(*words, "--method", "ddpm", "--classifier", classifier)
     assert code == 2
-    assert "classifier: the method 'ddpm' takes none" in err
+    assert "classifier: the method 'ddpm' uses none" in err
     code, _, err = program(*words, *quick, "--classifier", classifier)
     assert code == 0, err
     (path,) = [p for p in out.glob("*.json") if "findings" not in p.name][:1]

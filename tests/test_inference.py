@@ -438,7 +438,7 @@ def test_lesions_outside_the_foreground_count_as_missed(tmp_path):
     lines = []
     (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0, report=lines.append)
     missed = next(c for c in result.cases if c.case == case)
-    assert "100% of the lesion of p0_ses-0 was not looked at" in lines[0]
+    assert "100% of the lesion of p0_ses-0 lies outside of the map" in lines[0]
     voxels = int(((foreground > 0) | (lesion > 0)).sum())
     assert missed.ap == pytest.approx(lesion.sum() / voxels, rel=0.02)  # ranked below everything
 
