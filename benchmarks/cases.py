@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from volumediff.autoencoders import Autoencoder
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import full_coordinates
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet

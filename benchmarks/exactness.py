@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from volumediff.autoencoders.monai_kl import MonaiKL
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.streaming import stream
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks.pseudo3d import Pseudo3D

@@ -27,8 +27,8 @@ from torch.nn.functional import interpolate
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.threshold import HealthyFPR, ValidationThreshold
-from volumediff.calibration.calibrate import calibrate, load_method
 from volumediff.calibration.lesions import validation_pairs
+from volumediff.calibration.of_run import calibrate, load_method
 from volumediff.data.splits import Split
 from volumediff.inference.cost import counted
 from volumediff.metrics import detection

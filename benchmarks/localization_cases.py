@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import avg_pool3d
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.data.anomalies import KINDS, TEST, insert
 from volumediff.data.cases import Case
 from volumediff.randomness import key, uniform

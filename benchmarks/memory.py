@@ -40,7 +40,7 @@ from kernels import reason_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from volumediff.memory.policy import MemoryPolicy, retain_heap
+from volumediff.memory.memory_policy import MemoryPolicy, retain_heap
 from volumediff.planning.overhead import OVERHEAD
 from volumediff.planning.tracer import Peak, Tracer
 

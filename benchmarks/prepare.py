@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from volumediff.data.alignment import Alignment, decomposed
+from volumediff.data.alignment_geometry import Alignment, decomposed
+from volumediff.data.alignment_template import Template, mni152
 from volumediff.data.grid import Grid
 from volumediff.data.itk import to_itk
 from volumediff.data.registration import RegistrationVolume, align_affine
 from volumediff.data.survey import find_cases
-from volumediff.data.templates import Template, mni152
 from volumediff.data.volume import read
 
 # Native to template: turned, sheared, smaller than the template, as brains are.

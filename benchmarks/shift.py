@@ -26,12 +26,12 @@ import torch
 from shift_cases import SITES, healthy_of, items, population_of, write_training
 from shift_tables import tables
 
-from volumediff.anomaly.calibrate import recalibrate
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.threshold import HealthyFPR
-from volumediff.calibration.calibrate import calibration_for, calibration_path, load_method
+from volumediff.calibration.collect_maps import recalibrate
+from volumediff.calibration.of_run import calibration_for, calibration_path, load_method
 from volumediff.calibration.site import drift_between
 from volumediff.data.anomalies import KINDS
 from volumediff.metrics import detection

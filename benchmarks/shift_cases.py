@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.data._fields import smooth_noise
 from volumediff.data.anomalies import TEST, TRAINING, GeneratorFamily, insert
 from volumediff.data.grid import Grid

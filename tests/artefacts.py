@@ -9,10 +9,10 @@ from volumediff.anomaly.fitted._base import Fit
 from volumediff.data.seen import Seen
 from volumediff.data.splits import Split
 from volumediff.errors import DataError
-from volumediff.metrics import calibration, detection
+from volumediff.metrics import calibration_error, detection
 from volumediff.outputs.ledger import open_ledger, read_entries
 from volumediff.samples import landmarks
-from volumediff.samples.seen import seen_by
+from volumediff.samples.seen_record import seen_by
 from volumediff.samples.statistics import Statistics
 from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint, records
@@ -20,7 +20,7 @@ from volumediff.tasks import build_task, load_task
 from volumediff.tasks.state_classifier import states_facts
 from volumediff.training.loop import train
 from volumediff.training.run_folder import keep_config, record_session
-from volumediff.tuning.journal import open_journal
+from volumediff.tuning.trial_log import open_journal
 from volumediff.tuning.trials import Trial
 
 
@@ -34,7 +34,7 @@ def splits_of(value):
 
 def fitted(value):
     h = detection.histogram(torch.arange(40.0) + value)
-    probability = calibration.Probability((0.0, 3.0), (0.1, 0.7))
+    probability = calibration_error.Probability((0.0, 3.0), (0.1, 0.7))
     statistics = {"mean": torch.full((500,), value)}
     return Calibration("f", statistics, h, (value,), 2.0, (h,), probability=probability)
 

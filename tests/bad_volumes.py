@@ -14,7 +14,7 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 
 SHAPE, SPACING = (20, 24, 16), (1.0, 1.2, 2.5)
 AFFINE = np.array([[1, 0, 0, -10], [0, 1.2, 0, -12], [0, 0, 2.5, -20], [0, 0, 0, 1.0]])

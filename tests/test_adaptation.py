@@ -6,13 +6,13 @@ import pytest
 import torch
 from anomaly_models import KERNEL, SCHEDULE, SPACING, wiener
 
-from volumediff.anomaly import reading
+from volumediff.anomaly import method_files
 from volumediff.anomaly.adaptation import AffineAdaptation
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.errors import UsageError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import Batch, Model
 from volumediff.networks._base import Network
 from volumediff.networks._layers import Norm
@@ -188,7 +188,9 @@ def test_the_loss_of_a_network_falls_outside_and_slabs_change_nothing(space, cla
 
 
 def test_what_cannot_be_adapted_is_refused(tmp_path):
-    row = reading.read_method("scan", overrides=["adapt=affine", "adapt.steps=3", "normalize=raw"])
+    row = method_files.read_method(
+        "scan", overrides=["adapt=affine", "adapt.steps=3", "normalize=raw"]
+    )
     assert row.adapt == AffineAdaptation(steps=3)
     row.check(unet())
     with pytest.raises(ValueError, match="expected a network with normalisations, got wiener"):
@@ -198,9 +200,9 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     with pytest.raises(ValueError, match="recipe healthy or class_conditional, got inpainting"):
         row.adapt.needs[0].check(other)
     with pytest.raises(UsageError, match=r"adapt\.stps: AffineAdapt.* takes steps.*mean 'steps'"):
-        reading.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
+        method_files.read_method("scan", overrides=["adapt={name: affine, stps: 3}"])
     with pytest.raises(UsageError, match=r"no key of a method"):
-        reading.read_method("intensity", overrides=["adapt=affine"])
+        method_files.read_method("intensity", overrides=["adapt=affine"])
     with pytest.raises(ValueError, match="expected foreground outside of what is suspected"):
         with AffineAdaptation().adapted(unet(), example(SICK), suspected=ALL, key=0):
             pass
@@ -208,10 +210,10 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
         AffineAdaptation(quantile=0.0)
     with pytest.raises(ValueError, match="steps >= 1"):
         AffineAdaptation(steps=0)
-    plain = reading.read_method("scan", overrides=["normalize=raw"])
-    assert reading.read_method("scan", overrides=["normalize=raw", "adapt=null"]) == plain
+    plain = method_files.read_method("scan", overrides=["normalize=raw"])
+    assert method_files.read_method("scan", overrides=["normalize=raw", "adapt=null"]) == plain
     assert plain.fingerprint != row.fingerprint
-    two = reading.read_method("autoddpm")
+    two = method_files.read_method("autoddpm")
     inner = replace(two, first=replace(two.first, adapt=AffineAdaptation()))
     assert (
         len(

@@ -9,11 +9,10 @@ import torch
 from anomaly_models import foreground
 
 from volumediff.anomaly import _filters as filters
-from volumediff.anomaly import calibrate, post, score, threshold
+from volumediff.anomaly import post, score, threshold
 from volumediff.anomaly.baselines import IntensityBaseline, Prevalence, Smoothing
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.ensemble import GeometricMean, HarmonicMean, MeanEnsemble
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps.asymmetric import Asymmetric
 from volumediff.anomaly.maps.l1 import L1
@@ -22,7 +21,9 @@ from volumediff.anomaly.maps.product import Product
 from volumediff.anomaly.maps.saturated import Saturated
 from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.normalization import ByIntensity, Raw, Residual, Voxelwise
+from volumediff.calibration import collect_maps
 from volumediff.errors import DataError
 from volumediff.metrics.detection import Histogram, histogram, rates, threshold_at_fpr
 
@@ -507,7 +508,7 @@ def example(i, **more):
 def test_healthy_fpr_holds_on_new_healthy_volumes(normalize):
     rate = 0.05
     method = IntensityBaseline(normalize=normalize, threshold=threshold.HealthyFPR(rate))
-    calibration = calibrate.fit(method, None, (example(i) for i in range(8)), seed=0)
+    calibration = collect_maps.fit(method, None, (example(i) for i in range(8)), seed=0)
     marked, voxels = 0, 0
     for i in range(60):
         e = example(500 + i)
@@ -536,12 +537,12 @@ def test_healthy_fpr_holds_on_new_healthy_volumes(normalize):
 
 def test_padding_changes_no_threshold():
     method = Smoothing(sigma_mm=2.0, post=(post.Median(1.0),), normalize=ByIntensity(1.0, bins=4))
-    small = calibrate.fit(method, None, (example(i) for i in range(5)), seed=0)
+    small = collect_maps.fit(method, None, (example(i) for i in range(5)), seed=0)
     wide = [
         Example(padded(e.x, -1.0), padded(e.foreground, False), MM)
         for e in (example(i) for i in range(5))
     ]
-    large = calibrate.fit(method, None, wide, seed=0)
+    large = collect_maps.fit(method, None, wide, seed=0)
     for rate in (0.01, 0.05):
         a, b = (threshold.HealthyFPR(rate)(c) for c in (small, large))
         assert a == pytest.approx(b, rel=3e-4)
@@ -552,29 +553,29 @@ def test_validation_picks_the_best_dice():
     truth = torch.zeros((1, 1, *SHAPE), dtype=torch.bool)
     truth[..., 3:6, 3:6, 3:6] = True
     method = IntensityBaseline(threshold=threshold.ValidationThreshold())
-    calibration = calibrate.fit(method, None, (example(i) for i in range(3)), seed=0)
+    calibration = collect_maps.fit(method, None, (example(i) for i in range(3)), seed=0)
     sick = [
         Example(0.1 * noise(i).clamp(-2, 2) + truth, INSIDE, MM, truth=truth) for i in (70, 71)
     ]
-    better = calibrate.validate(calibration, method, None, sick, seed=0)
+    better = collect_maps.validate(calibration, method, None, sick, seed=0)
     found = method.localize(
         None, sick[0].x, foreground=INSIDE, spacing_mm=MM, key=0, calibration=better
     )
     assert torch.equal(found.mask, truth)
     with pytest.raises(ValueError, match="validation volume 0 has no truth"):
-        calibrate.validate(calibration, method, None, [example(0)], seed=0)
+        collect_maps.validate(calibration, method, None, [example(0)], seed=0)
     healthy = [example(0, truth=torch.zeros_like(truth))]
     with pytest.raises(ValueError, match="expected validation volumes with lesions"):
-        calibrate.validate(calibration, method, None, healthy, seed=0)
+        collect_maps.validate(calibration, method, None, healthy, seed=0)
     with pytest.raises(ValueError, match="at least 3 healthy volumes, got 2"):
-        calibrate.fit(
+        collect_maps.fit(
             IntensityBaseline(normalize=Voxelwise()), None, (example(i) for i in range(2)), seed=0
         )
 
 
 def test_calibrations_survive_the_disk(tmp_path):
     method = IntensityBaseline(normalize=Voxelwise())
-    saved = calibrate.fit(method, None, (example(i) for i in range(5)), seed=0)
+    saved = collect_maps.fit(method, None, (example(i) for i in range(5)), seed=0)
     path = tmp_path / "calibration" / "v1.2.safetensors"
     saved.save(path)
     got = Calibration.load(path)

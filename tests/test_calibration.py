@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss
 from torchmetrics.classification import BinaryCalibrationError
 
-from volumediff.metrics import calibration as cal
+from volumediff.metrics import calibration_error as cal
 from volumediff.metrics.detection import histogram, total
 
 

@@ -9,7 +9,7 @@ import pytest
 from bad_volumes import AFFINE
 
 from volumediff.data.check import check, has_errors
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.errors import DataError
 
 REAL = Path(__file__).parents[2] / "shared/data"

@@ -19,11 +19,11 @@ from volumediff.classifiers.encoder import Encoder
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import UsageError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import Batch
 from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
-from volumediff.runs.borrowed import Borrowed
+from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.settings.run_config import load_run_config, parse, saved_config
 from volumediff.spaces.slices import Slices

@@ -15,7 +15,7 @@ from tiny_runs import tiny, write_data
 
 from volumediff import compatibility
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.of_run import load_method
 from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model

@@ -6,17 +6,17 @@ import pytest
 import torch
 from anomaly_models import posterior, states
 
-from volumediff.anomaly import reading
+from volumediff.anomaly import method_files
 from volumediff.anomaly.baselines import Smoothing
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.needs.training import TrainedOn, WithKernel
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.anomaly.threshold import Fixed, HealthyFPR
-from volumediff.commands._capabilities import needs_of
+from volumediff.commands._method_matrix import needs_of
 from volumediff.component import Component, Loan, Requirement, borrowed, identity_of, presentation
 from volumediff.config import build, shipped
 from volumediff.errors import UsageError
@@ -129,7 +129,7 @@ def others(value):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_number_of_a_method_is_in_its_identity(name):
-    method = reading.read_method(name)
+    method = method_files.read_method(name)
     changed = 0
     for place, value, free, rebuild in leaves(method, lambda new: new):
         for other in others(value):
@@ -146,7 +146,7 @@ def test_every_number_of_a_method_is_in_its_identity(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_only_readers_see_is_in_no_identity(name):
-    method = reading.read_method(name)
+    method = method_files.read_method(name)
     for change in (
         {"threshold": Fixed(1.0)},
         {"threshold": HealthyFPR(rate=0.123)},
@@ -159,7 +159,7 @@ def test_what_only_readers_see_is_in_no_identity(name):
 def test_no_two_methods_have_one_identity():
     found = {}
     for name in METHODS:
-        found.setdefault(reading.read_method(name).fingerprint, []).append(name)
+        found.setdefault(method_files.read_method(name).fingerprint, []).append(name)
     shared = [names for names in found.values() if len(names) > 1]
     # they learn from other volumes, so that what they learnt tells them apart
     assert shared == [["diffusion_features", "diffusion_features_synthetic"]]
@@ -304,11 +304,11 @@ NEEDS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_needs_is_what_its_comments_and_paper_say(name):
-    assert needs_of(reading.read_method(name)) == NEEDS.get(name, [])
+    assert needs_of(method_files.read_method(name)) == NEEDS.get(name, [])
 
 
 def test_a_component_names_its_own_run_before_the_option():
-    method = reading.read_method("wolleb", overrides=["score.run=mine"])
+    method = method_files.read_method("wolleb", overrides=["score.run=mine"])
     names = {request.place: request.name for request in method.requests()}
     assert names == {"score": "score.run", "guidance": "classifier"}
     with pytest.raises(ValueError, match=r"score\.run: expected a classifier .*=RUN"):
@@ -324,14 +324,14 @@ def test_what_is_handed_in_cannot_be_configured():
         "score={name: classifier, classifier: x}",
     ):
         with pytest.raises(UsageError, match="is derived, not configured"):
-            reading.read_method("sadm", overrides=[words])
+            method_files.read_method("sadm", overrides=[words])
     with pytest.raises(UsageError, match=r"classes: is derived, not configured"):
         build("guidance", {"name": "chain", "terms": [{"name": "classifier_free", "classes": 2}]})
 
 
 def test_a_map_inside_of_another_borrows_as_well():
     words = ["map={name: product, maps: [l1, {name: posterior, run: there}]}"]
-    (request,) = reading.read_method("sadm", overrides=words).requests()
+    (request,) = method_files.read_method("sadm", overrides=words).requests()
     assert (request.place, request.run) == ("map.maps[1]", "there")
     assert isinstance(request.component, Map)
     assert L1().requests() == ()
@@ -356,7 +356,7 @@ def test_a_kind_of_method_from_outside_is_named_by_its_class(tmp_path):
     path = tmp_path / "mine.yaml"
     text = "method: test_component:Dark\nmap: {name: ssim, sigma_mm: 3}\n"
     path.write_text(text + "inner: {baseline: {name: smoothing, sigma_mm: 3}}\n")
-    method = reading.read_method(
+    method = method_files.read_method(
         str(path), overrides=["gain=4", "threshold={name: fixed, value: 0.5}"]
     )
     assert isinstance(method, Dark)
@@ -370,7 +370,7 @@ def test_a_kind_of_method_from_outside_is_named_by_its_class(tmp_path):
     assert bool(found.mask.any())
     path.write_text("method: test_component:Dark\ngian: 3\n")
     with pytest.raises(UsageError, match=r"gian: no key of a method; .*Did you mean 'gain'"):
-        reading.read_method(str(path))
+        method_files.read_method(str(path))
     path.write_text("method: volumediff.anomaly.methods.localizer:Localizer\nmap: l1\n")
     with pytest.raises(UsageError, match="Localizer needs route"):
-        reading.read_method(str(path))
+        method_files.read_method(str(path))

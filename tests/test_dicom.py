@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from volumediff.data.dicom import read_series
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError
 

@@ -9,7 +9,7 @@ import torch
 from tiny_app import base, program, run, write_cases
 
 from volumediff.errors import ComponentError, isolated_cases, one_line, place_of, traceback_of
-from volumediff.inference.engine import localize
+from volumediff.inference.localize_files import localize
 from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.batch import Result, process
 from volumediff.outputs.ledger import read_entries

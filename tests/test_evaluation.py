@@ -8,16 +8,16 @@ import pytest
 import torch
 from tiny_app import base, program, run, save, write_cases
 
-from volumediff.anomaly._spread import Spread
+from volumediff.anomaly._disagreement import Spread
 from volumediff.anomaly.calibration import Calibration
-from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.of_run import load_method
 from volumediff.errors import UsageError
 from volumediff.evaluation.evaluate import evaluate
-from volumediff.evaluation.records import to_json
 from volumediff.evaluation.summary import gap_lines, measure_table, size_table
+from volumediff.evaluation.to_json import to_json
 from volumediff.evaluation.truths import find_truths
 from volumediff.inference.cost import counted
-from volumediff.metrics import calibration, detection, normative
+from volumediff.metrics import calibration_error, detection, normative
 from volumediff.metrics.consistency import through_plane
 from volumediff.outputs.ledger import open_ledger, read_entries
 from volumediff.reporting.curves import write_curves
@@ -85,7 +85,7 @@ def test_figures_are_those_of_the_parts(tmp_path):
     p, y, u, wrong = [], [], [], []
     for scores, lesion, foreground, mask, uncertainty, *_ in known.values():
         inside = foreground | lesion
-        p.append(calibration.Probability((0.0, 0.5, 1.0), (0.01, 0.2, 0.9))(scores[inside]))
+        p.append(calibration_error.Probability((0.0, 0.5, 1.0), (0.01, 0.2, 0.9))(scores[inside]))
         y.append(lesion[inside])
         u.append(uncertainty[inside])
         wrong.append((mask != lesion)[inside])
@@ -351,6 +351,6 @@ def test_uncertainty_is_that_of_the_maps_of_the_seeds(run):
 def test_probabilities_are_kept_with_the_calibration(tmp_path):
     scores = torch.arange(40.0)
     h = detection.histogram(scores)
-    fitted = calibration.Probability((0.0, 3.0), (0.1, 0.7))
+    fitted = calibration_error.Probability((0.0, 3.0), (0.1, 0.7))
     Calibration("f", {}, h, (1.0,), 2.0, probability=fitted).save(tmp_path / "c")
     assert Calibration.load(tmp_path / "c").probability == fitted

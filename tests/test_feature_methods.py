@@ -15,7 +15,6 @@ from sklearn.neural_network import MLPClassifier
 from tiny_app import base, run
 
 from volumediff.anomaly import ensemble, score
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted import pixel_classifier
 from volumediff.anomaly.fitted._base import Fit
 from volumediff.anomaly.fitted._source import FeatureSource
@@ -26,12 +25,13 @@ from volumediff.anomaly.fitted.pca import PCA
 from volumediff.anomaly.fitted.pixel_classifier import PixelClassifier
 from volumediff.anomaly.maps.deformed import Deformed
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method_files import read_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.calibration import lesions
-from volumediff.calibration.calibrate import load_method
 from volumediff.calibration.fits import Fits
+from volumediff.calibration.of_run import load_method
 from volumediff.condition import Condition
 from volumediff.data._fields import smooth_noise, warp
 from volumediff.data.anomalies import TRAINING

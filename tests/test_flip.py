@@ -9,12 +9,12 @@ from tiny_runs import tiny, write_data
 from volumediff.anomaly.editing.flip import Flip
 from volumediff.anomaly.editing.harmonise import Harmonise
 from volumediff.anomaly.editing.plain import Plain
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method_files import read_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.of_run import load_method
 from volumediff.errors import UsageError
 from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sample as draw

@@ -17,7 +17,7 @@ from volumediff.data.intensity import HistogramIntensity, Percentile, landmarks_
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
 from volumediff.errors import DataError, UsageError
-from volumediff.runs.borrowed import Borrowed
+from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.landmarks import load_landmarks
 from volumediff.storage import records

@@ -35,7 +35,7 @@ from volumediff.networks._layers import NormAct
 from volumediff.recipes._base import Subject
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained
-from volumediff.samples.seen import seen_by
+from volumediff.samples.seen_record import seen_by
 from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
 from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint

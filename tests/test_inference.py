@@ -18,8 +18,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny_app import PLAIN, QUICK, base, label_run, oblique, program, run, save, write_cases
 from tiny_runs import phantom
 
-from volumediff.calibration import calibrate as calibration_module
-from volumediff.calibration.calibrate import calibration_for, load_method, needs_calibration
+from volumediff.calibration import of_run as calibration_module
+from volumediff.calibration.of_run import calibration_for, load_method, needs_calibration
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.evaluate import evaluate
@@ -229,7 +229,7 @@ def test_an_interrupted_write_leaves_no_file(run, tmp_path, monkeypatch):
 
     written = export.write
     monkeypatch.setattr(export, "write", fails)
-    from volumediff.inference.engine import localize
+    from volumediff.inference.localize_files import localize
     from volumediff.inference.options import LocalizeOptions
 
     with pytest.raises(DataError, match="No space left"):

@@ -21,15 +21,14 @@ from sklearn.metrics import average_precision_score
 
 from volumediff import noise
 from volumediff.anomaly.baselines import Prevalence
-from volumediff.anomaly.calibrate import fit
 from volumediff.anomaly.editing.harmonise import Harmonise
 from volumediff.anomaly.editing.stitch import Stitch
 from volumediff.anomaly.ensemble import HarmonicMean, MeanEnsemble
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.maps.l2 import L2
 from volumediff.anomaly.maps.saturated import Saturated
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.normalization import Voxelwise
 from volumediff.anomaly.routes.diffuse import Diffuse
@@ -38,6 +37,7 @@ from volumediff.anomaly.routes.inversion import Inversion
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.score import ZAverage
 from volumediff.anomaly.threshold import Fixed
+from volumediff.calibration.collect_maps import fit
 from volumediff.condition import Condition
 from volumediff.guidance.classifier_free import ClassifierFree
 from volumediff.kernels.gaussian import Gaussian

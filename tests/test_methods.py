@@ -20,12 +20,12 @@ from anomaly_models import (
     tiny_binary,
 )
 
-from volumediff.anomaly import calibrate, reading
+from volumediff.anomaly import method_files
 from volumediff.anomaly.baselines import Baseline
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted._base import Fitted
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps.perceptual import Perceptual
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import Restoration
@@ -34,7 +34,8 @@ from volumediff.anomaly.routes.flow_scan import FlowScan
 from volumediff.anomaly.routes.grid import GridRoute
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
-from volumediff.commands._capabilities import inventory, localization
+from volumediff.calibration import collect_maps
+from volumediff.commands._method_matrix import inventory, localization
 from volumediff.condition import Condition
 from volumediff.config import config_path, load, shipped
 from volumediff.data.corruptions.coarse import Coarse
@@ -207,7 +208,7 @@ def quick(method):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_runs_in_every_space_or_says_why_not(name, space):
-    method = quick(reading.read_method(name))
+    method = quick(method_files.read_method(name))
     if given(method) is not method:
         reason = refusal(method, model_in(space))
         assert re.search("classifier: expected .*, got none; give its run", reason)
@@ -232,9 +233,9 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
         with pytest.raises(ValueError, match="expected statistics fitted on a run's volumes"):
             method.residual(model, examples[0], key=0)
         method = replace(method, fit=method.learn(model, iter(seen), key=0))
-    calibration = calibrate.fit(method, model, examples, seed=0)
+    calibration = collect_maps.fit(method, model, examples, seed=0)
     sick = [Example(volume(9, c), INSIDE, SPACING, truth=LESION, region=REGION)]
-    calibration = calibrate.validate(calibration, method, model, sick, seed=0)
+    calibration = collect_maps.validate(calibration, method, model, sick, seed=0)
     got = local(method, model, 20, calibration, Condition())
     assert got.map.shape == (1, 1, *SHAPE)
     assert bool(torch.isfinite(got.map).all())
@@ -268,7 +269,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert "expected gaussian in a latent space" in matrix["andi"]["latent"]
     served = {row for row, cells in matrix.items() if cells["autoencoder"] == "ok"}
     kinds = (Rebuilder, Baseline, AtlasZ)
-    assert served == {r for r in ROWS if isinstance(reading.read_method(r), kinds)}
+    assert served == {r for r in ROWS if isinstance(method_files.read_method(r), kinds)}
     assert "got one of the autoencoder vae" in matrix["ddpm"]["autoencoder"]
     assert found["localization needs"]["anoddpm"] == ["noise=simplex"]
     assert found["localization needs"]["anofpdm"] == ["recipe=class_conditional"]
@@ -283,8 +284,8 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
 
 
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
-    row = replace(reading.read_method("features"), map=Perceptual(of="autoencoder"))
-    monkeypatch.setattr(reading, "read_method", lambda name: row)
+    row = replace(method_files.read_method("features"), map=Perceptual(of="autoencoder"))
+    monkeypatch.setattr(method_files, "read_method", lambda name: row)
     cells = localization.__wrapped__()["ddpm"]
     assert cells["latent"] == "ok"
     assert "expected a latent space with an autoencoder, got voxel" in cells["patch"]
@@ -294,7 +295,7 @@ def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
 def test_every_row_says_what_it_needs_and_finds(name):
     tree = load(config_path("anomaly", name))
     assert {"supervision", "scope", "threshold", "score"} <= set(tree)
-    method = reading.read_method(name)
+    method = method_files.read_method(name)
     assert method.supervision == tree["supervision"]
     assert len(method.scope) > 5
 
@@ -310,8 +311,8 @@ def test_the_methods_of_the_first_release_are_there():
 
 
 def test_a_row_with_labels_refuses_a_model_without():
-    method = reading.read_method("cfg_inversion")
-    with pytest.raises(ValueError, match="guidance classifierfree: expected a class-conditional"):
+    method = method_files.read_method("cfg_inversion")
+    with pytest.raises(ValueError, match="guidance classifier_free: expected a class-conditional"):
         method.check(model_in("voxel"))
     method.check(model_in("voxel", classes=2))
 
@@ -327,9 +328,11 @@ def test_rows_compose(tmp_path):
         "map: {name: product, maps: [l1, {name: saturated, map: l2, quantile: 0.5}]}\n"
         "post: [{name: smooth, sigma_mm: 1}, erode]\n"
     )
-    method = reading.read_method(str(path), overrides=["sampler.steps=5", "editing.resampling=2"])
+    method = method_files.read_method(
+        str(path), overrides=["sampler.steps=5", "editing.resampling=2"]
+    )
     assert isinstance(method, Localizer)
-    assert method.first == reading.read_method("ddpm")
+    assert method.first == method_files.read_method("ddpm")
     assert method.sampler.steps == 5
     assert method.editing.resampling == 2
     assert [type(p).__name__ for p in method.post] == ["Smooth", "Erode"]
@@ -387,5 +390,5 @@ def test_mistakes_in_rows_are_named(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
-        reading.read_method(str(path))
+        method_files.read_method(str(path))
     assert "\n" not in str(caught.value)

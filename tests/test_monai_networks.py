@@ -17,7 +17,7 @@ from volumediff import config
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
 from volumediff.importers._base import ForeignCheckpoint, checked
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
 from volumediff.networks._resample import UpConv
 from volumediff.networks.monai_unet import MonaiUNet

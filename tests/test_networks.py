@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from volumediff.condition import Condition
 from volumediff.config import available, component
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks._embedding import fourier
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_layers_math import normal, normalised
 
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks._norm_act import fused_refusal, norm_act
 from volumediff.networks.unet import UNet
 

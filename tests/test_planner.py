@@ -8,7 +8,7 @@ from tiny_app import base, program
 from tiny_runs import tiny, write_data
 
 from volumediff.errors import UsageError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.planning import planner
 from volumediff.planning.estimates import estimates
 from volumediff.planning.overhead import OVERHEAD, PUBLISHED

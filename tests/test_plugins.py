@@ -12,7 +12,7 @@ from tiny_runs import load_run, tiny, write_data
 
 from volumediff import config
 from volumediff.anomaly.maps.l1 import L1
-from volumediff.anomaly.reading import build_method, read_method
+from volumediff.anomaly.method_files import build_method, read_method
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.contracts import check
 from volumediff.contracts.__main__ import main

@@ -13,7 +13,8 @@ from tiny_app import oblique, program
 from volumediff.alignment import prepare as preparing
 from volumediff.alignment.aligning import BrainMask, Steps
 from volumediff.alignment.quality import Quality, all_flags, flags
-from volumediff.data.alignment import Alignment, decomposed
+from volumediff.data.alignment_geometry import Alignment, decomposed
+from volumediff.data.alignment_template import Template, mni152, template_from
 from volumediff.data.bias_field import bias_field
 from volumediff.data.brain_masks import brain_mask_of
 from volumediff.data.cases import Case
@@ -24,7 +25,6 @@ from volumediff.data.mutual_information import Information, mutual_information
 from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
 from volumediff.data.seen import Roster, Seen
 from volumediff.data.survey import find_cases
-from volumediff.data.templates import Template, mni152, template_from
 from volumediff.data.volume import read, write
 from volumediff.errors import DataError
 from volumediff.evaluation.leakage import keep, leakage
@@ -632,7 +632,7 @@ def test_a_bad_case_does_not_stop_the_others(raw, tmp_path, program, monkeypatch
     (root / "p2_T1w.nii.gz").write_bytes(whole[: len(whole) // 2])
     ct = nib.load(raw[0] / "p1_T1w.nii.gz")
     save(np.asarray(ct.dataobj) - 1000, ct.affine, root / "p3_T1w.nii.gz")
-    monkeypatch.setattr("volumediff.data.templates.mni152", lambda: template)
+    monkeypatch.setattr("volumediff.data.alignment_template.mni152", lambda: template)
     words = ("prepare", root, "-o", tmp_path / "out", "--mask", "none")
     code, out, err = program(*words)
     assert code == 1

@@ -14,8 +14,8 @@ from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground, otsu
 from volumediff.data.grid import Grid
 from volumediff.data.intensity import Percentile, Window, ZScore
-from volumediff.data.policy import ReadPolicy
 from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord, fingerprint
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.resampling import axis_weights, onto, resample, resample_labels
 from volumediff.data.survey import find_cases
 from volumediff.data.volume import Volume, read, write

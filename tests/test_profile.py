@@ -10,7 +10,7 @@ from tiny_runs import tiny, write_data
 
 from volumediff.commands._tables import profiled
 from volumediff.errors import DataError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks.unet import UNet
 from volumediff.planning import shortage
 from volumediff.planning.planner import trace

@@ -69,7 +69,7 @@ def test_named_configurations_exist():
 
 
 def test_the_table_of_rows_is_what_info_says():
-    from volumediff.commands._capabilities import inventory
+    from volumediff.commands._method_matrix import inventory
 
     section = re.search(r"<!-- rows -->\n(.*?)<!-- /rows -->", README, re.DOTALL)
     assert section

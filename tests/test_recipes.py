@@ -7,7 +7,7 @@ import torch
 from anomaly_models import SPACES
 from tiny_runs import tiny, write_data
 
-from volumediff.anomaly.reading import read_method
+from volumediff.anomaly.method_files import read_method
 from volumediff.condition import Condition
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.regions import Blobs, Box, Cells, Slabs

@@ -11,8 +11,8 @@ from tiny_app import base, program, run
 from tiny_runs import tiny, write_data
 from torch import nn
 
-from volumediff.anomaly import reading
-from volumediff.anomaly.example import Example
+from volumediff.anomaly import method_files
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.lent import BorrowedAutoencoder, Lent
 from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import (
@@ -33,7 +33,7 @@ from volumediff.autoencoders.soft_intro_vae import SoftIntroVAE
 from volumediff.autoencoders.token_prior import TokenPrior
 from volumediff.autoencoders.vae import VAE
 from volumediff.autoencoders.vq import VQ
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks._layers import Conv
 from volumediff.training.loop import train
 
@@ -469,7 +469,7 @@ def test_unlikely_codes_are_found_and_mapped_where_they_are():
 def test_draws_are_an_ensemble():
     model, x = prior(), torch.randn(1, 1, 8, 4, 2)
     slot = Resampled(threshold=0.9, sigma_mm=0.0)
-    ensemble = reading.read_method("ltm").ensemble
+    ensemble = method_files.read_method("ltm").ensemble
     with torch.no_grad():
         found = Rebuilder(reconstruction=slot, ensemble=ensemble).find(model, example(x), key=5)
         again = Rebuilder(reconstruction=slot, ensemble=ensemble).find(model, example(x), key=5)
@@ -526,7 +526,7 @@ def test_reversed_features_need_one_piece():
 )
 def test_a_vae_serves_no_other_row(name, message):
     with pytest.raises(ValueError, match=message):
-        reading.read_method(name).check(VAE(1, **SMALL))
+        method_files.read_method(name).check(VAE(1, **SMALL))
 
 
 def test_a_gradient_needs_a_bound_in_one_piece():
@@ -541,10 +541,10 @@ def test_a_gradient_needs_a_bound_in_one_piece():
 
 
 def test_a_first_pass_has_its_own_run():
-    method = reading.read_method("phanes", overrides=["first.run=there"]).bind(lent)
+    method = method_files.read_method("phanes", overrides=["first.run=there"]).bind(lent)
     assert isinstance(method.first, Lent)
-    assert method.first.row == reading.read_method("ra")
-    assert method.fingerprint != reading.read_method("phanes").fingerprint
+    assert method.first.row == method_files.read_method("ra")
+    assert method.fingerprint != method_files.read_method("phanes").fingerprint
     with pytest.raises(ValueError, match=r"first: autoencoder: expected the run of a soft"):
         method.first.check(None)
 

@@ -12,7 +12,7 @@ from tiny_app import base, program, run, write_cases
 
 from volumediff.alignment.quality import Quality
 from volumediff.alignment.record import read_transform, write_transform
-from volumediff.data.alignment import Alignment
+from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.grid import Grid
 from volumediff.data.seen import Roster, Seen
 from volumediff.findings.schema import read_findings
@@ -22,7 +22,7 @@ from volumediff.samples import landmarks
 from volumediff.storage import digests, folder, records, seal, tensors
 from volumediff.tasks import load_task
 from volumediff.training.journal import read_metrics
-from volumediff.tuning.journal import open_journal
+from volumediff.tuning.trial_log import open_journal
 
 _ = base, program, run, runs  # fixtures
 

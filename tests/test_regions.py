@@ -13,7 +13,7 @@ from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.regions import find_regions, nearest, region_on
+from volumediff.inference.user_regions import find_regions, nearest, region_on
 
 __all__ = ["base", "program", "run"]  # fixtures
 

@@ -22,17 +22,17 @@ from test_resume import digests
 from tiny_app import base, program, run, write_cases
 from tiny_runs import SIZE, figures, load_run, tiny, write_data
 
-from volumediff.anomaly import reading
-from volumediff.anomaly.example import Example
+from volumediff.anomaly import method_files
 from volumediff.anomaly.maps.posterior import Posterior
 from volumediff.anomaly.maps.ssim import SSIM
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
-from volumediff.calibration.calibrate import load_method
+from volumediff.calibration.of_run import load_method
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import DataError, UsageError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
 from volumediff.planning.planner import trace
@@ -41,7 +41,7 @@ from volumediff.recipes.healthy import Healthy
 from volumediff.residual_segmentation import ResidualSegmentation, VoxelPosterior
 from volumediff.residual_segmenters import ResidualSegmenter
 from volumediff.residual_segmenters.siamese import Siamese
-from volumediff.runs.borrowed import Borrowed
+from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.landmarks import load_landmarks
 from volumediff.settings.run_config import load_run_config, parse, saved_config
@@ -294,7 +294,7 @@ def lent(supervision="self"):
 
 def sadm(supervision="self"):
     """The method with a residual_segmenter."""
-    row = reading.read_method("sadm", overrides=["map.run=there"])
+    row = method_files.read_method("sadm", overrides=["map.run=there"])
     (request,) = row.requests()
     assert (request.name, request.run, request.loan.kind) == (
         "map.run",
@@ -369,7 +369,7 @@ def test_the_estimates_of_the_row_are_those_of_training():
 
 def test_what_a_row_needs_is_said():
     model = states()
-    bare = reading.read_method("sadm")
+    bare = method_files.read_method("sadm")
     with pytest.raises(
         ValueError, match=r"map\.run: expected the run of a residual segmenter .* got none"
     ):
@@ -563,7 +563,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         (
             {"recipe": {"name": "label_diffusion", "absent": 0}},
-            "with absent: -1, for a residual_segmenter",
+            "with absent: -1, for a residual segmenter",
         ),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
         ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),

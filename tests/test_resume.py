@@ -19,7 +19,7 @@ from tiny_runs import figures, tiny, write_data
 
 from volumediff.distributed import processes
 from volumediff.errors import DataError, UsageError
-from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage import checkpoint
 from volumediff.training.loop import train
 

@@ -20,16 +20,15 @@ from anomaly_models import (
 from sklearn.metrics import average_precision_score
 
 from volumediff.anomaly._filters import dilate, inside_quantile, smooth
-from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.editing.class_contrast import ClassContrast
 from volumediff.anomaly.editing.inpaint import Inpaint
 from volumediff.anomaly.editing.resample import Resample
 from volumediff.anomaly.editing.stitch import Stitch
 from volumediff.anomaly.ensemble import GeometricMean
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps.l2 import L2
+from volumediff.anomaly.method_files import read_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.cycle import Cycle
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.flow_scan import FlowScan
@@ -45,6 +44,7 @@ from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.anomaly.score import ClassifierScore
 from volumediff.anomaly.selectors import FoundSelector, Given
 from volumediff.anomaly.threshold import Fixed
+from volumediff.calibration.collect_maps import fit, validate
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
 from volumediff.data.regions import Cells, Slabs

@@ -17,11 +17,11 @@ from volumediff.data.splits import Split
 from volumediff.errors import DataError
 from volumediff.evaluation.evaluate import evaluate
 from volumediff.evaluation.summary import coverage
-from volumediff.inference.engine import localize
+from volumediff.inference.localize_files import localize
 from volumediff.inference.options import LocalizeOptions
-from volumediff.runs.borrowed import Borrowed
+from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import load_trained
-from volumediff.samples.seen import seen_by
+from volumediff.samples.seen_record import seen_by
 from volumediff.storage import records
 from volumediff.training.loop import train
 

@@ -6,14 +6,14 @@ from anomaly_models import SCHEDULE, SHAPE, SPACES, SPACING, foreground
 from tiny_runs import tiny, write_data
 
 from volumediff.anomaly.detectors import PosteriorMean, Sampled
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_files import read_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
-from volumediff.anomaly.reading import read_method
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.restore import Restore
-from volumediff.calibration.calibrate import load_method
-from volumediff.commands._capabilities import inventory
+from volumediff.calibration.of_run import load_method
+from volumediff.commands._method_matrix import inventory
 from volumediff.condition import Condition
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
@@ -22,7 +22,7 @@ from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
-from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.metrics_file import read_metrics
 from volumediff.randomness import key as key_of
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies

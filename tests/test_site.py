@@ -12,13 +12,13 @@ from tiny_app import base, oblique, program, run, save
 from tiny_runs import phantom
 
 from volumediff.anomaly.baselines import IntensityBaseline
-from volumediff.anomaly.calibrate import fit, recalibrate
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.normalization import ByIntensity
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.anomaly.score import ZAverage
 from volumediff.anomaly.threshold import Conformal, HealthyFPR
+from volumediff.calibration.collect_maps import fit, recalibrate
 from volumediff.calibration.site import MAPS_BOUND, drift_between
 from volumediff.metrics.detection import histogram, rates, total
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples

@@ -13,8 +13,8 @@ from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
 from volumediff.memory import slabs
 from volumediff.memory.graph import record
-from volumediff.memory.policy import MemoryPolicy
-from volumediff.memory.statistics import SlabMoments
+from volumediff.memory.memory_policy import MemoryPolicy
+from volumediff.memory.norm_statistics import SlabMoments
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole

@@ -13,7 +13,7 @@ from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.autoencoders.vq import VQ
 from volumediff.condition import Condition
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks.guided import Guided

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from volumediff.memory import host
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
 from volumediff.optimization.state import TrainingState

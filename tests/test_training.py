@@ -18,7 +18,7 @@ from volumediff.errors import DataError
 from volumediff.kernels._base import Prediction
 from volumediff.model import Model, full_coordinates
 from volumediff.optimization.ema import EMA
-from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.metrics_file import read_metrics
 from volumediff.optimization.rate import learning_rate
 from volumediff.randomness import key, normal
 from volumediff.recipes._base import Subject

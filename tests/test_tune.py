@@ -15,17 +15,17 @@ from sklearn.metrics import average_precision_score
 from tiny_app import WINDOW, base, program, run
 from tiny_runs import tiny
 
-from volumediff.anomaly import calibrate, reading
-from volumediff.anomaly.example import Example
+from volumediff.anomaly import method_files
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.lent import Lent
-from volumediff.anomaly.tuning import axes_of, written
-from volumediff.calibration import lesions
-from volumediff.calibration.calibrate import load_method
+from volumediff.anomaly.tuning_axes import axes_of, written
+from volumediff.calibration import collect_maps, lesions
 from volumediff.calibration.lesions import Pair
+from volumediff.calibration.of_run import load_method
 from volumediff.config import shipped
 from volumediff.data.anomalies import TEST, VALIDATION
 from volumediff.randomness import key
-from volumediff.runs import borrowed as lending
+from volumediff.runs import auxiliary_models as lending
 from volumediff.runs.trained import Trained, load_trained
 from volumediff.settings.run_config import parse
 from volumediff.times.uniform import Uniform
@@ -58,7 +58,7 @@ def pairs(model, count=3, size=0.35):
 def bench(tree=DDPM, *, model=None, count=3, **more):
     model = model or wiener(std=0.15, correlation=1.0)
     volumes = pairs(model, count)
-    axes = axes_of(reading.build_method(tree), SCHEDULE)
+    axes = axes_of(method_files.build_method(tree), SCHEDULE)
     return Bench(tree, axes, model, lambda: volumes, **more)
 
 
@@ -94,7 +94,7 @@ def test_the_noise_paradox():
 
 def test_figures_by_hand():
     """The residual of a Gaussian mean has no noise: everything can be said of it in one line."""
-    row = reading.read_method("smoothing", overrides=["post=[]"])
+    row = method_files.read_method("smoothing", overrides=["post=[]"])
     volumes = pairs(wiener(std=0.15))
     (got,) = measure([row], None, volumes, seed=0)
     assert got.network_calls == 0
@@ -113,7 +113,7 @@ def test_figures_by_hand():
 
 
 def test_real_lesions_have_healthy_tissue_beside_them():
-    row = reading.read_method("smoothing", overrides=["post=[]"])
+    row = method_files.read_method("smoothing", overrides=["post=[]"])
     (sick,) = (p.sick for p in pairs(wiener(std=0.15), 1))
     (got,) = measure([row], None, [Pair(sick)], seed=0)
     a, tissue = row.find(None, sick, key=0).map, foreground() & ~sick.truth
@@ -126,19 +126,19 @@ def test_real_lesions_have_healthy_tissue_beside_them():
 def test_figures_are_those_of_calibration():
     """Threshold and normalization are what `calibrate` fits with the same volumes and seed."""
     model = wiener(std=0.15, correlation=1.0)
-    row = reading.read_method("scan", overrides=["normalize.sigma_mm=2"])
+    row = method_files.read_method("scan", overrides=["normalize.sigma_mm=2"])
     volumes = pairs(model)
     references = [Example(model.network.sample(20 + i), foreground(), SPACING) for i in range(4)]
     (got,) = measure([row], model, volumes, references=references, seed=3)
-    known = calibrate.fit(row, model, references, seed=3)
-    known = calibrate.validate(known, row, model, (p.sick for p in volumes), seed=3)
+    known = collect_maps.fit(row, model, references, seed=3)
+    known = collect_maps.validate(known, row, model, (p.sick for p in volumes), seed=3)
     assert got.threshold == known.validation_threshold
     assert got.network_calls == 6
 
 
 def test_without_references_no_volume_is_normalized_with_itself():
     model = wiener(std=0.15, correlation=1.0)
-    row = reading.read_method("scan", overrides=["normalize.sigma_mm=2"])
+    row = method_files.read_method("scan", overrides=["normalize.sigma_mm=2"])
     volumes = pairs(model, 4)
     (got,) = measure([row], model, volumes, seed=3)
     residuals = [
@@ -196,7 +196,9 @@ def test_the_search_finds_what_brute_force_finds():
     search = searched(b)
     ap = {}
     for setting in search.tried:
-        method = reading.build_method({**DDPM, "route": {"name": "diffuse", **dict(setting[:1])}})
+        method = method_files.build_method(
+            {**DDPM, "route": {"name": "diffuse", **dict(setting[:1])}}
+        )
         inside, values = foreground(), []
         for i, pair in enumerate(b.pairs()):
             found = method.localize(
@@ -240,7 +242,7 @@ def test_axes_are_searched_one_after_the_other():
         x = -0.2 + 0.1 * torch.randn((1, 1, *SHAPE), generator=g)
         healthy = Example(x, foreground(), SPACING)
         volumes.append(Pair(replace(healthy, x=x + 0.5 * blob(), truth=blob()), healthy))
-    b = Bench(tree, axes_of(reading.build_method(tree), SCHEDULE), model, lambda: volumes)
+    b = Bench(tree, axes_of(method_files.build_method(tree), SCHEDULE), model, lambda: volumes)
     grids = {Tunable.LOG_SNR: (1.0, -1.0), Tunable.STRENGTH: (1.0, 2.0)}
     search = searched(b, grids)
     name = "guidance.terms.0.weight"
@@ -280,8 +282,8 @@ def test_settings_that_do_not_suit_are_left_out():
     search.run()
     assert [dict(s)["log_snr"] for s in search.tried] == [0.0]
     (reason,) = search.refused.values()
-    assert "use a lower level" in reason
-    with pytest.raises(ValueError, match="use a lower level"):
+    assert "expected times up to 0.900" in reason
+    with pytest.raises(ValueError, match=r"expected times up to 0\.900.*; use lower ones"):
         searched(bench(tree, model=low), {Tunable.LOG_SNR: (-9.0,)})
 
 
@@ -304,8 +306,8 @@ AXES = {
 
 @pytest.mark.parametrize("name", shipped("anomaly"))
 def test_every_row_is_its_tree_and_has_axes(name):
-    method, tree = reading.read_method(name), reading.method_tree(name)
-    assert reading.build_method(tree) == method
+    method, tree = method_files.read_method(name), method_files.method_tree(name)
+    assert method_files.build_method(tree) == method
     axes = axes_of(method, SCHEDULE)
     assert [a.name for a in axes] == AXES.get(name, [a.name for a in axes])
     for axis in axes:
@@ -315,17 +317,17 @@ def test_every_row_is_its_tree_and_has_axes(name):
         for value in (axis.coarse()[1], *axis.refined(axis.own)):
             changed = written(tree, axis.changes(value))
             assert changed != tree
-            again = {a.name: a.own for a in axes_of(reading.build_method(changed), SCHEDULE)}
+            again = {a.name: a.own for a in axes_of(method_files.build_method(changed), SCHEDULE)}
             assert again[axis.name] == pytest.approx(value)
             assert all(again[a.name] == a.own for a in axes if a is not axis)
 
 
 def test_all_levels_of_a_pass_move_together():
     for name in ("scan", "thor", "graham_ood"):
-        method = reading.read_method(name)
+        method = method_files.read_method(name)
         axis = axes_of(method, SCHEDULE)[0]
-        moved = reading.build_method(
-            written(reading.method_tree(name), axis.changes(axis.own + 0.5))
+        moved = method_files.build_method(
+            written(method_files.method_tree(name), axis.changes(axis.own + 0.5))
         )
         for block in ("route", "editing", "ensemble"):
             for field in ("log_snr", "log_snrs"):
@@ -336,7 +338,7 @@ def test_all_levels_of_a_pass_move_together():
 
 def test_times_move_by_a_log_snr():
     tree = {**DDPM, "route": {"name": "diffuse", "level": 0.5}}
-    (axis, _) = axes_of(reading.build_method(tree), SCHEDULE)
+    (axis, _) = axes_of(method_files.build_method(tree), SCHEDULE)
     times = torch.tensor([0.5, axis.changes(axis.own - 2)["route", "level"]], dtype=torch.float64)
     own, moved = SCHEDULE.log_snr(times).tolist()
     assert axis.own == pytest.approx(own, abs=1e-4)
@@ -569,7 +571,7 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
 
 
 def test_what_another_run_finds_has_no_axis():
-    row = reading.read_method("phanes", overrides=["first.row=smoothing", "route.level=0.5"])
+    row = method_files.read_method("phanes", overrides=["first.row=smoothing", "route.level=0.5"])
     assert [a.name for a in axes_of(row, SCHEDULE)] == ["log_snr"]
 
 

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from volumediff.config import overridden
-from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.metrics_file import read_metrics
 from volumediff.settings.run_config import RunConfig, parse
 from volumediff.tasks import load_task
 

@@ -1,4 +1,4 @@
-r"""Whether parts fit together, and the reason where they do not: the one place that decides.
+r"""Whether sampler, kernel, recipe, space, noise and method fit, and why not: all decided here.
 
 Every part declares what it can do and what it needs as plain class attributes:
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from volumediff.data.alignment import Alignment
+from volumediff.data.alignment_geometry import Alignment
+from volumediff.data.alignment_template import Template
 from volumediff.data.bias_field import bias_field
 from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
 from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
 from volumediff.data.remarks import Remark
-from volumediff.data.templates import Template
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 

@@ -26,11 +26,11 @@ from volumediff.alignment.aligning import QUANTITATIVE, Aligned, BrainMask, Step
 from volumediff.alignment.quality import Quality, measured
 from volumediff.alignment.quality_page import AlignedCase, pictured, write_page
 from volumediff.alignment.record import read_transform, write_transform
+from volumediff.data.alignment_template import Template
 from volumediff.data.brain_masks import brain_mask_of, without_masks
 from volumediff.data.cases import Case, patient_of
 from volumediff.data.layouts._files import AUXILIARY_WORDS, LABEL_WORDS
 from volumediff.data.survey import AUTO, Spec, survey_cases
-from volumediff.data.templates import Template
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
 from volumediff.outputs.batch import Result, Summary, process

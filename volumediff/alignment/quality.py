@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from volumediff.alignment.aligning import Aligned, BrainMask, Steps
-from volumediff.data.alignment import decomposed
+from volumediff.data.alignment_geometry import decomposed
+from volumediff.data.alignment_template import Template
 from volumediff.data.mutual_information import mutual_information
-from volumediff.data.templates import Template
 
 __all__ = ["Quality", "flags", "measured", "outliers"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from volumediff.alignment.aligning import Aligned
 from volumediff.alignment.quality import Quality, all_flags
-from volumediff.data.templates import Template
+from volumediff.data.alignment_template import Template
 from volumediff.storage.atomic import atomic
 
 __all__ = ["AlignedCase", "pictured", "write_page"]

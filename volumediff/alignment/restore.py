@@ -16,11 +16,11 @@ import numpy as np
 
 from volumediff.alignment.prepare import MARK
 from volumediff.alignment.record import read_transform, transform_file
-from volumediff.data.alignment import Alignment
+from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.cases import Case, patient_of
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid, agree, canonical_grid
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume, read, write
 from volumediff.errors import DataError, UsageError

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._sound import sound
+from volumediff.anomaly._check_output import sound
 from volumediff.anomaly.maps._base import Map
 from volumediff.condition import Condition
 from volumediff.features.encoder import spread, upright

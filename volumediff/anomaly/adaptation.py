@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from volumediff.anomaly._context import classes_of
 from volumediff.anomaly._filters import dilate, inside_quantile
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.component import Component, Requirement
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import torch
 
 from volumediff.anomaly._filters import smooth
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["Baseline", "IntensityBaseline", "Prevalence", "Smoothing"]

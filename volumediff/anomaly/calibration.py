@@ -17,7 +17,7 @@ from torch import Tensor
 
 from volumediff.anomaly.normalization import Statistics
 from volumediff.errors import DataError
-from volumediff.metrics.calibration import Probability
+from volumediff.metrics.calibration_error import Probability
 from volumediff.metrics.detection import Histogram
 from volumediff.storage.records import Record
 from volumediff.storage.tensors import load, save

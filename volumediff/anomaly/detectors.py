@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._spread import Spread
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
+from volumediff.anomaly._disagreement import Spread
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.needs.levels import TrainedToTheEnd
 from volumediff.anomaly.needs.model import Diffusion, ExactSpace
 from volumediff.anomaly.needs.training import CorruptedBy, NoisedBy, TrainedOn, WithKernel
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.data.corruptions import Corruption

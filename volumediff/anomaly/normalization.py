@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import inside_quantile, smooth
-from volumediff.anomaly.example import Spacing
+from volumediff.anomaly.method_input import Spacing
 from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.needs.autoencoder import InOnePiece, Reconstructs
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders._variational import Variational

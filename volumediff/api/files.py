@@ -60,7 +60,7 @@ def localize_files(
         UsageError: method, run, inputs and output folder do not fit
         DataError: the inputs have no cases, or the disk is full
     """
-    from volumediff.inference.engine import localize
+    from volumediff.inference.localize_files import localize
 
     options = localize_options(
         method,

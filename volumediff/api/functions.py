@@ -195,7 +195,7 @@ def prepare(
 
     from volumediff.alignment.aligning import BrainMask, Steps
     from volumediff.alignment.prepare import prepare as work
-    from volumediff.data.templates import mni152, template_from
+    from volumediff.data.alignment_template import mni152, template_from
 
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UsageError(f"spacing {spacing_mm:g}: expected millimetres above 0.")
@@ -282,7 +282,7 @@ def evaluate(
         DataError: no truth for them, or volumes that a model has seen
     """
     from volumediff.evaluation.evaluate import evaluate as compare
-    from volumediff.evaluation.records import to_json
+    from volumediff.evaluation.to_json import to_json
     from volumediff.outputs.export import write_json
     from volumediff.reporting.report import report_of
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from volumediff.data.cases import patient_of, safe_id
 from volumediff.data.files import contents, digests, stem_of
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.localizing import REGION, SALIENCY
+from volumediff.inference.localize_case import REGION, SALIENCY
 from volumediff.runs.inputs import Examination, examination_of, find_inputs
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from volumediff.data.arrays import nibabel_image
 from volumediff.data.grid import Grid, native_order
 from volumediff.errors import DataError, UsageError
 from volumediff.findings.schema import Finding
-from volumediff.inference.localized import Localized
+from volumediff.inference.localized_case import Localized
 from volumediff.inference.segment import Segmented
 from volumediff.outputs.export import blocks_of
 

@@ -135,7 +135,7 @@ class Run:
         """
         from volumediff.api.images import examined
         from volumediff.api.results import LocalizationResult
-        from volumediff.inference.engine import choose, settle
+        from volumediff.inference.localize_files import choose, settle
 
         options = localize_options(
             method,
@@ -264,7 +264,7 @@ class Run:
         Raises:
             UsageError: the run's data are not reachable, or too few for the method
         """
-        from volumediff.calibration.calibrate import calibrate
+        from volumediff.calibration.of_run import calibrate
 
         row = self._row(method, overrides, components, classifier, report)
         return calibrate(
@@ -299,7 +299,7 @@ class Run:
         Raises:
             UsageError: the method has nothing that is calibrated, or needs more volumes
         """
-        from volumediff.calibration.calibrate import calibration_for
+        from volumediff.calibration.of_run import calibration_for
         from volumediff.calibration.site import SiteCalibration, find_site, site_calibration
 
         row = self._row(method, overrides, components, classifier, report)
@@ -374,7 +374,7 @@ class Run:
         classifier: Place | None,
         report: Report,
     ) -> Any:
-        from volumediff.calibration.calibrate import load_method
+        from volumediff.calibration.of_run import load_method
 
         self.trained.localizes()
         words = [*overrides, *words_of(components)]

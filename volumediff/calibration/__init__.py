@@ -1,1 +1,1 @@
-"""A method on healthy volumes of a run or a site: normalization, thresholds, fitted statistics."""
+"""Calibrations: normalization and thresholds of methods, from healthy volumes of a run or site."""

@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.fitted._base import FIT, Fit, Fitted
+from volumediff.anomaly.method_input import Example
 from volumediff.calibration.lesions import lesioned
 from volumediff.component import Request, identity_of
 from volumediff.data.anomalies import TRAINING

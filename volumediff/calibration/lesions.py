@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.data.anomalies import KINDS, VALIDATION, GeneratorFamily, insert
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volumediff.anomaly.calibrate import recalibrate
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.calibration.calibrate import calibration_path, counted
+from volumediff.calibration.collect_maps import recalibrate
+from volumediff.calibration.of_run import calibration_path, counted
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
 from volumediff.errors import DataError, UsageError

@@ -26,10 +26,10 @@ from volumediff.data.population import Population
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.evaluate import MethodResult, evaluate
-from volumediff.evaluation.records import to_json
 from volumediff.evaluation.summary import group_table, verdicts
+from volumediff.evaluation.to_json import to_json
 from volumediff.evaluation.truths import find_truths
-from volumediff.inference.engine import localize
+from volumediff.inference.localize_files import localize
 from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.export import write_json
 from volumediff.randomness import key

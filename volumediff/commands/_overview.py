@@ -103,7 +103,7 @@ def _configuration(kind: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {KINDS.get(kind, kind): name, "file": str(path), "about": _head(path)}
     if kind != "anomaly":
         return found
-    from volumediff.commands._capabilities import inventory
+    from volumediff.commands._method_matrix import inventory
 
     tree, everything = config.load(path), inventory()
     return {

@@ -1,4 +1,4 @@
-"""`volumediff calibrate`."""
+"""`volumediff calibrate`: normalization and thresholds of a method, on healthy volumes."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff check`."""
+"""`volumediff check`: read every volume of a data set and list what is wrong."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff demo`."""
+"""`volumediff demo`: train, localize and report on simulated subjects."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff doctor`."""
+"""`volumediff doctor`: what this machine can run."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`volumediff evaluate`."""
+"""`volumediff evaluate`: maps against truth."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff findings`."""
+"""`volumediff findings`: what was found in a folder of results, as JSON, packets and a page."""
 
 from pathlib import Path
 from typing import Annotated

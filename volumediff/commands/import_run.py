@@ -1,4 +1,4 @@
-"""`volumediff import`."""
+"""`volumediff import`: make a run of another tool's checkpoint."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff info`."""
+"""`volumediff info`: what ships, and what a name means."""
 
 from typing import Annotated
 
@@ -27,6 +27,6 @@ def info(
     elif name is not None:
         print_json(_overview.facts(name))
     else:
-        from volumediff.commands._capabilities import inventory
+        from volumediff.commands._method_matrix import inventory
 
         print_json(inventory())

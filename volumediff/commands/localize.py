@@ -1,4 +1,4 @@
-"""`volumediff localize`."""
+"""`volumediff localize`: options of the command; their defaults are in `inference.options`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff plan`."""
+"""`volumediff plan`: memory of a configuration, without a GPU."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff prepare`."""
+"""`volumediff prepare`: bring raw volumes to a template."""
 
 from enum import StrEnum
 from pathlib import Path

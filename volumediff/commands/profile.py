@@ -1,4 +1,4 @@
-"""`volumediff profile`."""
+"""`volumediff profile`: memory and time of a few real steps."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`volumediff restore`."""
+"""`volumediff restore`: bring results on prepared volumes back to the original grids."""
 
 from pathlib import Path
 from typing import Annotated

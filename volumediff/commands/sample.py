@@ -1,4 +1,4 @@
-"""`volumediff sample`."""
+"""`volumediff sample`: draw new volumes."""
 
 from pathlib import Path
 from typing import Annotated

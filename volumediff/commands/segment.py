@@ -1,4 +1,4 @@
-"""`volumediff segment`."""
+"""`volumediff segment`: options of the command; their defaults are in `inference.options`."""
 
 from typing import Annotated
 

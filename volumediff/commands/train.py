@@ -1,4 +1,4 @@
-"""`volumediff train`."""
+"""`volumediff train`: train a configuration, or go on."""
 
 from volumediff.api.functions import train as work
 from volumediff.commands._options import Config, ConfigWords, say

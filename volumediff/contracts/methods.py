@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from volumediff import config
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.methods.lent import BorrowedAutoencoder
 from volumediff.anomaly.methods.rebuilder import Rebuilder
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.autoencoders.kl import KL
 from volumediff.contracts.requirements import (
     built,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.reconstruction import Reconstruction, ReconstructionView
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders.fanogan import FAnoGAN

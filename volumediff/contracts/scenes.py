@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly._context import MethodContext
-from volumediff.anomaly.example import Example
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method_input import Example
 from volumediff.autoencoders.binary import Binary
 from volumediff.condition import HEALTHY
 from volumediff.contracts.closed_form import KnownDenoiser, class_posterior

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from volumediff.anomaly.baselines import Smoothing
-from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.threshold import OwnMap, Threshold
+from volumediff.calibration.collect_maps import fit, validate
 from volumediff.contracts.requirements import built, require
 from volumediff.contracts.scenes import INSIDE, LESION, SHAPE, example
 from volumediff.randomness import normal

@@ -1,4 +1,4 @@
-r"""Synthetic anomalies with exact masks, inserted in a healthy volume.
+r"""Synthetic lesions with exact masks for validation and tests, inserted in a healthy volume.
 
 Each kind changes the volume inside a shape of weight w(p) ∈ [0, 1], zero outside:
 

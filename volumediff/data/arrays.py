@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from volumediff.data.forms import affine_of, defect
 from volumediff.data.grid import Grid
 from volumediff.data.header import MM_PER_UNIT, Header, parse
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 

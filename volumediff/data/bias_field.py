@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from volumediff.data.alignment_template import coarsened
 from volumediff.data.grid import Grid
 from volumediff.data.itk import from_itk, to_itk
 from volumediff.data.resampling import axis_weights, resample
-from volumediff.data.templates import coarsened
 from volumediff.errors import DataError
 
 __all__ = ["bias_field"]

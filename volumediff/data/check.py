@@ -13,7 +13,7 @@ import numpy as np
 
 from volumediff.data.cases import Case
 from volumediff.data.grid import agree
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_cases
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError

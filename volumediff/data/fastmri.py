@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from volumediff.data.grid import Grid
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular

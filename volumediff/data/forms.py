@@ -14,7 +14,7 @@ from nibabel.quaternions import fillpositive, quat2mat
 
 from volumediff.data.grid import Grid, displacement_mm
 from volumediff.data.header import Header
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 

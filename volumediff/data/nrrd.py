@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from volumediff.data.grid import Grid
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
 from volumediff.errors import DataError

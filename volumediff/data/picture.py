@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from volumediff.data.grid import Grid
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular

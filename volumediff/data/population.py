@@ -29,7 +29,7 @@ from torch import Tensor
 
 from volumediff import randomness
 from volumediff.data._fields import exponential, gaussian, identity, sample, smooth_noise
-from volumediff.data.template import mni152
+from volumediff.data.mni152 import mni152
 
 __all__ = ["Population", "SimulatedSubject", "Variation"]
 

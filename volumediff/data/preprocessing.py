@@ -22,7 +22,7 @@ from volumediff.data.cases import Case
 from volumediff.data.files import contents
 from volumediff.data.grid import Grid, agree
 from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.data.resampling import Matrices, axis_weights, onto, resample, resample_labels
 from volumediff.data.truth import filled, only

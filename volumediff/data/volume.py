@@ -36,7 +36,7 @@ from volumediff.data.grid import (
     native_order,
 )
 from volumediff.data.header import Header, parse, read_header, truncated
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.data.stream import Source, source
 from volumediff.errors import DataError

@@ -24,7 +24,7 @@ from volumediff.evaluation.figures import (
 from volumediff.evaluation.leakage import Leakage, leakage, refuse
 from volumediff.evaluation.measure import Measured, measure
 from volumediff.evaluation.truths import Truth, find_truths
-from volumediff.metrics import calibration, detection
+from volumediff.metrics import calibration_error, detection
 from volumediff.metrics.bootstrap import Interval, bootstrap
 from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
 from volumediff.metrics.subgroups import Gap, gap
@@ -68,8 +68,8 @@ class Curves:
     """What is drawn; None where there is nothing to draw it from."""
 
     froc: Froc | None = None
-    reliability: calibration.Reliability | None = None
-    risk_coverage: calibration.RiskCoverage | None = None
+    reliability: calibration_error.Reliability | None = None
+    risk_coverage: calibration_error.RiskCoverage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +300,7 @@ def _result(
         curves=Curves(
             froc(lesions_in(slim)),
             reliability_in(slim),
-            calibration.risk_coverage(errors_in(slim)),
+            calibration_error.risk_coverage(errors_in(slim)),
         ),
     )
     return replace(found, left_out=_left_out(found))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from volumediff.evaluation.measure import Measured, Restored
-from volumediff.metrics import boxes, calibration, detection, normative
+from volumediff.metrics import boxes, calibration_error, detection, normative
 from volumediff.metrics.lesions import (
     Lesions,
     detection_rate,
@@ -76,8 +76,8 @@ def errors_in(cases: Sequence[Measured]) -> detection.Histogram:
     return _sum([c.errors for c in cases if c.errors is not None])
 
 
-def reliability_in(cases: Sequence[Measured]) -> calibration.Reliability | None:
-    return calibration.total(c.reliability for c in cases if c.reliability is not None)
+def reliability_in(cases: Sequence[Measured]) -> calibration_error.Reliability | None:
+    return calibration_error.total(c.reliability for c in cases if c.reliability is not None)
 
 
 def _of_reliability(name: str) -> Statistic:
@@ -140,7 +140,7 @@ MEASURES: dict[str, Statistic] = {
     "mce": _of_reliability("mce"),
     "brier": _of_reliability("brier"),
     "brier_skill": _of_reliability("skill"),
-    "aurc": lambda cs: calibration.aurc(errors_in(cs)),
+    "aurc": lambda cs: calibration_error.aurc(errors_in(cs)),
     "through_plane": lambda cs: _mean(c.through_plane[THROUGH] for c in cs),
     "through_plane_restored": lambda cs: _mean(r.through_plane[THROUGH] for r in restored_in(cs)),
     "network_calls": _cost("network_calls"),

@@ -1,4 +1,4 @@
-"""Leakage: evaluated volumes that were seen in training, validation or calibration.
+"""Leakage: volumes that the model has seen in training, validation or calibration are refused.
 
 OUT/seen-<hash>.json is what the weights of the maps have seen: the run and the runs it came from,
 the runs of borrowed models, and the site that gave the thresholds. Every map names its
@@ -18,7 +18,7 @@ from volumediff.data.seen import Match, Seen, roster
 from volumediff.errors import DataError
 from volumediff.evaluation.truths import Truth
 from volumediff.runs.trained import Trained
-from volumediff.samples.seen import seen_by
+from volumediff.samples.seen_record import seen_by
 from volumediff.storage.digests import sha256
 
 __all__ = ["Leak", "Leakage", "keep", "leakage", "refuse", "said", "seen_with"]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.evaluation.truths import Truth
-from volumediff.metrics import calibration, detection, normative
+from volumediff.metrics import calibration_error, detection, normative
 from volumediff.metrics.boxes import Matches, Response, inside, match, response
 from volumediff.metrics.boxes import boxes as boxes_of
 from volumediff.metrics.consistency import through_plane
@@ -88,7 +88,7 @@ class Measured:
     unseen: float = 0.0
     boxes: Matches | None = None
     response: Response | None = None
-    reliability: calibration.Reliability | None = None
+    reliability: calibration_error.Reliability | None = None
     errors: detection.Histogram | None = None
     through_plane: Triple = UNKNOWN
     restored: Restored | None = None
@@ -168,11 +168,11 @@ def _label(path: Path, name: str) -> Bool[torch.Tensor, "d h w"] | None:
 
 def _reliability(
     counts: detection.Histogram, fitted: Mapping[str, Any] | None
-) -> calibration.Reliability | None:
+) -> calibration_error.Reliability | None:
     if not fitted:
         return None
-    probability = calibration.Probability(tuple(fitted["edges"]), tuple(fitted["values"]))
-    return calibration.reliability(counts, probability)
+    probability = calibration_error.Probability(tuple(fitted["edges"]), tuple(fitted["values"]))
+    return calibration_error.reliability(counts, probability)
 
 
 def _errors(

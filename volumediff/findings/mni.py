@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from volumediff.data.grid import Grid
 from volumediff.data.header import parse
-from volumediff.data.template import mni152
+from volumediff.data.mni152 import mni152
 from volumediff.findings.schema import TemplateLocation
 
 __all__ = ["in_mni", "template_place"]

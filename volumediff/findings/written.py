@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
 from volumediff.data.grid import Grid, agree
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.resampling import onto
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from volumediff.errors import DataError, UsageError
-from volumediff.findings.regions import case_findings
+from volumediff.findings.components import case_findings
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, read_facts, read_written
 from volumediff.outputs.export import FINDINGS, MAP, write_json

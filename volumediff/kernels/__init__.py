@@ -1,1 +1,1 @@
-"""Transition kernels: how states are corrupted, and how a network's output is read."""
+"""Kernels, the forward processes: how states are corrupted, and how a network's output is read."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
+from volumediff.memory.norm_statistics import SlabMoments, coefficients
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
 from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
-from volumediff.memory.statistics import SlabMoments, coefficients
 from volumediff.memory.store import Store
 
 __all__ = ["Execution"]

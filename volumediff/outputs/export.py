@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.finding import Localization
+from volumediff.anomaly.raw_map import Localization
 from volumediff.data.volume import write
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.storage.atomic import atomic

@@ -1,4 +1,4 @@
-"""Back from the grid of a prepared volume to the grid of the input that it was made of."""
+"""Arrays on the grid of a prepared volume, brought back to the grid of the input."""
 
 from dataclasses import dataclass
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from volumediff.data.splits import Split
-from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.metrics_file import read_metrics
 from volumediff.planning.step import crop_shape, volume_shape
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import POPULATION

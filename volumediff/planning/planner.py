@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from volumediff.errors import UsageError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.planning.estimates import Estimates, estimates
 from volumediff.planning.fake import fake_task
 from volumediff.planning.overhead import OVERHEAD

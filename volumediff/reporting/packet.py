@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN
-from volumediff.findings.regions import components
+from volumediff.findings.components import components
 from volumediff.findings.schema import CaseFindings, Finding
 from volumediff.findings.written import Written
 from volumediff.reporting.packet_panels import Layer, draw, overlay

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.data.files import stem_of
-from volumediff.data.policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import read
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.truths import Truth

@@ -7,8 +7,8 @@ from pathlib import Path
 from volumediff.data.cases import Case, patient_of, safe_id
 from volumediff.data.dicom import is_dicom
 from volumediff.data.files import VOLUMES, stem_of
-from volumediff.data.policy import ReadPolicy
 from volumediff.data.preprocessing import Prepared
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import survey_cases
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
 from volumediff.data.population import Population

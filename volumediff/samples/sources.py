@@ -23,7 +23,7 @@ from volumediff.data.survey import find_cases
 from volumediff.distributed.processes import on_main
 from volumediff.errors import UsageError
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
-from volumediff.samples.seen import keep_seen
+from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import POPULATION, Data

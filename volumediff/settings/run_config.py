@@ -30,7 +30,7 @@ from volumediff.config import (
     suggestion,
 )
 from volumediff.errors import UsageError
-from volumediff.memory.policy import MemoryPolicy
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
 from volumediff.storage.records import read_text
 

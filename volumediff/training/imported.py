@@ -15,7 +15,7 @@ from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.importers._files import read
-from volumediff.samples.seen import NAME, sources_of
+from volumediff.samples.seen_record import NAME, sources_of
 from volumediff.samples.statistics import Statistics
 from volumediff.settings.run_config import parse
 from volumediff.storage import checkpoint

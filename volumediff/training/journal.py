@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from volumediff.optimization.metrics import read_metrics
+from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage.atomic import write_text
 
 __all__ = ["TrainingJournal"]

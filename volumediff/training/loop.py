@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from volumediff.distributed import processes
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import DataError, UsageError
-from volumediff.memory.policy import retain_heap
+from volumediff.memory.memory_policy import retain_heap
 from volumediff.model import Batch
 from volumediff.optimization.rate import learning_rate
 from volumediff.optimization.state import TrainingState
@@ -33,8 +33,8 @@ from volumediff.samples.dataset import Order, stream
 from volumediff.settings.run_config import RunConfig
 from volumediff.tasks import Task, resolved
 from volumediff.training.journal import TrainingJournal
-from volumediff.training.prepare import TrainingSetup, prepare
 from volumediff.training.run_folder import begin, locked, record_session
+from volumediff.training.setup import TrainingSetup, prepare
 from volumediff.training.validation import Validator
 
 __all__ = ["train"]

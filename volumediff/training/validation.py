@@ -16,8 +16,8 @@ from volumediff.distributed import processes
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
-from volumediff.training.prepare import TrainingSetup
 from volumediff.training.previews import write_slices
+from volumediff.training.setup import TrainingSetup
 
 __all__ = ["ValidationResult", "Validator"]
 

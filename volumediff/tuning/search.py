@@ -12,10 +12,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_files import build_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
-from volumediff.anomaly.reading import build_method
-from volumediff.anomaly.tuning import Axis, written
+from volumediff.anomaly.tuning_axes import Axis, written
 from volumediff.calibration.lesions import Pair
 from volumediff.errors import UsageError
 from volumediff.inference.cost import Cost, counted

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volumediff.anomaly.calibrate import informed
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.normalization import Raw, Residual
+from volumediff.anomaly.raw_map import RawLocalization
+from volumediff.calibration.collect_maps import informed
 from volumediff.calibration.lesions import Pair
 from volumediff.inference.cost import Cost, counted
 from volumediff.metrics.detection import (

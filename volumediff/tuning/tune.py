@@ -14,19 +14,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_files import build_method, method_tree
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.reading import build_method, method_tree
-from volumediff.anomaly.tuning import axes_of
-from volumediff.calibration.calibrate import load_method
+from volumediff.anomaly.tuning_axes import axes_of
 from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Pair, Truth, validation_pairs
+from volumediff.calibration.of_run import load_method
 from volumediff.errors import UsageError
-from volumediff.runs.borrowed import Borrowed, facts_of
+from volumediff.runs.auxiliary_models import Borrowed, facts_of
 from volumediff.runs.trained import Trained
 from volumediff.tunable import Tunable
-from volumediff.tuning.journal import open_journal
 from volumediff.tuning.search import Bench, Budget, Grids, Search
+from volumediff.tuning.trial_log import open_journal
 from volumediff.tuning.trials import placed
 from volumediff.tuning.tuned import Tuned
 

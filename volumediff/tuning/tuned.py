@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from volumediff.anomaly.tuning import Axis
+from volumediff.anomaly.tuning_axes import Axis
 from volumediff.tuning.trials import Trial
 
 __all__ = ["AxisSearch", "Setting", "Tuned", "name_of"]

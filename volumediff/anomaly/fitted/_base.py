@@ -18,7 +18,7 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.component import Loan, borrowed
 from volumediff.data.seen import Seen

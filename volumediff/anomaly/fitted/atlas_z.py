@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 
 from volumediff.anomaly._filters import inside_quantile
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasZ"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import FeatureSource
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.component import Requirement
 
 __all__ = ["PCA"]

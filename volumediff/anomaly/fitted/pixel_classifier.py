@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.fitted._base import Fit, Fitted
 from volumediff.anomaly.fitted._source import FeatureSource
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.component import Requirement
 from volumediff.randomness import generator
 from volumediff.randomness import key as key_of

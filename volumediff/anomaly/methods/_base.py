@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._check_output import sound
 from volumediff.anomaly._context import Level
-from volumediff.anomaly._sound import sound
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import Localization, RawLocalization
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.normalization import Normalization, Raw, Residual
 from volumediff.anomaly.post import MASK, Post
+from volumediff.anomaly.raw_map import Localization, RawLocalization
 from volumediff.anomaly.score import Score, TopFraction
 from volumediff.anomaly.threshold import HealthyFPR, Threshold
 from volumediff.autoencoders import Reconstructor

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Loan, Requirement, borrowed, presentation
 from volumediff.data.seen import Seen

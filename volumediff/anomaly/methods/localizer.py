@@ -15,17 +15,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from volumediff.anomaly._check_output import sound
 from volumediff.anomaly._context import Level, MethodContext, classes_of
-from volumediff.anomaly._sound import sound
-from volumediff.anomaly._spread import Spread
+from volumediff.anomaly._disagreement import Spread
 from volumediff.anomaly.adaptation import Adaptation
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.editing.plain import Plain
 from volumediff.anomaly.ensemble import Ensemble, MeanEnsemble
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
 from volumediff.anomaly.needs.levels import Descends, Levels
 from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses
@@ -37,6 +36,7 @@ from volumediff.anomaly.needs.training import (
     TrainedOn,
     WithKernel,
 )
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.anomaly.routes._base import Route
 from volumediff.compatibility import path_problem, require, sampler_problem
 from volumediff.component import Requirement

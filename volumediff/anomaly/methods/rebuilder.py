@@ -1,4 +1,4 @@
-r"""Localization with an autoencoder,
+r"""The localization method of autoencoders: components that turn a volume into a map,
 
     x ─ reconstruction(autoencoder) ─▶ x̂ ─ map ─▶ a ─ ensemble ─▶ a ─ normalize ─ post ─▶ map
 
@@ -10,14 +10,14 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._spread import Spread
+from volumediff.anomaly._disagreement import Spread
 from volumediff.anomaly.ensemble import Ensemble, MeanEnsemble
-from volumediff.anomaly.example import Example
-from volumediff.anomaly.finding import RawLocalization
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.maps.l1 import L1
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.needs.autoencoder import Reconstructs, autoencoder_in
+from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.anomaly.reconstruction import Reconstruction, ReconstructionView, SinglePass
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement

@@ -1,4 +1,4 @@
-"""Calibrating a method: its maps of healthy volumes, and of validation volumes with truth.
+"""Maps of healthy volumes and of lesions, collected into the calibration of a method.
 
 To be honest about new volumes, the map of calibration volume i is normalized with the statistics
 of the others: in the statistics that it helped to make, a volume looks more normal than it is.
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
-from volumediff.metrics.calibration import fit as fit_probability
+from volumediff.metrics.calibration_error import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of
 

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from volumediff.anomaly.calibrate import fit, validate
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.example import Example
+from volumediff.anomaly.method_files import read_method
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.anomaly.reading import read_method
+from volumediff.calibration.collect_maps import fit, validate
 from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
-from volumediff.runs.borrowed import Borrowed
+from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
 
 __all__ = [

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.anomaly.finding import Localization
+from volumediff.anomaly.raw_map import Localization
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
 from volumediff.evaluation.leakage import keep
-from volumediff.findings.regions import case_findings
+from volumediff.findings.components import case_findings
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, channels_on
 from volumediff.inference.cost import Cost

@@ -9,7 +9,7 @@ import numpy as np
 from volumediff.evaluation.evaluate import Curves, MethodResult
 from volumediff.evaluation.figures import boxes_in
 from volumediff.evaluation.measure import Measured
-from volumediff.metrics import boxes, calibration
+from volumediff.metrics import boxes, calibration_error
 from volumediff.metrics.bootstrap import Interval
 from volumediff.metrics.lesions import SIZES_ML
 from volumediff.metrics.subgroups import subgroup_auroc
@@ -82,7 +82,7 @@ def _case(c: Measured) -> dict[str, Any]:
         "lesions": found,
         "box_response": None if c.response is None else asdict(c.response),
         "ece": None if c.reliability is None else c.reliability.ece,
-        "aurc": None if c.errors is None else calibration.aurc(c.errors),
+        "aurc": None if c.errors is None else calibration_error.aurc(c.errors),
         "rqi": None if c.restored is None else c.restored.rqi,
         "caci": None if c.restored is None else c.restored.caci,
         "through_plane": list(c.through_plane),

@@ -19,7 +19,7 @@ from volumediff.config import build
 from volumediff.errors import DataError, UsageError
 from volumediff.residual_segmentation import SEGMENTER, ResidualSegmentation, VoxelPosterior
 from volumediff.runs.trained import Trained, load_trained
-from volumediff.samples.seen import seen_by
+from volumediff.samples.seen_record import seen_by
 from volumediff.settings.run_config import saved_config
 from volumediff.storage import checkpoint
 from volumediff.tasks import load_task, task_of

@@ -16,22 +16,22 @@ from torch import Tensor
 
 import volumediff
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.finding import Localization
 from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.raw_map import Localization
 from volumediff.anomaly.threshold import HealthyFPR, ValidationThreshold
 from volumediff.calibration.site import Site
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
 from volumediff.inference.cost import Cost, counted
-from volumediff.inference.localized import Localized, in_host_memory
+from volumediff.inference.external_maps import saliency_on
+from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
-from volumediff.inference.regions import region_on
-from volumediff.inference.saliency import saliency_on
+from volumediff.inference.user_regions import region_on
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.borrowed import facts_of
+from volumediff.runs.auxiliary_models import facts_of
 from volumediff.runs.inputs import Examination, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained

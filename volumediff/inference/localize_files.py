@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.anomaly.methods._base import Method
-from volumediff.calibration.calibrate import calibration_for, load_method
+from volumediff.calibration.of_run import calibration_for, load_method
 from volumediff.calibration.site import find_site, site_calibration
 from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
-from volumediff.inference.localizing import REGION, SALIENCY, Localizing
+from volumediff.inference.external_maps import saliency_maps
+from volumediff.inference.localize_case import REGION, SALIENCY, Localizing
 from volumediff.inference.options import LocalizeOptions
-from volumediff.inference.regions import check_region, find_regions, missing_reasons
-from volumediff.inference.saliency import saliency_maps
+from volumediff.inference.user_regions import check_region, find_regions, missing_reasons
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.runs.inputs import examination_of, find_inputs
 from volumediff.runs.trained import Trained

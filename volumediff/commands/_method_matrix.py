@@ -18,7 +18,7 @@ __all__ = ["inventory", "localization", "needs_of"]
 
 def inventory() -> dict[str, Any]:
     """Names that commands and configurations take, by family."""
-    from volumediff.anomaly.reading import read_method
+    from volumediff.anomaly.method_files import read_method
 
     return {
         "pipelines": config.shipped("pipelines"),
@@ -40,7 +40,7 @@ def localization() -> dict[str, dict[str, str]]:
     The smallest configuration of a pipeline is built without memory, as the method needs it to be
     trained. The last column is that of the runs of autoencoders, of the method's own kind.
     """
-    from volumediff.anomaly.reading import read_method
+    from volumediff.anomaly.method_files import read_method
 
     pipelines: dict[str, list[str]] = {}
     for name in config.shipped("pipelines"):

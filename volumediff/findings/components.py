@@ -34,7 +34,7 @@ from volumediff.findings.schema import (
 )
 from volumediff.findings.urgency import LEVELS, urgency
 from volumediff.findings.written import Written
-from volumediff.metrics.calibration import Probability
+from volumediff.metrics.calibration_error import Probability
 
 __all__ = ["case_findings", "components"]
 
