@@ -248,8 +248,8 @@ def _near(rigid: np.ndarray, centre: np.ndarray, *, channel: str, first: str) ->
     distance = float(np.linalg.norm(rigid[:3, :3] @ centre + rigid[:3, 3] - centre))
     if distance > MOST_MOTION_MM:
         raise DataError(
-            f"channel {channel}: registration moves it by {distance:.0f} mm against {first}, more "
-            "than between images of one examination; check that both belong to one examination, or leave it out of the channels."
+            f"channel {channel}: registration moves it by {distance:.0f} mm against {first}; "
+            "check that both belong to one examination, or leave it out of the channels."
         )
 
 
