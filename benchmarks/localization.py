@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument(
         "--tables", action="store_true", help="print what is there, measure nothing"
     )
-    parser.add_argument("words", nargs="*", help="slot.argument=value for every row")
+    parser.add_argument("words", nargs="*", help="component.argument=value for every method")
     args = parser.parse_args()
     args.data, args.out = args.data.resolve(), args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -288,7 +288,7 @@ stitch    ++ ++ ++ ++
 
 
 @SAME
-def test_which_kernels_a_policy_edits(spaces, via):
+def test_which_kernels_a_strategy_edits(spaces, via):
     given = {"harmonise": {"levels": [0.2]}}
     for (name, kernel, space), fits in table(EDITED, ("bits", "voxel"), tuple(KERNELS)).items():
         editing = via(named("editing", name, **given.get(name, {})))

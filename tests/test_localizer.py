@@ -1,4 +1,4 @@
-"""The slot engine under denoisers that are known exactly: equivalences, limits and refusals."""
+"""The localizer under denoisers that are known exactly: equivalences, limits and refusals."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise

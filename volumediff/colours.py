@@ -1,4 +1,4 @@
-"""Colours of pictures on black: those of matplotlib, and two that are black where nothing is."""
+"""Colour maps of pictures on black."""
 
 from typing import TYPE_CHECKING
 

@@ -169,7 +169,7 @@ class Model(nn.Module):
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
 
     def referred(self, condition: Condition, z: State) -> Condition:
-        """The condition with the state of the volume itself, for models that are told it."""
+        """The condition, with the state of the volume itself where the model takes it."""
         return condition.replace(reference=z) if self.recipe.reference else condition
 
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:

@@ -80,8 +80,8 @@ class ResidualSegmentation(nn.Module):
 
         Arguments:
             keys: one per volume, of its time and noise
-            condition: what the model is told beside images and class
-            images: volumes that it is told
+            condition: of the model, beside images and class
+            images: volumes that it is conditioned on
         """
         model, (d, h, w) = self.model, x.shape[2:]
         z_0 = model.encode(x)
@@ -108,7 +108,7 @@ class ResidualSegmentation(nn.Module):
 
         Arguments:
             batch: 2 m - 1 as its volumes, one channel per kind of anomaly; the volume that is
-                looked at is the last image, what the model is told are those before
+                looked at is the last image, the model is conditioned on those before
         """
         x, told = batch.images[-1], batch.images[:-1]
         healthy = self.reconstruct(x, batch.keys, batch.condition, told)

@@ -1,4 +1,4 @@
-"""The glossary: one meaning for every axis letter and symbol, in names and in annotations.
+"""Shapes and symbols: one meaning for every axis letter and symbol, in names and annotations.
 
 Axes. Tensors are always (b, c, d, h, w); for volumes from files d, h, w run towards the patient's
 right, anterior and superior (R, A, S), and `spacing_mm` lists millimetres in that order.

@@ -216,7 +216,7 @@ def _brain(
     sharp = Alignment(leading.native, template.grid, leading.matrix)
     back = sharp.back_labels(template.object[None].astype(np.uint8))[0] > 0
     if not back.any():
-        raise DataError("the template's brain came to lie outside the image; see its affine.")
+        raise DataError("the template's brain is mapped outside the image; check its affine.")
     return back
 
 
@@ -248,8 +248,8 @@ def _near(rigid: np.ndarray, centre: np.ndarray, *, channel: str, first: str) ->
     distance = float(np.linalg.norm(rigid[:3, :3] @ centre + rigid[:3, 3] - centre))
     if distance > MOST_MOTION_MM:
         raise DataError(
-            f"channel {channel} lies {distance:.0f} mm from {first} by its voxels, not by its "
-            "affine; check that both belong to one examination, or leave it out of the channels."
+            f"channel {channel}: registration moves it by {distance:.0f} mm against {first}; "
+            "check that both belong to one examination, or leave it out of the channels."
         )
 
 

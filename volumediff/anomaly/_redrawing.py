@@ -1,6 +1,6 @@
 r"""Redrawing a region M, as a checkpoint was trained to know what surrounds it.
 
-inpainting    the network is told the void x (1 - M) and M; noise is everywhere
+inpainting    the network is conditioned on x (1 - M) and M; noise is everywhere
 local_noise   the network sees the patient's clean state outside M
 any other     after each prediction z_0 is the patient's own outside M, so that every further
               state there is a draw from q(z_s | z_t, z_0) of the patient (RePaint)
@@ -22,7 +22,7 @@ __all__ = ["asked", "blended", "check_visits", "keeping", "revisited"]
 
 
 def asked(context: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denoiser, Condition]:
-    """The denoiser that redraws a region, and what it is told."""
+    """The denoiser that redraws a region, and its condition."""
     model, recipe = context.model, context.model.recipe
     if fills_voids(recipe):
         return context.denoise, model.told(context.condition, recipe.hints(context.x, m), m)

@@ -196,7 +196,7 @@ def _affine(network: Network) -> list[nn.Parameter]:
 
 
 def _healthy(model: Model, condition: Condition) -> Condition:
-    """What the denoiser is told: the healthy class, which is what is left of the volume."""
+    """The condition of the denoiser: the healthy class, which is what is left of the volume."""
     if not classes_of(model):
         return condition
     return condition.replace(label=torch.full((1,), HEALTHY, device=model.device))

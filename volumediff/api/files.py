@@ -1,4 +1,4 @@
-"""Localization and segmentation of many files, into an output folder that skips finished cases.
+"""Localization and segmentation of many files into an output folder; skips finished cases.
 
 These are what the commands `localize`, `segment` and `sample` call.
 """

@@ -271,7 +271,7 @@ def evaluate(
         by: attribute of the cases that makes groups, a column of participants.tsv
         layout: of the truth; `auto` decides by the files that are there
         replicates: number of bootstrap replicates
-        seed: of the bootstrap
+        seed: random seed of the bootstrap
         allow_seen: whether to go on although a model has seen volumes before; the measurements are
             then given with and without them
         same_names: whether patients with the names of those that a model has seen are other people

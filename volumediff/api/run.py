@@ -52,7 +52,7 @@ def load(
         which: the checkpoint selected on validation, or the newest
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         memory: memory policy in place of the training's, such as `{"slab": 32}`
-        data: where the run's data are now, if they were moved
+        data: folder of the run's data, if they were moved
 
     Raises:
         UsageError: no run, no checkpoint, no such device, or a run of an auxiliary model
@@ -73,7 +73,7 @@ def load(
 class Run:
     """A trained run on a device; `volumediff.load` makes one.
 
-    Keyword components change a method as words do on the command line:
+    Keyword components change a method as overrides do on the command line:
     `sampler={"name": "ddim", "steps": 10}` is another sampler, `sampler={"steps": 10}` another
     number of steps of the method's own.
 
@@ -117,15 +117,15 @@ class Run:
                 channel
             method: name of a method that ships with the package, or the path of a YAML file
             overrides: `component.argument=value` overrides that change the method
-            classifier: run of a classifier of noisy states, for methods that take one
+            classifier: run of a classifier of noisy states, for methods that need one
             channels: names of the images in the data; None takes those of the run
             region: mask of what is to be redrawn, for methods such as `inpaint_given`
             saliency: map that takes the place of the method's first pass
             site: healthy volumes of the site that the image is of; its thresholds are used
-            attributes: age and the like, for runs that are conditioned on some
-            seed: of the method's noise
+            attributes: age and the like, for runs that are conditioned on them
+            seed: random seed
             trace: whether masks and maps of the components are kept
-            calibration_volumes: most healthy volumes to calibrate on, if that is still to do
+            calibration_volumes: largest number of healthy volumes, if a calibration is fitted
             report: receives progress lines
             components: of the method, such as `sampler={"name": "ddim", "steps": 10}`
 
@@ -183,8 +183,8 @@ class Run:
             method: name of a segmentation method that ships with the package, or a YAML file
             overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
-            attributes: age and the like, for runs that are conditioned on some
-            seed: of the samples
+            attributes: age and the like, for runs that are conditioned on them
+            seed: random seed
             components: of the method, such as `samples=10`
 
         Raises:
@@ -218,8 +218,8 @@ class Run:
             overrides: key=value settings that change the sampler, such as `sampler.steps=20`
             shape: voxels along R, A, S; None takes the shape of the run's volumes
             label: class of the volumes, for runs conditioned on a class; 0 is healthy
-            attributes: scalars such as age, for runs conditioned on some
-            seed: of the samples
+            attributes: scalars such as age, for runs that are conditioned on them
+            seed: random seed
             components: `sampler={"name": "ddim", "steps": 20}`
 
         Returns:

@@ -78,7 +78,7 @@ def informed(
             a = first.find(model, e, key=key_of(key_of(seed, "calibration", i), "first")).map
         histograms.append(histogram(a, foreground=e.foreground))
     if not histograms:
-        raise ValueError("calibration: expected healthy volumes, got none; split some off.")
+        raise ValueError("calibration: expected healthy volumes, got none; make the split larger.")
     value = threshold_at_fpr(total(histograms), 1 - q)
     return {FIRST_THRESHOLD: torch.tensor(value, dtype=torch.float64)}
 

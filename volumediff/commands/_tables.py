@@ -161,7 +161,7 @@ def _sentences(found: "Plan") -> list[str]:
             f"disk: {beside.cache_gb:.3f} GB of cache per volume{total}, "
             f"{beside.checkpoints_gb:.1f} GB of checkpoints"
         )
-        hours = "not known yet; the run's folder tells after 20 steps"
+        hours = "not known yet; available after 20 training steps"
         if beside.hours is not None:
             hours = f"{beside.hours:.1f} hours for {beside.steps} steps of {beside.seconds:.2f} s"
         lines.append(f"time: {hours}")

@@ -54,7 +54,8 @@ def prepare(
         ),
     ] = WORK["mask"],
     strip: Annotated[
-        bool, typer.Option("--strip", help="Set all voxels outside of the mask to zero.")
+        bool,
+        typer.Option("--strip", help="Set voxels outside of the mask to the background value."),
     ] = WORK["strip"],
     n4: Annotated[bool, typer.Option(help="Correct the bias field; not for CT.")] = WORK["n4"],
     channels: Channels = WORK["channels"],

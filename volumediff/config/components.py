@@ -1,4 +1,4 @@
-"""From a component's name to its class: a file stem, or `package.module:Class` for other code."""
+"""From the name of a component to its class: a file stem, or `package.module:Class`."""
 
 import difflib
 import importlib

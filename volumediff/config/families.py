@@ -1,4 +1,4 @@
-"""The families of components: where the parts of each lie, and the class that all of them extend.
+"""The families of components: where their components are, and the base class of each.
 
 A family is either a folder, in which every file is a component named by its stem, or one file
 whose classes are components named in snake case. Files and classes whose names start with an

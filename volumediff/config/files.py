@@ -1,4 +1,4 @@
-"""YAML files: those that ship, reading them, and `key=value` overrides of what they say."""
+"""YAML files: which ship, how they are read, and `key=value` overrides."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

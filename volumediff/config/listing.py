@@ -1,4 +1,4 @@
-"""Which components ship and what each is, read from their source files without importing them.
+"""Shipped components and their descriptions, read from source files without importing them.
 
 Importing all of them takes seconds, since most need torch; their names and first docstring lines
 are wanted by `volumediff info` and by messages. Classes are matched to their family as Python

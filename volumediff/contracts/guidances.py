@@ -47,7 +47,7 @@ def check_guidance(cls: type, **arguments: Any) -> None:
     alpha, sigma = (x[:, None, None, None, None] for x in SCHEDULE(t))
     text = "x0, eps and v of the guided prediction are not of one state:"
     equal(alpha * found.x0 + sigma * found.eps, z, f"{text} α x0 + σ eps is not z_t.", atol=1e-9)
-    equal(alpha * found.eps - sigma * found.x0, found.v, f"{text} v is another.", atol=1e-9)
+    equal(alpha * found.eps - sigma * found.x0, found.v, f"{text} v differs.", atol=1e-9)
     require(len(seen) > 0, "The denoiser is never evaluated.")
     require(
         all(c.scalars is not None and torch.equal(c.scalars, told.scalars) for c in seen),

@@ -41,7 +41,7 @@ def check_post(cls: type, **arguments: Any) -> None:
         require(result.isfinite().all() and float(result.min()) >= 0, "The map became negative.")
         require(
             float(result.max()) <= float(value.max()) * (1 + 1e-5),
-            "The map rises.",
+            "Some value of the map rises above its maximum.",
         )
         equal(
             done(2 * value), 2 * result, "Twice the map does not give twice the result.", rtol=1e-4

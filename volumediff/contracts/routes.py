@@ -30,7 +30,7 @@ def check_route(cls: type, **arguments: Any) -> None:
         require(0 < t <= 1, f"A noise level is the time {t}, outside of (0, 1].")
     volumes, maps = _run(route, model, sampler, key=1)
     require(volumes or maps, "It gives neither a volume nor a map.")
-    require(volumes or not route.own_map, "The own map is taken, of no volume.")
+    require(volumes or not route.own_map, "It declares own_map, but yields no volume.")
     require(maps or route.own_map, "It says that it leaves maps in the context, and leaves none.")
     again, _ = _run(route, model, sampler, key=1)
     for a, b in zip(volumes, again, strict=True):

@@ -43,7 +43,7 @@ def check_task(cls: type[Task], **arguments: Any) -> None:
     _losses(task)
     _checkpoint(task)
     for use, reason in vars(task.refusals).items():
-        require(reason is None or "\n" not in reason, f"Its reason not to {use} is no one line.")
+        require(reason is None or "\n" not in reason, f"Its reason not to {use} is not one line.")
     for mode in ("train", "infer"):
         require(trace(config, mode=mode).stages, f"The planner sees no stage of {mode}.")
 

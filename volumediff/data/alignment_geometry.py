@@ -1,4 +1,4 @@
-r"""Where an aligned image came from: its own grid, the template's, and the affine map T between.
+r"""Geometry of an alignment: the original grid, the template's, and the affine map T between.
 
 .. math:: x_\text{template} = T\, x_\text{native}, \qquad
           V_\text{template} = \det(T)\, V_\text{native}

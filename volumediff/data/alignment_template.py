@@ -1,4 +1,4 @@
-"""What volumes are aligned with: intensities, the object in them, and a grid.
+"""Templates that volumes are aligned to: intensities, a mask of the object, and a grid.
 
 The default is the MNI152 T1 at 1 mm without skull that nilearn carries, so nothing is downloaded.
 

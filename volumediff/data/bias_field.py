@@ -1,4 +1,4 @@
-r"""The slow multiplicative field of MRI coils, found by N4 and divided out.
+r"""Bias field correction of MRI by N4.
 
 .. math:: v(x) = u(x)\,b(x), \qquad \log b = \text{B-spline}
 

@@ -1,4 +1,4 @@
-"""Every volume of a data set, read and judged: one row per remark, one summary per file.
+"""Checks of every volume of a data set: one line per problem or remark, one summary per file.
 
 A file that is refused gives an error row and never stops the others.
 """

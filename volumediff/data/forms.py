@@ -1,4 +1,4 @@
-r"""From header to affine: sform, qform, or a decision of the user.
+r"""From header to affine: sform, qform, or the read policy.
 
 A NIfTI file may carry two maps from voxels to millimetres, the sform (12 numbers) and the qform
 (a quaternion, an offset and the spacing), each with a code that is 0 when it is absent. Programs

@@ -1,4 +1,4 @@
-"""The 348 bytes of NIfTI-1, or the 540 of NIfTI-2, believed only after each field was checked.
+"""The 348 bytes of NIfTI-1, or the 540 of NIfTI-2, each field checked before it is used.
 
 Nothing is allocated and no voxel is read before the header is known to be consistent in itself,
 with the size of the file, and with the memory budget.

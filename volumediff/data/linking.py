@@ -1,4 +1,4 @@
-"""From rectangles on slices to boxes: those of one label that overlap on adjacent slices are one.
+"""Linking of rectangles on slices to boxes: of one label and overlapping on adjacent slices.
 
 Of two adjacent slices, pairs are joined by falling intersection over union, each rectangle to one
 of the other slice at most, as long as the IoU is at least a threshold. A chain of pairs becomes

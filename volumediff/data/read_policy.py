@@ -1,4 +1,4 @@
-"""The user's decisions on files that do not say clearly what they hold."""
+"""The read policy: decisions of the user on ambiguous files."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What was noticed about a file: recorded, shown in tables, never swallowed."""
+"""Remarks on a file: recorded and shown in tables."""
 
 from dataclasses import dataclass
 from typing import Literal

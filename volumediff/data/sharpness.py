@@ -1,4 +1,4 @@
-r"""Volumes of one sharpness, whatever their voxels: what registration has to compare.
+r"""Volumes of equal sharpness whatever their voxel size, for registration.
 
 Blur by a variance of v per axis makes f to :math:`f + \frac{v}{2}\Delta f`, and the enlargement
 :math:`e^\lambda` that fits the blurred volume best to f by least squares is, in three dimensions,

@@ -1,4 +1,4 @@
-"""The voxels of a file as they are stored, with where they lie: what a reader of a format gives.
+"""Voxels of a file as stored, and their grid: the output of every file reader.
 
 `data.volume` turns them to R, A, S and checks that they are intensities or labels.
 """

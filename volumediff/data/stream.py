@@ -1,4 +1,4 @@
-"""The bytes of a file, decompressed and checked to the last one.
+"""Bytes of a file, decompressed and checked to the last one.
 
 A gzip stream ends with the CRC-32 and the length of its content. Readers that stop at the last
 voxel never look at them, and hand out damaged voxels; this one reads to the end, in memory that

@@ -57,7 +57,7 @@ def urgency(
     level, why = _size(volume_ml, severity, threshold)
     if probability is not None and probability >= LIKELY and level == 0:
         level = 1
-        why.append(f"probability {probability:.2f} of at least {LIKELY:g} lifts it")
+        why.append(f"raised by a probability of {probability:.2f}, at least {LIKELY:g}")
     doubts = []
     if probability is not None and probability < UNLIKELY:
         doubts.append(f"probability {probability:.2f} below {UNLIKELY:g}")

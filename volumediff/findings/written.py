@@ -1,4 +1,4 @@
-"""The outputs of one case, read back from the folder, beside the volume that they belong to."""
+"""The outputs of one case, read back from the folder, with the volume that they belong to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,5 +1,5 @@
-"""What a volume costs: evaluations of the network, or of the encoder of an autoencoder, and peak
-memory of the card."""
+"""Cost of a volume: evaluations of the network, or of the encoder of an autoencoder, and peak
+memory of the GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

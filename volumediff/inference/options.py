@@ -17,11 +17,11 @@ class LocalizeOptions:
     Arguments:
         method: name of a method that ships with the package, or the path of a YAML file
         overrides: `component.argument=value` overrides that change the method
-        classifier: folder of a run of a classifier of noisy states, for methods that take one
+        classifier: folder of a run of a classifier of noisy states, for methods that need one
         channels: names of the images in the data; None takes those of the run
         site: healthy volumes of the site that the images are of; its thresholds are used
-        calibration_volumes: most healthy volumes to calibrate on, if that is still to do
-        seed: of the method's noise
+        calibration_volumes: largest number of healthy volumes, if a calibration is fitted
+        seed: random seed
         trace: whether masks and maps of the components are kept, and written
     """
 
@@ -44,7 +44,7 @@ class SegmentOptions:
             file
         overrides: `key=value` overrides that change the method
         channels: names of the images in the data; None takes those of the run
-        seed: of the samples
+        seed: random seed
     """
 
     method: str = "label_diffusion"
@@ -62,7 +62,7 @@ class SampleOptions:
         shape: voxels along R, A, S; None takes the shape of the run's volumes
         label: class of the volumes, for runs conditioned on a class; 0 is healthy
         attributes: scalars such as age, for runs conditioned on some
-        seed: sample i of a seed is the same in any call
+        seed: random seed; sample i of a seed is the same in any call
     """
 
     overrides: tuple[str, ...] = ()

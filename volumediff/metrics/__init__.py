@@ -1,1 +1,1 @@
-"""How well a map finds lesions: by voxel, lesion, box, volume and subgroup; how sure it is."""
+"""Metrics of detection by voxel, lesion, box, volume and subgroup, and of calibration."""

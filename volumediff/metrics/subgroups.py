@@ -1,4 +1,4 @@
-r"""Subgroups: is a method as good for everyone?
+r"""Subgroups: the gap of a metric between groups of patients.
 
 For a metric m(g) of each group g of patients,
 

@@ -27,7 +27,7 @@ class Network(Streamable):
         image_channels: channels of the image condition in state space, 0 for none
         classes: number of classes without the null class, which has the index `classes`
         scalars: number of scalar conditions
-        reference_channels: channels of the state that is told through a bottleneck, 0 for none
+        reference_channels: channels of the state that conditions through a bottleneck, 0 for none
         coordinates: whether the position of each voxel in the full volume is an input
         frequencies: Fourier features of the time
         width: length of the embedding; None for four times the features

@@ -135,7 +135,7 @@ def _attempt(
         if isinstance(error, OSError) and _of_the_disk(error, ledger.folder):
             raise DataError(
                 f"{error.filename or ledger.folder}: cannot be written ({error.strerror}); what "
-                "was finished is kept, give the command again."
+                "was finished is kept; run the command again."
             ) from error
         if not (isolating_cases() or _of_the_user(error)):
             raise

@@ -5,10 +5,10 @@
 <case>_desc-foreground_mask.nii.gz    voxels that were looked at
 <case>_desc-uncertainty_map.nii.gz    deviation of the map between the seeds of an ensemble
 <case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
-<case>_desc-<block>_mask|map.nii.gz   masks and intermediate maps of the method's components
+<case>_desc-<step>_mask|map.nii.gz    masks and intermediate maps of the method's components
 <case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
-<case>_desc-anomaly_findings.json     what was found, finding by finding; see findings/schema.py
-seen-<hash>.json                      what the weights have seen; see leakage.py
+<case>_desc-anomaly_findings.json     the findings, one entry each; see findings/schema.py
+seen-<hash>.json                      subjects that the weights were trained on; see leakage.py
 """
 
 import json

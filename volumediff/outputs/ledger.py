@@ -136,7 +136,7 @@ class Ledger:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror}); what was finished is kept, give "
+                f"{path}: cannot be written ({error.strerror}); what was finished is kept; run "
                 "the command again."
             ) from None
         self.entries[entry["case"]] = _parsed(line, path, 0)

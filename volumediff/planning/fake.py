@@ -1,4 +1,4 @@
-"""Models without memory: tensors that have shape, dtype and layout, and no numbers.
+"""Models without memory: tensors with shape, dtype and layout, but without values.
 
 Everything runs as it would on real tensors, at no cost in memory and little in time. Where the
 program asks a tensor for a number, it gets one half, zero or False.

@@ -81,7 +81,7 @@ class Recipe(ABC):
     Attributes:
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
-        reference: whether the network is told the clean state itself through a bottleneck
+        reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
         paths: paths of the kernels that the targets are for
         samples: whether a chain from t = 1 draws from what is modelled

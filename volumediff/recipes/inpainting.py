@@ -25,7 +25,7 @@ class Inpainting(Recipe):
         region: what is hidden
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
-        edges: radius in cycles per volume above which the network is told the frequencies of the
+        edges: radius in cycles per volume above which the network sees the frequencies of the
             whole volume, void included; None for nothing of the void. Whole volumes only: crops
             have other frequencies
 
@@ -71,7 +71,7 @@ class Inpainting(Recipe):
     def hints(
         self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"]
     ) -> tuple[Float[Tensor, "b _ d h w"]]:
-        """What is told beside atlas and mask: the void, and the edges if asked for."""
+        """Conditions beside atlas and mask: the void, and the edges where they are configured."""
         void = x * (1 - m)
         if self.edges is None:
             return (void,)

@@ -129,7 +129,7 @@ def _html(page: Page) -> str:
         *_tables(page.results, page.groups),
     ]
     if page.views:
-        body += ["<h2>Look at it</h2>", *_viewer(page.views)]
+        body += ["<h2>Viewer</h2>", *_viewer(page.views)]
         body.append("<h2>Case by case</h2>")
         for number, view in enumerate(page.views):
             body += case_panel(view, number)

@@ -184,7 +184,7 @@ class Trained:
             raise UsageError(f"{self.run}: {reason}")
 
     def condition(self, attributes: Mapping[str, str | float]) -> Condition:
-        """What the denoiser is told about a whole volume; classes are the methods' own affair.
+        """The condition of the denoiser for a whole volume; methods choose the class themselves.
 
         Raises:
             UsageError: an attribute that the run was trained with is missing

@@ -1,4 +1,4 @@
-"""Where training volumes come from: files or the simulated population, split and prepared.
+"""Sources of training volumes: files or the simulated population, split and prepared.
 
 Every case is prepared once and kept in the cache; processes share the work. The split is by
 patient and stands in RUN/splits.json.

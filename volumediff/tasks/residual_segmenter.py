@@ -2,7 +2,7 @@
 
 The diffusion model stays frozen and is not copied: checkpoints hold the SHA-256 of its weights,
 and neither training nor localization goes on with others. Its statistics are copied, because the
-atlas and the scalars that it is told mean the same here.
+atlas and the scalars that condition it mean the same here.
 
 References:
     Behrendt et al. (2024), Combining Reconstruction-based Unsupervised Anomaly Detection with

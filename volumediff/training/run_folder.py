@@ -110,7 +110,7 @@ def begin(run: Path, config: RunConfig) -> None:
         elif different:
             raise UsageError(
                 f"{run}: was started with other settings ({'; '.join(different)}); "
-                "choose another output=DIR, or go on with the old ones."
+                "choose another output=DIR, or restore the old settings."
             )
     keep_config(run, config)
     clear_leftovers(run / "checkpoints")

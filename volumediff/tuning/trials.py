@@ -116,7 +116,7 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def choose(trials: Mapping[Key, Trial]) -> Key:
-    """The setting with the highest mean AP, or a cheaper one that cannot be told from it.
+    """The setting with the highest mean AP, or a cheaper one within its standard error.
 
     A setting ties with the best if it lies behind by at most one standard error of the difference,
     volume by volume, as all settings saw the same volumes and noise. Of those that tie the one

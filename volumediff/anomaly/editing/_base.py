@@ -60,7 +60,7 @@ class Editing(Component, ABC):
 
     @abstractmethod
     def asked(self, context: MethodContext) -> tuple[Denoiser, Condition]:
-        """Whom the sampler asks, and what it is told."""
+        """The denoiser that the sampler evaluates, and its condition."""
 
     @abstractmethod
     def hook(self, context: MethodContext) -> Hook | None:

@@ -1,4 +1,4 @@
-"""How much the prediction changes with the class, summed over the steps of the chain:"""
+"""How much the prediction changes with the class, at every step of the chain:"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +20,7 @@ __all__ = ["ClassContrast"]
 
 @dataclass(frozen=True)
 class ClassContrast(Editing):
-    r"""How much the prediction changes with the class, summed over the steps of the chain:
+    r"""How much the prediction changes with the class, at every step of the chain:
 
     .. math:: a_t = d\big(D(\hat z_0(z_t, c)),\; D(\hat z_0(z_t, c'))\big)
 

@@ -1,4 +1,4 @@
-"""Keeps all bits of the latent but those that the model itself flips."""
+"""Changes only those bits of the latent that the model predicts to be flipped."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -23,7 +23,7 @@ class Inpaint(Editing):
 
     From t near 1 nothing of the lesion is left inside; outside, the volume is the patient's own.
     Unlike `stitch` the map is not weighed, and the level is free. Checkpoints of the recipe
-    inpainting are told the region and what surrounds it, others keep it in the chain.
+    inpainting are conditioned on the region and its surroundings, others keep them in the chain.
 
     Arguments:
         selector: the region
@@ -63,7 +63,7 @@ class Inpaint(Editing):
         return asked(context, self.selector(context))
 
     def hook(self, context: MethodContext) -> Hook | None:
-        """Puts the patient's own state back outside the region, unless the network is told."""
+        """Puts the patient's own state back outside the region, unless it is a condition."""
         if fills_voids(context.model.recipe):
             return None
         return keeping(context, self.selector(context))

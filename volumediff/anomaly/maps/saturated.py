@@ -1,4 +1,4 @@
-"""Another map, divided by one of its quantiles and clipped."""
+"""Another map, divided by one of its quantiles and limited to 1."""
 
 from dataclasses import dataclass
 

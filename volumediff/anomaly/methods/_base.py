@@ -38,9 +38,9 @@ FIRST_THRESHOLD = "first.threshold"  # among the statistics of a calibration
 class Method(Component, ABC):
     """Anything that localizes.
 
-    `mark` is the slot by which a YAML file is known to be a method of this kind; `section` is the
+    `mark` is the key by which a YAML file is known to be a method of this kind; `section` is the
     key below which a method that is one component has its own arguments, all but those in
-    `beside`, which stand next to it as the slots that all methods share.
+    `beside`, which stand next to it as the keys that all methods share.
 
     Arguments:
         supervision: what training needs beside volumes: none at all, healthy volumes
@@ -89,7 +89,7 @@ class Method(Component, ABC):
 
     @classmethod
     def required(cls) -> tuple[str, ...]:
-        """Slots without a default."""
+        """Keys without a default."""
         return tuple(
             f.name
             for f in fields(cls)
