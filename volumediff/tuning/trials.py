@@ -170,7 +170,7 @@ def measure(
         ValueError: too few healthy volumes for a normalization or a first-pass threshold
     """
     there = (e if model is None else placed(e, model.device) for e in references)
-    finder = methods[0].with_bar(informed(methods[0], model, there, seed=seed))
+    finder = methods[0].with_first_threshold(informed(methods[0], model, there, seed=seed))
     fitted = any(m.normalize.fitted for m in methods)
     alone = fitted and not references
 
