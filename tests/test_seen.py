@@ -311,7 +311,7 @@ def test_a_record_that_is_gone_or_changed_is_no_licence(mixed):
         evaluate([out], truth, replicates=0)
     del changed["sha256"]
     records.write(record, changed)
-    with pytest.raises(DataError, match="is not what was written; localize again"):
+    with pytest.raises(DataError, match="was changed after it was written; localize again"):
         evaluate([out], truth, replicates=0)
     record.unlink()
     with pytest.raises(DataError, match="cannot be read"):
