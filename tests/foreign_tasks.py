@@ -1,8 +1,7 @@
-"""Two tasks from outside the package, each a class beside its configuration.
+"""A task from outside the package: its class beside its configuration.
 
 Distillation: one step of the student is two of its teacher's, Salimans and Ho (2022),
-arXiv:2202.00512, algorithm 2. Segmentation: labels of images by the Dice loss, Milletari et al.
-(2016), arXiv:1606.04797.
+arXiv:2202.00512, algorithm 2.
 """
 
 from functools import partial
@@ -14,12 +13,10 @@ from torch import nn
 from volumediff.config import build
 from volumediff.model import Model, state_noise
 from volumediff.randomness import uniform
-from volumediff.recipes.label_diffusion import LabelDiffusion
-from volumediff.samples.dataset import collate
 from volumediff.schedules._base import per_sample
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
-from volumediff.tasks import Criterion, Refusals, Task, borrowed, source_of
+from volumediff.tasks import Refusals, Task, borrowed, source_of
 
 
 class DistillationConfig(RunConfig):
@@ -77,37 +74,3 @@ class Distillation(Task):
             ratio = s_s / s_t
             target = (z - per_sample(ratio, z) * z_t) / per_sample(a_s - ratio * a_t, z)
         return (self.result.denoise(z_t, t).x0 - target).square().flatten(1).mean(1)
-
-
-class SupervisedSegmentationConfig(RunConfig):
-    labels: tuple[int, ...] = (1,)
-    width: int = 4
-
-
-class SupervisedSegmentation(Task):
-    schema = SupervisedSegmentationConfig
-    noun = "a segmentation network"
-
-    @classmethod
-    def build(cls, config, run):
-        c, n = config.data.channel_count, config.width
-        layers = nn.Conv3d(c, n, 3, padding=1), nn.SiLU(), nn.Conv3d(n, len(config.labels), 1)
-        recipe = LabelDiffusion(labels=config.labels)
-        return cls(config, nn.Sequential(*layers), main="network", recipe=recipe)
-
-    def modules(self):
-        return {"network": self.module}
-
-    def dice(self, batch):
-        p, m = self.module(batch.images[-1]).sigmoid().flatten(2), (batch.x.flatten(2) + 1) / 2
-        return (2 * (p * m).sum(2) + 1) / (p.sum(2) + m.sum(2) + 1)
-
-    def loss(self, player, batch):
-        return 1 - self.dice(batch).mean(1)
-
-    def criterion(self, samples):
-        def dice(index):
-            batch = collate([samples.scans.sample(index, key=0)]).to(self.device)
-            return float(self.dice(batch).mean())
-
-        return Criterion("dice", len(samples.scans), dice)

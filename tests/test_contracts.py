@@ -43,7 +43,7 @@ MORE = [
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
     ("task", "foreign_tasks:Distillation", {}),
-    ("task", "foreign_tasks:SupervisedSegmentation", {}),
+    ("task", "foreign.foreign_volumes.tasks:Supervised", {}),
     ("autoencoder", "vq", {"norm": "voxel"}),
 ]
 # Volumes that a layout leaves out without a word: other versions of what it takes, and helpers.

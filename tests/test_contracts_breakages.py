@@ -12,7 +12,8 @@ import pytest
 import torch
 from data_sets import folder as plain_folder
 from data_sets import touch
-from foreign_tasks import Distillation, SupervisedSegmentation
+from foreign.foreign_volumes.tasks import Supervised
+from foreign_tasks import Distillation
 
 from volumediff import config
 from volumediff.anomaly import (
@@ -542,13 +543,13 @@ class Noisy(reconstruction.SinglePass):
 
 
 @broken("task", "does not follow from the keys")
-class DrawsItsOwn(SupervisedSegmentation):
+class DrawsItsOwn(Supervised):
     def loss(self, player, batch):
         return super().loss(player, batch) * (1 + torch.rand(()))
 
 
 @broken("task", "Weights do not depend on the seed")
-class AlwaysTheSame(SupervisedSegmentation):
+class AlwaysTheSame(Supervised):
     @classmethod
     def build(cls, config, run):
         torch.manual_seed(0)
@@ -565,7 +566,7 @@ class SavesItsTeacher(Distillation):
 
 
 @broken("task", "not one loss of network per sample")
-class Averages(SupervisedSegmentation):
+class Averages(Supervised):
     def loss(self, player, batch):
         return super().loss(player, batch).mean()
 
@@ -593,7 +594,7 @@ class Infinite(DiffusionTask):
 
 
 @broken("task", "Resolving twice")
-class NeverResolved(SupervisedSegmentation):
+class NeverResolved(Supervised):
     @classmethod
     def resolve(cls, config):
         return config.model_copy(update={"seed": config.seed + 1})

@@ -8,7 +8,7 @@ from pathlib import Path
 import foreign_tasks
 import pytest
 import torch
-from foreign_tasks import SupervisedSegmentation
+from foreign.foreign_volumes.tasks import Supervised
 from safetensors.torch import load_file
 from tiny_runs import figures, tiny, write_data
 
@@ -32,6 +32,9 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("tasks"), cases=8, labels=True)
 
 
+OUTSIDE = {"Distillation": "foreign_tasks", "Supervised": "foreign.foreign_volumes.tasks"}
+
+
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
     words = ["data.split={validation: 0.3, calibration: 0.2}", "optim.steps=2"]
@@ -40,7 +43,8 @@ def teacher(data, tmp_path_factory):
 
 def words_of(kind, teacher):
     split = "data.split={validation: 0.3, calibration: 0.2}"
-    words = [f"task=foreign_tasks:{kind}", split, "optim.steps=3", "save_every=1", "optim.lr=1e-2"]
+    task = f"task={OUTSIDE[kind]}:{kind}"
+    words = [task, split, "optim.steps=3", "save_every=1", "optim.lr=1e-2"]
     if kind == "Distillation":
         return [*words, f"teacher={teacher}", NETWORK]
     return words
@@ -51,7 +55,7 @@ def weights(run, which="last"):
     return {f.name: load_file(f) for f in path.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("kind", ["Distillation", "SupervisedSegmentation"])
+@pytest.mark.parametrize("kind", ["Distillation", "Supervised"])
 def test_a_task_from_outside_is_as_good_as_one_of_the_package(kind, data, teacher, tmp_path):
     words = [*words_of(kind, teacher), "validation.every=1"]
     before = build_task(tiny(data, tmp_path / "whole", *words)).trained()
@@ -130,7 +134,7 @@ def test_a_teacher_that_knows_one_volume_is_distilled_to_this_volume(data, teach
 
 
 def test_a_criterion_selects_checkpoints(data, tmp_path):
-    run = train(tiny(data, tmp_path / "run", *words_of("SupervisedSegmentation", None)))
+    run = train(tiny(data, tmp_path / "run", *words_of("Supervised", None)))
     rows = [row for row in figures(run) if "dice" in row]
     assert [row["step"] for row in rows] == [3]
     (state,) = run.glob("checkpoints/best-*/state.json")
@@ -138,7 +142,7 @@ def test_a_criterion_selects_checkpoints(data, tmp_path):
     assert best["score"] == best["dice"] == rows[0]["dice"] != -rows[0]["validation_loss"]
     # the Dice coefficient of the averaged weights, by hand
     task = load_task(run, which="last")
-    assert isinstance(task, SupervisedSegmentation)
+    assert isinstance(task, Supervised)
     splits = json.loads((run / "splits.json").read_text())
     cases = {case.id: case for case in cases_of(task.config.data)}
     prepare, scores = preprocessing(task.config.data, run).prepare, []
@@ -274,8 +278,15 @@ def test_a_random_batch_is_one_that_the_loss_takes(name):
 
 def test_only_the_contract_is_asked():
     """Nobody outside the tasks themselves asks of which kind a task or its module is."""
-    kinds = {"Model", "Reconstructor", "Autoencoder", "StateClassifier", "ReconstructionComparer"}
-    kinds |= {"Classifier", "Comparer", "Network", "LabelDiffusion", "SyntheticAnomalies", "Task"}
+    kinds = {"Model", "Reconstructor", "Autoencoder", "StateClassifier", "ResidualSegmentation"}
+    kinds |= {
+        "Classifier",
+        "ResidualSegmenter",
+        "Network",
+        "LabelDiffusion",
+        "SyntheticAnomalies",
+        "Task",
+    }
     kinds |= {component("task", name).__name__ for name in SHIPPED}
     folders = ("tasks", "training", "planning", "samples", "optimization", "runs", "memory")
     files = [f for n in folders for f in (Path(volumediff.__file__).parent / n).rglob("*.py")]
@@ -289,9 +300,8 @@ def test_only_the_contract_is_asked():
     assert not asked
 
 
-def test_the_tasks_from_outside_are_short():
+def test_the_task_from_outside_is_short():
     source = inspect.getsource(foreign_tasks).splitlines()
     starts = [i for i, line in enumerate(source) if line.startswith("class ")]
-    assert len(starts) == 4, "two tasks, each after its configuration"
-    assert starts[2] - starts[0] <= 60
-    assert len(source) - starts[2] <= 60
+    assert len(starts) == 2, "a task after its configuration"
+    assert len(source) - starts[0] <= 60
