@@ -6,6 +6,7 @@ import pytest
 
 from volumediff import config
 from volumediff.errors import UsageError
+from volumediff.recipes.local_noise import LocalNoise
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,6 +14,19 @@ ROOT = Path(__file__).parents[1]
 def test_names_are_file_stems():
     files = {p.stem for p in (ROOT / "volumediff/spaces").glob("[a-z]*.py")}
     assert set(config.available("space")) == files
+
+
+@pytest.mark.parametrize("family", config.families())
+def test_messages_call_a_component_as_configurations_do(family):
+    for name in config.available(family):
+        assert config.name_of(config.component(family, name)) == name
+
+
+def test_only_the_name_of_its_own_family_is_left_out_of_a_name():
+    assert {"z_score", "percentile"} <= set(config.available("intensity"))
+    assert {"by_intensity", "voxelwise"} <= set(config.available("normalization"))
+    assert "gaussian" in config.available("noise")
+    assert config.name_of(LocalNoise) == "local_noise"
 
 
 def test_numbers_are_read_as_the_constructor_says():

@@ -276,6 +276,23 @@ def test_a_random_batch_is_one_that_the_loss_takes(name):
     assert not any(p.requires_grad or p.grad is not None for p in frozen)
 
 
+def test_an_autoencoder_that_is_not_trained_yet_has_the_channels_of_the_run(tmp_path):
+    two = "data.channels=[FLAIR,T2w]"
+    with torch.device("meta"):
+        assert (
+            build_task(load_run_config("latent_64", [two])).module.space.autoencoder.channels == 2
+        )
+        assert build_task(load_run_config("latent_64")).module.space.autoencoder.channels == 1
+    mine = tmp_path / "mine.yaml"  # what it says itself is what it is
+    mine.write_text(load_run_config("kl_64", ["data.channels=[T1w]"]).to_yaml())
+    words = [two, f"space={{name: latent, autoencoder: {mine}}}"]
+    with (
+        torch.device("meta"),
+        pytest.raises(UsageError, match="was trained on 1 channels, got 2; use the channels"),
+    ):
+        build_task(load_run_config("latent_64", words))
+
+
 def test_only_the_contract_is_asked():
     """Nobody outside the tasks themselves asks of which kind a task or its module is."""
     kinds = {"Model", "Reconstructor", "Autoencoder", "StateClassifier", "ResidualSegmentation"}
