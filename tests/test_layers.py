@@ -185,3 +185,12 @@ def test_nothing_unpickles_or_evaluates(name, file):
                 assert name == "importers._files", name
                 assert "weights_only=True" in ast.unparse(node), name
             assert not any(k.arg in {"allow_pickle", "shell"} for k in node.keywords), name
+
+
+def test_a_class_name_means_one_thing():
+    places = {}
+    for name, file in modules():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert not {name: where for name, where in places.items() if len(where) > 1}

@@ -24,7 +24,7 @@ Figure = float | None
 Figures = tuple[Figure, ...]
 
 
-class StoredJournal(Record):
+class StoredSetting(Record):
     """Measurements of a setting as `Trial.to_json` has them: null stands for nan."""
 
     model_config = ConfigDict(allow_inf_nan=True)
@@ -46,7 +46,7 @@ class StoredJournal(Record):
     """The file: what measurements depend on, measurements of each setting, and the result."""
 
     facts: dict[str, Any]
-    settings: tuple[StoredJournal, ...]
+    settings: tuple[StoredSetting, ...]
     result: dict[str, Any] | None
 
 
