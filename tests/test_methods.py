@@ -20,6 +20,7 @@ from anomaly_models import (
     tiny_binary,
 )
 
+from volumediff import config
 from volumediff.anomaly import method_files
 from volumediff.anomaly.baselines import Baseline
 from volumediff.anomaly.fitted._base import Fitted
@@ -287,6 +288,8 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
 def test_a_row_that_nothing_serves_has_its_reason_in_the_matrix(monkeypatch):
     row = replace(method_files.read_method("features"), map=Perceptual(of="autoencoder"))
     monkeypatch.setattr(method_files, "read_method", lambda name: row)
+    one = {"anomaly": ["ddpm"]}
+    monkeypatch.setattr(config, "shipped", lambda folder: one.get(folder) or shipped(folder))
     cells = localization.__wrapped__()["ddpm"]
     assert cells["latent"] == "ok"
     assert "expected a latent space with an autoencoder, got voxel" in cells["patch"]
