@@ -1,6 +1,5 @@
 """The inventory of `info`: what ships, and which method runs on which pipeline."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from volumediff.component import Component
     from volumediff.model import Model
 
-__all__ = ["inventory", "localization", "needs_of"]
+__all__ = ["inventory", "localization", "needs_of", "pipelines_of"]
 
 
 def inventory() -> dict[str, Any]:
@@ -35,7 +34,12 @@ def inventory() -> dict[str, Any]:
 
 @cache
 def localization() -> dict[str, dict[str, str]]:
-    """method -> pipeline -> "ok", or why no checkpoint of the pipeline serves the method.
+    """method -> pipeline -> "ok", or why no checkpoint of the pipeline serves the method."""
+    return {name: pipelines_of(name) for name in config.shipped("anomaly")}
+
+
+def pipelines_of(name: str) -> dict[str, str]:
+    """pipeline -> "ok", or why no checkpoint of the pipeline serves a method.
 
     The smallest configuration of a pipeline is built without memory, as the method needs it to be
     trained. The last column is that of the runs of autoencoders, of the method's own kind.
@@ -43,18 +47,12 @@ def localization() -> dict[str, dict[str, str]]:
     from volumediff.anomaly.method_files import read_method
 
     pipelines: dict[str, list[str]] = {}
-    for name in config.shipped("pipelines"):
-        pipelines.setdefault(name.rpartition("_")[0], []).append(name)
+    for shipped in config.shipped("pipelines"):
+        pipelines.setdefault(shipped.rpartition("_")[0], []).append(shipped)
     smallest = {p: min(n, key=lambda s: int(s.rpartition("_")[2])) for p, n in pipelines.items()}
-    methods = {name: read_method(name) for name in config.shipped("anomaly")}
-    models = cache(_model)
-    return {
-        name: {
-            pipeline: _suits(method, models, path)
-            for pipeline, path in [*smallest.items(), ("autoencoder", _autoencoder(method))]
-        }
-        for name, method in methods.items()
-    }
+    method = read_method(name)
+    columns = {**smallest, "autoencoder": _autoencoder(method)}
+    return {pipeline: _suits(method, path) for pipeline, path in columns.items()}
 
 
 def needs_of(method: "Method") -> list[str]:
@@ -98,20 +96,20 @@ FULL = {
     ),
     "space.autoencoder=binary": ("space.autoencoder=binary_64",),
 }
-Models = Callable[[str, tuple[str, ...]], "Model | Reconstructor"]
 
 
-def _suits(method: "Method", models: Models, path: str) -> str:
+def _suits(method: "Method", path: str) -> str:
     words: tuple[str, ...] = ()
     if path in config.shipped("pipelines"):
         words = tuple(word for need in method.requirements() for word in need.words)
     try:
-        method.check(models(path, tuple(dict.fromkeys(words))), borrowed=False)
+        method.check(_model(path, tuple(dict.fromkeys(words))), borrowed=False)
     except (ValueError, UsageError) as error:
         return str(error)
     return "ok"
 
 
+@cache
 def _model(path: str, words: tuple[str, ...]) -> "Model | Reconstructor":
     import torch
 

@@ -103,14 +103,15 @@ def _configuration(kind: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {KINDS.get(kind, kind): name, "file": str(path), "about": _head(path)}
     if kind != "anomaly":
         return found
-    from volumediff.commands._method_matrix import inventory
+    from volumediff.anomaly.method_files import read_method
+    from volumediff.commands._method_matrix import needs_of, pipelines_of
 
-    tree, everything = config.load(path), inventory()
+    tree = config.load(path)
     return {
         **found,
         **{key: tree[key] for key in ("supervision", "scope") if key in tree},
-        "needs": everything["localization needs"][name],
-        "runs on": everything["localization"][name],
+        "needs": needs_of(read_method(name)),
+        "runs on": pipelines_of(name),
     }
 
 
