@@ -279,7 +279,7 @@ def test_rows_take_a_classifier_from_the_command_line(runs, classifier, program,
     assert "classifier: the method 'ddpm' uses none" in err
     code, _, err = program(*words, *quick, "--classifier", classifier)
     assert code == 0, err
-    (path,) = [p for p in out.glob("*.json") if "findings" not in p.name][:1]
+    (path,) = out.glob("*_desc-anomaly_map.json")
     facts = json.loads(path.read_text())
     digest = Borrowed(load_trained(run, device="cpu")).load("classifier", classifier).digest
     assert {f["weights_sha256"] for f in facts["borrowed"].values()} == {digest}
