@@ -22,6 +22,7 @@ class Localization:
         threshold: of the mask
         uncertainty: deviation of the map between the seeds of an ensemble, before normalization
             and post-processing; None with one seed
+        finding_ml: smallest component of the mask, in millilitres
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -31,6 +32,7 @@ class Localization:
     trace: dict[str, Tensor]
     threshold: float | None = None
     uncertainty: Float[Tensor, "1 1 d h w"] | None = None
+    finding_ml: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ of the others: in the statistics that it helped to make, a volume looks more nor
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
 from volumediff.metrics.calibration_error import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
+from volumediff.metrics.superlevel import UpperPart, upper_part
 from volumediff.randomness import key as key_of
 
 __all__ = ["fit", "informed", "recalibrate", "validate"]
@@ -43,11 +45,12 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
         )
     ours = [r.errors for r in residuals if r.errors is not None]
     errors = torch.stack(ours).double().cpu() if ours else None
-    histograms, scores = [], []
+    histograms, scores, upper = [], [], []
     for i, r in enumerate(residuals):
         others = residuals[:i] + residuals[i + 1 :] if method.normalize.fitted else [r]
         a = method.finish(r, method.normalize.fit(others))
         histograms.append(histogram(a, foreground=r.foreground))
+        upper.append(upper_part(a, foreground=r.foreground, spacing_mm=r.spacing_mm))
         rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
         scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
     return Calibration(
@@ -57,6 +60,7 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
         tuple(scores),
         each=tuple(histograms),
         errors=errors,
+        **_findings(method, upper),
     )
 
 
@@ -111,10 +115,11 @@ def recalibrate(
         )
     ours = [r.errors for r in residuals if r.errors is not None]
     errors = torch.stack(ours).double().cpu() if ours else None
-    histograms, scores = [], []
+    histograms, scores, upper = [], [], []
     for i, r in enumerate(residuals):
         a = method.finish(r, calibration.statistics)
         histograms.append(histogram(a, foreground=r.foreground))
+        upper.append(upper_part(a, foreground=r.foreground, spacing_mm=r.spacing_mm))
         rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
         scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
     return Calibration(
@@ -124,6 +129,7 @@ def recalibrate(
         tuple(scores),
         each=tuple(histograms),
         errors=errors,
+        **_findings(method, upper),
     )
 
 
@@ -155,3 +161,12 @@ def validate(
     return replace(
         calibration, validation_threshold=best.threshold, probability=fit_probability(pooled)
     )
+
+
+def _findings(method: Method, upper: list[UpperPart]) -> dict[str, Any]:
+    """What a calibration knows of the findings in healthy volumes."""
+    return {
+        "finding_ml": method.finding_ml,
+        "upper": tuple(upper),
+        "counts": tuple(part.steps(method.finding_ml) for part in upper),
+    }

@@ -23,6 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.metrics.components import labelled
+
 __all__ = [
     "FROC_RATES",
     "SIZES_ML",
@@ -116,12 +118,11 @@ def lesions(
     if not 0 <= share < 1:
         raise ValueError(f"share: expected a number in [0, 1), got {share}; 0 is any overlap.")
     m, y = mask.cpu().numpy(), truth.cpu().numpy()
-    everywhere = np.ones((3, 3, 3))
-    labels, n = ndimage.label(y, structure=everywhere)
+    labels, n = labelled(y)
     size = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     hits = np.bincount(labels[m], minlength=n + 1)[1:]
     detected = hits > share * size
-    candidates, k = ndimage.label(m, structure=everywhere)
+    candidates, k = labelled(m)
     pairs = np.unique(np.stack([labels[m & y], candidates[m & y]]), axis=1) - 1
     false = np.setdiff1d(np.arange(k), pairs[1])
     peaks, best = np.zeros(0), np.zeros(0)

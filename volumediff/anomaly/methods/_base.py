@@ -16,10 +16,10 @@ from volumediff.anomaly._context import Level
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.normalization import Normalization, Raw, Residual
-from volumediff.anomaly.post import MASK, Post
+from volumediff.anomaly.post import MASK, MinComponent, Post
 from volumediff.anomaly.raw_map import Localization, RawLocalization
 from volumediff.anomaly.score import Score, TopFraction
-from volumediff.anomaly.threshold import HealthyFPR, Threshold
+from volumediff.anomaly.threshold import FindingsPerVolume, Threshold
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Component, Request, is_handed_in, presentation
 from volumediff.condition import Condition
@@ -61,7 +61,7 @@ class Method(Component, ABC):
     scope: str = presentation("any deviation from healthy volumes")
     normalize: Normalization = field(default_factory=Raw)
     post: tuple[Post, ...] = ()
-    threshold: Threshold = presentation(default_factory=HealthyFPR)
+    threshold: Threshold = presentation(default_factory=FindingsPerVolume)
     score: Score = field(default_factory=TopFraction)
 
     @abstractmethod
@@ -72,6 +72,11 @@ class Method(Component, ABC):
     def takes_region(self) -> bool:
         """Whether the caller must say what to redraw."""
         return False
+
+    @property
+    def finding_ml(self) -> float:
+        """Smallest volume of a finding, in millilitres: that of the post step `min_component`."""
+        return max((p.volume_ml for p in self.post if isinstance(p, MinComponent)), default=0.0)
 
     @property
     def own_map(self) -> bool:
@@ -231,6 +236,7 @@ class Method(Component, ABC):
             trace=found.trace,
             threshold=value,
             uncertainty=found.uncertainty,
+            finding_ml=self.finding_ml,
         )
 
     def _prepared(self, found: RawLocalization, example: Example) -> Residual:
