@@ -11,8 +11,8 @@ SETTINGS is a list, such as
 
 Entries of one name are one setting with other seeds of its training: their figures are averaged
 by volume. `channel` (T1w) says which image of a case is given to the run, and `which` (last) which
-checkpoint. DATA holds `patients` and `pathology` (patients with masks) and `healthy_t1` (healthy
-volumes). Suites:
+checkpoint; `align: true` aligns patients affinely to the MNI152 first. DATA holds `patients` and
+`pathology` (patients with masks) and `healthy_t1` (healthy volumes). Suites:
 
     patients    patients with their own lesions, on the grids of their files
     synthetic   a lesion of every kind of the test family in healthy volumes that no setting's run
@@ -39,10 +39,14 @@ import yaml
 import volumediff
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.of_run import calibration_for, load_method
+from volumediff.data.alignment_geometry import Alignment
+from volumediff.data.alignment_template import mni152
 from volumediff.data.anomalies import KINDS, insert
 from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground
+from volumediff.data.grid import Grid
 from volumediff.data.preprocessing import Preprocessing
+from volumediff.data.registration import RegistrationVolume, align_affine
 from volumediff.data.splits import Split
 from volumediff.data.survey import find_cases
 from volumediff.data.volume import Volume, read
@@ -72,6 +76,7 @@ class Setting:
         overrides: of the method
         channel: image of a case that the run is given
         which: checkpoint
+        align: whether a patient is aligned affinely to the MNI152 first, as `prepare` does it
     """
 
     name: str
@@ -80,6 +85,7 @@ class Setting:
     overrides: tuple[str, ...] = ()
     channel: str = "T1w"
     which: str = "last"
+    align: bool = False
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Setting":
@@ -130,9 +136,7 @@ def patients(data: Path, channel: str) -> Iterator[Item]:
             continue
         image, label = read(case.images[channel]), read(case.label, kind="label")
         inside, truth = foreground(image.array[0], "auto"), label.array[0] > 0
-        yield Item(
-            "patients", case.id, case.patient, dataset, "own", image, inside | truth, truth
-        )
+        yield Item("patients", case.id, case.patient, dataset, "own", image, inside | truth, truth)
 
 
 def held_out(data: Path, runs: Sequence[Trained], *, count: int) -> list[tuple[Case, bool]]:
@@ -198,10 +202,26 @@ def synthetic(held: Sequence[tuple[Case, bool]], *, seed: int) -> Iterator[Item]
             )
 
 
-def measured(trained: Trained, method: Method, name: str, item: Item, seed: int) -> dict[str, Any]:
+def aligned(item: Item) -> Alignment:
+    """The way of a volume without skull to the grid of the MNI152 and back."""
+    template, grid = mni152(), item.image.grid
+    scan = RegistrationVolume(item.image.array[0], item.inside, grid)
+    reference = RegistrationVolume(template.x, template.object, template.grid)
+    matrix = align_affine(scan, reference, skull=False)
+    return Alignment(Grid(grid.shape, grid.affine), template.grid, matrix)
+
+
+def measured(
+    trained: Trained, method: Method, setting: Setting, item: Item, seed: int
+) -> dict[str, Any]:
     """The figures of one volume."""
     began = time.monotonic()
-    prepared = trained.preprocessing.prepare_volumes([item.image])
+    image, way = item.image, None
+    if setting.align and item.suite == "patients":
+        way = aligned(item)
+        moved = way.apply(image.array, fill=min(0.0, float(image.array.min())))
+        image = Volume(moved, way.template.affine, "image", way.template)
+    prepared = trained.preprocessing.prepare_volumes([image])
     example = trained.placed(
         prepared.x, prepared.foreground, prepared.spacing_mm, condition=trained.condition({})
     )
@@ -212,19 +232,23 @@ def measured(trained: Trained, method: Method, name: str, item: Item, seed: int)
         spacing_mm=example.spacing_mm,
         key=key(seed, "ablation", item.suite, item.name),
         condition=example.condition,
-        calibration=calibration_for(trained, method, name),
+        calibration=calibration_for(trained, method, setting.method),
     )
     home = InputGrid(trained.preprocessing, prepared.record)
     seconds = time.monotonic() - began
     voxel = float(np.prod(item.image.spacing_mm)) / 1000
     row: dict[str, Any] = {"seconds": seconds, "score": found.score}
     if found.mask is not None:
-        mask = home.label(found.mask[0])[0] > 0
+        mask = home.label(found.mask[0])
+        mask = (mask if way is None else way.back_labels(mask))[0] > 0
         row["mask_ml"] = float(mask.sum()) * voxel
         row["flagged"] = float(mask[item.inside].mean())
     if item.truth is None:
         return row
-    a = torch.from_numpy(home.image(found.map[0])[0])
+    a = home.image(found.map[0])
+    if way is not None:
+        a = way.back(a, fill=min(0.0, float(a.min())))
+    a = torch.from_numpy(a[0])
     truth, inside = torch.from_numpy(item.truth), torch.from_numpy(item.inside)
     h = detection.histogram(a, truth, foreground=inside)
     row |= {
@@ -255,6 +279,7 @@ def measure(settings: Sequence[Setting], args: argparse.Namespace) -> None:
                 "run": s.run,
                 "method": s.method,
                 "channel": s.channel,
+                "align": s.align,
                 "supervision": method.supervision,
                 "weights": trained.digest[:16],
                 "preprocessing": repr(trained.preprocessing),
@@ -274,7 +299,7 @@ def measure(settings: Sequence[Setting], args: argparse.Namespace) -> None:
                     }
                     if _place(row) in done:
                         continue
-                    row |= measured(trained, method, s.method, item, seed)
+                    row |= measured(trained, method, s, item, seed)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     count += 1
@@ -295,7 +320,16 @@ def _items(
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = ("weights", "preprocessing", "fingerprint", "channel", "seed", "suite", "case")
+    names = (
+        "weights",
+        "preprocessing",
+        "fingerprint",
+        "channel",
+        "align",
+        "seed",
+        "suite",
+        "case",
+    )
     return tuple(row[name] for name in names)
 
 

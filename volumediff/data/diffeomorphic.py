@@ -40,6 +40,7 @@ __all__ = ["Bending", "bent", "displacement_of", "log_jacobian", "matched", "vel
 Spacing = tuple[float, float, float]
 BINS = 32
 FEW = 1.0  # voxels of the mean intensity that every bin starts with
+RIM_MM = 8.0  # of background around the foreground that counts
 MAD = 1.4826  # median absolute deviation to standard deviation, normal distribution
 STEP_VOXELS = 0.5  # κ / 2: longest step of an iteration
 FEWEST = 8  # voxels of an axis, below which a resolution is not used
@@ -85,12 +86,12 @@ def velocity_mm(
     Arguments:
         moving: the volume that is bent; a healthy one
         fixed: the volume that it is bent onto, of any contrast
-        inside: voxels of `fixed` whose intensities are told apart; those outside count as one
+        inside: foreground of `fixed`; voxels near it count, too, for they show its border
         spacing_mm: voxel size along d, h, w
         bending: how freely
     """
     m, f = (x.float().cpu()[None] for x in (moving, fixed))
-    within = inside.cpu()[None].float()
+    within = _near(inside.cpu(), spacing_mm)[None].float()
     velocity, scale = None, None
     for level, steps in zip(bending.levels_mm, bending.iterations, strict=True):
         size = tuple(
@@ -105,8 +106,19 @@ def velocity_mm(
             continue
         coarse = [F.adaptive_avg_pool3d(x[None], size)[0] for x in (m, f, within)]
         velocity = _descended(*coarse, velocity, spacing_mm=scale, bending=bending, steps=steps)
-    assert velocity is not None and scale is not None, "the last level is always used"
+    assert velocity is not None, "the last level is always used"
+    assert scale is not None, "it is set with the velocity"
     return _resized(velocity * _column(scale), tuple(m.shape[1:]))
+
+
+def _near(inside: Tensor, spacing_mm: Spacing) -> Tensor:
+    """The foreground with a rim of background."""
+    near = inside[None, None].float()
+    for axis, s in enumerate(spacing_mm):
+        radius = [0, 0, 0]
+        radius[axis] = round(RIM_MM / s)
+        near = F.max_pool3d(near, [2 * r + 1 for r in radius], stride=1, padding=radius)
+    return near[0, 0] > 0
 
 
 def _onto_level(

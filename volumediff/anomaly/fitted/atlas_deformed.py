@@ -1,9 +1,10 @@
 """The healthy atlas, bent onto each volume before it is compared with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -21,6 +22,10 @@ from volumediff.data.diffeomorphic import (
     matched,
     velocity_mm,
 )
+from volumediff.data.grid import Grid
+from volumediff.data.intensity import BACKGROUND
+from volumediff.data.registration import RegistrationVolume, align_affine
+from volumediff.data.resampling import onto
 from volumediff.tunable import Tunable, tunable
 
 __all__ = ["AtlasDeformed"]
@@ -32,10 +37,13 @@ ROUNDS = 2  # of the fit: to the mean as it is, then to the sharper one
 class AtlasDeformed(Fitted):
     r"""Deviation from the healthy atlas after a smooth, invertible deformation φ of it,
 
-    .. math:: a = \frac{|x - T(μ∘φ)|}{s∘φ + δ\,\mathrm{median}(s∘φ)}, \qquad φ = \exp(v),
+    .. math:: a = \frac{|x - T(μ∘φ)|}{s∘φ + δ\,\mathrm{median}(s∘φ)}, \qquad
+              φ(p) = A^{-1} \exp(v)(p),
 
-    averaged over channels: wide ventricles and sulci that lie elsewhere are no anomaly. Fitting
-    deforms every training volume to their mean, twice, and keeps all of them in half precision.
+    averaged over channels, A being the best affine map: wide ventricles and sulci that lie
+    elsewhere are no anomaly. It is weighted by the share of healthy volumes that show tissue at
+    the place, for masks of brains differ. Fitting deforms every training volume to their mean,
+    twice, and keeps all of them in half precision.
 
     Arguments:
         floor: share δ of the median deviation in the foreground that is added to s
@@ -86,42 +94,66 @@ class AtlasDeformed(Fitted):
         if len(kept) < 2:
             raise ValueError(f"atlas: expected at least two healthy volumes, got {len(kept)}.")
         mean = sum(x.double() for x, _ in kept).float() / len(kept)
-        squares = torch.zeros_like(mean, dtype=torch.float64)
+        squares, share = torch.zeros_like(mean, dtype=torch.float64), torch.zeros_like(mean[:1])
         for _ in range(ROUNDS):
             total = torch.zeros_like(mean, dtype=torch.float64)
-            squares = torch.zeros_like(total)
+            squares, share = torch.zeros_like(total), torch.zeros_like(mean[:1])
             for x, inside in kept:
                 v = self._velocity(mean, x.float(), inside, spacing)
                 back = bent(x.float(), -v, spacing_mm=spacing).double()
                 total += back
                 squares += back.square()
+                share += bent(inside.float(), -v, spacing_mm=spacing) / len(kept)
             mean = (total / len(kept)).float()
         n = len(kept)
         variance = ((squares - total.square() / n) / (n - 1)).clamp(min=0)
-        return Fit({"mean": mean[None], "std": variance.sqrt().float()[None]}, n)
+        std = variance.sqrt().float()
+        return Fit({"mean": mean[None], "std": std[None], "tissue": share[None]}, n)
 
     def find(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         """The absolute z-score; the pseudo-healthy volume is the deformed atlas mean."""
-        mean, std = (self.learnt.tensors[name][0].float() for name in ("mean", "std"))
+        known = {name: t[0].float() for name, t in self.learnt.tensors.items()}
         x, inside = example.x[0].float().cpu(), example.foreground[0].cpu()
-        spacing = example.spacing_mm
-        if mean.shape != x.shape:
+        spacing, shape = example.spacing_mm, known["mean"].shape
+        if shape != x.shape:
             raise ValueError(
-                f"fitted atlas_deformed: expected a volume on the atlas grid "
-                f"{tuple(mean.shape)}, got {tuple(x.shape)}; align the volume first."
+                f"fitted atlas_deformed: expected a volume on the atlas grid {tuple(shape)}, got "
+                f"{tuple(x.shape)}; align the volume first."
             )
-        v = self._velocity(mean, x, inside, spacing)
-        near, unit = (bent(y, v, spacing_mm=spacing) for y in (mean, std))
+        moved = self._affine(known, x, inside, spacing)
+        v = self._velocity(moved["mean"], x, inside, spacing)
+        moved = {name: bent(t, v, spacing_mm=spacing) for name, t in moved.items()}
+        near, unit = moved["mean"], moved["std"]
         if self.match:
-            near = torch.stack([matched(m, y, inside=inside[0]) for m, y in zip(near, x, strict=True)])
+            pairs = zip(near, x, strict=True)
+            near = torch.stack([matched(m, y, inside=inside[0]) for m, y in pairs])
         middle = inside_quantile(unit[None], 0.5, foreground=inside[None].expand_as(unit[None]))
         unit = unit + (self.floor * middle if middle > 0 else 1.0)
-        a = ((x - near).abs() / unit).mean(dim=0, keepdim=True) * inside
-        shrunk = log_jacobian(displacement_of(v, spacing_mm=spacing), spacing_mm=spacing)
+        a = ((x - near).abs() / unit).mean(dim=0, keepdim=True) * moved["tissue"] * inside
+        larger = log_jacobian(displacement_of(v, spacing_mm=spacing), spacing_mm=spacing)
         like = example.x
-        return RawLocalization(
-            a[None].to(like), near[None].to(like), {"log_jacobian": shrunk[None].to(like)}
+        trace = {"log_jacobian": larger[None].to(like)}
+        return RawLocalization(a[None].to(like), near[None].to(like), trace)
+
+    def _affine(
+        self,
+        known: Mapping[str, Tensor],
+        x: Float[Tensor, "c d h w"],
+        inside: Bool[Tensor, "1 d h w"],
+        spacing_mm: tuple[float, float, float],
+    ) -> dict[str, Tensor]:
+        """The atlas on the volume's grid, after the affine map that fits best."""
+        d, h, w = x.shape[1:]
+        grid = Grid((d, h, w), np.diag([*spacing_mm, 1.0]))
+        brain = (known["tissue"][0] > 0.5).numpy()
+        matrix = align_affine(
+            RegistrationVolume(known["mean"].mean(0).numpy(), brain, grid),
+            RegistrationVolume(x.mean(0).numpy(), inside[0].numpy(), grid),
+            skull=False,
         )
+        source = Grid(grid.shape, matrix @ grid.affine)
+        fills = {"mean": BACKGROUND, "std": 0.0, "tissue": 0.0}
+        return {n: onto(t, source, grid, fill=fills[n])[0] for n, t in known.items()}
 
     def _velocity(
         self,
