@@ -89,7 +89,7 @@ class Preprocess(Section):
     spacing_mm: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     intensity: Component = "percentile"
-    centre: Literal["foreground", "volume"] = "foreground"
+    centre: Literal["foreground", "volume"] | tuple[float, float, float] = "foreground"
 
     def spacing(self) -> tuple[float, float, float] | None:
         """Spacing along d, h, w; one number means the same along all."""
