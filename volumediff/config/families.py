@@ -75,6 +75,8 @@ FAMILIES = {
         _module("ensemble", "anomaly.ensemble", "Ensemble"),
         _module("post", "anomaly.post", "Post"),
         _module("threshold", "anomaly.threshold", "Threshold"),
+        _module("tail", "anomaly.tails", "Tail"),
+        _module("combination", "anomaly.combinations", "Combination"),
         _module("score", "anomaly.score", "Score"),
         _module("normalization", "anomaly.normalization", "Normalization"),
         _module("adaptation", "anomaly.adaptation", "Adaptation"),
