@@ -3,10 +3,10 @@
 These are what the commands `localize`, `segment` and `sample` call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from volumediff.api.arguments import Place, Report, silent
 from volumediff.api.options import localize_options, sample_options, segment_options
 from volumediff.api.run import Run
 from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from volumediff.outputs.batch import Summary
 
 __all__ = ["localize_files", "sample_files", "segment_files"]
-
-Place = Path | str
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Progress lines that nobody asked for."""
 
 
 def localize_files(
@@ -41,7 +34,7 @@ def localize_files(
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     overwrite: bool = False,
     progress: Report | None = None,
-    report: Report = _silent,
+    report: Report = silent,
     **components: Any,
 ) -> "Summary":
     """Localizes anomalies in many files and writes the results; finished cases are skipped.

@@ -1,11 +1,12 @@
 """Functions that need no loaded run: train, plan, check, prepare, restore, evaluate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from volumediff.api.arguments import Place, Report, silent
 from volumediff.api.overrides import words_of
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from volumediff.settings.run_config import RunConfig
 
 __all__ = ["check", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
-
-Place = Path | str
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Progress lines that nobody asked for."""
 
 
 def run_config(
@@ -259,7 +253,7 @@ def evaluate(
     seed: int = 0,
     allow_seen: bool = False,
     same_names: bool = False,
-    report: Report = _silent,
+    report: Report = silent,
 ) -> "list[MethodResult]":
     """Compares maps of one or more methods with truth masks.
 
@@ -304,14 +298,9 @@ def evaluate(
     if output is None:
         return found
     from volumediff.reporting.curves import write_curves
+    from volumediff.storage.folder import made
 
-    target = Path(output)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{target}: cannot be written ({error.strerror}); choose another folder."
-        ) from None
+    target = made(output)
     write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(found)})
     pictures = write_curves(target, found)
     if html:

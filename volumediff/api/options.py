@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from volumediff.api.arguments import Place
 from volumediff.api.overrides import words_of
 from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
 
 __all__ = ["localize_options", "sample_options", "segment_options"]
-
-Place = Path | str
 
 
 def localize_options(

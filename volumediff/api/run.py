@@ -8,11 +8,12 @@ Nothing heavy is imported before a run is loaded, and nothing is written unless 
 with one exception: a calibration that a method needs is kept in the run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from volumediff.api.arguments import Place, Report, silent
 from volumediff.api.options import localize_options, sample_options, segment_options
 from volumediff.api.overrides import words_of
 from volumediff.errors import UsageError
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
     from volumediff.tuning.tuned import Tuned
 
 __all__ = ["Run", "load"]
-
-Place = Path | str
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Progress lines that nobody asked for."""
 
 
 def load(
@@ -103,7 +97,7 @@ class Run:
         seed: int = LocalizeOptions.seed,
         trace: bool = LocalizeOptions.trace,
         calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "LocalizationResult":
         """Localizes anomalies in one image; the result is in the image's own voxel order.
@@ -248,7 +242,7 @@ class Run:
         volumes: int | None = None,
         truth: Literal["synthetic", "label"] = "synthetic",
         seed: int = LocalizeOptions.seed,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "Calibration":
         """Fits a method's normalization and thresholds on the run's own healthy volumes, and keeps
@@ -281,7 +275,7 @@ class Run:
         channels: Sequence[str] | None = LocalizeOptions.channels,
         volumes: int | None = None,
         seed: int = LocalizeOptions.seed,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "SiteCalibration":
         """Fits a method's thresholds on healthy volumes of another site, and stores them in the
@@ -329,7 +323,7 @@ class Run:
         truth: Literal["synthetic", "label"] = "synthetic",
         budget: "Budget | None" = None,
         seed: int = LocalizeOptions.seed,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "tuple[Tuned, Path]":
         """Chooses a method's noise level, guidance strength and widths on the run's validation
