@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from volumediff.api.arguments import Place, Report, silent
+from volumediff.api.layouts import known_layout
 from volumediff.api.options import localize_options, sample_options, segment_options
 from volumediff.api.overrides import words_of
 from volumediff.errors import UsageError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from volumediff.anomaly.calibration import Calibration
     from volumediff.api.results import LocalizationResult, SegmentationResult
     from volumediff.calibration.site import SiteCalibration
+    from volumediff.data.survey import Spec
     from volumediff.data.volume import Volume
     from volumediff.runs.trained import Trained
     from volumediff.tuning.search import Budget, Grids
@@ -90,6 +92,7 @@ class Run:
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
         channels: Sequence[str] | None = LocalizeOptions.channels,
+        layout: "Spec" = LocalizeOptions.layout,
         region: Any = None,
         saliency: Any = None,
         site: Place | None = LocalizeOptions.site,
@@ -113,6 +116,7 @@ class Run:
             overrides: `component.argument=value` overrides that change the method
             classifier: run of a classifier of noisy states, for methods that need one
             channels: names of the images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
             region: mask of what is to be redrawn, for methods such as `inpaint_given`
             saliency: map that takes the place of the method's first pass
             site: healthy volumes of the site that the image is of; its thresholds are used
@@ -137,6 +141,7 @@ class Run:
             components,
             classifier=classifier,
             channels=channels,
+            layout=layout,
             site=site,
             calibration_volumes=calibration_volumes,
             seed=seed,
@@ -154,6 +159,7 @@ class Run:
             image,
             channels=channels,
             attributes=attributes,
+            layout=layout,
             region=region,
             saliency=saliency,
         )
@@ -166,6 +172,7 @@ class Run:
         method: Place = SegmentOptions.method,
         overrides: Sequence[str] = SegmentOptions.overrides,
         channels: Sequence[str] | None = SegmentOptions.channels,
+        layout: "Spec" = SegmentOptions.layout,
         attributes: Mapping[str, str | float] | None = None,
         seed: int = SegmentOptions.seed,
         **components: Any,
@@ -177,6 +184,7 @@ class Run:
             method: name of a segmentation method that ships with the package, or a YAML file
             overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
             attributes: age and the like, for runs that are conditioned on them
             seed: random seed
             components: of the method, such as `samples=10`
@@ -189,9 +197,13 @@ class Run:
         from volumediff.api.results import SegmentationResult
         from volumediff.inference.segment import segmenting
 
-        options = segment_options(method, overrides, components, channels=channels, seed=seed)
+        options = segment_options(
+            method, overrides, components, channels=channels, layout=layout, seed=seed
+        )
         work = segmenting(self.trained, options)
-        examination = examined(self.trained, image, channels=channels, attributes=attributes)
+        examination = examined(
+            self.trained, image, channels=channels, attributes=attributes, layout=layout
+        )
         return SegmentationResult(work(examination))
 
     def sample(
@@ -273,6 +285,7 @@ class Run:
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
         channels: Sequence[str] | None = LocalizeOptions.channels,
+        layout: "Spec" = LocalizeOptions.layout,
         volumes: int | None = None,
         seed: int = LocalizeOptions.seed,
         report: Report = silent,
@@ -284,6 +297,7 @@ class Run:
         Arguments:
             site: folder or datalist of healthy volumes
             channels: names of the images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
             volumes: most volumes of the site to use; None takes all
             others: as for `calibrate`
 
@@ -297,7 +311,7 @@ class Run:
         from volumediff.calibration.site import SiteCalibration, find_site, site_calibration
 
         row = self._row(method, overrides, components, classifier, report)
-        place = find_site(self.trained, site, channels=channels)
+        place = find_site(self.trained, site, channels=channels, layout=known_layout(layout))
         own = calibration_for(self.trained, row, str(method), seed=seed, report=report)
         found, drift = site_calibration(
             self.trained,
