@@ -82,6 +82,7 @@ class Fluid(Corruption):
     """
 
     kind: ClassVar[str] = "fluid"
+    distracts: ClassVar[bool] = True
     count: tuple[int, int] = (1, 5)
     volume_ml: Pair = (0.03, 50.0)
     transport: float = 1.5
