@@ -39,6 +39,7 @@ from volumediff.findings.written import Written
 from volumediff.metrics.calibration_error import Probability
 from volumediff.metrics.cluster_inference import tail_probability
 from volumediff.metrics.components import labelled
+from volumediff.outputs.export import share_of
 
 __all__ = ["case_findings", "components"]
 
@@ -153,6 +154,7 @@ def _finding(
             healthy_tail=None if tail is None else tail.probability,
             relative_uncertainty=relative,
         ),
+        shares=_shares(written, at),
     )
 
 
@@ -179,6 +181,13 @@ def _tail(
 def _healthy(facts: Mapping[str, Any]) -> HealthyFindings | None:
     rates = facts.get("healthy_rates")
     return None if not rates else HealthyFindings(**rates)
+
+
+def _shares(written: Written, at: tuple[np.ndarray, ...]) -> dict[str, float]:
+    """What each member of a fusion adds to a finding; nothing where none adds anything."""
+    sums = {n: float(a[at].sum(dtype=np.float64)) for n, a in written.contributions.items()}
+    found = {name: share_of(name, sums) for name in sums}
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def _place(
