@@ -68,6 +68,7 @@ FAMILIES = {
         _folder("fitted", "anomaly.fitted", "Fitted"),
         _folder("segmenter", "segmentation", "Segmenter"),
         _module("intensity", "data.intensity", "Intensity"),
+        _module("contrast", "data.contrasts", "Contrast"),
         _module("region", "data.regions", "Region"),
         _module("noise", "noise", "Noise"),
         _module("selector", "anomaly.selectors", "Selector"),
