@@ -22,6 +22,7 @@ from pydantic import (
 
 from volumediff.config import build, named, suggestion
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.drawing import Drawing
 from volumediff.data.survey import AUTO
 
 __all__ = [
@@ -96,6 +97,20 @@ class Preprocess(Section):
         return (spacing,) * 3 if isinstance(spacing, float) else spacing
 
 
+class Drawn(Section):
+    """Training samples that are drawn from label maps: see `volumediff.data.drawing`.
+
+    `label_maps` is a folder of label maps with FreeSurfer's numbers, `share` the share of the
+    training samples that is drawn; the others are volumes of the data set. Volumes for validation
+    and calibration are never drawn.
+    """
+
+    label_maps: Path
+    share: Share = 0.5
+    contrast: Component = "tissue"
+    drawing: Annotated[Drawing, declared(Drawing)] = Drawing()
+
+
 class SplitRule(Section):
     """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
     of the cases (participants.tsv), and draws the validation part from training if none is named.
@@ -122,6 +137,7 @@ class Data(Section):
     population: PopulationSection = PopulationSection()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, declared(Augmentation)] | None = None
+    drawn: Drawn | None = None
     split: SplitRule = SplitRule()
     cache: Path | None = None
     workers: NonNegativeInt = 0

@@ -11,6 +11,7 @@ from typing import Any
 from volumediff.errors import DataError
 
 __all__ = [
+    "ASSOCIATED_WORD",
     "AUXILIARY_WORDS",
     "IMAGE_WORDS",
     "LABEL_WORDS",
@@ -34,6 +35,8 @@ LABEL_WORDS = frozenset(
     "mask label labels seg segm segmentation dseg lesion lesions roi gt truth tumor tumour "
     "organs annotation".split()
 )
+# The label of what goes with lesions and is none: oedema, mass effect, atrophy.
+ASSOCIATED_WORD = "associated"
 # Helpers that are neither image nor truth.
 AUXILIARY_WORDS = frozenset("brainmask brain_mask foreground bodymask bet".split())
 # Folders that are looked at to recognise a data set: the folders that hold its parts come first,
