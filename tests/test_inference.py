@@ -416,7 +416,7 @@ def test_figures_of_maps_are_those_of_scikit_learn(tmp_path):
     assert value["voxel_ap"] == pytest.approx(np.mean(aps), rel=1e-3)
     assert value["voxel_auroc"] == pytest.approx(np.mean(aurocs), rel=1e-3)
     assert value["dice_validation"] == pytest.approx(np.mean(dices), rel=1e-6)
-    assert value["lesion_detection"] == 1
+    assert value["found_by_recall"] == 1
     everything = [(s[f > 0], y[f > 0]) for s, y, f in known.values()]
     pooled = average_precision_score(
         np.concatenate([y for _, y in everything]), np.concatenate([s for s, _ in everything])

@@ -36,6 +36,8 @@ CONTRACTS = {
     "post": "posts",
     "threshold": "thresholds",
     "score": "scores",
+    "tail": "fusions",
+    "combination": "fusions",
     "normalization": "normalizations",
     "adaptation": "adaptations",
     "baseline": "methods",

@@ -12,7 +12,7 @@ from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Keyed, Order, Samples
-from volumediff.samples.sources import gather
+from volumediff.samples.sources import drawn_volumes, gather
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
 from volumediff.settings.run_config import RunConfig
@@ -87,7 +87,12 @@ def prepare(
         task=task,
         samples=replace(
             fitted,
-            dataset=replace(fitted.dataset, **cut, augment=config.data.augmentation),
+            dataset=replace(
+                fitted.dataset,
+                **cut,
+                augment=config.data.augmentation,
+                drawn=drawn_volumes(config, accelerator, cache),
+            ),
             held=replace(fitted.held, **cut),
         ),
         batch_size=config.optim.batch_size,

@@ -28,9 +28,11 @@ IMAGE = "image"
 class Table(Layout):
     """`id`, one column `image:CHANNEL` per channel (or `image` alone), and what is known.
 
-    `label` is the file of the mask, if there is one, `patient` keeps examinations together (else
-    the id tells, `p07_visit2`), and every other column is an attribute. Paths are relative to the
-    table and stay below its folder; empty cells mean that there is no such file or value.
+    `label` is the file of the mask, if there is one, `lesions` and `ignored` name its values
+    (`1 3`) that are lesions and that are neither lesion nor healthy, `associated` is the file of
+    associated changes. `patient` keeps examinations together (else the id tells,
+    `p07_visit2`), and every other column is an attribute. Paths are relative to the table and stay
+    below its folder; empty cells mean that there is no such file or value.
     """
 
     rank: ClassVar[int] = LISTED
@@ -67,10 +69,31 @@ def _case(root: Path, row: dict[str, str], channels: dict[str, str]) -> Case:
         raise DataError("expected an id, the cell is empty.")
     images = {channel: _file(root, row[n]) for n, channel in channels.items() if row.get(n)}
     label = _file(root, row["label"]) if row.get("label") else None
-    known = {"id", "label", "patient", *channels}
+    associated = _file(root, row["associated"]) if row.get("associated") else None
+    known = {"id", "label", "lesions", "ignored", "associated", "patient", *channels}
     attributes = {k: number(v) for k, v in row.items() if k not in known and v not in ("", "n/a")}
     patient = row.get("patient") or patient_of(row["id"])
-    return Case(row["id"], patient, images, label, attributes)
+    lesions, ignored = (_values(row.get(name, ""), name) for name in ("lesions", "ignored"))
+    return Case(
+        row["id"],
+        patient,
+        images,
+        label,
+        attributes,
+        lesions or None,
+        ignored,
+        associated=associated,
+    )
+
+
+def _values(cell: str, name: str) -> tuple[int, ...]:
+    """The whole numbers in a cell."""
+    try:
+        return tuple(int(word) for word in cell.split())
+    except ValueError as error:
+        raise DataError(
+            f"{name}: expected values of the label with blanks between, got {cell!r}."
+        ) from error
 
 
 def _file(root: Path, name: str) -> Path:
