@@ -199,8 +199,9 @@ class Conformal(Threshold):
         k = math.ceil(round((n + 1) * self.probability, 9))
         if k > n:
             raise ValueError(
-                f"threshold conformal: expected at least {self.least_volumes} healthy calibration volumes for "
-                f"probability {self.probability:g}, got {n}; lower threshold.probability."
+                f"threshold conformal: expected at least {self.least_volumes} healthy calibration "
+                f"volumes for probability {self.probability:g}, got {n}; "
+                "lower threshold.probability."
             )
         return sorted(threshold_at_fpr(h, self.rate) for h in calibration.each)[k - 1]
 
