@@ -29,8 +29,8 @@ class Folder(Layout):
     A name that ends with a label word (mask, seg, ...) is the case's label, one that ends with
     `associated` its label of associated changes; one that ends with no such word and no channel
     is a case with the one channel `image`. Names that are nothing but such a word (T1w.nii.gz,
-    mask.nii.gz) belong to the case that the folder is named after. A case folder may also hold one
-    DICOM series.
+    mask.nii.gz) belong to the case that the folder is named after. A case folder may also hold
+    one DICOM series.
     """
 
     rank: ClassVar[int] = ANYTHING
