@@ -59,7 +59,7 @@ def _interval(rows: Results, name: str, sign: str = "") -> str:
         return ""
     patients = [r["patient"] for r in rows]
     i = bootstrap([r[name] for r in rows], _mean, patients=patients, replicates=REPLICATES)
-    if len(set(patients)) < 3:
+    if not np.isfinite(i.low):  # too few patients
         return f"{i.value:{sign}.3f}"
     return f"{i.value:{sign}.3f} ({i.low:{sign}.3f} to {i.high:{sign}.3f})"
 

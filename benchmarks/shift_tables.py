@@ -63,7 +63,7 @@ def _interval(rows: Results, values: Sequence[float], sign: str = "") -> str:
         return ""
     subjects = [str(r["subject"]) for r in rows]
     i = bootstrap(list(values), _mean, patients=subjects, replicates=REPLICATES)
-    if len(set(subjects)) < 3:
+    if not np.isfinite(i.low):  # too few subjects
         return f"{i.value:{sign}.3f}"
     return f"{i.value:{sign}.3f} ({i.low:{sign}.3f} to {i.high:{sign}.3f})"
 

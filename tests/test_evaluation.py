@@ -11,9 +11,17 @@ from tiny_app import base, program, run, save, write_cases
 from volumediff.anomaly._disagreement import Spread
 from volumediff.anomaly.calibration import Calibration
 from volumediff.calibration.of_run import load_method
-from volumediff.errors import UsageError
+from volumediff.data.volume import read
+from volumediff.errors import DataError, UsageError
+from volumediff.evaluation.confounding import confounding
 from volumediff.evaluation.evaluate import evaluate
-from volumediff.evaluation.summary import gap_lines, measure_table, size_table
+from volumediff.evaluation.summary import (
+    case_table,
+    confounded_lines,
+    gap_lines,
+    measure_table,
+    size_table,
+)
 from volumediff.evaluation.to_json import to_json
 from volumediff.evaluation.truths import find_truths
 from volumediff.inference.cost import counted
@@ -130,7 +138,8 @@ def test_figures_are_those_of_the_parts(tmp_path):
     plain = json.loads(json.dumps(to_json([result])))["m"]["cases"][0]
     assert plain["lesions"]["false_positives"] == len(result.cases[0].lesions.false_scores) > 0
     assert "false_scores" not in plain["lesions"]
-    assert result.measures["caci"].low <= value["caci"] <= result.measures["caci"].high
+    assert np.isnan(result.measures["caci"].low)  # three of six patients have a lesion
+    assert result.measures["seconds"].low < value["seconds"] < result.measures["seconds"].high
 
 
 def test_what_was_not_looked_at_is_least_certain(tmp_path):
@@ -210,7 +219,7 @@ def test_what_is_missing_is_left_out_and_said(tmp_path):
         assert word in lines[0]
     for name in ("froc", "box_ap", "ece", "aurc", "rqi", "ahi", "caci", "seconds"):
         assert np.isnan(result.measures[name].value), name
-    headings = [name for name, _ in measure_table([result])[0]]
+    headings = [line.heading for line in measure_table([result])]
     assert "voxel AP" in headings
     assert not [h for h in headings if h.startswith(("FROC", "box", "ECE", "AURC", "RQI"))]
     assert write_curves(tmp_path, [result]) == []
@@ -280,10 +289,177 @@ def test_lesions_are_told_apart_by_size(tmp_path):
     # 6 x 6 x {2, 4, 6} voxels of 0.064 ml
     assert [s.name for s in result.sizes] == ["1 to 10 ml", "from 10 ml"]
     assert [s.stratum.lesions for s in result.sizes] == [2, 1]
-    assert [s.rate.value for s in result.sizes] == [1, 0]
-    rows, best = size_table([result])
-    assert rows[0][0] == "lesions 1 to 10 ml (2)"
-    assert best == [None, None]
+    assert [s.by_recall.value for s in result.sizes] == [1, 0]
+    lines = size_table([result])
+    assert [line.heading for line in lines] == [
+        "1 to 10 ml (2), IoU",
+        "1 to 10 ml (2), recall",
+        "from 10 ml (1), IoU",
+        "from 10 ml (1), recall",
+    ]
+    assert [line.best for line in lines] == [None] * 4
+
+
+def replace_sidecar(folder, case, **facts):
+    path = folder / f"{case}_desc-anomaly_map.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+def test_one_volume_under_two_names_is_refused(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth", cases=3)
+    for case in ("p0", "p2"):
+        inputs = {"T1w": {"file": f"{case}.nii.gz", "sha256": "a59d"}}
+        replace_sidecar(tmp_path / "m", case, inputs=inputs)
+    with pytest.raises(DataError, match="every volume once, got p0 and p2 of the same file"):
+        evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    other = {"T1w": {"file": "p2.nii.gz", "sha256": "b60e"}}
+    replace_sidecar(tmp_path / "m", "p2", inputs=other)
+    evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+
+
+def test_a_score_that_knows_the_scanner_is_confounded(tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth", cases=12)
+    for i in range(12):  # perfect scores between the scanners, none within
+        replace_sidecar(tmp_path / "m", f"p{i}", score=float(i % 2 == 0))
+
+    def found(scanner):
+        rows = ["participant_id\tScanner", *(f"p{i}\t{scanner(i)}" for i in range(12))]
+        (tmp_path / "truth" / "participants.tsv").write_text("\n".join(rows) + "\n")
+        (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=5)
+        headings = [line.heading for line in measure_table([result])]
+        return headings, confounded_lines([result]), to_json([result])["m"]["confounding"]
+
+    headings, lines, plain = found(lambda i: "A" if i % 2 else "B")
+    assert "volume AUROC, CONFOUNDED" in headings
+    assert "  within one scanner" not in headings
+    assert lines == [
+        "The volume AUROC is confounded with scanner: scanner alone reaches 1.00, and no sick "
+        "volume shares it with a healthy one."
+    ]
+    assert plain[0]["confounded"] is True
+    headings, lines, plain = found(lambda i: "AB"[i // 6])
+    assert "volume AUROC" in headings
+    assert lines == []
+    assert plain[0]["alone"] == 0.5
+    headings, lines, _ = found(lambda i: "B" if i in (1, *range(0, 12, 2)) else "A")
+    assert "volume AUROC, CONFOUNDED" in headings
+    assert "  within one scanner" in headings
+    assert "17% of the pairs" in lines[0]
+    (tmp_path / "truth" / "participants.tsv").unlink()
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    assert "is not known" in confounded_lines([result])[0]
+
+
+def test_confounding_is_that_of_scikit_learn_and_of_all_pairs():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(3)
+    abnormal = rng.random(40) < 0.4
+    of = [{"site": str(s)} if s else {} for s in rng.integers(0, 4, 40)]
+    scores = rng.integers(0, 6, 40).astype(float)
+    (got,) = confounding(scores.tolist(), abnormal.tolist(), of)
+    names = np.array([o.get("site", "") for o in of])
+    rates = [abnormal[names == g].mean() for g in names]
+    assert got.alone == pytest.approx(roc_auc_score(abnormal, rates))
+    pairs = [(i, j) for i in np.flatnonzero(abnormal) for j in np.flatnonzero(~abnormal)]
+    same = [(i, j) for i, j in pairs if names[i] == names[j]]
+    wins = [(scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]) for i, j in same]
+    assert got.within == pytest.approx(np.mean(wins))
+    assert got.pairs == pytest.approx(len(same) / len(pairs))
+    assert confounding([1.0, 2.0], [True, True], [{"site": "a"}] * 2) == []
+
+
+def test_every_figure_has_its_paired_difference_to_the_references(tmp_path):
+    for name in ("scan", "atlas", "intensity"):
+        write_outputs(tmp_path / name, tmp_path / "truth", cases=12)
+    for i in range(0, 12, 2):  # the atlas misses everything, by the same voxels
+        path = tmp_path / "atlas" / f"p{i}_desc-anomaly_mask.nii.gz"
+        save(path, np.zeros(SHAPE, np.uint8), AFFINE)
+    folders = [tmp_path / name for name in ("scan", "atlas", "intensity")]
+    results = evaluate(folders, tmp_path / "truth", replicates=30)
+    assert [set(r.differences) for r in results] == [
+        {"atlas", "intensity"},
+        {"intensity"},
+        {"atlas"},
+    ]
+    scan = results[0]
+    for name in ("voxel_ap", "found_by_recall", "excess_ml"):
+        mine, theirs = (r.measures[name] for r in results[:2])
+        got = scan.differences["atlas"][name,]
+        assert got.value == pytest.approx(mine.value - theirs.value)
+        assert got.low <= got.value <= got.high
+    same = scan.differences["intensity"]["voxel_ap",]
+    assert (same.value, same.low, same.high) == (0, 0, 0)  # paired: no noise of the patients
+    assert scan.measures["voxel_ap"].high > scan.measures["voxel_ap"].low
+    assert ("seconds",) not in scan.differences["atlas"]
+    for line in (*measure_table(results), *size_table(results)):
+        if line.heading not in ("network calls", "seconds") and "wait" not in line.heading:
+            assert set(line.differences) in ({"atlas", "intensity"}, set()), line.heading
+    alone = evaluate([tmp_path / "scan"], tmp_path / "truth", replicates=0)
+    assert alone[0].differences == {}
+
+
+def test_few_patients_are_listed_instead_of_an_interval(program, tmp_path):
+    write_outputs(tmp_path / "m", tmp_path / "truth", cases=6)
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=50)
+    for name in ("voxel_ap", "found_by_iou", "lesion_f1", "volume_auroc"):
+        assert np.isnan(result.measures[name].low), name  # three patients have a lesion
+    assert np.isfinite(result.measures["false_positives"].low)  # six patients
+    rows = case_table([result])
+    assert [row.case for row in rows] == [f"p{i}" for i in range(6)]
+    assert rows[0].found.endswith("of 1")
+    code, said, _ = program("evaluate", tmp_path / "m", "--truth", tmp_path / "truth", "--report")
+    assert code == 0
+    assert "Cases (found by IoU, by recall)" in said
+    assert "Fewer than 5 patients have lesions: no interval is given" in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 80 + len(str(tmp_path))
+    assert "Volume by volume" in (tmp_path / "m" / "report.html").read_text()
+
+
+def test_tables_fit_80_columns_with_many_methods(program, tmp_path):
+    names = ("a_method_with_a_long_name", "atlas", "intensity", "scan", "thor")
+    for name in names:
+        write_outputs(tmp_path / name, tmp_path / "truth", cases=12)
+    folders = [tmp_path / name for name in names]
+    code, said, _ = program("evaluate", *folders, "--truth", tmp_path / "truth")
+    assert code == 0
+    assert max(map(len, said.splitlines())) <= 80
+    assert "Values: minus atlas, paired" in said
+    assert "Lesions found, by size: minus intensity, paired" in said
+    assert "+0.000..+0.000" in said
+
+
+def test_associated_changes_are_in_no_figure_but_their_own(tmp_path):
+    known = write_outputs(tmp_path / "m", tmp_path / "truth", cases=6)
+    rng = np.random.default_rng(2)
+    for case, (_, lesion, *_) in known.items():
+        around = (rng.random(SHAPE) < 0.3) | lesion
+        save(tmp_path / "truth" / f"{case}_associated.nii.gz", around.astype(np.uint8) * 3, AFFINE)
+    (before,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    for case, (scores, *_) in known.items():  # the map says anything of them
+        around = find_truths(tmp_path / "truth")[case].marks(
+            read(tmp_path / "m" / f"{case}_desc-anomaly_map.nii.gz")
+        )
+        assert not (around.ignored & around.lesion).any()
+        changed = np.where(around.ignored.numpy(), rng.uniform(0, 5, SHAPE), scores)
+        changed[0] = 0
+        save(
+            tmp_path / "m" / f"{case}_desc-anomaly_map.nii.gz",
+            changed.astype(np.float32),
+            AFFINE,
+        )
+    (after,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
+    for name in ("voxel_ap", "voxel_auroc", "dice_validation", "found_by_iou", "excess_ml"):
+        assert after.measures[name].value == pytest.approx(before.measures[name].value), name
+    share = before.measures["associated"].value
+    masks = {case: values[3] for case, values in known.items()}
+    shares = []
+    for case, mask in masks.items():
+        marks = find_truths(tmp_path / "truth")[case].marks(
+            read(tmp_path / "m" / f"{case}_desc-anomaly_map.nii.gz")
+        )
+        shares.append(mask[marks.ignored.numpy()].mean())
+    assert share == pytest.approx(np.mean(shares))
 
 
 def test_curves_are_png_and_repeatable(tmp_path):

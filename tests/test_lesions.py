@@ -20,6 +20,26 @@ def grid(*points, shape=(8, 8, 8)):
     return m
 
 
+def simple(
+    *, volumes_ml=(), found=(), candidates=None, false=0, marked_ml=0.0, scores=(), wrong=()
+):
+    """Lesions that are found by exactly their own candidate, or not at all."""
+    ious = tuple(float(f) for f in found)
+    return les.Lesions(
+        tuple(volumes_ml),
+        ious,
+        ious,
+        tuple(0.0 if f else 1.0 for f in found),
+        0,
+        0,
+        sum(found) + false if candidates is None else candidates,
+        false,
+        marked_ml,
+        tuple(scores),
+        np.array(wrong, dtype=float),
+    )
+
+
 def test_lesions_by_hand():
     # Two lesions: a corner-connected pair (one under 26 neighbours) and a bar of four.
     truth = grid((0, 0, 0), (1, 1, 1), (5, 5, 2), (5, 5, 3), (5, 5, 4), (5, 5, 5))
@@ -30,63 +50,189 @@ def test_lesions_by_hand():
     scores[7, 0, 0], scores[0, 7, 7], scores[1, 6, 2] = 0.7, 0.6, 0.8
     got = les.lesions(mask, truth, spacing_mm=(10.0, 2.0, 3.0), scores=scores)
     assert got.volumes_ml == pytest.approx((0.12, 0.24))
+    assert got.ious == pytest.approx((0.0, 1 / 5))  # 1 of 4 + 2 - 1
     assert got.recalls == (0.0, 0.25)
-    assert got.detected == (False, True)
-    assert got.false_positives == 3
+    assert got.outside == (1.0, 0.5)
+    assert got.by_iou == got.by_recall == (False, True)
+    assert (got.candidates, got.false_positives, got.merged, got.split) == (4, 3, 0, 0)
+    assert got.marked_ml == pytest.approx(5 * 0.06)
     assert got.scores == pytest.approx((-math.inf, 0.9))
     assert sorted(got.false_scores) == pytest.approx([0.6, 0.7, 0.8])
-    strict = les.lesions(mask, truth, spacing_mm=UNIT, share=0.25, scores=scores)
-    assert strict.detected[1] is False
-    assert strict.scores[1] == -math.inf
-    assert strict.false_positives == 3  # it touches the lesion: not found, but no false alarm
-    assert les.lesions(mask, truth, spacing_mm=UNIT, share=0.24).detected[1] is True
-    clean = les.lesions(mask, grid(), spacing_mm=UNIT)
-    assert clean == les.Lesions((), (), (), 4)
-    with pytest.raises(ValueError, match="share: expected a number"):
-        les.lesions(mask, truth, spacing_mm=UNIT, share=1.0)
+    clean = les.lesions(mask, grid(), spacing_mm=(10.0, 10.0, 10.0))
+    assert clean == les.Lesions((), (), (), (), 0, 0, 4, 4, 5.0)
+    assert clean.excess_ml == 5.0  # nothing may be marked in a healthy volume
+
+
+def test_a_candidate_that_is_mostly_elsewhere_finds_nothing():
+    truth = grid((4, 4, 0), (4, 4, 1), (4, 4, 2))
+    row = [(4, 4, k) for k in range(8)] + [(3, 4, 6), (3, 4, 7)]  # ten voxels, three of them right
+    edge = les.lesions(grid(*row), truth, spacing_mm=UNIT)
+    assert edge.outside == pytest.approx((0.7,))
+    assert edge.by_recall == (True,)
+    assert edge.false_positives == 0
+    over = les.lesions(grid(*row, (3, 4, 5)), truth, spacing_mm=UNIT)
+    assert over.recalls == (1.0,)
+    assert over.by_recall == (False,)
+    assert over.false_positives == 1
+    assert over.by_iou == (True,)  # 3 of 11: the two ways are two figures
+
+
+def test_merged_and_split():
+    # One candidate through two lesions; the third lesion has two candidates.
+    truth = grid(*[(1, 1, k) for k in (0, 1, 3, 4)], *[(6, 6, k) for k in range(5)])
+    mask = grid(*[(1, 1, k) for k in range(5)], (6, 6, 0), (6, 6, 3), (6, 6, 4))
+    got = les.lesions(mask, truth, spacing_mm=UNIT)
+    assert (got.merged, got.split, got.candidates, got.false_positives) == (2, 1, 3, 0)
+    # one candidate is matched once: two fifths for one of the merged lesions, none for the other
+    assert got.ious == pytest.approx((2 / 5, 0.0, 2 / 5))
+    assert got.by_recall == (True, True, True)
+    assert les.lesion_f1([got]) == pytest.approx(2 * 2 / (3 + 3))
+    assert les.merged([got, simple()]) == 1.0
+    assert les.split([got, simple()]) == 0.5
+
+
+def test_associated_changes_are_neither_hit_nor_miss():
+    truth = grid((4, 4, 4), (4, 4, 5))
+    oedema = grid((4, 4, 3), (4, 4, 6), (4, 4, 7), (0, 0, 0), (0, 0, 1), (4, 4, 4))
+    # the candidate spreads over the oedema; one more lies in oedema by half, one by less
+    mask = grid(*[(4, 4, k) for k in range(3, 8)], (0, 0, 1), (0, 0, 2), (0, 7, 7))
+    got = les.lesions(mask, truth, spacing_mm=(10.0, 10.0, 10.0), ignored=oedema)
+    assert got.volumes_ml == pytest.approx((2.0,))  # lesion where both are marked
+    assert got.ious == (1.0,)
+    assert (got.candidates, got.false_positives) == (2, 1)
+    assert got.marked_ml == pytest.approx(3.0)
+    without = les.lesions(mask, truth, spacing_mm=(10.0, 10.0, 10.0))
+    assert without.ious == pytest.approx((2 / 5,))
+    assert (without.candidates, without.false_positives) == (3, 2)
 
 
 def test_figures_pool_the_lesions():
-    one = les.Lesions((0.05, 0.5, 20.0), (0.0, 0.5, 1.0), (False, True, True), 2)
-    clean = les.Lesions((), (), (), 3)
+    one = simple(volumes_ml=(0.05, 0.5, 20.0), found=(False, True, True), false=2, marked_ml=70.0)
+    clean = simple(false=3, marked_ml=8.0)
     cases = [one, clean]
-    assert les.detection_rate(cases) == pytest.approx(2 / 3)
-    assert les.lesion_recall(cases) == 0.5
+    assert les.found_by_iou(cases) == les.found_by_recall(cases) == pytest.approx(2 / 3)
     assert les.false_positives(cases) == 2.5
     assert les.lesion_f1(cases) == pytest.approx(4 / (2 + 3 + 5))
+    assert one.excess_ml == pytest.approx(70 - 3 * 20.55)
+    assert les.excess_ml(cases) == pytest.approx((70 - 3 * 20.55 + 8) / 2)
+    assert les.volume_matched_false_positives(cases) == pytest.approx(
+        (70 - 3 * 20.55 + 8) / 2 / (20.55 / 3)
+    )
     tiny, small, medium, large = les.stratified(cases)
-    assert (tiny.low_ml, tiny.high_ml, tiny.lesions, tiny.rate, tiny.recall) == (0, 0.1, 1, 0, 0)
-    assert (small.lesions, small.detected, small.rate, small.recall) == (1, 1, 1.0, 0.5)
+    assert (tiny.low_ml, tiny.high_ml, tiny.lesions, tiny.by_iou) == (0, 0.1, 1, 0)
+    assert (small.lesions, small.by_iou, small.by_recall) == (1, 1, 1)
     assert medium.lesions == 0
-    assert math.isnan(medium.rate)
-    assert math.isnan(medium.recall)
-    assert (large.low_ml, large.high_ml, large.rate) == (10, math.inf, 1.0)
-    on_the_edge = les.Lesions((0.1,), (1.0,), (True,), 0)
+    assert (large.low_ml, large.high_ml, large.by_recall) == (10, math.inf, 1)
+    on_the_edge = simple(volumes_ml=(0.1,), found=(True,))
     assert [s.lesions for s in les.stratified([on_the_edge])] == [0, 1, 0, 0]
-    assert math.isnan(les.detection_rate([clean]))
-    assert math.isnan(les.lesion_recall([clean]))
-    assert math.isnan(les.lesion_f1([clean]))
-    assert math.isnan(les.false_positives([]))
+    for nothing in (les.found_by_iou, les.found_by_recall, les.lesion_f1):
+        assert math.isnan(nothing([clean]))
+    assert math.isnan(les.volume_matched_false_positives([clean]))
+    for nothing in (les.false_positives, les.merged, les.split, les.excess_ml):
+        assert math.isnan(nothing([]))
 
 
-def test_matching_is_that_of_all_pairs():
-    # Brute force: every lesion against every candidate, as sets of voxels.
-    rng = np.random.default_rng(5)
-    for _ in range(10):
-        truth, mask = (torch.from_numpy(rng.random((6, 7, 5)) < 0.06) for _ in range(2))
-        scores = torch.from_numpy(rng.normal(size=truth.shape).astype(np.float32))
-        got = les.lesions(mask, truth, spacing_mm=UNIT, scores=scores)
-        wholes = [ndimage.label(m, structure=np.ones((3, 3, 3))) for m in (truth, mask)]
-        (ys, n), (ms, k) = wholes
-        peak = [scores.numpy()[ms == j].max() for j in range(1, k + 1)]
-        touched = [
-            [j for j in range(1, k + 1) if ((ys == i) & (ms == j)).any()] for i in range(1, n + 1)
+def brute_force(mask, truth, ignored, scores):
+    """Every lesion against every candidate, as sets of voxels."""
+    wholes = []
+    for m in (truth, mask):
+        labels, n = ndimage.label(m, structure=np.ones((3, 3, 3)))
+        wholes.append([set(zip(*np.nonzero(labels == i), strict=True)) for i in range(1, n + 1)])
+    lesions, every = wholes
+    right = set().union(*lesions)
+    void = set(zip(*np.nonzero(ignored), strict=True)) - right
+    every = [c for c in every if c & right or len(c & void) < len(c) / 2]
+    peaks = [max(scores[v] for v in c) for c in every]
+    every = [c - void for c in every]
+    false = [len(c - right) > 0.7 * len(c) for c in every]
+    touching = [[j for j, c in enumerate(every) if c & lesion] for lesion in lesions]
+    unions = [set().union(*(every[j] for j in js)) for js in touching]
+    recalls = [len(lesion & u) / len(lesion) for lesion, u in zip(lesions, unions, strict=True)]
+    outside = [len(u - right) / len(u) if u else 1.0 for u in unions]
+    ious = [0.0] * len(lesions)
+    pairs = [
+        (-len(lesion & c) / len(lesion | c), i, j)
+        for i, lesion in enumerate(lesions)
+        for j, c in enumerate(every)
+        if lesion & c
+    ]
+    free_l, free_c = set(range(len(lesions))), set(range(len(every)))
+    for iou, i, j in sorted(pairs):
+        if i in free_l and j in free_c:
+            ious[i] = -iou
+            free_l.remove(i)
+            free_c.remove(j)
+    found = [
+        max(peaks[j] for j in js if not false[j]) if r >= 0.1 and o <= 0.7 else -np.inf
+        for js, r, o in zip(touching, recalls, outside, strict=True)
+    ]
+    return {
+        "ious": ious,
+        "recalls": recalls,
+        "outside": outside,
+        "merged": sum(any(j in b for j in a for b in touching if b is not a) for a in touching),
+        "split": sum(len(js) > 1 for js in touching),
+        "candidates": len(every),
+        "false_positives": sum(false),
+        "marked_ml": sum(len(c) for c in every) / 1000,
+        "scores": found,
+        "false_scores": [p for p, f in zip(peaks, false, strict=True) if f],
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_matching_is_that_of_all_pairs(seed):
+    rng = np.random.default_rng(seed)
+    noise = [rng.random((7, 8, 6)) for _ in range(3)]
+    shares = (0.08, 0.12, 0.15) if seed % 2 else (0.05, 0.3, 0.2)
+    truth, mask, ignored = (n < share for n, share in zip(noise, shares, strict=True))
+    scores = rng.normal(size=truth.shape).astype(np.float32)
+    got = les.lesions(
+        *(torch.from_numpy(m) for m in (mask, truth)),
+        spacing_mm=UNIT,
+        ignored=torch.from_numpy(ignored),
+        scores=torch.from_numpy(scores),
+    )
+    for name, value in brute_force(mask, truth, ignored, scores).items():
+        assert getattr(got, name) == pytest.approx(value), name
+
+
+def test_candidates_are_the_components_that_findings_are():
+    from volumediff.findings.components import components
+
+    mask = np.random.default_rng(1).random((9, 9, 9)) < 0.1
+    got = les.lesions(torch.from_numpy(mask), grid(shape=mask.shape), spacing_mm=UNIT)
+    assert got.candidates == len(components(mask)) > 5
+
+
+def test_a_mask_over_everything_is_worse_than_a_modest_one_on_every_figure():
+    truth = torch.zeros((20, 20, 20), dtype=torch.bool)
+    truth[3:7, 3:7, 3:7] = truth[12:15, 12:15, 12:15] = True
+    modest = torch.zeros_like(truth)
+    modest[4:8, 4:8, 4:8] = modest[13:16, 12:15, 12:15] = True
+    cases = {
+        name: [
+            les.lesions(m, y, spacing_mm=UNIT, scores=m.float())
+            for m, y in ((mask, truth), (quiet, torch.zeros_like(truth)))
         ]
-        assert got.detected == tuple(bool(js) for js in touched)
-        expected = [max((peak[j - 1] for j in js), default=-np.inf) for js in touched]
-        assert got.scores == pytest.approx(expected)
-        free = set(range(1, k + 1)) - {j for js in touched for j in js}
-        assert got.false_scores == pytest.approx([peak[j - 1] for j in sorted(free)])
+        for name, mask, quiet in (
+            ("flood", torch.ones_like(truth), torch.ones_like(truth)),
+            ("modest", modest, torch.zeros_like(truth)),
+        )
+    }
+    for better in (les.found_by_iou, les.found_by_recall, les.lesion_f1, les.froc_score):
+        assert better(cases["modest"]) > better(cases["flood"]) == 0, better.__name__
+    for worse in (
+        les.false_positives,
+        les.excess_ml,
+        les.volume_matched_false_positives,
+        les.merged,
+    ):
+        assert worse(cases["flood"]) > worse(cases["modest"]) == 0, worse.__name__
+    assert les.split(cases["flood"]) == les.split(cases["modest"]) == 0
+    assert les.volume_matched_false_positives(cases["flood"]) > 100  # one component each
+    assert all(s.by_iou == s.by_recall == 0 for s in les.stratified(cases["flood"]))
+    assert sum(s.by_iou for s in les.stratified(cases["modest"])) == 2
 
 
 def made_up(rng, count=8):
@@ -95,13 +241,12 @@ def made_up(rng, count=8):
         n, wrong = int(rng.integers(0, 4)), int(rng.integers(0, 12))
         scores = np.where(rng.random(n) < 0.8, rng.normal(1, 1, n), -np.inf)
         cases.append(
-            les.Lesions(
-                tuple([1.0] * n),
-                tuple([1.0] * n),
-                tuple(np.isfinite(scores).tolist()),
-                wrong,
-                tuple(scores.tolist()),
-                rng.normal(0, 1, wrong),
+            simple(
+                volumes_ml=[1.0] * n,
+                found=np.isfinite(scores).tolist(),
+                false=wrong,
+                scores=scores.tolist(),
+                wrong=rng.normal(0, 1, wrong),
             )
         )
     return cases
@@ -131,10 +276,14 @@ def test_froc_is_that_of_monai(seed):
 
 def test_froc_by_thresholds():
     # Two volumes, three lesions, one never found; a lesion and a false positive at 0.5.
-    a = les.Lesions(
-        (1.0, 1.0), (1.0, 0.0), (True, False), 2, (0.9, -np.inf), np.array([0.95, 0.2])
+    a = simple(
+        volumes_ml=(1.0, 1.0),
+        found=(True, False),
+        false=2,
+        scores=(0.9, -np.inf),
+        wrong=(0.95, 0.2),
     )
-    b = les.Lesions((1.0,), (1.0,), (True,), 1, (0.5,), np.array([0.5]))
+    b = simple(volumes_ml=(1.0,), found=(True,), false=1, scores=(0.5,), wrong=(0.5,))
     curve = les.froc([a, b])
     np.testing.assert_allclose(curve.false_positives, [0, 0.5, 0.5, 0.5, 1.0, 1.5])
     np.testing.assert_allclose(curve.sensitivity, [0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
@@ -153,11 +302,11 @@ def test_froc_by_thresholds():
 
 
 def test_froc_needs_scores_and_lesions():
-    without = les.Lesions((1.0,), (1.0,), (True,), 0)
+    without = simple(volumes_ml=(1.0,), found=(True,))
     assert les.froc([without]) is None
     assert math.isnan(les.froc_score([without]))
-    assert les.froc([les.Lesions((), (), (), 1, (), np.array([0.3]))]) is None
-    unscored = les.Lesions((), (), (), 3)  # nobody knows where its false positives belong
-    perfect = les.Lesions((1.0,), (1.0,), (True,), 0, (3.0,))
+    assert les.froc([simple(false=1, wrong=(0.3,))]) is None
+    unscored = simple(false=3)  # nobody knows where its false positives belong
+    perfect = simple(volumes_ml=(1.0,), found=(True,), scores=(3.0,))
     assert les.froc_score([perfect]) == 1
     assert les.froc([perfect, unscored]) is None

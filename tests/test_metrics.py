@@ -177,16 +177,58 @@ def test_bootstrap_resamples_patients_and_is_keyed():
         return float(np.mean(values))
 
     values = [0.0] * 50 + [1.0] * 50
-    one = boot.bootstrap(values, mean, patients=["a"] * 50 + ["b"] * 50, seed=1)
-    assert (one.low, one.high) == (0, 1)  # two patients: the interval cannot be narrower
+    five = [name for name in "abcde" for _ in range(20)]
+    one = boot.bootstrap([float(p == "e") for p in five], mean, patients=five, seed=1)
+    assert one.value == 0.2
+    assert (one.low, one.high) == (0, 0.6)  # 0 to 3 of 5: binomial quantiles of n = 5, p = 1/5
     free = boot.bootstrap(values, mean, seed=1)
     assert 0.3 < free.low < free.high < 0.7
     assert free == boot.bootstrap(values, mean, seed=1)
     assert free != boot.bootstrap(values, mean, seed=2)
-    undefined = boot.bootstrap([1.0, math.nan], mean, seed=0, replicates=100)
+    undefined = boot.bootstrap([1.0] * 5 + [math.nan], mean, seed=0, replicates=100)
     assert math.isnan(undefined.value)
     assert 0 < undefined.replicates < 100
     assert math.isnan(boot.bootstrap([], mean).value)
+
+
+def test_no_interval_with_fewer_than_five_patients():
+    def mean(values):
+        return float(np.mean(values))
+
+    for count in (1, 2, 3, 4):
+        ci = boot.bootstrap(list(np.arange(count) + 0.0), mean)
+        assert ci.value == (count - 1) / 2
+        assert math.isnan(ci.low)
+        assert math.isnan(ci.high)
+        assert ci.replicates == 0
+    assert math.isfinite(boot.bootstrap([0.0, 1.0, 2.0, 3.0, 4.0], mean).low)
+    # volumes are no patients
+    assert math.isnan(boot.bootstrap([0.0, 1.0] * 10, mean, patients=["a", "b"] * 10).low)
+
+
+def test_differences_are_paired():
+    # What both methods find hard cancels: the difference of the means is the constant.
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=12)
+    patients = [f"p{i // 2}" for i in range(12)]
+
+    def of(values):
+        return boot.resampled(list(values), lambda v: float(np.mean(v)), patients=patients)
+
+    sure = boot.difference(of(hard + 0.25), of(hard)).interval()
+    assert (sure.value, sure.low, sure.high) == pytest.approx((0.25, 0.25, 0.25))
+    other = rng.normal(size=12)
+    joint = boot.bootstrap(
+        list(zip(hard, other, strict=True)),
+        lambda pairs: float(np.mean([a for a, _ in pairs]) - np.mean([b for _, b in pairs])),
+        patients=patients,
+    )
+    apart = boot.difference(of(hard), of(other)).interval()
+    assert (apart.value, apart.low, apart.high) == pytest.approx(
+        (joint.value, joint.low, joint.high)
+    )
+    with pytest.raises(ValueError, match="expected resamples of the same patients"):
+        boot.difference(of(hard), boot.resampled([1.0], lambda v: v[0]))
 
 
 def test_bootstrap_of_histograms():

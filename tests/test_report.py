@@ -211,12 +211,23 @@ def test_it_says_where_a_baseline_is_better(html):
 
 def test_the_best_figure_is_marked_and_lower_can_be_better():
     results = [result("scan", 0.3, a=0.5), result("atlas", 0.2, a=0.7)]
-    rows, best = measure_table(results)
-    marked = dict(zip([name for name, _ in rows], best, strict=True))
-    assert marked["voxel AP"] == 0.3
-    assert marked["false positives per volume"] == 2.0
-    columns, _, tops = group_table(results)
-    assert dict(zip(columns, tops, strict=True)) == {"a": 0.7, "mean": 0.3}
+    marked = {line.heading: line.best for line in measure_table(results)}
+    assert marked["voxel AP"] == 0
+    assert marked["false positives"] == 1
+    assert {line.heading: line.best for line in group_table(results)} == {"a": 1, "mean": 0}
+
+
+def test_ties_and_costs_have_no_best_and_counts_no_third_decimal():
+    one, two = result("scan", 0.3), result("atlas", 0.30004)
+    for r, seconds in ((one, 1.0), (two, 250.2)):
+        r.measures["seconds"] = interval(seconds)
+    lines = {line.heading: line for line in measure_table([one, two])}
+    assert lines["voxel AP"].best is None  # equal as written
+    assert lines["seconds"].best is None
+    assert lines["seconds"].text(250.2) == "250"
+    assert lines["false positives"].text(46.458) == "46.5"
+    assert lines["voxel AP"].text(0.0482, "+") == "+0.048"
+    assert verdicts([one, two]) == ["scan and atlas are equal, 0.300."]
 
 
 def test_a_page_without_cases_has_no_script(tmp_path):

@@ -83,12 +83,14 @@ class Request:
         field: of it
         loan: what is borrowed
         place: of the component in the method, such as `map` or `guidance.terms[0]`
+        lender: the other run that the component works with; None for that of the whole method
     """
 
     component: "Component"
     field: str
     loan: Loan
     place: str
+    lender: Any = None
 
     @property
     def run(self) -> str | None:

@@ -10,10 +10,19 @@ adapt: {name: affine, steps: 10}            test-time adaptation; without it the
 baseline: {name: smoothing, sigma_mm: 4}    a baseline has one instead of route and sampler
 detector: {name: posterior_mean, seeds: 2}  so has a model of the map itself
 fitted: {name: padim, ridge: 0.01}          so has a method that learns from the run's volumes
+members: {scan: scan, place: atlas}         a fusion has several methods, each with a name
 method: package.module:Class                a kind of method of your own, with its own keys
 
 The kind follows from a key that only it has (`Method.mark`), from a component that is a method
 (`Method.section`), or from the key `method`; keys and their types are the fields of its class.
+
+A member of a fusion is written as the name of a method or its YAML file, or as the keys of a
+method, with two more: `use`, a method whose keys these ones override, and `run`, the folder of
+another run whose model it works with.
+
+members:
+  scan: {use: scan, run: runs/fine, ensemble: {seeds: 4}}
+  dark: {baseline: {name: intensity, sign: -1}}
 """
 
 import typing
@@ -21,10 +30,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from volumediff import config
+from volumediff.anomaly.member import Member
 from volumediff.anomaly.methods._base import Method
 from volumediff.errors import UsageError
 
 __all__ = ["build_method", "method_tree", "read_method"]
+
+MEMBERS = "members"
 
 
 def read_method(name: str, *, overrides: Sequence[str] = ()) -> Method:
@@ -54,7 +66,53 @@ def method_tree(name: str, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    return config.load(config.config_path("anomaly", str(name)), overrides)
+    tree = config.load(config.config_path("anomaly", str(name)))
+    if isinstance(tree.get(MEMBERS), Mapping):  # written out, so that overrides find their keys
+        found = {label: _member_tree(spec, label) for label, spec in tree[MEMBERS].items()}
+        tree = {**tree, MEMBERS: found}
+        own = [word for word in overrides if not _renews_member(word)]
+        for word in overrides:
+            if _renews_member(word):
+                tree = config.overridden(tree, [word])
+                label = word.partition("=")[0].split(".")[1]
+                tree[MEMBERS][label] = _member_tree(tree[MEMBERS][label], label)
+        overrides = own
+    return config.overridden(tree, overrides)
+
+
+def _renews_member(word: str) -> bool:
+    """Whether an override replaces a whole member: `members.scan=ddpm`."""
+    first, *rest = word.partition("=")[0].split(".")
+    return first == MEMBERS and len(rest) == 1
+
+
+def _member_tree(spec: Any, label: str) -> Any:
+    """The keys of a member, with those of the method that it uses."""
+    if isinstance(spec, str):
+        return _read(spec, ())
+    if not isinstance(spec, Mapping) or "use" not in spec:
+        return spec
+    if not isinstance(spec["use"], str):
+        raise UsageError(
+            f"members.{label}.use: expected the name of a method or its YAML file, got "
+            f"{spec['use']!r}."
+        )
+    own = {name: value for name, value in spec.items() if name != "use"}
+    return _merged(_read(spec["use"], ()), own)
+
+
+def _merged(tree: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with other values; a component of another name is another one as a whole."""
+    found = dict(tree)
+    for name, value in own.items():
+        old = found.get(name)
+        old = {"name": old} if isinstance(old, str) and isinstance(value, Mapping) else old
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name")
+            found[name] = dict(value) if renamed else _merged(old, value)
+        else:
+            found[name] = value
+    return found
 
 
 def build_method(tree: Mapping[str, Any], *, where: str = "method") -> Method:
@@ -126,9 +184,39 @@ def _is_method(family: str) -> bool:
     return issubclass(config.base_of(family), Method)
 
 
+def _members(value: Any, where: str) -> tuple[Member, ...]:
+    """The members of a fusion; null leaves one out."""
+    if isinstance(value, tuple) and all(isinstance(v, Member) for v in value):
+        return value
+    if not isinstance(value, Mapping):
+        raise UsageError(
+            f"{where}: expected a name for each method, such as {{scan: scan, place: atlas}}, got "
+            f"{value!r}."
+        )
+    found = []
+    for label, spec in value.items():
+        if spec is None:
+            continue
+        place = f"{where}.{label}"
+        tree = _member_tree(spec, str(label))
+        run = None
+        if isinstance(tree, Mapping) and "run" in tree:
+            tree = dict(tree)
+            run = tree.pop("run")
+            if run is not None and not isinstance(run, str):
+                raise UsageError(f"{place}.run: expected the folder of a run, got {run!r}.")
+        try:
+            found.append(Member(label=str(label), row=_method(tree, place), run=run))
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from error
+    return tuple(found)
+
+
 def _slot(annotation: Any, value: Any, where: str) -> Any:
     """The value of a key."""
     options = typing.get_args(annotation) or (annotation,)
+    if annotation == tuple[Member, ...]:
+        return _members(value, where)
     if value is None and type(None) in options:
         return None
     for option in options:

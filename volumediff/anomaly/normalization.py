@@ -35,6 +35,7 @@ class Residual:
         foreground: voxels that count
         spacing_mm: voxel size along d, h, w
         errors: mean of the map of each run
+        members: of the methods that a fusion combines
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -42,6 +43,7 @@ class Residual:
     foreground: Bool[Tensor, "1 1 d h w"]
     spacing_mm: Spacing
     errors: Float[Tensor, "n"] | None = None
+    members: tuple["Residual", ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly.normalization import Residual
+
 __all__ = ["Localization", "RawLocalization"]
 
 
@@ -22,6 +24,8 @@ class Localization:
         threshold: of the mask
         uncertainty: deviation of the map between the seeds of an ensemble, before normalization
             and post-processing; None with one seed
+        contributions: what each member of a fusion adds to the map, by its name; none of others
+        network_calls: evaluations of a network that each member took, by its name
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -31,6 +35,8 @@ class Localization:
     trace: dict[str, Tensor]
     threshold: float | None = None
     uncertainty: Float[Tensor, "1 1 d h w"] | None = None
+    contributions: dict[str, Float[Tensor, "1 1 d h w"]] = field(default_factory=dict)
+    network_calls: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,8 @@ class RawLocalization:
         errors: mean of the maps of each run in the foreground, or what else the score remembers
             a run by; None without runs
         uncertainty: deviation between the seeds of an ensemble
+        members: of a fusion, each prepared for its normalization
+        network_calls: evaluations of a network that each member took, by its name
     """
 
     map: Float[Tensor, "1 1 d h w"]
@@ -51,3 +59,5 @@ class RawLocalization:
     trace: dict[str, Tensor] = field(default_factory=dict)
     errors: Float[Tensor, "n"] | None = None
     uncertainty: Float[Tensor, "1 1 d h w"] | None = None
+    members: tuple[Residual, ...] = ()
+    network_calls: dict[str, int] = field(default_factory=dict)

@@ -4,8 +4,9 @@ To be honest about new volumes, the map of calibration volume i is normalized wi
 of the others: in the statistics that it helped to make, a volume looks more normal than it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
+from volumediff.anomaly.normalization import Residual
+from volumediff.calibration.spool import Spool
 from volumediff.metrics.calibration_error import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
 from volumediff.randomness import key as key_of
@@ -21,8 +24,24 @@ from volumediff.randomness import key as key_of
 __all__ = ["fit", "informed", "recalibrate", "validate"]
 
 
-def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int) -> Calibration:
+def fit(
+    method: Method,
+    model: Learned,
+    volumes: Iterable[Example],
+    *,
+    seed: int,
+    lesions: Iterable[Example] = (),
+) -> Calibration:
     """Calibrates a method on healthy volumes; volume i draws its noise from (seed, i).
+
+    One volume is in memory at a time; the maps of the others wait on the disk.
+
+    Arguments:
+        method: what is calibrated
+        model: that it works with
+        volumes: healthy ones
+        seed: of the method's noise
+        lesions: validation volumes with truth, for methods that learn from some
 
     Raises:
         ValueError: no volumes, or too few for the method's normalization
@@ -32,31 +51,65 @@ def fit(method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
         volumes = list(volumes)
         learnt = informed(method, model, volumes, seed=seed)
         method = method.with_first_threshold(learnt)
-    residuals = [
-        method.residual(model, e, key=key_of(seed, "calibration", i))
-        for i, e in enumerate(volumes)
-    ]
-    if len(residuals) < (3 if method.normalize.fitted or method.score.calibrated else 1):
-        raise ValueError(
-            f"calibration: expected at least 3 healthy volumes, got {len(residuals)}; "
-            "make the calibration split larger."
-        )
-    ours = [r.errors for r in residuals if r.errors is not None]
-    errors = torch.stack(ours).double().cpu() if ours else None
+    with Spool() as residuals:
+        keys = (key_of(seed, "calibration", i) for i in count())
+        errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
+        if len(residuals) < (3 if method.needs_healthy or method.score.calibrated else 1):
+            raise ValueError(
+                f"calibration: expected at least 3 healthy volumes, got {len(residuals)}; "
+                "make the calibration split larger."
+            )
+        sick = _with_truth(method, model, lesions, seed=seed) if method.needs_lesions else ()
+        statistics = method.statistics_of(residuals, sick)
+        finished = method.held_out(residuals, statistics)
+        made = _calibration(method, {**statistics, **learnt}, residuals, finished, errors)
+    return replace(made, fingerprint=row.fingerprint)
+
+
+def _collect(
+    residuals: Spool, method: Method, model: Learned, volumes: Iterable[tuple[Example, int]]
+) -> list[Tensor]:
+    """Appends the map of every volume, drawn with its key; the errors of their runs."""
+    errors = []
+    for example, key in volumes:
+        residual = method.residual(model, example, key=key)
+        errors += [] if residual.errors is None else [residual.errors]
+        residuals.append(residual)
+    return errors
+
+
+def _with_truth(
+    method: Method, model: Learned, volumes: Iterable[Example], *, seed: int
+) -> Iterator[tuple[Residual, Tensor]]:
+    """Maps of validation volumes with lesions, and those."""
+    for i, e in enumerate(volumes):
+        if e.truth is None:
+            raise ValueError(f"calibration: validation volume {i} has no truth; give its mask.")
+        yield method.residual(model, e, key=key_of(seed, "validation", i)), e.truth
+
+
+def _calibration(
+    method: Method,
+    statistics: Mapping[str, Tensor],
+    residuals: Sequence[Residual],
+    finished: Iterable[Tensor],
+    errors: Sequence[Tensor],
+) -> Calibration:
+    """What the finished maps of healthy volumes say."""
+    runs = torch.stack(list(errors)).double().cpu() if errors else None
     histograms, scores = [], []
-    for i, r in enumerate(residuals):
-        others = residuals[:i] + residuals[i + 1 :] if method.normalize.fitted else [r]
-        a = method.finish(r, method.normalize.fit(others))
+    for i, a in enumerate(finished):
+        r = residuals[i]
         histograms.append(histogram(a, foreground=r.foreground))
-        rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
+        rest = None if runs is None else torch.cat([runs[:i], runs[i + 1 :]])
         scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
     return Calibration(
-        row.fingerprint,
-        {**method.normalize.fit(residuals), **learnt},
+        method.fingerprint,
+        statistics,
         total(histograms),
         tuple(scores),
         each=tuple(histograms),
-        errors=errors,
+        errors=runs,
     )
 
 
@@ -100,31 +153,19 @@ def recalibrate(
     Raises:
         ValueError: no volumes, or too few for the method's score
     """
-    residuals = [
-        method.residual(model, e, key=key_of(seed, "site", i)) for i, e in enumerate(volumes)
-    ]
-    least = 3 if method.score.calibrated else 1
-    if len(residuals) < least:
-        raise ValueError(
-            f"calibration: expected at least {least} healthy volumes of the site, got "
-            f"{len(residuals)}; add volumes."
-        )
-    ours = [r.errors for r in residuals if r.errors is not None]
-    errors = torch.stack(ours).double().cpu() if ours else None
-    histograms, scores = [], []
-    for i, r in enumerate(residuals):
-        a = method.finish(r, calibration.statistics)
-        histograms.append(histogram(a, foreground=r.foreground))
-        rest = None if errors is None else torch.cat([errors[:i], errors[i + 1 :]])
-        scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
-    return Calibration(
-        calibration.fingerprint,
-        calibration.statistics,
-        total(histograms),
-        tuple(scores),
-        each=tuple(histograms),
-        errors=errors,
-    )
+    with Spool() as residuals:
+        keys = (key_of(seed, "site", i) for i in count())
+        errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
+        least = 3 if method.score.calibrated else 1
+        if len(residuals) < least:
+            raise ValueError(
+                f"calibration: expected at least {least} healthy volumes of the site, got "
+                f"{len(residuals)}; add volumes."
+            )
+        statistics = calibration.statistics
+        finished = (method.finish(r, statistics) for r in residuals)
+        made = _calibration(method, statistics, residuals, finished, errors)
+    return replace(made, fingerprint=calibration.fingerprint)
 
 
 def validate(

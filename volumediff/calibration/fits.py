@@ -45,7 +45,8 @@ class Fits:
         """
         if request.loan.kind != FIT.kind:
             return None
-        trained, method = self.trained, request.component
+        lender = request.lender
+        trained, method = self.trained if lender is None else lender.trained, request.component
         owner = {
             "method": method.name,
             "recipe": json.dumps(identity_of(method.recipe), sort_keys=True),

@@ -69,7 +69,7 @@ def load_method(
 def needs_calibration(method: Method) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
     parts = (method.threshold.calibrated, method.score.calibrated)
-    return method.normalize.fitted or method.first_threshold is not None or any(parts)
+    return method.needs_healthy or any(parts)
 
 
 def calibration_for(
@@ -140,12 +140,15 @@ def calibrate(
         )
     report(f"calibrating {name} on {count} healthy volumes ({part} split)")
     try:
-        healthy = counted(trained.examples(part, limit=limit), count, report)
-        calibration = fit(method, trained.model, healthy, seed=seed)
-        if trained.cases("validation"):
+
+        def lesions() -> Iterator[Example]:
             pairs = validation_pairs(trained, seed=seed, limit=limit, truth=truth)
-            lesions = (pair.sick for pair in pairs)
-            calibration = validate(calibration, method, trained.model, lesions, seed=seed)
+            return (pair.sick for pair in pairs)
+
+        healthy = counted(trained.examples(part, limit=limit), count, report)
+        calibration = fit(method, trained.model, healthy, seed=seed, lesions=lesions())
+        if trained.cases("validation"):
+            calibration = validate(calibration, method, trained.model, lesions(), seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
         raise UsageError(f"method '{name}': {error}") from None

@@ -15,6 +15,7 @@ from volumediff.calibration.collect_maps import recalibrate
 from volumediff.calibration.of_run import calibration_path, counted
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
+from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.metrics.detection import rates
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
@@ -107,21 +108,25 @@ class SiteCalibration:
 
 
 def find_site(
-    trained: Trained, source: Path | str, *, channels: Sequence[str] | None = None
+    trained: Trained,
+    source: Path | str,
+    *,
+    channels: Sequence[str] | None = None,
+    layout: Spec = AUTO,
 ) -> Site:
     """The healthy volumes of a site.
 
     Arguments:
         source: folder or manifest
         channels: names of the images; None takes those of the run
+        layout: of the folder
 
     Raises:
         UsageError: nothing there, or no usable case
         DataError: one of the cases cannot be used
     """
     names = trained.image_names(channels)
-    scalars = bool(trained.recipe.scalars)
-    cases, bad = find_inputs(source, channels=names, siblings=scalars)
+    cases, bad = find_inputs(source, channels=names, layout=layout)
     if bad:
         name, reason = next(iter(bad.items()))
         raise DataError(f"site {source}: case {name}: {reason}; correct or remove it.")

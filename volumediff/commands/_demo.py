@@ -275,16 +275,17 @@ def _write_results(
 
 def table(results: Sequence[MethodResult]) -> str:
     """Voxel AP by kind as a Markdown table, then what it says about the baselines."""
-    columns, rows, best = group_table(results)
     lines = [
-        f"| voxel AP | {columns[0]} (95 % interval) | {' | '.join(columns[1:])} |",
-        f"|---|{'---|' * len(columns)}",
+        f"| voxel AP (95 % interval) | {' | '.join(r.method for r in results)} |",
+        f"|---|{'---|' * len(results)}",
     ]
-    for name, cells in rows:
-        shown = [
-            f"**{cell.value:.3f}**" if cell.value == top else f"{cell.value:.3f}"
-            for cell, top in zip(cells, best, strict=True)
-        ]
-        mean = f"{shown[0]} ({cells[0].low:.3f} to {cells[0].high:.3f})"
-        lines.append(f"| {name} | {mean} | {' | '.join(shown[1:])} |")
+    for line in group_table(results):
+        shown = []
+        for number, cell in enumerate(line.cells):
+            value = line.text(cell.value) or "-"
+            text = f"**{value}**" if number == line.best else value
+            if np.isfinite(cell.low):
+                text += f" ({line.text(cell.low)} to {line.text(cell.high)})"
+            shown.append(text)
+        lines.append(f"| {line.heading} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(results))])

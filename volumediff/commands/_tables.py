@@ -1,7 +1,7 @@
 """Tables on the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +12,15 @@ from volumediff.commands._doctor import Check
 from volumediff.data.check import CheckLine
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
+    CaseRow,
+    Line,
+    case_table,
+    confounded_lines,
     coverage,
     gap_lines,
     group_table,
     measure_table,
+    references,
     size_table,
     without_seen,
 )
@@ -30,6 +35,8 @@ __all__ = ["checks", "findings", "measures", "policies", "profiled"]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
+NARROW = 80  # columns of tables that people read, in files, too
+CELL = 14  # columns of a method: "-0.015..+0.113"
 
 
 def _console() -> Console:
@@ -55,34 +62,96 @@ def findings(rows: Sequence[CheckLine]) -> None:
 def measures(results: Sequence[MethodResult]) -> None:
     """One row per measure, one column per method; then lesions by size, voxel AP by group.
 
-    Where volumes were seen before, the same again without them.
+    Below, the same rows as differences to each reference. As many methods stand side by side as
+    fit the terminal. Where volumes were seen before, all of it again without them.
     """
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for r in results:
-        table.add_column(r.method, justify="right")
-    for heading, cells in measure_table(results)[0]:
-        table.add_row(heading, *(_cell(c) for c in cells))
-    for heading, cells in size_table(results)[0]:
-        table.add_row(f"  {heading}", *(_cell(c) for c in cells))
-    columns, rows, _ = group_table(results)
-    for i, group in enumerate(columns[1:], start=1):
-        table.add_row(f"  voxel AP, {group}", *(_cell(cells[i]) for _, cells in rows))
-    console = _console()
-    console.print(table)
+    console = _evaluation_console()
+    for title, lines in (
+        ("", measure_table(results)),
+        ("Lesions found, by size", size_table(results)),
+        ("Voxel AP by group", group_table(results)),
+    ):
+        _lines(console, results, lines, title)
+    if rows := case_table(results):
+        _cases(console, rows)
     console.print(coverage(results))
-    for line in gap_lines(results):
-        console.print(line, soft_wrap=True)
+    for line in (*confounded_lines(results), *gap_lines(results)):
+        console.print(line)
     if clean := without_seen(results):
         console.print("\nWithout the volumes that were seen before:")
         measures(clean)
 
 
-def _cell(value: Interval) -> str:
-    if not np.isfinite(value.value):
+def _evaluation_console() -> Console:
+    width = None if sys.stdout.isatty() else NARROW
+    return Console(width=width, highlight=False, markup=False)
+
+
+def _lines(
+    console: Console, results: Sequence[MethodResult], lines: Sequence[Line], title: str
+) -> None:
+    """Values, then the differences to each reference, in blocks of methods."""
+    if not lines:
+        return
+    console.print(title or "Values", style="bold")
+    everyone = list(range(len(results)))
+    _block(console, results, lines, everyone, lambda line, i: _cell(line, line.cells[i]))
+    for reference in references(results):
+        others = [i for i in everyone if results[i].method != reference]
+        rows = [line for line in lines if any(line.differences.get(reference, ()))]
+        if rows:
+            console.print(f"{title or 'Values'}: minus {reference}, paired", style="bold")
+            _block(
+                console,
+                results,
+                rows,
+                others,
+                lambda line, i, of=reference: _cell(line, line.differences[of][i], sign="+"),
+            )
+
+
+def _block(
+    console: Console,
+    results: Sequence[MethodResult],
+    lines: Sequence[Line],
+    methods: Sequence[int],
+    cell: Callable[[Line, int], str],
+) -> None:
+    heading = max(len(line.heading) for line in lines)
+    fit = max(1, (console.width - heading) // (CELL + 1))
+    for start in range(0, len(methods), fit):
+        shown = methods[start : start + fit]
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("", no_wrap=True)
+        for i in shown:
+            table.add_column(results[i].method, justify="right", width=CELL, overflow="fold")
+        for line in lines:
+            table.add_row(line.heading, *(cell(line, i) for i in shown))
+        console.print(table)
+
+
+def _cell(line: Line, value: Interval | None, sign: str = "") -> str:
+    """The number, and its interval in a second line."""
+    if value is None or not np.isfinite(value.value):
         return "-"
-    text = f"{value.value:.3f}"
-    return f"{text} ({value.low:.3f}-{value.high:.3f})" if np.isfinite(value.low) else text
+    text = line.text(value.value, sign)
+    if not np.isfinite(value.low):
+        return text
+    return f"{text}\n{line.text(value.low, sign)}..{line.text(value.high, sign)}"
+
+
+def _cases(console: Console, rows: Sequence[CaseRow]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("case", "method"):
+        table.add_column(name, overflow="fold")
+    for name in ("AP", "found", "false", "excess ml", "score"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = (f"{row.ap:.3f}", row.found, f"{row.false_positives:.0f}")
+        numbers += (f"{row.excess_ml:.1f}", f"{row.score:.3g}")
+        table.add_row(row.case, row.method, *(n.replace("nan", "-") or "-" for n in numbers))
+    console.print("Cases (found by IoU, by recall)", style="bold")
+    console.print(table)
 
 
 def checks(found: Sequence[Check]) -> None:

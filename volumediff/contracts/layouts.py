@@ -81,7 +81,8 @@ def _cases(cases: Sequence[Case], base: Path) -> None:
 
 
 def _paths(case: Case) -> list[Path]:
-    return [*case.images.values(), *([] if case.label is None else [case.label])]
+    labels = [path for path in (case.label, case.associated) if path is not None]
+    return [*case.images.values(), *labels]
 
 
 def _accounted(found: Found, base: Path, unused: Sequence[str]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from volumediff import config
+from volumediff.anomaly.baselines import IntensityBaseline, Smoothing
 from volumediff.anomaly.fitted._base import Fit, Fitted
+from volumediff.anomaly.member import Member
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.methods.lent import BorrowedAutoencoder
@@ -104,7 +106,8 @@ def check_method(cls: type, **arguments: Any) -> None:
     usual = {"route": {"name": "diffuse", "level": 0.5}, "sampler": {"name": "ddim", "steps": 2}}
     autoencoder = _autoencoder()
     lent = BorrowedAutoencoder(autoencoder, "closed form")
-    inner = {"row": Rebuilder()}
+    two = (Member(label="a", row=IntensityBaseline()), Member(label="b", row=Smoothing()))
+    inner = {"row": Rebuilder(), "members": two}
     stand_ins = {"autoencoder": lent, "classifier": POSTERIOR}
 
     def made() -> Method:

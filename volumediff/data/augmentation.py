@@ -6,11 +6,17 @@ global state stays as it was. Intensities lie in [-1, 1] with background -1, whi
 transforms see (x + 1) / 2, so that padding is background, and the background stays background.
 Labels and foregrounds move with the image, with nearest-neighbour interpolation.
 
+Changes of contrast, sharpness and resolution make volumes of other scanners out of those of one.
+The contrast is a monotone curve from 0 to 1 through knots at equal distances, whose slopes are
+
+.. math:: g_i ∝ e^{u_i}, \qquad u_i \sim U(-a, a).
+
 References:
     Perez-Garcia et al. (2021), TorchIO, Computer Methods and Programs in Biomedicine
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +24,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 __all__ = ["Augmentation", "Augmented"]
+
+_KNOTS = 6  # pieces of the curve of the contrast
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,11 @@ class Augmentation:
         bias: largest coefficient of the polynomial bias field of order 3
         gamma: largest |log γ|
         noise: largest standard deviation of the added noise
+        contrast: a, largest |log| of the slopes of the random monotone curve
+        blur_mm: largest standard deviation of a Gaussian blur
+        thickness: largest factor by which the resolution along one axis is reduced
+        spikes: largest intensity of spikes in k-space, relative to its largest entry
+        often: probability of each change of intensity that is switched on
     """
 
     flip: tuple[int, ...] = (0,)
@@ -54,6 +67,11 @@ class Augmentation:
     bias: float = 0.0
     gamma: float = 0.0
     noise: float = 0.0
+    contrast: float = 0.0
+    blur_mm: float = 0.0
+    thickness: float = 1.0
+    spikes: float = 0.0
+    often: float = 1.0
 
     def __post_init__(self) -> None:
         if not set(self.flip) <= {0, 1, 2}:
@@ -64,8 +82,12 @@ class Augmentation:
             )
         for name in ("affine_degrees", "affine_scale", "affine_translation_mm", "elastic_mm"):
             _non_negative(name, getattr(self, name))
-        for name in ("bias", "gamma", "noise"):
+        for name in ("bias", "gamma", "noise", "contrast", "blur_mm", "spikes"):
             _non_negative(name, getattr(self, name))
+        if not self.thickness >= 1:
+            raise ValueError(f"thickness: expected a factor of at least 1, got {self.thickness}.")
+        if not 0 < self.often <= 1:
+            raise ValueError(f"often: expected a probability above 0, got {self.often}.")
         if self.affine_scale >= 1:
             raise ValueError(f"affine_scale: expected less than 1, got {self.affine_scale}.")
 
@@ -102,6 +124,32 @@ class Augmentation:
             None if foreground is None else subject["foreground"].data.bool().contiguous(),
         )
 
+    @property
+    def spatial(self) -> "Augmentation":
+        """Its changes of shape alone."""
+        return replace(
+            self,
+            bias=0.0,
+            gamma=0.0,
+            noise=0.0,
+            contrast=0.0,
+            blur_mm=0.0,
+            thickness=1.0,
+            spikes=0.0,
+        )
+
+    @property
+    def intensities(self) -> "Augmentation":
+        """Its changes of intensity alone."""
+        return replace(
+            self,
+            flip=(),
+            affine_degrees=0.0,
+            affine_scale=0.0,
+            affine_translation_mm=0.0,
+            elastic_mm=0.0,
+        )
+
     def _spatial(self) -> list:
         import torchio  # heavy import
 
@@ -129,13 +177,33 @@ class Augmentation:
         import torchio  # heavy import
 
         chosen = []
+        p = self.often
+        if self.contrast:
+            curve = torchio.Lambda(partial(_curved, most=self.contrast), p=p)
+            chosen.append(curve)
         if self.bias:
-            chosen.append(torchio.RandomBiasField(coefficients=self.bias))
+            chosen.append(torchio.RandomBiasField(coefficients=self.bias, p=p))
         if self.gamma:
-            chosen.append(torchio.RandomGamma(log_gamma=self.gamma))
+            chosen.append(torchio.RandomGamma(log_gamma=self.gamma, p=p))
+        if self.blur_mm:
+            chosen.append(torchio.RandomBlur(std=(0, self.blur_mm), p=p))
+        if self.thickness > 1:
+            chosen.append(torchio.RandomAnisotropy(downsampling=(1, self.thickness), p=p))
+        if self.spikes:
+            chosen.append(torchio.RandomSpike(intensity=(0, self.spikes), p=p))
         if self.noise:
-            chosen.append(torchio.RandomNoise(std=(0, self.noise / 2)))
+            chosen.append(torchio.RandomNoise(std=(0, self.noise / 2), p=p))
         return chosen
+
+
+def _curved(s: Float[Tensor, "c d h w"], *, most: float) -> Float[Tensor, "c d h w"]:
+    """A random monotone curve of the signal; what is above 1 stays as it is."""
+    slopes = ((2 * torch.rand(_KNOTS) - 1) * most).exp()
+    ends = torch.cat([torch.zeros(1), slopes.cumsum(0)]) / slopes.sum()
+    place = s.clamp(0, 1) * _KNOTS
+    low = place.floor().clamp(max=_KNOTS - 1).long()
+    curved = torch.lerp(ends[low], ends[low + 1], place - low)
+    return torch.where((s > 0) & (s < 1), curved, s)
 
 
 def _non_negative(name: str, value: float) -> None:

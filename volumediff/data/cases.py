@@ -34,8 +34,10 @@ class Case:
         attributes: age, sex, site, split and the like; `group` is `healthy` or `sick` where the
             data set knows
         lesions: the values of the label that are lesions; None means all but 0
-        ignored: values of the label that are neither lesion nor healthy: not evaluated
+        ignored: values of the label that are neither lesion nor healthy, such as associated
+            changes (oedema, mass effect, atrophy): neither hit nor miss
         boxes: truth that is boxes; () says that somebody has looked and found nothing
+        associated: second label file, of associated changes alone: all values but 0
     """
 
     id: str
@@ -46,6 +48,7 @@ class Case:
     lesions: tuple[int, ...] | None = None
     ignored: tuple[int, ...] = ()
     boxes: tuple[Box, ...] | None = None
+    associated: Path | None = None
 
 
 @dataclass(frozen=True)

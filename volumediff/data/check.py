@@ -14,7 +14,7 @@ import numpy as np
 from volumediff.data.cases import Case
 from volumediff.data.grid import agree
 from volumediff.data.read_policy import ReadPolicy
-from volumediff.data.survey import AUTO, Spec, survey_cases
+from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
@@ -37,7 +37,7 @@ class CheckLine:
 
 
 def check(
-    root: Path | str,
+    sources: Sequence[Path | str],
     *,
     layout: Spec = AUTO,
     channels: Sequence[str] | None = None,
@@ -47,14 +47,16 @@ def check(
     """Reads every file of every case and reports what is wrong or noteworthy.
 
     Arguments:
-        root, layout, channels: as for `find_cases`
+        sources: data sets and volumes
+        layout, channels: as for `find_cases`
         policy: decisions on ambiguous files
         on_case: called after each case, for progress
 
     Raises:
         DataError: there is no case at all
+        UsageError: two cases of one id in two sources
     """
-    cases, problems = survey_cases(root, layout, channels)
+    cases, problems = survey_sources(sources, layout, channels)
     rows = [CheckLine(p.id, "", p.severity, "case", p.message) for p in problems]
     spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     content: dict[str, list[Case]] = defaultdict(list)
@@ -80,11 +82,12 @@ def has_errors(rows: Sequence[CheckLine]) -> bool:
 
 
 def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[str, Volume]:
-    """The volumes that could be read, by channel; `label` is the label."""
+    """The volumes that could be read, by channel; `label` and `associated` are the labels."""
     volumes: dict[str, Volume] = {}
-    label = [] if case.label is None else [("label", case.label)]
-    for name, path in [*case.images.items(), *label]:
-        kind = "label" if path == case.label else "image"
+    labels = {"label": case.label, "associated": case.associated}
+    labels = {name: path for name, path in labels.items() if path is not None}
+    for name, path in [*case.images.items(), *labels.items()]:
+        kind = "label" if path in labels.values() else "image"
         try:
             volume = read(path, kind=kind, policy=policy)
         except DataError as error:
@@ -95,12 +98,12 @@ def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[s
         rows += [
             CheckLine(case.id, path.name, f.severity, f.code, f.message) for f in volume.findings
         ]
-    images = [v for n, v in volumes.items() if n != "label"]
-    if images and "label" in volumes:
+    images = [v for n, v in volumes.items() if n not in labels]
+    for name in labels if images else ():
         try:
-            check_grids(images[0], volumes["label"])
+            check_grids(images[0], volumes.get(name, images[0]))
         except DataError as error:
-            rows.append(CheckLine(case.id, case.label.name, "error", "grid", str(error)))
+            rows.append(CheckLine(case.id, labels[name].name, "error", "grid", str(error)))
     for other in images[1:]:
         difference = agree(images[0].grid, other.grid)
         if difference:

@@ -128,14 +128,16 @@ class Preprocessing:
         spacing_mm: along d, h, w; None keeps the file's
         shape: crop and pad to it; None keeps what the spacing gives
         intensity: normalization
-        centre: what a crop is centred on
+        centre: what the grid is centred on: the box around the foreground, the file's field of
+            view, or a point in RAS millimetres. The box moves by voxels with a subject's outermost
+            ones; volumes that are aligned to a template keep their places with a point alone
         policy: decisions on ambiguous files
     """
 
     spacing_mm: tuple[float, float, float] | None = None
     shape: tuple[int, int, int] | None = None
     intensity: Intensity = field(default_factory=Percentile)
-    centre: Literal["foreground", "volume"] = "foreground"
+    centre: Literal["foreground", "volume"] | tuple[float, float, float] = "foreground"
     policy: ReadPolicy = field(default_factory=ReadPolicy)
 
     def __post_init__(self) -> None:
@@ -271,9 +273,13 @@ class Preprocessing:
         """Shape, step and origin of the prepared grid.
 
         The resampled grid has the centre of the file's field of view; the crop starts at a whole
-        voxel of it, so that equal spacings mean an exact copy.
+        voxel of it, so that equal spacings mean an exact copy. Around a point, the point is the
+        centre exactly.
         """
         shape, step, origin = [], [], []
+        point = None
+        if not isinstance(self.centre, str):
+            point = np.linalg.solve(first.grid.affine, np.array([*self.centre, 1.0]))[:3]
         for axis, n in enumerate(first.grid.shape):
             wanted = self.spacing_mm[axis] if self.spacing_mm else first.spacing_mm[axis]
             ratio = wanted / first.spacing_mm[axis]
@@ -282,6 +288,11 @@ class Preprocessing:
             resampled = max(1, round(n / ratio))
             corner = (n - 1) / 2 - (resampled - 1) / 2 * ratio
             size = self.shape[axis] if self.shape else resampled
+            if point is not None:
+                shape.append(size)
+                step.append(ratio)
+                origin.append(float(point[axis]) - (size - 1) / 2 * ratio)
+                continue
             centre = (n - 1) / 2
             if self.centre == "foreground" and inside.any():
                 other = tuple(a for a in range(3) if a != axis)

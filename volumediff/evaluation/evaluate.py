@@ -1,6 +1,8 @@
 """Evaluation of maps against truth masks, per method, with bootstrap intervals over patients.
 
-The metrics of a volume are those of `measure`, those of a sample are in `statistics`.
+The metrics of a volume are those of `measure`, those of a sample are in `figures`. Where `atlas`
+or `intensity` is among the methods, every metric of the others has its paired difference to it: on
+the same patients, resample by resample.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +14,15 @@ import numpy as np
 
 from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
+from volumediff.evaluation.confounding import Confounding, confounding
 from volumediff.evaluation.figures import (
+    COSTS,
     LOWER_IS_BETTER,
     MEASURES,
     Statistic,
     errors_in,
     lesions_in,
+    patients_behind,
     reliability_in,
     restored_in,
 )
@@ -25,20 +30,34 @@ from volumediff.evaluation.leakage import Leakage, leakage, refuse
 from volumediff.evaluation.measure import Measured, measure
 from volumediff.evaluation.truths import Truth, find_truths
 from volumediff.metrics import calibration_error, detection
-from volumediff.metrics.bootstrap import Interval, bootstrap
-from volumediff.metrics.lesions import Froc, Stratum, froc, stratified
+from volumediff.metrics.bootstrap import (
+    MIN_PATIENTS,
+    Interval,
+    Replicates,
+    difference,
+    resampled,
+)
+from volumediff.metrics.lesions import Froc, Lesions, Stratum, froc, stratified
 from volumediff.metrics.subgroups import Gap, gap
+from volumediff.metrics.worklist import Turnaround, turnaround
 from volumediff.outputs.export import MAP
 from volumediff.outputs.ledger import LedgerEntry, read_entries
 from volumediff.outputs.sidecar import read_facts
 
-__all__ = ["Curves", "MethodResult", "Size", "evaluate"]
+__all__ = ["REFERENCES", "WAYS", "Curves", "Key", "MethodResult", "Size", "evaluate"]
+
+# Methods that know nothing of a lesion: all others must be better than these.
+REFERENCES = ("atlas", "intensity")
+WAYS = ("by_iou", "by_recall")
+Key = tuple[str, ...]
+"""(measure,), (measure, group) or (way, size): a number of a result."""
+Draws = dict[Key, Replicates]
 
 # More of a lesion than this outside the foreground is said: the crop may be too tight. There are
 # no healthy voxels out there to rank it against, so that metrics mean little when it is most.
 UNSEEN = 0.05
 # Only these are worth a table per subgroup: the others need many volumes.
-GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "lesion_detection")
+GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "found_by_recall")
 GAP_MEASURES = (*GROUP_MEASURES, "false_positives")
 
 
@@ -48,19 +67,24 @@ class Size:
 
     Arguments:
         stratum: how many there are and were found
-        rate: share that was found, with its interval over patients
+        by_iou, by_recall: share that was found in each way, with its interval over patients
     """
 
     stratum: Stratum
-    rate: Interval
+    by_iou: Interval
+    by_recall: Interval
 
     @property
     def name(self) -> str:
         """The range in words."""
-        low, high = self.stratum.low_ml, self.stratum.high_ml
-        if low == 0:
-            return f"below {high:g} ml"
-        return f"{low:g} to {high:g} ml" if np.isfinite(high) else f"from {low:g} ml"
+        return _range(self.stratum)
+
+
+def _range(stratum: Stratum) -> str:
+    low, high = stratum.low_ml, stratum.high_ml
+    if low == 0:
+        return f"below {high:g} ml"
+    return f"{low:g} to {high:g} ml" if np.isfinite(high) else f"from {low:g} ml"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +112,9 @@ class MethodResult:
         curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
         left_out: what could not be said, and why
         leakage: volumes that the model has seen before
+        differences: reference -> key -> this method minus the reference, paired over patients
+        confounding: attributes that tell sick from healthy volumes, the most telling first
+        turnaround: waits on a list in the order of the scores and of arrival
         without_seen: the metrics without the volumes that some model has seen, where there are any
     """
 
@@ -102,6 +129,9 @@ class MethodResult:
     curves: Curves = field(default_factory=Curves)
     left_out: Sequence[str] = ()
     leakage: Leakage = field(default_factory=Leakage)
+    differences: Mapping[str, Mapping[Key, Interval]] = field(default_factory=dict)
+    confounding: Sequence[Confounding] = ()
+    turnaround: Turnaround | None = None
     without_seen: "MethodResult | None" = None
 
 
@@ -134,8 +164,8 @@ def evaluate(
 
     Raises:
         UsageError: no maps in a folder, or two folders of one method
-        DataError: no truth for any map, image and mask on different grids, or volumes that a
-            model has seen
+        DataError: no truth for any map, image and mask on different grids, volumes that a model
+            has seen, or a volume that is there twice
     """
     maps = {Path(folder): _maps(Path(folder)) for folder in folders}
     if len(maps) < len(folders):
@@ -144,11 +174,15 @@ def evaluate(
     sidecars = {
         folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()
     }
+    for folder, found in sidecars.items():
+        _refuse_twice(folder, found)
     seen = {f: leakage(f, s, known, same_names=same_names) for f, s in sidecars.items()}
     if not allow_seen:
         refuse(seen, len(known))
     tainted = {leak.case for found in seen.values() for leak in found.leaks}
     results: dict[str, MethodResult] = {}
+    draws: dict[str, Draws] = {}
+    clean_draws: dict[str, Draws] = {}
     for folder, found in maps.items():
         first = next(iter(sidecars[folder].values()))
         name = str(first.get("method", folder.name))
@@ -171,18 +205,58 @@ def evaluate(
                 report(
                     f"{folder}: {c.unseen:.0%} of the lesion of {c.case} lies outside of the map"
                 )
-        result = _result(
+        result, draws[name] = _result(
             name, folder, [*cases.values()], first, seen[folder], seed=seed, replicates=replicates
         )
         clean = [c for case, c in cases.items() if case not in tainted]
         if tainted and clean:
             own = replace(seen[folder], leaks=())
-            rest = _result(name, folder, clean, first, own, seed=seed, replicates=replicates)
+            rest, clean_draws[name] = _result(
+                name, folder, clean, first, own, seed=seed, replicates=replicates
+            )
             result = replace(result, without_seen=rest)
         if result.left_out:
             report(f"{folder}: left out: {'; '.join(result.left_out)}")
         results[name] = result
-    return list(results.values())
+    return [
+        replace(
+            r,
+            differences=_differences(r.method, draws),
+            without_seen=r.without_seen
+            and replace(r.without_seen, differences=_differences(r.method, clean_draws)),
+        )
+        for r in results.values()
+    ]
+
+
+def _differences(method: str, draws: Mapping[str, Draws]) -> dict[str, Mapping[Key, Interval]]:
+    """This method against each of the references that are among the methods."""
+    mine = draws[method]
+    return {
+        name: {
+            key: difference(mine[key], theirs).interval()
+            for key, theirs in draws[name].items()
+            if key in mine and key[0] not in COSTS
+        }
+        for name in REFERENCES
+        if name in draws and name != method
+    }
+
+
+def _refuse_twice(folder: Path, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+    """One volume under two names would count its lesions twice.
+
+    Raises:
+        DataError: two cases were made of the same file
+    """
+    owners: dict[str, str] = {}
+    for case, sidecar in sidecars.items():
+        for digest in {str(i.get("sha256") or "") for i in (sidecar.get("inputs") or {}).values()}:
+            if digest and owners.setdefault(digest, case) != case:
+                raise DataError(
+                    f"{folder}: expected every volume once, got {owners[digest]} and {case} of "
+                    "the same file (equal SHA-256 in their sidecars); remove the outputs of one."
+                )
 
 
 def _known(
@@ -255,15 +329,16 @@ def _result(
     *,
     seed: int,
     replicates: int,
-) -> MethodResult:
+) -> tuple[MethodResult, Draws]:
     cases = _with_reference(cases)
     # the same draws for every method, and common bins, so that differences are the methods'
     slim = _on_common_bins(cases)
     patients = [c.patient for c in slim]
 
-    def interval(statistic: Statistic, chosen: Sequence[Measured]) -> Interval:
+    def draw(statistic: Statistic, chosen: Sequence[Measured], behind: int) -> Replicates:
         whose = [c.patient for c in chosen]
-        return bootstrap(chosen, statistic, patients=whose, seed=seed, replicates=replicates)
+        count = replicates if behind >= MIN_PATIENTS else 0
+        return resampled(chosen, statistic, patients=whose, seed=seed, replicates=count)
 
     groups = sorted({c.group for c in slim} - {""})
     gaps = {
@@ -278,32 +353,60 @@ def _result(
         )
         for m in (GAP_MEASURES if len(groups) > 1 else ())
     }
+    draws: Draws = {(m,): draw(s, slim, patients_behind(m, slim)) for m, s in MEASURES.items()}
+    for g in groups:
+        inside = [c for c in slim if c.group == g]
+        for m in GROUP_MEASURES:
+            draws[m, g] = draw(MEASURES[m], inside, patients_behind(m, inside))
+    strata = [(k, s) for k, s in enumerate(stratified(lesions_in(slim))) if s.lesions]
+    for k, stratum in strata:
+        behind = len({c.patient for c in slim if stratified(_lesions_of(c))[k].lesions})
+        for way in WAYS:
+            draws[way, _range(stratum)] = draw(_rate(stratum, way), slim, behind)
+    scores, abnormal = [c.score for c in slim], [c.abnormal for c in slim]
     found = MethodResult(
         method=name,
         folder=folder,
-        measures={m: interval(statistic, slim) for m, statistic in MEASURES.items()},
-        groups={
-            g: {
-                m: interval(MEASURES[m], [c for c in slim if c.group == g]) for m in GROUP_MEASURES
-            }
-            for g in groups
-        },
+        measures={m: draws[m,].interval() for m in MEASURES},
+        groups={g: {m: draws[m, g].interval() for m in GROUP_MEASURES} for g in groups},
         cases=cases,
         facts=facts,
         leakage=seen,
         gaps={m: found for m, found in gaps.items() if np.isfinite(found.gap.value)},
         sizes=[
-            Size(stratum, interval(lambda cs, k=k: stratified(lesions_in(cs))[k].rate, slim))
-            for k, stratum in enumerate(stratified(lesions_in(slim)))
-            if stratum.lesions
+            Size(stratum, *(draws[way, _range(stratum)].interval() for way in WAYS))
+            for _, stratum in strata
         ],
+        confounding=confounding(scores, abnormal, [c.origin for c in slim]),
+        turnaround=turnaround(scores, abnormal, seed=seed)
+        if any(abnormal) and not all(abnormal)
+        else None,
         curves=Curves(
             froc(lesions_in(slim)),
             reliability_in(slim),
             calibration_error.risk_coverage(errors_in(slim)),
         ),
     )
-    return replace(found, left_out=_left_out(found))
+    return replace(found, left_out=_left_out(found)), draws
+
+
+def _lesions_of(case: Measured) -> list[Lesions]:
+    return [] if case.lesions is None else [case.lesions]
+
+
+def _rate(stratum: Stratum, way: str) -> Statistic:
+    """Share of the lesions of a size that were found."""
+
+    def statistic(cases: Sequence[Measured]) -> float:
+        found = [
+            hit
+            for c in lesions_in(cases)
+            for volume, hit in zip(c.volumes_ml, getattr(c, way), strict=True)
+            if stratum.low_ml <= volume < stratum.high_ml
+        ]
+        return sum(found) / len(found) if found else float("nan")
+
+    return statistic
 
 
 def _with_reference(cases: Sequence[Measured]) -> list[Measured]:

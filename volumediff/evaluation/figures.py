@@ -1,9 +1,10 @@
 """The metrics of an evaluation, each a number from a sample of volumes, for table and bootstrap.
 
-`voxel_ap`, `voxel_auroc` and Dice are means over the volumes that have a lesion, `voxel_ap_pooled`
-and `best_dice` come from all voxels together; the threshold of `best_dice` has seen the truth,
-those of the other two Dice have not. Neither have the method's own mask, which lesions and boxes
-are counted in, and the probabilities, which validation has fitted.
+Figures of lesions cannot be gained by marking more, see `metrics.lesions`. `voxel_ap`,
+`voxel_auroc` and Dice are means over the volumes that have a lesion, `voxel_ap_pooled` and
+`best_dice` come from all voxels together; the threshold of `best_dice` has seen the truth, those
+of the other two Dice have not. Neither have the method's own mask, which lesions and boxes are
+counted in, and the probabilities, which validation has fitted.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,26 +15,36 @@ from volumediff.evaluation.measure import Measured, Restored
 from volumediff.metrics import boxes, calibration_error, detection, normative
 from volumediff.metrics.lesions import (
     Lesions,
-    detection_rate,
+    excess_ml,
     false_positives,
+    found_by_iou,
+    found_by_recall,
     froc_score,
     lesion_f1,
-    lesion_recall,
+    merged,
+    split,
+    volume_matched_false_positives,
 )
+from volumediff.metrics.worklist import delay, recall_at
 
 __all__ = [
+    "COSTS",
     "LOWER_IS_BETTER",
     "MEASURES",
+    "UNRANKED",
     "Statistic",
     "boxes_in",
     "errors_in",
     "lesions_in",
+    "patients_behind",
     "reliability_in",
     "restored_in",
 ]
 
 # The IoU of the table; the JSON has all of `boxes.IOUS`.
 IOU = boxes.IOUS.index(0.25)
+# Share of the worklist that is read: the fifth with the highest scores.
+BUDGET = 0.2
 # Slices of a pseudo-3D model are axial unless it says otherwise: the axis w of RAS.
 THROUGH = 2
 
@@ -118,10 +129,15 @@ MEASURES: dict[str, Statistic] = {
     "best_dice": lambda cs: detection.best_dice(_pooled(cs)).dice,
     "dice_validation": lambda cs: _mean(c.dice.get("validation", np.nan) for c in cs),
     "dice_healthy_fpr": lambda cs: _mean(c.dice.get("healthy_fpr", np.nan) for c in cs),
-    "lesion_detection": lambda cs: detection_rate(lesions_in(cs)),
-    "lesion_recall": lambda cs: lesion_recall(lesions_in(cs)),
+    "found_by_iou": lambda cs: found_by_iou(lesions_in(cs)),
+    "found_by_recall": lambda cs: found_by_recall(lesions_in(cs)),
     "lesion_f1": lambda cs: lesion_f1(lesions_in(cs)),
+    "merged": lambda cs: merged(lesions_in(cs)),
+    "split": lambda cs: split(lesions_in(cs)),
     "false_positives": lambda cs: false_positives(lesions_in(cs)),
+    "matched_false_positives": lambda cs: volume_matched_false_positives(lesions_in(cs)),
+    "excess_ml": lambda cs: excess_ml(lesions_in(cs)),
+    "associated": lambda cs: _mean(c.associated for c in cs),
     "froc": lambda cs: froc_score(lesions_in(cs)),
     "box_ap": lambda cs: boxes.average_precision(boxes_in(cs), at=IOU),
     "box_giou": lambda cs: _mean(g for m in boxes_in(cs) for g in m.nearest),
@@ -130,6 +146,10 @@ MEASURES: dict[str, Statistic] = {
     "volume_auroc": lambda cs: detection.volume_auroc(
         [c.score for c in cs], [c.abnormal for c in cs]
     ),
+    "worklist_recall": lambda cs: recall_at(
+        [c.score for c in cs], [c.abnormal for c in cs], budget=BUDGET
+    ),
+    "worklist_delay": lambda cs: delay([c.score for c in cs], [c.abnormal for c in cs]),
     "rqi": lambda cs: _mean(r.rqi for r in restored_in(cs)),
     "ahi": _ahi,
     "caci": lambda cs: _mean(r.caci for r in restored_in(cs)),
@@ -149,5 +169,29 @@ MEASURES: dict[str, Statistic] = {
     "prevalence": lambda cs: detection.prevalence(_pooled([c for c in cs if c.abnormal])),
 }
 
+COSTS = ("network_calls", "seconds", "peak_gb")
 # In which the smaller metric is the better one; of the others the larger.
-LOWER_IS_BETTER = {"false_positives", "ece", "aurc", "network_calls", "seconds", "peak_gb"}
+LOWER_IS_BETTER = {
+    *("false_positives", "matched_false_positives", "excess_ml", "merged", "split"),
+    *("worklist_delay", "ece", "aurc"),
+}
+# Neither more nor less is better, or it is no matter of how well anything is localized.
+UNRANKED = {*COSTS, "through_plane", "associated"}
+# Metrics of all volumes, of sick and healthy ones, of healthy ones; the others are of sick ones.
+OF_ALL = {
+    *("false_positives", "excess_ml", "aurc", "through_plane", "through_plane_restored"),
+    *COSTS,
+}
+OF_BOTH = {"volume_auroc", "worklist_recall", "worklist_delay", "ahi", "normative"}
+OF_HEALTHY = {"rqi"}
+
+
+def patients_behind(name: str, cases: Sequence[Measured]) -> int:
+    """How many patients a metric stands on: for lesions those who have one."""
+    sick = {c.patient for c in cases if c.abnormal}
+    healthy = {c.patient for c in cases if not c.abnormal}
+    if name in OF_ALL:
+        return len(sick | healthy)
+    if name in OF_BOTH:
+        return min(len(sick), len(healthy))
+    return len(healthy if name in OF_HEALTHY else sick)

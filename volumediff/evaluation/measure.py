@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import Volume, check_grids, read
+from volumediff.evaluation.confounding import origin_of
 from volumediff.evaluation.truths import Truth
 from volumediff.metrics import calibration_error, detection, normative
 from volumediff.metrics.boxes import Matches, Response, inside, match, response
@@ -63,6 +64,8 @@ class Measured:
         ap, auroc: of the voxels; nan without a lesion
         dice: at the thresholds that have not seen the truth, by name
         lesions: lesion by lesion, of the method's own mask if it has one
+        origin: attributes of the case that say where it comes from, see `confounding`
+        associated: share of the associated changes in the method's own mask; nan without any
         histogram: of the map inside and outside the lesions
         unseen: share of the lesion outside the foreground that the method looked at
         boxes: of the method's own mask against those of the lesions
@@ -85,6 +88,8 @@ class Measured:
     dice: Mapping[str, float]
     lesions: Lesions | None
     histogram: detection.Histogram
+    origin: Mapping[str, str] = field(default_factory=dict)
+    associated: float = NAN
     unseen: float = 0.0
     boxes: Matches | None = None
     response: Response | None = None
@@ -119,7 +124,7 @@ def measure(
     scores = torch.from_numpy(volume.array[0])
     lesion, there = marks.lesion, marks.boxes
     own, seen = _label(path, MASK), _label(path, FOREGROUND)
-    own = None if own is None else own & ~marks.ignored
+    whole, own = own, None if own is None else own & ~marks.ignored
     seen = (torch.ones_like(lesion) if seen is None else seen) & ~marks.ignored
     scores = torch.where(seen, scores, scores[seen].min() if bool(seen.any()) else 0.0)
     counted = seen | lesion
@@ -142,9 +147,11 @@ def measure(
         auroc=detection.auroc(counts),
         dice=dice,
         lesions=None
-        if own is None
-        else lesions(own, lesion, spacing_mm=spacing_mm, scores=scores),
+        if whole is None
+        else lesions(whole, lesion, spacing_mm=spacing_mm, ignored=marks.ignored, scores=scores),
         histogram=counts,
+        origin=origin_of(truth.attributes),
+        associated=NAN if whole is None else _share(whole, marks.ignored),
         unseen=float((lesion & ~seen).sum()) / max(int(lesion.sum()), 1),
         boxes=None if own is None else match(boxes_of(own, scores=scores), there),
         response=response(scores, box, foreground=counted) if bool(lesion.any()) else None,
@@ -154,6 +161,11 @@ def measure(
         restored=_restored(path, truth, volume, lesion.numpy(), seen.numpy()),
         cost=dict(cost or {}),
     )
+
+
+def _share(mask: Bool[torch.Tensor, "d h w"], of: Bool[torch.Tensor, "d h w"]) -> float:
+    """Share of some voxels in the mask; nan without any."""
+    return float(mask[of].float().mean()) if bool(of.any()) else NAN
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -38,8 +38,20 @@ def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
                 [c.group for c in r.cases],
             ),
             "lesion_sizes": [
-                {**asdict(s.stratum), "name": s.name, "rate": asdict(s.rate)} for s in r.sizes
+                {
+                    **asdict(s.stratum),
+                    "name": s.name,
+                    "rate_by_iou": asdict(s.by_iou),
+                    "rate_by_recall": asdict(s.by_recall),
+                }
+                for s in r.sizes
             ],
+            "differences": {
+                reference: {" ".join(key): asdict(value) for key, value in found.items()}
+                for reference, found in r.differences.items()
+            },
+            "confounding": [{**asdict(c), "confounded": c.confounded} for c in r.confounding],
+            "turnaround": r.turnaround and asdict(r.turnaround),
             "lesion_size_edges_ml": list(SIZES_ML),
             "boxes": {
                 f"{iou:g}": {
@@ -67,7 +79,8 @@ def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
 def _case(c: Measured) -> dict[str, Any]:
     found = None
     if c.lesions is not None:
-        found = asdict(c.lesions)
+        ways = {"by_iou": list(c.lesions.by_iou), "by_recall": list(c.lesions.by_recall)}
+        found = {**asdict(c.lesions), **ways, "excess_ml": c.lesions.excess_ml}
         del found["false_scores"]  # there may be thousands; the FROC curve has them
     return {
         "case": c.case,
@@ -77,7 +90,9 @@ def _case(c: Measured) -> dict[str, Any]:
         "abnormal": c.abnormal,
         "voxel_ap": c.ap,
         "voxel_auroc": c.auroc,
+        "origin": dict(c.origin),
         "dice": dict(c.dice),
+        "associated": c.associated,
         "unseen": c.unseen,
         "lesions": found,
         "box_response": None if c.response is None else asdict(c.response),

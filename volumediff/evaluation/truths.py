@@ -13,7 +13,7 @@ from torch import Tensor
 from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
-from volumediff.data.layouts._files import LABEL_WORDS
+from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
 from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
@@ -30,7 +30,7 @@ class Marks:
 
     Arguments:
         lesion: voxels of the lesions, or of the boxes
-        ignored: voxels that are neither lesion nor healthy
+        ignored: voxels that are neither lesion nor healthy; none of them is lesion
         boxes: around the lesions, or those of the truth
     """
 
@@ -50,6 +50,7 @@ class Truth:
         image: its first image, if there is one
         lesions, ignored, boxes: as in the data set
         images: all of its images
+        associated: second label file, of associated changes
     """
 
     case: str
@@ -61,6 +62,7 @@ class Truth:
     ignored: tuple[int, ...] = ()
     boxes: tuple[Box, ...] = ()
     images: tuple[Path, ...] = ()
+    associated: Path | None = None
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -82,12 +84,19 @@ class Truth:
         if self.path is None:
             found = Boxes(np.array(self.boxes, np.int64).reshape(-1, 6), np.ones(len(self.boxes)))
             lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
-            return Marks(lesion, torch.zeros_like(lesion), found)
+            return Marks(lesion, self._associated(like) & ~lesion, found)
         label = read(self.path, kind="label")
         check_grids(like, label)
         lesion = torch.from_numpy(only(label, self.lesions).array[0] > 0)
         ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
-        return Marks(lesion, ignored, boxes_of(lesion))
+        return Marks(lesion, (ignored | self._associated(like)) & ~lesion, boxes_of(lesion))
+
+    def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
+        if self.associated is None:
+            return torch.zeros(like.array.shape[1:], dtype=torch.bool)
+        label = read(self.associated, kind="label")
+        check_grids(like, label)
+        return torch.from_numpy(label.array[0] > 0)
 
 
 def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
@@ -119,6 +128,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             case.ignored,
             case.boxes or (),
             tuple(case.images.values()),
+            case.associated,
         )
         found[case.id] = truth
         for path in case.images.values():
@@ -134,7 +144,14 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
     for path in sorted(root.glob("*.nii*")) if root.is_dir() else ():
         name, _, word = stem_of(path).rpartition("_")
         if name and word.lower() in LABEL_WORDS:
-            found[safe_id(name)] = Truth(safe_id(name), patient_of(name), path, {})
+            beside = path.with_name(path.name.replace(f"_{word}.", f"_{ASSOCIATED_WORD}."))
+            found[safe_id(name)] = Truth(
+                safe_id(name),
+                patient_of(name),
+                path,
+                {},
+                associated=beside if beside.is_file() else None,
+            )
     if not found:
         raise DataError(
             f"truth {root}: found no masks; expected a data set with labels or boxes, or files "

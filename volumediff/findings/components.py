@@ -35,6 +35,7 @@ from volumediff.findings.schema import (
 from volumediff.findings.urgency import LEVELS, urgency
 from volumediff.findings.written import Written
 from volumediff.metrics.calibration_error import Probability
+from volumediff.outputs.export import share_of
 
 __all__ = ["case_findings", "components"]
 
@@ -142,7 +143,15 @@ def _finding(
             probability=mean_p,
             relative_uncertainty=relative,
         ),
+        shares=_shares(written, at),
     )
+
+
+def _shares(written: Written, at: tuple[np.ndarray, ...]) -> dict[str, float]:
+    """What each member of a fusion adds to a finding; nothing where none adds anything."""
+    sums = {n: float(a[at].sum(dtype=np.float64)) for n, a in written.contributions.items()}
+    found = {name: share_of(name, sums) for name in sums}
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def _place(

@@ -7,7 +7,7 @@ known is null. The file depends on the written outputs and the input volume alon
 paths. `VERSION` rises when a field changes its meaning or goes; readers may ignore new fields.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +139,8 @@ class Finding:
         relative_uncertainty: that over the mean of the same map, if the run kept it
         intensities: per channel, if the method makes a pseudo-healthy volume
         urgency: in which order to look
+        shares: what each member of a fusion adds to the finding, as a share of what all of them
+            add; empty for other methods
     """
 
     id: str
@@ -154,6 +156,7 @@ class Finding:
     relative_uncertainty: float | None
     intensities: tuple[FindingIntensity, ...]
     urgency: Urgency
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

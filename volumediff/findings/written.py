@@ -1,7 +1,7 @@
 """The outputs of one case, read back from the folder, with the volume that they belong to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Written:
         ensemble: the map that the uncertainty belongs to; None where it was not kept
         images: intensities of the input by channel
         healthy: pseudo-healthy intensities by channel; empty where the method makes none
+        contributions: what each member of a fusion adds to the map; empty for other methods
     """
 
     case: str
@@ -60,6 +61,7 @@ class Written:
     ensemble: Array | None
     images: Mapping[str, Array]
     healthy: Mapping[str, Array]
+    contributions: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float | None:
@@ -109,6 +111,13 @@ def read_written(folder: Path, case: Case) -> Written:
         found = beside(name)
         return None if found is None else found[0]
 
+    added = {}
+    for member in facts.get("members", ()):
+        array = first(str(member["file"]).removeprefix(f"{case.id}_").removesuffix(".nii.gz"))
+        if array is None:
+            raise DataError(f"{folder}: expected {member['file']}, found none; localize again.")
+        added[str(member["name"])] = array
+
     volumes = {name: read(path, policy=policy) for name, path in channels.items()}
     images = channels_on(volumes, anomaly.grid)
     restored = beside(HEALTHY)
@@ -130,6 +139,7 @@ def read_written(folder: Path, case: Case) -> Written:
         ensemble=first(ENSEMBLE),
         images=images,
         healthy={} if restored is None else dict(zip(images, restored, strict=True)),
+        contributions=added,
     )
 
 

@@ -139,6 +139,7 @@ class Localizing:
                     region=region,
                     saliency=brought,
                 )
+        cost.network_calls += self.row.calls_elsewhere(found.network_calls)
         return found, cost
 
     def _facts(self, examination: Examination, found: Localization) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
     trained, options, row = chosen.trained, chosen.options, chosen.row
     place = None
     if options.site is not None:
-        place = find_site(trained, options.site, channels=options.channels)
+        place = find_site(trained, options.site, channels=options.channels, layout=options.layout)
     calibration = calibration_for(
         trained,
         row,
@@ -149,7 +149,7 @@ def localize(
         announce=announce,
     )
     names = trained.image_names(options.channels)
-    cases, problems = find_inputs(source, channels=names, siblings=bool(trained.recipe.scalars))
+    cases, problems = find_inputs(source, channels=names, layout=options.layout)
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)

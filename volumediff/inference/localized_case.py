@@ -87,6 +87,7 @@ class Localized:
             ensemble=self.grid.image(ensemble[-1][0])[0] if ensemble else None,
             images=images,
             healthy=healthy,
+            contributions={n: self.grid.image(a[0])[0] for n, a in found.contributions.items()},
         )
 
     @cached_property
@@ -120,4 +121,5 @@ def in_host_memory(found: Localization) -> Localization:
         pseudo_healthy=None if found.pseudo_healthy is None else found.pseudo_healthy.cpu(),
         uncertainty=None if found.uncertainty is None else found.uncertainty.cpu(),
         trace={name: block.cpu() for name, block in found.trace.items()},
+        contributions={name: a.cpu() for name, a in found.contributions.items()},
     )

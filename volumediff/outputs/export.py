@@ -5,8 +5,10 @@
 <case>_desc-foreground_mask.nii.gz    voxels that were looked at
 <case>_desc-uncertainty_map.nii.gz    deviation of the map between the seeds of an ensemble
 <case>_desc-pseudohealthy_image.nii.gz   in the intensities of the file
+<case>_desc-contribution<Member>_map.nii.gz   what each member of a fusion adds to the map
 <case>_desc-<step>_mask|map.nii.gz    masks and intermediate maps of the method's components
-<case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components
+<case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components,
+                                      share and network calls of each member of a fusion
 <case>_desc-anomaly_findings.json     the findings, one entry each; see findings/schema.py
 seen-<hash>.json                      subjects that the weights were trained on; see leakage.py
 """
@@ -39,6 +41,7 @@ __all__ = [
     "blocks_of",
     "findings_of",
     "finite",
+    "share_of",
     "sidecar_of",
     "write_json",
     "write_localization",
@@ -83,6 +86,18 @@ def write_localization(
         writer.image(UNCERTAINTY, found.uncertainty[0])
     if found.pseudo_healthy is not None:
         writer.channels(HEALTHY, found.pseudo_healthy[0])
+    sums = {name: float(added.double().sum()) for name, added in found.contributions.items()}
+    members = []
+    for name, added in found.contributions.items():
+        writer.image(block_name(f"contribution {name}", added), added[0])
+        members.append(
+            {
+                "name": name,
+                "share": share_of(name, sums),
+                "network_calls": found.network_calls.get(name, 0),
+                "file": writer.files[-1].name,
+            }
+        )
     steps = []
     for name, block in blocks_of(found).items() if trace else ():
         is_mask = block.dtype == torch.bool
@@ -97,12 +112,24 @@ def write_localization(
             "score": found.score,
             "mask_volume_ml": volume_ml if found.mask is not None else None,
             "findings": findings,
+            "members": members,
             "trace": steps,
             "preprocessing": [vars(f) for f in grid.record.findings],
             "notice": "Research software, not for diagnosis.",
         },
     )
     return [*writer.files, sidecar]
+
+
+def share_of(name: str, sums: Mapping[str, float]) -> float | None:
+    """What a member adds as a share of what all of them add; None where none adds anything.
+
+    Arguments:
+        name: of the member
+        sums: of all members' contributions
+    """
+    whole = sum(sums.values())
+    return float(f"{sums[name] / whole:.6g}") if whole > 0 else None
 
 
 def blocks_of(found: Localization) -> dict[str, Tensor]:

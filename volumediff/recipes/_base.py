@@ -97,6 +97,8 @@ class Recipe(ABC):
         shows_mask: whether the network is shown a mask, one channel in state space
         mask_loss: weight of the cross entropy of a mask of noise that the network predicts beside
             the kernel's quantity; 0 for networks without this channel
+        dice: weight of the soft Dice loss of the mask that is modelled, in voxels, beside the
+            kernel's loss
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
         drop: probability with which a class is hidden
@@ -109,6 +111,7 @@ class Recipe(ABC):
     scalars: tuple[str, ...]
     reference: bool = False
     mask_loss: float = 0.0
+    dice: float = 0.0
     teaches: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ("gaussian",)
     samples: ClassVar[bool] = True

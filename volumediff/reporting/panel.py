@@ -19,6 +19,7 @@ COLUMNS = (
     *("finding", "look", "where", "ml", "mean score", "severity", "probability", "± of map"),
     "against expected",
 )
+SHARES = "share of members"  # a further column, for fusions
 
 
 def case_panel(view: CaseView, number: int) -> list[str]:
@@ -41,6 +42,8 @@ def case_panel(view: CaseView, number: int) -> list[str]:
             "where it redraws or trusts the model; maps share one scale."
         )
         parts.append(figure_of(strip(view.steps, aspect=aspect, outline=truth), caption))
+    if view.members:
+        parts.append(f"<p>{escape(_members(view.members))}</p>")
     if view.statement:
         parts.append(f"<p>{escape(view.statement)}</p>")
     if view.findings:
@@ -48,11 +51,21 @@ def case_panel(view: CaseView, number: int) -> list[str]:
     return [*parts, "</section>"]
 
 
+def _members(members: Sequence[Mapping[str, Any]]) -> str:
+    """What each member of a fusion adds to the map and costs, in a sentence."""
+    said = (
+        f"{m['name']} {_share(m['share'])} with {m['network_calls']} network calls"
+        for m in members
+    )
+    return f"Share of each member in the map of the volume: {', '.join(said)}."
+
+
 def findings_table(
     findings: Sequence[Mapping[str, Any]], view: CaseView, number: int
 ) -> list[str]:
     """The findings of a case as a table whose rows move the viewer to their peaks."""
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in COLUMNS)
+    columns = [*COLUMNS, *([SHARES] if any(f["shares"] for f in findings) else [])]
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
     rows = [_row(f, view, number) for f in findings[:MOST]]
     rest = len(findings) - MOST
     more = f" {rest} more are in the file." if rest > 0 else ""
@@ -88,6 +101,8 @@ def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
         _share(finding["relative_uncertainty"]),
         escape(against) or "–",
     ]
+    if shares := finding["shares"]:
+        cells.append(escape(", ".join(f"{name} {share:.0%}" for name, share in shares.items())))
     at = _voxel(finding["place"]["peak_mm"], view)
     reason = escape(str(finding["urgency"]["reason"]), quote=True)
     inner = "".join(f"<td>{cell}</td>" for cell in cells)

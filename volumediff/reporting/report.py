@@ -20,10 +20,15 @@ import numpy as np
 from volumediff.data.survey import AUTO, Spec
 from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.summary import (
+    CaseRow,
+    Line,
+    case_table,
+    confounded_lines,
     coverage,
     gap_lines,
     group_table,
     measure_table,
+    references,
     size_table,
     verdicts,
     without_seen,
@@ -170,32 +175,22 @@ def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Result
             f'<div class="verdict"><strong>Voxel AP: {escape(results[0].method)} against the '
             f"best of the others</strong><ul>{items}</ul></div>"
         )
+    if found := confounded_lines(results):
+        items = "".join(f"<li>{escape(line)}</li>" for line in found)
+        parts.append(f'<ul class="caution">{items}</ul>')
     if results[0].groups:
-        columns, rows, best = group_table(results)
-        lines = [
-            _row(name, cells, best, "" if number else "main")
-            for number, (name, cells) in enumerate(rows)
-        ]
         text = f"Voxel AP by {groups}; {coverage(results)}"
-        parts.append(_table(["method", *columns], lines, caption=text))
-    rows, best = measure_table(results)
-    lines = [
-        _row(name, cells, [top] * len(cells), "")
-        for (name, cells), top in zip(rows, best, strict=True)
-    ]
+        parts.append(_table(results, group_table(results), caption=text))
     text = (
         f"{coverage(results)} The threshold of the oracle has seen the truth: an upper bound, not "
-        "a result."
+        "a result. Counts, volumes in ml, and costs are per volume."
     )
-    methods = ["", *(r.method for r in results)]
-    parts.append(_table(methods, lines, caption=text))
-    sizes, best = size_table(results)
-    if sizes:
-        lines = [
-            _row(name, cells, [top] * len(cells), "")
-            for (name, cells), top in zip(sizes, best, strict=True)
-        ]
-        parts.append(_table(methods, lines, caption="Share of the lesions of each size found."))
+    parts.append(_table(results, measure_table(results), caption=text))
+    if sizes := size_table(results):
+        text = "Share of the lesions of each size found, by IoU and by recall."
+        parts.append(_table(results, sizes, caption=text))
+    if rows := case_table(results):
+        parts.append(_cases(rows))
     if found := gap_lines(results):
         items = "".join(f"<li>{escape(line)}</li>" for line in found)
         parts.append(f"<p>Differences by {escape(groups)}</p><ul>{items}</ul>")
@@ -206,29 +201,59 @@ def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Result
     return parts + _tables(clean, groups, "Results without the volumes that were seen before")
 
 
-def _table(columns: Sequence[str], lines: Sequence[str], *, caption: str) -> str:
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+def _table(results: Sequence[MethodResult], lines: Sequence[Line], *, caption: str) -> str:
+    """A row per line, a column per method; differences to references below each number."""
+    head = "".join(f'<th scope="col">{escape(r.method)}</th>' for r in results)
+    if named := references(results):
+        caption += f" Differences to {' and '.join(named)} are paired over patients."
+    body = []
+    for line in lines:
+        cells = []
+        for number, cell in enumerate(line.cells):
+            mark = ' class="best"' if number == line.best else ""
+            below = [
+                f"<small>{_number(line, found[number], '+')} against {escape(reference)}</small>"
+                for reference, found in line.differences.items()
+                if found[number] is not None and np.isfinite(found[number].value)
+            ]
+            cells.append(f"<td{mark}>{_value(line, cell)}{''.join(below)}</td>")
+        body.append(f"<tr><td>{escape(line.heading)}</td>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr>'
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>'
+        f'<th scope="col"></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
 
 
-def _row(name: str, cells: Sequence[Interval], best: Sequence[float | None], kind: str) -> str:
-    line = [f"<td>{escape(name)}</td>"]
-    for cell, top in zip(cells, best, strict=True):
-        mark = ' class="best"' if top is not None and cell.value == top else ""
-        line.append(f"<td{mark}>{_number(cell)}</td>")
-    return f"<tr{f' class={kind}' if kind else ''}>{''.join(line)}</tr>"
-
-
-def _number(cell: Interval) -> str:
+def _value(line: Line, cell: Interval) -> str:
     if not np.isfinite(cell.value):
         return "–"
-    text = f"{cell.value:.3f}"
+    text = line.text(cell.value)
     if np.isfinite(cell.low):
-        text += f"<small>{cell.low:.3f} to {cell.high:.3f}</small>"
+        text += f"<small>{line.text(cell.low)} to {line.text(cell.high)}</small>"
     return text
+
+
+def _number(line: Line, cell: Interval, sign: str) -> str:
+    text = line.text(cell.value, sign)
+    if np.isfinite(cell.low):
+        text += f" ({line.text(cell.low, sign)} to {line.text(cell.high, sign)})"
+    return text
+
+
+def _cases(rows: Sequence[CaseRow]) -> str:
+    names = ("case", "method", "voxel AP", "found by IoU, by recall", "false positives")
+    head = "".join(f'<th scope="col">{n}</th>' for n in (*names, "excess ml", "score"))
+    body = []
+    for row in rows:
+        numbers = (f"{row.ap:.3f}", row.found, f"{row.false_positives:.0f}")
+        numbers += (f"{row.excess_ml:.1f}", f"{row.score:.3g}")
+        shown = (row.case, row.method, *(n.replace("nan", "–") or "–" for n in numbers))
+        body.append(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in shown)}</tr>")
+    caption = "Volume by volume, since the patients are too few for intervals."
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
 def _viewer(views: Sequence[CaseView]) -> list[str]:

@@ -65,6 +65,7 @@ class CaseView:
         findings: entries of its findings file
         statement: what that file says in a sentence
         affine: voxel index to RAS millimetres
+        members: of a fusion, with their share in the map and their cost
     """
 
     title: str
@@ -80,6 +81,7 @@ class CaseView:
     findings: Sequence[Mapping[str, Any]] = ()
     statement: str = ""
     affine: Float[np.ndarray, "4 4"] | None = None
+    members: Sequence[Mapping[str, Any]] = ()
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
@@ -168,6 +170,7 @@ def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
         "steps": read_steps(path.parent, _facts(path), at[2]),
         "findings": found.get("findings", ()),
         "statement": found.get("statement", ""),
+        "members": _facts(path).get("members", ()),
     }
 
 

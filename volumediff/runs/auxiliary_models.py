@@ -1,14 +1,15 @@
-"""Auxiliary models of other runs: a classifier, a residual segmenter, an autoencoder.
+"""Auxiliary models of other runs: a classifier, a residual segmenter, an autoencoder, a whole run.
 
 The components of a method declare what they borrow (`volumediff.component.Loan`), and name its run
 or leave it to an option that holds for the whole method. `Borrowed` is what `Component.bind` asks.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from volumediff.anomaly.member import LENDER
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.methods.lent import AUTOENCODER
 from volumediff.anomaly.methods.lent import BorrowedAutoencoder as BorrowedAutoencoder
@@ -18,6 +19,7 @@ from volumediff.component import Request
 from volumediff.config import build
 from volumediff.errors import DataError, UsageError
 from volumediff.residual_segmentation import SEGMENTER, ResidualSegmentation, VoxelPosterior
+from volumediff.runs.lent_run import lent_run
 from volumediff.runs.trained import Trained, load_trained
 from volumediff.samples.seen_record import seen_by
 from volumediff.settings.run_config import saved_config
@@ -51,6 +53,8 @@ class Borrowed:
             UsageError: the folder holds no such run, or one that does not suit
             DataError: the run is damaged
         """
+        if request.lender is not None:  # the component works with another run altogether
+            return Borrowed(request.lender.trained)(replace(request, lender=None))
         kind = request.loan.kind
         run = request.run or self.runs.get(kind)
         if run is None or kind not in LOADERS:
@@ -62,7 +66,7 @@ class Borrowed:
         """The model of another run, as components take it.
 
         Arguments:
-            kind: `classifier`, `residual_segmenter` or `autoencoder`
+            kind: `classifier`, `residual_segmenter`, `autoencoder` or `run`
             run: its folder
             where: what named the folder, for messages
 
@@ -214,4 +218,5 @@ LOADERS: dict[str, Callable[[str, Path, Trained], Any]] = {
     CLASSIFIER.kind: _classifier,
     SEGMENTER.kind: _residual_segmenter,
     AUTOENCODER.kind: _autoencoder,
+    LENDER.kind: lent_run,
 }

@@ -26,6 +26,7 @@ from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
+from volumediff.samples.drawn import DrawnVolumes
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
@@ -158,6 +159,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         crop: how training crops are taken; None takes whole volumes
         located: whether samples carry the coordinates of their crop
         augment: keyed augmentation of training samples
+        drawn: volumes that some training samples are drawn from instead
     """
 
     volumes: Sequence[TrainingVolume]
@@ -167,6 +169,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     crop: Crop | None = None
     located: bool = False
     augment: Augmentation | None = None
+    drawn: DrawnVolumes | None = None
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -203,6 +206,12 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     def _subject(self, index: int, key: int) -> Subject:
         volume = self.volumes[index]
         wanted = self.recipe.needs_foreground
+        donor = partial(self._donor, index) if wanted else None
+        if self.drawn is not None and self.drawn.chosen(key):
+            x, foreground, spacing = self.drawn.draw(key, augment=self.augment)
+            return Subject(
+                x, None, foreground if wanted else None, volume.attributes, spacing, donor
+            )
         x, label = volume.x, volume.array("label")
         foreground = volume.foreground if wanted else None
         if self.augment is not None:
@@ -216,7 +225,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
             foreground,
             volume.attributes,
             volume.spacing_mm,
-            partial(self._donor, index) if wanted else None,
+            donor,
         )
 
     def _donor(self, index: int, key: int) -> Tensor:

@@ -15,24 +15,31 @@ import numpy as np
 from accelerate import Accelerator
 
 from volumediff.config import build, component
+from volumediff.data.alignment_template import mni152
 from volumediff.data.cases import Case
+from volumediff.data.files import contents
+from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
 from volumediff.distributed.processes import on_main
 from volumediff.errors import UsageError
+from volumediff.samples.drawn import DrawnVolumes, LabelMap
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import POPULATION, Data
-from volumediff.storage.cache import Cache
+from volumediff.storage.cache import Cache, CacheEntry
+from volumediff.storage.digests import sha256
 
-__all__ = ["cases_of", "gather", "preprocessing", "simulated", "split_of"]
+__all__ = ["cases_of", "drawn_volumes", "gather", "preprocessing", "simulated", "split_of"]
 
 # To be raised when the simulated subjects come to look different for the same seed.
 POPULATION_VERSION = 1
+# To be raised when label maps come to be aligned in another way.
+LABEL_MAP_VERSION = 1
 
 Made = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -235,6 +242,52 @@ def _sources(cases: Sequence[Case], config: RunConfig) -> list[_Source]:
         _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
         for case in cases
     ]
+
+
+def drawn_volumes(
+    config: RunConfig, accelerator: Accelerator, cache: Cache
+) -> DrawnVolumes | None:
+    """What training samples are drawn from, if the configuration asks for some.
+
+    Raises:
+        UsageError: volumes of several channels, or no grid
+        DataError: a label map is refused
+    """
+    data = config.data
+    section = data.drawn
+    if section is None:
+        return None
+    if data.channel_count > 1:
+        raise UsageError(
+            f"data.drawn: draws volumes of one channel, and data.channels names "
+            f"{data.channel_count}; leave data.drawn out."
+        )
+    if data.preprocessing.shape is None or data.preprocessing.spacing_mm is None:
+        raise UsageError("data.drawn: needs data.preprocessing.shape and spacing_mm.")
+    recipe = preprocessing(data, config.output)
+    template, maps = mni152(), []
+    paths = find_label_maps(section.label_maps)
+    described = f"{LABEL_MAP_VERSION} {template.digest} {recipe.spacing_mm} {recipe.shape}"
+
+    def entry(path: Path) -> CacheEntry:
+        facts = {"label map": sha256(*contents(path)), "grid": described}
+        return cache.entry(path.name.partition(".")[0], facts, partial(_mapped, path, recipe))
+
+    for path in paths[accelerator.process_index :: accelerator.num_processes]:
+        entry(path)
+    accelerator.wait_for_everyone()
+    for path in paths:
+        found = entry(path)
+        numbers = found.load("numbers")
+        assert numbers is not None, "stored"
+        maps.append(LabelMap(found, tuple(structures_of(numbers, path))))
+    contrast = build("contrast", section.contrast, where="data.drawn.contrast")
+    return DrawnVolumes(tuple(maps), section.share, contrast, section.drawing, recipe.intensity)
+
+
+def _mapped(path: Path, recipe: Preprocessing) -> Made:
+    arrays, spacing = prepare_label_map(path, mni152(), recipe)
+    return arrays, {"spacing_mm": list(spacing)}
 
 
 def _prepare(recipe: Preprocessing, case: Case) -> Made:

@@ -38,7 +38,7 @@ __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config"]
 
 DEFAULT = "diffusion"
 # Folders of shipped configurations of runs; the first is that of the default task.
-FOLDERS = ("pipelines", "autoencoders", "classifiers", "residual_segmenters")
+FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters")
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.

@@ -22,6 +22,7 @@ from pydantic import (
 
 from volumediff.config import build, named, suggestion
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.drawing import Drawing
 from volumediff.data.survey import AUTO
 
 __all__ = [
@@ -88,12 +89,26 @@ class Preprocess(Section):
     spacing_mm: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     intensity: Component = "percentile"
-    centre: Literal["foreground", "volume"] = "foreground"
+    centre: Literal["foreground", "volume"] | tuple[float, float, float] = "foreground"
 
     def spacing(self) -> tuple[float, float, float] | None:
         """Spacing along d, h, w; one number means the same along all."""
         spacing = self.spacing_mm
         return (spacing,) * 3 if isinstance(spacing, float) else spacing
+
+
+class Drawn(Section):
+    """Training samples that are drawn from label maps: see `volumediff.data.drawing`.
+
+    `label_maps` is a folder of label maps with FreeSurfer's numbers, `share` the share of the
+    training samples that is drawn; the others are volumes of the data set. Volumes for validation
+    and calibration are never drawn.
+    """
+
+    label_maps: Path
+    share: Share = 0.5
+    contrast: Component = "tissue"
+    drawing: Annotated[Drawing, declared(Drawing)] = Drawing()
 
 
 class SplitRule(Section):
@@ -122,6 +137,7 @@ class Data(Section):
     population: PopulationSection = PopulationSection()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, declared(Augmentation)] | None = None
+    drawn: Drawn | None = None
     split: SplitRule = SplitRule()
     cache: Path | None = None
     workers: NonNegativeInt = 0

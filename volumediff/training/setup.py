@@ -12,7 +12,7 @@ from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Keyed, Order, Samples
-from volumediff.samples.sources import gather
+from volumediff.samples.sources import drawn_volumes, gather
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
 from volumediff.settings.run_config import RunConfig
@@ -68,6 +68,7 @@ def prepare(
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
     training, validation = gather(config, accelerator, cache, fits=kind.fits_intensities)
     _check_labels(recipe, training + validation)
+    _check_drawn(config, recipe)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
     on_main(accelerator, lambda: _measure_once(recipe, training, run))
     dataset = Keyed(
@@ -87,7 +88,12 @@ def prepare(
         task=task,
         samples=replace(
             fitted,
-            dataset=replace(fitted.dataset, **cut, augment=config.data.augmentation),
+            dataset=replace(
+                fitted.dataset,
+                **cut,
+                augment=config.data.augmentation,
+                drawn=drawn_volumes(config, accelerator, cache),
+            ),
             held=replace(fitted.held, **cut),
         ),
         batch_size=config.optim.batch_size,
@@ -101,6 +107,18 @@ def prepare(
 def _measure_once(recipe: Recipe, training: Sequence[TrainingVolume], run: Path) -> None:
     if not (run / "statistics").is_dir():
         Statistics.measure(recipe, training).save(run)
+
+
+def _check_drawn(config: RunConfig, recipe: Recipe) -> None:
+    if config.data.drawn is None:
+        return
+    told = "a label map" if recipe.needs_labels else "a class" if recipe.classes else None
+    told = told or (f"attributes ({', '.join(recipe.scalars)})" if recipe.scalars else None)
+    if told is not None:
+        raise UsageError(
+            f"data.drawn: expected a recipe without labels, classes and scalars, got one with "
+            f"{told}, which drawn volumes do not have; leave data.drawn out."
+        )
 
 
 def _check_labels(recipe: Recipe, volumes: list[TrainingVolume]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from volumediff.anomaly.method_files import build_method, method_tree
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.methods.fusion import Fusion
 from volumediff.anomaly.tuning_axes import axes_of
 from volumediff.calibration.fits import Fits
 from volumediff.calibration.lesions import Pair, Truth, validation_pairs
@@ -74,6 +75,12 @@ def tune(
     """
     borrowed = Borrowed(trained, runs or {})  # one model for all settings
     method = load_method(trained, name, overrides, borrowed=borrowed)
+    if isinstance(method, Fusion):
+        names = ", ".join(member.label for member in method.members)
+        raise UsageError(
+            f"method '{name}': expected a method of its own, got a fusion; tune its members "
+            f"({names}) one by one, and write what was chosen into the fusion."
+        )
     tree = method_tree(name, overrides=overrides)
     schedule = trained.model.kernel.schedule if trained.model.diffuses else None
     axes = axes_of(method, schedule)

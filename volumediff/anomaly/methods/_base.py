@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from volumediff.anomaly._check_output import sound
 from volumediff.anomaly._context import Level
 from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.leave_one_out import Without
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.normalization import Normalization, Raw, Residual
 from volumediff.anomaly.post import MASK, Post
@@ -26,10 +27,13 @@ from volumediff.condition import Condition
 from volumediff.data.seen import Seen
 from volumediff.model import Model
 
-__all__ = ["FIRST_THRESHOLD", "Learned", "Method"]
+__all__ = ["FIRST_THRESHOLD", "Learned", "Lesions", "Method"]
 
 Learned = Model | Reconstructor | None
 """What a method works with: a diffusion model, an autoencoder, or nothing."""
+
+Lesions = Iterable[tuple[Residual, Bool[Tensor, "1 1 d h w"]]]
+"""Maps of volumes with lesions, and where those are."""
 
 FIRST_THRESHOLD = "first.threshold"  # among the statistics of a calibration
 
@@ -153,6 +157,50 @@ class Method(Component, ABC):
         return self
 
     @property
+    def needs_healthy(self) -> bool:
+        """Whether the map needs statistics of healthy volumes."""
+        return self.normalize.fitted or self.first_threshold is not None
+
+    @property
+    def needs_lesions(self) -> bool:
+        """Whether the map needs volumes with lesions as well."""
+        return False
+
+    def statistics_of(
+        self, residuals: Sequence[Residual], lesions: Lesions = ()
+    ) -> dict[str, Tensor]:
+        """Statistics that finish a map, of prepared residuals of healthy volumes.
+
+        Arguments:
+            residuals: of healthy volumes
+            lesions: for methods that need some
+        """
+        return self.normalize.fit(residuals)
+
+    def held_out(
+        self, residuals: Sequence[Residual], statistics: Mapping[str, Tensor]
+    ) -> Iterator[Float[Tensor, "1 1 d h w"]]:
+        """The finished map of every healthy volume with the statistics of the others.
+
+        Arguments:
+            residuals: at least two where the normalization is fitted
+            statistics: of all of them, for what is not fitted on healthy volumes
+        """
+        for i in range(len(residuals)):
+            own = self.normalize.fit(Without(residuals, i)) if self.normalize.fitted else {}
+            yield self.finish(residuals[i], own)
+
+    def contributions(
+        self, residual: Residual, statistics: Mapping[str, Tensor]
+    ) -> dict[str, Float[Tensor, "1 1 d h w"]]:
+        """What each member of a fusion adds to the finished map, by its name."""
+        return {}
+
+    def calls_elsewhere(self, network_calls: Mapping[str, int]) -> int:
+        """How many of the members' network calls are those of other runs' networks."""
+        return 0
+
+    @property
     def fingerprint(self) -> str:
         """Identifies the components that shape map and score; a calibration belongs to one."""
         text = json.dumps(self.identity(), sort_keys=True)
@@ -162,14 +210,17 @@ class Method(Component, ABC):
     def residual(self, model: Learned, example: Example, *, key: int) -> Residual:
         """The map of a volume, prepared for normalization; used to calibrate."""
         found = self.find(model, example, key=key)
-        return self._prepared(found, example)
+        return self.prepared(found, example)
 
     @torch.no_grad()
     def finish(
         self, residual: Residual, statistics: Mapping[str, Tensor]
     ) -> Float[Tensor, "1 1 d h w"]:
         """Normalization and post-processing of the map."""
-        a = self.normalize(residual, statistics)
+        return self.processed(self.normalize(residual, statistics), residual)
+
+    def processed(self, a: Float[Tensor, "1 1 d h w"], residual: Residual) -> Tensor:
+        """The map after those steps of post-processing that come before the threshold."""
         for post in sorted(self.post, key=lambda p: p.rank):
             if post.rank < MASK:
                 a = post(a, foreground=residual.foreground, spacing_mm=residual.spacing_mm)
@@ -212,7 +263,8 @@ class Method(Component, ABC):
         given = {"region": region, "saliency": saliency}
         example = Example(x, foreground, spacing_mm, condition, **given)
         found = self.with_first_threshold(statistics).find(model, example, key=key)
-        a = self.finish(self._prepared(found, example), statistics)
+        residual = self.prepared(found, example)
+        a = self.finish(residual, statistics)
         sound(a, foreground, maker=self, what="map after normalization and post-processing")
         # Normalized maps are negative where a volume is more usual than most: air must not win.
         a = torch.where(foreground, a, a[foreground].min().clamp(max=0))
@@ -231,9 +283,12 @@ class Method(Component, ABC):
             trace=found.trace,
             threshold=value,
             uncertainty=found.uncertainty,
+            contributions=self.contributions(residual, statistics),
+            network_calls=found.network_calls,
         )
 
-    def _prepared(self, found: RawLocalization, example: Example) -> Residual:
+    def prepared(self, found: RawLocalization, example: Example) -> Residual:
+        """The map of a volume, prepared for normalization."""
         sound(found.map, example.foreground, maker=self, what="map")
         raw = Residual(found.map, example.x, example.foreground, example.spacing_mm, found.errors)
         return self.normalize.prepare(raw)
@@ -245,18 +300,17 @@ class Method(Component, ABC):
                 mask = post(mask, foreground=example.foreground, spacing_mm=example.spacing_mm)
         return mask
 
+    def _uncalibrated(self) -> str:
+        part = "editing" if self.first_threshold else f"normalize {type(self.normalize).__name__}"
+        return (
+            f"{part.lower()}: expected a calibration on healthy volumes, got none; fit one, or "
+            "use normalize: raw and editing.threshold."
+        )
+
     def _statistics(self, calibration: Calibration | None) -> Mapping[str, Tensor]:
         if calibration is None:
-            if self.normalize.fitted or self.first_threshold is not None:
-                part = (
-                    "editing"
-                    if self.first_threshold
-                    else f"normalize {type(self.normalize).__name__}"
-                )
-                raise ValueError(
-                    f"{part.lower()}: expected a calibration on healthy volumes, got none; fit "
-                    "one, or use normalize: raw and editing.threshold."
-                )
+            if self.needs_healthy:
+                raise ValueError(self._uncalibrated())
             return {}
         if calibration.fingerprint != self.fingerprint:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import CONVENTION, Found, Layout
-from volumediff.data.layouts._files import LABEL_WORDS, stem, walk
+from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS, stem, walk
 from volumediff.data.layouts._tables import described, participants
 
 __all__ = ["BIDS"]
@@ -23,7 +23,8 @@ class BIDS(Layout):
 
     Two files with one suffix (runs, acquisitions) keep their entities in the channel's name, such
     as `run-1_T1w`. Labels are files with suffix mask, dseg or roi that name a lesion or no other
-    structure, beside the images or below `derivatives/`.
+    structure, beside the images or below `derivatives/`; one that names `associated`, such as
+    `desc-associated_mask`, is the label of associated changes.
     """
 
     rank: ClassVar[int] = CONVENTION
@@ -34,6 +35,7 @@ class BIDS(Layout):
     def read(self, root: Path) -> Found:
         images: dict[str, list[tuple[str, Path]]] = defaultdict(list)
         labels: dict[str, list[Path]] = defaultdict(list)
+        associated: dict[str, Path] = {}
         for base in (root, root / "derivatives"):
             for path in walk(base, hidden=ASIDE if base == root else ASIDE - {"derivatives"}):
                 name = stem(path)
@@ -43,7 +45,9 @@ class BIDS(Layout):
                 case, rest = match[1] + (match[2] or ""), match[3] or "image"
                 word = rest.rsplit("_", 1)[-1].lower()
                 if word in LABEL_WORDS:
-                    if "lesion" in rest or not re.search(r"(desc|label|atlas)-", rest):
+                    if ASSOCIATED_WORD in rest:
+                        associated[case] = path
+                    elif "lesion" in rest or not re.search(r"(desc|label|atlas)-", rest):
                         labels[case].append(path)
                 elif base == root:
                     images[case].append((rest, path))
@@ -60,6 +64,7 @@ class BIDS(Layout):
                 text = f"{len(truth)} labels fit ({truth[0].name}, {truth[1].name}); keep one."
                 problems.append(Problem(case, text))
                 continue
-            found = Case(case, patient_of(case), named, truth[0] if truth else None)
+            label = truth[0] if truth else None
+            found = Case(case, patient_of(case), named, label, associated=associated.get(case))
             cases.append(described(found, table))
         return cases, problems

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import ANYTHING, Found, Layout
 from volumediff.data.layouts._files import (
+    ASSOCIATED_WORD,
     AUXILIARY_WORDS,
-    IMAGE_WORDS,
     LABEL_WORDS,
+    split_name,
     stem,
     volumes,
 )
@@ -25,9 +26,11 @@ __all__ = ["Folder"]
 class Folder(Layout):
     """Files `<case>_<channel>.nii.gz` in one folder, or one folder per case.
 
-    A name that ends with a label word (mask, seg, ...) is the case's label; one that ends with
-    neither a channel nor a label word is a case with the one channel `image`. A case folder may
-    also hold one DICOM series.
+    A name that ends with a label word (mask, seg, ...) is the case's label, one that ends with
+    `associated` its label of associated changes; one that ends with no such word and no channel
+    is a case with the one channel `image`. Names that are nothing but such a word (T1w.nii.gz,
+    mask.nii.gz) belong to the case that the folder is named after. A case folder may also hold
+    one DICOM series.
     """
 
     rank: ClassVar[int] = ANYTHING
@@ -40,8 +43,8 @@ class Folder(Layout):
             raise DataError(f"{root}: expected a folder of volumes, got a file; give its folder.")
         groups: dict[str, list[tuple[str, Path]]] = defaultdict(list)
         for path in volumes(root):
-            case, word = _split(stem(path))
-            groups[case].append((word, path))
+            case, word = split_name(stem(path))
+            groups[case or root.absolute().name].append((word, path))
         for inner in sorted(
             p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")
         ):
@@ -60,38 +63,32 @@ def _grouped(groups: dict[str, list[tuple[str, Path]]]) -> Found:
     cases, problems = [], []
     for case in sorted(groups):
         images: dict[str, Path] = {}
-        label, message = None, None
+        labels: dict[str, Path] = {}
+        message = None
         for word, path in groups[case]:
             role = _role(word)
             if role == "auxiliary":
                 continue
-            if (role == "label" and label) or (role == "image" and word in images):
-                other = label if role == "label" else images[word]
-                message = f"{path.name} and {other.name} are both its {role}; keep one."
-            elif role == "label":
-                label = path
-            else:
-                images[word] = path
+            taken, name = (images, word) if role == "image" else (labels, role)
+            if name in taken:
+                message = f"{path.name} and {taken[name].name} are both its {role}; keep one."
+            taken.setdefault(name, path)
         if message:
             problems.append(Problem(case, message))
-        elif images or label:
-            cases.append(Case(case, patient_of(case), images, label))
+        elif images or labels:
+            label, associated = labels.get("label"), labels.get("associated")
+            cases.append(Case(case, patient_of(case), images, label, associated=associated))
     return cases, problems
 
 
-def _role(word: str) -> Literal["image", "label", "auxiliary"]:
+def _role(word: str) -> Literal["image", "label", "associated", "auxiliary"]:
     word = word.lower()
     last = re.split(r"[_-]", word)[-1]
     if word in AUXILIARY_WORDS or last in AUXILIARY_WORDS:
         return "auxiliary"
+    if last == ASSOCIATED_WORD:
+        return "associated"
     return "label" if last in LABEL_WORDS else "image"
-
-
-def _split(stem: str) -> tuple[str, str]:
-    """`ms_p07_T1w` -> (`ms_p07`, `T1w`); a last word that is none of ours stays in the id."""
-    case, _, word = stem.rpartition("_")
-    known = IMAGE_WORDS | LABEL_WORDS | AUXILIARY_WORDS
-    return (case, word) if case and word.lower() in known else (stem, "image")
 
 
 def _holds_dicom(folder: Path) -> bool:

@@ -4,7 +4,8 @@
     scan01, scans/scan01.nii.gz, masks/scan01.nii.gz, p01,     63,  f,   sick
 
 Head CT of stroke units (CROMIS, KCH) and the like come as a folder of volumes and a sheet: to
-rename its columns is all that is needed.
+rename its columns is all that is needed. Where the file is there, it says what the cases are,
+whatever else the folder looks like.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
-from volumediff.data.layouts._base import CONVENTION, Found, Layout
+from volumediff.data.layouts._base import LISTED, Found, Layout
 from volumediff.data.layouts._files import below
 from volumediff.data.layouts._tables import columns, number, rows
 from volumediff.errors import DataError
 
-__all__ = ["Table"]
+__all__ = ["NAME", "Table"]
 
 NAME = "cases.csv"
 IMAGE = "image"
@@ -27,18 +28,21 @@ IMAGE = "image"
 class Table(Layout):
     """`id`, one column `image:CHANNEL` per channel (or `image` alone), and what is known.
 
-    `label` is the file of the mask, if there is one, `patient` keeps examinations together (else
-    the id tells, `p07_visit2`), and every other column is an attribute. Paths are relative to the
-    table and stay below its folder; empty cells mean that there is no such file or value.
+    `label` is the file of the mask, if there is one, `lesions` and `ignored` name its values
+    (`1 3`) that are lesions and that are neither lesion nor healthy, `associated` is the file of
+    associated changes. `patient` keeps examinations together (else the id tells,
+    `p07_visit2`), and every other column is an attribute. Paths are relative to the table and stay
+    below its folder; empty cells mean that there is no such file or value.
     """
 
-    rank: ClassVar[int] = CONVENTION
+    rank: ClassVar[int] = LISTED
 
     def recognises(self, root: Path) -> bool:
-        return (root / NAME).is_file()
+        return (root / NAME).is_file() or (root.is_file() and root.suffix.lower() == ".csv")
 
     def read(self, root: Path) -> Found:
-        path = root / NAME
+        path = root if root.is_file() else root / NAME
+        root = path.parent
         names = columns(path)
         channels = {n: n.partition(":")[2] or IMAGE for n in names if _is_channel(n)}
         if not channels:
@@ -65,10 +69,31 @@ def _case(root: Path, row: dict[str, str], channels: dict[str, str]) -> Case:
         raise DataError("expected an id, the cell is empty.")
     images = {channel: _file(root, row[n]) for n, channel in channels.items() if row.get(n)}
     label = _file(root, row["label"]) if row.get("label") else None
-    known = {"id", "label", "patient", *channels}
+    associated = _file(root, row["associated"]) if row.get("associated") else None
+    known = {"id", "label", "lesions", "ignored", "associated", "patient", *channels}
     attributes = {k: number(v) for k, v in row.items() if k not in known and v not in ("", "n/a")}
     patient = row.get("patient") or patient_of(row["id"])
-    return Case(row["id"], patient, images, label, attributes)
+    lesions, ignored = (_values(row.get(name, ""), name) for name in ("lesions", "ignored"))
+    return Case(
+        row["id"],
+        patient,
+        images,
+        label,
+        attributes,
+        lesions or None,
+        ignored,
+        associated=associated,
+    )
+
+
+def _values(cell: str, name: str) -> tuple[int, ...]:
+    """The whole numbers in a cell."""
+    try:
+        return tuple(int(word) for word in cell.split())
+    except ValueError as error:
+        raise DataError(
+            f"{name}: expected values of the label with blanks between, got {cell!r}."
+        ) from error
 
 
 def _file(root: Path, name: str) -> Path:
