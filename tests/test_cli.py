@@ -243,8 +243,8 @@ def test_train_localize_evaluate_report(program, base, run, tmp_path):
     code, table, complaint = program("evaluate", *folders, "--truth", data, *report)
     assert code == 0, complaint
     assert "voxel AP" in table
-    assert "Dice at validation threshold" in table
-    assert "Dice at healthy-FPR threshold" in table
+    assert "Dice, validation threshold" in table
+    assert "Dice, healthy-FPR threshold" in table
     found = json.loads((tmp_path / "report" / "evaluation.json").read_text())["methods"]
     assert found["intensity"]["measures"]["voxel_ap"]["value"] == pytest.approx(1)
     assert found["scan"]["measures"]["voxel_ap"]["value"] < 1

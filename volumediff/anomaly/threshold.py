@@ -53,6 +53,11 @@ class Threshold(Component, ABC):
         """Share of healthy voxels above the threshold; None where the rule fixes none."""
         return None
 
+    @property
+    def least_volumes(self) -> int:
+        """Fewest healthy calibration volumes that the rule works with."""
+        return 1 if self.calibrated else 0
+
     @abstractmethod
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The threshold; None where it needs a calibration and there is none, so no mask."""
@@ -118,6 +123,11 @@ class HealthyFPR(Threshold):
         """The rate."""
         return self.rate
 
+    @property
+    def least_volumes(self) -> int:
+        """As configured."""
+        return self.min_volumes
+
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The (1 - q) quantile of the healthy maps, pooled over voxels."""
         if calibration is None:
@@ -179,6 +189,11 @@ class Conformal(Threshold):
                 f"{self.rate}."
             )
 
+    @property
+    def least_volumes(self) -> int:
+        """n with (n + 1) p <= n, rounded as k is."""
+        return math.ceil(round(self.probability / (1 - self.probability), 9))
+
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The k-th smallest of the volumes' own thresholds."""
         if calibration is None:
@@ -187,10 +202,10 @@ class Conformal(Threshold):
         # rounded, as (9 + 1) · 0.9 is 9.000000000000002
         k = math.ceil(round((n + 1) * self.probability, 9))
         if k > n:
-            least = math.ceil(round(self.probability / (1 - self.probability), 9))
             raise ValueError(
-                f"threshold conformal: expected at least {least} healthy calibration volumes for "
-                f"probability {self.probability:g}, got {n}; lower threshold.probability."
+                f"threshold conformal: expected at least {self.least_volumes} healthy calibration "
+                f"volumes for probability {self.probability:g}, got {n}; "
+                "lower threshold.probability."
             )
         return sorted(threshold_at_fpr(h, self.rate) for h in calibration.each)[k - 1]
 

@@ -23,7 +23,15 @@ from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr,
 from volumediff.metrics.superlevel import UpperPart, upper_part
 from volumediff.randomness import key as key_of
 
-__all__ = ["fit", "informed", "recalibrate", "validate"]
+__all__ = ["fit", "informed", "least_volumes", "recalibrate", "validate"]
+
+FITTED = 3  # fewest healthy volumes for statistics that leave one of them out at a time
+
+
+def least_volumes(method: Method) -> int:
+    """Fewest healthy volumes that the calibration of a method takes; 0 where it takes none."""
+    fitted = FITTED if method.needs_healthy or method.score.calibrated else 0
+    return max(fitted, method.threshold.least_volumes)
 
 
 def fit(
@@ -56,10 +64,11 @@ def fit(
     with Spool() as residuals:
         keys = (key_of(seed, "calibration", i) for i in count())
         errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
-        if len(residuals) < (3 if method.needs_healthy or method.score.calibrated else 1):
+        least = FITTED if method.needs_healthy or method.score.calibrated else 1
+        if len(residuals) < least:
             raise ValueError(
-                f"calibration: expected at least 3 healthy volumes, got {len(residuals)}; "
-                "make the calibration split larger."
+                f"calibration: expected at least {least} healthy volumes, got {len(residuals)}; "
+                "add healthy volumes to the calibration of the run."
             )
         sick = _with_truth(method, model, lesions, seed=seed) if method.needs_lesions else ()
         statistics = method.statistics_of(residuals, sick)
@@ -160,7 +169,7 @@ def recalibrate(
     with Spool() as residuals:
         keys = (key_of(seed, "site", i) for i in count())
         errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
-        least = 3 if method.score.calibrated else 1
+        least = FITTED if method.score.calibrated else 1
         if len(residuals) < least:
             raise ValueError(
                 f"calibration: expected at least {least} healthy volumes of the site, got "
