@@ -1,6 +1,6 @@
 """A prepared localization: method, calibration and options, applied to one examination.
 
-    volume ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
+    volume ─ as the run's were prepared ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
 
 What is drawn for a volume depends on the seed and on its content (the bytes of its file, or the
 voxels of an image in memory), not on its name, its place in the folder, or what else is in there.
@@ -27,12 +27,14 @@ from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
 from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
+from volumediff.inference.raw_scan import ScannerGrid, prepared_scan
 from volumediff.inference.user_regions import region_on
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.auxiliary_models import facts_of
 from volumediff.runs.inputs import Examination, prepared
+from volumediff.runs.preparation import RunPreparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 
@@ -55,6 +57,7 @@ class Localizing:
         calibration: of the method, that of the site where there is one
         seen: what the weights have seen
         site: whose volumes these are
+        preparation: of the run's volumes, which raw scans get first; None takes all as they are
     """
 
     trained: Trained
@@ -63,6 +66,7 @@ class Localizing:
     calibration: Calibration | None
     seen: Seen
     site: Site | None
+    preparation: RunPreparation | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class Localizing:
             "probability": _probability(self.calibration),
             "weights": self.trained.digest,
             "preprocessing": repr(self.trained.preprocessing),
+            "preparation": self.preparation.model_dump() if self.preparation else None,
             "seed": self.options.seed,
             "trace": self.options.trace,
             "version": volumediff.__version__,
@@ -89,14 +94,18 @@ class Localizing:
             DataError: other channels than the model's, an empty volume, or a region or map that
                 does not belong to it
         """
-        seen_by_model = prepared(self.trained, list(examination.images.values()))
-        found, cost = self._found(examination, seen_by_model)
+        scan = prepared_scan(examination, self.preparation)
+        ready = examination if scan is None else scan.examination
+        seen_by_model = prepared(self.trained, list(ready.images.values()))
+        found, cost = self._found(ready, seen_by_model)
+        grid = InputGrid(self.trained.preprocessing, seen_by_model.record)
+        facts = self._facts(examination, found)
         return Localized(
             examination=examination,
             prepared=seen_by_model,
             found=in_host_memory(found),
-            grid=InputGrid(self.trained.preprocessing, seen_by_model.record),
-            facts=self._facts(examination, found),
+            grid=grid if scan is None else ScannerGrid(grid, scan.alignment, scan.remarks),
+            facts={**facts, "prepared": None if scan is None else scan.facts},
             seen=self.seen,
             cost=cost,
             trace=self.options.trace,

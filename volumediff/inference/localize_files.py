@@ -16,6 +16,7 @@ from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.user_regions import check_region, find_regions, missing_reasons
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.runs.inputs import examination_of, find_inputs
+from volumediff.runs.preparation import preparation_of
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256_of_file
 
@@ -106,6 +107,7 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         calibration=calibration,
         seen=seen_with(trained, row, site=place, saliency=chosen.saliency),
         site=place,
+        preparation=preparation_of(trained),
     )
 
 

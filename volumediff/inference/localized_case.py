@@ -17,6 +17,7 @@ from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, channels_on
 from volumediff.inference.cost import Cost
 from volumediff.inference.findings import findings_path
+from volumediff.inference.raw_scan import ScannerGrid
 from volumediff.outputs.export import (
     ENSEMBLE,
     block_name,
@@ -49,7 +50,7 @@ class Localized:
     examination: Examination
     prepared: Prepared
     found: Localization
-    grid: InputGrid
+    grid: InputGrid | ScannerGrid
     facts: Mapping[str, Any]
     seen: Seen
     cost: Cost
