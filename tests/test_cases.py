@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from volumediff.data.cases import Case, patient_of, safe_id
-from volumediff.data.survey import find_cases, survey_cases
-from volumediff.errors import DataError
+from volumediff.data.survey import find_cases, survey_cases, survey_sources
+from volumediff.errors import DataError, UsageError
 
 REAL = Path(__file__).parents[2] / "shared/data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="real volumes are not here")
@@ -252,3 +252,84 @@ def test_a_number_without_end_is_a_problem_of_its_case(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(listed))
     with pytest.raises(DataError, match="'age' is a number without end"):
         find_cases(tmp_path / "list.json")
+
+
+# --- several sources, files alone, tables --------------------------------------------------------
+
+
+def test_a_file_alone_is_the_case_that_it_is_in_its_folder(tmp_path):
+    """Path by path, in every convention: the same id, patient and channel as in the data set."""
+    touch(
+        tmp_path / "plain", "sub-10001_cavity_T1w.nii.gz", "p7_visit2_FLAIR.nii", "scan_7.nii.gz"
+    )
+    touch(tmp_path / "cases", "B_001/B_001_t1.nii.gz", "p2/T1w.nii.gz", "p3/p3-x_flair.nii.gz")
+    touch(tmp_path / "bids", "sub-01/ses-a/anat/sub-01_ses-a_acq-x_T1w.nii.gz")
+    touch(tmp_path / "bids", "sub-02/anat/sub-02_FLAIR.nii.gz", "sub-03/sub-03_T1w.nii.gz")
+    touch(tmp_path / "raw", "imagesTr/a_1_0000.nii.gz")
+    description = {"channel_names": {"0": "image"}, "file_ending": ".nii.gz"}
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps(description))
+    touch(tmp_path / "table", "scans/one.nii.gz", "sub-01/anat/sub-01_T1w.nii.gz")
+    rows = (
+        "id,image:ct,patient,age\nx1,scans/one.nii.gz,q,63\nx2,sub-01/anat/sub-01_T1w.nii.gz,r,5"
+    )
+    (tmp_path / "table" / "cases.csv").write_text(rows)
+    (tmp_path / "plain" / "participants.tsv").write_text("participant_id\tage\np7\t41\n")
+    count = 0
+    for root in sorted(tmp_path.iterdir()):
+        for case in find_cases(root):
+            ((_, path),) = case.images.items()
+            (alone,) = find_cases(path)
+            assert (alone.id, alone.patient) == (case.id, case.patient)
+            assert alone.images == case.images
+            known = {k: v for k, v in case.attributes.items() if k != "split"}
+            assert {k: v for k, v in alone.attributes.items() if k != "split"} == known
+            count += 1
+    assert count == 12
+    (named,) = find_cases(tmp_path / "plain" / "p7_visit2_FLAIR.nii", channels=["T2w"])
+    assert list(named.images) == ["T2w"]
+
+
+def test_a_case_folder_given_alone_is_one_case(tmp_path):
+    touch(tmp_path, "p1/T1w.nii.gz", "p1/FLAIR.nii.gz", "p1/mask.nii.gz")
+    (case,) = find_cases(tmp_path / "p1")
+    assert case.id == "p1"
+    assert list(case.images) == ["FLAIR", "T1w"]
+    assert case == find_cases(tmp_path)[0]
+
+
+def test_a_table_of_cases_wins_over_every_look(tmp_path):
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "BraTS2021_00000/BraTS2021_00000_t1.nii.gz")
+    (tmp_path / "prepared.json").write_text("{}")
+    table = tmp_path / "cases.csv"
+    table.write_text("id,image:T1w\nmine,sub-01/anat/sub-01_T1w.nii.gz\n")
+    for given in (tmp_path, table):
+        (case,) = find_cases(given)
+        assert (case.id, list(case.images)) == ("mine", ["T1w"])
+    (alone,) = find_cases(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz")
+    assert alone.id == "mine"
+    # and the layout can be named all the same
+    assert [c.id for c in find_cases(tmp_path, "bids")] == ["sub-01"]
+
+
+def test_several_sources_are_one_set_without_doubles(tmp_path):
+    touch(tmp_path, "a/p1_T1w.nii.gz", "b/p2_T1w.nii.gz", "b/p1_FLAIR.nii.gz", "c/notes.txt")
+    cases, _ = survey_sources([tmp_path / "a", tmp_path / "b" / "p2_T1w.nii.gz"])
+    assert [c.id for c in cases] == ["p1", "p2"]
+    with pytest.raises(UsageError, match=r"a and .*b: both have a case called p1; rename one"):
+        survey_sources([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(UsageError, match="got none"):
+        survey_sources([])
+    with pytest.raises(DataError, match=r"notes.txt: expected a volume \(.nii, .nii.gz\), a fold"):
+        survey_sources([tmp_path / "c" / "notes.txt"])
+
+
+def test_channels_beside_a_file_alone(tmp_path):
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_FLAIR.nii.gz")
+    path = tmp_path / "sub-01/anat/sub-01_FLAIR.nii.gz"
+    (case,) = find_cases(path, channels=["T1w", "FLAIR"])
+    assert (case.id, list(case.images)) == ("sub-01", ["T1w", "FLAIR"])
+    with pytest.raises(UsageError, match="expected the channels T1w, T2w, and they do not lie"):
+        find_cases(path, channels=["T1w", "T2w"])
+    touch(tmp_path, "other/x_T1w.nii.gz", "other/sub-01/sub-01_T1w.nii.gz")
+    with pytest.raises(UsageError, match=r"is in no case of .* as layout bids"):
+        find_cases(tmp_path / "other/x_T1w.nii.gz", "bids")

@@ -38,7 +38,7 @@ def test_rows(tmp_path):
     put(tmp_path, "two_T1w", bad_volumes.voxels(seed=4))
     put(tmp_path, "two_FLAIR", bad_volumes.voxels((10, 12, 16)), np.diag([2, 2.4, 2.5, 1]))
     seen = []
-    rows = check(tmp_path, on_case=lambda case: seen.append(case.id))
+    rows = check([tmp_path], on_case=lambda case: seen.append(case.id))
     assert seen == ["copy", "cut", "good", "moved", "odd", "two"]
     assert has_errors(rows)
     assert codes(rows, "cut") >= {("cut_T1w", "error", "refused")}
@@ -58,7 +58,7 @@ def test_a_sound_data_set_has_no_errors_or_warnings(tmp_path):
     for i in range(3):
         put(tmp_path, f"p{i}_T1w", bad_volumes.voxels(seed=i))
         put(tmp_path, f"p{i}_mask", bad_volumes.lesion())
-    rows = check(tmp_path)
+    rows = check([tmp_path])
     assert not has_errors(rows)
     assert {r.code for r in rows} == {"summary"}
     assert len(rows) == 6
@@ -66,15 +66,15 @@ def test_a_sound_data_set_has_no_errors_or_warnings(tmp_path):
 
 def test_policy_reaches_the_files(tmp_path):
     put(tmp_path, "p_T1w", bad_volumes.voxels(), sform=0)
-    assert has_errors(check(tmp_path))
-    rows = check(tmp_path, policy=ReadPolicy(no_forms="las"))
+    assert has_errors(check([tmp_path]))
+    rows = check([tmp_path], policy=ReadPolicy(no_forms="las"))
     assert not has_errors(rows)
     with pytest.raises(DataError, match="nothing is there"):
-        check(tmp_path / "none")
+        check([tmp_path / "none"])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real volumes are not here")
 def test_real_ct():
-    rows = check(REAL / "ct", layout="folder", channels=["ct"])
+    rows = check([REAL / "ct"], layout="folder", channels=["ct"])
     assert not has_errors(rows)
     assert any("122x101x112 RAS" in r.message for r in rows)

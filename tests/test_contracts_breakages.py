@@ -39,7 +39,7 @@ from volumediff.anomaly.routes.scan import Scan
 from volumediff.autoencoders.kl import KL
 from volumediff.classifiers.encoder import Encoder
 from volumediff.contracts import check, covered
-from volumediff.data import intensity, regions
+from volumediff.data import contrasts, intensity, regions
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.layouts.folder import Folder
 from volumediff.guidance.dynamic_clipping import DynamicClipping
@@ -337,6 +337,18 @@ class Inverted(intensity.Window):
 class Lost(intensity.ZScore):
     def invert(self, y, *, limits, channel=0):
         return super().invert(y, limits=limits, channel=channel) + 1
+
+
+@broken("contrast", "depends on its place in the list")
+class Listed(contrasts.AnyContrast):
+    def __call__(self, structures, key):
+        return super().__call__(structures, key).sort(0).values
+
+
+@broken("contrast", "depends on which others there are")
+class Crowded(contrasts.AnyContrast):
+    def __call__(self, structures, key):
+        return super().__call__(structures, key) / len(structures)
 
 
 @broken("corruption", "outside the foreground")

@@ -523,7 +523,7 @@ def test_a_nifti_set_is_prepared(tmp_path):
     assert prepared.x.shape == (2, 9, 8, 7)
     assert prepared.spacing_mm == (1, 2, 1)
     np.testing.assert_array_equal(prepared.label[0], label)
-    assert not [r for r in check(tmp_path) if r.severity == "error"]
+    assert not [r for r in check([tmp_path]) if r.severity == "error"]
 
 
 def test_an_hdf5_set_is_prepared(tmp_path):
@@ -541,7 +541,7 @@ def test_an_hdf5_set_is_prepared(tmp_path):
     healthy = find_truths(tmp_path)["file_2"].marks(read(case.images["image"]))
     assert not healthy.lesion.any()
     assert "file_3" not in find_truths(tmp_path)
-    assert not [r for r in check(tmp_path) if r.severity == "error"]
+    assert not [r for r in check([tmp_path]) if r.severity == "error"]
 
 
 def test_a_set_of_pictures_is_prepared(tmp_path):
@@ -558,7 +558,7 @@ def test_a_set_of_pictures_is_prepared(tmp_path):
         prepared.x[0, 5, :, 0].numpy(), grey[::-1, 0] / 127.5 - 1, atol=2 / 127.5
     )
     assert prepared.spacing_mm == (1, 1, 1)
-    codes = {r.code for r in check(tmp_path)}
+    codes = {r.code for r in check([tmp_path])}
     assert {"picture", "single_slice"} <= codes
 
 

@@ -53,14 +53,14 @@ def test_maps_are_on_the_grid_of_the_file(run, program, tmp_path, axes):
     affine = oblique(axes)
     source = save(tmp_path / "in" / "sub-9_T1w.nii.gz", values, affine)
     assert program("localize", source, "--run", run, "-o", tmp_path / "out", *PLAIN)[0] == 0
-    written = nib.load(tmp_path / "out" / f"sub-9_T1w_{MAP}")
+    written = nib.load(tmp_path / "out" / f"sub-9_{MAP}")
     assert written.shape == values.shape
     np.testing.assert_array_equal(written.affine, nib.load(source).affine)
     assert nib.aff2axcodes(written.affine) == tuple(axes)
     assert int(written.header["sform_code"]) == int(written.header["qform_code"]) == 1
     expected = np.clip(values / 200, 0, 1)
     np.testing.assert_allclose(np.asarray(written.dataobj), expected, atol=1e-6)
-    foreground = array_of(tmp_path / "out" / "sub-9_T1w_desc-foreground_mask.nii.gz")
+    foreground = array_of(tmp_path / "out" / "sub-9_desc-foreground_mask.nii.gz")
     np.testing.assert_array_equal(foreground, values > 0)
 
 
@@ -241,7 +241,7 @@ def test_an_interrupted_write_leaves_no_file(run, tmp_path, monkeypatch):
             LocalizeOptions("intensity", ("threshold=best", "post=[]")),
         )
     assert not read_entries(tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").glob("*T1w*")] == [f"new-0_T1w_{MAP}"]
+    assert [p.name for p in (tmp_path / "out").glob("new-0*")] == [f"new-0_{MAP}"]
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
@@ -294,7 +294,7 @@ def test_results_depend_on_the_bytes_alone(run, program, tmp_path):
 def test_inputs_are_files_folders_and_manifests(tmp_path):
     data = write_cases(tmp_path / "data", count=2)
     one, _ = find_inputs(data / "new-0_T1w.nii.gz", channels=None)
-    assert [c.id for c in one] == ["new-0_T1w"]
+    assert [c.id for c in one] == ["new-0"]
     every, problems = find_inputs(data, channels=None)
     assert [c.id for c in every] == ["new-0", "new-1"]
     assert not problems
@@ -507,17 +507,17 @@ def test_segmentations_are_on_the_grid_of_the_file(base, program, tmp_path):
     source = save(tmp_path / "sub-3_T1w.nii.gz", values, oblique("LIP"))
     words = ("segment", source, "--run", run, "samples=2", "sampler.steps=2")
     assert program(*words, "-o", tmp_path / "out")[0] == 0
-    labels = nib.load(tmp_path / "out" / "sub-3_T1w_dseg.nii.gz")
+    labels = nib.load(tmp_path / "out" / "sub-3_dseg.nii.gz")
     np.testing.assert_array_equal(labels.affine, nib.load(source).affine)
     found = np.asarray(labels.dataobj)
     assert found.shape == values.shape
     assert set(np.unique(found)) <= {0, 1}
-    p = array_of(tmp_path / "out" / "sub-3_T1w_label-1_probseg.nii.gz")
+    p = array_of(tmp_path / "out" / "sub-3_label-1_probseg.nii.gz")
     np.testing.assert_array_equal(found, p > 0.5)
-    sidecar = json.loads((tmp_path / "out" / "sub-3_T1w_dseg.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / "sub-3_dseg.json").read_text())
     assert sidecar["volumes_ml"]["1"] == pytest.approx(found.sum() * 27 / 1000, rel=1e-5)
     assert program(*words, "-o", tmp_path / "again", "batch=2")[0] == 0
-    again = array_of(tmp_path / "again" / "sub-3_T1w_label-1_probseg.nii.gz")
+    again = array_of(tmp_path / "again" / "sub-3_label-1_probseg.nii.gz")
     np.testing.assert_allclose(again, p, atol=1e-5)
 
 

@@ -452,7 +452,7 @@ def prepared(raw, template, tmp_path_factory, aligned):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparing, "align_case", kept)
         done = preparing.prepare(
-            raw[0],
+            [raw[0]],
             out,
             template=template,
             steps=Steps(mask=BrainMask.given, strip=True),
@@ -470,7 +470,7 @@ def test_the_output_is_a_data_set(prepared, template):
     assert case.attributes == {"age": 41.5, "group": "control"}
     assert case.label is not None
     assert brain_mask_of(case).name == "p1_brainmask.nii.gz"
-    assert not has_errors(check(prepared))
+    assert not has_errors(check([prepared]))
     for path in (*case.images.values(), case.label):
         volume = read(path)
         assert volume.grid.shape == template.grid.shape
@@ -606,10 +606,10 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(raw, prepared, aligned, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparing, "align_case", killed)
         with pytest.raises(KeyboardInterrupt):
-            preparing.prepare(root, out, template=template, steps=steps, **words)
+            preparing.prepare([root], out, template=template, steps=steps, **words)
     assert calls == ["p0", "p1"]
     kept = (out / "p0" / "p0_T1w.nii.gz").stat().st_mtime_ns
-    done = preparing.prepare(root, out, template=template, steps=steps, **words).summary
+    done = preparing.prepare([root], out, template=template, steps=steps, **words).summary
     assert (done.skipped, done.done, done.failed) == (["p0"], ["p1"], {})
     assert (out / "p0" / "p0_T1w.nii.gz").stat().st_mtime_ns == kept
     again, once = contents(out / "p1"), contents(prepared / "p1")
@@ -620,7 +620,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(raw, prepared, aligned, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparing, "align_case", lambda *a, **k: pytest.fail("done again"))
         with pytest.raises(pytest.fail.Exception):
-            preparing.prepare(root, out, template=template, steps=steps, **words)
+            preparing.prepare([root], out, template=template, steps=steps, **words)
 
 
 def test_a_bad_case_does_not_stop_the_others(raw, tmp_path, program, monkeypatch, template):

@@ -98,7 +98,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     code, _, said = program(*words, "--region", path)
     assert code == 0, said
     image = np.asarray(nib.load(data / "new-0_T1w.nii.gz").dataobj)
-    prefix = out / "new-0_T1w_desc-"
+    prefix = out / "new-0_desc-"
     healthy = np.asarray(nib.load(f"{prefix}pseudohealthy_image.nii.gz").dataobj)
     scores = np.asarray(nib.load(f"{prefix}anomaly_map.nii.gz").dataobj)
     traced = np.asarray(nib.load(f"{prefix}given_mask.nii.gz").dataobj)
@@ -108,7 +108,7 @@ def test_a_region_is_redrawn_and_the_rest_is_kept(run, program, tmp_path):
     np.testing.assert_allclose(healthy[~inside], np.clip(image, 0, 200)[~inside], atol=1e-3)
     assert np.abs(healthy - image)[inside].min() > 1e-3
     assert scores[~inside].max() < 1e-5 * scores.max()  # zero up to rounding
-    facts = json.loads((out / "new-0_T1w_desc-anomaly_map.json").read_text())
+    facts = json.loads((out / "new-0_desc-anomaly_map.json").read_text())
     assert facts["region_sha256"]
     # another region is another result; the same one is finished
     assert "1 already finished" in program(*words, "--region", path)[1]

@@ -348,7 +348,7 @@ def test_the_volumes_of_a_site_have_been_seen(run, program, tmp_path):
         tmp_path / "truth",
         {"renamed": site / "there-2_T1w.nii.gz", "there-3_ses-2": 80, "new": 81},
     )
-    words = ("--method", "intensity", "threshold.name=healthy_fpr", "threshold.min_volumes=2")
+    words = ("--method", "intensity", "threshold={name: healthy_fpr, min_volumes: 2}")
     words = (truth, "-o", tmp_path / "out", *words, "--site", site)
     code, _, said = program("localize", "--run", tmp_path / "run", *words)
     assert code == 0, said

@@ -3,13 +3,14 @@ r"""Alignment of one case, from the files of a scanner to the grid of a template
     image ─ read ─ N4 ─▶ first channel ─ affine ─▶ T ─┐
     other channels ─ rigid to the first ─▶ T R ───────┴─ one resampling each ─▶ template grid
 
-Where the brain is, a mask file says, or the template's brain brought back by T, or the volume
-itself, which then shows nothing else. T is found on the first channel after a bias correction
-over its foreground; what is written is corrected inside the brain mask.
+Where the brain is, a mask file says, or the template's brain brought back by T and fitted to the
+head (`data.brain_extraction`), or the volume itself, which then shows nothing else. T is found on
+the first channel after a bias correction over its foreground; what is written is corrected inside
+the brain mask.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float
 from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.alignment_template import Template
 from volumediff.data.bias_field import bias_field
+from volumediff.data.brain_extraction import extracted_brain
 from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
@@ -27,7 +29,7 @@ from volumediff.data.remarks import Remark
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 
-__all__ = ["QUANTITATIVE", "Aligned", "BrainMask", "Steps", "align_case"]
+__all__ = ["QUANTITATIVE", "Aligned", "BrainMask", "Steps", "align_case", "align_volumes"]
 
 # Channels whose numbers have a unit: dividing by a field would change what they say.
 QUANTITATIVE = frozenset("adc cbf cbv ct cta cbct pet suv t1map t2map".split())
@@ -108,14 +110,39 @@ def align_case(
     Raises:
         DataError: a file is refused, or cannot be corrected or registered
     """
-    volumes = {name: _single(read(path)) for name, path in case.images.items()}
-    findings = [f for v in volumes.values() for f in _named(v)]
+    volumes = {name: read(path) for name, path in case.images.items()}
+    given = None
+    if steps.mask is BrainMask.given:
+        given = _given(mask, next(iter(volumes.values())))
+    found = align_volumes(volumes, given, template=template, target=target, steps=steps)
+    label, label_of = _label(case, volumes, found.alignments)
+    return replace(found, label=label, label_of=label_of)
+
+
+def align_volumes(
+    volumes: Mapping[str, Volume],
+    given: Bool[np.ndarray, "d h w"] | None,
+    *,
+    template: Template,
+    target: Template,
+    steps: Steps,
+) -> Aligned:
+    """Aligns images that are in memory.
+
+    Arguments:
+        volumes: channel -> one volume, at least one of them
+        given: mask of the brain on the grid of the first; for `BrainMask.given`
+        template, target, steps: as for `align_case`
+
+    Raises:
+        DataError: an image cannot be corrected or registered
+    """
+    findings = [f for v in volumes.values() for f in _named(_single(v))]
     name, first = next(iter(volumes.items()))
     whole = foreground(first.array[0], "auto")
-    given = _given(mask, first) if steps.mask is BrainMask.given else None
     matrix = _to_template(first, given, whole, template, steps, name=name)
     leading = Alignment(first.native, target.grid, matrix)
-    brain = _brain(leading, template, given, whole, steps)
+    brain = _brain(leading, template, first, given, whole, steps)
     alignments = _alignments(volumes, brain, leading)
     images, bias = {}, {}
     for channel, volume in volumes.items():
@@ -126,15 +153,14 @@ def align_case(
     if steps.strip:
         for x in images.values():
             x[~aligned] = min(0.0, float(x.min()))
-    label, label_of = _label(case, volumes, alignments)
     unmoved = Alignment(first.native, target.grid, np.eye(4))
     floor = min(0.0, float(first.array.min()))
     return Aligned(
         images,
-        label,
+        None,
         aligned,
         alignments,
-        label_of,
+        None,
         bias,
         _closed(leading.apply_labels(whole[None].astype(np.uint8))[0] > 0, target.grid),
         unmoved.apply(first.array, fill=floor)[0],
@@ -205,6 +231,7 @@ def _to_template(
 def _brain(
     leading: Alignment,
     template: Template,
+    first: Volume,
     given: Bool[np.ndarray, "d h w"] | None,
     whole: Bool[np.ndarray, "d h w"],
     steps: Steps,
@@ -213,11 +240,10 @@ def _brain(
         return given
     if steps.mask is BrainMask.none:
         return whole
-    sharp = Alignment(leading.native, template.grid, leading.matrix)
-    back = sharp.back_labels(template.object[None].astype(np.uint8))[0] > 0
-    if not back.any():
+    brain = extracted_brain(first.array[0], first.grid, matrix=leading.matrix, template=template)
+    if not brain.any():
         raise DataError("the template's brain is mapped outside the image; check its affine.")
-    return back
+    return brain
 
 
 def _alignments(

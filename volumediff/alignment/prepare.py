@@ -30,7 +30,7 @@ from volumediff.data.alignment_template import Template
 from volumediff.data.brain_masks import brain_mask_of, without_masks
 from volumediff.data.cases import Case, patient_of
 from volumediff.data.layouts._files import AUXILIARY_WORDS, LABEL_WORDS
-from volumediff.data.survey import AUTO, Spec, survey_cases
+from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
 from volumediff.outputs.batch import Result, Summary, process
@@ -62,7 +62,7 @@ class Preparation:
 
 
 def prepare(
-    root: Path | str,
+    sources: Sequence[Path | str],
     out: Path | str,
     *,
     template: Template,
@@ -76,7 +76,7 @@ def prepare(
     """Aligns every case of a data set with a template.
 
     Arguments:
-        root: data set in any layout
+        sources: data sets in any layout, and volumes
         out: output folder, outside of the data set
         template: what the volumes are registered with
         steps: what is done
@@ -90,9 +90,10 @@ def prepare(
         UsageError: the folders overlap, or `out` is taken or holds results of other settings
         DataError: the data set has no cases, or the disk is full
     """
-    root, out = Path(root), Path(out)
-    _apart(root, out)
-    found, problems = survey_cases(root, layout, channels)
+    out = Path(out)
+    for source in sources:
+        _apart(Path(source), out)
+    found, problems = survey_sources(sources, layout, channels)
     cases = {case.id: without_masks(case) for case in found}
     if channels is None:
         cases = {name: _led(case) for name, case in cases.items()}
@@ -128,7 +129,7 @@ def prepare(
     write_json(out / MARK, {**settings, "affine": target.grid.affine.tolist()})
     _write_participants(out, [cases[n] for n in finished])
     rows = [_row(out, name) for name in finished]
-    title = f"{root.name} to {target.name}"
+    title = f"{', '.join(Path(s).name for s in sources)} to {target.name}"
     flagged = write_page(out / "qc.html", rows, failed=summary.failed, title=title)
     return Preparation(summary, flagged, out / "qc.html")
 

@@ -51,7 +51,7 @@ class _Origin:
 
 
 def restore(
-    maps: Path | str,
+    maps: Sequence[Path | str],
     prepared: Path | str,
     out: Path | str,
     *,
@@ -62,7 +62,7 @@ def restore(
     """Brings every map, mask and image of a folder back to the native grids.
 
     Arguments:
-        maps: folder that `localize` or `segment` wrote for prepared volumes
+        maps: folders that `localize` or `segment` wrote for prepared volumes
         prepared: folder that `prepare` wrote
         out: output folder
         channel: whose grid; None takes the case's first, or the one that the file is named after
@@ -70,20 +70,21 @@ def restore(
         report: receives a line per case; None shows progress on the terminal
 
     Raises:
-        UsageError: a folder is not what it should be, or there are no maps
+        UsageError: a folder is not what it should be, there are no maps, or two of one case
         DataError: the disk is full
     """
-    maps, prepared, out = Path(maps), Path(prepared), Path(out)
+    folders, prepared, out = [Path(m) for m in maps], Path(prepared), Path(out)
     origins = _origins(prepared, channel)
-    if not maps.is_dir():
-        raise UsageError(f"{maps}: expected a folder of maps, nothing is there.")
-    if out.resolve() in (maps.resolve(), prepared.resolve()):
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: expected a folder of maps, nothing is there.")
+    if out.resolve() in (*(f.resolve() for f in folders), prepared.resolve()):
         raise UsageError(f"output {out}: expected another folder than the maps' own.")
-    cases, problems = _found(maps, origins)
+    cases, problems = _found(folders, origins)
     if not cases and not problems:
         raise UsageError(
-            f"{maps}: has no maps such as <case>_{MAP}.nii.gz; give the folder that localize "
-            "wrote."
+            f"{', '.join(map(str, folders))}: has no maps such as <case>_{MAP}.nii.gz; "
+            "give the folder that localize wrote."
         )
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
@@ -122,18 +123,27 @@ def _origins(prepared: Path, channel: str | None) -> dict[str, _Origin]:
     return found
 
 
-def _found(maps: Path, origins: Mapping[str, _Origin]) -> tuple[list[Case], dict[str, str]]:
+def _found(
+    folders: Sequence[Path], origins: Mapping[str, _Origin]
+) -> tuple[list[Case], dict[str, str]]:
     groups: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in sorted(maps.glob("*.nii*")):
-        match = OUTPUT.fullmatch(stem_of(path))
-        if match is not None:
-            groups[match["case"]][match["what"]] = path
+    for folder in folders:
+        for path in sorted(folder.glob("*.nii*")):
+            match = OUTPUT.fullmatch(stem_of(path))
+            if match is None:
+                continue
+            first = groups[match["case"]].setdefault(match["what"], path)
+            if first.parent != folder:
+                raise UsageError(
+                    f"{first.parent} and {folder}: both have results of {match['case']}; restore "
+                    "them into an output folder each."
+                )
     cases, problems = [], {}
     for name, files in groups.items():
         if name in origins:
             # both change what is written, so they are inputs like the maps
             extra = {"/transform": origins[name].path}
-            sidecar = maps / f"{name}_{MAP}.json"
+            sidecar = next(iter(files.values())).parent / f"{name}_{MAP}.json"
             if sidecar.is_file():
                 extra["/json"] = sidecar
             cases.append(Case(name, patient_of(name), {**files, **extra}))

@@ -3,25 +3,19 @@
 These are what the commands `localize`, `segment` and `sample` call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from volumediff.api.arguments import Place, Report, silent
 from volumediff.api.options import localize_options, sample_options, segment_options
 from volumediff.api.run import Run
 from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
 
 if TYPE_CHECKING:
+    from volumediff.data.survey import Spec
     from volumediff.outputs.batch import Summary
 
 __all__ = ["localize_files", "sample_files", "segment_files"]
-
-Place = Path | str
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Progress lines that nobody asked for."""
 
 
 def localize_files(
@@ -33,6 +27,7 @@ def localize_files(
     overrides: Sequence[str] = LocalizeOptions.overrides,
     classifier: Place | None = LocalizeOptions.classifier,
     channels: Sequence[str] | None = LocalizeOptions.channels,
+    layout: "Spec" = LocalizeOptions.layout,
     region: Place | None = None,
     saliency: Place | None = None,
     site: Place | None = LocalizeOptions.site,
@@ -41,7 +36,7 @@ def localize_files(
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     overwrite: bool = False,
     progress: Report | None = None,
-    report: Report = _silent,
+    report: Report = silent,
     **components: Any,
 ) -> "Summary":
     """Localizes anomalies in many files and writes the results; finished cases are skipped.
@@ -50,6 +45,7 @@ def localize_files(
         run: that works on them
         inputs: volumes, folders of cases or datalists
         output: folder of the results
+        layout: of the folders; `auto` decides by the files that are there
         region: a mask, or a folder of masks by case
         saliency: a map, or a folder with <case>_saliency.nii.gz
         overwrite: whether results of other settings in the folder may be replaced
@@ -68,6 +64,7 @@ def localize_files(
         components,
         classifier=classifier,
         channels=channels,
+        layout=layout,
         site=site,
         calibration_volumes=calibration_volumes,
         seed=seed,
@@ -94,6 +91,7 @@ def segment_files(
     method: Place = SegmentOptions.method,
     overrides: Sequence[str] = SegmentOptions.overrides,
     channels: Sequence[str] | None = SegmentOptions.channels,
+    layout: "Spec" = SegmentOptions.layout,
     seed: int = SegmentOptions.seed,
     overwrite: bool = False,
     progress: Report | None = None,
@@ -115,7 +113,9 @@ def segment_files(
     """
     from volumediff.inference.segment import segment
 
-    options = segment_options(method, overrides, components, channels=channels, seed=seed)
+    options = segment_options(
+        method, overrides, components, channels=channels, layout=layout, seed=seed
+    )
     return segment(run.trained, inputs, output, options, overwrite=overwrite, report=progress)
 
 

@@ -1,11 +1,13 @@
 """Functions that need no loaded run: train, plan, check, prepare, restore, evaluate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from volumediff.api.arguments import Place, Report, silent, sources_of
+from volumediff.api.layouts import known_layout
 from volumediff.api.overrides import words_of
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
@@ -17,13 +19,6 @@ if TYPE_CHECKING:
     from volumediff.settings.run_config import RunConfig
 
 __all__ = ["check", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
-
-Place = Path | str
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Progress lines that nobody asked for."""
 
 
 def run_config(
@@ -121,43 +116,40 @@ def plan(
 
 
 def check(
-    data: Place,
+    data: Place | Sequence[Place],
     *,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
 ) -> "list[CheckLine]":
-    """Reads every volume of a data set and lists what is wrong or noteworthy.
+    """Reads every volume of a data set and lists what is wrong or noteworthy, and how `train`
+    would split it.
 
     Arguments:
-        data: a folder, or the JSON of a datalist
-        layout: of the data set; `auto` decides by the files that are there
+        data: volumes, folders, datalists or tables of cases; one or several
+        layout: of the folders; `auto` decides by the files that are there
         channels: names of the images that every case must have
 
     Raises:
         DataError: there is no case at all
         UsageError: no such layout
     """
+    from volumediff.data.check import CheckLine
     from volumediff.data.check import check as look
+    from volumediff.data.survey import survey_sources
+    from volumediff.samples.sources import split_of
+    from volumediff.settings.sections import Data
 
-    return look(Path(data), layout=_known(layout), channels=channels)
-
-
-def _known(layout: "Spec") -> "Spec":
-    """The layout, looked up before anything is read."""
-    from volumediff.config import available, build
-    from volumediff.data.survey import AUTO
-
-    if layout == AUTO:
-        return layout
-    if isinstance(layout, str) and ":" not in layout and layout not in available("layout"):
-        names = ", ".join([AUTO, *available("layout")])
-        raise UsageError(f"layout {layout}: choose from {names}.")
-    build("layout", layout, where="layout")
-    return layout
+    spec, sources = known_layout(layout), sources_of(data)
+    rows = look(sources, layout=spec, channels=channels)
+    cases, _ = survey_sources(sources, spec, channels)
+    if len(cases) > 1:
+        text = split_of(cases, Data()).note(Data().split.least_calibration)
+        rows.append(CheckLine("", "", "info", "split", f"train by default: {text}"))
+    return rows
 
 
 def prepare(
-    raw: Place,
+    raw: Place | Sequence[Place],
     output: Place,
     *,
     template: Place = "mni152",
@@ -174,7 +166,7 @@ def prepare(
     """Brings raw volumes to a template: bias field, brain mask, affine registration, resampling.
 
     Arguments:
-        raw: data set in any layout
+        raw: volumes or data sets in any layout, one or several
         output: folder of the prepared data set
         template: `mni152`, or a NIfTI file
         template_mask: mask of the object in a template file
@@ -199,20 +191,22 @@ def prepare(
 
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UsageError(f"spacing {spacing_mm:g}: expected millimetres above 0.")
-    if not Path(raw).exists():
-        raise UsageError(f"{raw}: expected a data set, nothing is there.")
+    sources = sources_of(raw)
+    for source in sources:
+        if not source.exists():
+            raise UsageError(f"{source}: expected a volume or a data set, nothing is there.")
     own = str(template) == "mni152"
     if not own and not Path(template).is_file():
         raise UsageError(f"template {template}: expected mni152 or a NIfTI file.")
     if own and template_mask is not None:
         raise UsageError("template mask: is for a template file; mni152 has its own.")
     return work(
-        raw,
+        sources,
         output,
         template=mni152() if own else template_from(template, template_mask),
         steps=Steps(mask=BrainMask(mask), strip=strip, n4=n4),
         spacing_mm=spacing_mm,
-        layout=_known(layout),
+        layout=known_layout(layout),
         channels=channels,
         overwrite=overwrite,
         report=progress,
@@ -220,7 +214,7 @@ def prepare(
 
 
 def restore(
-    maps: Place,
+    maps: Place | Sequence[Place],
     output: Place,
     *,
     prepared: Place,
@@ -231,7 +225,7 @@ def restore(
     """Brings maps and masks of prepared volumes back to the grids of the original images.
 
     Arguments:
-        maps: folder of results for prepared volumes
+        maps: folders of results for prepared volumes, one or several
         output: folder of the restored ones
         prepared: folder that `prepare` wrote
         channel: image whose grid is wanted; None takes the first
@@ -244,7 +238,9 @@ def restore(
     """
     from volumediff.alignment.restore import restore as work
 
-    return work(maps, prepared, output, channel=channel, overwrite=overwrite, report=progress)
+    return work(
+        sources_of(maps), prepared, output, channel=channel, overwrite=overwrite, report=progress
+    )
 
 
 def evaluate(
@@ -259,7 +255,7 @@ def evaluate(
     seed: int = 0,
     allow_seen: bool = False,
     same_names: bool = False,
-    report: Report = _silent,
+    report: Report = silent,
 ) -> "list[MethodResult]":
     """Compares maps of one or more methods with truth masks.
 
@@ -288,8 +284,8 @@ def evaluate(
 
     if html and output is None:
         raise UsageError("html: a report needs an output folder; give one.")
-    folders = [Path(results)] if isinstance(results, str | Path) else [Path(r) for r in results]
-    spec = _known(layout)
+    folders = sources_of(results)
+    spec = known_layout(layout)
     found = compare(
         folders,
         truth,
@@ -304,14 +300,9 @@ def evaluate(
     if output is None:
         return found
     from volumediff.reporting.curves import write_curves
+    from volumediff.storage.folder import made
 
-    target = Path(output)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{target}: cannot be written ({error.strerror}); choose another folder."
-        ) from None
+    target = made(output)
     write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(found)})
     pictures = write_curves(target, found)
     if html:

@@ -15,6 +15,8 @@ import numpy as np
 from volumediff.data.cases import patient_of, safe_id
 from volumediff.data.files import contents, digests, stem_of
 from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.single_case import case_of_file
+from volumediff.data.survey import AUTO, Spec
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.localize_case import REGION, SALIENCY
@@ -51,6 +53,7 @@ def examined(
     attributes: Mapping[str, str | float] | None = None,
     region: Any = None,
     saliency: Any = None,
+    layout: Spec = AUTO,
 ) -> Examination:
     """What was given, as an examination that a run works on.
 
@@ -61,6 +64,7 @@ def examined(
         attributes: age and the like, in place of what lies beside a file
         region: mask of what is to be redrawn, one image
         saliency: map in place of the method's first pass, one image
+        layout: of a folder
 
     Raises:
         UsageError: no image, several cases, or other channels than the run's
@@ -69,7 +73,7 @@ def examined(
     policy = trained.preprocessing.policy
     names = trained.image_names(channels)
     if isinstance(image, str | Path):
-        found = _case(Path(image), names, policy, siblings=bool(trained.recipe.scalars))
+        found = _case(Path(image), names, policy, layout)
     else:
         found = _in_memory(image, names, policy)
     more: dict[str, Any] = {} if attributes is None else {"attributes": dict(attributes)}
@@ -94,9 +98,9 @@ def volume_of(image: Any, *, kind: Kind = "image", policy: ReadPolicy | None = N
 
 
 def _case(
-    path: Path, names: Sequence[str] | None, policy: ReadPolicy, *, siblings: bool
+    path: Path, names: Sequence[str] | None, policy: ReadPolicy, layout: Spec
 ) -> Examination:
-    cases, problems = find_inputs(path, channels=names, siblings=siblings)
+    cases, problems = find_inputs(path, channels=names, layout=layout)
     if len(cases) + len(problems) > 1:
         every = ", ".join([*(case.id for case in cases[:3]), "..."])
         raise UsageError(
@@ -115,10 +119,15 @@ def _in_memory(image: Any, names: Sequence[str] | None, policy: ReadPolicy) -> E
     if names is None or len(names) != len(given):
         words = [f"image-{i + 1}" for i in range(len(given))]
         names = words if len(given) > 1 else ["image"]
-    first = given[0].file
+    first = image[0] if several else image
+    if isinstance(first, str | Path):
+        of = case_of_file(Path(first))
+        name, patient = of.id, of.patient
+    else:
+        name, patient = safe_id(given[0].file), patient_of(given[0].file)
     return Examination(
-        id=safe_id(first),
-        patient=patient_of(first),
+        id=name,
+        patient=patient,
         images={n: g.volume for n, g in zip(names, given, strict=True)},
         files={n: g.file for n, g in zip(names, given, strict=True)},
         digests={n: g.digest for n, g in zip(names, given, strict=True)},

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from volumediff.api.arguments import Place
+from volumediff.api.layouts import known_layout
 from volumediff.api.overrides import words_of
 from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
 
-__all__ = ["localize_options", "sample_options", "segment_options"]
+if TYPE_CHECKING:
+    from volumediff.data.survey import Spec
 
-Place = Path | str
+__all__ = ["localize_options", "sample_options", "segment_options"]
 
 
 def localize_options(
@@ -19,6 +22,7 @@ def localize_options(
     *,
     classifier: Place | None,
     channels: Sequence[str] | None,
+    layout: "Spec",
     site: Place | None,
     calibration_volumes: int | None,
     seed: int,
@@ -30,6 +34,7 @@ def localize_options(
         overrides=(*overrides, *words_of(components)),
         classifier=None if classifier is None else Path(classifier),
         channels=_names(channels),
+        layout=known_layout(layout),
         site=None if site is None else Path(site),
         calibration_volumes=calibration_volumes,
         seed=seed,
@@ -43,11 +48,14 @@ def segment_options(
     components: Mapping[str, Any],
     *,
     channels: Sequence[str] | None,
+    layout: "Spec",
     seed: int,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
-    return SegmentOptions(str(method), words, _names(channels), seed)
+    return SegmentOptions(
+        str(method), words, channels=_names(channels), layout=known_layout(layout), seed=seed
+    )
 
 
 def sample_options(

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 
 from volumediff.data.arrays import nibabel_image
 from volumediff.data.grid import Grid, native_order
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import UsageError
 from volumediff.findings.schema import Finding
 from volumediff.inference.localized_case import Localized
 from volumediff.inference.segment import Segmented
 from volumediff.outputs.export import blocks_of
+from volumediff.storage.folder import made
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -144,7 +145,7 @@ class LocalizationResult:
             folder: created where it is not there; files of the same names are replaced
             case: what the files begin with; None takes the name of the file, or `image`
         """
-        return self._named(case).write(_made(folder))
+        return self._named(case).write(made(folder))
 
     def _named(self, case: str | None) -> Localized:
         if case is None:
@@ -270,7 +271,7 @@ class SegmentationResult:
             examination = replace(segmented.examination, id=case)
             facts = {**segmented.facts, "case": case}
             segmented = replace(segmented, examination=examination, facts=facts)
-        return segmented.write(_made(folder))[0]
+        return segmented.write(made(folder))[0]
 
     def plot(self, *, slices: int = 3) -> "Figure":
         """Axial slices through the largest areas: image and labels on it.
@@ -296,14 +297,3 @@ def _present(found: np.ndarray | None, what: str, names: Sequence[str]) -> np.nd
     if found is None:
         raise UsageError(f"{what}: no such array; choose from {', '.join(names)}.")
     return found
-
-
-def _made(folder: Path | str) -> Path:
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder."
-        ) from None
-    return folder

@@ -8,11 +8,13 @@ Nothing heavy is imported before a run is loaded, and nothing is written unless 
 with one exception: a calibration that a method needs is kept in the run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from volumediff.api.arguments import Place, Report, silent, sources_of
+from volumediff.api.layouts import known_layout
 from volumediff.api.options import localize_options, sample_options, segment_options
 from volumediff.api.overrides import words_of
 from volumediff.errors import UsageError
@@ -22,19 +24,13 @@ if TYPE_CHECKING:
     from volumediff.anomaly.calibration import Calibration
     from volumediff.api.results import LocalizationResult, SegmentationResult
     from volumediff.calibration.site import SiteCalibration
+    from volumediff.data.survey import Spec
     from volumediff.data.volume import Volume
     from volumediff.runs.trained import Trained
     from volumediff.tuning.search import Budget, Grids
     from volumediff.tuning.tuned import Tuned
 
 __all__ = ["Run", "load"]
-
-Place = Path | str
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Progress lines that nobody asked for."""
 
 
 def load(
@@ -96,6 +92,7 @@ class Run:
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
         channels: Sequence[str] | None = LocalizeOptions.channels,
+        layout: "Spec" = LocalizeOptions.layout,
         region: Any = None,
         saliency: Any = None,
         site: Place | None = LocalizeOptions.site,
@@ -103,7 +100,7 @@ class Run:
         seed: int = LocalizeOptions.seed,
         trace: bool = LocalizeOptions.trace,
         calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "LocalizationResult":
         """Localizes anomalies in one image; the result is in the image's own voxel order.
@@ -119,6 +116,7 @@ class Run:
             overrides: `component.argument=value` overrides that change the method
             classifier: run of a classifier of noisy states, for methods that need one
             channels: names of the images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
             region: mask of what is to be redrawn, for methods such as `inpaint_given`
             saliency: map that takes the place of the method's first pass
             site: healthy volumes of the site that the image is of; its thresholds are used
@@ -143,6 +141,7 @@ class Run:
             components,
             classifier=classifier,
             channels=channels,
+            layout=layout,
             site=site,
             calibration_volumes=calibration_volumes,
             seed=seed,
@@ -160,6 +159,7 @@ class Run:
             image,
             channels=channels,
             attributes=attributes,
+            layout=layout,
             region=region,
             saliency=saliency,
         )
@@ -172,6 +172,7 @@ class Run:
         method: Place = SegmentOptions.method,
         overrides: Sequence[str] = SegmentOptions.overrides,
         channels: Sequence[str] | None = SegmentOptions.channels,
+        layout: "Spec" = SegmentOptions.layout,
         attributes: Mapping[str, str | float] | None = None,
         seed: int = SegmentOptions.seed,
         **components: Any,
@@ -183,6 +184,7 @@ class Run:
             method: name of a segmentation method that ships with the package, or a YAML file
             overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
             attributes: age and the like, for runs that are conditioned on them
             seed: random seed
             components: of the method, such as `samples=10`
@@ -195,9 +197,13 @@ class Run:
         from volumediff.api.results import SegmentationResult
         from volumediff.inference.segment import segmenting
 
-        options = segment_options(method, overrides, components, channels=channels, seed=seed)
+        options = segment_options(
+            method, overrides, components, channels=channels, layout=layout, seed=seed
+        )
         work = segmenting(self.trained, options)
-        examination = examined(self.trained, image, channels=channels, attributes=attributes)
+        examination = examined(
+            self.trained, image, channels=channels, attributes=attributes, layout=layout
+        )
         return SegmentationResult(work(examination))
 
     def sample(
@@ -245,27 +251,45 @@ class Run:
         *,
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
+        healthy: Place | Sequence[Place] | None = None,
+        channels: Sequence[str] | None = LocalizeOptions.channels,
+        layout: "Spec" = LocalizeOptions.layout,
         volumes: int | None = None,
         truth: Literal["synthetic", "label"] = "synthetic",
         seed: int = LocalizeOptions.seed,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "Calibration":
         """Fits a method's normalization and thresholds on the run's own healthy volumes, and keeps
         them in the run, where `localize` finds them.
 
+        Volumes that are given as `healthy` are added to those of the run first, and stay: every
+        later calibration uses them, and evaluations refuse them. The run must not have seen them.
+
         Arguments:
             method, overrides, classifier, seed, components: as for `localize`
+            healthy: volumes or folders of healthy subjects of the same kind of images as the
+                run's, prepared in the same way; healthy volumes of another scanner are a site
+            channels: names of the images of `healthy`; None takes those of the run
+            layout: of the folders of `healthy`
             volumes: most volumes of each part to use; None takes all
             truth: lesions that choose the validation threshold: synthetic ones, or the labels of
                 the validation volumes
             report: receives progress lines
 
         Raises:
-            UsageError: the run's data are not reachable, or too few for the method
+            UsageError: the run's data are not reachable, or too few for the method, or a volume
+                of `healthy` was seen by the run before
         """
+        from volumediff.calibration.healthy import add_healthy
         from volumediff.calibration.of_run import calibrate
 
+        if healthy is not None:
+            self.trained.localizes()
+            new = add_healthy(
+                self.trained, sources_of(healthy), channels=channels, layout=known_layout(layout)
+            )
+            report(f"{new} healthy volumes are added to the calibration of {self.folder}")
         row = self._row(method, overrides, components, classifier, report)
         return calibrate(
             self.trained, row, str(method), seed=seed, limit=volumes, truth=truth, report=report
@@ -279,9 +303,10 @@ class Run:
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
         channels: Sequence[str] | None = LocalizeOptions.channels,
+        layout: "Spec" = LocalizeOptions.layout,
         volumes: int | None = None,
         seed: int = LocalizeOptions.seed,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "SiteCalibration":
         """Fits a method's thresholds on healthy volumes of another site, and stores them in the
@@ -290,6 +315,7 @@ class Run:
         Arguments:
             site: folder or datalist of healthy volumes
             channels: names of the images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
             volumes: most volumes of the site to use; None takes all
             others: as for `calibrate`
 
@@ -303,7 +329,7 @@ class Run:
         from volumediff.calibration.site import SiteCalibration, find_site, site_calibration
 
         row = self._row(method, overrides, components, classifier, report)
-        place = find_site(self.trained, site, channels=channels)
+        place = find_site(self.trained, site, channels=channels, layout=known_layout(layout))
         own = calibration_for(self.trained, row, str(method), seed=seed, report=report)
         found, drift = site_calibration(
             self.trained,
@@ -329,7 +355,7 @@ class Run:
         truth: Literal["synthetic", "label"] = "synthetic",
         budget: "Budget | None" = None,
         seed: int = LocalizeOptions.seed,
-        report: Report = _silent,
+        report: Report = silent,
         **components: Any,
     ) -> "tuple[Tuned, Path]":
         """Chooses a method's noise level, guidance strength and widths on the run's validation

@@ -4,21 +4,22 @@ RUN/calibration/<method>/site-<hash of the volumes>/<weights>-<fingerprint>.safe
 thresholds and scores of k healthy volumes of the site; the normalization stays that of the run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.collect_maps import recalibrate
+from volumediff.calibration.healthy import outside_example
 from volumediff.calibration.of_run import calibration_path, counted
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
+from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.metrics.detection import rates
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
-from volumediff.runs.inputs import find_inputs, prepared_case
+from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
 
@@ -107,21 +108,25 @@ class SiteCalibration:
 
 
 def find_site(
-    trained: Trained, source: Path | str, *, channels: Sequence[str] | None = None
+    trained: Trained,
+    source: Path | str,
+    *,
+    channels: Sequence[str] | None = None,
+    layout: Spec = AUTO,
 ) -> Site:
     """The healthy volumes of a site.
 
     Arguments:
         source: folder or manifest
         channels: names of the images; None takes those of the run
+        layout: of the folder
 
     Raises:
         UsageError: nothing there, or no usable case
         DataError: one of the cases cannot be used
     """
     names = trained.image_names(channels)
-    scalars = bool(trained.recipe.scalars)
-    cases, bad = find_inputs(source, channels=names, siblings=scalars)
+    cases, bad = find_inputs(source, channels=names, layout=layout)
     if bad:
         name, reason = next(iter(bad.items()))
         raise DataError(f"site {source}: case {name}: {reason}; correct or remove it.")
@@ -165,7 +170,8 @@ def site_calibration(
         else:
             cases = site.cases[:limit]
             report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
-            examples = counted(_examples(trained, cases), len(cases), report)
+            outside = (outside_example(trained, case) for case in cases)
+            examples = counted(outside, len(cases), report)
             found = recalibrate(own, method, trained.model, examples, seed=seed)
             found.save(path)
         method.threshold(found)
@@ -185,12 +191,3 @@ def drift_between(method: Method, own: Calibration, other: Calibration) -> Drift
         false_alarms=shares[1],
         rate=shares[0],
     )
-
-
-def _examples(trained: Trained, cases: Sequence[Case]) -> Iterator[Example]:
-    for case in cases:
-        prepared = prepared_case(trained, case)
-        condition = trained.condition(case.attributes)
-        yield trained.placed(
-            prepared.x, prepared.foreground, prepared.spacing_mm, condition=condition
-        )

@@ -22,7 +22,12 @@ WORK = defaults(look)
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="Data set: a folder, or the JSON of a datalist.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA", help="Data sets: folders, datalists or tables of cases; and volumes."
+        ),
+    ],
     layout: LayoutOption = WORK["layout"],
     channels: Channels = WORK["channels"],
     as_json: Json = False,

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import Channels, names_of, out_line, say
+from volumediff.api.layouts import known_layout
+from volumediff.commands._options import Channels, LayoutOption, names_of, out_line, say, spec_of
 
 __all__ = ["findings"]
 
@@ -19,6 +20,7 @@ def findings(
         ),
     ],
     channels: Channels = None,
+    layout: LayoutOption = "auto",
     packets: Annotated[
         bool,
         typer.Option(
@@ -50,6 +52,7 @@ def findings(
         folder,
         images,
         channels=names_of(channels),
+        layout=known_layout(spec_of(layout)),
         packets=packets,
         most=most,
         look=gallery.add if report else lambda written, found: None,

@@ -12,6 +12,7 @@ from volumediff.commands._options import (
     Classifier,
     DataRoot,
     Device,
+    LayoutOption,
     Memory,
     Method,
     OutFolder,
@@ -24,6 +25,7 @@ from volumediff.commands._options import (
     inputs_and_words,
     names_of,
     say,
+    spec_of,
 )
 
 __all__ = ["localize"]
@@ -36,8 +38,8 @@ def localize(
         list[str],
         typer.Argument(
             metavar="INPUT|KEY=VALUE",
-            help="Volumes, folders of cases or datalists; and overrides of the method, such as "
-            "sampler.steps=10 (write ./a=b for a path with =).",
+            help="Volumes, folders of cases, datalists or tables of cases; and overrides "
+            "of the method, such as sampler.steps=10 (write ./a=b for a path with =).",
         ),
     ],
     run: RunOption,
@@ -52,6 +54,7 @@ def localize(
     ] = WORK["saliency"],
     which: WhichOption = LOAD["which"],
     channels: Channels = WORK["channels"],
+    layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
     seed: Seed = WORK["seed"],
@@ -90,6 +93,7 @@ def localize(
         classifier=classifier,
         saliency=saliency,
         channels=names_of(channels),
+        layout=spec_of(layout),
         seed=seed,
         trace=trace,
         region=region,

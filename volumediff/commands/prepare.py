@@ -34,8 +34,10 @@ class MaskChoice(StrEnum):
 
 def prepare(
     data: Annotated[
-        Path,
-        typer.Argument(metavar="RAW", help="Data set: a folder, nnU-Net raw, BIDS, a datalist."),
+        list[Path],
+        typer.Argument(
+            metavar="RAW", help="Data sets: folders, nnU-Net raw, BIDS, datalists; and volumes."
+        ),
     ],
     output: OutFolder,
     template: Annotated[

@@ -15,7 +15,8 @@ WORK = defaults(work)
 
 def restore(
     maps: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder of results for prepared volumes.")
+        list[Path],
+        typer.Argument(metavar="OUT", help="Folders of results for prepared volumes."),
     ],
     prepared: Annotated[Path, typer.Option("--prepared", help="Folder that prepare wrote.")],
     output: OutFolder,

@@ -10,6 +10,7 @@ from volumediff.commands._options import (
     Channels,
     DataRoot,
     Device,
+    LayoutOption,
     Memory,
     OutFolder,
     Overwrite,
@@ -20,6 +21,7 @@ from volumediff.commands._options import (
     finish,
     inputs_and_words,
     names_of,
+    spec_of,
 )
 
 __all__ = ["segment"]
@@ -32,8 +34,8 @@ def segment(
         list[str],
         typer.Argument(
             metavar="INPUT|KEY=VALUE",
-            help="Volumes, folders of cases or datalists; and overrides of the method, such as "
-            "samples=10 (write ./a=b for a path with =).",
+            help="Volumes, folders of cases, datalists or tables of cases; and overrides "
+            "of the method, such as samples=10 (write ./a=b for a path with =).",
         ),
     ],
     run: RunOption,
@@ -43,6 +45,7 @@ def segment(
     ] = WORK["method"],
     which: WhichOption = LOAD["which"],
     channels: Channels = WORK["channels"],
+    layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
     seed: Seed = WORK["seed"],
@@ -61,6 +64,7 @@ def segment(
         method=method,
         overrides=words,
         channels=names_of(channels),
+        layout=spec_of(layout),
         seed=seed,
         overwrite=overwrite,
     )

@@ -27,6 +27,7 @@ CONTRACTS = {
     "corruption": "corruptions",
     "region": "corruptions",
     "intensity": "intensities",
+    "contrast": "contrasts",
     "noise": "noises",
     "map": "maps",
     "route": "routes",

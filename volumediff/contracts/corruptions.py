@@ -41,12 +41,14 @@ def check_corruption(cls: type, **arguments: Any) -> None:
             x, inside, other = parts
             return corruption(x, inside, donor=lambda k: other, spacing_mm=SPACING, key=key)
 
-        _changes(run, x, foreground, donor)
+        _changes(run, x, foreground, donor, distracts=corruption.distracts)
     changed, amount = run(0, (x.double(), foreground, donor.double()))
     require(changed.dtype == amount.dtype == torch.float64, "The dtype of the volume is not kept.")
 
 
-def _changes(run: Callable[..., Parts], x: Tensor, inside: Tensor, y: Tensor) -> None:
+def _changes(
+    run: Callable[..., Parts], x: Tensor, inside: Tensor, y: Tensor, *, distracts: bool
+) -> None:
     seen, results = 0, set()
     for key in KEYS:
         changed, amount = untouched({"the volume": x, "the donor": y}, lambda k=key: run(k))
@@ -54,7 +56,8 @@ def _changes(run: Callable[..., Parts], x: Tensor, inside: Tensor, y: Tensor) ->
         require(amount.shape == inside.shape, f"The amount has shape {tuple(amount.shape)}.")
         different = (changed != x).any(0, keepdim=True)
         require(not (different & ~inside).any(), "The volume is changed outside the foreground.")
-        require(not (different & (amount == 0)).any(), "Voxels are changed where the amount is 0.")
+        unmarked = bool((different & (amount == 0)).any())
+        require(distracts or not unmarked, "Voxels are changed where the amount is 0.")
         require(not ((amount > 0) & ~inside).any(), "An amount is above 0 outside of it.")
         require(0 <= float(amount.min()) and float(amount.max()) <= 1, "Amounts leave [0, 1].")
         require(changed.abs().max() <= 1, "Intensities leave [-1, 1].")

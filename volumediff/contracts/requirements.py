@@ -17,6 +17,7 @@ __all__ = ["built", "equal", "randomised", "refused", "require", "takes", "unmet
 # What is built where a constructor asks for a component of a family and has no default.
 EXAMPLES: Mapping[str, Any] = {
     "autoencoder": {"name": "kl", "latent_channels": 2, "widths": [4, 4], "strides": [[2, 2, 2]]},
+    "contrast": "tissue",
     "corruption": "coarse",
     "guidance": {"name": "dynamic_clipping", "quantile": 0.5, "limit": 0.2},
     "map": "l1",

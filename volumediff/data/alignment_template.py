@@ -33,12 +33,14 @@ class Template:
         x: intensities
         object: voxels of the brain, or of whatever else the template shows
         grid: axes along R, A, S
+        tissue: shares of grey and white matter, by which brains are extracted from heads
     """
 
     name: str
     x: Float[np.ndarray, "d h w"]
     object: Bool[np.ndarray, "d h w"]
     grid: Grid
+    tissue: Float[np.ndarray, "2 d h w"] | None = None
 
     @property
     def digest(self) -> str:
@@ -60,7 +62,10 @@ def mni152() -> Template:
     image = datasets.load_mni152_template(resolution=1)
     x = np.asarray(image.dataobj, dtype=np.float32)
     d, h, w = x.shape
-    return Template("mni152", x, x > 0, Grid((d, h, w), np.asarray(image.affine, np.float64)))
+    grid = Grid((d, h, w), np.asarray(image.affine, np.float64))
+    loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    tissue = [np.asarray(load(resolution=1).dataobj, dtype=np.float32) for load in loaders]
+    return Template("mni152", x, x > 0, grid, np.stack(tissue))
 
 
 def template_from(path: Path | str, mask: Path | str | None = None) -> Template:

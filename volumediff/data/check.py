@@ -14,7 +14,7 @@ import numpy as np
 from volumediff.data.cases import Case
 from volumediff.data.grid import agree
 from volumediff.data.read_policy import ReadPolicy
-from volumediff.data.survey import AUTO, Spec, survey_cases
+from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
@@ -37,7 +37,7 @@ class CheckLine:
 
 
 def check(
-    root: Path | str,
+    sources: Sequence[Path | str],
     *,
     layout: Spec = AUTO,
     channels: Sequence[str] | None = None,
@@ -47,14 +47,16 @@ def check(
     """Reads every file of every case and reports what is wrong or noteworthy.
 
     Arguments:
-        root, layout, channels: as for `find_cases`
+        sources: data sets and volumes
+        layout, channels: as for `find_cases`
         policy: decisions on ambiguous files
         on_case: called after each case, for progress
 
     Raises:
         DataError: there is no case at all
+        UsageError: two cases of one id in two sources
     """
-    cases, problems = survey_cases(root, layout, channels)
+    cases, problems = survey_sources(sources, layout, channels)
     rows = [CheckLine(p.id, "", p.severity, "case", p.message) for p in problems]
     spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     content: dict[str, list[Case]] = defaultdict(list)

@@ -45,7 +45,8 @@ class Drawing:
     Arguments:
         blur: smallest and largest standard deviation of the partial volume, in voxels
         grain: largest correlation length of the noise within structures, in voxels
-        ventricles_mm: largest displacement of the walls of the ventricles, outwards or inwards
+        ventricles_mm: largest m, by which the walls of the ventricles move outwards or inwards;
+            they leave the middle of the layer that moves, and get three quarters as far for m = 5
         thinning: largest share of the cortex' surface that becomes fluid
         rim: probability that some of what surrounds the brain stays
     """

@@ -10,7 +10,7 @@ References:
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, UInt8
 
 from volumediff.data.alignment_template import Template
 from volumediff.data.freesurfer import Structure, structure
@@ -112,7 +112,7 @@ def prepare_label_map(
     }, prepared.spacing_mm
 
 
-def _on(grid: Grid, indices: np.ndarray, source: Grid) -> Float[np.ndarray, "d h w"]:
+def _on(grid: Grid, indices: np.ndarray, source: Grid) -> UInt8[np.ndarray, "d h w"]:
     """Nearest structures at the voxels of a grid; background outside of the source."""
     from scipy import ndimage
 

@@ -13,9 +13,11 @@ from typing import Any
 from volumediff.config import available, build, reference
 from volumediff.data.cases import Case, Problem, readable, safe_id
 from volumediff.data.layouts._base import Layout
-from volumediff.errors import DataError
+from volumediff.data.layouts.table import NAME as TABLE
+from volumediff.data.single_case import case_of_file, data_set_of, is_series, is_volume
+from volumediff.errors import DataError, UsageError
 
-__all__ = ["AUTO", "Spec", "find_cases", "layout_of", "survey_cases"]
+__all__ = ["AUTO", "Spec", "find_cases", "layout_of", "survey_cases", "survey_sources"]
 
 Spec = str | Mapping[str, Any]
 """`auto`, the name of a layout, or a mapping of its name and options."""
@@ -57,7 +59,7 @@ def layout_of(root: Path, spec: Spec = AUTO) -> Layout:
         raise DataError(f"{root}: expected a data folder or a datalist, nothing is there.")
     if spec != AUTO:
         return build("layout", spec, where="layout")
-    if (root / "prepared.json").is_file():
+    if (root / "prepared.json").is_file() and not (root / TABLE).is_file():
         return build("layout", "folder")  # whatever the cases are called: `prepare` wrote it
     fitting: dict[int, list[str]] = {}
     known = {name: build("layout", name) for name in available("layout")}
@@ -65,7 +67,10 @@ def layout_of(root: Path, spec: Spec = AUTO) -> Layout:
         if layout.recognises(root):
             fitting.setdefault(layout.rank, []).append(name)
     if not fitting:
-        raise DataError(f"{root}: expected a folder of volumes or the JSON of a datalist.")
+        raise DataError(
+            f"{root}: expected a volume (.nii, .nii.gz), a folder of volumes, the .json of a "
+            "datalist or a table of cases (.csv)."
+        )
     first, *others = fitting[min(fitting)]
     if others:
         raise DataError(
@@ -78,8 +83,18 @@ def layout_of(root: Path, spec: Spec = AUTO) -> Layout:
 def survey_cases(
     root: Path | str, layout: Spec = AUTO, channels: Sequence[str] | None = None
 ) -> tuple[list[Case], list[Problem]]:
-    """The usable cases, and the others with the reason."""
+    """The usable cases of a data set, or of one volume, and the others with the reason.
+
+    Arguments:
+        root, layout, channels: as for `find_cases`
+
+    Raises:
+        DataError: nothing there, or no case
+        UsageError: no such layout, or a file alone where several channels are needed
+    """
     root = Path(root)
+    if is_volume(root) or (layout == AUTO and is_series(root)):
+        return [_alone(root, layout, channels)], []
     reader = layout_of(root, layout)
     found, problems = reader.read(root)
     kept: dict[str, Case] = {}
@@ -105,6 +120,68 @@ def survey_cases(
             "case, or a layout that `volumediff info` lists."
         )
     return [kept[k] for k in sorted(kept)], problems
+
+
+def survey_sources(
+    sources: Sequence[Path | str], layout: Spec = AUTO, channels: Sequence[str] | None = None
+) -> tuple[list[Case], list[Problem]]:
+    """The cases of several data sets or volumes, and those that cannot be used.
+
+    Arguments:
+        sources: volumes, DICOM series, folders, datalists or tables of cases
+        layout, channels: as for `find_cases`
+
+    Raises:
+        DataError: nothing there, or a source without a case
+        UsageError: two cases of one id, no such layout, or no sources
+    """
+    if not sources:
+        raise UsageError("expected a volume, a folder or a datalist to work on, got none.")
+    cases: list[Case] = []
+    problems: list[Problem] = []
+    origin: dict[str, Path] = {}
+    for path in map(Path, sources):
+        found, bad = survey_cases(path, layout, channels)
+        names = [*(c.id for c in found), *(p.id for p in bad if p.severity == "error")]
+        for name in names:
+            if name in origin:
+                raise UsageError(
+                    f"{origin[name]} and {path}: both have a case called {name}; rename one, or "
+                    "give them to two calls with an output folder each."
+                )
+        origin |= dict.fromkeys(names, path)
+        cases += found
+        problems += bad
+    return cases, problems
+
+
+def _alone(path: Path, layout: Spec, channels: Sequence[str] | None) -> Case:
+    """The case of a file, with the other channels that lie beside it where they are needed."""
+    several = channels is not None and len(channels) > 1
+    case = None
+    if not path.is_dir():
+        home = data_set_of(path)
+        if layout != AUTO or several or (home / TABLE).is_file():
+            case = _holding(path, survey_cases(home, layout, channels if several else None)[0])
+            if case is None and several:
+                raise UsageError(
+                    f"{path}: expected the channels {', '.join(channels or ())}, and they do not "
+                    "lie beside this file; give the folder of the case."
+                )
+            if case is None and layout != AUTO:
+                raise UsageError(f"{path}: is in no case of {home} as layout {layout}.")
+    if case is not None and several:
+        return case
+    found = case_of_file(path) if case is None else case
+    known = next((n for n, p in found.images.items() if p.resolve() == path.resolve()), "image")
+    name = known if channels is None else channels[0]
+    return replace(found, images={name: path}, label=None, boxes=None, associated=None)
+
+
+def _holding(path: Path, cases: Sequence[Case]) -> Case | None:
+    """The case that has a file among its images."""
+    wanted = path.resolve()
+    return next((c for c in cases if any(p.resolve() == wanted for p in c.images.values())), None)
 
 
 def _with_channels(case: Case, channels: Sequence[str]) -> tuple[Case, str | None]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.findings.components import case_findings
 from volumediff.findings.schema import CaseFindings
@@ -43,6 +44,7 @@ def find_in_folder(
     source: Path | str | Sequence[Path | str],
     *,
     channels: Sequence[str] | None = None,
+    layout: Spec = AUTO,
     packets: bool = False,
     most: int = MOST,
     look: Callable[[Written, CaseFindings], None] = lambda written, found: None,
@@ -54,6 +56,7 @@ def find_in_folder(
         folder: of the results of a localization
         source: what was localized: file, folder or manifest, or several of them
         channels: names of the images; None takes those that the results name
+        layout: of the folders that were localized
         packets: whether pictures and prompts are written too
         most: packets of a case, of its most urgent findings
         look: is shown every case
@@ -67,7 +70,7 @@ def find_in_folder(
         raise UsageError(f"{folder}: expected results of a localization, found none.")
     if channels is None:
         channels = _channels(folder, named[0])
-    cases, _ = find_inputs(source, channels=channels)
+    cases, _ = find_inputs(source, channels=channels, layout=layout)
     known = {case.id: case for case in cases}
     work = Work()
     shared = [name for name in named if name in known]

@@ -1,6 +1,6 @@
 """A prepared localization: method, calibration and options, applied to one examination.
 
-    volume ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
+    volume ─ as the run's were prepared ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
 
 What is drawn for a volume depends on the seed and on its content (the bytes of its file, or the
 voxels of an image in memory), not on its name, its place in the folder, or what else is in there.
@@ -17,8 +17,9 @@ from torch import Tensor
 import volumediff
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.operating_point import largest_findings, left_out
 from volumediff.anomaly.raw_map import Localization
-from volumediff.anomaly.threshold import HealthyFPR, ValidationThreshold
+from volumediff.anomaly.threshold import FindingsPerVolume, HealthyFPR, ValidationThreshold
 from volumediff.calibration.site import Site
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
@@ -27,12 +28,14 @@ from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
 from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
+from volumediff.inference.raw_scan import ScannerGrid, prepared_scan
 from volumediff.inference.user_regions import region_on
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.auxiliary_models import facts_of
 from volumediff.runs.inputs import Examination, prepared
+from volumediff.runs.preparation import RunPreparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 
@@ -55,6 +58,7 @@ class Localizing:
         calibration: of the method, that of the site where there is one
         seen: what the weights have seen
         site: whose volumes these are
+        preparation: of the run's volumes, which raw scans get first; None takes all as they are
     """
 
     trained: Trained
@@ -63,6 +67,7 @@ class Localizing:
     calibration: Calibration | None
     seen: Seen
     site: Site | None
+    preparation: RunPreparation | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -76,10 +81,27 @@ class Localizing:
             "probability": _probability(self.calibration),
             "weights": self.trained.digest,
             "preprocessing": repr(self.trained.preprocessing),
+            "preparation": self.preparation.model_dump() if self.preparation else None,
             "seed": self.options.seed,
             "trace": self.options.trace,
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),
+        }
+
+    @cached_property
+    def healthy(self) -> dict[str, Any]:
+        """What the calibration volumes say of findings, for those of a volume to be judged by."""
+        value = None
+        if self.calibration is not None and self.row.threshold.calibrated:
+            value = self.row.threshold(self.calibration)
+        rates, largest = (
+            left_out(self.row.threshold, self.calibration),
+            largest_findings(self.calibration, value),
+        )
+        return {
+            "finding_ml": self.row.finding_ml,
+            "healthy_rates": None if rates is None else asdict(rates),
+            "healthy_findings": None if largest is None else largest.tolist(),
         }
 
     def __call__(self, examination: Examination) -> Localized:
@@ -89,14 +111,18 @@ class Localizing:
             DataError: other channels than the model's, an empty volume, or a region or map that
                 does not belong to it
         """
-        seen_by_model = prepared(self.trained, list(examination.images.values()))
-        found, cost = self._found(examination, seen_by_model)
+        scan = prepared_scan(examination, self.preparation)
+        ready = examination if scan is None else scan.examination
+        seen_by_model = prepared(self.trained, list(ready.images.values()))
+        found, cost = self._found(ready, seen_by_model)
+        grid = InputGrid(self.trained.preprocessing, seen_by_model.record)
+        facts = self._facts(examination, found)
         return Localized(
             examination=examination,
             prepared=seen_by_model,
             found=in_host_memory(found),
-            grid=InputGrid(self.trained.preprocessing, seen_by_model.record),
-            facts=self._facts(examination, found),
+            grid=grid if scan is None else ScannerGrid(grid, scan.alignment, scan.remarks),
+            facts={**facts, "prepared": None if scan is None else scan.facts},
             seen=self.seen,
             cost=cost,
             trace=self.options.trace,
@@ -148,6 +174,7 @@ class Localizing:
             "threshold_rule": repr(row.threshold),
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
+            **self.healthy,
             "seed": self.options.seed,
             "borrowed": facts_of(row),
             "saliency": digests.get(SALIENCY),
@@ -185,6 +212,11 @@ def _thresholds(row: Method, calibration: Calibration | None) -> dict[str, float
     value = HealthyFPR(rate=own, min_volumes=1)(calibration)
     if value is not None:
         found["healthy_fpr"] = value
+    rule = row.threshold if isinstance(row.threshold, FindingsPerVolume) else FindingsPerVolume()
+    if len(calibration.counts) >= rule.least:
+        value = rule(calibration)
+        assert value is not None, "there is a calibration"
+        found["findings_per_volume"] = value
     if calibration.validation_threshold is not None:
         value = ValidationThreshold()(calibration)
         assert value is not None, "it was validated"

@@ -16,6 +16,7 @@ from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.user_regions import check_region, find_regions, missing_reasons
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.runs.inputs import examination_of, find_inputs
+from volumediff.runs.preparation import preparation_of
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256_of_file
 
@@ -78,7 +79,7 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
     trained, options, row = chosen.trained, chosen.options, chosen.row
     place = None
     if options.site is not None:
-        place = find_site(trained, options.site, channels=options.channels)
+        place = find_site(trained, options.site, channels=options.channels, layout=options.layout)
     calibration = calibration_for(
         trained,
         row,
@@ -106,6 +107,7 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         calibration=calibration,
         seen=seen_with(trained, row, site=place, saliency=chosen.saliency),
         site=place,
+        preparation=preparation_of(trained),
     )
 
 
@@ -147,7 +149,7 @@ def localize(
         announce=announce,
     )
     names = trained.image_names(options.channels)
-    cases, problems = find_inputs(source, channels=names, siblings=bool(trained.recipe.scalars))
+    cases, problems = find_inputs(source, channels=names, layout=options.layout)
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)

@@ -17,6 +17,7 @@ from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, channels_on
 from volumediff.inference.cost import Cost
 from volumediff.inference.findings import findings_path
+from volumediff.inference.raw_scan import ScannerGrid
 from volumediff.outputs.export import (
     ENSEMBLE,
     block_name,
@@ -49,7 +50,7 @@ class Localized:
     examination: Examination
     prepared: Prepared
     found: Localization
-    grid: InputGrid
+    grid: InputGrid | ScannerGrid
     facts: Mapping[str, Any]
     seen: Seen
     cost: Cost
@@ -79,7 +80,9 @@ class Localized:
             native=record.native,
             map=self.grid.image(found.map[0])[0],
             foreground=self.grid.label(self.prepared.foreground)[0] > 0,
-            mask=None if found.mask is None else self.grid.label(found.mask[0])[0] > 0,
+            mask=None
+            if found.mask is None
+            else self.grid.mask(found.mask[0], volume_ml=found.finding_ml)[0] > 0,
             uncertainty=None
             if found.uncertainty is None
             else self.grid.image(found.uncertainty[0])[0],

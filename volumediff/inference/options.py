@@ -6,6 +6,7 @@ The Python functions and the commands take their defaults from here. Nothing hea
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 __all__ = ["LocalizeOptions", "SampleOptions", "SegmentOptions"]
 
@@ -19,6 +20,7 @@ class LocalizeOptions:
         overrides: `component.argument=value` overrides that change the method
         classifier: folder of a run of a classifier of noisy states, for methods that need one
         channels: names of the images in the data; None takes those of the run
+        layout: of the folders of data: `auto`, a name, or a mapping with its options
         site: healthy volumes of the site that the images are of; its thresholds are used
         calibration_volumes: largest number of healthy volumes, if a calibration is fitted
         seed: random seed
@@ -29,6 +31,7 @@ class LocalizeOptions:
     overrides: tuple[str, ...] = ()
     classifier: Path | None = None
     channels: tuple[str, ...] | None = None
+    layout: str | Mapping[str, Any] = "auto"
     site: Path | None = None
     calibration_volumes: int | None = None
     seed: int = 0
@@ -44,12 +47,14 @@ class SegmentOptions:
             file
         overrides: `key=value` overrides that change the method
         channels: names of the images in the data; None takes those of the run
+        layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
     """
 
     method: str = "label_diffusion"
     overrides: tuple[str, ...] = ()
     channels: tuple[str, ...] | None = None
+    layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
 
 

@@ -169,8 +169,7 @@ def segment(
     """
     work = segmenting(trained, options)
     names = trained.image_names(options.channels)
-    siblings = bool(trained.recipe.scalars)
-    cases, problems = find_inputs(source, channels=names, siblings=siblings)
+    cases, problems = find_inputs(source, channels=names, layout=options.layout)
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:

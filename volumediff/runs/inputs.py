@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from volumediff.data.cases import Case, patient_of, safe_id
-from volumediff.data.dicom import is_dicom
-from volumediff.data.files import VOLUMES, stem_of
+from volumediff.data.cases import Case
+from volumediff.data.files import VOLUMES
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.read_policy import ReadPolicy
-from volumediff.data.survey import survey_cases
+from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
@@ -79,16 +78,15 @@ def find_inputs(
     source: Path | str | Sequence[Path | str],
     *,
     channels: Sequence[str] | None,
-    siblings: bool = False,
+    layout: Spec = AUTO,
 ) -> tuple[list[Case], dict[str, str]]:
     """The cases below one path or several, without their labels, and those that cannot be used.
 
     Arguments:
-        source: a NIfTI file, a folder with one DICOM series, a folder of cases, or the JSON of a
-            datalist; or several of them
+        source: a NIfTI file, a folder with one DICOM series, a folder of cases, the JSON of a
+            datalist, or a table of cases; or several of them
         channels: names of the images that the model takes; None takes a single image
-        siblings: whether a single file needs what lies beside it, such as an age in
-            participants.tsv
+        layout: of the folders; `auto` decides by the files that are there
 
     Returns:
         the cases, and case -> reason for the others
@@ -96,51 +94,24 @@ def find_inputs(
     Raises:
         UsageError: nothing there, no usable case, one file where several channels are needed, or
             two cases of one name
-        DataError: a folder or manifest without cases
+        DataError: a folder or datalist without cases
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
-    if not sources:
-        raise UsageError("expected a volume, a folder or a manifest to work on, got none.")
-    cases: list[Case] = []
-    problems: dict[str, str] = {}
-    origin: dict[str, Path] = {}
     for path in map(Path, sources):
-        found, bad = _found(path, channels, siblings)
-        for name in [*(case.id for case in found), *bad]:
-            if name in origin:
-                raise UsageError(
-                    f"{origin[name]} and {path}: both have a case called {name}; rename one, or "
-                    "give them to two calls with an output folder each."
-                )
-        origin |= dict.fromkeys([*(case.id for case in found), *bad], path)
-        cases += found
-        problems |= bad
-    return cases, problems
-
-
-def _found(
-    source: Path, channels: Sequence[str] | None, siblings: bool
-) -> tuple[list[Case], dict[str, str]]:
-    if not source.exists():
-        raise UsageError(f"{source}: expected a volume, a folder or a manifest; nothing there.")
-    if source.is_file() and source.name.lower().endswith(VOLUMES):
-        if siblings or (channels is not None and len(channels) > 1):
-            return [_beside(source, channels)], {}
-        name = stem_of(source)
-        return [Case(safe_id(name), patient_of(name), {"image": source})], {}
-    if source.is_file() and source.suffix.lower() != ".json":
-        raise UsageError(
-            f"{source}: expected .nii, .nii.gz, a folder, or the .json of a datalist."
-        )
-    if source.is_dir() and _is_series(source):
-        return [Case(safe_id(source.name), patient_of(source.name), {"image": source})], {}
-    found, problems = survey_cases(source, channels=channels)
+        if not path.exists():
+            raise UsageError(f"{path}: expected a volume, a folder or a datalist; nothing there.")
+        if path.is_file() and not path.name.lower().endswith((*VOLUMES, ".json", ".csv")):
+            raise UsageError(
+                f"{path}: expected .nii, .nii.gz, a folder, the .json of a datalist, or the .csv "
+                "of a table of cases."
+            )
+    found, problems = survey_sources(sources, layout, channels)
     bad = {problem.id: problem.message for problem in problems if problem.severity == "error"}
     wanted = len(channels) if channels is not None else 1
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            cases.append(replace(case, label=None, boxes=None))
+            cases.append(replace(case, label=None, boxes=None, associated=None))
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "
@@ -148,28 +119,8 @@ def _found(
         )
     if not cases:
         name, reason = next(iter(bad.items()))
-        raise UsageError(f"{source}: no usable case; {name}: {reason}")
+        raise UsageError(f"{', '.join(map(str, sources))}: no usable case; {name}: {reason}")
     return cases, bad
-
-
-def _beside(source: Path, channels: Sequence[str] | None) -> Case:
-    """The case that a file belongs to, with its other channels and attributes."""
-    cases, _ = survey_cases(source.parent, channels=channels)
-    for case in cases:
-        if any(path.resolve() == source.resolve() for path in case.images.values()):
-            images = case.images if channels is not None else {"image": source}
-            return replace(case, images=images, label=None, boxes=None)
-    raise UsageError(
-        f"{source}: the run takes the channels {', '.join(channels or ('image',))}, and they "
-        "do not lie beside this file; give the folder of the case."
-    )
-
-
-def _is_series(folder: Path) -> bool:
-    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    if any(p.name.lower().endswith((*VOLUMES, ".json", ".tsv")) for p in files):
-        return False
-    return any(is_dicom(p) for p in files[:20])
 
 
 def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:

@@ -29,6 +29,7 @@ __all__ = [
     "Manifest",
     "clear_leftovers",
     "discard",
+    "made",
     "publish",
     "read_manifest",
     "verified",
@@ -156,6 +157,22 @@ def discard(folder: Path) -> None:
     except OSError as error:
         raise DataError(f"{folder}: cannot be removed ({error.strerror}).") from None
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def made(folder: Path | str) -> Path:
+    """The folder, created with its parents where it is not there.
+
+    Raises:
+        DataError: it cannot be written
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder."
+        ) from None
+    return folder
 
 
 def clear_leftovers(parent: Path) -> None:

@@ -173,7 +173,8 @@ class DiffusionTask(Task):
         """Latents that never change, normalisation, and lesions to select by."""
         config, recipe, space = self.config, self.recipe, self.model.space
         best = config.validation.best
-        whole = config.crop is None and config.data.augmentation is None
+        data = config.data
+        whole = config.crop is None and data.augmentation is None and data.drawn is None
         if whole and self.digest and recipe.fixed:
             samples = self._in_latents(samples, cache, accelerator)
         # Codes of an autoencoder have no unit variance of their own, masks or not.

@@ -1,10 +1,42 @@
-"""Normal numbers that are cut to an interval, accurate in both tails."""
+"""Densities that are normal in a function of the time, cut to an interval, and their numbers,
+accurate in both tails."""
+
+from abc import ABC
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["cut_normal"]
+from volumediff.times._base import TimeDensity, check_interval
+
+__all__ = ["NormalDensity", "cut_normal"]
+
+
+@dataclass(frozen=True)
+class NormalDensity(TimeDensity, ABC):
+    """Times of which a function is normal, cut to an interval of times.
+
+    Arguments:
+        mean: m, of the function
+        deviation: s > 0
+        low: where the interval begins, itself excluded
+        high: where it ends
+    """
+
+    mean: float
+    deviation: float
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_interval(self.low, self.high)
+        if not self.deviation > 0:
+            raise ValueError(f"deviation: expected a positive number, got {self.deviation}.")
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.low, self.high
 
 
 def cut_normal(

@@ -12,14 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.schedules._base import Schedule
-from volumediff.times._base import TimeDensity, check_interval
-from volumediff.times._normal import cut_normal
+from volumediff.times._normal import NormalDensity, cut_normal
 
 __all__ = ["LogNormal"]
 
 
 @dataclass(frozen=True)
-class LogNormal(TimeDensity):
+class LogNormal(NormalDensity):
     """Times whose log noise level is normal, cut to an interval of times.
 
     Arguments:
@@ -36,17 +35,6 @@ class LogNormal(TimeDensity):
 
     mean: float = -0.5
     deviation: float = 1.2
-    low: float = 0.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_interval(self.low, self.high)
-        if not self.deviation > 0:
-            raise ValueError(f"deviation: expected a positive number, got {self.deviation}.")
-
-    @property
-    def support(self) -> tuple[float, float]:
-        return self.low, self.high
 
     def at(self, u: Float[Tensor, "b"], schedule: Schedule) -> Float[Tensor, "b"]:
         ends = torch.tensor([self.low, self.high], dtype=torch.float64, device=u.device)

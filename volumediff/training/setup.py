@@ -77,6 +77,7 @@ def prepare(
             for part in (training, validation)
         )
     _check_labels(recipe, training + validation)
+    _check_drawn(config, recipe)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
     on_main(accelerator, lambda: _measure_once(recipe, training, run))
     dataset = Keyed(
@@ -160,6 +161,18 @@ def _with_windows(
 def _measure_once(recipe: Recipe, training: Sequence[TrainingVolume], run: Path) -> None:
     if not (run / "statistics").is_dir():
         Statistics.measure(recipe, training).save(run)
+
+
+def _check_drawn(config: RunConfig, recipe: Recipe) -> None:
+    if config.data.drawn is None:
+        return
+    told = "a label map" if recipe.needs_labels else "a class" if recipe.classes else None
+    told = told or (f"attributes ({', '.join(recipe.scalars)})" if recipe.scalars else None)
+    if told is not None:
+        raise UsageError(
+            f"data.drawn: expected a recipe without labels, classes and scalars, got one with "
+            f"{told}, which drawn volumes do not have; leave data.drawn out."
+        )
 
 
 def _check_labels(recipe: Recipe, volumes: list[TrainingVolume]) -> None:

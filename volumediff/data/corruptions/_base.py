@@ -17,9 +17,12 @@ class Corruption(ABC):
 
     Class attributes:
         kind: family of the change; methods name the kind that they are about
+        distracts: whether it also changes what is no anomaly, or is none that can be seen, where
+            the amount stays 0
     """
 
     kind: ClassVar[str] = ""
+    distracts: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -31,7 +34,7 @@ class Corruption(ABC):
         spacing_mm: tuple[float, float, float],
         key: int,
     ) -> tuple[Float[Tensor, "c d h w"], Float[Tensor, "1 d h w"]]:
-        """The changed volume, and the amount in [0, 1], 0 where nothing was changed.
+        """The changed volume, and the amount in [0, 1], 0 where no anomaly is.
 
         Arguments:
             x: healthy volume, intensities in [-1, 1]

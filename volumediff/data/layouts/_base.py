@@ -1,7 +1,7 @@
 """The contract of a layout: does a folder look like it, and which cases are in it.
 
-A data set of its own comes before a convention that it may follow, too (ATLAS is nearly BIDS), and
-a plain folder is what is left.
+A table of cases that somebody wrote comes first. A data set of its own comes before a convention
+that it may follow, too (ATLAS is nearly BIDS), and a plain folder is what is left.
 """
 
 from abc import ABC, abstractmethod
@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem
 
-__all__ = ["ANYTHING", "CONVENTION", "DATA_SET", "Found", "Layout"]
+__all__ = ["ANYTHING", "CONVENTION", "DATA_SET", "LISTED", "Found", "Layout"]
 
 Found = tuple[list[Case], list[Problem]]
 
-DATA_SET, CONVENTION, ANYTHING = 0, 1, 2
+LISTED, DATA_SET, CONVENTION, ANYTHING = 0, 1, 2, 3
 
 
 class Layout(ABC):

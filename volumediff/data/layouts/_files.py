@@ -20,6 +20,7 @@ __all__ = [
     "first_folders",
     "folders",
     "read_json",
+    "split_name",
     "stem",
     "volumes",
     "walk",
@@ -47,6 +48,16 @@ GLANCE = 400
 def stem(path: Path) -> str:
     """The name without .nii or .nii.gz."""
     return NIFTI.sub("", path.name)
+
+
+def split_name(stem: str) -> tuple[str, str]:
+    """Case and channel: `ms_p07_T1w` -> (`ms_p07`, `T1w`), `T1w` -> (``, `T1w`).
+
+    A last word that is none of ours stays in the id, and the channel is `image`.
+    """
+    case, _, word = stem.rpartition("_")
+    known = IMAGE_WORDS | LABEL_WORDS | AUXILIARY_WORDS | {ASSOCIATED_WORD}
+    return (case, word) if word.lower() in known else (stem, "image")
 
 
 def volumes(folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class Datalist(Layout):
     rank: ClassVar[int] = CONVENTION
 
     def recognises(self, root: Path) -> bool:
-        return root.is_file() or lists_cases(root)
+        return root.suffix.lower() == ".json" if root.is_file() else lists_cases(root)
 
     def read(self, root: Path) -> Found:
         path = root / "dataset.json" if root.is_dir() else root

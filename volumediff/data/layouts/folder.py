@@ -11,8 +11,8 @@ from volumediff.data.layouts._base import ANYTHING, Found, Layout
 from volumediff.data.layouts._files import (
     ASSOCIATED_WORD,
     AUXILIARY_WORDS,
-    IMAGE_WORDS,
     LABEL_WORDS,
+    split_name,
     stem,
     volumes,
 )
@@ -28,7 +28,9 @@ class Folder(Layout):
 
     A name that ends with a label word (mask, seg, ...) is the case's label, one that ends with
     `associated` its label of associated changes; one that ends with no such word and no channel
-    is a case with the one channel `image`. A case folder may also hold one DICOM series.
+    is a case with the one channel `image`. Names that are nothing but such a word (T1w.nii.gz,
+    mask.nii.gz) belong to the case that the folder is named after. A case folder may also hold
+    one DICOM series.
     """
 
     rank: ClassVar[int] = ANYTHING
@@ -41,8 +43,8 @@ class Folder(Layout):
             raise DataError(f"{root}: expected a folder of volumes, got a file; give its folder.")
         groups: dict[str, list[tuple[str, Path]]] = defaultdict(list)
         for path in volumes(root):
-            case, word = _split(stem(path))
-            groups[case].append((word, path))
+            case, word = split_name(stem(path))
+            groups[case or root.absolute().name].append((word, path))
         for inner in sorted(
             p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")
         ):
@@ -87,13 +89,6 @@ def _role(word: str) -> Literal["image", "label", "associated", "auxiliary"]:
     if last == ASSOCIATED_WORD:
         return "associated"
     return "label" if last in LABEL_WORDS else "image"
-
-
-def _split(stem: str) -> tuple[str, str]:
-    """`ms_p07_T1w` -> (`ms_p07`, `T1w`); a last word that is none of ours stays in the id."""
-    case, _, word = stem.rpartition("_")
-    known = IMAGE_WORDS | LABEL_WORDS | AUXILIARY_WORDS | {ASSOCIATED_WORD}
-    return (case, word) if case and word.lower() in known else (stem, "image")
 
 
 def _holds_dicom(folder: Path) -> bool:

@@ -4,7 +4,8 @@
     scan01, scans/scan01.nii.gz, masks/scan01.nii.gz, p01,     63,  f,   sick
 
 Head CT of stroke units (CROMIS, KCH) and the like come as a folder of volumes and a sheet: to
-rename its columns is all that is needed.
+rename its columns is all that is needed. Where the file is there, it says what the cases are,
+whatever else the folder looks like.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
-from volumediff.data.layouts._base import CONVENTION, Found, Layout
+from volumediff.data.layouts._base import LISTED, Found, Layout
 from volumediff.data.layouts._files import below
 from volumediff.data.layouts._tables import columns, number, rows
 from volumediff.errors import DataError
 
-__all__ = ["Table"]
+__all__ = ["NAME", "Table"]
 
 NAME = "cases.csv"
 IMAGE = "image"
@@ -34,13 +35,14 @@ class Table(Layout):
     below its folder; empty cells mean that there is no such file or value.
     """
 
-    rank: ClassVar[int] = CONVENTION
+    rank: ClassVar[int] = LISTED
 
     def recognises(self, root: Path) -> bool:
-        return (root / NAME).is_file()
+        return (root / NAME).is_file() or (root.is_file() and root.suffix.lower() == ".csv")
 
     def read(self, root: Path) -> Found:
-        path = root / NAME
+        path = root if root.is_file() else root / NAME
+        root = path.parent
         names = columns(path)
         channels = {n: n.partition(":")[2] or IMAGE for n in names if _is_channel(n)}
         if not channels:

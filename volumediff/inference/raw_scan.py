@@ -1,0 +1,170 @@
+"""A scan as it comes from the scanner, brought to where a run's volumes lie, and results home.
+
+    scan ─ brain extraction, affine alignment, N4 where the run's data had it ─▶ template ─ run ─▶
+    map on the run's grid ─ one resampling ─▶ the scanner's own grid
+
+It is `prepare`, `localize` and `restore` in memory. A volume that already lies in the template's
+space is left as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
+from torch import Tensor
+
+from volumediff.alignment.aligning import Aligned, BrainMask, Steps, align_volumes
+from volumediff.alignment.quality import flags, measured
+from volumediff.data.alignment_geometry import Alignment
+from volumediff.data.foreground import foreground
+from volumediff.data.grid import canonical_grid
+from volumediff.data.preprocessing import PreprocessingRecord
+from volumediff.data.remarks import Remark
+from volumediff.data.resampling import nearest_onto, onto
+from volumediff.data.volume import Volume
+from volumediff.outputs.input_grid import InputGrid
+from volumediff.runs.inputs import Examination
+from volumediff.runs.preparation import BRAIN_ML, RunPreparation, lies_in, template_of
+
+__all__ = ["PreparedScan", "ScannerGrid", "prepared_scan"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedScan:
+    """A scan in the space of a run's template.
+
+    Arguments:
+        examination: the same with its images, region and saliency on the template's grid
+        alignment: of the first image
+        facts: what was done and how well it went, for the record beside the map
+        remarks: what looks wrong about it
+    """
+
+    examination: Examination
+    alignment: Alignment
+    facts: Mapping[str, Any]
+    remarks: tuple[Remark, ...]
+
+
+def prepared_scan(
+    examination: Examination, preparation: RunPreparation | None
+) -> PreparedScan | None:
+    """The scan as the run's volumes were prepared; None where there is nothing to do.
+
+    Raises:
+        DataError: it cannot be registered or corrected
+    """
+    template = None if preparation is None else template_of(preparation)
+    if preparation is None or template is None:
+        return None
+    first = next(iter(examination.images.values()))
+    if lies_in(first, template):
+        return None
+    steps = Steps(mask=_mask(first), strip=preparation.stripped, n4=preparation.n4)
+    # the template's own 1 mm: the run's preprocessing resamples from there
+    found = align_volumes(
+        examination.images, None, template=template, target=template, steps=steps
+    )
+    name, alignment = next(iter(found.alignments.items()))
+    quality = measured(found, template=template, steps=steps)
+    warnings = flags(quality)
+    return PreparedScan(
+        _moved(examination, found, alignment),
+        alignment,
+        {
+            "template": template.name,
+            "brain_mask": steps.mask.value,
+            "stripped": steps.strip,
+            "n4": steps.n4,
+            "aligned_channel": name,
+            "native_to_template": alignment.matrix.tolist(),
+            "volume_scale": alignment.volume_scale,
+            "brain_ml": quality.native_ml,
+            "similarity": quality.after,
+            "warnings": warnings,
+        },
+        tuple(Remark("warning", "alignment", f"alignment: {text}") for text in warnings),
+    )
+
+
+def _mask(first: Volume) -> BrainMask:
+    """Whether the brain has to be extracted, or is all that is there."""
+    x = first.array[0]
+    shown = foreground(x, "auto")
+    millilitres = float(shown.sum()) * float(np.prod(first.spacing_mm)) / 1000
+    alone = bool((x[~shown] == 0).all()) and BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]
+    return BrainMask.none if alone else BrainMask.template
+
+
+def _moved(examination: Examination, found: Aligned, alignment: Alignment) -> Examination:
+    """Everything on the template's grid."""
+    target = alignment.template
+
+    def there(x: np.ndarray, volume: Volume) -> Volume:
+        return replace(volume, array=x, affine=target.affine, native=target)
+
+    images = {name: there(x[None], examination.images[name]) for name, x in found.images.items()}
+    region, saliency = examination.region, examination.saliency
+    if region is not None:
+        way = Alignment(region.native, target, alignment.matrix)
+        region = there(way.apply_labels(region.array.astype(np.uint8)), region)
+    if saliency is not None:
+        way = Alignment(saliency.native, target, alignment.matrix)
+        saliency = there(way.apply(saliency.array.astype(np.float32), fill=0.0), saliency)
+    return replace(examination, images=images, region=region, saliency=saliency)
+
+
+@dataclass(frozen=True, eq=False)
+class ScannerGrid:
+    """The grid of a scan, for arrays of its prepared volume; stands in for `InputGrid`.
+
+    Arguments:
+        prepared: from the run's grid to the template's
+        alignment: of the scan with the template
+        remarks: for the record
+    """
+
+    prepared: InputGrid
+    alignment: Alignment
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def record(self) -> PreprocessingRecord:
+        """With the scan's own grid; steps, origin and limits are those of the template's."""
+        record = self.prepared.record
+        native = self.alignment.native
+        return replace(
+            record,
+            native=native,
+            canonical=canonical_grid(native),
+            findings=(*record.findings, *self.remarks),
+        )
+
+    def image(self, array: Shaped[Tensor, "1 d h w"]) -> Float[np.ndarray, "1 od oh ow"]:
+        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
+        values = array.detach().float().cpu()
+        return self._home(values, fill=min(0.0, float(values.min())))
+
+    def channels(self, array: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "c od oh ow"]:
+        """Normalized channels in the unit of the prepared scan; beyond it, its background."""
+        record = self.prepared.record
+        values = array.detach().float().cpu().numpy()
+        restored = self.prepared.preprocessing.to_intensity(values, record)
+        native = [
+            self._home(torch.from_numpy(channel[None]), fill=low)
+            for channel, (low, *_) in zip(restored, record.limits, strict=True)
+        ]
+        return np.concatenate(native)
+
+    def label(
+        self, array: Bool[Tensor, "1 d h w"] | UInt8[Tensor, "1 d h w"]
+    ) -> UInt8[np.ndarray, "1 od oh ow"]:
+        """Labels, or a mask as 0 and 1."""
+        values = array.detach().to("cpu", torch.uint8)
+        return nearest_onto(values, self.prepared.record.grid, self.alignment.moved).numpy()
+
+    def _home(self, values: Tensor, *, fill: float) -> Float[np.ndarray, "1 od oh ow"]:
+        return onto(values, self.prepared.record.grid, self.alignment.moved, fill=fill)[0].numpy()
