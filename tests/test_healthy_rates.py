@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from volumediff.evaluation.healthy import HealthyRates, healthy_rates
+from volumediff.evaluation.healthy import ObservedHealthyRates, healthy_rates
 
 KNOWN = {"volumes": 5, "voxels": 0.001, "findings": 0.4, "affected": 0.4}
 
@@ -19,7 +19,7 @@ def test_evaluated_healthy_volumes_come_first():
         case(abnormal=True, findings=9, marked=0.5),
     ]
     got = healthy_rates.__wrapped__(cases, {"healthy_rates": KNOWN})
-    assert got == HealthyRates(2, True, 0.005, 1.0, 0.5)
+    assert got == ObservedHealthyRates(2, True, 0.005, 1.0, 0.5)
     assert got.sentence == (
         "1 findings per healthy volume, 50% of them with any, 0.50% of their voxels marked (2 "
         "volumes, evaluated)"
@@ -29,7 +29,7 @@ def test_evaluated_healthy_volumes_come_first():
 def test_else_those_of_the_calibration():
     sick = [case(abnormal=True, findings=9, marked=0.5)]
     got = healthy_rates.__wrapped__(sick, {"healthy_rates": KNOWN})
-    assert got == HealthyRates(5, False, 0.001, 0.4, 0.4)
+    assert got == ObservedHealthyRates(5, False, 0.001, 0.4, 0.4)
     assert "calibration, each left out in turn" in got.sentence
     assert healthy_rates.__wrapped__(sick, {}) is None
     unmasked = [case(abnormal=False, findings=None, marked=float("nan"))]

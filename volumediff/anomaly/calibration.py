@@ -19,7 +19,7 @@ from volumediff.anomaly.normalization import Statistics
 from volumediff.errors import DataError
 from volumediff.metrics.calibration_error import Probability
 from volumediff.metrics.detection import Histogram, total
-from volumediff.metrics.superlevel import Steps, UpperPart
+from volumediff.metrics.superlevel import CountByThreshold, UpperPart
 from volumediff.storage.records import Record
 from volumediff.storage.tensors import load, save
 
@@ -27,7 +27,7 @@ __all__ = ["Calibration"]
 
 
 class StoredProbability(Record):
-    """Steps of `metrics.calibration.Probability`."""
+    """CountByThreshold of `metrics.calibration.Probability`."""
 
     edges: Annotated[tuple[float, ...], Field(min_length=1)]
     values: Annotated[tuple[float, ...], Field(min_length=1)]
@@ -82,7 +82,7 @@ class Calibration:
     probability: Probability | None = None
     finding_ml: float = 0.0
     upper: tuple[UpperPart, ...] = ()
-    counts: tuple[Steps, ...] = ()
+    counts: tuple[CountByThreshold, ...] = ()
 
     @property
     def volumes(self) -> int:
@@ -173,7 +173,7 @@ def _numbered(histograms: Sequence[Histogram]) -> dict[str, Histogram]:
     return {f"volume-{i}": h for i, h in enumerate(histograms)}
 
 
-def _stored(name: str, part: UpperPart, steps: Steps) -> Mapping[str, Tensor]:
+def _stored(name: str, part: UpperPart, steps: CountByThreshold) -> Mapping[str, Tensor]:
     return {
         f"{name}.index": torch.from_numpy(part.index),
         f"{name}.values": torch.from_numpy(part.values),
@@ -184,9 +184,9 @@ def _stored(name: str, part: UpperPart, steps: Steps) -> Mapping[str, Tensor]:
 
 def _upper(
     tensors: dict[str, Tensor], name: str, meta: StoredUpperPart
-) -> tuple[UpperPart, Steps]:
+) -> tuple[UpperPart, CountByThreshold]:
     index, values, levels, counts = (
         tensors.pop(f"{name}.{part}").numpy() for part in ("index", "values", "levels", "counts")
     )
     part = UpperPart(meta.shape, meta.voxel_ml, index, values, meta.floor)
-    return part, Steps(levels, counts, meta.floor)
+    return part, CountByThreshold(levels, counts, meta.floor)

@@ -20,7 +20,7 @@ from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.calibration import Calibration
 from volumediff.component import Component
 from volumediff.metrics.detection import threshold_at_fpr
-from volumediff.metrics.superlevel import STORED_SHARE, Steps
+from volumediff.metrics.superlevel import STORED_SHARE, CountByThreshold
 
 __all__ = [
     "BestThreshold",
@@ -281,7 +281,7 @@ class FindingsPerVolume(Threshold):
         lowest = max(threshold_at_fpr(h, self.share) for h in calibration.each)
         return max(lowest, self._by_findings(calibration.counts))
 
-    def _by_findings(self, counts: Sequence[Steps]) -> float:
+    def _by_findings(self, counts: Sequence[CountByThreshold]) -> float:
         """The first value, from above, at which a condition fails; -inf where none does."""
         n, levels, more, first = len(counts), [], [], []
         for steps in counts:

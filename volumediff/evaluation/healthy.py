@@ -8,11 +8,11 @@ import numpy as np
 
 from volumediff.evaluation.measure import Measured
 
-__all__ = ["HealthyRates", "healthy_rates"]
+__all__ = ["ObservedHealthyRates", "healthy_rates"]
 
 
 @dataclass(frozen=True)
-class HealthyRates:
+class ObservedHealthyRates:
     """What a method marks in healthy volumes.
 
     Arguments:
@@ -41,7 +41,9 @@ class HealthyRates:
         )
 
 
-def healthy_rates(cases: Sequence[Measured], facts: Mapping[str, Any]) -> HealthyRates | None:
+def healthy_rates(
+    cases: Sequence[Measured], facts: Mapping[str, Any]
+) -> ObservedHealthyRates | None:
     """The rates of a method; None without masks, or where nothing is known of healthy volumes.
 
     Arguments:
@@ -52,8 +54,8 @@ def healthy_rates(cases: Sequence[Measured], facts: Mapping[str, Any]) -> Health
     if healthy:
         found = np.array([c.lesions.candidates for c in healthy if c.lesions is not None])
         voxels = float(np.mean([c.marked for c in healthy]))
-        return HealthyRates(
+        return ObservedHealthyRates(
             len(healthy), True, voxels, float(found.mean()), float((found > 0).mean())
         )
     known = facts.get("healthy_rates")
-    return None if not known else HealthyRates(evaluated=False, **known)
+    return None if not known else ObservedHealthyRates(evaluated=False, **known)

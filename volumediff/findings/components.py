@@ -29,9 +29,9 @@ from volumediff.findings.schema import (
     CaseFindings,
     Finding,
     FindingIntensity,
+    FindingTail,
     FindingThreshold,
     HealthyFindings,
-    HealthyTail,
     Place,
 )
 from volumediff.findings.urgency import LEVELS, urgency
@@ -160,7 +160,7 @@ def _finding(
 
 def _tail(
     written: Written, scores: Float[np.ndarray, "n"], volume_ml: float
-) -> HealthyTail | None:
+) -> FindingTail | None:
     """How a finding compares with the largest ones of healthy volumes, if those are known."""
     healthy = written.facts.get("healthy_findings")
     if not healthy or written.threshold is None:
@@ -169,7 +169,7 @@ def _tail(
     rows = np.asarray([[-np.inf if v is None else v for v in row] for row in healthy])
     mass = float(scores.mean() - written.threshold) * volume_ml
     found = tail_probability((float(scores.max()), volume_ml, mass), rows)
-    return HealthyTail(
+    return FindingTail(
         _short(found.combined),
         _short(found.peak),
         _short(found.extent),

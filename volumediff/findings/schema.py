@@ -20,9 +20,9 @@ __all__ = [
     "CaseFindings",
     "Finding",
     "FindingIntensity",
+    "FindingTail",
     "FindingThreshold",
     "HealthyFindings",
-    "HealthyTail",
     "Level",
     "Place",
     "TemplateLocation",
@@ -125,7 +125,7 @@ class Urgency:
 
 
 @dataclass(frozen=True)
-class HealthyTail:
+class FindingTail:
     """How often a healthy volume has a finding at least as extreme; see
     `metrics.cluster_inference`.
 
@@ -174,7 +174,7 @@ class Finding:
     severity: float
     probability: float | None
     peak_probability: float | None
-    healthy_tail: HealthyTail | None
+    healthy_tail: FindingTail | None
     uncertainty: float | None
     relative_uncertainty: float | None
     intensities: tuple[FindingIntensity, ...]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from volumediff.metrics.components import labelled, least_voxels
 
-__all__ = ["STORED_SHARE", "Clusters", "Steps", "UpperPart", "upper_part"]
+__all__ = ["STORED_SHARE", "Clusters", "CountByThreshold", "UpperPart", "upper_part"]
 
 # Share of a foreground that is kept. Masks of thresholds that mark more than a twentieth of a
 # healthy volume are of no use.
@@ -35,7 +35,7 @@ HALF = [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class CountByThreshold:
     """A count by threshold: `counts[k]` for thresholds in [levels[k + 1], levels[k]).
 
     Arguments:
@@ -95,7 +95,7 @@ class UpperPart:
     values: Float[np.ndarray, "n"]
     floor: float
 
-    def steps(self, volume_ml: float) -> Steps:
+    def steps(self, volume_ml: float) -> CountByThreshold:
         """How many components of at least a volume there are, by threshold.
 
         Arguments:
@@ -131,7 +131,7 @@ class UpperPart:
         last = np.append(levels[1:] != levels[:-1], True)[: len(levels)]  # of equal values
         levels, found = levels[last], found[last]
         changed = np.diff(found, prepend=0) != 0
-        return Steps(levels[changed], found[changed], self.floor)
+        return CountByThreshold(levels[changed], found[changed], self.floor)
 
     def clusters(self, threshold: float, *, volume_ml: float) -> Clusters | None:
         """The components of the mask at a threshold; None below the floor.
