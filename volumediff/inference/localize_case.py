@@ -1,6 +1,6 @@
 """A prepared localization: method, calibration and options, applied to one examination.
 
-    volume ─ as the run's were prepared ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
+    volume ─ prepared as the run's ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
 
 What is drawn for a volume depends on the seed and on its content (the bytes of its file, or the
 voxels of an image in memory), not on its name, its place in the folder, or what else is in there.
