@@ -258,7 +258,7 @@ RUNS |= {
 }
 ALSO |= dict.fromkeys(("linear", "augmented", "z_score", "atlas"), ("scan",))
 ALSO |= dict.fromkeys(("guided", "monai_unet"), ("scan", "features"))
-POSTS = "post=[erode, median, smooth, open, close, {name: min_component, volume_mm3: 20}]"
+POSTS = "post=[erode, median, smooth, open, close, {name: min_component, volume_ml: 0.02}]"
 # The same methods with other blocks than the shipped ones, or other options.
 OTHERS = {
     "ddpm+dpmpp": Method(words=("sampler={name: dpmpp, steps: 3}",)),

@@ -167,7 +167,7 @@ POSTS = [
     post.Erode(distance_mm=6.0),
     post.Median(radius_mm=6.0),
     post.Smooth(sigma_mm=2.0),
-    post.MinComponent(volume_mm3=100.0),
+    post.MinComponent(volume_ml=0.1),
 ]
 
 
@@ -226,15 +226,15 @@ def test_median_removes_small_blobs_and_keeps_large_ones():
     assert float(done[0, 0, 5, 5, 5]) == 1
 
 
-def test_min_component_counts_cubic_millimetres():
+def test_min_component_counts_millilitres():
     m = torch.zeros((1, 1, 6, 6, 6), dtype=torch.bool)
     m[0, 0, 0, 0, 0] = m[0, 0, 1, 1, 1] = True  # one component of two voxels, by a corner
     m[0, 0, 5, 5, 5] = True
-    keep = post.MinComponent(volume_mm3=2.0)(m, foreground=m | True, spacing_mm=MM)
+    keep = post.MinComponent(volume_ml=0.002)(m, foreground=m | True, spacing_mm=MM)
     assert int(keep.sum()) == 2
     assert not bool(keep[0, 0, 5, 5, 5])
     assert (
-        int(post.MinComponent(volume_mm3=2.0)(m, foreground=m, spacing_mm=(2.0, 1.0, 1.0)).sum())
+        int(post.MinComponent(volume_ml=0.002)(m, foreground=m, spacing_mm=(2.0, 1.0, 1.0)).sum())
         == 3
     )
 
@@ -673,7 +673,7 @@ def test_the_mask_is_post_processed_in_the_fixed_order():
     x = torch.full((1, 1, *SHAPE), -1.0)
     x[..., 4:7, 4:7, 3:6] = 1.0
     x[..., 2, 9, 5] = 1.0
-    steps = (post.MinComponent(10.0), post.Smooth(0.5), post.Erode(2.0))
+    steps = (post.MinComponent(0.01), post.Smooth(0.5), post.Erode(2.0))
     methods = [
         IntensityBaseline(post=order, threshold=threshold.Fixed(0.4))
         for order in (steps, steps[::-1])

@@ -243,8 +243,8 @@ def test_train_localize_evaluate_report(program, base, run, tmp_path):
     code, table, complaint = program("evaluate", *folders, "--truth", data, *report)
     assert code == 0, complaint
     assert "voxel AP" in table
-    assert "Dice at validation threshold" in table
-    assert "Dice at healthy-FPR threshold" in table
+    assert "Dice, validation threshold" in table
+    assert "Dice, healthy-FPR threshold" in table
     found = json.loads((tmp_path / "report" / "evaluation.json").read_text())["methods"]
     assert found["intensity"]["measures"]["voxel_ap"]["value"] == pytest.approx(1)
     assert found["scan"]["measures"]["voxel_ap"]["value"] < 1
@@ -262,8 +262,8 @@ def test_train_localize_evaluate_report(program, base, run, tmp_path):
     assert "maps/intensity: left out: risk-coverage (no uncertainty maps" in complaint
     assert "scope" in html
     sidecar = json.loads((folders[1] / "p0_desc-anomaly_map.json").read_text())
-    assert set(sidecar["thresholds"]) == {"healthy_fpr", "validation"}
-    assert sidecar["threshold"] == sidecar["thresholds"]["healthy_fpr"]
+    assert set(sidecar["thresholds"]) == {"healthy_fpr", "findings_per_volume", "validation"}
+    assert sidecar["threshold"] == sidecar["thresholds"]["findings_per_volume"]
     written = np.asarray(nib.load(folders[1] / "p0_desc-anomaly_map.nii.gz").dataobj)
     mask = np.asarray(nib.load(folders[1] / "p0_desc-anomaly_mask.nii.gz").dataobj)
     foreground = np.asarray(nib.load(folders[1] / "p0_desc-foreground_mask.nii.gz").dataobj)

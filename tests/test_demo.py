@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 def test_the_demo_writes_what_it_promises(program, folder):
     code, said, lines = program("demo", "-o", folder, *TOY)
     assert code == 0, lines
-    assert "| voxel AP | mean (95 % interval) | foreign_patch | hyper |" in said
+    assert "| voxel AP (95 % interval) | scan | intensity | smoothing | atlas |" in said
     assert "training 2 steps on 12 subjects" in lines
     found = json.loads((folder / "metrics.json").read_text())
     assert list(found["voxel_ap"]) == METHODS
@@ -54,7 +54,7 @@ def test_the_demo_writes_what_it_promises(program, folder):
         mean = np.mean([kind["value"] for kind in kinds.values()])
         assert found["voxel_ap"][method] == pytest.approx(mean)
         for kind in kinds.values():
-            assert kind["low"] <= kind["value"] <= kind["high"]
+            assert np.isnan(kind["low"] or np.nan)  # too few subjects for an interval
     prevalence, total = [], []
     for mask in sorted((folder / "test").glob("*hyper_mask.nii.gz")):
         case = mask.name.removesuffix("_mask.nii.gz")
@@ -75,7 +75,7 @@ def test_the_demo_writes_what_it_promises(program, folder):
     assert (folder / "report.html").read_text().count(
         "<figure>"
     ) == 6  # two cases, progress, three curves
-    assert (folder / "table.md").read_text().startswith("| voxel AP |")
+    assert (folder / "table.md").read_text().startswith("| voxel AP (95 % interval) |")
     assert found["verdicts"]
 
 

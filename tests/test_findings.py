@@ -17,6 +17,7 @@ from volumediff.data.volume import read
 from volumediff.findings import mni, place
 from volumediff.findings.schema import DISCLAIMERS, CaseFindings
 from volumediff.findings.urgency import (
+    COMMON,
     HEAVY_ML,
     LARGE_ML,
     LEVELS,
@@ -185,7 +186,7 @@ def test_the_order_of_the_axes_in_the_file_changes_nothing(tmp_path):
 def test_an_empty_mask_is_an_empty_list_and_a_sentence(tmp_path):
     got = found(*written(tmp_path, facts={"probability": None}.items()), packets=True)
     assert got["findings"] == []
-    assert got["statement"].startswith("No voxel of the foreground is above the threshold")
+    assert got["statement"].startswith("Nothing found: no region is above the threshold.")
     assert not (tmp_path / "out" / "findings").exists()
 
 
@@ -298,8 +299,8 @@ RULES = [
     (1.0, HEAVY_ML, 0.0, None, None, "soon"),  # no unit without a threshold
     (1.0, HEAVY_ML, None, None, None, "soon"),
     (LARGE_ML, 11.0, 1.0, None, None, "now"),
-    (LARGE_ML, 11.0, 1.0, 0.05, None, "soon"),
-    (LARGE_ML, 11.0, 1.0, 0.05, 0.9, "soon"),  # one level only
+    (LARGE_ML, 11.0, 1.0, 0.05, None, "routine"),  # improbable, however large
+    (LARGE_ML, 11.0, 1.0, 0.5, 0.9, "soon"),  # one level only
     (LARGE_ML, 11.0, 1.0, 0.9, 0.5, "now"),  # the limit itself is no doubt
 ]
 
@@ -314,12 +315,41 @@ def test_the_rule_of_urgency(volume, severity, threshold, p, u, level):
         assert "seeds differ by 90% of the map, above 50%: one level lower" in got.reason
 
 
+@pytest.mark.parametrize("volume", [0.01, SMALL_ML, 1.0, LARGE_ML, 100.0])
+@pytest.mark.parametrize("severity", [0.1, HEAVY_ML, 1000.0])
+@pytest.mark.parametrize(("p", "tail"), [(0.09, None), (0.09, 0.05), (None, 0.21), (1.0, 0.5)])
+def test_nothing_improbable_or_common_in_healthy_volumes_is_urgent(volume, severity, p, tail):
+    got = urgency(volume, severity, threshold=1.0, probability=p, healthy_tail=tail)
+    assert got.level == "routine"
+    assert f"below {UNLIKELY:g}" in got.reason or f"above {COMMON:.0%}" in got.reason
+
+
+def test_a_finding_is_compared_with_those_of_healthy_volumes(tmp_path):
+    """Peak 4, 16 voxels; mass (15 * 2 + 4 - 16 * 1.5) * 0.009 = 0.09 ml above the threshold."""
+    rows = [[5.0, 0.01, 0.01], [1.6, 0.01, 0.01], [None] * 3, [None] * 3, [None] * 3]
+    rates = {"volumes": 5, "voxels": 0.001, "findings": 0.4, "affected": 0.4}
+    facts = {"healthy_findings": rows, "healthy_rates": rates, "finding_ml": 0.05}
+    got = found(*written(tmp_path / "a", A, facts=facts.items()))
+    tail = got["findings"][0]["healthy_tail"]
+    assert (tail["peak"], tail["extent"], tail["mass"]) == pytest.approx((2 / 6, 1 / 6, 1 / 6))
+    assert tail["probability"] == pytest.approx(2 / 6)  # volume 0 is as extreme by its peak
+    assert got["findings"][0]["urgency"]["level"] == "routine"
+    assert "in 33% of healthy volumes" in got["findings"][0]["urgency"]["reason"]
+    assert got["threshold"]["healthy"] == rates
+    usual = "a healthy volume has 0.4 findings on average, and 60% of healthy volumes have none"
+    assert usual in got["statement"]
+    empty = found(*written(tmp_path / "b", facts=facts.items()))["statement"]
+    assert empty.startswith("Nothing found: no region of at least 0.05 ml is above the threshold.")
+    assert usual in empty
+
+
 def test_urgency_is_monotone():
     grids = {
         "volume": (0.01, SMALL_ML, 1.0, LARGE_ML, 50.0),
         "severity": (0.0, 1.0, HEAVY_ML, 100.0),
         "p": (0.0, UNLIKELY, 0.3, LIKELY, 1.0),
         "u": (2.0, UNSURE, 0.0),  # falling
+        "tail": (1.0, COMMON, 0.01),  # falling
     }
 
     def level(point):
@@ -329,6 +359,7 @@ def test_urgency_is_monotone():
             threshold=1.0,
             probability=point["p"],
             relative_uncertainty=point["u"],
+            healthy_tail=point["tail"],
         )
         return LEVELS.index(found.level)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import shutil
 import signal
@@ -416,14 +417,14 @@ def test_figures_of_maps_are_those_of_scikit_learn(tmp_path):
     assert value["voxel_ap"] == pytest.approx(np.mean(aps), rel=1e-3)
     assert value["voxel_auroc"] == pytest.approx(np.mean(aurocs), rel=1e-3)
     assert value["dice_validation"] == pytest.approx(np.mean(dices), rel=1e-6)
-    assert value["found_by_recall"] == 1
+    assert value["found_by_recall"] == 0  # one component over half of the volume finds nothing
     everything = [(s[f > 0], y[f > 0]) for s, y, f in known.values()]
     pooled = average_precision_score(
         np.concatenate([y for _, y in everything]), np.concatenate([s for s, _ in everything])
     )
     assert value["voxel_ap_pooled"] == pytest.approx(pooled, rel=5e-3)
     interval = result.measures["voxel_ap"]
-    assert interval.low <= interval.value <= interval.high
+    assert math.isnan(interval.low)  # two patients
     assert len({c.patient for c in result.cases}) == 2  # two sessions each: resampled together
 
 

@@ -127,7 +127,7 @@ def site_folder(folder, *, names="other", gain=0.7):
 def test_the_commands(run, program, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     site = site_folder(tmp_path / "site")
-    words = ("--method", "intensity", "threshold.name=healthy_fpr", "threshold.min_volumes=2")
+    words = ("--method", "intensity", "threshold={name: healthy_fpr, min_volumes: 2}")
     code, said, err = program("calibrate", "--run", tmp_path / "run", *words, "--site", site)
     assert code == 0, err
     assert "healthy scores drift by KS" in said

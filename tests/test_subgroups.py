@@ -19,7 +19,9 @@ def test_gap_by_hand():
     assert got.gap.value == pytest.approx(0.5)
     assert (got.worst, got.worst_value) == ("f", pytest.approx(0.3))
     assert gap(values, mean, groups=groups, better="lower", replicates=0).worst == "m"
-    assert 0 <= got.gap.low <= got.gap.value <= got.gap.high
+    many = gap(values * 3, mean, groups=groups * 3, replicates=200)
+    assert 0 <= many.gap.low <= got.gap.value <= many.gap.high
+    assert math.isnan(got.gap.low)  # four patients
     # of the 6 ways to make two pairs, two have the gap 0.5, two 0.2 and two 0
     assert got.chance == pytest.approx(0.5)
     again = gap(values[::-1], mean, groups=groups[::-1], replicates=0)
@@ -41,10 +43,16 @@ def test_groups_without_a_figure_are_left_out():
 
 
 def test_patients_stay_together():
-    # 40 volumes of one patient per group: the interval has no width, chance no second patient
+    # 40 volumes of one patient per group: no interval, and chance has no second patient
     values, groups = [0.0, 2.0] * 20 + [1.0, 3.0] * 20, ["a"] * 40 + ["b"] * 40
     got = gap(values, mean, groups=groups, patients=groups, replicates=200)
-    assert (got.gap.low, got.gap.high, got.chance) == (1, 1, 1)
+    assert math.isnan(got.gap.low)
+    assert (got.gap.value, got.chance) == (1, 1)
+    # three patients per group, equal within a group: the interval has no width
+    patients = [f"{g}{i % 3}" for i, g in enumerate(groups)]
+    level = [float(g == "b") for g in groups]
+    wide = gap(level, mean, groups=groups, patients=patients, replicates=200)
+    assert (wide.gap.low, wide.gap.high) == (1, 1)
     both = gap(values, mean, groups=groups, patients=["p"] * 80, replicates=20)
     assert math.isnan(both.chance)
 

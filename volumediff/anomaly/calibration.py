@@ -4,21 +4,22 @@ Thresholds are quantiles of the normalized healthy maps. `calibrate.fit` makes a
 one method and one model; it is stored as one safetensors file with a record.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from volumediff.anomaly.normalization import Statistics
 from volumediff.errors import DataError
 from volumediff.metrics.calibration_error import Probability
-from volumediff.metrics.detection import Histogram
+from volumediff.metrics.detection import Histogram, total
+from volumediff.metrics.superlevel import Steps, UpperPart
 from volumediff.storage.records import Record
 from volumediff.storage.tensors import load, save
 
@@ -32,13 +33,23 @@ class StoredProbability(Record):
     values: Annotated[tuple[float, ...], Field(min_length=1)]
 
 
+class StoredUpperPart(Record):
+    """What a file says of an `UpperPart`, with the steps of its number of components."""
+
+    shape: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+    voxel_ml: PositiveFloat
+    floor: float
+
+
 class StoredCalibration(Record):
     """What a calibration's file says beside its tensors."""
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     fingerprint: str
     scores: Annotated[tuple[float, ...], Field(min_length=1)]
     each: NonNegativeInt
+    finding_ml: NonNegativeFloat
+    upper: tuple[StoredUpperPart, ...]
     validation_threshold: float | None
     probability: StoredProbability | None
 
@@ -56,6 +67,9 @@ class Calibration:
         each: histogram of each healthy volume
         errors: mean of the map of each run, a row per healthy volume; None without runs
         probability: of a lesion by map value, on the same volumes
+        finding_ml: smallest volume of a finding, in millilitres
+        upper: the upper part of each healthy map
+        counts: number of findings of each healthy map by threshold, of at least `finding_ml`
     """
 
     fingerprint: str
@@ -66,11 +80,34 @@ class Calibration:
     each: tuple[Histogram, ...] = ()
     errors: Float[Tensor, "m n"] | None = None
     probability: Probability | None = None
+    finding_ml: float = 0.0
+    upper: tuple[UpperPart, ...] = ()
+    counts: tuple[Steps, ...] = ()
 
     @property
     def volumes(self) -> int:
         """Number of healthy volumes."""
         return len(self.scores)
+
+    def without(self, number: int) -> "Calibration":
+        """The calibration without one of its healthy volumes, for a rule that is tried on it.
+
+        The statistics stay: its map is normalized with those of the other volumes already.
+        """
+
+        def rest(parts: tuple) -> tuple:
+            return parts[:number] + parts[number + 1 :]
+
+        each, kept = rest(self.each), [i for i in range(self.volumes) if i != number]
+        return replace(
+            self,
+            healthy=total(each),
+            scores=rest(self.scores),
+            each=each,
+            errors=None if self.errors is None else self.errors[kept],
+            upper=rest(self.upper),
+            counts=rest(self.counts),
+        )
 
     def save(self, path: Path) -> None:
         """Writes one file, whole and with its SHA-256."""
@@ -80,10 +117,17 @@ class Calibration:
             tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
         if self.errors is not None:
             tensors["errors"] = self.errors
+        for i, (part, steps) in enumerate(zip(self.upper, self.counts, strict=True)):
+            tensors |= _stored(f"upper-{i}", part, steps)
         record = StoredCalibration(
             fingerprint=self.fingerprint,
             scores=self.scores,
             each=len(self.each),
+            finding_ml=self.finding_ml,
+            upper=tuple(
+                StoredUpperPart(shape=part.shape, voxel_ml=part.voxel_ml, floor=part.floor)
+                for part in self.upper
+            ),
             validation_threshold=self.validation_threshold,
             probability=self.probability and StoredProbability(**asdict(self.probability)),
         )
@@ -107,6 +151,7 @@ class Calibration:
         try:
             healthy = histogram("healthy")
             each = tuple(histogram(f"volume-{i}") for i in range(meta.each))
+            upper = [_upper(tensors, f"upper-{i}", part) for i, part in enumerate(meta.upper)]
         except KeyError as error:
             raise DataError(f"{path}: damaged: has no {error}; {advice}.") from None
         return Calibration(
@@ -118,8 +163,30 @@ class Calibration:
             each=each,
             errors=errors,
             probability=meta.probability and Probability(**dict(meta.probability)),
+            finding_ml=meta.finding_ml,
+            upper=tuple(part for part, _ in upper),
+            counts=tuple(steps for _, steps in upper),
         )
 
 
 def _numbered(histograms: Sequence[Histogram]) -> dict[str, Histogram]:
     return {f"volume-{i}": h for i, h in enumerate(histograms)}
+
+
+def _stored(name: str, part: UpperPart, steps: Steps) -> Mapping[str, Tensor]:
+    return {
+        f"{name}.index": torch.from_numpy(part.index),
+        f"{name}.values": torch.from_numpy(part.values),
+        f"{name}.levels": torch.from_numpy(steps.levels),
+        f"{name}.counts": torch.from_numpy(steps.counts),
+    }
+
+
+def _upper(
+    tensors: dict[str, Tensor], name: str, meta: StoredUpperPart
+) -> tuple[UpperPart, Steps]:
+    index, values, levels, counts = (
+        tensors.pop(f"{name}.{part}").numpy() for part in ("index", "values", "levels", "counts")
+    )
+    part = UpperPart(meta.shape, meta.voxel_ml, index, values, meta.floor)
+    return part, Steps(levels, counts, meta.floor)

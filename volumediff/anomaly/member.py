@@ -21,7 +21,8 @@ __all__ = ["COMBINED", "LENDER", "LentRun", "Member"]
 COMBINED = "combination"  # among the statistics of a fusion, beside the names of its members
 RESERVED = (COMBINED,)
 
-LENDER = Loan("run", what="the folder of the run that the member works with")
+# not required: a member without a run works with that of the fusion
+LENDER = Loan("run", what="the folder of the run that the member works with", required=False)
 
 Back = Callable[[Float[Tensor, "1 1 d2 h2 w2"]], Float[Tensor, "1 1 d h w"]]
 
@@ -90,10 +91,6 @@ class Member(Component):
         """Those of the method, of the model that it works with."""
         return self.row.requirements() if self.run is None else (_SuitsItsRun(self),)
 
-    def requests(self) -> tuple[Request, ...]:
-        """What the method borrows, and its run where one is named."""
-        return tuple(r for r in super().requests() if r.component is not self or self.run)
-
     def bind(self, provide: Provider, place: str = "") -> "Member":
         """The member, with its run and with what its method borrows for that."""
         if self.run is None:
@@ -115,7 +112,11 @@ class Member(Component):
         if self.run is None:
             found = self.row.find(model, example, key=key)
             return replace(found, members=(self.row.prepared(found, example),))
-        assert self.lent is not None, "checked before"
+        if self.lent is None:
+            raise ValueError(
+                f"members.{self.label}: expected the run {self.run}, got none; load it and hand "
+                "it in with Method.bind."
+            )
         there, back = self.lent.prepared(example)
         found = self.row.find(self.lent.model, there, key=key)
         residual = self.row.prepared(found, there)

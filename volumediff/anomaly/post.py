@@ -16,6 +16,7 @@ from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
 from volumediff.component import Component
+from volumediff.metrics.components import labelled, without_small
 from volumediff.tunable import Tunable, tunable
 
 __all__ = [
@@ -217,16 +218,23 @@ def _ball_of(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing, *, grow: b
 
 @dataclass(frozen=True)
 class MinComponent(Post):
-    """Removes 26-connected components of the mask below a volume.
+    """Removes components of the mask below a volume: the smallest finding of a method.
+
+    The threshold `findings_per_volume` counts healthy findings from the same volume on, and the
+    mask on the grid of a file is cleaned of smaller parts once more, so that every component of a
+    mask is a finding.
 
     Arguments:
-        volume_mm3: smallest volume that stays; 20 mm³ keeps small MS lesions, the papers' 7
-            voxels of 2 mm are 56 mm³
+        volume_ml: smallest volume that stays, in millilitres
     """
 
     rank: ClassVar[int] = MASK + 3
     idempotent: ClassVar[bool] = True
-    volume_mm3: float = 20.0
+    volume_ml: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.volume_ml >= 0:
+            raise ValueError(f"volume_ml: expected 0 or more millilitres, got {self.volume_ml}.")
 
     def __call__(
         self,
@@ -236,15 +244,11 @@ class MinComponent(Post):
         spacing_mm: tuple[float, float, float],
     ) -> Shaped[Tensor, "b 1 d h w"]:
         """The mask without small components."""
-        from scipy.ndimage import label  # heavy import
-
-        voxel = spacing_mm[0] * spacing_mm[1] * spacing_mm[2]
-        kept = []
-        for mask in value[:, 0].cpu().numpy():
-            labels, _ = label(mask, structure=np.ones((3, 3, 3)))
-            large = np.bincount(labels.ravel()) * voxel >= self.volume_mm3 * (1 - 1e-6)
-            large[0] = False
-            kept.append(large[labels])
+        voxel_ml = spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / 1000
+        kept = [
+            without_small(mask, volume_ml=self.volume_ml, voxel_ml=voxel_ml)
+            for mask in value[:, 0].cpu().numpy()
+        ]
         return torch.from_numpy(np.stack(kept)[:, None]).to(value.device)
 
 
@@ -263,11 +267,9 @@ class LargestComponent(Post):
         spacing_mm: tuple[float, float, float],
     ) -> Shaped[Tensor, "b 1 d h w"]:
         """The component, the first of equal ones."""
-        from scipy.ndimage import label  # heavy import
-
         kept = []
         for mask in value[:, 0].cpu().numpy():
-            labels, count = label(mask, structure=np.ones((3, 3, 3)))
+            labels, count = labelled(mask)
             sizes = np.bincount(labels.ravel(), minlength=2)[1:]
             kept.append((labels == 1 + sizes.argmax()) & bool(count))
         return torch.from_numpy(np.stack(kept)[:, None]).to(value.device)

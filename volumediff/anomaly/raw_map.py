@@ -24,6 +24,7 @@ class Localization:
         threshold: of the mask
         uncertainty: deviation of the map between the seeds of an ensemble, before normalization
             and post-processing; None with one seed
+        finding_ml: smallest component of the mask, in millilitres
         contributions: what each member of a fusion adds to the map, by its name; none of others
         network_calls: evaluations of a network that each member took, by its name
     """
@@ -35,6 +36,7 @@ class Localization:
     trace: dict[str, Tensor]
     threshold: float | None = None
     uncertainty: Float[Tensor, "1 1 d h w"] | None = None
+    finding_ml: float = 0.0
     contributions: dict[str, Float[Tensor, "1 1 d h w"]] = field(default_factory=dict)
     network_calls: dict[str, int] = field(default_factory=dict)
 

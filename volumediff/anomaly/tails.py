@@ -84,8 +84,8 @@ class HealthyTail(Tail):
 
     .. math:: p(a) = \frac{1 + \#\{a_h \ge a\}}{1 + n},
 
-    never zero (Phipson and Smyth, 2010). Values above all healthy ones have one and the same p. To
-    the resolution of a histogram's bin; p is stored in steps of half a per cent.
+    never zero (Phipson and Smyth, 2010). Values above all healthy ones have one and the same p, of
+    1 / (1 + n). To the resolution of a histogram's bin; p is stored in steps of half a per cent.
 
     Arguments:
         sigma_mm: Gaussian smoothing σ of the surprise over the foreground; 0 for none
@@ -104,12 +104,16 @@ class HealthyTail(Tail):
         """
         n = int(healthy.healthy.sum())
         if n == 0:
-            raise ValueError("tail healthy_tail: expected healthy voxels, got none.")
-        above = np.cumsum(healthy.healthy[::-1])[::-1]
+            raise ValueError("tail healthy: expected healthy voxels, got none.")
+        # p changes at the lower and, with no healthy values beyond, at the upper end of each bin
+        keys = np.union1d(healthy.keys, healthy.keys + 1)
+        least = np.searchsorted(healthy.keys, keys)
+        above = np.append(np.cumsum(healthy.healthy[::-1])[::-1], 0)[least]
+        ends = Histogram(keys, above, above).edges
         surprise = np.log1p(n) - np.log1p(above)
         first = np.flatnonzero(np.diff(np.floor(surprise / STEP), prepend=-1.0))
         return {
-            "edges": torch.from_numpy(healthy.edges[first].copy()),
+            "edges": torch.from_numpy(ends[first].copy()),
             "surprise": torch.from_numpy(surprise[first].copy()),
         }
 

@@ -7,9 +7,11 @@ the map itself; the latter marks something in every volume, healthy ones include
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,10 +20,12 @@ from volumediff.anomaly._filters import inside_quantile
 from volumediff.anomaly.calibration import Calibration
 from volumediff.component import Component
 from volumediff.metrics.detection import threshold_at_fpr
+from volumediff.metrics.superlevel import STORED_SHARE, Steps
 
 __all__ = [
     "BestThreshold",
     "Conformal",
+    "FindingsPerVolume",
     "Fixed",
     "HealthyFPR",
     "Otsu",
@@ -48,6 +52,11 @@ class Threshold(Component, ABC):
     def healthy_rate(self) -> float | None:
         """Share of healthy voxels above the threshold; None where the rule fixes none."""
         return None
+
+    @property
+    def least_volumes(self) -> int:
+        """Fewest healthy calibration volumes that the rule works with."""
+        return 1 if self.calibrated else 0
 
     @abstractmethod
     def __call__(self, calibration: Calibration | None) -> float | None:
@@ -114,6 +123,11 @@ class HealthyFPR(Threshold):
         """The rate."""
         return self.rate
 
+    @property
+    def least_volumes(self) -> int:
+        """As configured."""
+        return self.min_volumes
+
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The (1 - q) quantile of the healthy maps, pooled over voxels."""
         if calibration is None:
@@ -175,6 +189,11 @@ class Conformal(Threshold):
                 f"{self.rate}."
             )
 
+    @property
+    def least_volumes(self) -> int:
+        """n with (n + 1) p <= n, rounded as k is."""
+        return math.ceil(round(self.probability / (1 - self.probability), 9))
+
     def __call__(self, calibration: Calibration | None) -> float | None:
         """The k-th smallest of the volumes' own thresholds."""
         if calibration is None:
@@ -183,12 +202,100 @@ class Conformal(Threshold):
         # rounded, as (9 + 1) · 0.9 is 9.000000000000002
         k = math.ceil(round((n + 1) * self.probability, 9))
         if k > n:
-            least = math.ceil(round(self.probability / (1 - self.probability), 9))
             raise ValueError(
-                f"threshold conformal: expected at least {least} healthy calibration volumes for "
-                f"probability {self.probability:g}, got {n}; lower threshold.probability."
+                f"threshold conformal: expected at least {self.least_volumes} healthy calibration "
+                f"volumes for probability {self.probability:g}, got {n}; "
+                "lower threshold.probability."
             )
         return sorted(threshold_at_fpr(h, self.rate) for h in calibration.each)[k - 1]
+
+
+@dataclass(frozen=True)
+class FindingsPerVolume(Threshold):
+    r"""The threshold with at most a given number of findings per healthy volume on average.
+
+    Findings are the components of the mask from the volume of the post step `min_component` on.
+    Their number N_i(t) in healthy volume i rises and falls with the threshold t, so the loss is
+    the largest number at t or any higher threshold, counted up to B,
+
+    .. math:: L_i(t) = \min(B, \max_{t' \ge t} N_i(t')),
+
+    and the threshold is the lowest with
+
+    .. math:: \frac{\sum_i L_i(t) + B}{n + 1} \le \text{rate}, \qquad
+              \frac{|\{i : L_i(t) \ge 1\}| + 1}{n + 1} \le \text{affected},
+
+    but not below what any of the n volumes exceeds in more than `share` of its foreground: a map
+    that is one large blob has few findings, too. This is conformal risk control: for a new
+    healthy volume that is exchangeable with the n, its expected loss is at most `rate` and its
+    probability of any finding at most `affected`, at any n and for any distribution. Opening and
+    closing of the mask come after the count.
+
+    Arguments:
+        rate: findings per healthy volume, on average, above 0
+        affected: largest share of healthy volumes with any finding, in (0, 1]
+        share: largest share of the foreground of a healthy volume above the threshold, in
+            (0, 0.05]
+        limit: B, number up to which the findings of one volume are counted
+        min_volumes: fewest healthy volumes that may stand for a population
+
+    References:
+        Angelopoulos et al. (2022), Conformal Risk Control, arXiv:2208.02814, theorem 1
+    """
+
+    calibrated: ClassVar[bool] = True
+    rate: float = 1.0
+    affected: float = 0.5
+    share: float = 0.02
+    limit: int = 3
+    min_volumes: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"rate: expected findings per volume above 0, got {self.rate}.")
+        if not 0 < self.affected <= 1:
+            raise ValueError(f"affected: expected a share in (0, 1], got {self.affected}.")
+        if not 0 < self.share <= STORED_SHARE:
+            raise ValueError(f"share: expected a share in (0, {STORED_SHARE}], got {self.share}.")
+        if self.limit < 1:
+            raise ValueError(f"limit: expected at least 1, got {self.limit}.")
+
+    @property
+    def least(self) -> int:
+        """Fewest healthy volumes with which the conditions can be met."""
+        # rounded, as 3 / 0.1 - 1 is 28.999999999999996
+        needed = (self.limit / self.rate - 1, 1 / self.affected - 1)
+        return max(1, self.min_volumes, *(math.ceil(round(n, 9)) for n in needed))
+
+    def __call__(self, calibration: Calibration | None) -> float | None:
+        """The lowest threshold that meets the conditions."""
+        if calibration is None:
+            return None
+        if len(calibration.counts) < self.least:
+            raise ValueError(
+                f"threshold findings_per_volume: expected at least {self.least} healthy "
+                f"calibration volumes for {self.rate:g} findings per volume, got "
+                f"{len(calibration.counts)}; add volumes, raise threshold.rate, lower "
+                "threshold.min_volumes, or use threshold=best for a map without a mask."
+            )
+        lowest = max(threshold_at_fpr(h, self.share) for h in calibration.each)
+        return max(lowest, self._by_findings(calibration.counts))
+
+    def _by_findings(self, counts: Sequence[Steps]) -> float:
+        """The first value, from above, at which a condition fails; -inf where none does."""
+        n, levels, more, first = len(counts), [], [], []
+        for steps in counts:
+            loss = np.minimum(steps.most_above, self.limit)
+            levels.append(steps.levels)
+            more.append(np.diff(loss, prepend=0))
+            first.append(np.diff(loss >= 1, prepend=False))
+        order = np.argsort(-np.concatenate(levels), kind="stable")
+        level = np.concatenate(levels)[order]
+        found = np.cumsum(np.concatenate(more)[order])
+        affected = np.cumsum(np.concatenate(first)[order])
+        most = (n + 1) * (1 + 1e-9)
+        bad = (found + self.limit > self.rate * most) | (affected + 1 > self.affected * most)
+        return float(level[bad.argmax()]) if bad.any() else -math.inf
 
 
 @dataclass(frozen=True)

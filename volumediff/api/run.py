@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from volumediff.api.arguments import Place, Report, silent
+from volumediff.api.arguments import Place, Report, silent, sources_of
 from volumediff.api.layouts import known_layout
 from volumediff.api.options import localize_options, sample_options, segment_options
 from volumediff.api.overrides import words_of
@@ -304,6 +304,9 @@ class Run:
         *,
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
+        healthy: Place | Sequence[Place] | None = None,
+        channels: Sequence[str] | None = LocalizeOptions.channels,
+        layout: "Spec" = LocalizeOptions.layout,
         volumes: int | None = None,
         truth: Literal["synthetic", "label"] = "synthetic",
         seed: int = LocalizeOptions.seed,
@@ -313,18 +316,33 @@ class Run:
         """Fits a method's normalization and thresholds on the run's own healthy volumes, and keeps
         them in the run, where `localize` finds them.
 
+        Volumes that are given as `healthy` are added to those of the run first, and stay: every
+        later calibration uses them, and evaluations refuse them. The run must not have seen them.
+
         Arguments:
             method, overrides, classifier, seed, components: as for `localize`
+            healthy: volumes or folders of healthy subjects of the same kind of images as the
+                run's, prepared in the same way; healthy volumes of another scanner are a site
+            channels: names of the images of `healthy`; None takes those of the run
+            layout: of the folders of `healthy`
             volumes: most volumes of each part to use; None takes all
             truth: lesions that choose the validation threshold: synthetic ones, or the labels of
                 the validation volumes
             report: receives progress lines
 
         Raises:
-            UsageError: the run's data are not reachable, or too few for the method
+            UsageError: the run's data are not reachable, or too few for the method, or a volume
+                of `healthy` was seen by the run before
         """
+        from volumediff.calibration.healthy import add_healthy
         from volumediff.calibration.of_run import calibrate
 
+        if healthy is not None:
+            self.trained.localizes()
+            new = add_healthy(
+                self.trained, sources_of(healthy), channels=channels, layout=known_layout(layout)
+            )
+            report(f"{new} healthy volumes are added to the calibration of {self.folder}")
         row = self._row(method, overrides, components, classifier, report)
         return calibrate(
             self.trained, row, str(method), seed=seed, limit=volumes, truth=truth, report=report

@@ -7,6 +7,7 @@ of the others: in the statistics that it helped to make, a volume looks more nor
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,18 @@ from volumediff.anomaly.normalization import Residual
 from volumediff.calibration.spool import Spool
 from volumediff.metrics.calibration_error import fit as fit_probability
 from volumediff.metrics.detection import best_dice, histogram, threshold_at_fpr, total
+from volumediff.metrics.superlevel import UpperPart, upper_part
 from volumediff.randomness import key as key_of
 
-__all__ = ["fit", "informed", "recalibrate", "validate"]
+__all__ = ["fit", "informed", "least_volumes", "recalibrate", "validate"]
+
+FITTED = 3  # fewest healthy volumes for statistics that leave one of them out at a time
+
+
+def least_volumes(method: Method) -> int:
+    """Fewest healthy volumes that the calibration of a method takes; 0 where it takes none."""
+    fitted = FITTED if method.needs_healthy or method.score.calibrated else 0
+    return max(fitted, method.threshold.least_volumes)
 
 
 def fit(
@@ -54,10 +64,11 @@ def fit(
     with Spool() as residuals:
         keys = (key_of(seed, "calibration", i) for i in count())
         errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
-        if len(residuals) < (3 if method.needs_healthy or method.score.calibrated else 1):
+        least = FITTED if method.needs_healthy or method.score.calibrated else 1
+        if len(residuals) < least:
             raise ValueError(
-                f"calibration: expected at least 3 healthy volumes, got {len(residuals)}; "
-                "make the calibration split larger."
+                f"calibration: expected at least {least} healthy volumes, got {len(residuals)}; "
+                "add healthy volumes to the calibration of the run."
             )
         sick = _with_truth(method, model, lesions, seed=seed) if method.needs_lesions else ()
         statistics = method.statistics_of(residuals, sick)
@@ -97,10 +108,11 @@ def _calibration(
 ) -> Calibration:
     """What the finished maps of healthy volumes say."""
     runs = torch.stack(list(errors)).double().cpu() if errors else None
-    histograms, scores = [], []
+    histograms, scores, upper = [], [], []
     for i, a in enumerate(finished):
         r = residuals[i]
         histograms.append(histogram(a, foreground=r.foreground))
+        upper.append(upper_part(a, foreground=r.foreground, spacing_mm=r.spacing_mm))
         rest = None if runs is None else torch.cat([runs[:i], runs[i + 1 :]])
         scores.append(method.score(a, foreground=r.foreground, errors=r.errors, healthy=rest))
     return Calibration(
@@ -110,6 +122,7 @@ def _calibration(
         tuple(scores),
         each=tuple(histograms),
         errors=runs,
+        **_findings(method, upper),
     )
 
 
@@ -156,7 +169,7 @@ def recalibrate(
     with Spool() as residuals:
         keys = (key_of(seed, "site", i) for i in count())
         errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
-        least = 3 if method.score.calibrated else 1
+        least = FITTED if method.score.calibrated else 1
         if len(residuals) < least:
             raise ValueError(
                 f"calibration: expected at least {least} healthy volumes of the site, got "
@@ -196,3 +209,12 @@ def validate(
     return replace(
         calibration, validation_threshold=best.threshold, probability=fit_probability(pooled)
     )
+
+
+def _findings(method: Method, upper: list[UpperPart]) -> dict[str, Any]:
+    """What a calibration knows of the findings in healthy volumes."""
+    return {
+        "finding_ml": method.finding_ml,
+        "upper": tuple(upper),
+        "counts": tuple(part.steps(method.finding_ml) for part in upper),
+    }

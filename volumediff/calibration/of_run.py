@@ -1,8 +1,8 @@
 """Calibration of a method on a run's own healthy volumes, stored in the run.
 
 RUN/calibration/<method>/<weights>-<method's fingerprint>.safetensors holds the residual
-normalization and the thresholds. The name says what they belong to: after more training, or with
-another setting, they are fitted anew.
+normalization and the thresholds. The name says what they belong to: after more training, with
+another setting, or with more healthy volumes (`healthy`), they are fitted anew.
 """
 
 import time
@@ -13,8 +13,9 @@ from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.method_files import read_method
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
-from volumediff.calibration.collect_maps import fit, validate
+from volumediff.calibration.collect_maps import fit, least_volumes, validate
 from volumediff.calibration.fits import Fits
+from volumediff.calibration.healthy import added_digest, healthy_pool
 from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
 from volumediff.runs.auxiliary_models import Borrowed
@@ -68,8 +69,7 @@ def load_method(
 
 def needs_calibration(method: Method) -> bool:
     """Whether a method's map or mask needs healthy volumes first."""
-    parts = (method.threshold.calibrated, method.score.calibrated)
-    return method.needs_healthy or any(parts)
+    return least_volumes(method) > 0
 
 
 def calibration_for(
@@ -130,22 +130,22 @@ def calibrate(
             f"method '{name}': redraws a region that you give, and healthy volumes have none; "
             "use normalize=raw threshold=otsu, or another threshold of the map itself."
         )
-    part = "calibration" if trained.cases("calibration") else "validation"
-    count = len(trained.cases(part)[:limit])
-    if count == 0:
+    pool = healthy_pool(trained, limit=limit)
+    count, least = len(pool), least_volumes(method)
+    if count < max(least, 1):
         raise UsageError(
-            f"{trained.run}: its split has no healthy calibration or validation volumes to "
-            f"calibrate '{name}' on; train with data.split.calibration > 0, or use a raw map "
-            "with normalize=raw threshold=best."
+            f"method '{name}': expected at least {max(least, 1)} healthy calibration volumes, "
+            f"got {count} ({trained.run}); add some to the run with calibrate and a folder of "
+            "healthy volumes, or use a raw map with normalize=raw threshold=best."
         )
-    report(f"calibrating {name} on {count} healthy volumes ({part} split)")
+    report(f"calibrating {name} on {count} healthy volumes ({pool.where})")
     try:
 
         def lesions() -> Iterator[Example]:
             pairs = validation_pairs(trained, seed=seed, limit=limit, truth=truth)
             return (pair.sick for pair in pairs)
 
-        healthy = counted(trained.examples(part, limit=limit), count, report)
+        healthy = counted(pool.examples(), count, report)
         calibration = fit(method, trained.model, healthy, seed=seed, lesions=lesions())
         if trained.cases("validation"):
             calibration = validate(calibration, method, trained.model, lesions(), seed=seed)
@@ -169,6 +169,7 @@ def counted(
 
 
 def calibration_path(trained: Trained, method: Method, name: str) -> Path:
-    """Where the calibration of a method on a run's own volumes lies."""
-    file = f"{trained.digest[:12]}-{method.fingerprint}.safetensors"
+    """Where the calibration of a method on a run's own volumes, and those added, lies."""
+    added = added_digest(trained.run)
+    file = f"{trained.digest[:12]}-{method.fingerprint}{added and f'-{added}'}.safetensors"
     return trained.run / "calibration" / Path(name).stem / file

@@ -4,14 +4,14 @@ RUN/calibration/<method>/site-<hash of the volumes>/<weights>-<fingerprint>.safe
 thresholds and scores of k healthy volumes of the site; the normalization stays that of the run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.anomaly.calibration import Calibration
-from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.collect_maps import recalibrate
+from volumediff.calibration.healthy import outside_example
 from volumediff.calibration.of_run import calibration_path, counted
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
@@ -19,7 +19,7 @@ from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.metrics.detection import rates
 from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
-from volumediff.runs.inputs import find_inputs, prepared_case
+from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
 
@@ -170,7 +170,8 @@ def site_calibration(
         else:
             cases = site.cases[:limit]
             report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
-            examples = counted(_examples(trained, cases), len(cases), report)
+            outside = (outside_example(trained, case) for case in cases)
+            examples = counted(outside, len(cases), report)
             found = recalibrate(own, method, trained.model, examples, seed=seed)
             found.save(path)
         method.threshold(found)
@@ -190,12 +191,3 @@ def drift_between(method: Method, own: Calibration, other: Calibration) -> Drift
         false_alarms=shares[1],
         rate=shares[0],
     )
-
-
-def _examples(trained: Trained, cases: Sequence[Case]) -> Iterator[Example]:
-    for case in cases:
-        prepared = prepared_case(trained, case)
-        condition = trained.condition(case.attributes)
-        yield trained.placed(
-            prepared.x, prepared.foreground, prepared.spacing_mm, condition=condition
-        )

@@ -79,5 +79,5 @@ class Spool(Sequence[Residual]):
 def _emptied(residual: Residual) -> Residual:
     """The residual with tensors that hold no voxel, but know their device."""
     some = {f: getattr(residual, f) for f in FIELDS}
-    empty = {f: None if t is None else t.new_empty(0) for f, t in some.items()}
+    empty = {f: None if t is None else t[..., :0].clone() for f, t in some.items()}
     return replace(residual, members=(), **empty)

@@ -11,6 +11,7 @@ from volumediff.commands._options import (
     Classifier,
     DataRoot,
     Device,
+    LayoutOption,
     Memory,
     Method,
     MethodWords,
@@ -22,7 +23,9 @@ from volumediff.commands._options import (
     names_of,
     out_line,
     say,
+    spec_of,
 )
+from volumediff.errors import UsageError
 
 __all__ = ["calibrate"]
 
@@ -61,22 +64,39 @@ def calibrate(
             help="Healthy volumes of another site, on which its own thresholds are fitted.",
         ),
     ] = None,
+    healthy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--healthy",
+            help="Healthy volumes that are added to the calibration volumes of the run, for this "
+            "and all later calibrations; may be repeated.",
+        ),
+    ] = WORK["healthy"],
     channels: Channels = None,
+    layout: LayoutOption = WORK["layout"],
 ) -> None:
     """Fit a method's residual normalization and thresholds on the run's own healthy volumes.
 
     volumediff calibrate --run runs/brain --method scan
 
+    With --healthy, add healthy volumes to those of the run first: they must be new to it.
     With --site, fit the thresholds alone on healthy volumes of another site, and say how far its
     maps and scores have drifted.
     """
     loaded = load(run, which=which.value, device=device, memory=memory or (), data=data)
     words = overrides or []
+    if site is not None and healthy:
+        raise UsageError(
+            "--healthy adds volumes to the run, --site has its own; give one of them."
+        )
     if site is None:
         found = loaded.calibrate(
             method,
             overrides=words,
             classifier=classifier,
+            healthy=healthy,
+            channels=names_of(channels),
+            layout=spec_of(layout),
             volumes=volumes,
             truth=truth.value,
             seed=seed,
@@ -90,6 +110,7 @@ def calibrate(
             overrides=words,
             classifier=classifier,
             channels=names_of(channels),
+            layout=spec_of(layout),
             volumes=volumes,
             seed=seed,
             report=say,

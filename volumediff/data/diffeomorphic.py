@@ -3,13 +3,13 @@ r"""Smooth invertible deformation of one volume onto another, whatever their con
 The deformation is the exponential of a stationary velocity field, so that it folds nowhere and
 its inverse is that of the field's negative:
 
-.. math:: φ = \exp(v), \qquad m∘φ ≈ T(f), \qquad φ^{-1} = \exp(-v).
+.. math:: φ = \exp(v), \qquad T(m∘φ) ≈ f, \qquad φ^{-1} = \exp(-v).
 
-Intensities of the fixed volume f are first brought to those of the moving one m by the mean of m∘φ
-over each of their bins, T(f) = E[m∘φ | f]: the correlation ratio then measures how alike the two
-are, and a FLAIR is bent like a T1w. The velocity follows forces of demons that are robust,
+Intensities of the moving volume m are first brought to those of the fixed one by T, the function
+that predicts f from m∘φ best: the correlation ratio measures how alike the two are, and the atlas
+of T1w is bent onto a FLAIR. The velocity follows forces of demons that are robust,
 
-.. math:: Δv = \frac{w\,r\,∇(m∘φ)}{|∇(m∘φ)|^2 + r^2 / κ^2}, \qquad r = T(f) - m∘φ, \qquad
+.. math:: Δv = \frac{w\,r\,∇T(m∘φ)}{|∇T(m∘φ)|^2 + r^2 / κ^2}, \qquad r = f - T(m∘φ), \qquad
           w = \frac{1}{(1 + r^2 / s^2)^2},
 
 s being a multiple of the robust deviation of r: what is far from anything that healthy tissue
@@ -39,9 +39,10 @@ __all__ = ["Bending", "bent", "displacement_of", "log_jacobian", "matched", "vel
 
 Spacing = tuple[float, float, float]
 BINS = 32
-FEW = 1.0  # voxels of the mean intensity that every bin starts with
+BENDS = 1e-3  # weight of the squared second differences of T against the mean squared residual
 RIM_MM = 8.0  # of background around the foreground that counts
 MAD = 1.4826  # median absolute deviation to standard deviation, normal distribution
+LEAST = 0.25  # of the deviation of f: the smallest s
 STEP_VOXELS = 0.5  # κ / 2: longest step of an iteration
 FEWEST = 8  # voxels of an axis, below which a resolution is not used
 
@@ -155,7 +156,7 @@ def _descended(
         told, gain = _told(bent[0], fixed[0], inside)
         residual = torch.where(inside, fixed[0] - told, 0.0)
         slope = gain * torch.stack(torch.gradient(bent[0])) / unit
-        weight = _robust(residual, inside, bending.robust)
+        weight = _robust(residual, fixed[0], inside, bending.robust)
         force = weight * residual * slope
         bound = slope.square().sum(0) + residual.square() / (2 * STEP_VOXELS) ** 2
         step = force / bound.clamp(min=1e-9) / unit
@@ -164,28 +165,39 @@ def _descended(
 
 
 def _told(bent: Tensor, fixed: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """T(m∘φ), and the slope of T there: the mean of f over bins of m∘φ, linear in between."""
+    """T(m∘φ), and the slope of T there: the linear spline through which f is best predicted.
+
+    Second differences are penalised: T is a line where intensities are rare, and the identity
+    between equal volumes.
+    """
     low, high = float(bent.min()), float(bent.max())
     place = (bent - low) / max(high - low, 1e-6) * (BINS - 1)
     left = place.floor().clamp(0, BINS - 2).long()
-    share = (place - left)[inside].double()
-    first, values = left[inside], fixed[inside].double()
-    total, count = torch.zeros(2, BINS, dtype=torch.float64)
-    for bin_, weight in ((first, 1 - share), (first + 1, share)):
-        total.index_add_(0, bin_, weight * values)
-        count.index_add_(0, bin_, weight)
-    middle = values.mean() if len(values) else 0.0
-    means = ((total + FEW * middle) / (count + FEW)).float()
-    told = torch.lerp(means[left], means[left + 1], place - left)
-    return told, (means[left + 1] - means[left]) * (BINS - 1) / max(high - low, 1e-6)
+    share, first = (place - left)[inside].double(), left[inside]
+    values = fixed[inside].double()
+    normal = torch.zeros(BINS, BINS, dtype=torch.float64)
+    right = torch.zeros(BINS, dtype=torch.float64)
+    weights = (1 - share, share)
+    for i, a in enumerate(weights):
+        right.index_add_(0, first + i, a * values)
+        for j, b in enumerate(weights):
+            flat = (first + i) * BINS + first + j
+            normal.view(-1).index_add_(0, flat, a * b)
+    bends = torch.diff(torch.eye(BINS, dtype=torch.float64), n=2, dim=0)
+    normal += BENDS * max(len(values), 1) * bends.T @ bends
+    normal += 1e-9 * max(len(values), 1) * torch.eye(BINS, dtype=torch.float64)
+    nodes = torch.linalg.solve(normal, right).float()
+    told = torch.lerp(nodes[left], nodes[left + 1], place - left)
+    return told, (nodes[left + 1] - nodes[left]) * (BINS - 1) / max(high - low, 1e-6)
 
 
-def _robust(residual: Tensor, inside: Tensor, robust: float) -> Tensor:
+def _robust(residual: Tensor, values: Tensor, inside: Tensor, robust: float) -> Tensor:
     """Weights w, from 0 to 1."""
     if not bool(inside.any()) or robust == float("inf"):
         return torch.ones_like(residual)
-    deviation = MAD * float(residual[inside].abs().median())
-    return 1 / (1 + (residual / max(robust * deviation, 1e-6)).square()).square()
+    deviation = robust * MAD * float(residual[inside].abs().median())
+    least = LEAST * float(values[inside].std(correction=0))  # volumes without noise have edges
+    return 1 / (1 + (residual / max(deviation, least, 1e-6)).square()).square()
 
 
 def _column(values: Spacing) -> Tensor:

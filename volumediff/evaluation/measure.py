@@ -67,6 +67,7 @@ class Measured:
         origin: attributes of the case that say where it comes from, see `confounding`
         associated: share of the associated changes in the method's own mask; nan without any
         histogram: of the map inside and outside the lesions
+        marked: share of the foreground in the method's own mask; nan without a mask
         unseen: share of the lesion outside the foreground that the method looked at
         boxes: of the method's own mask against those of the lesions
         response: of the map inside and outside the boxes of the lesions
@@ -90,6 +91,7 @@ class Measured:
     histogram: detection.Histogram
     origin: Mapping[str, str] = field(default_factory=dict)
     associated: float = NAN
+    marked: float = NAN
     unseen: float = 0.0
     boxes: Matches | None = None
     response: Response | None = None
@@ -152,6 +154,7 @@ def measure(
         histogram=counts,
         origin=origin_of(truth.attributes),
         associated=NAN if whole is None else _share(whole, marks.ignored),
+        marked=NAN if own is None else float((own & seen).sum()) / max(int(seen.sum()), 1),
         unseen=float((lesion & ~seen).sum()) / max(int(lesion.sum()), 1),
         boxes=None if own is None else match(boxes_of(own, scores=scores), there),
         response=response(scores, box, foreground=counted) if bool(lesion.any()) else None,

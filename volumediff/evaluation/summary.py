@@ -8,6 +8,7 @@ import numpy as np
 from volumediff.evaluation.confounding import ORIGINS, Confounding
 from volumediff.evaluation.evaluate import REFERENCES, WAYS, Key, MethodResult
 from volumediff.evaluation.figures import COSTS, LOWER_IS_BETTER, UNRANKED
+from volumediff.evaluation.healthy import healthy_rates
 from volumediff.evaluation.leakage import said
 from volumediff.evaluation.measure import Measured
 from volumediff.metrics.bootstrap import MIN_PATIENTS, Interval
@@ -304,7 +305,10 @@ def coverage(results: Sequence[MethodResult]) -> str:
             f" Fewer than {MIN_PATIENTS} patients have lesions: no interval is given, the cases "
             "are listed."
         )
-    lines = said([r.leakage for r in results])
+    rates = [(r.method, healthy_rates(r.cases, r.facts)) for r in results]
+    known = [f"{name}: {found.sentence}" for name, found in rates if found is not None]
+    lines = [f"False alarms: {'; '.join(known)}."] if known else []
+    lines += said([r.leakage for r in results])
     if any(r.leakage.leaks for r in results) and not without_seen(results):
         lines.append("No volume is left without them.")
     return " ".join([counts, *lines])

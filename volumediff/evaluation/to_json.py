@@ -8,6 +8,7 @@ import numpy as np
 
 from volumediff.evaluation.evaluate import Curves, MethodResult
 from volumediff.evaluation.figures import boxes_in
+from volumediff.evaluation.healthy import healthy_rates
 from volumediff.evaluation.measure import Measured
 from volumediff.metrics import boxes, calibration_error
 from volumediff.metrics.bootstrap import Interval
@@ -64,6 +65,7 @@ def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
             },
             "curves": _curves(r.curves),
             "left_out": list(r.left_out),
+            "healthy": (found := healthy_rates(r.cases, r.facts)) and asdict(found),
             "seen": asdict(r.leakage),
             "without_seen": r.without_seen and to_json([r.without_seen])[r.method],
             "cases": [_case(c) for c in r.cases],

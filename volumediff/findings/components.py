@@ -30,11 +30,15 @@ from volumediff.findings.schema import (
     Finding,
     FindingIntensity,
     FindingThreshold,
+    HealthyFindings,
+    HealthyTail,
     Place,
 )
 from volumediff.findings.urgency import LEVELS, urgency
 from volumediff.findings.written import Written
 from volumediff.metrics.calibration_error import Probability
+from volumediff.metrics.cluster_inference import tail_probability
+from volumediff.metrics.components import labelled
 from volumediff.outputs.export import share_of
 
 __all__ = ["case_findings", "components"]
@@ -63,7 +67,11 @@ def case_findings(written: Written) -> CaseFindings:
         weights_sha256=facts.get("weights_sha256"),
         inputs_sha256={n: entry["sha256"] for n, entry in facts.get("inputs", {}).items()},
         threshold=FindingThreshold(
-            written.threshold, facts.get("threshold_rule"), calibrated_probability=bool(fitted)
+            written.threshold,
+            facts.get("threshold_rule"),
+            calibrated_probability=bool(fitted),
+            finding_ml=float(facts.get("finding_ml") or 0),
+            healthy=_healthy(facts),
         ),
         volume_score=facts.get("score"),
         foreground_ml=_short(int(written.foreground.sum()) * voxel_ml),
@@ -76,7 +84,7 @@ def components(mask: Bool[np.ndarray, "d h w"]) -> list[Voxels]:
     """Voxels of each connected component (26 neighbours), the largest first, then in order."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    labels, count = labelled(mask)
     parts = []
     for number, box in enumerate(ndimage.find_objects(labels, max_label=count), start=1):
         corner = [s.start for s in box]
@@ -120,6 +128,7 @@ def _finding(
     p = None if probability is None else probability(scores)
     uncertainty, relative = _uncertainty(written, at)
     mean_p = None if p is None else float(p.mean())
+    tail = _tail(written, scores, volume_ml)
     return Finding(
         id="",
         volume_ml=_short(volume_ml),
@@ -130,6 +139,7 @@ def _finding(
         severity=_short(severity),
         probability=None if mean_p is None else _short(mean_p),
         peak_probability=None if p is None else _short(float(p.max())),
+        healthy_tail=tail,
         uncertainty=uncertainty,
         relative_uncertainty=relative,
         intensities=tuple(
@@ -141,10 +151,36 @@ def _finding(
             severity,
             threshold=written.threshold,
             probability=mean_p,
+            healthy_tail=None if tail is None else tail.probability,
             relative_uncertainty=relative,
         ),
         shares=_shares(written, at),
     )
+
+
+def _tail(
+    written: Written, scores: Float[np.ndarray, "n"], volume_ml: float
+) -> HealthyTail | None:
+    """How a finding compares with the largest ones of healthy volumes, if those are known."""
+    healthy = written.facts.get("healthy_findings")
+    if not healthy or written.threshold is None:
+        return None
+    # null in the JSON is minus infinity: no finding
+    rows = np.asarray([[-np.inf if v is None else v for v in row] for row in healthy])
+    mass = float(scores.mean() - written.threshold) * volume_ml
+    found = tail_probability((float(scores.max()), volume_ml, mass), rows)
+    return HealthyTail(
+        _short(found.combined),
+        _short(found.peak),
+        _short(found.extent),
+        _short(found.mass),
+        found.volumes,
+    )
+
+
+def _healthy(facts: Mapping[str, Any]) -> HealthyFindings | None:
+    rates = facts.get("healthy_rates")
+    return None if not rates else HealthyFindings(**rates)
 
 
 def _shares(written: Written, at: tuple[np.ndarray, ...]) -> dict[str, float]:
@@ -224,16 +260,30 @@ def _statement(written: Written, found: list[Finding]) -> str:
             "The method gave a map and no mask (its threshold needs a calibration, or the truth): "
             "no findings were looked for."
         )
+    usual = _usual(_healthy(written.facts))
     if not found:
+        least = float(written.facts.get("finding_ml") or 0)
+        size = f" of at least {least:g} ml" if least else ""
         return (
-            "No voxel of the foreground is above the threshold: no finding. This does not say "
+            f"Nothing found: no region{size} is above the threshold.{usual} This does not say "
             "that the volume is healthy."
         )
     volume = sum(f.volume_ml for f in found)
     counts = [(sum(f.urgency.level == level for f in found), level) for level in LEVELS[::-1]]
     split = ", ".join(f"{n} {level}" for n, level in counts if n)
     noun = "finding" if len(found) == 1 else "findings"
-    return f"{len(found)} {noun} of {volume:.3g} ml together: {split}."
+    return f"{len(found)} {noun} of {volume:.3g} ml together: {split}.{usual}"
+
+
+def _usual(healthy: HealthyFindings | None) -> str:
+    """What healthy volumes have, as a sentence."""
+    if healthy is None:
+        return ""
+    return (
+        f" At this threshold a healthy volume has {healthy.findings:.2g} findings on average, "
+        f"and {1 - healthy.affected:.0%} of healthy volumes have none ({healthy.volumes} volumes, "
+        "each left out in turn)."
+    )
 
 
 def _voxel_ml(affine: Float[np.ndarray, "4 4"]) -> float:

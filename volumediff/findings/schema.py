@@ -21,6 +21,8 @@ __all__ = [
     "Finding",
     "FindingIntensity",
     "FindingThreshold",
+    "HealthyFindings",
+    "HealthyTail",
     "Level",
     "Place",
     "TemplateLocation",
@@ -123,6 +125,24 @@ class Urgency:
 
 
 @dataclass(frozen=True)
+class HealthyTail:
+    """How often a healthy volume has a finding at least as extreme; see
+    `metrics.cluster_inference`.
+
+    Arguments:
+        probability: by peak, extent and mass together, at least 1 / (volumes + 1)
+        peak, extent, mass: by one of them
+        volumes: healthy calibration volumes that the finding was compared with
+    """
+
+    probability: float
+    peak: float
+    extent: float
+    mass: float
+    volumes: int
+
+
+@dataclass(frozen=True)
 class Finding:
     """One connected component of the mask.
 
@@ -135,6 +155,8 @@ class Finding:
         severity: integral of the map over the finding, mean_score times volume_ml
         probability: mean calibrated probability of its voxels, the share of them that is expected
             to be lesion; peak_probability the highest
+        healthy_tail: probability that a healthy volume has a finding as extreme; null where the
+            threshold is not one of healthy volumes
         uncertainty: mean deviation of the map between the seeds, before normalization
         relative_uncertainty: that over the mean of the same map, if the run kept it
         intensities: per channel, if the method makes a pseudo-healthy volume
@@ -152,11 +174,29 @@ class Finding:
     severity: float
     probability: float | None
     peak_probability: float | None
+    healthy_tail: HealthyTail | None
     uncertainty: float | None
     relative_uncertainty: float | None
     intensities: tuple[FindingIntensity, ...]
     urgency: Urgency
     shares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HealthyFindings:
+    """False alarms in healthy volumes.
+
+    Arguments:
+        volumes: how many were looked at
+        voxels: mean share of the foreground above the threshold
+        findings: mean number of findings
+        affected: share of the volumes with any finding
+    """
+
+    volumes: int
+    voxels: float
+    findings: float
+    affected: float
 
 
 @dataclass(frozen=True)
@@ -167,11 +207,16 @@ class FindingThreshold:
         value: the mask is where the map is higher
         rule: how the value was chosen
         calibrated_probability: whether map values have probabilities of a lesion
+        finding_ml: smallest volume of a finding, in millilitres
+        healthy: findings in healthy volumes at this rule, each of the calibration volumes left
+            out in turn; null where that is not known
     """
 
     value: float | None
     rule: str | None
     calibrated_probability: bool
+    finding_ml: float
+    healthy: HealthyFindings | None
 
 
 @dataclass(frozen=True)

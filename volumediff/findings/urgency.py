@@ -8,15 +8,18 @@ strong findings first, doubtful ones later, and never a finding off the list.
     size 2  volume >= LARGE_ML, or severity / threshold >= HEAVY_ML (with a threshold above 0)
 
     + 1 for size 0 with a probability >= LIKELY
-    - 1 (once, not below 0) with a probability < UNLIKELY or a relative uncertainty > UNSURE
+    - 1 (not below 0) with a relative uncertainty > UNSURE
+    0 with a probability < UNLIKELY, or a healthy tail probability > COMMON
 
-0, 1, 2 are routine, soon, now. The level never falls when volume, severity or probability rise,
-and never rises with the uncertainty. What is unknown neither lifts nor lowers.
+0, 1, 2 are routine, soon, now: nothing that is probably no lesion, or that healthy volumes have
+often, is ever soon or now. The level never falls when volume, severity or probability rise, and
+never rises with the uncertainty or the healthy tail probability. What is unknown neither lifts nor
+lowers.
 """
 
 from volumediff.findings.schema import Level, Urgency
 
-__all__ = ["HEAVY_ML", "LARGE_ML", "LIKELY", "SMALL_ML", "UNLIKELY", "UNSURE", "urgency"]
+__all__ = ["COMMON", "HEAVY_ML", "LARGE_ML", "LIKELY", "SMALL_ML", "UNLIKELY", "UNSURE", "urgency"]
 
 # Below a ball of 5.8 mm the lesions of public data sets are missed most often and false findings
 # are the rule; the same edge separates punctate from small lesions in the evaluation.
@@ -31,6 +34,8 @@ HEAVY_ML = 10.0
 LIKELY = 0.5
 # Nine of ten such voxels are none in validation.
 UNLIKELY = 0.1
+# One in five healthy volumes has a finding as extreme; five calibration volumes can show less.
+COMMON = 0.2
 # The seeds of the ensemble differ by more than half of what they show.
 UNSURE = 0.5
 
@@ -43,6 +48,7 @@ def urgency(
     *,
     threshold: float | None,
     probability: float | None = None,
+    healthy_tail: float | None = None,
     relative_uncertainty: float | None = None,
 ) -> Urgency:
     """Level and reason of a finding.
@@ -52,20 +58,28 @@ def urgency(
         severity: integral of the map over it
         threshold: of the mask, in the unit of the map
         probability: mean calibrated probability, in [0, 1]
+        healthy_tail: probability that a healthy volume has a finding as extreme, in (0, 1]
         relative_uncertainty: deviation between seeds over the map itself, 0 or more
     """
     level, why = _size(volume_ml, severity, threshold)
     if probability is not None and probability >= LIKELY and level == 0:
         level = 1
         why.append(f"raised by a probability of {probability:.2f}, at least {LIKELY:g}")
+    if relative_uncertainty is not None and relative_uncertainty > UNSURE:
+        doubt = f"seeds differ by {relative_uncertainty:.0%} of the map, above {UNSURE:.0%}"
+        why.append(f"{doubt}: one level lower" if level else doubt)
+        level = max(0, level - 1)
     doubts = []
     if probability is not None and probability < UNLIKELY:
         doubts.append(f"probability {probability:.2f} below {UNLIKELY:g}")
-    if relative_uncertainty is not None and relative_uncertainty > UNSURE:
-        doubts.append(f"seeds differ by {relative_uncertainty:.0%} of the map, above {UNSURE:.0%}")
+    if healthy_tail is not None and healthy_tail > COMMON:
+        doubts.append(
+            f"a finding as extreme in {healthy_tail:.0%} of healthy volumes, above {COMMON:.0%}"
+        )
     if doubts:
-        why.append(f"{' and '.join(doubts)}: one level lower" if level else doubts[0])
-        level = max(0, level - 1)
+        text = " and ".join(doubts)
+        why.append(f"{text}: routine" if level else text)
+        level = 0
     if probability is None:
         why.append("no calibrated probability")
     if relative_uncertainty is None:

@@ -17,8 +17,9 @@ from torch import Tensor
 import volumediff
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.operating_point import largest_findings, left_out
 from volumediff.anomaly.raw_map import Localization
-from volumediff.anomaly.threshold import HealthyFPR, ValidationThreshold
+from volumediff.anomaly.threshold import FindingsPerVolume, HealthyFPR, ValidationThreshold
 from volumediff.calibration.site import Site
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
@@ -85,6 +86,22 @@ class Localizing:
             "trace": self.options.trace,
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),
+        }
+
+    @cached_property
+    def healthy(self) -> dict[str, Any]:
+        """What the calibration volumes say of findings, for those of a volume to be judged by."""
+        value = None
+        if self.calibration is not None and self.row.threshold.calibrated:
+            value = self.row.threshold(self.calibration)
+        rates, largest = (
+            left_out(self.row.threshold, self.calibration),
+            largest_findings(self.calibration, value),
+        )
+        return {
+            "finding_ml": self.row.finding_ml,
+            "healthy_rates": None if rates is None else asdict(rates),
+            "healthy_findings": None if largest is None else largest.tolist(),
         }
 
     def __call__(self, examination: Examination) -> Localized:
@@ -157,6 +174,7 @@ class Localizing:
             "threshold_rule": repr(row.threshold),
             "thresholds": settings["thresholds"],
             "probability": settings["probability"],
+            **self.healthy,
             "seed": self.options.seed,
             "borrowed": facts_of(row),
             "saliency": digests.get(SALIENCY),
@@ -194,6 +212,11 @@ def _thresholds(row: Method, calibration: Calibration | None) -> dict[str, float
     value = HealthyFPR(rate=own, min_volumes=1)(calibration)
     if value is not None:
         found["healthy_fpr"] = value
+    rule = row.threshold if isinstance(row.threshold, FindingsPerVolume) else FindingsPerVolume()
+    if len(calibration.counts) >= rule.least:
+        value = rule(calibration)
+        assert value is not None, "there is a calibration"
+        found["findings_per_volume"] = value
     if calibration.validation_threshold is not None:
         value = ValidationThreshold()(calibration)
         assert value is not None, "it was validated"

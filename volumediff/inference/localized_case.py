@@ -80,7 +80,9 @@ class Localized:
             native=record.native,
             map=self.grid.image(found.map[0])[0],
             foreground=self.grid.label(self.prepared.foreground)[0] > 0,
-            mask=None if found.mask is None else self.grid.label(found.mask[0])[0] > 0,
+            mask=None
+            if found.mask is None
+            else self.grid.mask(found.mask[0], volume_ml=found.finding_ml)[0] > 0,
             uncertainty=None
             if found.uncertainty is None
             else self.grid.image(found.uncertainty[0])[0],

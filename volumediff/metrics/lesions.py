@@ -51,6 +51,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.metrics.components import labelled
+
 __all__ = [
     "FROC_RATES",
     "IOU",
@@ -175,9 +177,8 @@ def lesions(
 
     m, y = mask.cpu().numpy(), truth.cpu().numpy()
     counted = np.ones_like(y) if ignored is None else y | ~ignored.cpu().numpy()
-    everywhere = np.ones((3, 3, 3))
-    labels, n = ndimage.label(y, structure=everywhere)
-    parts, k = ndimage.label(m, structure=everywhere)
+    labels, n = labelled(y)
+    parts, k = labelled(m)
     size = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     whole = np.bincount(parts.ravel(), minlength=k + 1)[1:]
     inside = np.bincount(parts[y], minlength=k + 1)[1:]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from volumediff.anomaly.raw_map import Localization
 from volumediff.data.volume import write
+from volumediff.metrics.components import labelled
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.storage.atomic import atomic
 
@@ -80,7 +81,7 @@ def write_localization(
     writer.label(FOREGROUND, foreground)
     findings: list[dict[str, Any]] = []
     if found.mask is not None:
-        mask = writer.label(MASK, found.mask[0])
+        mask = writer.mask(MASK, found.mask[0], volume_ml=found.finding_ml)
         findings = findings_of(mask, anomaly, affine=grid.record.canonical.affine)
     if found.uncertainty is not None:
         writer.image(UNCERTAINTY, found.uncertainty[0])
@@ -168,6 +169,10 @@ class Writer:
         """Labels or a mask."""
         return self._write(name, self.grid.label(array), "label")
 
+    def mask(self, name: str, array: Tensor, *, volume_ml: float) -> np.ndarray:
+        """A mask of findings, without parts below a volume."""
+        return self._write(name, self.grid.mask(array, volume_ml=volume_ml), "label")
+
     def _write(self, name: str, array: np.ndarray, kind: Literal["image", "label"]) -> np.ndarray:
         path = self.folder / f"{self.case}_{name}.nii.gz"
         write(path, array, like=self.grid.record.native, kind=kind)
@@ -185,7 +190,7 @@ def findings_of(mask: np.ndarray, anomaly: np.ndarray, *, affine: np.ndarray) ->
     """
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask[0] > 0, structure=np.ones((3, 3, 3)))
+    labels, count = labelled(mask[0] > 0)
     if count == 0:
         return []
     index = np.arange(1, count + 1)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord
+from volumediff.metrics.components import without_small
 
 __all__ = ["InputGrid"]
 
@@ -46,3 +47,17 @@ class InputGrid:
         """Labels, or a mask as 0 and 1."""
         values = array.detach().to("cpu", torch.uint8)
         return self.preprocessing.to_canonical(values, self.record, order=0)
+
+    def mask(
+        self, array: Bool[Tensor, "1 d h w"], *, volume_ml: float
+    ) -> UInt8[np.ndarray, "1 od oh ow"]:
+        """A mask of findings as 0 and 1; parts that resampling cut off are no findings.
+
+        Arguments:
+            array: the mask on the prepared grid
+            volume_ml: smallest volume of a finding on the grid of the input, in millilitres
+        """
+        found = self.label(array)[0] > 0
+        voxel_ml = abs(float(np.linalg.det(self.record.canonical.affine[:3, :3]))) / 1000
+        kept = without_small(found, volume_ml=volume_ml, voxel_ml=voxel_ml)
+        return kept[None].astype(np.uint8)

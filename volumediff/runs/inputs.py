@@ -111,7 +111,7 @@ def find_inputs(
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            cases.append(replace(case, label=None, boxes=None))
+            cases.append(replace(case, label=None, boxes=None, associated=None))
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "

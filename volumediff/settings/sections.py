@@ -114,12 +114,16 @@ class Drawn(Section):
 class SplitRule(Section):
     """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
     of the cases (participants.tsv), and draws the validation part from training if none is named.
+
+    `least_calibration` patients are reserved for the calibration part, which the thresholds of
+    localization need, unless this is more than a quarter of all or `calibration` is 0.
     """
 
     seed: int = 0
     validation: Fraction = 0.1
     calibration: Fraction = 0.1
     test: Fraction = 0.0
+    least_calibration: NonNegativeInt = 5
     by_attribute: bool = False
 
 

@@ -63,7 +63,7 @@ class AtlasDeformed(Fitted):
     floor: float = tunable(0.1, Tunable.PARAMETER)
     smooth_mm: float = tunable(6.0, Tunable.PARAMETER)
     robust: float = 3.0
-    match: bool = True
+    match: bool = False
 
     @property
     def bending(self) -> Bending:

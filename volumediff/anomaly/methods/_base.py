@@ -17,10 +17,10 @@ from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.leave_one_out import Without
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.normalization import Normalization, Raw, Residual
-from volumediff.anomaly.post import MASK, Post
+from volumediff.anomaly.post import MASK, MinComponent, Post
 from volumediff.anomaly.raw_map import Localization, RawLocalization
 from volumediff.anomaly.score import Score, TopFraction
-from volumediff.anomaly.threshold import HealthyFPR, Threshold
+from volumediff.anomaly.threshold import FindingsPerVolume, Threshold
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Component, Request, is_handed_in, presentation
 from volumediff.condition import Condition
@@ -65,7 +65,7 @@ class Method(Component, ABC):
     scope: str = presentation("any deviation from healthy volumes")
     normalize: Normalization = field(default_factory=Raw)
     post: tuple[Post, ...] = ()
-    threshold: Threshold = presentation(default_factory=HealthyFPR)
+    threshold: Threshold = presentation(default_factory=FindingsPerVolume)
     score: Score = field(default_factory=TopFraction)
 
     @abstractmethod
@@ -76,6 +76,11 @@ class Method(Component, ABC):
     def takes_region(self) -> bool:
         """Whether the caller must say what to redraw."""
         return False
+
+    @property
+    def finding_ml(self) -> float:
+        """Smallest volume of a finding, in millilitres: that of the post step `min_component`."""
+        return max((p.volume_ml for p in self.post if isinstance(p, MinComponent)), default=0.0)
 
     @property
     def own_map(self) -> bool:
@@ -283,6 +288,7 @@ class Method(Component, ABC):
             trace=found.trace,
             threshold=value,
             uncertainty=found.uncertainty,
+            finding_ml=self.finding_ml,
             contributions=self.contributions(residual, statistics),
             network_calls=found.network_calls,
         )

@@ -121,7 +121,7 @@ class Fluid(Corruption):
         """The volume with its lesions, and P where they can be seen."""
         foreground_voxel(foreground, key, "any")  # refuses an empty foreground
         s, amount = (x + 1) / 2, torch.zeros_like(x[:1])
-        look = _Look.of(s, foreground, spacing_mm)
+        look = _LesionLook.of(s, foreground, spacing_mm)
         if randomness.uniform(key, "vessels") < self.vessels:
             s = _with_vessels(s, foreground, spacing_mm, key)
         low, high = self.count
@@ -135,7 +135,7 @@ class Fluid(Corruption):
         self,
         s: Tensor,
         amount: Tensor,
-        look: "_Look",
+        look: "_LesionLook",
         foreground: Tensor,
         spacing_mm: Spacing,
         key: int,
@@ -196,7 +196,7 @@ class Fluid(Corruption):
         self,
         s: Tensor,
         p: Tensor,
-        look: "_Look",
+        look: "_LesionLook",
         spacing_mm: Spacing,
         radius: float,
         key: int,
@@ -222,7 +222,7 @@ class Fluid(Corruption):
 
 
 @dataclass(frozen=True)
-class _Look:
+class _LesionLook:
     """What lesions look like in a volume, per channel.
 
     Arguments:
@@ -234,7 +234,7 @@ class _Look:
     ranges: tuple[float, ...]
 
     @classmethod
-    def of(cls, s: Tensor, foreground: Tensor, spacing_mm: Spacing) -> "_Look":
+    def of(cls, s: Tensor, foreground: Tensor, spacing_mm: Spacing) -> "_LesionLook":
         depth = gaussian(foreground.float(), tuple(_DEPTH_MM / mm for mm in spacing_mm))
         depth = depth.masked_fill(~foreground, 0.0)
         inside = depth[foreground][::_STRIDE]
