@@ -20,6 +20,7 @@ from volumediff.commands.check import check
 from volumediff.commands.demo import demo
 from volumediff.commands.doctor import doctor
 from volumediff.commands.evaluate import evaluate
+from volumediff.commands.export import export
 from volumediff.commands.findings import findings
 from volumediff.commands.import_run import import_
 from volumediff.commands.info import info
@@ -151,6 +152,7 @@ for _name, _command in {
     "segment": segment,
     "restore": restore,
     "sample": sample,
+    "export": export,
     "evaluate": evaluate,
     "demo": demo,
     "info": info,

@@ -23,7 +23,7 @@ def localize_files(
     inputs: Place | Sequence[Place],
     output: Place,
     *,
-    method: Place = LocalizeOptions.method,
+    method: Place | None = None,
     overrides: Sequence[str] = LocalizeOptions.overrides,
     classifier: Place | None = LocalizeOptions.classifier,
     channels: Sequence[str] | None = LocalizeOptions.channels,
@@ -58,6 +58,7 @@ def localize_files(
     """
     from volumediff.inference.localize_files import localize
 
+    method, overrides = run.own_method(method, overrides)
     options = localize_options(
         method,
         overrides,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from volumediff.calibration.site import SiteCalibration
     from volumediff.data.survey import Spec
     from volumediff.data.volume import Volume
+    from volumediff.runs.model_file import ModelCard
     from volumediff.runs.trained import Trained
     from volumediff.tuning.search import Budget, Grids
     from volumediff.tuning.tuned import Tuned
@@ -44,7 +45,7 @@ def load(
     """Loads a trained run.
 
     Arguments:
-        run: its folder
+        run: its folder, a model file, or the name of a model that ships, such as `t1w`
         which: the checkpoint selected on validation, or the newest
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         memory: memory policy in place of the training's, such as `{"slab": 32}`
@@ -54,10 +55,11 @@ def load(
         UsageError: no run, no checkpoint, no such device, or a run of an auxiliary model
         DataError: the run is damaged
     """
+    from volumediff.runs.model_file import resolve
     from volumediff.runs.trained import load_trained
 
     words = words_of(memory) if isinstance(memory, Mapping) else list(memory)
-    trained = load_trained(run, which=which, device=device, memory=words)
+    trained = load_trained(resolve(run), which=which, device=device, memory=words)
     if data is not None:
         moved = trained.config.data.model_copy(update={"root": str(data)})
         config = trained.config.model_copy(update={"data": moved})
@@ -84,11 +86,57 @@ class Run:
         """Where the run is."""
         return self.trained.run
 
+    @property
+    def card(self) -> "ModelCard | None":
+        """What a model file says about itself; None for a run that was trained here."""
+        from volumediff.runs.model_file import card_of
+
+        return card_of(self.trained.run)
+
+    def own_method(
+        self, method: Place | None, overrides: Sequence[str]
+    ) -> tuple[Place, Sequence[str]]:
+        """The method that is asked for, or else that of the model's card, or else `scan`."""
+        if method is not None:
+            return method, overrides
+        card = self.card
+        if card is None:
+            return LocalizeOptions.method, overrides
+        return card.method, (*card.overrides, *overrides)
+
+    def export(
+        self,
+        file: Place,
+        *,
+        card: Mapping[str, Any],
+        method: Place = LocalizeOptions.method,
+        overrides: Sequence[str] = LocalizeOptions.overrides,
+        report: Report = silent,
+    ) -> "ModelCard":
+        """Writes the run as one model file: weights, calibration, preparation and a card.
+
+        The method is calibrated anew, with the weights as the file holds them, so the run's data
+        must be reachable.
+
+        Arguments:
+            file: NAME.safetensors; NAME is the model's
+            card: what `volumediff.runs.model_file.CardText` asks for
+            method, overrides: localization method that the model is meant for
+            report: receives progress lines
+
+        Raises:
+            UsageError: the run cannot be exported, or its data are not reachable
+            DataError: the card lacks something, or the file cannot be written
+        """
+        from volumediff.api.model_files import export
+
+        return export(self, file, card=card, method=method, overrides=overrides, report=report)
+
     def localize(
         self,
         image: Any,
         *,
-        method: Place = LocalizeOptions.method,
+        method: Place | None = None,
         overrides: Sequence[str] = LocalizeOptions.overrides,
         classifier: Place | None = LocalizeOptions.classifier,
         channels: Sequence[str] | None = LocalizeOptions.channels,
@@ -105,6 +153,9 @@ class Run:
     ) -> "LocalizationResult":
         """Localizes anomalies in one image; the result is in the image's own voxel order.
 
+        An image as it comes from the scanner is first prepared as the run's volumes were (brain
+        extraction, affine alignment, bias field); one that already lies in their space is not.
+
         A calibration that the method needs and the run does not have yet is fitted on the run's
         healthy volumes and stored in the run's folder, as `calibrate` does.
 
@@ -112,7 +163,8 @@ class Run:
             image: a path (NIfTI, DICOM series, folder of one case), an image of nibabel, TorchIO,
                 SimpleITK or MONAI, a `Volume`, `(array, affine)`, or a list of these, one per
                 channel
-            method: name of a method that ships with the package, or the path of a YAML file
+            method: name of a method that ships with the package, or the path of a YAML file; None
+                takes that of the model's card, or `scan`
             overrides: `component.argument=value` overrides that change the method
             classifier: run of a classifier of noisy states, for methods that need one
             channels: names of the images in the data; None takes those of the run
@@ -135,6 +187,7 @@ class Run:
         from volumediff.api.results import LocalizationResult
         from volumediff.inference.localize_files import choose, settle
 
+        method, overrides = self.own_method(method, overrides)
         options = localize_options(
             method,
             overrides,

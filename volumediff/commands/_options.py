@@ -34,8 +34,10 @@ __all__ = [
     "MethodWords",
     "Mode",
     "ModeOption",
+    "ModelOption",
     "OutFolder",
     "Overwrite",
+    "RunArgument",
     "RunOption",
     "Seed",
     "Size",
@@ -75,6 +77,15 @@ def words(example: str) -> Any:
 
 
 RunOption = Annotated[Path, typer.Option("--run", metavar="RUN", help="Folder of a trained run.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="Folder of a trained run, a model file, or the name of a model that ships.",
+    ),
+]
 ConfigWords = Annotated[list[str] | None, words("optim.lr=1e-4 or data.root=DATA")]
 MethodWords = Annotated[list[str] | None, words("sampler.steps=10 or threshold=otsu")]
 OutFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]

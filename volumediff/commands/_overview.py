@@ -55,6 +55,10 @@ def facts(name: str) -> list[dict[str, Any]]:
     """
     if ":" in name:
         return [_component(name)]
+    from volumediff.runs.model_file import SUFFIX, shipped_models
+
+    if name in shipped_models() or name.endswith(SUFFIX):
+        return [_model(name)]
     found: list[dict[str, Any]] = []
     if name in config.families():
         found.append({"family": name, "components": config.described(name)})
@@ -71,6 +75,17 @@ def facts(name: str) -> list[dict[str, Any]]:
             f"info lists them.{config.suggestion(name, known)}"
         )
     return found
+
+
+def _model(name: str) -> dict[str, Any]:
+    """The card of a model that ships, or of a model file."""
+    from volumediff.runs.model_file import SHIPPED, SUFFIX, card_of_file, shipped_models
+
+    file = SHIPPED / f"{name}{SUFFIX}" if name in shipped_models() else Path(name)
+    if not file.is_file():
+        raise UsageError(f"{file}: expected a model file, nothing there.")
+    card = card_of_file(file).model_dump(mode="json")
+    return {"model": card["name"], "file": str(file), **card}
 
 
 def _kinds() -> dict[str, list[str]]:
@@ -127,6 +142,8 @@ def _head(path: Path) -> str:
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
     """An entry of `facts` as text."""
+    if "model" in found:
+        return [f"{found['model']}: a model file, {found['file']}", *_named(_card(found))]
     if "components" in found:
         members = found["components"]
         lines = [f"{found['family']}: a family of {len(members)} components"]
@@ -148,6 +165,19 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     return lines + _named(
         {k: ["yes" if why == "ok" else f"no: {why}"] for k, why in found["runs on"].items()}
     )
+
+
+def _card(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Rows of a model card; lists and mappings entry by entry."""
+    rows = {}
+    for key, value in found.items():
+        if key in ("model", "file", "name"):
+            continue
+        if isinstance(value, Mapping):
+            rows[key] = [f"{k}: {v}" for k, v in value.items()]
+        else:
+            rows[key] = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return rows
 
 
 def _named(rows: Mapping[str, Sequence[str]]) -> list[str]:

@@ -14,10 +14,9 @@ from volumediff.commands._options import (
     Device,
     LayoutOption,
     Memory,
-    Method,
+    ModelOption,
     OutFolder,
     Overwrite,
-    RunOption,
     Seed,
     WhichOption,
     defaults,
@@ -42,9 +41,15 @@ def localize(
             "of the method, such as sampler.steps=10 (write ./a=b for a path with =).",
         ),
     ],
-    run: RunOption,
     output: OutFolder,
-    method: Method = WORK["method"],
+    run: ModelOption = "t1w",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="Name of a localization method, or a YAML file; that of the model by default.",
+        ),
+    ] = WORK["method"],
     classifier: Classifier = WORK["classifier"],
     saliency: Annotated[
         Path | None,
@@ -77,9 +82,16 @@ def localize(
             "methods such as inpaint_given.",
         ),
     ] = WORK["region"],
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write OUT/findings.html.")
+    ] = True,
     overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Map what is abnormal in volumes, on their own grid; finished cases are skipped.
+
+    A raw scan is prepared as the run's volumes were: brain extraction, alignment, bias field.
+
+    volumediff localize RAW.nii.gz -o out/
 
     volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
@@ -101,4 +113,17 @@ def localize(
         overwrite=overwrite,
         report=say,
     )
+    if page and (summary.done or summary.skipped):
+        from volumediff.inference.findings import find_in_folder
+        from volumediff.reporting.findings_page import Gallery
+
+        gallery = Gallery(output)
+        find_in_folder(
+            output,
+            inputs,
+            channels=names_of(channels),
+            layout=spec_of(layout),
+            look=gallery.add,
+        )
+        say(f"wrote {gallery.write()}")
     finish(summary)

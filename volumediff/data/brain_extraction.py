@@ -30,11 +30,11 @@ REACH_MM = 10.0
 # This deep in the template's brain everything is brain, so that lesions do not cut holes.
 SURE_MM = 8.0
 # Dura and the bridges of veins and nerves are thinner than twice this.
-OPENING_MM = 3.0
+OPENING_MM = 4.0
 # Sulci and the cisterns at the base are narrower than twice this.
 CLOSING_MM = 10.0
 FLUID_MM = 3.0
-TEMPLATE_SHARE = 0.5
+TEMPLATE_SHARE = 0.7
 SMOOTHING_MM = 2.0
 # Shares of grey and white matter above which a voxel tells their intensity.
 GREY, WHITE, FLUID = 0.7, 0.9, 0.05

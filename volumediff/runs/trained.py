@@ -211,6 +211,11 @@ class Trained:
         Raises:
             UsageError: the run's data are not where they were
         """
+        if not (self.run / "splits.json").is_file():
+            raise UsageError(
+                f"{self.run}: does not know its {part} volumes by name, as a model file holds "
+                "hashes alone; calibrate on healthy volumes of your own."
+            )
         split = Split.load(self.run / "splits.json")
         wanted = getattr(split, part)
         try:

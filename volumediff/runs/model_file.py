@@ -1,0 +1,340 @@
+"""A run in one file: what localizing with it takes, sealed, with a card that says what it is.
+
+    NAME.safetensors   weights (bfloat16 where a rounding is harmless), the run's other files as
+                       bytes, and a record: card, step and SHA-256 of the whole
+
+The file is unpacked once, whole, into a cache folder named by its content; what lies there is a
+run like any other. Names of subjects stay behind: of whoever was seen, hashes go along.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+import volumediff
+from volumediff.data.seen import Seen
+from volumediff.errors import DataError, UsageError
+from volumediff.runs.trained import Trained
+from volumediff.settings.run_config import RunConfig, parse, saved_config
+from volumediff.settings.sections import POPULATION
+from volumediff.storage import checkpoint
+from volumediff.storage.atomic import free_space
+from volumediff.storage.digests import sha256_of_file
+from volumediff.storage.folder import TEMPORARY
+from volumediff.storage.records import Record, read, write, write_text
+from volumediff.storage.seal import seal_json
+from volumediff.storage.tensors import load, save
+
+__all__ = [
+    "CARD",
+    "DEFAULT",
+    "SHIPPED",
+    "CardText",
+    "ModelCard",
+    "card_of",
+    "card_of_file",
+    "copy_run",
+    "pack",
+    "resolve",
+    "shipped_models",
+]
+
+SUFFIX = ".safetensors"
+SHIPPED = Path(volumediff.__file__).parent / "models"
+DEFAULT = "t1w"
+CARD = "model.json"
+# Of the training alone, or with names of subjects.
+LEFT_OUT = {
+    *("checkpoints", "previews", "samples", "borrowed", "tuning", "errors"),
+    *("metrics.jsonl", "progress.png", "run.lock", "splits.json", "manifest.json"),
+    *("config.yaml", CARD),
+}
+ADVICE = "install the package again, or export the run again"
+
+
+class CardText(Record):
+    """What people write about a model: `volumediff export --card FILE.yaml`.
+
+    Arguments:
+        about: what it finds, in which images
+        data: what it was trained on, with sources
+        licence: of data and weights
+        limits: what it is not good for
+        metrics: measured figures by name, each with its data
+    """
+
+    about: str
+    data: tuple[str, ...]
+    licence: str
+    limits: tuple[str, ...]
+    metrics: dict[str, str] = Field(default_factory=dict)
+
+
+class ModelCard(CardText):
+    """The card in a model file; `volumediff info NAME` shows it.
+
+    Arguments:
+        name: of the model
+        method: localization method it is meant for, which is calibrated
+        overrides: of the method
+        step: of the training
+        channels: that a volume must have
+        spacing_mm, shape: of the volumes that the model sees
+        seen: part -> number of subjects whose hashes are in the file
+        volumediff: version that exported it
+    """
+
+    name: str
+    method: str
+    overrides: tuple[str, ...]
+    step: int
+    channels: int
+    spacing_mm: tuple[float, ...] | None
+    shape: tuple[int, ...] | None
+    seen: dict[str, int]
+    volumediff: str
+
+
+class StoredModel(Record):
+    """The record of a model file: its card, and what the checkpoint said beside its tensors."""
+
+    format: Literal[1] = 1
+    card: ModelCard
+    config: str
+    step: int
+    borrowed: str
+
+
+def copy_run(trained: Trained, target: Path) -> None:
+    """A run's folder with its best weights as a model file will hold them, to be calibrated.
+
+    Weights are rounded to bfloat16: parameters with several dimensions; the others are few, and
+    buffers such as wavelet filters are exact.
+
+    Raises:
+        UsageError: the run uses the weights of others, which one file cannot hold
+    """
+    borrowed = trained.config.borrows()
+    if borrowed:
+        names = ", ".join(borrowed)
+        raise UsageError(
+            f"{trained.run}: uses the weights of other runs ({names}); expected a run that stands "
+            "alone, such as one in voxel or wavelet space."
+        )
+    found = checkpoint.find(trained.run, "best")
+    if found is None:
+        raise UsageError(f"{trained.run}: has no 'best' checkpoint yet; train it further.")
+    target.mkdir(parents=True)
+    for path in _carried(trained.run):
+        place = target / path.relative_to(trained.run)
+        if place.parts[len(target.parts)] == "calibration":
+            continue  # of the weights before they were rounded
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    if (trained.run / "splits.json").is_file():
+        shutil.copyfile(trained.run / "splits.json", target / "splits.json")
+    config = trained.config.model_copy(update={"output": target})
+    write_text(target / "config.yaml", config.to_yaml())
+    parameters = {name for name, p in trained.task.module.named_parameters() if p.ndim > 1}
+    tensors = {
+        name: value.bfloat16().float() if name in parameters and _is_float(value) else value
+        for name, value in found.tensors("ema").items()
+    }
+    _checkpoint(target, tensors, step=found.step, borrowed=found.state["borrowed"])
+
+
+def pack(
+    folder: Path, file: Path, *, name: str, card: CardText, method: str, words: list[str]
+) -> ModelCard:
+    """Writes the model file of a folder that `copy_run` made and that is calibrated since.
+
+    Arguments:
+        folder: of the run
+        file: the model file
+        name: of the model
+        card: what people say about it
+        method, words: localization method that it is meant for, with overrides
+
+    Raises:
+        DataError: the folder is damaged, or the file cannot be written
+    """
+    config = saved_config(folder)
+    found = checkpoint.find(folder, "best")
+    assert found is not None, "copy_run has written it"
+    seen = _renamed(Seen.load(folder / "seen.json"), name)
+    parts = [part for r in seen.rosters for part in r.parts["patient"].values()]
+    spacing = config.data.preprocessing.spacing()
+    known = ModelCard(
+        **card.model_dump(),
+        name=name,
+        method=method,
+        overrides=tuple(words),
+        step=found.step,
+        channels=config.data.channel_count,
+        spacing_mm=spacing,
+        shape=config.data.preprocessing.shape,
+        seen={part: parts.count(part) for part in sorted(set(parts))},
+        volumediff=volumediff.__version__,
+    )
+    tensors: dict[str, Tensor] = {}
+    for key, value in found.tensors("ema").items():
+        small = _is_float(value) and bool((value.bfloat16().to(value.dtype) == value).all())
+        tensors[f"weights/{key}"] = value.bfloat16() if small else value
+    for path in _carried(folder):
+        inside = path.relative_to(folder).as_posix()
+        if inside != "seen.json":
+            raw = np.frombuffer(path.read_bytes(), np.uint8).copy()
+            tensors[f"files/{inside}"] = torch.from_numpy(raw)
+    tensors["files/seen.json"] = torch.frombuffer(bytearray(_saved(seen)), dtype=torch.uint8)
+    record = StoredModel(
+        card=known,
+        config=_anonymous(config, name),
+        step=found.step,
+        borrowed=found.state["borrowed"],
+    )
+    save(file, tensors, record)
+    return known
+
+
+def resolve(run: Path | str) -> Path:
+    """The folder of a run: itself, or that of a model file, or of a model that ships, unpacked.
+
+    Raises:
+        UsageError: a name that is neither a folder, a file nor a shipped model
+        DataError: the file is damaged, or the cache cannot be written
+    """
+    place = Path(run)
+    if place.is_dir():
+        return place
+    if place.is_file():
+        if place.suffix == SUFFIX:
+            return _unpacked(place)
+        raise UsageError(f"{place}: expected the folder of a run, or a model file {SUFFIX}.")
+    if str(run) in shipped_models():
+        return _unpacked(SHIPPED / f"{run}{SUFFIX}")
+    if len(place.parts) == 1 and str(run) == DEFAULT:
+        raise UsageError(
+            f"{run}: this installation ships no model of this name; give --run with the folder of "
+            "a run that you trained, or a model file."
+        )
+    return place
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that this installation has."""
+    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+
+
+def card_of(run: Path) -> ModelCard | None:
+    """The card of an unpacked model; None for a run that was trained here."""
+    path = run / CARD
+    return read(path, ModelCard, advice=ADVICE) if path.is_file() else None
+
+
+def card_of_file(file: Path) -> ModelCard:
+    """The card of a model file; verifies the file.
+
+    Raises:
+        DataError: it is no model file, or damaged
+    """
+    return load(file, StoredModel, advice=ADVICE)[1].card
+
+
+def _unpacked(file: Path) -> Path:
+    """The run's folder in the cache, made where it is not there; it appears whole."""
+    target = _cache() / f"{file.stem}-{sha256_of_file(file)[:16]}"
+    if (target / CARD).is_file():
+        return target
+    tensors, record = load(file, StoredModel, advice=ADVICE)
+    hidden = target.parent / f"{TEMPORARY}{target.name}-{uuid.uuid4().hex}"
+    try:
+        hidden.mkdir(parents=True)
+        weights = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "weights":
+                weights[name] = value.float() if value.dtype == torch.bfloat16 else value
+                continue
+            place = hidden / name
+            if kind != "files" or not place.resolve().is_relative_to(hidden.resolve()):
+                raise DataError(f"{file}: holds '{key}', which no model file has; {ADVICE}.")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(value.numpy().tobytes())
+        write_text(hidden / "config.yaml", record.config)
+        _checkpoint(hidden, weights, step=record.step, borrowed=record.borrowed)
+        write(hidden / CARD, record.card)
+        os.rename(hidden, target)
+    except OSError as error:
+        if not (target / CARD).is_file():  # else another process was first
+            raise DataError(
+                f"{target}: cannot be written ({error.strerror}); {free_space(target)}. Set "
+                "XDG_CACHE_HOME to a folder that can."
+            ) from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return target
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "volumediff" / "models"
+
+
+def _checkpoint(run: Path, tensors: dict[str, Tensor], *, step: int, borrowed: str) -> None:
+    checkpoint.save(
+        run,
+        "best",
+        step=step,
+        tensors={"weights": tensors, "ema": tensors},
+        state={"best": {}, "borrowed": borrowed},
+        keep=1,
+    )
+
+
+def _carried(run: Path) -> Iterator[Path]:
+    """The files of a run that a model file holds."""
+    for path in sorted(run.rglob("*")):
+        first = path.relative_to(run).parts[0]
+        if path.is_file() and first not in LEFT_OUT and not first.startswith("."):
+            yield path
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.dtype == torch.float32
+
+
+def _renamed(seen: Seen, name: str) -> Seen:
+    """Rosters by the model's name: paths of the machine that trained it stay behind."""
+    rosters = tuple(type(r)(f"the model {name}", r.parts) for r in seen.rosters)
+    unknown = tuple(f"a model that {name} began with" for _ in seen.unknown[:1])
+    return Seen(rosters, unknown)
+
+
+def _saved(seen: Seen) -> bytes:
+    return seal_json(json.loads(seen.to_json()))
+
+
+def _anonymous(config: RunConfig, name: str) -> str:
+    """The configuration with the last names of all paths: where data lay is nobody's business."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
+        if isinstance(value, str) and os.sep in value and value != POPULATION:
+            return Path(value).name
+        return value
+
+    tree = plain(config.dump())
+    tree["output"], tree["data"]["cache"] = name, None
+    return parse(tree, where=name).to_yaml(f"The configuration of the model {name}.")
