@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_app import program, save  # noqa: F401
+from tiny_app import program, save
 
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.lesion_free import AXES, LesionFree
@@ -17,6 +17,8 @@ from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.storage.cache import Cache
 from volumediff.training.setup import _with_windows
+
+__all__ = ["program"]
 
 SHAPE = (10, 12, 16)
 SPACING = (2.0, 1.0, 3.0)
