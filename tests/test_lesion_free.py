@@ -18,7 +18,7 @@ from volumediff.samples.volumes import TrainingVolume
 from volumediff.storage.cache import Cache
 from volumediff.training.setup import _with_windows
 
-__all__ = ["program"]  # fixture
+__all__ = ["program"]
 
 SHAPE = (10, 12, 16)
 SPACING = (2.0, 1.0, 3.0)
