@@ -1,4 +1,4 @@
-"""Smooth invertible deformations: known fields come back, contrasts do not matter, lesions stay."""
+"""Smooth invertible deformations: known fields come back in any contrast, lesions stay."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """Fusion of methods: tails and combinations against SciPy, and whole fusions on tiny runs."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from volumediff.anomaly.member import Member
 from volumediff.anomaly.method_files import build_method, read_method
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.fusion import Fusion
-from volumediff.anomaly.normalization import Voxelwise
+from volumediff.anomaly.normalization import (
+    Normalization,
+    OwnMedian,
+    PresumedHealthy,
+    Raw,
+    Residual,
+    Voxelwise,
+)
 from volumediff.anomaly.tails import HealthyTail, OwnRanks
 from volumediff.anomaly.threshold import Fixed
 from volumediff.calibration.collect_maps import fit, validate
@@ -134,7 +142,7 @@ def test_a_constant_member_changes_no_order(rule, tail):
         )
         if more:
             added = a.contributions["nothing"][one.foreground]
-            assert float(added.std()) == 0
+            assert float(added.max()) == float(added.min())
         found.append(a.map[one.foreground].double())
     assert stats.spearmanr(*found).statistic == pytest.approx(1.0, abs=1e-6)
 
@@ -396,3 +404,43 @@ def test_tuning_names_the_members(program, run):  # noqa: F811
     code, _, err = program("tune", "--run", run, "--method", "fusion")
     assert code == 2
     assert "tune its members (scan, atlas) one by one" in err
+
+
+def test_own_median_is_that_of_scipy_and_knows_no_unit():
+    one = example(3, lesion=True)
+    residual = Residual(one.x.abs() * one.foreground, one.x, one.foreground, SPACING)
+    z = OwnMedian()(residual, {})[one.foreground].numpy()
+    a = residual.map[one.foreground].numpy()
+    theirs = (a - np.median(a)) / stats.median_abs_deviation(a, scale=1 / 1.4826)
+    np.testing.assert_allclose(z, theirs, atol=0.06)
+    other = Residual(7 * residual.map + 2, one.x, one.foreground, SPACING)
+    np.testing.assert_allclose(OwnMedian()(other, {})[one.foreground].numpy(), z, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class AsItIs(Normalization):
+    """Healthy units already."""
+
+    def prepare(self, residual):
+        return residual
+
+    def fit(self, residuals):
+        return {"one": torch.ones(1)}
+
+    def __call__(self, residual, statistics):
+        return residual.map
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (2.5, 3.0)])
+def test_presumed_healthy_part_undoes_shift_and_scale_of_a_site(mean, std):
+    z = torch.randn((1, 1, 40, 40, 40), generator=torch.Generator().manual_seed(0))
+    inside = torch.ones_like(z, dtype=torch.bool)
+    site = mean + std * z
+    found = PresumedHealthy(AsItIs(), share=0.9)(Residual(site, z, inside, SPACING), {})
+    assert float((found - z).abs().max()) < 0.1
+    lesion = site.clone()
+    lesion[..., :2, :2, :] += 100
+    again = PresumedHealthy(AsItIs(), share=0.9)(Residual(lesion, z, inside, SPACING), {})
+    assert float((again - z)[..., 2:, 2:, :].abs().max()) < 0.15
+    with pytest.raises(ValueError, match="use own_median for the map of the volume alone"):
+        PresumedHealthy(Raw())

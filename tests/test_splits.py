@@ -109,3 +109,28 @@ def test_impossible_requests():
         split_cases(cases(), (0.5, 0.2, 0.1, 0.1))
     with pytest.raises(DataError, match="got none"):
         split_cases([])
+
+
+def test_calibration_volumes_are_reserved_where_there_are_enough():
+    """max(10 %, 5) patients, as long as that is at most a quarter of them."""
+    fractions = (0.8, 0.1, 0.1, 0.0)
+    for n, expected in ((8, 1), (19, 2), (20, 5), (24, 5), (50, 5), (60, 6), (100, 10)):
+        before = split_cases(cases(n, 1), fractions)
+        after = split_cases(cases(n, 1), fractions, least_calibration=5)
+        assert len(after.calibration) == max(expected, len(before.calibration))
+        assert len(after.validation) == len(before.validation)
+        assert sum(map(len, (after.train, after.validation, after.calibration))) == n
+        enough = len(after.calibration) >= 5
+        assert ("thresholds of localization take 5" in after.note(5)) is not enough
+    none = split_cases(cases(40, 1), (0.9, 0.1, 0.0, 0.0), least_calibration=5)
+    assert none.calibration == ()
+
+
+def test_the_default_split_reserves_what_the_default_method_needs():
+    from volumediff.anomaly.method_files import read_method
+    from volumediff.calibration.collect_maps import least_volumes
+    from volumediff.inference.options import LocalizeOptions
+    from volumediff.settings.sections import SplitRule
+
+    method = read_method(LocalizeOptions.method)
+    assert SplitRule().least_calibration >= least_volumes(method) > 1

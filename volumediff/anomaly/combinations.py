@@ -196,6 +196,8 @@ class Logistic(Combination):
                 truths.append(torch.full((kept.shape[1],), float(kind), dtype=torch.float64))
                 share = there.shape[1] / max(kept.shape[1], 1)
                 counts.append(torch.full((kept.shape[1],), share, dtype=torch.float64))
+        if not rows:
+            _both(0, 0, "logistic")
         x, y, c = (torch.cat(v, dim=-1).numpy() for v in (rows, truths, counts))
         _both(float(c @ y), float(c @ (1 - y)), "logistic")
         c = c / c.sum()

@@ -5,9 +5,11 @@ white matter is easy. A normalization divides that out, z = (a - μ) / s, with �
 calibration volumes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +22,16 @@ from volumediff.anomaly.method_input import Spacing
 from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 
-__all__ = ["ByIntensity", "Normalization", "Raw", "Residual", "Statistics", "Voxelwise"]
+__all__ = [
+    "ByIntensity",
+    "Normalization",
+    "OwnMedian",
+    "PresumedHealthy",
+    "Raw",
+    "Residual",
+    "Statistics",
+    "Voxelwise",
+]
 
 Statistics = Mapping[str, Tensor]
 
@@ -48,9 +59,14 @@ class Residual:
 
 @dataclass(frozen=True)
 class Normalization(Component, ABC):
-    """Healthy statistics of a map, and the map in units of them."""
+    """Healthy statistics of a map, and the map in units of them.
+
+    `fitted` says whether it needs healthy volumes, `recentred` whether the volume's own values
+    decide what is usual, so that a map that is higher everywhere is not more abnormal.
+    """
 
     fitted: ClassVar[bool] = True
+    recentred: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, residual: Residual) -> Residual:
@@ -82,6 +98,94 @@ class Raw(Normalization):
     def __call__(self, residual: Residual, statistics: Statistics) -> Float[Tensor, "1 1 d h w"]:
         """The map."""
         return residual.map
+
+
+@dataclass(frozen=True)
+class OwnMedian(Normalization):
+    r"""The map in units of its own spread in the volume, without any healthy volume,
+
+    .. math:: z = \frac{a - m}{1.4826\, \operatorname{med}|a - m|}, \qquad
+              m = \operatorname{med}(a)
+
+    over the foreground; 1.4826 makes the unit the deviation of a normal distribution. What is less
+    than half of the foreground moves neither by much. A map of which more than half is one value
+    has no spread, and is divided by 1.
+
+    References:
+        Rousseeuw and Croux (1993), Alternatives to the Median Absolute Deviation, JASA 88:1273
+    """
+
+    fitted: ClassVar[bool] = False
+    recentred: ClassVar[bool] = True
+
+    def prepare(self, residual: Residual) -> Residual:
+        """The residual as it is."""
+        return residual
+
+    def fit(self, residuals: Sequence[Residual]) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def __call__(self, residual: Residual, statistics: Statistics) -> Float[Tensor, "1 1 d h w"]:
+        """The deviation from the volume's own median."""
+        a, inside = residual.map, residual.foreground
+        middle = inside_quantile(a, 0.5, foreground=inside)
+        spread = 1.4826 * inside_quantile((a - middle).abs(), 0.5, foreground=inside)
+        return (a - middle) / (spread if spread > 0 else 1.0) * inside
+
+
+@dataclass(frozen=True)
+class PresumedHealthy(Normalization):
+    r"""Another normalization, recentred and rescaled on the part of the volume presumed healthy.
+
+    Volumes of another scanner deviate everywhere. With z in units of the healthy volumes, the
+    lowest share q of the volume's own values is presumed healthy, a normal distribution cut at its
+    quantile c = Φ⁻¹(q), whose mean and deviation without the cut are
+
+    .. math:: s = \frac{\operatorname{std}(z | H)}{\sqrt{1 - c λ - λ^2}}, \qquad
+              μ = \operatorname{mean}(z | H) + λ s, \qquad λ = φ(c) / q,
+
+    and the map is (z - μ) / s. A lesion of more than 1 - q of the foreground is partly taken for
+    healthy.
+
+    Arguments:
+        inner: the normalization by healthy volumes
+        share: q, in (0, 1)
+    """
+
+    recentred: ClassVar[bool] = True
+    inner: Normalization = field(default_factory=lambda: ByIntensity())
+    share: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share: expected a share in (0, 1), got {self.share}.")
+        if not self.inner.fitted:
+            raise ValueError(
+                "inner: expected a normalization by healthy volumes, such as by_intensity, got "
+                f"{type(self.inner).__name__}; use own_median for the map of the volume alone."
+            )
+
+    def prepare(self, residual: Residual) -> Residual:
+        """As the inner normalization wants it."""
+        return self.inner.prepare(residual)
+
+    def fit(self, residuals: Sequence[Residual]) -> dict[str, Tensor]:
+        """The statistics of the inner normalization."""
+        return self.inner.fit(residuals)
+
+    def __call__(self, residual: Residual, statistics: Statistics) -> Float[Tensor, "1 1 d h w"]:
+        """The deviation from the volume's presumed-healthy part."""
+        z, inside = self.inner(residual, statistics), residual.foreground
+        values = z[inside].double()
+        count = max(round(self.share * values.numel()), 1)
+        low = values.sort().values[:count]
+        normal = NormalDist()
+        cut = normal.inv_cdf(self.share)
+        ratio = normal.pdf(cut) / self.share
+        s = float(low.std(correction=0)) / math.sqrt(1 - cut * ratio - ratio**2)
+        mean = float(low.mean()) + ratio * s
+        return ((z - mean) / (s if s > 0 else 1.0)).to(z.dtype) * inside
 
 
 @dataclass(frozen=True)

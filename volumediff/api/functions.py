@@ -121,7 +121,8 @@ def check(
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
 ) -> "list[CheckLine]":
-    """Reads every volume of a data set and lists what is wrong or noteworthy.
+    """Reads every volume of a data set and lists what is wrong or noteworthy, and how `train`
+    would split it.
 
     Arguments:
         data: volumes, folders, datalists or tables of cases; one or several
@@ -132,9 +133,19 @@ def check(
         DataError: there is no case at all
         UsageError: no such layout
     """
+    from volumediff.data.check import CheckLine
     from volumediff.data.check import check as look
+    from volumediff.data.survey import survey_sources
+    from volumediff.samples.sources import split_of
+    from volumediff.settings.sections import Data
 
-    return look(sources_of(data), layout=known_layout(layout), channels=channels)
+    spec, sources = known_layout(layout), sources_of(data)
+    rows = look(sources, layout=spec, channels=channels)
+    cases, _ = survey_sources(sources, spec, channels)
+    if len(cases) > 1:
+        text = split_of(cases, Data()).note(Data().split.least_calibration)
+        rows.append(CheckLine("", "", "info", "split", f"train by default: {text}"))
+    return rows
 
 
 def prepare(

@@ -20,6 +20,8 @@ PARTS = ("train", "validation", "calibration", "test")
 # Other words for the parts, as data sets use them.
 SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 FRACTIONS = (0.7, 0.1, 0.1, 0.1)
+# A part that is raised to a number of patients takes no more than this share of them.
+MOST_RAISED = 0.25
 
 
 class StoredSplit(Record):
@@ -66,6 +68,18 @@ class Split:
                     )
                 case_part[case] = part
 
+    def note(self, least_calibration: int) -> str:
+        """Sizes of the parts in a sentence, and what localization will miss."""
+        sizes = ", ".join(f"{len(getattr(self, part))} {part}" for part in PARTS)
+        text = f"split by patient: {sizes} volumes"
+        if len(self.calibration) < least_calibration:
+            text += (
+                f"; thresholds of localization take {least_calibration} healthy calibration "
+                "volumes: choose another split now, or add healthy volumes to the finished run "
+                "when it is calibrated"
+            )
+        return text
+
     def save(self, path: Path | str) -> None:
         """Writes JSON with its SHA-256, whole or not at all."""
         parts = {part: getattr(self, part) for part in PARTS}
@@ -87,6 +101,7 @@ def split_cases(
     *,
     seed: int = 0,
     by_attribute: bool = False,
+    least_calibration: int = 0,
 ) -> Split:
     """A split of the cases by patient.
 
@@ -94,6 +109,8 @@ def split_cases(
         cases: with unique ids
         fractions: of patients for train, validation, calibration and test; sum 1
         seed: another seed, another split
+        least_calibration: patients that the calibration part has at least, taken from training,
+            where it is asked for at all and this is no more than a quarter of all patients
         by_attribute: put cases into the part that their attribute `split` names; a validation
             part that nobody names is then drawn from the patients named for training
 
@@ -120,7 +137,7 @@ def split_cases(
         groups = [named[part] for part in PARTS]
     else:
         groups, start = [], 0
-        for count in _counts(len(order), fractions):
+        for count in _reserved(_counts(len(order), fractions), fractions, least_calibration):
             groups.append(set(order[start : start + count]))
             start += count
     parts = {
@@ -141,6 +158,16 @@ def _counts(n: int, fractions: tuple[float, ...]) -> list[int]:
         if counts[i] == 0 and counts[largest] > 1:
             counts[i], counts[largest] = 1, counts[largest] - 1
     return counts
+
+
+def _reserved(counts: list[int], fractions: tuple[float, ...], least: int) -> list[int]:
+    """The counts with at least so many for calibration, if there are enough patients."""
+    train, validation, calibration, test = counts
+    missing = max(least - calibration, 0)
+    enough = least <= MOST_RAISED * sum(counts) and train > missing
+    if fractions[2] == 0 or not enough:
+        return counts
+    return [train - missing, validation, calibration + missing, test]
 
 
 def _named(cases: Sequence[Case]) -> dict[str, set[str]]:

@@ -11,7 +11,7 @@ workers and processes never change a sample, and no generator state is ever stor
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from volumediff import tiling
 from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.lesion_free import LesionFree
 from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
@@ -34,6 +35,8 @@ from volumediff.spaces._base import StateSpace
 
 __all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "crop_of", "stream"]
 
+# An axis and the positions along it, in strides, where crops may begin; None is anywhere.
+Starts = tuple[int, Sequence[int]] | None
 # Seconds after which a silent loader worker counts as dead.
 PATIENCE = 1800
 
@@ -110,26 +113,42 @@ class Crop:
                 f"crop {list(self.shape)}: expected multiples of the stride {list(self.stride)}."
             )
 
-    def windows(self, size: Shape, key: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Slices of the padded volume and of the state grid, before its axes are reordered."""
+    def windows(
+        self, size: Shape, key: int, starts: Starts = None
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Slices of the padded volume and of the state grid, before its axes are reordered.
+
+        Arguments:
+            size: of the volume
+            key: of the sample
+            starts: an axis and the positions along it that are allowed, in strides
+        """
         voxels, states = [], []
         for axis, (n, s, m) in enumerate(zip(self.shape, self.stride, size, strict=True)):
             choices = -(-m // s) - n // s + 1
-            first = int(uniform(key, "crop", axis) * choices)
+            if starts is not None and axis == starts[0]:
+                allowed = starts[1]
+                first = allowed[int(uniform(key, "crop", axis) * len(allowed))]
+            else:
+                first = int(uniform(key, "crop", axis) * choices)
             voxels.append(slice(first * s, first * s + n))
             states.append(slice(first, first + n // s))
         return tuple(voxels), tuple(states)
 
-    def cut(self, x: Float[Tensor, "c d h w"], key: int) -> Float[Tensor, "c _ _ _"]:
+    def cut(
+        self, x: Float[Tensor, "c d h w"], key: int, starts: Starts = None
+    ) -> Float[Tensor, "c _ _ _"]:
         """The crop of a volume, which is first padded as the space pads it."""
         size = tuple(x.shape[1:])
         whole = tiling.pad(x[None], tiling.padded_shape(size, self.stride))[0]
-        return whole[(slice(None), *self.windows(size, key)[0])].clone()
+        return whole[(slice(None), *self.windows(size, key, starts)[0])].clone()
 
-    def coordinates(self, size: Shape, key: int) -> Float[Tensor, "3 _ _ _"]:
+    def coordinates(
+        self, size: Shape, key: int, starts: Starts = None
+    ) -> Float[Tensor, "3 _ _ _"]:
         """Position of the crop's state voxels in the whole volume, as in `full_coordinates`."""
         grid = [-(-m // s) for m, s in zip(size, self.stride, strict=True)]
-        states = self.windows(size, key)[1]
+        states = self.windows(size, key, starts)[1]
         lines = [positions(grid[axis])[states[axis]] for axis in self.axes]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"))
 
@@ -160,6 +179,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         located: whether samples carry the coordinates of their crop
         augment: keyed augmentation of training samples
         drawn: volumes that some training samples are drawn from instead
+        lesion_free: which planes of volumes with lesions train; needs crops
     """
 
     volumes: Sequence[TrainingVolume]
@@ -170,6 +190,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     located: bool = False
     augment: Augmentation | None = None
     drawn: DrawnVolumes | None = None
+    lesion_free: LesionFree | None = None
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -182,26 +203,39 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         """Volume number `index` under a key."""
         with _one_thread():
             subject = self._subject(index, key)
+            starts = self._starts(subject)
+            if starts is not None and not starts[1]:
+                subject = replace(self, augment=None)._subject(index, key)
+                starts = self._starts(subject)
             target = self.recipe.target(subject, atlas=self.statistics.atlas, key=key)
             d, h, w = target.x.shape[1:]
             place = None
             if self.crop is not None and self.located:
-                place = self.crop.coordinates((d, h, w), key)
+                place = self.crop.coordinates((d, h, w), key, starts)
             return Sample(
                 key,
-                self._cut(target.x, key),
-                tuple(self._cut(image, key) for image in target.images),
+                self._cut(target.x, key, starts),
+                tuple(self._cut(image, key, starts) for image in target.images),
                 target.label,
                 self.statistics.standardised(subject.attributes),
                 place,
                 *(
-                    None if a is None else self._cut(a, key)
+                    None if a is None else self._cut(a, key, starts)
                     for a in (target.mask, target.region, target.end)
                 ),
             )
 
-    def _cut(self, x: Tensor, key: int) -> Tensor:
-        return x if self.crop is None else self.crop.cut(x, key)
+    def _cut(self, x: Tensor, key: int, starts: Starts = None) -> Tensor:
+        return x if self.crop is None else self.crop.cut(x, key, starts)
+
+    def _starts(self, subject: Subject) -> Starts:
+        """Where crops may begin along the axis of the lesion-free planes; None is anywhere."""
+        rule, crop = self.lesion_free, self.crop
+        if rule is None or crop is None or subject.label is None or not subject.label.any():
+            return None
+        free = rule.free(subject.label, spacing_mm=subject.spacing_mm)
+        axis = rule.axis
+        return axis, rule.starts(free, size=crop.shape[axis], stride=crop.stride[axis])
 
     def _subject(self, index: int, key: int) -> Subject:
         volume = self.volumes[index]

@@ -41,6 +41,8 @@ POPULATION_VERSION = 1
 # To be raised when label maps come to be aligned in another way.
 LABEL_MAP_VERSION = 1
 
+SHOWN = 8  # values of an attribute that a message names
+
 Made = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
@@ -101,11 +103,19 @@ def cases_of(data: Data) -> list[Case]:
     kept = [case for case in found if _wanted(case, data.only)]
     if not kept:
         there = sorted({name for case in found for name in case.attributes})
+        there = [_with_values(name, found) if name in data.only else name for name in there]
         raise UsageError(
             f"data.only: none of {len(found)} cases has {dict(data.only)}; attributes are "
             f"{', '.join(there) or 'none'}."
         )
     return kept
+
+
+def _with_values(name: str, cases: Sequence[Case]) -> str:
+    """An attribute with some of its values."""
+    values = sorted({str(case.attributes[name]) for case in cases if name in case.attributes})
+    more = ", ..." if len(values) > SHOWN else ""
+    return f"{name} ({', '.join(values[:SHOWN])}{more})"
 
 
 def _wanted(case: Case, only: Mapping[str, Any]) -> bool:
@@ -127,7 +137,13 @@ def split_of(cases: Sequence[Case], data: Data) -> Split:
     if held >= 1:
         raise UsageError(f"data.split: fractions sum to {held:.3g}, nothing is left for training.")
     fractions = (1 - held, rule.validation, rule.calibration, rule.test)
-    split = split_cases(cases, fractions, seed=rule.seed, by_attribute=rule.by_attribute)
+    split = split_cases(
+        cases,
+        fractions,
+        seed=rule.seed,
+        by_attribute=rule.by_attribute,
+        least_calibration=rule.least_calibration,
+    )
     if not split.train:
         raise UsageError(
             f"data.split: none of {len(cases)} cases is left for training; lower its fractions."
@@ -161,6 +177,7 @@ def gather(
     cases = cases_of(data)
     kept = _kept_split(config.output, cases, cache.report)
     split = kept or split_of(cases, data)
+    cache.report(split.note(data.split.least_calibration))
 
     def keep() -> None:
         split.save(config.output / "splits.json")

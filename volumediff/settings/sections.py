@@ -23,6 +23,7 @@ from pydantic import (
 from volumediff.config import build, named, suggestion
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.drawing import Drawing
+from volumediff.data.lesion_free import LesionFree
 from volumediff.data.survey import AUTO
 
 __all__ = [
@@ -114,12 +115,16 @@ class Drawn(Section):
 class SplitRule(Section):
     """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
     of the cases (participants.tsv), and draws the validation part from training if none is named.
+
+    `least_calibration` patients are reserved for the calibration part, which the thresholds of
+    localization need, unless this is more than a quarter of all or `calibration` is 0.
     """
 
     seed: int = 0
     validation: Fraction = 0.1
     calibration: Fraction = 0.1
     test: Fraction = 0.0
+    least_calibration: NonNegativeInt = 5
     by_attribute: bool = False
 
 
@@ -128,6 +133,8 @@ class Data(Section):
 
     `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
     the cases whose attributes have one of the values given, such as `{group: healthy}`.
+    `lesion_free` trains crops from the lesion-free planes of volumes with lesions, see
+    `volumediff.data.lesion_free`; without it they train like all others.
     """
 
     root: str | None = None
@@ -138,6 +145,7 @@ class Data(Section):
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, declared(Augmentation)] | None = None
     drawn: Drawn | None = None
+    lesion_free: Annotated[LesionFree, declared(LesionFree)] | None = None
     split: SplitRule = SplitRule()
     cache: Path | None = None
     workers: NonNegativeInt = 0

@@ -18,7 +18,7 @@ from typing import Any
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage.atomic import write_text
 
-__all__ = ["TrainingJournal"]
+__all__ = ["TrainingJournal", "duration"]
 
 # Seconds between two plain lines, and between two writes of the buffered metrics.
 PAUSE = 15.0
@@ -90,7 +90,7 @@ class TrainingJournal:
             left = pace * (self.steps - row["step"])
             self.line(
                 f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"{pace:.3f} s/step  {left / 60:.1f} min left"
+                f"{pace:.3f} s/step  {duration(left)} left"
             )
             self._said = now
 
@@ -113,6 +113,13 @@ class TrainingJournal:
             self._bar.stop()
         if self._file is not None:
             self._file.close()
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that fits: minutes, hours or days."""
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from volumediff.data.lesion_free import LesionFree
 from volumediff.distributed.processes import on_main
 from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
-from volumediff.samples.dataset import Keyed, Order, Samples
+from volumediff.samples.dataset import Crop, Keyed, Order, Samples
 from volumediff.samples.sources import drawn_volumes, gather
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
@@ -67,6 +68,14 @@ def prepare(
     task.module.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
     training, validation = gather(config, accelerator, cache, fits=kind.fits_intensities)
+    rule = config.data.lesion_free
+    if rule is not None and recipe.needs_labels:
+        raise UsageError("data.lesion_free: this recipe learns from labels; leave it out.")
+    if rule is not None:
+        training, validation = (
+            _with_windows(_crop(task, config), part, rule, report)
+            for part in (training, validation)
+        )
     _check_labels(recipe, training + validation)
     _check_drawn(config, recipe)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
@@ -79,11 +88,7 @@ def prepare(
     scans = held if recipe.needs_labels or not sound else replace(dataset, volumes=sound)
     whole = Samples(dataset, held, scans, sound)
     fitted = task.fit(whole, fresh=fresh, cache=cache, accelerator=accelerator)
-    try:
-        crop = None if config.crop is None else task.crop(config.crop)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    cut = {"crop": crop, "located": task.located}
+    cut = {"crop": _crop(task, config), "located": task.located, "lesion_free": rule}
     return TrainingSetup(
         task=task,
         samples=replace(
@@ -102,6 +107,55 @@ def prepare(
             "borrowed": task.digest,
         },
     )
+
+
+def _crop(task: Task, config: RunConfig) -> Crop | None:
+    try:
+        return None if config.crop is None else task.crop(config.crop)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _with_windows(
+    crop: Crop | None,
+    volumes: Sequence[TrainingVolume],
+    rule: LesionFree,
+    report: Callable[[str], None],
+) -> list[TrainingVolume]:
+    """The volumes without lesions, and those whose lesion-free planes hold a training crop.
+
+    Raises:
+        UsageError: no crop, so that a sample would be the whole volume, or none is left
+    """
+    if crop is None:
+        raise UsageError(
+            "data.lesion_free: expected training crops that fit between lesions, got whole "
+            "volumes; choose a patch or pseudo3d configuration, or give crop."
+        )
+    size, stride = crop.shape[rule.axis], crop.stride[rule.axis]
+    kept: list[TrainingVolume] = []
+    left_out: list[TrainingVolume] = []
+    for volume in volumes:
+        label = volume.array("label")
+        if label is None or not label.any():
+            sick = volume.attributes.get("group") == "sick"
+            (left_out if sick else kept).append(volume)
+            continue
+        free = rule.free(label, spacing_mm=volume.spacing_mm)
+        fits = rule.starts(free, size=size, stride=stride)
+        (kept if fits else left_out).append(volume)
+    if left_out:
+        report(
+            f"data.lesion_free: {len(left_out)} volumes have no lesion-free slab of {size} "
+            f"{rule.planes} planes, or a lesion that nobody marked, and are left out: "
+            f"{left_out[0].id}"
+        )
+    if not kept and volumes:
+        raise UsageError(
+            f"data.lesion_free: none of {len(volumes)} volumes has {size} {rule.planes} planes "
+            "without a lesion; make crop thinner or margin_mm smaller."
+        )
+    return kept
 
 
 def _measure_once(recipe: Recipe, training: Sequence[TrainingVolume], run: Path) -> None:
