@@ -36,9 +36,7 @@ FLAT = (0.0, 0.0)
 
 def drawn(drawing, contrast, key, spacing=SPACING, **size):
     _, indices = head(**size)
-    signal, inside = drawing(
-        indices, STRUCTURES, contrast=contrast, spacing_mm=spacing, key=key
-    )
+    signal, inside = drawing(indices, STRUCTURES, contrast=contrast, spacing_mm=spacing, key=key)
     return indices, signal, inside
 
 
@@ -212,7 +210,7 @@ def test_other_numbers_are_refused(numbers, message):
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path):
-    with pytest.raises(DataError, match="expected label maps .* found none"):
+    with pytest.raises(DataError, match=r"expected label maps .* found none"):
         find_label_maps(tmp_path)
     for name in ("b.nii", "a.nii.gz", "notes.txt"):
         (tmp_path / name).write_text("")
@@ -311,7 +309,7 @@ def test_augmentation_moves_the_map_and_changes_the_volume(volumes):
     augment = Augmentation(flip=(), affine_translation_mm=8.0, gamma=0.3)
     x, inside, _ = volumes.draw(3, augment=augment)
     moved, there, _ = volumes.draw(3, augment=augment.spatial)
-    plain, where, _ = volumes.draw(3, augment=None)
+    _, where, _ = volumes.draw(3, augment=None)
     assert torch.equal(inside, there)
     assert not torch.equal(there, where)
     assert not torch.equal(x, moved)
