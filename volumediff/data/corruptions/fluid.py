@@ -204,7 +204,7 @@ class Fluid(Corruption):
         """The signal in a window with the look of a lesion where P is."""
         weight = p.sum().clamp_min(1e-6)
         erased = between(self.erased, key, "erased")
-        noise = 1.0
+        noise = torch.ones_like(p)
         if self.texture:
             grain = max(radius * (0.1 + 0.4 * randomness.uniform(key, "grain")), min(spacing_mm))
             sigma = tuple(grain / mm for mm in spacing_mm)
