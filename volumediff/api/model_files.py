@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
-    from volumediff.api.run import Run
     from volumediff.runs.model_file import ModelCard
+    from volumediff.runs.trained import Trained
 
 __all__ = ["export"]
 
 
 def export(
-    run: "Run",
+    trained: "Trained",
     file: Path | str,
     *,
     card: Mapping[str, Any],
     method: Path | str,
     overrides: Sequence[str],
+    reload: Callable[..., Any],
     report: Callable[[str], None],
 ) -> "ModelCard":
-    """See `Run.export`."""
-    from volumediff.api.run import load
+    """See `Run.export`; `reload` opens the copy of the run that is exported."""
     from volumediff.runs.model_file import SUFFIX, CardText, copy_run, pack
     from volumediff.runs.preparation import preparation_of
     from volumediff.storage.records import parse
@@ -35,11 +35,11 @@ def export(
         raise UsageError(f"{file}: expected a file name that ends with {SUFFIX}.")
     advice = "complete the card: about, data, licence, limits, metrics"
     text = parse(json.dumps(dict(card)), CardText, where="card", advice=advice)
-    preparation_of(run.trained)  # keeps it in the run, from where it is copied
+    preparation_of(trained)  # keeps it in the run, from where it is copied
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / file.stem
-        copy_run(run.trained, folder)
-        copied = load(folder, device=str(run.trained.device), data=run.trained.config.data.root)
+        copy_run(trained, folder)
+        copied = reload(folder, data=trained.config.data.root)
         copied.calibrate(method, overrides=overrides, report=report)
         words = list(overrides)
         return pack(folder, file, name=file.stem, card=text, method=str(method), words=words)

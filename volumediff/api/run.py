@@ -10,6 +10,7 @@ with one exception: a calibration that a method needs is kept in the run.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,7 +131,15 @@ class Run:
         """
         from volumediff.api.model_files import export
 
-        return export(self, file, card=card, method=method, overrides=overrides, report=report)
+        return export(
+            self.trained,
+            file,
+            card=card,
+            method=method,
+            overrides=overrides,
+            reload=partial(load, device=str(self.trained.device)),
+            report=report,
+        )
 
     def localize(
         self,
