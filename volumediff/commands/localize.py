@@ -77,6 +77,14 @@ def localize(
             "methods such as inpaint_given.",
         ),
     ] = WORK["region"],
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Take inputs that the run was plainly not trained for: CT for a run of MRI, or "
+            "a volume that loses more than 5 % of its foreground to the run's shape.",
+        ),
+    ] = WORK["force"],
     overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Map what is abnormal in volumes, on their own grid; finished cases are skipped.
@@ -96,6 +104,7 @@ def localize(
         layout=spec_of(layout),
         seed=seed,
         trace=trace,
+        force=force,
         region=region,
         site=site,
         overwrite=overwrite,

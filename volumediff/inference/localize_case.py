@@ -1,6 +1,6 @@
 """A prepared localization: method, calibration and options, applied to one examination.
 
-    volume ─ as the run's were prepared ─ method ─▶ map, mask, … ─ to the grid of the input ─▶ result
+    volume ─ as the run's were prepared ─ method ─▶ map, mask, … ─ to the input grid ─▶ result
 
 What is drawn for a volume depends on the seed and on its content (the bytes of its file, or the
 voxels of an image in memory), not on its name, its place in the folder, or what else is in there.
@@ -25,6 +25,7 @@ from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
+from volumediff.inference.input_guard import crop_objection, ct_objection, permitted
 from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.raw_scan import ScannerGrid, prepared_scan
@@ -91,12 +92,15 @@ class Localizing:
         """Localizes in one examination.
 
         Raises:
-            DataError: other channels than the model's, an empty volume, or a region or map that
-                does not belong to it
+            DataError: other channels than the model's, an empty volume, a region or map that
+                does not belong to it, or an input that `input_guard` refuses
         """
+        force, channels = self.options.force, self.trained.config.data.channels
+        forced = permitted(ct_objection(examination.images, channels), force=force)
         scan = prepared_scan(examination, self.preparation)
         ready = examination if scan is None else scan.examination
         seen_by_model = prepared(self.trained, list(ready.images.values()))
+        forced += permitted(crop_objection(seen_by_model, examination.id), force=force)
         found, cost = self._found(ready, seen_by_model)
         grid = InputGrid(self.trained.preprocessing, seen_by_model.record)
         facts = self._facts(examination, found)
@@ -105,7 +109,11 @@ class Localizing:
             prepared=seen_by_model,
             found=in_host_memory(found),
             grid=grid if scan is None else ScannerGrid(grid, scan.alignment, scan.remarks),
-            facts={**facts, "prepared": None if scan is None else scan.facts},
+            facts={
+                **facts,
+                "prepared": None if scan is None else scan.facts,
+                "forced": forced,
+            },
             seen=self.seen,
             cost=cost,
             trace=self.options.trace,
