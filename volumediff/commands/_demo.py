@@ -45,7 +45,16 @@ from volumediff.storage.atomic import atomic
 from volumediff.training.loop import train
 from volumediff.training.run_folder import sessions_of
 
-__all__ = ["DemoConfig", "load_demo", "run_demo", "table"]
+__all__ = [
+    "Clock",
+    "DemoConfig",
+    "Test",
+    "load_demo",
+    "pictured",
+    "run_demo",
+    "table",
+    "write_test",
+]
 
 HEALTHY = "healthy"
 # Files hold 1 to 1001 in the foreground and 0 outside, so that the mask survives in the file.
@@ -143,7 +152,7 @@ def run_demo(
     train(config)
     clock("training done")
     population = simulated(config.data)
-    cases = _write_test(demo.test, population, out / "test")
+    cases = write_test(demo.test, population, out / "test")
     clock(f"{cases} held-out volumes written to {out / 'test'}")
     trained = load_trained(out / "run", which=demo.which)
     folders = []
@@ -184,7 +193,7 @@ def _check(demo: DemoConfig, config: RunConfig) -> None:
         )
 
 
-def _write_test(test: Test, population: Population, folder: Path) -> int:
+def write_test(test: Test, population: Population, folder: Path) -> int:
     """Writes every test subject with every kind of lesion; returns the number of volumes."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = Grid(population.shape, population.affine)
@@ -242,11 +251,7 @@ def _write_results(
     text = table(results)
     with atomic(out / "table.md") as file:
         file.write((text + "\n").encode())
-    first = demo.test.first
-    names = [
-        f"sub-{first + i % demo.test.subjects}_{kind.replace('_', '')}"
-        for i, kind in enumerate(demo.test.kinds)
-    ]
+    names = pictured(demo.test)
     shown = [r for r in results if r.method != "prevalence"]
     session = sessions_of(out / "run")[-1]
     page = Page(
@@ -271,6 +276,14 @@ def _write_results(
     )
     write_report(out / "report.html", page)
     clock(f"wrote {out / 'report.html'}, metrics.json and table.md")
+
+
+def pictured(test: Test) -> list[str]:
+    """A case of every kind, the subjects taking turns."""
+    return [
+        f"sub-{test.first + i % test.subjects}_{kind.replace('_', '')}"
+        for i, kind in enumerate(test.kinds)
+    ]
 
 
 def table(results: Sequence[MethodResult]) -> str:

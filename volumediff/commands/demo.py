@@ -1,4 +1,4 @@
-"""`volumediff demo`: train, localize and report on simulated subjects."""
+"""`volumediff demo`: the shipped model on simulated subjects, or a training of one's own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,29 @@ __all__ = ["demo"]
 def demo(
     overrides: Annotated[list[str] | None, words("run.optim.steps=100")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")] = Path("demo"),
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Train a small model on simulated subjects and compare it with baselines.",
+        ),
+    ] = False,
 ) -> None:
-    """Train on simulated subjects, find lesions in others, compare with baselines, report."""
-    from volumediff.commands._demo import run_demo, table
+    """Find lesions in simulated subjects with the shipped model, and report.
 
-    results = run_demo(output, overrides=overrides or [], say=say)
-    out_line(table(results))
+    With --train, or with KEY=VALUE settings of the training, a model is trained first and compared
+    with baselines.
+    """
+    from volumediff.runs.model_file import DEFAULT, shipped_models
+
+    if train or overrides or DEFAULT not in shipped_models():
+        from volumediff.commands._demo import run_demo, table
+
+        out_line(table(run_demo(output, overrides=overrides or [], say=say)))
+    else:
+        from volumediff.commands._demo_model import show_model
+
+        found = show_model(output, DEFAULT, say=say)
+        ap, f1 = found.measures["voxel_ap"], found.measures["lesion_f1"]
+        out_line(f"voxel AP {ap.value:.3f}, lesion F1 {f1.value:.2f}.")
     out_line(f"\nOpen {output / 'report.html'} in a browser.")
