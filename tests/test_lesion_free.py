@@ -10,6 +10,7 @@ from tiny_app import program, save
 
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.lesion_free import AXES, LesionFree
+from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.recipes.healthy import Healthy
 from volumediff.samples.dataset import Crop, Keyed
@@ -135,6 +136,8 @@ def test_a_patient_whose_slabs_train_is_refused_in_evaluations(program, tmp_path
     parts = {part: {i.split("_")[0] for i in split[part]} for part in ("train", "test")}
     assert len(split["train"]) == 2 * len(parts["train"]) > 0
     assert not parts["train"] & parts["test"]
-    seen = (tmp_path / "run" / "seen.json").read_text()
-    for patient in parts["train"]:
-        assert f'"{patient}"' in seen  # what evaluations refuse by
+    seen = Seen.load(tmp_path / "run" / "seen.json")
+    for part, patients in parts.items():
+        for patient in patients:  # what evaluations refuse by: any other volume of the patient
+            match = seen.find(digests=[], patients={patient}, names={f"{patient}_visit9"})
+            assert (match is not None and match.part == "train") == (part == "train")

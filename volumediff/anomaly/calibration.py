@@ -114,7 +114,10 @@ class Calibration:
         tensors = {f"statistics.{k}": v for k, v in self.statistics.items()}
         for name, h in {"healthy": self.healthy, **_numbered(self.each)}.items():
             tensors[f"{name}.keys"] = torch.from_numpy(h.keys.astype(np.int32))
-            tensors[f"{name}.counts"] = torch.from_numpy(h.healthy.astype(np.int64))
+            # most values of a map occur once: half of the file would be zeros of int64
+            fits = h.healthy.max(initial=0) <= np.iinfo(np.int32).max
+            counts = h.healthy.astype(np.int32 if fits else np.int64)
+            tensors[f"{name}.counts"] = torch.from_numpy(counts)
         if self.errors is not None:
             tensors["errors"] = self.errors
         for i, (part, steps) in enumerate(zip(self.upper, self.counts, strict=True)):
@@ -144,7 +147,7 @@ class Calibration:
         tensors, meta = load(path, StoredCalibration, advice=advice)
 
         def histogram(name: str) -> Histogram:
-            counts = tensors.pop(f"{name}.counts").numpy()
+            counts = tensors.pop(f"{name}.counts").numpy().astype(np.int64)
             return Histogram(tensors.pop(f"{name}.keys").numpy(), counts, np.zeros_like(counts))
 
         errors = tensors.pop("errors", None)

@@ -33,6 +33,7 @@ def localize_files(
     site: Place | None = LocalizeOptions.site,
     seed: int = LocalizeOptions.seed,
     trace: bool = LocalizeOptions.trace,
+    force: bool = LocalizeOptions.force,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     overwrite: bool = False,
     progress: Report | None = None,
@@ -70,6 +71,7 @@ def localize_files(
         calibration_volumes=calibration_volumes,
         seed=seed,
         trace=trace,
+        force=force,
     )
     return localize(
         run.trained,

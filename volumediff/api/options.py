@@ -27,6 +27,7 @@ def localize_options(
     calibration_volumes: int | None,
     seed: int,
     trace: bool,
+    force: bool,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -39,6 +40,7 @@ def localize_options(
         calibration_volumes=calibration_volumes,
         seed=seed,
         trace=trace,
+        force=force,
     )
 
 

@@ -156,6 +156,7 @@ class Run:
         attributes: Mapping[str, str | float] | None = None,
         seed: int = LocalizeOptions.seed,
         trace: bool = LocalizeOptions.trace,
+        force: bool = LocalizeOptions.force,
         calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
         report: Report = silent,
         **components: Any,
@@ -184,6 +185,7 @@ class Run:
             attributes: age and the like, for runs that are conditioned on them
             seed: random seed
             trace: whether masks and maps of the components are kept
+            force: whether an image is taken that the run was plainly not trained for
             calibration_volumes: largest number of healthy volumes, if a calibration is fitted
             report: receives progress lines
             components: of the method, such as `sampler={"name": "ddim", "steps": 10}`
@@ -208,6 +210,7 @@ class Run:
             calibration_volumes=calibration_volumes,
             seed=seed,
             trace=trace,
+            force=force,
         )
         chosen = choose(
             self.trained,

@@ -85,6 +85,14 @@ def localize(
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Write OUT/findings.html.")
     ] = True,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Take inputs that the run was plainly not trained for: another "
+            "contrast or organ, or a volume that loses more than 5 % to the run's shape.",
+        ),
+    ] = WORK["force"],
     overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Map what is abnormal in volumes, on their own grid; finished cases are skipped.
@@ -108,6 +116,7 @@ def localize(
         layout=spec_of(layout),
         seed=seed,
         trace=trace,
+        force=force,
         region=region,
         site=site,
         overwrite=overwrite,

@@ -111,6 +111,7 @@ class Prepared:
         foreground: union over the channels
         spacing_mm: along d, h, w
         record: the way back
+        cropped: share of the foreground that lies outside the prepared grid, 0 to 1
     """
 
     x: Float[Tensor, "c d h w"]
@@ -118,6 +119,7 @@ class Prepared:
     foreground: Bool[Tensor, "1 d h w"]
     spacing_mm: tuple[float, float, float]
     record: PreprocessingRecord
+    cropped: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,10 @@ class Preprocessing:
             )
         matrices = _matrices(first.grid.shape, shape, step=step, origin=origin)
         kept = resample(torch.from_numpy(inside)[None].float(), matrices, fill=0.0) >= 0.5
-        findings += _cropped(inside, matrices)
+        cropped = _cropped(inside, matrices)
+        if cropped:
+            text = f"{cropped:.1%} of the foreground is cropped"
+            findings.append(Remark("warning", "cropped", text))
         target = None
         if label is not None:
             target = resample_labels(torch.from_numpy(label.array[:1]), matrices)
@@ -201,6 +206,7 @@ class Preprocessing:
             PreprocessingRecord(
                 first.native, first.grid, shape, step, origin, limits, tuple(findings)
             ),
+            cropped,
         )
 
     def to_prepared(self, volume: Volume, record: PreprocessingRecord) -> Float[Tensor, "c d h w"]:
@@ -358,8 +364,8 @@ def _name(volume: Volume) -> str:
     return volume.path.name if volume.path else "a volume"
 
 
-def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Remark]:
-    """Foreground that no voxel of the prepared grid sees."""
+def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> float:
+    """Share of the foreground that no voxel of the prepared grid sees."""
     seen = [(m != 0).any(0).numpy() for m in matrices]
     # along each axis the crop is an interval; voxels skipped between samples are not lost
     box = tuple(
@@ -367,10 +373,7 @@ def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> list[Rema
         for s in seen
     )
     total = int(inside.sum())
-    lost = total - int(inside[box].sum())
-    if not lost:
-        return []
-    return [Remark("warning", "cropped", f"{lost / total:.1%} of the foreground is cropped")]
+    return (total - int(inside[box].sum())) / max(total, 1)
 
 
 def fingerprint(case: Case, preprocessing: Preprocessing) -> str:

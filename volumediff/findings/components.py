@@ -75,7 +75,7 @@ def case_findings(written: Written) -> CaseFindings:
         ),
         volume_score=facts.get("score"),
         foreground_ml=_short(int(written.foreground.sum()) * voxel_ml),
-        statement=_statement(written, found),
+        statement=" ".join([_statement(written, found), *facts.get("warnings", ())]),
         findings=tuple(found),
     )
 

@@ -26,6 +26,15 @@ from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
+from volumediff.inference.input_guard import (
+    crop_objection,
+    ct_objection,
+    flood_warnings,
+    likeness,
+    likeness_objection,
+    likeness_warnings,
+    permitted,
+)
 from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.raw_scan import ScannerGrid, prepared_scan
@@ -108,12 +117,17 @@ class Localizing:
         """Localizes in one examination.
 
         Raises:
-            DataError: other channels than the model's, an empty volume, or a region or map that
-                does not belong to it
+            DataError: other channels than the model's, an empty volume, a region or map that
+                does not belong to it, or an input that `input_guard` refuses
         """
+        force, channels = self.options.force, self.trained.config.data.channels
+        forced = permitted(ct_objection(examination.images, channels), force=force)
         scan = prepared_scan(examination, self.preparation)
         ready = examination if scan is None else scan.examination
         seen_by_model = prepared(self.trained, list(ready.images.values()))
+        forced += permitted(crop_objection(seen_by_model, examination.id), force=force)
+        alike = likeness(seen_by_model, self.trained.statistics.atlas)
+        forced += permitted(likeness_objection(alike, examination.id), force=force)
         found, cost = self._found(ready, seen_by_model)
         grid = InputGrid(self.trained.preprocessing, seen_by_model.record)
         facts = self._facts(examination, found)
@@ -122,7 +136,15 @@ class Localizing:
             prepared=seen_by_model,
             found=in_host_memory(found),
             grid=grid if scan is None else ScannerGrid(grid, scan.alignment, scan.remarks),
-            facts={**facts, "prepared": None if scan is None else scan.facts},
+            facts={
+                **facts,
+                "prepared": None if scan is None else scan.facts,
+                "forced": forced,
+                "warnings": [
+                    *likeness_warnings(alike),
+                    *flood_warnings(found, seen_by_model.foreground, self.calibration),
+                ],
+            },
             seen=self.seen,
             cost=cost,
             trace=self.options.trace,

@@ -25,6 +25,7 @@ class LocalizeOptions:
         calibration_volumes: largest number of healthy volumes, if a calibration is fitted
         seed: random seed
         trace: whether masks and maps of the components are kept, and written
+        force: whether inputs are taken that the run was plainly not trained for
     """
 
     method: str = "scan"
@@ -36,6 +37,7 @@ class LocalizeOptions:
     calibration_volumes: int | None = None
     seed: int = 0
     trace: bool = True
+    force: bool = False
 
 
 @dataclass(frozen=True)

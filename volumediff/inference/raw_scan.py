@@ -25,7 +25,7 @@ from volumediff.data.preprocessing import PreprocessingRecord
 from volumediff.data.remarks import Remark
 from volumediff.data.resampling import nearest_onto, onto
 from volumediff.data.volume import Volume
-from volumediff.outputs.input_grid import InputGrid
+from volumediff.outputs.input_grid import InputGrid, findings_alone
 from volumediff.runs.inputs import Examination
 from volumediff.runs.preparation import BRAIN_ML, RunPreparation, lies_in, template_of
 
@@ -165,6 +165,13 @@ class ScannerGrid:
         """Labels, or a mask as 0 and 1."""
         values = array.detach().to("cpu", torch.uint8)
         return nearest_onto(values, self.prepared.record.grid, self.alignment.moved).numpy()
+
+    def mask(
+        self, array: Bool[Tensor, "1 d h w"], *, volume_ml: float
+    ) -> UInt8[np.ndarray, "1 od oh ow"]:
+        """A mask of findings as 0 and 1; parts that resampling cut off are no findings."""
+        affine = canonical_grid(self.alignment.native).affine
+        return findings_alone(self.label(array), affine=affine, volume_ml=volume_ml)
 
     def _home(self, values: Tensor, *, fill: float) -> Float[np.ndarray, "1 od oh ow"]:
         return onto(values, self.prepared.record.grid, self.alignment.moved, fill=fill)[0].numpy()

@@ -10,7 +10,7 @@ from torch import Tensor
 from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord
 from volumediff.metrics.components import without_small
 
-__all__ = ["InputGrid"]
+__all__ = ["InputGrid", "findings_alone"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,21 @@ class InputGrid:
             array: the mask on the prepared grid
             volume_ml: smallest volume of a finding on the grid of the input, in millilitres
         """
-        found = self.label(array)[0] > 0
-        voxel_ml = abs(float(np.linalg.det(self.record.canonical.affine[:3, :3]))) / 1000
-        kept = without_small(found, volume_ml=volume_ml, voxel_ml=voxel_ml)
-        return kept[None].astype(np.uint8)
+        return findings_alone(
+            self.label(array), affine=self.record.canonical.affine, volume_ml=volume_ml
+        )
+
+
+def findings_alone(
+    mask: UInt8[np.ndarray, "1 d h w"], *, affine: Float[np.ndarray, "4 4"], volume_ml: float
+) -> UInt8[np.ndarray, "1 d h w"]:
+    """A mask without parts below a volume.
+
+    Arguments:
+        mask: 0 and 1
+        affine: voxel index to millimetres
+        volume_ml: smallest volume of a finding, in millilitres
+    """
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    kept = without_small(mask[0] > 0, volume_ml=volume_ml, voxel_ml=voxel_ml)
+    return kept[None].astype(np.uint8)
