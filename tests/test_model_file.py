@@ -21,6 +21,7 @@ from volumediff.runs import model_file
 from volumediff.runs.preparation import lies_in
 from volumediff.storage import checkpoint
 from volumediff.storage.digests import sha256_of_file
+from volumediff.storage.tensors import load_plain, stream
 from volumediff.training.loop import train
 
 __all__ = ["program"]  # fixtures
@@ -32,6 +33,8 @@ CARD = {
     "limits": ["phantoms alone"],
     "metrics": {"AP": "none"},
 }
+
+WORDS = ("threshold.min_volumes=2",)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def file(run, tmp_path_factory):
     target = tmp_path_factory.mktemp("model") / "phantoms.safetensors"
-    volumediff.load(run).export(target, card=CARD, method="intensity")
+    volumediff.load(run).export(target, card=CARD, method="intensity", overrides=WORDS)
     return target
 
 
@@ -165,6 +168,16 @@ def test_the_template_lies_in_its_space_and_a_shifted_one_does_not():
     affine = coarse.grid.affine + 25 * np.eye(4, k=3)
     there = Volume(coarse.x[None], affine, "image", Grid(coarse.grid.shape, affine))
     assert not lies_in(there, mni152())
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_tensors_of_one_number_or_none_are_written(tmp_path, count):
+    """They count as contiguous with a stride of 0, which has no view as bytes."""
+    value = torch.full((count,), 7).as_strided((count,), (0,))
+    with open(tmp_path / "x.safetensors", "wb") as target:
+        stream(target, {"a": value})
+    tensors, _ = load_plain(tmp_path / "x.safetensors", advice="none")
+    assert tensors["a"].tolist() == [7] * count
 
 
 def test_only_a_folder_a_file_or_a_name_is_a_run(tmp_path):

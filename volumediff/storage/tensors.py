@@ -61,6 +61,8 @@ def stream(
     file.write(_header(tensors, metadata))
     for name in _order(tensors):
         flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+        if flat.numel() <= 1:  # counts as contiguous whatever its stride, which may be 0
+            flat = flat.as_strided((flat.numel(),), (1,))
         file.write(memoryview(flat.view(torch.uint8).numpy()))
 
 
