@@ -9,6 +9,7 @@ import sys
 import pytest
 from data_sets import CONVENTIONS, SETS
 from guided_reference import published
+from lesion_masks import MASKS
 
 from volumediff import config
 from volumediff.contracts import check, covered
@@ -19,6 +20,7 @@ from volumediff.errors import UsageError
 # Arguments without which a component cannot be built; all others are checked as they are.
 CLASSES = {"name": "class_conditional", "attribute": "group", "values": ["a", "b"], "drop": 0.0}
 ARGUMENTS = {
+    ("corruption", "pasted"): {"masks": str(MASKS)},
     ("fitted", "pixel_classifier"): {"supervision": "full"},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
@@ -34,6 +36,7 @@ MORE = [
     ("sampler", "ancestral", {"variance": 1.0}),
     ("recipe", "healthy", {"atlas": True, "reference": True}),
     ("recipe", "inpainting", {"edges": 2.0}),
+    ("recipe", "pseudo_healthy", {"mirror": True, "contrast": 1.0, "atlas": True}),
     ("recipe", "local_noise", {"tell": False, "mask_loss": 0.1}),
     ("map", "perceptual", {"distance": "l2"}),
     ("map", "product", {"maps": ["l1", {"name": "ssim", "sigma_mm": 3.0}]}),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from lesion_masks import MASKS
 
 from volumediff.config import available, build
 from volumediff.data import anomalies, corruptions
@@ -24,6 +25,7 @@ from volumediff.errors import UsageError
 
 SPACING = (2.0, 2.0, 2.0)
 SPECS = {name: {"name": name} for name in available("corruption")}
+SPECS["pasted"] |= {"masks": str(MASKS)}
 SPECS["mixture"] = {"name": "mixture", "of": ["coarse", {"name": "mood", "kinds": ["noise"]}]}
 
 

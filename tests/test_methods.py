@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields, replace
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.disentangled import Disentangled
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.corruptions.natural_patch import NaturalPatch
+from volumediff.data.corruptions.pasted import Pasted
 from volumediff.data.corruptions.poisson_patch import PoissonPatch
 from volumediff.data.corruptions.texture_patch import TexturePatch
 from volumediff.data.regions import Cells
@@ -56,6 +58,7 @@ from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.pseudo_healthy import PseudoHealthy
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.recipes.translation import Translation
 from volumediff.spaces.latent import Latent
@@ -68,8 +71,9 @@ LATENT = "got latents, which are trained with white noise"
 IMPOSSIBLE = {(row, "latent"): LATENT for row in ("anoddpm", "andi", "cddpm")}
 BITS = "expected a space of bits"
 IMPOSSIBLE |= {("bernoulli", space): BITS for space in ("voxel", "wavelet", "slices")}
+DETECTORS = ("fpi", "pii", "nsa", "draem", "synthetic", "synthstroke")
 MAPS = "got latents, whose autoencoder was made for volumes"
-IMPOSSIBLE |= {(name, "latent"): MAPS for name in ("fpi", "pii", "nsa", "draem", "synthetic")}
+IMPOSSIBLE |= {(name, "latent"): MAPS for name in DETECTORS}
 RESTORED = (ForeignPatch, Disentangled, PoissonPatch, Coarse)
 DETECTED = (ForeignPatch, PoissonPatch, NaturalPatch, TexturePatch)
 # What checkpoints there are.
@@ -87,6 +91,8 @@ KINDS = [
     {"recipe": partial(Healthy, reference=True), "field": Simplex},
     *({"recipe": partial(Degradation, c()), "cold": True} for c in RESTORED),
     *({"recipe": partial(SyntheticAnomalies, c())} for c in DETECTED),
+    {"recipe": partial(SyntheticAnomalies, Pasted(Path("MASKS")))},
+    {"recipe": PseudoHealthy},
 ]
 # Rows of autoencoders need a run of one, or of latents with one of the right kind.
 REBUILT = {"cevae": "context_vae", "fanogan": "fanogan", "ra": "soft_intro_vae"}

@@ -86,6 +86,7 @@ def _autoencoder(method: "Method") -> str:
 
 # What a word of `needs_of` stands for, where it takes arguments.
 FULL = {
+    "recipe.corruption=pasted": ("recipe.corruption={name: pasted, masks: LESION_MASKS}",),
     "recipe=class_conditional": (
         "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}",
     ),

@@ -24,6 +24,7 @@ from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy as HealthyVolumes
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.pseudo_healthy import PseudoHealthy
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
 from volumediff.recipes.translation import Translation
 from volumediff.schedules.cosine import Cosine
@@ -88,6 +89,7 @@ def models() -> Iterator[Model]:
         bits = Binary(1, latent_channels=4, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
     yield Model(Latent(bits), Discrete(SCHEDULE), KnownDenoiser(SCHEDULE, 4, std=0.5))
     yield network_model(SyntheticAnomalies(), image_channels=1)
+    yield network_model(PseudoHealthy(), image_channels=1)
 
 
 def context(model: Model, *, key: int = 1, distance: Map | None = None) -> MethodContext:

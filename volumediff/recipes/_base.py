@@ -102,6 +102,8 @@ class Recipe(ABC):
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
         drop: probability with which a class is hidden
+        paired: whether a condition is the volume itself with an anomaly, so that maps of noisy
+            states say nothing, and checkpoints are not selected by them
         segments: whether what is modelled are the labels of an image
         marks: what a mask in the target stands for: anomalies that were put there (self) or labels
             (full); None where the target marks nothing
@@ -123,6 +125,7 @@ class Recipe(ABC):
     local: ClassVar[bool] = False
     shows_mask: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
     segments: ClassVar[bool] = False
     marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None

@@ -184,7 +184,8 @@ class DiffusionTask(Task):
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             self.normalise(x.to(accelerator.device) for x in everything)
         # A map of one denoising step says nothing where noise is in a region alone.
-        if best is None or not (recipe.whole or recipe.corruption is not None):
+        mapped = recipe.whole or (recipe.corruption is not None and not recipe.paired)
+        if best is None or not mapped:
             return samples
         chosen = samples.sound[: best.volumes]
         lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._filters import smooth
 from volumediff.anomaly.maps._base import Map
+from volumediff.data.mirror import mirrored
 
 __all__ = ["Asymmetric"]
 
@@ -42,16 +42,3 @@ class Asymmetric(Map):
         a = self.map(x, healthy, foreground=foreground, spacing_mm=spacing_mm)
         other = smooth(a, sigma_mm=self.sigma_mm, spacing_mm=spacing_mm, foreground=foreground)
         return (a - mirrored(other, foreground)).clamp(min=0) * foreground
-
-
-def mirrored(
-    a: Float[Tensor, "b c d h w"], foreground: Bool[Tensor, "b 1 d h w"]
-) -> Float[Tensor, "b c d h w"]:
-    """The volume reflected along d about the middle of the foreground; zero from beyond."""
-    result = torch.zeros_like(a)
-    for i, inside in enumerate(foreground):
-        planes = inside.any(dim=(0, 2, 3)).nonzero().flatten()
-        if len(planes):
-            low, high = int(planes[0]), int(planes[-1]) + 1
-            result[i, :, low:high] = a[i, :, low:high].flip(1)
-    return result

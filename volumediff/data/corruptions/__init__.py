@@ -8,6 +8,8 @@ r"""Synthetic degradations of healthy volumes, for training without lesions.
     mood             spheres of eight kinds (MOOD challenge)
     texture_patch    texture of another place where smooth noise is high (DRAEM)
     bias_field       a smooth change of brightness, as by a receive coil
+    fluid            lesions whose shapes a flow has made, with mass effect, vessels (UNA)
+    pasted           real lesion masks with random looks (SynthStroke)
     mixture          one of several, by the key
 
 These are what self-supervised methods learn from. They share no generator with `anomalies`, on
