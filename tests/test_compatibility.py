@@ -11,6 +11,7 @@ from types import new_class
 import pytest
 import torch
 from anomaly_models import SPACES, States, tiny_binary
+from lesion_masks import MASKS
 from tiny_runs import tiny, write_data
 
 from volumediff import compatibility
@@ -39,6 +40,7 @@ KERNELS = {
 ARGUMENTS = {
     "class_conditional": {"attribute": "group", "values": ["control", "patient"]},
     "mixture": {"of": ["coarse"]},
+    "pasted": {"masks": str(MASKS)},
 }
 
 

@@ -121,7 +121,7 @@ def others(value):
     if isinstance(value, int):
         return [value + 1, -value]
     if isinstance(value, float):
-        return [0.75 * value + 0.01, 0.5 * value + 1e-3, 2 * value + 0.1]
+        return [0.75 * value + 0.013, 0.5 * value + 1e-3, 2 * value + 0.1]
     if isinstance(value, tuple):
         return [(*value[:-1], v) for v in others(value[-1])] if value else []
     return []
@@ -274,6 +274,9 @@ NEEDS = {
     "ddib": CONDITIONAL,
     "dif_fuse": ["--classifier"],
     "diff_scm": CONDITIONAL,
+    "fluid_ddpm": ["recipe=pseudo_healthy", "recipe.corruption=fluid"],
+    "synthstroke": ["recipe=synthetic_anomalies", "recipe.corruption=pasted"],
+    "una": ["recipe=pseudo_healthy", "recipe.corruption=fluid"],
     "disyre": [*RESTORED, "recipe.corruption=foreign_patch"],
     "disyre_v2": [*RESTORED, "recipe.corruption=disentangled"],
     "draem": [DETECTED, "recipe.corruption=texture_patch"],

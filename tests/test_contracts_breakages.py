@@ -19,6 +19,7 @@ from volumediff import config
 from volumediff.anomaly import (
     adaptation,
     baselines,
+    combinations,
     detectors,
     ensemble,
     normalization,
@@ -26,6 +27,7 @@ from volumediff.anomaly import (
     reconstruction,
     score,
     selectors,
+    tails,
     threshold,
 )
 from volumediff.anomaly.editing.plain import Plain
@@ -349,6 +351,31 @@ class Listed(contrasts.AnyContrast):
 class Crowded(contrasts.AnyContrast):
     def __call__(self, structures, key):
         return super().__call__(structures, key) / len(structures)
+
+
+@broken("tail", "A higher value is less surprising")
+class Falling(tails.OwnRanks):
+    def surprise(self, values, statistics):
+        found = super().surprise(values, statistics)
+        return found.max() - found
+
+
+@broken("tail", "A lesion does not stand out")
+class Unmoved(tails.HealthyTail):
+    def surprise(self, values, statistics):
+        return torch.zeros_like(values, dtype=torch.float64)
+
+
+@broken("combination", "gives a lower map")
+class Against(combinations.Fisher):
+    def __call__(self, f, statistics):
+        return (50 - super().__call__(f, statistics)).clamp(min=0)
+
+
+@broken("combination", "A contribution is negative")
+class Owed(combinations.MinimumP):
+    def contributions(self, f, statistics):
+        return -f
 
 
 @broken("corruption", "outside the foreground")

@@ -331,7 +331,9 @@ def test_a_finding_is_compared_with_those_of_healthy_volumes(tmp_path):
     facts = {"healthy_findings": rows, "healthy_rates": rates, "finding_ml": 0.05}
     got = found(*written(tmp_path / "a", A, facts=facts.items()))
     tail = got["findings"][0]["healthy_tail"]
-    assert (tail["peak"], tail["extent"], tail["mass"]) == pytest.approx((2 / 6, 1 / 6, 1 / 6))
+    assert (tail["peak"], tail["extent"], tail["mass"]) == pytest.approx(
+        (2 / 6, 1 / 6, 1 / 6), rel=1e-5
+    )
     assert tail["probability"] == pytest.approx(2 / 6)  # volume 0 is as extreme by its peak
     assert got["findings"][0]["urgency"]["level"] == "routine"
     assert "in 33% of healthy volumes" in got["findings"][0]["urgency"]["reason"]

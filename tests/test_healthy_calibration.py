@@ -19,7 +19,7 @@ from volumediff.errors import DataError, UsageError
 
 __all__ = ["base", "program", "run"]  # fixtures
 
-WORDS = ("--method", "intensity", "threshold.name=healthy_fpr", "threshold.min_volumes=6")
+WORDS = ("--method", "intensity", "threshold={name: healthy_fpr, min_volumes: 6}")
 
 
 def healthy_folder(folder, count=3, first=70):

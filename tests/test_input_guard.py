@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_app import PLAIN, base, oblique, program, run, save
 
+from volumediff.data.intensity import Percentile
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
@@ -39,7 +40,7 @@ def test_only_a_run_that_names_contrasts_of_mri_objects_to_ct(tmp_path):
     assert said is not None
     assert "looks like CT" in said
     assert "trained on T1w" in said
-    assert "--force" in said
+    assert "option force" in said
     for channels in (None, ("CT",), ("T1w", "CT"), ("image",)):
         assert ct_objection(ct, channels) is None
     assert ct_objection({"T1w": volume(tmp_path, np.ones((8, 8, 8)))}, ("T1w",)) is None
@@ -48,7 +49,10 @@ def test_only_a_run_that_names_contrasts_of_mri_objects_to_ct(tmp_path):
 @pytest.mark.parametrize(("size", "lost"), [(20, 0.0), (19, 0.05), (18, 0.1)])
 def test_the_cropped_share_is_the_share_of_lost_voxels(tmp_path, size, lost):
     x = np.random.default_rng(0).uniform(1, 2, (20, 8, 8))
-    ready = Preprocessing(shape=(size, 8, 8)).prepare_volumes([volume(tmp_path, x)])
+    rule = Percentile(foreground="nonzero")
+    ready = Preprocessing(shape=(size, 8, 8), intensity=rule).prepare_volumes(
+        [volume(tmp_path, x)]
+    )
     assert ready.cropped == pytest.approx(lost)
     said = crop_objection(ready, "a")
     assert (said is not None) == (lost > 0.05)

@@ -24,10 +24,12 @@ from anomaly_models import (
 from volumediff import config
 from volumediff.anomaly import method_files
 from volumediff.anomaly.baselines import Baseline
-from volumediff.anomaly.fitted._base import Fitted
+from volumediff.anomaly.fitted._base import FIT, Fitted
+from volumediff.anomaly.fitted.atlas_deformed import AtlasDeformed
 from volumediff.anomaly.fitted.atlas_z import AtlasZ
 from volumediff.anomaly.maps.perceptual import Perceptual
 from volumediff.anomaly.method_input import Example
+from volumediff.anomaly.methods.fusion import Fusion
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.anomaly.reconstruction import Restoration
@@ -241,6 +243,14 @@ def test_every_row_runs_in_every_space_or_says_why_not(name, space):
         with pytest.raises(ValueError, match="expected statistics fitted on a run's volumes"):
             method.residual(model, examples[0], key=0)
         method = replace(method, fit=method.learn(model, iter(seen), key=0))
+    if isinstance(method, Fusion):
+
+        def provide(request):
+            if request.loan.kind == FIT.kind:
+                return request.component.learn(model, iter(examples), key=0)
+            return None
+
+        method = method.bind(provide)
     calibration = collect_maps.fit(method, model, examples, seed=0)
     sick = [Example(volume(9, c), INSIDE, SPACING, truth=LESION, region=REGION)]
     calibration = collect_maps.validate(calibration, method, model, sick, seed=0)
@@ -276,7 +286,7 @@ def test_the_matrix_of_rows_and_pipelines_is_the_one_that_runs():
     assert refused == set(IMPOSSIBLE)
     assert "expected gaussian in a latent space" in matrix["andi"]["latent"]
     served = {row for row, cells in matrix.items() if cells["autoencoder"] == "ok"}
-    kinds = (Rebuilder, Baseline, AtlasZ)
+    kinds = (Rebuilder, Baseline, AtlasZ, AtlasDeformed)
     assert served == {r for r in ROWS if isinstance(method_files.read_method(r), kinds)}
     assert "got one of the autoencoder vae" in matrix["ddpm"]["autoencoder"]
     assert found["localization needs"]["anoddpm"] == ["noise=simplex"]

@@ -7,6 +7,7 @@ from tiny_app import program
 from tiny_runs import phantom, tiny, write_data
 
 import volumediff
+from volumediff.config import shipped_models
 from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.alignment_template import mni152
 from volumediff.data.grid import Grid
@@ -106,7 +107,7 @@ def test_it_is_unpacked_once_and_whole(file):
 
 
 def test_without_a_shipped_model_a_line_says_what_to_do(program, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(shipped_models, "SHIPPED", tmp_path / "none")
     image = Volume.from_array(phantom(1), np.diag([3.0, 3, 3, 1])).save(tmp_path / "a.nii.gz")
     code, _, said = program("localize", image, "-o", tmp_path / "out")
     assert code == 2
@@ -147,7 +148,7 @@ def test_a_map_goes_home_as_restore_brings_it():
     native = Grid((9, 11, 10), np.diag([-2.5, 2.5, 2.0, 1]) + 10 * np.eye(4, k=3))
     alignment = Alignment(native, template, matrix)
     x = np.random.default_rng(0).uniform(1, 2, (1, *template.shape)).astype(np.float32)
-    plan = Preprocessing(intensity=Window(low=0.0, high=2.0))
+    plan = Preprocessing(intensity=Window(center=1.0, width=2.0))
     ready = plan.prepare_volumes([Volume(x, template.affine, "image", template)])
     grid = ScannerGrid(InputGrid(plan, ready.record), alignment)
     values = torch.from_numpy(x - 3)

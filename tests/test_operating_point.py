@@ -98,7 +98,7 @@ def test_small_samples_are_refused_with_the_number_that_is_enough():
     assert FindingsPerVolume(min_volumes=2)(few) is not None
     with pytest.raises(ValueError, match="at least 29"):
         FindingsPerVolume(rate=0.1)(few)
-    assert FindingsPerVolume(rate=0.1).least == 29
+    assert FindingsPerVolume(rate=0.1).least_volumes == 29
     assert FindingsPerVolume()(None) is None
     for wrong in ({"rate": 0.0}, {"affected": 0.0}, {"share": 0.1}, {"limit": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -503,7 +503,7 @@ def test_a_lost_entry_of_the_cache_is_no_crash(volumes):
 def test_the_time_left_is_in_a_unit_that_people_read():
     from volumediff.training.journal import duration
 
-    found = [duration(s) for s in (90, 7199, 7200, 172_799, 1_831_642)]
+    found = [duration(float(s)) for s in (90, 7199, 7200, 172_799, 1_831_642)]
     assert found == ["1.5 min", "120.0 min", "2.0 h", "48.0 h", "21.2 days"]
 
 

@@ -25,7 +25,7 @@ from volumediff.metrics.detection import Histogram, histogram
 __all__ = ["Combination", "Fisher", "Isotonic", "Logistic", "MinimumP", "Stouffer"]
 
 Statistics = Mapping[str, Tensor]
-Samples = Iterable[tuple[Float[Tensor, "k n"], Bool[Tensor, "n"]]]
+Samples = Iterable[tuple[Float[Tensor, "k _"], Bool[Tensor, "_"]]]
 """Surprises and truth of the foreground voxels of one volume after the other."""
 
 MOST = 20_000  # voxels of a class that one volume gives to a fit

@@ -127,7 +127,9 @@ class Member(Component):
             example.spacing_mm,
             residual.errors,
         )
-        return replace(found, map=back(found.map) * example.foreground, members=(here,))
+        # its healthy volume lies on the grid of its own run
+        combined = back(found.map) * example.foreground
+        return replace(found, map=combined, healthy=None, members=(here,))
 
     def counted(self, model: Learned) -> nn.Module | None:
         """The network whose evaluations are the member's cost; None without one."""

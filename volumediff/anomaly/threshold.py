@@ -261,7 +261,7 @@ class FindingsPerVolume(Threshold):
             raise ValueError(f"limit: expected at least 1, got {self.limit}.")
 
     @property
-    def least(self) -> int:
+    def least_volumes(self) -> int:
         """Fewest healthy volumes with which the conditions can be met."""
         # rounded, as 3 / 0.1 - 1 is 28.999999999999996
         needed = (self.limit / self.rate - 1, 1 / self.affected - 1)
@@ -271,9 +271,9 @@ class FindingsPerVolume(Threshold):
         """The lowest threshold that meets the conditions."""
         if calibration is None:
             return None
-        if len(calibration.counts) < self.least:
+        if len(calibration.counts) < self.least_volumes:
             raise ValueError(
-                f"threshold findings_per_volume: expected at least {self.least} healthy "
+                f"threshold findings_per_volume: expected at least {self.least_volumes} healthy "
                 f"calibration volumes for {self.rate:g} findings per volume, got "
                 f"{len(calibration.counts)}; add volumes, raise threshold.rate, lower "
                 "threshold.min_volumes, or use threshold=best for a map without a mask."

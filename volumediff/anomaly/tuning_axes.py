@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from volumediff.anomaly._context import Level
+from volumediff.anomaly.member import Member
 from volumediff.anomaly.methods._base import Method
 from volumediff.component import Component
 from volumediff.schedules._base import Schedule
@@ -220,7 +221,8 @@ def _places(block: Any, path: Path) -> Iterator[TunableField]:
             yield from _places(value, here)
         elif isinstance(value, tuple):
             for i, each in enumerate(value):
-                if is_dataclass(each) and not isinstance(each, type):
+                # members of a fusion are methods, which are tuned on their own
+                if is_dataclass(each) and not isinstance(each, type | Member):
                     yield from _places(each, (*here, i))
 
 

@@ -26,13 +26,14 @@ def export(
     report: Callable[[str], None],
 ) -> "ModelCard":
     """See `Run.export`; `reload` opens the copy of the run that is exported."""
-    from volumediff.runs.model_file import SUFFIX, CardText, copy_run, pack
+    from volumediff.config.shipped_models import MODEL_SUFFIX
+    from volumediff.runs.model_file import CardText, copy_run, pack
     from volumediff.runs.preparation import preparation_of
     from volumediff.storage.records import parse
 
     file = Path(file)
-    if file.suffix != SUFFIX:
-        raise UsageError(f"{file}: expected a file name that ends with {SUFFIX}.")
+    if file.suffix != MODEL_SUFFIX:
+        raise UsageError(f"{file}: expected a file name that ends with {MODEL_SUFFIX}.")
     advice = "complete the card: about, data, licence, limits, metrics"
     text = parse(json.dumps(dict(card)), CardText, where="card", advice=advice)
     preparation_of(trained)  # keeps it in the run, from where it is copied

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from volumediff import __version__, config
+from volumediff.config.shipped_models import MODEL_SUFFIX, SHIPPED, shipped_models
 from volumediff.errors import UsageError
 
 __all__ = ["facts", "glance", "page"]
@@ -55,9 +56,7 @@ def facts(name: str) -> list[dict[str, Any]]:
     """
     if ":" in name:
         return [_component(name)]
-    from volumediff.runs.model_file import SUFFIX, shipped_models
-
-    if name in shipped_models() or name.endswith(SUFFIX):
+    if name in shipped_models() or name.endswith(MODEL_SUFFIX):
         return [_model(name)]
     found: list[dict[str, Any]] = []
     if name in config.families():
@@ -79,9 +78,9 @@ def facts(name: str) -> list[dict[str, Any]]:
 
 def _model(name: str) -> dict[str, Any]:
     """The card of a model that ships, or of a model file."""
-    from volumediff.runs.model_file import SHIPPED, SUFFIX, card_of_file, shipped_models
+    from volumediff.runs.model_file import card_of_file
 
-    file = SHIPPED / f"{name}{SUFFIX}" if name in shipped_models() else Path(name)
+    file = SHIPPED / f"{name}{MODEL_SUFFIX}" if name in shipped_models() else Path(name)
     if not file.is_file():
         raise UsageError(f"{file}: expected a model file, nothing there.")
     card = card_of_file(file).model_dump(mode="json")

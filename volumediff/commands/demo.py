@@ -26,7 +26,7 @@ def demo(
     With --train, or with KEY=VALUE settings of the training, a model is trained first and compared
     with baselines.
     """
-    from volumediff.runs.model_file import DEFAULT, shipped_models
+    from volumediff.config.shipped_models import DEFAULT, shipped_models
 
     if train or overrides or DEFAULT not in shipped_models():
         from volumediff.commands._demo import run_demo, table

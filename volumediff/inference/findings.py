@@ -1,5 +1,6 @@
 """Findings of a folder of results, measured again on what was written."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ def find_in_folder(
         try:
             written = read_written(folder, known[name])
             found = case_findings(written)
-            write_json(findings_path(folder, name), found.to_json())
+            _write_once(findings_path(folder, name), found)
             if packets:
                 work.packets.extend(write_packets(folder, written, found, most=most))
         except DataError as error:
@@ -96,6 +97,13 @@ def find_in_folder(
         look(written, found)
         report(f"{name}: {found.statement}")
     return work
+
+
+def _write_once(path: Path, found: CaseFindings) -> None:
+    """Writes the findings, unless the file has them already."""
+    if path.is_file() and json.loads(path.read_bytes()) == json.loads(json.dumps(found.to_json())):
+        return
+    write_json(path, found.to_json())
 
 
 def _channels(folder: Path, case: str) -> tuple[str, ...] | None:

@@ -77,8 +77,8 @@ def ct_objection(images: Mapping[str, Volume], channels: Sequence[str] | None) -
         if looks_like_ct(volume):
             return (
                 f"{volume.path or name}: looks like CT in Hounsfield units, the run was trained "
-                f"on {', '.join(channels)}; give MRI, or take it nevertheless with --force "
-                "(Python: force=True)."
+                f"on {', '.join(channels)}; give MRI, or take it nevertheless with "
+                "the option force."
             )
     return None
 
@@ -92,7 +92,7 @@ def crop_objection(ready: Prepared, case: str) -> str | None:
     return (
         f"{case}: the run's {shape} voxels of {spacing} mm cut away {ready.cropped:.1%} of the "
         f"foreground, at most {MOST_CROPPED:.0%} is accepted; train with a larger shape or a "
-        "coarser spacing_mm, or accept the loss with --force (Python: force=True)."
+        "coarser spacing_mm, or accept the loss with the option force."
     )
 
 
@@ -156,7 +156,7 @@ def likeness_objection(alike: Likeness | None, case: str) -> str | None:
         f"{case}: has next to nothing in common with the volumes that the run was trained on "
         f"(correlation {alike.correlation:.2f} with their healthy mean, expected at least "
         f"{LEAST_CORRELATION:g}): another contrast, another organ, or not aligned; give such a "
-        "volume, or take it nevertheless with --force (Python: force=True)."
+        "volume, or take it nevertheless with the option force."
     )
 
 

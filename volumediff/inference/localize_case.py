@@ -235,7 +235,7 @@ def _thresholds(row: Method, calibration: Calibration | None) -> dict[str, float
     if value is not None:
         found["healthy_fpr"] = value
     rule = row.threshold if isinstance(row.threshold, FindingsPerVolume) else FindingsPerVolume()
-    if len(calibration.counts) >= rule.least:
+    if len(calibration.counts) >= rule.least_volumes:
         value = rule(calibration)
         assert value is not None, "there is a calibration"
         found["findings_per_volume"] = value

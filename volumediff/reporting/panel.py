@@ -64,7 +64,7 @@ def findings_table(
     findings: Sequence[Mapping[str, Any]], view: CaseView, number: int
 ) -> list[str]:
     """The findings of a case as a table whose rows move the viewer to their peaks."""
-    columns = [*COLUMNS, *([SHARES] if any(f["shares"] for f in findings) else [])]
+    columns = [*COLUMNS, *([SHARES] if any(f.get("shares") for f in findings) else [])]
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
     rows = [_row(f, view, number) for f in findings[:MOST]]
     rest = len(findings) - MOST
@@ -101,7 +101,7 @@ def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
         _share(finding["relative_uncertainty"]),
         escape(against) or "–",
     ]
-    if shares := finding["shares"]:
+    if shares := finding.get("shares"):
         cells.append(escape(", ".join(f"{name} {share:.0%}" for name, share in shares.items())))
     at = _voxel(finding["place"]["peak_mm"], view)
     reason = escape(str(finding["urgency"]["reason"]), quote=True)

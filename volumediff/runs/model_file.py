@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 import volumediff
+from volumediff.config.shipped_models import DEFAULT, MODEL_SUFFIX, SHIPPED, shipped_models
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
@@ -36,8 +37,6 @@ from volumediff.storage.tensors import load, save
 
 __all__ = [
     "CARD",
-    "DEFAULT",
-    "SHIPPED",
     "CardText",
     "ModelCard",
     "card_of",
@@ -45,12 +44,8 @@ __all__ = [
     "copy_run",
     "pack",
     "resolve",
-    "shipped_models",
 ]
 
-SUFFIX = ".safetensors"
-SHIPPED = Path(volumediff.__file__).parent / "models"
-DEFAULT = "t1w"
 CARD = "model.json"
 # Of the training alone, or with names of subjects.
 LEFT_OUT = {
@@ -216,22 +211,17 @@ def resolve(run: Path | str) -> Path:
     if place.is_dir():
         return place
     if place.is_file():
-        if place.suffix == SUFFIX:
+        if place.suffix == MODEL_SUFFIX:
             return _unpacked(place)
-        raise UsageError(f"{place}: expected the folder of a run, or a model file {SUFFIX}.")
+        raise UsageError(f"{place}: expected the folder of a run, or a model file {MODEL_SUFFIX}.")
     if str(run) in shipped_models():
-        return _unpacked(SHIPPED / f"{run}{SUFFIX}")
+        return _unpacked(SHIPPED / f"{run}{MODEL_SUFFIX}")
     if len(place.parts) == 1 and str(run) == DEFAULT:
         raise UsageError(
             f"{run}: this installation ships no model of this name; give --run with the folder of "
             "a run that you trained, or a model file."
         )
     return place
-
-
-def shipped_models() -> list[str]:
-    """Names of the models that this installation has."""
-    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
 
 
 def card_of(run: Path) -> ModelCard | None:

@@ -157,7 +157,7 @@ class Fluid(Corruption):
         changed = self._painted(s[cut], p, look, spacing_mm, radius, key)
         if volume > 1 and randomness.uniform(key, "core") < self.core:
             inner = self._shape(window, centre, radius / 2, edge / 2, spacing_mm, key).to(s)
-            inner = inner * foreground[cut]
+            inner = inner * p  # its flow is another one, and may leave the lesion
             changed = self._painted(
                 changed, inner, look, spacing_mm, radius, randomness.key(key, "core")
             )
