@@ -123,6 +123,10 @@ inpainting/gaussian           ++++ ++++ ++++ +--- +---
 inpainting/cold               ---- ---- ---- ---- ----
 inpainting/discrete           ---- ---- ---- ---- ----
 inpainting/discrete3          ---- ---- ---- ---- ----
+pseudo_healthy/gaussian       ++++ ++++ ++++ +--- +---
+pseudo_healthy/cold           ---- ---- ---- ---- ----
+pseudo_healthy/discrete       ---- ---- ---- ---- ----
+pseudo_healthy/discrete3      ---- ---- ---- ---- ----
 translation/gaussian          ++++ ++++ ++++ +--- +---
 translation/cold              ---- ---- ---- ---- ----
 translation/discrete          ---- ---- ---- ---- ----
@@ -228,6 +232,7 @@ def test_which_kernels_a_sampler_walks(via):
 
 # Until now a route that inverts took the stochastic DDIM and failed at its first step.
 ROUTED = """
+conditional +-- +-- +-- +-- +-- +-- +-- +--
 cycle     --- +-- +-- +-- +-- +-- +-- +--
 diffuse   --- +-- +-- +-- +-- +-- +-+ +--
 external  +-- --- --- --- --- --- --- ---

@@ -190,7 +190,7 @@ def test_a_core_looks_different_within_large_lesions():
         cores += bool(different.any())
         # a core may undo the change; what looks as healthy as before is not marked
         unmarked = different & (amount == 0)
-        assert float((cored - x)[unmarked].abs().mean() if unmarked.any() else 0.0) < 0.04
+        assert float((cored - x)[unmarked].abs().mean() if unmarked.any() else 0.0) < 0.08
         assert float(different.sum()) < 0.5 * float((amount > 0.5).sum())
     assert cores >= 3
 

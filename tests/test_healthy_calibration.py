@@ -52,7 +52,7 @@ def test_counts_are_checked_before_anything_is_computed(run, program, tmp_path, 
 
 def test_volumes_are_added_to_a_finished_run(run, program, tmp_path):
     place = tmp_path / "run"
-    shutil.copytree(run, place)
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns("calibration"))
     folder = healthy_folder(tmp_path / "more")
     command = ("calibrate", "--run", place, *WORDS)
     code, out, said = program(*command, "--healthy", folder)
