@@ -17,6 +17,11 @@ EVERYTHING = Augmentation(
     bias=0.2,
     gamma=0.2,
     noise=0.05,
+    contrast=0.8,
+    blur_mm=1.5,
+    thickness=2.0,
+    spikes=0.5,
+    often=0.8,
 )
 
 
@@ -144,3 +149,70 @@ def test_wrong_options_are_refused():
         Augmentation(elastic_points=3)
     with pytest.raises(ValueError, match="affine_scale: expected less than 1"):
         Augmentation(affine_scale=1.0)
+
+
+def test_contrast_is_a_rising_curve_of_the_signal_between_its_ends(x, foreground):
+    curved = Augmentation(flip=(), contrast=1.0)
+    strongest = 0.0
+    for key in range(6):
+        out = curved(x, key, spacing_mm=SPACING, foreground=foreground).x
+        assert bool((out[~foreground] == -1).all())
+        order = x[foreground].argsort()
+        signal, changed = x[foreground][order], out[foreground][order]
+        slopes = changed.diff() / signal.diff().clamp_min(1e-4)
+        assert float(changed.diff().min()) >= -1e-6, "the order of intensities stays"
+        # each slope is e^u over the mean of all, u in (-1, 1)
+        assert float(slopes[signal.diff() > 1e-3].max()) < np.e**2 + 0.1
+        strongest = max(strongest, float((changed - signal).abs().max()))
+    assert strongest > 0.1
+
+
+def test_blur_thickness_and_spikes_act_as_they_are_called(x, foreground):
+    def rough(v, axis):
+        return float(v.diff(dim=axis)[:, 6:13, 6:13, 6:13].square().mean())
+
+    blurred = [Augmentation(flip=(), blur_mm=4.0)(x, k, spacing_mm=SPACING).x for k in range(4)]
+    assert min(rough(b, 1) / rough(x, 1) for b in blurred) < 0.5
+    assert max(rough(b, 1) / rough(x, 1) for b in blurred) <= 1.01
+    thick = Augmentation(flip=(), thickness=6.0)
+    shares = [
+        [rough(v, axis) / rough(x, axis) for axis in (1, 2, 3)]
+        for v in (thick(x, k, spacing_mm=SPACING).x for k in range(6))
+    ]
+    assert len({int(np.argmin(s)) for s in shares}) > 1, "any axis"
+    assert min(min(s) for s in shares) < 0.6
+    wave = Augmentation(flip=(), spikes=1.0)(x, 2, spacing_mm=SPACING).x
+    difference = torch.where(foreground, wave - x, 0.0)
+    assert float(difference.abs().max()) > 0.05
+    assert bool((wave[~foreground] == -1).all())
+
+
+def test_changes_of_intensity_come_as_often_as_asked(x):
+    some = Augmentation(flip=(), gamma=0.3, often=0.3)
+    moved = sum(
+        float((some(x, k, spacing_mm=SPACING).x - x).abs().max()) > 1e-3 for k in range(60)
+    )
+    assert 8 <= moved <= 30  # 18 expected, standard deviation 3.5
+
+
+def test_shape_and_intensity_are_two_halves(x, label):
+    spatial, intensities = EVERYTHING.spatial, EVERYTHING.intensities
+    moved = spatial(x, 5, spacing_mm=SPACING, label=label)
+    assert torch.equal(moved.label, EVERYTHING(x, 5, spacing_mm=SPACING, label=label).label)
+    still = intensities(x, 5, spacing_mm=SPACING, label=label)
+    assert torch.equal(still.label, label)
+    assert not torch.equal(still.x, x)
+    assert intensities.spatial == Augmentation(flip=(), elastic_points=5, often=0.8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thickness": 0.5}, "thickness: expected a factor of at least 1, got 0.5"),
+        ({"often": 0.0}, "often: expected a probability above 0, got 0"),
+        ({"blur_mm": -1.0}, "blur_mm: expected a number of at least 0, got -1"),
+    ],
+)
+def test_impossible_scanners_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**options)
