@@ -218,8 +218,8 @@ def resolve(run: Path | str) -> Path:
         return _unpacked(SHIPPED / f"{run}{MODEL_SUFFIX}")
     if len(place.parts) == 1 and str(run) == DEFAULT:
         raise UsageError(
-            f"{run}: this installation ships no model of this name; give --run with the folder of "
-            "a run that you trained, or a model file."
+            f"{run}: this installation ships no model of this name; give the folder of a run "
+            "that you trained, or a model file."
         )
     return place
 
