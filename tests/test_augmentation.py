@@ -172,7 +172,7 @@ def test_blur_thickness_and_spikes_act_as_they_are_called(x, foreground):
         return float(v.diff(dim=axis)[:, 6:13, 6:13, 6:13].square().mean())
 
     blurred = [Augmentation(flip=(), blur_mm=4.0)(x, k, spacing_mm=SPACING).x for k in range(4)]
-    assert min(rough(b, 1) / rough(x, 1) for b in blurred) < 0.5
+    assert min(rough(b, 1) / rough(x, 1) for b in blurred) < 0.7
     assert max(rough(b, 1) / rough(x, 1) for b in blurred) <= 1.01
     thick = Augmentation(flip=(), thickness=6.0)
     shares = [

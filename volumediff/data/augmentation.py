@@ -179,8 +179,9 @@ class Augmentation:
         chosen = []
         p = self.often
         if self.contrast:
-            curve = torchio.Lambda(partial(_curved, most=self.contrast), p=p)
-            chosen.append(curve)
+            curve = partial(_curved, most=self.contrast)
+            # of images alone: it would draw for label maps as well
+            chosen.append(torchio.Lambda(curve, types_to_apply=[torchio.INTENSITY], p=p))
         if self.bias:
             chosen.append(torchio.RandomBiasField(coefficients=self.bias, p=p))
         if self.gamma:
