@@ -16,7 +16,7 @@ from volumediff.anomaly.threshold import FindingsPerVolume, Fixed, HealthyFPR
 from volumediff.calibration.collect_maps import fit
 from volumediff.contracts.scenes import example
 from volumediff.metrics.detection import histogram, rates, threshold_at_fpr, total
-from volumediff.metrics.superlevel import upper_part
+from volumediff.metrics.superlevel import CountByThreshold, upper_part
 
 SPACING = (1.0, 1.0, 1.0)
 LEAST = 3  # voxels of 0.001 ml
@@ -66,6 +66,16 @@ def test_the_threshold_is_the_lowest_that_meets_the_conditions(rate, affected):
     assert got == expected
     if (rate, affected) == (1.0, 1.0):
         assert got > lowest, "the findings decide, not the share"
+
+
+def test_findings_that_join_or_vanish_below_still_count():
+    """By hand: one volume has a finding from 10 down to 9, the other from 8 down."""
+    first = CountByThreshold(np.array([10.0, 9.0]), np.array([1, 0]), floor=0.0)
+    second = CountByThreshold(np.array([8.0]), np.array([1]), floor=0.0)
+    rule = FindingsPerVolume(rate=0.7, affected=1.0, limit=1)  # (2 + 1) / 3 is above the rate
+    assert rule._by_findings((first, second)) == 8.0
+    assert rule._by_findings((first, first)) == 10.0
+    assert replace(rule, rate=1.0)._by_findings((first, second)) == -np.inf
 
 
 def test_new_healthy_volumes_keep_the_promise():

@@ -274,9 +274,9 @@ class FindingsPerVolume(Threshold):
         if len(calibration.counts) < self.least_volumes:
             raise ValueError(
                 f"threshold findings_per_volume: expected at least {self.least_volumes} healthy "
-                f"calibration volumes for {self.rate:g} findings per volume, got "
-                f"{len(calibration.counts)}; add volumes, raise threshold.rate, lower "
-                "threshold.min_volumes, or use threshold=best for a map without a mask."
+                f"calibration volumes, got {len(calibration.counts)}; add volumes, raise "
+                "threshold.rate, lower threshold.min_volumes, or use threshold=best for a map "
+                "without a mask."
             )
         lowest = max(threshold_at_fpr(h, self.share) for h in calibration.each)
         return max(lowest, self._by_findings(calibration.counts))
