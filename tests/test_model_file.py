@@ -1,5 +1,7 @@
 """A run in one file: what is in it, what is not, and that it localizes as the run does."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,7 +136,8 @@ def test_shipped_models_are_whole_and_small(file):
     card = model_file.card_of_file(file)
     assert card.name == file.stem
     assert card.seen
-    assert b"/work/" not in file.read_bytes()
+    # no path of the machine that it was made on, in no text of the file
+    assert not re.search(rb"[\" ]/[A-Za-z]{2,}/", file.read_bytes())
     loaded = volumediff.load(file)
     assert loaded.trained.channels == card.channels
 

@@ -27,7 +27,7 @@ __all__ = ["Calibration"]
 
 
 class StoredProbability(Record):
-    """CountByThreshold of `metrics.calibration.Probability`."""
+    """Steps of `metrics.calibration_error.Probability`."""
 
     edges: Annotated[tuple[float, ...], Field(min_length=1)]
     values: Annotated[tuple[float, ...], Field(min_length=1)]

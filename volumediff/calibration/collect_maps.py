@@ -30,8 +30,11 @@ FITTED = 3  # fewest healthy volumes for statistics that leave one of them out a
 
 def least_volumes(method: Method) -> int:
     """Fewest healthy volumes that the calibration of a method takes; 0 where it takes none."""
-    fitted = FITTED if method.needs_healthy or method.score.calibrated else 0
-    return max(fitted, method.threshold.least_volumes)
+    return max(_fitted_on(method), method.threshold.least_volumes)
+
+
+def _fitted_on(method: Method) -> int:
+    return FITTED if method.needs_healthy or method.score.calibrated else 0
 
 
 def fit(
@@ -64,7 +67,7 @@ def fit(
     with Spool() as residuals:
         keys = (key_of(seed, "calibration", i) for i in count())
         errors = _collect(residuals, method, model, zip(volumes, keys, strict=False))
-        least = FITTED if method.needs_healthy or method.score.calibrated else 1
+        least = max(_fitted_on(method), 1)
         if len(residuals) < least:
             raise ValueError(
                 f"calibration: expected at least {least} healthy volumes, got {len(residuals)}; "

@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from volumediff.data.curves import curved
+
 __all__ = ["Augmentation", "Augmented"]
 
 _KNOTS = 6  # pieces of the curve of the contrast
@@ -179,7 +181,7 @@ class Augmentation:
         chosen = []
         p = self.often
         if self.contrast:
-            curve = partial(_curved, most=self.contrast)
+            curve = partial(_recontrasted, most=self.contrast)
             # of images alone: it would draw for label maps as well
             chosen.append(torchio.Lambda(curve, types_to_apply=[torchio.INTENSITY], p=p))
         if self.bias:
@@ -197,14 +199,11 @@ class Augmentation:
         return chosen
 
 
-def _curved(s: Float[Tensor, "c d h w"], *, most: float) -> Float[Tensor, "c d h w"]:
+def _recontrasted(s: Float[Tensor, "c d h w"], *, most: float) -> Float[Tensor, "c d h w"]:
     """A random monotone curve of the signal; what is above 1 stays as it is."""
     slopes = ((2 * torch.rand(_KNOTS) - 1) * most).exp()
     ends = torch.cat([torch.zeros(1), slopes.cumsum(0)]) / slopes.sum()
-    place = s.clamp(0, 1) * _KNOTS
-    low = place.floor().clamp(max=_KNOTS - 1).long()
-    curved = torch.lerp(ends[low], ends[low + 1], place - low)
-    return torch.where((s > 0) & (s < 1), curved, s)
+    return torch.where((s > 0) & (s < 1), curved(s.clamp(0, 1), ends), s)
 
 
 def _non_negative(name: str, value: float) -> None:

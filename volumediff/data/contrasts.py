@@ -17,27 +17,18 @@ References:
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff import randomness
+from volumediff.data._draws import between, check_range, check_weights, weighted
 from volumediff.data.freesurfer import Structure
 
 __all__ = ["AnyContrast", "Contrast", "MixedContrast", "TissueContrast"]
 
 Pair = tuple[float, float]
-
-
-def _between(ends: Pair, *parts: int | str) -> float:
-    return ends[0] + (ends[1] - ends[0]) * randomness.uniform(*parts)
-
-
-def _ordered(name: str, ends: Pair, low: float, high: float) -> None:
-    if not low <= ends[0] <= ends[1] <= high:
-        raise ValueError(f"{name}: expected two numbers in [{low:g}, {high:g}], got {ends}.")
 
 
 class Contrast(ABC):
@@ -66,16 +57,16 @@ class AnyContrast(Contrast):
     deviation: Pair = (0.01, 0.08)
 
     def __post_init__(self) -> None:
-        _ordered("mean", self.mean, 0.0, 1.0)
-        _ordered("deviation", self.deviation, 0.0, 1.0)
+        check_range("mean", self.mean, 0.0, 1.0)
+        check_range("deviation", self.deviation, 0.0, 1.0)
 
     def __call__(self, structures: Sequence[Structure], key: int) -> Float[Tensor, "n 2"]:
         """Independent for each name."""
         return torch.tensor(
             [
                 (
-                    _between(self.mean, key, "mean", s.name),
-                    _between(self.deviation, key, "deviation", s.name),
+                    between(self.mean, key, "mean", s.name),
+                    between(self.deviation, key, "deviation", s.name),
                 )
                 for s in structures
             ]
@@ -109,26 +100,26 @@ class TissueContrast(Contrast):
     deviation: Pair = (0.01, 0.06)
 
     def __post_init__(self) -> None:
-        _ordered("fluid", self.fluid, 0.0, 1.0)
-        _ordered("white", self.white, 0.0, 1.0)
-        _ordered("grey", self.grey, 0.0, 3.0)
-        _ordered("deep", self.deep, 0.0, 1.0)
-        _ordered("deviation", self.deviation, 0.0, 1.0)
+        check_range("fluid", self.fluid, 0.0, 1.0)
+        check_range("white", self.white, 0.0, 1.0)
+        check_range("grey", self.grey, 0.0, 3.0)
+        check_range("deep", self.deep, 0.0, 1.0)
+        check_range("deviation", self.deviation, 0.0, 1.0)
         if not 0 <= self.spread < 1:
             raise ValueError(f"spread: expected a number in [0, 1), got {self.spread}.")
 
     def __call__(self, structures: Sequence[Structure], key: int) -> Float[Tensor, "n 2"]:
         """A brightness for each tissue, and a little of its own for each structure."""
-        fluid, white = _between(self.fluid, key, "fluid"), _between(self.white, key, "white")
-        grey = fluid + _between(self.grey, key, "grey") * (white - fluid)
-        deep = grey + _between(self.deep, key, "deep") * (white - grey)
+        fluid, white = between(self.fluid, key, "fluid"), between(self.white, key, "white")
+        grey = fluid + between(self.grey, key, "grey") * (white - fluid)
+        deep = grey + between(self.deep, key, "deep") * (white - grey)
         of = {"csf": fluid, "grey": grey, "deep": deep, "white": white}
         own = (-self.spread, self.spread)
         return torch.tensor(
             [
                 (
-                    max(of[s.tissue] + _between(own, key, "own", s.name), 0.0),
-                    _between(self.deviation, key, "deviation", s.name),
+                    max(of[s.tissue] + between(own, key, "own", s.name), 0.0),
+                    between(self.deviation, key, "deviation", s.name),
                 )
                 for s in structures
             ]
@@ -148,20 +139,9 @@ class MixedContrast(Contrast):
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.of:
-            raise ValueError("of: expected at least one contrast, got none.")
-        if self.weights and len(self.weights) != len(self.of):
-            raise ValueError(
-                f"weights: expected one for each of {len(self.of)} contrasts, got "
-                f"{len(self.weights)}."
-            )
-        if self.weights and not min(self.weights) > 0:
-            raise ValueError(f"weights: expected positive numbers, got {self.weights}.")
+        check_weights(self.of, self.weights, "contrast")
 
     def __call__(self, structures: Sequence[Structure], key: int) -> Float[Tensor, "n 2"]:
         """What the drawn contrast gives."""
-        ends = list(accumulate(self.weights or [1.0] * len(self.of)))
-        place = randomness.uniform(key, "contrast") * ends[-1]
-        pairs = zip(self.of, ends, strict=True)
-        drawn = next((c for c, end in pairs if place < end), self.of[-1])
+        drawn = weighted(self.of, self.weights, key, "contrast")
         return drawn(structures, randomness.key(key, "of"))

@@ -10,13 +10,16 @@ References:
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+import torch
+from jaxtyping import Int
 
 from volumediff.data.alignment_template import Template
 from volumediff.data.freesurfer import Structure, structure
 from volumediff.data.grid import Grid
+from volumediff.data.layouts._files import volumes
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.registration import RegistrationVolume, align_affine
+from volumediff.data.resampling import nearest_onto
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
 
@@ -32,7 +35,7 @@ def find_label_maps(folder: Path) -> list[Path]:
     Raises:
         DataError: there are none
     """
-    found = sorted(p for p in folder.glob("*") if p.name.lower().endswith((".nii", ".nii.gz")))
+    found = volumes(folder)
     if not found:
         raise DataError(
             f"{folder}: expected label maps (*.nii.gz with FreeSurfer's numbers), found none."
@@ -96,7 +99,8 @@ def prepare_label_map(
     reference = RegistrationVolume(template.x, template.object, template.grid)
     matrix = align_affine(moving, reference, skull=False)
     onto_template = Grid(volume.grid.shape, matrix @ volume.grid.affine)
-    aligned = _on(template.grid, indices, onto_template)
+    found = nearest_onto(torch.from_numpy(indices)[None], onto_template, template.grid)
+    aligned = found[0].numpy()
     grid = template.grid
     label = Volume(aligned[None], grid.affine, "label", grid, path)
     drawn = Volume(
@@ -110,13 +114,3 @@ def prepare_label_map(
         "numbers": numbers,
         "foreground": known[prepared.label.numpy()],
     }, prepared.spacing_mm
-
-
-def _on(grid: Grid, indices: np.ndarray, source: Grid) -> UInt8[np.ndarray, "d h w"]:
-    """Nearest structures at the voxels of a grid; background outside of the source."""
-    from scipy import ndimage
-
-    matrix = np.linalg.inv(source.affine) @ grid.affine
-    return ndimage.affine_transform(
-        indices, matrix[:3, :3], matrix[:3, 3], grid.shape, order=0, mode="constant", cval=0
-    )

@@ -19,7 +19,6 @@ from torch import Tensor
 from volumediff.alignment.aligning import Aligned, BrainMask, Steps, align_volumes
 from volumediff.alignment.quality import flags, measured
 from volumediff.data.alignment_geometry import Alignment
-from volumediff.data.foreground import foreground
 from volumediff.data.grid import canonical_grid
 from volumediff.data.preprocessing import PreprocessingRecord
 from volumediff.data.remarks import Remark
@@ -27,7 +26,14 @@ from volumediff.data.resampling import nearest_onto, onto
 from volumediff.data.volume import Volume
 from volumediff.outputs.input_grid import InputGrid, findings_alone
 from volumediff.runs.inputs import Examination
-from volumediff.runs.preparation import BRAIN_ML, RunPreparation, lies_in, template_of
+from volumediff.runs.preparation import (
+    BRAIN_ML,
+    RunPreparation,
+    lies_in,
+    look_of,
+    shown_in,
+    template_of,
+)
 
 __all__ = ["PreparedScan", "ScannerGrid", "prepared_scan"]
 
@@ -57,12 +63,12 @@ def prepared_scan(
     Raises:
         DataError: it cannot be registered or corrected
     """
-    template = None if preparation is None else template_of(preparation)
-    if preparation is None or template is None:
-        return None
+    look = None if preparation is None else look_of(preparation)
     first = next(iter(examination.images.values()))
-    if lies_in(first, template):
+    if preparation is None or look is None or lies_in(first, look):
         return None
+    template = template_of(preparation)
+    assert template is not None, "it has a look"
     steps = Steps(mask=_mask(first), strip=preparation.stripped, n4=preparation.n4)
     # the template's own 1 mm: the run's preprocessing resamples from there
     found = align_volumes(
@@ -92,10 +98,8 @@ def prepared_scan(
 
 def _mask(first: Volume) -> BrainMask:
     """Whether the brain has to be extracted, or is all that is there."""
-    x = first.array[0]
-    shown = foreground(x, "auto")
-    millilitres = float(shown.sum()) * float(np.prod(first.spacing_mm)) / 1000
-    alone = bool((x[~shown] == 0).all()) and BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]
+    shown, millilitres = shown_in(first)
+    alone = bool((first.array[0][~shown] == 0).all()) and BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]
     return BrainMask.none if alone else BrainMask.template
 
 

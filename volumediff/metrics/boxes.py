@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from volumediff.metrics.components import labelled
+
 __all__ = [
     "IOUS",
     "Boxes",
@@ -68,7 +70,7 @@ def boxes(mask: Bool[Tensor, "d h w"], *, scores: Float[Tensor, "d h w"] | None 
     """
     from scipy import ndimage  # heavy import
 
-    labels, n = ndimage.label(mask.cpu().numpy(), structure=np.ones((3, 3, 3)))
+    labels, n = labelled(mask.cpu().numpy())
     slices = ndimage.find_objects(labels)
     corners = [[*(s.start for s in box), *(s.stop for s in box)] for box in slices]
     peaks = np.ones(n)

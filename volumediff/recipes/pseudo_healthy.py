@@ -18,6 +18,7 @@ from torch import Tensor
 
 from volumediff.data.corruptions import Corruption
 from volumediff.data.corruptions.fluid import Fluid
+from volumediff.data.curves import curved
 from volumediff.data.mirror import mirrored
 from volumediff.randomness import generator, uniform
 from volumediff.recipes._base import Recipe, Subject, Target, shown
@@ -108,8 +109,5 @@ def recoloured(
     their signal get a brightness of their own, in any order.
     """
     values = torch.rand((len(x), KNOTS), generator=generator(key, "curve")).to(x)
-    place = (x + 1) / 2 * (KNOTS - 1)
-    low = place.floor().clamp(0, KNOTS - 2).long()
-    channel = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
-    s = torch.lerp(values[channel, low], values[channel, low + 1], place - low)
+    s = torch.stack([curved((c + 1) / 2, v) for c, v in zip(x, values, strict=True)])
     return torch.where(foreground, 2 * s - 1, x)

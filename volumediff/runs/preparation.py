@@ -6,10 +6,12 @@ nothing else. What was found is kept as RUN/preparation.json, which goes with th
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.alignment_template import Template, mni152
@@ -22,7 +24,16 @@ from volumediff.settings.sections import POPULATION
 from volumediff.storage.records import Record, write
 from volumediff.storage.records import read as read_record
 
-__all__ = ["NAME", "RunPreparation", "lies_in", "preparation_of", "template_of"]
+__all__ = [
+    "BRAIN_ML",
+    "NAME",
+    "RunPreparation",
+    "lies_in",
+    "look_of",
+    "preparation_of",
+    "shown_in",
+    "template_of",
+]
 
 NAME = "preparation.json"
 MARK = "prepared.json"  # of `volumediff prepare`
@@ -75,6 +86,23 @@ def template_of(preparation: RunPreparation) -> Template | None:
     return mni152() if preparation.template == "mni152" else None
 
 
+def look_of(preparation: RunPreparation) -> Template | None:
+    """The template of a preparation as coarse as `lies_in` looks at it, for one scan after the
+    other; None where it does not ship with the package."""
+    return _look() if preparation.template == "mni152" else None
+
+
+@cache
+def _look() -> Template:
+    return mni152().at(LOOK_MM)
+
+
+def shown_in(volume: Volume) -> tuple[Bool[np.ndarray, "d h w"], float]:
+    """The foreground of the first channel, and its millilitres."""
+    shown = foreground(volume.array[0], "auto")
+    return shown, float(shown.sum()) * float(np.prod(volume.spacing_mm)) / 1000
+
+
 def lies_in(volume: Volume, template: Template) -> bool:
     """Whether a volume shows the template's object, where the template has it, and nothing else.
 
@@ -83,8 +111,7 @@ def lies_in(volume: Volume, template: Template) -> bool:
         template: with any voxels
     """
     x = volume.array[0]
-    shown = foreground(x, "auto")
-    millilitres = float(shown.sum()) * float(np.prod(volume.spacing_mm)) / 1000
+    shown, millilitres = shown_in(volume)
     if not BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]:
         return False
     coarse = template.at(LOOK_MM)
@@ -120,6 +147,6 @@ def _measured(trained: Trained) -> RunPreparation | None:
         return None
     if not volumes:
         return None
-    here = all(lies_in(volume, mni152()) for volume in volumes)
+    here = all(lies_in(volume, _look()) for volume in volumes)
     name = "mni152" if here else None
     return RunPreparation(template=name, stripped=here, n4=False, source="training volumes")

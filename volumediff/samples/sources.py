@@ -15,7 +15,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from volumediff.config import build, component
-from volumediff.data.alignment_template import mni152
+from volumediff.data.alignment_template import Template, mni152
 from volumediff.data.cases import Case
 from volumediff.data.files import contents
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
@@ -288,7 +288,9 @@ def drawn_volumes(
 
     def entry(path: Path) -> CacheEntry:
         facts = {"label map": sha256(*contents(path)), "grid": described}
-        return cache.entry(path.name.partition(".")[0], facts, partial(_mapped, path, recipe))
+        return cache.entry(
+            path.name.partition(".")[0], facts, partial(_mapped, path, template, recipe)
+        )
 
     for path in paths[accelerator.process_index :: accelerator.num_processes]:
         entry(path)
@@ -302,8 +304,8 @@ def drawn_volumes(
     return DrawnVolumes(tuple(maps), section.share, contrast, section.drawing, recipe.intensity)
 
 
-def _mapped(path: Path, recipe: Preprocessing) -> Made:
-    arrays, spacing = prepare_label_map(path, mni152(), recipe)
+def _mapped(path: Path, template: Template, recipe: Preprocessing) -> Made:
+    arrays, spacing = prepare_label_map(path, template, recipe)
     return arrays, {"spacing_mm": list(spacing)}
 
 

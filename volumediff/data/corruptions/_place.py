@@ -9,9 +9,7 @@ from torch import Tensor
 from volumediff import randomness
 
 __all__ = [
-    "between",
     "box",
-    "check_range",
     "foreground_voxel",
     "foreign",
     "inside",
@@ -20,17 +18,6 @@ __all__ = [
 ]
 
 Box = tuple[slice, slice, slice]
-
-
-def between(ends: tuple[float, float], *parts: int | str) -> float:
-    """A uniform number between two ends, drawn from the key."""
-    return ends[0] + (ends[1] - ends[0]) * randomness.uniform(*parts)
-
-
-def check_range(name: str, ends: tuple[float, float], low: float, high: float) -> None:
-    """Raises ValueError unless low <= ends[0] <= ends[1] <= high."""
-    if not low <= ends[0] <= ends[1] <= high:
-        raise ValueError(f"{name}: expected two numbers in [{low}, {high}], got {ends}.")
 
 
 def foreground_voxel(foreground: Bool[Tensor, "1 d h w"], *parts: int | str) -> Sequence[int]:

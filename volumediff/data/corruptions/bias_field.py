@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff import noise
+from volumediff.data._draws import between, check_range
 from volumediff.data.corruptions._base import Corruption
-from volumediff.data.corruptions._place import between, check_range, inside
+from volumediff.data.corruptions._place import inside
 
 __all__ = ["BiasField"]
 

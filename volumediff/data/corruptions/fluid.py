@@ -38,16 +38,10 @@ from torch import Tensor
 from torch.nn.functional import max_pool3d
 
 from volumediff import randomness
+from volumediff.data._draws import between, check_range
 from volumediff.data._fields import exponential, gaussian, identity, sample, smooth_noise, warp
 from volumediff.data.corruptions._base import Corruption
-from volumediff.data.corruptions._place import (
-    Box,
-    between,
-    box,
-    check_range,
-    foreground_voxel,
-    offsets_mm,
-)
+from volumediff.data.corruptions._place import Box, box, foreground_voxel, offsets_mm
 
 __all__ = ["Fluid", "divergence_free"]
 

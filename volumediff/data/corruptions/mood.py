@@ -9,13 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff import randomness
+from volumediff.data._draws import between, check_range
 from volumediff.data._fields import sample
 from volumediff.data.corruptions._base import Corruption
 from volumediff.data.corruptions._place import (
     Box,
-    between,
     box,
-    check_range,
     foreground_voxel,
     foreign,
     inside,

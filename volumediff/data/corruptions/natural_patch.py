@@ -9,15 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff import randomness
+from volumediff.data._draws import between, check_range
 from volumediff.data.corruptions._base import Corruption
-from volumediff.data.corruptions._place import (
-    between,
-    box,
-    check_range,
-    foreground_voxel,
-    foreign,
-    inside,
-)
+from volumediff.data.corruptions._place import box, foreground_voxel, foreign, inside
 from volumediff.data.corruptions._poisson import blended, grown
 
 __all__ = ["NaturalPatch"]

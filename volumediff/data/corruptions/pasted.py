@@ -25,9 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from volumediff import randomness
+from volumediff.data._draws import between, check_range
 from volumediff.data._fields import gaussian, smooth_noise
 from volumediff.data.corruptions._base import Corruption
-from volumediff.data.corruptions._place import between, check_range, foreground_voxel, inside
+from volumediff.data.corruptions._place import foreground_voxel, inside
+from volumediff.data.layouts._files import volumes
 from volumediff.data.volume import read
 from volumediff.errors import DataError
 
@@ -154,7 +156,7 @@ def _put(whole: Float[Tensor, "1 d h w"], patch: Tensor, centre: tuple[int, int,
 @lru_cache(maxsize=4)
 def _masks(folder: Path) -> tuple[Path, ...]:
     """The masks of a folder, by name."""
-    found = sorted(p for p in folder.glob("*") if p.name.lower().endswith((".nii", ".nii.gz")))
+    found = volumes(folder)
     if not found:
         raise DataError(f"{folder}: expected lesion masks (*.nii.gz), found none.")
     return tuple(found)

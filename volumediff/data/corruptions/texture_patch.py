@@ -11,14 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from volumediff import randomness
+from volumediff.data._draws import between, check_range
 from volumediff.data.corruptions._base import Corruption
-from volumediff.data.corruptions._place import (
-    between,
-    check_range,
-    foreground_voxel,
-    inside,
-    length_mm,
-)
+from volumediff.data.corruptions._place import foreground_voxel, inside, length_mm
 from volumediff.noise import Simplex
 
 __all__ = ["TexturePatch"]
