@@ -5,6 +5,7 @@ vector e; what is left to define is the body, (input, e) -> output, at any spati
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
 from volumediff.networks._streamable import Streamable
 
@@ -92,6 +94,11 @@ class Network(Streamable):
     @abstractmethod
     def stride(self) -> tuple[int, int, int]:
         """Total stride; crops that start at its multiples see the grid of the whole volume."""
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        """Places whose tensors serve as features, in the order in which they run; none here."""
+        return {}
 
     @property
     def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
