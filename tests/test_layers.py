@@ -32,6 +32,7 @@ LAYERS = [
         "autoencoders",
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
+    ["codings"],
     ["recipes"],
     ["model"],
     ["compatibility"],
