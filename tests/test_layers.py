@@ -33,6 +33,7 @@ LAYERS = [
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
     ["recipes"],
+    ["losses"],
     ["model"],
     ["compatibility"],
     ["classification", "residual_segmentation"],

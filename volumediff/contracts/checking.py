@@ -24,6 +24,7 @@ CONTRACTS = {
     "importer": "importers",
     "layout": "layouts",
     "recipe": "recipes",
+    "loss": "losses",
     "corruption": "corruptions",
     "region": "corruptions",
     "intensity": "intensities",

@@ -28,6 +28,7 @@ class LabelDiffusion(Recipe):
     """
 
     teaches: ClassVar[str] = "label_diffusion"
+    paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     needs_labels: ClassVar[bool] = True
     segments: ClassVar[bool] = True
     # Codes of +1 and -1 have unit second moment already, and the image shares the space.
@@ -56,6 +57,17 @@ class LabelDiffusion(Recipe):
     @property
     def classes(self) -> int:
         return 0
+
+    @property
+    def codes(self) -> int | None:
+        return 2 if self.absent == -1 else None
+
+    @property
+    def label_count(self) -> int:
+        return len(self.labels)
+
+    def shares(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b l d h w"]:
+        return (x - self.absent) / (1 - self.absent)
 
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True
