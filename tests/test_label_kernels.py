@@ -284,10 +284,10 @@ def test_noise_logits_are_a_reading_of_the_same_law():
 def test_open_classes_are_filled_in():
     assert Discrete(ZERO, classes=0).over(4).classes == 4
     assert Discrete(ZERO, classes=3).over(4).classes == 3
-    with pytest.raises(ValueError, match="got 0; fill"):
+    with pytest.raises(ValueError, match="got 0; see over"):
         Discrete(ZERO, classes=0).prior(torch.zeros(1, 4, 2, 2, 2))
     with pytest.raises(ValueError, match="ends in noise alone, not in a law per voxel"):
-        Gaussian(ZERO).given(torch.zeros(1))
+        Gaussian(ZERO).given(torch.zeros(1, 1, 2, 2, 2))
 
 
 # the network in wavelets, the noise in voxels

@@ -173,6 +173,14 @@ class Model(nn.Module):
         """The state of a volume."""
         return self.space.encode(x)
 
+    def encode_image(self, image: Volume) -> State:
+        """An image condition on the grid of the network."""
+        frame = self.network_space
+        codec = frame.image_codec
+        # What is trained with the network computes as the network does.
+        dtype = self.dtype if codec is not None and codec.trained else image.dtype
+        return frame.encode_image(image.to(dtype)).to(image.dtype)
+
     def decode(self, z: State, shape: Shape | None = None) -> Volume:
         """The volume of a state, cropped to `shape` if given."""
         return self.space.decode(z, shape)
@@ -222,7 +230,7 @@ class Model(nn.Module):
         """
         frame = self.network_space
         parts = [] if condition.image is None else [condition.image]
-        parts += [frame.encode(image) for image in images]
+        parts += [self.encode_image(image) for image in images]
         if mask is not None:
             parts.append(frame.mask(mask))
         if self.prior is not None and images:
@@ -241,6 +249,10 @@ class Model(nn.Module):
         p = p[:, 1:] if self.kernel.classes == 2 else p
         return (2 * p - 1).to(image)
 
+    def prepared(self, condition: Condition) -> Condition:
+        """The condition after what the network does to images alone: once for all calls."""
+        return self.network.prepare(condition)
+
     def referred(self, condition: Condition, z: State) -> Condition:
         """The condition, with the state of the volume itself where the model takes it."""
         return condition.replace(reference=z) if self.recipe.reference else condition
@@ -255,8 +267,9 @@ class Model(nn.Module):
         """
         with torch.no_grad():
             z_0 = self.encode(batch.x)
-            condition = self.told(batch.condition, batch.images, batch.mask)
-            condition = self.referred(condition, z_0)
+        # Codecs without weights of their own to train leave nothing for the backward pass.
+        condition = self.told(batch.condition, batch.images, batch.mask)
+        condition = self.referred(condition, z_0)
         if any(term.prepared for term in self.losses):
             condition = self.prepared(condition)
         t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
