@@ -1,5 +1,6 @@
 """Truth of cases: labels or boxes of a data set in any layout, or a folder of masks alone."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
 from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS
+from volumediff.data.readers import majority
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
 from volumediff.data.truth import filled, only
 from volumediff.data.volume import Volume, check_grids, read
@@ -21,7 +23,10 @@ from volumediff.errors import DataError
 from volumediff.metrics.boxes import Boxes
 from volumediff.metrics.boxes import boxes as boxes_of
 
-__all__ = ["Marks", "Truth", "find_truths"]
+__all__ = ["LabelMaps", "Marks", "Truth", "find_truths"]
+
+# The label map of one of several readers: <case>_reader-<name>_mask.nii.gz.
+READER = re.compile(r"(?P<case>.+)_(?:reader|rater)-(?P<reader>[A-Za-z0-9]+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,21 @@ class Marks:
     boxes: Boxes
 
 
+@dataclass(frozen=True, eq=False)
+class LabelMaps:
+    """What every voxel is, on the grid of a segmentation.
+
+    Arguments:
+        consensus: label values; of several readers, what most of them say
+        readers: label values of each of several readers; None where there is one truth
+        ignored: voxels that count neither for nor against a segmentation
+    """
+
+    consensus: UInt8[np.ndarray, "d h w"]
+    readers: UInt8[np.ndarray, "r d h w"] | None
+    ignored: Bool[np.ndarray, "d h w"]
+
+
 @dataclass(frozen=True)
 class Truth:
     """A mask or boxes, and whose they are.
@@ -51,6 +71,7 @@ class Truth:
         lesions, ignored, boxes: as in the data set
         images: all of its images
         associated: second label file, of associated changes
+        readers: label files of several readers, in their order
     """
 
     case: str
@@ -63,6 +84,7 @@ class Truth:
     boxes: tuple[Box, ...] = ()
     images: tuple[Path, ...] = ()
     associated: Path | None = None
+    readers: tuple[Path, ...] = ()
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -81,22 +103,50 @@ class Truth:
         Raises:
             DataError: mask or boxes lie on another grid
         """
-        if self.path is None:
+        if self.path is None and not self.readers:
             found = Boxes(np.array(self.boxes, np.int64).reshape(-1, 6), np.ones(len(self.boxes)))
             lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
             return Marks(lesion, self._associated(like) & ~lesion, found)
-        label = read(self.path, kind="label")
-        check_grids(like, label)
+        label = self._consensus(like)
         lesion = torch.from_numpy(only(label, self.lesions).array[0] > 0)
         ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
         return Marks(lesion, (ignored | self._associated(like)) & ~lesion, boxes_of(lesion))
 
+    def label_maps(self, like: Volume) -> LabelMaps:
+        """The labels themselves, every value of them, on the grid of a segmentation.
+
+        Raises:
+            DataError: the truth is boxes, or lies on another grid
+        """
+        if self.path is None and not self.readers:
+            raise DataError(
+                f"{self.case}: expected a label map to compare a segmentation with, got boxes."
+            )
+        label = self._consensus(like).array[0].astype(np.uint8)
+        readers = [_label_on(like, path).array[:1] for path in self.readers]
+        ignored = np.isin(label, self.ignored) | self._associated(like).numpy()
+        return LabelMaps(
+            label, np.concatenate(readers).astype(np.uint8) if readers else None, ignored
+        )
+
+    def _consensus(self, like: Volume) -> Volume:
+        """The label of the data set, else what most of its readers say."""
+        if self.path is not None:
+            return _label_on(like, self.path)
+        maps = [_label_on(like, path) for path in self.readers]
+        every = np.concatenate([m.array[:1] for m in maps]).astype(np.uint8)
+        return replace(maps[0], array=majority(every))
+
     def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
         if self.associated is None:
             return torch.zeros(like.array.shape[1:], dtype=torch.bool)
-        label = read(self.associated, kind="label")
-        check_grids(like, label)
-        return torch.from_numpy(label.array[0] > 0)
+        return torch.from_numpy(_label_on(like, self.associated).array[0] > 0)
+
+
+def _label_on(like: Volume, path: Path) -> Volume:
+    label = read(path, kind="label")
+    check_grids(like, label)
+    return label
 
 
 def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
@@ -141,9 +191,13 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             del found[name]
     if found:
         return found
+    readers: dict[str, list[Path]] = {}
     for path in sorted(root.glob("*.nii*")) if root.is_dir() else ():
         name, _, word = stem_of(path).rpartition("_")
         if name and word.lower() in LABEL_WORDS:
+            if match := READER.fullmatch(name):
+                readers.setdefault(match["case"], []).append(path)
+                continue
             beside = path.with_name(path.name.replace(f"_{word}.", f"_{ASSOCIATED_WORD}."))
             found[safe_id(name)] = Truth(
                 safe_id(name),
@@ -152,6 +206,10 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
                 {},
                 associated=beside if beside.is_file() else None,
             )
+    for name, paths in readers.items():
+        one = Truth(safe_id(name), patient_of(name), None, {}, readers=tuple(paths))
+        other = found.setdefault(one.case, one)
+        found[one.case] = replace(other, readers=one.readers)
     if not found:
         raise DataError(
             f"truth {root}: found no masks; expected a data set with labels or boxes, or files "

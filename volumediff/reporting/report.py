@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from volumediff.data.survey import AUTO, Spec
-from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.summary import (
     CaseRow,
-    Line,
     case_table,
     confounded_lines,
     coverage,
@@ -33,6 +32,7 @@ from volumediff.evaluation.summary import (
     verdicts,
     without_seen,
 )
+from volumediff.evaluation.table_line import Line
 from volumediff.evaluation.truths import find_truths
 from volumediff.metrics.bootstrap import Interval
 from volumediff.outputs.export import finite

@@ -15,7 +15,7 @@ from volumediff.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.data.files import stem_of
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import read
-from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
