@@ -180,11 +180,11 @@ def test_the_program_writes_numbers_by_method_and_label(tmp_path, program):
     write_segmentations(tmp_path / "b", shifted(truths))
     code, table, said = program(
         *("evaluate", tmp_path / "a", tmp_path / "b", "--truth", tmp_path / "data"),
-        *("--replicates", "20", "--tolerance-mm", "2", "-o", tmp_path / "e", "--absent", "one"),
+        *("--replicates", "20", "--tolerance-mm", "1", "-o", tmp_path / "e", "--absent", "one"),
     )
     assert code == 0, said
     assert "panoptic quality" in table
-    assert "NSD is at a tolerance of 2 mm" in table
+    assert "NSD is at a tolerance of 1 mm" in table
     found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert found["methods"] == {}
     figures = found["segmentation"]
@@ -195,7 +195,7 @@ def test_the_program_writes_numbers_by_method_and_label(tmp_path, program):
     assert figures["b"]["mean"]["hd95_mm"] > 0
     assert {"iou", "assd_mm", "volume_error", "lesion_f1", "pq"} <= set(figures["b"]["1"])
     details = found["segmentation_details"]["b"]
-    assert details["rules"] == {"tolerance_mm": 2.0, "absent": "one", "missed": "worst"}
+    assert details["rules"] == {"tolerance_mm": 1.0, "absent": "one", "missed": "worst"}
     assert details["differences"]["a"]["mean"]["dice"]["high"] < 0
     assert len(details["cases"]) == 6
     code, _, said = program(
