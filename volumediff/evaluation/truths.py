@@ -1,8 +1,7 @@
 """Truth of cases: labels or boxes of a data set in any layout, or a folder of masks alone."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,16 @@ from torch import Tensor
 from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
-from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS
+from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS, in_order, split_reader
 from volumediff.data.readers import majority
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
-from volumediff.data.truth import filled, only
-from volumediff.data.volume import Volume, check_grids, read
+from volumediff.data.truth import filled, label_map, only
+from volumediff.data.volume import Volume, check_grids
 from volumediff.errors import DataError
 from volumediff.metrics.boxes import Boxes
 from volumediff.metrics.boxes import boxes as boxes_of
 
 __all__ = ["LabelMaps", "Marks", "Truth", "find_truths"]
-
-# The label map of one of several readers: <case>_reader-<name>_mask.nii.gz.
-READER = re.compile(r"(?P<case>.+)_(?:reader|rater)-(?P<reader>[A-Za-z0-9]+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +61,14 @@ class Truth:
 
     Arguments:
         case, patient: as in the data set
-        path: of the mask; an empty mask is a healthy volume; None for boxes
+        path: of the mask; an empty mask is a healthy volume; None for boxes, and where several
+            readers have marked and there is no consensus but their majority
         attributes: of the case
         image: its first image, if there is one
         lesions, ignored, boxes: as in the data set
         images: all of its images
         associated: second label file, of associated changes
-        readers: label files of several readers, in their order
+        readers: masks of several readers by name
     """
 
     case: str
@@ -84,7 +81,7 @@ class Truth:
     boxes: tuple[Box, ...] = ()
     images: tuple[Path, ...] = ()
     associated: Path | None = None
-    readers: tuple[Path, ...] = ()
+    readers: Mapping[str, Path] = field(default_factory=dict)
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -107,7 +104,7 @@ class Truth:
             found = Boxes(np.array(self.boxes, np.int64).reshape(-1, 6), np.ones(len(self.boxes)))
             lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
             return Marks(lesion, self._associated(like) & ~lesion, found)
-        label = self._consensus(like)
+        label = self._label(like)
         lesion = torch.from_numpy(only(label, self.lesions).array[0] > 0)
         ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
         return Marks(lesion, (ignored | self._associated(like)) & ~lesion, boxes_of(lesion))
@@ -122,20 +119,18 @@ class Truth:
             raise DataError(
                 f"{self.case}: expected a label map to compare a segmentation with, got boxes."
             )
-        label = self._consensus(like).array[0].astype(np.uint8)
-        readers = [_label_on(like, path).array[:1] for path in self.readers]
+        label = self._label(like).array[0].astype(np.uint8)
+        readers = [_label_on(like, path).array for path in self.readers.values()]
         ignored = np.isin(label, self.ignored) | self._associated(like).numpy()
         return LabelMaps(
             label, np.concatenate(readers).astype(np.uint8) if readers else None, ignored
         )
 
-    def _consensus(self, like: Volume) -> Volume:
-        """The label of the data set, else what most of its readers say."""
-        if self.path is not None:
-            return _label_on(like, self.path)
-        maps = [_label_on(like, path) for path in self.readers]
-        every = np.concatenate([m.array[:1] for m in maps]).astype(np.uint8)
-        return replace(maps[0], array=majority(every))
+    def _label(self, like: Volume) -> Volume:
+        """The mask, or what most readers say."""
+        files = [self.path] if self.path is not None else [*self.readers.values()]
+        maps = [_label_on(like, path) for path in files]
+        return replace(maps[0], array=majority(np.concatenate([v.array for v in maps])))
 
     def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
         if self.associated is None:
@@ -144,7 +139,7 @@ class Truth:
 
 
 def _label_on(like: Volume, path: Path) -> Volume:
-    label = read(path, kind="label")
+    label = label_map(path)
     check_grids(like, label)
     return label
 
@@ -166,7 +161,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
     cases = survey_cases(root, layout)[0] if _is_data_set(root, layout) else []
     owners: dict[str, set[str]] = {}
     for case in cases:
-        if case.label is None and case.boxes is None:
+        if not case.labelled and case.boxes is None:
             continue
         truth = Truth(
             case.id,
@@ -179,6 +174,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             case.boxes or (),
             tuple(case.images.values()),
             case.associated,
+            case.labels,
         )
         found[case.id] = truth
         for path in case.images.values():
@@ -191,13 +187,13 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             del found[name]
     if found:
         return found
-    readers: dict[str, list[Path]] = {}
+    readers: dict[str, dict[str, Path]] = {}
     for path in sorted(root.glob("*.nii*")) if root.is_dir() else ():
-        name, _, word = stem_of(path).rpartition("_")
-        if name and word.lower() in LABEL_WORDS:
-            if match := READER.fullmatch(name):
-                readers.setdefault(match["case"], []).append(path)
-                continue
+        stem, reader = split_reader(stem_of(path))
+        name, _, word = stem.rpartition("_")
+        if name and word.lower() in LABEL_WORDS and reader is not None:
+            readers.setdefault(name, {})[reader] = path
+        elif name and word.lower() in LABEL_WORDS:
             beside = path.with_name(path.name.replace(f"_{word}.", f"_{ASSOCIATED_WORD}."))
             found[safe_id(name)] = Truth(
                 safe_id(name),
@@ -207,9 +203,8 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
                 associated=beside if beside.is_file() else None,
             )
     for name, paths in readers.items():
-        one = Truth(safe_id(name), patient_of(name), None, {}, readers=tuple(paths))
-        other = found.setdefault(one.case, one)
-        found[one.case] = replace(other, readers=one.readers)
+        alone = Truth(safe_id(name), patient_of(name), None, {})
+        found[alone.case] = replace(found.get(alone.case, alone), readers=in_order(paths))
     if not found:
         raise DataError(
             f"truth {root}: found no masks; expected a data set with labels or boxes, or files "

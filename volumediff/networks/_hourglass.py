@@ -20,6 +20,7 @@ from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
 from volumediff.networks._resample import Down, Up
+from volumediff.networks._side_heads import SideHeads
 
 __all__ = ["Hourglass", "HourglassStage"]
 
@@ -113,6 +114,7 @@ class Hourglass(nn.Module):
             return made
 
         last = levels[-1]
+        self.widths, self.factor = tuple(widths), factor
         self.stride = tuple(f**last for f in factor)
         self.stem = conv(in_channels, widths[0], kernel=kernel)
         self.encoder = nn.ModuleList(
@@ -129,10 +131,22 @@ class Hourglass(nn.Module):
         self.up = nn.ModuleList(Up(widths[i + 1], widths[i], factor=factor) for i in range(last))
         self.act = NormAct(widths[0], norm=norm, groups=groups)
         self.head = conv(widths[0], out_channels, kernel=kernel, zero=True)
+        self.out_channels = out_channels
+        self.sides: SideHeads | None = None
 
-    def forward(
+    @property
+    def descent(self) -> tuple[nn.Module, ...]:
+        """Parts on the way to the deepest features."""
+        return self.stem, self.encoder, self.down, self.middle
+
+    def deepen(self, count: int) -> None:
+        """See `Network.deepen`."""
+        self.sides = SideHeads(self.widths, self.out_channels, count=count, factor=self.factor)
+
+    def descend(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
-    ) -> Float[Tensor, "b o d h w"]:
+    ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
+        """The deepest features, and the skips."""
         h = self.stem(x)
         skips = []
         for level, stages in enumerate(self.encoder):
@@ -143,9 +157,19 @@ class Hourglass(nn.Module):
                 h = self.down[level](h)
         for stage in self.middle:
             h = stage(h, e)
+        return h, skips
+
+    def forward(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b o d h w"]:
+        h, skips = self.descend(x, e)
+        sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
                 h = stage((h + skips.pop()).mul_(math.sqrt(0.5)), e)
+            if self.sides is not None:
+                sides += self.sides.read(level, h)
             if level > 0:
                 h = self.up[level - 1](h, skips[-1].shape[2:])
-        return self.head(self.act(h))
+        y = self.head(self.act(h))
+        return y if self.sides is None else self.sides.beside(y, sides)
