@@ -11,7 +11,7 @@ from rich.table import Table
 from volumediff.commands._doctor import Check
 from volumediff.data.check import CheckLine
 from volumediff.evaluation.localization import MethodResult
-from volumediff.evaluation.segmentation import SegmentationResult
+from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.summary import (
     CaseRow,
@@ -88,7 +88,7 @@ def _evaluation_console() -> Console:
     return Console(width=width, highlight=False, markup=False)
 
 
-def segmented(results: Sequence[SegmentationResult]) -> None:
+def segmented(results: Sequence[SegmentationEvaluation]) -> None:
     """One row per metric, mean over labels; then the labels, and what everything stands on.
 
     Below, the same rows as differences to the first method.

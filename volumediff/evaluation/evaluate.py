@@ -12,7 +12,7 @@ from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import UsageError
 from volumediff.evaluation.localization import MethodResult, evaluate_maps
 from volumediff.evaluation.output_folders import known_cases, maps_in, segmentations_in
-from volumediff.evaluation.segmentation import SegmentationResult, evaluate_segmentations
+from volumediff.evaluation.segmentation import SegmentationEvaluation, evaluate_segmentations
 from volumediff.evaluation.segmentation_case import SegmentationRules
 from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import MAP
@@ -20,7 +20,7 @@ from volumediff.outputs.segmentation_files import DSEG
 
 __all__ = ["EvaluationResult", "evaluate", "localizations", "segmentations"]
 
-EvaluationResult = MethodResult | SegmentationResult
+EvaluationResult = MethodResult | SegmentationEvaluation
 
 
 def localizations(results: Sequence[EvaluationResult]) -> list[MethodResult]:
@@ -28,9 +28,9 @@ def localizations(results: Sequence[EvaluationResult]) -> list[MethodResult]:
     return [r for r in results if isinstance(r, MethodResult)]
 
 
-def segmentations(results: Sequence[EvaluationResult]) -> list[SegmentationResult]:
+def segmentations(results: Sequence[EvaluationResult]) -> list[SegmentationEvaluation]:
     """The results of segmentations."""
-    return [r for r in results if isinstance(r, SegmentationResult)]
+    return [r for r in results if isinstance(r, SegmentationEvaluation)]
 
 
 def evaluate(

@@ -37,7 +37,7 @@ from volumediff.metrics.label_agreement import AGREEMENT
 from volumediff.metrics.panoptic import Panoptic, lesion_counts, panoptic, panoptic_by_size
 from volumediff.metrics.readers import READERS
 
-__all__ = ["MEAN", "SEGMENTATION_COSTS", "SegmentationResult", "evaluate_segmentations"]
+__all__ = ["MEAN", "SEGMENTATION_COSTS", "SegmentationEvaluation", "evaluate_segmentations"]
 
 MEAN = "mean"
 SEGMENTATION_COSTS = ("network_calls", "seconds", "peak_gb")
@@ -54,7 +54,7 @@ CALIBRATION = {"ece": "ece", "ace": "ace", "mce": "mce", "brier": "brier", "brie
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentationResult:
+class SegmentationEvaluation:
     """Metrics of one folder of segmentations.
 
     Arguments:
@@ -83,7 +83,7 @@ class SegmentationResult:
     left_out: Sequence[str] = ()
     leakage: Leakage = field(default_factory=Leakage)
     differences: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
-    without_seen: "SegmentationResult | None" = None
+    without_seen: "SegmentationEvaluation | None" = None
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -102,7 +102,7 @@ def evaluate_segmentations(
     allow_seen: bool = False,
     same_names: bool = False,
     report: Callable[[str], None] = lambda line: None,
-) -> list[SegmentationResult]:
+) -> list[SegmentationEvaluation]:
     """Compares folders of label maps, each of one method, with the truth, on shared cases.
 
     Arguments:
@@ -124,7 +124,7 @@ def evaluate_segmentations(
         refuse(seen, len(known))
     tainted = {leak.case for there in seen.values() for leak in there.leaks}
     labels = rules.labels or _labels(found, known, facts, report)
-    results: dict[str, SegmentationResult] = {}
+    results: dict[str, SegmentationEvaluation] = {}
     draws: dict[str, Draws] = {}
     clean_draws: dict[str, Draws] = {}
     for folder, maps in found.items():
@@ -143,7 +143,7 @@ def evaluate_segmentations(
             )
             for case, truth in known.items()
         }
-        blank = SegmentationResult(
+        blank = SegmentationEvaluation(
             method, folder, {}, {}, {}, [*cases.values()], first, rules, (), seen[folder]
         )
         how = {"labels": labels, "seed": seed, "replicates": replicates}
@@ -224,8 +224,8 @@ def _differences(
 
 
 def _summed(
-    blank: SegmentationResult, *, labels: Sequence[int], seed: int, replicates: int
-) -> tuple[SegmentationResult, Draws]:
+    blank: SegmentationEvaluation, *, labels: Sequence[int], seed: int, replicates: int
+) -> tuple[SegmentationEvaluation, Draws]:
     """The figures of all volumes; equal draws for every method and metric."""
     cases = blank.cases
 
@@ -351,7 +351,7 @@ def _group(
     ).interval()
 
 
-def _left_out(found: SegmentationResult) -> list[str]:
+def _left_out(found: SegmentationEvaluation) -> list[str]:
     """What has no metric, with the reason, in a few words each."""
     cases, lines = found.cases, []
     if not any(c.readers for c in cases):

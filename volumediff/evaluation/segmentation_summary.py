@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from volumediff.evaluation.leakage import said
-from volumediff.evaluation.segmentation import MEAN, SEGMENTATION_COSTS, SegmentationResult
+from volumediff.evaluation.segmentation import MEAN, SEGMENTATION_COSTS, SegmentationEvaluation
 from volumediff.evaluation.table_line import Line, plain
 from volumediff.metrics.bootstrap import MIN_PATIENTS, Interval
 
@@ -55,13 +55,13 @@ LOWEST = {
 NO_BEST = {
     *("volume_error_ml", "components", "components_ratio", "surface_ratio", *SEGMENTATION_COSTS),
 }
-IN_UNITS = {"hd95_mm", "assd_mm", "volume_error_ml", "components", *SEGMENTATION_COSTS}
+SIGNIFICANT = {"hd95_mm", "assd_mm", "volume_error_ml", "components", "ece", "brier", "aurc"}
 BY_LABEL = ("dice", "nsd", "hd95_mm", "volume_error", "pq", "ece")
 NAN = float("nan")
 
 
 def _line(
-    results: Sequence[SegmentationResult], heading: str, label: str, metric: str
+    results: Sequence[SegmentationEvaluation], heading: str, label: str, metric: str
 ) -> Line | None:
     """A metric of every method, with the differences to the first; None where none has it."""
     cells = [r.labels[label].get(metric, plain(NAN)) for r in results]
@@ -75,13 +75,14 @@ def _line(
         heading,
         cells,
         differences if any(differences[first]) else {},
-        count=metric in IN_UNITS,
+        count=metric in SEGMENTATION_COSTS,
+        significant=metric in SIGNIFICANT,
         lowest=None if metric in NO_BEST else metric in LOWEST,
     )
 
 
 def segmentation_tables(
-    results: Sequence[SegmentationResult],
+    results: Sequence[SegmentationEvaluation],
 ) -> list[tuple[str, list[Line]]]:
     """Title and rows: all metrics of the mean over labels, then the main ones label by label."""
     if not results:
@@ -101,7 +102,7 @@ def segmentation_tables(
     return [(title, rows) for title, rows in found if rows]
 
 
-def _sizes(results: Sequence[SegmentationResult]) -> list[Line | None]:
+def _sizes(results: Sequence[SegmentationEvaluation]) -> list[Line | None]:
     lines: list[Line | None] = []
     labels = [str(v) for v in results[0].values]
     for label in labels:
@@ -122,7 +123,7 @@ def _range(low: float, high: float) -> str:
     return f"{low:g} to {high:g} ml" if np.isfinite(high) else f"from {low:g} ml"
 
 
-def segmentation_notes(results: Sequence[SegmentationResult]) -> list[str]:
+def segmentation_notes(results: Sequence[SegmentationEvaluation]) -> list[str]:
     """What the metrics stand on, one sentence each."""
     if not results:
         return []

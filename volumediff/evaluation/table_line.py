@@ -21,6 +21,7 @@ class Line:
         cells: of the methods, in order
         differences: reference -> that of each method to it, None for the reference itself
         count: whether it is a number per volume instead of a share
+        significant: whether it has three significant digits, as what has a unit
         lowest: whether the smallest is the best; None where no end is
     """
 
@@ -29,11 +30,14 @@ class Line:
     differences: Mapping[str, Sequence[Interval | None]] = field(default_factory=dict)
     count: bool = False
     lowest: bool | None = False
+    significant: bool = False
 
     def text(self, value: float, sign: str = "") -> str:
         """A number as this row writes it; empty where there is none."""
         if not np.isfinite(value):
             return ""
+        if self.significant:
+            return f"{value:{sign}.3g}"
         if not self.count:
             return f"{value:{sign}.3f}"
         return f"{value:{sign}.1f}" if abs(value) < 100 else f"{value:{sign}.0f}"

@@ -10,7 +10,7 @@ from volumediff.evaluation.figures import boxes_in
 from volumediff.evaluation.healthy import healthy_rates
 from volumediff.evaluation.localization import Curves, MethodResult
 from volumediff.evaluation.measure import Measured
-from volumediff.evaluation.segmentation import SegmentationResult
+from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_case import SegmentedCase
 from volumediff.metrics import boxes, calibration_error
 from volumediff.metrics.bootstrap import Interval
@@ -82,7 +82,7 @@ def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
 
 
 def segmentation_values(
-    results: Sequence[SegmentationResult],
+    results: Sequence[SegmentationEvaluation],
 ) -> dict[str, dict[str, dict[str, float]]]:
     """method -> label value, or `mean` -> metric -> value."""
     return {
@@ -94,7 +94,7 @@ def segmentation_values(
     }
 
 
-def segmentation_details(results: Sequence[SegmentationResult]) -> dict[str, Any]:
+def segmentation_details(results: Sequence[SegmentationEvaluation]) -> dict[str, Any]:
     """Intervals, differences, rules and cases of every method, as plain values."""
 
     def intervals(table: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def segmentation_details(results: Sequence[SegmentationResult]) -> dict[str, Any
     }
 
 
-def _reliability(result: SegmentationResult) -> dict[str, Any]:
+def _reliability(result: SegmentationEvaluation) -> dict[str, Any]:
     """label -> bins of its probability, the background as 0."""
     values = sorted({v for c in result.cases for v in c.reliability})
     tables = {
