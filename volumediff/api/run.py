@@ -23,7 +23,7 @@ from volumediff.inference.options import LocalizeOptions, SampleOptions, Segment
 
 if TYPE_CHECKING:
     from volumediff.anomaly.calibration import Calibration
-    from volumediff.api.results import LocalizationResult, SegmentationEvaluation
+    from volumediff.api.results import LocalizationResult, SegmentationResult
     from volumediff.calibration.site import SiteCalibration
     from volumediff.data.survey import Spec
     from volumediff.data.volume import Volume
@@ -241,7 +241,7 @@ class Run:
         attributes: Mapping[str, str | float] | None = None,
         seed: int = SegmentOptions.seed,
         **components: Any,
-    ) -> "SegmentationEvaluation":
+    ) -> "SegmentationResult":
         """Segments one image; the result is in the image's own voxel order.
 
         Arguments:
@@ -259,7 +259,7 @@ class Run:
             DataError: the image is refused
         """
         from volumediff.api.images import examined
-        from volumediff.api.results import SegmentationEvaluation
+        from volumediff.api.results import SegmentationResult
         from volumediff.inference.segment import segmenting
 
         options = segment_options(
@@ -269,7 +269,7 @@ class Run:
         examination = examined(
             self.trained, image, channels=channels, attributes=attributes, layout=layout
         )
-        return SegmentationEvaluation(work(examination))
+        return SegmentationResult(work(examination))
 
     def sample(
         self,
