@@ -1,6 +1,9 @@
 """Evaluation of segmentations: folders of ours and of other programs, readers, and their rules."""
 
+import base64
+import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.evaluate import evaluate
 from volumediff.evaluation.segmentation_case import SegmentationRules
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
+from volumediff.evaluation.truths import find_truths
 from volumediff.metrics.label_agreement import AbsentLabels, label_agreement
+from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
+from volumediff.reporting.segmentation_views import label_views
 
 __all__ = ["program"]  # fixture
 
@@ -203,6 +209,32 @@ def test_the_program_writes_numbers_by_method_and_label(tmp_path, program):
     )
     assert code == 2
     assert "--labels x: expected label values such as 1,2" in said
+
+
+def test_the_report_shows_tables_panels_and_samples(tmp_path):
+    truths = write_truth(tmp_path / "data")
+    write_segmentations(tmp_path / "m", truths | {"p3": np.zeros(SHAPE, np.uint8)}, samples=3)
+    write_segmentations(tmp_path / "other", shifted(truths), probabilities=False)
+    folders = [tmp_path / "m", tmp_path / "other"]
+    results = volumediff.evaluate(
+        folders, tmp_path / "data", replicates=20, output=tmp_path / "e", html=True
+    )
+    html = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    assert "<title>Segmentation: m</title>" in html
+    for text in ("panoptic quality", "Dice, label by label", "against m", "readers and samples"):
+        assert text in html
+    assert html.index("<h3>p3</h3>") < html.index("<h3>p0</h3>")  # the lowest Dice first
+    assert html.count("data:image/png;base64,") == 12  # planes and samples of six cases
+    described = json.loads(re.search(r'id="cases">(.*?)</script>', html, re.DOTALL)[1])
+    assert described[0]["labels"]
+    assert described[0]["maps"] == ["probability of 1", "probability of 2", "entropy"]
+    layer = re.search(rf'id="{described[0]["layers"]["truth"]}">(.*?)</script>', html)[1]
+    values = np.frombuffer(gzip.decompress(base64.b64decode(layer)), np.uint8)
+    np.testing.assert_array_equal(values.reshape(SHAPE), truths["p3"])
+    (view, *_) = label_views(results, find_truths(tmp_path / "data"), ["p0"])
+    assert list(view.samples) == ["m, sample 1", "m, sample 2", "m, sample 3"]
+    assert label_picture(view) == label_picture(view)
+    assert samples_picture(view)[:4] == b"\x89PNG"
 
 
 def test_a_folder_with_maps_and_segmentations_gets_both(tmp_path):

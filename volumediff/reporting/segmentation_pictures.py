@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,7 @@ def label_picture(view: LabelView) -> bytes:
                 _edges(axes, truth)
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, color="white", fontsize=8, loc="left", pad=2)
+    _legend(figure, [view.truth, *view.found.values()])
     return _png(figure)
 
 
@@ -102,6 +104,23 @@ def _coloured(plane: np.ndarray, labels: np.ndarray | None, low: float, high: fl
                 to_rgb(label_colour(int(value)))
             )
     return rgb
+
+
+def _legend(figure: "Figure", maps: Sequence[np.ndarray]) -> None:
+    """What the colours stand for, where there are several."""
+    from matplotlib.patches import Patch
+
+    values = sorted({int(v) for labels in maps for v in np.unique(labels)} - {0})
+    if len(values) > 1:
+        handles = [Patch(color=label_colour(v), label=f"label {v}") for v in values]
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=10,
+            frameon=False,
+            labelcolor="white",
+            fontsize=7,
+        )
 
 
 def _edges(axes: "Axes", truth: np.ndarray) -> None:
