@@ -219,8 +219,15 @@ def _differences(
         for key, mine in draws[method].items():
             label, metric = key
             if key in theirs and metric not in SEGMENTATION_COSTS:
-                rows.setdefault(label, {})[metric] = difference(mine, theirs[key]).interval()
+                rows.setdefault(label, {})[metric] = _difference(mine, theirs[key])
     return result
+
+
+def _difference(mine: Replicates, theirs: Replicates) -> Interval:
+    """Without an interval where too few patients have the metric of one of the two."""
+    if len(mine.draws) != len(theirs.draws):
+        return Replicates(mine.value - theirs.value, np.zeros(0)).interval()
+    return difference(mine, theirs).interval()
 
 
 def _summed(
