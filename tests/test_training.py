@@ -342,12 +342,13 @@ def test_classes_are_dropped_as_often_as_asked():
         label(0, "odd")
 
 
-def test_label_diffusion_trains_on_real_labels(tmp_path):
+def test_label_diffusion_trains_on_real_labels(tmp_path, capfd):
     root = write_data(tmp_path / "data", labels=True)
     config = tiny(root, tmp_path / "run", "recipe.name=label_diffusion", "optim.steps=2")
     _, model = load_run(train(config))
     assert model.network.image_channels == 1
     assert model.space.scale.tolist() == [1], "codes of +-1 are not normalised"
+    assert "calibration volumes" not in capfd.readouterr().err
 
 
 # Latents computed once

@@ -165,13 +165,19 @@ class _Source:
 
 
 def gather(
-    config: RunConfig, accelerator: Accelerator, cache: Cache, *, fits: bool = True
+    config: RunConfig,
+    accelerator: Accelerator,
+    cache: Cache,
+    *,
+    fits: bool = True,
+    segments: bool = False,
 ) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
     """The prepared volumes for training and for validation.
 
     Arguments:
         fits: whether intensity landmarks are fitted here, if the intensities need some; those of
             another run are in the folder already otherwise
+        segments: whether the run segments, and so needs no volumes to calibrate maps on
 
     Raises:
         UsageError: no data given, nothing to train on, or volumes that do not fit each other
@@ -180,6 +186,9 @@ def gather(
     data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
     cases = cases_of(data)
     kept = _kept_split(config.output, cases, cache.report)
+    if segments:
+        rule = data.split.model_copy(update={"least_calibration": 0})
+        data = data.model_copy(update={"split": rule})
     split = kept or split_of(cases, data)
     cache.report(split.note(data.split.least_calibration))
 

@@ -67,7 +67,13 @@ def prepare(
         warm_start(task, config.start_from)
     task.module.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
-    training, validation = gather(config, accelerator, cache, fits=kind.fits_intensities)
+    training, validation = gather(
+        config,
+        accelerator,
+        cache,
+        fits=kind.fits_intensities,
+        segments=task.refusals.segment is None,
+    )
     rule = config.data.lesion_free
     if rule is not None and recipe.needs_labels:
         raise UsageError("data.lesion_free: this recipe learns from labels; leave it out.")
