@@ -35,7 +35,7 @@ LAYERS = [
     ["recipes"],
     ["model"],
     ["compatibility"],
-    ["classification", "residual_segmentation"],
+    ["classification", "residual_segmentation", "supervised_segmentation"],
     ["guidance", "samplers", "features"],
     ["anomaly", "segmentation"],
     ["settings"],

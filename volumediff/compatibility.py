@@ -45,6 +45,7 @@ __all__ = [
     "sampler_problem",
     "samples_everything",
     "states_problem",
+    "supervised_problem",
     "supervision_problem",
     "times_problem",
     "training_problem",
@@ -153,6 +154,22 @@ def supervision_problem(recipe: Recipe) -> str | None:
         "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
         f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
     )
+
+
+def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
+    """Why a network cannot learn labels by itself, without a diffusion."""
+    if not recipe.segments:
+        return (
+            f"recipe: expected label_diffusion, which says the labels, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if not space.exact:
+        return (
+            "space: expected voxels, wavelets or slices of them for a supervised segmentation, "
+            "got latents, whose decoder makes volumes and no logits; use a patch, wavelet or "
+            "pseudo3d pipeline."
+        )
+    return None
 
 
 def comparison_problem(model: Model) -> str | None:

@@ -37,6 +37,7 @@ from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.cache import Cache
+from volumediff.tasks._backbones import Backbone
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import autoencoder_path, keep_encoder, space_of
 from volumediff.tasks._recipes import recipe_of
@@ -138,6 +139,20 @@ class DiffusionTask(Task):
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"network": self.model.network}
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """The network, as it sees the volume: its state, or the first image that is a volume."""
+        model, c = self.model, self.config.data.channel_count
+        recipe, space = self.recipe, model.space
+        if recipe.channels(c) == c and not recipe.segments and recipe.marks is None:
+            return Backbone(model.network, space)
+        first = space.channels(recipe.channels(c))
+        for channels in recipe.image_channels(c):
+            if channels == c:
+                return Backbone(model.network, space, first)
+            first += space.channels(channels)
+        return None
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         return self._seen.loss(batch)
