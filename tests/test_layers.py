@@ -29,9 +29,10 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
-        "autoencoders",
+        *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
+    ["codings"],
     ["recipes"],
     ["model"],
     ["compatibility"],

@@ -196,7 +196,7 @@ class SupervisedSegmentation(nn.Module):
 
     def shares(self, x: Float[Tensor, "b c d h w"]) -> Classes:
         """Shares of the background and of the labels in codes of the recipe."""
-        labels = ((x + 1) / 2).clamp(0, 1)  # TEMPORARY
+        labels = self.recipe.coding.decode(x, spacing_mm=UNIT_MM)
         background = (1 - labels.sum(dim=1, keepdim=True)).clamp(0, 1)
         return torch.cat([background, labels], dim=1)
 

@@ -5,6 +5,7 @@ vector e; what is left to define is the body, (input, e) -> output, at any spati
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
 from volumediff.networks._streamable import Streamable
 
@@ -96,6 +98,11 @@ class Network(Streamable):
         """Total stride; crops that start at its multiples see the grid of the whole volume."""
 
     @property
+    def taps(self) -> Mapping[str, Tap]:
+        """Places whose tensors serve as features, in the order in which they run; none here."""
+        return {}
+
+    @property
     def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
         """The body, and the way to its deepest features."""
         return (self, "body"), (self, "deepest")
@@ -137,6 +144,10 @@ class Network(Streamable):
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
         """The network on its concatenated input and the embedding."""
+
+    def prepare(self, condition: Condition) -> Condition:
+        """The condition with what does not depend on state and time computed beforehand."""
+        return condition
 
     def forward(
         self,

@@ -6,7 +6,7 @@ single channel. Sizes that 2 does not divide, which the published code refuses, 
 everywhere here: ceil(size / 2) per level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
-from volumediff.networks._levels import descend, enlarge, place_levels
+from volumediff.networks._levels import Tap, descend, enlarge, level_taps, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
 from volumediff.networks._side_heads import SideHeads
 
@@ -145,6 +145,10 @@ class Guided(Network):
     def stride(self) -> tuple[int, int, int]:
         factor = 2 ** len(self.down)
         return factor, factor, factor
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        return level_taps(self.encoder, self.middle, self.decoder)
 
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]

@@ -4,6 +4,8 @@ Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention an
 cross-attention. For new runs `unet` is the lighter architecture.
 """
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from volumediff.networks._attention import Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._concat_hourglass import ConcatHourglass
 from volumediff.networks._embedding import WideEmbedding
+from volumediff.networks._levels import Tap, level_taps
 from volumediff.networks._resample import Resampling
 
 __all__ = ["MonaiUNet"]
@@ -88,6 +91,11 @@ class MonaiUNet(Network):
     @property
     def stride(self) -> tuple[int, int, int]:
         return self.hourglass.stride
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        body = self.hourglass
+        return level_taps(body.encoder, body.middle, body.decoder)
 
     @property
     def anatomy(self) -> Anatomy:

@@ -24,6 +24,7 @@ from volumediff.networks._attention import Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._hourglass import Hourglass
 from volumediff.networks._layers import PlaneConv
+from volumediff.networks._levels import Tap, level_taps
 
 __all__ = ["Pseudo3D", "inflate"]
 
@@ -98,6 +99,11 @@ class Pseudo3D(Network):
     @property
     def stride(self) -> tuple[int, int, int]:
         return self.hourglass.stride
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        body = self.hourglass
+        return level_taps(body.encoder, body.middle, body.decoder)
 
     @property
     def anatomy(self) -> Anatomy:

@@ -1,5 +1,6 @@
 """3D U-Net with additive skips; the network of the patch, wavelet and latent pipelines."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from torch import Tensor
 from volumediff.networks._attention import Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._hourglass import Hourglass
+from volumediff.networks._levels import Tap, level_taps
 
 __all__ = ["UNet"]
 
@@ -82,6 +84,11 @@ class UNet(Network):
     @property
     def stride(self) -> tuple[int, int, int]:
         return self.hourglass.stride
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        body = self.hourglass
+        return level_taps(body.encoder, body.middle, body.decoder)
 
     @property
     def anatomy(self) -> Anatomy:

@@ -63,7 +63,9 @@ class Views:
     ) -> Float[Tensor, "c d2 h2 w2"]:
         """The crop that begins at a voxel, changed as the key says."""
         size = self._crop(x)
-        s = (x[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))] + 1) / 2
+        s = (
+            x[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))] + 1
+        ) / 2
         if self.flips:
             s = s.flip([i + 1 for i in range(3) if uniform(*parts, "flip", i) < 0.5])
         inside = s > 0

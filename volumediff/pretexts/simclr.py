@@ -26,9 +26,7 @@ from volumediff.pretexts._views import Views
 __all__ = ["SimCLR", "contrast"]
 
 
-def contrast(
-    z: Float[Tensor, "b n k"], *, temperature: float
-) -> Float[Tensor, "b"]:
+def contrast(z: Float[Tensor, "b n k"], *, temperature: float) -> Float[Tensor, "b"]:
     """The loss of every row of unit vectors, of which 2 i and 2 i + 1 belong together.
 
     Arguments:
@@ -40,9 +38,7 @@ def contrast(
     own = torch.eye(n, dtype=torch.bool, device=z.device)
     logits = logits.masked_fill(own, -torch.inf)
     partner = torch.arange(n, device=z.device) ^ 1
-    each = F.cross_entropy(
-        logits.flatten(0, 1), partner.repeat(len(z)), reduction="none"
-    )
+    each = F.cross_entropy(logits.flatten(0, 1), partner.repeat(len(z)), reduction="none")
     return each.view(len(z), n).mean(1)
 
 
