@@ -27,6 +27,7 @@ ARGUMENTS = {
     ("label_post", "min_component"): {"volume_ml": 0.05},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+    ("task", "segmentation"): {"recipe": "label_diffusion"},
 }
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),

@@ -24,12 +24,14 @@ from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
 from volumediff.spaces._base import StateSpace
+from volumediff.supervised_segmentation import SupervisedSegmentation
 
 __all__ = [
     "classification_problem",
     "comparison_problem",
     "corruption_problem",
     "diffusion_problem",
+    "direct_problem",
     "end_problem",
     "fills_voids",
     "guidance_problem",
@@ -178,6 +180,13 @@ def label_model_problem(model: object) -> str | None:
     if isinstance(model, Model) and model.recipe.segments:
         return None
     return "expected a diffusion model of label maps; train with recipe=label_diffusion."
+
+
+def direct_problem(model: object) -> str | None:
+    """Why a model does not give labels in one pass."""
+    if isinstance(model, SupervisedSegmentation):
+        return None
+    return "expected the run of a supervised segmentation; train with method=unet."
 
 
 def comparison_problem(model: Model) -> str | None:

@@ -91,7 +91,7 @@ def level_weights(count: int) -> list[float]:
     return [half / sum(halves) for half in halves]
 
 
-def averaged(shares: Classes, cell: Shape) -> Classes:
+def averaged(shares: Classes, cell: Shape) -> Float[Tensor, "b l d2 h2 w2"]:
     """Mean shares of the classes in cells, cut off at the border: ceil(size / cell) per axis."""
     d, h, w = (min(n, m) for n, m in zip(cell, shares.shape[2:], strict=True))
     return F.avg_pool3d(shares, (d, h, w), (d, h, w), ceil_mode=True)
@@ -122,7 +122,7 @@ class SupervisedSegmentation(nn.Module):
         recipe: Recipe,
         *,
         dtype: torch.dtype = torch.float32,
-        criterion: DiceCrossEntropy = DiceCrossEntropy(),  # noqa: B008 - frozen
+        criterion: DiceCrossEntropy = DiceCrossEntropy(),
         deep_supervision: int = 0,
         levels: tuple[float, ...] = (0.0,),
         kernel: Kernel | None = None,
@@ -166,7 +166,7 @@ class SupervisedSegmentation(nn.Module):
         keys: Sequence[int],
         levels: Sequence[float],
         condition: Condition = UNCONDITIONAL,
-    ) -> list[Classes]:
+    ) -> list[Float[Tensor, "b l _ _ _"]]:
         """Logits of the background and the labels, finest level first; in evaluation that alone.
 
         Arguments:

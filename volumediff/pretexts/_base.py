@@ -61,7 +61,9 @@ class Pretext(nn.Module, ABC):
     def begin(self, encoder: Encoder) -> None:
         """Makes what depends on the encoder's weights, before the first step."""
 
-    def stepped(self, encoder: Encoder, share: float, gather: Gather) -> None:
+    def stepped(
+        self, encoder: Encoder, share: float, gather: Gather
+    ) -> None:
         """Follows an update of the weights.
 
         Arguments:

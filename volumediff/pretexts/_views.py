@@ -8,8 +8,8 @@ With s = (x + 1) / 2 the signal, which is 0 in the background,
 after flips, and before one cuboid is erased.
 
 References:
-    Chen et al. (2020), SimCLR, arXiv:2002.05709, section 3; Taleb et al. (2020), 3D Self-Supervised
-    Methods for Medical Imaging, arXiv:2006.03829
+    Chen et al. (2020), SimCLR, arXiv:2002.05709, section 3; Taleb et al. (2020), 3D
+    Self-Supervised Methods for Medical Imaging, arXiv:2006.03829
 """
 
 from dataclasses import dataclass

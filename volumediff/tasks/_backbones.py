@@ -1,4 +1,4 @@
-"""The network of one run in another one: which of its inputs sees the volume, what fits by name."""
+"""The network of one run in another one: which inputs see the volume, what fits by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -231,7 +231,7 @@ class Task(ABC):
         """Which training crops are centred on a label; None takes them from anywhere."""
         return None
 
-    def stepped(self, step: int, accelerator: Accelerator) -> None:
+    def stepped(self, step: int, accelerator: Accelerator) -> None:  # noqa: B027 - a default
         """Whatever follows an update of the weights, such as that of an averaged copy.
 
         Arguments:

@@ -160,7 +160,7 @@ class DiffusionTask(Task):
         for channels in recipe.image_channels(c):
             if channels == c:
                 return Backbone(model.network, space, first)
-            first += space.channels(channels)
+            first += space.image_channels(channels)
         return None
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:

@@ -107,9 +107,8 @@ class SegmentationTask(Task):
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "SegmentationTask":
         c, recipe, wanted = config.data.channel_count, recipe_of(config), config.supervision
-        space, encoder = space_of(config.space, run, channels=config.data.channels)
+        space, _ = space_of(config.space, run, channels=config.data.channels)
         require(supervised_problem(recipe, space), UsageError)
-        assert encoder is None, "a space with an autoencoder is not exact"
         if not wanted.dice and not wanted.cross_entropy:
             raise UsageError("supervision: expected dice or cross_entropy above 0, got neither.")
         if any(wanted.levels) and config.kernel is None:
