@@ -17,6 +17,7 @@ CONTRACTS = {
     "kernel": "kernels",
     "network": "networks",
     "classifier": "networks",
+    "pretext": "pretexts",
     "residual_segmenter": "networks",
     "autoencoder": "autoencoders",
     "image_codec": "image_codecs",

@@ -12,13 +12,13 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "Gather", "Pretext"]
+__all__ = ["Gather", "Pretext", "VolumeEncoder"]
 
 Gather = Callable[[Tensor], Tensor]
 """The rows that all processes have, in the order of the samples."""
 
 
-class Encoder(nn.Module, ABC):
+class VolumeEncoder(nn.Module, ABC):
     """A network as pretexts see it."""
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Pretext(nn.Module, ABC):
 
     @abstractmethod
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         """The loss of each volume.
 
@@ -58,12 +58,10 @@ class Pretext(nn.Module, ABC):
             keys: one per volume, of all that is drawn for it
         """
 
-    def begin(self, encoder: Encoder) -> None:
+    def begin(self, encoder: VolumeEncoder) -> None:
         """Makes what depends on the encoder's weights, before the first step."""
 
-    def stepped(
-        self, encoder: Encoder, share: float, gather: Gather
-    ) -> None:
+    def stepped(self, encoder: VolumeEncoder, share: float, gather: Gather) -> None:
         """Follows an update of the weights.
 
         Arguments:

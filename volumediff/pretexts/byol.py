@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.pretexts._base import Encoder, Gather, Pretext
+from volumediff.pretexts._base import Gather, Pretext, VolumeEncoder
 from volumediff.pretexts._momentum import MomentumCopy
 from volumediff.pretexts._projection import Projection, unit
 from volumediff.pretexts._views import Views
@@ -47,12 +47,12 @@ class BYOL(Pretext):
         self.predictor = Projection(width, max(features, width), width)
         self.encoder_copy, self.head_copy = MomentumCopy(), MomentumCopy()
 
-    def begin(self, encoder: Encoder) -> None:
+    def begin(self, encoder: VolumeEncoder) -> None:
         self.encoder_copy.follow(encoder)
         self.head_copy.follow(self.head)
 
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         views = torch.stack(
             [
@@ -68,7 +68,7 @@ class BYOL(Pretext):
         return one + two
 
     @torch.no_grad()
-    def stepped(self, encoder: Encoder, share: float, gather: Gather) -> None:
+    def stepped(self, encoder: VolumeEncoder, share: float, gather: Gather) -> None:
         """The copies follow, ever more slowly."""
         momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * share)) / 2
         self.encoder_copy.update(encoder, momentum)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.pretexts._base import Encoder, Pretext
+from volumediff.pretexts._base import Pretext, VolumeEncoder
 from volumediff.pretexts._projection import Projection
 from volumediff.randomness import generator, uniform
 
@@ -85,7 +85,7 @@ class Jigsaw(Pretext):
         return torch.stack(found)
 
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         """Cross entropy of the order."""
         numbers = [int(uniform(key, "order") * self.count) for key in keys]

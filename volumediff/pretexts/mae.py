@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.pretexts._base import Encoder, Pretext
+from volumediff.pretexts._base import Pretext, VolumeEncoder
 from volumediff.randomness import generator
 from volumediff.shapes import Shape
 
@@ -56,7 +56,7 @@ class MAE(Pretext):
         return grown
 
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         d, h, w = x.shape[2:]
         m = torch.stack([self.hidden((d, h, w), key) for key in keys]).to(x)

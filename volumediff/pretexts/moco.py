@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.pretexts._base import Encoder, Gather, Pretext
+from volumediff.pretexts._base import Gather, Pretext, VolumeEncoder
 from volumediff.pretexts._momentum import MomentumCopy
 from volumediff.pretexts._projection import Projection, unit
 from volumediff.pretexts._views import Views
@@ -65,12 +65,12 @@ class MoCo(Pretext):
         self.register_buffer("queue", unit(normal((queue, width), "moco", "queue", device=device)))
         self.fresh: list[Tensor] = []  # keys of the samples since the last update
 
-    def begin(self, encoder: Encoder) -> None:
+    def begin(self, encoder: VolumeEncoder) -> None:
         self.encoder_copy.follow(encoder)
         self.head_copy.follow(self.head)
 
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         one, two = (
             torch.stack(
@@ -91,7 +91,7 @@ class MoCo(Pretext):
         return F.cross_entropy(logits, truth, reduction="none")
 
     @torch.no_grad()
-    def stepped(self, encoder: Encoder, share: float, gather: Gather) -> None:
+    def stepped(self, encoder: VolumeEncoder, share: float, gather: Gather) -> None:
         """The copies follow, and the queue goes on."""
         self.encoder_copy.update(encoder, self.momentum)
         self.head_copy.update(self.head, self.momentum)

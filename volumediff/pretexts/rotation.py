@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.pretexts._base import Encoder, Pretext
+from volumediff.pretexts._base import Pretext, VolumeEncoder
 from volumediff.randomness import uniform
 
 __all__ = ["WAYS", "Rotation", "cube", "turned"]
@@ -46,7 +46,7 @@ class Rotation(Pretext):
         self.head = nn.Linear(features, len(WAYS))
 
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         """Cross entropy of the way."""
         ways = [int(uniform(key, "way") * len(WAYS)) for key in keys]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.pretexts._base import Encoder, Pretext
+from volumediff.pretexts._base import Pretext, VolumeEncoder
 from volumediff.pretexts._projection import Projection, unit
 from volumediff.pretexts._views import Views
 
@@ -73,7 +73,7 @@ class SimCLR(Pretext):
         self.head = Projection(features, max(features, width), width)
 
     def loss(
-        self, encoder: Encoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
+        self, encoder: VolumeEncoder, x: Float[Tensor, "b c d h w"], keys: Sequence[int]
     ) -> Float[Tensor, "b"]:
         views = []
         for volume, key in zip(x, keys, strict=True):

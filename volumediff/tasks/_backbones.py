@@ -23,11 +23,13 @@ class Backbone:
         network: trained on states of volumes
         space: of these states, with their normalisation
         first: the input channel of the network with which the volume begins
+        untrained: parts that no training has changed
     """
 
     network: Network
     space: StateSpace
     first: int = 0
+    untrained: tuple[nn.Module, ...] = ()
 
 
 def take_backbone(mine: Backbone, source: Backbone, *, where: str, head: bool) -> str:
@@ -49,7 +51,8 @@ def take_backbone(mine: Backbone, source: Backbone, *, where: str, head: bool) -
         UsageError: parts of the encoder, or parts of the same name, have other shapes
     """
     network, other = mine.network, source.network
-    weights, own = dict(other.state_dict()), dict(network.state_dict())
+    random, own = _names(other, source.untrained), dict(network.state_dict())
+    weights = {n: tensor for n, tensor in other.state_dict().items() if n not in random}
     planar = not any(THROUGH in n for n in weights) and any(THROUGH in n for n in own)
     if planar:
         sizes = [t.shape[2] for n, t in own.items() if THROUGH in n and t.ndim == 5]
