@@ -35,6 +35,7 @@ LAYERS = [
     ],
     ["codings"],
     ["recipes"],
+    ["losses"],
     ["supervised_segmentation", "model"],
     ["compatibility"],
     ["classification", "pretraining", "residual_segmentation"],

@@ -28,6 +28,7 @@ from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
+from volumediff.samples.distances import surface_distances_mm
 from volumediff.samples.drawn import DrawnVolumes
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
@@ -56,6 +57,7 @@ class Sample:
     mask: Tensor | None = None
     region: Tensor | None = None
     end: Tensor | None = None
+    distance_mm: Tensor | None = None
 
 
 @lru_cache(maxsize=4)
@@ -188,6 +190,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         drawn: volumes that some training samples are drawn from instead
         lesion_free: which planes of volumes with lesions train; needs crops
         foreground: which crops are centred on a label
+        distances: whether samples bring the distance from the surface of what is marked
     """
 
     volumes: Sequence[TrainingVolume]
@@ -200,6 +203,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     drawn: DrawnVolumes | None = None
     lesion_free: LesionFree | None = None
     foreground: ForegroundCrops | None = None
+    distances: bool = False
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -221,6 +225,10 @@ class Keyed(Dataset):  # type: ignore[type-arg]
             place = None
             if self.crop is not None and self.located:
                 place = self.crop.coordinates((d, h, w), key, starts)
+            distance = None
+            if self.distances:
+                masks = self.recipe.shares(target.x[None])[0] > 0.5
+                distance = surface_distances_mm(masks, spacing_mm=subject.spacing_mm)
             return Sample(
                 key,
                 self._cut(target.x, key, starts),
@@ -230,7 +238,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
                 place,
                 *(
                     None if a is None else self._cut(a, key, starts)
-                    for a in (target.mask, target.region, target.end)
+                    for a in (target.mask, target.region, target.end, distance)
                 ),
             )
 
@@ -329,7 +337,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         coordinates=stacked("coordinates"),
     )
     x = torch.stack([s.x for s in samples])
-    others = {name: stacked(name) for name in ("mask", "region", "end")}
+    others = {name: stacked(name) for name in ("mask", "region", "end", "distance_mm")}
     return Batch(x, tuple(s.key for s in samples), condition, images, **others)
 
 

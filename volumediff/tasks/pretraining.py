@@ -31,12 +31,15 @@ __all__ = ["PretrainingConfig", "PretrainingTask"]
 
 class PretrainingConfig(RunConfig):
     """Keys of a pre-training. Coordinates of the network are left out: they would give away what
-    it is to find out."""
+    it is to find out. `kernel` and `noise` stand in configurations of pipelines, which may be
+    taken as they are; there is no noise here."""
 
     space: Component
     network: Component
     pretext: Component
     recipe: Component = "healthy"
+    kernel: Component | None = None
+    noise: Component | None = None
 
 
 class PretrainingTask(Task):
@@ -68,8 +71,8 @@ class PretrainingTask(Task):
         if not space.exact:
             raise UsageError(
                 "space: expected voxels, wavelets or slices of them for pre-training, got "
-                "latents, in which no supervised segmentation works; use a patch, wavelet or pseudo3d "
-                "pipeline."
+                "latents, in which no supervised segmentation works; use a patch, wavelet or "
+                "pseudo3d pipeline."
             )
         spec = config.network
         if not isinstance(spec, str):
