@@ -29,6 +29,7 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        "conditioners",
         "autoencoders",
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],

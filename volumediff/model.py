@@ -169,6 +169,13 @@ class Model(nn.Module):
             parts.append(self.space.mask(mask))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
 
+    def prepared(self, condition: Condition) -> Condition:
+        """The condition with its image through the network's image branch, once for all steps."""
+        image = condition.image
+        if image is not None:
+            condition = condition.replace(image=image.to(self.dtype))
+        return self.network.prepare(condition)
+
     def referred(self, condition: Condition, z: State) -> Condition:
         """The condition, with the state of the volume itself where the model takes it."""
         return condition.replace(reference=z) if self.recipe.reference else condition
@@ -224,9 +231,10 @@ class Model(nn.Module):
         place = condition.coordinates
         if place is None and self.network.coordinates:
             place = full_coordinates(z_t).expand(len(z_t), -1, -1, -1, -1)
+        if condition.prepared is None and condition.image is not None:
+            condition = condition.replace(image=condition.image.to(self.dtype))
         # Time and scalars go to the embedding, which needs their precision.
         told = condition.replace(
-            image=None if condition.image is None else condition.image.to(self.dtype),
             scalars=None if condition.scalars is None else condition.scalars.to(z_t.dtype),
             coordinates=None if place is None else place.to(self.dtype),
         )

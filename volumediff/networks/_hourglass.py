@@ -16,6 +16,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.conditioners._base import MIDDLE, STEM, Conditioner, Place, Prepared
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
@@ -131,18 +132,38 @@ class Hourglass(nn.Module):
         self.head = conv(widths[0], out_channels, kernel=kernel, zero=True)
 
     def forward(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"],
+        conditioner: Conditioner | None = None,
+        prepared: Prepared = (),
     ) -> Float[Tensor, "b o d h w"]:
-        h = self.stem(x)
+        """The body.
+
+        Arguments:
+            conditioner: what acts at its places in the encoder and in the middle
+            prepared: what it made of the image
+        """
+        carried = prepared
+
+        def conditioned(h: Tensor, place: Place) -> Tensor:
+            nonlocal carried
+            if conditioner is None or place not in conditioner.places:
+                return h
+            h, carried = conditioner(h, place, carried, e)
+            return h
+
+        h = conditioned(self.stem(x), STEM)
         skips = []
         for level, stages in enumerate(self.encoder):
             for stage in stages:
                 h = stage(h, e)
                 skips.append(h)
+            skips[-1] = h = conditioned(h, level)
             if level < len(self.down):
                 h = self.down[level](h)
-        for stage in self.middle:
-            h = stage(h, e)
+        h = conditioned(self.middle[0](h, e), MIDDLE)
+        h = self.middle[1](h, e)
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
                 h = stage((h + skips.pop()).mul_(math.sqrt(0.5)), e)
