@@ -288,12 +288,11 @@ class SizeLocked(AddConditioner):
 
     def __init__(self, *, host):
         super().__init__(host=host)
-        shape = (host.layers.widths[0], 1, 1, 1, 2)
-        self.weight = torch.nn.Parameter(torch.ones(shape))
+        self.weight = torch.nn.Parameter(torch.ones(host.layers.widths[0], 4, 4, 3, 2))
 
     def forward(self, h, place, carried, e):
-        spectrum = torch.fft.rfftn(h, dim=(2, 3, 4)) * torch.view_as_complex(self.weight)[None]
-        filtered = torch.fft.irfftn(spectrum, s=(1, 1, 1), dim=(2, 3, 4))
+        spectrum = torch.fft.rfftn(h, dim=(2, 3, 4)) * torch.view_as_complex(self.weight)
+        filtered = torch.fft.irfftn(spectrum, s=h.shape[2:], dim=(2, 3, 4))
         return super().forward(filtered, place, carried, e)
 
 
