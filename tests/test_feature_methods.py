@@ -36,7 +36,7 @@ from volumediff.condition import Condition
 from volumediff.data._fields import smooth_noise, warp
 from volumediff.data.anomalies import TRAINING
 from volumediff.errors import DataError, UsageError
-from volumediff.features.encoder import network_features
+from volumediff.features.denoiser import network_features
 from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.randomness import generator, key, normal, uniform

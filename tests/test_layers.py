@@ -30,9 +30,10 @@ LAYERS = [
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
         "conditioners",
-        "autoencoders",
+        *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
+    ["codings"],
     ["recipes"],
     ["model"],
     ["compatibility"],

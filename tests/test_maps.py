@@ -15,7 +15,7 @@ from volumediff.anomaly.maps.ssim_ensemble import SSIMEnsemble
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.condition import Condition
-from volumediff.features.encoder import network_features
+from volumediff.features.denoiser import network_features
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import Model
 from volumediff.networks.pseudo3d import Pseudo3D

@@ -241,3 +241,60 @@ def test_thin_volumes_train_in_bfloat16_and_channels_last(network, shape):
     expected = gradients("float32", False)
     error = (gradients("bfloat16", True) - expected).norm() / expected.norm()
     assert float(error) < 0.1
+
+
+def test_heads_of_coarser_levels_stand_beside_the_output(build):
+    """Every f-th voxel of theirs is the pointwise map of what a level of the decoder ends with."""
+    net = build(widths=(4, 8, 8))
+    net.deepen(2)
+    net = randomised(net)
+    z = normal(1, 2, 7, 6, 9)
+    y = net(z, T)
+    assert y.shape == (1, 9, 7, 6, 9)
+    net.eval()
+    assert torch.equal(net(z, T), y[:, :3]), "nothing looks at them in inference"
+    net.train()
+    sides = net.hourglass.sides if hasattr(net, "hourglass") else net.sides
+    for level, head in enumerate(sides.heads, start=1):
+        d, h, w = (f**level for f in net.anatomy.factor)
+        coarse = y[:, 3 * level : 3 * level + 3, ::d, ::h, ::w]
+        grown = F.interpolate(coarse, scale_factor=[float(d), float(h), float(w)])
+        assert torch.equal(grown[:, :, :7, :6, :9], y[:, 3 * level : 3 * level + 3])
+        with torch.no_grad():
+            head.bias += 1
+        changed = net(z, T)
+        assert torch.allclose(changed[:, 3 * level : 3 * level + 3], grown[..., :7, :6, :9] + 1)
+        assert torch.equal(changed[:, :3], y[:, :3])
+        y = changed
+    for count in (0, 3):
+        with pytest.raises(ValueError, match=f"expected 1 to 2 heads .* got {count}"):
+            net.deepen(count)
+
+
+@pytest.mark.parametrize("policy", [{"slab": 2}, {"checkpoint": True}, {"offload": True}])
+def test_heads_of_coarser_levels_in_slabs(build, policy):
+    net = build(widths=(4, 8, 8))
+    net.deepen(2)
+    net = randomised(net)
+    z = normal(1, 2, 8, 6, 7)
+    results = []
+    for each in (MemoryPolicy(), MemoryPolicy(**policy)):
+        each.apply(net)
+        net.zero_grad()
+        y = net(z, T)
+        y.square().sum().backward()
+        features = net.features(z, T)
+        results.append([y, features, *(p.grad for p in net.parameters())])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+def test_the_deepest_features_are_what_the_decoder_begins_with(build):
+    net = randomised(build(widths=(4, 8, 8)))
+    z = normal(1, 2, 8, 4, 8)
+    f = net.features(z, T)
+    anatomy, (d, h, w) = net.anatomy, net.stride
+    assert f.shape == (1, anatomy.channels, 8 // d, 4 // h, 8 // w)
+    f.square().sum().backward()
+    reached = {p for p in net.parameters() if p.grad is not None}
+    assert reached == {p for part in anatomy.descent for p in part.parameters()}

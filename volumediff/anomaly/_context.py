@@ -11,7 +11,7 @@ from torch import Tensor
 from volumediff.anomaly._check_output import sound
 from volumediff.anomaly.maps._base import Map
 from volumediff.condition import Condition
-from volumediff.features.encoder import spread, upright
+from volumediff.features.grids import spread, upright
 from volumediff.kernels._base import Denoiser
 from volumediff.model import Model
 from volumediff.schedules._base import Schedule

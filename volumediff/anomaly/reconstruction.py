@@ -25,7 +25,7 @@ from volumediff.autoencoders._variational import Variational
 from volumediff.autoencoders.fanogan import FAnoGAN
 from volumediff.autoencoders.token_prior import TokenPrior
 from volumediff.component import Component, Requirement
-from volumediff.features.encoder import spread
+from volumediff.features.grids import spread
 from volumediff.randomness import generator
 
 __all__ = [

@@ -20,6 +20,7 @@ CONTRACTS = {
     "classifier": "networks",
     "residual_segmenter": "networks",
     "autoencoder": "autoencoders",
+    "image_codec": "image_codecs",
     "guidance": "guidances",
     "sampler": "samplers",
     "importer": "importers",
@@ -47,7 +48,12 @@ CONTRACTS = {
     "fitted": "methods",
     "method": "methods",
     "reconstruction": "reconstructions",
+    "coding": "codings",
     "segmenter": "segmenters",
+    "predictor": "label_parts",
+    "label_ensemble": "label_parts",
+    "label_fusion": "label_parts",
+    "label_post": "label_parts",
 }
 
 

@@ -6,6 +6,8 @@ vector e; what is left to define is the body, (input, e) -> output, at any spati
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +18,28 @@ from volumediff.condition import Condition
 from volumediff.conditioners._base import Body, Conditioner, Host, Prepared
 from volumediff.config import build, component
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
 from volumediff.networks._streamable import Streamable
 
-__all__ = ["Network"]
+__all__ = ["Anatomy", "Network"]
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The halves of a network that has an encoder and a decoder.
+
+    Arguments:
+        descent: parts on the way to the deepest features, the embedding among them
+        head: parts after the decoder
+        channels: of the deepest features
+        factor: down-sampling per level and axis
+    """
+
+    descent: tuple[nn.Module, ...]
+    head: tuple[nn.Module, ...]
+    channels: int
+    factor: tuple[int, int, int]
 
 
 class Network(Streamable):
@@ -40,7 +60,8 @@ class Network(Streamable):
         layers: of the body, for conditioners that act within it; None for a body without places
 
     Raises:
-        ValueError: the conditioner needs an image or places, and there are none
+        ValueError: the conditioner acts within the body, which has no places
+        UsageError: it cannot be built
     """
 
     def __init__(
@@ -98,9 +119,46 @@ class Network(Streamable):
         """Total stride; crops that start at its multiples see the grid of the whole volume."""
 
     @property
+    def taps(self) -> Mapping[str, Tap]:
+        """Places whose tensors serve as features, in the order in which they run; none here."""
+        return {}
+
+    @property
     def whole_passes(self) -> tuple[tuple[nn.Module, str], ...]:
-        """The body."""
-        return ((self, "body"),)
+        """The body, and the way to its deepest features."""
+        return (self, "body"), (self, "deepest")
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Its halves.
+
+        Raises:
+            ValueError: it has none
+        """
+        raise ValueError(
+            f"expected a network with an encoder and a decoder, got {type(self).__name__}"
+        )
+
+    def deepen(self, count: int) -> None:
+        """Gives the decoder heads on so many levels below the finest; see `SideHeads`.
+
+        Raises:
+            ValueError: it has no decoder, or not so many levels
+        """
+        raise ValueError(
+            f"expected a network with levels of a decoder, got {type(self).__name__}; use "
+            "deep_supervision=0"
+        )
+
+    def deepest(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        """The deepest features on the concatenated input and the embedding.
+
+        Raises:
+            ValueError: it has no encoder
+        """
+        raise ValueError(f"expected a network with an encoder, got {type(self).__name__}")
 
     @abstractmethod
     def body(
@@ -134,6 +192,25 @@ class Network(Streamable):
         Raises:
             ValueError: the condition has not what the network was built for
         """
+        return self.body(*self._inputs(z_t, t, condition))
+
+    def features(
+        self,
+        z_t: Float[Tensor, "b k d h w"],
+        t: Float[Tensor, "b"],
+        condition: Condition | None = None,
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        """The deepest features, in the dtype of z_t, without the decoder.
+
+        Raises:
+            ValueError: the condition has not what the network was built for, or no encoder
+        """
+        return self.deepest(*self._inputs(z_t, t, condition))
+
+    def _inputs(
+        self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
+    ) -> tuple[Any, ...]:
+        """The concatenated input, the embedding and, for a body with places, what is prepared."""
         condition = condition or Condition()
         if condition.prepared is None:
             image = condition.image
@@ -148,7 +225,7 @@ class Network(Streamable):
         dtype = torch.promote_types(z_t.dtype, torch.float32)
         e = self.embedding(t.to(dtype), condition)
         x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
-        return self.body(x, e, condition.prepared) if self.conditioner.places else self.body(x, e)
+        return (x, e, condition.prepared) if self.conditioner.places else (x, e)
 
 
 def _check(name: str, tensor: Tensor | None, channels: int) -> None:

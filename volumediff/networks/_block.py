@@ -65,6 +65,7 @@ class ResidualBlock(Recomputable):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.mode = mode
         self.act1 = NormAct(in_channels, norm=norm, groups=groups, least=least, eps=eps)
         self.resample = resample

@@ -17,6 +17,7 @@ from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
+from volumediff.networks._side_heads import SideHeads
 
 __all__ = ["ConcatHourglass"]
 
@@ -78,7 +79,8 @@ class ConcatHourglass(nn.Module):
                 return UpConv(width)
             return block(width, width, resample=Nearest())
 
-        self.stride = (2**last,) * 3
+        self.widths, self.out_channels = tuple(widths), out_channels
+        self.stride, self.factor = (2**last,) * 3, (2, 2, 2)
         self.stem = Conv(in_channels, widths[0])
         self.encoder = nn.ModuleList()
         self.decoder = nn.ModuleList()
@@ -101,19 +103,40 @@ class ConcatHourglass(nn.Module):
         place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
         self.act = NormAct(widths[0], **norm)
         self.head = Conv(widths[0], out_channels, zero=True)
+        self.sides: SideHeads | None = None
+
+    @property
+    def descent(self) -> tuple[nn.Module, ...]:
+        """Parts on the way to the deepest features."""
+        return self.stem, self.encoder, self.down, self.middle
+
+    def deepen(self, count: int) -> None:
+        """See `Network.deepen`."""
+        self.sides = SideHeads(self.widths, self.out_channels, count=count, factor=self.factor)
+
+    def descend(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
+        """The deepest features, and the skips."""
+        h, skips = descend(self.stem(x), e, self.encoder, self.down)
+        for stage in self.middle:
+            h = stage(h, e)
+        return h, skips
 
     def forward(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
-        h, skips = descend(self.stem(x), e, self.encoder, self.down)
-        for stage in self.middle:
-            h = stage(h, e)
+        h, skips = self.descend(x, e)
+        sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
                 h = stage(h, e, skips.pop())
+            if self.sides is not None:
+                sides += self.sides.read(level, h)
             if level > 0:
                 h = enlarge(self.up[level - 1], h, e, skips[-1].shape[2:])
-        return self.head(self.act(h))
+        y = self.head(self.act(h))
+        return y if self.sides is None else self.sides.beside(y, sides)
 
 
 def _check(

@@ -21,6 +21,7 @@ from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
 from volumediff.networks._resample import Down, Up
+from volumediff.networks._side_heads import SideHeads
 
 __all__ = ["Hourglass", "HourglassStage"]
 
@@ -114,6 +115,7 @@ class Hourglass(nn.Module):
             return made
 
         last = levels[-1]
+        self.widths, self.factor = tuple(widths), factor
         self.stride = tuple(f**last for f in factor)
         self.stem = conv(in_channels, widths[0], kernel=kernel)
         self.encoder = nn.ModuleList(
@@ -130,18 +132,29 @@ class Hourglass(nn.Module):
         self.up = nn.ModuleList(Up(widths[i + 1], widths[i], factor=factor) for i in range(last))
         self.act = NormAct(widths[0], norm=norm, groups=groups)
         self.head = conv(widths[0], out_channels, kernel=kernel, zero=True)
+        self.out_channels = out_channels
+        self.sides: SideHeads | None = None
 
-    def forward(
+    @property
+    def descent(self) -> tuple[nn.Module, ...]:
+        """Parts on the way to the deepest features."""
+        return self.stem, self.encoder, self.down, self.middle
+
+    def deepen(self, count: int) -> None:
+        """See `Network.deepen`."""
+        self.sides = SideHeads(self.widths, self.out_channels, count=count, factor=self.factor)
+
+    def descend(
         self,
         x: Float[Tensor, "b i d h w"],
         e: Float[Tensor, "b n"],
         conditioner: Conditioner | None = None,
         prepared: Prepared = (),
-    ) -> Float[Tensor, "b o d h w"]:
-        """The body.
+    ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
+        """The deepest features, and the skips.
 
         Arguments:
-            conditioner: what acts at its places in the encoder and in the middle
+            conditioner: what acts at its places on the way
             prepared: what it made of the image
         """
         carried = prepared
@@ -163,10 +176,23 @@ class Hourglass(nn.Module):
             if level < len(self.down):
                 h = self.down[level](h)
         h = conditioned(self.middle[0](h, e), MIDDLE)
-        h = self.middle[1](h, e)
+        return self.middle[1](h, e), skips
+
+    def forward(
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"],
+        conditioner: Conditioner | None = None,
+        prepared: Prepared = (),
+    ) -> Float[Tensor, "b o d h w"]:
+        h, skips = self.descend(x, e, conditioner, prepared)
+        sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
                 h = stage((h + skips.pop()).mul_(math.sqrt(0.5)), e)
+            if self.sides is not None:
+                sides += self.sides.read(level, h)
             if level > 0:
                 h = self.up[level - 1](h, skips[-1].shape[2:])
-        return self.head(self.act(h))
+        y = self.head(self.act(h))
+        return y if self.sides is None else self.sides.beside(y, sides)

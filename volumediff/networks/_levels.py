@@ -1,11 +1,42 @@
-"""What published U-Nets share: every layer of the encoder is a skip, changes of grid included."""
+"""What U-Nets share: the names of their levels, and skips after every layer of the encoder."""
+
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.networks._block import ResidualBlock, place
 
-__all__ = ["descend", "enlarge", "place_levels"]
+__all__ = ["Tap", "descend", "enlarge", "level_taps", "place_levels"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """A place of a network whose tensor serves as features.
+
+    Arguments:
+        module: whose output it is, (b, c, d, h, w)
+        channels: c
+    """
+
+    module: nn.Module
+    channels: int
+
+
+def level_taps(
+    encoder: nn.ModuleList, middle: nn.ModuleList, decoder: nn.ModuleList
+) -> dict[str, Tap]:
+    """The last stage of every level, in the order in which they run.
+
+    encoder.0 is the finest level on the way down, decoder.0 the finest on the way up.
+
+    Arguments:
+        encoder, middle, decoder: stages with a residual `block` each, finest level first
+    """
+    last = {f"encoder.{i}": stages[-1] for i, stages in enumerate(encoder)}
+    last["middle"] = middle[-1]
+    last |= {f"decoder.{i}": decoder[i][-1] for i in reversed(range(len(decoder)))}
+    return {name: Tap(stage, stage.block.out_channels) for name, stage in last.items()}
 
 
 def descend(

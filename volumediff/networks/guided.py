@@ -6,19 +6,20 @@ single channel. Sizes that 2 does not divide, which the published code refuses, 
 everywhere here: ceil(size / 2) per level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.networks._attention import Attention, Backend
-from volumediff.networks._base import Network
+from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
-from volumediff.networks._levels import descend, enlarge, place_levels
+from volumediff.networks._levels import Tap, descend, enlarge, level_taps, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
+from volumediff.networks._side_heads import SideHeads
 
 __all__ = ["Guided"]
 
@@ -124,25 +125,56 @@ class Guided(Network):
         place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
         self.act = NormAct(widths[0], groups=groups, least=1)
         self.head = Conv(widths[0], out_channels, zero=True)
+        self.widths = tuple(widths)
+        self.sides: SideHeads | None = None
+
+    @property
+    def anatomy(self) -> Anatomy:
+        descent = self.embedding, self.stem, self.encoder, self.down, self.middle
+        return Anatomy(descent, (self.act, self.head), self.widths[-1], (2, 2, 2))
+
+    def deepen(self, count: int) -> None:
+        # A level ends with the width of the next finer one.
+        ends = (self.widths[0], *self.widths[:-1])
+        self.sides = SideHeads(ends, self.out_channels, count=count, factor=(2, 2, 2))
+
+    def deepest(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        return self._descend(x, e)[0]
 
     @property
     def stride(self) -> tuple[int, int, int]:
         factor = 2 ** len(self.down)
         return factor, factor, factor
 
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        return level_taps(self.encoder, self.middle, self.decoder)
+
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
-        h, skips = descend(self.stem(x), e, self.encoder, self.down)
-        for stage in self.middle:
-            h = stage(h, e)
+        h, skips = self._descend(x, e)
+        sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
                 # In place: h is the sum that a block ends with, which nothing else needs.
                 h = stage(h.add_(skips.pop()).mul_(0.5), e)
+            if self.sides is not None:
+                sides += self.sides.read(level, h)
             if level > 0:
                 h = enlarge(self.up[level - 1], h, e, skips[-1].shape[2:])
-        return self.head(self.act(h))
+        y = self.head(self.act(h))
+        return y if self.sides is None else self.sides.beside(y, sides)
+
+    def _descend(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
+        h, skips = descend(self.stem(x), e, self.encoder, self.down)
+        for stage in self.middle:
+            h = stage(h, e)
+        return h, skips
 
 
 def _checked(

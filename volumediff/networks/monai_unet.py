@@ -4,15 +4,17 @@ Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention an
 cross-attention. For new runs `unet` is the lighter architecture.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.networks._attention import Backend
-from volumediff.networks._base import Network
+from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._concat_hourglass import ConcatHourglass
 from volumediff.networks._embedding import WideEmbedding
+from volumediff.networks._levels import Tap, level_taps
 from volumediff.networks._resample import Resampling
 
 __all__ = ["MonaiUNet"]
@@ -93,6 +95,25 @@ class MonaiUNet(Network):
     @property
     def stride(self) -> tuple[int, int, int]:
         return self.hourglass.stride
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        body = self.hourglass
+        return level_taps(body.encoder, body.middle, body.decoder)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        body = self.hourglass
+        descent = (self.embedding, *body.descent)
+        return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
+
+    def deepen(self, count: int) -> None:
+        self.hourglass.deepen(count)
+
+    def deepest(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        return self.hourglass.descend(x, e)[0]
 
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]

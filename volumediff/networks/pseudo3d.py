@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from volumediff.conditioners._base import Body, Prepared
 from volumediff.networks._attention import Backend
-from volumediff.networks._base import Network
+from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._hourglass import Hourglass
 from volumediff.networks._layers import PlaneConv
+from volumediff.networks._levels import Tap, level_taps
 
 __all__ = ["Pseudo3D", "inflate"]
 
@@ -114,6 +115,25 @@ class Pseudo3D(Network):
     @property
     def stride(self) -> tuple[int, int, int]:
         return self.hourglass.stride
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        body = self.hourglass
+        return level_taps(body.encoder, body.middle, body.decoder)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        body = self.hourglass
+        descent = (self.embedding, self.conditioner, *body.descent)
+        return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
+
+    def deepen(self, count: int) -> None:
+        self.hourglass.deepen(count)
+
+    def deepest(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        return self.hourglass.descend(x, e, self.conditioner, prepared)[0]
 
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()

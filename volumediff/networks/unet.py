@@ -1,5 +1,6 @@
 """3D U-Net with additive skips; the network of the patch, wavelet and latent pipelines."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -7,8 +8,9 @@ from torch import Tensor
 
 from volumediff.conditioners._base import Body, Prepared
 from volumediff.networks._attention import Backend
-from volumediff.networks._base import Network
+from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._hourglass import Hourglass
+from volumediff.networks._levels import Tap, level_taps
 
 __all__ = ["UNet"]
 
@@ -95,6 +97,25 @@ class UNet(Network):
     @property
     def stride(self) -> tuple[int, int, int]:
         return self.hourglass.stride
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        body = self.hourglass
+        return level_taps(body.encoder, body.middle, body.decoder)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        body = self.hourglass
+        descent = (self.embedding, self.conditioner, *body.descent)
+        return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
+
+    def deepen(self, count: int) -> None:
+        self.hourglass.deepen(count)
+
+    def deepest(
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
+    ) -> Float[Tensor, "b c d2 h2 w2"]:
+        return self.hourglass.descend(x, e, self.conditioner, prepared)[0]
 
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()

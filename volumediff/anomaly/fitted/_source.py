@@ -15,12 +15,9 @@ from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement
 from volumediff.condition import HEALTHY
-from volumediff.features.encoder import (
-    Features,
-    autoencoder_features,
-    network_features,
-    spread,
-)
+from volumediff.features.autoencoder import autoencoder_features
+from volumediff.features.denoiser import Features, network_features
+from volumediff.features.grids import spread
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
 

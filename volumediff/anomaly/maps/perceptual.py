@@ -12,12 +12,9 @@ from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement
 from volumediff.condition import Condition
-from volumediff.features.encoder import (
-    Features,
-    autoencoder_features,
-    network_features,
-    spread,
-)
+from volumediff.features.autoencoder import autoencoder_features
+from volumediff.features.denoiser import Features, network_features
+from volumediff.features.grids import spread
 from volumediff.model import Model
 
 __all__ = ["Perceptual"]

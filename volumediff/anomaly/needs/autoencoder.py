@@ -7,7 +7,7 @@ from volumediff import config
 from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement
 from volumediff.config import name_of
-from volumediff.features.encoder import latent_of
+from volumediff.features.autoencoder import latent_of
 from volumediff.model import Model
 
 __all__ = ["InOnePiece", "Reconstructs", "autoencoder_in"]

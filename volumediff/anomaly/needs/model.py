@@ -13,7 +13,8 @@ from volumediff.compatibility import (
 )
 from volumediff.component import Requirement
 from volumediff.config import name_of
-from volumediff.features.encoder import feature_problem
+from volumediff.features.autoencoder import autoencoder_problem
+from volumediff.features.denoiser import denoiser_problem
 from volumediff.guidance._base import Guidance, with_classes
 from volumediff.model import Model
 
@@ -131,8 +132,15 @@ class Features(Requirement):
         """The model must have them."""
         if model is None:
             raise ValueError(f"{self.where}: expected a trained model, got none; use a baseline.")
-        problem = feature_problem(model, self.of)
+        problem = self._problem(model)
         if problem is None and self.of == "network" and self.times:
             problem = highest_problem(model, max(self.times))
         if problem:
             raise ValueError(f"{self.where}: {problem}")
+
+    def _problem(self, model: Model | Reconstructor) -> str | None:
+        if self.of == "autoencoder":
+            return autoencoder_problem(model)
+        if model.diffuses:
+            return denoiser_problem(model)
+        return "expected a denoiser, got an autoencoder; use of: autoencoder."
