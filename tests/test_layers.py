@@ -35,6 +35,7 @@ LAYERS = [
     ],
     ["codings"],
     ["recipes"],
+    ["losses"],
     ["model"],
     ["compatibility"],
     ["classification", "residual_segmentation"],

@@ -21,7 +21,7 @@ class Condition:
     """Conditions of a batch, each optional.
 
     Arguments:
-        image: an encoded image, in state space
+        image: an encoded image, on the grid of the network
         label: class index; `HEALTHY` is 0, the null class is the number of classes
         mixture: shares of all classes and of the null class, in place of the label; their
             embeddings are mixed
@@ -30,6 +30,7 @@ class Condition:
         prepared: what the network's conditioner made of the image, volumes in nested tuples; None
             where it has not been asked yet, see `Network.prepare`
         coordinates: position of every state voxel in the full volume, in [-1, 1]
+        law: E[z_1], of kernels whose states end in a law of their own in every voxel
     """
 
     image: Float[Tensor, "b k d h w"] | None = None
@@ -38,6 +39,7 @@ class Condition:
     scalars: Float[Tensor, "b n"] | None = None
     coordinates: Float[Tensor, "b 3 d h w"] | None = None
     reference: Float[Tensor, "b _ _ _ _"] | None = None
+    law: Float[Tensor, "b _ _ _ _"] | None = None
     prepared: tuple[Any, ...] | None = None
 
     def replace(self, **changes: Any) -> "Condition":

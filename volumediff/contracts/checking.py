@@ -26,6 +26,7 @@ CONTRACTS = {
     "importer": "importers",
     "layout": "layouts",
     "recipe": "recipes",
+    "loss": "losses",
     "corruption": "corruptions",
     "region": "corruptions",
     "intensity": "intensities",
