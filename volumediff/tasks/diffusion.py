@@ -413,9 +413,10 @@ class DiffusionTask(Task):
             condition = model.told(batch.condition, batch.images, batch.mask)
             condition = model.referred(condition, z)
             noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
-        with stage("prepare"):
-            # Once per volume; what it made is held while the network runs.
-            condition = model.prepared(condition)
+        if model.network.conditioner.places:
+            with stage("prepare"):
+                # Once per volume; what it made is held while the network runs.
+                condition = model.prepared(condition)
         with stage("denoise"):
             t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
             # A sampler holds on to the state and the noise while the network runs.
