@@ -33,7 +33,7 @@ LAYERS = [
         *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
-    ["codings"],
+    ["codings", "raters"],
     ["recipes"],
     ["losses"],
     ["model"],
