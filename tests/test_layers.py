@@ -29,11 +29,12 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        "conditioners",
         *("autoencoders", "image_codecs"),
         "pretexts",
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
-    ["codings"],
+    ["codings", "raters"],
     ["recipes"],
     ["losses"],
     ["supervised_segmentation", "model"],
