@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from data_sets import folder as plain_folder
 from data_sets import touch
 from foreign.foreign_volumes.tasks import Supervised
@@ -41,6 +42,7 @@ from volumediff.anomaly.routes.scan import Scan
 from volumediff.autoencoders.kl import KL
 from volumediff.classifiers.encoder import Encoder
 from volumediff.codings import signed
+from volumediff.conditioners.add import AddConditioner
 from volumediff.contracts import check, covered
 from volumediff.data import contrasts, intensity, regions
 from volumediff.data.corruptions.coarse import Coarse
@@ -55,6 +57,7 @@ from volumediff.losses import dice
 from volumediff.networks.unet import UNet
 from volumediff.noise import GaussianNoise as White
 from volumediff.noise import Noise
+from volumediff.pretexts.rotation import Rotation
 from volumediff.raters import DrawnRater
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
@@ -277,12 +280,78 @@ class Mixing(UNet):
         return super().body(x - 0.1 * x.mean(dim=0, keepdim=True), e)
 
 
+# The three faults of published image branches: a layer that is made at random in every step, a
+# filter for one size, and the image branch run again in every step.
+
+
+@broken("conditioner", "does not give the same output")
+class RandomLayer(AddConditioner):
+    """MedSegDiff's first version."""
+
+    def forward(self, h, place, carried, e):
+        layer = torch.nn.Conv3d(h.shape[1], h.shape[1], 1).to(h)
+        return super().forward(layer(h), place, carried, e)
+
+
+@broken("conditioner", "size .* is refused")
+class SizeLocked(AddConditioner):
+    """MedSegDiff's FF-Parser, whose weights are those of one grid."""
+
+    def __init__(self, *, host):
+        super().__init__(host=host)
+        self.weight = torch.nn.Parameter(torch.ones(host.layers.widths[0], 4, 4, 3, 2))
+
+    def forward(self, h, place, carried, e):
+        spectrum = torch.fft.rfftn(h, dim=(2, 3, 4)) * torch.view_as_complex(self.weight)
+        filtered = torch.fft.irfftn(spectrum, s=h.shape[2:], dim=(2, 3, 4))
+        return super().forward(filtered, place, carried, e)
+
+
+@broken("conditioner", "belongs in prepare")
+class EveryStep(AddConditioner):
+    """SegDiff's code."""
+
+    def prepare(self, image):
+        return (image,)
+
+    def forward(self, h, place, carried, e):
+        return super().forward(h, place, (self.encoder(carried[0]),), e)
+
+
+@broken("conditioner", "see each other")
+class MeanImage(AddConditioner):
+    def prepare(self, image):
+        return super().prepare(image - 0.1 * image.mean(dim=0, keepdim=True))
+
+
+@broken("conditioner", "without a gradient")
+class Idle(AddConditioner):
+    def __init__(self, *, host):
+        super().__init__(host=host)
+        self.idle = torch.nn.Linear(1, 1)
+
+
 @broken("network", r"does not depend on Condition\.label")
 class ForgetsTheClass(UNet):
     def forward(self, z_t, t, condition=None):
         if condition is not None and condition.label is not None:
             condition = condition.replace(label=torch.zeros_like(condition.label))
         return super().forward(z_t, t, condition)
+
+
+@broken("pretext", "depends on the batch")
+class OfTheBatch(Rotation):
+    def loss(self, encoder, x, keys):
+        return super().loss(encoder, x, keys) + x.mean()
+
+
+@broken("pretext", "The encoder learns nothing")
+class Detached(Rotation):
+    def loss(self, encoder, x, keys):
+        with torch.no_grad():
+            features = encoder(x)
+        drawn = torch.tensor([key % 10 for key in keys])
+        return F.cross_entropy(self.head(features), drawn, reduction="none")
 
 
 @broken("classifier", "do not depend on the time")
