@@ -45,6 +45,8 @@ from volumediff.data import contrasts, intensity, regions
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.layouts.folder import Folder
 from volumediff.guidance.dynamic_clipping import DynamicClipping
+from volumediff.image_codecs.frozen import Frozen
+from volumediff.image_codecs.strided import Strided
 from volumediff.importers.wdm import WDM
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
@@ -301,6 +303,17 @@ class TrainsTheJudge(KL):
         if player == "autoencoder":
             parts["loss"] = parts["loss"] + self.discriminator(x).mean()
         return parts
+
+
+@broken("image_codec", "depends on its batch")
+class CentredByTheBatch(Strided):
+    def encode(self, x):
+        return super().encode(x - x.mean())
+
+
+@broken("image_codec", "whether it is trained")
+class SaysThatItLearns(Frozen):
+    trained = True
 
 
 @broken("guidance", "not of one state")

@@ -29,7 +29,7 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
-        "autoencoders",
+        *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
     ["recipes"],

@@ -132,6 +132,13 @@ class Model(nn.Module):
         """The state of a volume."""
         return self.space.encode(x)
 
+    def encode_image(self, image: Volume) -> State:
+        """An image condition on the grid of states."""
+        codec = self.space.image_codec
+        # What is trained with the network computes as the network does.
+        dtype = self.dtype if codec is not None and codec.trained else image.dtype
+        return self.space.encode_image(image.to(dtype)).to(image.dtype)
+
     def decode(self, z: State, shape: Shape | None = None) -> Volume:
         """The volume of a state, cropped to `shape` if given."""
         return self.space.decode(z, shape)
@@ -164,7 +171,7 @@ class Model(nn.Module):
     ) -> Condition:
         """The condition with volumes and a mask added to its image, in state space."""
         parts = [] if condition.image is None else [condition.image]
-        parts += [self.encode(image) for image in images]
+        parts += [self.encode_image(image) for image in images]
         if mask is not None:
             parts.append(self.space.mask(mask))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
@@ -180,8 +187,9 @@ class Model(nn.Module):
         """
         with torch.no_grad():
             z_0 = self.encode(batch.x)
-            condition = self.told(batch.condition, batch.images, batch.mask)
-            condition = self.referred(condition, z_0)
+        # Codecs without weights of their own to train leave nothing for the backward pass.
+        condition = self.told(batch.condition, batch.images, batch.mask)
+        condition = self.referred(condition, z_0)
         t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
         if batch.end is None:
             noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)

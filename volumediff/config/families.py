@@ -54,6 +54,7 @@ FAMILIES = {
         _folder("kernel", "kernels", "Kernel"),
         _folder("network", "networks", "Network"),
         _folder("autoencoder", "autoencoders", "Reconstructor"),
+        _folder("image_codec", "image_codecs", "ImageCodec"),
         _folder("classifier", "classifiers", "Classifier"),
         _folder("residual_segmenter", "residual_segmenters", "ResidualSegmenter"),
         _folder("guidance", "guidance", "Guidance"),

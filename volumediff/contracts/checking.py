@@ -19,6 +19,7 @@ CONTRACTS = {
     "classifier": "networks",
     "residual_segmenter": "networks",
     "autoencoder": "autoencoders",
+    "image_codec": "image_codecs",
     "guidance": "guidances",
     "sampler": "samplers",
     "importer": "importers",

@@ -18,13 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff import tiling
+from volumediff.image_codecs._base import ImageCodec
 from volumediff.shapes import Shape
+from volumediff.spaces._statistics import channel_statistics
 
 __all__ = ["StateSpace"]
-
-# A channel whose deviation is below this fraction of the largest one holds rounding errors only,
-# such as through-plane details of one-slice volumes; dividing by it would blow them up.
-CONSTANT = 1e-6
 
 
 class StateSpace(nn.Module, ABC):
@@ -96,6 +94,21 @@ class StateSpace(nn.Module, ABC):
         raw = z * self._per_channel(self.scale, z) + self._per_channel(self.shift, z)
         return self.synthesis(raw, shape)
 
+    @property
+    def image_codec(self) -> ImageCodec | None:
+        """What image conditions go through, where that is not what is diffused goes through."""
+        return None
+
+    def image_channels(self, c: int) -> int:
+        """Channels on the grid of states of an image condition with c channels."""
+        codec = self.image_codec
+        return self.channels(c) if codec is None else codec.channels(c)
+
+    def encode_image(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
+        """An image condition on the grid of states."""
+        codec = self.image_codec
+        return self.encode(x) if codec is None else codec(x)
+
     def padded(self, shape: Shape) -> Shape:
         """The size of a volume after padding to multiples of the stride."""
         return tiling.padded_shape(shape, self.stride)
@@ -109,8 +122,7 @@ class StateSpace(nn.Module, ABC):
     def fit(self, volumes: Iterable[Float[Tensor, "_ _ _ _ _"]]) -> None:
         """Sets shift and scale to mean and deviation of each raw state channel.
 
-        Streaming: batches are merged by the update of Chan et al. (1979), in float64. A channel
-        that is constant over all volumes keeps the scale 1.
+        A channel that is constant over all volumes keeps the scale 1.
 
         Raises:
             ValueError: states of bits, no volumes, values that are not finite, or nothing but
@@ -118,26 +130,7 @@ class StateSpace(nn.Module, ABC):
         """
         if self.binary:
             raise ValueError("fit: expected states with a scale, got bits, which are -1 and 1.")
-        count, mean, squares = 0, torch.zeros(1), torch.zeros(1)
-        for x in volumes:
-            raw = self.analysis(x)
-            # one channel at a time: a float64 copy of a whole state would be the peak of memory
-            parts = [torch.var_mean(raw[:, i].double(), correction=0) for i in range(raw.shape[1])]
-            var_new, mean_new = (torch.stack(p).cpu() for p in zip(*parts, strict=True))
-            number = raw[:, 0].numel()
-            delta = mean_new - mean
-            total = count + number
-            squares = squares + var_new * number + delta.square() * (count * number / total)
-            mean = mean + delta * (number / total)
-            count = total
-        if count == 0:
-            raise ValueError("fit needs at least one volume, got none; check the training split.")
-        std = (squares / count).sqrt()
-        if not bool(torch.isfinite(std).all()):
-            raise ValueError("fit met values that are not finite; run `volumediff check`.")
-        if not bool(std.max() > 0):
-            raise ValueError("fit met constant volumes only; check intensities and foreground.")
-        std[std <= CONSTANT * std.max()] = 1.0
+        mean, std = channel_statistics(self.analysis(x) for x in volumes)
         self.shift = mean.to(self.shift)
         self.scale = std.to(self.scale)
 

@@ -4,6 +4,10 @@ Latents are normalised per channel, unless they are bits, and nothing is ever cl
 not exact: D(E(x)) is the autoencoder's reconstruction, so localization subtracts its error and
 stitches in voxel space.
 
+Where masks are diffused and images are the condition, each has a codec of its own: masks have an
+autoencoder that was trained on masks, images another one, or an encoder that is trained with the
+network. Both end on the same grid.
+
 Noise. A field on the volume becomes latent noise by orthonormal rows on each cell of
 s_0 x s_1 x s_2 voxels that one latent voxel stands for: the k lowest frequencies of the cell's
 orthonormal cosine transform (DCT-II). White fields give white noise, a latent voxel's noise
@@ -21,6 +25,7 @@ from torch import Tensor
 
 from volumediff import tiling
 from volumediff.autoencoders._base import Autoencoder
+from volumediff.image_codecs._base import ImageCodec
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
@@ -37,15 +42,25 @@ class Latent(StateSpace):
             everything); with random weights one voxel holds half of a change's energy, two hold
             94 % or more, three 99 %
         digest: hash of the autoencoder's weights, kept for the run's record
+        image: codec of image conditions; in a configuration, the folder of an autoencoder's run,
+            or one of the family image_codec. None takes the autoencoder itself
 
     References:
         Rombach et al. (2022), High-Resolution Image Synthesis with Latent Diffusion Models,
         arXiv:2112.10752
+        Lin et al. (2024), Stable Diffusion Segmentation for Biomedical Images with Single-Step
+        Reverse Process (SDSeg), arXiv:2406.18361, for the codec of the condition
     """
 
     exact = False
 
-    def __init__(self, autoencoder: Autoencoder, reach: int = 2, digest: str = "") -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        reach: int = 2,
+        digest: str = "",
+        image: ImageCodec | None = None,
+    ) -> None:
         super().__init__()
         cell = autoencoder.channels * math.prod(autoencoder.stride)
         if autoencoder.latent_channels > cell:
@@ -58,12 +73,19 @@ class Latent(StateSpace):
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         # Slices of a planar autoencoder do not see each other.
         self.reach: Shape = (0 if autoencoder.planar else reach, reach, reach)
+        if image is not None:
+            _on_one_grid(autoencoder, image)
+        self.image = image
         self.digest = digest
         self.binary = autoencoder.binary
 
     @property
     def stride(self) -> Shape:
         return self.autoencoder.stride
+
+    @property
+    def image_codec(self) -> ImageCodec | None:
+        return self.image
 
     def channels(self, c: int) -> int:
         if c != self.autoencoder.channels:
@@ -96,6 +118,23 @@ class Latent(StateSpace):
         m = F.max_pool3d(m, self.stride)
         width = tuple(2 * r + 1 for r in self.reach)
         return F.max_pool3d(m, width, stride=1, padding=self.reach)
+
+
+def _on_one_grid(states: Autoencoder, image: ImageCodec) -> None:
+    """Raises ValueError for codecs whose grids differ."""
+    if image.stride != states.stride:
+        raise ValueError(
+            f"image: expected the stride {list(states.stride)} of the states' autoencoder, got "
+            f"{list(image.stride)}; use an autoencoder of images with the same strides, or the "
+            "trained encoder strided."
+        )
+    if image.planar != states.planar:
+        words = ["a codec that sees across slices", "one that codes slices apart (planar)"]
+        expected, got = words[states.planar], words[image.planar]
+        raise ValueError(
+            f"image: expected {expected}, as the states' autoencoder does, got {got}; use an "
+            "autoencoder of images of the same kind, or the trained encoder strided."
+        )
 
 
 def _cosine_rows(k: int, c: int, cell: Shape) -> Float[Tensor, "k c s0 s1 s2"]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.config import name_of
+from volumediff.image_codecs._base import ImageCodec
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
@@ -59,6 +60,14 @@ class Slices(StateSpace):
     @property
     def exact(self) -> bool:
         return self.inner.exact
+
+    @property
+    def image_codec(self) -> ImageCodec | None:
+        return self.inner.image_codec
+
+    def encode_image(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
+        codec = self.image_codec
+        return self.encode(x) if codec is None else codec(x.movedim(self.axis, 2))
 
     def channels(self, c: int) -> int:
         return self.inner.channels(c)

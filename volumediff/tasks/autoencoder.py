@@ -23,7 +23,7 @@ from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
 from volumediff.tasks._base import Refusals, Stage, Task
-from volumediff.tasks._encoders import autoencoder_path, encoder, keep_encoder
+from volumediff.tasks._encoders import encoder, encoder_paths, keep_encoders
 
 __all__ = ["AutoencoderConfig", "AutoencoderTask"]
 
@@ -35,8 +35,8 @@ class AutoencoderConfig(RunConfig):
 
     def borrows(self) -> dict[str, Path]:
         """The autoencoder whose codes are modelled."""
-        path = autoencoder_path(self.autoencoder)
-        return {} if path is None else {"autoencoder.autoencoder": Path(path)}
+        paths = encoder_paths(self.autoencoder)
+        return {f"autoencoder.{key}": Path(path) for key, path in paths.items()}
 
 
 class AutoencoderTask(Task):
@@ -67,7 +67,7 @@ class AutoencoderTask(Task):
 
     @classmethod
     def keep(cls, config: RunConfig, run: Path) -> None:
-        keep_encoder(config.autoencoder, run, where="autoencoder.autoencoder")
+        keep_encoders(config.autoencoder, run, where="autoencoder")
 
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "AutoencoderTask":
@@ -90,7 +90,7 @@ class AutoencoderTask(Task):
             inner = encoder(
                 str(parts.pop("autoencoder", "")),
                 run,
-                "autoencoder",
+                "autoencoder.autoencoder",
                 channels=config.data.channels,
             )
             derived["autoencoder"] = inner.autoencoder

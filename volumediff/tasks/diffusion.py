@@ -25,6 +25,7 @@ from volumediff.compatibility import (
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import build, name_of
 from volumediff.errors import UsageError
+from volumediff.image_codecs import ImageCodec
 from volumediff.model import Batch, Model
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
@@ -38,7 +39,7 @@ from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.cache import Cache
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
-from volumediff.tasks._encoders import autoencoder_path, keep_encoder, space_of
+from volumediff.tasks._encoders import encoder_paths, keep_encoders, space_of
 from volumediff.tasks._recipes import recipe_of
 from volumediff.tasks._selection import one_step_map, voxel_ap, with_lesions
 
@@ -62,19 +63,18 @@ class DiffusionConfig(RunConfig):
     times: Component = "uniform"
 
     def borrows(self) -> dict[str, Path]:
-        """The autoencoder of a latent space."""
-        path = autoencoder_path(self.space)
-        return {} if path is None else {"space.autoencoder": Path(path)}
+        """The autoencoders of a latent space."""
+        return {f"space.{key}": Path(path) for key, path in encoder_paths(self.space).items()}
 
 
 class DiffusionTask(Task):
-    """A diffusion model; its network is the one player.
+    """A diffusion model; its network is the one player, with an encoder of images that is trained.
 
     Arguments:
         config: of the run
         model: the model
-        digest: SHA-256 of the autoencoder's weights in a latent space
-        frozen: this autoencoder
+        digest: SHA-256 of the autoencoders' weights in a latent space
+        frozen: these autoencoders
     """
 
     schema = DiffusionConfig
@@ -97,17 +97,17 @@ class DiffusionTask(Task):
 
     @classmethod
     def keep(cls, config: RunConfig, run: Path) -> None:
-        keep_encoder(config.space, run, where="space.autoencoder")
+        keep_encoders(config.space, run, where="space")
 
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
         c, recipe = config.data.channel_count, recipe_of(config)
-        space, encoder = space_of(config.space, run, channels=config.data.channels)
+        space, encoders = space_of(config.space, run, channels=config.data.channels)
         kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
         require(training_problem(recipe, space, kernel, noise), UsageError)
         try:
             k = space.channels(recipe.channels(c))
-            image_channels = sum(space.channels(n) for n in recipe.image_channels(c))
+            image_channels = sum(space.image_channels(n) for n in recipe.image_channels(c))
             image_channels += recipe.shows_mask
         except ValueError as error:
             raise UsageError(f"space: {error}") from None
@@ -132,12 +132,19 @@ class DiffusionTask(Task):
             recipe=recipe,
         )
         config.memory.apply(model)
-        if encoder is None:
-            return cls(config, model)
-        return cls(config, model, digest=encoder.digest, frozen=[encoder.autoencoder])
+        return cls(config, model, digest=encoders.digest, frozen=encoders.frozen)
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"network": self.model.network}
+        network, codec = self.model.network, self._image_encoder
+        if codec is None:
+            return {"network": network}
+        return {"network": nn.ModuleDict({"network": network, "image": codec})}
+
+    @property
+    def _image_encoder(self) -> ImageCodec | None:
+        """The encoder of images that is trained with the network."""
+        codec = self.model.space.image_codec
+        return codec if codec is not None and codec.trained else None
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         return self._seen.loss(batch)
@@ -175,7 +182,12 @@ class DiffusionTask(Task):
         best = config.validation.best
         data = config.data
         whole = config.crop is None and data.augmentation is None and data.drawn is None
-        if whole and self.digest and recipe.fixed:
+        codec = space.image_codec
+        if codec is not None and fresh:
+            dataset = samples.dataset
+            shown = (i for n in range(len(dataset)) for i in dataset.sample(n, key=0).images)
+            codec.fit(image[None].to(accelerator.device) for image in shown)
+        if whole and self.digest and recipe.fixed and codec is None:
             samples = self._in_latents(samples, cache, accelerator)
         # Codes of an autoencoder have no unit variance of their own, masks or not.
         fits = recipe.normalised or not space.exact
@@ -325,7 +337,8 @@ class DiffusionTask(Task):
         return super().shapes() | {"space.shift": channels, "space.scale": channels}
 
     def freeze(self) -> None:
-        self.config.memory.freeze(self.model.network)
+        for part in self.modules().values():
+            self.config.memory.freeze(part)
 
     @property
     def refusals(self) -> Refusals:

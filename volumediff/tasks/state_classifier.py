@@ -34,8 +34,7 @@ from volumediff.spaces import StateSpace
 from volumediff.storage.digests import sha256
 from volumediff.tasks._base import Refusals, Stage, Task
 from volumediff.tasks._borrowing import agree, borrowed, keep, keep_copy, kept, source_of, take
-from volumediff.tasks._encoders import NAME as ENCODER
-from volumediff.tasks._encoders import autoencoder_path, space_of
+from volumediff.tasks._encoders import IMAGE, STATES, encoder_paths, space_of
 from volumediff.tasks._recipes import recipe_of
 
 __all__ = ["StateClassifierConfig", "StateClassifierTask", "states_digest", "states_facts"]
@@ -70,8 +69,7 @@ class StateClassifierConfig(RunConfig):
 
     def borrows(self) -> dict[str, Path]:
         """The diffusion run, and the autoencoder of its states."""
-        path = autoencoder_path(self.space)
-        inner = {} if path is None else {"space.autoencoder": Path(path)}
+        inner = {f"space.{key}": Path(path) for key, path in encoder_paths(self.space).items()}
         return {**inner, WHERE: self.of}
 
 
@@ -131,7 +129,8 @@ class StateClassifierTask(Task):
                 f"{WHERE} = {of}: expected a model of whole volumes (recipe healthy or "
                 "class_conditional), whose states are those of volumes."
             )
-        keep_copy(run, ENCODER, of=of)
+        for name in (STATES, IMAGE):
+            keep_copy(run, name, of=of)
         keep_landmarks(run, of)
         keep(run, NAME, of=of, tensors=_normalisation(model.space), where=WHERE)
 
@@ -141,7 +140,7 @@ class StateClassifierTask(Task):
         problem = classification_problem(recipe)
         if problem is not None:
             raise UsageError(f"{problem}, got {config.recipe}.")
-        space, encoder = space_of(config.space, run, channels=config.data.channels)
+        space, encoders = space_of(config.space, run, channels=config.data.channels)
         spec = {n: v for n, v in config.classifier.items() if n != "of"}
         k = space.channels(config.data.channel_count)
         classifier = build("classifier", spec, in_channels=k, classes=recipe.classes)
@@ -157,10 +156,7 @@ class StateClassifierTask(Task):
         if states is not None:
             take(space, states)
         config.memory.apply(module)
-        if encoder is None:
-            return cls(config, module, recipe=recipe)
-        frozen = [encoder.autoencoder]
-        return cls(config, module, recipe=recipe, digest=encoder.digest, frozen=frozen)
+        return cls(config, module, recipe=recipe, digest=encoders.digest, frozen=encoders.frozen)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"classifier": self.classifier.classifier}
