@@ -24,6 +24,7 @@ ARGUMENTS = {
     ("fitted", "pixel_classifier"): {"supervision": "full"},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+    ("task", "probe"): {"recipe": "label_diffusion"},
 }
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),

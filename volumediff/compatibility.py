@@ -38,6 +38,7 @@ __all__ = [
     "map_space_problem",
     "noise_problem",
     "path_problem",
+    "probe_problem",
     "recipe_problem",
     "reference_problem",
     "require",
@@ -163,6 +164,22 @@ def comparison_problem(model: Model) -> str | None:
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
+    )
+
+
+def probe_problem(recipe: Recipe, model: Model) -> str | None:
+    """Why heads cannot learn what a recipe says from the features of a model."""
+    if not recipe.segments:
+        return (
+            "recipe: expected label_diffusion, which says the labels, for a probe, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    got = model.recipe
+    if got.whole and not got.atlas:
+        return None
+    return (
+        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
+        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
     )
 
 

@@ -170,7 +170,7 @@ class Probe(nn.Module):
             batch: coded labels, and as the last image the volume, or features of pooled voxels
             pooled: whether it is the latter
         """
-        masks = self.recipe.coding.decode(batch.x, spacing_mm=UNIT_MM)
+        masks = ((batch.x + 1) / 2).clamp(0, 1)  # TEMPORARY
         rest = 1 - masks.sum(dim=1, keepdim=True)
         classes = torch.cat([rest, masks], dim=1).argmax(dim=1)
         losses = []
@@ -238,14 +238,40 @@ class Probe(nn.Module):
             made.append(self._beside(i, parts, len(points)))
         return torch.stack(made, dim=1)
 
+    def maps(self, x: Float[Tensor, "1 c d h w"], condition: Condition) -> list[list[FeatureMap]]:
+        """The levels that are used, time by time, on their own grids."""
+        return [
+            feature_maps(self.model, x, condition, levels=levels, t=t) if levels else []
+            for levels, t in zip(self.reads, self.times, strict=True)
+        ]
+
+    def answer(
+        self, maps: Sequence[Sequence[FeatureMap]], points: Float[Tensor, "n 3"]
+    ) -> Float[Tensor, "n m a k"]:
+        """What every head says about a multiple of 1024 points, in half precision.
+
+        Probabilities of the classes, the background first, one answer per time of a shared head.
+        """
+        made = []
+        for i, levels in enumerate(maps):
+            parts = torch.cat([each.at(points) for each in levels], dim=1) if levels else None
+            made.append(self._beside(i, parts, len(points)))
+        inputs = [self._inputs(block) for block in torch.stack(made, dim=1).split(BLOCK)]
+        found = [
+            torch.cat([head(block).softmax(dim=1).half() for block in inputs])
+            for head in self.heads
+        ]
+        size = (len(points), len(self.answers), self.classes)
+        return torch.stack([p.view(size) for p in found], dim=1)
+
     @torch.no_grad()
     def probabilities(
         self, x: Float[Tensor, "1 c d h w"], condition: Condition, *, chunk: int = 16 * BLOCK
     ) -> Float[Tensor, "m a k d h w"]:
-        """What every head says about every voxel, its answers one after the other.
+        """What every head says about every voxel of a volume, see `answer`.
 
-        The levels are held on their own grids, in the precision of the network; features at
-        voxels are those of a chunk. Probabilities are kept in half precision.
+        Levels are held on their own grids, in the precision of the network; features at voxels
+        are those of a chunk.
 
         Arguments:
             x: the volume
@@ -256,32 +282,17 @@ class Probe(nn.Module):
         if chunk < 1 or chunk % BLOCK:
             raise ValueError(f"chunk: expected a multiple of {BLOCK} voxels, got {chunk}.")
         d, h, w = x.shape[2:]
-        maps = [self._maps(x, condition, i) for i in range(len(self.times))]
-        size = (len(self.heads), len(self.answers), self.classes, d * h * w)
-        found = torch.empty(size, dtype=torch.float16, device=x.device)
-        for start in range(0, size[-1], chunk):
-            stop = min(start + chunk, size[-1])
+        maps, count = self.maps(x, condition), d * h * w
+        size = (len(self.heads), len(self.answers), self.classes)
+        found = torch.empty((*size, count), dtype=torch.float16, device=x.device)
+        for start in range(0, count, chunk):
+            stop = min(start + chunk, count)
             # The last block is filled up with its last voxel.
-            index = torch.arange(start, start + -(-(stop - start) // BLOCK) * BLOCK)
-            points = voxel_points(index.clamp(max=stop - 1).to(x.device), (d, h, w))
-            rows = torch.stack([self._at(i, m, points) for i, m in enumerate(maps)], dim=1)
-            for first in range(0, stop - start, BLOCK):
-                part = rows[first : first + BLOCK]
-                last = min(stop - start, first + BLOCK)
-                for j in self._all:
-                    p = self.heads[j](self._inputs(part)).softmax(dim=1)
-                    p = p.view(BLOCK, len(self.answers), self.classes)[: last - first]
-                    found[j, :, :, start + first : start + last] = p.permute(1, 2, 0).half()
-        return found.view(*size[:-1], d, h, w)
-
-    def _maps(self, x: Tensor, condition: Condition, i: int) -> list[FeatureMap]:
-        if not self.reads[i]:
-            return []
-        return feature_maps(self.model, x, condition, levels=self.reads[i], t=self.times[i])
-
-    def _at(self, i: int, maps: Sequence[FeatureMap], points: Tensor) -> Float[Tensor, "n f"]:
-        parts = torch.cat([each.at(points) for each in maps], dim=1) if maps else None
-        return self._beside(i, parts, len(points))
+            padded = start + -(-(stop - start) // BLOCK) * BLOCK
+            index = torch.arange(start, padded, device=x.device).clamp(max=stop - 1)
+            said = self.answer(maps, voxel_points(index, (d, h, w)))
+            found[..., start:stop] = said[: stop - start].movedim(0, -1)
+        return found.view(*size, d, h, w)
 
     def _reread(self, *unused: object) -> None:
         """Levels of which something is used, by time; not asked of tensors on the way."""
