@@ -182,6 +182,11 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
             "recipe: expected label_diffusion, which says the labels, for a probe, got "
             f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
         )
+    if not recipe.coding.binary:
+        return (
+            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
+            f"one, got {recipe.coding}; leave it out."
+        )
     got = model.recipe
     if got.whole and not got.atlas:
         return None

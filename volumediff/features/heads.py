@@ -16,7 +16,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Head", "Heads"]
+__all__ = ["Head", "HeadEnsemble"]
 
 
 class Head(nn.Module):
@@ -40,7 +40,7 @@ class Head(nn.Module):
         return self.layers(rows)
 
 
-class Heads(nn.ModuleList):
+class HeadEnsemble(nn.ModuleList):
     """Perceptrons of one kind, each with weights of its own.
 
     Arguments:

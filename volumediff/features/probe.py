@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.features.denoiser import feature_maps, feature_rows
 from volumediff.features.grids import FeatureMap
-from volumediff.features.heads import Heads
+from volumediff.features.heads import HeadEnsemble
 from volumediff.features.points import drawn_voxels, voxel_points
 from volumediff.features.taps import tap_channels, tap_names
 from volumediff.model import Batch, Model
 from volumediff.randomness import generator
 from volumediff.recipes._base import Recipe
 
-__all__ = ["Probe", "ridge_recall"]
+__all__ = ["Probe", "probe_missing", "ridge_recall"]
 
 Rows = Float[Tensor, "n t f"]
 BLOCK = 1024  # rows that heads see at once, always: products of other sizes round differently
@@ -86,7 +86,7 @@ class Probe(nn.Module):
         self.shared, self.points, self.batch = shared, points, batch
         self.channels = tap_channels(model.network, self.levels)
         t, f = len(self.times), sum(self.channels)
-        self.heads = Heads(members, f if shared else t * f, self.classes, hidden)
+        self.heads = HeadEnsemble(members, f if shared else t * f, self.classes, hidden)
         self.register_buffer("mean", torch.zeros(t, f))
         self.register_buffer("scale", torch.ones(t, f))
         self.register_buffer("used", torch.ones(t, f))
@@ -143,7 +143,11 @@ class Probe(nn.Module):
         self.weights = torch.where(drawn > 0, weights, 0.0).to(self.weights)
 
     def search(
-        self, rows: Rows, y: Int[Tensor, "n"], held: Rows, truth: Int[Tensor, "m"]
+        self,
+        rows: Rows,
+        y: Int[Tensor, "n"],
+        held: Float[Tensor, "m t f"],
+        truth: Int[Tensor, "m"],
     ) -> list[tuple[str, float, float]]:
         """Keeps the level and the time whose linear probe is best on held voxels.
 
@@ -170,7 +174,7 @@ class Probe(nn.Module):
             batch: coded labels, and as the last image the volume, or features of pooled voxels
             pooled: whether it is the latter
         """
-        masks = ((batch.x + 1) / 2).clamp(0, 1)  # TEMPORARY
+        masks = self.recipe.coding.decode(batch.x, spacing_mm=UNIT_MM)
         rest = 1 - masks.sum(dim=1, keepdim=True)
         classes = torch.cat([rest, masks], dim=1).argmax(dim=1)
         losses = []
@@ -347,3 +351,10 @@ def ridge_recall(
     right = (other @ solution).argmax(1) == truth
     each = [right[truth == k].double().mean() for k in range(classes) if bool((truth == k).any())]
     return float(torch.stack(each).mean())
+
+
+def probe_missing(model: object) -> str | None:
+    """Why a model has no heads to be asked; None where it has."""
+    if isinstance(model, Probe):
+        return None
+    return "expected a probe, heads on the features of a diffusion run; train with task=probe."

@@ -144,6 +144,8 @@ def dealt(
                 for name in ("x", "label")
             )
             order = torch.randperm(x.shape[1], generator=generator(seed, "deal")).numpy()
+            # Parts of one size: a few voxels are dealt twice.
+            order = np.resize(order, count * -(-len(order) // count))
             arrays.append((x[:, order], label[:, order]))
         return arrays[0]
 
@@ -154,7 +156,8 @@ def dealt(
 
         described = {"of": [v.entry.folder.name for v in volumes], "part": i, "seed": seed}
         name = f"features-{i + 1}-of-{count}"
-        return TrainingVolume(name, {}, cache.entry(name, described, make))
+        # Attributes went into the features; the recipe asks for them all the same.
+        return TrainingVolume(name, volumes[i].attributes, cache.entry(name, described, make))
 
     for i in range(accelerator.process_index, count, accelerator.num_processes):
         entry(i)

@@ -160,7 +160,9 @@ class Optim(Section):
     """AdamW; the learning rate is a function of the step.
 
     `batch_size` is global: over all processes and accumulation steps. `decay` is the fraction of
-    `lr` that a half cosine reaches at the last step; 1 keeps it constant.
+    `lr` that a half cosine reaches at the last step; 1 keeps it constant. With `patience` training
+    ends when its loss was not below the least so far for so many steps after the warm-up; `steps`
+    is then the most.
     """
 
     lr: PositiveFloat = 1e-4
@@ -173,6 +175,7 @@ class Optim(Section):
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     ema: Fraction = 0.9999
+    patience: PositiveInt | None = None
 
 
 class Selection(Section):
