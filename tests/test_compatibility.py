@@ -106,7 +106,7 @@ class_conditional/discrete    ---- ---- ---- ---- +---
 class_conditional/discrete3   ---- ---- ---- ---- ----
 label_diffusion/gaussian      ++++ ++++ ++++ +--- +---
 label_diffusion/cold          ---- ---- ---- ---- ----
-label_diffusion/discrete      ---- ---- ---- ---- ----
+label_diffusion/discrete      ++++ ++++ ++++ ---- +---
 label_diffusion/discrete3     ---- ---- ---- ---- ----
 synthetic_anomalies/gaussian  ++++ ++++ ++++ ---- ----
 synthetic_anomalies/cold      ---- ---- ---- ---- ----

@@ -1,6 +1,5 @@
 """Probes: what heads learn of features, what is drawn, and runs that borrow a diffusion run."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,7 @@ from probe_models import VALUE, voxel_probe
 from sklearn.linear_model import Ridge
 from test_resume import digests
 from tiny_app import program
-from tiny_runs import figures, load_run, tiny, write_data
+from tiny_runs import SIZE, figures, load_run, tiny, write_data
 from torch import nn
 
 from volumediff.condition import Condition
@@ -19,6 +18,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.features.heads import Head, HeadEnsemble
 from volumediff.features.points import drawn_voxels, voxel_points
 from volumediff.features.probe import BLOCK, Probe, ridge_recall
+from volumediff.inference.cost import counted
 from volumediff.model import Batch
 from volumediff.planning.planner import plan, trace
 from volumediff.randomness import normal
@@ -412,8 +412,6 @@ def test_a_probe_finds_the_core_of_new_phantoms(runs, tmp_path, program):
     optim = {"lr": 1e-2, "steps": 150, "warmup": 1, "batch_size": 2, "ema": 0.0}
     validation = {"every": 150, "volumes": 1}
     probed = train(config("long", optim=optim, validation=validation, save_every=150))
-    trained = load_trained(probed, device="cpu")
-    trained.segments()
     out = tmp_path / "out"
     code, _, err = program(
         "segment",
@@ -437,8 +435,11 @@ def test_a_probe_finds_the_core_of_new_phantoms(runs, tmp_path, program):
         dice.append(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
     assert len(dice) == 6
     assert np.mean(dice) > 0.8, dice
-    record = json.loads((out / "sub-00_dseg.json").read_text())
-    assert record["network_calls"] == 2, "one per time, whatever the number of heads"
+    assert (out / "sub-00_desc-mutualinformation_map.nii.gz").is_file()
+    trained = load_trained(probed, device="cpu")
+    with counted(trained.model) as cost:
+        segmented(trained.model, volume(0, SIZE), ensemble=(Heads(2),))
+    assert cost.network_calls == 2, "one per time, whatever the number of heads"
 
 
 def test_features_are_those_of_the_volume_at_the_drawn_voxels(probed):

@@ -7,7 +7,6 @@ background's. Clean codes come back as the masks that they were made of.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -17,17 +16,24 @@ __all__ = ["Coding"]
 
 @dataclass(frozen=True)
 class Coding(ABC):
-    """A map between masks and channels.
-
-    Class attributes:
-        binary: whether clean codes are -1 and 1 alone, so that discrete kernels can flip them
-    """
-
-    binary: ClassVar[bool] = False
+    """A map between masks and channels."""
 
     @abstractmethod
     def channels(self, labels: int) -> int:
         """Channels for so many labels."""
+
+    def classes(self, labels: int) -> int | None:
+        """K of the discrete kernels that can flip clean codes, which are -1 and 1 alone: 2 where
+        every channel is a bit of its own, else one channel per class; None where codes are
+        others."""
+        return None
+
+    @abstractmethod
+    def shares(self, x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n l d h w"]:
+        """Memberships for losses: differentiable everywhere, with no label looking at another.
+
+        At clean codes above 1/2 inside of a label and below outside; they may leave [0, 1].
+        """
 
     @abstractmethod
     def encode(
