@@ -438,7 +438,7 @@ def test_a_probe_finds_the_core_of_new_phantoms(runs, tmp_path, program):
     assert (out / "sub-00_desc-mutualinformation_map.nii.gz").is_file()
     trained = load_trained(probed, device="cpu")
     with counted(trained.model) as cost:
-        segmented(trained.model, volume(0, SIZE), ensemble=(Heads(2),))
+        trained.model.probabilities(volume(0, SIZE), trained.condition({"age": 30.0}))
     assert cost.network_calls == 2, "one per time, whatever the number of heads"
 
 

@@ -257,7 +257,7 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
             "recipe: expected label_diffusion, which says the labels, for a probe, got "
             f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
         )
-    if not recipe.coding.binary:
+    if recipe.codes is None:
         return (
             "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
             f"one, got {recipe.coding}; leave it out."
