@@ -93,6 +93,7 @@ def train(config: RunConfig) -> Path:
                         state.watch(optim, loss)
                 state.step += 1
                 state.ema.update(task.trained(), step=state.step)
+                task.stepped(state.step, accelerator)
                 row["seconds"] = round(time.monotonic() - began, 4)
                 _log(accelerator, journal, row)
 
