@@ -14,12 +14,13 @@ SETTINGS says how long each method trains and which there are, such as
       - {name: base, config: patch_64, words: [recipe=healthy], use: {}}
       - {name: ledm, config: patch_64, words: [method=ledm, "probe.of={runs}/base"], few: true}
     controls: [mean_mask, independent_voxels, majority, monai]
-    labelled: mouse01              training cases of `few: true`, a pattern; the others have no labels
+    labelled: mouse01              the training cases of `few: true`, a pattern
 
 Cases whose file names match PATTERN are the test part, all others train; make it so that no
 patient is in both. Methods are trained and used by the commands that users have: seconds per step
 are measured in a short run first, so that the schedule of the learning rate ends with the time.
-`use` asks one trained run in several ways. The controls:
+`use` asks one trained run in several ways; `alone: true` leaves the common words out, and `steps`
+sets the number of steps. The controls:
 
     mean_mask            mean of the training masks at each voxel, no image
     majority             of the readers of the test case itself, for sets with readers
