@@ -15,7 +15,7 @@ from volumediff.data.cases import Case
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.truth import marked
 
-__all__ = ["CaseLabels", "Kept", "kept", "labels_of", "value_name"]
+__all__ = ["CaseLabels", "KeptLabel", "kept", "labels_of", "value_name"]
 
 FEWEST = 8  # voxels, two along each axis
 SLACK = 1e-3  # spacings that differ by less are the same
@@ -47,7 +47,7 @@ class CaseLabels:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptLabel:
     """What the spacing leaves of one label.
 
     Arguments:
@@ -96,7 +96,7 @@ def labels_of(case: Case, preprocessing: Preprocessing, *, left: bool) -> CaseLa
     return CaseLabels(case.id, case.names, counts, values, readers, spacing, kept, ratio)
 
 
-def kept(found: Sequence[CaseLabels], values: Iterable[int]) -> list[Kept]:
+def kept(found: Sequence[CaseLabels], values: Iterable[int]) -> list[KeptLabel]:
     """What is left of each label in the cases where that was computed."""
     result = []
     for value in values:
@@ -109,7 +109,7 @@ def kept(found: Sequence[CaseLabels], values: Iterable[int]) -> list[Kept]:
         ratio = np.array([c.ratio for c in cases])
         share = float((after * ratio * file_mm3).sum() / (before * file_mm3).sum())
         middle = (float(np.median(before)), float(np.median(after)))
-        result.append(Kept(value, len(cases), int((after == 0).sum()), share, middle))
+        result.append(KeptLabel(value, len(cases), int((after == 0).sum()), share, middle))
     return result
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from volumediff.data.cases import Case
-from volumediff.data.label_survey import CaseLabels, Kept, kept, labels_of, value_name
+from volumediff.data.label_survey import CaseLabels, KeptLabel, kept, labels_of, value_name
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.remarks import Remark
 from volumediff.errors import UsageError
@@ -160,12 +160,12 @@ def _spacing(
     return remarks
 
 
-def _share(each: Kept, names: Mapping[int, str]) -> str:
+def _share(each: KeptLabel, names: Mapping[int, str]) -> str:
     gone = f", gone in {each.gone} of {each.cases} cases" if each.gone else ""
     return f"{value_name(each.value, names)} keeps {each.share:.0%} of its volume{gone}"
 
 
-def _loss(each: Kept, names: Mapping[int, str]) -> str:
+def _loss(each: KeptLabel, names: Mapping[int, str]) -> str:
     name = f"label {value_name(each.value, names)}"
     if each.gone == each.cases:
         return f"nothing is left of {name} in any of {each.cases} cases"
