@@ -62,6 +62,10 @@ class LabelDiffusion(Recipe):
         return self.raters.tells
 
     @property
+    def needs_readers(self) -> bool:  # type: ignore[override]
+        return self.raters.several
+
+    @property
     def classes(self) -> int:
         return 0
 
