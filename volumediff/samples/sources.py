@@ -199,6 +199,9 @@ def gather(
     data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
     cases = cases_of(data)
     kept = _kept_split(config.output, cases, cache.report)
+    if recipe is not None and recipe.segments:  # maps alone are calibrated
+        rule = data.split.model_copy(update={"least_calibration": 0})
+        data = data.model_copy(update={"split": rule})
     split = kept or split_of(cases, data)
     cache.report(split.note(data.split.least_calibration))
 
