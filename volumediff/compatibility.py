@@ -147,7 +147,7 @@ def _classes_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str |
         )
     if recipe.codes is None:
         advice = (
-            "recipe.coding=signed for bits, or one_hot for several labels"
+            "recipe.coding=signed for bits, or one_hot for classes"
             if recipe.segments
             else "the latents of a binary autoencoder, space={name: latent, autoencoder: RUN}"
         )

@@ -53,11 +53,12 @@ class Kernel(ABC):
     classes: ClassVar[int | None] = None
     valued: ClassVar[bool] = False
 
-    def over(self, classes: int) -> "Kernel":
+    def over(self, classes: int, *, grouped: bool = False) -> "Kernel":
         """The kernel for states whose variables have so many classes, where it leaves that open.
 
         Arguments:
             classes: of the code that is diffused; 2 for bits
+            grouped: whether a variable has one channel per class; bits have one in all
         """
         return self
 

@@ -63,6 +63,10 @@ class LabelDiffusion(Recipe):
         return self.coding.classes(len(self.labels))
 
     @property
+    def grouped(self) -> bool:
+        return self.coding.grouped
+
+    @property
     def label_count(self) -> int:
         return len(self.labels)
 
