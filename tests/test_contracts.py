@@ -39,6 +39,8 @@ MORE = [
     ("sampler", "ancestral", {"variance": 1.0}),
     ("recipe", "healthy", {"atlas": True, "reference": True}),
     ("recipe", "inpainting", {"edges": 2.0}),
+    ("recipe", "label_diffusion", {"raters": "drawn"}),
+    ("recipe", "label_diffusion", {"raters": "consensus"}),
     ("recipe", "pseudo_healthy", {"mirror": True, "contrast": 1.0, "atlas": True}),
     ("recipe", "local_noise", {"tell": False, "mask_loss": 0.1}),
     ("map", "perceptual", {"distance": "l2"}),

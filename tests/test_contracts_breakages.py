@@ -55,6 +55,7 @@ from volumediff.losses import dice
 from volumediff.networks.unet import UNet
 from volumediff.noise import GaussianNoise as White
 from volumediff.noise import Noise
+from volumediff.raters import DrawnRater
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
@@ -713,6 +714,19 @@ class NeverThere(signed.Signed):
 class Overlapping(signed.Signed):
     def decode(self, x, *, spacing_mm):
         return ((x + 1) / 2).clamp(0, 1)
+
+
+@broken("rater", "no reader gave")
+class Inventive(DrawnRater):
+    def opinion(self, label, readers, *, key):
+        found = super().opinion(label, readers, key=key)
+        return replace(found, label=found.label + (found.label == 5))
+
+
+@broken("rater", "same key")
+class Fickle(DrawnRater):
+    def opinion(self, label, readers, *, key):
+        return super().opinion(label, readers, key=int(torch.randint(9**9, ())))
 
 
 @broken("predictor", "depends on the other members")

@@ -32,7 +32,7 @@ LAYERS = [
         *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
-    ["codings"],
+    ["codings", "raters"],
     ["recipes"],
     ["losses"],
     ["model"],

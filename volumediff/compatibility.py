@@ -37,6 +37,7 @@ __all__ = [
     "highest_problem",
     "kernel_problem",
     "label_model_problem",
+    "level_problem",
     "map_space_problem",
     "noise_problem",
     "path_problem",
@@ -236,6 +237,27 @@ def label_model_problem(model: object) -> str | None:
     if isinstance(model, Model) and model.recipe.segments:
         return None
     return "expected a diffusion model of label maps; train with recipe=label_diffusion."
+
+
+def level_problem(model: object, *, levels: bool) -> str | None:
+    """Why members of a segmentation have no level of agreement that a model is told, or one that
+    it is not.
+
+    Arguments:
+        levels: whether the members have one
+    """
+    tells = isinstance(model, Model) and model.recipe.tells
+    if tells and not levels:
+        return (
+            "expected levels of agreement among readers, which this run is told; add "
+            "{name: consensus, readers: R} to ensemble."
+        )
+    if levels and not tells:
+        return (
+            "ensemble: expected no consensus, since this run is told no level of agreement; train "
+            "with recipe.raters=consensus."
+        )
+    return None
 
 
 def comparison_problem(model: Model) -> str | None:

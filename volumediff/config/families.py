@@ -72,6 +72,7 @@ FAMILIES = {
         _folder("segmenter", "segmentation.segmenters", "Segmenter"),
         _folder("predictor", "segmentation.predictors", "Predictor"),
         _module("label_ensemble", "segmentation.label_ensembles", "LabelEnsemble"),
+        _module("rater", "raters", "Rater"),
         _module("label_fusion", "segmentation.label_fusions", "LabelFusion"),
         _module("label_post", "segmentation.label_posts", "LabelPost"),
         _module("intensity", "data.intensity", "Intensity"),

@@ -49,6 +49,7 @@ CONTRACTS = {
     "method": "methods",
     "reconstruction": "reconstructions",
     "coding": "codings",
+    "rater": "raters",
     "segmenter": "segmenters",
     "predictor": "label_parts",
     "label_ensemble": "label_parts",

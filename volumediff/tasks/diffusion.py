@@ -153,7 +153,7 @@ class DiffusionTask(Task):
             out_channels=out,
             image_channels=image_channels,
             classes=recipe.classes,
-            scalars=len(recipe.scalars),
+            scalars=recipe.scalar_count,
             **references,
         )
         images = sum(recipe.image_channels(c))
@@ -336,6 +336,13 @@ class DiffusionTask(Task):
         """
         batch = collate([samples.scans.sample(index, key=0)]).to(self.model.device)
         condition, images = batch.condition, batch.images
+        readers = samples.scans.volumes[index].reader_count
+        level = self.recipe.consensus_level(readers)
+        if level is not None:
+            assert condition.scalars is not None, "the level is the last of them"
+            scalars = condition.scalars.clone()
+            scalars[:, -1] = level
+            condition = condition.replace(scalars=scalars)
         if condition.label is not None:
             condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
         if x is not None and self.recipe.marks == "self":
