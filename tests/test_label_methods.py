@@ -12,7 +12,7 @@ from volumediff.settings.run_config import load_run_config
 from volumediff.tasks import build_task
 from volumediff.training.loop import train
 
-METHODS = ["berdiff", "ccdm", "palette", "wolleb_ensemble"]
+METHODS = ["berdiff", "ccdm", "palette", "surf_cdm", "wolleb_ensemble"]
 PIPELINES = ["patch_64", "pseudo3d_64", "wavelet_64"]
 
 
