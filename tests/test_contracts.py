@@ -20,6 +20,7 @@ from volumediff.errors import UsageError
 # Arguments without which a component cannot be built; all others are checked as they are.
 CLASSES = {"name": "class_conditional", "attribute": "group", "values": ["a", "b"], "drop": 0.0}
 ARGUMENTS = {
+    ("conditioner", "chain"): {"parts": ["concat", "pyramid"]},
     ("corruption", "pasted"): {"masks": str(MASKS)},
     ("fitted", "pixel_classifier"): {"supervision": "full"},
     ("label_ensemble", "times"): {"levels": [0.1, 0.3]},

@@ -29,6 +29,7 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        "conditioners",
         *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],

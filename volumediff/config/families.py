@@ -53,6 +53,7 @@ FAMILIES = {
         _folder("times", "times", "TimeDensity"),
         _folder("kernel", "kernels", "Kernel"),
         _folder("network", "networks", "Network"),
+        _folder("conditioner", "conditioners", "Conditioner"),
         _folder("autoencoder", "autoencoders", "Reconstructor"),
         _folder("image_codec", "image_codecs", "ImageCodec"),
         _folder("classifier", "classifiers", "Classifier"),

@@ -16,6 +16,7 @@ CONTRACTS = {
     "times": "times",
     "kernel": "kernels",
     "network": "networks",
+    "conditioner": "conditioners",
     "classifier": "networks",
     "residual_segmenter": "networks",
     "autoencoder": "autoencoders",

@@ -417,13 +417,17 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def use(self, batch: Batch, *, stage: Stage) -> None:
-        """Encodes, denoises once, decodes."""
+        """Encodes, prepares the image, denoises once, decodes."""
         model, (d, h, w) = self.model, batch.x.shape[2:]
         with stage("encode"):
             z = model.encode(batch.x)
             condition = model.told(batch.condition, batch.images, batch.mask)
             condition = model.referred(condition, z)
             noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
+        if model.network.conditioner.places:
+            with stage("prepare"):
+                # Once per volume; what it made is held while the network runs.
+                condition = model.prepared(condition)
         with stage("denoise"):
             t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
             # A sampler holds on to the state and the noise while the network runs.
