@@ -70,6 +70,12 @@ def test_latents_in_real_numbers_are_refused(method):
         build_task(config)
 
 
+def test_moves_of_latents_are_refused():
+    config = load_run_config("latent_64", ["method=surf_cdm"])
+    with pytest.raises(UsageError, match="which is about values at places, got latents"):
+        build_task(config)
+
+
 def test_parts_that_do_not_fit_are_refused():
     def why(*words):
         with pytest.raises(UsageError) as caught:

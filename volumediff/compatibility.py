@@ -120,6 +120,11 @@ def training_problem(
         problem = _classes_problem(recipe, space, kernel)
         if problem is not None:
             return problem
+    elif kernel.valued and not space.exact:
+        return (
+            f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
+            "places, got latents; use voxel, wavelet or slices."
+        )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
         if problem is None and recipe.local:
