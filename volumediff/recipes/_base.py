@@ -160,6 +160,11 @@ class Recipe(ABC):
         return None
 
     @property
+    def grouped(self) -> bool:
+        """Whether such a variable has one channel per class, and not one in all."""
+        return False
+
+    @property
     def label_count(self) -> int | None:
         """Masks in what is diffused; None where there are none."""
         return 1 if self.marks == "self" else None
