@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import (
+    anchor_problem,
     prior_problem,
     require,
     sampler_problem,
@@ -152,6 +153,7 @@ class DiffusionTask(Task):
             scalars=recipe.scalar_count,
             **references,
         )
+        require(anchor_problem(network, losses), UsageError)
         images = sum(recipe.image_channels(c))
         sides = {i: term.side(recipe.channels(c), images) for i, term in enumerate(losses)}
         model = Model(
