@@ -183,6 +183,7 @@ def _frequencies(sizes: tuple[int, ...], like: Tensor, *, half: bool) -> Float[T
     axes = []
     for i, n in enumerate(sizes):
         count = n // 2 + 1 if half and i == len(sizes) - 1 else n
-        axes.append(torch.cos(2 * math.pi / n * torch.arange(count, device=like.device)))
+        index = torch.arange(count, device=like.device, dtype=torch.float64)
+        axes.append(torch.cos(2 * math.pi / n * index))
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     return grid.reshape(-1, len(sizes)).to(like)
