@@ -18,20 +18,34 @@ from volumediff.tasks import Task
 __all__ = ["TrainingState"]
 
 
+def _optimizer(optim: Optim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if optim.momentum is None:
+        return torch.optim.AdamW(
+            parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=True,
+    )
+
+
 @dataclass
 class TrainingState:
     """Everything that a checkpoint holds.
 
     Arguments:
         task: the trained module and its players
-        optimizers: AdamW of every player
+        optimizers: of every player
         ema: average of the trained parameters
         step: updates done
         best: score and step of the best checkpoint so far
     """
 
     task: Task
-    optimizers: dict[str, torch.optim.AdamW]
+    optimizers: dict[str, torch.optim.Optimizer]
     ema: EMA
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
@@ -39,12 +53,7 @@ class TrainingState:
     @classmethod
     def fresh(cls, task: Task, optim: Optim) -> "TrainingState":
         """The state before the first step."""
-        optimizers = {
-            player: torch.optim.AdamW(
-                parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-            )
-            for player, parameters in task.parameters().items()
-        }
+        optimizers = {p: _optimizer(optim, own) for p, own in task.parameters().items()}
         return cls(task, optimizers, EMA(task.trained(), decay=optim.ema))
 
     @classmethod

@@ -91,6 +91,7 @@ def train(config: RunConfig) -> Path:
                     row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
                 state.step += 1
                 state.ema.update(task.trained(), step=state.step)
+                task.stepped(state.step, accelerator)
                 row["seconds"] = round(time.monotonic() - began, 4)
                 _log(accelerator, journal, row)
 
