@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_runs import load_run, write_data
 
 from volumediff.condition import Condition
 from volumediff.conditioners._frequency_filter import FrequencyFilter
@@ -24,9 +25,11 @@ from volumediff.planning.planner import trace
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.schedules.cosine import Cosine
+from volumediff.segmentation.method_files import load_segmenter
 from volumediff.settings.run_config import load_run_config
 from volumediff.spaces.voxel import Voxel
 from volumediff.tasks import build_task
+from volumediff.training.loop import train
 
 T = torch.tensor([0.3, 0.8])
 SMALL = {"widths": (4, 8), "blocks": 1, "groups": 2, "image_channels": 1}
@@ -473,3 +476,59 @@ def test_the_plan_counts_the_image_branch():
     free = small_run("frequency"), small_run("concat")
     filtered, without = (trace(run, mode="train").peak_gb for run in free)
     assert filtered > without
+
+
+# --- methods -----------------------------------------------------------------------------------
+
+METHODS = ["segdiff", "diff_unet", "medsegdiff", "medsegdiff_v2", "dermosegdiff"]
+DEFAULTS = {
+    "segdiff": (100, 9, "add"),
+    "diff_unet": (10, 4, "chain"),
+    "medsegdiff": (50, 5, "chain"),
+    "medsegdiff_v2": (50, 10, "chain"),
+    "dermosegdiff": (250, 5, "dual"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_have_the_defaults_of_their_papers(method):
+    steps, samples, conditioner = DEFAULTS[method]
+    segmenter = load_segmenter(method)
+    assert (segmenter.sampler.steps, segmenter.samples) == (steps, samples)
+    run = load_run_config("patch_64", [f"method={method}"])
+    assert run.network["conditioner"]["name"] == conditioner
+    assert run.network["widths"] == load_run_config("patch_64").network["widths"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("labelled"), cases=4, labels=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_and_segments_with_one_image_branch_per_volume(method, labelled, tmp_path):
+    words = [
+        f"method={method}",
+        f"data.root={labelled}",
+        f"output={tmp_path / 'run'}",
+        "data.preprocessing.shape=[8,8,8]",
+        "data.split={validation: 0.25, calibration: 0.0}",
+        "network.widths=[4,8]",
+        "network.groups=2",
+        "crop=null",
+        "memory.dtype=float32",
+        "optim={lr: 1e-3, steps: 2, warmup: 1, batch_size: 2, ema: 0.9}",
+        "validation={every: 2, volumes: 1}",
+    ]
+    if method == "segdiff":
+        words.append("network.conditioner={name: add, blocks: 1, features: 4, growth: 2}")
+    train(load_run_config("patch_64", words))
+    model = load_run(tmp_path / "run")[1].eval()
+    calls = counted(model.network)
+    segmenter = load_segmenter(method, ["samples=3", "sampler.steps=2", "batch=2"])
+    segmenter.check(model)
+    x = draw(1, 1, 8, 8, 8).float()
+    found = segmenter.segment(model, x, foreground=x > -9, spacing_mm=(3.0, 3.0, 3.0), key=1)
+    assert calls == [1]
+    assert found.probabilities.isfinite().all()
+    assert found.probabilities.shape == x.shape
