@@ -46,6 +46,7 @@ __all__ = [
     "noise_problem",
     "path_problem",
     "prior_problem",
+    "probe_problem",
     "recipe_problem",
     "reference_problem",
     "require",
@@ -125,6 +126,11 @@ def training_problem(
         problem = _classes_problem(recipe, space, kernel)
         if problem is not None:
             return problem
+    elif kernel.valued and not space.exact:
+        return (
+            f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
+            "places, got latents; use voxel, wavelet or slices."
+        )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
         if problem is None and recipe.local:
@@ -153,7 +159,7 @@ def _classes_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str |
         )
     if recipe.codes is None:
         advice = (
-            "recipe.coding=signed for bits, or one_hot for several labels"
+            "recipe.coding=signed for bits, or one_hot for classes"
             if recipe.segments
             else "the latents of a binary autoencoder, space={name: latent, autoencoder: RUN}"
         )
@@ -312,6 +318,27 @@ def comparison_problem(model: Model) -> str | None:
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
+    )
+
+
+def probe_problem(recipe: Recipe, model: Model) -> str | None:
+    """Why heads cannot learn what a recipe says from the features of a model."""
+    if not recipe.segments:
+        return (
+            "recipe: expected label_diffusion, which says the labels, for a probe, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if recipe.codes is None:
+        return (
+            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
+            f"one, got {recipe.coding}; leave it out."
+        )
+    got = model.recipe
+    if got.whole and not got.atlas:
+        return None
+    return (
+        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
+        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
     )
 
 
