@@ -17,6 +17,7 @@ from tiny_runs import tiny, write_data
 from volumediff import compatibility
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.calibration.of_run import load_method
+from volumediff.codings.signed import Signed
 from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -316,7 +317,9 @@ def said(need, found):
 def test_runs_that_others_learn_from():
     learn = {name for name, r in RECIPES.items() if not compatibility.supervision_problem(r)}
     assert learn == {"synthetic_anomalies", "label_diffusion"}
-    assert compatibility.supervision_problem(named("recipe", "label_diffusion", absent=0.0))
+    assert compatibility.supervision_problem(
+        named("recipe", "label_diffusion", coding=Signed(0.0))
+    )
     given = {name for name, r in RECIPES.items() if not compatibility.states_problem(r)}
     assert given == {"healthy", "class_conditional"}
     compared = {

@@ -22,6 +22,9 @@ CLASSES = {"name": "class_conditional", "attribute": "group", "values": ["a", "b
 ARGUMENTS = {
     ("corruption", "pasted"): {"masks": str(MASKS)},
     ("fitted", "pixel_classifier"): {"supervision": "full"},
+    ("label_ensemble", "times"): {"levels": [0.1, 0.3]},
+    ("label_ensemble", "consensus"): {"readers": 3},
+    ("label_post", "min_component"): {"volume_ml": 0.05},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
 }
@@ -39,6 +42,10 @@ MORE = [
     ("recipe", "pseudo_healthy", {"mirror": True, "contrast": 1.0, "atlas": True}),
     ("recipe", "local_noise", {"tell": False, "mask_loss": 0.1}),
     ("map", "perceptual", {"distance": "l2"}),
+    ("coding", "signed", {"absent": 0.0}),
+    ("coding", "distance", {"limit_mm": 4.0, "ramp_mm": 2.0}),
+    ("label_post", "threshold", {"probability": 0.3}),
+    ("segmenter", "composed", {"fusion": "vote", "ensemble": ["flips"], "batch": 2}),
     ("map", "product", {"maps": ["l1", {"name": "ssim", "sigma_mm": 3.0}]}),
     ("editing", "inpaint", {"selector": "given"}),
     ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),

@@ -40,6 +40,7 @@ from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.scan import Scan
 from volumediff.autoencoders.kl import KL
 from volumediff.classifiers.encoder import Encoder
+from volumediff.codings import signed
 from volumediff.contracts import check, covered
 from volumediff.data import contrasts, intensity, regions
 from volumediff.data.corruptions.coarse import Coarse
@@ -61,8 +62,12 @@ from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import LinearSchedule
-from volumediff.segmentation._base import Segmentation
-from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
+from volumediff.segmentation.label_ensembles import Flips
+from volumediff.segmentation.label_fusions import Fusing, Mean
+from volumediff.segmentation.label_posts import MinComponentLabelPost
+from volumediff.segmentation.predictors.one_step import OneStep
+from volumediff.segmentation.result import Segmentation
+from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import Task
@@ -656,14 +661,14 @@ class NeverResolved(Supervised):
 
 
 @broken("segmenter", "give other labels")
-class OwnDraws(LabelDiffusionSegmenter):
+class OwnDraws(Composed):
     def segment(self, model, x, **others):
         found = super().segment(model, x, **others)
         return replace(found, probabilities=found.probabilities * (0.9 + 0.1 * torch.rand(1)))
 
 
 @broken("segmenter", "not listed")
-class OtherValue(LabelDiffusionSegmenter):
+class OtherValue(Composed):
     def segment(self, model, x, **others):
         class Renamed(Segmentation):
             labels = property(lambda self: super().labels * 2)
@@ -673,16 +678,61 @@ class OtherValue(LabelDiffusionSegmenter):
 
 
 @broken("segmenter", "missed")
-class Blind(LabelDiffusionSegmenter):
+class Blind(Composed):
     def segment(self, model, x, **others):
         return super().segment(model, torch.zeros_like(x), **others)
 
 
 @broken("segmenter", "variance is negative")
-class WrongSign(LabelDiffusionSegmenter):
+class WrongSign(Composed):
     def segment(self, model, x, **others):
         found = super().segment(model, x, **others)
         return replace(found, variance=-1 - found.variance)
+
+
+@broken("coding", "do not come back")
+class NeverThere(signed.Signed):
+    def decode(self, x, *, spacing_mm):
+        return super().decode(x, spacing_mm=spacing_mm) * 0.5
+
+
+@broken("coding", "sum to more than one")
+class Overlapping(signed.Signed):
+    def decode(self, x, *, spacing_mm):
+        return ((x + 1) / 2).clamp(0, 1)
+
+
+@broken("predictor", "depends on the other members")
+class Shared(OneStep):
+    def memberships(self, model, prepared, draws, **others):
+        first = [replace(draw, key=draws[0].key) for draw in draws]
+        return super().memberships(model, prepared, first, **others) * (0.9 + 0.01 * len(draws))
+
+
+@broken("label_ensemble", "Two changes are the same")
+class Twice(Flips):
+    def changes(self, draw):
+        return [draw, draw]
+
+
+class RemembersTheLast(Fusing):
+    def update(self, y, weight):
+        self.last = y
+
+    def result(self):
+        return self.last
+
+
+@broken("label_fusion", "order of the members")
+class LastOne(Mean):
+    def start(self):
+        return RemembersTheLast()
+
+
+@broken("label_post", "of nothing", volume_ml=0.0)
+class Fills(MinComponentLabelPost):
+    def __call__(self, labels, **others):
+        return torch.full_like(labels, 3)
 
 
 @pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)

@@ -25,6 +25,7 @@ from guided_reference import forward, haar, inverse_haar, published
 from tiny_app import program
 from tiny_runs import load_run, phantom, write_data
 
+from volumediff.codings.signed import Signed
 from volumediff.condition import Condition
 from volumediff.config import build
 from volumediff.data.seen import Seen
@@ -36,7 +37,7 @@ from volumediff.recipes._base import Subject
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained
 from volumediff.samples.seen_record import seen_by
-from volumediff.segmentation.label_diffusion import LabelDiffusionSegmenter
+from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint
 from volumediff.tasks import build_task
@@ -159,12 +160,14 @@ def test_bands_are_those_of_our_space():
 
 
 def test_masks_are_coded_zero_and_one():
-    recipe = build("recipe", {"name": "label_diffusion", "absent": 0.0})
+    recipe = build(
+        "recipe", {"name": "label_diffusion", "coding": {"name": "signed", "absent": 0.0}}
+    )
     label = torch.tensor([0, 1, 2], dtype=torch.uint8).reshape(1, 1, 1, 3)
     target = recipe.target(Subject(torch.zeros(4, 1, 1, 3), label), atlas=None, key=0)
     assert target.x.flatten().tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="absent below 1"):
-        LabelDiffusion(absent=1.0)
+        Signed(absent=1.0)
 
 
 # --- against the published code -----------------------------------------------------------------
@@ -453,15 +456,15 @@ def test_an_imported_run_segments(program, tmp_path, monkeypatch):
     code, _, text = program("import", "patchddm", path, "-o", run, *words)
     assert code == 0, text
     trained = load_trained(run, device="cpu")
-    assert trained.recipe == LabelDiffusion(absent=0.0)
+    assert trained.recipe == LabelDiffusion(coding=Signed(0.0))
     options = ("samples=1", "sampler.steps=2")
-    codes, segment = [], LabelDiffusionSegmenter.segment
+    codes, segment = [], Composed.segment
 
     def recorded(self, model, *args, **named):
-        codes.append(model.recipe.absent)
+        codes.append(model.recipe.coding.absent)
         return segment(self, model, *args, **named)
 
-    monkeypatch.setattr(LabelDiffusionSegmenter, "segment", recorded)
+    monkeypatch.setattr(Composed, "segment", recorded)
     code, out, text = program("segment", data, "--run", run, "-o", tmp_path / "out", *options)
     assert code == 0, out + text
     (found,) = (tmp_path / "out").rglob("*_dseg.nii.gz")

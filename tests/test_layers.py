@@ -32,6 +32,7 @@ LAYERS = [
         *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
+    ["codings"],
     ["recipes"],
     ["model"],
     ["compatibility"],

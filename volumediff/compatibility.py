@@ -35,6 +35,7 @@ __all__ = [
     "guidance_problem",
     "highest_problem",
     "kernel_problem",
+    "label_model_problem",
     "map_space_problem",
     "noise_problem",
     "path_problem",
@@ -150,9 +151,16 @@ def supervision_problem(recipe: Recipe) -> str | None:
     if recipe.marks is not None:
         return None
     return (
-        "recipe: expected synthetic_anomalies, or label_diffusion with absent: -1, for a "
+        "recipe: expected synthetic_anomalies, or label_diffusion with the code -1 and 1, for a "
         f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
     )
+
+
+def label_model_problem(model: object) -> str | None:
+    """Why label maps cannot be drawn from a model."""
+    if isinstance(model, Model) and model.recipe.segments:
+        return None
+    return "expected a diffusion model of label maps; train with recipe=label_diffusion."
 
 
 def comparison_problem(model: Model) -> str | None:

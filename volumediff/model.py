@@ -176,6 +176,10 @@ class Model(nn.Module):
             parts.append(self.space.mask(mask))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
 
+    def prepared(self, condition: Condition) -> Condition:
+        """The condition after what the network does to images alone: once for all calls."""
+        return self.network.prepare(condition)
+
     def referred(self, condition: Condition, z: State) -> Condition:
         """The condition, with the state of the volume itself where the model takes it."""
         return condition.replace(reference=z) if self.recipe.reference else condition

@@ -91,11 +91,12 @@ def segment_files(
     inputs: Place | Sequence[Place],
     output: Place,
     *,
-    method: Place = SegmentOptions.method,
+    method: Place | None = SegmentOptions.method,
     overrides: Sequence[str] = SegmentOptions.overrides,
     channels: Sequence[str] | None = SegmentOptions.channels,
     layout: "Spec" = SegmentOptions.layout,
     seed: int = SegmentOptions.seed,
+    write_samples: bool = SegmentOptions.write_samples,
     overwrite: bool = False,
     progress: Report | None = None,
     **components: Any,
@@ -106,6 +107,7 @@ def segment_files(
         run: that works on them
         inputs: volumes, folders of cases or datalists
         output: folder of the results
+        write_samples: whether the label map of every sample is written
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         others: as for `Run.segment`
@@ -117,7 +119,13 @@ def segment_files(
     from volumediff.inference.segment import segment
 
     options = segment_options(
-        method, overrides, components, channels=channels, layout=layout, seed=seed
+        method,
+        overrides,
+        components,
+        channels=channels,
+        layout=layout,
+        seed=seed,
+        write_samples=write_samples,
     )
     return segment(run.trained, inputs, output, options, overwrite=overwrite, report=progress)
 

@@ -36,12 +36,11 @@ def run_config(
     Raises:
         UsageError: one line with the key, what it takes and what came
     """
-    from volumediff.config import overridden
-    from volumediff.settings.run_config import load_run_config, parse
+    from volumediff.settings.run_config import load_run_config, parse, with_words
 
     every = [*words, *words_of(sections or {})]
     if isinstance(config, Mapping):
-        return parse(overridden(config, every))
+        return parse(with_words(config, every))
     return load_run_config(config, every)
 
 

@@ -45,18 +45,24 @@ def localize_options(
 
 
 def segment_options(
-    method: Place,
+    method: Place | None,
     overrides: Sequence[str],
     components: Mapping[str, Any],
     *,
     channels: Sequence[str] | None,
     layout: "Spec",
     seed: int,
+    write_samples: bool = False,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
     return SegmentOptions(
-        str(method), words, channels=_names(channels), layout=known_layout(layout), seed=seed
+        None if method is None else str(method),
+        words,
+        channels=_names(channels),
+        layout=known_layout(layout),
+        seed=seed,
+        write_samples=write_samples,
     )
 
 

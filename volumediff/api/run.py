@@ -234,7 +234,7 @@ class Run:
         self,
         image: Any,
         *,
-        method: Place = SegmentOptions.method,
+        method: Place | None = SegmentOptions.method,
         overrides: Sequence[str] = SegmentOptions.overrides,
         channels: Sequence[str] | None = SegmentOptions.channels,
         layout: "Spec" = SegmentOptions.layout,
@@ -246,7 +246,8 @@ class Run:
 
         Arguments:
             image: as for `localize`
-            method: name of a segmentation method that ships with the package, or a YAML file
+            method: name of a segmentation method that ships with the package, or a YAML file;
+                None takes the one that the run was configured for, or `label_diffusion`
             overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
             layout: of a folder of data; `auto` decides by the files that are there

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from volumediff.component import Component
     from volumediff.model import Model
 
-__all__ = ["inventory", "localization", "needs_of", "pipelines_of"]
+__all__ = ["inventory", "localization", "needs_of", "pipelines_of", "segmentation"]
 
 
 def inventory() -> dict[str, Any]:
@@ -28,6 +28,7 @@ def inventory() -> dict[str, Any]:
         "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in config.families()},
         "localization": localization(),
+        "segmentation": segmentation(),
         "localization needs": {n: needs_of(read_method(n)) for n in config.shipped("anomaly")},
     }
 
@@ -38,6 +39,42 @@ def localization() -> dict[str, dict[str, str]]:
     return {name: pipelines_of(name) for name in config.shipped("anomaly")}
 
 
+@cache
+def segmentation() -> dict[str, dict[str, str]]:
+    """method -> pipeline -> "ok", or why the method cannot be trained or used on the pipeline."""
+    return {
+        name: {pipeline: _segments(name, path) for pipeline, path in _smallest().items()}
+        for name in config.shipped("segmentation")
+    }
+
+
+def _segments(name: str, path: str) -> str:
+    import torch
+
+    from volumediff.segmentation.method_files import load_segmenter
+    from volumediff.settings.run_config import load_run_config
+    from volumediff.tasks import build_task
+
+    try:
+        with torch.device("meta"):
+            task = build_task(load_run_config(path, [f"method={name}"]))
+            reason = task.refusals.segment
+            if reason is not None:
+                return reason
+            load_segmenter(name).check(task.result)
+    except (ValueError, UsageError) as error:
+        return str(error)
+    return "ok"
+
+
+def _smallest() -> dict[str, str]:
+    """The smallest shipped configuration of each pipeline."""
+    pipelines: dict[str, list[str]] = {}
+    for shipped in config.shipped("pipelines"):
+        pipelines.setdefault(shipped.rpartition("_")[0], []).append(shipped)
+    return {p: min(n, key=lambda s: int(s.rpartition("_")[2])) for p, n in pipelines.items()}
+
+
 def pipelines_of(name: str) -> dict[str, str]:
     """pipeline -> "ok", or why no checkpoint of the pipeline serves a method.
 
@@ -46,12 +83,8 @@ def pipelines_of(name: str) -> dict[str, str]:
     """
     from volumediff.anomaly.method_files import read_method
 
-    pipelines: dict[str, list[str]] = {}
-    for shipped in config.shipped("pipelines"):
-        pipelines.setdefault(shipped.rpartition("_")[0], []).append(shipped)
-    smallest = {p: min(n, key=lambda s: int(s.rpartition("_")[2])) for p, n in pipelines.items()}
     method = read_method(name)
-    columns = {**smallest, "autoencoder": _autoencoder(method)}
+    columns = {**_smallest(), "autoencoder": _autoencoder(method)}
     return {pipeline: _suits(method, path) for pipeline, path in columns.items()}
 
 

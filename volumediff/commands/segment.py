@@ -41,7 +41,11 @@ def segment(
     run: RunOption,
     output: OutFolder,
     method: Annotated[
-        str, typer.Option("--method", help="Name of a segmentation method, or a YAML file.")
+        str | None,
+        typer.Option(
+            "--method",
+            help="Name of a segmentation method, or a YAML file; that of the run by default.",
+        ),
     ] = WORK["method"],
     which: WhichOption = LOAD["which"],
     channels: Channels = WORK["channels"],
@@ -50,6 +54,9 @@ def segment(
     memory: Memory = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
+    write_samples: Annotated[
+        bool, typer.Option("--write-samples", help="Write the label map of every sample.")
+    ] = WORK["write_samples"],
     overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Segment volumes with a run that was trained on labels, on their own grid.
@@ -66,6 +73,7 @@ def segment(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        write_samples=write_samples,
         overwrite=overwrite,
     )
     finish(summary)

@@ -10,6 +10,7 @@ def train(config: Config, overrides: ConfigWords = None) -> None:
     """Train a run, or go on with it: the same command resumes.
 
     volumediff train wavelet_128 data.root=DATA output=runs/brain
+    volumediff train wavelet_128 method=label_diffusion recipe.labels=[1,2] data.root=DATA
     """
     from volumediff.distributed.processes import leave
 

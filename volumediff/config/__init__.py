@@ -13,7 +13,7 @@ from volumediff.config.components import (
     suggestion,
 )
 from volumediff.config.families import FAMILIES, Family, families
-from volumediff.config.files import ROOTS, config_path, load, overridden, shipped
+from volumediff.config.files import ROOTS, config_path, load, overlaid, overridden, shipped
 
 __all__ = [
     "FAMILIES",
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "name_of",
     "named",
+    "overlaid",
     "overridden",
     "reference",
     "shipped",

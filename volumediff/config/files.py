@@ -9,7 +9,7 @@ import yaml
 from volumediff.config.components import suggestion
 from volumediff.errors import UsageError
 
-__all__ = ["ROOTS", "config_path", "load", "overridden", "shipped"]
+__all__ = ["ROOTS", "config_path", "load", "overlaid", "overridden", "shipped"]
 
 # Both build plain values alone; libyaml's is ten times as fast, and not everywhere.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -92,6 +92,27 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             node[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"{word!r}: the value is not valid YAML.") from error
+    return result
+
+
+def overlaid(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with another one laid over it, section by section.
+
+    A component of another name takes the place of what is there with all of its arguments; one
+    without a name changes arguments of what is there. None takes a key out.
+    """
+    result = _copy(tree)
+    for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+            continue
+        below = result.get(key)
+        if isinstance(value, Mapping):
+            below = {"name": below} if isinstance(below, str) else below or {}
+            other = "name" in value and value["name"] != below.get("name")
+            result[key] = overlaid({} if other else below, value)
+        elif not (isinstance(below, Mapping) and below.get("name", below) == value):
+            result[key] = _copy(value)
     return result
 
 

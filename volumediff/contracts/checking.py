@@ -47,7 +47,12 @@ CONTRACTS = {
     "fitted": "methods",
     "method": "methods",
     "reconstruction": "reconstructions",
+    "coding": "codings",
     "segmenter": "segmenters",
+    "predictor": "label_parts",
+    "label_ensemble": "label_parts",
+    "label_fusion": "label_parts",
+    "label_post": "label_parts",
 }
 
 

@@ -20,7 +20,7 @@ from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 
-__all__ = ["check_segmenter"]
+__all__ = ["VALUE", "check_segmenter", "model_of_halves"]
 
 SCHEDULE = Cosine(zero_terminal_snr=True)
 VALUE = 4  # a label that is no index
@@ -53,12 +53,17 @@ class SignOfImage(Network):
         return torch.tanh(alpha * z_t / sigma**2 + odds)
 
 
+def model_of_halves() -> Model:
+    """A model of label maps in closed form: the label `VALUE` where the volume is above zero."""
+    kernel, recipe = Gaussian(SCHEDULE, prediction="x0"), LabelDiffusion(labels=(VALUE,))
+    return Model(Voxel(), kernel, SignOfImage(), recipe=recipe).eval()
+
+
 def check_segmenter(cls: type, *, model: nn.Module | None = None, **arguments: Any) -> None:
     """Labels of a volume of two halves, by a model that is sure of them."""
     segmenter = built(cls, arguments, {"samples": 3, "sampler": {"name": "ddim", "steps": 8}})
     if model is None:
-        kernel, recipe = Gaussian(SCHEDULE, prediction="x0"), LabelDiffusion(labels=(VALUE,))
-        model = Model(Voxel(), kernel, SignOfImage(), recipe=recipe).eval()
+        model = model_of_halves()
     segmenter.check(model)
     x = torch.full((1, 1, *SHAPE), -1.0)
     x[..., SHAPE[2] // 2 :] = 1.0

@@ -68,7 +68,11 @@ class PatchDDM(Importer):
                 "groups": network["widths"][0],
                 "coordinates": places == 3,
             },
-            "recipe": {"name": "label_diffusion", "labels": [1], "absent": 0.0},
+            "recipe": {
+                "name": "label_diffusion",
+                "labels": [1],
+                "coding": {"name": "signed", "absent": 0.0},
+            },
             "crop": [128, 128, 128] if places else None,
             "optim": {"lr": 1e-5},
         }

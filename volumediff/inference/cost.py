@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from volumediff.autoencoders import Reconstructor
-from volumediff.model import Model
-
 __all__ = ["Cost", "counted"]
 
 
@@ -30,9 +27,14 @@ class Cost:
 
 
 @contextmanager
-def counted(model: Model | Reconstructor) -> Iterator[Cost]:
-    """Counts what happens inside the block; `peak_gb` is known at its end."""
-    network, device = model.counted, model.device
+def counted(model: nn.Module) -> Iterator[Cost]:
+    """Counts what happens inside the block; `peak_gb` is known at its end.
+
+    Arguments:
+        model: whose part `counted` is counted, or the module itself where it names none
+    """
+    network = getattr(model, "counted", model)
+    device = next(model.parameters(), torch.empty(0)).device
     cost = Cost()
 
     def count(network: nn.Module, arguments: tuple[Any, ...]) -> None:

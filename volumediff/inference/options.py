@@ -46,18 +46,20 @@ class SegmentOptions:
 
     Arguments:
         method: name of a segmentation method that ships with the package, or the path of a YAML
-            file
+            file; None takes the one that the run was configured for, or `label_diffusion`
         overrides: `key=value` overrides that change the method
         channels: names of the images in the data; None takes those of the run
         layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
+        write_samples: whether the label map of every sample is written
     """
 
-    method: str = "label_diffusion"
+    method: str | None = None
     overrides: tuple[str, ...] = ()
     channels: tuple[str, ...] | None = None
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
+    write_samples: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,28 @@
 """Segmentation with a trained run: of one examination in memory, or file by file.
 
 <case>_dseg.nii.gz                    most probable label at each voxel
-<case>_label-<value>_probseg.nii.gz   probability of a label
+<case>_label-<value>_probseg.nii.gz   probability of a label; label 0 is the background
 <case>_label-<value>_desc-variance_map.nii.gz   variance of the samples
+<case>_label-<value>_desc-votes_map.nii.gz      share of the samples that have the label
 <case>_desc-entropy_map.nii.gz        entropy of the label, in nats
-<case>_dseg.json                      method, weights, inputs, volume of every label
+<case>_sample-<i>_dseg.nii.gz         label map of a sample, if they are asked for
+<case>_dseg.json                      method, weights, inputs, volume of every label with the
+                                      interval that holds 95 % of the samples
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import volumediff
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError
+from volumediff.inference.cost import Cost, counted
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
@@ -26,9 +32,14 @@ from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
-from volumediff.segmentation._base import Segmentation, Segmenter, load_segmenter
+from volumediff.segmentation.method_files import load_segmenter
+from volumediff.segmentation.result import Segmentation
+from volumediff.segmentation.segmenters._base import Segmenter
 
-__all__ = ["Segmented", "Segmenting", "segment", "segmenting"]
+__all__ = ["DEFAULT", "Segmented", "Segmenting", "segment", "segmenting"]
+
+DEFAULT = "label_diffusion"  # the method of runs that were configured for none
+INTERVAL = (0.025, 0.975)  # quantiles over the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,28 +50,59 @@ class Segmented:
         examination: what was given
         found: on the prepared grid
         grid: of the input
+        spacing_mm: of the prepared grid
         facts: what is recorded beside the labels
+        cost: network calls and memory
     """
 
     examination: Examination
     found: Segmentation
     grid: InputGrid
+    spacing_mm: tuple[float, float, float]
     facts: Mapping[str, Any]
+    cost: Cost
 
     def volumes_ml(self, labels: np.ndarray) -> dict[str, float]:
         """Volume of every label in a label map on the grid of the input."""
         voxel_ml = abs(float(np.linalg.det(self.grid.record.native.affine[:3, :3]))) / 1000
         return {str(v): float((labels == v).sum()) * voxel_ml for v in self.found.values}
 
-    def write(self, folder: Path) -> tuple[list[Path], dict[str, float]]:
-        """Writes labels, probabilities and records; returns the files and the volumes in ml."""
+    def intervals_ml(self) -> dict[str, list[float]]:
+        """Volume of every label that 95 % of the samples hold, on the prepared grid; empty where
+        there are none."""
+        samples = self.found.samples
+        if samples is None:
+            return {}
+        voxel_ml = math.prod(self.spacing_mm) / 1000
+        quantiles = torch.tensor(INTERVAL, dtype=torch.float64)
+        sizes = {v: (samples == v).flatten(1).sum(dim=1).double() for v in self.found.values}
+        return {
+            str(v): (torch.quantile(n.cpu(), quantiles) * voxel_ml).tolist()
+            for v, n in sizes.items()
+        }
+
+    def write(self, folder: Path, *, samples: bool = False) -> tuple[list[Path], dict[str, float]]:
+        """Writes labels, probabilities and records; returns the files and the volumes in ml.
+
+        Arguments:
+            folder: where to
+            samples: whether the label map of every sample is written
+        """
+        found = self.found
         writer = Writer(folder, self.examination.id, self.grid)
-        volumes = self.volumes_ml(writer.label("dseg", self.found.labels[0]))
-        for i, value in enumerate(self.found.values):
-            writer.image(f"label-{value}_probseg", self.found.probabilities[0, i : i + 1])
-            if self.found.variance is not None:
-                writer.image(f"label-{value}_desc-variance_map", self.found.variance[0, i : i + 1])
-        writer.image("desc-entropy_map", self.found.entropy[0])
+        volumes = self.volumes_ml(writer.label("dseg", found.labels[0]))
+        shares = found.shares[0]
+        writer.image("label-0_probseg", shares[:1])
+        for i, value in enumerate(found.values):
+            writer.image(f"label-{value}_probseg", found.probabilities[0, i : i + 1])
+            if found.variance is not None:
+                writer.image(f"label-{value}_desc-variance_map", found.variance[0, i : i + 1])
+            if found.votes is not None:
+                writer.image(f"label-{value}_desc-votes_map", found.votes[0, i : i + 1])
+        writer.image("desc-entropy_map", found.entropy[0])
+        if samples and found.samples is not None:
+            for i, drawn in enumerate(found.samples, start=1):
+                writer.label(f"sample-{i}_dseg", drawn[None])
         sidecar = folder / f"{self.examination.id}_dseg.json"
         findings = [vars(f) for f in self.grid.record.findings]
         write_json(
@@ -68,6 +110,7 @@ class Segmented:
             {
                 **self.facts,
                 "volumes_ml": volumes,
+                "volumes_ml_interval": self.intervals_ml(),
                 "preprocessing_findings": findings,
                 "notice": "Research software, not for diagnosis.",
             },
@@ -80,6 +123,7 @@ class Segmenting:
     """A settled segmentation: everything that the results of a call have in common."""
 
     trained: Trained
+    method: str
     segmenter: Segmenter
     options: SegmentOptions
 
@@ -92,6 +136,7 @@ class Segmenting:
             "weights": self.trained.digest,
             "preprocessing": repr(self.trained.preprocessing),
             "seed": self.options.seed,
+            "samples": self.options.write_samples,
             "version": volumediff.__version__,
         }
 
@@ -104,7 +149,10 @@ class Segmenting:
         trained, digests = self.trained, examination.digests
         ready = prepared(trained, list(examination.images.values()))
         d, h, w = ready.x.shape[1:]
-        with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
+        with (
+            explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
+            counted(trained.model) as cost,
+        ):
             found = self.segmenter.segment(
                 trained.model,
                 ready.x[None].to(trained.device),
@@ -115,7 +163,7 @@ class Segmenting:
             )
         facts = {
             "case": examination.id,
-            "method": self.options.method,
+            "method": self.method,
             "segmenter": repr(self.segmenter),
             "seed": self.options.seed,
             "inputs": {
@@ -125,7 +173,7 @@ class Segmenting:
             **provenance(trained),
         }
         grid = InputGrid(trained.preprocessing, ready.record)
-        return Segmented(examination, found, grid, facts)
+        return Segmented(examination, found, grid, ready.spacing_mm, facts, cost)
 
 
 def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
@@ -135,13 +183,14 @@ def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
         UsageError: no such method, or a run that does not segment
     """
     trained.segments()
-    segmenter = load_segmenter(options.method, options.overrides)
+    method = options.method or trained.config.method or DEFAULT
+    segmenter = load_segmenter(method, options.overrides)
     try:
         segmenter.check(trained.model)
     except ValueError as error:
         reason = f"does not suit {trained.run}: {error}"
-        raise UsageError(f"method '{options.method}': {reason}") from None
-    return Segmenting(trained, segmenter, options)
+        raise UsageError(f"method '{method}': {reason}") from None
+    return Segmenting(trained, method, segmenter, options)
 
 
 def segment(
@@ -156,7 +205,7 @@ def segment(
     """Segments every case of the sources and writes the results.
 
     Arguments:
-        trained: a run with the recipe label_diffusion
+        trained: a run that segments
         source: file, folder or manifest, or several of them
         out: output folder
         options: method and the rest
@@ -173,8 +222,9 @@ def segment(
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
-        files, volumes = work(examination_of(case, inputs, policy=policy)).write(folder)
-        return Result(files, {"volumes_ml": volumes})
+        found = work(examination_of(case, inputs, policy=policy))
+        files, volumes = found.write(folder, samples=options.write_samples)
+        return Result(files, {"volumes_ml": volumes, **vars(found.cost)})
 
     return process(
         cases,

@@ -143,6 +143,10 @@ class Network(Streamable):
     ) -> Float[Tensor, "b o d h w"]:
         """The network on its concatenated input and the embedding."""
 
+    def prepare(self, condition: Condition) -> Condition:
+        """The condition with what does not depend on state and time computed beforehand."""
+        return condition
+
     def forward(
         self,
         z_t: Float[Tensor, "b k d h w"],

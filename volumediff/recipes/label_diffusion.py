@@ -1,13 +1,15 @@
 """Model of label maps given the image, p(m | x): segmentation by sampling."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from volumediff.codings._base import Coding
+from volumediff.codings.signed import Signed
 from volumediff.errors import DataError
 from volumediff.recipes._base import Recipe, Subject, Target
 
@@ -16,12 +18,12 @@ __all__ = ["LabelDiffusion"]
 
 @dataclass(frozen=True)
 class LabelDiffusion(Recipe):
-    r"""The labels coded \pm 1, one channel per class; the image is the condition.
+    """The labels of a volume in a code; the image is the condition.
 
     Arguments:
-        labels: label values that get a channel each; the background is where none is +1
+        labels: label values that are learnt; all others are background
+        coding: what masks become
         scalars: attributes that condition the model
-        absent: code of a voxel without the label, below 1, which is the code of one with it
 
     References:
         Amit et al. (2021), SegDiff, arXiv:2112.00390
@@ -30,11 +32,11 @@ class LabelDiffusion(Recipe):
     teaches: ClassVar[str] = "label_diffusion"
     needs_labels: ClassVar[bool] = True
     segments: ClassVar[bool] = True
-    # Codes of +1 and -1 have unit second moment already, and the image shares the space.
+    # Codes have about unit second moment already, and the image shares the space.
     normalised: ClassVar[bool] = False
     labels: tuple[int, ...] = (1,)
+    coding: Coding = field(default_factory=Signed)
     scalars: tuple[str, ...] = ()
-    absent: float = -1.0
 
     atlas = False
 
@@ -45,13 +47,11 @@ class LabelDiffusion(Recipe):
                 "expected labels that differ, each in 1..255 (the background has no channel of "
                 f"its own), got {list(self.labels)}."
             )
-        if not self.absent < 1:
-            raise ValueError(f"expected absent below 1, got {self.absent}.")
 
     @property
     def marks(self) -> Literal["full"] | None:  # type: ignore[override]
-        """Masks are what codes of 1 and -1 alone are."""
-        return "full" if self.absent == -1 else None
+        """Masks are what signed codes of 1 and -1 alone are."""
+        return "full" if self.coding == Signed() else None
 
     @property
     def classes(self) -> int:
@@ -61,10 +61,14 @@ class LabelDiffusion(Recipe):
         return True
 
     def channels(self, c: int) -> int:
-        return len(self.labels)
+        return self.coding.channels(len(self.labels))
 
     def image_channels(self, c: int) -> tuple[int, ...]:
         return (c,)
+
+    def masks(self, label: UInt8[Tensor, "1 d h w"]) -> Bool[Tensor, "l d h w"]:
+        """Where each label is."""
+        return torch.cat([label == value for value in self.labels])
 
     def target(
         self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
@@ -72,5 +76,5 @@ class LabelDiffusion(Recipe):
         if subject.label is None:
             raise DataError("label diffusion needs a label map for every volume.")
         x = subject.x
-        masks = torch.cat([(subject.label == value).to(x.dtype) for value in self.labels])
-        return Target((1 - self.absent) * masks + self.absent, (x,))
+        coded = self.coding.encode(self.masks(subject.label), spacing_mm=subject.spacing_mm)
+        return Target(coded.to(x.dtype), (x,))

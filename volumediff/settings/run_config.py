@@ -26,6 +26,8 @@ from volumediff.config import (
     config_path,
     load,
     named,
+    overlaid,
+    overridden,
     shipped,
     suggestion,
 )
@@ -34,7 +36,7 @@ from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
 from volumediff.storage.records import read_text
 
-__all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config"]
+__all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config", "with_words"]
 
 DEFAULT = "diffusion"
 # Folders of shipped configurations of runs; the first is that of the default task.
@@ -51,11 +53,13 @@ FREE = {
 class RunConfig(Section):
     """Everything that decides a run, whatever it trains; saved as RUN/config.yaml.
 
-    `start_from` is the folder of a run whose weights this one begins with; see
-    `volumediff.tasks.warm_start`.
+    `method` is the segmentation method that the run was configured for, see `with_words`; it is
+    what `segment` takes where no other is asked for. `start_from` is the folder of a run whose
+    weights this one begins with; see `volumediff.tasks.warm_start`.
     """
 
     task: str = DEFAULT
+    method: str | None = None
     data: Data = Data()
     start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -104,7 +108,23 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         first, *others = FOLDERS
         kinds = (kind for kind in others if name in shipped(kind))
         found = config_path(next(kinds, first), name)
-    return parse(load(found, overrides), where=str(path))
+    return parse(with_words(load(found), overrides), where=str(path))
+
+
+def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A configuration with `a.b=c` overrides applied.
+
+    `method=NAME` among them lays the training half of a segmentation method over the tree first:
+    the section `train` of `configs/segmentation/NAME.yaml`, or of a YAML file of one's own.
+
+    Raises:
+        UsageError: no such method, or an override that is no `key=value`
+    """
+    names = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "method"]
+    if names and names[-1] != "null":
+        method = load(config_path("segmentation", names[-1]))
+        tree = overlaid(tree, method.get("train") or {})
+    return overridden(tree, overrides)
 
 
 def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -176,9 +176,11 @@ class Optim(Section):
 
 
 class Selection(Section):
-    """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes."""
+    """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes, or,
+    for models of labels, the Dice of validation volumes that are segmented in so many steps."""
 
     volumes: PositiveInt = 4
+    steps: PositiveInt = 5
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.4, 0.6, 0.8)
     smooth_mm: NonNegativeFloat = 3.0
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from volumediff.anomaly.detectors import PosteriorMean
@@ -30,7 +30,7 @@ from volumediff.randomness import key
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.storage.cache import Cache
 
-__all__ = ["one_step_map", "voxel_ap", "with_lesions"]
+__all__ = ["mean_dice", "one_step_map", "voxel_ap", "with_lesions"]
 
 # To be raised when the validation generators come to make other lesions for the same key.
 VERSION = 2
@@ -81,6 +81,21 @@ def with_lesions(
         entry(index)
     accelerator.wait_for_everyone()
     return [entry(index) for index in range(len(volumes))]
+
+
+def mean_dice(
+    found: UInt8[Tensor, "1 1 d h w"],
+    truth: UInt8[Tensor, "1 1 d h w"],
+    values: Sequence[int],
+) -> float:
+    """Mean Dice over the labels that either map has; 1 where none has any."""
+    each = []
+    for value in values:
+        a, b = found == value, truth == value
+        size = int(a.sum()) + int(b.sum())
+        if size:
+            each.append(2 * int((a & b).sum()) / size)
+    return sum(each) / len(each) if each else 1.0
 
 
 @torch.no_grad()

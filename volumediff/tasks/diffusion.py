@@ -31,8 +31,10 @@ from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
+from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.samples.dataset import Crop, Samples, collate, crop_of
 from volumediff.samples.latents import Precomputed, encoded
+from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
@@ -41,7 +43,7 @@ from volumediff.storage.cache import Cache
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import encoder_paths, keep_encoders, space_of
 from volumediff.tasks._recipes import recipe_of
-from volumediff.tasks._selection import one_step_map, voxel_ap, with_lesions
+from volumediff.tasks._selection import mean_dice, one_step_map, voxel_ap, with_lesions
 
 __all__ = ["DiffusionConfig", "DiffusionTask"]
 
@@ -240,6 +242,10 @@ class DiffusionTask(Task):
         return bool(config.validation.previews) or config.validation.best is not None
 
     def criterion(self, samples: Samples) -> Criterion | None:
+        best = self.config.validation.best
+        if self.recipe.segments and best is not None:
+            count = min(best.volumes, len(samples.scans))
+            return Criterion("dice", count, partial(self._dice, samples, best.steps))
         if not samples.lesions:
             return None
         return Criterion("localization_ap", len(samples.lesions), partial(self._found, samples))
@@ -282,9 +288,43 @@ class DiffusionTask(Task):
             images = (*images[:-1], x)
         return self.model.told(condition, images, batch.mask)
 
+    def _dice(self, samples: Samples, steps: int, index: int) -> float:
+        """Mean Dice over the labels of a validation volume, of one sampled label map."""
+        found, truth = self._segmented(samples, steps, index)
+        return mean_dice(found, truth, self.recipe.labels)
+
+    def _segmented(self, samples: Samples, steps: int, index: int) -> tuple[Tensor, Tensor]:
+        """A sampled label map of a validation volume, and the true one."""
+        model, volume = self.model, samples.scans.volumes[index]
+        truth = volume.array("label")
+        assert truth is not None, "volumes without labels are refused before"
+        found = Composed(sampler=self._few_steps(steps), samples=1).segment(
+            model,
+            volume.x[None].to(model.device),
+            foreground=volume.foreground[None].to(model.device),
+            spacing_mm=volume.spacing_mm,
+            key=key(self.config.seed, "selection", index),
+            condition=self._condition(samples, index),
+        )
+        return found.labels.cpu(), truth[None]
+
+    def _few_steps(self, steps: int) -> Sampler:
+        """Of a chain that is good enough to look at."""
+        sampler: Sampler = DPMSolverPP(steps)
+        return Ancestral(steps) if sampler_problem(sampler, self.model.kernel) else sampler
+
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
-        """A sample, of models that can be sampled without an image."""
+        """A sample, of models that can be sampled without an image; or, of models of labels, a
+        volume with its labels and a sampled label map."""
         model = self.model
+        if self.recipe.segments:
+            steps = self.config.validation.preview_steps
+            shown = self._segmented(samples, steps, index)
+            most = max(self.recipe.labels)
+            found, truth = (labels[0].float() / most * 2 - 1 for labels in shown)
+            x = samples.scans.volumes[index].x
+            number = index + 1
+            return [(f"image {number}", x), (f"truth {number}", truth), ("sample", found)]
         if not samples_everything(model):
             return ()
         shape = tuple(samples.scans.sample(index, key=0).x.shape)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from volumediff.segmentation._base import Segmentation, Segmenter
+from volumediff.segmentation.result import Segmentation
+from volumediff.segmentation.segmenters._base import Segmenter
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,26 @@
+"""One member of an ensemble of segmentations."""
+
+from dataclasses import dataclass
+
+__all__ = ["Draw"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What makes one member differ from the others.
+
+    Arguments:
+        number: in the order of the ensemble
+        key: everything that the member draws comes from it
+        flips: axes of the volume, 0 to 2 for d, h, w, that are reversed before and after
+        time: in [0, 1], for predictors that look at noisy volumes
+        level: share of the readers that agree, for runs that are told it
+        weight: in fusions that weigh their members
+    """
+
+    number: int
+    key: int
+    flips: tuple[int, ...] = ()
+    time: float | None = None
+    level: float | None = None
+    weight: float = 1.0

@@ -1,0 +1,36 @@
+"""Segmentation methods as YAML files: how a run is trained, and how it is asked.
+
+train: {recipe: {name: label_diffusion}}   over the configuration of a pipeline, see
+                                            `volumediff.settings.run_config`
+predictor: sampled                          the rest are arguments of `composed`, or of the
+samples: 5                                  class that `name` says
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from volumediff import config
+from volumediff.segmentation.segmenters._base import Segmenter
+
+__all__ = ["COMPOSED", "load_segmenter"]
+
+COMPOSED = "composed"
+
+
+def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
+    """A segmentation method.
+
+    Arguments:
+        name: of a file that ships with the package, the path of a YAML file, or
+            `package.module:Class`
+        overrides: `key=value` overrides, such as `samples=10` or `sampler.steps=50`
+
+    Raises:
+        UsageError: unknown file, key or component, or a wrong value
+    """
+    if ":" in name:
+        tree: dict[str, Any] = config.overridden({"name": name}, overrides)
+    else:
+        tree = config.load(config.config_path("segmentation", name), overrides)
+    tree.pop("train", None)
+    return config.build("segmenter", {"name": COMPOSED} | tree, where=name)

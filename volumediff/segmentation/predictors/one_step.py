@@ -1,0 +1,60 @@
+r"""One step: the mean of all label maps, from pure noise in a single call,
+
+.. math:: \hat m = E[m | z_1, x], \qquad z_1 \sim \text{prior},
+
+which is what a network trained on every time knows best at t = 1: a deterministic segmentation,
+and the starting point against which chains have to prove themselves. Members differ by their
+noise, which says little there.
+
+References:
+    Lin et al. (2024), Stable Diffusion Segmentation (SDSeg), arXiv:2406.18361, sec. 3.2
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.compatibility import label_model_problem, require
+from volumediff.model import Model
+from volumediff.samplers._base import Sampler
+from volumediff.segmentation.draw import Draw
+from volumediff.segmentation.predictors._base import Estimate, Image, Predictor
+from volumediff.segmentation.predictors.sampled import EncodedImage, encoded
+
+__all__ = ["OneStep"]
+
+
+@dataclass(frozen=True)
+class OneStep(Predictor):
+    """The mean of p(m | x) by one call at the largest time that the run was trained at."""
+
+    def check(self, model: Any) -> None:
+        require(label_model_problem(model))
+
+    def labels(self, model: Model) -> tuple[int, ...]:
+        return model.recipe.labels
+
+    def prepare(self, model: Model, image: Image) -> EncodedImage:
+        return encoded(model, image)
+
+    @torch.no_grad()
+    def memberships(
+        self,
+        model: Model,
+        prepared: EncodedImage,
+        draws: Sequence[Draw],
+        *,
+        sampler: Sampler | None = None,
+        told: Estimate | None = None,
+    ) -> Float[Tensor, "n l d h w"]:
+        recipe, largest = model.recipe, model.time_density.support[1]
+        noise = model.noise([d.key for d in draws], (recipe.channels(0), *prepared.shape))
+        z = model.kernel.prior(noise(-1))
+        t = torch.full((len(draws),), largest, dtype=torch.float64, device=z.device)
+        x0 = model.denoise(z, t, prepared.expanded(draws)).x0
+        x = model.decode(x0, prepared.shape)
+        return recipe.coding.decode(x, spacing_mm=prepared.spacing_mm)

@@ -1,0 +1,123 @@
+r"""Sampled labels: a reverse chain of a model p(m | x), from the prior to a clean code,
+
+.. math:: z_1 \sim \text{prior}, \qquad z_s \sim p(z_s | z_t, x), \qquad y = D(A^{-1} z_0),
+
+with D the reading of the recipe's coding.
+
+References:
+    Amit et al. (2021), SegDiff: Image Segmentation with Diffusion Probabilistic Models,
+        arXiv:2112.00390
+    Wolleb et al. (2022), Diffusion Models for Implicit Image Segmentation Ensembles,
+        arXiv:2112.03145
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.compatibility import label_model_problem, require, sampler_problem
+from volumediff.condition import Condition
+from volumediff.model import Model
+from volumediff.samplers._base import Context, Sampler
+from volumediff.samplers.dpmpp import DPMSolverPP
+from volumediff.segmentation.draw import Draw
+from volumediff.segmentation.predictors._base import Estimate, Image, Predictor
+from volumediff.shapes import Shape
+
+__all__ = ["EncodedImage", "SampledLabels", "encoded"]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """A volume in the state space of a model of labels.
+
+    Arguments:
+        condition: with the encoded image, and what the network's image branch makes of it
+        shape: voxels
+        spacing_mm: voxel size along d, h, w
+    """
+
+    condition: Condition
+    shape: Shape
+    spacing_mm: tuple[float, float, float]
+
+    def expanded(self, draws: Sequence[Draw]) -> Condition:
+        """The condition of so many members, each told its level of agreement."""
+        n = len(draws)
+        told = self.condition.map(lambda c: c.expand(n, *c.shape[1:]))
+        if draws[0].level is None:
+            return told
+        assert told.image is not None, "models of labels look at an image"
+        levels = torch.tensor([[draw.level] for draw in draws]).to(told.image)
+        known = [] if told.scalars is None else [told.scalars]
+        return told.replace(scalars=torch.cat([*known, levels], dim=1))
+
+
+def encoded(model: Model, image: Image) -> EncodedImage:
+    """The image in state space, and through the network's image branch: once per volume."""
+    condition = model.told(image.condition.replace(image=None), [image.x])
+    d, h, w = image.x.shape[2:]
+    return EncodedImage(model.prepared(condition), (d, h, w), image.spacing_mm)
+
+
+@dataclass(frozen=True)
+class SampledLabels(Predictor):
+    """Label maps drawn from p(m | x), one chain per member.
+
+    Few steps of a first-order sampler lose rare labels, so that the sampler of methods that name
+    none is DPM-Solver++(2M) with 20 steps.
+    """
+
+    walks: ClassVar[bool] = True
+
+    def check(self, model: Any) -> None:
+        require(label_model_problem(model))
+
+    def check_sampler(self, model: Model, sampler: Sampler) -> None:
+        """Raises ValueError, with the reason, for a sampler that cannot walk its states."""
+        require(sampler_problem(sampler, type(model.kernel)))
+
+    def labels(self, model: Model) -> tuple[int, ...]:
+        return model.recipe.labels
+
+    def prepare(self, model: Model, image: Image) -> EncodedImage:
+        return encoded(model, image)
+
+    @torch.no_grad()
+    def memberships(
+        self,
+        model: Model,
+        prepared: EncodedImage,
+        draws: Sequence[Draw],
+        *,
+        sampler: Sampler | None = None,
+        told: Estimate | None = None,
+    ) -> Float[Tensor, "n l d h w"]:
+        sampler = DPMSolverPP(20) if sampler is None else sampler
+        recipe = model.recipe
+        keys = [draw.key for draw in draws]
+        noise = model.noise(keys, (recipe.channels(0), *prepared.shape))
+
+        def read(z: Tensor) -> Tensor:
+            x = model.decode(z, prepared.shape)
+            return recipe.coding.decode(x, spacing_mm=prepared.spacing_mm)
+
+        def estimate(context: Context) -> tuple[Tensor, Tensor]:
+            assert told is not None
+            told(read(context.prediction.x0), context.step, sampler.steps)
+            return context.prediction.x0, context.z_t
+
+        z = sampler.sample(
+            model.denoise,
+            model.kernel,
+            model.kernel.prior(noise(-1)),
+            sampler.times(model.kernel.schedule, start=model.time_density.support[1]),
+            condition=prepared.expanded(draws),
+            noise=noise,
+            on_x0=None if told is None else estimate,
+        )
+        return read(z)

@@ -1,0 +1,45 @@
+"""Contract of segmentation methods: a trained run and a volume in, labels and their spread out.
+
+The usual method is `composed`, made of parts in one YAML; another one is a class of this contract,
+in this folder or `package.module:Class`.
+"""
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from volumediff.condition import Condition
+from volumediff.segmentation.result import Segmentation
+
+__all__ = ["Segmenter"]
+
+
+class Segmenter(ABC):
+    """A method that segments with the result of a trained run."""
+
+    @abstractmethod
+    def check(self, model: nn.Module) -> None:
+        """Raises ValueError, with the reason, for a model with which the method is meaningless."""
+
+    @abstractmethod
+    def segment(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "1 c d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+        key: int,
+        condition: Condition = Condition(),  # noqa: B008 - frozen and empty
+    ) -> Segmentation:
+        """Segments one volume; the same arguments give the same bits.
+
+        Arguments:
+            model: what the run's task trains, in evaluation mode
+            x: the volume, as preprocessed for training
+            foreground: voxels of the imaged object
+            spacing_mm: voxel size along d, h, w
+            key: of everything that is drawn
+            condition: what else the network is conditioned on
+        """

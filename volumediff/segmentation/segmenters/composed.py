@@ -1,0 +1,179 @@
+r"""The method that is made of parts: members are predicted, streamed, fused, and finished.
+
+    predictor: sampled                      what a run says about a volume
+    sampler: {name: dpmpp, steps: 20}       of predictors that walk from noise to labels
+    samples: 5                              seeds
+    ensemble: [flips]                       what is varied beside them; all combinations
+    fusion: mean
+    post: [{name: min_component, volume_ml: 0.1}]
+
+The image is prepared once per volume and flip. Members are drawn `batch` at a time and forgotten:
+what stays of each is its label map, one byte per voxel, so that memory does not grow with the
+number of steps, and results do not depend on the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from volumediff.component import Component
+from volumediff.condition import Condition
+from volumediff.samplers._base import Sampler
+from volumediff.segmentation.draw import Draw
+from volumediff.segmentation.label_ensembles import LabelEnsemble, members
+from volumediff.segmentation.label_fusions import Fusing, LabelFusion, Mean
+from volumediff.segmentation.label_posts import LabelPost
+from volumediff.segmentation.predictors._base import Image, Predictor
+from volumediff.segmentation.predictors.sampled import SampledLabels
+from volumediff.segmentation.result import Segmentation, label_map
+from volumediff.segmentation.segmenters._base import Segmenter
+
+__all__ = ["Composed", "SampleMoments"]
+
+
+@dataclass
+class SampleMoments:
+    """Mean and variance of a stream, one value at a time (Welford 1962)."""
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def update(self, value: Float[Tensor, "*shape"]) -> None:
+        """Adds a value."""
+        self.count += 1
+        delta = value - self.mean
+        self.mean = self.mean + delta / self.count
+        self.squares = self.squares + delta * (value - self.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Mean squared deviation."""
+        return self.squares / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class Composed(Component, Segmenter):
+    """A predictor, the members that it is asked for, and what is made of them.
+
+    Arguments:
+        predictor: asks the run
+        sampler: of predictors that walk; None takes their own
+        samples: number of seeds
+        ensemble: what is varied beside the seed
+        fusion: from members to probabilities
+        post: what is done to the label map, in this order
+        batch: members at once; changes memory and speed, never the result
+    """
+
+    predictor: Predictor = field(default_factory=SampledLabels)
+    sampler: Sampler | None = None
+    samples: int = 5
+    ensemble: tuple[LabelEnsemble, ...] = ()
+    fusion: LabelFusion = field(default_factory=Mean)
+    post: tuple[LabelPost, ...] = ()
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch < 1:
+            raise ValueError(
+                f"expected samples >= 1 and batch >= 1, got {self.samples} and {self.batch}."
+            )
+        name = type(self.predictor).__name__
+        if self.sampler is not None and not self.predictor.walks:
+            raise ValueError(f"sampler: expected none for the predictor {name}, which draws none.")
+        if self.fusion.steps and not self.predictor.walks:
+            raise ValueError(
+                f"fusion: {type(self.fusion).__name__} needs the steps of a chain, and the "
+                f"predictor {name} has none; use mean."
+            )
+        if self.samples > 1 and not self.predictor.draws:
+            raise ValueError(
+                f"samples: expected 1 for the predictor {name}, whose answers are all the same, "
+                f"got {self.samples}."
+            )
+
+    def check(self, model: nn.Module) -> None:
+        self.predictor.check(model)
+        if isinstance(self.predictor, SampledLabels) and self.sampler is not None:
+            self.predictor.check_sampler(model, self.sampler)
+
+    @torch.no_grad()
+    def segment(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "1 c d h w"],
+        *,
+        foreground: Bool[Tensor, "1 1 d h w"],
+        spacing_mm: tuple[float, float, float],
+        key: int,
+        condition: Condition = Condition(),  # noqa: B008 - frozen and empty
+    ) -> Segmentation:
+        values = self.predictor.labels(model)
+        draws = members(self.samples, self.ensemble, key=key)
+        image = Image(x, foreground, spacing_mm, condition)
+        fusing, moments = self.fusion.start(), SampleMoments()
+        votes = torch.zeros((len(values), *x.shape[2:]), dtype=torch.int32, device=x.device)
+        samples: list[UInt8[Tensor, "1 d h w"]] = []
+        for draw, y in self._members(model, image, draws, fusing):
+            fusing.update(y, draw.weight)
+            moments.update(y)
+            drawn = label_map(y[None], values)
+            votes += torch.cat([drawn == value for value in values])
+            samples.append(drawn)
+        probabilities = fusing.result()[None].clamp(0, 1)
+        several = len(draws) > 1
+        found = Segmentation(
+            values=values,
+            probabilities=probabilities,
+            variance=moments.variance[None] if several else None,
+            votes=(votes / len(draws))[None].to(x.dtype) if several else None,
+            samples=torch.cat(samples) if several else None,
+        )
+        return self._finished(found, spacing_mm) if self.post else found
+
+    def _members(
+        self, model: nn.Module, image: Image, draws: Sequence[Draw], fusing: Fusing
+    ) -> Iterator[tuple[Draw, Float[Tensor, "l d h w"]]]:
+        """The members one at a time, those of the same flip together, mirrored back."""
+        ordered = sorted(draws, key=lambda draw: draw.flips)
+        for flips, same in groupby(ordered, key=lambda draw: draw.flips):
+            dims = [axis - 3 for axis in flips]
+            prepared = self.predictor.prepare(model, image.flipped(flips))
+
+            def estimate(
+                y: Tensor, step: int, steps: int, dims: Sequence[int] = tuple(dims)
+            ) -> None:
+                for each in y:
+                    fusing.estimate(each.flip(dims), step, steps)
+
+            group = list(same)
+            for start in range(0, len(group), self.batch):
+                part = group[start : start + self.batch]
+                y = self.predictor.memberships(
+                    model,
+                    prepared,
+                    part,
+                    sampler=self.sampler,
+                    told=estimate if self.fusion.steps else None,
+                )
+                yield from zip(part, y.flip(dims), strict=True)
+
+    def _finished(
+        self, found: Segmentation, spacing_mm: tuple[float, float, float]
+    ) -> Segmentation:
+        labels = found.labels
+        for post in self.post:
+            labels = post(
+                labels,
+                values=found.values,
+                probabilities=found.probabilities,
+                spacing_mm=spacing_mm,
+            )
+        return Segmentation(
+            found.values, found.probabilities, found.variance, found.votes, found.samples, labels
+        )
