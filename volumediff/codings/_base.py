@@ -21,9 +21,12 @@ class Coding(ABC):
 
     Class attributes:
         binary: whether clean codes are -1 and 1 alone, so that discrete kernels can flip them
+        exclusive: whether channels are the classes of a voxel, the background first, one of them
+            1: what a softmax stands for
     """
 
     binary: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
 
     @abstractmethod
     def channels(self, labels: int) -> int:

@@ -25,6 +25,7 @@ class OneHot(Coding):
     """1 in the channel of a voxel's class and -1 in the others; class 0 is the background."""
 
     binary: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
 
     def channels(self, labels: int) -> int:
         return labels + 1

@@ -170,6 +170,7 @@ class Segmenting:
                 name: {"file": file, "sha256": digests[name]}
                 for name, file in examination.files.items()
             },
+            **trained.task.facts,
             **provenance(trained),
         }
         grid = InputGrid(trained.preprocessing, ready.record)

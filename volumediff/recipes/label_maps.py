@@ -1,0 +1,60 @@
+"""Label maps alone, p(m), without the image: what an autoencoder of masks is trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from volumediff.codings._base import Coding
+from volumediff.codings.signed import Signed
+from volumediff.recipes._base import Recipe, Subject, Target
+from volumediff.recipes.label_diffusion import LabelDiffusion
+
+__all__ = ["LabelMaps"]
+
+
+@dataclass(frozen=True)
+class LabelMaps(Recipe):
+    """The labels of a volume in a code, as `label_diffusion` has them.
+
+    Arguments:
+        labels: label values that are learnt; all others are background
+        coding: what masks become
+    """
+
+    teaches: ClassVar[str] = "label_maps"
+    fixed: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    normalised: ClassVar[bool] = False
+    labels: tuple[int, ...] = (1,)
+    coding: Coding = field(default_factory=Signed)
+
+    atlas = False
+    scalars = ()
+
+    def __post_init__(self) -> None:
+        self._with_image  # noqa: B018 - refuses labels that cannot be
+
+    @property
+    def _with_image(self) -> LabelDiffusion:
+        return LabelDiffusion(self.labels, self.coding)
+
+    @property
+    def classes(self) -> int:
+        return 0
+
+    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
+        return True
+
+    def channels(self, c: int) -> int:
+        return self._with_image.channels(c)
+
+    def image_channels(self, c: int) -> tuple[int, ...]:
+        return ()
+
+    def target(
+        self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
+    ) -> Target:
+        return Target(self._with_image.target(subject, atlas=atlas, key=key).x)
