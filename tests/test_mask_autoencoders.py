@@ -14,7 +14,7 @@ from torch import nn
 from volumediff.api.run import load
 from volumediff.autoencoders._base import Autoencoder
 from volumediff.autoencoders._codec import Codec
-from volumediff.autoencoders._outputs import Classes, Intensities, Masks
+from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout
 from volumediff.codings.one_hot import OneHot
 from volumediff.codings.signed import Signed
 from volumediff.errors import UsageError
@@ -47,9 +47,9 @@ def test_reading_takes_the_weight_back(weight):
     """Where the loss is least, the reading is the true share, whatever the weight."""
     p = torch.rand((2, 3, 4, 4, 4), generator=torch.Generator().manual_seed(0)).clamp(0.05, 0.95)
     for output, shares, scores in (
-        (Masks(weight), p, torch.logit(p) + math.log(weight)),
+        (MaskReadout(weight), p, torch.logit(p) + math.log(weight)),
         (
-            Classes(weight),
+            ClassReadout(weight),
             p / p.sum(1, keepdim=True),
             (p * torch.tensor([1.0, weight, weight]).view(1, 3, 1, 1, 1)).log(),
         ),
@@ -66,13 +66,13 @@ def test_the_losses_are_the_weighted_cross_entropies_of_torch():
     codes = 2 * F.one_hot(classes, 3).movedim(-1, 1).float() - 1
     weights = torch.tensor([1.0, 7.0, 7.0])
     wanted = F.cross_entropy(a, classes, weight=weights)
-    torch.testing.assert_close(Classes(7.0).loss(a, codes), wanted)
+    torch.testing.assert_close(ClassReadout(7.0).loss(a, codes), wanted)
     p = (codes + 1) / 2
     weighed = F.binary_cross_entropy_with_logits(
         a, p, pos_weight=torch.tensor(7.0), reduction="sum"
     )
-    torch.testing.assert_close(Masks(7.0).loss(a, codes), weighed / (7 * p + 1 - p).sum())
-    assert float(Intensities().loss(a, codes)) == pytest.approx(float((a - codes).abs().mean()))
+    torch.testing.assert_close(MaskReadout(7.0).loss(a, codes), weighed / (7 * p + 1 - p).sum())
+    assert float(IntensityReadout().loss(a, codes)) == pytest.approx(float((a - codes).abs().mean()))
 
 
 def test_a_sample_weighs_the_same_whatever_is_in_it():
@@ -80,8 +80,8 @@ def test_a_sample_weighs_the_same_whatever_is_in_it():
     x = -torch.ones(2, 1, 4, 4, 4)
     x[1, :, 0] = 1
     a = random(2, 1, 4, 4, 4)
-    each = [Masks(9.0).loss(a[i : i + 1], x[i : i + 1]) for i in range(2)]
-    torch.testing.assert_close(Masks(9.0).loss(a, x), torch.stack(each).mean())
+    each = [MaskReadout(9.0).loss(a[i : i + 1], x[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(MaskReadout(9.0).loss(a, x), torch.stack(each).mean())
 
 
 # --- Dice of lesions --------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Perfect(Autoencoder):
     def __init__(self, channels, factor=60.0):
         codec = Codec(Scaled(1.0), Scaled(factor), (1, 1, 1))
         super().__init__(channels, channels, codec=codec, adversarial=0.0)
-        self.output = Masks(10.0)
+        self.readout = MaskReadout(10.0)
 
     def code(self, features):
         return features
@@ -181,7 +181,7 @@ def test_a_perfect_autoencoder_gives_every_label_back(coding):
     recipe = LabelMaps(values, coding)
     codec = Perfect(recipe.channels(1))
     if coding.exclusive:
-        codec.output = Classes(10.0)
+        codec.readout = ClassReadout(10.0)
     space = Latent(codec)
     label = torch.randint(3, (1, 6, 5, 4), generator=torch.Generator().manual_seed(2))
     label = torch.tensor([0, *values], dtype=torch.uint8)[label]
@@ -297,7 +297,7 @@ def test_it_segments_and_the_image_is_coded_once(segmenting, monkeypatch):
 def test_images_of_any_size_are_segmented(segmenting):
     image = phantom(9, (7, 9, 8)), np.diag([3.0, 3.0, 3.0, 1.0])
     result = load(segmenting, device="cpu").segment(image, samples=2)
-    assert set(np.unique(result.labels.array)) <= {0, 1}
+    assert set(np.unique(result.labels)) <= {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -340,5 +340,5 @@ def test_labels_of_a_plan_are_those_of_the_run():
     with torch.device("meta"):
         task = build_task(tiny("nowhere", "runs/x", space, recipe))
     assert task.model.space.autoencoder.channels == 6
-    assert isinstance(task.model.space.autoencoder.output, Classes)
+    assert isinstance(task.model.space.autoencoder.readout, ClassReadout)
     assert task.recipe == LabelDiffusion((1, 2, 3, 4, 5), OneHot())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from volumediff import tiling
 from volumediff.autoencoders._codec import Codec
-from volumediff.autoencoders._outputs import Intensities, Output
+from volumediff.autoencoders._readouts import IntensityReadout, Readout
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
 from volumediff.networks._streamable import Streamable
 from volumediff.shapes import Shape
@@ -120,7 +120,7 @@ class Autoencoder(Reconstructor, ABC):
 
     Attributes:
         binary: whether latents are bits, coded as -1 and 1
-        output: what the decoder's channels mean; whoever builds it for masks says so
+        readout: what the decoder's channels mean; whoever builds it for masks says so
     """
 
     binary: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class Autoencoder(Reconstructor, ABC):
         planar = codec.planar
         self.discriminator = PatchGAN(channels, planar=planar) if adversarial > 0 else None
         self.adversarial = adversarial
-        self.output: Output = Intensities()
+        self.readout: Readout = IntensityReadout()
         self.channels, self.latent_channels, self.planar = channels, latent_channels, planar
         self.stride = codec.stride
 
@@ -178,7 +178,7 @@ class Autoencoder(Reconstructor, ABC):
         self, latent: Float[Tensor, "b k d2 h2 w2"], shape: Shape | None = None
     ) -> Float[Tensor, "b c d h w"]:
         """The volume of a latent, cropped to `shape` if given."""
-        x = self.output.read(self.codec["decoder"](self.restore(latent)))
+        x = self.readout.read(self.codec["decoder"](self.restore(latent)))
         return x if shape is None else tiling.crop(x, shape)
 
     def loss(
@@ -189,16 +189,16 @@ class Autoencoder(Reconstructor, ABC):
         if player == "discriminator":
             with torch.no_grad():
                 raw, _, _ = self._reconstruct(x, generator)
-                fake = self.output.read(raw)
+                fake = self.readout.read(raw)
             return {"loss": discriminator_loss(self.discriminator(x), self.discriminator(fake))}
         raw, penalty, parts = self._reconstruct(x, generator)
-        term = self.output.term
-        parts[term] = self.output.loss(raw, x)
+        term = self.readout.term
+        parts[term] = self.readout.loss(raw, x)
         total = parts[term] + penalty
         # The judgement changes with the discriminator: no measure to compare checkpoints by.
         if self.discriminator is not None and self.training:
             # gradients pass to x and not to the discriminator, whose optimizer has its own loss
-            fake = self.output.read(raw)
+            fake = self.readout.read(raw)
             parts["adversarial"] = generator_loss(frozen(self.discriminator)(fake))
             total = total + self.adversarial * parts["adversarial"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}

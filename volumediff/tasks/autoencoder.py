@@ -20,7 +20,7 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from volumediff.autoencoders import Reconstructor
-from volumediff.autoencoders._outputs import Classes, Intensities, Masks, Output
+from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout, Readout
 from volumediff.codings._base import Coding
 from volumediff.compatibility import coding_problem, require
 from volumediff.config import build, component
@@ -125,7 +125,7 @@ class AutoencoderTask(Task):
         autoencoder = build("autoencoder", parts, **derived)
         require(coding_problem(recipe, autoencoder, c), UsageError)
         if recipe.labels:
-            autoencoder.output = _output(recipe.coding, config.label_weight)
+            autoencoder.readout = _readout(recipe.coding, config.label_weight)
         config.memory.apply(autoencoder)
         if inner is None:
             return cls(config, autoencoder, recipe=recipe)
@@ -173,7 +173,7 @@ class AutoencoderTask(Task):
         with stage("reconstruct"):
             self.reconstruct(batch.x)
 
-    # Masks
+    # MaskReadout
 
     def criterion(self, samples: Samples) -> Criterion | None:
         """The Dice of masks that come back, where masks are coded."""
@@ -234,8 +234,8 @@ class AutoencoderTask(Task):
         return Refusals(localize=None, segment=alone, sample=alone)
 
 
-def _output(coding: Coding, weight: float) -> Output:
+def _readout(coding: Coding, weight: float) -> Readout:
     """How the scores of a decoder of masks are read and compared."""
     if not coding.binary:
-        return Intensities()
-    return Classes(weight) if coding.exclusive else Masks(weight)
+        return IntensityReadout()
+    return ClassReadout(weight) if coding.exclusive else MaskReadout(weight)

@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Classes", "Intensities", "Masks", "Output"]
+__all__ = ["ClassReadout", "IntensityReadout", "MaskReadout", "Readout"]
 
 
-class Output(ABC):
+class Readout(ABC):
     """The reading of a decoder's channels.
 
     Attributes:
@@ -56,7 +56,7 @@ class Output(ABC):
 
 
 @dataclass(frozen=True)
-class Intensities(Output):
+class IntensityReadout(Readout):
     """The volume itself."""
 
     term: ClassVar[str] = "l1"
@@ -71,7 +71,7 @@ class Intensities(Output):
 
 
 @dataclass(frozen=True)
-class Masks(Output):
+class MaskReadout(Readout):
     """Scores of masks, each apart from the others.
 
     Arguments:
@@ -94,7 +94,7 @@ class Masks(Output):
 
 
 @dataclass(frozen=True)
-class Classes(Output):
+class ClassReadout(Readout):
     """Scores of the classes of a voxel, the background first.
 
     Arguments:
