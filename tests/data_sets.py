@@ -83,7 +83,8 @@ def msseg2016(root):
     for word in ("FLAIR", "T1", "T2", "DP", "GADO"):
         touch(root, f"{at}/Preprocessed_Data/{word}_preprocessed.nii.gz")
     touch(root, f"{at}/Raw_Data/3DFLAIR.nii.gz", f"{at}/Masks/Brain_Mask.nii.gz")
-    touch(root, f"{at}/Masks/Consensus.nii.gz", f"{at}/Masks/ManualSegmentation_3.nii.gz")
+    raters = (f"{at}/Masks/ManualSegmentation_{n}.nii.gz" for n in (1, 2, 4))
+    touch(root, f"{at}/Masks/Consensus.nii.gz", *raters)
     touch(root, "Testing/Center_01/Patient_01/Preprocessed_Data/FLAIR_preprocessed.nii.gz")
     touch(root, "Testing/Center_01/Patient_01/Masks/Consensus.nii.gz")
 
@@ -267,6 +268,8 @@ def bids(root):
     at = "sub-01/ses-1/anat/sub-01_ses-1"
     touch(root, f"{at}_T1w.nii.gz", f"{at}_FLAIR.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
     touch(root, "derivatives/lesions/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz")
+    at = "derivatives/readers/sub-02/anat/sub-02_label-lesion"
+    touch(root, *(f"{at}_{w}.nii.gz" for w in ("reader-1_mask", "reader-2_mask", "votes")))
     text(root / "participants.tsv", "participant_id\tage\tsex", "sub-01\t63\tF", "sub-02\t40\tM")
 
 
@@ -278,6 +281,9 @@ def datalist(root):
 
 def folder(root):
     touch(root, "p1_T1w.nii.gz", "p1_FLAIR.nii.gz", "p1_mask.nii.gz", "p2_T1w.nii.gz")
+    touch(root, "images/p3_T1w.nii.gz", "images/p4_T1w.nii.gz", "labels/p4_T1w.nii.gz")
+    words = ("reader-1_mask", "reader-2_mask", "votes")
+    touch(root, *(f"labels/p3_{word}.nii.gz" for word in words))
 
 
 def nnunet(root):

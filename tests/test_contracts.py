@@ -60,9 +60,11 @@ MORE = [
 UNUSED = {
     "wmh": ["**/orig/*"],
     "mslub": ["**/*brainmask.nii.gz"],
-    "msseg2008": ["*_byCHB/**/*"],
-    "msseg2015": ["**/orig/*", "**/*_mask2.nii"],
-    "msseg2016": ["**/Raw_Data/*", "**/Brain_Mask.nii.gz", "**/ManualSegmentation_*.nii.gz"],
+    "msseg2008": ["*_byCHB/**/*.raw"],
+    "msseg2015": ["**/orig/*"],
+    "msseg2016": ["**/Raw_Data/*", "**/Brain_Mask.nii.gz"],
+    "bids": ["**/*_votes.nii.gz"],
+    "folder": ["**/*_votes.nii.gz"],
     "ixi": ["IXI-DTI/*"],
     "chexpert": ["**/patient00003/**/*"],  # not in the table of labels
     "lidc": ["**/3000923-62357/*"],

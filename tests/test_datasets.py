@@ -202,6 +202,11 @@ def test_ms_sets(tmp_path):
     )
     assert (test.label, test.attributes["split"]) == (None, "test")
     assert unc.label.name == "UNC_train_Case02_lesion.nhdr"
+    assert {name: path.name for name, path in unc.labels.items()} == {
+        "CHB": "UNC_train_Case02_lesion_byCHB.nhdr",
+        "UNC": "UNC_train_Case02_lesion.nhdr",
+    }
+    assert not chb.labels
     assert unc.attributes == {"site": "UNC", "split": "train", **SICK}
     _, chb, unc = find_cases(tmp_path / "b", {"name": "msseg2008", "rater": "CHB"})
     assert chb.label.name == "CHB_train_Case01_lesion.nhdr"
@@ -215,6 +220,8 @@ def test_ms_sets(tmp_path):
     assert (one.patient, two.patient) == ("training01", "training01")
     assert two.attributes == {"split": "train", "timepoint": 2, **SICK}
     assert (test.patient, test.label) == ("test01", None)
+    masks = {n: p.name for n, p in two.labels.items()}
+    assert masks == {"1": "training01_02_mask1.nii", "2": "training01_02_mask2.nii"}
     _, one, _ = find_cases(tmp_path / "c", {"name": "msseg2015", "rater": 2})
     assert one.label.name == "training01_01_mask2.nii"
 
@@ -224,6 +231,9 @@ def test_ms_sets(tmp_path):
     images = {w: f"{w}_preprocessed.nii.gz" for w in words}
     assert files(one) == (images, "Consensus.nii.gz")
     assert one.attributes == {"site": "Center_01", "split": "train", **SICK}
+    masks = {n: p.name for n, p in one.labels.items()}
+    assert masks == {n: f"ManualSegmentation_{n}.nii.gz" for n in ("1", "2", "4")}
+    assert not test.labels
     # Patient_01 of the training and of the test part are two persons
     assert one.patient != test.patient
     with pytest.raises(DataError, match=r"has no Masks/ManualSegmentation_3.nii.gz; it has"):

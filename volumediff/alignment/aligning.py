@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.alignment_template import Template
@@ -26,6 +26,7 @@ from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
 from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
 from volumediff.data.remarks import Remark
+from volumediff.data.truth import label_map
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 
@@ -80,10 +81,11 @@ class Aligned:
         before: the first channel on the template's grid if nothing had been registered
         native, native_brain: the first channel and the mask on its own voxels
         findings: what was noticed on the way
+        readers: label maps of several readers, by name
     """
 
     images: Mapping[str, Float[np.ndarray, "d h w"]]
-    label: np.ndarray | None
+    label: UInt8[np.ndarray, "d h w"] | None
     brain: Bool[np.ndarray, "d h w"]
     alignments: Mapping[str, Alignment]
     label_of: str | None
@@ -93,6 +95,7 @@ class Aligned:
     native: Volume
     native_brain: Bool[np.ndarray, "a b c"]
     findings: list[Remark] = field(default_factory=list)
+    readers: Mapping[str, UInt8[np.ndarray, "d h w"]] = field(default_factory=dict)
 
 
 def align_case(
@@ -115,8 +118,14 @@ def align_case(
     if steps.mask is BrainMask.given:
         given = _given(mask, next(iter(volumes.values())))
     found = align_volumes(volumes, given, template=template, target=target, steps=steps)
-    label, label_of = _label(case, volumes, found.alignments)
-    return replace(found, label=label, label_of=label_of)
+    label, label_of = None, None
+    if case.label is not None:
+        label, label_of = _label(case.label, volumes, found.alignments)
+    readers = {}
+    for reader, path in case.labels.items():
+        readers[reader], channel = _label(path, volumes, found.alignments)
+        label_of = label_of or channel
+    return replace(found, label=label, label_of=label_of, readers=readers)
 
 
 def align_volumes(
@@ -304,17 +313,14 @@ def grid_as_native(grid: Grid) -> Grid:
 
 
 def _label(
-    case: Case, volumes: Mapping[str, Volume], alignments: Mapping[str, Alignment]
-) -> tuple[np.ndarray | None, str | None]:
-    if case.label is None:
-        return None, None
-    label = read(case.label, kind="label")
-    if len(label.array) != 1:
-        raise DataError(f"{case.label}: expected one label volume, got {len(label.array)} frames.")
+    path: Path, volumes: Mapping[str, Volume], alignments: Mapping[str, Alignment]
+) -> tuple[UInt8[np.ndarray, "d h w"], str]:
+    """A label map on the template's grid, and the channel on whose grid it was drawn."""
+    label = label_map(path)
     for channel, volume in volumes.items():
         if agree(volume.grid, label.grid) is None:
             return alignments[channel].apply_labels(label.array)[0], channel
     raise DataError(
-        f"{case.label}: lies on the grid of no channel ({', '.join(volumes)}); add the image that "
-        "it was drawn on to the channels, or resample it."
+        f"{path}: lies on the grid of no channel ({', '.join(volumes)}); add the image that it "
+        "was drawn on to the channels, or resample it."
     )

@@ -160,10 +160,9 @@ def _settings(template: Template, steps: Steps, channels: Sequence[str] | None) 
 
 
 def _with_all_files(case: Case, mask: Path | None) -> Case:
-    """Label and mask among the images, so that the ledger knows them by their bytes too."""
+    """Labels and mask among the images, so that the ledger knows them by their bytes too."""
     images = dict(case.images)
-    if case.label is not None:
-        images["/label"] = case.label
+    images |= {f"/{name}": path for name, path in case.label_files.items()}
     if mask is not None:
         images["/mask"] = mask
     return replace(case, images=images)
@@ -212,6 +211,9 @@ def _written(
         write(named(f"{_file_word(channel)}.nii.gz"), x, like=template.grid, kind="image")
     if found.label is not None:
         write(named(f"{LABEL}.nii.gz"), found.label, like=template.grid, kind="label")
+    for reader, label in found.readers.items():
+        file = f"reader-{_file_word(reader)}_{LABEL}.nii.gz"
+        write(named(file), label, like=template.grid, kind="label")
     brain = found.brain.astype(np.uint8)
     write(named(f"{BRAIN}.nii.gz"), brain, like=template.grid, kind="label")
     with atomic(named("qc.png")) as file:

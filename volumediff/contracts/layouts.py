@@ -81,8 +81,8 @@ def _cases(cases: Sequence[Case], base: Path) -> None:
 
 
 def _paths(case: Case) -> list[Path]:
-    labels = [path for path in (case.label, case.associated) if path is not None]
-    return [*case.images.values(), *labels]
+    associated = [] if case.associated is None else [case.associated]
+    return [*case.images.values(), *case.label_files.values(), *associated]
 
 
 def _accounted(found: Found, base: Path, unused: Sequence[str]) -> None:

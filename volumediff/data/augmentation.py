@@ -4,7 +4,8 @@ TorchIO's random transforms draw from torch's global generator. Here they draw i
 that is seeded by the key, so that the augmentation of a sample depends on nothing else and the
 global state stays as it was. Intensities lie in [-1, 1] with background -1, which is no signal:
 transforms see (x + 1) / 2, so that padding is background, and the background stays background.
-Labels and foregrounds move with the image, with nearest-neighbour interpolation.
+Labels, those of several readers too, and foregrounds move with the image, with nearest-neighbour
+interpolation.
 
 Changes of contrast, sharpness and resolution make volumes of other scanners out of those of one.
 The contrast is a monotone curve from 0 to 1 through knots at equal distances, whose slopes are
@@ -37,6 +38,7 @@ class Augmented:
     x: Float[Tensor, "c d h w"]
     label: UInt8[Tensor, "1 d h w"] | None
     foreground: Bool[Tensor, "1 d h w"] | None
+    readers: UInt8[Tensor, "r d h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,15 @@ class Augmentation:
         spacing_mm: tuple[float, float, float],
         label: UInt8[Tensor, "1 d h w"] | None = None,
         foreground: Bool[Tensor, "1 d h w"] | None = None,
+        readers: UInt8[Tensor, "r d h w"] | None = None,
     ) -> Augmented:
         """The sample under the changes that the key draws."""
         import torchio  # heavy import
 
         affine = np.diag([*spacing_mm, 1.0])
         images = {"x": torchio.ScalarImage(tensor=(x + 1) / 2, affine=affine)}
-        for name, map_ in (("label", label), ("foreground", foreground)):
+        maps = {"label": label, "foreground": foreground, "readers": readers}
+        for name, map_ in maps.items():
             if map_ is not None:
                 images[name] = torchio.LabelMap(tensor=map_.to(torch.uint8), affine=affine)
         subject = torchio.Subject(images)
@@ -124,6 +128,7 @@ class Augmentation:
             y.contiguous(),
             None if label is None else subject["label"].data.to(torch.uint8).contiguous(),
             None if foreground is None else subject["foreground"].data.bool().contiguous(),
+            None if readers is None else subject["readers"].data.to(torch.uint8).contiguous(),
         )
 
     @property

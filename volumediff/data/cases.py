@@ -4,6 +4,7 @@ Which cases a folder has is known to `survey` and to the family `layouts`.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,7 @@ class Case:
         id: unique in the data set, safe as a file name
         patient: equal for all examinations of a patient; splits keep patients together
         images: channel name -> file, in the order of the channels
-        label: label file, if there is one
+        label: label file, if there is one; of several readers, the consensus of the data set
         attributes: age, sex, site, split and the like; `group` is `healthy` or `sick` where the
             data set knows
         lesions: the values of the label that are lesions; None means all but 0
@@ -38,6 +39,9 @@ class Case:
             changes (oedema, mass effect, atrophy): neither hit nor miss
         boxes: truth that is boxes; () says that somebody has looked and found nothing
         associated: second label file, of associated changes alone: all values but 0
+        labels: name of a reader -> label file of this reader, where several have read the
+            images; without `label`, their majority is the label (`volumediff.data.readers`)
+        names: label value -> what it stands for, where the data set says so
     """
 
     id: str
@@ -49,6 +53,19 @@ class Case:
     ignored: tuple[int, ...] = ()
     boxes: tuple[Box, ...] | None = None
     associated: Path | None = None
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a label map, of one reader or of several."""
+        return self.label is not None or bool(self.labels)
+
+    @property
+    def label_files(self) -> dict[str, Path]:
+        """Every label map by what messages call it: `label`, `reader 1`, ..."""
+        own = {} if self.label is None else {"label": self.label}
+        return own | {f"reader {name}": path for name, path in self.labels.items()}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A file that is refused gives an error row and never stops the others.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ import numpy as np
 from volumediff.data.cases import Case
 from volumediff.data.grid import agree
 from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.readers import agreement
 from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
@@ -62,11 +63,11 @@ def check(
     content: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         volumes = _check_case(case, policy, rows)
-        for name, volume in volumes.items():
-            if name != "label":
-                spacings[name][case.id] = np.array(volume.spacing_mm)
-        if volumes and next(iter(volumes)) != "label":
-            first = next(iter(volumes.values()))
+        images = {name: volume for name, volume in volumes.items() if volume.kind == "image"}
+        for name, volume in images.items():
+            spacings[name][case.id] = np.array(volume.spacing_mm)
+        if images:
+            first = next(iter(images.values()))
             content[sha256(first.array.tobytes())].append(case)
         if on_case is not None:
             on_case(case)
@@ -82,10 +83,11 @@ def has_errors(rows: Sequence[CheckLine]) -> bool:
 
 
 def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[str, Volume]:
-    """The volumes that could be read, by channel; `label` and `associated` are the labels."""
+    """The volumes that could be read, by channel and by what the labels are called."""
     volumes: dict[str, Volume] = {}
-    labels = {"label": case.label, "associated": case.associated}
-    labels = {name: path for name, path in labels.items() if path is not None}
+    labels = dict(case.label_files)
+    if case.associated is not None:
+        labels["associated"] = case.associated
     for name, path in [*case.images.items(), *labels.items()]:
         kind = "label" if path in labels.values() else "image"
         try:
@@ -96,9 +98,13 @@ def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[s
         volumes[name] = volume
         rows.append(CheckLine(case.id, path.name, "info", "summary", _summary(volume)))
         rows += [
-            CheckLine(case.id, path.name, f.severity, f.code, f.message) for f in volume.findings
+            CheckLine(case.id, path.name, f.severity, f.code, f.message)
+            for f in volume.findings
+            # that one of several readers marks nothing is an opinion, and no fault
+            if not (f.code == "empty_mask" and path in case.labels.values())
         ]
     images = [v for n, v in volumes.items() if n not in labels]
+    rows += _check_readers(case, volumes)
     for name in labels if images else ():
         try:
             check_grids(images[0], volumes.get(name, images[0]))
@@ -115,6 +121,19 @@ def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[s
                 CheckLine(case.id, other.path.name, "warning", "orientation_differs", text)
             )
     return volumes
+
+
+def _check_readers(case: Case, volumes: Mapping[str, Volume]) -> list[CheckLine]:
+    """How much the readers of a case agree."""
+    maps = [volumes[f"reader {n}"] for n in case.labels if f"reader {n}" in volumes]
+    arrays = [volume.array for volume in maps]
+    if len(arrays) < 2 or len({a.shape for a in arrays}) > 1:
+        return []
+    share = agreement(np.concatenate(arrays))
+    empty = sum(not a.any() for a in arrays)
+    text = f"{len(arrays)} readers, mean IoU of their pairs {share:.3f}"
+    text += f"; {empty} of them marked nothing" if empty else ""
+    return [CheckLine(case.id, "", "info", "readers", text)]
 
 
 def _summary(volume: Volume) -> str:

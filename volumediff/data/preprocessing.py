@@ -4,6 +4,8 @@ r"""From files to what a network sees, and from what it produces back to the fil
           \text{crop or pad} \to x
 
 Channels on different grids are resampled to the first channel's; image and label must share one.
+Labels are interpolated linearly as memberships between the voxels around a place, without the
+wider mean that keeps intensities from aliasing: that mean takes structures of a few voxels away.
 With :math:`x_\text{file} = x\,\text{step} + \text{origin}` per axis as the whole geometry, the way
 back is the same resampling with the inverse map. `Record` holds what the way back needs, as JSON.
 """
@@ -23,9 +25,10 @@ from volumediff.data.files import contents
 from volumediff.data.grid import Grid, agree
 from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
 from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.readers import majority
 from volumediff.data.remarks import Remark
 from volumediff.data.resampling import Matrices, axis_weights, onto, resample, resample_labels
-from volumediff.data.truth import filled, only
+from volumediff.data.truth import marked
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
@@ -33,7 +36,9 @@ from volumediff.storage.digests import sha256
 __all__ = ["Prepared", "Preprocessing", "PreprocessingRecord", "fingerprint"]
 
 # Part of every fingerprint: raise it when the same options come to give other voxels.
-VERSION = 1
+VERSION = 2
+# Half width of the triangle that memberships of labels are interpolated with, in voxels.
+BETWEEN_VOXELS = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +112,13 @@ class Prepared:
 
     Arguments:
         x: channels in [-1, 1], background -1
-        label: on the same grid, when the case has one
+        label: on the same grid, when the case has one: the consensus of the data set, or what
+            most readers say
         foreground: union over the channels
         spacing_mm: along d, h, w
         record: the way back
         cropped: share of the foreground that lies outside the prepared grid, 0 to 1
+        readers: label maps of the readers on the same grid, in the order of `Case.labels`
     """
 
     x: Float[Tensor, "c d h w"]
@@ -120,6 +127,7 @@ class Prepared:
     spacing_mm: tuple[float, float, float]
     record: PreprocessingRecord
     cropped: float = 0.0
+    readers: UInt8[Tensor, "r d h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,27 +163,37 @@ class Preprocessing:
             DataError: a file is refused, or image and label lie on different grids
         """
         images = [read(path, policy=self.policy) for path in case.images.values()]
-        label = None
-        if case.label is not None:
-            label = only(read(case.label, kind="label", policy=self.policy), case.lesions)
-        elif case.boxes is not None:
-            label = filled(case.boxes, images[0])
-        return self.prepare_volumes(images, label)
+        found = marked(case, images[0], self.policy)
+        own = None if case.labels and case.label is None else found.label
+        return self.prepare_volumes(images, own, readers=found.readers)
 
-    def prepare_volumes(self, images: Sequence[Volume], label: Volume | None = None) -> Prepared:
-        """Prepares volumes that are in memory; the first image sets the grid."""
+    def prepare_volumes(
+        self,
+        images: Sequence[Volume],
+        label: Volume | None = None,
+        *,
+        readers: Sequence[Volume] = (),
+    ) -> Prepared:
+        """Prepares volumes that are in memory; the first image sets the grid.
+
+        Arguments:
+            label: of the case; without it, what most readers say on the prepared grid
+            readers: label maps of the readers
+        """
         if not images:
             raise ValueError("expected at least one image of the case, got none.")
         first, findings = images[0], []
         channels, covered = _on_first_grid(images, findings)
-        if label is not None:
-            check_grids(first, label)
-            if len(label.array) != 1:
+        for volume in (*([] if label is None else [label]), *readers):
+            check_grids(first, volume)
+            if len(volume.array) != 1:
                 raise DataError(
-                    f"{label.path}: expected one label volume, got {len(label.array)} frames; "
+                    f"{volume.path}: expected one label volume, got {len(volume.array)} frames; "
                     "give one file of numbered labels."
                 )
-            findings += _named(label)
+            # a reader who marks nothing has an opinion, and the file no fault
+            alone = volume is label
+            findings += [f for f in _named(volume) if alone or f.code != "empty_mask"]
         x = channels.numpy()
         masks, limits = self._limits(x, covered)
         for i, (mask, limit) in enumerate(zip(masks, limits, strict=True)):
@@ -194,9 +212,14 @@ class Preprocessing:
         if cropped:
             text = f"{cropped:.1%} of the foreground is cropped"
             findings.append(Remark("warning", "cropped", text))
+        near = _matrices(first.grid.shape, shape, step=step, origin=origin, width=BETWEEN_VOXELS)
+        maps = [resample_labels(torch.from_numpy(v.array[:1]), near) for v in readers]
+        opinions = torch.cat(maps) if maps else None
         target = None
         if label is not None:
-            target = resample_labels(torch.from_numpy(label.array[:1]), matrices)
+            target = resample_labels(torch.from_numpy(label.array[:1]), near)
+        elif opinions is not None:
+            target = torch.from_numpy(majority(opinions.numpy()))
         spacing = first.spacing_mm
         return Prepared(
             resample(channels, matrices, fill=BACKGROUND),
@@ -207,6 +230,7 @@ class Preprocessing:
                 first.native, first.grid, shape, step, origin, limits, tuple(findings)
             ),
             cropped,
+            opinions,
         )
 
     def to_prepared(self, volume: Volume, record: PreprocessingRecord) -> Float[Tensor, "c d h w"]:
@@ -243,9 +267,16 @@ class Preprocessing:
         values = torch.as_tensor(array)
         step = tuple(1 / s for s in record.step)
         origin = tuple(-o / s for o, s in zip(record.origin, record.step, strict=True))
-        matrices = _matrices(record.shape, record.canonical.shape, step=step, origin=origin)
         if order == 0:
-            return resample_labels(values.to(torch.uint8), matrices).numpy()
+            near = _matrices(
+                record.shape,
+                record.canonical.shape,
+                step=step,
+                origin=origin,
+                width=BETWEEN_VOXELS,
+            )
+            return resample_labels(values.to(torch.uint8), near).numpy()
+        matrices = _matrices(record.shape, record.canonical.shape, step=step, origin=origin)
         return resample(values.float(), matrices, fill=fill).numpy()
 
     def to_intensity(
@@ -320,8 +351,12 @@ def _matrices(
     *,
     step: tuple[float, ...],
     origin: tuple[float, ...],
+    width: float | None = None,
 ) -> Matrices:
-    d, h, w = (axis_weights(shape[a], out[a], step=step[a], origin=origin[a]) for a in range(3))
+    d, h, w = (
+        axis_weights(shape[a], out[a], step=step[a], origin=origin[a], width=width)
+        for a in range(3)
+    )
     return d, h, w
 
 
@@ -381,7 +416,6 @@ def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
     if case.lesions is not None or case.boxes is not None:
         parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
-    label = [] if case.label is None else [("label", case.label)]
-    for name, path in [*case.images.items(), *label]:
+    for name, path in [*case.images.items(), *case.label_files.items()]:
         parts += [f"\0{name}\0", *contents(path)]
     return sha256(*parts)

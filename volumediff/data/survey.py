@@ -106,9 +106,8 @@ def survey_cases(
         elif channels is not None:
             case, message = _with_channels(case, channels)
         elif not case.images:
-            message = (
-                f"has a label ({case.label}) but no image; add the image or remove the label."
-            )
+            file = next(iter(case.label_files.values()), case.associated)
+            message = f"has a label ({file}) but no image; add the image or remove the label."
         if message:
             problems.append(Problem(case.id, message))
         else:
@@ -175,7 +174,7 @@ def _alone(path: Path, layout: Spec, channels: Sequence[str] | None) -> Case:
     found = case_of_file(path) if case is None else case
     known = next((n for n, p in found.images.items() if p.resolve() == path.resolve()), "image")
     name = known if channels is None else channels[0]
-    return replace(found, images={name: path}, label=None, boxes=None, associated=None)
+    return replace(found, images={name: path}, label=None, boxes=None, associated=None, labels={})
 
 
 def _holding(path: Path, cases: Sequence[Case]) -> Case | None:

@@ -1,4 +1,4 @@
-"""What counts as a lesion: values of a label, or boxes that are filled.
+"""What counts as a lesion: values of a label, what most readers say, or boxes that are filled.
 
 A label may mark more than lesions (other pathology, organs); a case says which values count. Boxes
 are coarser than lesions, and filled they are a label like any other: metrics that are counted in
@@ -6,15 +6,76 @@ voxels are then those of the boxes.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
-from volumediff.data.cases import Box
-from volumediff.data.volume import Volume
+from volumediff.data.cases import Box, Case
+from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.readers import majority
+from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 
-__all__ = ["filled", "only"]
+__all__ = ["Marked", "filled", "label_map", "marked", "only"]
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """What is marked in a case, on the grid of its image.
+
+    Arguments:
+        label: the consensus: the data set's own, else what most readers say, else filled boxes
+        readers: label maps of the readers, in the order of `Case.labels`
+    """
+
+    label: Volume | None
+    readers: tuple[Volume, ...] = ()
+
+    @property
+    def majority_of_readers(self) -> UInt8[np.ndarray, "1 d h w"]:
+        """What most readers say, whether or not the data set has a consensus of its own."""
+        return majority(np.concatenate([reader.array for reader in self.readers]))
+
+
+def marked(case: Case, like: Volume, policy: ReadPolicy | None = None) -> Marked:
+    """Reads what is marked in a case; of its label maps only the values that are lesions.
+
+    Arguments:
+        like: an image of the case, whose grid all label maps must have
+        policy: decisions on ambiguous files
+
+    Raises:
+        DataError: a file is refused, or lies on another grid
+    """
+    files = list(case.labels.values()) + ([] if case.label is None else [case.label])
+    maps = [only(label_map(path, policy), case.lesions) for path in files]
+    for volume in maps:
+        check_grids(like, volume)
+    readers = tuple(maps[: len(case.labels)])
+    if case.label is not None:
+        return Marked(maps[-1], readers)
+    if readers:
+        found = Marked(None, readers)
+        # remarks on the files are those of the readers
+        return Marked(replace(readers[0], array=found.majority_of_readers, findings=()), readers)
+    return Marked(None if case.boxes is None else filled(case.boxes, like))
+
+
+def label_map(path: Path, policy: ReadPolicy | None = None) -> Volume:
+    """A file of numbered labels.
+
+    Raises:
+        DataError: no labels, or several volumes of them
+    """
+    volume = read(path, kind="label", policy=policy or ReadPolicy())
+    if len(volume.array) != 1:
+        raise DataError(
+            f"{path}: expected one label volume, got {len(volume.array)} frames; give one file of "
+            "numbered labels."
+        )
+    return volume
 
 
 def only(label: Volume, values: Sequence[int] | None) -> Volume:

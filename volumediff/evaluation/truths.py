@@ -1,7 +1,7 @@
 """Truth of cases: labels or boxes of a data set in any layout, or a folder of masks alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
 from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS
+from volumediff.data.readers import majority
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
-from volumediff.data.truth import filled, only
+from volumediff.data.truth import filled, label_map, only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.metrics.boxes import Boxes
@@ -45,12 +46,14 @@ class Truth:
 
     Arguments:
         case, patient: as in the data set
-        path: of the mask; an empty mask is a healthy volume; None for boxes
+        path: of the mask; an empty mask is a healthy volume; None for boxes, and where several
+            readers have marked and there is no consensus but their majority
         attributes: of the case
         image: its first image, if there is one
         lesions, ignored, boxes: as in the data set
         images: all of its images
         associated: second label file, of associated changes
+        readers: masks of several readers by name
     """
 
     case: str
@@ -63,6 +66,7 @@ class Truth:
     boxes: tuple[Box, ...] = ()
     images: tuple[Path, ...] = ()
     associated: Path | None = None
+    readers: Mapping[str, Path] = field(default_factory=dict)
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -81,15 +85,22 @@ class Truth:
         Raises:
             DataError: mask or boxes lie on another grid
         """
-        if self.path is None:
+        if self.path is None and not self.readers:
             found = Boxes(np.array(self.boxes, np.int64).reshape(-1, 6), np.ones(len(self.boxes)))
             lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
             return Marks(lesion, self._associated(like) & ~lesion, found)
-        label = read(self.path, kind="label")
-        check_grids(like, label)
+        label = self._label(like)
         lesion = torch.from_numpy(only(label, self.lesions).array[0] > 0)
         ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
         return Marks(lesion, (ignored | self._associated(like)) & ~lesion, boxes_of(lesion))
+
+    def _label(self, like: Volume) -> Volume:
+        """The mask, or what most readers say."""
+        files = [self.path] if self.path is not None else [*self.readers.values()]
+        maps = [label_map(path) for path in files]
+        for volume in maps:
+            check_grids(like, volume)
+        return replace(maps[0], array=majority(np.concatenate([v.array for v in maps])))
 
     def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
         if self.associated is None:
@@ -116,7 +127,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
     cases = survey_cases(root, layout)[0] if _is_data_set(root, layout) else []
     owners: dict[str, set[str]] = {}
     for case in cases:
-        if case.label is None and case.boxes is None:
+        if not case.labelled and case.boxes is None:
             continue
         truth = Truth(
             case.id,
@@ -129,6 +140,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             case.boxes or (),
             tuple(case.images.values()),
             case.associated,
+            case.labels,
         )
         found[case.id] = truth
         for path in case.images.values():

@@ -30,6 +30,7 @@ class Subject:
         attributes: of the case
         spacing_mm: voxel size along d, h, w
         donor: gives another volume of the split; every call with the same key gives the same one
+        readers: label maps of several readers; the label is their consensus
     """
 
     x: Float[Tensor, "c d h w"]
@@ -38,6 +39,7 @@ class Subject:
     attributes: Mapping[str, str | float] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     donor: Callable[[int], Tensor] | None = None
+    readers: UInt8[Tensor, "r d h w"] | None = None
 
     def corrupted(
         self, corruption: Corruption, key: int

@@ -246,13 +246,19 @@ class Keyed(Dataset):  # type: ignore[type-arg]
             return Subject(
                 x, None, foreground if wanted else None, volume.attributes, spacing, donor
             )
-        x, label = volume.x, volume.array("label")
+        x, label, readers = volume.x, volume.array("label"), volume.array("readers")
         foreground = volume.foreground if wanted else None
         if self.augment is not None:
             changed = self.augment(
-                x, key, spacing_mm=volume.spacing_mm, label=label, foreground=foreground
+                x,
+                key,
+                spacing_mm=volume.spacing_mm,
+                label=label,
+                foreground=foreground,
+                readers=readers,
             )
             x, label, foreground = changed.x, changed.label, changed.foreground
+            readers = changed.readers
         return Subject(
             x,
             label,
@@ -260,6 +266,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
             volume.attributes,
             volume.spacing_mm,
             donor,
+            readers,
         )
 
     def _donor(self, index: int, key: int) -> Tensor:

@@ -314,6 +314,8 @@ def _prepare(recipe: Preprocessing, case: Case) -> Made:
     arrays = {"x": prepared.x.numpy(), "foreground": prepared.foreground.numpy()}
     if prepared.label is not None:
         arrays["label"] = prepared.label.numpy()
+    if prepared.readers is not None:
+        arrays["readers"] = prepared.readers.numpy()
     return arrays, {"spacing_mm": list(prepared.spacing_mm)}
 
 

@@ -20,7 +20,8 @@ class TrainingVolume:
     Arguments:
         id: the case's name
         attributes: what participants.tsv and the like say about it
-        entry: arrays `x`, `foreground` and, where there is one, `label`
+        entry: arrays `x`, `foreground` and, where there are such, `label` (1, d, h, w) and the
+            label maps of several `readers` (r, d, h, w)
     """
 
     id: str

@@ -59,8 +59,8 @@ class RunConfig(Section):
     """
 
     task: str = DEFAULT
-    method: str | None = None
     data: Data = Data()
+    method: str | None = None
     start_from: Path | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, declared(MemoryPolicy)] = MemoryPolicy()

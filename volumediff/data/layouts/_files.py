@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,19 @@ from volumediff.errors import DataError
 __all__ = [
     "ASSOCIATED_WORD",
     "AUXILIARY_WORDS",
+    "IMAGE_FOLDERS",
     "IMAGE_WORDS",
+    "LABEL_FOLDERS",
     "LABEL_WORDS",
     "NIFTI",
     "below",
     "first_folders",
     "folders",
+    "in_order",
+    "label_names",
     "read_json",
     "split_name",
+    "split_reader",
     "stem",
     "volumes",
     "walk",
@@ -38,8 +43,15 @@ LABEL_WORDS = frozenset(
 )
 # The label of what goes with lesions and is none: oedema, mass effect, atrophy.
 ASSOCIATED_WORD = "associated"
-# Helpers that are neither image nor truth.
-AUXILIARY_WORDS = frozenset("brainmask brain_mask foreground bodymask bet".split())
+# Helpers that are neither image nor truth; votes are a count of readers, and no label map.
+AUXILIARY_WORDS = frozenset("brainmask brain_mask foreground bodymask bet votes".split())
+# Folders beside each other that hold the images and the labels of all cases.
+IMAGE_FOLDERS = frozenset("image images img imgs volumes".split())
+LABEL_FOLDERS = frozenset("label labels mask masks segmentations annotations".split())
+# One of several people who labelled an examination: `reader-1`, `rater2`.
+READER = re.compile(
+    r"(?:^|[_-])(?:reader|rater|annotator|observer)(?:-([A-Za-z0-9]+)|(\d+))(?=[_-]|$)", re.I
+)
 # Folders that are looked at to recognise a data set: the folders that hold its parts come first,
 # and all of its cases are alike.
 GLANCE = 400
@@ -58,6 +70,37 @@ def split_name(stem: str) -> tuple[str, str]:
     case, _, word = stem.rpartition("_")
     known = IMAGE_WORDS | LABEL_WORDS | AUXILIARY_WORDS | {ASSOCIATED_WORD}
     return (case, word) if word.lower() in known else (stem, "image")
+
+
+def split_reader(name: str) -> tuple[str, str | None]:
+    """The name without its reader, and the reader: `p7_reader-1_mask` -> (`p7_mask`, `1`)."""
+    match = READER.search(name)
+    if match is None:
+        return name, None
+    rest = (name[: match.start()] + name[match.end() :]).lstrip("_-")
+    return rest, match[1] or match[2]
+
+
+def in_order(readers: Mapping[str, Path]) -> dict[str, Path]:
+    """Readers by name, numbers by size."""
+    names = sorted(readers, key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n))
+    return {name: readers[name] for name in names}
+
+
+def label_names(description: Mapping[str, Any]) -> dict[int, str]:
+    """What the label values of a `dataset.json` stand for, without the background.
+
+    nnU-Net writes `{"tumour": 1}`, the Decathlon `{"1": "tumour"}`; regions, which are lists of
+    values, have no name of one value.
+    """
+    labels = description.get("labels")
+    found = {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        name, number = (value, key) if isinstance(value, str) else (key, value)
+        text = str(number)
+        if isinstance(number, int | str) and text.isdecimal() and 0 < int(text) <= 255:
+            found[int(text)] = str(name)
+    return dict(sorted(found.items()))
 
 
 def volumes(folder: Path) -> list[Path]:

@@ -1,13 +1,13 @@
 """MONAI datalists, and the `dataset.json` of the Medical Segmentation Decathlon."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import CONVENTION, Found, Layout
-from volumediff.data.layouts._files import below, read_json, stem
+from volumediff.data.layouts._files import below, label_names, read_json, stem
 from volumediff.errors import DataError
 
 __all__ = ["Datalist", "lists_cases"]
@@ -27,7 +27,8 @@ def lists_cases(root: Path) -> bool:
 class Datalist(Layout):
     """A MONAI datalist: `{"training": [{"image": ..., "label": ...}], ...}`.
 
-    Paths are relative to the JSON's folder and must stay below it, also through links.
+    Paths are relative to the JSON's folder and must stay below it, also through links. The label
+    of several readers is a list of files, or an object `{"reader": file}`.
     """
 
     rank: ClassVar[int] = CONVENTION
@@ -45,14 +46,15 @@ class Datalist(Layout):
             )
         sections = (("training", "train"), ("validation", "validation"), ("test", "test"))
         sections += (("testing", "test"),)
-        cases, problems = [], []
+        cases, problems, meanings = [], [], label_names(info)
         for section, split in sections:
             entries = info.get(section, [])
             if not isinstance(entries, list):
                 raise DataError(f"{path}: expected a list under '{section}'.")
             for number, entry in enumerate(entries):
                 try:
-                    cases.append(_entry(entry, base, names, split))
+                    case = _entry(entry, base, names, split)
+                    cases.append(replace(case, names=meanings))
                 except DataError as error:
                     problems.append(Problem(f"{section}[{number}]", str(error)))
         return cases, problems
@@ -64,7 +66,7 @@ def _entry(entry: Any, base: Path, names: dict[str, str], split: str) -> Case:
         raise DataError(f"expected a mapping with the key 'image', got {entry!r}.")
     files = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     paths = [below(base, f) for f in files]
-    label = below(base, entry["label"]) if entry.get("label") else None
+    label, readers = _labels(base, entry.get("label"))
     if len(paths) == 1:
         channels = ["image"]
     else:
@@ -81,4 +83,18 @@ def _entry(entry: Any, base: Path, names: dict[str, str], split: str) -> Case:
                 attributes[key] = value if isinstance(value, str) else float(value)
             except OverflowError:
                 raise DataError(f"{key!r} is a number without end; correct the entry.") from None
-    return Case(case, patient, dict(zip(channels, paths, strict=True)), label, attributes)
+    images = dict(zip(channels, paths, strict=True))
+    return Case(case, patient, images, label, attributes, labels=readers)
+
+
+def _labels(base: Path, given: Any) -> tuple[Path | None, dict[str, Path]]:
+    """The label of an entry, or those of its readers; a list numbers them from 1."""
+    if not given:
+        return None, {}
+    if isinstance(given, list) and len(given) == 1:
+        given = given[0]
+    if isinstance(given, list):
+        given = {str(i): name for i, name in enumerate(given, start=1)}
+    if isinstance(given, dict):
+        return None, {str(reader): below(base, name) for reader, name in given.items()}
+    return below(base, given), {}

@@ -17,7 +17,7 @@ from typing import Literal
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
-from volumediff.data.layouts._files import first_folders, folders
+from volumediff.data.layouts._files import first_folders, folders, in_order
 
 __all__ = ["MSSEG2008"]
 
@@ -32,7 +32,8 @@ class MSSEG2008(Layout):
     """One case per patient.
 
     Arguments:
-        rater: whose lesions count for the volumes of UNC; those of CHB are by CHB alone
+        rater: whose lesions count for the volumes of UNC; those of CHB are by CHB alone. Both are
+            readers of a volume of UNC
     """
 
     rater: Literal["CHB", "UNC"] = "UNC"
@@ -61,5 +62,9 @@ class MSSEG2008(Layout):
                 problems.append(Problem(name, f"has no {name}_{which}; unpack that part, too."))
                 continue
             attributes: dict[str, str | float] = {"site": site, "group": "sick", "split": split}
-            cases.append(Case(name, name, images, label, attributes))
+            by_chb = known.get("lesion" if site == "CHB" else "lesion_byCHB")
+            marked = {site: known.get("lesion"), "CHB": by_chb}
+            readers = {reader: path for reader, path in marked.items() if path is not None}
+            labels = in_order(readers) if len(readers) > 1 else {}
+            cases.append(Case(name, name, images, label, attributes, labels=labels))
         return cases, problems

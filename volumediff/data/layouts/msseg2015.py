@@ -22,6 +22,7 @@ __all__ = ["MSSEG2015"]
 
 PATIENT = re.compile(r"(training|test)\d+")
 IMAGE = re.compile(r"((?:training|test)\d+_(\d+))_(flair|mprage|pd|t2)_pp")
+RATERS = ("1", "2")
 DEPTH = 2
 
 
@@ -30,7 +31,7 @@ class MSSEG2015(Layout):
     """One case per time point, on the preprocessed grid, on which the masks are.
 
     Arguments:
-        rater: whose mask is the truth; the two differ, and there is no consensus
+        rater: whose mask is the truth; the two differ, and there is no consensus. Both are readers
     """
 
     rater: Literal[1, 2] = 1
@@ -62,7 +63,9 @@ class MSSEG2015(Layout):
                     "split": split,
                     "timepoint": times[case],
                 }
-                cases.append(Case(case, folder.name, found, label, attributes))
+                readers = {r: masks[n] for r in RATERS if (n := f"{case}_mask{r}") in masks}
+                labels = readers if len(readers) > 1 else {}
+                cases.append(Case(case, folder.name, found, label, attributes, labels=labels))
         return cases, problems
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
-from volumediff.data.layouts._files import first_folders, folders, stem, volumes
+from volumediff.data.layouts._files import first_folders, folders, in_order, stem, volumes
 
 __all__ = ["MSSEG2016"]
 
 PATIENT = re.compile(r"Patient_\d+")
+RATER = re.compile(r"ManualSegmentation_(\d+)")
 SPLITS = {"training": "train", "testing": "test"}
 # A wrapper, the part, the centre.
 DEPTH = 4
@@ -29,7 +30,8 @@ class MSSEG2016(Layout):
     """One case per patient; patients are numbered anew in each part and centre.
 
     Arguments:
-        rater: number of a rater, 1 to 7; None takes the consensus
+        rater: whose lesions are the label, 1 to 7; None takes the consensus. All raters that are
+            there are the readers of a case
     """
 
     rater: int | None = None
@@ -63,7 +65,9 @@ class MSSEG2016(Layout):
             attributes: dict[str, str | float] = {"site": folder.parent.name, "group": "sick"}
             if part:
                 attributes["split"] = SPLITS[part.lower()]
-            cases.append(Case(name, name, images, masks.get(truth), attributes))
+            raters = {m[1]: p for word, p in masks.items() if (m := RATER.fullmatch(word))}
+            label, labels = masks.get(truth), in_order(raters)
+            cases.append(Case(name, name, images, label, attributes, labels=labels))
         return cases, problems
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import CONVENTION, Found, Layout
-from volumediff.data.layouts._files import NIFTI, read_json, stem, volumes
+from volumediff.data.layouts._files import NIFTI, label_names, read_json, stem, volumes
 from volumediff.data.layouts.datalist import lists_cases
 from volumediff.errors import DataError
 
@@ -17,7 +17,11 @@ __all__ = ["NNUNet"]
 
 @dataclass(frozen=True)
 class NNUNet(Layout):
-    """`imagesTr/<case>_0000.nii.gz`, `labelsTr/<case>.nii.gz`, `dataset.json`; Ts is for tests."""
+    """`imagesTr/<case>_0000.nii.gz`, `labelsTr/<case>.nii.gz`, `dataset.json`; Ts is for tests.
+
+    Its `labels` name the values; the one called `ignore` is neither hit nor miss. Names cannot say
+    which cases are one patient: see `volumediff.data.patients`.
+    """
 
     rank: ClassVar[int] = CONVENTION
 
@@ -37,6 +41,8 @@ class NNUNet(Layout):
             raise DataError(
                 f"{root / 'dataset.json'}: expected NIfTI, got {ending}; convert the files."
             )
+        meanings = label_names(info)
+        ignored = tuple(value for value, name in meanings.items() if name.lower() == "ignore")
         cases, problems = [], []
         for part, split in (("Tr", "train"), ("Ts", "test")):
             files: dict[str, dict[str, Path]] = defaultdict(dict)
@@ -60,5 +66,15 @@ class NNUNet(Layout):
                 images = {str(name): found[str(int(n))] for n, name in names.items()}
                 label = root / f"labels{part}" / f"{case}{ending}"
                 label = label if label.is_file() else None
-                cases.append(Case(case, patient_of(case), images, label, {"split": split}))
+                cases.append(
+                    Case(
+                        case,
+                        patient_of(case),
+                        images,
+                        label,
+                        {"split": split},
+                        ignored=ignored,
+                        names=meanings,
+                    )
+                )
         return cases, problems

@@ -22,13 +22,15 @@ __all__ = ["NAME", "Table"]
 
 NAME = "cases.csv"
 IMAGE = "image"
+LABEL = "label"
 
 
 @dataclass(frozen=True)
 class Table(Layout):
     """`id`, one column `image:CHANNEL` per channel (or `image` alone), and what is known.
 
-    `label` is the file of the mask, if there is one, `lesions` and `ignored` name its values
+    `label` is the file of the mask, if there is one; several readers have a column `label:READER`
+    each, and `label` beside them is their consensus. `lesions` and `ignored` name its values
     (`1 3`) that are lesions and that are neither lesion nor healthy, `associated` is the file of
     associated changes. `patient` keeps examinations together (else the id tells,
     `p07_visit2`), and every other column is an attribute. Paths are relative to the table and stay
@@ -50,10 +52,11 @@ class Table(Layout):
                 f"{path}: expected a column 'image', or one 'image:CHANNEL' per channel, it has "
                 f"{', '.join(names[:8]) or 'nothing'}; rename the column with the files."
             )
+        readers = {n: n.partition(":")[2] for n in names if n.startswith(f"{LABEL}:")}
         cases, problems = [], []
         for line, row in enumerate(rows(path, ["id"]), start=2):
             try:
-                cases.append(_case(root, row, channels))
+                cases.append(_case(root, row, channels, readers))
             except DataError as error:
                 name = row["id"] or f"row {line}"
                 problems.append(Problem(name, f"{path.name}, row {line}: {error}"))
@@ -64,13 +67,16 @@ def _is_channel(column: str) -> bool:
     return column.partition(":")[0] == IMAGE
 
 
-def _case(root: Path, row: dict[str, str], channels: dict[str, str]) -> Case:
+def _case(
+    root: Path, row: dict[str, str], channels: dict[str, str], readers: dict[str, str]
+) -> Case:
     if not row["id"]:
         raise DataError("expected an id, the cell is empty.")
     images = {channel: _file(root, row[n]) for n, channel in channels.items() if row.get(n)}
-    label = _file(root, row["label"]) if row.get("label") else None
+    label = _file(root, row[LABEL]) if row.get(LABEL) else None
+    labels = {reader: _file(root, row[n]) for n, reader in readers.items() if row.get(n)}
     associated = _file(root, row["associated"]) if row.get("associated") else None
-    known = {"id", "label", "lesions", "ignored", "associated", "patient", *channels}
+    known = {"id", LABEL, "lesions", "ignored", "associated", "patient", *channels, *readers}
     attributes = {k: number(v) for k, v in row.items() if k not in known and v not in ("", "n/a")}
     patient = row.get("patient") or patient_of(row["id"])
     lesions, ignored = (_values(row.get(name, ""), name) for name in ("lesions", "ignored"))
@@ -83,6 +89,7 @@ def _case(root: Path, row: dict[str, str], channels: dict[str, str]) -> Case:
         lesions or None,
         ignored,
         associated=associated,
+        labels=labels,
     )
 
 
