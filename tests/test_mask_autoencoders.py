@@ -72,7 +72,9 @@ def test_the_losses_are_the_weighted_cross_entropies_of_torch():
         a, p, pos_weight=torch.tensor(7.0), reduction="sum"
     )
     torch.testing.assert_close(MaskReadout(7.0).loss(a, codes), weighed / (7 * p + 1 - p).sum())
-    assert float(IntensityReadout().loss(a, codes)) == pytest.approx(float((a - codes).abs().mean()))
+    assert float(IntensityReadout().loss(a, codes)) == pytest.approx(
+        float((a - codes).abs().mean())
+    )
 
 
 def test_a_sample_weighs_the_same_whatever_is_in_it():

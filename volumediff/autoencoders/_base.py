@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from volumediff import tiling
 from volumediff.autoencoders._codec import Codec
-from volumediff.autoencoders._readouts import IntensityReadout, Readout
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
+from volumediff.autoencoders._readouts import IntensityReadout, Readout
 from volumediff.networks._streamable import Streamable
 from volumediff.shapes import Shape
 

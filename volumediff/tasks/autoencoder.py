@@ -173,7 +173,7 @@ class AutoencoderTask(Task):
         with stage("reconstruct"):
             self.reconstruct(batch.x)
 
-    # MaskReadout
+    # Masks
 
     def criterion(self, samples: Samples) -> Criterion | None:
         """The Dice of masks that come back, where masks are coded."""
@@ -183,18 +183,21 @@ class AutoencoderTask(Task):
         return Criterion("oracle_dice", count, partial(self._dice, samples))
 
     def _dice(self, samples: Samples, index: int) -> float:
-        found, truth = self._coded(samples, index)
+        found, truth = self._coded(self.autoencoder, samples, index)
         return mean_dice(found, truth, self.recipe.labels)
 
     @torch.no_grad()
-    def _coded(self, samples: Samples, index: int) -> tuple[Tensor, Tensor]:
+    def _coded(
+        self, autoencoder: Reconstructor, samples: Samples, index: int
+    ) -> tuple[Tensor, Tensor]:
         """Label map (1, 1, d, h, w) of a validation volume after and before the autoencoder."""
         values, coding = self.recipe.labels, self.recipe.coding
         spacing = samples.scans.volumes[index].spacing_mm
         x = samples.scans.sample(index, key=0).x[None].to(self.device)
+        back = autoencoder.reconstruct(x.to(self.dtype)).to(x.dtype)
         found, truth = (
             label_map(coding.decode(code, spacing_mm=spacing), values)[:, None].cpu()
-            for code in (self.reconstruct(x), x)
+            for code in (back, x)
         )
         return found, truth
 
@@ -203,12 +206,12 @@ class AutoencoderTask(Task):
         best = checkpoint.find(run, "best")
         if not self.recipe.labels or best is None or not len(samples.scans):
             return ()
-        task = load_task(run, found=best)
-        assert isinstance(task, AutoencoderTask), "it is this run's"
-        task.module.to(self.device)
+        autoencoder = load_task(run, found=best).lend(Reconstructor)
+        assert autoencoder is not None, "it is this run's"
+        autoencoder.to(self.device)
         measure = OracleMeasure(self.recipe.labels)
         for index in range(len(samples.scans)):
-            found, truth = task._coded(samples, index)
+            found, truth = self._coded(autoencoder, samples, index)
             spacing = samples.scans.volumes[index].spacing_mm
             measure.add(found[0, 0], truth[0, 0], spacing_mm=spacing)
         result = measure.result(checkpoint=best.path.name, digest=best.digest)
