@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from itertools import permutations, product
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tiny_runs import phantom, tiny, write_data
 import volumediff
 from volumediff.api.images import volume_of
 from volumediff.api.overrides import words_of
+from volumediff.calibration.label_thresholds import fitted
 from volumediff.config import overridden
 from volumediff.data.volume import Volume
 from volumediff.errors import DataError, UsageError
@@ -280,6 +282,26 @@ def test_a_picture_shows_the_patients_right_on_the_left_and_the_front_on_top(loa
     assert figure.axes[0].get_ylabel() == "z = 9.0 mm"
     outline = figure.axes[2].collections
     assert len(outline) == 1  # the mask, on its image
+
+
+def test_a_threshold_is_fitted_on_validation_volumes_once(segmenter, monkeypatch):
+    words = {"samples": 1, "sampler": {"steps": 2}, "post": ["fitted_threshold"]}
+    lines = []
+    monkeypatch.setattr("volumediff.inference.segment.fitted", partial(spied, lines=lines))
+    a = segmenter.segment((phantom(3), np.eye(4)), **words)
+    assert len(lines) == 1  # the run has one validation volume
+    (kept,) = (segmenter.folder / "calibration").glob("segmentation-*.json")
+    b = segmenter.segment((phantom(3), np.eye(4)), **words)
+    assert len(lines) == 1
+    np.testing.assert_array_equal(a.labels, b.labels)
+    kept.write_text(kept.read_text().replace('"thresholds"', '"threshold"'))
+    with pytest.raises(DataError, match="it is fitted again"):
+        segmenter.segment((phantom(3), np.eye(4)), **words)
+    kept.unlink()
+
+
+def spied(*given, lines, report, **named):
+    return fitted(*given, report=lines.append, **named)
 
 
 def test_a_segmentation_plots(segmenter):

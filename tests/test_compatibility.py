@@ -106,7 +106,7 @@ class_conditional/discrete    ---- ---- ---- ---- +---
 class_conditional/discrete3   ---- ---- ---- ---- ----
 label_diffusion/gaussian      ++++ ++++ ++++ +--- +---
 label_diffusion/cold          ---- ---- ---- ---- ----
-label_diffusion/discrete      ---- ---- ---- ---- ----
+label_diffusion/discrete      ++++ ++++ ++++ ---- +---
 label_diffusion/discrete3     ---- ---- ---- ---- ----
 label_maps/gaussian           ++++ ++++ ++++ +--- +---
 label_maps/cold               ---- ---- ---- ---- ----

@@ -51,6 +51,7 @@ from volumediff.image_codecs.strided import Strided
 from volumediff.importers.wdm import WDM
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
+from volumediff.losses import dice
 from volumediff.networks.unet import UNet
 from volumediff.noise import GaussianNoise as White
 from volumediff.noise import Noise
@@ -534,6 +535,18 @@ class Backwards(threshold.OwnQuantile):
 class Cheats(threshold.BestThreshold):
     def __call__(self, calibration):
         return 0.5
+
+
+@broken("loss", "depends on its batch")
+class DiceOfTheBatch(dice.Dice):
+    def __call__(self, context):
+        return super().__call__(context).mean().expand(len(context.x))
+
+
+@broken("loss", "costs as much as a wrong one")
+class Rewards(dice.Dice):
+    def __call__(self, context):
+        return -super().__call__(context)
 
 
 @broken("score", "A more abnormal volume")

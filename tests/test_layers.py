@@ -34,6 +34,7 @@ LAYERS = [
     ],
     ["codings"],
     ["recipes"],
+    ["losses"],
     ["model"],
     ["compatibility"],
     ["classification", "residual_segmentation"],

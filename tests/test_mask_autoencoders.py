@@ -21,7 +21,7 @@ from volumediff.errors import UsageError
 from volumediff.image_codecs.strided import Strided
 from volumediff.metrics.lesion_dice import lesion_dice
 from volumediff.recipes.label_diffusion import LabelDiffusion
-from volumediff.recipes.label_maps import LabelMaps
+from volumediff.recipes.label_maps import LabelMapRecipe
 from volumediff.runs.trained import load_trained
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.segmentation.result import label_map
@@ -180,7 +180,7 @@ class Perfect(Autoencoder):
 @pytest.mark.parametrize("coding", [Signed(), OneHot()])
 def test_a_perfect_autoencoder_gives_every_label_back(coding):
     values = (2, 5)
-    recipe = LabelMaps(values, coding)
+    recipe = LabelMapRecipe(values, coding)
     codec = Perfect(recipe.channels(1))
     if coding.exclusive:
         codec.readout = ClassReadout(10.0)

@@ -124,8 +124,8 @@ RUNS = {
     "una": ("recipe={name: pseudo_healthy, corruption: fluid, mirror: true, contrast: 0.5}",),
     "fluid_ddpm": ("recipe={name: pseudo_healthy, corruption: fluid}",),
     "synthstroke": (
-        "recipe={name: synthetic_anomalies, dice: 1, "
-        f"corruption: {{name: pasted, masks: {MASKS}}}}}",
+        f"recipe={{name: synthetic_anomalies, corruption: {{name: pasted, masks: {MASKS}}}}}",
+        "losses=[{name: dice}]",
     ),
 }
 

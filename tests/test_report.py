@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.figures import MEASURES
+from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.summary import group_table, measure_table, verdicts
 from volumediff.metrics.bootstrap import Interval
 from volumediff.reporting.report import Page, write_report

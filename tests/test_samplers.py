@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import flow, gaussian, gradual, state_like, white
 
+from volumediff.compatibility import walks
 from volumediff.config import available, build
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import InvertibleSampler
@@ -20,9 +21,12 @@ KERNELS = {
 }
 KERNEL = KERNELS["zero"]
 MEAN, STD = 0.3, 0.5
+NAMES = [
+    n for n in available("sampler") if walks(build("sampler", {"name": n, "steps": 1}), "gaussian")
+]
 
 
-@pytest.fixture(params=available("sampler"))
+@pytest.fixture(params=NAMES)
 def name(request):
     return request.param
 
@@ -286,7 +290,7 @@ def test_start_is_checked(name, start):
         made(name).times(KERNEL.schedule, start)
 
 
-INVERTIBLE = [n for n in available("sampler") if isinstance(made(n), InvertibleSampler)]
+INVERTIBLE = [n for n in NAMES if isinstance(made(n), InvertibleSampler)]
 
 
 def test_invertible_samplers_are_the_two():

@@ -435,3 +435,31 @@ def test_labels_are_those_of_the_post_if_there_is_one():
     found = Segmentation((2,), p)
     assert found.labels.item() == 2
     assert replace(found, final=torch.zeros_like(found.labels)).labels.item() == 0
+
+
+def test_a_threshold_is_fitted_label_by_label():
+    """Label 2 is right where p reaches 0.3, label 5 where it reaches 0.7."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand((1, 2, 8, 8, 8), generator=generator)
+    p = torch.where(p.argmax(1, keepdim=True) == torch.tensor([0, 1]).view(1, 2, 1, 1, 1), p, 0.0)
+    truth = torch.where(p[:, :1] >= 0.3, 2, 0) + torch.where(p[:, 1:] >= 0.7, 5, 0)
+    truth = truth.to(torch.uint8)
+    post = label_posts.FittedThreshold(levels=(0.1, 0.3, 0.5, 0.7, 0.9))
+    assert post.needs_fit
+    found = post.fit([(p, truth), (p, truth)], (2, 5))
+    assert found.at == (0.3, 0.7)
+    labels = found(torch.zeros_like(truth), values=(2, 5), probabilities=p, spacing_mm=SPACING)
+    assert torch.equal(labels, truth)
+    nothing = post.fit([(torch.zeros_like(p), torch.zeros_like(truth))], (2, 5))
+    assert nothing.at == (0.5, 0.5)
+
+
+def test_a_method_without_its_fit_says_what_the_members_do():
+    plain, x = Composed(samples=1), image(4, 5, 5, 5)
+    unfitted = replace(plain, post=(label_posts.FittedThreshold(),))
+    assert unfitted.needs_fit
+    a, b = (segment(each, model(), x, 3) for each in (plain, unfitted))
+    assert torch.equal(a.labels, b.labels)
+    low = unfitted.fit([(b, torch.ones_like(b.labels))])
+    assert not low.needs_fit
+    assert int(segment(low, model(), x, 3).labels.sum()) >= int(a.labels.sum())

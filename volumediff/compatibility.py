@@ -20,6 +20,7 @@ from volumediff.autoencoders import Reconstructor
 from volumediff.config import name_of
 from volumediff.data.corruptions import Corruption
 from volumediff.kernels._base import Kernel
+from volumediff.losses._base import LossTerm
 from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
@@ -41,6 +42,7 @@ __all__ = [
     "map_space_problem",
     "noise_problem",
     "path_problem",
+    "prior_problem",
     "recipe_problem",
     "reference_problem",
     "require",
@@ -51,6 +53,7 @@ __all__ = [
     "supervision_problem",
     "times_problem",
     "training_problem",
+    "variance_problem",
     "walks",
 ]
 
@@ -95,7 +98,11 @@ def require(problem: str | None, error: type[Exception] = ValueError) -> None:
 
 
 def training_problem(
-    recipe: Recipe, space: StateSpace, kernel: Kernel, noise: Noise
+    recipe: Recipe,
+    space: StateSpace,
+    kernel: Kernel,
+    noise: Noise,
+    losses: Sequence[LossTerm] = (),
 ) -> str | None:
     """Why a diffusion model cannot be trained of these parts."""
     if recipe.exact and not space.exact:
@@ -110,14 +117,82 @@ def training_problem(
             f"kernel: expected {_either(recipe.paths)} for the recipe {name_of(type(recipe))}, "
             f"got {name}{_undeclared(kernel.path, 'path')}."
         )
-    if kernel.classes is not None and not space.binary:
+    if kernel.classes is not None:
+        problem = _classes_problem(recipe, space, kernel)
+        if problem is not None:
+            return problem
+    for loss in losses:
+        problem = loss.problem(kernel, recipe, space)
+        if problem is None and recipe.local:
+            problem = "expected noise everywhere, got a recipe with noise in a region alone."
+        if problem is not None:
+            return f"losses, {name_of(type(loss))}: {problem}"
+    return variance_problem(kernel, losses) or _noise_space_problem(space, noise)
+
+
+def _classes_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | None:
+    """Why a discrete kernel cannot flip what a recipe and a space give it.
+
+    States are bits of a binary autoencoder, or voxels of a code of -1 and 1; a linear transform of
+    voxels is no obstacle, see `volumediff.model.Model.transform`.
+    """
+    name = name_of(type(kernel))
+    if space.binary:
+        if kernel.classes in (0, 2):
+            return None
+        return f"kernel.classes: expected 2 for bits, got {kernel.classes}."
+    if recipe.segments and not space.exact:
+        return (
+            f"kernel: expected a space of bits for {name}, got latents in real numbers; use those "
+            "of a binary autoencoder, space={name: latent, autoencoder: RUN}, or voxels or "
+            "wavelets, where it flips the labels themselves."
+        )
+    if recipe.codes is None:
+        advice = (
+            "recipe.coding=signed for bits, or one_hot for several labels"
+            if recipe.segments
+            else "the latents of a binary autoencoder, space={name: latent, autoencoder: RUN}"
+        )
         return (
             f"kernel: expected a space of bits for {name}, got {name_of(type(space))}, whose "
-            "states are not; use the latents of a binary autoencoder, space={name: latent, "
-            "autoencoder: RUN}."
+            f"states are not; use {advice}."
         )
-    if kernel.classes not in (None, 2):
-        return f"kernel.classes: expected 2 for bits, got {kernel.classes}."
+    if kernel.classes not in (0, recipe.codes):
+        return (
+            f"kernel.classes: expected {recipe.codes}, those of the coding, got {kernel.classes}; "
+            "use 0, which takes them from there."
+        )
+    return None
+
+
+def prior_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | None:
+    """Why the probabilities of a segmentation network cannot be what states end in."""
+    if kernel.classes is None:
+        return (
+            f"prior: expected the kernel discrete, whose states end in classes, got "
+            f"{name_of(type(kernel))}; leave prior out, or use kernel.name=discrete."
+        )
+    if recipe.segments and space.keeps_values:
+        return None
+    return (
+        "prior: expected label_diffusion in voxels or wavelets, where states are labels, got "
+        f"{name_of(type(recipe))} in {name_of(type(space))}; leave prior out."
+    )
+
+
+def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
+    """Why nothing would train what a kernel asks of the network beside the mean."""
+    trained = any(loss.bounds for loss in losses)
+    if kernel.outputs(1) == 1 or trained:
+        return None
+    return (
+        "losses: expected vlb for a kernel that learns the variance of its steps, got none that "
+        "trains it; use losses=[{name: vlb}] or kernel.variance=posterior."
+    )
+
+
+def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
+    """Why a noise cannot be drawn in a space."""
     if noise.kind != WHITE and not space.exact:
         return (
             f"noise: expected gaussian in a latent space, got {name_of(type(noise))}; the latents "

@@ -20,13 +20,14 @@ class Condition:
     """Conditions of a batch, each optional.
 
     Arguments:
-        image: an encoded image, in state space, concatenated to z_t
+        image: an encoded image, on the grid of the network, concatenated to z_t
         label: class index; `HEALTHY` is 0, the null class is the number of classes
         mixture: shares of all classes and of the null class, in place of the label; their
             embeddings are mixed
         scalars: standardised numbers such as age or spacing
         reference: a state on which the network is conditioned through a bottleneck
         coordinates: position of every state voxel in the full volume, in [-1, 1]
+        law: E[z_1], of kernels whose states end in a law of their own in every voxel
     """
 
     image: Float[Tensor, "b k d h w"] | None = None
@@ -35,6 +36,7 @@ class Condition:
     scalars: Float[Tensor, "b n"] | None = None
     coordinates: Float[Tensor, "b 3 d h w"] | None = None
     reference: Float[Tensor, "b _ _ _ _"] | None = None
+    law: Float[Tensor, "b _ _ _ _"] | None = None
 
     def replace(self, **changes: Tensor | None) -> "Condition":
         """The same condition with some fields changed."""

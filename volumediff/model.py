@@ -7,10 +7,10 @@ with per-sample losses and noise that depend on a sample's key alone, so that ba
 and ordered in any way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
+from volumediff.losses._base import LossContext, LossTerm
 from volumediff.networks._base import Network
 from volumediff.noise import GaussianNoise, Noise
 from volumediff.recipes._base import Recipe
@@ -30,6 +31,7 @@ from volumediff.times.uniform import Uniform
 
 __all__ = [
     "Batch",
+    "LabelProbabilities",
     "Model",
     "full_coordinates",
     "positions",
@@ -39,7 +41,22 @@ __all__ = [
 Volume = Float[Tensor, "b c d h w"]
 State = Float[Tensor, "b k d2 h2 w2"]
 TINY = 1e-6  # share of a region that a crop may miss; its loss is then 0
-SMOOTH_VOXELS = 50.0  # of the Dice loss
+# Least probability in the law of a voxel: a segmentation network may be sure, and wrong.
+LEAST = 1e-3
+
+
+@runtime_checkable
+class LabelProbabilities(Protocol):
+    """What gives probabilities of labels, such as a supervised segmentation network.
+
+    Attributes:
+        labels: label values in the order of its channels, without the background
+    """
+
+    labels: tuple[int, ...]
+
+    def probabilities(self, x: Volume) -> Float[Tensor, "b _ d h w"]:
+        """Of background and labels, in this order; they sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Batch:
         region: 1 where there is noise: the state outside is clean, and the loss is inside
         hidden: 1 where the loss does not look: noise is there as elsewhere
         end: volumes at the noisy end of a cold kernel, in place of noise
+        distance_mm: distance of every voxel from the surface of each label, for losses that ask
     """
 
     x: Volume
@@ -65,6 +83,7 @@ class Batch:
     region: Float[Tensor, "b 1 d h w"] | None = None
     hidden: Float[Tensor, "b 1 d h w"] | None = None
     end: Volume | None = None
+    distance_mm: Float[Tensor, "b _ d h w"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on a device."""
@@ -72,7 +91,8 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        others = {n: getattr(self, n) for n in ("mask", "region", "hidden", "end")}
+        names = ("mask", "region", "hidden", "end", "distance_mm")
+        others = {n: getattr(self, n) for n in names}
         return replace(
             self,
             x=move(self.x),
@@ -93,6 +113,12 @@ class Model(nn.Module):
         time_density: of the training times
         noise_field: what volumes are corrupted with; the network knows no other noise
         recipe: what it was trained on
+        transform: space in which the network computes, where that is not the one of the states:
+            the network is then z -> inverse transform (network (transform (z)))
+        losses: terms beside the kernel's own loss
+        kernel_weight: of the kernel's own loss
+        sides: networks of the terms, by their place in `losses`
+        prior: gives the law that labels end in, per voxel; has `probabilities`
     """
 
     diffuses: ClassVar[bool] = True
@@ -107,9 +133,19 @@ class Model(nn.Module):
         time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
         noise_field: Noise = GaussianNoise(),  # noqa: B008 - frozen
         recipe: Recipe = Healthy(),  # noqa: B008 - frozen
+        transform: StateSpace | None = None,
+        losses: Sequence[LossTerm] = (),
+        kernel_weight: float = 1.0,
+        sides: Mapping[int, nn.Module] | None = None,
+        prior: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.space = space
+        self.transform = transform
+        self.losses = tuple(losses)
+        self.kernel_weight = kernel_weight
+        self.sides = nn.ModuleDict({str(i): side for i, side in (sides or {}).items()})
+        self.prior = prior
         self.kernel = kernel
         self.network = network
         self.dtype = dtype
@@ -128,16 +164,22 @@ class Model(nn.Module):
         """The module whose evaluations are what a volume costs."""
         return self.network
 
+    @property
+    def network_space(self) -> StateSpace:
+        """The space in which the network computes, and where its image conditions are."""
+        return self.space if self.transform is None else self.transform
+
     def encode(self, x: Volume) -> State:
         """The state of a volume."""
         return self.space.encode(x)
 
     def encode_image(self, image: Volume) -> State:
-        """An image condition on the grid of states."""
-        codec = self.space.image_codec
+        """An image condition on the grid of the network."""
+        frame = self.network_space
+        codec = frame.image_codec
         # What is trained with the network computes as the network does.
         dtype = self.dtype if codec is not None and codec.trained else image.dtype
-        return self.space.encode_image(image.to(dtype)).to(image.dtype)
+        return frame.encode_image(image.to(dtype)).to(image.dtype)
 
     def decode(self, z: State, shape: Shape | None = None) -> Volume:
         """The volume of a state, cropped to `shape` if given."""
@@ -150,6 +192,19 @@ class Model(nn.Module):
         output, noisy = self._parts(self._output(z_t, t, condition))
         prediction = self.kernel.predict(output, z_t, t)
         return prediction if noisy is None else replace(prediction, noisy=noisy)
+
+    def kernel_of(self, condition: Condition) -> Kernel:
+        """The kernel of volumes with this condition: with their law, where it has one.
+
+        Raises:
+            ValueError: the model's states end in a law, and the condition has none; see `told`
+        """
+        if self.prior is not None and condition.law is None:
+            raise ValueError(
+                "expected a condition with the law of its volumes, got none: pass their images to "
+                "Model.told."
+            )
+        return self.kernel if condition.law is None else self.kernel.given(condition.law)
 
     def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], State]:
         """step -> noise in state space; sample i depends on keys[i] and the step alone.
@@ -169,12 +224,30 @@ class Model(nn.Module):
         images: Sequence[Float[Tensor, "b _ d h w"]] = (),
         mask: Float[Tensor, "b 1 d h w"] | None = None,
     ) -> Condition:
-        """The condition with volumes and a mask added to its image, in state space."""
+        """The condition with volumes and a mask added to its image, on the network's grid.
+
+        Where there is a prior, its probabilities are the law of the states and one more image.
+        """
+        frame = self.network_space
         parts = [] if condition.image is None else [condition.image]
         parts += [self.encode_image(image) for image in images]
         if mask is not None:
-            parts.append(self.space.mask(mask))
+            parts.append(frame.mask(mask))
+        if self.prior is not None and images:
+            law = self._law(images[0])
+            parts.append(frame.encode(law))
+            condition = condition.replace(law=self.encode(law))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
+
+    @torch.no_grad()
+    def _law(self, image: Volume) -> Float[Tensor, "b _ d h w"]:
+        """What the labels of a volume end in, coded as they are, in voxels."""
+        assert self.prior is not None, "told"
+        p = self.prior.probabilities(image).float()
+        p = (1 - LEAST * p.shape[1]) * p + LEAST
+        # bits have no background, and classes have one
+        p = p[:, 1:] if self.kernel.classes == 2 else p
+        return (2 * p - 1).to(image)
 
     def prepared(self, condition: Condition) -> Condition:
         """The condition after what the network does to images alone: once for all calls."""
@@ -187,6 +260,9 @@ class Model(nn.Module):
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises.
 
+        Terms beside the kernel's are about whole targets: where noise or loss is in a region
+        alone, there are none of them.
+
         Networks that predict where noise is are asked for the region itself, everywhere.
         """
         with torch.no_grad():
@@ -194,13 +270,16 @@ class Model(nn.Module):
         # Codecs without weights of their own to train leave nothing for the backward pass.
         condition = self.told(batch.condition, batch.images, batch.mask)
         condition = self.referred(condition, z_0)
+        if any(term.prepared for term in self.losses):
+            condition = self.prepared(condition)
         t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
         if batch.end is None:
             noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)
         else:
             with torch.no_grad():
                 noise = self.encode(batch.end)
-        z_t = self.kernel.corrupt(z_0, t, noise)
+        kernel = self.kernel_of(condition)
+        z_t = kernel.corrupt(z_0, t, noise)
         m = None
         if batch.region is not None:
             m = self.space.mask(batch.region)
@@ -210,18 +289,45 @@ class Model(nn.Module):
             m = seen if m is None else m * seen
         output, noisy = self._parts(self._output(z_t, t, condition))
         if m is None:
-            loss = self.kernel.loss(output, z_0, z_t, t, noise)
-            if self.recipe.dice:
-                x0 = self.kernel.predict(output, z_t, t).x0
-                loss = loss + self.recipe.dice * _dice_loss(self.space.decode(x0), batch.x)
-            return loss
+            loss = self.kernel_weight * kernel.loss(output, z_0, z_t, t, noise)
+            if not self.losses:
+                return loss
+            context = LossContext(
+                space=self.space,
+                frame=self.network_space,
+                kernel=kernel,
+                network=self.network,
+                recipe=self.recipe,
+                x=batch.x,
+                images=batch.images,
+                distance_mm=batch.distance_mm,
+                condition=condition,
+                output=output,
+                z_0=z_0,
+                z_t=z_t,
+                t=t,
+                noise=noise,
+                prediction=kernel.predict(output, z_t, t),
+            )
+            return self._terms(loss, context)
         # Errors are linear in output, state and noise: the masked ones have the masked error.
         output, z_0, noise = (m * a for a in (output, z_0, noise))
-        loss = self.kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
+        loss = kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
         if noisy is None:
             return loss
         found = F.binary_cross_entropy_with_logits(noisy.to(m), m, reduction="none")
         return loss + self.recipe.mask_loss * found.flatten(1).mean(1)
+
+    def _terms(self, loss: Float[Tensor, "b"], context: LossContext) -> Float[Tensor, "b"]:
+        """The kernel's loss with all terms, which share what they compute of the context."""
+        for i, term in enumerate(self.losses):
+            name = str(i)
+            if name in self.sides:
+                found = term(replace(context, side=self.sides[name]))
+            else:
+                found = term(context)
+            loss = loss + term.weight * found
+        return loss
 
     def _parts(
         self, output: Float[Tensor, "b o d2 h2 w2"]
@@ -233,6 +339,16 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
+        if self.transform is not None:
+            inner = self._inner(self.transform.encode(z_t), t, condition)
+            d, h, w = z_t.shape[2:]
+            return self.transform.decode(inner, (d, h, w))
+        return self._inner(z_t, t, condition)
+
+    def _inner(
+        self, z_t: State, t: Float[Tensor, "b"], condition: Condition
+    ) -> Float[Tensor, "b o d2 h2 w2"]:
+        """The network where it computes."""
         place = condition.coordinates
         if place is None and self.network.coordinates:
             place = full_coordinates(z_t).expand(len(z_t), -1, -1, -1, -1)
@@ -246,25 +362,6 @@ class Model(nn.Module):
 
     def _noise(self, keys: Sequence[int], shape: tuple[int, ...], *parts: int | str) -> State:
         return state_noise(self.space, self.noise_field, keys, shape, *parts, device=self.device)
-
-
-def _dice_loss(
-    x0: Float[Tensor, "b c _ _ _"], x: Float[Tensor, "b c d h w"]
-) -> Float[Tensor, "b"]:
-    r"""1 - Dice of masks coded in [-1, 1], with squares in the denominator,
-
-    .. math:: 1 - \frac{2 \sum p m + s}{\sum p^2 + \sum m^2 + s},
-
-    so that the mean over any set of possible masks is not best answered by zero. s is
-    `SMOOTH_VOXELS`: where there is no mask, as many wrong voxels cost half of the loss.
-
-    References:
-        Milletari et al. (2016), V-Net, arXiv:1606.04797, Equation 3
-    """
-    d, h, w = x.shape[2:]
-    p, m = (x0[..., :d, :h, :w].float() + 1) / 2, (x.float() + 1) / 2
-    overlap, size = (p * m).flatten(1).sum(1), (p.square() + m.square()).flatten(1).sum(1)
-    return 1 - (2 * overlap + SMOOTH_VOXELS) / (size + SMOOTH_VOXELS)
 
 
 def state_noise(

@@ -99,6 +99,7 @@ def segment_files(
     write_samples: bool = SegmentOptions.write_samples,
     overwrite: bool = False,
     progress: Report | None = None,
+    report: Report = silent,
     **components: Any,
 ) -> "Summary":
     """Segments many files and writes the results; finished cases are skipped.
@@ -110,6 +111,7 @@ def segment_files(
         write_samples: whether the label map of every sample is written
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
+        report: receives what happens before the first case
         others: as for `Run.segment`
 
     Raises:
@@ -127,7 +129,15 @@ def segment_files(
         seed=seed,
         write_samples=write_samples,
     )
-    return segment(run.trained, inputs, output, options, overwrite=overwrite, report=progress)
+    return segment(
+        run.trained,
+        inputs,
+        output,
+        options,
+        overwrite=overwrite,
+        report=progress,
+        announce=report,
+    )
 
 
 def sample_files(

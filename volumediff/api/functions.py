@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
     from volumediff.data.check import CheckLine
     from volumediff.data.survey import Spec
-    from volumediff.evaluation.evaluate import MethodResult
+    from volumediff.evaluation.evaluate import EvaluationResult
     from volumediff.outputs.batch import Summary
     from volumediff.planning.planner import Plan
     from volumediff.settings.run_config import RunConfig
@@ -250,21 +250,32 @@ def evaluate(
     html: bool = False,
     by: str | None = None,
     layout: "Spec" = "auto",
+    labels: Sequence[int] | None = None,
+    tolerance_mm: float | None = None,
+    absent: str = "skip",
+    missed: str = "worst",
     replicates: int = 1000,
     seed: int = 0,
     allow_seen: bool = False,
     same_names: bool = False,
     report: Report = silent,
-) -> "list[MethodResult]":
-    """Compares maps of one or more methods with truth masks.
+) -> "list[EvaluationResult]":
+    """Compares maps or segmentations of one or more methods with the truth.
 
     Arguments:
-        results: folders of maps, one per method; the first is the method in question
-        truth: data set with masks or boxes
+        results: folders of maps, of segmentations or of both, one per method, or label maps of
+            other programs, named after the cases; the first is the method in question
+        truth: data set with masks or boxes; segmentations need label maps
         output: folder for evaluation.json and the curves; None writes nothing
         html: whether report.html is written there too
         by: attribute of the cases that makes groups, a column of participants.tsv
         layout: of the truth; `auto` decides by the files that are there
+        labels: label values of segmentations to compare; None takes those that the methods know
+        tolerance_mm: of the normalized surface dice; None is the longest side of a voxel
+        absent: a label that neither truth nor segmentation of a volume has: `skip` leaves it out,
+            `one` counts it as perfect
+        missed: distances of a label that only one of them has: `worst` is the diagonal of the
+            volume, `skip` leaves them out
         replicates: number of bootstrap replicates
         seed: random seed of the bootstrap
         allow_seen: whether to go on although a model has seen volumes before; the measurements are
@@ -272,12 +283,22 @@ def evaluate(
         same_names: whether patients with the names of those that a model has seen are other people
         report: receives what was left out, and why
 
+    Returns:
+        results of maps, then those of segmentations, each in the order of the folders
+
     Raises:
-        UsageError: no maps, or none of the same cases
+        UsageError: no results, or none of the same cases
         DataError: no truth for them, or volumes that a model has seen
     """
     from volumediff.evaluation.evaluate import evaluate as compare
-    from volumediff.evaluation.to_json import to_json
+    from volumediff.evaluation.evaluate import localizations, segmentations
+    from volumediff.evaluation.segmentation_case import SegmentationRules
+    from volumediff.evaluation.to_json import (
+        segmentation_details,
+        segmentation_values,
+        to_json,
+    )
+    from volumediff.metrics.label_agreement import AbsentLabels
     from volumediff.outputs.export import write_json
     from volumediff.reporting.report import report_of
 
@@ -285,6 +306,14 @@ def evaluate(
         raise UsageError("html: a report needs an output folder; give one.")
     folders = sources_of(results)
     spec = known_layout(layout)
+    try:
+        rules = SegmentationRules(
+            None if labels is None else tuple(sorted(set(labels))),
+            tolerance_mm,
+            AbsentLabels(absent, missed),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     found = compare(
         folders,
         truth,
@@ -294,6 +323,7 @@ def evaluate(
         replicates=replicates,
         allow_seen=allow_seen,
         same_names=same_names,
+        rules=rules,
         report=report,
     )
     if output is None:
@@ -302,8 +332,13 @@ def evaluate(
     from volumediff.storage.folder import made
 
     target = made(output)
-    write_json(target / "evaluation.json", {"truth": str(truth), "methods": to_json(found)})
-    pictures = write_curves(target, found)
+    maps, labelled = localizations(found), segmentations(found)
+    content = {"truth": str(truth), "methods": to_json(maps)}
+    if labelled:
+        content["segmentation"] = segmentation_values(labelled)
+        content["segmentation_details"] = segmentation_details(labelled)
+    write_json(target / "evaluation.json", content)
+    pictures = write_curves(target, maps) if maps else []
     if html:
         report_of(target / "report.html", found, truth, by=by, layout=spec, pictures=pictures)
     return found

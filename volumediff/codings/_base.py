@@ -20,17 +20,28 @@ class Coding(ABC):
     """A map between masks and channels.
 
     Class attributes:
-        binary: whether clean codes are -1 and 1 alone, so that discrete kernels can flip them
         exclusive: whether channels are the classes of a voxel, the background first, one of them
-            1: what a softmax stands for
+            1 and the others -1: what a softmax stands for
     """
 
-    binary: ClassVar[bool] = False
     exclusive: ClassVar[bool] = False
 
     @abstractmethod
     def channels(self, labels: int) -> int:
         """Channels for so many labels."""
+
+    def classes(self, labels: int) -> int | None:
+        """K of the discrete kernels that can flip clean codes, which are -1 and 1 alone: 2 where
+        every channel is a bit of its own, else one channel per class; None where codes are
+        others."""
+        return None
+
+    @abstractmethod
+    def shares(self, x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n l d h w"]:
+        """Memberships for losses: differentiable everywhere, with no label looking at another.
+
+        At clean codes above 1/2 inside of a label and below outside; they may leave [0, 1].
+        """
 
     @abstractmethod
     def encode(

@@ -48,6 +48,10 @@ class Distance(Coding):
     def channels(self, labels: int) -> int:
         return labels
 
+    def shares(self, x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n l d h w"]:
+        # as steep at the surface as the ramp
+        return torch.sigmoid(x * (4 * self.limit_mm / self.ramp_mm))
+
     def encode(
         self, masks: Bool[Tensor, "l d h w"], *, spacing_mm: tuple[float, float, float]
     ) -> Float[Tensor, "c d h w"]:

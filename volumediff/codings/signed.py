@@ -38,13 +38,14 @@ class Signed(Coding):
         if not self.absent < 1:
             raise ValueError(f"expected absent below 1, got {self.absent}.")
 
-    @property
-    def binary(self) -> bool:  # type: ignore[override]
-        """Whether codes are -1 and 1."""
-        return self.absent == -1
-
     def channels(self, labels: int) -> int:
         return labels
+
+    def classes(self, labels: int) -> int | None:
+        return 2 if self.absent == -1 else None
+
+    def shares(self, x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n l d h w"]:
+        return (x - self.absent) / (1 - self.absent)
 
     def encode(
         self, masks: Bool[Tensor, "l d h w"], *, spacing_mm: tuple[float, float, float]
@@ -54,7 +55,7 @@ class Signed(Coding):
     def decode(
         self, x: Float[Tensor, "n c d h w"], *, spacing_mm: tuple[float, float, float]
     ) -> Float[Tensor, "n l d h w"]:
-        u = ((x - self.absent) / (1 - self.absent)).clamp(0, 1)
+        u = self.shares(x).clamp(0, 1)
         if u.shape[1] == 1:
             return u
         without = 1 - u

@@ -25,7 +25,8 @@ from volumediff.data.grid import Grid
 from volumediff.data.population import Population
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
-from volumediff.evaluation.evaluate import MethodResult, evaluate
+from volumediff.evaluation.evaluate import evaluate, localizations
+from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.summary import group_table, verdicts
 from volumediff.evaluation.to_json import to_json
 from volumediff.evaluation.truths import find_truths
@@ -175,7 +176,7 @@ def run_demo(
             name, reason = next(iter(summary.failed.items()))
             raise DataError(f"{folders[-1]}: {name}: {reason}")
         clock(f"localized with {choice.row}: {summary.line()}")
-    results = evaluate(folders, out / "test", by="kind", replicates=demo.replicates)
+    results = localizations(evaluate(folders, out / "test", by="kind", replicates=demo.replicates))
     _write_results(out, demo, results, provenance(trained), clock)
     return results
 

@@ -14,7 +14,8 @@ from volumediff.api.run import load
 from volumediff.commands._demo import Clock, Test, pictured, write_test
 from volumediff.data.population import Population
 from volumediff.errors import DataError
-from volumediff.evaluation.evaluate import MethodResult, evaluate
+from volumediff.evaluation.evaluate import evaluate, localizations
+from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.to_json import to_json
 from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import write_json
@@ -55,7 +56,7 @@ def show_model(out: Path | str, model: str, *, say: Callable[[str], None]) -> Me
         name, reason = next(iter(summary.failed.items()))
         raise DataError(f"{folder}: {name}: {reason}")
     clock(f"localized with {model}: {summary.line()}")
-    results = evaluate([folder], out / "test", by="kind", replicates=REPLICATES)
+    results = localizations(evaluate([folder], out / "test", by="kind", replicates=REPLICATES))
     source = {**provenance(run.trained), "seconds": round(time.monotonic() - clock.start, 1)}
     write_json(out / "metrics.json", {"methods": to_json(results), "manifest": source})
     page = Page(

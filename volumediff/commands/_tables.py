@@ -10,20 +10,21 @@ from rich.table import Table
 
 from volumediff.commands._doctor import Check
 from volumediff.data.check import CheckLine
-from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.localization import MethodResult
+from volumediff.evaluation.segmentation import SegmentationEvaluation
+from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.summary import (
     CaseRow,
-    Line,
     case_table,
     confounded_lines,
     coverage,
     gap_lines,
     group_table,
     measure_table,
-    references,
     size_table,
     without_seen,
 )
+from volumediff.evaluation.table_line import Line
 from volumediff.metrics.bootstrap import Interval
 from volumediff.planning.overhead import OVERHEAD
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
-__all__ = ["checks", "findings", "measures", "policies", "profiled"]
+__all__ = ["checks", "findings", "measures", "policies", "profiled", "segmented"]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
@@ -71,7 +72,7 @@ def measures(results: Sequence[MethodResult]) -> None:
         ("Lesions found, by size", size_table(results)),
         ("Voxel AP by group", group_table(results)),
     ):
-        _lines(console, results, lines, title)
+        _lines(console, [r.method for r in results], lines, title)
     if rows := case_table(results):
         _cases(console, rows)
     console.print(coverage(results))
@@ -87,23 +88,37 @@ def _evaluation_console() -> Console:
     return Console(width=width, highlight=False, markup=False)
 
 
-def _lines(
-    console: Console, results: Sequence[MethodResult], lines: Sequence[Line], title: str
-) -> None:
+def segmented(results: Sequence[SegmentationEvaluation]) -> None:
+    """One row per metric, mean over labels; then the labels, and what everything stands on.
+
+    Below, the same rows as differences to the first method.
+    """
+    console = _evaluation_console()
+    methods = [r.method for r in results]
+    for title, lines in segmentation_tables(results):
+        _lines(console, methods, lines, title)
+    for line in segmentation_notes(results):
+        console.print(line)
+    if clean := [r.without_seen for r in results if r.without_seen is not None]:
+        console.print("\nWithout the volumes that were seen before:")
+        segmented(clean)
+
+
+def _lines(console: Console, methods: Sequence[str], lines: Sequence[Line], title: str) -> None:
     """Values, then the differences to each reference, in blocks of methods."""
     if not lines:
         return
     console.print(title or "Values", style="bold")
-    everyone = list(range(len(results)))
-    _block(console, results, lines, everyone, lambda line, i: _cell(line, line.cells[i]))
-    for reference in references(results):
-        others = [i for i in everyone if results[i].method != reference]
+    everyone = list(range(len(methods)))
+    _block(console, methods, lines, everyone, lambda line, i: _cell(line, line.cells[i]))
+    for reference in dict.fromkeys(name for line in lines for name in line.differences):
+        others = [i for i in everyone if methods[i] != reference]
         rows = [line for line in lines if any(line.differences.get(reference, ()))]
         if rows:
             console.print(f"{title or 'Values'}: minus {reference}, paired", style="bold")
             _block(
                 console,
-                results,
+                methods,
                 rows,
                 others,
                 lambda line, i, of=reference: _cell(line, line.differences[of][i], sign="+"),
@@ -112,19 +127,19 @@ def _lines(
 
 def _block(
     console: Console,
-    results: Sequence[MethodResult],
+    methods: Sequence[str],
     lines: Sequence[Line],
-    methods: Sequence[int],
+    chosen: Sequence[int],
     cell: Callable[[Line, int], str],
 ) -> None:
     heading = max(len(line.heading) for line in lines)
     fit = max(1, (console.width - heading) // (CELL + 1))
-    for start in range(0, len(methods), fit):
-        shown = methods[start : start + fit]
+    for start in range(0, len(chosen), fit):
+        shown = chosen[start : start + fit]
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for i in shown:
-            table.add_column(results[i].method, justify="right", width=CELL, overflow="fold")
+            table.add_column(methods[i], justify="right", width=CELL, overflow="fold")
         for line in lines:
             table.add_row(line.heading, *(cell(line, i) for i in shown))
         console.print(table)

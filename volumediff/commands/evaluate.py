@@ -1,5 +1,6 @@
-"""`volumediff evaluate`: maps against truth."""
+"""`volumediff evaluate`: maps and segmentations against truth."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,10 +8,21 @@ import typer
 
 from volumediff.api.functions import evaluate as compare
 from volumediff.commands._options import LayoutOption, Seed, defaults, out_line, say, spec_of
+from volumediff.errors import UsageError
 
 __all__ = ["evaluate"]
 
 WORK = defaults(compare)
+
+
+class AbsentChoice(StrEnum):
+    skip = "skip"
+    one = "one"
+
+
+class MissedChoice(StrEnum):
+    worst = "worst"
+    skip = "skip"
 
 
 def evaluate(
@@ -28,6 +40,39 @@ def evaluate(
         typer.Option("--by", help="Column of participants.tsv whose values define subgroups."),
     ] = WORK["by"],
     layout: LayoutOption = WORK["layout"],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="1,2,...",
+            help="Label values of segmentations to compare; by default those that the methods "
+            "know.",
+        ),
+    ] = None,
+    tolerance_mm: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance-mm",
+            help="Tolerance of the normalized surface dice; by default the longest side of a "
+            "voxel.",
+        ),
+    ] = WORK["tolerance_mm"],
+    absent: Annotated[
+        AbsentChoice,
+        typer.Option(
+            "--absent",
+            help="A label that neither truth nor segmentation of a volume has: leave it out, or "
+            "count it as perfect.",
+        ),
+    ] = AbsentChoice.skip,
+    missed: Annotated[
+        MissedChoice,
+        typer.Option(
+            "--missed",
+            help="Distances of a label that only truth or segmentation has: the diagonal of the "
+            "volume, or leave them out.",
+        ),
+    ] = MissedChoice.worst,
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html into the output folder.")
     ] = WORK["html"],
@@ -51,11 +96,12 @@ def evaluate(
         ),
     ] = WORK["same_names"],
 ) -> None:
-    """Compare maps of one or more methods with truth masks; the first is the method in question.
+    """Compare maps or segmentations with the truth; the first is the method in question.
 
     volumediff evaluate out/thor out/scan --truth DATA --report
     """
-    from volumediff.commands._tables import measures
+    from volumediff.commands._tables import measures, segmented
+    from volumediff.evaluation.evaluate import localizations, segmentations
     from volumediff.evaluation.summary import verdicts, without_seen
 
     target = output or folders[0]
@@ -66,16 +112,38 @@ def evaluate(
         html=report,
         by=by,
         layout=spec_of(layout),
+        labels=_numbers(labels),
+        tolerance_mm=tolerance_mm,
+        absent=absent.value,
+        missed=missed.value,
         replicates=replicates,
         seed=seed,
         allow_seen=allow_seen,
         same_names=same_names,
         report=say,
     )
-    measures(results)
-    for line in verdicts(results):
+    maps = localizations(results)
+    if maps:
+        measures(maps)
+    for line in verdicts(maps):
         out_line(line)
-    for line in verdicts(without_seen(results)):
+    for line in verdicts(without_seen(maps)):
         out_line(f"without the volumes that were seen before: {line}")
+    if found := segmentations(results):
+        segmented(found)
     if report:
         out_line(f"wrote {target / 'report.html'}")
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """`1,2` as numbers.
+
+    Raises:
+        UsageError: something else
+    """
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise UsageError(f"--labels {text}: expected label values such as 1,2.")
+    return [int(word) for word in words]

@@ -21,6 +21,7 @@ from volumediff.commands._options import (
     finish,
     inputs_and_words,
     names_of,
+    say,
     spec_of,
 )
 
@@ -75,5 +76,6 @@ def segment(
         seed=seed,
         write_samples=write_samples,
         overwrite=overwrite,
+        report=say,
     )
     finish(summary)

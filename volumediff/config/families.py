@@ -62,6 +62,7 @@ FAMILIES = {
         _folder("importer", "importers", "Importer"),
         _folder("layout", "data.layouts", "Layout"),
         _folder("recipe", "recipes", "Recipe"),
+        _folder("loss", "losses", "LossTerm"),
         _folder("corruption", "data.corruptions", "Corruption"),
         _folder("route", "anomaly.routes", "Route"),
         _folder("editing", "anomaly.editing", "Editing"),

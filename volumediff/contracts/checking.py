@@ -25,6 +25,7 @@ CONTRACTS = {
     "importer": "importers",
     "layout": "layouts",
     "recipe": "recipes",
+    "loss": "losses",
     "corruption": "corruptions",
     "region": "corruptions",
     "intensity": "intensities",

@@ -28,8 +28,13 @@ def check_coding(cls: type, **arguments: Any) -> None:
         require(float(x.abs().max()) <= 1, "A code is outside of [-1, 1].")
         again = coding.decode(x[None], spacing_mm=SPACING)
         equal(again, masks[None].float(), "Masks do not come back from their code.", atol=1e-6)
-        if coding.binary:
-            require(set(x.unique().tolist()) == {-1.0, 1.0}, "A binary code is not -1 or 1.")
+        shares = coding.shares(x[None])[0]
+        require(torch.equal(shares > 0.5, masks), "The shares of clean codes are not the masks.")
+        classes = coding.classes(count)
+        if classes is not None:
+            require(set(x.unique().tolist()) == {-1.0, 1.0}, "A discrete code is not -1 or 1.")
+            one = classes == 2 or bool(((x > 0).sum(0) == 1).all())
+            require(one, "A voxel has no class of its own, or several.")
         noisy = torch.stack([x, x + normal(tuple(x.shape), "contracts", "coding", count)])
         y = coding.decode(noisy, spacing_mm=SPACING)
         require(y.shape == (2, count, *label.shape), f"Memberships have shape {tuple(y.shape)}.")

@@ -123,6 +123,10 @@ def check_label_post(cls: type, **arguments: Any) -> None:
     labels[..., 7:9, 1:4, 1:4] = 7
     p = torch.cat([(labels == 3).float() * 0.9, (labels == 7).float() * 0.4], dim=1)
 
+    if post.needs_fit:
+        post = post.fit([(p, labels)], (3, 7))
+        require(not post.needs_fit, "It is not fitted after its fit.")
+
     def posted(labels: Tensor) -> Tensor:
         return post(labels, values=(3, 7), probabilities=p, spacing_mm=SPACING)
 

@@ -1,5 +1,6 @@
 """The contract of samplers: data whose denoiser is known is reproduced."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -7,13 +8,16 @@ import torch
 from torch import Tensor
 
 from volumediff import config
+from volumediff.compatibility import walks
 from volumediff.condition import Condition
 from volumediff.contracts.closed_form import gaussian
 from volumediff.contracts.requirements import built, equal, require
 from volumediff.kernels._base import Kernel, Prediction
+from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.randomness import normal
 from volumediff.samplers._base import Context, InvertibleSampler, Sampler
+from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import LinearSchedule
 
@@ -21,11 +25,16 @@ __all__ = ["check_sampler"]
 
 MEAN, STD = 0.3, 0.5
 KERNELS = (Gaussian(LinearSchedule(zero_terminal_snr=True)), Gaussian(Cosine()))
+BITS = Discrete(Cosine(zero_terminal_snr=True))
+SHARE = 0.2  # of bits that are 1
 
 
 def check_sampler(cls: type, **arguments: Any) -> None:
     """The law of the data, exact ends, hooks that are asked, kernels that are refused."""
     made = {n: built(cls, {**arguments, "steps": n}) for n in (1, 3, 8, 100)}
+    if not walks(made[1], "gaussian"):
+        _bits(made)
+        return
     for kernel in KERNELS:
         _law(made[100], kernel)
         for steps in (1, 3):
@@ -46,6 +55,46 @@ def _run(sampler: Sampler, kernel: Kernel, z: Tensor, **more: Any) -> Tensor:
     times = sampler.times(kernel.schedule) if times is None else times
     denoise = more.pop("denoise", gaussian(kernel.schedule, MEAN, STD))
     return sampler.sample(denoise, kernel, z, times, **{"noise": noise, **more})
+
+
+def _bits(made: dict[int, Sampler]) -> None:
+    """What is asked of samplers of Gaussian states, for those of discrete ones."""
+    z = BITS.prior(normal((1, 1, 1, 40, 500), "contracts", "bits", dtype=torch.float64))
+    for steps in (1, 3, 100):
+        shares: list[float] = []
+
+        def watch(context: Context, seen: list[float] = shares) -> tuple[Tensor, Tensor]:
+            seen.append(float((1 + context.z_t).mean() / 2))
+            return context.prediction.x0, context.z_t
+
+        def run(sampler: Sampler = made[steps], **more: Any) -> Tensor:
+            return _run(sampler, BITS, z, denoise=_exact_bits, **more)
+
+        end = run(on_x0=watch)
+        require(len(shares) == steps, f"The hook is called {len(shares)} times in {steps} steps.")
+        require(torch.equal(end, run()), "A hook without changes has an effect.")
+        require(end.abs().max() <= 1 and end.dtype == z.dtype, "States are no bits.")
+        kept = BITS.schedule(made[steps].times(BITS.schedule)[:-1])[0].square()
+        for share, alpha in zip(shares, kept.tolist(), strict=True):
+            expected = alpha * SHARE + (1 - alpha) / 2
+            require(
+                abs(share - expected) < 0.02,
+                f"At a level where a share of {expected:.3f} of all bits is 1 it is {share:.3f}.",
+            )
+    few = z[..., :8].expand(3, -1, -1, -1, -1)
+    fields = {i: normal(tuple(few.shape), "contracts", "step", i, dtype=z.dtype) for i in range(8)}
+    whole = _run(made[8], BITS, few, denoise=_exact_bits)
+    one = _run(made[8], BITS, few[1:2], denoise=_exact_bits, noise=lambda i: fields[i][1:2])
+    equal(one, whole[1:2], "A sample's result depends on its batch.", atol=1e-12)
+    _times(made[8], KERNELS[0])
+    _kernels(made[8])
+
+
+def _exact_bits(z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+    """The posterior of independent bits, of which a share is 1."""
+    kept = per_sample(BITS.schedule(t)[0].square(), z_t).to(z_t)
+    evidence = torch.log((1 + kept) / (1 - kept).clamp(min=1e-300))
+    return BITS.predict(math.log(SHARE / (1 - SHARE)) + z_t * evidence, z_t, t)
 
 
 def _quantiles(n: int) -> Tensor:

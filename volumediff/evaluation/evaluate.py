@@ -1,138 +1,36 @@
-"""Evaluation of maps against truth masks, per method, with bootstrap intervals over patients.
+"""Evaluation of folders of outputs: of maps, of segmentations, or of both.
 
-The metrics of a volume are those of `measure`, those of a sample are in `figures`. Where `atlas`
-or `intensity` is among the methods, every metric of the others has its paired difference to it: on
-the same patients, resample by resample.
+What a folder holds says which metrics it has: `<case>_desc-anomaly_map` those of localization (see
+`localization`), `<case>_dseg` those of segmentation (see `segmentation`); label maps of other
+programs are named after the cases.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from volumediff.data.survey import AUTO, Spec
-from volumediff.errors import DataError, UsageError
-from volumediff.evaluation.confounding import Confounding, confounding
-from volumediff.evaluation.figures import (
-    COSTS,
-    LOWER_IS_BETTER,
-    MEASURES,
-    Statistic,
-    errors_in,
-    lesions_in,
-    patients_behind,
-    reliability_in,
-    restored_in,
-)
-from volumediff.evaluation.leakage import Leakage, leakage, refuse
-from volumediff.evaluation.measure import Measured, measure
-from volumediff.evaluation.truths import Truth, find_truths
-from volumediff.metrics import calibration_error, detection
-from volumediff.metrics.bootstrap import (
-    MIN_PATIENTS,
-    Interval,
-    Replicates,
-    difference,
-    resampled,
-)
-from volumediff.metrics.lesions import Froc, Lesions, Stratum, froc, stratified
-from volumediff.metrics.subgroups import Gap, gap
-from volumediff.metrics.worklist import Turnaround, turnaround
+from volumediff.errors import UsageError
+from volumediff.evaluation.localization import MethodResult, evaluate_maps
+from volumediff.evaluation.output_folders import known_cases, maps_in, segmentations_in
+from volumediff.evaluation.segmentation import SegmentationEvaluation, evaluate_segmentations
+from volumediff.evaluation.segmentation_case import SegmentationRules
+from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import MAP
-from volumediff.outputs.ledger import LedgerEntry, read_entries
-from volumediff.outputs.sidecar import read_facts
+from volumediff.outputs.segmentation_files import DSEG
 
-__all__ = ["REFERENCES", "WAYS", "Curves", "Key", "MethodResult", "Size", "evaluate"]
+__all__ = ["EvaluationResult", "evaluate", "localizations", "segmentations"]
 
-# Methods that know nothing of a lesion: all others must be better than these.
-REFERENCES = ("atlas", "intensity")
-WAYS = ("by_iou", "by_recall")
-Key = tuple[str, ...]
-"""(measure,), (measure, group) or (way, size): a number of a result."""
-Draws = dict[Key, Replicates]
-
-# More of a lesion than this outside the foreground is said: the crop may be too tight. There are
-# no healthy voxels out there to rank it against, so that metrics mean little when it is most.
-UNSEEN = 0.05
-# Only these are worth a table per subgroup: the others need many volumes.
-GROUP_MEASURES = ("voxel_ap", "voxel_auroc", "dice_healthy_fpr", "found_by_recall")
-GAP_MEASURES = (*GROUP_MEASURES, "false_positives")
+EvaluationResult = MethodResult | SegmentationEvaluation
 
 
-@dataclass(frozen=True)
-class Size:
-    """Lesions of one size range.
-
-    Arguments:
-        stratum: how many there are and were found
-        by_iou, by_recall: share that was found in each way, with its interval over patients
-    """
-
-    stratum: Stratum
-    by_iou: Interval
-    by_recall: Interval
-
-    @property
-    def name(self) -> str:
-        """The range in words."""
-        return _range(self.stratum)
+def localizations(results: Sequence[EvaluationResult]) -> list[MethodResult]:
+    """The results of maps."""
+    return [r for r in results if isinstance(r, MethodResult)]
 
 
-def _range(stratum: Stratum) -> str:
-    low, high = stratum.low_ml, stratum.high_ml
-    if low == 0:
-        return f"below {high:g} ml"
-    return f"{low:g} to {high:g} ml" if np.isfinite(high) else f"from {low:g} ml"
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """What is drawn; None where there is nothing to draw it from."""
-
-    froc: Froc | None = None
-    reliability: calibration_error.Reliability | None = None
-    risk_coverage: calibration_error.RiskCoverage | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class MethodResult:
-    """Metrics of one folder of maps.
-
-    Arguments:
-        method: name of the method
-        folder: of the maps
-        measures: by name, see `MEASURES`
-        groups: subgroup -> measures
-        cases: the volumes
-        facts: from the sidecar of the first volume
-        gaps: measure -> difference between subgroups
-        sizes: detection of the lesions of each size
-        curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
-        left_out: what could not be said, and why
-        leakage: volumes that the model has seen before
-        differences: reference -> key -> this method minus the reference, paired over patients
-        confounding: attributes that tell sick from healthy volumes, the most telling first
-        turnaround: waits on a list in the order of the scores and of arrival
-        without_seen: the metrics without the volumes that some model has seen, where there are any
-    """
-
-    method: str
-    folder: Path
-    measures: Mapping[str, Interval]
-    groups: Mapping[str, Mapping[str, Interval]]
-    cases: Sequence[Measured]
-    facts: Mapping[str, Any]
-    gaps: Mapping[str, Gap] = field(default_factory=dict)
-    sizes: Sequence[Size] = ()
-    curves: Curves = field(default_factory=Curves)
-    left_out: Sequence[str] = ()
-    leakage: Leakage = field(default_factory=Leakage)
-    differences: Mapping[str, Mapping[Key, Interval]] = field(default_factory=dict)
-    confounding: Sequence[Confounding] = ()
-    turnaround: Turnaround | None = None
-    without_seen: "MethodResult | None" = None
+def segmentations(results: Sequence[EvaluationResult]) -> list[SegmentationEvaluation]:
+    """The results of segmentations."""
+    return [r for r in results if isinstance(r, SegmentationEvaluation)]
 
 
 def evaluate(
@@ -145,12 +43,13 @@ def evaluate(
     replicates: int = 1000,
     allow_seen: bool = False,
     same_names: bool = False,
+    rules: SegmentationRules = SegmentationRules(),  # noqa: B008 - frozen
     report: Callable[[str], None] = lambda line: None,
-) -> list[MethodResult]:
-    """Compares folders of maps, each of one method, with truth masks, on the cases they share.
+) -> list[EvaluationResult]:
+    """Compares folders of outputs, each of one method, with the truth, on the cases they share.
 
     Arguments:
-        folders: outputs of `localize`
+        folders: outputs of `localize` or `segment`, or label maps of another program
         truth: folder of cases with labels or boxes, in any layout, or of masks alone; an empty
             mask is a healthy volume, no mask is no truth
         by: attribute of the cases (a column of participants.tsv) that makes subgroups
@@ -160,288 +59,39 @@ def evaluate(
         allow_seen: go on although a model has seen some of the volumes before; results then hold
             the metrics without them, too
         same_names: equal names of patients are those of other people; equal files still count
+        rules: how labels are compared
         report: receives a line for everything that is left out
 
+    Returns:
+        results of maps first, then those of segmentations, each in the order of the folders
+
     Raises:
-        UsageError: no maps in a folder, or two folders of one method
-        DataError: no truth for any map, image and mask on different grids, volumes that a model
+        UsageError: no outputs in a folder, or two folders of one method
+        DataError: no truth for any output, image and mask on different grids, volumes that a model
             has seen, or a volume that is there twice
     """
-    maps = {Path(folder): _maps(Path(folder)) for folder in folders}
-    if len(maps) < len(folders):
+    places = [Path(folder) for folder in folders]
+    if len(set(places)) < len(places):
         raise UsageError("expected folders of different methods, got one of them twice.")
-    known = _known(maps, truth, by=by, layout=layout, report=report)
-    sidecars = {
-        folder: {case: _sidecar(found[case]) for case in known} for folder, found in maps.items()
-    }
-    for folder, found in sidecars.items():
-        _refuse_twice(folder, found)
-    seen = {f: leakage(f, s, known, same_names=same_names) for f, s in sidecars.items()}
-    if not allow_seen:
-        refuse(seen, len(known))
-    tainted = {leak.case for found in seen.values() for leak in found.leaks}
-    results: dict[str, MethodResult] = {}
-    draws: dict[str, Draws] = {}
-    clean_draws: dict[str, Draws] = {}
-    for folder, found in maps.items():
-        first = next(iter(sidecars[folder].values()))
-        name = str(first.get("method", folder.name))
-        name = name if name not in results else folder.name
-        if name in results:
-            raise UsageError(f"{folder}: '{name}' is evaluated already; give each folder once.")
-        costs = read_entries(folder)
-        cases = {
-            case: measure(
-                found[case],
-                known[case].beside(sidecar),
-                sidecar,
-                by=by,
-                cost=_spent(costs.get(case)),
-            )
-            for case, sidecar in sidecars[folder].items()
-        }
-        for c in cases.values():
-            if c.unseen > UNSEEN:
-                report(
-                    f"{folder}: {c.unseen:.0%} of the lesion of {c.case} lies outside of the map"
-                )
-        result, draws[name] = _result(
-            name, folder, [*cases.values()], first, seen[folder], seed=seed, replicates=replicates
-        )
-        clean = [c for case, c in cases.items() if case not in tainted]
-        if tainted and clean:
-            own = replace(seen[folder], leaks=())
-            rest, clean_draws[name] = _result(
-                name, folder, clean, first, own, seed=seed, replicates=replicates
-            )
-            result = replace(result, without_seen=rest)
-        if result.left_out:
-            report(f"{folder}: left out: {'; '.join(result.left_out)}")
-        results[name] = result
-    return [
-        replace(
-            r,
-            differences=_differences(r.method, draws),
-            without_seen=r.without_seen
-            and replace(r.without_seen, differences=_differences(r.method, clean_draws)),
-        )
-        for r in results.values()
-    ]
-
-
-def _differences(method: str, draws: Mapping[str, Draws]) -> dict[str, Mapping[Key, Interval]]:
-    """This method against each of the references that are among the methods."""
-    mine = draws[method]
-    return {
-        name: {
-            key: difference(mine[key], theirs).interval()
-            for key, theirs in draws[name].items()
-            if key in mine and key[0] not in COSTS
-        }
-        for name in REFERENCES
-        if name in draws and name != method
-    }
-
-
-def _refuse_twice(folder: Path, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
-    """One volume under two names would count its lesions twice.
-
-    Raises:
-        DataError: two cases were made of the same file
-    """
-    owners: dict[str, str] = {}
-    for case, sidecar in sidecars.items():
-        for digest in {str(i.get("sha256") or "") for i in (sidecar.get("inputs") or {}).values()}:
-            if digest and owners.setdefault(digest, case) != case:
-                raise DataError(
-                    f"{folder}: expected every volume once, got {owners[digest]} and {case} of "
-                    "the same file (equal SHA-256 in their sidecars); remove the outputs of one."
-                )
-
-
-def _known(
-    maps: Mapping[Path, Mapping[str, Path]],
-    truth: Path | str,
-    *,
-    by: str | None,
-    layout: Spec,
-    report: Callable[[str], None],
-) -> dict[str, Truth]:
-    """The cases that every folder has, with their truth."""
+    for folder in places:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: expected a folder of results, nothing is there.")
+    maps = {folder: found for folder in places if (found := maps_in(folder))}
     truths = find_truths(truth, layout)
-    shared = set.intersection(*(set(m) for m in maps.values()))
-    if not shared:
-        raise UsageError(
-            f"{', '.join(map(str, maps))}: expected maps of the same cases, got folders without a "
-            "case in common; evaluate them one by one."
-        )
-    for folder, found in maps.items():
-        if extra := sorted(set(found) - shared):
-            report(
-                f"{folder}: {len(extra)} cases are not in every folder and left out: {extra[0]}"
+    labels = {folder: found for folder in places if (found := segmentations_in(folder, truths))}
+    for folder in places:
+        if folder not in maps and folder not in labels:
+            raise UsageError(
+                f"{folder}: has no *_{MAP}.nii.gz and no *_{DSEG}.nii.gz; localize into this "
+                "folder first, or segment."
             )
-    known = {case: truths[case] for case in sorted(shared) if case in truths}
-    if missing := sorted(shared - set(known)):
-        report(f"{truth}: no truth for {len(missing)} cases, left out: {missing[0]}")
-    if not known:
-        raise DataError(
-            f"{truth}: no mask fits the cases of {next(iter(maps))}, for example "
-            f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
-            "with labels."
-        )
-    if by and not any(by in t.attributes for t in known.values()):
-        there = sorted({name for t in known.values() for name in t.attributes})
-        report(
-            f"by {by}: no case has this attribute, subgroups are left out; there are "
-            f"{', '.join(there) or 'none'}"
-        )
-    return known
-
-
-def _maps(folder: Path) -> dict[str, Path]:
-    """Map of each case in a folder."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder of results of a localization.")
-    ending = f"_{MAP}.nii.gz"
-    found = {p.name.removesuffix(ending): p for p in sorted(folder.glob(f"*{ending}"))}
-    if not found:
-        raise UsageError(f"{folder}: has no *{ending}; localize into this folder first.")
-    return found
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    return read_facts(path.with_name(path.name.removesuffix(".nii.gz") + ".json"))
-
-
-def _spent(entry: LedgerEntry | None) -> dict[str, float]:
-    """The cost of a case in the ledger of its folder."""
-    names = ("seconds", "network_calls", "peak_gb")
-    known = {name: getattr(entry, name, None) for name in names}
-    return {name: float(value) for name, value in known.items() if value is not None}
-
-
-def _result(
-    name: str,
-    folder: Path,
-    cases: Sequence[Measured],
-    facts: Mapping[str, Any],
-    seen: Leakage,
-    *,
-    seed: int,
-    replicates: int,
-) -> tuple[MethodResult, Draws]:
-    cases = _with_reference(cases)
-    # the same draws for every method, and common bins, so that differences are the methods'
-    slim = _on_common_bins(cases)
-    patients = [c.patient for c in slim]
-
-    def draw(statistic: Statistic, chosen: Sequence[Measured], behind: int) -> Replicates:
-        whose = [c.patient for c in chosen]
-        count = replicates if behind >= MIN_PATIENTS else 0
-        return resampled(chosen, statistic, patients=whose, seed=seed, replicates=count)
-
-    groups = sorted({c.group for c in slim} - {""})
-    gaps = {
-        m: gap(
-            slim,
-            MEASURES[m],
-            groups=[c.group for c in slim],
-            patients=patients,
-            better="lower" if m in LOWER_IS_BETTER else "higher",
-            seed=seed,
-            replicates=replicates,
-        )
-        for m in (GAP_MEASURES if len(groups) > 1 else ())
-    }
-    draws: Draws = {(m,): draw(s, slim, patients_behind(m, slim)) for m, s in MEASURES.items()}
-    for g in groups:
-        inside = [c for c in slim if c.group == g]
-        for m in GROUP_MEASURES:
-            draws[m, g] = draw(MEASURES[m], inside, patients_behind(m, inside))
-    strata = [(k, s) for k, s in enumerate(stratified(lesions_in(slim))) if s.lesions]
-    for k, stratum in strata:
-        behind = len({c.patient for c in slim if stratified(_lesions_of(c))[k].lesions})
-        for way in WAYS:
-            draws[way, _range(stratum)] = draw(_rate(stratum, way), slim, behind)
-    scores, abnormal = [c.score for c in slim], [c.abnormal for c in slim]
-    found = MethodResult(
-        method=name,
-        folder=folder,
-        measures={m: draws[m,].interval() for m in MEASURES},
-        groups={g: {m: draws[m, g].interval() for m in GROUP_MEASURES} for g in groups},
-        cases=cases,
-        facts=facts,
-        leakage=seen,
-        gaps={m: found for m, found in gaps.items() if np.isfinite(found.gap.value)},
-        sizes=[
-            Size(stratum, *(draws[way, _range(stratum)].interval() for way in WAYS))
-            for _, stratum in strata
-        ],
-        confounding=confounding(scores, abnormal, [c.origin for c in slim]),
-        turnaround=turnaround(scores, abnormal, seed=seed)
-        if any(abnormal) and not all(abnormal)
-        else None,
-        curves=Curves(
-            froc(lesions_in(slim)),
-            reliability_in(slim),
-            calibration_error.risk_coverage(errors_in(slim)),
-        ),
-    )
-    return replace(found, left_out=_left_out(found)), draws
-
-
-def _lesions_of(case: Measured) -> list[Lesions]:
-    return [] if case.lesions is None else [case.lesions]
-
-
-def _rate(stratum: Stratum, way: str) -> Statistic:
-    """Share of the lesions of a size that were found."""
-
-    def statistic(cases: Sequence[Measured]) -> float:
-        found = [
-            hit
-            for c in lesions_in(cases)
-            for volume, hit in zip(c.volumes_ml, getattr(c, way), strict=True)
-            if stratum.low_ml <= volume < stratum.high_ml
-        ]
-        return sum(found) / len(found) if found else float("nan")
-
-    return statistic
-
-
-def _with_reference(cases: Sequence[Measured]) -> list[Measured]:
-    """Every other patient with healthy volumes is one of those that others are compared with."""
-    order = sorted({c.patient for c in cases if not c.abnormal})
-    chosen = set(order[::2])
-    return [replace(c, reference=not c.abnormal and c.patient in chosen) for c in cases]
-
-
-def _on_common_bins(cases: Sequence[Measured]) -> list[Measured]:
-    maps = detection.coarse([c.histogram for c in cases])
-    with_errors = [c.errors for c in cases if c.errors is not None]
-    errors = iter(detection.coarse(with_errors) if with_errors else [])
-    return [
-        replace(c, histogram=h, errors=None if c.errors is None else next(errors))
-        for c, h in zip(cases, maps, strict=True)
-    ]
-
-
-def _left_out(found: MethodResult) -> list[str]:
-    """What has no metric, with the reason, in a few words each."""
-    cases, value = found.cases, {m: i.value for m, i in found.measures.items()}
-    lines = []
-    if not lesions_in(cases):
-        lines.append("lesions and boxes (no masks)")
-    if found.curves.reliability is None:
-        lines.append("reliability (no probabilities; validation volumes with truth fit them)")
-    if found.curves.risk_coverage is None:
-        lines.append(
-            "risk-coverage (no uncertainty maps and masks; ensemble.seeds > 1 writes them)"
-        )
-    if not restored_in(cases):
-        lines.append("RQI, AHI, CACI (no pseudo-healthy volumes and images)")
-    elif not np.isfinite(value["ahi"]):
-        lines.append("AHI (too few volumes, or lesions change the features too little)")
-    if not np.isfinite(value["seconds"]):
-        lines.append("cost (no ledger)")
-    return lines
+    how = {"seed": seed, "replicates": replicates, "by": by, "report": report}
+    how |= {"allow_seen": allow_seen, "same_names": same_names}
+    results: list[EvaluationResult] = []
+    if maps:
+        known = known_cases(maps, truths, truth, by=by, report=report)
+        results += evaluate_maps(maps, known, **how)
+    if labels:
+        known = known_cases(labels, truths, truth, by=by, report=report)
+        results += evaluate_segmentations(labels, known, rules=rules, **how)
+    return results

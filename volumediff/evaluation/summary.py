@@ -1,22 +1,22 @@
 """Tables and sentences about an evaluation, for reports, the terminal and Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from volumediff.evaluation.confounding import ORIGINS, Confounding
-from volumediff.evaluation.evaluate import REFERENCES, WAYS, Key, MethodResult
 from volumediff.evaluation.figures import COSTS, LOWER_IS_BETTER, UNRANKED
 from volumediff.evaluation.healthy import healthy_rates
 from volumediff.evaluation.leakage import said
+from volumediff.evaluation.localization import REFERENCES, WAYS, Key, MethodResult
 from volumediff.evaluation.measure import Measured
+from volumediff.evaluation.table_line import Line, plain
 from volumediff.metrics.bootstrap import MIN_PATIENTS, Interval
 
 __all__ = [
     "HEADINGS",
     "CaseRow",
-    "Line",
     "case_table",
     "confounded_lines",
     "coverage",
@@ -71,43 +71,6 @@ WAY_NAMES = {"by_iou": "IoU", "by_recall": "recall"}
 NAN = float("nan")
 
 
-@dataclass(frozen=True)
-class Line:
-    """A row of a table: one number of every method.
-
-    Arguments:
-        heading: what it is
-        cells: of the methods, in order
-        differences: reference -> that of each method to it, None for the reference itself
-        count: whether it is a number per volume instead of a share
-        lowest: whether the smallest is the best; None where no end is
-    """
-
-    heading: str
-    cells: Sequence[Interval]
-    differences: Mapping[str, Sequence[Interval | None]] = field(default_factory=dict)
-    count: bool = False
-    lowest: bool | None = False
-
-    def text(self, value: float, sign: str = "") -> str:
-        """A number as this row writes it; empty where there is none."""
-        if not np.isfinite(value):
-            return ""
-        if not self.count:
-            return f"{value:{sign}.3f}"
-        return f"{value:{sign}.1f}" if abs(value) < 100 else f"{value:{sign}.0f}"
-
-    @property
-    def best(self) -> int | None:
-        """Number of the best method; None with a tie as written, or with nothing to compare."""
-        values = [(c.value, i) for i, c in enumerate(self.cells) if np.isfinite(c.value)]
-        if self.lowest is None or len(values) < 2:
-            return None
-        top = min(values) if self.lowest else max(values)
-        written = [self.text(value) for value, _ in values]
-        return top[1] if written.count(self.text(top[0])) == 1 else None
-
-
 def references(results: Sequence[MethodResult]) -> list[str]:
     """The references that are among the methods."""
     return [name for name in REFERENCES if any(name in r.differences for r in results)]
@@ -134,11 +97,6 @@ def _line(
     )
 
 
-def _plain(value: float) -> Interval:
-    """A number without an interval."""
-    return Interval(value, NAN, NAN, 0.95, 0)
-
-
 def measure_table(results: Sequence[MethodResult]) -> list[Line]:
     """A row per measure that some method has."""
     lines = []
@@ -156,7 +114,7 @@ def measure_table(results: Sequence[MethodResult]) -> list[Line]:
             ("minutes sick volumes wait", "positive"),
             ("  in order of arrival", "positive_fifo"),
         ):
-            cells = [_plain(NAN if w is None else getattr(w, name)) for w in waits]
+            cells = [plain(NAN if w is None else getattr(w, name)) for w in waits]
             lowest = True if name == "positive" else None
             lines.append(Line(heading, cells, count=True, lowest=lowest))
     return lines
@@ -170,7 +128,7 @@ def _auroc_lines(results: Sequence[MethodResult], line: Line) -> list[Line]:
     if most is None or not most.confounded:
         return [line]
     marked = Line(f"{line.heading}, CONFOUNDED", line.cells, line.differences, lowest=None)
-    within = [_plain(next(iter(r.confounding)).within) for r in results]
+    within = [plain(next(iter(r.confounding)).within) for r in results]
     if not any(np.isfinite(c.value) for c in within):
         return [marked]
     return [marked, Line(f"  within one {most.attribute}", within)]
@@ -225,7 +183,7 @@ def size_table(results: Sequence[MethodResult]) -> list[Line]:
         for way in WAYS:
 
             def cell(r: MethodResult, name: str = name, way: str = way) -> Interval:
-                return next((getattr(s, way) for s in r.sizes if s.name == name), _plain(NAN))
+                return next((getattr(s, way) for s in r.sizes if s.name == name), plain(NAN))
 
             heading = f"{name} ({counts[name].lesions}), {WAY_NAMES[way]}"
             lines.append(_line(results, heading, (way, name), cell))

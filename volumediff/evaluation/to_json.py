@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.evaluation.evaluate import Curves, MethodResult
 from volumediff.evaluation.figures import boxes_in
 from volumediff.evaluation.healthy import healthy_rates
+from volumediff.evaluation.localization import Curves, MethodResult
 from volumediff.evaluation.measure import Measured
+from volumediff.evaluation.segmentation import SegmentationEvaluation
+from volumediff.evaluation.segmentation_case import SegmentedCase
 from volumediff.metrics import boxes, calibration_error
 from volumediff.metrics.bootstrap import Interval
 from volumediff.metrics.lesions import SIZES_ML
+from volumediff.metrics.panoptic import panoptic
 from volumediff.metrics.subgroups import subgroup_auroc
 
-__all__ = ["to_json"]
+__all__ = ["segmentation_details", "segmentation_values", "to_json"]
 
 # Points of a curve in the JSON.
 POINTS = 200
@@ -78,6 +81,81 @@ def to_json(results: Sequence[MethodResult]) -> dict[str, Any]:
     }
 
 
+def segmentation_values(
+    results: Sequence[SegmentationEvaluation],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """method -> label value, or `mean` -> metric -> value."""
+    return {
+        r.method: {
+            label: {metric: i.value for metric, i in figures.items()}
+            for label, figures in r.labels.items()
+        }
+        for r in results
+    }
+
+
+def segmentation_details(results: Sequence[SegmentationEvaluation]) -> dict[str, Any]:
+    """Intervals, differences, rules and cases of every method, as plain values."""
+
+    def intervals(table: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+        return {
+            label: {metric: asdict(i) for metric, i in row.items()} for label, row in table.items()
+        }
+
+    return {
+        r.method: {
+            "folder": str(r.folder),
+            "labels": list(r.values),
+            "intervals": intervals(r.labels),
+            "differences": {name: intervals(found) for name, found in r.differences.items()},
+            "panoptic_by_size": {
+                label: [
+                    {"low_ml": low, "high_ml": high, "pq": c.pq, "rq": c.rq, "sq": c.sq}
+                    | {"tp": c.tp, "fp": c.fp, "fn": c.fn}
+                    for (low, high), c in sizes.items()
+                ]
+                for label, sizes in r.sizes.items()
+            },
+            "groups": {g: asdict(i) for g, i in r.groups.items()},
+            "rules": {"tolerance_mm": r.rules.tolerance_mm, **asdict(r.rules.absent)},
+            "reliability": _reliability(r),
+            "left_out": list(r.left_out),
+            "seen": asdict(r.leakage),
+            "without_seen": r.without_seen
+            and segmentation_values([r.without_seen])[r.without_seen.method],
+            "cases": [_segmented(c) for c in r.cases],
+            "weights_sha256": r.facts.get("weights_sha256"),
+        }
+        for r in results
+    }
+
+
+def _reliability(result: SegmentationEvaluation) -> dict[str, Any]:
+    """label -> bins of its probability, the background as 0."""
+    values = sorted({v for c in result.cases for v in c.reliability})
+    tables = {
+        v: calibration_error.total(c.reliability[v] for c in result.cases if v in c.reliability)
+        for v in values
+    }
+    return {str(v): _bins(t) for v, t in tables.items() if t is not None}
+
+
+def _segmented(c: SegmentedCase) -> dict[str, Any]:
+    return {
+        "case": c.case,
+        "patient": c.patient,
+        "group": c.group,
+        "tolerance_mm": c.tolerance_mm,
+        "samples": c.samples,
+        "labels": {
+            str(v): {**row, **c.readers.get(v, {}), "pq": panoptic(c.objects[v]).pq}
+            for v, row in c.agreement.items()
+        },
+        "readers": dict(c.readers_mean),
+        "cost": dict(c.cost),
+    }
+
+
 def _case(c: Measured) -> dict[str, Any]:
     found = None
     if c.lesions is not None:
@@ -119,10 +197,13 @@ def _curves(curves: Curves) -> dict[str, Any]:
     for name in ("froc", "risk_coverage"):
         curve = getattr(curves, name)
         found[name] = curve and {axis: thinned(values) for axis, values in vars(curve).items()}
-    table = curves.reliability
-    found["reliability"] = table and {
+    found["reliability"] = curves.reliability and _bins(curves.reliability)
+    return found
+
+
+def _bins(table: calibration_error.Reliability) -> dict[str, list[int] | list[float]]:
+    return {
         "voxels": table.voxels.tolist(),
         "predicted": (table.predicted / np.maximum(table.voxels, 1)).tolist(),
         "lesions": (table.lesions / np.maximum(table.voxels, 1)).tolist(),
     }
-    return found

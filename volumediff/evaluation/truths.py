@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
-from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS
+from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS, in_order, split_reader
 from volumediff.data.readers import majority
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
 from volumediff.data.truth import filled, label_map, only
-from volumediff.data.volume import Volume, check_grids, read
+from volumediff.data.volume import Volume, check_grids
 from volumediff.errors import DataError
 from volumediff.metrics.boxes import Boxes
 from volumediff.metrics.boxes import boxes as boxes_of
 
-__all__ = ["Marks", "Truth", "find_truths"]
+__all__ = ["LabelMaps", "Marks", "Truth", "find_truths"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,21 @@ class Marks:
     lesion: Bool[Tensor, "d h w"]
     ignored: Bool[Tensor, "d h w"]
     boxes: Boxes
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMaps:
+    """What every voxel is, on the grid of a segmentation.
+
+    Arguments:
+        consensus: label values; of several readers, what most of them say
+        readers: label values of each of several readers; None where there is one truth
+        ignored: voxels that count neither for nor against a segmentation
+    """
+
+    consensus: UInt8[np.ndarray, "d h w"]
+    readers: UInt8[np.ndarray, "r d h w"] | None
+    ignored: Bool[np.ndarray, "d h w"]
 
 
 @dataclass(frozen=True)
@@ -94,20 +109,39 @@ class Truth:
         ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
         return Marks(lesion, (ignored | self._associated(like)) & ~lesion, boxes_of(lesion))
 
+    def label_maps(self, like: Volume) -> LabelMaps:
+        """The labels themselves, every value of them, on the grid of a segmentation.
+
+        Raises:
+            DataError: the truth is boxes, or lies on another grid
+        """
+        if self.path is None and not self.readers:
+            raise DataError(
+                f"{self.case}: expected a label map to compare a segmentation with, got boxes."
+            )
+        label = self._label(like).array[0].astype(np.uint8)
+        readers = [_label_on(like, path).array for path in self.readers.values()]
+        ignored = np.isin(label, self.ignored) | self._associated(like).numpy()
+        return LabelMaps(
+            label, np.concatenate(readers).astype(np.uint8) if readers else None, ignored
+        )
+
     def _label(self, like: Volume) -> Volume:
         """The mask, or what most readers say."""
         files = [self.path] if self.path is not None else [*self.readers.values()]
-        maps = [label_map(path) for path in files]
-        for volume in maps:
-            check_grids(like, volume)
+        maps = [_label_on(like, path) for path in files]
         return replace(maps[0], array=majority(np.concatenate([v.array for v in maps])))
 
     def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
         if self.associated is None:
             return torch.zeros(like.array.shape[1:], dtype=torch.bool)
-        label = read(self.associated, kind="label")
-        check_grids(like, label)
-        return torch.from_numpy(label.array[0] > 0)
+        return torch.from_numpy(_label_on(like, self.associated).array[0] > 0)
+
+
+def _label_on(like: Volume, path: Path) -> Volume:
+    label = label_map(path)
+    check_grids(like, label)
+    return label
 
 
 def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
@@ -153,9 +187,13 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             del found[name]
     if found:
         return found
+    readers: dict[str, dict[str, Path]] = {}
     for path in sorted(root.glob("*.nii*")) if root.is_dir() else ():
-        name, _, word = stem_of(path).rpartition("_")
-        if name and word.lower() in LABEL_WORDS:
+        stem, reader = split_reader(stem_of(path))
+        name, _, word = stem.rpartition("_")
+        if name and word.lower() in LABEL_WORDS and reader is not None:
+            readers.setdefault(name, {})[reader] = path
+        elif name and word.lower() in LABEL_WORDS:
             beside = path.with_name(path.name.replace(f"_{word}.", f"_{ASSOCIATED_WORD}."))
             found[safe_id(name)] = Truth(
                 safe_id(name),
@@ -164,6 +202,9 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
                 {},
                 associated=beside if beside.is_file() else None,
             )
+    for name, paths in readers.items():
+        alone = Truth(safe_id(name), patient_of(name), None, {})
+        found[alone.case] = replace(found.get(alone.case, alone), readers=in_order(paths))
     if not found:
         raise DataError(
             f"truth {root}: found no masks; expected a data set with labels or boxes, or files "

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import volumediff
+from volumediff.calibration.label_thresholds import fitted
 from volumediff.data.cases import Case
 from volumediff.errors import UsageError
 from volumediff.inference.cost import Cost, counted
@@ -177,8 +178,18 @@ class Segmenting:
         return Segmented(examination, found, grid, ready.spacing_mm, facts, cost)
 
 
-def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
-    """Settles a segmentation.
+def segmenting(
+    trained: Trained,
+    options: SegmentOptions,
+    *,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Segmenting:
+    """Settles a segmentation; fits what the method fits on the run's validation volumes.
+
+    Arguments:
+        trained: a run that segments
+        options: method and the rest
+        announce: receives progress lines of a fit
 
     Raises:
         UsageError: no such method, or a run that does not segment
@@ -191,6 +202,7 @@ def segmenting(trained: Trained, options: SegmentOptions) -> Segmenting:
     except ValueError as error:
         reason = f"does not suit {trained.run}: {error}"
         raise UsageError(f"method '{method}': {reason}") from None
+    segmenter = fitted(trained, segmenter, seed=options.seed, report=announce)
     return Segmenting(trained, method, segmenter, options)
 
 
@@ -202,6 +214,7 @@ def segment(
     *,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Segments every case of the sources and writes the results.
 
@@ -212,12 +225,13 @@ def segment(
         options: method and the rest
         overwrite: whether results of other settings in `out` may be replaced
         report: receives a line per case; None shows progress on the terminal
+        announce: receives what happens before the first case
 
     Raises:
         UsageError: method, run, sources and output folder do not fit
         DataError: a source has no cases, or the disk is full
     """
-    work = segmenting(trained, options)
+    work = segmenting(trained, options, announce=announce)
     names = trained.image_names(options.channels)
     cases, problems = find_inputs(source, channels=names, layout=options.layout)
     policy = trained.preprocessing.policy

@@ -40,6 +40,8 @@ class Kernel(ABC):
             its own, which then needs recipes and methods that declare it
         predicts: quantities that its predictions hold, of x0, eps and v
         classes: number of classes of a state's variables; None for real numbers
+        valued: whether it is about values at places, so that states are voxels (or bits of a
+            binary autoencoder) and never coefficients; networks may still compute on coefficients
 
     Arguments:
         schedule: signal and noise over time
@@ -49,6 +51,34 @@ class Kernel(ABC):
     path: ClassVar[str] = ""
     predicts: ClassVar[tuple[str, ...]] = ("x0",)
     classes: ClassVar[int | None] = None
+    valued: ClassVar[bool] = False
+
+    def over(self, classes: int) -> "Kernel":
+        """The kernel for states whose variables have so many classes, where it leaves that open.
+
+        Arguments:
+            classes: of the code that is diffused; 2 for bits
+        """
+        return self
+
+    def given(self, law: Float[Tensor, "b k d h w"] | None) -> "Kernel":
+        """The kernel whose states end in a law of their own in every voxel.
+
+        Arguments:
+            law: E[z_1], with the channels of a state; None for the kernel's usual end
+
+        Raises:
+            ValueError: it has no such ends
+        """
+        if law is not None:
+            raise ValueError(
+                f"{type(self).__name__} ends in noise alone, not in a law per voxel; use discrete."
+            )
+        return self
+
+    def outputs(self, k: int) -> int:
+        """Channels of a network's output for states of k channels."""
+        return k
 
     @property
     def variance_preserving(self) -> bool:

@@ -39,12 +39,15 @@ class Prediction:
         eps: the noise; NaN where states are discrete
         v: alpha eps - sigma x0
         noisy: log-odds that there is noise in a state voxel, of networks that predict it
+        spread: r of every state voxel where the kernel learns the variance of its steps: 0 is the
+            posterior's, 1 the forward one, in between the geometric mean with weights 1 - r and r
     """
 
     x0: State
     eps: State
     v: State
     noisy: Float[Tensor, "b 1 d h w"] | None = None
+    spread: State | None = None
 
     @classmethod
     def from_x0(cls, output: State, z_t: State, alpha: Level, sigma: Level) -> "Prediction":

@@ -6,10 +6,15 @@ r"""Gaussian kernel, for any signal and noise,
           q(z_s | z_t, z_0) &= N\!\Big(\frac{\alpha_s b}{\sigma_t^2} z_0 +
           \frac{g\, \sigma_s^2}{\sigma_t^2} z_t,\; b \frac{\sigma_s^2}{\sigma_t^2}\Big),
 
-with b = 1 - g^2 where the schedule preserves variance.
+with b = 1 - g^2 where the schedule preserves variance. A learned variance is
+
+.. math:: b\, (\sigma_s / \sigma_t)^{2 (1 - r)}, \qquad r = (1 + \text{output}) / 2,
+
+which is that of q(z_s | z_t, z_0) at r = 0, right for data without spread, and b at r = 1, right
+for data of unit variance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -39,16 +44,21 @@ class Gaussian(Kernel):
         schedule: signal and noise over time
         prediction: what the network's output is
         weighting: of which quantity the loss is the mean squared error; None for the output's own
+        variance: `posterior` for that of q(z_s | z_t, z_0) in every step; `learned` for one that
+            the network gives in as many channels more, which ancestral sampling then uses and the
+            loss `vlb` trains
 
     References:
         Ho et al. (2020), arXiv:2006.11239, eq. 4 to 7; Salimans and Ho (2022), arXiv:2202.00512;
-        Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv:2210.02747, for u
+        Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv:2210.02747, for u;
+        Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 15, for the learned variance
     """
 
     path: ClassVar[str] = "gaussian"
     predicts: ClassVar[tuple[str, ...]] = ("x0", "eps", "v")
     prediction: Quantity = "v"
     weighting: Quantity | None = None
+    variance: Literal["posterior", "learned"] = "posterior"
 
     def __post_init__(self) -> None:
         if self.prediction == "eps" and self.schedule.zero_terminal_snr:
@@ -70,7 +80,17 @@ class Gaussian(Kernel):
         ratio, spread = self.schedule.transition(s, t)
         return per_sample(ratio, z_s) * z_s + per_sample(spread.sqrt(), z_s) * noise
 
-    def predict(self, output: State, z_t: State, t: Level) -> Prediction:
+    def outputs(self, k: int) -> int:
+        return 2 * k if self.variance == "learned" else k
+
+    def predict(self, output: Float[Tensor, "b o d h w"], z_t: State, t: Level) -> Prediction:
+        if self.variance == "learned":
+            mean, spread = output.chunk(2, dim=1)
+            return replace(self._read(mean, z_t, t), spread=(1 + spread) / 2)
+        return self._read(output, z_t, t)
+
+    def _read(self, output: State, z_t: State, t: Level) -> Prediction:
+        """The part of the output that is about the mean."""
         alpha, sigma = self.schedule(t)
         if self.prediction == "eps":
             return Prediction.from_eps(output, z_t, alpha, sigma)
@@ -91,19 +111,40 @@ class Gaussian(Kernel):
 
     def step(self, prediction: Prediction, z_t: State, t: Level, s: Level, noise: State) -> State:
         mean, deviation = self.posterior(prediction.x0, z_t, t, s)
+        if prediction.spread is not None:
+            return mean + self.deviation(prediction.spread, t, s) * noise
         return mean + per_sample(deviation, z_t) * noise
 
-    def loss(self, output: State, z_0: State, z_t: State, t: Level, noise: State) -> Level:
+    def deviation(self, spread: State, t: Level, s: Level) -> State:
+        """Standard deviation of a step from t to s with a learned variance, per state voxel."""
+        _, b = self.schedule.transition(s, t)
+        shrink = per_sample(self.schedule(s)[1] / self.schedule(t)[1], spread)
+        return per_sample(b.sqrt(), spread) * shrink ** (1 - spread)
+
+    def target(self, z_0: State, t: Level, noise: State) -> State:
+        """What the network's output is compared with."""
         alpha, sigma = self.schedule(t)
         if self.prediction == "eps":
-            target = noise
-        elif self.prediction == "x0":
-            target = z_0
-        elif self.prediction == "u":
+            return noise
+        if self.prediction == "x0":
+            return z_0
+        if self.prediction == "u":
             d_alpha, d_sigma = self.schedule.rates(t)
-            target = per_sample(d_alpha, z_0) * z_0 + per_sample(d_sigma, z_0) * noise
-        else:
-            target = per_sample(alpha, z_0) * noise - per_sample(sigma, z_0) * z_0
+            return per_sample(d_alpha, z_0) * z_0 + per_sample(d_sigma, z_0) * noise
+        return per_sample(alpha, z_0) * noise - per_sample(sigma, z_0) * z_0
+
+    def loss(
+        self,
+        output: Float[Tensor, "b o d h w"],
+        z_0: State,
+        z_t: State,
+        t: Level,
+        noise: State,
+    ) -> Level:
+        if self.variance == "learned":
+            output = output[:, : z_0.shape[1]]
+        alpha, sigma = self.schedule(t)
+        target = self.target(z_0, t, noise)
         dtype = torch.promote_types(output.dtype, torch.float32)
         errors = (output.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
         if self.weighting is None:

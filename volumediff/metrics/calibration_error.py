@@ -5,10 +5,13 @@ made monotone, turns it into a probability p (isotonic regression, Zadrozny and 
 fitted on validation alone and then frozen. On test voxels with truth y, in bins k of p,
 
     ECE = Σ_k (n_k / n) |mean p - mean y|,   MCE = max_k |mean p - mean y|,
+    ACE = mean_k |mean p - mean y| over the bins that have voxels,
     Brier = mean (p - y)²,   skill = 1 - Brier / (π (1 - π)),
 
 with π the share of lesion voxels: a map that says π everywhere has skill 0. Lesions are rare, so
-that ECE is small for every map that says "nearly never"; the skill is not.
+that ECE is small for every map that says "nearly never"; the skill is not, nor is the ACE, the
+average calibration error of MONAI ("adaptive" is another error of the same initials). A class of
+a segmentation has its own table, of its probability against the voxels of its label.
 
 With an uncertainty u per voxel and losses ℓ (errors of the mask), risk-coverage asks what remains
 when the least certain voxels go to a reader: risk(c) is the mean loss of the share c with the
@@ -28,7 +31,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from volumediff.metrics.detection import Histogram, coarse
 
@@ -40,10 +43,12 @@ __all__ = [
     "aurc",
     "fit",
     "reliability",
+    "reliability_of",
     "risk_coverage",
     "total",
 ]
 
+ROUNDING = 1e-3  # probabilities may have been interpolated and stored in half precision
 BINS = 15  # of probabilities (Guo et al. 2017)
 STEPS = (
     256  # of scores before the fit: fewer than a map has values, so that it can be written down
@@ -129,6 +134,12 @@ class Reliability:
         return float(gaps.max()) if len(gaps) else float("nan")
 
     @property
+    def ace(self) -> float:
+        """Average calibration error: every bin that has voxels weighs the same; nan without."""
+        _, gaps = self._gaps()
+        return float(gaps.mean()) if len(gaps) else float("nan")
+
+    @property
     def brier(self) -> float:
         """Mean squared error; nan without voxels."""
         n = int(self.voxels.sum())
@@ -158,6 +169,37 @@ def reliability(h: Histogram, probability: Probability, *, bins: int = BINS) -> 
         predicted=binned(voxels * p),
         lesions=binned(h.abnormal).astype(np.int64),
         squares=float(squares),
+    )
+
+
+def reliability_of(
+    probability: Float[np.ndarray, "*shape"],
+    truth: Bool[np.ndarray, "*shape"],
+    *,
+    bins: int = BINS,
+) -> Reliability:
+    """Reliability of one class of a segmentation, voxel by voxel.
+
+    Arguments:
+        probability: of the class, in [0, 1]
+        truth: voxels of the class
+        bins: of equal width
+
+    Raises:
+        ValueError: a probability outside of [0, 1]
+    """
+    p, y = probability.ravel().astype(np.float64), truth.ravel()
+    if p.size and not (p.min() >= -ROUNDING and p.max() <= 1 + ROUNDING):
+        raise ValueError(
+            f"expected probabilities in [0, 1], got values from {p.min():.4g} to {p.max():.4g}."
+        )
+    p = p.clip(0, 1)
+    k = np.minimum((p * bins).astype(int), bins - 1)
+    return Reliability(
+        voxels=np.bincount(k, minlength=bins),
+        predicted=np.bincount(k, weights=p, minlength=bins),
+        lesions=np.bincount(k[y], minlength=bins),
+        squares=float(np.sum((p - y) ** 2)),
     )
 
 

@@ -100,8 +100,6 @@ class Recipe(ABC):
         shows_mask: whether the network is shown a mask, one channel in state space
         mask_loss: weight of the cross entropy of a mask of noise that the network predicts beside
             the kernel's quantity; 0 for networks without this channel
-        dice: weight of the soft Dice loss of the mask that is modelled, in voxels, beside the
-            kernel's loss
         exact: whether the target is no volume, so that it needs a space that loses nothing
         corruption: what volumes are changed with, for recipes that do
         drop: probability with which a class is hidden
@@ -118,7 +116,6 @@ class Recipe(ABC):
     scalars: tuple[str, ...]
     reference: bool = False
     mask_loss: float = 0.0
-    dice: float = 0.0
     teaches: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ("gaussian",)
     samples: ClassVar[bool] = True
@@ -142,6 +139,21 @@ class Recipe(ABC):
     @abstractmethod
     def classes(self) -> int:
         """Number of classes, not counting the null class; 0 without classes."""
+
+    @property
+    def codes(self) -> int | None:
+        """Classes of each variable of what is diffused, where it is coded in -1 and 1 as discrete
+        kernels take it; None where it is not."""
+        return None
+
+    @property
+    def label_count(self) -> int | None:
+        """Masks in what is diffused; None where there are none."""
+        return 1 if self.marks == "self" else None
+
+    def shares(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b l d h w"]:
+        """Memberships in the masks that are diffused: differentiable, and not cut to [0, 1]."""
+        return (x + 1) / 2
 
     def problem(self, c: int) -> str | None:
         """Why volumes of c channels make no target; None where they do."""

@@ -30,6 +30,7 @@ class LabelDiffusion(Recipe):
     """
 
     teaches: ClassVar[str] = "label_diffusion"
+    paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     needs_labels: ClassVar[bool] = True
     segments: ClassVar[bool] = True
     # Codes have about unit second moment already, and the image shares the space.
@@ -56,6 +57,17 @@ class LabelDiffusion(Recipe):
     @property
     def classes(self) -> int:
         return 0
+
+    @property
+    def codes(self) -> int | None:
+        return self.coding.classes(len(self.labels))
+
+    @property
+    def label_count(self) -> int:
+        return len(self.labels)
+
+    def shares(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b l d h w"]:
+        return self.coding.shares(x)
 
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True

@@ -12,11 +12,11 @@ from volumediff.codings.signed import Signed
 from volumediff.recipes._base import Recipe, Subject, Target
 from volumediff.recipes.label_diffusion import LabelDiffusion
 
-__all__ = ["LabelMaps"]
+__all__ = ["LabelMapRecipe"]
 
 
 @dataclass(frozen=True)
-class LabelMaps(Recipe):
+class LabelMapRecipe(Recipe):
     """The labels of a volume in a code, as `label_diffusion` has them.
 
     Arguments:

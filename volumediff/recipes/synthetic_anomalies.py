@@ -28,11 +28,11 @@ class SyntheticAnomalies(Recipe):
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
         sound: share of samples that stay as they are, with m = 0
-        dice: weight of the soft Dice loss beside the squared error, which learns little from a
-            mask of few voxels before thousands of steps; the map is then no posterior mean
+
+    The squared error learns little from a mask of few voxels before thousands of steps; with
+    `losses: [{name: dice}]` beside it the map is no posterior mean any more.
 
     References:
-        Milletari et al. (2016), V-Net, arXiv:1606.04797, for the Dice loss
         Tan et al. (2020), Detecting Outliers with Foreign Patch Interpolation, arXiv:2011.04197
     """
 
@@ -45,11 +45,8 @@ class SyntheticAnomalies(Recipe):
     atlas: bool = False
     scalars: tuple[str, ...] = ()
     sound: float = 0.1
-    dice: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.dice >= 0:
-            raise ValueError(f"dice: expected a weight of at least 0, got {self.dice}.")
         if not 0 <= self.sound < 1:
             raise ValueError(f"sound: expected a share in [0, 1), got {self.sound}.")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumediff.evaluation.evaluate import MethodResult
 from volumediff.evaluation.leakage import said
+from volumediff.evaluation.localization import MethodResult
 from volumediff.metrics.lesions import FROC_RATES
 from volumediff.storage.atomic import atomic
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
+from volumediff.reporting.segmentation_views import LabelView
 from volumediff.reporting.timeline import strip
 from volumediff.reporting.views import CaseView, picture
 
-__all__ = ["case_panel", "figure_of", "findings_table"]
+__all__ = ["case_panel", "figure_of", "findings_table", "label_panel"]
 
 # Rows of the table; the file has all of them.
 MOST = 12
@@ -75,6 +77,23 @@ def findings_table(
         f"{more}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         "</div>"
     ]
+
+
+def label_panel(view: LabelView) -> list[str]:
+    """HTML of a segmented case: planes of truth and methods, then readers and samples."""
+    caption = (
+        f"{view.title}: labels in colours, the truth outlined in white over every method. "
+        f"{view.note}"
+    )
+    parts = ['<section class="case">', f"<h3>{escape(view.title)}</h3>"]
+    parts.append(figure_of(label_picture(view), caption))
+    if view.samples:
+        caption = (
+            f"{view.title}: readers and samples in one axial plane, each a whole label map; "
+            "what most readers say is outlined in white."
+        )
+        parts.append(figure_of(samples_picture(view), caption))
+    return [*parts, "</section>"]
 
 
 def figure_of(png: bytes, caption: str) -> str:

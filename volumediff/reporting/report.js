@@ -65,10 +65,10 @@
           const rim = Math.max(1, Math.round(scale / 3));
           const edges = outlines.filter(([mask]) => mask[at]).map(([mask, colour]) => ({
             colour,
-            left: x === 0 || !mask[index(x - 1, y)],
-            right: x === w - 1 || !mask[index(x + 1, y)],
-            up: y === 0 || !mask[index(x, y - 1)],
-            down: y === h - 1 || !mask[index(x, y + 1)],
+            left: x === 0 || mask[index(x - 1, y)] !== mask[at],
+            right: x === w - 1 || mask[index(x + 1, y)] !== mask[at],
+            up: y === 0 || mask[index(x, y - 1)] !== mask[at],
+            down: y === h - 1 || mask[index(x, y + 1)] !== mask[at],
           }));
           for (let sy = 0; sy < scale; sy++) {
             for (let sx = 0; sx < scale; sx++) {
@@ -91,8 +91,8 @@
     const here = offset(c.shape, at[0], at[1], at[2]);
     const value = map ? c.low[$("map").value] + (map[here] / 255) * (c.high[$("map").value] - c.low[$("map").value]) : NaN;
     $("read").textContent = `voxel ${at.join(", ")}` + millimetres(c, at) + (map ? ` · ${$("map").value} ${value.toPrecision(3)}` : "") +
-      (truth ? (truth[here] ? " · inside the lesion" : " · outside the lesion") : "") +
-      (found && found[here] ? " · inside a finding" : "") + (c.note ? ` · ${c.note}` : "");
+      (c.labels ? ` · truth ${truth[here]}` + (found ? `, segmentation ${found[here]}` : "")
+        : (truth ? (truth[here] ? " · inside the lesion" : " · outside the lesion") : "") + (found && found[here] ? " · inside a finding" : "")) + (c.note ? ` · ${c.note}` : "");
   }
 
   // RAS millimetres of a voxel of the page, which may be one of several of the file.
@@ -141,7 +141,7 @@
     $("healthy").disabled = !state.layers.healthy;
     $("truth").disabled = !state.layers.truth;
     $("found").disabled = !state.layers.found;
-    if (!before && !state.layers.truth) $("found").checked = Boolean(state.layers.found);
+    if (!state.shown && (c.labels || !state.layers.truth)) $("found").checked = Boolean(state.layers.found);
     // one scale for all planes: each is as wide as its extent in millimetres
     const wide = PANES.map((p) => c.shape[p.right] * c.spacing[p.right]);
     root.querySelector(".panes").style.setProperty("grid-template-columns", window.innerWidth > 720 ? wide.map((w) => `minmax(0, ${w}fr)`).join(" ") : "1fr");

@@ -18,25 +18,28 @@ from typing import Any
 import numpy as np
 
 from volumediff.data.survey import AUTO, Spec
-from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.evaluate import EvaluationResult, localizations, segmentations
+from volumediff.evaluation.localization import MethodResult
+from volumediff.evaluation.segmentation import SegmentationEvaluation
+from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.summary import (
     CaseRow,
-    Line,
     case_table,
     confounded_lines,
     coverage,
     gap_lines,
     group_table,
     measure_table,
-    references,
     size_table,
     verdicts,
     without_seen,
 )
+from volumediff.evaluation.table_line import Line
 from volumediff.evaluation.truths import find_truths
 from volumediff.metrics.bootstrap import Interval
 from volumediff.outputs.export import finite
-from volumediff.reporting.panel import case_panel, figure_of
+from volumediff.reporting.panel import case_panel, figure_of, label_panel
+from volumediff.reporting.segmentation_views import LabelView, label_views, shown_cases
 from volumediff.reporting.views import (
     CaseView,
     limits,
@@ -65,6 +68,8 @@ class Page:
         manifest: settings and versions, shown as JSON
         pictures: caption and PNG file of further pictures, such as the progress of training
         groups: what the subgroups are, for the heading of their table
+        segmented: results of segmentations
+        labelled: segmented cases to look at
     """
 
     title: str
@@ -74,6 +79,8 @@ class Page:
     manifest: Mapping[str, Any]
     pictures: Sequence[tuple[str, Path]] = ()
     groups: str = "group"
+    segmented: Sequence[SegmentationEvaluation] = ()
+    labelled: Sequence[LabelView] = ()
 
 
 def write_report(path: Path | str, page: Page) -> None:
@@ -84,7 +91,7 @@ def write_report(path: Path | str, page: Page) -> None:
 
 def report_of(
     path: Path | str,
-    results: Sequence[MethodResult],
+    results: Sequence[EvaluationResult],
     truth: Path | str,
     *,
     by: str | None = None,
@@ -92,7 +99,10 @@ def report_of(
     cases: int = 8,
     pictures: Sequence[tuple[str, Path]] = (),
 ) -> None:
-    """The report of an evaluation, with pictures of its first cases that have lesions.
+    """The report of an evaluation, with pictures of some of its cases.
+
+    Of localization the first cases that have lesions are shown, of segmentation cases from the
+    lowest to the highest Dice.
 
     Arguments:
         path: of the page
@@ -103,19 +113,30 @@ def report_of(
         cases: most cases to show
         pictures: caption and PNG file of each curve
     """
-    main = results[0]
-    chosen = sorted(main.cases, key=lambda c: not c.abnormal)[:cases]
-    page = Page(
-        title=f"Anomaly localization: {main.method}",
-        lead=[
+    maps, segmented = localizations(results), segmentations(results)
+    truths = find_truths(truth, layout)
+    lead, views, labelled = [], [], []
+    if maps:
+        main = maps[0]
+        lead.append(
             f"{main.method}: {main.facts.get('scope', 'no scope given')}. Supervision: "
-            f"{main.facts.get('supervision', 'unknown')}.",
-        ],
-        results=results,
-        views=views_of(results, find_truths(truth, layout), [c.case for c in chosen]),
+            f"{main.facts.get('supervision', 'unknown')}."
+        )
+        chosen = sorted(main.cases, key=lambda c: not c.abnormal)[:cases]
+        views = views_of(maps, truths, [c.case for c in chosen])
+    if segmented:
+        labelled = label_views(segmented, truths, shown_cases(segmented[0].cases, cases))
+    subject = "Anomaly localization" if maps else "Segmentation"
+    page = Page(
+        title=f"{subject}: {results[0].method}",
+        lead=lead,
+        results=maps,
+        views=views,
         manifest={r.method: r.facts for r in results},
         pictures=pictures,
         groups=by or "group",
+        segmented=segmented,
+        labelled=labelled,
     )
     write_report(path, page)
 
@@ -123,7 +144,8 @@ def report_of(
 def _html(page: Page) -> str:
     here = files("volumediff.reporting")
     style = here.joinpath("report.css").read_text(encoding="utf-8")
-    script = here.joinpath("report.js").read_text(encoding="utf-8") if page.views else ""
+    viewed = [*page.views, *(view.in_viewer for view in page.labelled)]
+    script = here.joinpath("report.js").read_text(encoding="utf-8") if viewed else ""
     policy = "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
     policy += f"style-src {_source(style)}; script-src {_source(script)}"
     body = [
@@ -132,12 +154,14 @@ def _html(page: Page) -> str:
         f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
         *(f"<p>{escape(text)}</p>" for text in page.lead),
         *_tables(page.results, page.groups),
+        *_segmentation(page.segmented),
     ]
-    if page.views:
-        body += ["<h2>Viewer</h2>", *_viewer(page.views)]
-        body.append("<h2>Case by case</h2>")
+    if viewed:
+        body += ["<h2>Viewer</h2>", *_viewer(viewed), "<h2>Case by case</h2>"]
         for number, view in enumerate(page.views):
             body += case_panel(view, number)
+        for view in page.labelled:
+            body += label_panel(view)
     for caption, path in page.pictures:
         body += [figure_of(path.read_bytes(), caption)]
     manifest = json.dumps(finite(page.manifest), indent=1)
@@ -201,10 +225,27 @@ def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Result
     return parts + _tables(clean, groups, "Results without the volumes that were seen before")
 
 
-def _table(results: Sequence[MethodResult], lines: Sequence[Line], *, caption: str) -> str:
+def _segmentation(
+    results: Sequence[SegmentationEvaluation], heading: str = "Segmentation"
+) -> list[str]:
+    parts = [f"<h2>{heading}</h2>"] if results else []
+    for number, (title, lines) in enumerate(segmentation_tables(results)):
+        notes = " ".join(segmentation_notes(results)) if number == 0 else ""
+        parts.append(f"<h3>{escape(title)}</h3>")
+        parts.append(_table(results, lines, caption=notes))
+    if absent := [f"{r.method}: {'; '.join(r.left_out)}" for r in results if r.left_out]:
+        items = "".join(f"<li>{escape(line)}</li>" for line in absent)
+        parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
+    clean = [r.without_seen for r in results if r.without_seen is not None]
+    if clean:
+        parts += _segmentation(clean, "Segmentation without the volumes that were seen before")
+    return parts
+
+
+def _table(results: Sequence[EvaluationResult], lines: Sequence[Line], *, caption: str) -> str:
     """A row per line, a column per method; differences to references below each number."""
     head = "".join(f'<th scope="col">{escape(r.method)}</th>' for r in results)
-    if named := references(results):
+    if named := dict.fromkeys(name for line in lines for name in line.differences):
         caption += f" Differences to {' and '.join(named)} are paired over patients."
     body = []
     for line in lines:
@@ -288,6 +329,7 @@ def _viewer(views: Sequence[CaseView]) -> list[str]:
                 "step": step,
                 "affine": None if view.affine is None else view.affine.tolist(),
                 "maps": list(maps),
+                "labels": view.truth is not None and view.truth.dtype == np.uint8,
                 "low": {name: e[0] for name, e in ends.items()},
                 "high": {name: e[1] for name, e in ends.items()},
             }
@@ -301,6 +343,10 @@ def _viewer(views: Sequence[CaseView]) -> list[str]:
         f'<input type="range" min="0" data-id="slide{i}" aria-label="{name} slice">{name}</div>'
         for i, name in enumerate(("axial", "coronal", "sagittal"))
     )
+    labels = [view.truth is not None and view.truth.dtype == np.uint8 for view in views]
+    truth = "truth" if any(labels) else "lesion"
+    found = "segmentation" if all(labels) else "finding"
+    key = '<span class="key {}"></span>'
     controls = "".join(
         f"<label>{text}</label>"
         for text in (
@@ -308,8 +354,8 @@ def _viewer(views: Sequence[CaseView]) -> list[str]:
             'map <select data-id="map"></select> <span class="key map"></span>',
             'opacity <input type="range" min="0" max="100" value="75" data-id="opacity">',
             'hide below <input type="range" min="0" max="99" value="30" data-id="floor">',
-            '<input type="checkbox" checked data-id="truth"><span class="key truth"></span>lesion',
-            '<input type="checkbox" data-id="found"><span class="key found"></span>finding',
+            f'<input type="checkbox" checked data-id="truth">{key.format("truth")}{truth}',
+            f'<input type="checkbox" data-id="found">{key.format("found")}{found}',
             '<input type="checkbox" data-id="healthy"> pseudo-healthy',
         )
     )

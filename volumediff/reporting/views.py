@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.data.files import stem_of
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.volume import read
-from volumediff.evaluation.evaluate import MethodResult
+from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
@@ -56,35 +56,39 @@ class CaseView:
         note: one line beside it
         image: intensities
         maps: map of every method, by name; the first is shown first
-        truth: lesion voxels
+        truth: lesion voxels, or the labels of a segmentation
         healthy: pseudo-healthy volume of the first method
         spacing_mm: voxel size
         uncertainty: of the first method's map
-        found: its mask
+        found: its mask, or the labels that it gives
         steps: its trace, at the plane of `start`
         findings: entries of its findings file
         statement: what that file says in a sentence
         affine: voxel index to RAS millimetres
         members: of a fusion, with their share in the map and their cost
+        at: the voxel to look at first; None takes the lesion, or the peak of the map
     """
 
     title: str
     note: str
     image: Float[np.ndarray, "d h w"]
     maps: Mapping[str, Float[np.ndarray, "d h w"]]
-    truth: Bool[np.ndarray, "d h w"] | None = None
+    truth: Bool[np.ndarray, "d h w"] | UInt8[np.ndarray, "d h w"] | None = None
     healthy: Float[np.ndarray, "d h w"] | None = None
     spacing_mm: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0))
     uncertainty: Float[np.ndarray, "d h w"] | None = None
-    found: Bool[np.ndarray, "d h w"] | None = None
+    found: Bool[np.ndarray, "d h w"] | UInt8[np.ndarray, "d h w"] | None = None
     steps: Sequence[TimelineEntry] = ()
     findings: Sequence[Mapping[str, Any]] = ()
     statement: str = ""
     affine: Float[np.ndarray, "4 4"] | None = None
     members: Sequence[Mapping[str, Any]] = ()
+    at: tuple[int, int, int] | None = None
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
+        if self.at is not None:
+            return self.at
         first = next(iter(self.maps.values()), self.image)
         return start_of(self.truth, first, self.spacing_mm)
 

@@ -10,7 +10,7 @@ healthy guidance, clipping and constraints are hooks. Nothing is clipped unless 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -169,7 +169,9 @@ class Sampler(Component, ABC):
                 # A state that was moved has left the path that the memory is about.
                 memory = memory if state is z else ()
                 if replaced:
+                    spread = prediction.spread
                     prediction = Prediction.from_x0(x0, state, *kernel.schedule(t))
+                    prediction = replace(prediction, spread=spread)
                 z = state
             step = Step(
                 kernel=kernel,

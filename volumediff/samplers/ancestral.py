@@ -27,6 +27,8 @@ class Ancestral(Sampler):
 
     Arguments:
         variance: r in [0, 1]; 0 is the posterior's variance (beta tilde), 1 the forward one (beta)
+        mean: whether a chain ends on the predicted mean of the clean state; it does anyway but for
+            discrete states, where the mean holds the probabilities, and a draw is the likeliest
 
     References:
         Ho et al. (2020), arXiv:2006.11239, sec. 3.2; Nichol and Dhariwal (2021), arXiv:2102.09672,
@@ -36,6 +38,7 @@ class Ancestral(Sampler):
     reads: ClassVar[tuple[str, ...]] = ("x0",)
     _: KW_ONLY
     variance: float = 0.0
+    mean: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +51,12 @@ class Ancestral(Sampler):
         return None if self.variance == 0 else ("gaussian",)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
+        if self.variance > 0 and step.prediction.spread is not None:
+            raise ValueError(
+                f"variance: expected 0 for a kernel that learned its own, got {self.variance}."
+            )
+        if step.last and self.mean:
+            return step.prediction.x0, ()
         if step.last:
             noise = torch.zeros_like(step.z_t)
         else:

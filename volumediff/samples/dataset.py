@@ -27,6 +27,7 @@ from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
+from volumediff.samples.distances import surface_distances_mm
 from volumediff.samples.drawn import DrawnVolumes
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
@@ -54,6 +55,7 @@ class Sample:
     mask: Tensor | None = None
     region: Tensor | None = None
     end: Tensor | None = None
+    distance_mm: Tensor | None = None
 
 
 @lru_cache(maxsize=4)
@@ -180,6 +182,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         augment: keyed augmentation of training samples
         drawn: volumes that some training samples are drawn from instead
         lesion_free: which planes of volumes with lesions train; needs crops
+        distances: whether samples bring the distance from the surface of what is marked
     """
 
     volumes: Sequence[TrainingVolume]
@@ -191,6 +194,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     augment: Augmentation | None = None
     drawn: DrawnVolumes | None = None
     lesion_free: LesionFree | None = None
+    distances: bool = False
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -212,6 +216,10 @@ class Keyed(Dataset):  # type: ignore[type-arg]
             place = None
             if self.crop is not None and self.located:
                 place = self.crop.coordinates((d, h, w), key, starts)
+            distance = None
+            if self.distances:
+                masks = self.recipe.shares(target.x[None])[0] > 0.5
+                distance = surface_distances_mm(masks, spacing_mm=subject.spacing_mm)
             return Sample(
                 key,
                 self._cut(target.x, key, starts),
@@ -221,7 +229,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
                 place,
                 *(
                     None if a is None else self._cut(a, key, starts)
-                    for a in (target.mask, target.region, target.end)
+                    for a in (target.mask, target.region, target.end, distance)
                 ),
             )
 
@@ -315,7 +323,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         coordinates=stacked("coordinates"),
     )
     x = torch.stack([s.x for s in samples])
-    others = {name: stacked(name) for name in ("mask", "region", "end")}
+    others = {name: stacked(name) for name in ("mask", "region", "end", "distance_mm")}
     return Batch(x, tuple(s.key for s in samples), condition, images, **others)
 
 

@@ -1,6 +1,7 @@
 """What is done to a finished segmentation: small pieces, holes, another threshold.
 
 threshold           a label needs a probability, in place of being the most probable one
+fitted_threshold    the same, label by label, at what gives the best Dice on validation volumes
 largest_component   only the largest piece of each label stays
 min_component       pieces of a label below a volume go
 fill_holes          background that a label encloses becomes the label
@@ -10,7 +11,8 @@ All change the label map alone; probabilities stay as the members gave them.
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from volumediff.metrics.components import labelled
 
 __all__ = [
     "FillHoles",
+    "FittedThreshold",
     "LabelPost",
     "LargestComponentLabelPost",
     "MinComponentLabelPost",
@@ -29,11 +32,28 @@ __all__ = [
 ]
 
 Map = UInt8[Tensor, "1 1 d h w"]
+Probabilities = Float[Tensor, "1 l d h w"]
 
 
 @dataclass(frozen=True)
 class LabelPost(Component):
     """One step of post-processing."""
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether validation volumes have to be looked at before it can be used."""
+        return False
+
+    def fit(
+        self, cases: Sequence[tuple[Probabilities, Map]], values: tuple[int, ...]
+    ) -> "LabelPost":
+        """The step with what validation volumes say.
+
+        Arguments:
+            cases: probabilities and true label map of each volume
+            values: of the labels, in the order of the probabilities
+        """
+        return self
 
     @abstractmethod
     def __call__(
@@ -41,7 +61,7 @@ class LabelPost(Component):
         labels: Map,
         *,
         values: tuple[int, ...],
-        probabilities: Float[Tensor, "1 l d h w"],
+        probabilities: Probabilities,
         spacing_mm: tuple[float, float, float],
     ) -> Map:
         """Another label map.
@@ -73,12 +93,73 @@ class ThresholdLabelPost(LabelPost):
         labels: Map,
         *,
         values: tuple[int, ...],
-        probabilities: Float[Tensor, "1 l d h w"],
+        probabilities: Probabilities,
         spacing_mm: tuple[float, float, float],
     ) -> Map:
         best, place = probabilities.max(dim=1, keepdim=True)
         named = torch.tensor(values, dtype=torch.uint8, device=labels.device)[place]
         return torch.where(best >= self.probability, named, torch.zeros_like(named))
+
+
+@dataclass(frozen=True)
+class FittedThreshold(LabelPost):
+    """A threshold for each label, where the mean Dice of the validation volumes is best.
+
+    Volumes that have a label neither in truth nor above the threshold do not count for it. Among
+    equally good thresholds the one nearest to 0.5 is taken. A voxel where several labels reach
+    theirs has the most probable one.
+
+    Arguments:
+        levels: thresholds that are tried, in (0, 1]
+        at: of each label in the order of the probabilities; None until it is fitted
+    """
+
+    levels: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(1, 20))
+    at: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.levels or not all(0 < level <= 1 for level in self.levels):
+            raise ValueError(f"expected levels in (0, 1], at least one, got {list(self.levels)}.")
+
+    @property
+    def needs_fit(self) -> bool:
+        return self.at is None
+
+    def fit(
+        self, cases: Sequence[tuple[Probabilities, Map]], values: tuple[int, ...]
+    ) -> "LabelPost":
+        found = []
+        for i, value in enumerate(values):
+            each = {level: self._dice(cases, i, value, level) for level in self.levels}
+            found.append(max(self.levels, key=lambda level: (each[level], -abs(level - 0.5))))
+        return replace(self, at=tuple(found))
+
+    def _dice(
+        self, cases: Sequence[tuple[Probabilities, Map]], i: int, value: int, level: float
+    ) -> float:
+        figures = []
+        for p, truth in cases:
+            a, b = p[:, i : i + 1] >= level, truth == value
+            size = int(a.sum()) + int(b.sum())
+            if size:
+                figures.append(2 * int((a & b).sum()) / size)
+        return sum(figures) / len(figures) if figures else 1.0
+
+    def __call__(
+        self,
+        labels: Map,
+        *,
+        values: tuple[int, ...],
+        probabilities: Probabilities,
+        spacing_mm: tuple[float, float, float],
+    ) -> Map:
+        if self.at is None:
+            raise ValueError("fitted_threshold: fit it on validation volumes first.")
+        levels = torch.tensor(self.at).to(probabilities).view(1, -1, 1, 1, 1)
+        reached = torch.where(probabilities >= levels, probabilities, 0.0)
+        best, place = reached.max(dim=1, keepdim=True)
+        named = torch.tensor(values, dtype=torch.uint8, device=labels.device)[place]
+        return torch.where(best > 0, named, torch.zeros_like(named))
 
 
 @dataclass(frozen=True)
@@ -94,7 +175,7 @@ class _Pieces(LabelPost):
         labels: Map,
         *,
         values: tuple[int, ...],
-        probabilities: Float[Tensor, "1 l d h w"],
+        probabilities: Probabilities,
         spacing_mm: tuple[float, float, float],
     ) -> Map:
         array = labels[0, 0].cpu().numpy().copy()
@@ -145,7 +226,7 @@ class FillHoles(LabelPost):
         labels: Map,
         *,
         values: tuple[int, ...],
-        probabilities: Float[Tensor, "1 l d h w"],
+        probabilities: Probabilities,
         spacing_mm: tuple[float, float, float],
     ) -> Map:
         from scipy.ndimage import binary_fill_holes

@@ -30,10 +30,12 @@ class StateSpace(nn.Module, ABC):
 
     The buffers `shift` (mu) and `scale` (s) hold one value per state channel; they are 0 and 1
     until `fit` and belong to the state dict. Where states are `binary`, bits that are coded as -1
-    and 1, they stay so.
+    and 1, they stay so. Where `keeps_values`, states are the voxels themselves, at most in another
+    order of the axes.
     """
 
     binary: bool = False
+    keeps_values: bool = False
     shift: Tensor
     scale: Tensor
 

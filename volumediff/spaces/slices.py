@@ -48,6 +48,7 @@ class Slices(StateSpace):
             )
         self.inner = inner
         self.binary = inner.binary
+        self.keeps_values = inner.keeps_values
         self.axis = "dhw".index(axis) + 2
 
     @property

@@ -20,6 +20,7 @@ class Voxel(StateSpace):
 
     stride = (1, 1, 1)
     exact = True
+    keeps_values = True
 
     def channels(self, c: int) -> int:
         return c

@@ -179,6 +179,11 @@ class Task(ABC):
         """Whether samples carry the coordinates of their crop."""
         return False
 
+    @property
+    def distances(self) -> bool:
+        """Whether samples carry the distance from the surface of the labels."""
+        return False
+
     def crop(self, shape: Shape) -> Crop:
         """How crops of so many voxels are taken.
 
@@ -286,6 +291,7 @@ class Task(ABC):
             mask=noise(count, 1, *shape) if recipe.shows_mask else None,
             region=noise(count, 1, *shape) if recipe.local else None,
             end=noise(count, c, *shape) if "cold" in recipe.paths else None,
+            distance_mm=noise(count, recipe.label_count or 0, *shape) if self.distances else None,
         )
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from volumediff.config import build, component, name_of
 from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
 from volumediff.recipes._base import Recipe
-from volumediff.recipes.label_maps import LabelMaps
+from volumediff.recipes.label_maps import LabelMapRecipe
 from volumediff.settings.run_config import RunConfig
 from volumediff.spaces import StateSpace
 from volumediff.tasks._base import Task
@@ -38,7 +38,7 @@ __all__ = [
 
 # Names of the copies in RUN/borrowed: the autoencoder of what is diffused, and that of images.
 STATES, IMAGE = "autoencoder", "image"
-LABEL_MAPS = LabelMaps.teaches
+LABEL_MAPS = LabelMapRecipe.teaches
 
 
 @dataclass(frozen=True, eq=False)

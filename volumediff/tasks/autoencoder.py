@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout, Readout
-from volumediff.codings._base import Coding
 from volumediff.compatibility import coding_problem, require
 from volumediff.config import build, component
 from volumediff.errors import UsageError
@@ -125,7 +124,7 @@ class AutoencoderTask(Task):
         autoencoder = build("autoencoder", parts, **derived)
         require(coding_problem(recipe, autoencoder, c), UsageError)
         if recipe.labels:
-            autoencoder.readout = _readout(recipe.coding, config.label_weight)
+            autoencoder.readout = _readout(recipe, config.label_weight)
         config.memory.apply(autoencoder)
         if inner is None:
             return cls(config, autoencoder, recipe=recipe)
@@ -237,8 +236,9 @@ class AutoencoderTask(Task):
         return Refusals(localize=None, segment=alone, sample=alone)
 
 
-def _readout(coding: Coding, weight: float) -> Readout:
+def _readout(recipe: Recipe, weight: float) -> Readout:
     """How the scores of a decoder of masks are read and compared."""
-    if not coding.binary:
-        return IntensityReadout()
-    return ClassReadout(weight) if coding.exclusive else MaskReadout(weight)
+    if recipe.coding.exclusive:
+        return ClassReadout(weight)
+    masks = recipe.coding.classes(len(recipe.labels)) == 2
+    return MaskReadout(weight) if masks else IntensityReadout()

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import (
     codec_problem,
+    prior_problem,
     require,
     sampler_problem,
     samples_everything,
@@ -41,10 +43,12 @@ from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
+from volumediff.spaces.voxel import Voxel
 from volumediff.storage.cache import Cache
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import STATES, encoder_paths, keep_encoders, space_of
 from volumediff.tasks._oracle import OracleDice
+from volumediff.tasks._prior import keep_prior, prior_of
 from volumediff.tasks._recipes import recipe_of
 from volumediff.tasks._selection import mean_dice, one_step_map, voxel_ap, with_lesions
 
@@ -58,6 +62,9 @@ class DiffusionConfig(RunConfig):
 
     `times` is the density of the times that are trained: {name: uniform, high: 0.8} for methods
     that never go higher, {name: uniform, low: 0.999} for a detector that is only asked at t = 1.
+    `losses` are terms beside the kernel's own loss, which has the weight `kernel_weight`. `prior`
+    is the run of a segmentation network, whose probabilities become the law that the labels of a
+    discrete kernel end in; a copy of it is kept.
     """
 
     space: Component
@@ -66,10 +73,14 @@ class DiffusionConfig(RunConfig):
     recipe: Component = "healthy"
     noise: Component = "gaussian"
     times: Component = "uniform"
+    losses: tuple[Component, ...] = ()
+    kernel_weight: float = Field(1.0, ge=0)
+    prior: Path | None = None
 
     def borrows(self) -> dict[str, Path]:
-        """The autoencoders of a latent space."""
-        return {f"space.{key}": Path(path) for key, path in encoder_paths(self.space).items()}
+        """The autoencoders of a latent space, and the prior of labels."""
+        runs = {f"space.{key}": Path(path) for key, path in encoder_paths(self.space).items()}
+        return runs if self.prior is None else runs | {"prior": self.prior}
 
 
 class DiffusionTask(Task):
@@ -105,6 +116,8 @@ class DiffusionTask(Task):
     @classmethod
     def keep(cls, config: RunConfig, run: Path) -> None:
         keep_encoders(config.space, run, where="space")
+        if config.prior is not None:
+            keep_prior(config.prior, run, data=config.data)
 
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
@@ -112,45 +125,76 @@ class DiffusionTask(Task):
         keys = config.recipe if isinstance(config.recipe, Mapping) else None
         space, encoders = space_of(config.space, run, channels=config.data.channels, recipe=keys)
         kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
-        require(training_problem(recipe, space, kernel, noise), UsageError)
+        losses = [
+            build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
+        ]
+        require(training_problem(recipe, space, kernel, noise, losses), UsageError)
         states = encoders.each.get(STATES)
         if states is not None:
             require(codec_problem(recipe, states.recipe), UsageError)
+        kernel = kernel.over(2 if space.binary else recipe.codes or 2)
+        # Values at places have no coefficients: the network alone computes on those.
+        inside = kernel.valued and not (space.binary or space.keeps_values)
+        state, transform = (Voxel(), space) if inside else (space, None)
+        borrowed = None
+        if config.prior is not None:
+            require(prior_problem(recipe, state, kernel), UsageError)
+            borrowed = prior_of(config.prior, run, labels=recipe.labels)
         try:
-            k = space.channels(recipe.channels(c))
+            k = state.channels(recipe.channels(c))
             image_channels = sum(space.image_channels(n) for n in recipe.image_channels(c))
             image_channels += recipe.shows_mask
+            image_channels += space.channels(recipe.channels(c)) if borrowed else 0
+            into = space.channels(k) if inside else k
+            out = kernel.outputs(k) + (recipe.mask_loss > 0)
+            out = space.channels(out) if inside else out
         except ValueError as error:
             raise UsageError(f"space: {error}") from None
         references = {"reference_channels": k} if recipe.reference else {}
         network = build(
             "network",
             config.network,
-            in_channels=k,
-            out_channels=k + (recipe.mask_loss > 0),
+            in_channels=into,
+            out_channels=out,
             image_channels=image_channels,
             classes=recipe.classes,
             scalars=len(recipe.scalars),
             **references,
         )
+        images = sum(recipe.image_channels(c))
+        sides = {i: term.side(recipe.channels(c), images) for i, term in enumerate(losses)}
         model = Model(
-            space,
+            state,
             kernel,
             network,
             dtype=config.memory.torch_dtype,
             time_density=build("times", config.times),
             noise_field=noise,
             recipe=recipe,
+            transform=transform,
+            losses=losses,
+            kernel_weight=config.kernel_weight,
+            sides={i: side for i, side in sides.items() if side is not None},
+            prior=None if borrowed is None else borrowed.module,
         )
         config.memory.apply(model)
+        if borrowed is not None:
+            return cls(config, model, digest=borrowed.digest, frozen=[borrowed.module])
         oracle = None if states is None else states.oracle
         return cls(config, model, digest=encoders.digest, frozen=encoders.frozen, oracle=oracle)
 
     def modules(self) -> Mapping[str, nn.Module]:
-        network, codec = self.model.network, self._image_encoder
-        if codec is None:
-            return {"network": network}
-        return {"network": nn.ModuleDict({"network": network, "image": codec})}
+        model, codec = self.model, self._image_encoder
+        parts: dict[str, nn.Module] = {"network": model.network}
+        if codec is not None:
+            parts["image"] = codec
+        if model.sides:
+            parts["losses"] = model.sides
+        return {"network": nn.ModuleDict(parts) if len(parts) > 1 else model.network}
+
+    @property
+    def target(self) -> nn.Module:
+        return self.model.network
 
     @property
     def _image_encoder(self) -> ImageCodec | None:
@@ -175,6 +219,8 @@ class DiffusionTask(Task):
             time_density=self.model.time_density,
             noise_field=self.model.noise_field,
             recipe=self.model.recipe,
+            losses=self.model.losses,
+            kernel_weight=self.model.kernel_weight,
         )
 
     # What a latent space of masks costs
@@ -213,8 +259,12 @@ class DiffusionTask(Task):
     def located(self) -> bool:
         return self.model.network.coordinates
 
+    @property
+    def distances(self) -> bool:
+        return any(term.distances for term in self.model.losses)
+
     def crop(self, shape: Shape) -> Crop:
-        return crop_of(self.model.space, shape)
+        return crop_of(self.model.network_space, shape)
 
     def fit(
         self, samples: Samples, *, fresh: bool, cache: Cache, accelerator: Accelerator
@@ -385,7 +435,7 @@ class DiffusionTask(Task):
     # Planning and use
 
     def grid(self, shape: Shape) -> Shape:
-        return self.model.space.grid(shape)
+        return self.model.network_space.grid(shape)
 
     def planes(self, shape: Shape) -> int:
         return shape[0] if self.frozen else self.grid(shape)[0]
@@ -406,7 +456,7 @@ class DiffusionTask(Task):
         with stage("denoise"):
             t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
             # A sampler holds on to the state and the noise while the network runs.
-            z_t = model.kernel.corrupt(z, t, noise)
+            z_t = model.kernel_of(condition).corrupt(z, t, noise)
             x0 = model.denoise(z_t, t, condition).x0
         with stage("decode"):
             model.decode(x0, (d, h, w))

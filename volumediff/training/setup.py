@@ -86,6 +86,7 @@ def prepare(
     held = replace(dataset, volumes=validation)
     sound = healthy_volumes(recipe, validation)
     scans = held if recipe.needs_labels or not sound else replace(dataset, volumes=sound)
+    dataset, held = (replace(part, distances=task.distances) for part in (dataset, held))
     whole = Samples(dataset, held, scans, sound)
     fitted = task.fit(whole, fresh=fresh, cache=cache, accelerator=accelerator)
     cut = {"crop": _crop(task, config), "located": task.located, "lesion_free": rule}

@@ -53,8 +53,9 @@ class OneStep(Predictor):
     ) -> Float[Tensor, "n l d h w"]:
         recipe, largest = model.recipe, model.time_density.support[1]
         noise = model.noise([d.key for d in draws], (recipe.channels(0), *prepared.shape))
-        z = model.kernel.prior(noise(-1))
+        condition = prepared.expanded(draws)
+        z = model.kernel_of(condition).prior(noise(-1))
         t = torch.full((len(draws),), largest, dtype=torch.float64, device=z.device)
-        x0 = model.denoise(z, t, prepared.expanded(draws)).x0
+        x0 = model.denoise(z, t, condition).x0
         x = model.decode(x0, prepared.shape)
         return recipe.coding.decode(x, spacing_mm=prepared.spacing_mm)

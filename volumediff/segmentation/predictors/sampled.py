@@ -111,12 +111,14 @@ class SampledLabels(Predictor):
             told(read(context.prediction.x0), context.step, sampler.steps)
             return context.prediction.x0, context.z_t
 
+        condition = prepared.expanded(draws)
+        kernel = model.kernel_of(condition)
         z = sampler.sample(
             model.denoise,
-            model.kernel,
-            model.kernel.prior(noise(-1)),
-            sampler.times(model.kernel.schedule, start=model.time_density.support[1]),
-            condition=prepared.expanded(draws),
+            kernel,
+            kernel.prior(noise(-1)),
+            sampler.times(kernel.schedule, start=model.time_density.support[1]),
+            condition=condition,
             noise=noise,
             on_x0=None if told is None else estimate,
         )

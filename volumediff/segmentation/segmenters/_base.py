@@ -5,8 +5,9 @@ in this folder or `package.module:Class`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from volumediff.condition import Condition
@@ -17,6 +18,19 @@ __all__ = ["Segmenter"]
 
 class Segmenter(ABC):
     """A method that segments with the result of a trained run."""
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether it has to see labelled validation volumes before it can be used."""
+        return False
+
+    def fit(self, cases: Sequence[tuple[Segmentation, UInt8[Tensor, "1 1 d h w"]]]) -> "Segmenter":
+        """The method with what validation volumes say.
+
+        Arguments:
+            cases: what the method finds as it is, and the true label map
+        """
+        return self
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ number of steps, and results do not depend on the batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -102,6 +102,15 @@ class Composed(Component, Segmenter):
         if isinstance(self.predictor, SampledLabels) and self.sampler is not None:
             self.predictor.check_sampler(model, self.sampler)
 
+    @property
+    def needs_fit(self) -> bool:
+        return any(post.needs_fit for post in self.post)
+
+    def fit(self, cases: Sequence[tuple[Segmentation, UInt8[Tensor, "1 1 d h w"]]]) -> "Composed":
+        pairs = [(found.probabilities, truth) for found, truth in cases]
+        values = cases[0][0].values
+        return replace(self, post=tuple(p.fit(pairs, values) for p in self.post))
+
     @torch.no_grad()
     def segment(
         self,
@@ -134,7 +143,8 @@ class Composed(Component, Segmenter):
             votes=(votes / len(draws))[None].to(x.dtype) if several else None,
             samples=torch.cat(samples) if several else None,
         )
-        return self._finished(found, spacing_mm) if self.post else found
+        # Without its fit a method says what the members do; this is what it is fitted on.
+        return found if self.needs_fit or not self.post else self._finished(found, spacing_mm)
 
     def _members(
         self, model: nn.Module, image: Image, draws: Sequence[Draw], fusing: Fusing

@@ -1,0 +1,102 @@
+"""What segmentation methods fit on the labelled validation volumes of a run, and where it is kept.
+
+RUN/calibration/segmentation-<hash>.json: the volumes are segmented once for a method, its weights
+and its seed, and later calls find the fitted method there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from volumediff.errors import UsageError
+from volumediff.randomness import key
+from volumediff.runs.trained import Trained
+from volumediff.segmentation.label_posts import FittedThreshold
+from volumediff.segmentation.result import Segmentation
+from volumediff.segmentation.segmenters._base import Segmenter
+from volumediff.segmentation.segmenters.composed import Composed
+from volumediff.storage import records
+from volumediff.storage.digests import sha256
+from volumediff.storage.records import Record
+
+__all__ = ["StoredThresholds", "fitted"]
+
+
+class StoredThresholds(Record):
+    """Thresholds by label of every fitted step of a method, in its order."""
+
+    method: str
+    weights: str
+    cases: list[str]
+    thresholds: list[list[float]]
+
+
+def fitted(
+    trained: Trained, segmenter: Segmenter, *, seed: int, report: Callable[[str], None]
+) -> Segmenter:
+    """The method with what it needs to know of the run's validation volumes.
+
+    Arguments:
+        trained: a run that segments
+        segmenter: the method
+        seed: of what is drawn
+        report: receives a line per volume
+
+    Raises:
+        UsageError: the run's data are not reachable, or it has no validation volumes
+    """
+    if not segmenter.needs_fit:
+        return segmenter
+    name = sha256(repr(segmenter), trained.digest, str(seed))[:16]
+    path = trained.run / "calibration" / f"segmentation-{name}.json"
+    if isinstance(segmenter, Composed) and path.is_file():
+        stored = records.read(path, StoredThresholds, advice="delete it, and it is fitted again")
+        return _with(segmenter, stored.thresholds)
+    cases = trained.cases("validation")
+    if not cases:
+        raise UsageError(
+            f"{trained.run}: has no validation volumes, and the method fits a threshold on them; "
+            "train with data.split.validation above 0, or name one: "
+            "post=[{name: threshold, probability: 0.5}]."
+        )
+    result = segmenter.fit(list(_found(trained, segmenter, seed, report)))
+    if isinstance(result, Composed):
+        stored = StoredThresholds(
+            method=repr(segmenter),
+            weights=trained.digest,
+            cases=[case.id for case in cases],
+            thresholds=[list(p.at or ()) for p in result.post if isinstance(p, FittedThreshold)],
+        )
+        path.parent.mkdir(exist_ok=True)
+        records.write(path, stored)
+    return result
+
+
+def _found(
+    trained: Trained, segmenter: Segmenter, seed: int, report: Callable[[str], None]
+) -> Iterator[tuple[Segmentation, Tensor]]:
+    for case in trained.cases("validation"):
+        ready = trained.preprocessing.prepare(case)
+        assert ready.label is not None, "runs that segment have labels"
+        report(f"fitting the threshold on {case.id}")
+        found = segmenter.segment(
+            trained.model,
+            ready.x[None].to(trained.device),
+            foreground=ready.foreground[None].to(trained.device),
+            spacing_mm=ready.spacing_mm,
+            key=key(seed, "threshold", case.id),
+            condition=trained.condition(case.attributes),
+        )
+        truth = torch.as_tensor(ready.label, device=trained.device)
+        yield found, truth.reshape(1, 1, *truth.shape[-3:])
+
+
+def _with(segmenter: Composed, thresholds: list[list[float]]) -> Composed:
+    levels = iter(thresholds)
+    post = tuple(
+        replace(p, at=tuple(next(levels))) if p.needs_fit and isinstance(p, FittedThreshold) else p
+        for p in segmenter.post
+    )
+    return replace(segmenter, post=post)

@@ -1,0 +1,139 @@
+"""Segmented cases prepared for a report: truth, label maps of the methods, and their samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from volumediff.data.volume import check_grids, read
+from volumediff.evaluation.output_folders import segmentations_in
+from volumediff.evaluation.segmentation import SegmentationEvaluation
+from volumediff.evaluation.segmentation_case import SegmentedCase
+from volumediff.evaluation.truths import Truth
+from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
+from volumediff.reporting.views import CaseView, start_of
+
+__all__ = ["LabelView", "label_views", "shown_cases"]
+
+LabelMap = UInt8[np.ndarray, "d h w"]
+SHOWN_SAMPLES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class LabelView:
+    """One segmented case to look at, all arrays on one grid with axes along R, A, S.
+
+    Arguments:
+        title: of the case
+        note: one line beside it
+        image: intensities
+        truth: label values; of several readers, what most of them say
+        found: label values of every method, by name; the first is the one in question
+        maps: probabilities and entropy of the first method that has them, by name
+        samples: caption -> label map of a reader or a sample, to stand side by side
+        spacing_mm: voxel size
+        affine: voxel index to RAS millimetres
+    """
+
+    title: str
+    note: str
+    image: Float[np.ndarray, "d h w"]
+    truth: LabelMap
+    found: Mapping[str, LabelMap]
+    maps: Mapping[str, Float[np.ndarray, "d h w"]] = field(default_factory=dict)
+    samples: Mapping[str, LabelMap] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    affine: Float[np.ndarray, "4 4"] | None = None
+
+    def start(self) -> tuple[int, int, int]:
+        """The voxel to look at first: where the smallest label is thickest."""
+        sizes = {int(v): int((self.truth == v).sum()) for v in np.unique(self.truth) if v}
+        if not sizes:
+            first = next(iter(self.found.values()), self.truth)
+            return start_of(first > 0, self.image, self.spacing_mm)
+        rarest = min(sizes, key=lambda v: sizes[v])
+        return start_of(self.truth == rarest, self.image, self.spacing_mm)
+
+    @property
+    def in_viewer(self) -> CaseView:
+        """The same for the viewer of the page: edges of labels, probabilities as maps."""
+        return CaseView(
+            title=self.title,
+            note=self.note,
+            image=self.image,
+            maps=self.maps,
+            truth=self.truth,
+            spacing_mm=self.spacing_mm,
+            found=next(iter(self.found.values()), None),
+            affine=self.affine,
+            at=self.start(),
+        )
+
+
+def shown_cases(cases: Sequence[SegmentedCase], most: int) -> list[str]:
+    """Cases from the lowest to the highest mean Dice, evenly chosen, the lowest first."""
+
+    def quality(c: SegmentedCase) -> float:
+        values = [row["dice"] for row in c.agreement.values() if np.isfinite(row["dice"])]
+        return float(np.mean(values)) if values else np.inf
+
+    order = sorted(cases, key=quality)
+    picked = np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
+    return [order[i].case for i in picked]
+
+
+def label_views(
+    results: Sequence[SegmentationEvaluation], truths: Mapping[str, Truth], cases: Sequence[str]
+) -> list[LabelView]:
+    """Views of cases, read from the folders; cases without an image are left out."""
+    paths = {r.method: segmentations_in(r.folder, truths) for r in results}
+    known = {r.method: {c.case: c for c in r.cases} for r in results}
+    views = []
+    for case in cases:
+        truth = truths.get(case)
+        if truth is None or truth.image is None:
+            continue
+        image = read(truth.image)
+        there = truth.label_maps(image)
+        found, maps, samples, numbers = {}, {}, {}, []
+        if there.readers is not None:
+            samples = {f"reader {i}": m for i, m in enumerate(there.readers, start=1)}
+        readers = len(samples)
+        for method, files in paths.items():
+            volume = read(files[case], kind="label")
+            check_grids(image, volume)
+            found[method] = volume.array[0].astype(np.uint8)
+            folder, name = files[case].parent, files[case].name.removesuffix(f"_{DSEG}.nii.gz")
+            maps = maps or _maps(folder, name)
+            if len(samples) == readers:
+                drawn = samples_of(folder, name)[:SHOWN_SAMPLES]
+                samples |= {
+                    f"{method}, sample {i}": read(p, kind="label").array[0].astype(np.uint8)
+                    for i, p in enumerate(drawn, start=1)
+                }
+            rows = known[method][case].agreement
+            dice = [f"{row['dice']:.3f}" for row in rows.values() if np.isfinite(row["dice"])]
+            numbers.append(f"{method} {', '.join(dice) or 'nothing to find'}")
+        views.append(
+            LabelView(
+                title=case,
+                note=f"Dice: {'; '.join(numbers)}",
+                image=image.array[0],
+                truth=there.consensus,
+                found=found,
+                maps=maps,
+                samples=samples,
+                spacing_mm=image.spacing_mm,
+                affine=image.affine,
+            )
+        )
+    return views
+
+
+def _maps(folder: Path, name: str) -> dict[str, np.ndarray]:
+    files = {f"probability of {v}": p for v, p in probabilities_of(folder, name).items() if v}
+    entropy = folder / f"{name}_{ENTROPY}.nii.gz"
+    files |= {"entropy": entropy} if entropy.is_file() else {}
+    return {text: read(path).array[0] for text, path in files.items()}
