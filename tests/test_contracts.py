@@ -20,6 +20,7 @@ from volumediff.errors import UsageError
 # Arguments without which a component cannot be built; all others are checked as they are.
 CLASSES = {"name": "class_conditional", "attribute": "group", "values": ["a", "b"], "drop": 0.0}
 ARGUMENTS = {
+    ("conditioner", "chain"): {"parts": ["concat", "pyramid"]},
     ("corruption", "pasted"): {"masks": str(MASKS)},
     ("fitted", "pixel_classifier"): {"supervision": "full"},
     ("label_ensemble", "times"): {"levels": [0.1, 0.3]},
@@ -39,6 +40,8 @@ MORE = [
     ("sampler", "ancestral", {"variance": 1.0}),
     ("recipe", "healthy", {"atlas": True, "reference": True}),
     ("recipe", "inpainting", {"edges": 2.0}),
+    ("recipe", "label_diffusion", {"raters": "drawn"}),
+    ("recipe", "label_diffusion", {"raters": "consensus"}),
     ("recipe", "pseudo_healthy", {"mirror": True, "contrast": 1.0, "atlas": True}),
     ("recipe", "local_noise", {"tell": False, "mask_loss": 0.1}),
     ("map", "perceptual", {"distance": "l2"}),

@@ -41,6 +41,7 @@ from volumediff.anomaly.routes.scan import Scan
 from volumediff.autoencoders.kl import KL
 from volumediff.classifiers.encoder import Encoder
 from volumediff.codings import signed
+from volumediff.conditioners.add import AddConditioner
 from volumediff.contracts import check, covered
 from volumediff.data import contrasts, intensity, regions
 from volumediff.data.corruptions.coarse import Coarse
@@ -55,6 +56,7 @@ from volumediff.losses import dice
 from volumediff.networks.unet import UNet
 from volumediff.noise import GaussianNoise as White
 from volumediff.noise import Noise
+from volumediff.raters import DrawnRater
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
@@ -274,6 +276,57 @@ class NarrowMask(Wavelet):
 class Mixing(UNet):
     def body(self, x, e):
         return super().body(x - 0.1 * x.mean(dim=0, keepdim=True), e)
+
+
+# The three faults of published image branches: a layer that is made at random in every step, a
+# filter for one size, and the image branch run again in every step.
+
+
+@broken("conditioner", "does not give the same output")
+class RandomLayer(AddConditioner):
+    """MedSegDiff's first version."""
+
+    def forward(self, h, place, carried, e):
+        layer = torch.nn.Conv3d(h.shape[1], h.shape[1], 1).to(h)
+        return super().forward(layer(h), place, carried, e)
+
+
+@broken("conditioner", "size .* is refused")
+class SizeLocked(AddConditioner):
+    """MedSegDiff's FF-Parser, whose weights are those of one grid."""
+
+    def __init__(self, *, host):
+        super().__init__(host=host)
+        self.weight = torch.nn.Parameter(torch.ones(host.layers.widths[0], 4, 4, 3, 2))
+
+    def forward(self, h, place, carried, e):
+        spectrum = torch.fft.rfftn(h, dim=(2, 3, 4)) * torch.view_as_complex(self.weight)
+        filtered = torch.fft.irfftn(spectrum, s=h.shape[2:], dim=(2, 3, 4))
+        return super().forward(filtered, place, carried, e)
+
+
+@broken("conditioner", "belongs in prepare")
+class EveryStep(AddConditioner):
+    """SegDiff's code."""
+
+    def prepare(self, image):
+        return (image,)
+
+    def forward(self, h, place, carried, e):
+        return super().forward(h, place, (self.encoder(carried[0]),), e)
+
+
+@broken("conditioner", "see each other")
+class MeanImage(AddConditioner):
+    def prepare(self, image):
+        return super().prepare(image - 0.1 * image.mean(dim=0, keepdim=True))
+
+
+@broken("conditioner", "without a gradient")
+class Idle(AddConditioner):
+    def __init__(self, *, host):
+        super().__init__(host=host)
+        self.idle = torch.nn.Linear(1, 1)
 
 
 @broken("network", r"does not depend on Condition\.label")
@@ -713,6 +766,19 @@ class NeverThere(signed.Signed):
 class Overlapping(signed.Signed):
     def decode(self, x, *, spacing_mm):
         return ((x + 1) / 2).clamp(0, 1)
+
+
+@broken("rater", "no reader gave")
+class Inventive(DrawnRater):
+    def opinion(self, label, readers, *, key):
+        found = super().opinion(label, readers, key=key)
+        return replace(found, label=found.label + (found.label == 5))
+
+
+@broken("rater", "same key")
+class Fickle(DrawnRater):
+    def opinion(self, label, readers, *, key):
+        return super().opinion(label, readers, key=int(torch.randint(9**9, ())))
 
 
 @broken("predictor", "depends on the other members")

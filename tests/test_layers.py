@@ -29,10 +29,11 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        "conditioners",
         *("autoencoders", "image_codecs"),
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
-    ["codings"],
+    ["codings", "raters"],
     ["recipes"],
     ["losses"],
     ["model"],

@@ -42,7 +42,7 @@ class TwoPoint(Network):
     """
 
     def __init__(self, prior=None):
-        super().__init__(1, 1)
+        super().__init__(1, 1, image_channels=1)
         self.prior = prior
 
     @property

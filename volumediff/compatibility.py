@@ -39,6 +39,7 @@ __all__ = [
     "highest_problem",
     "kernel_problem",
     "label_model_problem",
+    "level_problem",
     "map_space_problem",
     "noise_problem",
     "path_problem",
@@ -204,8 +205,8 @@ def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
 
 def coding_problem(recipe: Recipe, autoencoder: Reconstructor, c: int) -> str | None:
     """Why an autoencoder cannot learn to code what a recipe makes of volumes of c channels."""
-    beside = recipe.image_channels(c) or recipe.classes or recipe.scalars or recipe.shows_mask
-    if beside or recipe.local or not recipe.fixed:
+    beside = recipe.image_channels(c) or recipe.classes or recipe.scalar_count
+    if beside or recipe.shows_mask or recipe.local or "gaussian" not in recipe.paths:
         return (
             "recipe: expected healthy or label_maps for an autoencoder, which is shown nothing "
             f"beside what it codes, got {name_of(type(recipe))}."
@@ -277,6 +278,27 @@ def label_model_problem(model: object) -> str | None:
     if isinstance(model, Model) and model.recipe.segments:
         return None
     return "expected a diffusion model of label maps; train with recipe=label_diffusion."
+
+
+def level_problem(model: object, *, levels: bool) -> str | None:
+    """Why members of a segmentation have no level of agreement that a model is told, or one that
+    it is not.
+
+    Arguments:
+        levels: whether the members have one
+    """
+    tells = isinstance(model, Model) and model.recipe.tells
+    if tells and not levels:
+        return (
+            "expected levels of agreement among readers, which this run is told; add "
+            "{name: consensus, readers: R} to ensemble."
+        )
+    if levels and not tells:
+        return (
+            "ensemble: expected no consensus, since this run is told no level of agreement; train "
+            "with recipe.raters=consensus."
+        )
+    return None
 
 
 def comparison_problem(model: Model) -> str | None:

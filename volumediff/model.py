@@ -251,6 +251,9 @@ class Model(nn.Module):
 
     def prepared(self, condition: Condition) -> Condition:
         """The condition after what the network does to images alone: once for all calls."""
+        image = condition.image
+        if image is not None:
+            condition = condition.replace(image=image.to(self.dtype))
         return self.network.prepare(condition)
 
     def referred(self, condition: Condition, z: State) -> Condition:
@@ -352,9 +355,10 @@ class Model(nn.Module):
         place = condition.coordinates
         if place is None and self.network.coordinates:
             place = full_coordinates(z_t).expand(len(z_t), -1, -1, -1, -1)
+        if condition.prepared is None and condition.image is not None:
+            condition = condition.replace(image=condition.image.to(self.dtype))
         # Time and scalars go to the embedding, which needs their precision.
         told = condition.replace(
-            image=None if condition.image is None else condition.image.to(self.dtype),
             scalars=None if condition.scalars is None else condition.scalars.to(z_t.dtype),
             coordinates=None if place is None else place.to(self.dtype),
         )

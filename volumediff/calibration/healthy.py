@@ -137,7 +137,12 @@ def add_healthy(
         UsageError: nothing there, or a volume that the run, or one that it is made from, has seen
         DataError: a case cannot be used, or a record of the run is damaged
     """
-    cases, bad = find_inputs(source, channels=trained.image_names(channels), layout=layout)
+    cases, bad = find_inputs(
+        source,
+        channels=trained.image_names(channels),
+        layout=layout,
+        patients=trained.config.data.patients,
+    )
     if bad:
         name, reason = next(iter(bad.items()))
         raise DataError(f"healthy volumes: case {name}: {reason}; correct or remove it.")

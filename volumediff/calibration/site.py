@@ -126,7 +126,8 @@ def find_site(
         DataError: one of the cases cannot be used
     """
     names = trained.image_names(channels)
-    cases, bad = find_inputs(source, channels=names, layout=layout)
+    patients = trained.config.data.patients
+    cases, bad = find_inputs(source, channels=names, layout=layout, patients=patients)
     if bad:
         name, reason = next(iter(bad.items()))
         raise DataError(f"site {source}: case {name}: {reason}; correct or remove it.")

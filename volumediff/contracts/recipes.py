@@ -92,6 +92,7 @@ def _declared(recipe: Recipe, subject: Subject, target: Target) -> None:
     require((target.label is not None) == bool(recipe.classes), "classes and the label disagree.")
     if target.label is not None:
         require(0 <= target.label <= recipe.classes, f"The label {target.label} is no class.")
+    require((target.scalar is not None) == recipe.tells, "tells and the scalar disagree.")
     require((target.mask is not None) == recipe.shows_mask, "shows_mask and the mask disagree.")
     require((target.region is not None) == recipe.local, "local and the region disagree.")
     for mask in (target.mask, target.region):
@@ -102,7 +103,7 @@ def _declared(recipe: Recipe, subject: Subject, target: Target) -> None:
 
 def _same(a: Target, b: Target, sentence: str) -> None:
     left, right = _parts(a), _parts(b)
-    require(left.keys() == right.keys() and a.label == b.label, sentence)
+    require(left.keys() == right.keys() and (a.label, a.scalar) == (b.label, b.scalar), sentence)
     for name, value in left.items():
         equal(value, right[name], sentence)
 
@@ -120,6 +121,7 @@ def _loss(recipe: Recipe, targets: list[Target]) -> None:
             image_channels=images,
             classes=recipe.classes,
             reference_channels=c if recipe.reference else 0,
+            scalars=int(recipe.tells),
             widths=(4,),
             blocks=1,
             groups=2,
@@ -143,10 +145,11 @@ def _batch(targets: list[Target], keys: tuple[int, ...]) -> Batch:
         return None if values[0] is None else torch.stack(values)
 
     label = None if targets[0].label is None else torch.tensor([t.label for t in targets])
+    scalars = torch.tensor([[t.scalar] for t in targets]) if targets[0].scalar else None
     return Batch(
         torch.stack([t.x for t in targets]),
         keys,
-        Condition(label=label),
+        Condition(label=label, scalars=scalars),
         images=tuple(torch.stack(i) for i in zip(*(t.images for t in targets), strict=True)),
         **{name: stacked(name) for name in ("mask", "region", "end")},
     )

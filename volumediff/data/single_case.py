@@ -20,6 +20,7 @@ from volumediff.data.files import VOLUMES, stem_of
 from volumediff.data.layouts._files import split_name
 from volumediff.data.layouts._tables import described, participants
 from volumediff.data.layouts.table import NAME as TABLE
+from volumediff.data.patients import listed, whose
 
 __all__ = ["case_of_file", "data_set_of", "is_series", "is_volume"]
 
@@ -78,7 +79,9 @@ def case_of_file(path: Path) -> Case:
         return Case(safe_id(name), patient_of(name), {"image": path})
     place = _place(path)
     case = Case(safe_id(place.case), patient_of(place.case), {place.channel: path})
-    return described(case, participants(place.root))
+    # a file alone may be new to the table of its neighbours
+    named, _ = whose(case, listed(place.root))
+    return described(named, participants(place.root))
 
 
 def _place(path: Path) -> _Place:

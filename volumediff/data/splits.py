@@ -72,6 +72,9 @@ class Split:
         """Sizes of the parts in a sentence, and what localization will miss."""
         sizes = ", ".join(f"{len(getattr(self, part))} {part}" for part in PARTS)
         text = f"split by patient: {sizes} volumes"
+        patients = len(set(self.patients.values()))
+        if patients < len(self.patients):
+            text += f" of {patients} patients"
         if len(self.calibration) < least_calibration:
             text += (
                 f"; thresholds of localization take {least_calibration} healthy calibration "

@@ -14,6 +14,7 @@ from volumediff.config import available, build, reference
 from volumediff.data.cases import Case, Problem, readable, safe_id
 from volumediff.data.layouts._base import Layout
 from volumediff.data.layouts.table import NAME as TABLE
+from volumediff.data.patients import listed, whose
 from volumediff.data.single_case import case_of_file, data_set_of, is_series, is_volume
 from volumediff.errors import DataError, UsageError
 
@@ -97,11 +98,14 @@ def survey_cases(
         return [_alone(root, layout, channels)], []
     reader = layout_of(root, layout)
     found, problems = reader.read(root)
+    patients = listed(root)
     kept: dict[str, Case] = {}
     for case in found:
         case = replace(case, id=safe_id(case.id), patient=readable(case.patient))
-        message = None
-        if case.id in kept:
+        case, message = whose(case, patients)
+        if message:
+            pass
+        elif case.id in kept:
             message = "two cases have this id; rename one."
         elif channels is not None:
             case, message = _with_channels(case, channels)

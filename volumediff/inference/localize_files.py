@@ -149,7 +149,9 @@ def localize(
         announce=announce,
     )
     names = trained.image_names(options.channels)
-    cases, problems = find_inputs(source, channels=names, layout=options.layout)
+    cases, problems = find_inputs(
+        source, channels=names, layout=options.layout, patients=trained.config.data.patients
+    )
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)

@@ -233,7 +233,9 @@ def segment(
     """
     work = segmenting(trained, options, announce=announce)
     names = trained.image_names(options.channels)
-    cases, problems = find_inputs(source, channels=names, layout=options.layout)
+    cases, problems = find_inputs(
+        source, channels=names, layout=options.layout, patients=trained.config.data.patients
+    )
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:

@@ -7,6 +7,7 @@ through record a node instead of computing, so that what is executed is always w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -34,6 +35,7 @@ from volumediff.networks._norm_act import NormKind, norm_act
 __all__ = ["Graph", "Node", "record"]
 
 NUMBERS = count()
+VOLUME_AXES = 5  # b, c, d, h, w
 
 
 class Node:
@@ -85,11 +87,15 @@ class Graph:
 def record(function: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Graph:
     """The graph of function(x, *arguments), which is not computed.
 
+    Arguments:
+        arguments: volumes in tuples are recorded like x; what stands alone does not depend on
+            the slab
+
     Raises:
         NotImplementedError: the function does something that no operation stands for
     """
     recorder = _Recorder(x.device)
-    output = function(recorder.given(x), *arguments)
+    output = function(recorder.given(x), *map(recorder.argument, arguments))
     if not isinstance(output, Lazy):
         raise NotImplementedError("the network's output does not depend on its input")
     return recorder.graph(output.node)
@@ -109,6 +115,15 @@ class _Recorder:
             self.given_nodes[id(x)] = Node(tuple(x.shape), x.dtype, source=len(self.sources))
             self.sources.append(x)
         return Lazy(self.given_nodes[id(x)], self)
+
+    def argument(self, value: Any) -> Any:
+        """Stand-ins for the volumes in a tuple of any depth; anything else as it is."""
+        if not isinstance(value, tuple):
+            return value
+        return tuple(
+            self.given(v) if isinstance(v, Tensor) and v.ndim == VOLUME_AXES else self.argument(v)
+            for v in value
+        )
 
     def graph(self, output: Node) -> Graph:
         """Everything that the output depends on."""
@@ -171,7 +186,11 @@ class Lazy(Tensor):
 
 
 def _whole(module: nn.Module, x: Lazy, *arguments: Any) -> Lazy:
-    return x.add(Whole(module, (*module.parameters(), *arguments)), x.shape)
+    volumes = [a for a in arguments if isinstance(a, Lazy)]
+    small = arguments[len(volumes) :]
+    if any(isinstance(a, Lazy) for a in small):
+        raise NotImplementedError("whole volumes come before what else a module is given")
+    return x.add(Whole(module, (*module.parameters(), *small)), x.shape, *volumes)
 
 
 def _conv(
@@ -319,6 +338,15 @@ def _silu(x: Lazy, inplace: bool = False) -> Lazy:
     return x.add(Pointwise(F.silu, linear=False), x.shape)
 
 
+def _leaky_relu(x: Lazy, negative_slope: float = 0.01, inplace: bool = False) -> Lazy:
+    bent = partial(F.leaky_relu, negative_slope=negative_slope)
+    return x.add(Pointwise(bent, linear=False), x.shape)
+
+
+def _sigmoid(x: Lazy) -> Lazy:
+    return x.add(Pointwise(torch.sigmoid, linear=False), x.shape)
+
+
 def _to(x: Lazy, dtype: Any, **unused: Any) -> Lazy:
     if not isinstance(dtype, torch.dtype):
         raise NotImplementedError("slabs are only cast, to a dtype")
@@ -329,6 +357,7 @@ def _to(x: Lazy, dtype: Any, **unused: Any) -> Lazy:
 
 
 _add, _mul = _pointwise(torch.add, linear=True), _pointwise(torch.mul, linear=False)
+_maximum = _pointwise(torch.maximum, linear=False)
 _sub, _div = _pointwise(torch.sub, linear=True), _pointwise(torch.div, linear=False)
 
 RECORDED: dict[Any, Callable[..., Any]] = {
@@ -339,6 +368,9 @@ RECORDED: dict[Any, Callable[..., Any]] = {
     F.avg_pool3d: _average,
     F.pad: _pad,
     F.silu: _silu,
+    F.leaky_relu: _leaky_relu,
+    torch.sigmoid: _sigmoid,
+    torch.maximum: _maximum,
     torch.cat: _cat,
     Tensor.__getitem__: _getitem,
     Tensor.to: _to,

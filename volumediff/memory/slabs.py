@@ -244,19 +244,19 @@ class Pad(Operation):
 
 @dataclass(eq=False, repr=False)
 class Whole(Operation):
-    """A module that needs its whole input; `small` are its parameters and further arguments."""
+    """A module that needs its inputs whole; `small` are its parameters and further arguments."""
 
     module: nn.Module
     small: tuple[Tensor, ...]
     linear = False
 
     def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
-        return [(0, depths[0])]
+        return [(0, depth) for depth in depths]
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
         names = [name for name, _ in self.module.named_parameters()]
         parameters = dict(zip(names, small, strict=False))
-        arguments: tuple[Any, ...] = (slabs[0], *small[len(names) :])
+        arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
         return torch.func.functional_call(self.module, parameters, arguments)
 
 

@@ -1,18 +1,22 @@
 r"""Contract of networks: F(z_t, t, c), whose meaning (eps, x0 or v) the kernel gives.
 
-Image conditions and coordinates are concatenated to the state, time, class and scalars become the
+A conditioner brings in the image: concatenated to the state, or within the layers, by an image
+branch that runs once per volume. Coordinates are concatenated, time, class and scalars become the
 vector e; what is left to define is the body, (input, e) -> output, at any spatial size.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.condition import Condition
+from volumediff.conditioners._base import Body, Conditioner, Host, Prepared
+from volumediff.config import build, component
 from volumediff.networks._embedding import Embedding
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
@@ -52,6 +56,12 @@ class Network(Streamable):
         frequencies: Fourier features of the time
         width: length of the embedding; None for four times the features
         embedding: another map (t, condition) -> e in place of `Embedding`
+        conditioner: how the image reaches the layers, as in a configuration
+        layers: of the body, for conditioners that act within it; None for a body without places
+
+    Raises:
+        ValueError: the conditioner acts within the body, which has no places
+        UsageError: it cannot be built
     """
 
     def __init__(
@@ -67,6 +77,8 @@ class Network(Streamable):
         frequencies: int = 64,
         width: int | None = None,
         embedding: nn.Module | None = None,
+        conditioner: str | dict[str, Any] = "concat",
+        layers: Body | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -84,11 +96,22 @@ class Network(Streamable):
         elif embedding is None:
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
+        host = Host(in_channels, image_channels, embedding.width, layers)
+        self.conditioner = self._conditioner(conditioner, host)
+
+    def _conditioner(self, spec: str | dict[str, Any], host: Host) -> Conditioner:
+        name = spec.get("name", "") if isinstance(spec, dict) else spec
+        if name and host.body is None and component("conditioner", name).inside:
+            raise ValueError(
+                f"conditioner: expected concat for {type(self).__name__}, whose layers are those "
+                f"of published checkpoints, got {name}; use the network unet or pseudo3d."
+            )
+        return build("conditioner", spec, host=host)
 
     @property
     def input_channels(self) -> int:
-        """Channels of the body's input: state, image condition, coordinates."""
-        return self.in_channels + self.image_channels + 3 * self.coordinates
+        """Channels of the body's input: state, what the conditioner adds, coordinates."""
+        return self.in_channels + self.conditioner.input_channels + 3 * self.coordinates
 
     @property
     @abstractmethod
@@ -128,7 +151,7 @@ class Network(Streamable):
         )
 
     def deepest(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
     ) -> Float[Tensor, "b c d2 h2 w2"]:
         """The deepest features on the concatenated input and the embedding.
 
@@ -139,13 +162,24 @@ class Network(Streamable):
 
     @abstractmethod
     def body(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
     ) -> Float[Tensor, "b o d h w"]:
-        """The network on its concatenated input and the embedding."""
+        """The network on its concatenated input and the embedding.
+
+        Arguments:
+            prepared: what the conditioner made of the image; given where it acts within the body
+        """
 
     def prepare(self, condition: Condition) -> Condition:
-        """The condition with what does not depend on state and time computed beforehand."""
-        return condition
+        """The condition with what the conditioner makes of the image, once for all steps.
+
+        Raises:
+            ValueError: the image has not the channels that the network was built for
+        """
+        _check("image", condition.image, self.image_channels)
+        image = condition.image
+        prepared = () if image is None else self.conditioner.prepare(image)
+        return condition.replace(prepared=prepared)
 
     def forward(
         self,
@@ -175,24 +209,30 @@ class Network(Streamable):
 
     def _inputs(
         self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
-    ) -> tuple[Float[Tensor, "b i d h w"], Float[Tensor, "b n"]]:
-        """The concatenated input and the embedding."""
+    ) -> tuple[Any, ...]:
+        """The concatenated input, the embedding and, for a body with places, what is prepared."""
         condition = condition or Condition()
-        parts = [z_t]
-        for name, tensor, channels in (
-            ("image", condition.image, self.image_channels),
-            ("coordinates", condition.coordinates, 3 * self.coordinates),
-        ):
-            got = 0 if tensor is None else tensor.shape[1]
-            # Coordinates are always at hand; a network that does not use them ignores them.
-            if got != channels and (channels or name == "image"):
-                raise ValueError(
-                    f"the network takes {channels} channels of Condition.{name}, got {got}: "
-                    f"{'set' if channels else 'leave out'} Condition.{name}"
-                )
-            if tensor is not None and channels:
-                parts.append(tensor.to(z_t.dtype))
+        if condition.prepared is None:
+            image = condition.image
+            image = None if image is None else image.to(z_t.dtype)
+            condition = self.prepare(condition.replace(image=image))
+        parts = [z_t, *(v.to(z_t.dtype) for v in self.conditioner.inputs(condition.prepared))]
+        # Coordinates are always at hand; a network that does not use them ignores them.
+        if self.coordinates:
+            _check("coordinates", condition.coordinates, 3)
+            parts.append(condition.coordinates.to(z_t.dtype))
         # The embedding is small and sets every layer's scale: never below float32.
         dtype = torch.promote_types(z_t.dtype, torch.float32)
         e = self.embedding(t.to(dtype), condition)
-        return torch.cat(parts, dim=1) if len(parts) > 1 else z_t, e
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
+        return (x, e, condition.prepared) if self.conditioner.places else (x, e)
+
+
+def _check(name: str, tensor: Tensor | None, channels: int) -> None:
+    """Whether a condition has what the network was built for."""
+    got = 0 if tensor is None else tensor.shape[1]
+    if got != channels:
+        raise ValueError(
+            f"the network takes {channels} channels of Condition.{name}, got {got}: "
+            f"{'set' if channels else 'leave out'} Condition.{name}"
+        )

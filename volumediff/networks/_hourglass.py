@@ -16,6 +16,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.conditioners._base import MIDDLE, STEM, Conditioner, Place, Prepared
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
@@ -144,25 +145,47 @@ class Hourglass(nn.Module):
         self.sides = SideHeads(self.widths, self.out_channels, count=count, factor=self.factor)
 
     def descend(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"],
+        conditioner: Conditioner | None = None,
+        prepared: Prepared = (),
     ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
-        """The deepest features, and the skips."""
-        h = self.stem(x)
+        """The deepest features, and the skips.
+
+        Arguments:
+            conditioner: what acts at its places on the way
+            prepared: what it made of the image
+        """
+        carried = prepared
+
+        def conditioned(h: Tensor, place: Place) -> Tensor:
+            nonlocal carried
+            if conditioner is None or place not in conditioner.places:
+                return h
+            h, carried = conditioner(h, place, carried, e)
+            return h
+
+        h = conditioned(self.stem(x), STEM)
         skips = []
         for level, stages in enumerate(self.encoder):
             for stage in stages:
                 h = stage(h, e)
                 skips.append(h)
+            skips[-1] = h = conditioned(h, level)
             if level < len(self.down):
                 h = self.down[level](h)
-        for stage in self.middle:
-            h = stage(h, e)
-        return h, skips
+        h = conditioned(self.middle[0](h, e), MIDDLE)
+        return self.middle[1](h, e), skips
 
     def forward(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"],
+        conditioner: Conditioner | None = None,
+        prepared: Prepared = (),
     ) -> Float[Tensor, "b o d h w"]:
-        h, skips = self.descend(x, e)
+        h, skips = self.descend(x, e, conditioner, prepared)
         sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:

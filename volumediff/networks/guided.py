@@ -7,7 +7,7 @@ everywhere here: ceil(size / 2) per level.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Guided(Network):
         down_kernel: of the strided convolutions, per axis
         coordinates: whether the position in the full volume is an input
         attention: backend of the attention
+        conditioner: `concat`, the one that these networks take
 
     References:
         Dhariwal, Nichol (2021), arXiv:2105.05233; Bieder et al. (2023), PatchDDM,
@@ -63,6 +64,7 @@ class Guided(Network):
         down_kernel: tuple[int, int, int] = (3, 3, 3),
         coordinates: bool = False,
         attention: Backend = "auto",
+        conditioner: str | dict[str, Any] = "concat",
     ) -> None:
         groups = _checked(widths, blocks, attention_levels, groups)
         super().__init__(
@@ -74,6 +76,7 @@ class Guided(Network):
             coordinates=coordinates,
             frequencies=widths[0],
             width=4 * widths[0],
+            conditioner=conditioner,
         )
         vector = self.embedding.width
 

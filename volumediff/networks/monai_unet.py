@@ -5,6 +5,7 @@ cross-attention. For new runs `unet` is the lighter architecture.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -35,6 +36,7 @@ class MonaiUNet(Network):
             k = 0..T-1 it is T and -1, of a flow in continuous time 1000 and 0
         coordinates: whether the position in the full volume is an input
         attention: backend of the attention
+        conditioner: `concat`, the one that these networks take
 
     References:
         Pinaya et al. (2022), arXiv:2209.07162; Guo et al. (2024), MAISI, arXiv:2409.11169
@@ -59,6 +61,7 @@ class MonaiUNet(Network):
         offset: float = -1.0,
         coordinates: bool = False,
         attention: Backend = "auto",
+        conditioner: str | dict[str, Any] = "concat",
     ) -> None:
         embedding = WideEmbedding(
             widths[0] if widths else 0,
@@ -74,6 +77,7 @@ class MonaiUNet(Network):
             image_channels=image_channels,
             coordinates=coordinates,
             embedding=embedding,
+            conditioner=conditioner,
         )
         self.hourglass = ConcatHourglass(
             self.input_channels,

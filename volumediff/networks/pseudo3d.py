@@ -14,12 +14,13 @@ References:
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.conditioners._base import Body, Prepared
 from volumediff.networks._attention import Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._hourglass import Hourglass
@@ -45,6 +46,7 @@ class Pseudo3D(Network):
         embedding: `film` scales and shifts, `additive` adds
         coordinates: whether the position in the full volume is an input
         attention: backend of the attention
+        conditioner: how the image reaches the layers, a component of `volumediff.conditioners`
         through_plane: False leaves the 1D layers out: the 2D network
         kernel: k of both layers
     """
@@ -66,9 +68,21 @@ class Pseudo3D(Network):
         embedding: Literal["film", "additive"] = "film",
         coordinates: bool = False,
         attention: Backend = "auto",
+        conditioner: str | dict[str, Any] = "concat",
         through_plane: bool = True,
         kernel: int = 3,
     ) -> None:
+        layers = Body(
+            widths,
+            blocks,
+            norm="slice" if norm == "group" else norm,
+            groups=groups,
+            kernel=(kernel, kernel, kernel),
+            factor=(1, 2, 2),
+            conv=partial(PlaneConv, through_plane=through_plane),
+            plane=True,
+            backend=attention,
+        )
         super().__init__(
             in_channels,
             out_channels,
@@ -78,6 +92,8 @@ class Pseudo3D(Network):
             reference_channels=reference_channels,
             coordinates=coordinates,
             frequencies=widths[0] if widths else 0,
+            conditioner=conditioner,
+            layers=layers,
         )
         self.hourglass = Hourglass(
             self.input_channels,
@@ -87,11 +103,11 @@ class Pseudo3D(Network):
             attention_levels=attention_levels,
             embedding=self.embedding.width,
             mode=embedding,
-            norm="slice" if norm == "group" else norm,
+            norm=layers.norm,
             groups=groups,
-            kernel=(kernel, kernel, kernel),
-            factor=(1, 2, 2),
-            conv=partial(PlaneConv, through_plane=through_plane),
+            kernel=layers.kernel,
+            factor=layers.factor,
+            conv=layers.conv,
             backend=attention,
             plane=True,
         )
@@ -108,21 +124,21 @@ class Pseudo3D(Network):
     @property
     def anatomy(self) -> Anatomy:
         body = self.hourglass
-        descent = (self.embedding, *body.descent)
+        descent = (self.embedding, self.conditioner, *body.descent)
         return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
 
     def deepen(self, count: int) -> None:
         self.hourglass.deepen(count)
 
     def deepest(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
     ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.hourglass.descend(x, e)[0]
+        return self.hourglass.descend(x, e, self.conditioner, prepared)[0]
 
     def body(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
     ) -> Float[Tensor, "b o d h w"]:
-        return self.hourglass(x, e)
+        return self.hourglass(x, e, self.conditioner, prepared)
 
 
 def inflate(weights: Mapping[str, Tensor], *, kernel: int = 3) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """3D U-Net with additive skips; the network of the patch, wavelet and latent pipelines."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.conditioners._base import Body, Prepared
 from volumediff.networks._attention import Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._hourglass import Hourglass
@@ -29,6 +30,7 @@ class UNet(Network):
         embedding: `film` scales and shifts, `additive` adds
         coordinates: whether the position in the full volume is an input
         attention: backend of the attention
+        conditioner: how the image reaches the layers, a component of `volumediff.conditioners`
         kernel: of the convolutions, per axis
         factor: 1 or 2 per axis, the down-sampling per level
 
@@ -53,6 +55,7 @@ class UNet(Network):
         embedding: Literal["film", "additive"] = "film",
         coordinates: bool = False,
         attention: Backend = "auto",
+        conditioner: str | dict[str, Any] = "concat",
         kernel: tuple[int, int, int] = (3, 3, 3),
         factor: tuple[int, int, int] = (2, 2, 2),
     ) -> None:
@@ -65,6 +68,16 @@ class UNet(Network):
             reference_channels=reference_channels,
             coordinates=coordinates,
             frequencies=widths[0] if widths else 0,
+            conditioner=conditioner,
+            layers=Body(
+                widths,
+                blocks,
+                norm=norm,
+                groups=groups,
+                kernel=kernel,
+                factor=factor,
+                backend=attention,
+            ),
         )
         self.hourglass = Hourglass(
             self.input_channels,
@@ -93,18 +106,18 @@ class UNet(Network):
     @property
     def anatomy(self) -> Anatomy:
         body = self.hourglass
-        descent = (self.embedding, *body.descent)
+        descent = (self.embedding, self.conditioner, *body.descent)
         return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
 
     def deepen(self, count: int) -> None:
         self.hourglass.deepen(count)
 
     def deepest(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
     ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.hourglass.descend(x, e)[0]
+        return self.hourglass.descend(x, e, self.conditioner, prepared)[0]
 
     def body(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"], prepared: Prepared = ()
     ) -> Float[Tensor, "b o d h w"]:
-        return self.hourglass(x, e)
+        return self.hourglass(x, e, self.conditioner, prepared)

@@ -68,6 +68,7 @@ class Target:
         mask: the network is shown it as a channel in state space
         region: 1 where there is noise; the state outside is clean, and the loss is inside
         end: volume at the noisy end of a cold kernel, in place of noise
+        scalar: a number that the network is told beside the attributes of the case
     """
 
     x: Float[Tensor, "c d h w"]
@@ -76,6 +77,7 @@ class Target:
     mask: Float[Tensor, "1 d h w"] | None = None
     region: Float[Tensor, "1 d h w"] | None = None
     end: Float[Tensor, "c d h w"] | None = None
+    scalar: float | None = None
 
 
 class Recipe(ABC):
@@ -84,6 +86,7 @@ class Recipe(ABC):
     Attributes:
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
+        tells: whether targets bring a scalar of their own, which comes after the attributes
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
         paths: paths of the kernels that the targets are for
@@ -131,6 +134,7 @@ class Recipe(ABC):
     segments: ClassVar[bool] = False
     labels: tuple[int, ...] = ()
     coding: Coding | None = None
+    tells: bool = False
     marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None
     drop: float = 0.0
@@ -139,6 +143,16 @@ class Recipe(ABC):
     @abstractmethod
     def classes(self) -> int:
         """Number of classes, not counting the null class; 0 without classes."""
+
+    @property
+    def scalar_count(self) -> int:
+        """Scalars that the network is told."""
+        return len(self.scalars) + self.tells
+
+    def consensus_level(self, readers: int) -> float | None:
+        """The scalar of a target that stands for the consensus of so many readers; None for
+        recipes that tell none."""
+        return None
 
     @property
     def codes(self) -> int | None:

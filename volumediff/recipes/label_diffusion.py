@@ -11,6 +11,7 @@ from torch import Tensor
 from volumediff.codings._base import Coding
 from volumediff.codings.signed import Signed
 from volumediff.errors import DataError
+from volumediff.raters import MajorityRater, Rater
 from volumediff.recipes._base import Recipe, Subject, Target
 
 __all__ = ["LabelDiffusion"]
@@ -23,6 +24,7 @@ class LabelDiffusion(Recipe):
     Arguments:
         labels: label values that are learnt; all others are background
         coding: what masks become
+        raters: whose labels are learnt, where several readers have labelled
         scalars: attributes that condition the model
 
     References:
@@ -37,6 +39,7 @@ class LabelDiffusion(Recipe):
     normalised: ClassVar[bool] = False
     labels: tuple[int, ...] = (1,)
     coding: Coding = field(default_factory=Signed)
+    raters: Rater = field(default_factory=MajorityRater)
     scalars: tuple[str, ...] = ()
 
     atlas = False
@@ -53,6 +56,10 @@ class LabelDiffusion(Recipe):
     def marks(self) -> Literal["full"] | None:  # type: ignore[override]
         """Masks are what signed codes of 1 and -1 alone are."""
         return "full" if self.coding == Signed() else None
+
+    @property
+    def tells(self) -> bool:  # type: ignore[override]
+        return self.raters.tells
 
     @property
     def classes(self) -> int:
@@ -72,6 +79,9 @@ class LabelDiffusion(Recipe):
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True
 
+    def consensus_level(self, readers: int) -> float | None:
+        return self.raters.consensus_level(readers)
+
     def channels(self, c: int) -> int:
         return self.coding.channels(len(self.labels))
 
@@ -87,6 +97,6 @@ class LabelDiffusion(Recipe):
     ) -> Target:
         if subject.label is None:
             raise DataError("label diffusion needs a label map for every volume.")
-        x = subject.x
-        coded = self.coding.encode(self.masks(subject.label), spacing_mm=subject.spacing_mm)
-        return Target(coded.to(x.dtype), (x,))
+        x, opinion = subject.x, self.raters.opinion(subject.label, subject.readers, key=key)
+        coded = self.coding.encode(self.masks(opinion.label), spacing_mm=subject.spacing_mm)
+        return Target(coded.to(x.dtype), (x,), scalar=opinion.level)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from volumediff.codings._base import Coding
 from volumediff.codings.signed import Signed
+from volumediff.raters import MajorityRater, Rater
 from volumediff.recipes._base import Recipe, Subject, Target
 from volumediff.recipes.label_diffusion import LabelDiffusion
 
@@ -22,14 +23,15 @@ class LabelMapRecipe(Recipe):
     Arguments:
         labels: label values that are learnt; all others are background
         coding: what masks become
+        raters: whose labels are learnt, where several readers have labelled
     """
 
     teaches: ClassVar[str] = "label_maps"
-    fixed: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
     labels: tuple[int, ...] = (1,)
     coding: Coding = field(default_factory=Signed)
+    raters: Rater = field(default_factory=MajorityRater)
 
     atlas = False
     scalars = ()
@@ -39,7 +41,7 @@ class LabelMapRecipe(Recipe):
 
     @property
     def _with_image(self) -> LabelDiffusion:
-        return LabelDiffusion(self.labels, self.coding)
+        return LabelDiffusion(self.labels, self.coding, self.raters)
 
     @property
     def classes(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from volumediff.data.cases import Case
 from volumediff.data.files import VOLUMES
+from volumediff.data.patients import Patients
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_sources
@@ -79,6 +80,7 @@ def find_inputs(
     *,
     channels: Sequence[str] | None,
     layout: Spec = AUTO,
+    patients: Patients | None = None,
 ) -> tuple[list[Case], dict[str, str]]:
     """The cases below one path or several, without their labels, and those that cannot be used.
 
@@ -87,6 +89,7 @@ def find_inputs(
             datalist, or a table of cases; or several of them
         channels: names of the images that the model takes; None takes a single image
         layout: of the folders; `auto` decides by the files that are there
+        patients: the rule of the run that names patients; cases that it does not name keep theirs
 
     Returns:
         the cases, and case -> reason for the others
@@ -111,7 +114,7 @@ def find_inputs(
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            cases.append(replace(case, label=None, boxes=None, associated=None))
+            cases.append(replace(case, label=None, boxes=None, associated=None, labels={}))
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "
@@ -120,7 +123,7 @@ def find_inputs(
     if not cases:
         name, reason = next(iter(bad.items()))
         raise UsageError(f"{', '.join(map(str, sources))}: no usable case; {name}: {reason}")
-    return cases, bad
+    return cases if patients is None else patients.known(cases), bad
 
 
 def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:

@@ -225,7 +225,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
                 self._cut(target.x, key, starts),
                 tuple(self._cut(image, key, starts) for image in target.images),
                 target.label,
-                self.statistics.standardised(subject.attributes),
+                _scalars(self.statistics.standardised(subject.attributes), target.scalar),
                 place,
                 *(
                     None if a is None else self._cut(a, key, starts)
@@ -286,6 +286,14 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         ]
         chosen = others[int(uniform(key, "donor") * len(others))] if others else index
         return self.volumes[chosen].x
+
+
+def _scalars(attributes: Tensor | None, own: float | None) -> Tensor | None:
+    """What the network is told: the attributes of a case, then the scalar of its target."""
+    if own is None:
+        return attributes
+    told = torch.tensor([own])
+    return told if attributes is None else torch.cat([attributes, told])
 
 
 @dataclass(frozen=True)

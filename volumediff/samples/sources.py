@@ -97,6 +97,10 @@ def cases_of(data: Data) -> list[Case]:
             "or data.root=population for simulated subjects."
         )
     if data.root == POPULATION:
+        if data.patients is not None:
+            raise UsageError(
+                "data.patients: every simulated subject is a patient of its own; leave it out."
+            )
         names = [f"subject-{i:04d}" for i in range(data.population.subjects)]
         return [Case(name, name, {}) for name in names]
     found = find_cases(data.root, data.layout, data.channels)
@@ -108,7 +112,7 @@ def cases_of(data: Data) -> list[Case]:
             f"data.only: none of {len(found)} cases has {dict(data.only)}; attributes are "
             f"{', '.join(there) or 'none'}."
         )
-    return kept
+    return kept if data.patients is None else data.patients.named(kept)
 
 
 def _with_values(name: str, cases: Sequence[Case]) -> str:

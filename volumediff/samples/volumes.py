@@ -48,6 +48,14 @@ class TrainingVolume:
         return foreground
 
     @property
+    def reader_count(self) -> int:
+        """How many people have labelled it, 1 for a label map alone, 0 for none."""
+        readers = self.entry.load("readers")
+        if readers is not None:
+            return len(readers)
+        return int(self.entry.load("label") is not None)
+
+    @property
     def lesioned(self) -> bool:
         """Whether a label marks anything: such a volume is no healthy one."""
         label = self.array("label")

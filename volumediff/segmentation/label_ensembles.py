@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import ClassVar
 
 from volumediff import randomness
 from volumediff.component import Component
@@ -23,7 +24,13 @@ AXES = "dhw"
 
 @dataclass(frozen=True)
 class LabelEnsemble(Component):
-    """One thing that is varied."""
+    """One thing that is varied.
+
+    Class attributes:
+        levels: whether members are told a level of agreement among readers
+    """
+
+    levels: ClassVar[bool] = False
 
     @abstractmethod
     def changes(self, draw: Draw) -> Sequence[Draw]:
@@ -89,6 +96,7 @@ class Consensus(LabelEnsemble):
         Diffusion Models, arXiv:2306.09004
     """
 
+    levels: ClassVar[bool] = True
     readers: int
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from volumediff.config import build, named, suggestion
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.drawing import Drawing
 from volumediff.data.lesion_free import LesionFree
+from volumediff.data.patients import Patients
 from volumediff.data.survey import AUTO
 
 __all__ = [
@@ -134,13 +135,16 @@ class Data(Section):
     `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
     the cases whose attributes have one of the values given, such as `{group: healthy}`.
     `lesion_free` trains crops from the lesion-free planes of volumes with lesions, see
-    `volumediff.data.lesion_free`; without it they train like all others.
+    `volumediff.data.lesion_free`; without it they train like all others. `patients` names the
+    patient of every case where names do not, such as `{pattern: 'mouse\\d+'}`, see
+    `volumediff.data.patients`; splits keep the cases of a patient together.
     """
 
     root: str | None = None
     layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
+    patients: Annotated[Patients, declared(Patients)] | None = None
     population: PopulationSection = PopulationSection()
     preprocessing: Preprocess = Preprocess()
     augmentation: Annotated[Augmentation, declared(Augmentation)] | None = None

@@ -279,8 +279,8 @@ class Task(ABC):
         label, scalars, place = None, None, None
         if recipe.classes:
             label = torch.zeros(count, dtype=torch.int64, device=device)
-        if recipe.scalars:
-            scalars = noise(count, len(recipe.scalars))
+        if recipe.scalar_count:
+            scalars = noise(count, recipe.scalar_count)
         if self.located and shape == self.config.crop:
             place = noise(count, 3, *self.grid(shape))
         return Batch(

@@ -158,7 +158,7 @@ class DiffusionTask(Task):
             out_channels=out,
             image_channels=image_channels,
             classes=recipe.classes,
-            scalars=len(recipe.scalars),
+            scalars=recipe.scalar_count,
             **references,
         )
         images = sum(recipe.image_channels(c))
@@ -372,6 +372,13 @@ class DiffusionTask(Task):
         """
         batch = collate([samples.scans.sample(index, key=0)]).to(self.model.device)
         condition, images = batch.condition, batch.images
+        readers = samples.scans.volumes[index].reader_count
+        level = self.recipe.consensus_level(readers)
+        if level is not None:
+            assert condition.scalars is not None, "the level is the last of them"
+            scalars = condition.scalars.clone()
+            scalars[:, -1] = level
+            condition = condition.replace(scalars=scalars)
         if condition.label is not None:
             condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
         if x is not None and self.recipe.marks == "self":
@@ -446,13 +453,17 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def use(self, batch: Batch, *, stage: Stage) -> None:
-        """Encodes, denoises once, decodes."""
+        """Encodes, prepares the image, denoises once, decodes."""
         model, (d, h, w) = self.model, batch.x.shape[2:]
         with stage("encode"):
             z = model.encode(batch.x)
             condition = model.told(batch.condition, batch.images, batch.mask)
             condition = model.referred(condition, z)
             noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
+        if model.network.conditioner.places:
+            with stage("prepare"):
+                # Once per volume; what it made is held while the network runs.
+                condition = model.prepared(condition)
         with stage("denoise"):
             t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
             # A sampler holds on to the state and the noise while the network runs.

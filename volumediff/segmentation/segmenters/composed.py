@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from volumediff.compatibility import level_problem, require
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.samplers._base import Sampler
@@ -99,6 +100,7 @@ class Composed(Component, Segmenter):
 
     def check(self, model: nn.Module) -> None:
         self.predictor.check(model)
+        require(level_problem(model, levels=any(factor.levels for factor in self.ensemble)))
         if isinstance(self.predictor, SampledLabels) and self.sampler is not None:
             self.predictor.check_sampler(model, self.sampler)
 

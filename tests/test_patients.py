@@ -1,0 +1,143 @@
+"""Whose a case is: patterns and tables keep the cases of a patient in one part of the split."""
+
+import json
+from pathlib import Path
+
+import pytest
+from data_sets import text, touch
+
+from volumediff.data.cases import Case
+from volumediff.data.patients import Patients, read_patients
+from volumediff.data.single_case import case_of_file
+from volumediff.data.splits import PARTS
+from volumediff.data.survey import find_cases
+from volumediff.errors import DataError, UsageError
+from volumediff.runs.inputs import find_inputs
+from volumediff.samples.sources import cases_of, split_of
+from volumediff.settings.run_config import load_run_config
+from volumediff.settings.sections import Data
+
+REAL = Path(__file__).parents[2] / "shared/data/segmentation/mouse_hippocampus"
+
+
+def cases(*names):
+    return [Case(name, name, {}) for name in names]
+
+
+def mice(root, count=6):
+    names = [f"mouse{i:02d}{side}" for i in range(1, count + 1) for side in "LR"]
+    touch(root, *(f"imagesTr/{name}_0000.nii.gz" for name in names))
+    touch(root, *(f"labelsTr/{name}.nii.gz" for name in names))
+    labels = {"background": 0, "hippocampus": 1, "fimbria": 2, "ignore": 3}
+    described = {"channel_names": {"0": "T2w"}, "labels": labels}
+    (root / "dataset.json").write_text(json.dumps(described))
+    return names
+
+
+def test_pattern_by_hand():
+    rule = Patients(pattern=r"mouse\d+")
+    assert [c.patient for c in rule.named(cases("mouse01L", "mouse01R", "mouse12L"))] == [
+        *("mouse01", "mouse01", "mouse12")
+    ]
+    group = Patients(pattern=r"^scan_(\w\d+)_")
+    assert group.patient("scan_p7_b") == "p7"
+    assert group.patient("other") is None
+    assert [c.patient for c in group.known(cases("scan_p7_b", "other"))] == ["p7", "other"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "names", "message"),
+    [
+        ({"pattern": r"rat\d+"}, ("rat1", "mouse1"), r"names no patient for 1 of 2 cases: mouse1"),
+        ({"pattern": r"mouse\d"}, ("mouse1L", "mouse10L"), r"ends inside a number of mouse10L"),
+        ({"pattern": r"(m\d)"}, ("m1", "m12"), r"would join different patients"),
+    ],
+)
+def test_rules_that_do_not_name_every_patient_are_refused(rule, names, message):
+    with pytest.raises(UsageError, match=message):
+        Patients(**rule).named(cases(*names))
+
+
+@pytest.mark.parametrize("rule", ["{}", "{pattern: a, table: b.tsv}", "{pattern: '('}"])
+def test_impossible_rules_are_refused(rule):
+    with pytest.raises(UsageError, match=r"data.patients: expected pattern|no regular expression"):
+        load_run_config("wavelet_64", [f"data.patients={rule}"])
+
+
+def test_a_pattern_may_be_given_as_a_word():
+    config = load_run_config("wavelet_64", [r"data.patients.pattern=mouse\d+"])
+    assert config.data.patients == Patients(pattern=r"mouse\d+")
+    with pytest.raises(UsageError, match="unknown key patern"):
+        load_run_config("wavelet_64", ["data.patients.patern=a"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_hippocampi_of_a_mouse_are_in_one_part(seed, tmp_path):
+    mice(tmp_path)
+    tree = {"root": str(tmp_path), "patients": {"pattern": r"mouse\d+"}}
+    fractions = {"seed": seed, "validation": 0.25, "calibration": 0.25, "least_calibration": 0}
+    data = Data.model_validate({**tree, "split": fractions})
+    split = split_of(cases_of(data), data)
+    for part in PARTS:
+        sides = [name[-1] for name in getattr(split, part)]
+        assert sides.count("L") == sides.count("R")
+    assert "volumes of 6 patients" in split.note(0)
+    without = Data.model_validate({"root": str(tmp_path), "split": fractions})
+    torn = [len(getattr(split_of(cases_of(without), without), part)) for part in PARTS]
+    assert torn == [6, 3, 3, 0]
+
+
+def test_a_table_beside_the_data_is_known_to_every_command(tmp_path):
+    names = mice(tmp_path, count=2)
+    rows = [f"{name}\t{name[:-1]}" for name in names]
+    text(tmp_path / "patients.tsv", "case\tpatient", *rows)
+    assert [c.patient for c in find_cases(tmp_path)] == ["mouse01"] * 2 + ["mouse02"] * 2
+    found, _ = find_inputs(tmp_path, channels=None)
+    assert {c.patient for c in found} == {"mouse01", "mouse02"}
+    alone = case_of_file(tmp_path / "imagesTr/mouse02R_0000.nii.gz")
+    assert (alone.id, alone.patient) == ("mouse02R", "mouse02")
+    text(tmp_path / "patients.tsv", "case\tpatient", *rows[:-1])
+    with pytest.raises(DataError, match=r"mouse02R: is not in patients.tsv beside the data"):
+        find_cases(tmp_path)
+    text(tmp_path / "patients.csv", "case,patient")
+    with pytest.raises(DataError, match=r"patients.tsv and patients.csv; keep one"):
+        find_cases(tmp_path)
+
+
+def test_a_table_may_lie_elsewhere(tmp_path):
+    names = mice(tmp_path / "data", count=2)
+    text(tmp_path / "who.csv", "case,patient", *(f"{name},{name[5:7]}" for name in names))
+    rule = {"table": str(tmp_path / "who.csv")}
+    data = Data.model_validate({"root": str(tmp_path / "data"), "patients": rule})
+    assert [c.patient for c in cases_of(data)] == ["01", "01", "02", "02"]
+    text(tmp_path / "who.csv", "case,patient", "mouse01L,a", "mouse01L,b")
+    with pytest.raises(DataError, match="case mouse01L is of a and of b"):
+        read_patients(tmp_path / "who.csv")
+
+
+def test_inputs_of_a_run_have_the_patients_of_its_rule(tmp_path):
+    mice(tmp_path, count=1)
+    touch(tmp_path, "imagesTs/rat7_0000.nii.gz")
+    found, _ = find_inputs(tmp_path, channels=None, patients=Patients(pattern=r"mouse\d+"))
+    assert {c.id: c.patient for c in found} == {
+        "mouse01L": "mouse01",
+        "mouse01R": "mouse01",
+        "rat7": "rat7",
+    }
+
+
+def test_names_of_labels_and_the_one_to_ignore(tmp_path):
+    mice(tmp_path, count=1)
+    case = find_cases(tmp_path)[0]
+    assert case.names == {1: "hippocampus", 2: "fimbria", 3: "ignore"}
+    assert case.ignored == (3,)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="real volumes are not here")
+def test_real_mice():
+    data = Data.model_validate({"root": str(REAL), "patients": {"pattern": r"mouse\d+"}})
+    found = cases_of(data)
+    assert len(found) == 12
+    assert len({c.patient for c in found}) == 6
+    split = split_of(found, data)
+    assert all(name[:-1] + "LR"[name[-1] == "L"] in split.train for name in split.train)

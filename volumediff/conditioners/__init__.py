@@ -1,0 +1,1 @@
+"""How an image reaches the denoiser: one file per way, whose image branch runs once per volume."""
