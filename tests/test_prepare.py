@@ -674,3 +674,44 @@ def test_a_template_of_the_user(tmp_path, template):
     marked = template_from(tmp_path / "t.nii.gz", tmp_path / "m.nii.gz")
     np.testing.assert_array_equal(marked.object, x > 50)
     assert marked.digest != found.digest
+
+
+def test_segmentations_go_home(prepared, raw, template, tmp_path, program):
+    truth, out = raw[1], tmp_path / "labels"
+    out.mkdir()
+    label = read(prepared / "p1" / "p1_mask.nii.gz", kind="label").array[0] * np.uint8(3)
+    p = ndimage.gaussian_filter((label > 0).astype(np.float32), 0.7)
+    for name, array in (
+        ("label-3_probseg", p),
+        ("label-0_probseg", 1 - p),
+        ("label-3_desc-variance_map", p * (1 - p)),
+        ("label-3_desc-votes_map", p),
+        ("desc-entropy_map", 4 * p * (1 - p)),
+    ):
+        write(out / f"p1_{name}.nii.gz", array, like=template.grid, kind="image")
+    for name in ("dseg", "sample-1_dseg", "sample-12_dseg"):
+        write(out / f"p1_{name}.nii.gz", label, like=template.grid, kind="label")
+    inputs = {"T1w": {"file": "p1_T1w.nii.gz", "sha256": "of the prepared file"}}
+    facts = {"volumes_ml": {"3": 1.0, "4": 2.0}, "volumes_ml_interval": {"3": [0.5, 1.5]}}
+    (out / "p1_dseg.json").write_text(json.dumps({**facts, "inputs": inputs, "method": "m"}))
+    code, said, _ = program("restore", out, "--prepared", prepared, "-o", tmp_path / "native")
+    assert (code, "1 done" in said) == (0, True)
+    native = {path.name: path for path in (tmp_path / "native").glob("p1_*")}
+    assert set(native) == {path.name for path in out.iterdir()}
+    home = nib.load(native["p1_dseg.nii.gz"])
+    np.testing.assert_allclose(home.affine, truth["affine"], atol=1e-4)
+    values = np.asarray(home.dataobj)
+    assert set(np.unique(values)) == {0, 3}
+    mine, theirs = values > 0, np.asarray(truth["lesion"]) > 0
+    assert 2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()) > 0.9
+    np.testing.assert_array_equal(nib.load(native["p1_sample-12_dseg.nii.gz"]).dataobj, values)
+    # what the template does not reach is background
+    background, probability = (read(native[f"p1_label-{v}_probseg.nii.gz"]).array for v in (0, 3))
+    np.testing.assert_allclose(background + probability, 1, atol=1e-3)
+    sidecar = json.loads(native["p1_dseg.json"].read_text())
+    assert sidecar["volumes_ml"] == {"3": pytest.approx(mine.sum() * 0.064), "4": 0}
+    low, high = sidecar["volumes_ml_interval"]["3"]
+    assert high == pytest.approx(3 * low)
+    assert low == pytest.approx(0.5 / sidecar["volume_scale"])
+    assert sidecar["inputs"]["T1w"]["sha256"] != "of the prepared file"
+    assert sidecar["prepared_inputs"] == inputs

@@ -1,4 +1,4 @@
-"""Maps and masks of prepared volumes, back on the grids of the files that they were made of.
+"""Maps, masks and label maps of prepared volumes, back on the grids of their original files.
 
 A map of the template's grid is interpolated at the voxels of the original image, once, through
 the inverse of the map that aligned it. Millilitres in the JSON beside it are native ones: the
@@ -27,13 +27,20 @@ from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.leakage import keep
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import MAP, MASK, findings_of, write_json
+from volumediff.outputs.segmentation_files import DSEG
 from volumediff.outputs.sidecar import read_facts
 
 __all__ = ["restore"]
 
-# As `localize` and `segment` name what they write.
-OUTPUT = re.compile(r"(?P<case>.+)_(?P<what>desc-[A-Za-z0-9]+_(?P<kind>map|mask|image|dseg))")
+# As `localize` and `segment` name what they write; the shortest name is the case's, so that
+# `p_sample-1_dseg` is a sample of p and not the label map of `p_sample-1`.
+OUTPUT = re.compile(
+    r"(?P<case>.+?)_(?P<what>desc-[A-Za-z0-9]+_(?:map|mask|image|dseg)|(?:sample-\d+_)?dseg"
+    r"|label-\d+_(?:probseg|desc-[A-Za-z0-9]+_map))"
+)
 LABELS = ("mask", "dseg")
+BACKGROUND = "label-0_probseg"
+SIDECARS = (MAP, DSEG)
 FRAMES = ReadPolicy(frames="channels")
 
 
@@ -59,7 +66,7 @@ def restore(
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Brings every map, mask and image of a folder back to the native grids.
+    """Brings every map, mask, image and label map of a folder back to the native grids.
 
     Arguments:
         maps: folders that `localize` or `segment` wrote for prepared volumes
@@ -83,8 +90,8 @@ def restore(
     cases, problems = _found(folders, origins)
     if not cases and not problems:
         raise UsageError(
-            f"{', '.join(map(str, folders))}: has no maps such as <case>_{MAP}.nii.gz; "
-            "give the folder that localize wrote."
+            f"{', '.join(map(str, folders))}: has no maps such as <case>_{MAP}.nii.gz and no "
+            f"<case>_{DSEG}.nii.gz; give the folder that localize or segment wrote."
         )
 
     def work(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
@@ -143,9 +150,10 @@ def _found(
         if name in origins:
             # both change what is written, so they are inputs like the maps
             extra = {"/transform": origins[name].path}
-            sidecar = next(iter(files.values())).parent / f"{name}_{MAP}.json"
-            if sidecar.is_file():
-                extra["/json"] = sidecar
+            for word in SIDECARS:
+                sidecar = next(iter(files.values())).parent / f"{name}_{word}.json"
+                if sidecar.is_file():
+                    extra[f"/{word}"] = sidecar
             cases.append(Case(name, patient_of(name), {**files, **extra}))
         else:
             problems[name] = "was not prepared here; give the folder that its volume came from."
@@ -160,35 +168,43 @@ def _restored(case: Case, origin: _Origin, folder: Path) -> Result:
         if what.startswith("/"):
             continue
         labels = what.rsplit("_", 1)[-1] in LABELS
-        native[what] = _moved(path, alignment, labels=labels)
+        native[what] = _moved(path, alignment, labels=labels, rest=float(what == BACKGROUND))
         target = folder / f"{case.id}_{what}.nii.gz"
         kind = "label" if labels else "image"
         write(target, native[what], like=alignment.native, kind=kind)
         written.append(target)
     facts: dict[str, Any] = {"volume_scale": alignment.volume_scale}
     if MASK in native:
-        voxel = abs(float(np.linalg.det(alignment.native.affine[:3, :3])))
-        facts["mask_volume_ml"] = float((native[MASK] > 0).sum()) * voxel / 1000
-    if "/json" in case.images:
-        sidecar = folder / f"{case.id}_{MAP}.json"
-        content = _sidecar(case.images["/json"], native, alignment, facts)
-        content = {**content, **_inputs(content, origin)}
-        write_json(sidecar, {**content, "native_image": origin.channel})
+        facts["mask_volume_ml"] = float((native[MASK] > 0).sum()) * _voxel_ml(alignment)
+    for word in SIDECARS:
+        if f"/{word}" not in case.images:
+            continue
+        source, sidecar = case.images[f"/{word}"], folder / f"{case.id}_{word}.json"
+        known = read_facts(source)
+        measured = (
+            _places(native, alignment) if word == MAP else _volumes(known, native, alignment)
+        )
+        content = {**known, **facts, **measured, **_inputs(known, origin)}
+        write_json(sidecar, {**content, "space": "native", "native_image": origin.channel})
         written.append(sidecar)
         if isinstance(content.get("seen"), str):
-            record = case.images["/json"].with_name(content["seen"])
-            written.append(keep(folder, Seen.load(record)))
+            record = keep(folder, Seen.load(source.with_name(content["seen"])))
+            written += [record] if record not in written else []
     return Result(written, facts)
 
 
-def _moved(path: Path, alignment: Alignment, *, labels: bool) -> np.ndarray:
-    """The content of a file on the native canonical voxels."""
+def _moved(path: Path, alignment: Alignment, *, labels: bool, rest: float = 0.0) -> np.ndarray:
+    """The content of a file on the native canonical voxels.
+
+    Arguments:
+        rest: value of maps where the template does not reach, unless they have lower ones
+    """
     volume = read(path, kind="label") if labels else read(path, policy=FRAMES)
     _check(volume, alignment.template)
     if labels:
         return alignment.back_labels(volume.array)
-    lowest = min(0.0, float(volume.array.min()))
-    return alignment.back(volume.array, fill=lowest)
+    fill = rest or min(0.0, float(volume.array.min()))
+    return alignment.back(volume.array, fill=fill)
 
 
 def _check(volume: Volume, template: Grid) -> None:
@@ -200,19 +216,33 @@ def _check(volume: Volume, template: Grid) -> None:
         )
 
 
-def _sidecar(
-    path: Path,
-    native: Mapping[str, np.ndarray],
-    alignment: Alignment,
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The facts of the map; places and volumes are those of the native volume."""
-    content = read_facts(path)
+def _voxel_ml(alignment: Alignment) -> float:
+    return abs(float(np.linalg.det(alignment.native.affine[:3, :3]))) / 1000
+
+
+def _places(native: Mapping[str, np.ndarray], alignment: Alignment) -> dict[str, Any]:
+    """The findings of a map, with the places and volumes of the native volume."""
     found: Sequence[dict[str, Any]] = []
     if MASK in native and MAP in native:
         affine = canonical_grid(alignment.native).affine
         found = findings_of(native[MASK], native[MAP], affine=affine)
-    return {**content, **facts, "findings": found, "space": "native"}
+    return {"findings": found}
+
+
+def _volumes(
+    known: Mapping[str, Any], native: Mapping[str, np.ndarray], alignment: Alignment
+) -> dict[str, Any]:
+    """Volumes of the labels in native millilitres; their intervals by the scale of the map."""
+    found: dict[str, Any] = {}
+    if DSEG in native and isinstance(known.get("volumes_ml"), dict):
+        sizes = {v: float((native[DSEG] == int(v)).sum()) for v in known["volumes_ml"]}
+        found["volumes_ml"] = {v: n * _voxel_ml(alignment) for v, n in sizes.items()}
+    if isinstance(known.get("volumes_ml_interval"), dict):
+        found["volumes_ml_interval"] = {
+            v: [ml / alignment.volume_scale for ml in ends]
+            for v, ends in known["volumes_ml_interval"].items()
+        }
+    return found
 
 
 def _inputs(content: Mapping[str, Any], origin: _Origin) -> dict[str, Any]:

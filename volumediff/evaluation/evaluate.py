@@ -76,15 +76,14 @@ def evaluate(
     for folder in places:
         if not folder.is_dir():
             raise UsageError(f"{folder}: expected a folder of results, nothing is there.")
+        if not any(folder.glob("*.nii*")):
+            raise _nothing_in(folder)
     maps = {folder: found for folder in places if (found := maps_in(folder))}
     truths = find_truths(truth, layout)
     labels = {folder: found for folder in places if (found := segmentations_in(folder, truths))}
     for folder in places:
         if folder not in maps and folder not in labels:
-            raise UsageError(
-                f"{folder}: has no *_{MAP}.nii.gz and no *_{DSEG}.nii.gz; localize into this "
-                "folder first, or segment."
-            )
+            raise _nothing_in(folder)
     how = {"seed": seed, "replicates": replicates, "by": by, "report": report}
     how |= {"allow_seen": allow_seen, "same_names": same_names}
     results: list[EvaluationResult] = []
@@ -95,3 +94,10 @@ def evaluate(
         known = known_cases(labels, truths, truth, by=by, report=report)
         results += evaluate_segmentations(labels, known, rules=rules, **how)
     return results
+
+
+def _nothing_in(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder}: has no *_{MAP}.nii.gz and no *_{DSEG}.nii.gz; localize into this folder "
+        "first, or segment."
+    )

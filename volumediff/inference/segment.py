@@ -5,14 +5,16 @@
 <case>_label-<value>_desc-variance_map.nii.gz   variance of the samples
 <case>_label-<value>_desc-votes_map.nii.gz      share of the samples that have the label
 <case>_desc-entropy_map.nii.gz        entropy of the label, in nats
+<case>_desc-mutualinformation_map.nii.gz        disagreement of the members, in nats
 <case>_sample-<i>_dseg.nii.gz         label map of a sample, if they are asked for
-<case>_dseg.json                      method, weights, inputs, volume of every label with the
-                                      interval that holds 95 % of the samples
+<case>_dseg.json                      method, weights, inputs, network calls, volume of every label
+                                      with the interval that holds 95 % of the samples
+seen-<hash>.json                      subjects that the weights were trained on
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ import torch
 import volumediff
 from volumediff.calibration.label_thresholds import fitted
 from volumediff.data.cases import Case
+from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
+from volumediff.evaluation.leakage import keep
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
@@ -33,6 +37,7 @@ from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
+from volumediff.samples.seen_record import seen_by
 from volumediff.segmentation.method_files import load_segmenter
 from volumediff.segmentation.result import Segmentation
 from volumediff.segmentation.segmenters._base import Segmenter
@@ -54,6 +59,7 @@ class Segmented:
         spacing_mm: of the prepared grid
         facts: what is recorded beside the labels
         cost: network calls and memory
+        seen: what the weights have seen
     """
 
     examination: Examination
@@ -62,6 +68,7 @@ class Segmented:
     spacing_mm: tuple[float, float, float]
     facts: Mapping[str, Any]
     cost: Cost
+    seen: Seen
 
     def volumes_ml(self, labels: np.ndarray) -> dict[str, float]:
         """Volume of every label in a label map on the grid of the input."""
@@ -93,7 +100,7 @@ class Segmented:
         writer = Writer(folder, self.examination.id, self.grid)
         volumes = self.volumes_ml(writer.label("dseg", found.labels[0]))
         shares = found.shares[0]
-        writer.image("label-0_probseg", shares[:1])
+        writer.image("label-0_probseg", shares[:1], beyond=1.0)  # nothing is there
         for i, value in enumerate(found.values):
             writer.image(f"label-{value}_probseg", found.probabilities[0, i : i + 1])
             if found.variance is not None:
@@ -101,22 +108,26 @@ class Segmented:
             if found.votes is not None:
                 writer.image(f"label-{value}_desc-votes_map", found.votes[0, i : i + 1])
         writer.image("desc-entropy_map", found.entropy[0])
+        if found.mutual_information is not None:
+            writer.image("desc-mutualinformation_map", found.mutual_information[0])
         if samples and found.samples is not None:
             for i, drawn in enumerate(found.samples, start=1):
                 writer.label(f"sample-{i}_dseg", drawn[None])
         sidecar = folder / f"{self.examination.id}_dseg.json"
+        record = keep(folder, self.seen)
         findings = [vars(f) for f in self.grid.record.findings]
         write_json(
             sidecar,
             {
                 **self.facts,
+                "seen": record.name,
                 "volumes_ml": volumes,
                 "volumes_ml_interval": self.intervals_ml(),
                 "preprocessing_findings": findings,
                 "notice": "Research software, not for diagnosis.",
             },
         )
-        return [*writer.files, sidecar], volumes
+        return [*writer.files, sidecar, record], volumes
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +175,7 @@ class Segmenting:
             )
         facts = {
             "case": examination.id,
+            "patient": examination.patient,
             "method": self.method,
             "segmenter": repr(self.segmenter),
             "seed": self.options.seed,
@@ -172,10 +184,13 @@ class Segmenting:
                 for name, file in examination.files.items()
             },
             **trained.task.facts,
+            "read_policy": asdict(trained.preprocessing.policy),
+            "network_calls": cost.network_calls,
             **provenance(trained),
         }
         grid = InputGrid(trained.preprocessing, ready.record)
-        return Segmented(examination, found, grid, ready.spacing_mm, facts, cost)
+        seen = seen_by(trained.run)
+        return Segmented(examination, found, grid, ready.spacing_mm, facts, cost, seen)
 
 
 def segmenting(

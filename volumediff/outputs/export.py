@@ -157,9 +157,9 @@ class Writer:
         self.folder, self.case, self.grid = folder, case, grid
         self.files: list[Path] = []
 
-    def image(self, name: str, array: Tensor) -> np.ndarray:
-        """A map, as it is written: (1, d, h, w) along R, A, S."""
-        return self._write(name, self.grid.image(array), "image")
+    def image(self, name: str, array: Tensor, *, beyond: float | None = None) -> np.ndarray:
+        """A map, as it is written: (1, d, h, w) along R, A, S; see `InputGrid.image`."""
+        return self._write(name, self.grid.image(array, beyond=beyond), "image")
 
     def channels(self, name: str, array: Tensor) -> np.ndarray:
         """Normalized channels, written in the intensities of the input."""

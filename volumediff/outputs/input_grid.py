@@ -25,11 +25,18 @@ class InputGrid:
     preprocessing: Preprocessing
     record: PreprocessingRecord
 
-    def image(self, array: Shaped[Tensor, "1 d h w"]) -> Float[np.ndarray, "1 od oh ow"]:
-        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
+    def image(
+        self, array: Shaped[Tensor, "1 d h w"], *, beyond: float | None = None
+    ) -> Float[np.ndarray, "1 od oh ow"]:
+        """A map; where the prepared volume does not reach, its lowest value, at most 0.
+
+        Arguments:
+            array: the map on the prepared grid
+            beyond: another value for where the prepared volume does not reach
+        """
         values = array.detach().float().cpu()
-        lowest = min(0.0, float(values.min()))
-        return self.preprocessing.to_canonical(values, self.record, fill=lowest)
+        fill = min(0.0, float(values.min())) if beyond is None else beyond
+        return self.preprocessing.to_canonical(values, self.record, fill=fill)
 
     def channels(self, array: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "c od oh ow"]:
         """Normalized channels in the unit of the input; beyond the volume, its background."""
