@@ -182,7 +182,7 @@ def test_a_perfect_autoencoder_gives_every_label_back(coding):
     values = (2, 5)
     recipe = LabelMapRecipe(values, coding)
     codec = Perfect(recipe.channels(1))
-    if coding.exclusive:
+    if coding.grouped:
         codec.readout = ClassReadout(10.0)
     space = Latent(codec)
     label = torch.randint(3, (1, 6, 5, 4), generator=torch.Generator().manual_seed(2))

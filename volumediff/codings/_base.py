@@ -20,20 +20,19 @@ class Coding(ABC):
     """A map between masks and channels.
 
     Class attributes:
-        exclusive: whether channels are the classes of a voxel, the background first, one of them
-            1 and the others -1: what a softmax stands for
+        grouped: whether there is one channel per class, the background included, of which every
+            voxel has one
     """
 
-    exclusive: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
 
     @abstractmethod
     def channels(self, labels: int) -> int:
         """Channels for so many labels."""
 
     def classes(self, labels: int) -> int | None:
-        """K of the discrete kernels that can flip clean codes, which are -1 and 1 alone: 2 where
-        every channel is a bit of its own, else one channel per class; None where codes are
-        others."""
+        """K of the discrete kernels that can flip clean codes, which are -1 and 1 alone; None
+        where codes are others."""
         return None
 
     @abstractmethod

@@ -238,7 +238,7 @@ class AutoencoderTask(Task):
 
 def _readout(recipe: Recipe, weight: float) -> Readout:
     """How the scores of a decoder of masks are read and compared."""
-    if recipe.coding.exclusive:
+    if recipe.coding.grouped:
         return ClassReadout(weight)
     masks = recipe.coding.classes(len(recipe.labels)) == 2
     return MaskReadout(weight) if masks else IntensityReadout()
