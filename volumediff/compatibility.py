@@ -22,12 +22,14 @@ from volumediff.data.corruptions import Corruption
 from volumediff.kernels._base import Kernel
 from volumediff.losses._base import LossTerm
 from volumediff.model import Model
+from volumediff.networks._base import Network
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
 from volumediff.spaces._base import StateSpace
 from volumediff.supervised_segmentation import SupervisedSegmentation
 
 __all__ = [
+    "anchor_problem",
     "classification_problem",
     "codec_problem",
     "coding_problem",
@@ -187,6 +189,22 @@ def prior_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | No
     return (
         "prior: expected label_diffusion in voxels or wavelets, where states are labels, got "
         f"{name_of(type(recipe))} in {name_of(type(space))}; leave prior out."
+    )
+
+
+def anchor_problem(network: Network, losses: Sequence[LossTerm]) -> str | None:
+    """Why a prediction of the image branch alone would not be trained, or is not there."""
+    trained = any(loss.prepared for loss in losses)
+    if trained == network.conditioner.anchors:
+        return None
+    if trained:
+        return (
+            "losses, anchor: expected a network whose image branch predicts the clean state; use "
+            "network.conditioner=anchor, or leave the loss out."
+        )
+    return (
+        "losses: expected anchor for a network whose image branch predicts the clean state, got "
+        "none that trains it; use losses=[{name: anchor}] or head: false of the conditioner."
     )
 
 
