@@ -228,7 +228,9 @@ def test_another_input_is_refused(tmp_path):
     out, data = written(tmp_path, A)
     save(data / "sub-7_T1w.nii.gz", np.ones(SHAPE, np.float32), AFFINE)
     work = find_in_folder(out, data)
-    assert "expected the volume that was localized, got another" in work.failed["sub-7"]
+    assert (
+        "expected the volume that was localized or segmented, got another" in work.failed["sub-7"]
+    )
 
 
 # --- places --------------------------------------------------------------------------------------
