@@ -10,6 +10,7 @@ import pytest
 from data_sets import CONVENTIONS, SETS
 from guided_reference import published
 from lesion_masks import MASKS
+from probe_models import probe_of_halves
 
 from volumediff import config
 from volumediff.contracts import check, covered
@@ -28,6 +29,10 @@ ARGUMENTS = {
     ("label_post", "min_component"): {"volume_ml": 0.05},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+    ("task", "probe"): {"recipe": "label_diffusion"},
+    ("predictor", "probe"): {"model": probe_of_halves()},
+    ("task", "segmentation"): {"recipe": "label_diffusion"},
+    ("task", "pretraining"): {"pretext": "rotation"},
 }
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),
@@ -55,6 +60,10 @@ MORE = [
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
+    *(
+        ("task", "pretraining", {"pretext": name})
+        for name in ({"name": "moco", "queue": 4}, "byol", "mae")
+    ),
     ("task", "foreign_tasks:Distillation", {}),
     ("task", "foreign.foreign_volumes.tasks:Supervised", {}),
     ("autoencoder", "vq", {"norm": "voxel"}),

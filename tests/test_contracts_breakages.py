@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from data_sets import folder as plain_folder
 from data_sets import touch
 from foreign.foreign_volumes.tasks import Supervised
@@ -56,6 +57,7 @@ from volumediff.losses import dice
 from volumediff.networks.unet import UNet
 from volumediff.noise import GaussianNoise as White
 from volumediff.noise import Noise
+from volumediff.pretexts.rotation import Rotation
 from volumediff.raters import DrawnRater
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
@@ -335,6 +337,21 @@ class ForgetsTheClass(UNet):
         if condition is not None and condition.label is not None:
             condition = condition.replace(label=torch.zeros_like(condition.label))
         return super().forward(z_t, t, condition)
+
+
+@broken("pretext", "depends on the batch")
+class OfTheBatch(Rotation):
+    def loss(self, encoder, x, keys):
+        return super().loss(encoder, x, keys) + x.mean()
+
+
+@broken("pretext", "The encoder learns nothing")
+class Detached(Rotation):
+    def loss(self, encoder, x, keys):
+        with torch.no_grad():
+            features = encoder(x)
+        drawn = torch.tensor([key % 10 for key in keys])
+        return F.cross_entropy(self.head(features), drawn, reduction="none")
 
 
 @broken("classifier", "do not depend on the time")

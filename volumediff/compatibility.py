@@ -25,12 +25,14 @@ from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
 from volumediff.spaces._base import StateSpace
+from volumediff.supervised_segmentation import SupervisedSegmentation
 
 __all__ = [
     "classification_problem",
     "comparison_problem",
     "corruption_problem",
     "diffusion_problem",
+    "direct_problem",
     "end_problem",
     "fills_voids",
     "guidance_problem",
@@ -42,6 +44,7 @@ __all__ = [
     "noise_problem",
     "path_problem",
     "prior_problem",
+    "probe_problem",
     "recipe_problem",
     "reference_problem",
     "require",
@@ -49,6 +52,7 @@ __all__ = [
     "sampler_problem",
     "samples_everything",
     "states_problem",
+    "supervised_problem",
     "supervision_problem",
     "times_problem",
     "training_problem",
@@ -232,11 +236,34 @@ def supervision_problem(recipe: Recipe) -> str | None:
     )
 
 
+def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
+    """Why a network cannot learn labels by itself, without a diffusion."""
+    if not recipe.segments:
+        return (
+            f"recipe: expected label_diffusion, which says the labels, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if not space.exact:
+        return (
+            "space: expected voxels, wavelets or slices of them for a supervised segmentation, "
+            "got latents, whose decoder makes volumes and no logits; use a patch, wavelet or "
+            "pseudo3d pipeline."
+        )
+    return None
+
+
 def label_model_problem(model: object) -> str | None:
     """Why label maps cannot be drawn from a model."""
     if isinstance(model, Model) and model.recipe.segments:
         return None
     return "expected a diffusion model of label maps; train with recipe=label_diffusion."
+
+
+def direct_problem(model: object) -> str | None:
+    """Why a model does not give labels in one pass."""
+    if isinstance(model, SupervisedSegmentation):
+        return None
+    return "expected the run of a supervised segmentation; train with method=unet."
 
 
 def level_problem(model: object, *, levels: bool) -> str | None:
@@ -268,6 +295,27 @@ def comparison_problem(model: Model) -> str | None:
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
+    )
+
+
+def probe_problem(recipe: Recipe, model: Model) -> str | None:
+    """Why heads cannot learn what a recipe says from the features of a model."""
+    if not recipe.segments:
+        return (
+            "recipe: expected label_diffusion, which says the labels, for a probe, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if recipe.codes is None:
+        return (
+            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
+            f"one, got {recipe.coding}; leave it out."
+        )
+    got = model.recipe
+    if got.whole and not got.atlas:
+        return None
+    return (
+        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
+        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
     )
 
 

@@ -57,6 +57,7 @@ FAMILIES = {
         _folder("autoencoder", "autoencoders", "Reconstructor"),
         _folder("image_codec", "image_codecs", "ImageCodec"),
         _folder("classifier", "classifiers", "Classifier"),
+        _folder("pretext", "pretexts", "Pretext"),
         _folder("residual_segmenter", "residual_segmenters", "ResidualSegmenter"),
         _folder("guidance", "guidance", "Guidance"),
         _folder("sampler", "samplers", "Sampler"),

@@ -18,6 +18,7 @@ CONTRACTS = {
     "network": "networks",
     "conditioner": "conditioners",
     "classifier": "networks",
+    "pretext": "pretexts",
     "residual_segmenter": "networks",
     "autoencoder": "autoencoders",
     "image_codec": "image_codecs",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.contracts.requirements import built, equal, require
 from volumediff.contracts.scenes import INSIDE, SHAPE, SPACING
-from volumediff.contracts.segmenters import VALUE, model_of_halves
+from volumediff.contracts.segmenters import VALUE, model_of_halves, network_of_halves
 from volumediff.randomness import normal
 from volumediff.segmentation.draw import Draw
 from volumediff.segmentation.label_ensembles import LabelEnsemble
@@ -23,11 +23,11 @@ __all__ = ["check_label_ensemble", "check_label_fusion", "check_label_post", "ch
 def check_predictor(cls: type, *, model: nn.Module | None = None, **arguments: Any) -> None:
     """Certain labels are found, and a member's answer depends on that member alone.
 
-    The usual model samples label maps. A predictor for another kind of model is checked with
-    `model=` of that kind, which must label the voxels above zero.
+    The usual models sample label maps, or give them in one pass. A predictor for another kind of
+    model is checked with `model=` of that kind, which must label the voxels above zero.
     """
     predictor: Predictor = built(cls, arguments)
-    model = model_of_halves() if model is None else model
+    model = _suitable(predictor) if model is None else model
     predictor.check(model)
     values = predictor.labels(model)
     require(VALUE in values and 0 not in values, f"The labels of the model are {values}.")
@@ -53,6 +53,18 @@ def check_predictor(cls: type, *, model: nn.Module | None = None, **arguments: A
     torch.manual_seed(1)
     alone = predictor.memberships(model, prepared, [replace(draws[2], number=7)])
     equal(alone[0], y[2], "An answer depends on the other members.", atol=1e-6)
+
+
+def _suitable(predictor: Predictor) -> nn.Module:
+    """The first of the usual models that a predictor takes; the very first where it takes none."""
+    usual = (model_of_halves(), network_of_halves())
+    for model in usual:
+        try:
+            predictor.check(model)
+        except ValueError:
+            continue
+        return model
+    return usual[0]
 
 
 def check_label_ensemble(cls: type, **arguments: Any) -> None:

@@ -19,8 +19,9 @@ from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
+from volumediff.supervised_segmentation import SupervisedSegmentation
 
-__all__ = ["VALUE", "check_segmenter", "model_of_halves"]
+__all__ = ["VALUE", "check_segmenter", "model_of_halves", "network_of_halves"]
 
 SCHEDULE = Cosine(zero_terminal_snr=True)
 VALUE = 4  # a label that is no index
@@ -51,6 +52,28 @@ class SignOfImage(Network):
         alpha, sigma = (per_sample(level, z_t) for level in SCHEDULE(t))
         odds = torch.atanh(condition.image.clamp(-1 + 1e-6, 1 - 1e-6))
         return torch.tanh(alpha * z_t / sigma**2 + odds)
+
+
+class SignInOnePass(Network):
+    """Logits of background and label, apart by the voxel's value."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Voxels are apart."""
+        return 1, 1, 1
+
+    def body(self, x: Tensor, e: Tensor) -> Tensor:
+        """-x and x, scaled to leave no doubt."""
+        return torch.cat([-10 * x, 10 * x], dim=1)
+
+
+def network_of_halves() -> SupervisedSegmentation:
+    """A network that gives the label `VALUE` in one pass where the volume is above zero."""
+    recipe = LabelDiffusion(labels=(VALUE,))
+    return SupervisedSegmentation(Voxel(), SignInOnePass(), recipe).eval()
 
 
 def model_of_halves() -> Model:

@@ -105,6 +105,8 @@ def split_cases(
     seed: int = 0,
     by_attribute: bool = False,
     least_calibration: int = 0,
+    fold: int | None = None,
+    folds: int = 5,
 ) -> Split:
     """A split of the cases by patient.
 
@@ -114,6 +116,8 @@ def split_cases(
         seed: another seed, another split
         least_calibration: patients that the calibration part has at least, taken from training,
             where it is asked for at all and this is no more than a quarter of all patients
+        fold: the part of training and validation together that validates, of `folds`; patient
+            number i of these is in fold i mod `folds`
         by_attribute: put cases into the part that their attribute `split` names; a validation
             part that nobody names is then drawn from the patients named for training
 
@@ -143,11 +147,28 @@ def split_cases(
         for count in _reserved(_counts(len(order), fractions), fractions, least_calibration):
             groups.append(set(order[start : start + count]))
             start += count
+    if fold is not None:
+        groups[:2] = _folded([p for p in order if p in groups[0] | groups[1]], fold, folds)
     parts = {
         part: tuple(sorted(c.id for p in group for c in by_patient[p]))
         for part, group in zip(PARTS, groups, strict=True)
     }
     return Split(**parts, patients={c.id: c.patient for c in cases})
+
+
+def _folded(patients: Sequence[str], fold: int, folds: int) -> list[set[str]]:
+    """Patients for training and for validation.
+
+    Raises:
+        DataError: fewer patients than folds
+    """
+    if len(patients) < folds:
+        raise DataError(
+            f"split: expected at least as many patients for training and validation as folds, "
+            f"{folds}, got {len(patients)}; lower data.split.folds."
+        )
+    validation = set(patients[fold::folds])
+    return [set(patients) - validation, validation]
 
 
 def _counts(n: int, fractions: tuple[float, ...]) -> list[int]:

@@ -30,12 +30,14 @@ class Anatomy:
     """The halves of a network that has an encoder and a decoder.
 
     Arguments:
-        descent: parts on the way to the deepest features, the embedding among them
+        stem: the layer that sees the input
+        descent: parts on the way to the deepest features, the stem and the embedding among them
         head: parts after the decoder
         channels: of the deepest features
         factor: down-sampling per level and axis
     """
 
+    stem: nn.Module
     descent: tuple[nn.Module, ...]
     head: tuple[nn.Module, ...]
     channels: int

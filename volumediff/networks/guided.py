@@ -131,7 +131,8 @@ class Guided(Network):
     @property
     def anatomy(self) -> Anatomy:
         descent = self.embedding, self.stem, self.encoder, self.down, self.middle
-        return Anatomy(descent, (self.act, self.head), self.widths[-1], (2, 2, 2))
+        head = self.act, self.head
+        return Anatomy(self.stem, descent, head, self.widths[-1], (2, 2, 2))
 
     def deepen(self, count: int) -> None:
         # A level ends with the width of the next finer one.

@@ -105,7 +105,8 @@ class MonaiUNet(Network):
     def anatomy(self) -> Anatomy:
         body = self.hourglass
         descent = (self.embedding, *body.descent)
-        return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
+        head = body.act, body.head
+        return Anatomy(body.stem, descent, head, body.widths[-1], body.factor)
 
     def deepen(self, count: int) -> None:
         self.hourglass.deepen(count)

@@ -125,7 +125,8 @@ class Pseudo3D(Network):
     def anatomy(self) -> Anatomy:
         body = self.hourglass
         descent = (self.embedding, self.conditioner, *body.descent)
-        return Anatomy(descent, (body.act, body.head), body.widths[-1], body.factor)
+        head = body.act, body.head
+        return Anatomy(body.stem, descent, head, body.widths[-1], body.factor)
 
     def deepen(self, count: int) -> None:
         self.hourglass.deepen(count)

@@ -9,7 +9,7 @@ and its augmentation, crop, t and noise come from key(seed, epoch, index). So re
 workers and processes never change a sample, and no generator state is ever stored.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from volumediff import tiling
 from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.data.lesion_free import LesionFree
 from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
@@ -36,8 +37,9 @@ from volumediff.spaces._base import StateSpace
 
 __all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "crop_of", "stream"]
 
-# An axis and the positions along it, in strides, where crops may begin; None is anywhere.
-Starts = tuple[int, Sequence[int]] | None
+# Positions, in strides, where crops may begin along some of the axes; anywhere along the others.
+Starts = Mapping[int, Sequence[int]]
+ANYWHERE: Starts = {}
 # Seconds after which a silent loader worker counts as dead.
 PATIENCE = 1800
 
@@ -116,20 +118,20 @@ class Crop:
             )
 
     def windows(
-        self, size: Shape, key: int, starts: Starts = None
+        self, size: Shape, key: int, starts: Starts = ANYWHERE
     ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Slices of the padded volume and of the state grid, before its axes are reordered.
 
         Arguments:
             size: of the volume
             key: of the sample
-            starts: an axis and the positions along it that are allowed, in strides
+            starts: positions that are allowed along some axes, in strides
         """
         voxels, states = [], []
         for axis, (n, s, m) in enumerate(zip(self.shape, self.stride, size, strict=True)):
             choices = -(-m // s) - n // s + 1
-            if starts is not None and axis == starts[0]:
-                allowed = starts[1]
+            if axis in starts:
+                allowed = starts[axis]
                 first = allowed[int(uniform(key, "crop", axis) * len(allowed))]
             else:
                 first = int(uniform(key, "crop", axis) * choices)
@@ -137,8 +139,17 @@ class Crop:
             states.append(slice(first, first + n // s))
         return tuple(voxels), tuple(states)
 
+    def around(self, centre: Shape, size: Shape) -> Starts:
+        """Where a crop begins that is centred on a voxel, as far as the border allows."""
+        found = {}
+        sizes = zip(centre, self.shape, self.stride, size, strict=True)
+        for axis, (middle, n, s, m) in enumerate(sizes):
+            last = -(-m // s) - n // s
+            found[axis] = [min(max((middle - n // 2) // s, 0), max(last, 0))]
+        return found
+
     def cut(
-        self, x: Float[Tensor, "c d h w"], key: int, starts: Starts = None
+        self, x: Float[Tensor, "c d h w"], key: int, starts: Starts = ANYWHERE
     ) -> Float[Tensor, "c _ _ _"]:
         """The crop of a volume, which is first padded as the space pads it."""
         size = tuple(x.shape[1:])
@@ -146,7 +157,7 @@ class Crop:
         return whole[(slice(None), *self.windows(size, key, starts)[0])].clone()
 
     def coordinates(
-        self, size: Shape, key: int, starts: Starts = None
+        self, size: Shape, key: int, starts: Starts = ANYWHERE
     ) -> Float[Tensor, "3 _ _ _"]:
         """Position of the crop's state voxels in the whole volume, as in `full_coordinates`."""
         grid = [-(-m // s) for m, s in zip(size, self.stride, strict=True)]
@@ -161,11 +172,7 @@ def crop_of(space: StateSpace, shape: Shape) -> Crop:
     Raises:
         ValueError: the shape is no multiple of the stride
     """
-    # Sizes that tell the axes apart say where the space puts each of them.
-    sizes = (2, 3, 5)
-    d, h, w = (n * s for n, s in zip(sizes, space.stride, strict=True))
-    first, second, third = (sizes.index(n) for n in space.grid((d, h, w)))
-    return Crop(shape, space.stride, (first, second, third))
+    return Crop(shape, space.stride, space.axis_order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +189,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         augment: keyed augmentation of training samples
         drawn: volumes that some training samples are drawn from instead
         lesion_free: which planes of volumes with lesions train; needs crops
+        foreground: which crops are centred on a label
         distances: whether samples bring the distance from the surface of what is marked
     """
 
@@ -194,6 +202,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     augment: Augmentation | None = None
     drawn: DrawnVolumes | None = None
     lesion_free: LesionFree | None = None
+    foreground: ForegroundCrops | None = None
     distances: bool = False
 
     def __len__(self) -> int:
@@ -207,10 +216,10 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         """Volume number `index` under a key."""
         with _one_thread():
             subject = self._subject(index, key)
-            starts = self._starts(subject)
-            if starts is not None and not starts[1]:
+            starts = self._starts(subject, key)
+            if not all(starts.values()):
                 subject = replace(self, augment=None)._subject(index, key)
-                starts = self._starts(subject)
+                starts = self._starts(subject, key)
             target = self.recipe.target(subject, atlas=self.statistics.atlas, key=key)
             d, h, w = target.x.shape[1:]
             place = None
@@ -233,17 +242,22 @@ class Keyed(Dataset):  # type: ignore[type-arg]
                 ),
             )
 
-    def _cut(self, x: Tensor, key: int, starts: Starts = None) -> Tensor:
+    def _cut(self, x: Tensor, key: int, starts: Starts = ANYWHERE) -> Tensor:
         return x if self.crop is None else self.crop.cut(x, key, starts)
 
-    def _starts(self, subject: Subject) -> Starts:
-        """Where crops may begin along the axis of the lesion-free planes; None is anywhere."""
-        rule, crop = self.lesion_free, self.crop
-        if rule is None or crop is None or subject.label is None or not subject.label.any():
-            return None
-        free = rule.free(subject.label, spacing_mm=subject.spacing_mm)
-        axis = rule.axis
-        return axis, rule.starts(free, size=crop.shape[axis], stride=crop.stride[axis])
+    def _starts(self, subject: Subject, key: int) -> Starts:
+        """Where the crop of a sample may begin."""
+        rule, crop, label = self.lesion_free, self.crop, subject.label
+        if crop is None or label is None:
+            return ANYWHERE
+        if self.foreground is not None:
+            centre = self.foreground.centre(label, key)
+            d, h, w = label.shape[1:]
+            return ANYWHERE if centre is None else crop.around(centre, (d, h, w))
+        if rule is None or not label.any():
+            return ANYWHERE
+        free, axis = rule.free(label, spacing_mm=subject.spacing_mm), rule.axis
+        return {axis: rule.starts(free, size=crop.shape[axis], stride=crop.stride[axis])}
 
     def _subject(self, index: int, key: int) -> Subject:
         volume = self.volumes[index]

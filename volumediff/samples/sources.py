@@ -147,6 +147,8 @@ def split_of(cases: Sequence[Case], data: Data) -> Split:
         seed=rule.seed,
         by_attribute=rule.by_attribute,
         least_calibration=rule.least_calibration,
+        fold=rule.fold,
+        folds=rule.folds,
     )
     if not split.train:
         raise UsageError(

@@ -15,6 +15,7 @@ class Draw:
         flips: axes of the volume, 0 to 2 for d, h, w, that are reversed before and after
         time: in [0, 1], for predictors that look at noisy volumes
         level: share of the readers that agree, for runs that are told it
+        head: number of one of several trained heads, for predictors that have them; None for all
         weight: in fusions that weigh their members
     """
 
@@ -23,4 +24,5 @@ class Draw:
     flips: tuple[int, ...] = ()
     time: float | None = None
     level: float | None = None
+    head: int | None = None
     weight: float = 1.0

@@ -18,6 +18,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from volumediff.config import build, named, suggestion
@@ -117,6 +118,11 @@ class SplitRule(Section):
     """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
     of the cases (participants.tsv), and draws the validation part from training if none is named.
 
+    For cross-validation `fold` is a number below `folds`: what the parts for calibration and test
+    leave is divided into so many groups of patients, and this one validates, whatever `validation`
+    says. Runs that differ in `fold` alone share the test part and validate on every other patient
+    once.
+
     `least_calibration` patients are reserved for the calibration part, which the thresholds of
     localization need, unless this is more than a quarter of all or `calibration` is 0.
     """
@@ -127,6 +133,14 @@ class SplitRule(Section):
     test: Fraction = 0.0
     least_calibration: NonNegativeInt = 5
     by_attribute: bool = False
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> "SplitRule":
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"takes a fold from 0 to {self.folds - 1}, got {self.fold}")
+        return self
 
 
 class Data(Section):
@@ -164,7 +178,11 @@ class Optim(Section):
     """AdamW; the learning rate is a function of the step.
 
     `batch_size` is global: over all processes and accumulation steps. `decay` is the fraction of
-    `lr` that a half cosine reaches at the last step; 1 keeps it constant.
+    `lr` that a half cosine reaches at the last step; 1 keeps it constant. A number for `power`
+    takes the polynomial (1 - progress)^power in place of the cosine, one for `momentum` stochastic
+    gradient descent with Nesterov momentum in place of AdamW: nnU-Net has 0.9 and 0.99 with lr
+    0.01. With `patience` training ends when its loss was not below the least so far for so many
+    steps after the warm-up; `steps` is then the most.
     """
 
     lr: PositiveFloat = 1e-4
@@ -176,7 +194,10 @@ class Optim(Section):
     clip: PositiveFloat | None = 1.0
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
+    power: PositiveFloat | None = None
     ema: Fraction = 0.9999
+    patience: PositiveInt | None = None
 
 
 class Selection(Section):

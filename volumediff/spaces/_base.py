@@ -120,6 +120,15 @@ class StateSpace(nn.Module, ABC):
         d, h, w = self.mask(torch.empty((1, 1, *shape), device="meta")).shape[2:]
         return d, h, w
 
+    @property
+    def axis_order(self) -> Shape:
+        """Axis of the volume that is axis i of the state."""
+        # Sizes that tell the axes apart say where the space puts each of them.
+        sizes = (2, 3, 5)
+        d, h, w = (n * s for n, s in zip(sizes, self.stride, strict=True))
+        first, second, third = (sizes.index(n) for n in self.grid((d, h, w)))
+        return first, second, third
+
     @torch.no_grad()
     def fit(self, volumes: Iterable[Float[Tensor, "_ _ _ _ _"]]) -> None:
         """Sets shift and scale to mean and deviation of each raw state channel.

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.condition import Condition
+from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.errors import UsageError
 from volumediff.model import Batch
 from volumediff.recipes._base import Recipe
@@ -30,6 +31,7 @@ from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache
 from volumediff.storage.checkpoint import Checkpoint
+from volumediff.tasks._backbones import Backbone
 
 __all__ = ["Criterion", "Refusals", "Stage", "Task", "best_of"]
 
@@ -209,6 +211,38 @@ class Task(ABC):
     def target(self) -> nn.Module:
         """What begins with the weights of another run, see `start_from`."""
         return self.modules()[self.main]
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """What runs of other tasks may begin with; None where there is nothing."""
+        return None
+
+    def begin_with(self, other: "Task", *, where: str) -> str | None:
+        """Takes what it can use of the weights of any run, and says what, see `start_from`.
+
+        None leaves it at runs of the same task, whose `target` must be the same throughout.
+
+        Arguments:
+            other: the trained task
+            where: the key and the folder, for messages
+
+        Raises:
+            UsageError: nothing of it is of use
+        """
+        return None
+
+    @property
+    def foreground(self) -> ForegroundCrops | None:
+        """Which training crops are centred on a label; None takes them from anywhere."""
+        return None
+
+    def stepped(self, step: int, accelerator: Accelerator) -> None:  # noqa: B027 - a default
+        """Whatever follows an update of the weights, such as that of an averaged copy.
+
+        Arguments:
+            step: updates done
+            accelerator: all processes take part
+        """
 
     # Validation
 

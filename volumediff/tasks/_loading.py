@@ -1,6 +1,6 @@
 """From a run's configuration to its task, and from a run's folder to the trained task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -89,19 +89,31 @@ def load_task(
     return task
 
 
-def warm_start(task: Task, source: Path) -> None:
+def warm_start(
+    task: Task, source: Path, report: Callable[[str], None] = lambda line: None
+) -> None:
     """Puts the averaged weights of a run into a fresh task, for fine-tuning.
+
+    A task that can begin with runs of other tasks says what it took. All others take the whole
+    network of a run of the same task.
 
     A pseudo-3D network may be trained on single slices first (`network.through_plane: false`, a
     crop of one slice) and is then inflated: every layer within the plane keeps its weights and
     gains an identity through the plane, so that the 3D run begins as the 2D model applied slice by
     slice. Normalisation of states is not taken over: it belongs to the data.
 
+    Arguments:
+        report: is told what was taken
+
     Raises:
         UsageError: the networks are not the same, beside layers through the plane
         DataError: the other run is damaged
     """
     other = load_task(source)
+    said = task.begin_with(other, where=f"start_from = {source}")
+    if said is not None:
+        report(said)
+        return
     if type(other) is not type(task):
         raise UsageError(f"start_from = {source}: trains {other.noun}, expected {task.noun}.")
     target = task.target

@@ -43,6 +43,7 @@ from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.spaces.voxel import Voxel
 from volumediff.storage.cache import Cache
+from volumediff.tasks._backbones import Backbone
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import encoder_paths, keep_encoders, space_of
 from volumediff.tasks._prior import keep_prior, prior_of
@@ -191,6 +192,21 @@ class DiffusionTask(Task):
         """The encoder of images that is trained with the network."""
         codec = self.model.space.image_codec
         return codec if codec is not None and codec.trained else None
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """The network, as it sees the volume: its state, or the first image that is a volume."""
+        model, c = self.model, self.config.data.channel_count
+        recipe, space = self.recipe, model.space
+        if recipe.channels(c) == c and not recipe.segments and recipe.marks is None:
+            return Backbone(model.network, space)
+        first, network = space.channels(recipe.channels(c)), model.network
+        beside = network.conditioner.input_channels == network.image_channels
+        for channels in recipe.image_channels(c):
+            if channels == c and beside:
+                return Backbone(model.network, space, first)
+            first += space.image_channels(channels)
+        return None
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         return self._seen.loss(batch)

@@ -64,7 +64,7 @@ def prepare(
     on_main(accelerator, lambda: kind.keep(config, run))
     task, fresh = build_task(config, run=run), not exists(run, "last")
     if config.start_from is not None and fresh:
-        warm_start(task, config.start_from)
+        warm_start(task, config.start_from, report)
     task.module.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
     training, validation = gather(config, accelerator, cache, fits=kind.fits_intensities)
@@ -97,6 +97,7 @@ def prepare(
             dataset=replace(
                 fitted.dataset,
                 **cut,
+                foreground=task.foreground,
                 augment=config.data.augmentation,
                 drawn=drawn_volumes(config, accelerator, cache),
             ),
