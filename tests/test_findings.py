@@ -523,7 +523,7 @@ def test_the_command_says_what_it_needs(run, program, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, said = program("findings", tmp_path / "empty", "--images", data)
     assert code == 2
-    assert "expected results of a localization, found none" in said
+    assert "expected results of a localization or segmentation, found none" in said
     out, _ = written(tmp_path, A)
     code, _, said = program("findings", out, "--images", data)
     assert code == 2

@@ -84,7 +84,7 @@ def test_nothing_and_label_maps_alone(tmp_path):
     found = json.loads((out / "p0_desc-label_findings.json").read_text())["findings"]
     assert [f["mean_score"] for f in found] == [1.0, 1.0, 1.0]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="results of a localization or of a segmentation"):
+    with pytest.raises(UsageError, match="results of a localization or segmentation, found none"):
         find_in_folder(tmp_path / "empty", data)
 
 

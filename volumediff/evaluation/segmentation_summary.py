@@ -56,7 +56,7 @@ NO_BEST = {
     *("volume_error_ml", "components", "components_ratio", "surface_ratio", *SEGMENTATION_COSTS),
 }
 SIGNIFICANT = {"hd95_mm", "assd_mm", "volume_error_ml", "components", "ece", "brier", "aurc"}
-BY_LABEL = ("dice", "nsd", "hd95_mm", "volume_error", "pq", "ece")
+BY_LABEL = ("dice", "nsd", "hd95_mm", "ece")
 NAN = float("nan")
 
 

@@ -73,7 +73,9 @@ def find_in_folder(
     """
     suffix = next((w for w in (MAP, DSEG) if any(folder.glob(f"*_{w}.json"))), None)
     if suffix is None:
-        raise UsageError(f"{folder}: expected results of a localization or of a segmentation.")
+        raise UsageError(
+            f"{folder}: expected results of a localization or segmentation, found none."
+        )
     segmented = suffix == DSEG
     named = sorted(p.name[: -len(f"_{suffix}.json")] for p in folder.glob(f"*_{suffix}.json"))
     if channels is None:
