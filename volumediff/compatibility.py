@@ -124,6 +124,11 @@ def training_problem(
         problem = _classes_problem(recipe, space, kernel)
         if problem is not None:
             return problem
+    elif kernel.valued and not space.exact:
+        return (
+            f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
+            "places, got latents; use voxel, wavelet or slices."
+        )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
         if problem is None and recipe.local:
@@ -152,7 +157,7 @@ def _classes_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str |
         )
     if recipe.codes is None:
         advice = (
-            "recipe.coding=signed for bits, or one_hot for several labels"
+            "recipe.coding=signed for bits, or one_hot for classes"
             if recipe.segments
             else "the latents of a binary autoencoder, space={name: latent, autoencoder: RUN}"
         )

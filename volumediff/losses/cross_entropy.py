@@ -67,7 +67,7 @@ class CrossEntropy(LossTerm):
         errors = -(truth * log_p).sum(2)  # b n d2 h2 w2
         if self.classes:
             w = log_p.new_tensor(self.classes)
-            if kernel.classes == 2:
+            if not context.recipe.grouped:
                 per = torch.stack([w[1:], w[:1].expand(len(w) - 1)])  # of 1 and 0, by variable
                 weight = torch.einsum("bnkdhw,kn->bndhw", truth, per)
             else:

@@ -85,6 +85,8 @@ class Recipe(ABC):
     Attributes:
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
+        labels: label values that are modelled
+        needs_readers: whether some volumes must have been labelled by several readers
         tells: whether targets bring a scalar of their own, which comes after the attributes
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
@@ -129,7 +131,9 @@ class Recipe(ABC):
     exact: ClassVar[bool] = False
     paired: ClassVar[bool] = False
     segments: ClassVar[bool] = False
+    labels: tuple[int, ...] = ()
     tells: bool = False
+    needs_readers: bool = False
     marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None
     drop: float = 0.0
@@ -154,6 +158,11 @@ class Recipe(ABC):
         """Classes of each variable of what is diffused, where it is coded in -1 and 1 as discrete
         kernels take it; None where it is not."""
         return None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether such a variable has one channel per class, and not one in all."""
+        return False
 
     @property
     def label_count(self) -> int | None:

@@ -124,7 +124,11 @@ class DiffusionTask(Task):
             build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
         ]
         require(training_problem(recipe, space, kernel, noise, losses), UsageError)
-        kernel = kernel.over(2 if space.binary else recipe.codes or 2)
+        codes = (2, False) if space.binary else (recipe.codes or 2, recipe.grouped)
+        try:
+            kernel = kernel.over(codes[0], grouped=codes[1])
+        except ValueError as error:
+            raise UsageError(f"kernel: {error}") from None
         # Values at places have no coefficients: the network alone computes on those.
         inside = kernel.valued and not (space.binary or space.keeps_values)
         state, transform = (Voxel(), space) if inside else (space, None)
