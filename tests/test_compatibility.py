@@ -110,6 +110,10 @@ label_diffusion/gaussian      ++++ ++++ ++++ +--- +---
 label_diffusion/cold          ---- ---- ---- ---- ----
 label_diffusion/discrete      ++++ ++++ ++++ ---- +---
 label_diffusion/discrete3     ---- ---- ---- ---- ----
+label_maps/gaussian           ++++ ++++ ++++ +--- +---
+label_maps/cold               ---- ---- ---- ---- ----
+label_maps/discrete           ---- ---- ---- ---- ----
+label_maps/discrete3          ---- ---- ---- ---- ----
 synthetic_anomalies/gaussian  ++++ ++++ ++++ ---- ----
 synthetic_anomalies/cold      ---- ---- ---- ---- ----
 synthetic_anomalies/discrete  ---- ---- ---- ---- ----

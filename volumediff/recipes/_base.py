@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from volumediff.codings._base import Coding
 from volumediff.data.corruptions import Corruption
 from volumediff.data.regions import Region
 
@@ -110,6 +111,8 @@ class Recipe(ABC):
         paired: whether a condition is the volume itself with an anomaly, so that maps of noisy
             states say nothing, and checkpoints are not selected by them
         segments: whether what is modelled are the labels of an image
+        labels: values of the labels that are coded; empty where no labels are
+        coding: how they are coded; None where no labels are
         marks: what a mask in the target stands for: anomalies that were put there (self) or labels
             (full); None where the target marks nothing
     """
@@ -132,6 +135,7 @@ class Recipe(ABC):
     paired: ClassVar[bool] = False
     segments: ClassVar[bool] = False
     labels: tuple[int, ...] = ()
+    coding: Coding | None = None
     tells: bool = False
     needs_readers: bool = False
     marks: Literal["self", "full"] | None = None

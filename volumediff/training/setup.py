@@ -111,6 +111,7 @@ def prepare(
         facts={
             "volumes": {"train": len(training), "validation": len(validation)},
             "borrowed": task.digest,
+            **task.facts,
         },
     )
 
