@@ -22,12 +22,14 @@ from volumediff.data.corruptions import Corruption
 from volumediff.kernels._base import Kernel
 from volumediff.losses._base import LossTerm
 from volumediff.model import Model
+from volumediff.networks._base import Network
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
 from volumediff.spaces._base import StateSpace
 from volumediff.supervised_segmentation import SupervisedSegmentation
 
 __all__ = [
+    "anchor_problem",
     "classification_problem",
     "codec_problem",
     "coding_problem",
@@ -57,6 +59,7 @@ __all__ = [
     "supervised_problem",
     "supervision_problem",
     "times_problem",
+    "told_problem",
     "training_problem",
     "variance_problem",
     "walks",
@@ -190,6 +193,22 @@ def prior_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | No
     )
 
 
+def anchor_problem(network: Network, losses: Sequence[LossTerm]) -> str | None:
+    """Why a prediction of the image branch alone would not be trained, or is not there."""
+    trained = any(loss.prepared for loss in losses)
+    if trained == network.conditioner.anchors:
+        return None
+    if trained:
+        return (
+            "losses, anchor: expected a network whose image branch predicts the clean state; use "
+            "network.conditioner=anchor, or leave the loss out."
+        )
+    return (
+        "losses: expected anchor for a network whose image branch predicts the clean state, got "
+        "none that trains it; use losses=[{name: anchor}] or head: false of the conditioner."
+    )
+
+
 def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
     """Why nothing would train what a kernel asks of the network beside the mean."""
     trained = any(loss.bounds for loss in losses)
@@ -275,7 +294,7 @@ def states_problem(recipe: Recipe) -> str | None:
 def supervision_problem(recipe: Recipe) -> str | None:
     """Why a segmentation network cannot learn from a recipe."""
     if recipe.marks is not None:
-        return None
+        return told_problem(recipe)
     return (
         "recipe: expected synthetic_anomalies, or label_diffusion with the code -1 and 1, for a "
         f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
@@ -295,7 +314,7 @@ def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
             "got latents, whose decoder makes volumes and no logits; use a patch, wavelet or "
             "pseudo3d pipeline."
         )
-    return None
+    return told_problem(recipe)
 
 
 def label_model_problem(model: object) -> str | None:
@@ -344,6 +363,16 @@ def comparison_problem(model: Model) -> str | None:
     )
 
 
+def told_problem(recipe: Recipe) -> str | None:
+    """Why a network that is no diffusion cannot learn from a recipe with levels of agreement."""
+    if not recipe.tells:
+        return None
+    return (
+        "recipe.raters: expected majority or drawn, got a consensus, whose level only a diffusion "
+        "of labels is told."
+    )
+
+
 def probe_problem(recipe: Recipe, model: Model) -> str | None:
     """Why heads cannot learn what a recipe says from the features of a model."""
     if not recipe.segments:
@@ -356,6 +385,8 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
             "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
             f"one, got {recipe.coding}; leave it out."
         )
+    if problem := told_problem(recipe):
+        return problem
     got = model.recipe
     if got.whole and not got.atlas:
         return None

@@ -8,6 +8,7 @@ squared error is. There -log p goes on as its tangent below a margin, and is fla
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,8 @@ class CrossEntropy(LossTerm):
             for rare labels
     """
 
+    # Of the kernels that the loss `anchor` takes; classes have probabilities of their own.
+    clean: ClassVar[bool] = True
     classes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

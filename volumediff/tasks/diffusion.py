@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import (
+    anchor_problem,
     codec_problem,
     prior_problem,
     require,
@@ -167,6 +168,7 @@ class DiffusionTask(Task):
             scalars=recipe.scalar_count,
             **references,
         )
+        require(anchor_problem(network, losses), UsageError)
         images = sum(recipe.image_channels(c))
         sides = {i: term.side(recipe.channels(c), images) for i, term in enumerate(losses)}
         model = Model(
