@@ -68,7 +68,9 @@ def write_segmentations(folder, labels, *, samples=0, probabilities=True, method
         facts = {
             "case": case,
             "method": method or folder.name,
-            "inputs": {"image": {"file": f"{case}_T1w.nii.gz", "sha256": f"{i:064d}"}},
+            "inputs": {
+                "image": {"file": f"{case}_T1w.nii.gz", "sha256": f"{i:016d}".ljust(64, "0")}
+            },
             "volumes_ml": {str(v): float((label == v).sum()) * 0.012 for v in values},
             "network_calls": 20,
         }

@@ -228,7 +228,9 @@ def test_another_input_is_refused(tmp_path):
     out, data = written(tmp_path, A)
     save(data / "sub-7_T1w.nii.gz", np.ones(SHAPE, np.float32), AFFINE)
     work = find_in_folder(out, data)
-    assert "expected the volume that was localized, got another" in work.failed["sub-7"]
+    assert (
+        "expected the volume that was localized or segmented, got another" in work.failed["sub-7"]
+    )
 
 
 # --- places --------------------------------------------------------------------------------------
@@ -521,7 +523,7 @@ def test_the_command_says_what_it_needs(run, program, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, said = program("findings", tmp_path / "empty", "--images", data)
     assert code == 2
-    assert "expected results of a localization, found none" in said
+    assert "expected results of a localization or segmentation, found none" in said
     out, _ = written(tmp_path, A)
     code, _, said = program("findings", out, "--images", data)
     assert code == 2

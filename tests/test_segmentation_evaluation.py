@@ -12,9 +12,11 @@ from sklearn.metrics import roc_auc_score
 from tiny_app import program, save
 
 import volumediff
+from volumediff.data.seen import Roster, Seen
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.evaluate import evaluate
+from volumediff.evaluation.leakage import keep
 from volumediff.evaluation.segmentation_case import SegmentationRules
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.truths import find_truths
@@ -269,3 +271,40 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="localize into this folder first, or segment"):
         evaluate([tmp_path / "empty"], tmp_path / "data", replicates=0)
+
+
+def test_volumes_that_a_model_has_seen_are_refused_or_left_out(tmp_path):
+    truths = write_truth(tmp_path / "data", cases=7)
+    found = shifted(truths) | {"p0": truths["p0"]}  # perfect where it was trained
+    folder = write_segmentations(tmp_path / "m", found)
+    tokens = {"file": {f"{0:016d}": "train"}, "patient": {}, "name": {}}
+    record = keep(folder, Seen((Roster("runs/a", tokens),)))
+    for path in folder.glob("*_dseg.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seen": record.name}))
+    with pytest.raises(DataError, match=r"has seen 1 of 7 cases: p0 \(its file in train"):
+        evaluate([folder], tmp_path / "data", replicates=0)
+    (result,) = evaluate([folder], tmp_path / "data", replicates=10, allow_seen=True)
+    clean = result.without_seen
+    assert len(clean.cases) == 6
+    assert clean.labels["1"]["dice"].value < result.labels["1"]["dice"].value
+    assert "LEAKAGE: 1 of the volumes" in " ".join(segmentation_notes([result]))
+
+
+def test_names_of_labels_are_those_of_the_data_set(tmp_path):
+    for i in range(2):
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:6, 2:6, 2:6], label[8:10, 2:6, 2:6] = 1, 2
+        save(tmp_path / "data" / "imagesTr" / f"c{i}_0000.nii.gz", label.astype("f4"), AFFINE)
+        save(tmp_path / "data" / "labelsTr" / f"c{i}.nii.gz", label, AFFINE)
+        save(tmp_path / "m" / f"c{i}.nii.gz", label, AFFINE)
+    described = {
+        "channel_names": {"0": "T1w"},
+        "labels": {"background": 0, "hippocampus": 1, "fimbria": 2},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(described))
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "data", replicates=0)
+    tables = dict(segmentation_tables([result]))
+    rows = [line.heading for line in tables["Dice, label by label"]]
+    assert rows == ["1 hippocampus", "2 fimbria"]

@@ -12,11 +12,14 @@ __all__ = ["findings"]
 
 
 def findings(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of results of localize.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of results of localize or segment.")
+    ],
     images: Annotated[
         list[Path],
         typer.Option(
-            "--images", help="Volume, folder or datalist that was localized; may be repeated."
+            "--images",
+            help="Volume, folder or datalist that was localized or segmented; may be repeated.",
         ),
     ],
     channels: Channels = None,

@@ -66,6 +66,7 @@ class SegmentationEvaluation:
         cases: the volumes
         facts: from the JSON beside the first label map
         rules: how labels were compared
+        names: label value -> what it stands for, where the data set says so
         left_out: what could not be said, and why
         leakage: volumes that the model has seen before
         differences: other method -> label value or `mean` -> metric -> this minus the other
@@ -80,6 +81,7 @@ class SegmentationEvaluation:
     cases: Sequence[SegmentedCase]
     facts: Mapping[str, Any]
     rules: SegmentationRules
+    names: Mapping[int, str] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     leakage: Leakage = field(default_factory=Leakage)
     differences: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
@@ -124,6 +126,7 @@ def evaluate_segmentations(
         refuse(seen, len(known))
     tainted = {leak.case for there in seen.values() for leak in there.leaks}
     labels = rules.labels or _labels(found, known, facts, report)
+    names = {v: name for truth in known.values() for v, name in truth.names.items() if v in labels}
     results: dict[str, SegmentationEvaluation] = {}
     draws: dict[str, Draws] = {}
     clean_draws: dict[str, Draws] = {}
@@ -144,7 +147,16 @@ def evaluate_segmentations(
             for case, truth in known.items()
         }
         blank = SegmentationEvaluation(
-            method, folder, {}, {}, {}, [*cases.values()], first, rules, (), seen[folder]
+            method=method,
+            folder=folder,
+            labels={},
+            sizes={},
+            groups={},
+            cases=[*cases.values()],
+            facts=first,
+            rules=rules,
+            names=names,
+            leakage=seen[folder],
         )
         how = {"labels": labels, "seed": seed, "replicates": replicates}
         result, draws[method] = _summed(blank, **how)

@@ -56,7 +56,7 @@ NO_BEST = {
     *("volume_error_ml", "components", "components_ratio", "surface_ratio", *SEGMENTATION_COSTS),
 }
 SIGNIFICANT = {"hd95_mm", "assd_mm", "volume_error_ml", "components", "ece", "brier", "aurc"}
-BY_LABEL = ("dice", "nsd", "hd95_mm", "volume_error", "pq", "ece")
+BY_LABEL = ("dice", "nsd", "hd95_mm", "ece")
 NAN = float("nan")
 
 
@@ -92,7 +92,7 @@ def segmentation_tables(
     noun = "label" if len(labels) == 1 else "labels"
     tables = [(f"Segmentation, mean over {len(labels)} {noun}", mean)]
     for metric in BY_LABEL if len(labels) > 1 else ():
-        rows = [_line(results, f"label {v}", v, metric) for v in labels]
+        rows = [_line(results, _named(results[0], v), v, metric) for v in labels]
         tables.append((f"{SEGMENTATION_HEADINGS[metric].strip()}, label by label", rows))
     tables.append(("Panoptic quality by size of the lesion", _sizes(results)))
     if groups := list(results[0].groups):
@@ -111,10 +111,15 @@ def _sizes(results: Sequence[SegmentationEvaluation]) -> list[Line | None]:
             counts = [r.sizes[label].get((low, high)) for r in results]
             lesions = max(c.tp + c.fn for c in counts if c is not None)
             if lesions:
-                where = f"label {label}, " if len(labels) > 1 else ""
+                where = f"{_named(results[0], label)}, " if len(labels) > 1 else ""
                 cells = [plain(NAN if c is None else c.pq) for c in counts]
                 lines.append(Line(f"{where}{_range(low, high)} ({lesions})", cells))
     return lines
+
+
+def _named(result: SegmentationEvaluation, label: str) -> str:
+    name = result.names.get(int(label))
+    return f"label {label}" if name is None else f"{label} {name}"
 
 
 def _range(low: float, high: float) -> str:

@@ -106,6 +106,7 @@ def segmentation_details(results: Sequence[SegmentationEvaluation]) -> dict[str,
         r.method: {
             "folder": str(r.folder),
             "labels": list(r.values),
+            "names": {str(v): name for v, name in r.names.items()},
             "intervals": intervals(r.labels),
             "differences": {name: intervals(found) for name, found in r.differences.items()},
             "panoptic_by_size": {

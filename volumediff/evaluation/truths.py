@@ -69,6 +69,7 @@ class Truth:
         images: all of its images
         associated: second label file, of associated changes
         readers: masks of several readers by name
+        names: label value -> what it stands for, where the data set says so
     """
 
     case: str
@@ -82,6 +83,7 @@ class Truth:
     images: tuple[Path, ...] = ()
     associated: Path | None = None
     readers: Mapping[str, Path] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -175,6 +177,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             tuple(case.images.values()),
             case.associated,
             case.labels,
+            case.names,
         )
         found[case.id] = truth
         for path in case.images.values():

@@ -9,7 +9,7 @@ volume x̂, the deviation u between seeds and the probability p that validation 
 means over Ω. All of it is taken on the grid of the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from volumediff.findings.place import (
     world,
 )
 from volumediff.findings.schema import (
+    DISCLAIMERS,
+    LABEL_DISCLAIMERS,
     CaseFindings,
     Finding,
     FindingIntensity,
@@ -41,7 +43,7 @@ from volumediff.metrics.cluster_inference import tail_probability
 from volumediff.metrics.components import labelled
 from volumediff.outputs.export import share_of
 
-__all__ = ["case_findings", "components"]
+__all__ = ["case_findings", "components", "parts_of"]
 
 # Intensities are compared in units of this range of percentiles, which single voxels do not move.
 RANGE = (2.0, 98.0)
@@ -49,13 +51,17 @@ RANGE = (2.0, 98.0)
 EQUAL = 0.02
 
 Voxels = Int[np.ndarray, "n 3"]
+Rule = Callable[[np.ndarray], np.ndarray]
+"""From the values of a map to probabilities."""
 
 
 def case_findings(written: Written) -> CaseFindings:
     """The findings of a case, the most urgent first."""
     facts = written.facts
     fitted = facts.get("probability")
-    found = [] if written.mask is None else _measured(written, _probability(fitted))
+    # a segmentation gives probabilities as they are
+    probability = _probability(fitted) if written.labels is None else np.asarray
+    found = [] if written.mask is None else _measured(written, probability)
     voxel_ml = _voxel_ml(written.grid.affine)
     return CaseFindings(
         case=written.case,
@@ -77,7 +83,18 @@ def case_findings(written: Written) -> CaseFindings:
         foreground_ml=_short(int(written.foreground.sum()) * voxel_ml),
         statement=" ".join([_statement(written, found), *facts.get("warnings", ())]),
         findings=tuple(found),
+        disclaimers=DISCLAIMERS if written.labels is None else LABEL_DISCLAIMERS,
     )
+
+
+def parts_of(written: Written) -> list[tuple[int | None, Voxels]]:
+    """Label and voxels of every finding: of the mask, or of each label of a segmentation."""
+    if written.mask is None:
+        return []
+    if written.labels is None:
+        return [(None, voxels) for voxels in components(written.mask)]
+    values = [int(v) for v in np.unique(written.labels) if v]
+    return [(v, voxels) for v in values for voxels in components(written.labels == v)]
 
 
 def components(mask: Bool[np.ndarray, "d h w"]) -> list[Voxels]:
@@ -92,17 +109,18 @@ def components(mask: Bool[np.ndarray, "d h w"]) -> list[Voxels]:
     return sorted(parts, key=len, reverse=True)  # stable: equal sizes stay in order
 
 
-def _measured(written: Written, probability: Probability | None) -> list[Finding]:
+def _measured(written: Written, probability: Rule | None) -> list[Finding]:
     frame = frame_of(written.foreground, written.grid.affine)
-    assert written.mask is not None, "the caller has looked"
-    parts = components(written.mask)
+    parts = parts_of(written)
     if frame is None or not parts:
         return []
     scales = {name: _range(x, written.foreground) for name, x in written.images.items()}
     template = in_mni(written.native)
     found = [
-        _finding(written, voxels, frame, probability, scales, template=template)
-        for voxels in parts
+        replace(
+            _finding(written, voxels, frame, probability, scales, template=template), label=label
+        )
+        for label, voxels in parts
     ]
     found.sort(key=lambda f: (-LEVELS.index(f.urgency.level), -f.severity, -f.volume_ml))
     return [_numbered(f, number) for number, f in enumerate(found, start=1)]
@@ -116,7 +134,7 @@ def _finding(
     written: Written,
     voxels: Voxels,
     frame: Frame,
-    probability: Probability | None,
+    probability: Rule | None,
     scales: Mapping[str, float],
     *,
     template: bool,
@@ -261,6 +279,8 @@ def _statement(written: Written, found: list[Finding]) -> str:
             "no findings were looked for."
         )
     usual = _usual(_healthy(written.facts))
+    if not found and written.labels is not None:
+        return "Nothing found: no voxel has a label. This does not say that nothing is there."
     if not found:
         least = float(written.facts.get("finding_ml") or 0)
         size = f" of at least {least:g} ml" if least else ""
@@ -272,7 +292,16 @@ def _statement(written: Written, found: list[Finding]) -> str:
     counts = [(sum(f.urgency.level == level for f in found), level) for level in LEVELS[::-1]]
     split = ", ".join(f"{n} {level}" for n, level in counts if n)
     noun = "finding" if len(found) == 1 else "findings"
-    return f"{len(found)} {noun} of {volume:.3g} ml together: {split}.{usual}"
+    whole = f"{len(found)} {noun} of {volume:.3g} ml together: {split}.{usual}"
+    if written.labels is None:
+        return whole
+    values = sorted({f.label for f in found if f.label is not None})
+    by_label = []
+    for v in values:
+        own = [f.volume_ml for f in found if f.label == v]
+        noun = "part" if len(own) == 1 else "parts"
+        by_label.append(f"label {v} {sum(own):.3g} ml in {len(own)} {noun}")
+    return f"{whole} {'; '.join(by_label).capitalize()}."
 
 
 def _usual(healthy: HealthyFindings | None) -> str:

@@ -1,6 +1,7 @@
 """The format of <case>_desc-anomaly_findings.json: one entry per finding of one case.
 
-A finding is a connected component (26 neighbours) of the anomaly mask on the grid of the file.
+A finding is a connected component (26 neighbours) of the anomaly mask on the grid of the file; in
+<case>_desc-label_findings.json, of one label of a segmentation, and scores are probabilities.
 Lengths are millimetres in RAS world coordinates (x to the right, y anterior, z superior), volumes
 millilitres, numbers rounded to six significant digits, millimetres to two decimals. What is not
 known is null. The file depends on the written outputs and the input volume alone: no times, no
@@ -16,6 +17,7 @@ from volumediff.storage.records import parse_file
 __all__ = [
     "DISCLAIMERS",
     "FORMAT",
+    "LABEL_DISCLAIMERS",
     "VERSION",
     "CaseFindings",
     "Finding",
@@ -37,6 +39,12 @@ DISCLAIMERS = (
     "it is no lesion until a reader says so, and a volume without findings is not therefore "
     "healthy.",
     "Urgency is an order of reading by fixed rules, not a clinical score.",
+)
+LABEL_DISCLAIMERS = (
+    DISCLAIMERS[0],
+    "A finding is a connected part of a label that a model gave; it is what the label stands for "
+    "only when a reader says so, and a volume without findings may hold what the model missed.",
+    DISCLAIMERS[2],
 )
 
 Millimetres = tuple[float, float, float]
@@ -154,7 +162,8 @@ class Finding:
         mean_score, peak_score: of the map, in its own unit
         severity: integral of the map over the finding, mean_score times volume_ml
         probability: mean calibrated probability of its voxels, the share of them that is expected
-            to be lesion; peak_probability the highest
+            to be lesion; peak_probability the highest; of a segmentation, those of its label as
+            the model gave them
         healthy_tail: probability that a healthy volume has a finding as extreme; null where the
             threshold is not one of healthy volumes
         uncertainty: mean deviation of the map between the seeds, before normalization
@@ -163,6 +172,7 @@ class Finding:
         urgency: in which order to look
         shares: what each member of a fusion adds to the finding, as a share of what all of them
             add; empty for other methods
+        label: value of the label of a segmentation; null for anomaly maps
     """
 
     id: str
@@ -180,6 +190,7 @@ class Finding:
     intensities: tuple[FindingIntensity, ...]
     urgency: Urgency
     shares: dict[str, float] = field(default_factory=dict)
+    label: int | None = None
 
 
 @dataclass(frozen=True)

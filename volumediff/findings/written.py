@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
+from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.resampling import onto
@@ -26,8 +27,9 @@ from volumediff.outputs.export import (
     UNCERTAINTY,
     sidecar_of,
 )
+from volumediff.outputs.segmentation_files import DSEG, probabilities_of, segmentation_sidecar
 
-__all__ = ["Written", "channels_on", "read_facts", "read_written"]
+__all__ = ["Written", "channels_on", "read_facts", "read_segmented", "read_written"]
 
 Array = Float[np.ndarray, "d h w"]
 
@@ -48,6 +50,8 @@ class Written:
         images: intensities of the input by channel
         healthy: pseudo-healthy intensities by channel; empty where the method makes none
         contributions: what each member of a fusion adds to the map; empty for other methods
+        labels: label values of a segmentation; `map` is then the probability of the label of each
+            voxel, of the most probable one in the background, and `mask` where there is a label
     """
 
     case: str
@@ -62,6 +66,7 @@ class Written:
     images: Mapping[str, Array]
     healthy: Mapping[str, Array]
     contributions: Mapping[str, Array] = field(default_factory=dict)
+    labels: UInt8[np.ndarray, "d h w"] | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -143,6 +148,65 @@ def read_written(folder: Path, case: Case) -> Written:
     )
 
 
+def read_segmented(folder: Path, case: Case) -> Written:
+    """Reads a segmented case back.
+
+    Arguments:
+        folder: of the results of a segmentation
+        case: the same that was segmented
+
+    Raises:
+        DataError: a file is missing or damaged, lies on another grid, or the input is not the one
+            that was segmented
+    """
+    facts = sidecar.read_facts(segmentation_sidecar(folder, case.id))
+    channels = _channels(facts, case)
+    policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
+    frames = replace(policy, frames="channels")
+    volume = read(folder / f"{case.id}_{DSEG}.nii.gz", kind="label", policy=frames)
+    labels = volume.array[0].astype(np.uint8)
+
+    def on_grid(path: Path) -> Array:
+        found = read(path, policy=frames)
+        difference = agree(volume.grid, found.grid)
+        if difference:
+            raise DataError(f"{path}: expected the grid of the label map, got {difference}.")
+        return found.array[0]
+
+    every = {v: on_grid(p) for v, p in probabilities_of(folder, case.id).items() if v}
+    spread = {}
+    for v in every:
+        path = folder / f"{case.id}_label-{v}_desc-variance_map.nii.gz"
+        if path.is_file():
+            spread[v] = np.sqrt(on_grid(path).clip(min=0))
+    images = channels_on({n: read(p, policy=policy) for n, p in channels.items()}, volume.grid)
+    first = next(iter(images.values()))
+    seen = foreground(first, "auto") | (labels > 0)
+    own = _of_labels(labels, every) if every else (labels > 0).astype(np.float32)
+    return Written(
+        case=case.id,
+        facts={**facts, "finding_ml": 0.0},
+        grid=volume.grid,
+        native=volume.native,
+        map=own,
+        foreground=seen,
+        mask=labels > 0,
+        uncertainty=_of_labels(labels, spread) if spread else None,
+        ensemble=own if spread else None,
+        images=images,
+        healthy={},
+        labels=labels,
+    )
+
+
+def _of_labels(labels: UInt8[np.ndarray, "d h w"], every: Mapping[int, Array]) -> Array:
+    """The value of each voxel's own label; the largest of all where it has none."""
+    result = np.max(np.stack([*every.values()]), axis=0)
+    for v, array in every.items():
+        result[labels == v] = array[labels == v]
+    return result
+
+
 def _channels(facts: Mapping[str, Any], case: Case) -> dict[str, Path]:
     """Files of the case under the names that the results give them, by their bytes.
 
@@ -154,8 +218,8 @@ def _channels(facts: Mapping[str, Any], case: Case) -> dict[str, Path]:
     if not known or set(known.values()) != set(here):
         names = ", ".join(p.name for p in case.images.values())
         raise DataError(
-            f"{case.id}: expected the volume that was localized, got another ({names}); give the "
-            "images that were localized, or localize again."
+            f"{case.id}: expected the volume that was localized or segmented, got another "
+            f"({names}); give the images of the results, or make the results again."
         )
     return {name: here[digest] for name, digest in known.items()}
 

@@ -1,4 +1,7 @@
-"""Findings of a folder of results, measured again on what was written."""
+"""Findings of a folder of results, measured again on what was written.
+
+Of a folder with anomaly maps those of the maps, else those of the segmentations.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,8 +12,10 @@ from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.findings.components import case_findings
 from volumediff.findings.schema import CaseFindings
-from volumediff.findings.written import Written, read_facts, read_written
+from volumediff.findings.written import Written, read_segmented, read_written
 from volumediff.outputs.export import FINDINGS, MAP, write_json
+from volumediff.outputs.segmentation_files import DSEG, LABEL_FINDINGS
+from volumediff.outputs.sidecar import read_facts
 from volumediff.reporting.packet import write_packets
 from volumediff.runs.inputs import find_inputs
 
@@ -35,9 +40,9 @@ class Work:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def findings_path(folder: Path, case: str) -> Path:
-    """The file with the findings of a case."""
-    return folder / f"{case}_{FINDINGS}.json"
+def findings_path(folder: Path, case: str, *, segmented: bool = False) -> Path:
+    """The file with the findings of a case, of its anomaly map or of its segmentation."""
+    return folder / f"{case}_{LABEL_FINDINGS if segmented else FINDINGS}.json"
 
 
 def find_in_folder(
@@ -54,8 +59,8 @@ def find_in_folder(
     """Findings, and on request packets, of every case of a folder of results.
 
     Arguments:
-        folder: of the results of a localization
-        source: what was localized: file, folder or manifest, or several of them
+        folder: of the results of a localization, or of a segmentation
+        source: what was localized or segmented: file, folder or manifest, or several of them
         channels: names of the images; None takes those that the results name
         layout: of the folders that were localized
         packets: whether pictures and prompts are written too
@@ -66,11 +71,15 @@ def find_in_folder(
     Raises:
         UsageError: no results in the folder, or none of the source's cases
     """
-    named = sorted(p.name[: -len(f"_{MAP}.json")] for p in folder.glob(f"*_{MAP}.json"))
-    if not named:
-        raise UsageError(f"{folder}: expected results of a localization, found none.")
+    suffix = next((w for w in (MAP, DSEG) if any(folder.glob(f"*_{w}.json"))), None)
+    if suffix is None:
+        raise UsageError(
+            f"{folder}: expected results of a localization or segmentation, found none."
+        )
+    segmented = suffix == DSEG
+    named = sorted(p.name[: -len(f"_{suffix}.json")] for p in folder.glob(f"*_{suffix}.json"))
     if channels is None:
-        channels = _channels(folder, named[0])
+        channels = _channels(folder / f"{named[0]}_{suffix}.json")
     cases, _ = find_inputs(source, channels=channels, layout=layout)
     known = {case.id: case for case in cases}
     work = Work()
@@ -85,9 +94,9 @@ def find_in_folder(
         report(f"{len(named) - len(shared)} other cases of {folder} are not given")
     for name in shared:
         try:
-            written = read_written(folder, known[name])
+            written = (read_segmented if segmented else read_written)(folder, known[name])
             found = case_findings(written)
-            _write_once(findings_path(folder, name), found)
+            _write_once(findings_path(folder, name, segmented=segmented), found)
             if packets:
                 work.packets.extend(write_packets(folder, written, found, most=most))
         except DataError as error:
@@ -106,7 +115,7 @@ def _write_once(path: Path, found: CaseFindings) -> None:
     write_json(path, found.to_json())
 
 
-def _channels(folder: Path, case: str) -> tuple[str, ...] | None:
-    """Names of the images that were localized; None for a single file, whose name says nothing."""
-    names = tuple(read_facts(folder, case).get("inputs", {}))
+def _channels(sidecar: Path) -> tuple[str, ...] | None:
+    """Names of the images that were used; None for a single file, whose name says nothing."""
+    names = tuple(read_facts(sidecar).get("inputs", {}))
     return None if names == ("image",) else names

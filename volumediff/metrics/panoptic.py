@@ -104,7 +104,13 @@ def instances(
         truth: voxels of it in the truth
         spacing_mm: voxel size along d, h, w
     """
+    from scipy import ndimage  # heavy import
+
     ml = math.prod(spacing_mm) / 1000
+    if not mask.any() and not truth.any():
+        return Instances((), ())
+    (box,) = ndimage.find_objects((mask | truth).astype(np.uint8))
+    mask, truth = mask[box], truth[box]
     labels, n = labelled(truth)
     parts, k = labelled(mask)
     size = np.bincount(labels.ravel(), minlength=n + 1)[1:]

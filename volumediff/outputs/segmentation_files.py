@@ -7,6 +7,7 @@
 <case>_label-<value>_desc-votes_map.nii.gz      share of the samples with the label
 <case>_desc-entropy_map.nii.gz                  entropy of the label, in nats
 <case>_dseg.json                                method, weights, inputs, volumes, network calls
+<case>_desc-label_findings.json                 the parts of every label; see findings/schema.py
 """
 
 import re
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 DSEG, ENTROPY = "dseg", "desc-entropy_map"
+LABEL_FINDINGS = "desc-label_findings"
 SAMPLE = re.compile(r".+_sample-(\d+)_dseg\.nii\.gz")
 PROBABILITY = re.compile(r"_label-(\d+)_probseg\.nii\.gz")
 

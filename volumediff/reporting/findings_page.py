@@ -7,6 +7,7 @@ from volumediff.findings.schema import CaseFindings
 from volumediff.findings.urgency import LEVELS
 from volumediff.findings.written import Written
 from volumediff.outputs.export import FINDINGS, MAP
+from volumediff.outputs.segmentation_files import LABEL_FINDINGS
 from volumediff.reporting.report import Page, write_report
 from volumediff.reporting.views import CaseView, outputs_of, start_of, thinned
 
@@ -30,11 +31,13 @@ class Gallery:
     views: list[tuple[Rank, CaseView]] = field(default_factory=list)
     lines: dict[str, str] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
+    segmented: bool = False
 
     def add(self, written: Written, found: CaseFindings) -> None:
         """Another case."""
         self.lines[found.case] = f"{found.case}: {found.statement}"
         self.facts = self.facts or dict(written.facts)
+        self.segmented = written.labels is not None
         top = max((LEVELS.index(f.urgency.level) for f in found.findings), default=-1)
         rank = (top, sum(f.severity for f in found.findings))
         if len(self.views) == MOST and rank <= self.views[-1][0]:
@@ -46,11 +49,14 @@ class Gallery:
     def write(self) -> Path:
         """The page."""
         method = str(self.facts.get("method", "unknown"))
-        lead = [
+        about = (
             f"{method}: {self.facts.get('scope', 'no scope given')}. Supervision: "
-            f"{self.facts.get('supervision', 'unknown')}.",
+            f"{self.facts.get('supervision', 'unknown')}."
+        )
+        lead = [
+            f"{method}: parts of the labels of a segmentation." if self.segmented else about,
             f"Cases: {len(self.lines)}. The numbers of every finding are in "
-            f"<case>_{FINDINGS}.json.",
+            f"<case>_{LABEL_FINDINGS if self.segmented else FINDINGS}.json.",
         ]
         others = self.lines.keys() - {view.title for _, view in self.views}
         if others:
@@ -70,6 +76,13 @@ class Gallery:
     def _view(self, written: Written, found: CaseFindings) -> CaseView:
         peak = start_of(None, written.map, written.grid.spacing_mm)
         more = outputs_of(self.folder / f"{written.case}_{MAP}.nii.gz", peak)
+        if written.labels is not None:
+            more = {
+                "found": written.labels,
+                "uncertainty": written.uncertainty,
+                "findings": found.to_json()["findings"],
+                "statement": found.statement,
+            }
         view = CaseView(
             title=written.case,
             note=f"volume score {found.volume_score:.3g}"

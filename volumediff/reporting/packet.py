@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN
-from volumediff.findings.components import components
+from volumediff.findings.components import parts_of
 from volumediff.findings.schema import CaseFindings, Finding
 from volumediff.findings.written import Written
 from volumediff.reporting.packet_panels import Layer, draw, overlay
@@ -51,12 +51,16 @@ def write_packets(folder: Path, written: Written, case: CaseFindings, *, most: i
     place = folder / FOLDER / written.case
     for old in sorted(place.glob(f"*/{MANIFEST}")):
         shutil.rmtree(old.parent)
-    parts = [] if written.mask is None else components(written.mask)
+    parts = parts_of(written)
     made = []
     for finding in case.findings[:most]:
         at = _voxel(written, finding)
         outline = np.zeros(written.map.shape, bool)
-        own = next(p for p in parts if (p == np.asarray(at)).all(1).any())
+        own = next(
+            voxels
+            for label, voxels in parts
+            if label == finding.label and (voxels == np.asarray(at)).all(1).any()
+        )
         outline[tuple(own.T)] = True
         made.append(_write(place / finding.id, written, case, finding, at, outline))
     return made
@@ -106,7 +110,8 @@ def _layers(written: Written) -> Iterator[tuple[str, Layer, bool]]:
     for number, (channel, x) in enumerate(written.images.items(), start=1):
         name = "image" if number == 1 else f"image-{number}"
         yield name, Layer(f"image, {channel}", x, "gray", limits(x)), False
-    title = "anomaly map over the image (dark low, yellow high), the finding outlined in cyan"
+    shown = "anomaly map" if written.labels is None else "probability of the label"
+    title = f"{shown} over the image (dark low, yellow high), the finding outlined in cyan"
     yield "overlay", overlay(first, written.map, title=title), True
     for number, (channel, healthy) in enumerate(written.healthy.items(), start=1):
         mark = "" if number == 1 else f"-{number}"

@@ -110,7 +110,7 @@ def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
     mark = f'<span class="level {level if level.isalpha() else ""}">{escape(level)}</span>'
     against = "; ".join(f"{i['direction']} ({i['relative']:+.0%})" for i in finding["intensities"])
     cells = [
-        escape(str(finding["id"])),
+        escape(str(finding["id"])) + _label(finding.get("label")),
         mark,
         escape(" · ".join(str(finding["place"][name]) for name in WHERE)),
         f"{finding['volume_ml']:.3g}",
@@ -126,6 +126,10 @@ def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
     reason = escape(str(finding["urgency"]["reason"]), quote=True)
     inner = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr data-view="{number}" data-at="{at}" title="{reason}">{inner}</tr>'
+
+
+def _label(value: int | None) -> str:
+    return "" if value is None else f" · label {value}"
 
 
 def _share(value: float | None) -> str:

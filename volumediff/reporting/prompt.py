@@ -8,7 +8,7 @@ pictures may is for the data's owner to say.
 from collections.abc import Sequence
 from typing import Any
 
-from volumediff.findings.schema import DISCLAIMERS, CaseFindings, Finding
+from volumediff.findings.schema import CaseFindings, Finding
 from volumediff.reporting.packet_panels import CONVENTION
 
 __all__ = ["FORMAT", "MUST_NOT", "QUESTION", "VERSION", "prompt_of", "prompt_text"]
@@ -24,6 +24,12 @@ QUESTION = (
     "on neighbouring structures. Then say which of these fits best and why: a visible "
     "abnormality, normal anatomy that the model could not redraw, an artefact or image border, or "
     "not decidable from these pictures."
+)
+LABEL_QUESTION = (
+    "Does the outline hold one structure that the image shows, and does it follow its border? "
+    "Describe the site, shape, border and signal of what is inside, relative to the "
+    "surroundings. Then say which of these fits best and why: a visible structure, normal anatomy "
+    "of another kind, an artefact or image border, or not decidable from these pictures."
 )
 ANSWER = {
     "visible": "yes | no | unsure",
@@ -61,10 +67,10 @@ def prompt_of(
         "conventions": [CONVENTION, case.conventions],
         "finding": f"{int(finding.id)} of {len(case.findings)}",
         "facts": facts_of(finding, case),
-        "question": QUESTION,
+        "question": QUESTION if finding.label is None else LABEL_QUESTION,
         "answer_as_json": ANSWER,
         "must_not": list(MUST_NOT),
-        "disclaimers": list(DISCLAIMERS),
+        "disclaimers": list(case.disclaimers),
     }
 
 
@@ -93,6 +99,15 @@ def facts_of(finding: Finding, case: CaseFindings) -> list[str]:
         "range of the foreground)."
         for i in finding.intensities
     ] or ["Intensity: the method makes no pseudo-healthy volume to compare with."]
+    if finding.label is not None:
+        lines += [
+            f"Label: {finding.label}, mean probability {finding.mean_score:.4g}, highest "
+            f"{finding.peak_score:.4g}, as the model gave them.",
+            _uncertainty(finding),
+            f"Reading order: {finding.urgency.level} ({finding.urgency.reason}).",
+            f"Method: {case.method or 'unknown'}, a segmentation.",
+        ]
+        return lines
     limit = "unknown" if case.threshold.value is None else f"{case.threshold.value:.4g}"
     lines.append(
         f"Anomaly score: mean {finding.mean_score:.4g}, peak {finding.peak_score:.4g}, threshold "
