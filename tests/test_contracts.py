@@ -28,6 +28,7 @@ ARGUMENTS = {
     ("label_post", "min_component"): {"volume_ml": 0.05},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+    ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
 }
