@@ -10,6 +10,7 @@ import pytest
 from data_sets import CONVENTIONS, SETS
 from guided_reference import published
 from lesion_masks import MASKS
+from probe_models import probe_of_halves
 
 from volumediff import config
 from volumediff.contracts import check, covered
@@ -29,6 +30,8 @@ ARGUMENTS = {
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
     ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
+    ("task", "probe"): {"recipe": "label_diffusion"},
+    ("predictor", "probe"): {"model": probe_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
 }

@@ -18,7 +18,11 @@ from volumediff.training.run_folder import keep_config
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted([*(ROOT / "pipelines").glob("*.yaml"), *(ROOT / "autoencoders").glob("*.yaml")])
 DEPENDENT = sorted(
-    [*(ROOT / "classifiers").glob("*.yaml"), *(ROOT / "residual_segmenters").glob("*.yaml")]
+    [
+        *(ROOT / "classifiers").glob("*.yaml"),
+        *(ROOT / "residual_segmenters").glob("*.yaml"),
+        *(ROOT / "probes").glob("*.yaml"),
+    ]
 )
 SIZES = ("64", "128", "256")
 

@@ -215,6 +215,7 @@ SHIPPED = {
     "autoencoder": "kl_64",
     "state_classifier": "encoder_64",
     "residual_segmenter": "siamese_64",
+    "probe": "perceptrons_64",
 }
 
 
@@ -228,6 +229,7 @@ def test_every_task_ships_a_configuration():
 def test_parsing_reads_no_other_run(name, monkeypatch):
     """What a configuration borrows is looked for when it is resolved, and not before."""
     gone = {"state_classifier": "classifier.of", "residual_segmenter": "residual_segmenter.of"}
+    gone["probe"] = "probe.of"
     words = [f"{gone[name]}=runs/gone"] if name in gone else []
     tree = load_run_config(SHIPPED[name], words).dump()
 
@@ -261,6 +263,7 @@ def test_a_random_batch_is_one_that_the_loss_takes(name):
         "autoencoder": ["autoencoder.widths=[4, 8]"],
         "state_classifier": ["classifier.widths=[4, 8]", "classifier.groups=2"],
         "residual_segmenter": ["residual_segmenter.widths=[4, 8]", "residual_segmenter.groups=2"],
+        "probe": ["probe.hidden=[8]", "probe.members=2", "probe.log_snrs=[1.0]"],
     }[name]
     task = build_task(load_run_config(SHIPPED[name], small))
     assert type(task) is component("task", name) is task_of(task.config)

@@ -44,6 +44,7 @@ __all__ = [
     "noise_problem",
     "path_problem",
     "prior_problem",
+    "probe_problem",
     "recipe_problem",
     "reference_problem",
     "require",
@@ -294,6 +295,27 @@ def comparison_problem(model: Model) -> str | None:
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
+    )
+
+
+def probe_problem(recipe: Recipe, model: Model) -> str | None:
+    """Why heads cannot learn what a recipe says from the features of a model."""
+    if not recipe.segments:
+        return (
+            "recipe: expected label_diffusion, which says the labels, for a probe, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if recipe.codes is None:
+        return (
+            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
+            f"one, got {recipe.coding}; leave it out."
+        )
+    got = model.recipe
+    if got.whole and not got.atlas:
+        return None
+    return (
+        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
+        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
     )
 
 

@@ -24,6 +24,7 @@ def inventory() -> dict[str, Any]:
         "autoencoders": config.shipped("autoencoders"),
         "classifiers": config.shipped("classifiers"),
         "residual_segmenters": config.shipped("residual_segmenters"),
+        "probes": config.shipped("probes"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in config.families()},

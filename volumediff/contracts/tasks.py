@@ -24,9 +24,12 @@ USUAL: dict[str, Any] = {
     "autoencoder": {"name": "kl", "latent_channels": 2, "widths": [4, 4], "strides": [[2, 2, 2]]},
     "classifier": {"name": "encoder", "of": "patch_64", "widths": [4, 8], "groups": 2},
     "residual_segmenter": {"name": "siamese", "of": "wavelet_64", "widths": [4, 8], "groups": 2},
+    "probe": {"of": "wavelet_64", "times": [0.2, 0.6], "hidden": [8], "members": 2},
     "teacher": "wavelet_64",
     "recipe": "healthy",
 }
+# Keys of tasks that take the data of the run that they borrow.
+BORROWING = {"classifier", "residual_segmenter", "probe", "teacher"}
 
 
 def check_task(cls: type[Task], **arguments: Any) -> None:
@@ -54,7 +57,7 @@ def _config(cls: type[Task], arguments: dict[str, Any]) -> RunConfig:
     own = {name for name in cls.schema.model_fields if name in RunConfig.model_fields}
     require(own == set(RunConfig.model_fields), "Its schema lacks sections of RunConfig.")
     data = {"preprocessing": {"shape": list(SHAPE), "spacing_mm": 3.0}}
-    sizes = {} if {"classifier", "residual_segmenter", "teacher"} & needed else {"data": data}
+    sizes = {} if BORROWING & needed else {"data": data}
     config = parse({"task": named(cls), **sizes, **usual, **arguments})
     require(parse(config.dump()) == config, "A saved configuration is not read back as it was.")
     final = resolved(config)

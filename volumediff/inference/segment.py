@@ -5,6 +5,7 @@
 <case>_label-<value>_desc-variance_map.nii.gz   variance of the samples
 <case>_label-<value>_desc-votes_map.nii.gz      share of the samples that have the label
 <case>_desc-entropy_map.nii.gz        entropy of the label, in nats
+<case>_desc-mutualinformation_map.nii.gz        disagreement of the members, in nats
 <case>_sample-<i>_dseg.nii.gz         label map of a sample, if they are asked for
 <case>_dseg.json                      method, weights, inputs, network calls, volume of every label
                                       with the interval that holds 95 % of the samples
@@ -110,6 +111,8 @@ class Segmented:
             if found.votes is not None:
                 writer.image(f"label-{value}_desc-votes_map", found.votes[0, i : i + 1])
         writer.image("desc-entropy_map", found.entropy[0])
+        if found.mutual_information is not None:
+            writer.image("desc-mutualinformation_map", found.mutual_information[0])
         if samples and found.samples is not None:
             for i, drawn in enumerate(found.samples, start=1):
                 writer.label(f"sample-{i}_dseg", drawn[None])

@@ -42,6 +42,8 @@ class TrainingState:
         ema: average of the trained parameters
         step: updates done
         best: score and step of the best checkpoint so far
+        least: least loss after the warm-up, for runs with patience
+        waited: steps since then
     """
 
     task: Task
@@ -49,6 +51,8 @@ class TrainingState:
     ema: EMA
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    least: float | None = None
+    waited: int = 0
 
     @classmethod
     def fresh(cls, task: Task, optim: Optim) -> "TrainingState":
@@ -67,6 +71,20 @@ class TrainingState:
             state._resume(found)
         return state
 
+    def watch(self, optim: Optim, loss: float) -> None:
+        """Counts the steps without a lower loss; after the warm-up, if there is a patience."""
+        if optim.patience is None or self.step < optim.warmup:
+            return
+        if self.least is None or loss < self.least:
+            self.least, self.waited = loss, 0
+        else:
+            self.waited += 1
+
+    def ended(self, optim: Optim) -> bool:
+        """Whether there is no further step."""
+        impatient = optim.patience is not None and self.waited >= optim.patience
+        return impatient or self.step >= optim.steps
+
     def save(self, run: Path, kind: str) -> None:
         """Writes `last` (all of it, two kept) or `best` (the weights, one kept)."""
         weights = self.task.state()
@@ -83,7 +101,12 @@ class TrainingState:
             kind,
             step=self.step,
             tensors=tensors,
-            state={"best": self.best, "borrowed": self.task.digest},
+            state={
+                "best": self.best,
+                "borrowed": self.task.digest,
+                "least": self.least,
+                "waited": self.waited,
+            },
             keep=2 if kind == "last" else 1,
         )
 
@@ -126,3 +149,4 @@ class TrainingState:
                 "go on with the version that wrote it, or choose another output=DIR."
             ) from error
         self.step, self.best = found.step, dict(found.state["best"])
+        self.least, self.waited = found.state["least"], found.state["waited"]

@@ -16,6 +16,7 @@ class Draw:
         time: in [0, 1], for predictors that look at noisy volumes
         member: which run is asked: 0 for the method's own, then the others of an ensemble
         level: share of the readers that agree, for runs that are told it
+        head: number of one of several trained heads, for predictors that have them; None for all
         weight: in fusions that weigh their members
     """
 
@@ -25,4 +26,5 @@ class Draw:
     member: int = 0
     time: float | None = None
     level: float | None = None
+    head: int | None = None
     weight: float = 1.0

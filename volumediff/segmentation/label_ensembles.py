@@ -4,6 +4,7 @@ flips       mirrored volumes, mirrored back
 times       noise levels, for predictors that look at noisy volumes
 consensus   levels of agreement among readers, for runs that are told one
 members     other runs, such as those of the other folds
+heads       heads that were trained side by side, for probes
 
 Every member of a method is one combination of a seed and a change of each factor.
 """
@@ -20,7 +21,7 @@ from volumediff import randomness
 from volumediff.component import Component, handed_in
 from volumediff.segmentation.draw import Draw
 
-__all__ = ["Consensus", "Flips", "LabelEnsemble", "Lent", "Members", "Times", "members"]
+__all__ = ["Consensus", "Flips", "Heads", "LabelEnsemble", "Lent", "Members", "Times", "members"]
 
 AXES = "dhw"
 
@@ -159,6 +160,28 @@ class Members(LabelEnsemble):
 
     def changes(self, draw: Draw) -> Sequence[Draw]:
         return [replace(draw, member=i) for i in range(len(self.runs) + 1)]
+
+
+@dataclass(frozen=True)
+class Heads(LabelEnsemble):
+    """Trained heads one by one, in place of their mean; the seed stays.
+
+    Arguments:
+        count: the first so many of them
+
+    References:
+        Baranchuk et al. (2022), Label-Efficient Semantic Segmentation with Diffusion Models,
+        arXiv:2112.03126: the label that most of ten heads give
+    """
+
+    count: int = 10
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"expected count >= 1, got {self.count}.")
+
+    def changes(self, draw: Draw) -> Sequence[Draw]:
+        return [replace(draw, head=i) for i in range(self.count)]
 
 
 def members(samples: int, factors: Sequence[LabelEnsemble], *, key: int) -> list[Draw]:

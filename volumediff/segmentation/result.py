@@ -4,7 +4,12 @@ With p_l the probabilities of the labels and p_0 = 1 - \sum_l p_l that of the ba
 
     y = argmax_l p_l,  h = -Σ_l p_l log p_l,
 
-where overlapping labels that sum to more than one are scaled to sum to one in h.
+where overlapping labels that sum to more than one are scaled to sum to one in h. Members q_i of an
+ensemble that disagree have the mutual information (Jensen-Shannon divergence)
+
+    I = h(mean_i q_i) - mean_i h(q_i),
+
+0 where all say the same, however unsure they are.
 """
 
 from dataclasses import dataclass
@@ -14,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["Segmentation", "label_map"]
+__all__ = ["Segmentation", "entropy_of", "label_map"]
 
 Labels = Float[Tensor, "1 l d h w"]
 Map = UInt8[Tensor, "1 1 d h w"]
@@ -27,6 +32,11 @@ def label_map(p: Float[Tensor, "n l d h w"], values: tuple[int, ...]) -> UInt8[T
     return named[every.argmax(dim=1)]
 
 
+def entropy_of(shares: Float[Tensor, "n k d h w"]) -> Float[Tensor, "n 1 d h w"]:
+    """Entropy of the classes in nats."""
+    return -torch.special.xlogy(shares, shares).sum(dim=1, keepdim=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """What a method says about one volume.
@@ -37,6 +47,7 @@ class Segmentation:
         variance: of the memberships over the members, v_l; None for methods with one answer
         votes: share of the members whose label map has the label; None for one answer
         samples: label map of every member; None for one answer
+        mutual_information: I in nats; None for one answer
         final: label map after post-processing; None takes the most probable labels
     """
 
@@ -45,6 +56,7 @@ class Segmentation:
     variance: Labels | None = None
     votes: Labels | None = None
     samples: UInt8[Tensor, "n d h w"] | None = None
+    mutual_information: Float[Tensor, "1 1 d h w"] | None = None
     final: Map | None = None
 
     @property
@@ -64,5 +76,4 @@ class Segmentation:
     @property
     def entropy(self) -> Float[Tensor, "1 1 d h w"]:
         """h in nats, the background included."""
-        share = self.shares
-        return -torch.special.xlogy(share, share).sum(dim=1, keepdim=True)
+        return entropy_of(self.shares)

@@ -40,7 +40,7 @@ __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config", "
 
 DEFAULT = "diffusion"
 # Folders of shipped configurations of runs; the first is that of the default task.
-FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters")
+FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters", "probes")
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.
@@ -115,7 +115,10 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """A configuration with `a.b=c` overrides applied.
 
     `method=NAME` among them lays the training half of a segmentation method over the tree first:
-    the section `train` of `configs/segmentation/NAME.yaml`, or of a YAML file of one's own.
+    the section `train` of `configs/segmentation/NAME.yaml`, or of a YAML file of one's own. A
+    method that builds on a run of the pipeline says under `builds_on` which key names it: it is
+    the folder that the pipeline alone would have trained into, and the name of the method is
+    added to that of the new run.
 
     Raises:
         UsageError: no such method, or an override that is no `key=value`
@@ -124,6 +127,10 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     if names and names[-1] != "null":
         method = load(config_path("segmentation", names[-1]))
         tree = overlaid(tree, method.get("train") or {})
+        if "builds_on" in method:
+            own = tree.get("output", str(RunConfig.model_fields["output"].default))
+            words = [f"{method['builds_on']}={own}", f"output={own}_{Path(names[-1]).stem}"]
+            tree = overridden(tree, words)
     return overridden(tree, overrides)
 
 

@@ -181,7 +181,8 @@ class Optim(Section):
     `lr` that a half cosine reaches at the last step; 1 keeps it constant. A number for `power`
     takes the polynomial (1 - progress)^power in place of the cosine, one for `momentum` stochastic
     gradient descent with Nesterov momentum in place of AdamW: nnU-Net has 0.9 and 0.99 with lr
-    0.01.
+    0.01. With `patience` training ends when its loss was not below the least so far for so many
+    steps after the warm-up; `steps` is then the most.
     """
 
     lr: PositiveFloat = 1e-4
@@ -196,6 +197,7 @@ class Optim(Section):
     momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
     power: PositiveFloat | None = None
     ema: Fraction = 0.9999
+    patience: PositiveInt | None = None
 
 
 class Selection(Section):

@@ -59,12 +59,15 @@ class CheckpointState(Record):
         step: updates done
         best: of the selection; None before the first
         borrowed: SHA-256 of the frozen weights that the run was trained with, if any
+        least, waited: least loss and steps since then, of runs with patience
     """
 
     format: Literal[1]
     step: int
     best: StoredBest | None
     borrowed: str
+    least: float | None = None
+    waited: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ diffusion           a diffusion model of volumes, labels or anomalies, as its re
 autoencoder         an autoencoder or another network that reconstructs volumes
 state_classifier    a classifier of the noisy states of a diffusion run
 residual_segmenter  a network that segments by volumes and their reconstructions of a diffusion run
+probe               heads that read labels from the features of a frozen diffusion run
 
 The file name is what `task:` in a configuration says. Another task is one more file with a class
 of the contract in `_base.py`, here or in any importable module.

@@ -69,7 +69,7 @@ def train(config: RunConfig) -> Path:
         journal.start(state.step)
         samples = _samples(config, prepared, accelerator, first=state.step)
         with closing(samples), StopFlag() as stop:
-            while state.step < optim.steps:
+            while not state.ended(optim):
                 began = time.monotonic()
                 micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
                 row: dict[str, int | float] = {"step": state.step + 1}
@@ -89,13 +89,15 @@ def train(config: RunConfig) -> Path:
                     optimizer.zero_grad()
                     suffix = "" if player == task.main else f"_{player}"
                     row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
+                    if player == task.main:
+                        state.watch(optim, loss)
                 state.step += 1
                 state.ema.update(task.trained(), step=state.step)
                 task.stepped(state.step, accelerator)
                 row["seconds"] = round(time.monotonic() - began, 4)
                 _log(accelerator, journal, row)
 
-                last = state.step == optim.steps
+                last = state.ended(optim)
                 if state.step % config.validation.every == 0 or last:
                     with state.averaged():
                         found = validator(state.step)

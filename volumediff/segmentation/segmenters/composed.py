@@ -26,11 +26,11 @@ from volumediff.condition import Condition
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
 from volumediff.segmentation.label_ensembles import LabelEnsemble, Members, members
-from volumediff.segmentation.label_fusions import Fusing, LabelFusion, Mean
+from volumediff.segmentation.label_fusions import Fusing, LabelFusion, Mean, every_class
 from volumediff.segmentation.label_posts import LabelPost
 from volumediff.segmentation.predictors._base import Image, Predictor
 from volumediff.segmentation.predictors.sampled import SampledLabels
-from volumediff.segmentation.result import Segmentation, label_map
+from volumediff.segmentation.result import Segmentation, entropy_of, label_map
 from volumediff.segmentation.segmenters._base import Segmenter
 
 __all__ = ["Composed", "SampleMoments"]
@@ -133,9 +133,11 @@ class Composed(Component, Segmenter):
         fusing, moments = self.fusion.start(), SampleMoments()
         votes = torch.zeros((len(values), *x.shape[2:]), dtype=torch.int32, device=x.device)
         samples: list[UInt8[Tensor, "1 d h w"]] = []
+        unsure = SampleMoments()
         for draw, y in self._members(model, image, draws, fusing):
             fusing.update(y, draw.weight)
             moments.update(y)
+            unsure.update(entropy_of(every_class(y)[None]))
             drawn = label_map(y[None], values)
             votes += torch.cat([drawn == value for value in values])
             samples.append(drawn)
@@ -147,6 +149,7 @@ class Composed(Component, Segmenter):
             variance=moments.variance[None] if several else None,
             votes=(votes / len(draws))[None].to(x.dtype) if several else None,
             samples=torch.cat(samples) if several else None,
+            mutual_information=_information(moments.mean, unsure.mean) if several else None,
         )
         # Without its fit a method says what the members do; this is what it is fitted on.
         return found if self.needs_fit or not self.post else self._finished(found, spacing_mm)
@@ -191,9 +194,14 @@ class Composed(Component, Segmenter):
                 probabilities=found.probabilities,
                 spacing_mm=spacing_mm,
             )
-        return Segmentation(
-            found.values, found.probabilities, found.variance, found.votes, found.samples, labels
-        )
+        return replace(found, final=labels)
+
+
+def _information(
+    mean: Float[Tensor, "l d h w"], unsure: Float[Tensor, "1 1 d h w"]
+) -> Float[Tensor, "1 1 d h w"]:
+    """Entropy of the mean member less the mean entropy of the members."""
+    return (entropy_of(every_class(mean)[None]) - unsure).clamp(min=0)
 
 
 def _prepared_for(draw: Draw) -> tuple[int, tuple[int, ...]]:
