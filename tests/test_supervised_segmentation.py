@@ -487,7 +487,8 @@ def test_runs_of_several_folds_segment_together(trained, data, tmp_path):
         report=lambda line: None,
     )
     assert not summary.failed
-    facts = json.loads((tmp_path / "out" / "sub-00" / "sub-00_dseg.json").read_text())
+    (sidecar,) = (tmp_path / "out").rglob("*_dseg.json")
+    facts = json.loads(sidecar.read_text())
     assert facts["network_calls"] == 2
     assert [m["weights_sha256"] for m in facts["members"]] == [runs[1].digest]
     # refused: the run again, and other labels

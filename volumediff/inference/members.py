@@ -5,7 +5,7 @@ from pathlib import Path
 
 from volumediff.errors import UsageError
 from volumediff.runs.trained import Trained, load_trained
-from volumediff.segmentation.label_ensembles import Lent, Members
+from volumediff.segmentation.label_ensembles import LentModel, Members
 from volumediff.segmentation.segmenters._base import Segmenter
 from volumediff.segmentation.segmenters.composed import Composed
 
@@ -26,7 +26,7 @@ def with_members(trained: Trained, segmenter: Segmenter) -> tuple[Segmenter, tup
         if isinstance(factor, Members):
             found = [_other(trained, segmenter, Path(run)) for run in factor.runs]
             others += found
-            factor = replace(factor, models=tuple(Lent(o.digest, o.model) for o in found))
+            factor = replace(factor, models=tuple(LentModel(o.digest, o.model) for o in found))
         factors.append(factor)
     return replace(segmenter, ensemble=tuple(factors)), tuple(others)
 

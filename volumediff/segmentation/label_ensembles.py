@@ -21,13 +21,22 @@ from volumediff import randomness
 from volumediff.component import Component, handed_in
 from volumediff.segmentation.draw import Draw
 
-__all__ = ["Consensus", "Flips", "Heads", "LabelEnsemble", "Lent", "Members", "Times", "members"]
+__all__ = [
+    "Consensus",
+    "Flips",
+    "Heads",
+    "LabelEnsemble",
+    "LentModel",
+    "Members",
+    "Times",
+    "members",
+]
 
 AXES = "dhw"
 
 
 @dataclass(frozen=True, eq=False)
-class Lent:
+class LentModel:
     """The model of another run.
 
     Arguments:
@@ -50,7 +59,7 @@ class LabelEnsemble(Component):
     levels: ClassVar[bool] = False
 
     @property
-    def lent(self) -> tuple["Lent", ...]:
+    def lent(self) -> tuple["LentModel", ...]:
         """Models that members may ask in place of the method's own."""
         return ()
 
@@ -145,7 +154,7 @@ class Members(LabelEnsemble):
     """
 
     runs: tuple[str, ...]
-    models: tuple[Lent, ...] = handed_in(())
+    models: tuple[LentModel, ...] = handed_in(())
 
     def __post_init__(self) -> None:
         if not self.runs or len(set(self.runs)) < len(self.runs):
@@ -155,7 +164,7 @@ class Members(LabelEnsemble):
             )
 
     @property
-    def lent(self) -> tuple[Lent, ...]:
+    def lent(self) -> tuple[LentModel, ...]:
         return self.models
 
     def changes(self, draw: Draw) -> Sequence[Draw]:
