@@ -11,12 +11,16 @@ SETTINGS says how long each method trains and which there are, such as
       - {name: unet, config: patch_64, words: [method=unet]}
       - {name: ccdm, config: patch_64, words: [method=ccdm], segment: [samples=5]}
       - {name: ccdm, config: patch_64, words: [method=ccdm], use: {direct: [predictor=one_step]}}
+      - {name: base, config: patch_64, words: [recipe=healthy], use: {}}
+      - {name: ledm, config: patch_64, words: [method=ledm, "probe.of={runs}/base"], few: true}
     controls: [mean_mask, independent_voxels, majority, monai]
+    labelled: mouse01              the training cases of `few: true`, a pattern
 
 Cases whose file names match PATTERN are the test part, all others train; make it so that no
 patient is in both. Methods are trained and used by the commands that users have: seconds per step
 are measured in a short run first, so that the schedule of the learning rate ends with the time.
-`use` asks one trained run in several ways. The controls:
+`use` asks one trained run in several ways; `alone: true` leaves the common words out, and `steps`
+sets the number of steps. The controls:
 
     mean_mask            mean of the training masks at each voxel, no image
     majority             of the readers of the test case itself, for sets with readers
@@ -24,6 +28,7 @@ are measured in a short run first, so that the schedule of the learning rate end
                          distance between sets of masks (GED) cannot tell from good samples
     monai                MONAI's U-Net of 1.2 M parameters by a loop of its own: batch 2, Dice and
                          cross entropy, Adam, shifts and intensity changes, the last weights
+    monai_few            the same on the labelled cases alone
 
 What is finished is not done again. The table is that of `volumediff evaluate`, with the CPU time.
 """
@@ -42,6 +47,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import yaml
+
+Parts = Mapping[str, Path]
 
 PROBE = (2, 8)  # steps of the two short runs
 READER = re.compile(r"_reader-\d+_mask")
@@ -66,30 +73,38 @@ def command(*words: object, log: Path) -> float:
     return cpu_seconds() - start
 
 
-def divide(data: Path, pattern: str, out: Path) -> tuple[Path, Path]:
-    """Folders of links to the training and the test part; files at the top are in both."""
-    parts = out / "train", out / "test"
-    if all(part.is_dir() for part in parts):
+def divide(data: Path, pattern: str, labelled: str, out: Path) -> Parts:
+    """Folders of links to the parts; files at the top of the data are in all of them."""
+    parts = {name: out / name for name in ("train", "few", "test")}
+    if all(part.is_dir() for part in parts.values()):
         return parts
     for file in sorted(data.rglob("*")):
         if file.is_dir():
             continue
         place = file.relative_to(data)
         tests = re.search(pattern, file.name) is not None
-        for part, wanted in zip(parts, (not tests, tests), strict=True):
-            if wanted or len(place.parts) == 1:
+        wanted = {
+            "train": not tests,
+            "few": not tests and re.search(labelled, file.name) is not None,
+            "test": tests,
+        }
+        for name, part in parts.items():
+            if wanted[name] or len(place.parts) == 1:
                 (part / place).parent.mkdir(parents=True, exist_ok=True)
                 (part / place).symlink_to(file.resolve())
     return parts
 
 
-def train(entry: Mapping[str, Any], settings: Mapping[str, Any], data: Path, out: Path) -> None:
+def train(entry: Mapping[str, Any], settings: Mapping[str, Any], parts: Parts, out: Path) -> None:
     """Trains one run for the time that all have."""
     name = entry["name"]
     run, record, log = out / "runs" / name, out / "runs" / f"{name}.json", out / f"{name}.log"
     if record.is_file():
         return
-    words = [*settings.get("words", ()), *entry.get("words", ()), f"data.root={data}"]
+    data = parts["few" if entry.get("few") else "train"]
+    common = () if entry.get("alone") else settings.get("words", ())
+    words = [word.replace("{runs}", str(out / "runs")) for word in (*common, *entry["words"])]
+    words.append(f"data.root={data}")
     fixed = (f"data.cache={out / 'cache'}", "data.workers=0", f"output={run}")
     probed = []
     for steps in PROBE:
@@ -99,7 +114,7 @@ def train(entry: Mapping[str, Any], settings: Mapping[str, Any], data: Path, out
     per_step = max((probed[1] - probed[0]) / (PROBE[1] - PROBE[0]), 1e-3)
     shutil.rmtree(run)
     minutes = entry.get("minutes", settings["minutes"])
-    steps = max(int(minutes * 60 / per_step), 10)
+    steps = entry.get("steps", max(int(minutes * 60 / per_step), 10))
     more = (f"optim.steps={steps}", f"validation.every={steps}", f"save_every={steps}")
     used = command("train", entry["config"], *words, *fixed, *more, log=log)
     facts = {"steps": steps, "train_cpu_seconds": round(used, 1)}
@@ -243,7 +258,7 @@ CONTROLS = {f.__name__: f for f in (mean_mask, majority, independent_voxels)}
 
 
 def control(
-    name: str, settings: Mapping[str, Any], parts: tuple[Path, Path], values: list[int], out: Path
+    name: str, settings: Mapping[str, Any], parts: Parts, values: list[int], out: Path
 ) -> None:
     """One of the controls, in the files of a segmentation."""
     record = out / "results" / f"{name}.json"
@@ -253,9 +268,12 @@ def control(
     shutil.rmtree(place, ignore_errors=True)
     facts: dict[str, float] = {}
     if name == "monai":
-        facts = monai(*parts, place, values, settings["minutes"])
+        facts = monai(parts["train"], parts["test"], place, values, settings["minutes"])
+    elif name == "monai_few":
+        facts = monai(parts["few"], parts["test"], place, values, settings["minutes"])
     else:
-        CONTROLS[name](*parts, place, values, settings.get("samples", 16))
+        samples = settings.get("samples", 16)
+        CONTROLS[name](parts["train"], parts["test"], place, values, samples)
     record.write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -279,15 +297,15 @@ def main() -> None:
     out = given.out.resolve()
     (out / "runs").mkdir(parents=True, exist_ok=True)
     (out / "results").mkdir(exist_ok=True)
-    parts = divide(given.data, given.test, out)
+    parts = divide(given.data, given.test, settings.get("labelled", ".^"), out)
     for name in settings.get("controls", ()):
         control(name, settings, parts, labels_of(settings), out)
     for entry in settings["methods"]:
         print(entry["name"], flush=True)
-        train(entry, settings, parts[0], out)
-        use(entry, parts[1], out)
+        train(entry, settings, parts, out)
+        use(entry, parts["test"], out)
     folders = sorted(path for path in (out / "results").iterdir() if path.is_dir())
-    command("evaluate", *folders, "--truth", parts[1], "-o", out / "evaluation",
+    command("evaluate", *folders, "--truth", parts["test"], "-o", out / "evaluation",
             log=out / "evaluate.log")  # fmt: skip
     print((out / "evaluate.log").read_text(encoding="utf-8"))
     for record in sorted((out / "results").glob("*.json")):

@@ -38,6 +38,8 @@ KERNELS = {
     "discrete": build("kernel", {"name": "discrete", "schedule": SPEC}),
     "discrete3": build("kernel", {"name": "discrete", "schedule": SPEC, "classes": 3}),
 }
+# of label models alone: the tables of localization leave it out
+EVERY_KERNEL = KERNELS | {"rigid": build("kernel", {"name": "rigid", "schedule": SPEC})}
 ARGUMENTS = {
     "class_conditional": {"attribute": "group", "values": ["control", "patient"]},
     "mixture": {"of": ["coarse"]},
@@ -108,6 +110,10 @@ label_diffusion/gaussian      ++++ ++++ ++++ +--- +---
 label_diffusion/cold          ---- ---- ---- ---- ----
 label_diffusion/discrete      ++++ ++++ ++++ ---- +---
 label_diffusion/discrete3     ---- ---- ---- ---- ----
+label_maps/gaussian           ++++ ++++ ++++ +--- +---
+label_maps/cold               ---- ---- ---- ---- ----
+label_maps/discrete           ---- ---- ---- ---- ----
+label_maps/discrete3          ---- ---- ---- ---- ----
 synthetic_anomalies/gaussian  ++++ ++++ ++++ ---- ----
 synthetic_anomalies/cold      ---- ---- ---- ---- ----
 synthetic_anomalies/discrete  ---- ---- ---- ---- ----
@@ -157,6 +163,36 @@ def model(*, kernel=KERNELS["gaussian"], recipe=None, noise=None, space=None, ti
         noise_field=noise or White(),
         time_density=times or Uniform(),
     )
+
+
+CODED = """
+signed/discrete    +++-+
+signed/discrete3   -----
+signed/rigid       +++--
+absent_0/discrete  ----+
+absent_0/rigid     +++--
+one_hot/discrete   ----+
+one_hot/discrete3  +++--
+one_hot/rigid      +++--
+distance/discrete  ----+
+distance/rigid     +++--
+"""
+
+
+@SAME
+def test_codes_that_a_kernel_can_change(spaces, via):
+    codings = {"absent_0": {"name": "signed", "absent": 0.0}}
+    columns = ("voxel", "wavelet", "slices", "latent", "bits")
+    for (row, _, space), fits in table(CODED, columns).items():
+        coding, _, kernel = row.partition("/")
+        recipe = named(
+            "recipe", "label_diffusion", labels=[1, 2], coding=codings.get(coding, coding)
+        )
+        problem = compatibility.training_problem(
+            via(recipe), spaces[space], via(EVERY_KERNEL[kernel]), White()
+        )
+        assert (problem is None) == fits, (row, space, problem)
+        assert problem is None or "\n" not in problem
 
 
 ALL = (
@@ -416,7 +452,7 @@ def test_a_sampler_needs_what_it_reads():
 @pytest.mark.parametrize(
     ("family", "word", "parts"),
     [
-        ("kernel", "path", {n: k for n, k in KERNELS.items() if n != "discrete3"}),
+        ("kernel", "path", {n: k for n, k in EVERY_KERNEL.items() if n != "discrete3"}),
         ("recipe", "teaches", RECIPES),
         ("noise", "kind", NOISES),
         ("corruption", "kind", CORRUPTIONS),
@@ -427,7 +463,8 @@ def test_every_part_says_what_it_is(family, word, parts):
     said = [getattr(part, word) for part in parts.values()]
     assert all(said)
     assert len(set(said)) == len(said), "two parts that are not alike"
-    assert {p for r in RECIPES.values() for p in r.paths} == {k.path for k in KERNELS.values()}
+    paths = {k.path for k in EVERY_KERNEL.values()}
+    assert {p for r in RECIPES.values() for p in r.paths} == paths
 
 
 FLOW = '''

@@ -5,13 +5,18 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_runs import load_run, write_data
 
 from volumediff.condition import Condition
 from volumediff.conditioners._frequency_filter import FrequencyFilter
+from volumediff.conditioners.spectrum import _Exchange
 from volumediff.errors import UsageError
 from volumediff.kernels.gaussian import Gaussian
+from volumediff.losses.anchor import Anchor
+from volumediff.losses.boundary import Boundary
+from volumediff.losses.dice import Dice, soft_dice
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Model
+from volumediff.model import Batch, Model
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D, inflate
@@ -20,8 +25,11 @@ from volumediff.planning.planner import trace
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.schedules.cosine import Cosine
+from volumediff.segmentation.method_files import load_segmenter
 from volumediff.settings.run_config import load_run_config
 from volumediff.spaces.voxel import Voxel
+from volumediff.tasks import build_task
+from volumediff.training.loop import train
 
 T = torch.tensor([0.3, 0.8])
 SMALL = {"widths": (4, 8), "blocks": 1, "groups": 2, "image_channels": 1}
@@ -196,9 +204,157 @@ def test_filter_of_many_channels_is_that_of_each():
         )
 
 
+# --- anchor: MedSegDiff-V2's U-SA --------------------------------------------------------------
+
+
+def test_anchor_gates_the_first_level():
+    """h + h σ(W max(g * f, f)), with g a Gaussian of its own width for every feature."""
+    network = unet("anchor")
+    _, condition = scene((7, 6, 5))
+    part = network.conditioner
+    with torch.no_grad():
+        f = part.image(condition.image)
+        blurred = torch.zeros_like(f)
+        for c, sigma in enumerate(part.gate.log_sigma.exp().tolist()):
+            blurred[:, c] = gaussian(f[:, c], sigma)
+        mixed = F.conv3d(torch.maximum(blurred, f), part.gate.mix.weight, part.gate.mix.bias)
+        gate, x0 = network.prepare(condition).prepared
+        torch.testing.assert_close(gate, mixed.sigmoid(), rtol=0, atol=1e-12)
+        expected = F.conv3d(f, part.head.weight, part.head.bias)
+        torch.testing.assert_close(x0, expected, rtol=0, atol=1e-12)
+        h = draw(2, 4, 7, 6, 5)
+        found, _ = part(h, 0, (gate, x0), draw(2, 4))
+    torch.testing.assert_close(found, h + h * gate, rtol=0, atol=1e-12)
+
+
+def gaussian(x, sigma, radius=3):
+    """A truncated Gaussian of unit sum over the last three axes, voxels beyond the volume 0."""
+    steps = range(-radius, radius + 1)
+    g = [math.exp(-0.5 * (i / sigma) ** 2) for i in steps]
+    for axis in (1, 2, 3):
+        moved = torch.zeros_like(x)
+        for i, weight in zip(steps, g, strict=True):
+            n = x.shape[axis]
+            at = [j for j in range(n) if 0 <= j + i < n]
+            source = x.index_select(axis, torch.tensor([j + i for j in at], dtype=torch.int64))
+            moved.index_add_(axis, torch.tensor(at, dtype=torch.int64), source * weight / sum(g))
+        x = moved
+    return x
+
+
+def label_model(network, *losses):
+    recipe = LabelDiffusion(labels=(1, 2))
+    return Model(Voxel(), Gaussian(Cosine()), network, recipe=recipe, losses=losses)
+
+
+def label_batch():
+    label = torch.zeros(2, 2, 6, 5, 4)
+    label[0, 0, 1:4, 2:4, 1:3], label[1, 1, 3:, :3, 1:] = 1, 1
+    return Batch(2 * label - 1, (1, 2), images=(draw(2, 1, 6, 5, 4, seed=1).float(),))
+
+
+def test_the_loss_of_the_anchor_is_that_of_the_image_branch_alone():
+    network = unet("anchor").float()
+    batch = label_batch()
+    plain = label_model(network).loss(batch)
+    told = label_model(network).prepared(Condition(image=batch.images[0]))
+    x0 = network.conditioner.anchor(told.prepared)
+    squared = label_model(network, Anchor(weight=10.0)).loss(batch)
+    expected = 10 * (x0 - batch.x).square().flatten(1).mean(1)
+    torch.testing.assert_close(squared - plain, expected, rtol=1e-4, atol=1e-4)
+    overlap = label_model(network, Anchor(terms=(Dice(weight=2.0),))).loss(batch)
+    p, m = (x0 + 1) / 2, (batch.x + 1) / 2
+    expected = 2 * (1 - soft_dice(p, m, smooth=50.0).mean(1))
+    torch.testing.assert_close(overlap - plain, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_and_its_loss_come_together():
+    run = small_run("anchor", "losses=[]")
+    with pytest.raises(UsageError, match=r"losses: expected anchor"):
+        build_task(run)
+    run = small_run("pyramid", "losses=[{name: anchor}]")
+    with pytest.raises(UsageError, match="whose image branch predicts the clean state"):
+        build_task(run)
+    build_task(small_run({"name": "anchor", "head": False}))
+    with pytest.raises(UsageError, match="at most one that predicts the clean state, got 2"):
+        UNet(2, 2, conditioner={"name": "chain", "parts": ["anchor", "anchor"]}, **SMALL)
+    with pytest.raises(ValueError, match="losses of the predicted clean state alone"):
+        Anchor(terms=(Boundary(),))
+
+
+# --- spectrum: an interpretation of MedSegDiff-V2's SS-Former ----------------------------------
+
+
+def exchange(plane=False, queried=False):
+    return filled(_Exchange(4, 3, plane=plane, queried=queried), std=0.5)
+
+
+def test_without_its_filter_the_exchange_is_linear_attention():
+    """With S = 1, (1/n) q kᵀ v / sqrt(c) of voxels, by Parseval's theorem."""
+    made = exchange()
+    with torch.no_grad():
+        for part in (made.rows, made.columns):
+            part.last.weight.zero_()
+            part.last.bias.fill_(10.0)  # <a, b> = 1600: S = 1
+        x, y, e = draw(2, 4, 3, 5, 4), draw(2, 4, 3, 5, 4, seed=1), draw(2, 3, seed=2)
+        found = made(x, y, e)
+        tokens = [a.flatten(2).mT for a in (x, y)]
+        normed = F.layer_norm(tokens[1], (4,), made.norm.weight, made.norm.bias)
+        q, k, v = made.query(tokens[0]), made.key(normed), made.value(normed)
+        told = tokens[0] + made.out(q @ (k.mT @ v) / 60 / 2)
+        told = told + made.outer(F.silu(made.inner(told)))
+    torch.testing.assert_close(found.flatten(2).mT, told, rtol=0, atol=1e-10)
+
+
+def test_the_exchange_is_the_sum_over_pairs_of_frequencies(monkeypatch):
+    made, x, y, e = exchange(), draw(1, 4, 2, 3, 4), draw(1, 4, 2, 3, 4, seed=1), draw(1, 3)
+    q, k, v = (draw(1, 2, 3, 4, 4, seed=i) for i in (3, 4, 5))
+    with torch.no_grad():
+        every = [
+            [math.cos(2 * math.pi * i / n) for i, n in zip(at, (2, 3, 4), strict=True)]
+            for at in torch.cartesian_prod(*(torch.arange(n) for n in (2, 3, 4))).tolist()
+        ]
+        f = torch.tensor(every, dtype=torch.float64)
+        s = torch.sigmoid(made.rows(f, e) @ made.columns(f, e).mT)
+        fq, fk, fv = (
+            torch.fft.fftn(a, dim=(1, 2, 3), norm="ortho").flatten(1, 3) for a in (q, k, v)
+        )
+        spectrum = ((s * (fq @ fk.mH)) @ fv / 24 / 2).unflatten(1, (2, 3, 4))
+        expected = torch.fft.ifftn(spectrum, dim=(1, 2, 3), norm="ortho")
+        assert expected.imag.abs().max() < 1e-12  # S is even: the result is real
+        found = made._attended(q, k, v, e)
+        torch.testing.assert_close(found, expected.real, rtol=0, atol=1e-10)
+        # in parts, and of a tiled volume
+        whole = made(x, y, e)
+        monkeypatch.setattr("volumediff.conditioners.spectrum.ROWS", 5)
+        torch.testing.assert_close(made(x, y, e), whole, rtol=0, atol=1e-12)
+        tiled = made(x.tile(1, 1, 2, 1, 3), y.tile(1, 1, 2, 1, 3), e)
+        torch.testing.assert_close(tiled, whole.tile(1, 1, 2, 1, 3), rtol=0, atol=1e-10)
+
+
+# --- dual: DermoSegDiff ------------------------------------------------------------------------
+
+
+def test_dual_starts_without_a_say_and_its_branch_sees_state_and_time():
+    fresh = UNet(2, 2, conditioner="dual", **SMALL).double()
+    _, condition = scene()
+    h, e = draw(2, 4, 6, 5, 4), draw(2, fresh.embedding.width)
+    with torch.no_grad():
+        told, (g,) = fresh.conditioner(h, 0, fresh.prepare(condition).prepared, e)
+        torch.testing.assert_close(told, h)
+        network = unet("dual")
+        prepared = network.prepare(condition).prepared
+        _, (g,) = network.conditioner(h, 0, prepared, e)
+        _, (of_state,) = network.conditioner(h + 1, 0, prepared, e)
+        _, (of_time,) = network.conditioner(h, 0, prepared, e + 1)
+    assert (g - of_state).abs().max() > 1e-6
+    assert (g - of_time).abs().max() > 1e-6
+    assert g.shape == (2, 4, 3, 3, 2)
+
+
 # --- once per volume ---------------------------------------------------------------------------
 
-WAYS = ["concat", RRDB, "pyramid", {"name": "frequency", "grid": 4}]
+WAYS = ["concat", RRDB, "pyramid", {"name": "frequency", "grid": 4}, "anchor", "spectrum", "dual"]
 
 
 def counted(network):
@@ -261,6 +417,7 @@ def test_wrong_arguments_are_named():
         ({"name": "add", "blocks": 0}, "at least 1, got 0"),
         ({"name": "frequency", "grid": 5}, "expected an even number"),
         ({"name": "frequency", "levels": [2]}, "levels of the network"),
+        ({"name": "dual", "share": 0.0}, "expected a share"),
         ({"name": "chain", "parts": []}, "at least one conditioner"),
         ({"name": "chain", "parts": ["concat", "nothing"]}, r"parts\[1\]|conditioner.name"),
     ):
@@ -288,8 +445,9 @@ def test_the_pseudo_3d_network_inflates_with_its_conditioner():
     torch.testing.assert_close(stack(z, T, condition), torch.cat(alone, dim=2), rtol=0, atol=1e-12)
 
 
-def small_run(conditioner, **memory):
+def small_run(conditioner, *words, **memory):
     words = [
+        *words,
         "network.widths=[8,16]",
         "recipe={name: label_diffusion, labels: [1]}",
         "data.preprocessing.shape=[32,32,32]",
@@ -318,3 +476,59 @@ def test_the_plan_counts_the_image_branch():
     free = small_run("frequency"), small_run("concat")
     filtered, without = (trace(run, mode="train").peak_gb for run in free)
     assert filtered > without
+
+
+# --- methods -----------------------------------------------------------------------------------
+
+METHODS = ["segdiff", "diff_unet", "medsegdiff", "medsegdiff_v2", "dermosegdiff"]
+DEFAULTS = {
+    "segdiff": (100, 9, "add"),
+    "diff_unet": (10, 4, "chain"),
+    "medsegdiff": (50, 5, "chain"),
+    "medsegdiff_v2": (50, 10, "chain"),
+    "dermosegdiff": (250, 5, "dual"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_have_the_defaults_of_their_papers(method):
+    steps, samples, conditioner = DEFAULTS[method]
+    segmenter = load_segmenter(method)
+    assert (segmenter.sampler.steps, segmenter.samples) == (steps, samples)
+    run = load_run_config("patch_64", [f"method={method}"])
+    assert run.network["conditioner"]["name"] == conditioner
+    assert run.network["widths"] == load_run_config("patch_64").network["widths"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("labelled"), cases=4, labels=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_and_segments_with_one_image_branch_per_volume(method, labelled, tmp_path):
+    words = [
+        f"method={method}",
+        f"data.root={labelled}",
+        f"output={tmp_path / 'run'}",
+        "data.preprocessing.shape=[8,8,8]",
+        "data.split={validation: 0.25, calibration: 0.0}",
+        "network.widths=[4,8]",
+        "network.groups=2",
+        "crop=null",
+        "memory.dtype=float32",
+        "optim={lr: 1e-3, steps: 2, warmup: 1, batch_size: 2, ema: 0.9}",
+        "validation={every: 2, volumes: 1}",
+    ]
+    if method == "segdiff":
+        words.append("network.conditioner={name: add, blocks: 1, features: 4, growth: 2}")
+    train(load_run_config("patch_64", words))
+    model = load_run(tmp_path / "run")[1].eval()
+    calls = counted(model.network)
+    segmenter = load_segmenter(method, ["samples=3", "sampler.steps=2", "batch=2"])
+    segmenter.check(model)
+    x = draw(1, 1, 8, 8, 8).float()
+    found = segmenter.segment(model, x, foreground=x > -9, spacing_mm=(3.0, 3.0, 3.0), key=1)
+    assert calls == [1]
+    assert found.probabilities.isfinite().all()
+    assert found.probabilities.shape == x.shape

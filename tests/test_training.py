@@ -12,6 +12,7 @@ import torch
 from tiny_runs import SIZE, figures, load_run, tiny, write_data
 from torch import nn
 
+import volumediff
 from volumediff.config import build
 from volumediff.data.augmentation import Augmentation
 from volumediff.errors import DataError, UsageError
@@ -25,10 +26,12 @@ from volumediff.recipes._base import Subject
 from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.samples.dataset import Crop, Keyed, Order, collate, stream
 from volumediff.samples.latents import Precomputed
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
+from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.settings.sections import Optim
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
@@ -342,12 +345,42 @@ def test_classes_are_dropped_as_often_as_asked():
         label(0, "odd")
 
 
-def test_label_diffusion_trains_on_real_labels(tmp_path):
+def test_label_diffusion_trains_on_real_labels(tmp_path, capfd):
     root = write_data(tmp_path / "data", labels=True)
     config = tiny(root, tmp_path / "run", "recipe.name=label_diffusion", "optim.steps=2")
     _, model = load_run(train(config))
     assert model.network.image_channels == 1
     assert model.space.scale.tolist() == [1], "codes of +-1 are not normalised"
+    assert "calibration volumes" not in capfd.readouterr().err
+
+
+def test_a_model_of_labels_is_selected_by_the_dice_of_sampled_labels(tmp_path):
+    root = write_data(tmp_path / "data", labels=True)
+    words = (
+        *("recipe.name=label_diffusion", "optim.steps=4", "validation.every=2"),
+        *("validation.best={volumes: 1, steps: 2}", "validation.previews=1"),
+    )
+    run = train(tiny(root, tmp_path / "run", *words))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    figures = [row["dice"] for row in rows if "dice" in row]
+    assert len(figures) == 2
+    assert (run / "previews" / "step-00000004.png").is_file()
+    # the same volume, sampled with the stored weights, has the figure of the best step
+    loaded = volumediff.load(run, device="cpu").trained
+    (case,) = loaded.cases("validation")
+    ready = loaded.preprocessing.prepare(case)
+    found = Composed(sampler=DPMSolverPP(2), samples=1).segment(
+        loaded.model,
+        ready.x[None],
+        foreground=ready.foreground[None],
+        spacing_mm=ready.spacing_mm,
+        key=key(loaded.config.seed, "selection", 0),
+        condition=loaded.condition(case.attributes),
+    )
+    truth = torch.as_tensor(ready.label).reshape(found.labels.shape)
+    a, b = found.labels == 1, truth == 1
+    dice = 2 * int((a & b).sum()) / (int(a.sum()) + int(b.sum()))
+    assert max(figures) == pytest.approx(dice, abs=1e-6)
 
 
 # Latents computed once

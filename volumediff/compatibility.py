@@ -22,13 +22,17 @@ from volumediff.data.corruptions import Corruption
 from volumediff.kernels._base import Kernel
 from volumediff.losses._base import LossTerm
 from volumediff.model import Model
+from volumediff.networks._base import Network
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
 from volumediff.spaces._base import StateSpace
 from volumediff.supervised_segmentation import SupervisedSegmentation
 
 __all__ = [
+    "anchor_problem",
     "classification_problem",
+    "codec_problem",
+    "coding_problem",
     "comparison_problem",
     "corruption_problem",
     "diffusion_problem",
@@ -124,6 +128,11 @@ def training_problem(
         problem = _classes_problem(recipe, space, kernel)
         if problem is not None:
             return problem
+    elif kernel.valued and not space.exact:
+        return (
+            f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
+            "places, got latents; use voxel, wavelet or slices."
+        )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
         if problem is None and recipe.local:
@@ -152,7 +161,7 @@ def _classes_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str |
         )
     if recipe.codes is None:
         advice = (
-            "recipe.coding=signed for bits, or one_hot for several labels"
+            "recipe.coding=signed for bits, or one_hot for classes"
             if recipe.segments
             else "the latents of a binary autoencoder, space={name: latent, autoencoder: RUN}"
         )
@@ -183,6 +192,22 @@ def prior_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | No
     )
 
 
+def anchor_problem(network: Network, losses: Sequence[LossTerm]) -> str | None:
+    """Why a prediction of the image branch alone would not be trained, or is not there."""
+    trained = any(loss.prepared for loss in losses)
+    if trained == network.conditioner.anchors:
+        return None
+    if trained:
+        return (
+            "losses, anchor: expected a network whose image branch predicts the clean state; use "
+            "network.conditioner=anchor, or leave the loss out."
+        )
+    return (
+        "losses: expected anchor for a network whose image branch predicts the clean state, got "
+        "none that trains it; use losses=[{name: anchor}] or head: false of the conditioner."
+    )
+
+
 def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
     """Why nothing would train what a kernel asks of the network beside the mean."""
     trained = any(loss.bounds for loss in losses)
@@ -203,6 +228,45 @@ def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
             "wavelet."
         )
     return None
+
+
+def coding_problem(recipe: Recipe, autoencoder: Reconstructor, c: int) -> str | None:
+    """Why an autoencoder cannot learn to code what a recipe makes of volumes of c channels."""
+    beside = recipe.image_channels(c) or recipe.classes or recipe.scalar_count
+    if beside or recipe.shows_mask or recipe.local or "gaussian" not in recipe.paths:
+        return (
+            "recipe: expected healthy or label_maps for an autoencoder, which is shown nothing "
+            f"beside what it codes, got {name_of(type(recipe))}."
+        )
+    if recipe.labels and not autoencoder.codes_labels:
+        return (
+            "autoencoder: expected one with a latent grid for label_maps, such as kl, vq or "
+            f"binary, got {name_of(type(autoencoder))}."
+        )
+    return None
+
+
+def codec_problem(recipe: Recipe, codec: Recipe) -> str | None:
+    """Why what a recipe diffuses cannot be coded by an autoencoder.
+
+    Arguments:
+        recipe: of the diffusion model
+        codec: recipe that the autoencoder was trained on
+    """
+    if not codec.labels:
+        return None
+    if not recipe.labels:
+        return (
+            f"space.autoencoder: expected an autoencoder of volumes for {name_of(type(recipe))}, "
+            "got one of masks; use one that was trained with recipe=healthy."
+        )
+    ours, theirs = (f"labels {list(r.labels)} with {r.coding}" for r in (recipe, codec))
+    if ours == theirs:
+        return None
+    return (
+        f"recipe: expected the labels and the coding of the autoencoder of masks, {theirs}, got "
+        f"{ours}; change recipe.labels and recipe.coding here, or train an autoencoder of these."
+    )
 
 
 def classification_problem(recipe: Recipe) -> str | None:

@@ -246,7 +246,7 @@ class Model(nn.Module):
         p = self.prior.probabilities(image).float()
         p = (1 - LEAST * p.shape[1]) * p + LEAST
         # bits have no background, and classes have one
-        p = p[:, 1:] if self.kernel.classes == 2 else p
+        p = p if self.recipe.grouped else p[:, 1:]
         return (2 * p - 1).to(image)
 
     def prepared(self, condition: Condition) -> Condition:

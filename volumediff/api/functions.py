@@ -119,6 +119,8 @@ def check(
     *,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
+    config: Place | None = None,
+    overrides: Sequence[str] = (),
 ) -> "list[CheckLine]":
     """Reads every volume of a data set and lists what is wrong or noteworthy, and how `train`
     would split it.
@@ -127,23 +129,42 @@ def check(
         data: volumes, folders, datalists or tables of cases; one or several
         layout: of the folders; `auto` decides by the files that are there
         channels: names of the images that every case must have
+        config: a configuration that is to be trained on the data; then it is also listed how much
+            of each label its spacing leaves, and what else it would refuse about labels
+        overrides: `key=value` overrides of the configuration
 
     Raises:
         DataError: there is no case at all
-        UsageError: no such layout
+        UsageError: no such layout or configuration, or overrides without one
     """
     from volumediff.data.check import CheckLine
     from volumediff.data.check import check as look
     from volumediff.data.survey import survey_sources
-    from volumediff.samples.sources import split_of
+    from volumediff.samples.sources import label_remarks, split_of
     from volumediff.settings.sections import Data
 
     spec, sources = known_layout(layout), sources_of(data)
+    if config is None and overrides:
+        raise UsageError(
+            f"{overrides[0]}: expected the configuration that it changes; name it, as in "
+            "--for wavelet_128."
+        )
+    wanted = None if config is None else run_config(config, overrides)
+    section = Data() if wanted is None else wanted.data
+    channels = section.channels if channels is None else channels
     rows = look(sources, layout=spec, channels=channels)
     cases, _ = survey_sources(sources, spec, channels)
+    if section.patients is not None:
+        cases = section.patients.named(cases)
     if len(cases) > 1:
-        text = split_of(cases, Data()).note(Data().split.least_calibration)
-        rows.append(CheckLine("", "", "info", "split", f"train by default: {text}"))
+        text = split_of(cases, section).note(section.split.least_calibration)
+        word = "train by default" if wanted is None else f"train {config}"
+        rows.append(CheckLine("", "", "info", "split", f"{word}: {text}"))
+    if wanted is not None:
+        rows += [
+            CheckLine("", "", remark.severity, remark.code, remark.message)
+            for remark in label_remarks(wanted, cases)
+        ]
     return rows
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from volumediff import tiling
 from volumediff.autoencoders._codec import Codec
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
+from volumediff.autoencoders._readouts import IntensityReadout, Readout
 from volumediff.networks._streamable import Streamable
 from volumediff.shapes import Shape
 
@@ -31,10 +32,12 @@ class Reconstructor(Streamable):
     """Anything that reconstructs volumes and is trained by losses of players that take turns.
 
     Attributes `channels` and `stride` are the channels of the volumes and the voxels of a cell:
-    crops that start at multiples of the stride see the grid of the whole volume.
+    crops that start at multiples of the stride see the grid of the whole volume. `codes_labels`
+    says whether masks of labels may stand for volumes.
     """
 
     diffuses: ClassVar[bool] = False
+    codes_labels: ClassVar[bool] = False
     channels: int
     stride: Shape
 
@@ -117,9 +120,11 @@ class Autoencoder(Reconstructor, ABC):
 
     Attributes:
         binary: whether latents are bits, coded as -1 and 1
+        readout: what the decoder's channels mean; whoever builds it for masks says so
     """
 
     binary: ClassVar[bool] = False
+    codes_labels: ClassVar[bool] = True
 
     def __init__(
         self, channels: int, latent_channels: int, *, codec: Codec, adversarial: float
@@ -129,6 +134,7 @@ class Autoencoder(Reconstructor, ABC):
         planar = codec.planar
         self.discriminator = PatchGAN(channels, planar=planar) if adversarial > 0 else None
         self.adversarial = adversarial
+        self.readout: Readout = IntensityReadout()
         self.channels, self.latent_channels, self.planar = channels, latent_channels, planar
         self.stride = codec.stride
 
@@ -172,7 +178,7 @@ class Autoencoder(Reconstructor, ABC):
         self, latent: Float[Tensor, "b k d2 h2 w2"], shape: Shape | None = None
     ) -> Float[Tensor, "b c d h w"]:
         """The volume of a latent, cropped to `shape` if given."""
-        x = self.codec["decoder"](self.restore(latent))
+        x = self.readout.read(self.codec["decoder"](self.restore(latent)))
         return x if shape is None else tiling.crop(x, shape)
 
     def loss(
@@ -182,14 +188,17 @@ class Autoencoder(Reconstructor, ABC):
         check_player(self, player)
         if player == "discriminator":
             with torch.no_grad():
-                fake, _, _ = self._reconstruct(x, generator)
+                raw, _, _ = self._reconstruct(x, generator)
+                fake = self.readout.read(raw)
             return {"loss": discriminator_loss(self.discriminator(x), self.discriminator(fake))}
-        fake, penalty, parts = self._reconstruct(x, generator)
-        parts["l1"] = (fake.float() - x.float()).abs().mean()
-        total = parts["l1"] + penalty
+        raw, penalty, parts = self._reconstruct(x, generator)
+        term = self.readout.term
+        parts[term] = self.readout.loss(raw, x)
+        total = parts[term] + penalty
         # The judgement changes with the discriminator: no measure to compare checkpoints by.
         if self.discriminator is not None and self.training:
             # gradients pass to x and not to the discriminator, whose optimizer has its own loss
+            fake = self.readout.read(raw)
             parts["adversarial"] = generator_loss(frozen(self.discriminator)(fake))
             total = total + self.adversarial * parts["adversarial"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
@@ -197,6 +206,7 @@ class Autoencoder(Reconstructor, ABC):
     def _reconstruct(
         self, x: Tensor, generator: Generators
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The decoder's channels as they are."""
         z, penalty, parts = self.bottleneck(self._features(x), generator)
         return tiling.crop(self.codec["decoder"](z), x.shape[2:]), penalty, parts
 

@@ -7,6 +7,7 @@ background's. Clean codes come back as the masks that they were made of.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -16,16 +17,22 @@ __all__ = ["Coding"]
 
 @dataclass(frozen=True)
 class Coding(ABC):
-    """A map between masks and channels."""
+    """A map between masks and channels.
+
+    Class attributes:
+        grouped: whether there is one channel per class, the background included, of which every
+            voxel has one
+    """
+
+    grouped: ClassVar[bool] = False
 
     @abstractmethod
     def channels(self, labels: int) -> int:
         """Channels for so many labels."""
 
     def classes(self, labels: int) -> int | None:
-        """K of the discrete kernels that can flip clean codes, which are -1 and 1 alone: 2 where
-        every channel is a bit of its own, else one channel per class; None where codes are
-        others."""
+        """K of the discrete kernels that can flip clean codes, which are -1 and 1 alone; None
+        where codes are others."""
         return None
 
     @abstractmethod

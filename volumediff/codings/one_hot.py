@@ -9,6 +9,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,12 +24,13 @@ __all__ = ["OneHot"]
 class OneHot(Coding):
     """1 in the channel of a voxel's class and -1 in the others; class 0 is the background."""
 
+    grouped: ClassVar[bool] = True
+
     def channels(self, labels: int) -> int:
         return labels + 1
 
     def classes(self, labels: int) -> int | None:
-        # of one label, kernels of two classes would flip the background apart from it
-        return labels + 1 if labels > 1 else None
+        return labels + 1
 
     def shares(self, x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n l d h w"]:
         return (x[:, 1:] + 1) / 2

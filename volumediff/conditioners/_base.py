@@ -100,11 +100,13 @@ class Conditioner(nn.Module):
         inside: whether it acts within the network, beyond its input
         input_channels: channels that the network's input has more
         places: where `forward` acts
+        anchors: whether the image branch alone predicts the clean state, see `anchor`
     """
 
     inside: ClassVar[bool] = True
     input_channels: int = 0
     places: frozenset[Place] = frozenset()
+    anchors: bool = False
 
     @abstractmethod
     def prepare(self, image: Float[Tensor, "b k d h w"]) -> Prepared:

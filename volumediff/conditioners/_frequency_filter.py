@@ -67,7 +67,8 @@ class FrequencyFilter(nn.Module):
         real, imaginary = (p[channels].to(x.dtype) for p in (self.real, self.imaginary))
         for axis, n in enumerate(sizes):
             half = axis == len(sizes) - 1
-            matrix = _interpolation(n, real.shape[axis + 1], half=half).to(x)
+            matrix = _interpolation(n, real.shape[axis + 1], half=half, device=x.device)
+            matrix = matrix.to(x.dtype)
             real, imaginary = (
                 torch.tensordot(p, matrix, dims=([axis + 1], [1])).movedim(-1, axis + 1)
                 for p in (real, imaginary)
@@ -79,16 +80,19 @@ class FrequencyFilter(nn.Module):
         return torch.fft.irfftn(spectrum, s=sizes, dim=self.axes)
 
 
-def _interpolation(n: int, points: int, *, half: bool) -> Float[Tensor, "f p"]:
+def _interpolation(
+    n: int, points: int, *, half: bool, device: torch.device
+) -> Float[Tensor, "f p"]:
     """Linear interpolation from a grid of frequencies to those of n voxels.
 
     Arguments:
         half: frequencies 0 to 1/2 on the points of a half axis, else 0 to 1 on a periodic one
     """
     period = 2 * (points - 1) if half else points
-    place = torch.arange(n // 2 + 1 if half else n, dtype=torch.float64) / n * period
+    count = n // 2 + 1 if half else n
+    place = torch.arange(count, dtype=torch.float64, device=device) / n * period
     low = place.floor().long()
     share = (place - low)[:, None]
     high = (low + 1).clamp_max(points - 1) if half else (low + 1) % points
-    identity = torch.eye(points, dtype=torch.float64)
+    identity = torch.eye(points, dtype=torch.float64, device=device)
     return identity[low] * (1 - share) + identity[high] * share

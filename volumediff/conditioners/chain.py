@@ -28,6 +28,13 @@ class ChainConditioner(Conditioner):
         )
         self.input_channels = sum(part.input_channels for part in self.parts)
         self.places = frozenset().union(*(part.places for part in self.parts))
+        heads = sum(part.anchors for part in self.parts)
+        if heads > 1:
+            raise ValueError(
+                f"parts: expected at most one that predicts the clean state, got {heads}; use "
+                "head: false for the others."
+            )
+        self.anchors = heads == 1
 
     def prepare(self, image: Float[Tensor, "b k d h w"]) -> Prepared:
         return tuple(part.prepare(image) for part in self.parts)

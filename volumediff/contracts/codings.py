@@ -33,7 +33,7 @@ def check_coding(cls: type, **arguments: Any) -> None:
         classes = coding.classes(count)
         if classes is not None:
             require(set(x.unique().tolist()) == {-1.0, 1.0}, "A discrete code is not -1 or 1.")
-            one = classes == 2 or bool(((x > 0).sum(0) == 1).all())
+            one = not coding.grouped or bool(((x > 0).sum(0) == 1).all())
             require(one, "A voxel has no class of its own, or several.")
         noisy = torch.stack([x, x + normal(tuple(x.shape), "contracts", "coding", count)])
         y = coding.decode(noisy, spacing_mm=SPACING)

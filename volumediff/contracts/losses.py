@@ -69,6 +69,10 @@ def _check(term: LossTerm, recipe: LabelDiffusion, kernel: Kernel) -> None:
         equal(alone.detach(), bad[i : i + 1].detach(), text, rtol=1e-4)
     output = wrong.output.clone().requires_grad_()
     again = replace(wrong, output=output, prediction=kernel.predict(output, wrong.z_t, wrong.t))
+    if term.prepared:
+        # The network's answer to the image alone, in place of that to the noisy state.
+        output = wrong.condition.prepared[1].clone().requires_grad_()
+        again = replace(again, condition=again.condition.replace(prepared=(output, output)))
     term(again).sum().backward()
     reached = output.grad is not None and bool(output.grad.abs().any())
     require(reached, "It says nothing to the network.")
@@ -85,7 +89,8 @@ def _context(
     noise = normal(tuple(x.shape), "contracts", "noise")
     t = torch.tensor([0.3, 0.5, 0.9], dtype=torch.float64)
     image = normal((3, 1, *SHAPE), "contracts", "image")
-    network = UNet(LABELS, LABELS, image_channels=1, widths=(4,), blocks=1, groups=2)
+    widths = {"widths": (4,), "blocks": 1, "groups": 2}
+    network = UNet(LABELS, LABELS, image_channels=1, conditioner="anchor", **widths)
     z_t = kernel.corrupt(x, t, noise)
     other = (x + wrong * normal(tuple(x.shape), "contracts", "other")).clamp(-1, 1)
     output = _output(kernel, other, z_t, t)
@@ -98,7 +103,8 @@ def _context(
         x=x,
         images=(image,),
         distance_mm=normal(tuple(x.shape), "contracts", "distance").abs(),
-        condition=Condition(image=image),
+        # The gate, and what the image branch says of the clean state.
+        condition=Condition(image=image, prepared=(0 * x, other)),
         output=output,
         z_0=x,
         z_t=z_t,

@@ -11,7 +11,7 @@ back is the same resampling with the inverse map. `Record` holds what the way ba
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -232,6 +232,27 @@ class Preprocessing:
             cropped,
             opinions,
         )
+
+    def label_at_spacing(self, label: Volume) -> UInt8[Tensor, "1 od oh ow"]:
+        """What the spacing leaves of a label map; without background planes, and without the crop
+        that needs the image."""
+        whole = replace(self, shape=None, centre="volume")
+        shape, step, origin = whole._geometry(label, np.zeros((1, 1, 1), bool))
+        y, found = label.array[:1], np.argwhere(label.array[0])
+        if len(found) == 0:
+            return torch.zeros((1, 1, 1, 1), dtype=torch.uint8)
+        matrices = []
+        for axis, matrix in enumerate(
+            _matrices(label.grid.shape, shape, step=step, origin=origin, width=BETWEEN_VOXELS)
+        ):
+            first, last = int(found[:, axis].min()), int(found[:, axis].max()) + 1
+            # beyond the box every membership is 0
+            y = y.take(range(first, last), axis=axis + 1)
+            matrix = matrix[:, first:last]
+            rows = (matrix != 0).any(1)
+            matrices.append(matrix[rows] if rows.any() else matrix[:1])
+        d, h, w = matrices
+        return resample_labels(torch.from_numpy(np.ascontiguousarray(y)), (d, h, w))
 
     def to_prepared(self, volume: Volume, record: PreprocessingRecord) -> Float[Tensor, "c d h w"]:
         """Another volume of a case, such as a map of its own, on the prepared grid.

@@ -39,11 +39,12 @@ class Marked:
         return majority(np.concatenate([reader.array for reader in self.readers]))
 
 
-def marked(case: Case, like: Volume, policy: ReadPolicy | None = None) -> Marked:
+def marked(case: Case, like: Volume | None, policy: ReadPolicy | None = None) -> Marked:
     """Reads what is marked in a case; of its label maps only the values that are lesions.
 
     Arguments:
-        like: an image of the case, whose grid all label maps must have
+        like: an image of the case, whose grid all label maps must have; None looks at label maps
+            alone, which must share one
         policy: decisions on ambiguous files
 
     Raises:
@@ -52,7 +53,7 @@ def marked(case: Case, like: Volume, policy: ReadPolicy | None = None) -> Marked
     files = list(case.labels.values()) + ([] if case.label is None else [case.label])
     maps = [only(label_map(path, policy), case.lesions) for path in files]
     for volume in maps:
-        check_grids(like, volume)
+        check_grids(maps[0] if like is None else like, volume)
     readers = tuple(maps[: len(case.labels)])
     if case.label is not None:
         return Marked(maps[-1], readers)
@@ -60,7 +61,9 @@ def marked(case: Case, like: Volume, policy: ReadPolicy | None = None) -> Marked
         found = Marked(None, readers)
         # remarks on the files are those of the readers
         return Marked(replace(readers[0], array=found.majority_of_readers, findings=()), readers)
-    return Marked(None if case.boxes is None else filled(case.boxes, like))
+    if case.boxes is None or like is None:
+        return Marked(None)
+    return Marked(filled(case.boxes, like))
 
 
 def label_map(path: Path, policy: ReadPolicy | None = None) -> Volume:

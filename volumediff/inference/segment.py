@@ -195,6 +195,7 @@ class Segmenting:
                 name: {"file": file, "sha256": digests[name]}
                 for name, file in examination.files.items()
             },
+            **trained.task.facts,
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
             "members": [provenance(other) for other in self.others],

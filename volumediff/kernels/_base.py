@@ -42,6 +42,7 @@ class Kernel(ABC):
         classes: number of classes of a state's variables; None for real numbers
         valued: whether it is about values at places, so that states are voxels (or bits of a
             binary autoencoder) and never coefficients; networks may still compute on coefficients
+        tied: whether all steps of a chain take the noise that it began with
 
     Arguments:
         schedule: signal and noise over time
@@ -52,12 +53,14 @@ class Kernel(ABC):
     predicts: ClassVar[tuple[str, ...]] = ("x0",)
     classes: ClassVar[int | None] = None
     valued: ClassVar[bool] = False
+    tied: ClassVar[bool] = False
 
-    def over(self, classes: int) -> "Kernel":
+    def over(self, classes: int, *, grouped: bool = False) -> "Kernel":
         """The kernel for states whose variables have so many classes, where it leaves that open.
 
         Arguments:
             classes: of the code that is diffused; 2 for bits
+            grouped: whether a variable has one channel per class; bits have one in all
         """
         return self
 

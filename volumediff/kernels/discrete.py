@@ -13,8 +13,8 @@ per variable the exact law, while q(z_s | z_t, E z_0) would be biased towards ra
 1 / K, or a law of its own in every voxel.
 
 States are coded in -1 and 1, so that they have the size of noise and E[z_0] is affine in the
-probabilities: with K = 2 one channel per variable, a bit; else K channels per variable, 1 in that
-of its class. Noise comes in as white Gaussian noise, as for every kernel; its distribution
+probabilities: bits have one channel per variable; else there are K channels per variable, 1 in
+that of its class. Noise comes in as white Gaussian noise, as for every kernel; its distribution
 function makes uniform numbers of it.
 """
 
@@ -58,6 +58,8 @@ class Discrete(Kernel):
         levels: T, steps of the chain that the divergence is about
         prediction: what the logits are about: z_0 (x0), or for bits whether z_t differs (xor)
         law: E[z_1] of the volumes at hand, see `given`; pi = 1 / K without
+        grouped: whether variables of two classes have two channels, as those of more have, and
+            are no bits
 
     References:
         Hoogeboom et al. (2021), Argmax Flows and Multinomial Diffusion, arXiv:2102.05379;
@@ -74,6 +76,7 @@ class Discrete(Kernel):
     levels: int = 1000
     prediction: Literal["x0", "xor"] = "x0"
     law: Float[Tensor, "b k d h w"] | None = handed_in(None)
+    grouped: bool = handed_in(False)
 
     def __post_init__(self) -> None:
         if not self.variance_preserving:
@@ -87,13 +90,19 @@ class Discrete(Kernel):
                 "expected classes >= 2 (or 0 for those of the code), divergence >= 0 and "
                 f"levels >= 1, got {self.classes}, {self.divergence} and {self.levels}."
             )
-        if self.prediction == "xor" and self.classes > 2:
+        if self.prediction == "xor" and (self.classes > 2 or self.grouped):
             raise ValueError(
-                f"prediction xor is about bits: expected classes 2, got {self.classes}; use x0."
+                f"prediction xor is about bits: expected classes 2, got {self.classes}"
+                f"{', in one channel each' if self.grouped else ''}; use x0, or the coding signed."
             )
 
-    def over(self, classes: int) -> "Discrete":
-        return self if self.classes else replace(self, classes=classes)
+    @property
+    def bits(self) -> bool:
+        """Whether every channel is a variable of its own."""
+        return self.classes == 2 and not self.grouped
+
+    def over(self, classes: int, *, grouped: bool = False) -> "Discrete":
+        return replace(self, classes=self.classes or classes, grouped=grouped)
 
     def given(self, law: State | None) -> "Discrete":
         return replace(self, law=law)
@@ -122,7 +131,7 @@ class Discrete(Kernel):
 
     def log_probabilities(self, output: State, z_t: State) -> Classes:
         """log p of the classes of z_0 from a network's output."""
-        if self.classes == 2:
+        if self.bits:
             logit = -z_t.to(output) * output if self.prediction == "xor" else output
             return torch.stack([F.logsigmoid(logit), F.logsigmoid(-logit)], dim=2)
         return F.log_softmax(self._grouped(output), dim=2)
@@ -204,13 +213,13 @@ class Discrete(Kernel):
 
     def _split(self, z: State) -> Classes:
         """Indicators of the classes, or their probabilities, from a state or its mean."""
-        if self.classes == 2:
+        if self.bits:
             return torch.stack([(1 + z) / 2, (1 - z) / 2], dim=2)
         return (1 + self._grouped(z)) / 2
 
     def _join(self, p: Classes) -> State:
         """The inverse of `_split`."""
-        return 2 * p[:, :, 0] - 1 if self.classes == 2 else (2 * p - 1).flatten(1, 2)
+        return 2 * p[:, :, 0] - 1 if self.bits else (2 * p - 1).flatten(1, 2)
 
     def _grouped(self, z: State) -> Classes:
         if not self.classes:
@@ -226,7 +235,7 @@ class Discrete(Kernel):
 
     def _draw(self, p: Classes, noise: State) -> State:
         """States with these probabilities: exact for p = 0 and 1, the likeliest without noise."""
-        if self.classes == 2:
+        if self.bits:
             # rounding takes p beyond 1, where the quantile is NaN and a certain bit would flip
             first = noise < torch.special.ndtri(p[:, :, 0].clamp(0, 1))
             return torch.where(first, 1.0, -1.0).to(noise.dtype)

@@ -4,6 +4,7 @@ dice            1 - soft Dice of the labels
 cross_entropy   of the labels, weighted by class
 vlb             variational bound, for kernels that learn the variance
 boundary        errors near the surface of the labels count more
+anchor          what the image branch predicts without noise and time
 latent_kl       agreement of two encoders, of image with labels and of image with prediction
 
 A configuration lists them, `losses: [{name: dice, weight: 1.0}]`; the kernel's own loss is the

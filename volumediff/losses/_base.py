@@ -89,6 +89,7 @@ class LossTerm(ABC):
     Class attributes:
         bounds: whether it trains the variance of a kernel that learns it
         prepared: whether it reads what the network makes of images alone
+        clean: whether it reads the predicted clean state, and nothing else of the network
 
     Arguments:
         weight: of the term
@@ -96,6 +97,7 @@ class LossTerm(ABC):
 
     bounds: ClassVar[bool] = False
     prepared: ClassVar[bool] = False
+    clean: ClassVar[bool] = False
     _: KW_ONLY
     weight: float = 1.0
 

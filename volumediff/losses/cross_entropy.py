@@ -8,6 +8,7 @@ squared error is. There -log p goes on as its tangent below a margin, and is fla
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,8 @@ class CrossEntropy(LossTerm):
             for rare labels
     """
 
+    # Of the kernels that the loss `anchor` takes; classes have probabilities of their own.
+    clean: ClassVar[bool] = True
     classes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,7 +70,7 @@ class CrossEntropy(LossTerm):
         errors = -(truth * log_p).sum(2)  # b n d2 h2 w2
         if self.classes:
             w = log_p.new_tensor(self.classes)
-            if kernel.classes == 2:
+            if not context.recipe.grouped:
                 per = torch.stack([w[1:], w[:1].expand(len(w) - 1)])  # of 1 and 0, by variable
                 weight = torch.einsum("bnkdhw,kn->bndhw", truth, per)
             else:

@@ -7,6 +7,7 @@ mask, s wrong voxels cost half of the loss.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +33,7 @@ class Dice(LossTerm):
         Milletari et al. (2016), V-Net, arXiv:1606.04797, equation 3
     """
 
+    clean: ClassVar[bool] = True
     smooth: float = 50.0
 
     def __post_init__(self) -> None:

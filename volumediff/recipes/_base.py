@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from volumediff.codings._base import Coding
 from volumediff.data.corruptions import Corruption
 from volumediff.data.regions import Region
 
@@ -85,6 +86,8 @@ class Recipe(ABC):
     Attributes:
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
+        labels: label values that are modelled
+        needs_readers: whether some volumes must have been labelled by several readers
         tells: whether targets bring a scalar of their own, which comes after the attributes
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
@@ -108,6 +111,8 @@ class Recipe(ABC):
         paired: whether a condition is the volume itself with an anomaly, so that maps of noisy
             states say nothing, and checkpoints are not selected by them
         segments: whether what is modelled are the labels of an image
+        labels: values of the labels that are coded; empty where no labels are
+        coding: how they are coded; None where no labels are
         marks: what a mask in the target stands for: anomalies that were put there (self) or labels
             (full); None where the target marks nothing
     """
@@ -129,7 +134,10 @@ class Recipe(ABC):
     exact: ClassVar[bool] = False
     paired: ClassVar[bool] = False
     segments: ClassVar[bool] = False
+    labels: tuple[int, ...] = ()
+    coding: Coding | None = None
     tells: bool = False
+    needs_readers: bool = False
     marks: Literal["self", "full"] | None = None
     corruption: Corruption | None = None
     drop: float = 0.0
@@ -154,6 +162,11 @@ class Recipe(ABC):
         """Classes of each variable of what is diffused, where it is coded in -1 and 1 as discrete
         kernels take it; None where it is not."""
         return None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether such a variable has one channel per class, and not one in all."""
+        return False
 
     @property
     def label_count(self) -> int | None:

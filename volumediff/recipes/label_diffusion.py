@@ -32,7 +32,7 @@ class LabelDiffusion(Recipe):
     """
 
     teaches: ClassVar[str] = "label_diffusion"
-    paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
+    paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete", "rigid")
     needs_labels: ClassVar[bool] = True
     segments: ClassVar[bool] = True
     # Codes have about unit second moment already, and the image shares the space.
@@ -62,12 +62,20 @@ class LabelDiffusion(Recipe):
         return self.raters.tells
 
     @property
+    def needs_readers(self) -> bool:  # type: ignore[override]
+        return self.raters.several
+
+    @property
     def classes(self) -> int:
         return 0
 
     @property
     def codes(self) -> int | None:
         return self.coding.classes(len(self.labels))
+
+    @property
+    def grouped(self) -> bool:
+        return self.coding.grouped
 
     @property
     def label_count(self) -> int:

@@ -28,6 +28,8 @@ __all__ = ["Context", "Denoiser", "Hook", "InvertibleSampler", "Sampler", "Step"
 
 State = Float[Tensor, "b k d h w"]
 Level = Float[Tensor, "b"]
+# Number of the noise that the state at the start of a chain is made of, see `Model.noise`.
+FIRST = -1
 # One grid for the batch, or one per sample: time index first.
 Times = Float[Tensor, "n"] | Float[Tensor, "n b"]
 # What a multistep method keeps of earlier steps; empty after a break.
@@ -70,6 +72,7 @@ class Step:
         replaced: whether the hook changed the pair; a further prediction would not know of it
         last: whether all samples end at s = 0
         noise: () -> white noise of this step
+        first: () -> the noise that the chain began with
         memory: what the previous step kept
     """
 
@@ -82,6 +85,7 @@ class Step:
     replaced: bool
     last: bool
     noise: Callable[[], Tensor]
+    first: Callable[[], Tensor]
     memory: Memory
 
 
@@ -183,6 +187,7 @@ class Sampler(Component, ABC):
                 replaced=replaced,
                 last=move.ends,
                 noise=lambda i=i, z=z: _noise(noise, i, z),
+                first=lambda z=z: _noise(noise, FIRST, z),
                 memory=memory,
             )
             z, memory = self.step(step)

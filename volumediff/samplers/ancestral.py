@@ -23,7 +23,7 @@ class Ancestral(Sampler):
     The posterior's variance is right for data without spread, the forward variance (1 - a, where
     the schedule preserves variance) for data of unit variance; `variance` r gives the geometric
     mean of the two with weights 1 - r and r. There is no noise at s = 0. With r = 0 the step is
-    the kernel's own, so that it walks any.
+    the kernel's own, so that it walks any: for cold ones that is algorithm 2 of cold diffusion.
 
     Arguments:
         variance: r in [0, 1]; 0 is the posterior's variance (beta tilde), 1 the forward one (beta)
@@ -57,7 +57,9 @@ class Ancestral(Sampler):
             )
         if step.last and self.mean:
             return step.prediction.x0, ()
-        if step.last:
+        if step.kernel.tied:
+            noise = step.first()
+        elif step.last:
             noise = torch.zeros_like(step.z_t)
         else:
             noise = step.noise()

@@ -21,11 +21,14 @@ from volumediff.data.files import contents
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.remarks import Remark
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
 from volumediff.distributed.processes import on_main
 from volumediff.errors import UsageError
+from volumediff.recipes._base import Recipe
 from volumediff.samples.drawn import DrawnVolumes, LabelMap
+from volumediff.samples.label_checks import survey_labels
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.volumes import TrainingVolume
@@ -34,7 +37,15 @@ from volumediff.settings.sections import POPULATION, Data
 from volumediff.storage.cache import Cache, CacheEntry
 from volumediff.storage.digests import sha256
 
-__all__ = ["cases_of", "drawn_volumes", "gather", "preprocessing", "simulated", "split_of"]
+__all__ = [
+    "cases_of",
+    "drawn_volumes",
+    "gather",
+    "label_remarks",
+    "preprocessing",
+    "simulated",
+    "split_of",
+]
 
 # To be raised when the simulated subjects come to look different for the same seed.
 POPULATION_VERSION = 1
@@ -167,11 +178,17 @@ class _Source:
 
 
 def gather(
-    config: RunConfig, accelerator: Accelerator, cache: Cache, *, fits: bool = True
+    config: RunConfig,
+    accelerator: Accelerator,
+    cache: Cache,
+    *,
+    recipe: Recipe | None = None,
+    fits: bool = True,
 ) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
     """The prepared volumes for training and for validation.
 
     Arguments:
+        recipe: whose labels must be in the data, which is checked once, before step 0
         fits: whether intensity landmarks are fitted here, if the intensities need some; those of
             another run are in the folder already otherwise
 
@@ -182,6 +199,9 @@ def gather(
     data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
     cases = cases_of(data)
     kept = _kept_split(config.output, cases, cache.report)
+    if recipe is not None and recipe.segments:  # maps alone are calibrated
+        rule = data.split.model_copy(update={"least_calibration": 0})
+        data = data.model_copy(update={"split": rule})
     split = kept or split_of(cases, data)
     cache.report(split.note(data.split.least_calibration))
 
@@ -189,6 +209,8 @@ def gather(
         split.save(config.output / "splits.json")
         keep_seen(config, cases, split, kept=kept is not None)
 
+    if recipe is not None and kept is None:
+        on_main(accelerator, lambda: _check_labels(recipe, cases, split, data, cache.report))
     on_main(accelerator, keep)
     if fits and _fitted(data):
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
@@ -208,6 +230,43 @@ def gather(
     }
     _check_shapes(config, list(volumes.values()))
     return [volumes[i] for i in split.train], [volumes[i] for i in split.validation]
+
+
+def label_remarks(config: RunConfig, cases: Sequence[Case]) -> list[Remark]:
+    """What a configuration would say about the labels of cases.
+
+    Raises:
+        DataError: a label map is refused
+        UsageError: its recipe cannot be built
+    """
+    section = config.dump().get("recipe")
+    if section is None:
+        return []
+    recipe = build("recipe", section, where="recipe")
+    return list(survey_labels(recipe, cases, _plan(config.data, ())).remarks)
+
+
+def _check_labels(
+    recipe: Recipe,
+    cases: Sequence[Case],
+    split: Split,
+    data: Data,
+    report: Callable[[str], None],
+) -> None:
+    """Refuses data that a recipe of labels cannot learn from, before they are prepared.
+
+    Raises:
+        UsageError: label maps are missing, or labels are absent or lost
+        DataError: a label map is refused
+    """
+    if data.root == POPULATION or not recipe.needs_labels:
+        return
+    used = {*split.train, *split.validation}
+    found = survey_labels(recipe, [c for c in cases if c.id in used], _plan(data, ()))
+    for remark in found.remarks:
+        if remark.severity != "error":
+            report(remark.message)
+    found.require()
 
 
 def _kept_split(run: Path, cases: Sequence[Case], report: Callable[[str], None]) -> Split | None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -257,6 +257,30 @@ class Task(ABC):
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """Titles and volumes (c, d, h, w) that show what is learnt; empty where there are none."""
+        return ()
+
+    # Before the first step and after the last one
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Lines that a user should read before training begins."""
+        return ()
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the record of the run and of its results says beside weights and settings."""
+        return {}
+
+    def finish(self, samples: Samples, run: Path) -> Sequence[str]:
+        """Measures what is to be known of the trained run, once its last step is done.
+
+        Arguments:
+            samples: of training and validation
+            run: its folder, with the best checkpoint
+
+        Returns:
+            lines that say what was found
+        """
         return ()
 
     # Planning

@@ -6,7 +6,7 @@ checkpoints hold the SHA-256 of the borrowed weights under `borrowed`, and a run
 others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,14 @@ class Kept:
         facts: where it was copied from
         tensors: what was copied of it
         digest: SHA-256 of the file of these tensors
+        folder: where the copy is, verified
     """
 
     config: RunConfig
     facts: BorrowedFacts
     tensors: Mapping[str, Tensor]
     digest: str
+    folder: Path
 
 
 def source_of(
@@ -144,8 +146,24 @@ def agree(pairs: Mapping[str, tuple[Any, Any]], *, where: str, of: Path, hint: s
             raise UsageError(f"{text}; {hint}." if hint else f"{text}.")
 
 
-def keep(run: Path, name: str, *, of: Path, tensors: Mapping[str, Tensor], where: str) -> None:
+def keep(
+    run: Path,
+    name: str,
+    *,
+    of: Path,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    beside: Sequence[str] = (),
+) -> None:
     """Copies tensors of another run, with its configuration, into RUN/borrowed/NAME.
+
+    Arguments:
+        run: folder of this run
+        name: of the copy
+        of: folder of the other run
+        tensors: what is copied
+        where: key that names the other run
+        beside: files of the other run that are copied, too, where there are any
 
     Raises:
         UsageError: the other run is not trained yet
@@ -161,6 +179,7 @@ def keep(run: Path, name: str, *, of: Path, tensors: Mapping[str, Tensor], where
             "config.yaml": seal_text(saved_config(of).to_yaml()),
             "facts.json": facts.model_dump_json(indent=1).encode(),
             "weights.safetensors": lambda file: stream(file, tensors),
+            **{file: (of / file).read_bytes() for file in beside if (of / file).is_file()},
         },
     )
 
@@ -193,6 +212,7 @@ def kept(run: Path | None, name: str) -> Kept | None:
         parse_file(folder / "facts.json", BorrowedFacts, advice=ADVICE),
         load_plain(file, advice=ADVICE)[0],
         sha256_of_file(file),
+        folder,
     )
 
 

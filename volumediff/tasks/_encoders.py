@@ -17,11 +17,13 @@ from volumediff.config import build, component, name_of
 from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
 from volumediff.recipes._base import Recipe
+from volumediff.recipes.label_maps import LabelMapRecipe
 from volumediff.settings.run_config import RunConfig
 from volumediff.spaces import StateSpace
 from volumediff.tasks._base import Task
 from volumediff.tasks._borrowing import keep, kept, source_of, take
 from volumediff.tasks._loading import build_task, load_task
+from volumediff.tasks._oracle import ORACLE, OracleDice, oracle_in
 
 __all__ = [
     "IMAGE",
@@ -36,16 +38,24 @@ __all__ = [
 
 # Names of the copies in RUN/borrowed: the autoencoder of what is diffused, and that of images.
 STATES, IMAGE = "autoencoder", "image"
+LABEL_MAPS = LabelMapRecipe.teaches
 
 
 @dataclass(frozen=True, eq=False)
 class BorrowedEncoder:
-    """An autoencoder, the SHA-256 of its weights (empty where they are fresh), and the recipe
-    that it was trained on."""
+    """An autoencoder of another run.
+
+    Arguments:
+        autoencoder: with the run's weights, or fresh ones
+        digest: SHA-256 of the weights; empty where they are fresh
+        recipe: that it was trained on
+        oracle: what it gives back of masks, where that was measured
+    """
 
     autoencoder: Autoencoder
     digest: str
     recipe: Recipe
+    oracle: OracleDice | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +119,7 @@ def keep_encoders(spec: Any, run: Path, *, where: str) -> None:
                 f"configs/autoencoders/{Path(path).name}.yaml output={path}"
             )
         tensors = load_task(Path(path)).module.state_dict()
-        keep(run, _name(key), of=Path(path), tensors=tensors, where=place)
+        keep(run, _name(key), of=Path(path), tensors=tensors, where=place, beside=[ORACLE])
 
 
 def encoder(
@@ -118,6 +128,7 @@ def encoder(
     where: str,
     *,
     channels: tuple[str, ...] | None,
+    recipe: Mapping[str, Any] | None = None,
     name: str = STATES,
 ) -> BorrowedEncoder:
     """The autoencoder that a component asks for.
@@ -127,6 +138,8 @@ def encoder(
         run: folder of this run, which keeps a copy; None takes fresh weights
         where: key that names the run
         channels: images of this run, for an autoencoder that is not trained yet
+        recipe: keys of this run's recipe; the labels and their coding are those of an autoencoder
+            of masks that is not trained yet
         name: of the copy
 
     Raises:
@@ -137,12 +150,23 @@ def encoder(
         raise UsageError(f"{where}: expected the folder of an autoencoder's run.")
     copy = kept(run, name)
     if copy is not None:
-        autoencoder, recipe = _autoencoder(copy.config)
+        autoencoder, trained_on = _autoencoder(copy.config)
         take(autoencoder, copy)
-        return BorrowedEncoder(autoencoder, copy.digest, recipe)
+        return BorrowedEncoder(autoencoder, copy.digest, trained_on, oracle_in(copy.folder))
     source = source_of(Path(path), where=where, folder="autoencoders", channels=channels)
-    autoencoder, recipe = _autoencoder(source)
-    return BorrowedEncoder(autoencoder, "", recipe)
+    if not (Path(path) / "config.yaml").is_file() and recipe is not None:
+        source = _for_labels(source, recipe)
+    autoencoder, trained_on = _autoencoder(source)
+    return BorrowedEncoder(autoencoder, "", trained_on)
+
+
+def _for_labels(source: RunConfig, recipe: Mapping[str, Any]) -> RunConfig:
+    """A configuration that is not trained yet, for the labels of the run that will use it."""
+    own = getattr(source, "recipe", None)
+    if not isinstance(own, Mapping) or component("recipe", own["name"]).teaches != LABEL_MAPS:
+        return source
+    wanted = {key: recipe[key] for key in ("labels", "coding") if key in recipe}
+    return source.model_copy(update={"recipe": {**own, **wanted}})
 
 
 def _autoencoder(config: RunConfig) -> tuple[Autoencoder, Recipe]:
@@ -161,17 +185,35 @@ def space_of(
     run: Path | None,
     *,
     channels: tuple[str, ...] | None,
+    recipe: Mapping[str, Any] | None = None,
     where: str = "space",
 ) -> tuple[StateSpace, BorrowedEncoders]:
-    """The space of a specification, with the autoencoders of runs in place of their paths."""
+    """The space of a specification, with the autoencoders of runs in place of their paths.
+
+    Arguments:
+        spec: of the space
+        run: folder of this run, which keeps copies; None takes fresh weights
+        channels: images of this run
+        recipe: keys of its recipe
+        where: key of the space
+
+    Raises:
+        UsageError: no such run, or parts that do not fit
+        DataError: a copy is damaged
+    """
     parts = {"name": spec} if isinstance(spec, str) else dict(spec or {})
     takes = inspect.signature(component("space", str(parts.get("name")))).parameters
+    if "autoencoder" in parts and "autoencoder" not in takes:
+        raise UsageError(
+            f"{where}: expected a latent space, for the autoencoder {parts['autoencoder']}, got "
+            f"{parts.get('name')}; use a latent pipeline."
+        )
     derived: dict[str, Any] = {}
     each: dict[str, BorrowedEncoder] = {}
     frozen: tuple[nn.Module, ...] = ()
     if "autoencoder" in takes:
         path = str(parts.pop("autoencoder", "") or "")
-        found = encoder(path, run, f"{where}.autoencoder", channels=channels)
+        found = encoder(path, run, f"{where}.autoencoder", channels=channels, recipe=recipe)
         each[STATES], frozen = found, (found.autoencoder,)
         derived |= {"autoencoder": found.autoencoder, "digest": found.digest}
         if "image" in takes:
@@ -186,7 +228,9 @@ def space_of(
             derived["image"] = codec
     if "inner" in takes:
         inner = parts.pop("inner", None)
-        derived["inner"], within = space_of(inner, run, channels=channels, where=f"{where}.inner")
+        derived["inner"], within = space_of(
+            inner, run, channels=channels, recipe=recipe, where=f"{where}.inner"
+        )
         each, frozen = {**each, **within.each}, frozen + within.frozen
     space = build("space", parts, where=where, **derived)
     return space, BorrowedEncoders(each, frozen)

@@ -2,36 +2,58 @@
 
 An autoencoder with a latent grid serves latent diffusion; the others localize anomalies by what
 they cannot reconstruct. A model of another autoencoder's codes keeps a copy of that one, frozen.
+
+With the recipe label_maps masks take the place of volumes: they are compared by a weighted cross
+entropy, checkpoints are selected by the Dice of what comes back, and what small lesions lose is
+measured when training ends.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from volumediff.autoencoders import Reconstructor
+from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout, Readout
+from volumediff.compatibility import coding_problem, require
 from volumediff.config import build, component
 from volumediff.errors import UsageError
 from volumediff.model import Batch
 from volumediff.randomness import generator
+from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, Samples
+from volumediff.segmentation.result import label_map
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
-from volumediff.tasks._base import Refusals, Stage, Task
+from volumediff.storage import checkpoint
+from volumediff.storage.records import write
+from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import encoder, encoder_paths, keep_encoders
+from volumediff.tasks._loading import load_task
+from volumediff.tasks._oracle import ORACLE, OracleMeasure
+from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._selection import mean_dice
 
 __all__ = ["AutoencoderConfig", "AutoencoderTask"]
 
 
 class AutoencoderConfig(RunConfig):
-    """The key of an autoencoder."""
+    """Keys of an autoencoder.
+
+    `recipe` says what is coded, healthy (volumes) or label_maps (masks); `label_weight` is the
+    weight of a voxel inside a label in the cross entropy of masks, 1 outside.
+    """
 
     autoencoder: Component
+    recipe: Component = "healthy"
+    label_weight: PositiveFloat = 10.0
 
     def borrows(self) -> dict[str, Path]:
         """The autoencoder whose codes are modelled."""
@@ -45,6 +67,7 @@ class AutoencoderTask(Task):
     Arguments:
         config: of the run
         autoencoder: what is trained
+        recipe: what it codes
         digest: SHA-256 of the weights of a frozen autoencoder that it works on
         frozen: this autoencoder
     """
@@ -57,11 +80,14 @@ class AutoencoderTask(Task):
         config: RunConfig,
         autoencoder: Reconstructor,
         *,
+        recipe: Recipe,
         digest: str = "",
         frozen: Sequence[nn.Module] = (),
     ) -> None:
         main = next(iter(autoencoder.players))
-        super().__init__(config, autoencoder, main=main, digest=digest, frozen=frozen)
+        super().__init__(
+            config, autoencoder, main=main, recipe=recipe, digest=digest, frozen=frozen
+        )
         self.autoencoder = autoencoder
         self.dtype = config.memory.torch_dtype
 
@@ -75,7 +101,8 @@ class AutoencoderTask(Task):
         spec = config.autoencoder
         parts = {"name": spec} if isinstance(spec, str) else dict(spec)
         takes = inspect.signature(component("autoencoder", str(parts.get("name")))).parameters
-        derived: dict[str, Any] = {"channels": config.data.channel_count}
+        recipe, c = recipe_of(config), config.data.channel_count
+        derived: dict[str, Any] = {"channels": recipe.channels(c)}
         inner = None
         if "shape" in takes:
             shape = config.crop or config.data.preprocessing.shape
@@ -95,10 +122,14 @@ class AutoencoderTask(Task):
             )
             derived["autoencoder"] = inner.autoencoder
         autoencoder = build("autoencoder", parts, **derived)
+        require(coding_problem(recipe, autoencoder, c), UsageError)
+        if recipe.labels:
+            autoencoder.readout = _readout(recipe, config.label_weight)
         config.memory.apply(autoencoder)
         if inner is None:
-            return cls(config, autoencoder)
-        return cls(config, autoencoder, digest=inner.digest, frozen=[inner.autoencoder])
+            return cls(config, autoencoder, recipe=recipe)
+        frozen = [inner.autoencoder]
+        return cls(config, autoencoder, recipe=recipe, digest=inner.digest, frozen=frozen)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return self.autoencoder.players
@@ -127,7 +158,7 @@ class AutoencoderTask(Task):
 
     @classmethod
     def whole_volumes(cls, config: RunConfig) -> bool:
-        return bool(config.validation.previews)
+        return bool(config.validation.previews) or bool(recipe_of(config).labels)
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """A volume beside its reconstruction."""
@@ -141,10 +172,73 @@ class AutoencoderTask(Task):
         with stage("reconstruct"):
             self.reconstruct(batch.x)
 
+    # Masks
+
+    def criterion(self, samples: Samples) -> Criterion | None:
+        """The Dice of masks that come back, where masks are coded."""
+        if not self.recipe.labels:
+            return None
+        count = min(self.config.validation.volumes, len(samples.scans))
+        return Criterion("oracle_dice", count, partial(self._dice, samples))
+
+    def _dice(self, samples: Samples, index: int) -> float:
+        found, truth = self._coded(self.autoencoder, samples, index)
+        return mean_dice(found, truth, self.recipe.labels)
+
+    @torch.no_grad()
+    def _coded(
+        self, autoencoder: Reconstructor, samples: Samples, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Label map (1, 1, d, h, w) of a validation volume after and before the autoencoder."""
+        values, coding = self.recipe.labels, self.recipe.coding
+        spacing = samples.scans.volumes[index].spacing_mm
+        x = samples.scans.sample(index, key=0).x[None].to(self.device)
+        back = autoencoder.reconstruct(x.to(self.dtype)).to(x.dtype)
+        found, truth = (
+            label_map(coding.decode(code, spacing_mm=spacing), values)[:, None].cpu()
+            for code in (back, x)
+        )
+        return found, truth
+
+    def finish(self, samples: Samples, run: Path) -> Sequence[str]:
+        """Measures the oracle Dice of the best checkpoint, where masks are coded."""
+        best = checkpoint.find(run, "best")
+        if not self.recipe.labels or best is None or not len(samples.scans):
+            return ()
+        autoencoder = load_task(run, found=best).lend(Reconstructor)
+        assert autoencoder is not None, "it is this run's"
+        autoencoder.to(self.device)
+        measure = OracleMeasure(self.recipe.labels)
+        for index in range(len(samples.scans)):
+            found, truth = self._coded(autoencoder, samples, index)
+            spacing = samples.scans.volumes[index].spacing_mm
+            measure.add(found[0, 0], truth[0, 0], spacing_mm=spacing)
+        result = measure.result(checkpoint=best.path.name, digest=best.digest)
+        write(run / ORACLE, result)
+        return [
+            f"oracle Dice of {best.path.name}: masks that are coded and decoded, about the best "
+            "that segmentations in its latent space reach:",
+            *result.lines(),
+        ]
+
     @property
     def refusals(self) -> Refusals:
+        if self.recipe.labels:
+            masks = (
+                "trains an autoencoder of masks, which sees no image; train a latent pipeline in "
+                "its space: method=lsegdiff space.autoencoder=RUN."
+            )
+            return Refusals(localize=masks, segment=masks, sample=masks)
         alone = (
             "trains an autoencoder, expected the run of a diffusion model; this one localizes "
             "alone, see volumediff info."
         )
         return Refusals(localize=None, segment=alone, sample=alone)
+
+
+def _readout(recipe: Recipe, weight: float) -> Readout:
+    """How the scores of a decoder of masks are read and compared."""
+    if recipe.coding.grouped:
+        return ClassReadout(weight)
+    masks = recipe.coding.classes(len(recipe.labels)) == 2
+    return MaskReadout(weight) if masks else IntensityReadout()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import (
+    anchor_problem,
+    codec_problem,
     prior_problem,
     require,
     sampler_problem,
@@ -45,7 +48,8 @@ from volumediff.spaces.voxel import Voxel
 from volumediff.storage.cache import Cache
 from volumediff.tasks._backbones import Backbone
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
-from volumediff.tasks._encoders import encoder_paths, keep_encoders, space_of
+from volumediff.tasks._encoders import STATES, encoder_paths, keep_encoders, space_of
+from volumediff.tasks._oracle import OracleDice
 from volumediff.tasks._prior import keep_prior, prior_of
 from volumediff.tasks._recipes import recipe_of
 from volumediff.tasks._selection import mean_dice, one_step_map, voxel_ap, with_lesions
@@ -89,6 +93,7 @@ class DiffusionTask(Task):
         model: the model
         digest: SHA-256 of the autoencoders' weights in a latent space
         frozen: these autoencoders
+        oracle: what the autoencoder gives back of masks, where it was measured
     """
 
     schema = DiffusionConfig
@@ -101,11 +106,12 @@ class DiffusionTask(Task):
         *,
         digest: str = "",
         frozen: Sequence[nn.Module] = (),
+        oracle: OracleDice | None = None,
     ) -> None:
         super().__init__(
             config, model, main="network", recipe=model.recipe, digest=digest, frozen=frozen
         )
-        self.model = model
+        self.model, self.oracle = model, oracle
         # Space of the volumes that the loss sees, if they are states computed beforehand.
         self.states: StateSpace | None = None
 
@@ -118,13 +124,21 @@ class DiffusionTask(Task):
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
         c, recipe = config.data.channel_count, recipe_of(config)
-        space, encoders = space_of(config.space, run, channels=config.data.channels)
+        keys = config.recipe if isinstance(config.recipe, Mapping) else None
+        space, encoders = space_of(config.space, run, channels=config.data.channels, recipe=keys)
         kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
         losses = [
             build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
         ]
         require(training_problem(recipe, space, kernel, noise, losses), UsageError)
-        kernel = kernel.over(2 if space.binary else recipe.codes or 2)
+        states = encoders.each.get(STATES)
+        if states is not None:
+            require(codec_problem(recipe, states.recipe), UsageError)
+        codes = (2, False) if space.binary else (recipe.codes or 2, recipe.grouped)
+        try:
+            kernel = kernel.over(codes[0], grouped=codes[1])
+        except ValueError as error:
+            raise UsageError(f"kernel: {error}") from None
         # Values at places have no coefficients: the network alone computes on those.
         inside = kernel.valued and not (space.binary or space.keeps_values)
         state, transform = (Voxel(), space) if inside else (space, None)
@@ -153,6 +167,7 @@ class DiffusionTask(Task):
             scalars=recipe.scalar_count,
             **references,
         )
+        require(anchor_problem(network, losses), UsageError)
         images = sum(recipe.image_channels(c))
         sides = {i: term.side(recipe.channels(c), images) for i, term in enumerate(losses)}
         model = Model(
@@ -172,7 +187,8 @@ class DiffusionTask(Task):
         config.memory.apply(model)
         if borrowed is not None:
             return cls(config, model, digest=borrowed.digest, frozen=[borrowed.module])
-        return cls(config, model, digest=encoders.digest, frozen=encoders.frozen)
+        oracle = None if states is None else states.oracle
+        return cls(config, model, digest=encoders.digest, frozen=encoders.frozen, oracle=oracle)
 
     def modules(self) -> Mapping[str, nn.Module]:
         model, codec = self.model, self._image_encoder
@@ -228,6 +244,36 @@ class DiffusionTask(Task):
             losses=self.model.losses,
             kernel_weight=self.model.kernel_weight,
         )
+
+    # What a latent space of masks costs
+
+    @property
+    def _of_masks(self) -> bool:
+        """Whether masks are diffused as latents."""
+        return self.recipe.segments and not self.model.space.exact
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """The oracle Dice, which bounds that of the segmentations."""
+        if not self._of_masks:
+            return ()
+        if self.oracle is None:
+            return (
+                "space.autoencoder: what it gives back of masks was not measured, so that no "
+                "bound of the Dice is known; use an autoencoder of masks (recipe=label_maps) that "
+                "was trained to its end.",
+            )
+        first = (
+            "space.autoencoder: its oracle Dice, about the best that segmentations in its space "
+            "reach:"
+        )
+        return (first, *self.oracle.lines())
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        if self.oracle is None:
+            return {}
+        return {"oracle_dice": self.oracle.model_dump(mode="json")}
 
     # Samples
 

@@ -113,6 +113,9 @@ def train(config: RunConfig) -> Path:
                         f"stopped after step {state.step}; run the same command again to continue."
                     )
                     raise SystemExit(128 + (stop.number or signal.SIGTERM))
+        found = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
+        for text in found or ():
+            journal.line(text)
         # Not end_training(): the process group belongs to the launch, which may train again.
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -190,6 +193,8 @@ def _announce(
         f"volumes, steps {state.step} to {config.optim.steps}, global batch "
         f"{config.optim.batch_size}, {where}, {torch.get_num_threads()} threads."
     )
+    for text in state.task.remarks:
+        journal.line(text)
     facts = {
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),

@@ -13,6 +13,7 @@ from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, Keyed, Order, Samples
+from volumediff.samples.label_checks import check_prepared_labels
 from volumediff.samples.sources import drawn_volumes, gather
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
@@ -67,7 +68,9 @@ def prepare(
         warm_start(task, config.start_from, report)
     task.module.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
-    training, validation = gather(config, accelerator, cache, fits=kind.fits_intensities)
+    training, validation = gather(
+        config, accelerator, cache, recipe=recipe, fits=kind.fits_intensities
+    )
     rule = config.data.lesion_free
     if rule is not None and recipe.needs_labels:
         raise UsageError("data.lesion_free: this recipe learns from labels; leave it out.")
@@ -77,6 +80,7 @@ def prepare(
             for part in (training, validation)
         )
     _check_labels(recipe, training + validation)
+    check_prepared_labels(recipe, training)
     _check_drawn(config, recipe)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
     on_main(accelerator, lambda: _measure_once(recipe, training, run))
@@ -107,6 +111,7 @@ def prepare(
         facts={
             "volumes": {"train": len(training), "validation": len(validation)},
             "borrowed": task.digest,
+            **task.facts,
         },
     )
 
