@@ -330,6 +330,7 @@ def test_the_method_on_every_pipeline(pipeline):
             ["recipe=healthy"],
             "recipe: expected label_diffusion, which says the labels, got healthy",
         ),
+        (["recipe.raters=consensus"], r"recipe\.raters: expected raters that say no level"),
         (["supervision={dice: 0, cross_entropy: 0}"], "supervision: expected dice or cross_ent"),
         (["supervision.levels=[0.1]"], r"supervision\.levels: expected a kernel .* got \[0.1\]"),
         (["supervision.deep_supervision=2"], "network: expected 1 to 1 heads below the finest"),
@@ -491,15 +492,14 @@ def test_runs_of_several_folds_segment_together(trained, data, tmp_path):
     facts = json.loads(sidecar.read_text())
     assert facts["network_calls"] == 2
     assert [m["weights_sha256"] for m in facts["members"]] == [runs[1].digest]
-    # refused: the run again, and other labels
+    # refused: the run again, and runs that see other volumes
     again = (f"ensemble=[{{name: members, runs: [{trained}]}}]",)
     with pytest.raises(UsageError, match="which is a member by itself"):
         segmenting(runs[0], SegmentOptions(method="unet", overrides=again))
-    more = train(
-        tiny(data, tmp_path / "more", *WORDS, LABELS.replace("[1]", "[1, 2]"), "optim.steps=1")
-    )
-    words = (f"ensemble=[{{name: members, runs: [{more}]}}]",)
-    with pytest.raises(UsageError, match=r"expected the labels of .*\(1,\), got \(1, 2\)"):
+    low = "data.preprocessing.intensity={name: percentile, low: 1.0}"
+    unlike = train(tiny(data, tmp_path / "unlike", *WORDS, low, "optim.steps=1"))
+    words = (f"ensemble=[{{name: members, runs: [{unlike}]}}]",)
+    with pytest.raises(UsageError, match=r"unlike: expected the data\.preprocessing of .*run, "):
         segmenting(runs[0], SegmentOptions(method="unet", overrides=words))
     with pytest.raises(UsageError, match="expected runs that differ, at least one"):
         load_segmenter("unet", ["ensemble=[{name: members, runs: []}]"])
