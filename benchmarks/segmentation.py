@@ -54,6 +54,10 @@ PROBE = (2, 8)  # steps of the two short runs
 READER = re.compile(r"_reader-\d+_mask")
 
 
+class Failed(Exception):
+    """A command ended with an error; the others go on."""
+
+
 def cpu_seconds() -> float:
     """CPU time of all finished children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -69,7 +73,7 @@ def command(*words: object, log: Path) -> float:
         file.flush()
         done = subprocess.run(line, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        raise SystemExit(f"{words}: exit code {done.returncode}; see {log}")
+        raise Failed(f"{words[0]}: exit code {done.returncode}; see {log}")
     return cpu_seconds() - start
 
 
@@ -302,8 +306,11 @@ def main() -> None:
         control(name, settings, parts, labels_of(settings), out)
     for entry in settings["methods"]:
         print(entry["name"], flush=True)
-        train(entry, settings, parts, out)
-        use(entry, parts["test"], out)
+        try:
+            train(entry, settings, parts, out)
+            use(entry, parts["test"], out)
+        except Failed as failure:
+            print(f"{entry['name']}: {failure}", flush=True)
     folders = sorted(path for path in (out / "results").iterdir() if path.is_dir())
     command("evaluate", *folders, "--truth", parts["test"], "-o", out / "evaluation",
             log=out / "evaluate.log")  # fmt: skip

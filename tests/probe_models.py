@@ -1,4 +1,4 @@
-"""Probes whose features are the volume itself, so that what they can learn is known."""
+"""Probes and residual segmenters that read the volume itself: what they find is known."""
 
 import torch
 from torch import nn
@@ -6,10 +6,13 @@ from torch import nn
 from volumediff.contracts.segmenters import VALUE
 from volumediff.features.probe import Probe
 from volumediff.kernels.cold import Cold
+from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.networks._levels import Tap
 from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.residual_segmentation import ResidualSegmentation
+from volumediff.residual_segmenters import ResidualSegmenter
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
 
@@ -52,3 +55,21 @@ def probe_of_halves():
             head.layers[-1].weight.copy_(torch.tensor([[0.0], [50.0]]))
             head.layers[-1].bias.zero_()
     return probe
+
+
+class ReadsVolumes(ResidualSegmenter):
+    """The logit is 50 times the volume; the residual counts nothing, unless it is weighed."""
+
+    def __init__(self, weight=0.0):
+        super().__init__(1)
+        self.weight = nn.Parameter(torch.tensor([weight, 50.0]))
+
+    def body(self, pair):
+        return (self.weight[:, None, None, None] * pair).sum(1, keepdim=True)
+
+
+def residual_of_halves(labels=(VALUE,), weight=0.0):
+    """Labels the voxels above zero, surely."""
+    model = Model(Voxel(), Gaussian(Cosine(), prediction="x0"), SeesVoxels())
+    recipe = LabelDiffusion(labels=labels)
+    return ResidualSegmentation(model, ReadsVolumes(weight), recipe=recipe).eval()

@@ -10,7 +10,7 @@ import pytest
 from data_sets import CONVENTIONS, SETS
 from guided_reference import published
 from lesion_masks import MASKS
-from probe_models import probe_of_halves
+from probe_models import probe_of_halves, residual_of_halves
 
 from volumediff import config
 from volumediff.contracts import check, covered
@@ -32,6 +32,7 @@ ARGUMENTS = {
     ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
     ("task", "probe"): {"recipe": "label_diffusion"},
     ("predictor", "probe"): {"model": probe_of_halves()},
+    ("predictor", "residual"): {"model": residual_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
 }

@@ -103,3 +103,12 @@ def test_what_is_not_there_is_one_line(name, program):
     assert (code, text) == (2, "")
     assert complaint.count("\n") == 1
     assert WRONG[name] in complaint
+
+
+def test_a_segmentation_method_says_where_it_runs(program):
+    code, out, _ = program("info", "ccdm")
+    assert code == 0
+    assert "a run trained with method=ccdm" in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    assert lines["wavelet"].split() == ["wavelet", "yes"]
+    assert "no: kernel: expected a space of bits" in lines["latent"]

@@ -563,3 +563,55 @@ def test_the_planner_sees_features_and_heads():
     stages = trace(config, mode="infer").stages
     assert set(stages) == {"features", "heads"}
     assert plan(config, vram_gb=40.0).fits
+
+
+PIPELINES = {
+    "patch": ["crop=[4,4,4]", "network.norm=voxel", "network.coordinates=true"],
+    "wavelet": ["space=wavelet"],
+    "pseudo3d": [
+        "space={name: slices, inner: voxel, axis: w}",
+        "network={name: pseudo3d, widths: [4, 8], blocks: 1, groups: 2}",
+    ],
+    "latent": ["space={name: latent, autoencoder: CODEC}"],
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_pipeline_can_be_probed(pipeline, shared, tmp_path):
+    data = write_data(tmp_path / "data", cases=5, labels=True)
+    words = PIPELINES[pipeline]
+    if pipeline == "latent":
+        codec = "autoencoder={name: kl, widths: [4, 4], strides: [[2, 2, 2]], blocks: 1}"
+        run = train(tiny(data, tmp_path / "codec", "task=autoencoder", codec, "optim.steps=2"))
+        words = [word.replace("CODEC", str(run)) for word in words]
+    of = train(tiny(data, tmp_path / "of", "optim.steps=2", *words))
+    section = {"of": str(of), **HEADS, "shared": shared}
+    probed = train(config_in(tmp_path, of, data)("probed", probe=section))
+    trained = load_trained(probed, device="cpu")
+    found = segmented(trained.model, volume(0, SIZE))
+    assert found.probabilities.shape == (1, 1, *SIZE)
+    assert bool(found.probabilities.isfinite().all())
+    assert float(found.probabilities.std()) > 0
+    again = segmented(load_trained(probed, device="cpu").model, volume(0, SIZE))
+    assert torch.equal(again.probabilities, found.probabilities)
+
+
+def test_a_run_ends_when_its_loss_no_longer_falls(runs):
+    _, _, config = runs
+    optim = {"lr": 0.3, "warmup": 2, "batch_size": 2, "ema": 0.0, "patience": 3}
+    whole = train(config("patient", optim={**optim, "steps": 60}))
+    losses = [row["loss"] for row in figures(whole) if "loss" in row]
+    least, waited = float("inf"), 0
+    for step, loss in enumerate(losses):
+        if step >= 2:
+            waited = 0 if loss < least else waited + 1
+            least = min(least, loss)
+        assert (waited == 3) == (step + 1 == len(losses)), "it ends there and nowhere else"
+    assert 5 < len(losses) < 60
+    assert "validation_loss" in figures(whole)[-1], "the last weights are validated"
+    train(config("stopped", optim={**optim, "steps": 4}))
+    again = train(config("stopped", optim={**optim, "steps": 60}))
+    assert digests(again) == digests(whole)
+    train(config("stopped", optim={**optim, "steps": 60}))
+    assert len([row for row in figures(again) if "loss" in row]) == len(losses), "it stays ended"

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from tiny_runs import figures, phantom, tiny
 
 from volumediff import load, segment_files
-from volumediff.compatibility import level_problem
+from volumediff.compatibility import level_problem, supervised_problem, supervision_problem
 from volumediff.condition import Condition
 from volumediff.data.readers import majority
 from volumediff.errors import UsageError
@@ -103,7 +103,7 @@ class AsAgreed(Network):
     """Independent voxels m = ±1 with P(m = 1) = 1 - level, the last scalar that it is told."""
 
     def __init__(self):
-        super().__init__(1, 1)
+        super().__init__(1, 1, image_channels=1)
         self.seen = []
 
     @property
@@ -191,3 +191,11 @@ def test_a_run_learns_from_readers_and_segments(raters, tmp_path):
     segment_files(run, data, tmp_path / "out", overrides=words, write_samples=True)
     drawn = list((tmp_path / "out").glob("sub-00_sample-*_dseg.nii.gz"))
     assert len(drawn) == 2 * (3 if raters == "consensus" else 1)
+
+
+def test_levels_are_for_diffusions_alone():
+    told, drawn = LabelDiffusion(raters=ConsensusRater()), LabelDiffusion(raters=DrawnRater())
+    assert "majority or drawn" in str(supervised_problem(told, Voxel()))
+    assert "majority or drawn" in str(supervision_problem(told))
+    assert supervised_problem(drawn, Voxel()) is None
+    assert supervision_problem(drawn) is None

@@ -18,6 +18,7 @@ from anomaly_models import (
     states,
     wiener,
 )
+from probe_models import VALUE, residual_of_halves
 from test_resume import digests
 from tiny_app import base, program, run, write_cases
 from tiny_runs import SIZE, figures, load_run, tiny, write_data
@@ -32,6 +33,7 @@ from volumediff.calibration.of_run import load_method
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import DataError, UsageError
+from volumediff.inference.cost import counted
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
@@ -44,6 +46,10 @@ from volumediff.residual_segmenters.siamese import Siamese
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import load_trained
 from volumediff.samples.landmarks import load_landmarks
+from volumediff.segmentation.draw import Draw
+from volumediff.segmentation.method_files import load_segmenter
+from volumediff.segmentation.predictors._base import Image
+from volumediff.segmentation.predictors.residual import ResidualLabels
 from volumediff.settings.run_config import load_run_config, parse, saved_config
 from volumediff.spaces.voxel import Voxel
 from volumediff.tasks import build_task, load_task, resolved, warm_start
@@ -678,3 +684,62 @@ def test_from_training_to_files(kind, tmp_path, program):
     )
     assert code == 2
     assert said.count("\n") == 1
+
+
+# segmentation
+
+
+def test_members_are_the_probabilities_of_their_times_and_keys():
+    module, x = residual_of_halves(weight=3.0), volumes()
+    model, predictor = module.model, ResidualLabels(time=0.7)
+    predictor.check(module)
+    assert predictor.labels(module) == (VALUE,)
+    prepared = predictor.prepare(module, Image(x, INSIDE, SPACING, Condition()))
+    draws = [Draw(0, 5, time=0.3), Draw(1, 6)]
+    y = predictor.memberships(module, prepared, draws)
+    for draw, t, got in zip(draws, (0.3, 0.7), y, strict=True):
+        noise = model.noise((draw.key,), (1, *SHAPE))(0)
+        time = torch.tensor([t], dtype=torch.float64)
+        z_t = model.kernel.corrupt(model.encode(x), time, noise)
+        healthy = model.decode(model.denoise(z_t, time).x0, SHAPE)
+        expected = torch.sigmoid(3 * (healthy - x) + 50 * x)
+        torch.testing.assert_close(got[None], expected)
+    assert not torch.equal(y[0], y[1])
+
+
+def test_one_label_is_found_and_no_two():
+    with pytest.raises(ValueError, match=r"of one label, got one of \[1, 2\] together"):
+        ResidualLabels().check(residual_of_halves(labels=(1, 2)))
+    with pytest.raises(ValueError, match="expected a residual segmenter; train with"):
+        ResidualLabels().check(states())
+    with pytest.raises(ValueError, match=r"expected a time in \(0, 1\], got 0"):
+        ResidualLabels(time=0.0)
+
+
+def test_a_run_of_labels_segments(tmp_path, program):
+    data = write_data(tmp_path / "data", cases=5, labels=True)
+    of = train(tiny(data, tmp_path / "run", "optim.steps=2"))
+    config = config_in(tmp_path, of)
+    recipe = {"name": "label_diffusion", "labels": [1]}
+    run = train(config("labels", recipe=recipe))
+    code, _, err = program(
+        "segment", data, "--run", run, "-o", tmp_path / "out", "--method", "sadm"
+    )
+    assert code == 0, err
+    assert len(list((tmp_path / "out").glob("*_label-1_probseg.nii.gz"))) == 5
+    trained = load_trained(run, device="cpu")
+    with counted(trained.model) as cost:
+        load_segmenter("sadm").segment(
+            trained.model,
+            volumes(shape=SIZE),
+            foreground=torch.ones(1, 1, *SIZE) > 0,
+            spacing_mm=SPACING,
+            key=1,
+        )
+    assert cost.network_calls == 3, "one per time"
+    two = train(config("both", recipe={**recipe, "labels": [1, 2]}))
+    code, _, err = program(
+        "segment", data, "--run", two, "-o", tmp_path / "no", "--method", "sadm"
+    )
+    assert code != 0
+    assert "was trained to find the labels 1, 2 as one" in err

@@ -59,6 +59,7 @@ __all__ = [
     "supervised_problem",
     "supervision_problem",
     "times_problem",
+    "told_problem",
     "training_problem",
     "variance_problem",
     "walks",
@@ -293,7 +294,7 @@ def states_problem(recipe: Recipe) -> str | None:
 def supervision_problem(recipe: Recipe) -> str | None:
     """Why a segmentation network cannot learn from a recipe."""
     if recipe.marks is not None:
-        return None
+        return told_problem(recipe)
     return (
         "recipe: expected synthetic_anomalies, or label_diffusion with the code -1 and 1, for a "
         f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
@@ -319,7 +320,7 @@ def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
             "got latents, whose decoder makes volumes and no logits; use a patch, wavelet or "
             "pseudo3d pipeline."
         )
-    return None
+    return told_problem(recipe)
 
 
 def label_model_problem(model: object) -> str | None:
@@ -368,6 +369,16 @@ def comparison_problem(model: Model) -> str | None:
     )
 
 
+def told_problem(recipe: Recipe) -> str | None:
+    """Why a network that is no diffusion cannot learn from a recipe with levels of agreement."""
+    if not recipe.tells:
+        return None
+    return (
+        "recipe.raters: expected majority or drawn, got a consensus, whose level only a diffusion "
+        "of labels is told."
+    )
+
+
 def probe_problem(recipe: Recipe, model: Model) -> str | None:
     """Why heads cannot learn what a recipe says from the features of a model."""
     if not recipe.segments:
@@ -380,6 +391,8 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
             "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
             f"one, got {recipe.coding}; leave it out."
         )
+    if problem := told_problem(recipe):
+        return problem
     got = model.recipe
     if got.whole and not got.atlas:
         return None

@@ -13,7 +13,7 @@ References:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,13 @@ from volumediff.component import Loan
 from volumediff.condition import HEALTHY, Condition
 from volumediff.data.seen import Seen
 from volumediff.model import Batch, Model, state_noise
+from volumediff.recipes._base import Recipe
 from volumediff.residual_segmenters import ResidualSegmenter
 from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
 
-__all__ = ["SEGMENTER", "ResidualSegmentation", "VoxelPosterior"]
+__all__ = ["SEGMENTER", "ResidualSegmentation", "VoxelPosterior", "residual_missing"]
 
 Volume = Float[Tensor, "b c d h w"]
 SEGMENTER = Loan(
@@ -47,7 +48,10 @@ class ResidualSegmentation(nn.Module):
         residual_segmenter: (residual, volume) -> logits
         dtype: in which its network computes; volumes, residuals, logits and losses are wider
         time_density: of the training times
+        recipe: what was to be found, for models that segment by themselves
     """
+
+    diffuses: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -56,17 +60,50 @@ class ResidualSegmentation(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         time_density: TimeDensity = Uniform(),  # noqa: B008 - frozen
+        recipe: Recipe | None = None,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.residual_segmenter = residual_segmenter
         self.dtype = dtype
         self.time_density = time_density
+        self.recipe = recipe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.residual_segmenter.parameters()).device
+
+    @property
+    def counted(self) -> nn.Module:
+        """The module whose evaluations are what a volume costs: one per estimate."""
+        return self.model.network
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Label values that it was trained to find; 1 for synthetic anomalies."""
+        return self.recipe.labels if self.recipe is not None and self.recipe.segments else (1,)
+
+    def encode(self, x: Volume) -> Float[Tensor, "b k d2 h2 w2"]:
+        """The state of a volume."""
+        return self.model.encode(x)
+
+    def encode_image(self, x: Volume) -> Float[Tensor, "b k d2 h2 w2"]:
+        """The state of a volume that the model is conditioned on."""
+        return self.model.encode_image(x)
 
     @property
     def space(self) -> StateSpace:
         """That of the frozen model."""
         return self.model.space
+
+    def told(self, z_0: Float[Tensor, "b k d2 h2 w2"], condition: Condition) -> Condition:
+        """What the model is conditioned on to estimate healthy volumes of states."""
+        told = self.model.referred(condition, z_0)
+        if self.model.network.embedding.classes:
+            healthy = torch.full((len(z_0),), HEALTHY, dtype=torch.int64, device=z_0.device)
+            told = told.replace(label=healthy)
+        return told
 
     @torch.no_grad()
     def reconstruct(
@@ -85,10 +122,7 @@ class ResidualSegmentation(nn.Module):
         """
         model, (d, h, w) = self.model, x.shape[2:]
         z_0 = model.encode(x)
-        told = model.referred(model.told(condition, images), z_0)
-        if model.network.embedding.classes:
-            healthy = torch.full((len(x),), HEALTHY, dtype=torch.int64, device=x.device)
-            told = told.replace(label=healthy)
+        told = self.told(z_0, model.told(condition, images))
         t = self.time_density.draw(keys, model.kernel.schedule, device=x.device)
         shape = tuple(x.shape[1:])
         noise = state_noise(model.space, model.noise_field, keys, shape, "loss", device=x.device)
@@ -134,3 +168,15 @@ class VoxelPosterior:
     digest: str
     seen: Seen = field(default_factory=Seen, repr=False, compare=False)
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+def residual_missing(model: object) -> str | None:
+    """Why a model is no residual segmentation of one label; None where it is."""
+    if not isinstance(model, ResidualSegmentation):
+        return "expected a residual segmenter; train with task=residual_segmenter."
+    if len(model.labels) > 1:
+        return (
+            f"expected a residual segmenter of one label, got one of {list(model.labels)} "
+            "together; train with one of them."
+        )
+    return None

@@ -189,7 +189,7 @@ class SegmentationResult:
     @cached_property
     def labels(self) -> UInt8[np.ndarray, "i j k"]:
         """Most probable label at each voxel, 0 for the background."""
-        return self._home(self.segmented.grid.label(self.segmented.found.labels[0]))
+        return self._home(self.segmented.labels)
 
     @cached_property
     def mask(self) -> Bool[np.ndarray, "i j k"]:
@@ -281,7 +281,7 @@ class SegmentationResult:
         """
         from volumediff.api.plotting import segmentation_figure
 
-        labels = self.segmented.grid.label(self.segmented.found.labels[0])[0]
+        labels = self.segmented.labels[0]
         return segmentation_figure(self.segmented, labels, slices=slices)
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from volumediff.component import Component
     from volumediff.model import Model
 
-__all__ = ["inventory", "localization", "needs_of", "pipelines_of", "segmentation"]
+__all__ = ["inventory", "localization", "needs_of", "pipelines_of", "segmentation", "segments_on"]
 
 
 def inventory() -> dict[str, Any]:
@@ -43,10 +43,12 @@ def localization() -> dict[str, dict[str, str]]:
 @cache
 def segmentation() -> dict[str, dict[str, str]]:
     """method -> pipeline -> "ok", or why the method cannot be trained or used on the pipeline."""
-    return {
-        name: {pipeline: _segments(name, path) for pipeline, path in _smallest().items()}
-        for name in config.shipped("segmentation")
-    }
+    return {name: segments_on(name) for name in config.shipped("segmentation")}
+
+
+def segments_on(name: str) -> dict[str, str]:
+    """pipeline -> "ok", or why a segmentation method cannot be trained or used on the pipeline."""
+    return {pipeline: _segments(name, path) for pipeline, path in _smallest().items()}
 
 
 def _segments(name: str, path: str) -> str:

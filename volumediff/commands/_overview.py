@@ -115,6 +115,10 @@ def _component(name: str) -> dict[str, Any]:
 def _configuration(kind: str, name: str) -> dict[str, Any]:
     path = config.config_path(kind, name)
     found: dict[str, Any] = {KINDS.get(kind, kind): name, "file": str(path), "about": _head(path)}
+    if kind == "segmentation":
+        from volumediff.commands._method_matrix import segments_on
+
+        return {**found, "runs on": segments_on(name)}
     if kind != "anomaly":
         return found
     from volumediff.anomaly.method_files import read_method
@@ -158,8 +162,11 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     if "runs on" not in found:
         return lines
     rows = {key: [found[key]] for key in ("supervision", "scope") if key in found}
-    needs = " ".join(found["needs"])
-    rows["needs"] = [f"a run trained with {needs}" if needs else "any run"]
+    if "needs" in found:
+        needs = " ".join(found["needs"])
+        rows["needs"] = [f"a run trained with {needs}" if needs else "any run"]
+    else:
+        rows["needs"] = [f"a run trained with method={name}"]
     lines += ["", *_named(rows), "", "Pipelines it runs on, if trained as needed:"]
     return lines + _named(
         {k: ["yes" if why == "ok" else f"no: {why}"] for k, why in found["runs on"].items()}

@@ -15,13 +15,14 @@ seen-<hash>.json                      subjects that the weights were trained on
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 import volumediff
 from volumediff.calibration.label_thresholds import fitted
@@ -73,6 +74,15 @@ class Segmented:
     cost: Cost
     seen: Seen
 
+    @cached_property
+    def labels(self) -> UInt8[np.ndarray, "1 d h w"]:
+        """The label map on the grid of the input: its most probable labels, or what
+        post-processing has made of those of the prepared grid."""
+        found = self.found
+        if found.final is not None:
+            return self.grid.label(found.final[0])
+        return self.grid.most_probable(found.probabilities[0], found.values)
+
     def volumes_ml(self, labels: np.ndarray) -> dict[str, float]:
         """Volume of every label in a label map on the grid of the input."""
         voxel_ml = abs(float(np.linalg.det(self.grid.record.native.affine[:3, :3]))) / 1000
@@ -101,7 +111,7 @@ class Segmented:
         """
         found = self.found
         writer = Writer(folder, self.examination.id, self.grid)
-        volumes = self.volumes_ml(writer.label("dseg", found.labels[0]))
+        volumes = self.volumes_ml(writer.native_label("dseg", self.labels))
         shares = found.shares[0]
         writer.image("label-0_probseg", shares[:1], beyond=1.0)  # nothing is there
         for i, value in enumerate(found.values):

@@ -169,6 +169,10 @@ class Writer:
         """Labels or a mask."""
         return self._write(name, self.grid.label(array), "label")
 
+    def native_label(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Labels that are on the grid of the input already."""
+        return self._write(name, array, "label")
+
     def mask(self, name: str, array: Tensor, *, volume_ml: float) -> np.ndarray:
         """A mask of findings, without parts below a volume."""
         return self._write(name, self.grid.mask(array, volume_ml=volume_ml), "label")

@@ -1,5 +1,6 @@
 """Arrays on the grid of a prepared volume, brought back to the grid of the input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,31 @@ class InputGrid:
         """Labels, or a mask as 0 and 1."""
         values = array.detach().to("cpu", torch.uint8)
         return self.preprocessing.to_canonical(values, self.record, order=0)
+
+    def most_probable(
+        self, probabilities: Float[Tensor, "l d h w"], values: Sequence[int]
+    ) -> UInt8[np.ndarray, "1 od oh ow"]:
+        """The most probable label, of probabilities that are interpolated to the input's voxels.
+
+        Borders lie between the voxels of the prepared volume then, and label and probability maps
+        agree. The background wins where it is as probable as a label.
+
+        Arguments:
+            probabilities: of each label, without the background
+            values: of the labels
+        """
+        best = rest = result = None
+        for p, value in zip(probabilities.detach().float().cpu(), values, strict=True):
+            share = self.preprocessing.to_canonical(p[None], self.record)
+            if best is None:
+                rest, best = np.ones_like(share), np.zeros_like(share)
+                result = np.zeros(share.shape, np.uint8)
+            rest -= share
+            wins = share > best
+            result[wins], best[wins] = value, share[wins]
+        assert best is not None, "there are labels"
+        result[rest >= best] = 0
+        return result
 
     def mask(
         self, array: Bool[Tensor, "1 d h w"], *, volume_ml: float

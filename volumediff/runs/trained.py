@@ -192,7 +192,7 @@ class Trained:
         image, atlas = None, self.statistics.atlas
         if self.recipe.atlas and atlas is not None:
             with torch.no_grad():
-                image = self.diffusion.encode_image(atlas[None].to(self.device))
+                image = self.model.encode_image(atlas[None].to(self.device))
         scalars = self.statistics.standardised(attributes)
         told = None if scalars is None else scalars[None].float().to(self.device)
         return Condition(image=image, scalars=told)

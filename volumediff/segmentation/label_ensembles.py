@@ -53,10 +53,10 @@ class LabelEnsemble(Component):
     """One thing that is varied.
 
     Class attributes:
-        levels: whether members are told a level of agreement among readers
+        agreement: whether members are told a level of agreement among readers
     """
 
-    levels: ClassVar[bool] = False
+    agreement: ClassVar[bool] = False
 
     @property
     def lent(self) -> tuple["LentModel", ...]:
@@ -99,7 +99,7 @@ class Times(LabelEnsemble):
         levels: times in [0, 1]
 
     References:
-        Rosnati et al. (2023), TEDM, arXiv:2307.11514
+        Rosnati et al. (2023), TEDM, arXiv:2311.07421
     """
 
     levels: tuple[float, ...]
@@ -127,7 +127,7 @@ class Consensus(LabelEnsemble):
         Diffusion Models, arXiv:2306.09004
     """
 
-    levels: ClassVar[bool] = True
+    agreement: ClassVar[bool] = True
     readers: int
 
     def __post_init__(self) -> None:

@@ -123,7 +123,7 @@ class ResidualSegmenterTask(Task):
         model.dtype = config.memory.torch_dtype
         times = build("times", config.times)
         module = ResidualSegmentation(
-            model, residual_segmenter, dtype=model.dtype, time_density=times
+            model, residual_segmenter, dtype=model.dtype, time_density=times, recipe=recipe
         )
         config.memory.apply(module)
         return cls(config, module, recipe=recipe, digest=found.digest)
@@ -159,7 +159,14 @@ class ResidualSegmenterTask(Task):
             "trains a residual segmenter, expected the run of a diffusion model or of an "
             "autoencoder; residual segmenters are given to methods such as sadm with map.run=RUN."
         )
-        return Refusals(reason, reason, reason)
+        labels = self.residual_segmenter.labels
+        segment = None
+        if len(labels) > 1:
+            segment = (
+                f"was trained to find the labels {', '.join(map(str, labels))} as one, so that it "
+                "cannot tell them apart; train with one of them."
+            )
+        return Refusals(localize=reason, segment=segment, sample=reason)
 
 
 def supervision_of(recipe: Recipe) -> str:

@@ -45,11 +45,14 @@ class SampleMoments:
     squares: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def update(self, value: Float[Tensor, "*shape"]) -> None:
-        """Adds a value."""
+        """Adds a value; in place, for these are the largest tensors of a method."""
         self.count += 1
+        if self.count == 1:
+            self.mean, self.squares = value.clone(), torch.zeros_like(value)
+            return
         delta = value - self.mean
-        self.mean = self.mean + delta / self.count
-        self.squares = self.squares + delta * (value - self.mean)
+        self.mean.add_(delta, alpha=1 / self.count)
+        self.squares.addcmul_(delta, value - self.mean)
 
     @property
     def variance(self) -> Tensor:
@@ -103,7 +106,7 @@ class Composed(Component, Segmenter):
 
     def check(self, model: nn.Module) -> None:
         self.predictor.check(model)
-        require(level_problem(model, levels=any(factor.levels for factor in self.ensemble)))
+        require(level_problem(model, levels=any(factor.agreement for factor in self.ensemble)))
         if isinstance(self.predictor, SampledLabels) and self.sampler is not None:
             self.predictor.check_sampler(model, self.sampler)
 
@@ -130,27 +133,27 @@ class Composed(Component, Segmenter):
         values = self.predictor.labels(model)
         draws = members(self.samples, self.ensemble, key=key)
         image = Image(x, foreground, spacing_mm, condition)
-        fusing, moments = self.fusion.start(), SampleMoments()
-        votes = torch.zeros((len(values), *x.shape[2:]), dtype=torch.int32, device=x.device)
-        samples: list[UInt8[Tensor, "1 d h w"]] = []
-        unsure = SampleMoments()
+        fusing, several = self.fusion.start(), len(draws) > 1
+        moments, unsure = SampleMoments(), SampleMoments()
+        maps: list[UInt8[Tensor, "1 d h w"]] = []
         for draw, y in self._members(model, image, draws, fusing):
             fusing.update(y, draw.weight)
-            moments.update(y)
-            unsure.update(entropy_of(every_class(y)[None]))
-            drawn = label_map(y[None], values)
-            votes += torch.cat([drawn == value for value in values])
-            samples.append(drawn)
-        probabilities = fusing.result()[None].clamp(0, 1)
-        several = len(draws) > 1
-        found = Segmentation(
-            values=values,
-            probabilities=probabilities,
-            variance=moments.variance[None] if several else None,
-            votes=(votes / len(draws))[None].to(x.dtype) if several else None,
-            samples=torch.cat(samples) if several else None,
-            mutual_information=_information(moments.mean, unsure.mean) if several else None,
-        )
+            if several:
+                moments.update(y)
+                unsure.update(entropy_of(every_class(y)[None]))
+                maps.append(label_map(y[None], values))
+        found = Segmentation(values, fusing.result()[None].clamp(0, 1))
+        if several:
+            samples = torch.cat(maps)
+            votes = [(samples == value).sum(dim=0) / len(maps) for value in values]
+            found = Segmentation(
+                values,
+                found.probabilities,
+                variance=moments.variance[None],
+                votes=torch.stack(votes)[None].to(x.dtype),
+                samples=samples,
+                mutual_information=_information(moments.mean, unsure.mean),
+            )
         # Without its fit a method says what the members do; this is what it is fitted on.
         return found if self.needs_fit or not self.post else self._finished(found, spacing_mm)
 
