@@ -29,6 +29,7 @@ ARGUMENTS = {
     ("label_post", "min_component"): {"volume_ml": 0.05},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+    ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
     ("task", "probe"): {"recipe": "label_diffusion"},
     ("predictor", "anchor"): {"model": anchor_of_halves()},
     ("predictor", "probe"): {"model": probe_of_halves()},

@@ -8,6 +8,7 @@ pfriedri/wdm-3d and FlorentinBieder/PatchDDM-3D.
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import re
@@ -37,6 +38,8 @@ from volumediff.recipes._base import Subject
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained
 from volumediff.samples.seen_record import seen_by
+from volumediff.segmentation.label_ensembles import members
+from volumediff.segmentation.method_files import load_segmenter
 from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.settings.run_config import parse, saved_config
 from volumediff.storage import checkpoint
@@ -139,6 +142,32 @@ def test_patchddm_denoises_masks_as_the_published_formulas_do(axes, k, places):
     torch.testing.assert_close(flipped(found.eps, axes), eps, rtol=0, atol=1e-6)
     torch.testing.assert_close(flipped(found.x0, axes), expected, rtol=0, atol=1e-6 * alpha**-0.5)
     assert eps.std() > 0.1
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS"])
+def test_patchddm_segments_as_the_published_chain_does(axes):
+    """The row, with the imported weights, against the published network and DDIM's formula."""
+    state = published(**{**PATCH, "inputs": 8})
+    model = precise(imported("patchddm", state, axes=axes))
+    shape, key = (8, 16, 12), 7
+    image = normal(1, 4, *shape)
+    ours = flipped(image, axes)
+    found = load_segmenter("patchddm", ["samples=1", "sampler.steps=4"]).segment(
+        model, ours, foreground=torch.ones_like(ours[:, :1]) > 0, spacing_mm=(1.0,) * 3, key=key
+    )
+    (draw,) = members(1, (), key=key)
+    start = model.noise((draw.key,), (1, *shape))(-1)
+    z = flipped(model.kernel.prior(start), axes).double()
+    steps = (999, 749, 499, 249, None)
+    for k, after in itertools.pairwise(steps):
+        eps = forward(state, torch.cat([image, grid(*shape), z], dim=1), k, groups=5)
+        alpha, next_alpha = cumulative(k), 1.0 if after is None else cumulative(after)
+        x0 = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+        z = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * eps
+    expected = flipped(z, axes).clamp(0, 1)
+    torch.testing.assert_close(found.probabilities.double(), expected, rtol=0, atol=1e-4)
+    assert 0.1 < float((expected > 0.5).double().mean()) < 0.9, "both answers occur"
+    assert torch.equal(found.labels, (expected > 0.5).to(torch.uint8))
 
 
 def test_groups_are_taken_exactly():
@@ -457,6 +486,7 @@ def test_an_imported_run_segments(program, tmp_path, monkeypatch):
     assert code == 0, text
     trained = load_trained(run, device="cpu")
     assert trained.recipe == LabelDiffusion(coding=Signed(0.0))
+    assert trained.config.method == "patchddm", "what segment takes where no other is asked for"
     options = ("samples=1", "sampler.steps=2")
     codes, segment = [], Composed.segment
 

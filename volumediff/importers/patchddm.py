@@ -51,6 +51,7 @@ class PatchDDM(Importer):
             )
         network = _guided.architecture(source, self.axes)
         return {
+            "method": "patchddm",
             "data": {
                 "channels": list(IMAGES),
                 "preprocessing": {

@@ -111,7 +111,6 @@ class Recipe(ABC):
         paired: whether a condition is the volume itself with an anomaly, so that maps of noisy
             states say nothing, and checkpoints are not selected by them
         segments: whether what is modelled are the labels of an image
-        labels: values of the labels that are coded; empty where no labels are
         coding: how they are coded; None where no labels are
         marks: what a mask in the target stands for: anomalies that were put there (self) or labels
             (full); None where the target marks nothing

@@ -3,6 +3,7 @@
 train: {recipe: {name: label_diffusion}}   over the configuration of a pipeline, see
                                             `volumediff.settings.run_config`
 builds_on: probe.of                         of methods that need a trained run: its key
+only_for: {space: latent}                   of methods that are about one kind of pipeline
 predictor: sampled                          the rest are arguments of `composed`, or of the
 samples: 5                                  class that `name` says
 """
@@ -33,6 +34,6 @@ def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
         tree: dict[str, Any] = config.overridden({"name": name}, overrides)
     else:
         tree = config.load(config.config_path("segmentation", name), overrides)
-    for training in ("train", "builds_on"):
+    for training in ("train", "builds_on", "only_for"):
         tree.pop(training, None)
     return config.build("segmenter", {"name": COMPOSED} | tree, where=name)

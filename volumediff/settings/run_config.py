@@ -118,10 +118,12 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     the section `train` of `configs/segmentation/NAME.yaml`, or of a YAML file of one's own. A
     method that builds on a run of the pipeline says under `builds_on` which key names it: it is
     the folder that the pipeline alone would have trained into, and the name of the method is
-    added to that of the new run.
+    added to that of the new run. A method that is about one kind of pipeline says under `only_for`
+    which components the configuration must have in the end.
 
     Raises:
-        UsageError: no such method, or an override that is no `key=value`
+        UsageError: no such method, a configuration that it is not for, or an override that is no
+            `key=value`
     """
     names = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "method"]
     if names and names[-1] != "null":
@@ -131,7 +133,22 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             own = tree.get("output", str(RunConfig.model_fields["output"].default))
             words = [f"{method['builds_on']}={own}", f"output={own}_{Path(names[-1]).stem}"]
             tree = overridden(tree, words)
+        tree = overridden(tree, overrides)
+        _check_only_for(names[-1], method.get("only_for") or {}, tree)
+        return tree
     return overridden(tree, overrides)
+
+
+def _check_only_for(method: str, wanted: Mapping[str, str], tree: Mapping[str, Any]) -> None:
+    """Raises UsageError where a configuration has not the components that a method is about."""
+    for key, name in wanted.items():
+        got = tree.get(key)
+        got = got.get("name") if isinstance(got, Mapping) else got
+        if got != name:
+            raise UsageError(
+                f"method={method}: expected a configuration with {key} {name}, which the method "
+                f"is about, got {got}; use another pipeline, or the method label_diffusion."
+            )
 
 
 def saved_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:

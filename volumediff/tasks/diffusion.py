@@ -49,6 +49,7 @@ from volumediff.storage.cache import Cache
 from volumediff.tasks._backbones import Backbone
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._encoders import STATES, encoder_paths, keep_encoders, space_of
+from volumediff.tasks._one_of_many import segment_once
 from volumediff.tasks._oracle import OracleDice
 from volumediff.tasks._prior import keep_prior, prior_of
 from volumediff.tasks._recipes import recipe_of
@@ -145,7 +146,7 @@ class DiffusionTask(Task):
         borrowed = None
         if config.prior is not None:
             require(prior_problem(recipe, state, kernel), UsageError)
-            borrowed = prior_of(config.prior, run, labels=recipe.labels)
+            borrowed = prior_of(config.prior, run, labels=recipe.labels, data=config.data)
         try:
             k = state.channels(recipe.channels(c))
             image_channels = sum(space.image_channels(n) for n in recipe.image_channels(c))
@@ -475,8 +476,11 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def use(self, batch: Batch, *, stage: Stage) -> None:
-        """Encodes, prepares the image, denoises once, decodes."""
+        """Encodes, prepares the image, denoises once, decodes; models of labels segment."""
         model, (d, h, w) = self.model, batch.x.shape[2:]
+        if self.recipe.segments:
+            segment_once(model, batch, stage=stage)
+            return
         with stage("encode"):
             z = model.encode(batch.x)
             condition = model.told(batch.condition, batch.images, batch.mask)
