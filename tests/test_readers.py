@@ -6,13 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_sets import nifti, text, touch
+from data_sets import lidc, nifti, text, touch
 
 from volumediff.data.augmentation import Augmentation
+from volumediff.data.cases import Contour
 from volumediff.data.check import check, has_errors
+from volumediff.data.contours import filled_contours, inside
+from volumediff.data.intensity import Window
 from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.readers import agreement, majority
 from volumediff.data.survey import find_cases, survey_cases
+from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
 from volumediff.evaluation.truths import find_truths
 from volumediff.recipes._base import Subject, Target
@@ -222,8 +226,6 @@ def test_readers_on_another_grid_are_refused(parallel):
 
 
 def test_truth_of_an_evaluation_is_the_majority(parallel):
-    from volumediff.data.volume import read
-
     case = find_cases(parallel)[0]
     truth = find_truths(parallel)[case.id]
     like = read(case.images["CT"])
@@ -244,6 +246,63 @@ def test_readers_move_with_the_label(parallel):
     )
     assert not torch.equal(moved.readers, prepared.readers)
     assert np.array_equal(moved.label.numpy(), majority(moved.readers.numpy()))
+
+
+def test_contours_hold_what_matplotlib_finds_inside():
+    from matplotlib.path import Path as Polygon
+
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(40), np.arange(40), indexing="ij"), -1).reshape(-1, 2)
+    for _ in range(20):
+        angles, radius = np.sort(rng.uniform(0, 2 * np.pi, 24)), rng.uniform(6, 14, 24)
+        ring = np.rint(20 + radius * np.stack([np.cos(angles), np.sin(angles)])).astype(int).T
+        (x0, y0), mask = inside(Contour(0, tuple(map(tuple, ring.tolist()))))
+        found = np.zeros((40, 40), bool)
+        found[x0 : x0 + mask.shape[0], y0 : y0 + mask.shape[1]] = mask
+        a, b = ring.astype(float), np.roll(ring, -1, axis=0).astype(float)
+        length = ((b - a) ** 2).sum(1).clip(1e-9)
+        along = (((grid[:, None] - a) * (b - a)).sum(-1) / length).clip(0, 1)
+        gap = np.linalg.norm(grid[:, None] - a - along[..., None] * (b - a), axis=-1).min(1)
+        wanted = Polygon(ring).contains_points(grid)
+        assert np.array_equal(found.ravel()[gap > 0.75], wanted[gap > 0.75])
+        assert not found.ravel()[gap < 1e-9].any()
+
+
+def test_contours_by_hand():
+    square = ((2, 1), (6, 1), (6, 5), (2, 5))
+    corner, mask = inside(Contour(0, square))
+    assert corner == (2, 1)
+    expected = np.zeros((5, 5), bool)
+    expected[1:4, 1:4] = True
+    assert np.array_equal(mask, expected)
+    assert inside(Contour(0, ((3, 3), (4, 3))))[1].tolist() == [[True], [True]]
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])  # as CT is stored
+    like = Volume.from_array(np.zeros((10, 8, 4), np.float32), affine)
+    hole = Contour(2, ((3, 2), (5, 2), (5, 4), (3, 4)), excludes=True)
+    label = filled_contours([hole, Contour(2, square), Contour(1, square)], like)
+    assert label.array.sum(axis=(0, 1, 2)).tolist() == [0, 9, 8, 0]
+    # columns and rows are reversed on the way to R, A, S
+    assert label.array[0, 10 - 1 - 3, 8 - 1 - 2, 1] == 1
+    assert label.array[0, 10 - 1 - 4, 8 - 1 - 3, 2] == 0
+    with pytest.raises(DataError, match=r"contour at \(2, 1, 7\) .* does not lie in a volume"):
+        filled_contours([Contour(7, square)], like)
+
+
+def test_readers_of_lidc_are_filled_contours(tmp_path):
+    lidc(tmp_path)
+    (case,) = find_cases(tmp_path)
+    assert {reader: len(drawn) for reader, drawn in case.contours.items()} == {
+        "1": 2,
+        "2": 2,
+        "3": 1,
+        "4": 1,
+    }
+    prepared = Preprocessing(intensity=Window(0.0, 200.0)).prepare(case)
+    # 3 x 3 and 4 x 3 pixels on two slices, 3 x 2 on one; the contour of the fourth has no inside
+    assert prepared.readers.sum((1, 2, 3)).tolist() == [18, 24, 6, 4]
+    assert np.array_equal(prepared.label.numpy(), majority(prepared.readers.numpy()))
+    # two of four: the 3 x 3 of both slices, and what the second and the third share beyond
+    assert int(prepared.label.sum()) == 20
 
 
 class Opinions(Healthy):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from volumediff.storage.digests import sha256
 
-__all__ = ["Box", "Case", "Problem", "patient_of", "readable", "safe_id"]
+__all__ = ["Box", "Case", "Contour", "Problem", "patient_of", "readable", "safe_id"]
 
 Box = tuple[int, int, int, int, int, int]
 """(d0, h0, w0, d1, h1, w1) in voxels of the first image as it is read, the ends exclusive."""
@@ -21,6 +21,21 @@ SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 VISIT = re.compile(
     r"[_-](ses|session|visit|timepoint|tp|scan|run|followup|fu|slice)(-[A-Za-z0-9]+|\d+)$", re.I
 )
+
+
+@dataclass(frozen=True)
+class Contour:
+    """One contour on one slice.
+
+    Arguments:
+        slice: along the third axis of the file's own grid
+        points: (x, y) in voxels along its first two axes; the last meets the first
+        excludes: whether it is a hole
+    """
+
+    slice: int
+    points: tuple[tuple[int, int], ...]
+    excludes: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,8 @@ class Case:
         associated: second label file, of associated changes alone: all values but 0
         labels: name of a reader -> label file of this reader, where several have read the
             images; without `label`, their majority is the label (`volumediff.data.readers`)
+        contours: name of a reader -> what this reader drew on the slices of the first image, in
+            place of label files; a reader without any marked nothing
         names: label value -> what it stands for, where the data set says so
     """
 
@@ -55,11 +72,12 @@ class Case:
     associated: Path | None = None
     labels: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
+    contours: Mapping[str, tuple[Contour, ...]] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
         """Whether there is a label map, of one reader or of several."""
-        return self.label is not None or bool(self.labels)
+        return self.label is not None or bool(self.labels) or bool(self.contours)
 
     @property
     def label_files(self) -> dict[str, Path]:

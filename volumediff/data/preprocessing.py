@@ -164,7 +164,7 @@ class Preprocessing:
         """
         images = [read(path, policy=self.policy) for path in case.images.values()]
         found = marked(case, images[0], self.policy)
-        own = None if case.labels and case.label is None else found.label
+        own = None if found.readers and case.label is None else found.label
         return self.prepare_volumes(images, own, readers=found.readers)
 
     def prepare_volumes(
@@ -437,6 +437,8 @@ def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
     if case.lesions is not None or case.boxes is not None:
         parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
+    if case.contours:
+        parts.append(f"\0contours {dict(case.contours)}")
     for name, path in [*case.images.items(), *case.label_files.items()]:
         parts += [f"\0{name}\0", *contents(path)]
     return sha256(*parts)

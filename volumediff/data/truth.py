@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from volumediff.data.cases import Box, Case
+from volumediff.data.contours import filled_contours
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import majority
 from volumediff.data.volume import Volume, check_grids, read
@@ -27,7 +28,7 @@ class Marked:
 
     Arguments:
         label: the consensus: the data set's own, else what most readers say, else filled boxes
-        readers: label maps of the readers, in the order of `Case.labels`
+        readers: label maps of the readers, in the order of `Case.labels` or `Case.contours`
     """
 
     label: Volume | None
@@ -44,7 +45,7 @@ def marked(case: Case, like: Volume | None, policy: ReadPolicy | None = None) ->
 
     Arguments:
         like: an image of the case, whose grid all label maps must have; None looks at label maps
-            alone, which must share one
+            alone, which must share one (contours still need the first image)
         policy: decisions on ambiguous files
 
     Raises:
@@ -55,6 +56,9 @@ def marked(case: Case, like: Volume | None, policy: ReadPolicy | None = None) ->
     for volume in maps:
         check_grids(maps[0] if like is None else like, volume)
     readers = tuple(maps[: len(case.labels)])
+    if case.contours and not readers:
+        like = read(next(iter(case.images.values()))) if like is None else like
+        readers = tuple(filled_contours(drawn, like) for drawn in case.contours.values())
     if case.label is not None:
         return Marked(maps[-1], readers)
     if readers:

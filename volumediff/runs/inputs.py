@@ -114,7 +114,8 @@ def find_inputs(
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            cases.append(replace(case, label=None, boxes=None, associated=None, labels={}))
+            bare = {"label": None, "boxes": None, "associated": None, "labels": {}, "contours": {}}
+            cases.append(replace(case, **bare))
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "

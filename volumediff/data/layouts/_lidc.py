@@ -1,4 +1,4 @@
-"""Annotations of LIDC-IDRI: contours of up to four readers, joined to boxes of nodules.
+"""Annotations of LIDC-IDRI: contours of up to four readers, and boxes of nodules made of them.
 
 A contour runs through the first pixels outside of the nodule. Nodules of at least 3 mm have
 contours of several points; marks of smaller ones and of other findings are single points and are
@@ -10,19 +10,35 @@ References:
     Initiative (IDRI), doi:10.1118/1.3528204
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from volumediff.data.cases import Box
+from volumediff.data.cases import Box, Contour
 from volumediff.data.grid import Grid
 from volumediff.errors import DataError
 
-__all__ = ["Outline", "consensus", "outlines"]
+__all__ = ["Outline", "Reading", "Ring", "consensus", "contours", "reading_of"]
 
 CT = "LidcReadMessage"
+
+
+@dataclass(frozen=True)
+class Ring:
+    """One contour of a nodule.
+
+    Arguments:
+        z_mm: of its slice
+        points: (column, row)
+        excludes: whether it is a hole
+    """
+
+    z_mm: float
+    points: tuple[tuple[int, int], ...]
+    excludes: bool
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class Outline:
         reader: number of the reading session
         x0, y0, x1, y1: pixels of the slices, ends exclusive
         z_mm: lowest and highest slice
+        rings: its contours, holes too
     """
 
     reader: int
@@ -41,9 +58,23 @@ class Outline:
     x1: int
     y1: int
     z_mm: tuple[float, float]
+    rings: tuple[Ring, ...] = ()
 
 
-def outlines(path: Path) -> list[Outline] | None:
+@dataclass(frozen=True)
+class Reading:
+    """What the readers of a CT have marked.
+
+    Arguments:
+        readers: how many have read it
+        outlines: of their nodules
+    """
+
+    readers: int
+    outlines: tuple[Outline, ...]
+
+
+def reading_of(path: Path) -> Reading | None:
     """The nodules of at least 3 mm in a file; None where it is not about a CT.
 
     Raises:
@@ -56,7 +87,8 @@ def outlines(path: Path) -> list[Outline] | None:
     if root.tag.rpartition("}")[2] != CT:
         return None
     found = []
-    for reader, session in enumerate(root.findall("{*}readingSession")):
+    sessions = root.findall("{*}readingSession")
+    for reader, session in enumerate(sessions):
         for nodule in session.findall("{*}unblindedReadNodule"):
             try:
                 outline = _outline(reader, nodule)
@@ -64,35 +96,61 @@ def outlines(path: Path) -> list[Outline] | None:
                 raise DataError(f"{path}: a coordinate is no number ({error}).") from error
             if outline is not None:
                 found.append(outline)
-    return found
+    return Reading(len(sessions), tuple(found))
 
 
 def _outline(reader: int, nodule: ElementTree.Element) -> Outline | None:
-    xs, ys, zs = [], [], []
+    rings = []
     for roi in nodule.findall("{*}roi"):
         points = roi.findall("{*}edgeMap")
-        if (roi.findtext("{*}inclusion") or "").strip().upper() != "TRUE" or len(points) < 2:
-            continue
-        zs.append(float(roi.findtext("{*}imageZposition") or ""))
-        xs += [int(point.findtext("{*}xCoord") or "") for point in points]
-        ys += [int(point.findtext("{*}yCoord") or "") for point in points]
-    if not zs:
+        if len(points) > 1:
+            excludes = (roi.findtext("{*}inclusion") or "").strip().upper() != "TRUE"
+            z = float(roi.findtext("{*}imageZposition") or "")
+            places = tuple((_whole(p, "xCoord"), _whole(p, "yCoord")) for p in points)
+            rings.append(Ring(z, places, excludes))
+    drawn = [ring for ring in rings if not ring.excludes]
+    if not drawn:
         return None
+    xs, ys = zip(*(point for ring in drawn for point in ring.points), strict=True)
+    zs = [ring.z_mm for ring in drawn]
     # inside of the contour; a contour without inside keeps its own pixels
     x0, x1 = (min(xs) + 1, max(xs)) if max(xs) - min(xs) > 1 else (min(xs), max(xs) + 1)
     y0, y1 = (min(ys) + 1, max(ys)) if max(ys) - min(ys) > 1 else (min(ys), max(ys) + 1)
-    return Outline(reader, x0, y0, x1, y1, (min(zs), max(zs)))
+    return Outline(reader, x0, y0, x1, y1, (min(zs), max(zs)), tuple(rings))
 
 
-def consensus(found: list[Outline], grid: Grid, *, readers: int) -> list[Box]:
+def _whole(point: ElementTree.Element, name: str) -> int:
+    return int(point.findtext(f"{{*}}{name}") or "")
+
+
+def contours(reading: Reading, grid: Grid) -> dict[str, tuple[Contour, ...]]:
+    """What each reader drew on the slices of the series; readers are numbered from 1.
+
+    Raises:
+        DataError: slices that are not axial
+    """
+    _require_axial(grid)
+    found: dict[str, list[Contour]] = {str(i + 1): [] for i in range(reading.readers)}
+    for outline in reading.outlines:
+        for ring in outline.rings:
+            k = round((ring.z_mm - grid.affine[2, 3]) / grid.affine[2, 2])
+            found[str(outline.reader + 1)].append(Contour(k, ring.points, ring.excludes))
+    return {reader: tuple(drawn) for reader, drawn in found.items()}
+
+
+def _require_axial(grid: Grid) -> None:
+    direction = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    if not np.allclose(direction, np.diag([-1.0, -1.0, 1.0]), atol=1e-3):
+        raise DataError(f"expected axial slices, got axes {grid.axes}; boxes cannot be placed.")
+
+
+def consensus(found: Sequence[Outline], grid: Grid, *, readers: int) -> list[Box]:
     """Boxes on the grid of the series (columns, rows, slices) that enough readers have marked.
 
     Raises:
         DataError: slices that are not axial, or nodules outside of them
     """
-    direction = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    if not np.allclose(direction, np.diag([-1.0, -1.0, 1.0]), atol=1e-3):
-        raise DataError(f"expected axial slices, got axes {grid.axes}; boxes cannot be placed.")
+    _require_axial(grid)
     boxes = []
     for outline in found:
         low, high = ((z - grid.affine[2, 3]) / grid.affine[2, 2] for z in outline.z_mm)

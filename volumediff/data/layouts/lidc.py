@@ -21,7 +21,7 @@ from volumediff.data.dicom import is_dicom, modality, series_grid
 from volumediff.data.grid import canonical_box
 from volumediff.data.layouts._base import Found, Layout
 from volumediff.data.layouts._files import first_folders, folders
-from volumediff.data.layouts._lidc import consensus, outlines
+from volumediff.data.layouts._lidc import consensus, contours, reading_of
 from volumediff.errors import DataError
 
 __all__ = ["LIDC"]
@@ -33,7 +33,10 @@ DEPTH, INNER = 2, 2
 
 @dataclass(frozen=True)
 class LIDC(Layout):
-    """One case per CT series; boxes and group where the XML is there.
+    """One case per CT series; boxes, group and contours of the readers where the XML is there.
+
+    Contours are filled when a case is prepared, and the majority of the readers is its label: at
+    least two of four. Readers are numbered anew in every case.
 
     Arguments:
         readers: of the four, how many must have marked a nodule; 3 as in LUNA16
@@ -64,21 +67,20 @@ class LIDC(Layout):
 
     def _case(self, name: str, patient: str, folder: Path) -> Case:
         files = sorted(folder.glob("*.xml"))
-        read = [marks for marks in (outlines(path) for path in files) if marks is not None]
+        read = [found for found in map(reading_of, files) if found is not None]
         if len(read) > 1:
             raise DataError(f"{folder}: {len(read)} XML files of a CT; keep one.")
         images = {"image": folder}
         if not read:
             return Case(name, patient, images)
-        boxes = []
-        if read[0]:
-            grid = series_grid(folder)
-            found = consensus(read[0], grid, readers=self.readers)
-            boxes = [canonical_box(box, grid) for box in found]
+        (reading,), grid = read, series_grid(folder)
+        found = consensus(reading.outlines, grid, readers=self.readers)
+        boxes = [canonical_box(box, grid) for box in found]
         # a nodule that fewer have marked is a doubt, and no health
-        group = "sick" if boxes else "unsure" if read[0] else "healthy"
+        group = "sick" if boxes else "unsure" if reading.outlines else "healthy"
         known: dict[str, str | float] = {"group": group, "nodules": float(len(boxes))}
-        return Case(name, patient, images, None, known, boxes=tuple(boxes))
+        drawn = contours(reading, grid)
+        return Case(name, patient, images, None, known, boxes=tuple(boxes), contours=drawn)
 
 
 def _is_ct(folder: Path) -> bool:
