@@ -3,4 +3,5 @@ a time.
 
 sampled     a whole reverse chain from noise to a label map
 one_step    the mean of all label maps, from pure noise in a single call
+anchor      what the image branch of a diffusion model predicts by itself
 """
