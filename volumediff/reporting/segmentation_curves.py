@@ -83,5 +83,7 @@ def _draw_reliability(name: str, table: calibration_error.Reliability, axes: "Ax
 
 def _draw_risk(name: str, curve: calibration_error.RiskCoverage, axes: "Axes") -> None:
     axes.plot(curve.coverage, curve.risk, label=name)
-    axes.set(xlim=(0, 1), xlabel="share of voxels kept", ylabel="wrong voxels among them")
+    axes.set(xlabel="share of voxels kept", ylabel="wrong voxels among them")
+    # most of a volume is certain background: the frame begins where the entropy does
+    axes.set_xlim(right=1)
     axes.set_ylim(bottom=0)
