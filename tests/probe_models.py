@@ -1,8 +1,9 @@
-"""Probes and residual segmenters that read the volume itself: what they find is known."""
+"""Models of labels that read the volume itself: what they find is known."""
 
 import torch
 from torch import nn
 
+from volumediff.conditioners._base import Conditioner
 from volumediff.contracts.segmenters import VALUE
 from volumediff.features.probe import Probe
 from volumediff.kernels.cold import Cold
@@ -10,6 +11,7 @@ from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.networks._levels import Tap
+from volumediff.networks.unet import UNet
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.residual_segmentation import ResidualSegmentation
 from volumediff.residual_segmenters import ResidualSegmenter
@@ -55,6 +57,31 @@ def probe_of_halves():
             head.layers[-1].weight.copy_(torch.tensor([[0.0], [50.0]]))
             head.layers[-1].bias.zero_()
     return probe
+
+
+class AnswersTheImage(Conditioner):
+    """An image branch that predicts the image itself."""
+
+    anchors = True
+
+    def __init__(self, *, host):
+        super().__init__()
+
+    def prepare(self, image):
+        return (image,)
+
+    def forward(self, h, place, carried, e):
+        return h, carried
+
+    def anchor(self, prepared):
+        return prepared[0]
+
+
+def anchor_of_halves():
+    """A model of the label `VALUE` whose image branch finds it where the volume is above zero."""
+    network = UNet(1, 1, image_channels=1, widths=(4,), conditioner={"name": AnswersTheImage})
+    recipe = LabelDiffusion(labels=(VALUE,))
+    return Model(Voxel(), Gaussian(Cosine()), network, recipe=recipe).eval()
 
 
 class ReadsVolumes(ResidualSegmenter):

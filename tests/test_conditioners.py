@@ -532,3 +532,17 @@ def test_a_method_trains_and_segments_with_one_image_branch_per_volume(method, l
     assert calls == [1]
     assert found.probabilities.isfinite().all()
     assert found.probabilities.shape == x.shape
+    words = ["predictor=anchor", "sampler=null", "samples=1", "fusion=mean"]
+    alone = load_segmenter(method, words)
+    if not method.startswith("medsegdiff"):
+        with pytest.raises(ValueError, match="whose image branch predicts the labels"):
+            alone.check(model)
+        return
+    # The denoiser does not run, and the answer is that of the head.
+    model.network.forward = None
+    alone.check(model)
+    found = alone.segment(model, x, foreground=x > -9, spacing_mm=(3.0, 3.0, 3.0), key=1)
+    with torch.no_grad():
+        told = model.prepared(Condition(image=x))
+    z = model.network.conditioner.anchor(told.prepared)
+    torch.testing.assert_close(found.probabilities, ((z + 1) / 2).clamp(0, 1))

@@ -10,7 +10,7 @@ import pytest
 from data_sets import CONVENTIONS, SETS
 from guided_reference import published
 from lesion_masks import MASKS
-from probe_models import probe_of_halves, residual_of_halves
+from probe_models import anchor_of_halves, probe_of_halves, residual_of_halves
 
 from volumediff import config
 from volumediff.contracts import check, covered
@@ -29,7 +29,9 @@ ARGUMENTS = {
     ("label_post", "min_component"): {"volume_ml": 0.05},
     ("task", "state_classifier"): {"recipe": CLASSES},
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
+    ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
     ("task", "probe"): {"recipe": "label_diffusion"},
+    ("predictor", "anchor"): {"model": anchor_of_halves()},
     ("predictor", "probe"): {"model": probe_of_halves()},
     ("predictor", "residual"): {"model": residual_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},

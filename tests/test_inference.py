@@ -521,6 +521,37 @@ def test_segmentations_are_on_the_grid_of_the_file(base, program, tmp_path):
     np.testing.assert_allclose(again, p, atol=1e-5)
 
 
+def test_a_segmentation_is_evaluated_and_its_findings_are_listed(base, program, tmp_path):
+    run, values = label_run(base), np.clip(phantom(3), 0, None)
+    affine = oblique("LIP")
+    source = save(tmp_path / "data" / "sub-3_T1w.nii.gz", values, affine)
+    save(tmp_path / "data" / "sub-3_mask.nii.gz", (values > 150).astype("u1"), affine)
+    out = tmp_path / "out"
+    words = ("segment", source, "--run", run, "samples=2", "sampler.steps=2", "--write-samples")
+    assert program(*words, "-o", out)[0] == 0
+    every = [array_of(out / f"sub-3_label-{v}_probseg.nii.gz") for v in (0, 1)]
+    np.testing.assert_allclose(sum(every), 1, atol=1e-3)  # beyond the crop, too
+    sidecar = json.loads((out / "sub-3_dseg.json").read_text())
+    assert sidecar["network_calls"] > 0
+    assert (out / sidecar["seen"]).is_file()
+    code, said, complaint = program(
+        *("evaluate", out, "--truth", tmp_path / "data", "--replicates", "0", "--report")
+    )
+    assert code == 0, complaint
+    content = json.loads((out / "evaluation.json").read_text())
+    (figures,) = content["segmentation"].values()
+    assert 0 <= figures["1"]["dice"] <= 1
+    assert figures["mean"]["network_calls"] == sidecar["network_calls"]
+    assert figures["mean"]["components_ratio"] >= 0
+    assert 0 <= figures["1"]["ece"] <= 1
+    assert "It is not known" not in said
+    code, said, complaint = program("findings", out, "--images", source)
+    assert code == 0, complaint
+    listed = json.loads((out / "sub-3_desc-label_findings.json").read_text())
+    whole = sum(f["volume_ml"] for f in listed["findings"])
+    assert whole == pytest.approx(sidecar["volumes_ml"]["1"], rel=1e-3)
+
+
 def test_samples_do_not_depend_on_their_number(run, program, tmp_path):
     words = ("sample", "--run", run, "sampler.steps=2")
     assert program(*words, "-n", 1, "-o", tmp_path / "one")[0] == 0

@@ -9,7 +9,7 @@ import torch
 from volumediff.condition import Condition
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import LEAST, Batch, Model
+from volumediff.model import LEAST, Batch, LabelProbabilities, Model
 from volumediff.networks.unet import UNet
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.samplers.ancestral import Ancestral
@@ -362,12 +362,12 @@ def test_sizes_that_the_stride_does_not_divide():
 # a law per voxel, from another network
 
 
-class Thresholds(torch.nn.Module):
+class Thresholds(LabelProbabilities):
     """Probabilities of two labels that follow from the image."""
 
     labels = (1, 2)
 
-    def probabilities(self, x):
+    def probabilities(self, x, condition):
         one = torch.sigmoid(4 * x)
         return torch.cat([1 - one, 0.75 * one, 0.25 * one], dim=1)
 
@@ -379,7 +379,7 @@ def test_states_end_in_the_probabilities_of_another_network():
     image = torch.linspace(-1, 1, 8).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 60, 60)
     condition = model.told(Condition(), (image,))
     assert condition.image.shape[1] == 3, "the image, and the probabilities of two labels"
-    p = Thresholds().probabilities(image)[:, 1:]
+    p = Thresholds().probabilities(image, condition)[:, 1:]
     floored = (1 - 3 * LEAST) * p + LEAST
     torch.testing.assert_close(condition.law, 2 * floored - 1)
     kernel = model.kernel_of(condition)

@@ -1,11 +1,15 @@
 """Segmentation methods of label kernels and loss terms, from their files: trained and used."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_runs import figures, tiny, write_data
 
+from volumediff.condition import Condition
 from volumediff.config import config_path, load
 from volumediff.errors import UsageError
+from volumediff.model import LEAST
 from volumediff.runs.trained import load_trained
 from volumediff.segmentation.method_files import load_segmenter
 from volumediff.settings.run_config import load_run_config
@@ -131,3 +135,41 @@ def test_networks_of_loss_terms_belong_to_the_run(data, tmp_path):
     assert names, "checkpoints hold them"
     assert any(not torch.equal(learnt[n].cpu(), fresh[n]) for n in names)
     assert task.target is task.model.network, "what another run begins with"
+
+
+def test_a_law_from_the_run_of_a_segmentation_network(data, tmp_path):
+    prior, run = tmp_path / "unet", tmp_path / "hidiff"
+    train(small(data, prior, "unet", "wavelet_64"))
+    words = (f"prior={prior}",)
+    train(small(data, run, "hidiff", "patch_64", *words))
+    assert (run / "borrowed" / "prior" / "weights.safetensors").is_file()
+    trained = load_trained(run)
+    assert not any(n.startswith("prior.") for n in trained.task.state()), "a copy is kept apart"
+    shutil.rmtree(prior)
+    model = load_trained(run).model.eval()
+    assert model.network.image_channels == 2
+    method = load_segmenter("hidiff", ["samples=2", "sampler.steps=2"])
+    x = torch.randn((1, 1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    found = method.segment(
+        model, x, foreground=torch.ones_like(x) > 0, spacing_mm=(3.0, 3.0, 3.0), key=1
+    )
+    assert found.probabilities.isfinite().all()
+    law = model.told(Condition(), (x,)).law
+    p = model.prior.probabilities(x, Condition())[:, 1:]
+    torch.testing.assert_close(law, 2 * ((1 - 2 * LEAST) * p + LEAST) - 1)
+    with pytest.raises(
+        UsageError, match=r"recipe.labels: expected that of prior = .*, \(1,\), got"
+    ):
+        build_task(load_run_config(run / "config.yaml", ["recipe.labels=[2]"]), run=run)
+
+
+def test_what_is_no_prior_is_refused(data, tmp_path):
+    with pytest.raises(UsageError, match=r"prior = .*none: no such run and no shipped method"):
+        build_task(load_run_config("patch_64", ["method=hidiff", f"prior={tmp_path}/none"]))
+    with pytest.raises(UsageError, match=r"no such run; train a segmentation network first"):
+        train(small(data, tmp_path / "run", "hidiff", "patch_64", f"prior={tmp_path}/unet"))
+    with torch.device("meta"):
+        build_task(load_run_config("wavelet_64", ["method=hidiff", "data.channels=[T1w]"]))
+    train(small(data, tmp_path / "other", "palette", "patch_64"))
+    with pytest.raises(UsageError, match="expected the run of a segmentation network, got one th"):
+        train(small(data, tmp_path / "run", "hidiff", "patch_64", f"prior={tmp_path}/other"))

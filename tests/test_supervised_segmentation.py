@@ -13,7 +13,10 @@ from volumediff.data.cases import Case
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.data.splits import split_cases
 from volumediff.errors import DataError, UsageError
+from volumediff.inference.options import SegmentOptions
+from volumediff.inference.segment import segment, segmenting
 from volumediff.kernels.gaussian import Gaussian
+from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
 from volumediff.optimization.rate import learning_rate
 from volumediff.recipes.label_diffusion import LabelDiffusion
@@ -128,34 +131,42 @@ SPACES = {
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_loss_is_the_weighted_sum_over_levels(name):
-    """Of logits that a coarse grid can hold, every level has those logits again."""
+    """Heads that give one class everywhere have its constant logits at their level."""
     space, recipe = SPACES[name](), LabelDiffusion(labels=(1,))
-    network = UNet(space.channels(1), space.channels(2), widths=(4, 4, 4), blocks=1, groups=2)
-    model = SupervisedSegmentation(space, network, recipe, deep_supervision=2)
-    # One class everywhere: at every level the constant logits of that class.
-    constant = torch.zeros(1, 2, 8, 8, 8)
-    constant[:, 1] = 2.0
-    sizes = [model._coarse((8, 8, 8), level) for level in range(3)]
-    states = [space.analysis(constant[..., : s[0], : s[1], : s[2]]) for s in sizes]
+    planar = name == "slices"
+    kind, shape = Pseudo3D if planar else UNet, (8, 6, 4)
     k = space.channels(2)
-    with torch.no_grad():
-        network.hourglass.head.bias.copy_(states[0].mean((0, 2, 3, 4)))
-        for head, state in zip(network.hourglass.sides.heads, states[1:], strict=True):
-            head.bias.copy_(state.mean((0, 2, 3, 4)))
-    assert k == states[0].shape[1]
-    x = draw(1, 1, 8, 8, 8).float()
+    network = kind(space.channels(1), k, widths=(4, 4, 4), blocks=1, groups=2)
+    model = SupervisedSegmentation(space, network, recipe, deep_supervision=2)
+    # Slices are stacked along w, where the network does not change the grid.
+    sizes = [shape, (4, 3, 4 if planar else 2), (2, 2, 4 if planar else 1)]
+    body, constants = network.hourglass, (2.0, 0.5, -1.0)
+    heads = (body.head, *body.sides.heads)
+    for constant, size, head in zip(constants, sizes, heads, strict=True):
+        logits = torch.zeros(1, 2, *size)
+        logits[:, 1] = constant
+        bias = head.in_plane.bias if planar and head is body.head else head.bias
+        with torch.no_grad():
+            bias.copy_(space.analysis(logits).mean((0, 2, 3, 4)))
+    x = draw(1, 1, *shape).float()
     z = model.encode(x)
-    found = model.logits(z, (8, 8, 8), keys=(1,), levels=[0.0])
+    found = model.logits(z, shape, keys=(1,), levels=[0.0])
     assert [tuple(each.shape[2:]) for each in found] == sizes
-    for each in found:
-        torch.testing.assert_close(each, constant[..., :1, :1, :1].expand_as(each))
+    for each, constant in zip(found, constants, strict=True):
+        expected = torch.tensor([0.0, constant]).view(1, 2, 1, 1, 1)
+        torch.testing.assert_close(each, expected.expand_as(each))
     batch = build_batch(x, labels=(x > 0)[:, 0].long())
     shares = model.shares(batch.x)
-    single = [model.criterion(e, averaged(shares, model._cell(i))) for i, e in enumerate(found)]
-    expected = sum(w * one for w, one in zip(level_weights(2), single, strict=True))
+    cells = [(1, 1, 1), *((f, f, 1 if planar else f) for f in (2, 4))]
+    single = [
+        model.criterion(each, averaged(shares, cell))
+        for each, cell in zip(found, cells, strict=True)
+    ]
+    assert abs(float(single[0] - single[1])) > 0.1
+    expected = (4 * single[0] + 2 * single[1] + single[2]) / 7
     torch.testing.assert_close(model.loss(batch), expected)
     model.eval()
-    assert len(model.logits(z, (8, 8, 8), keys=(1,), levels=[0.0])) == 1
+    assert len(model.logits(z, shape, keys=(1,), levels=[0.0])) == 1
 
 
 def build_batch(x, labels):
@@ -328,6 +339,7 @@ def test_the_method_on_every_pipeline(pipeline):
             ["recipe=healthy"],
             "recipe: expected label_diffusion, which says the labels, got healthy",
         ),
+        (["recipe.raters=consensus"], r"recipe\.raters: expected raters that say no level"),
         (["supervision={dice: 0, cross_entropy: 0}"], "supervision: expected dice or cross_ent"),
         (["supervision.levels=[0.1]"], r"supervision\.levels: expected a kernel .* got \[0.1\]"),
         (["supervision.deep_supervision=2"], "network: expected 1 to 1 heads below the finest"),
@@ -438,3 +450,65 @@ def test_a_segmentation_of_as_many_labels_gives_its_last_layers_too(trained, dat
     warm_start(task, trained, said.append)
     assert said[1].endswith("new: hourglass.act, hourglass.head")
     assert bool(task.loss("network", task.batch((8, 8, 8), 1)).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_ensemble", "rousseau", "alshenoudy_finetune"])
+def test_the_methods_are_trained_and_used_as_their_files_say(name, data, tmp_path):
+    words = ["network={name: unet, widths: [4, 8], blocks: 1, groups: 2}", "memory.dtype=float32"]
+    words += ["data.preprocessing={shape: [8, 8, 8]}", "crop=null", f"data.root={data}"]
+    words += ["optim.steps=2", "optim.warmup=0", "validation={every: 2}", "data.split.folds=2"]
+    if name in ("rousseau", "alshenoudy_finetune"):
+        of = train(load_run_config("patch_64", [*words, f"output={tmp_path / 'of'}"]))
+        words.append(f"start_from={of}")
+    words = [f"method={name}", *words, f"output={tmp_path / 'run'}"]
+    run = load_trained(train(load_run_config("patch_64", words)), device="cpu")
+    assert run.config.method == name
+    segmenter = load_segmenter(name)
+    segmenter.check(run.model)
+    found = segmenter.segment(
+        run.model,
+        draw(1, 1, 8, 8, 8).float().clamp(-1, 1),
+        foreground=torch.ones(1, 1, 8, 8, 8, dtype=torch.bool),
+        spacing_mm=(3.0, 3.0, 3.0),
+        key=1,
+    )
+    assert found.probabilities.isfinite().all()
+
+
+def test_runs_of_several_folds_segment_together(trained, data, tmp_path):
+    other = train(tiny(data, tmp_path / "other", *WORDS, "seed=1", "optim.steps=8"))
+    runs = [load_trained(run, device="cpu") for run in (trained, other)]
+    words = (f"ensemble=[{{name: members, runs: [{other}]}}]",)
+    work = segmenting(runs[0], SegmentOptions(method="unet", overrides=words))
+    x = draw(1, 1, 8, 8, 8).float().clamp(-1, 1)
+    inside = torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)
+    found = work.segmenter.segment(
+        runs[0].model, x, foreground=inside, spacing_mm=(3.0, 3.0, 3.0), key=1
+    )
+    each = [r.model.memberships(r.model.encode(x), (8, 8, 8), keys=[0]) for r in runs]
+    assert not torch.allclose(*each)
+    torch.testing.assert_close(found.probabilities, (each[0] + each[1]) / 2)
+    assert runs[1].digest in work.settings["method"], "results depend on the weights of all"
+    summary = segment(
+        runs[0],
+        data / "sub-00_T1w.nii.gz",
+        tmp_path / "out",
+        SegmentOptions(method="unet", overrides=words),
+        report=lambda line: None,
+    )
+    assert not summary.failed
+    (sidecar,) = (tmp_path / "out").rglob("*_dseg.json")
+    facts = json.loads(sidecar.read_text())
+    assert facts["network_calls"] == 2
+    assert [m["weights_sha256"] for m in facts["members"]] == [runs[1].digest]
+    # refused: the run again, and runs that see other volumes
+    again = (f"ensemble=[{{name: members, runs: [{trained}]}}]",)
+    with pytest.raises(UsageError, match="which is a member by itself"):
+        segmenting(runs[0], SegmentOptions(method="unet", overrides=again))
+    low = "data.preprocessing.intensity={name: percentile, low: 1.0}"
+    unlike = train(tiny(data, tmp_path / "unlike", *WORDS, low, "optim.steps=1"))
+    words = (f"ensemble=[{{name: members, runs: [{unlike}]}}]",)
+    with pytest.raises(UsageError, match=r"unlike: expected the data\.preprocessing of .*run, "):
+        segmenting(runs[0], SegmentOptions(method="unet", overrides=words))
+    with pytest.raises(UsageError, match="expected runs that differ, at least one"):
+        load_segmenter("unet", ["ensemble=[{name: members, runs: []}]"])

@@ -308,6 +308,12 @@ def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
             f"recipe: expected label_diffusion, which says the labels, got "
             f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
         )
+    if recipe.tells:
+        return (
+            "recipe.raters: expected raters that say no level of agreement for a supervised "
+            "segmentation, got consensus, which asks for a model of every level; use majority or "
+            "drawn."
+        )
     if not space.exact:
         return (
             "space: expected voxels, wavelets or slices of them for a supervised segmentation, "

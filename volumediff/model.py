@@ -7,10 +7,11 @@ with per-sample losses and noise that depend on a sample's key alone, so that ba
 and ordered in any way.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,18 +46,23 @@ TINY = 1e-6  # share of a region that a crop may miss; its loss is then 0
 LEAST = 1e-3
 
 
-@runtime_checkable
-class LabelProbabilities(Protocol):
-    """What gives probabilities of labels, such as a supervised segmentation network.
+class LabelProbabilities(nn.Module):
+    """What gives probabilities of labels, such as a supervised segmentation network."""
 
-    Attributes:
-        labels: label values in the order of its channels, without the background
-    """
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[int, ...]:
+        """Label values in the order of its channels, without the background."""
 
-    labels: tuple[int, ...]
+    @abstractmethod
+    def probabilities(
+        self, x: Volume, condition: Condition = UNCONDITIONAL
+    ) -> Float[Tensor, "b _ d h w"]:
+        """Of background and labels, in this order; they sum to 1.
 
-    def probabilities(self, x: Volume) -> Float[Tensor, "b _ d h w"]:
-        """Of background and labels, in this order; they sum to 1."""
+        Arguments:
+            condition: of the volumes, with the coordinates of crops
+        """
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Model(nn.Module):
         losses: terms beside the kernel's own loss
         kernel_weight: of the kernel's own loss
         sides: networks of the terms, by their place in `losses`
-        prior: gives the law that labels end in, per voxel; has `probabilities`
+        prior: gives the law that labels end in, per voxel
     """
 
     diffuses: ClassVar[bool] = True
@@ -137,7 +143,7 @@ class Model(nn.Module):
         losses: Sequence[LossTerm] = (),
         kernel_weight: float = 1.0,
         sides: Mapping[int, nn.Module] | None = None,
-        prior: nn.Module | None = None,
+        prior: LabelProbabilities | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -234,16 +240,16 @@ class Model(nn.Module):
         if mask is not None:
             parts.append(frame.mask(mask))
         if self.prior is not None and images:
-            law = self._law(images[0])
+            law = self._law(images[0], condition)
             parts.append(frame.encode(law))
             condition = condition.replace(law=self.encode(law))
         return condition.replace(image=torch.cat(parts, dim=1)) if parts else condition
 
     @torch.no_grad()
-    def _law(self, image: Volume) -> Float[Tensor, "b _ d h w"]:
+    def _law(self, image: Volume, condition: Condition) -> Float[Tensor, "b _ d h w"]:
         """What the labels of a volume end in, coded as they are, in voxels."""
         assert self.prior is not None, "told"
-        p = self.prior.probabilities(image).float()
+        p = self.prior.probabilities(image, condition).float()
         p = (1 - LEAST * p.shape[1]) * p + LEAST
         # bits have no background, and classes have one
         p = p if self.recipe.grouped else p[:, 1:]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel
-from volumediff.model import Batch, full_coordinates, state_noise
+from volumediff.model import Batch, LabelProbabilities, full_coordinates, state_noise
 from volumediff.networks._base import Network
 from volumediff.noise import GaussianNoise, Noise
 from volumediff.randomness import uniform
@@ -97,7 +97,7 @@ def averaged(shares: Classes, cell: Shape) -> Float[Tensor, "b l d2 h2 w2"]:
     return F.avg_pool3d(shares, (d, h, w), (d, h, w), ceil_mode=True)
 
 
-class SupervisedSegmentation(nn.Module):
+class SupervisedSegmentation(LabelProbabilities):
     """p(m | x), as a state space and a network.
 
     Arguments:
@@ -153,6 +153,34 @@ class SupervisedSegmentation(nn.Module):
     def classes(self) -> int:
         """Labels and background."""
         return len(self.recipe.labels) + 1
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Label values in the order of the classes, without the background."""
+        return self.recipe.labels
+
+    def probabilities(
+        self, x: Float[Tensor, "b c d h w"], condition: Condition = UNCONDITIONAL
+    ) -> Classes:
+        """Of background and labels, in this order: what other models take as a law of labels.
+
+        Arguments:
+            condition: coordinates of crops, on the grid of this model's states
+
+        Raises:
+            ValueError: coordinates are on another grid
+        """
+        z, place = self.encode(x), condition.coordinates
+        if place is not None and self.network.coordinates and place.shape[2:] != z.shape[2:]:
+            raise ValueError(
+                f"expected coordinates on the grid {tuple(z.shape[2:])} of the segmentation "
+                f"network, got {tuple(place.shape[2:])}; train it with the same space, or whole "
+                "volumes (crop=null)."
+            )
+        d, h, w = x.shape[2:]
+        told = Condition(coordinates=place)
+        p = self.memberships(z, (d, h, w), keys=[0] * len(z), condition=told)
+        return torch.cat([(1 - p.sum(1, keepdim=True)).clamp(min=0), p], dim=1)
 
     def encode(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d2 h2 w2"]:
         """The state of a volume."""

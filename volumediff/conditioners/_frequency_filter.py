@@ -21,7 +21,7 @@ from volumediff.networks._layers import whole
 
 __all__ = ["FrequencyFilter"]
 
-AT_ONCE = 16  # channels that are transformed together: complex spectra are large
+AT_ONCE = 4  # channels that are transformed together: their complex spectra are large
 
 
 class FrequencyFilter(nn.Module):

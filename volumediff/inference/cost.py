@@ -27,25 +27,27 @@ class Cost:
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[Cost]:
+def counted(model: nn.Module, *others: nn.Module) -> Iterator[Cost]:
     """Counts what happens inside the block; `peak_gb` is known at its end.
 
     Arguments:
         model: whose part `counted` is counted, or the module itself where it names none
+        others: that work beside it on the same device
     """
-    network = getattr(model, "counted", model)
+    networks = [getattr(each, "counted", each) for each in (model, *others)]
     device = next(model.parameters(), torch.empty(0)).device
     cost = Cost()
 
     def count(network: nn.Module, arguments: tuple[Any, ...]) -> None:
         cost.network_calls += len(arguments[0])
 
-    handle = network.register_forward_pre_hook(count)
+    handles = [network.register_forward_pre_hook(count) for network in networks]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         yield cost
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         if device.type == "cuda":
             cost.peak_gb = torch.cuda.max_memory_allocated(device) / 1e9

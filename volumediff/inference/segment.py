@@ -15,7 +15,8 @@ seen-<hash>.json                      subjects that the weights were trained on
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
 from volumediff.inference.cost import Cost, counted
+from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import Writer, write_json
@@ -143,12 +145,21 @@ class Segmented:
 
 @dataclass(frozen=True, eq=False)
 class Segmenting:
-    """A settled segmentation: everything that the results of a call have in common."""
+    """A settled segmentation: everything that the results of a call have in common.
+
+    Arguments:
+        trained: the run
+        method: its name
+        segmenter: the method
+        options: of the call
+        others: runs beside it, of an ensemble
+    """
 
     trained: Trained
     method: str
     segmenter: Segmenter
     options: SegmentOptions
+    others: tuple[Trained, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -174,7 +185,7 @@ class Segmenting:
         d, h, w = ready.x.shape[1:]
         with (
             explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
-            counted(trained.model) as cost,
+            counted(trained.model, *(other.model for other in self.others)) as cost,
         ):
             found = self.segmenter.segment(
                 trained.model,
@@ -197,10 +208,11 @@ class Segmenting:
             **trained.task.facts,
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
+            "members": [provenance(other) for other in self.others],
             **provenance(trained),
         }
         grid = InputGrid(trained.preprocessing, ready.record)
-        seen = seen_by(trained.run)
+        seen = reduce(or_, (seen_by(each.run) for each in (trained, *self.others)))
         return Segmented(examination, found, grid, ready.spacing_mm, facts, cost, seen)
 
 
@@ -228,8 +240,9 @@ def segmenting(
     except ValueError as error:
         reason = f"does not suit {trained.run}: {error}"
         raise UsageError(f"method '{method}': {reason}") from None
+    segmenter, others = with_members(trained, segmenter)
     segmenter = fitted(trained, segmenter, seed=options.seed, report=announce)
-    return Segmenting(trained, method, segmenter, options)
+    return Segmenting(trained, method, segmenter, options, others)
 
 
 def segment(

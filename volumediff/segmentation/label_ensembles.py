@@ -3,6 +3,7 @@
 flips       mirrored volumes, mirrored back
 times       noise levels, for predictors that look at noisy volumes
 consensus   levels of agreement among readers, for runs that are told one
+members     other runs, such as those of the other folds
 heads       heads that were trained side by side, for probes
 
 Every member of a method is one combination of a seed and a change of each factor.
@@ -10,17 +11,41 @@ Every member of a method is one combination of a seed and a change of each facto
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import ClassVar
 
+from torch import nn
+
 from volumediff import randomness
-from volumediff.component import Component
+from volumediff.component import Component, handed_in
 from volumediff.segmentation.draw import Draw
 
-__all__ = ["Consensus", "Flips", "Heads", "LabelEnsemble", "Times", "members"]
+__all__ = [
+    "Consensus",
+    "Flips",
+    "Heads",
+    "LabelEnsemble",
+    "LentModel",
+    "Members",
+    "Times",
+    "members",
+]
 
 AXES = "dhw"
+
+
+@dataclass(frozen=True, eq=False)
+class LentModel:
+    """The model of another run.
+
+    Arguments:
+        digest: SHA-256 of its weights
+        model: what its task trains, in evaluation mode
+    """
+
+    digest: str
+    model: nn.Module = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,11 @@ class LabelEnsemble(Component):
     """
 
     agreement: ClassVar[bool] = False
+
+    @property
+    def lent(self) -> tuple["LentModel", ...]:
+        """Models that members may ask in place of the method's own."""
+        return ()
 
     @abstractmethod
     def changes(self, draw: Draw) -> Sequence[Draw]:
@@ -109,6 +139,36 @@ class Consensus(LabelEnsemble):
             replace(draw, level=c / self.readers, key=randomness.key(draw.key, "consensus", c))
             for c in range(1, self.readers + 1)
         ]
+
+
+@dataclass(frozen=True)
+class Members(LabelEnsemble):
+    """The run itself and other runs, which must tell the same labels apart on the same grid; all
+    draw alike.
+
+    Arguments:
+        runs: folders of the other runs
+
+    References:
+        Isensee et al. (2021), nnU-Net, Nature Methods 18: the networks of five folds
+    """
+
+    runs: tuple[str, ...]
+    models: tuple[LentModel, ...] = handed_in(())
+
+    def __post_init__(self) -> None:
+        if not self.runs or len(set(self.runs)) < len(self.runs):
+            raise ValueError(
+                f"expected runs that differ, at least one, got {list(self.runs)}; give the "
+                "folders of the other runs, ensemble=[{name: members, runs: [RUN, RUN]}]."
+            )
+
+    @property
+    def lent(self) -> tuple[LentModel, ...]:
+        return self.models
+
+    def changes(self, draw: Draw) -> Sequence[Draw]:
+        return [replace(draw, member=i) for i in range(len(self.runs) + 1)]
 
 
 @dataclass(frozen=True)

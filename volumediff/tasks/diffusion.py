@@ -146,7 +146,7 @@ class DiffusionTask(Task):
         borrowed = None
         if config.prior is not None:
             require(prior_problem(recipe, state, kernel), UsageError)
-            borrowed = prior_of(config.prior, run, labels=recipe.labels)
+            borrowed = prior_of(config.prior, run, labels=recipe.labels, data=config.data)
         try:
             k = state.channels(recipe.channels(c))
             image_channels = sum(space.image_channels(n) for n in recipe.image_channels(c))

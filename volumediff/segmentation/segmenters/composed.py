@@ -25,7 +25,7 @@ from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
-from volumediff.segmentation.label_ensembles import LabelEnsemble, members
+from volumediff.segmentation.label_ensembles import LabelEnsemble, Members, members
 from volumediff.segmentation.label_fusions import Fusing, LabelFusion, Mean, every_class
 from volumediff.segmentation.label_posts import LabelPost
 from volumediff.segmentation.predictors._base import Image, Predictor
@@ -101,6 +101,9 @@ class Composed(Component, Segmenter):
                 f"got {self.samples}."
             )
 
+        if sum(isinstance(factor, Members) for factor in self.ensemble) > 1:
+            raise ValueError("ensemble: expected members once, got it twice; name all runs in it.")
+
     def check(self, model: nn.Module) -> None:
         self.predictor.check(model)
         require(level_problem(model, levels=any(factor.agreement for factor in self.ensemble)))
@@ -157,10 +160,12 @@ class Composed(Component, Segmenter):
     def _members(
         self, model: nn.Module, image: Image, draws: Sequence[Draw], fusing: Fusing
     ) -> Iterator[tuple[Draw, Float[Tensor, "l d h w"]]]:
-        """The members one at a time, those of the same flip together, mirrored back."""
-        ordered = sorted(draws, key=lambda draw: draw.flips)
-        for flips, same in groupby(ordered, key=lambda draw: draw.flips):
+        """The members one at a time, those of the same run and flip together, mirrored back."""
+        models = [model, *(lent.model for factor in self.ensemble for lent in factor.lent)]
+        ordered = sorted(draws, key=_prepared_for)
+        for (run, flips), same in groupby(ordered, key=_prepared_for):
             dims = [axis - 3 for axis in flips]
+            model = models[run]
             prepared = self.predictor.prepare(model, image.flipped(flips))
 
             def estimate(
@@ -200,3 +205,8 @@ def _information(
 ) -> Float[Tensor, "1 1 d h w"]:
     """Entropy of the mean member less the mean entropy of the members."""
     return (entropy_of(every_class(mean)[None]) - unsure).clamp(min=0)
+
+
+def _prepared_for(draw: Draw) -> tuple[int, tuple[int, ...]]:
+    """What members share."""
+    return draw.member, draw.flips
