@@ -50,7 +50,7 @@ import yaml
 
 Parts = Mapping[str, Path]
 
-PROBE = (2, 8)  # steps of the two short runs
+PROBE = (2, 20)  # steps of the two short runs
 READER = re.compile(r"_reader-\d+_mask")
 
 

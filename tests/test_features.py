@@ -287,3 +287,16 @@ def test_recomputation_and_layout_change_nothing():
     told = {"levels": ["encoder", "decoder"], "times": (0.3,), "points": centres(SHAPE)[::11]}
     rows = [feature_rows(m, volume(), Condition(), **told) for m in (plain, other)]
     torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_is_kept_does_not_change_while_the_network_goes_on(network):
+    """Guided networks work in place on what their blocks end with."""
+    model, x = model_of(network), volume()
+    names = tap_names(model.network, ["encoder", "middle", "decoder"])
+    maps = feature_maps(model, x, Condition(), levels=names, t=0.3)
+    noise = model.noise((key("features"),), (1, *SHAPE))(0)
+    z_t = model.kernel.corrupt(x, torch.tensor([0.3], dtype=torch.float64), noise)
+    expected, _ = held(model, z_t, 0.3, names)
+    for name, found in zip(names, maps, strict=True):
+        assert torch.equal(found.values, expected[name][0].movedim(0, -1)), name

@@ -21,6 +21,7 @@ from volumediff.pretexts.rotation import WAYS, Rotation, cube, turned
 from volumediff.pretexts.simclr import SimCLR, contrast
 from volumediff.pretraining import NetworkEncoder, Pretraining
 from volumediff.runs.trained import load_trained
+from volumediff.settings.run_config import load_run_config
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import build_task, load_task, warm_start
@@ -360,3 +361,21 @@ def test_a_segmentation_begins_with_the_encoder(name, data, tmp_path):
 def test_what_cannot_be_trained_is_refused(data, tmp_path, words, message):
     with pytest.raises(UsageError, match=message):
         build_task(tiny(data, tmp_path / "run", *WORDS, "pretext=rotation", *words))
+
+
+@pytest.mark.parametrize("pipeline", ["patch_64", "wavelet_64", "pseudo3d_64", "latent_64"])
+def test_pipelines_are_taken_as_they_are(pipeline):
+    """Their noise is not used; where they have coordinates, the network goes without."""
+    config = load_run_config(pipeline, ["task=pretraining", "pretext=byol"])
+    if pipeline == "latent_64":
+        with pytest.raises(UsageError, match=r"^space: expected voxels, wavelets or slices"):
+            build_task(config)
+        return
+    with torch.device("meta"):
+        task = build_task(config)
+    assert not task.backbone.network.coordinates
+    with torch.device("meta"):
+        segments = build_task(load_run_config(pipeline, ["method=ssl_byol"]))
+    mine = dict(segments.backbone.network.named_parameters())
+    shared = {n for n, p in task.backbone.network.named_parameters() if p.requires_grad}
+    assert shared <= set(mine), "what is learnt has the same names in the segmentation"

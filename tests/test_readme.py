@@ -96,3 +96,19 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command[1] == 'pip install ".[test]" && pytest -n auto --dist loadfile'
     ci = (Path(__file__).parents[1] / ".ci/run").read_text(encoding="utf-8")
     assert "test-command" in ci
+
+
+def test_the_table_of_segmentation_methods_is_what_info_says():
+    from volumediff.commands._method_matrix import segmentation
+
+    marks = r"<!-- segmentation-methods -->\n(.*?)<!-- /segmentation-methods -->"
+    section = re.search(marks, README, re.DOTALL)
+    assert section
+    head, _, *lines = [line for line in section[1].splitlines() if line.startswith("|")]
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    shown = {}
+    for line in lines:
+        cells = dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
+        shown[cells["method"].strip("`")] = {c: cells[c] == "✓" for c in columns[3:]}
+    expected = {m: {p: why == "ok" for p, why in r.items()} for m, r in segmentation().items()}
+    assert shown == expected

@@ -10,7 +10,7 @@ from volumediff import config
 from volumediff.codings.distance import Distance
 from volumediff.codings.one_hot import OneHot
 from volumediff.codings.signed import Signed
-from volumediff.config import shipped
+from volumediff.config import config_path, load, shipped
 from volumediff.errors import UsageError
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -366,7 +366,10 @@ def test_pieces_are_counted_in_millilitres():
 @pytest.mark.parametrize("name", shipped("segmentation"))
 def test_shipped_methods_build(name):
     assert isinstance(load_segmenter(name), Composed)
-    load_run_config("wavelet_64", [f"method={name}", "data.root=x"])
+    only = load(config_path("segmentation", name)).get("only_for", {})
+    pipelines = {"latent": "latent_64", "pseudo3d": "pseudo3d_64", "voxel": "patch_64"}
+    pipeline = next((pipelines[v] for v in only.values() if v in pipelines), "wavelet_64")
+    load_run_config(pipeline, [f"method={name}", "data.root=x"])
 
 
 def test_words_change_a_method():

@@ -16,6 +16,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.inference.options import SegmentOptions
 from volumediff.inference.segment import segment, segmenting
 from volumediff.kernels.gaussian import Gaussian
+from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
 from volumediff.optimization.rate import learning_rate
 from volumediff.recipes.label_diffusion import LabelDiffusion
@@ -130,34 +131,42 @@ SPACES = {
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_loss_is_the_weighted_sum_over_levels(name):
-    """Of logits that a coarse grid can hold, every level has those logits again."""
+    """Heads that give one class everywhere have its constant logits at their level."""
     space, recipe = SPACES[name](), LabelDiffusion(labels=(1,))
-    network = UNet(space.channels(1), space.channels(2), widths=(4, 4, 4), blocks=1, groups=2)
-    model = SupervisedSegmentation(space, network, recipe, deep_supervision=2)
-    # One class everywhere: at every level the constant logits of that class.
-    constant = torch.zeros(1, 2, 8, 8, 8)
-    constant[:, 1] = 2.0
-    sizes = [model._coarse((8, 8, 8), level) for level in range(3)]
-    states = [space.analysis(constant[..., : s[0], : s[1], : s[2]]) for s in sizes]
+    planar = name == "slices"
+    kind, shape = Pseudo3D if planar else UNet, (8, 6, 4)
     k = space.channels(2)
-    with torch.no_grad():
-        network.hourglass.head.bias.copy_(states[0].mean((0, 2, 3, 4)))
-        for head, state in zip(network.hourglass.sides.heads, states[1:], strict=True):
-            head.bias.copy_(state.mean((0, 2, 3, 4)))
-    assert k == states[0].shape[1]
-    x = draw(1, 1, 8, 8, 8).float()
+    network = kind(space.channels(1), k, widths=(4, 4, 4), blocks=1, groups=2)
+    model = SupervisedSegmentation(space, network, recipe, deep_supervision=2)
+    # Slices are stacked along w, where the network does not change the grid.
+    sizes = [shape, (4, 3, 4 if planar else 2), (2, 2, 4 if planar else 1)]
+    body, constants = network.hourglass, (2.0, 0.5, -1.0)
+    heads = (body.head, *body.sides.heads)
+    for constant, size, head in zip(constants, sizes, heads, strict=True):
+        logits = torch.zeros(1, 2, *size)
+        logits[:, 1] = constant
+        bias = head.in_plane.bias if planar and head is body.head else head.bias
+        with torch.no_grad():
+            bias.copy_(space.analysis(logits).mean((0, 2, 3, 4)))
+    x = draw(1, 1, *shape).float()
     z = model.encode(x)
-    found = model.logits(z, (8, 8, 8), keys=(1,), levels=[0.0])
+    found = model.logits(z, shape, keys=(1,), levels=[0.0])
     assert [tuple(each.shape[2:]) for each in found] == sizes
-    for each in found:
-        torch.testing.assert_close(each, constant[..., :1, :1, :1].expand_as(each))
+    for each, constant in zip(found, constants, strict=True):
+        expected = torch.tensor([0.0, constant]).view(1, 2, 1, 1, 1)
+        torch.testing.assert_close(each, expected.expand_as(each))
     batch = build_batch(x, labels=(x > 0)[:, 0].long())
     shares = model.shares(batch.x)
-    single = [model.criterion(e, averaged(shares, model._cell(i))) for i, e in enumerate(found)]
-    expected = sum(w * one for w, one in zip(level_weights(2), single, strict=True))
+    cells = [(1, 1, 1), *((f, f, 1 if planar else f) for f in (2, 4))]
+    single = [
+        model.criterion(each, averaged(shares, cell))
+        for each, cell in zip(found, cells, strict=True)
+    ]
+    assert abs(float(single[0] - single[1])) > 0.1
+    expected = (4 * single[0] + 2 * single[1] + single[2]) / 7
     torch.testing.assert_close(model.loss(batch), expected)
     model.eval()
-    assert len(model.logits(z, (8, 8, 8), keys=(1,), levels=[0.0])) == 1
+    assert len(model.logits(z, shape, keys=(1,), levels=[0.0])) == 1
 
 
 def build_batch(x, labels):

@@ -212,6 +212,12 @@ class SegmentationResult:
         """Entropy of the label in nats."""
         return self._home(self.segmented.grid.image(self.segmented.found.entropy[0]))
 
+    @cached_property
+    def mutual_information(self) -> Float[np.ndarray, "i j k"] | None:
+        """How much the members of an ensemble disagree, in nats; None for one answer."""
+        found = self.segmented.found.mutual_information
+        return None if found is None else self._home(self.segmented.grid.image(found[0]))
+
     @property
     def volumes_ml(self) -> dict[int, float]:
         """Volume of each label in millilitres."""

@@ -39,6 +39,7 @@ from volumediff.storage.records import read_text
 __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config", "with_words"]
 
 DEFAULT = "diffusion"
+NO_CALIBRATION = {"data": {"split": {"calibration": 0.0}}}
 # Folders of shipped configurations of runs; the first is that of the default task.
 FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters", "probes")
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
@@ -119,7 +120,8 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     method that builds on a run of the pipeline says under `builds_on` which key names it: it is
     the folder that the pipeline alone would have trained into, and the name of the method is
     added to that of the new run. A method that is about one kind of pipeline says under `only_for`
-    which components the configuration must have in the end.
+    which components the configuration must have in the end. No volumes are kept for calibration,
+    which is about maps of anomalies, unless words ask for some.
 
     Raises:
         UsageError: no such method, a configuration that it is not for, or an override that is no
@@ -128,7 +130,7 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     names = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "method"]
     if names and names[-1] != "null":
         method = load(config_path("segmentation", names[-1]))
-        tree = overlaid(tree, method.get("train") or {})
+        tree = overlaid(overlaid(tree, NO_CALIBRATION), method.get("train") or {})
         if "builds_on" in method:
             own = tree.get("output", str(RunConfig.model_fields["output"].default))
             words = [f"{method['builds_on']}={own}", f"output={own}_{Path(names[-1]).stem}"]

@@ -4,6 +4,8 @@ diffusion           a diffusion model of volumes, labels or anomalies, as its re
 autoencoder         an autoencoder or another network that reconstructs volumes
 state_classifier    a classifier of the noisy states of a diffusion run
 residual_segmenter  a network that segments by volumes and their reconstructions of a diffusion run
+segmentation        a network that learns labels by itself, perhaps from a diffusion run onwards
+pretraining         the encoder of a network, from volumes without labels
 probe               heads that read labels from the features of a frozen diffusion run
 
 The file name is what `task:` in a configuration says. Another task is one more file with a class
