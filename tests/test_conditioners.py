@@ -174,6 +174,17 @@ def test_filter_is_the_same_function_of_frequency_on_every_grid():
     torch.testing.assert_close(gains[0], between.detach(), rtol=0, atol=1e-12)
 
 
+def test_frequencies_are_periodic():
+    """-1/16 lies between 7/8 and 1 = 0 of a grid of eighths."""
+    made, n = response(8), 16
+    d, h, w = torch.meshgrid(*(torch.arange(n, dtype=torch.float64),) * 3, indexing="ij")
+    wave = torch.cos(2 * math.pi * (-d + 2 * h + 2 * w) / 16).expand(1, 2, n, n, n)
+    gain = 2 * torch.fft.rfftn(made(wave), dim=(2, 3, 4))[0, :, -1, 2, 2] / n**3
+    weight = torch.complex(made.real, made.imaginary)[:, :, 1, 1]
+    expected = (weight[:, 7] + weight[:, 0]) / 2
+    torch.testing.assert_close(gain.detach(), expected.detach(), rtol=0, atol=1e-12)
+
+
 def test_filter_within_slices_keeps_them_apart():
     torch.manual_seed(0)
     made = filled(FrequencyFilter(2, grid=4, plane=True), std=1.0)

@@ -38,7 +38,9 @@ ROWS = 2048  # frequencies whose affinities are computed together
 class SpectrumConditioner(Conditioner):
     """Spectrum-space transformer (SS-Former) between the two stages at the network's bottom.
 
-    Its affinities are those of all pairs of voxels of the coarsest grid.
+    Its affinities are those of all pairs of voxels of the coarsest grid. It tells the state what
+    is in the image, and hardly where: alone, a small network did not learn to find a sphere with
+    it (Dice 0 after 200 steps, with concat 0.97). Use it in a chain beside concat or anchor.
 
     References:
         Wu et al. (2023), MedSegDiff-V2, arXiv:2301.11798, equations 5 to 9; an interpretation
