@@ -92,7 +92,8 @@ def test_parts_that_do_not_fit_are_refused():
     assert "kernel.classes: expected 3, those of the coding, got 2" in text
     text = why("method=berdiff", "recipe.coding={name: signed, absent: 0}")
     assert "use recipe.coding=signed for bits" in text
-    assert "in one channel each; use x0" in why("method=berdiff", "recipe.coding=one_hot")
+    text = why("method=berdiff", "recipe.coding=one_hot", "kernel.prediction=xor")
+    assert "in one channel each; use x0" in text
     text = why("method=palette", "kernel.variance=learned")
     assert "losses: expected vlb for a kernel that learns the variance" in text
     text = why("method=palette", "losses=[vlb]")

@@ -324,7 +324,9 @@ def test_crops_carry_the_readers(parallel, tmp_path):
         }
         entry = cache.entry(case.id, {}, lambda a=arrays: (a, {"spacing_mm": [1, 1, 1]}))
         volumes.append(TrainingVolume(case.id, {}, entry))
-    keyed = Keyed(volumes, Opinions(), 0, Statistics({}), crop=Crop((4, 4, 4), (1, 1, 1)))
+    mirrored = Augmentation(flip=(0, 1, 2))
+    crop = Crop((4, 4, 4), (1, 1, 1))
+    keyed = Keyed(volumes, Opinions(), 0, Statistics({}), crop=crop, augment=mirrored)
     sizes = set()
     for epoch in range(8):
         sample = keyed[epoch, 0]

@@ -226,7 +226,11 @@ def test_the_report_shows_tables_panels_and_samples(tmp_path):
     for text in ("panoptic quality", "Dice, label by label", "against m", "readers and samples"):
         assert text in html
     assert html.index("<h3>p3</h3>") < html.index("<h3>p0</h3>")  # the lowest Dice first
-    assert html.count("data:image/png;base64,") == 12  # planes and samples of six cases
+    # planes and samples of six cases, reliability and risk-coverage
+    assert html.count("data:image/png;base64,") == 14
+    assert {"label_reliability.png", "label_risk_coverage.png"} <= {
+        p.name for p in (tmp_path / "e").iterdir()
+    }
     described = json.loads(re.search(r'id="cases">(.*?)</script>', html, re.DOTALL)[1])
     assert described[0]["labels"]
     assert described[0]["maps"] == ["probability of 1", "probability of 2", "entropy"]

@@ -350,6 +350,7 @@ def evaluate(
     if output is None:
         return found
     from volumediff.reporting.curves import write_curves
+    from volumediff.reporting.segmentation_curves import write_label_curves
     from volumediff.storage.folder import made
 
     target = made(output)
@@ -359,7 +360,7 @@ def evaluate(
         content["segmentation"] = segmentation_values(labelled)
         content["segmentation_details"] = segmentation_details(labelled)
     write_json(target / "evaluation.json", content)
-    pictures = write_curves(target, maps) if maps else []
+    pictures = write_curves(target, maps) + write_label_curves(target, labelled)
     if html:
         report_of(target / "report.html", found, truth, by=by, layout=spec, pictures=pictures)
     return found

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from volumediff.storage.atomic import atomic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["write_curves"]
+__all__ = ["curve_picture", "write_curves"]
 
 # False positives per volume that are shown: those that are summarized, and where curves begin.
 SHOWN = (FROC_RATES[0] / 2, FROC_RATES[-1])
@@ -54,20 +55,23 @@ def write_curves(folder: Path, results: Sequence[MethodResult]) -> list[tuple[st
         if shown:
             path = folder / f"{name}.png"
             with atomic(path) as file:
-                file.write(_picture(shown, draw))
+                file.write(curve_picture([partial(draw, result=r) for r in shown]))
             written.append((caption + warning, path))
     return written
 
 
-def _picture(
-    results: Sequence[MethodResult], draw: Callable[["Axes", MethodResult], None]
-) -> bytes:
+def curve_picture(lines: Sequence[Callable[["Axes"], None]]) -> bytes:
+    """PNG of lines in one frame with a legend.
+
+    Arguments:
+        lines: each draws itself, with its label
+    """
     from matplotlib.figure import Figure  # heavy import
 
     figure = Figure(figsize=(5.2, 3.9), layout="constrained")
     axes = figure.subplots()
-    for result in results:
-        draw(axes, result)
+    for draw in lines:
+        draw(axes)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     buffer = io.BytesIO()
