@@ -7,6 +7,7 @@ SETTINGS says how long each method trains and which there are, such as
     minutes: 5                       CPU time of the training of each method
     words: [recipe.labels=[1,2]]     for all of them
     samples: 16                      label maps of controls that draw
+    labels: [1, 2]                   of the controls, where the common words name none
     methods:
       - {name: unet, config: patch_64, words: [method=unet]}
       - {name: ccdm, config: patch_64, words: [method=ccdm], segment: [samples=5]}
@@ -282,7 +283,9 @@ def control(
 
 
 def labels_of(settings: Mapping[str, Any]) -> list[int]:
-    """The label values that the words name."""
+    """The label values that the settings or their words name."""
+    if "labels" in settings:
+        return list(settings["labels"])
     word = next(w for w in settings["words"] if w.startswith("recipe.labels="))
     return list(yaml.safe_load(word.partition("=")[2]))
 
