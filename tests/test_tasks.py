@@ -193,7 +193,10 @@ def test_what_a_run_keeps_of_another_is_verified(teacher, tmp_path):
     [
         (["teachr=x"], "teachr: unknown key for task foreign_tasks:Distillation; .*'teacher'"),
         (["steps=two"], "steps: Input should be a valid integer"),
-        (["space=voxel"], r"space: unknown key .*\(it is one of task=diffusion, .* and state_class"),
+        (
+            ["space=voxel"],
+            r"space: unknown key .*\(it is one of task=diffusion, .* and state_class",
+        ),
     ],
 )
 def test_the_keys_of_a_task_from_outside_are_checked(words, message, tmp_path, teacher):
