@@ -350,7 +350,7 @@ class Detached(Rotation):
     def loss(self, encoder, x, keys):
         with torch.no_grad():
             features = encoder(x)
-        drawn = torch.tensor([key % 10 for key in keys])
+        drawn = torch.tensor([key % 7 for key in keys])
         return F.cross_entropy(self.head(features), drawn, reduction="none")
 
 
@@ -880,7 +880,7 @@ LAYOUTS = [
 def test_the_contract_catches_a_layout(cls, sentence, tmp_path):
     plain_folder(touch(tmp_path))
     with pytest.raises(AssertionError, match=sentence):
-        check("layout", cls, root=tmp_path)
+        check("layout", cls, root=tmp_path, unused=["**/*_votes.nii.gz"])
 
 
 METRICS = [

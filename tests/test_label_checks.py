@@ -139,7 +139,7 @@ def test_check_for_a_configuration(tmp_path, program):
     code, out, _ = program("check", root, "--for", config, *words)
     assert code == 1
     assert "label_lost" in out
-    with pytest.raises(UsageError, match="expected the configuration that it changes"):
+    with pytest.raises(UsageError, match="expected a configuration that it changes"):
         check(root, overrides=words)
 
 

@@ -6,6 +6,8 @@ import math
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from anomaly_models import (
@@ -565,11 +567,14 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
             {"residual_segmenter": {"name": "siamese", "of": "nowhere"}},
             "of = nowhere: no such run and no",
         ),
-        ({"network": "unet"}, r"network: unknown key for task residual_segmenter .*diffusion\)"),
+        (
+            {"network": "unet"},
+            r"network: unknown key for task residual_segmenter .*task=diffusion.*\)",
+        ),
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         (
-            {"recipe": {"name": "label_diffusion", "absent": 0}},
-            "with absent: -1, for a residual segmenter",
+            {"recipe": {"name": "label_diffusion", "coding": {"name": "signed", "absent": 0}}},
+            "with the code -1 and 1, for a residual segmenter",
         ),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
         ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),
@@ -737,6 +742,11 @@ def test_a_run_of_labels_segments(tmp_path, program):
             key=1,
         )
     assert cost.network_calls == 3, "one per time"
+    for file in data.glob("*_label.nii.gz"):
+        image = nib.load(file)
+        both = np.asarray(image.dataobj).astype(np.uint8)
+        both[: len(both) // 2][both[: len(both) // 2] == 1] = 2
+        nib.save(nib.Nifti1Image(both, image.affine), file)
     two = train(config("both", recipe={**recipe, "labels": [1, 2]}))
     code, _, err = program(
         "segment", data, "--run", two, "-o", tmp_path / "no", "--method", "sadm"

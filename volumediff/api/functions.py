@@ -146,8 +146,8 @@ def check(
     spec, sources = known_layout(layout), sources_of(data)
     if config is None and overrides:
         raise UsageError(
-            f"{overrides[0]}: expected the configuration that it changes; name it, as in "
-            "--for wavelet_128."
+            f"{overrides[0]}: expected a configuration that it changes, got none; name one, such "
+            "as wavelet_128."
         )
     wanted = None if config is None else run_config(config, overrides)
     section = Data() if wanted is None else wanted.data

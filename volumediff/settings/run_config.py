@@ -202,7 +202,7 @@ def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
         choices = list(section.model_fields)
         kind = "unknown key" if parents else f"unknown key for task {task}"
         if not parents and (others := _tasks_with(last, task)):
-            kind += f" (it is one of task={' and '.join(others)})"
+            kind += f" (it is one of task={_and(others)})"
         takes = f"{kind}; choose from {', '.join(choices)}."
         return f"{'.'.join([*parents, last])}: {takes}{suggestion(last, choices)}"
     if missing:
@@ -213,6 +213,11 @@ def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
     kinds = ("function-", "tuple[", "dict[")  # alternatives of a type, which are no keys
     names = [p for p in [*parents, last] if p != "str" and not p.startswith(kinds)]
     return f"{'.'.join(names)}: {first['msg']} (got {first['input']!r})."
+
+
+def _and(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _tasks_with(key: str, task: str) -> list[str]:

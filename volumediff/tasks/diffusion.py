@@ -23,23 +23,14 @@ from volumediff.compatibility import (
     codec_problem,
     prior_problem,
     require,
-    sampler_problem,
-    samples_everything,
     training_problem,
 )
-from volumediff.condition import HEALTHY, Condition
 from volumediff.config import build, name_of
 from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
 from volumediff.model import Batch, Model
-from volumediff.randomness import key
-from volumediff.samplers._base import Sampler
-from volumediff.samplers.ancestral import Ancestral
-from volumediff.samplers.ddim import DDIM
-from volumediff.samplers.dpmpp import DPMSolverPP
-from volumediff.samples.dataset import Crop, Samples, collate, crop_of
+from volumediff.samples.dataset import Crop, Samples, crop_of
 from volumediff.samples.latents import Precomputed, encoded
-from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
@@ -53,7 +44,8 @@ from volumediff.tasks._one_of_many import segment_once
 from volumediff.tasks._oracle import OracleDice
 from volumediff.tasks._prior import keep_prior, prior_of
 from volumediff.tasks._recipes import recipe_of
-from volumediff.tasks._selection import mean_dice, one_step_map, voxel_ap, with_lesions
+from volumediff.tasks._selection import with_lesions
+from volumediff.tasks._validating import Validating
 
 __all__ = ["DiffusionConfig", "DiffusionTask"]
 
@@ -358,109 +350,22 @@ class DiffusionTask(Task):
         best = self.config.validation.best
         if self.recipe.segments and best is not None:
             count = min(best.volumes, len(samples.scans))
-            return Criterion("dice", count, partial(self._dice, samples, best.steps))
-        if not samples.lesions:
+            return Criterion("dice", count, partial(self._looks(samples).dice, steps=best.steps))
+        if not samples.lesions or best is None:
             return None
-        return Criterion("localization_ap", len(samples.lesions), partial(self._found, samples))
-
-    def _found(self, samples: Samples, index: int) -> float:
-        """AP of the one-step scan for one lesion in one validation volume."""
-        best, volume = self.config.validation.best, samples.lesions[index]
-        truth = volume.array("truth")
-        assert best is not None
-        assert truth is not None, "lesioned volumes have a truth"
-        if not bool(truth.any()):
-            return 0.0
-        x = volume.x[None].to(self.model.device)
-        residual = one_step_map(
-            self.model,
-            x,
-            condition=self._condition(samples, index, x),
-            levels=best.levels,
-            key=key(self.config.seed, "selection", index),
+        found = partial(
+            self._looks(samples).localization_ap, levels=best.levels, smooth_mm=best.smooth_mm
         )
-        return voxel_ap(
-            residual,
-            truth[None],
-            volume.foreground[None],
-            spacing_mm=volume.spacing_mm,
-            smooth_mm=best.smooth_mm,
-        )
-
-    def _condition(self, samples: Samples, index: int, x: Tensor | None = None) -> Condition:
-        """Condition of a whole validation volume, healthy where there are classes.
-
-        Arguments:
-            x: what a model of maps is to look at, in place of a synthetic anomaly
-        """
-        batch = collate([samples.scans.sample(index, key=0)]).to(self.model.device)
-        condition, images = batch.condition, batch.images
-        readers = samples.scans.volumes[index].reader_count
-        level = self.recipe.consensus_level(readers)
-        if level is not None:
-            assert condition.scalars is not None, "the level is the last of them"
-            scalars = condition.scalars.clone()
-            scalars[:, -1] = level
-            condition = condition.replace(scalars=scalars)
-        if condition.label is not None:
-            condition = condition.replace(label=torch.full_like(condition.label, HEALTHY))
-        if x is not None and self.recipe.marks == "self":
-            images = (*images[:-1], x)
-        return self.model.told(condition, images, batch.mask)
-
-    def _dice(self, samples: Samples, steps: int, index: int) -> float:
-        """Mean Dice over the labels of a validation volume, of one sampled label map."""
-        found, truth = self._segmented(samples, steps, index)
-        return mean_dice(found, truth, self.recipe.labels)
-
-    def _segmented(self, samples: Samples, steps: int, index: int) -> tuple[Tensor, Tensor]:
-        """A sampled label map of a validation volume, and the true one."""
-        model, volume = self.model, samples.scans.volumes[index]
-        truth = volume.array("label")
-        assert truth is not None, "volumes without labels are refused before"
-        found = Composed(sampler=self._few_steps(steps), samples=1).segment(
-            model,
-            volume.x[None].to(model.device),
-            foreground=volume.foreground[None].to(model.device),
-            spacing_mm=volume.spacing_mm,
-            key=key(self.config.seed, "selection", index),
-            condition=self._condition(samples, index),
-        )
-        return found.labels.cpu(), truth[None]
-
-    def _few_steps(self, steps: int) -> Sampler:
-        """Of a chain that is good enough to look at."""
-        sampler: Sampler = DPMSolverPP(steps)
-        return Ancestral(steps) if sampler_problem(sampler, self.model.kernel) else sampler
+        return Criterion("localization_ap", len(samples.lesions), found)
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """A sample, of models that can be sampled without an image; or, of models of labels, a
         volume with its labels and a sampled label map."""
-        model = self.model
-        if self.recipe.segments:
-            steps = self.config.validation.preview_steps
-            shown = self._segmented(samples, steps, index)
-            most = max(self.recipe.labels)
-            found, truth = (labels[0].float() / most * 2 - 1 for labels in shown)
-            x = samples.scans.volumes[index].x
-            number = index + 1
-            return [(f"image {number}", x), (f"truth {number}", truth), ("sample", found)]
-        if not samples_everything(model):
-            return ()
-        shape = tuple(samples.scans.sample(index, key=0).x.shape)
-        sampler: Sampler = DDIM(self.config.validation.preview_steps)
-        if sampler_problem(sampler, model.kernel):
-            sampler = Ancestral(sampler.steps)
-        noise = model.noise((key(self.config.seed, "preview", index),), shape)
-        z = sampler.sample(
-            model.denoise,
-            model.kernel,
-            model.kernel.prior(noise(-1)),
-            sampler.times(model.kernel.schedule),
-            condition=self._condition(samples, index),
-            noise=noise,
-        )
-        return [(f"sample {index + 1}", model.decode(z, shape[1:])[0])]
+        steps = self.config.validation.preview_steps
+        return self._looks(samples).preview(index, steps=steps)
+
+    def _looks(self, samples: Samples) -> Validating:
+        return Validating(self.model, samples, self.config.seed)
 
     # Planning and use
 
