@@ -51,6 +51,7 @@ class Fusing(ABC):
 
     def estimate(self, y: Memberships, step: int, steps: int) -> None:
         """Takes what a member thought of at a step, for fusions that want it."""
+        del y, step, steps  # most of them wait for the finished map
 
     @abstractmethod
     def result(self) -> Memberships:
