@@ -11,7 +11,7 @@ their label maps, one byte per voxel each.
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -42,19 +42,20 @@ def every_class(y: Float[Tensor, "*n l d h w"]) -> Float[Tensor, "*n _ d h w"]:
     return torch.cat([rest, y], dim=-4)
 
 
-class Fusing:
+class Fusing(ABC):
     """A fusion under way. Extended by what a fusion keeps of the members that it has seen."""
 
+    @abstractmethod
     def update(self, y: Memberships, weight: float) -> None:
         """Takes one member."""
-        raise NotImplementedError
 
     def estimate(self, y: Memberships, step: int, steps: int) -> None:
         """Takes what a member thought of at a step, for fusions that want it."""
+        del y, step, steps  # most of them wait for the finished map
 
+    @abstractmethod
     def result(self) -> Memberships:
         """Probabilities of the labels."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
