@@ -21,6 +21,7 @@ from torch import Tensor
 
 from volumediff.component import Component
 from volumediff.metrics.components import labelled
+from volumediff.metrics.mask_dice import mean_dice
 
 __all__ = [
     "FillHoles",
@@ -130,20 +131,12 @@ class FittedThreshold(LabelPost):
     ) -> "LabelPost":
         found = []
         for i, value in enumerate(values):
-            each = {level: self._dice(cases, i, value, level) for level in self.levels}
+            each = {
+                level: mean_dice((p[:, i : i + 1] >= level, truth == value) for p, truth in cases)
+                for level in self.levels
+            }
             found.append(max(self.levels, key=lambda level: (each[level], -abs(level - 0.5))))
         return replace(self, at=tuple(found))
-
-    def _dice(
-        self, cases: Sequence[tuple[Probabilities, Map]], i: int, value: int, level: float
-    ) -> float:
-        figures = []
-        for p, truth in cases:
-            a, b = p[:, i : i + 1] >= level, truth == value
-            size = int(a.sum()) + int(b.sum())
-            if size:
-                figures.append(2 * int((a & b).sum()) / size)
-        return sum(figures) / len(figures) if figures else 1.0
 
     def __call__(
         self,

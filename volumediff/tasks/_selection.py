@@ -25,12 +25,13 @@ from volumediff.condition import Condition
 from volumediff.data.anomalies import KINDS, VALIDATION, insert
 from volumediff.errors import UsageError
 from volumediff.metrics.detection import average_precision, histogram
+from volumediff.metrics.mask_dice import mean_dice
 from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.storage.cache import Cache
 
-__all__ = ["mean_dice", "one_step_map", "voxel_ap", "with_lesions"]
+__all__ = ["label_dice", "one_step_map", "voxel_ap", "with_lesions"]
 
 # To be raised when the validation generators come to make other lesions for the same key.
 VERSION = 2
@@ -83,19 +84,13 @@ def with_lesions(
     return [entry(index) for index in range(len(volumes))]
 
 
-def mean_dice(
+def label_dice(
     found: UInt8[Tensor, "1 1 d h w"],
     truth: UInt8[Tensor, "1 1 d h w"],
     values: Sequence[int],
 ) -> float:
     """Mean Dice over the labels that either map has; 1 where none has any."""
-    each = []
-    for value in values:
-        a, b = found == value, truth == value
-        size = int(a.sum()) + int(b.sum())
-        if size:
-            each.append(2 * int((a & b).sum()) / size)
-    return sum(each) / len(each) if each else 1.0
+    return mean_dice((found == value, truth == value) for value in values)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.samples.dataset import Samples, collate
 from volumediff.segmentation.segmenters.composed import Composed
-from volumediff.tasks._selection import mean_dice, one_step_map, voxel_ap
+from volumediff.tasks._selection import label_dice, one_step_map, voxel_ap
 
 __all__ = ["Validating"]
 
@@ -82,7 +82,7 @@ class Validating:
     def dice(self, index: int, *, steps: int) -> float:
         """Mean Dice over the labels of a validation volume, of one sampled label map."""
         found, truth = self._segmented(index, steps)
-        return mean_dice(found, truth, self.model.recipe.labels)
+        return label_dice(found, truth, self.model.recipe.labels)
 
     def _segmented(self, index: int, steps: int) -> tuple[Tensor, Tensor]:
         """A sampled label map of a validation volume, and the true one."""

@@ -39,7 +39,7 @@ from volumediff.tasks._encoders import encoder, encoder_paths, keep_encoders
 from volumediff.tasks._loading import load_task
 from volumediff.tasks._oracle import ORACLE, OracleMeasure
 from volumediff.tasks._recipes import recipe_of
-from volumediff.tasks._selection import mean_dice
+from volumediff.tasks._selection import label_dice
 
 __all__ = ["AutoencoderConfig", "AutoencoderTask"]
 
@@ -183,7 +183,7 @@ class AutoencoderTask(Task):
 
     def _dice(self, samples: Samples, index: int) -> float:
         found, truth = self._coded(self.autoencoder, samples, index)
-        return mean_dice(found, truth, self.recipe.labels)
+        return label_dice(found, truth, self.recipe.labels)
 
     @torch.no_grad()
     def _coded(

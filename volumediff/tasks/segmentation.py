@@ -33,7 +33,7 @@ from volumediff.tasks._base import Criterion, Refusals, Stage, Task
 from volumediff.tasks._borrowing import agree
 from volumediff.tasks._encoders import space_of
 from volumediff.tasks._recipes import recipe_of
-from volumediff.tasks._selection import mean_dice
+from volumediff.tasks._selection import label_dice
 
 __all__ = ["SegmentationConfig", "SegmentationTask", "Supervision"]
 
@@ -210,7 +210,7 @@ class SegmentationTask(Task):
     def _dice(self, samples: Samples, index: int) -> float:
         """Mean Dice over the labels of a validation volume."""
         found, truth = self._segmented(samples, index)
-        return mean_dice(found, truth, self.recipe.labels)
+        return label_dice(found, truth, self.recipe.labels)
 
     @torch.no_grad()
     def _segmented(

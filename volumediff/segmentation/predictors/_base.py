@@ -58,6 +58,10 @@ class Predictor(Component):
     def check(self, model: nn.Module) -> None:
         """Raises ValueError, with the reason, for a model that it cannot ask."""
 
+    def check_sampler(self, model: nn.Module, sampler: Sampler) -> None:
+        """Raises ValueError, with the reason, for a sampler that cannot walk its states."""
+        del model, sampler  # those that walk look at it
+
     @abstractmethod
     def labels(self, model: nn.Module) -> tuple[int, ...]:
         """The label values that the model tells apart, in the order of the memberships."""

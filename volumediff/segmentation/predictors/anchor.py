@@ -14,35 +14,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import label_model_problem, require
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
-from volumediff.segmentation.predictors._base import Estimate, Image, Predictor
-from volumediff.segmentation.predictors.sampled import EncodedImage, encoded
+from volumediff.segmentation.predictors._base import Estimate
+from volumediff.segmentation.predictors._label_model import EncodedImage, LabelModelPredictor
 
 __all__ = ["AnchorPredictor"]
 
 
 @dataclass(frozen=True)
-class AnchorPredictor(Predictor):
+class AnchorPredictor(LabelModelPredictor):
     """The deterministic prediction of a conditioner such as `anchor`; the denoiser never runs."""
 
     draws: ClassVar[bool] = False
 
     def check(self, model: Any) -> None:
-        require(label_model_problem(model))
+        super().check(model)
         if not model.network.conditioner.anchors:
             raise ValueError(
                 "conditioner: expected one whose image branch predicts the labels, such as "
                 "anchor; use predictor=one_step, or train with method=medsegdiff."
             )
-
-    def labels(self, model: Model) -> tuple[int, ...]:
-        return model.recipe.labels
-
-    def prepare(self, model: Model, image: Image) -> EncodedImage:
-        return encoded(model, image)
 
     @torch.no_grad()
     def memberships(

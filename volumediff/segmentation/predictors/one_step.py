@@ -12,34 +12,23 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import label_model_problem, require
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
-from volumediff.segmentation.predictors._base import Estimate, Image, Predictor
-from volumediff.segmentation.predictors.sampled import EncodedImage, encoded
+from volumediff.segmentation.predictors._base import Estimate
+from volumediff.segmentation.predictors._label_model import EncodedImage, LabelModelPredictor
 
 __all__ = ["OneStep"]
 
 
 @dataclass(frozen=True)
-class OneStep(Predictor):
+class OneStep(LabelModelPredictor):
     """The mean of p(m | x) by one call at the largest time that the run was trained at."""
-
-    def check(self, model: Any) -> None:
-        require(label_model_problem(model))
-
-    def labels(self, model: Model) -> tuple[int, ...]:
-        return model.recipe.labels
-
-    def prepare(self, model: Model, image: Image) -> EncodedImage:
-        return encoded(model, image)
 
     @torch.no_grad()
     def memberships(

@@ -13,59 +13,25 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import label_model_problem, require, sampler_problem
-from volumediff.condition import Condition
+from volumediff.compatibility import require, sampler_problem
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Sampler
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.segmentation.draw import Draw
-from volumediff.segmentation.predictors._base import Estimate, Image, Predictor
-from volumediff.shapes import Shape
+from volumediff.segmentation.predictors._base import Estimate
+from volumediff.segmentation.predictors._label_model import EncodedImage, LabelModelPredictor
 
-__all__ = ["EncodedImage", "SampledLabels", "encoded"]
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """A volume in the state space of a model of labels.
-
-    Arguments:
-        condition: with the encoded image, and what the network's image branch makes of it
-        shape: voxels
-        spacing_mm: voxel size along d, h, w
-    """
-
-    condition: Condition
-    shape: Shape
-    spacing_mm: tuple[float, float, float]
-
-    def expanded(self, draws: Sequence[Draw]) -> Condition:
-        """The condition of so many members, each told its level of agreement."""
-        n = len(draws)
-        told = self.condition.map(lambda c: c.expand(n, *c.shape[1:]))
-        if draws[0].level is None:
-            return told
-        assert told.image is not None, "models of labels look at an image"
-        levels = torch.tensor([[draw.level] for draw in draws]).to(told.image)
-        known = [] if told.scalars is None else [told.scalars]
-        return told.replace(scalars=torch.cat([*known, levels], dim=1))
-
-
-def encoded(model: Model, image: Image) -> EncodedImage:
-    """The image in state space, and through the network's image branch: once per volume."""
-    condition = model.told(image.condition.replace(image=None), [image.x])
-    d, h, w = image.x.shape[2:]
-    return EncodedImage(model.prepared(condition), (d, h, w), image.spacing_mm)
+__all__ = ["SampledLabels"]
 
 
 @dataclass(frozen=True)
-class SampledLabels(Predictor):
+class SampledLabels(LabelModelPredictor):
     """Label maps drawn from p(m | x), one chain per member.
 
     Few steps of a first-order sampler lose rare labels, so that the sampler of methods that name
@@ -74,18 +40,9 @@ class SampledLabels(Predictor):
 
     walks: ClassVar[bool] = True
 
-    def check(self, model: Any) -> None:
-        require(label_model_problem(model))
-
     def check_sampler(self, model: Model, sampler: Sampler) -> None:
         """Raises ValueError, with the reason, for a sampler that cannot walk its states."""
         require(sampler_problem(sampler, type(model.kernel)))
-
-    def labels(self, model: Model) -> tuple[int, ...]:
-        return model.recipe.labels
-
-    def prepare(self, model: Model, image: Image) -> EncodedImage:
-        return encoded(model, image)
 
     @torch.no_grad()
     def memberships(

@@ -107,7 +107,7 @@ class Composed(Component, Segmenter):
     def check(self, model: nn.Module) -> None:
         self.predictor.check(model)
         require(level_problem(model, levels=any(factor.agreement for factor in self.ensemble)))
-        if isinstance(self.predictor, SampledLabels) and self.sampler is not None:
+        if self.sampler is not None:
             self.predictor.check_sampler(model, self.sampler)
 
     @property
