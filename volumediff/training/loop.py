@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from volumediff.distributed import processes
+from volumediff.distributed.mesh import Mesh
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.memory_policy import retain_heap
@@ -51,6 +52,7 @@ def train(config: RunConfig) -> Path:
     config = resolved(config)
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
+    mesh = Mesh.of(timeout=processes.PATIENCE)
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
@@ -67,7 +69,7 @@ def train(config: RunConfig) -> Path:
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
         journal.start(state.step)
-        samples = _samples(config, prepared, accelerator, first=state.step)
+        samples = _samples(config, prepared, mesh, first=state.step)
         with closing(samples), StopFlag() as stop:
             while not state.ended(optim):
                 began = time.monotonic()
@@ -156,10 +158,10 @@ def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int 
 
 
 def _samples(
-    config: RunConfig, prepared: TrainingSetup, accelerator: Accelerator, *, first: int
+    config: RunConfig, prepared: TrainingSetup, mesh: Mesh, *, first: int
 ) -> Generator[Batch, None, None]:
     """This process's micro-batches from a step on."""
-    optim, world = config.optim, accelerator.num_processes
+    optim, world = config.optim, mesh.data.size
     if optim.batch_size % (world * optim.accumulate):
         raise UsageError(
             f"optim.batch_size {optim.batch_size} is shared by {world} processes and "
@@ -171,7 +173,7 @@ def _samples(
         optim.steps,
         batch_size=optim.batch_size,
         accumulate=optim.accumulate,
-        rank=accelerator.process_index,
+        rank=mesh.data.rank,
         world=world,
     )
     return stream(prepared.samples.dataset, plan, workers=config.data.workers)
