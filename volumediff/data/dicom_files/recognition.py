@@ -7,10 +7,11 @@ from pathlib import Path
 __all__ = ["is_dicom", "is_named_like_dicom", "modality", "pattern"]
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
-DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 # A value representation as it follows the first tag of a file without preamble.
 EXPLICIT = re.compile(rb"[A-Z]{2}")
-HEAD_BYTES = 2**20
+# Bytes in which the file's meta information ends, and in which the modality is looked for.
+META_BYTES, HEAD_BYTES = 2**11, 2**20
 
 
 def is_dicom(path: Path) -> bool:
@@ -48,11 +49,13 @@ def modality(path: Path) -> str:
 
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
+    if DEFLATED in head[:META_BYTES]:  # would grow without bound
+        return ""
+    tags = ["Modality"]
     try:
-        meta = pydicom.filereader.read_file_meta_info(BytesIO(head))
-        if meta.get("TransferSyntaxUID") == DEFLATED:
-            return ""
-        found = pydicom.dcmread(BytesIO(head), force=True, specific_tags=["Modality"])
+        found = pydicom.dcmread(
+            BytesIO(head), stop_before_pixels=True, force=True, specific_tags=tags
+        )
         return str(found.get("Modality", "")).strip()
     except Exception:  # noqa: BLE001 whatever a parser makes of damaged bytes: they do not say
         return ""
