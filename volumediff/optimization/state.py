@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from volumediff.errors import DataError
 from volumediff.optimization.ema import EMA
+from volumediff.settings.bound_files import bound_of, check_bound
 from volumediff.settings.sections import Optim
 from volumediff.storage import checkpoint
+from volumediff.storage.checkpoint import Bound
 from volumediff.tasks import Task
 
 __all__ = ["TrainingState"]
@@ -41,6 +43,8 @@ class TrainingState:
         optimizers: of every player
         ema: average of the trained parameters
         step: updates done
+        validated: step of the last validation that was finished
+        bound: files and settings of the run that the training depends on
         best: score and step of the best checkpoint so far
         least: least loss after the warm-up, for runs with patience
         waited: steps since then
@@ -50,6 +54,8 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     ema: EMA
     step: int = 0
+    validated: int = 0
+    bound: Bound = Bound(files={}, settings={})
     best: dict[str, Any] = field(default_factory=dict)
     least: float | None = None
     waited: int = 0
@@ -66,8 +72,10 @@ class TrainingState:
     ) -> "TrainingState":
         """A fresh state, or that of the newest good checkpoint of the run."""
         state = cls.fresh(task, optim)
+        state.bound = bound_of(run)
         found = checkpoint.find(run, "last", report=report)
         if found is not None:
+            check_bound(run, found)
             state._resume(found)
         return state
 
@@ -84,6 +92,15 @@ class TrainingState:
         """Whether there is no further step."""
         impatient = optim.patience is not None and self.waited >= optim.patience
         return impatient or self.step >= optim.steps
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Steps done, and validated: what is to be saved once it has changed."""
+        return self.step, self.validated
+
+    def due(self, optim: Optim, every: int) -> bool:
+        """Whether this step is to be validated: every so many steps, and after the last one."""
+        return self.validated < self.step and (self.step % every == 0 or self.ended(optim))
 
     def save(self, run: Path, kind: str) -> None:
         """Writes `last` (all of it, two kept) or `best` (the weights, one kept)."""
@@ -102,6 +119,8 @@ class TrainingState:
             step=self.step,
             tensors=tensors,
             state={
+                "validated": self.validated,
+                "bound": self.bound.model_dump(),
                 "best": self.best,
                 "borrowed": self.task.digest,
                 "least": self.least,
@@ -149,4 +168,5 @@ class TrainingState:
                 "go on with the version that wrote it, or choose another output=DIR."
             ) from error
         self.step, self.best = found.step, dict(found.state["best"])
+        self.validated = found.state["validated"]
         self.least, self.waited = found.state["least"], found.state["waited"]

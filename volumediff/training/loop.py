@@ -68,10 +68,24 @@ def train(config: RunConfig) -> Path:
         processes.broadcast_module(accelerator, task.module)
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
-        journal.start(state.step)
+        journal.start(state.step, validated=state.validated == state.step)
         samples = _samples(config, prepared, mesh, first=state.step)
         with closing(samples), StopFlag() as stop:
-            while not state.ended(optim):
+            stopped, kept = False, state.progress
+            while not stopped:
+                if state.due(optim, config.validation.every):
+                    with state.averaged():
+                        found = validator(state.step, stop)
+                    stopped = found is None
+                    if found is not None:
+                        state.validated = state.step
+                        _log(accelerator, journal, {"step": state.step, **found.row})
+                        journal.plot()
+                        if found.better_than(state.best):
+                            state.best = found.summary(state.step)
+                            processes.on_main(accelerator, lambda: state.save(run, "best"))
+                if state.ended(optim) or stopped:
+                    break
                 began = time.monotonic()
                 micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
                 row: dict[str, int | float] = {"step": state.step + 1}
@@ -99,22 +113,17 @@ def train(config: RunConfig) -> Path:
                 row["seconds"] = round(time.monotonic() - began, 4)
                 _log(accelerator, journal, row)
 
-                last = state.ended(optim)
-                if state.step % config.validation.every == 0 or last:
-                    with state.averaged():
-                        found = validator(state.step)
-                    _log(accelerator, journal, {"step": state.step, **found.row})
-                    journal.plot()
-                    if found.better_than(state.best):
-                        state.best = found.summary(state.step)
-                        processes.on_main(accelerator, lambda: state.save(run, "best"))
-                if state.step % config.save_every == 0 or last or stopped:
+                # Before a validation, which takes its time: it is done again after a resume.
+                if state.step % config.save_every == 0:
                     processes.on_main(accelerator, lambda: state.save(run, "last"))
-                if stopped and not last:
-                    journal.line(
-                        f"stopped after step {state.step}; run the same command again to continue."
-                    )
-                    raise SystemExit(128 + (stop.number or signal.SIGTERM))
+                    kept = state.progress
+            if state.progress != kept:
+                processes.on_main(accelerator, lambda: state.save(run, "last"))
+            if stopped:
+                journal.line(
+                    f"stopped after step {state.step}; run the same command again to continue."
+                )
+                raise SystemExit(128 + (stop.number or signal.SIGTERM))
         found = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
         for text in found or ():
             journal.line(text)
@@ -190,6 +199,11 @@ def _announce(
     count = sum(p.numel() for p in state.task.trained().values())
     where = f"{accelerator.num_processes} process(es) on {accelerator.device}"
     volumes = len(prepared.samples.dataset)
+    if state.ended(config.optim):
+        journal.line(
+            f"{config.output}: already has {state.step} steps, of {config.optim.steps} wanted; "
+            "a larger optim.steps goes on."
+        )
     journal.line(
         f"{config.output}: {count / 1e6:.2f} M parameters, {volumes} training "
         f"volumes, steps {state.step} to {config.optim.steps}, global batch "

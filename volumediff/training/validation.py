@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from volumediff.distributed import processes
+from volumediff.distributed.signals import StopFlag
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
@@ -54,40 +56,74 @@ class Validator:
         self.task, self.samples = prepared.task, prepared.samples
 
     @torch.no_grad()
-    def __call__(self, step: int) -> ValidationResult:
+    def __call__(self, step: int, stop: StopFlag) -> ValidationResult | None:
+        """Validates the weights of a step.
+
+        Arguments:
+            step: for the previews
+            stop: looked at after every volume and preview
+
+        Returns:
+            None where any of the processes is to stop; nothing was written
+        """
         task, wanted, held = self.task, self.config.validation, self.samples.held
         if len(held) == 0:
             return ValidationResult({}, None)
         was_training = task.module.training
         task.module.eval()
         try:
-            loss = self._mean(self._loss, min(len(held), wanted.volumes))
+            loss = self._mean(self._loss, min(len(held), wanted.volumes), stop)
+            if loss is None:
+                return None
             row, score = {"validation_loss": loss}, -loss
             criterion = task.criterion(self.samples)
             if criterion is not None:
-                score = self._mean(criterion.of, criterion.cases)
+                score = self._mean(criterion.of, criterion.cases, stop)
+                if score is None:
+                    return None
                 row[criterion.name] = score
             if wanted.previews and self.accelerator.is_main_process:
-                self._preview(step)
+                self._preview(step, stop)
+            if wanted.previews and self._stopped(stop):
+                return None
         finally:
             task.module.train(was_training)
         return ValidationResult(row, score if math.isfinite(score) else -math.inf)
 
-    def _mean(self, function: Callable[[int], float], count: int) -> float:
-        """Mean of a function over the first volumes, shared by the processes."""
+    def _mean(
+        self, function: Callable[[int], float], count: int, stop: StopFlag
+    ) -> float | None:
+        """Mean of a function over the first volumes, shared by the processes; None at a stop.
+
+        They meet after every volume, so that all leave at the same one.
+        """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [function(i) for i in range(rank, count, world)]
-        return processes.total(self.accelerator, [sum(mine)])[0] / count
+        mean = 0.0
+        for first in range(0, count, world):
+            mine = function(first + rank) if first + rank < count else 0.0
+            found, stopped = processes.total(self.accelerator, [mine, float(stop.number)])
+            if stopped:
+                return None
+            mean += found / count
+        return mean
+
+    def _stopped(self, stop: StopFlag) -> bool:
+        """Whether any of the processes is to stop."""
+        return processes.total(self.accelerator, [float(stop.number)])[0] > 0
 
     def _loss(self, index: int) -> float:
         sample = self.samples.held.sample(index, key=key(self.config.seed, "validation", index))
         batch = collate([sample]).to(self.accelerator.device)
         return float(self.task.loss(self.task.main, batch).mean())
 
-    def _preview(self, step: int) -> None:
+    def _preview(self, step: int, stop: StopFlag) -> None:
         """A picture of what the task has to show, if anything."""
         count = min(self.config.validation.previews, len(self.samples.scans))
-        shown = [pair for i in range(count) for pair in self.task.preview(self.samples, i)]
+        shown: list[tuple[str, Tensor]] = []
+        for i in range(count):
+            shown += self.task.preview(self.samples, i)
+            if stop.number:
+                return
         if not shown:
             return
         titles, volumes = zip(*shown, strict=True)
