@@ -52,7 +52,7 @@ def train(config: RunConfig) -> Path:
     config = resolved(config)
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
-    mesh = Mesh.of(timeout=processes.PATIENCE)
+    mesh = Mesh.of(domain=config.processes.domain, timeout=processes.timeout(config))
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
