@@ -31,7 +31,7 @@ from volumediff.config import (
     shipped,
     suggestion,
 )
-from volumediff.errors import UsageError
+from volumediff.errors import UsageError, shown
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
 from volumediff.storage.records import read_text
@@ -178,7 +178,7 @@ def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     name = tree.get("task", DEFAULT)
     if not isinstance(name, str):
         raise UsageError(
-            f"{where}: task: expected a name, got {name!r}; choose from "
+            f"{where}: task: expected a name, got {shown(name)}; choose from "
             f"{', '.join(available('task'))}, or give package.module:Class."
         )
     schema = component("task", name).schema
@@ -212,7 +212,7 @@ def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
         return f"{place}{str(first['ctx']['error']).rstrip('.')}."
     kinds = ("function-", "tuple[", "dict[")  # alternatives of a type, which are no keys
     names = [p for p in [*parents, last] if p != "str" and not p.startswith(kinds)]
-    return f"{'.'.join(names)}: {first['msg']} (got {first['input']!r})."
+    return f"{'.'.join(names)}: {first['msg']} (got {shown(first['input'])})."
 
 
 def _and(names: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from volumediff.data.drawing import Drawing
 from volumediff.data.lesion_free import LesionFree
 from volumediff.data.patients import Patients
 from volumediff.data.survey import AUTO
+from volumediff.errors import shown
 
 __all__ = [
     "POPULATION",
@@ -62,7 +63,7 @@ POPULATION = "population"
 class Section(BaseModel):
     """Part of a configuration: unknown keys fail, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def declared(cls: type) -> BeforeValidator:
@@ -223,7 +224,7 @@ class ValidationSection(Section):
 def _names_a_run(value: Any) -> Any:
     """A component for another run says which: `of` is the folder of that run."""
     if not isinstance(value, Mapping) or not isinstance(value.get("of"), str):
-        raise ValueError(f"needs the key of: the folder of a diffusion run (got {value!r})")
+        raise ValueError(f"needs the key of: the folder of a diffusion run (got {shown(value)})")
     return value
 
 

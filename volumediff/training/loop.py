@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from volumediff.distributed import processes
+from volumediff.distributed.mesh import Mesh
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import UsageError
 from volumediff.memory.memory_policy import retain_heap
@@ -47,6 +48,7 @@ def train(config: RunConfig) -> Path:
     config = resolved(config)
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
+    mesh = Mesh.of(timeout=processes.PATIENCE)
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
@@ -63,7 +65,7 @@ def train(config: RunConfig) -> Path:
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
         journal.start(state.step)
-        samples = _samples(config, prepared, accelerator, first=state.step)
+        samples = _samples(config, prepared, mesh, first=state.step)
         with closing(samples), StopFlag() as stop:
             steps = StepQueue(optim, prepared, state, accelerator, journal)
             while not state.ended(optim):
@@ -104,10 +106,10 @@ def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int 
 
 
 def _samples(
-    config: RunConfig, prepared: TrainingSetup, accelerator: Accelerator, *, first: int
+    config: RunConfig, prepared: TrainingSetup, mesh: Mesh, *, first: int
 ) -> Generator[Batch, None, None]:
     """This process's micro-batches from a step on."""
-    optim, world = config.optim, accelerator.num_processes
+    optim, world = config.optim, mesh.data.size
     if optim.batch_size % (world * optim.accumulate):
         raise UsageError(
             f"optim.batch_size {optim.batch_size} is shared by {world} processes and "
@@ -119,7 +121,7 @@ def _samples(
         optim.steps,
         batch_size=optim.batch_size,
         accumulate=optim.accumulate,
-        rank=accelerator.process_index,
+        rank=mesh.data.rank,
         world=world,
     )
     return stream(prepared.samples.dataset, plan, workers=config.data.workers)
