@@ -289,7 +289,12 @@ def _checkpoint(run: Path, tensors: dict[str, Tensor], *, step: int, borrowed: s
         "best",
         step=step,
         tensors={"weights": tensors, "ema": tensors},
-        state={"best": {}, "borrowed": borrowed, "validated": 0, "bound": bound_of(run).model_dump()},
+        state={
+            "best": {},
+            "borrowed": borrowed,
+            "validated": 0,
+            "bound": bound_of(run).model_dump(),
+        },
         keep=1,
     )
 

@@ -33,7 +33,14 @@ from volumediff.config import (
 )
 from volumediff.errors import UsageError, shown
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
+from volumediff.settings.sections import (
+    Data,
+    Optim,
+    Processes,
+    Section,
+    ValidationSection,
+    declared,
+)
 from volumediff.storage.records import read_text
 
 __all__ = [
@@ -54,9 +61,10 @@ FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segme
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.
 FREE = {
-    *("optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"),
+    *("optim.steps", "output", "data.workers", "data.cache", "trackers"),
     "memory.checkpoint",
 }
+FREE_SECTIONS = ("trackers", "processes.")
 
 
 class RunConfig(Section):
@@ -78,7 +86,7 @@ class RunConfig(Section):
     save_every: PositiveInt = 500
     seed: int = 0
     deterministic: bool = True
-    processes: PositiveInt | None = None
+    processes: Processes = Processes()
     trackers: tuple[str, ...] = ()
     output: Path = Path("runs/run")
 
@@ -255,7 +263,7 @@ def fixed_settings(config: RunConfig) -> dict[str, str]:
     return {
         key: value
         for key, value in _flat(config.dump()).items()
-        if key not in FREE and not key.startswith("trackers")
+        if key not in FREE and not key.startswith(FREE_SECTIONS)
     }
 
 

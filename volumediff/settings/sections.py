@@ -37,6 +37,7 @@ __all__ = [
     "Optim",
     "PopulationSection",
     "Preprocess",
+    "Processes",
     "Section",
     "Selection",
     "SplitRule",
@@ -209,6 +210,21 @@ class Selection(Section):
     steps: PositiveInt = 5
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.4, 0.6, 0.8)
     smooth_mm: NonNegativeFloat = 3.0
+
+
+class Processes(Section):
+    """Processes that train together.
+
+    If `number` is given, the launch must have as many. With `shard` weights, gradients and moments
+    are divided among them (FSDP2); otherwise each has all of them (DDP). So many as `domain` says
+    share each volume along d. One that waits for another in a step for longer than `timeout_s`
+    seconds ends the run.
+    """
+
+    number: PositiveInt | None = None
+    shard: bool = False
+    domain: PositiveInt = 1
+    timeout_s: PositiveFloat = 600.0
 
 
 class ValidationSection(Section):

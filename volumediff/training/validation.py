@@ -90,9 +90,7 @@ class Validator:
             task.module.train(was_training)
         return ValidationResult(row, score if math.isfinite(score) else -math.inf)
 
-    def _mean(
-        self, function: Callable[[int], float], count: int, stop: StopFlag
-    ) -> float | None:
+    def _mean(self, function: Callable[[int], float], count: int, stop: StopFlag) -> float | None:
         """Mean of a function over the first volumes, shared by the processes; None at a stop.
 
         They meet after every volume, so that all leave at the same one.
