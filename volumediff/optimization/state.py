@@ -63,7 +63,7 @@ class TrainingState:
     ema: EMA
     step: int = 0
     validated: int = 0
-    bound: Bound = Bound(files={}, settings={})
+    bound: Bound = field(default_factory=lambda: Bound(files={}, settings={}))
     best: dict[str, Any] = field(default_factory=dict)
     least: float | None = None
     waited: int = 0

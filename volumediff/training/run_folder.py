@@ -1,8 +1,8 @@
 """RUN/: one process group at a time, one configuration that never changes, and a session record.
 
-config.yaml  manifest.json  splits.json  sources.json  seen.json  statistics/  metrics.jsonl  progress.png
-previews/  checkpoints/  borrowed/ (copies of what comes from other runs)
-landmarks.json (intensities that are fitted)  run.lock
+config.yaml  manifest.json  splits.json  sources.json  seen.json  statistics/
+metrics.jsonl  progress.png  previews/  checkpoints/  run.lock
+borrowed/ (copies of what comes from other runs)  landmarks.json (intensities that are fitted)
 """
 
 import fcntl
