@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from volumediff.model import Batch
 
-__all__ = ["DataParallel", "Loss", "LossModule"]
+__all__ = ["DataParallel", "Loss", "LossModule", "clipped"]
 
 Loss = Callable[[str, Batch], Float[Tensor, "n"]]
 """(player, batch) -> loss of each sample."""
@@ -35,6 +36,19 @@ class LossModule(nn.Module):
 
     def forward(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         return self.loss(player, batch)
+
+
+def clipped(parameters: Sequence[Tensor], most: float | None) -> Float[Tensor, ""]:
+    """Scales gradients down to a norm, and returns the norm that they had, over all processes.
+
+    Arguments:
+        parameters: with their gradients, whole or divided
+        most: largest norm; None leaves them as they are
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if most is not None:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class DataParallel(ABC):
