@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.memory import host
 from volumediff.memory.slabs import Range
-from volumediff.memory.transfers import Arrival, Transfers
+from volumediff.memory.transfers import Arrival, Event, Transfers
 
 __all__ = ["DeviceStore", "HostStore", "Store"]
 
@@ -123,7 +123,7 @@ class HostStore(Store):
         self._room = host.empty((depth, b, h, w, c), slab.dtype, slab)
         self._layout = _layout(slab)
         # Of every plane, when it was written last.
-        self._written: list[torch.cuda.Event | None] = [None] * depth
+        self._written: list[Event] = [None] * depth
         # In a pass of additions: planes before this one have been asked for, and the last slab.
         self._asked, self._last = 0, (0, None)
 

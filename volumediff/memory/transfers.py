@@ -11,26 +11,31 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Arrival", "Transfers"]
+__all__ = ["Arrival", "Event", "Transfers"]
 
+Stream = Any
+"""A `torch.cuda.Stream`; None on the CPU."""
+Event = Any
+"""A `torch.cuda.Event`; None on the CPU, where everything asked for is done."""
 IN_FLIGHT = 2
 
 
 class _Lane:
     """A stream, or the CPU, where everything is done in the order in which it is asked for."""
 
-    def __init__(self, stream: "torch.cuda.Stream | None") -> None:
+    def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def event(self) -> "torch.cuda.Event | None":
+    def event(self) -> Event:
         """When all that the lane was given until now is done."""
         return None if self.stream is None else self.stream.record_event()
 
-    def after(self, event: "torch.cuda.Event | None") -> None:
+    def after(self, event: Event) -> None:
         """Makes all that the lane is given from now on wait."""
         if self.stream is not None and event is not None:
             self.stream.wait_event(event)
@@ -49,7 +54,7 @@ class _Fetched:
     """
 
     buffers: list[Tensor] = field(default_factory=list)
-    before: "torch.cuda.Event | None" = None
+    before: Event = None
     taken: bool = False
 
 
@@ -60,7 +65,7 @@ class Arrival:
     transfers: "Transfers"
     slab: _Fetched
     buffer: Tensor
-    done: "torch.cuda.Event | None"
+    done: Event
 
     def take(self) -> Tensor:
         """The planes; the computation waits for them here."""
@@ -82,7 +87,7 @@ class Transfers:
         self.device = device
         self._up, self._down = (_Lane(stream) for stream in _streams(device))
         self._fetched: deque[_Fetched] = deque()
-        self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._sent: deque[tuple[Tensor, Event]] = deque()
 
     def here(self) -> _Lane:
         """Where the network is computed."""
@@ -98,7 +103,7 @@ class Transfers:
             self._fetched.popleft()
         self._fetched.append(_Fetched())
 
-    def fetch(self, planes: Tensor, after: "Iterable[torch.cuda.Event | None]" = ()) -> Arrival:
+    def fetch(self, planes: Tensor, after: Iterable[Event] = ()) -> Arrival:
         """Host memory on its way to the device.
 
         Arguments:
@@ -114,7 +119,7 @@ class Transfers:
         self._fetched[-1].buffers.append(buffer)
         return Arrival(self, self._fetched[-1], buffer, self._up.event())
 
-    def send(self, slab: Tensor, planes: Tensor) -> "torch.cuda.Event | None":
+    def send(self, slab: Tensor, planes: Tensor) -> Event:
         """A slab on its way to host memory; returns when it is there.
 
         Arguments:
@@ -147,7 +152,7 @@ class Transfers:
 
 
 @functools.cache
-def _streams(device: torch.device) -> "tuple[torch.cuda.Stream | None, torch.cuda.Stream | None]":
+def _streams(device: torch.device) -> tuple[Stream, Stream]:
     """Those of the copies to a device and from it."""
     if device.type != "cuda":
         return None, None
