@@ -1,4 +1,4 @@
-"""Decisions on ambiguous files: every message that names one is settled by it, in every command."""
+"""Decisions on ambiguous files: what a message names settles the matter, in every command."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
 
 AFFINE = np.diag([3.0, 3, 3, 1])
-CODED = re.compile(r"--read (.+?) \(data\.read\.(\w+) in a configuration\)")
+NAMED = re.compile(r"decide by `read` with ((\w+)=.+?) \(data\.read in a configuration\)")
 
 
 def without_forms(path, array):
@@ -77,10 +77,10 @@ def test_every_remedy_that_is_named_works(key, tmp_path):
     path = write(tmp_path / "a.nii.gz")
     with pytest.raises(DataError) as refused:
         read(path, kind=kind, policy=policy)
-    named = CODED.search(str(refused.value))
+    named = NAMED.search(str(refused.value))
     assert named is not None, str(refused.value)
     assert named[2] == key
-    for word in named[1].split(" or "):
+    for word in re.split(r", (?=\w+=)| or ", named[1]):
         volume = read(path, kind=kind, policy=read_policy([word], policy))
         assert np.isfinite(volume.array).all()
 
@@ -163,7 +163,7 @@ def test_every_command_takes_decisions(run, tmp_path, program):  # noqa: F811
         scores[read_as] = method["measures"]
     assert scores[()] == scores[decide]
     assert scores[()] != scores["--read", "no_forms=lps"]
-    code, _, err = program("findings", out, "--input", data)
+    code, _, err = program("findings", out, "--images", data)
     assert code == 0, err
 
 
@@ -173,7 +173,8 @@ def test_training_keeps_its_decisions(tmp_path, program):  # noqa: F811
         without_forms(data / f"sub-{i}_T1w.nii.gz", phantom(i))
     words = ["space=voxel", "kernel.schedule=cosine", "network.widths=[4,8]", "network.groups=2"]
     words += ["data.preprocessing.shape=[8,8,8]", "data.preprocessing.spacing_mm=null"]
-    words += ["optim.steps=1", "optim.batch_size=1", "validation.volumes=1", "validation.best=null"]
+    words += ["optim.steps=1", "optim.batch_size=1", "validation.volumes=1"]
+    words += ["validation.best=null"]
     words += ["data.split={validation: 0.25, calibration: 0.0}", "validation.previews=0"]
     words += ["memory.dtype=float32", f"data.root={data}"]
     assert program("train", "wavelet_64", *words, f"output={tmp_path / 'a'}")[0] == 1

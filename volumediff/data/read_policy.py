@@ -42,5 +42,6 @@ def remedy(*choices: str) -> str:
     Arguments:
         choices: as `key=value`; one of them settles the matter
     """
-    key = choices[0].partition("=")[0]
-    return f"decide with --read {' or '.join(choices)} (data.read.{key} in a configuration)"
+    *others, last = choices
+    named = f"{', '.join(others)} or {last}" if others else last
+    return f"decide by `read` with {named} (data.read in a configuration)"
