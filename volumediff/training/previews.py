@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Preview", "middle_slices", "write_slices"]
+__all__ = ["PreviewRow", "middle_slices", "write_slices"]
 
 
 @dataclass(frozen=True)
-class Preview:
+class PreviewRow:
     """What there is to see of a volume.
 
     Arguments:
@@ -24,14 +24,14 @@ class Preview:
     slices: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def middle_slices(title: str, volume: Float[Tensor, "c d h w"]) -> Preview:
+def middle_slices(title: str, volume: Float[Tensor, "c d h w"]) -> PreviewRow:
     """The middle slices of the first channel."""
     image = volume[0].detach().float().cpu().numpy()
     d, h, w = (image.take(n // 2, axis=axis) for axis, n in enumerate(image.shape))
-    return Preview(title, (d, h, w))
+    return PreviewRow(title, (d, h, w))
 
 
-def write_slices(path: Path, previews: Sequence[Preview]) -> None:
+def write_slices(path: Path, previews: Sequence[PreviewRow]) -> None:
     """Writes a PNG with a row for each volume."""
     from matplotlib.figure import Figure
 
