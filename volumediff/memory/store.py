@@ -20,45 +20,51 @@ class Store:
         tensor: all planes
         device: of the slabs
         filled: planes before this one hold values
+        first: the plane of the volume that is the first one here; all numbers are of the volume's
     """
 
     tensor: Tensor
     device: torch.device
     filled: int
+    first: int = 0
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Store":
-        """A volume that is there already."""
-        return cls(tensor, tensor.device, tensor.shape[2])
+    def of(cls, tensor: Tensor, first: int = 0) -> "Store":
+        """A volume that is there already, or its planes from one on."""
+        return cls(tensor, tensor.device, first + tensor.shape[2], first)
 
     @classmethod
-    def like(cls, slab: Tensor, depth: int, *, offload: bool) -> "Store":
-        """Room for so many planes like those of a slab.
+    def like(cls, slab: Tensor, planes: Range, *, offload: bool) -> "Store":
+        """Room for planes like those of a slab.
 
         Arguments:
             offload: in host memory
         """
-        b, c, _, h, w = slab.shape
+        (b, c, _, h, w), (first, end) = slab.shape, planes
+        depth = end - first
         if offload:
             # Planes are contiguous when channels are last, so that a slab is copied in one go.
             room = host.empty((b, depth, h, w, c), slab.dtype, slab)
-            return cls(room.permute(0, 4, 1, 2, 3), slab.device, 0)
+            return cls(room.permute(0, 4, 1, 2, 3), slab.device, first, first)
         last = torch.channels_last_3d
         planar = slab.is_contiguous(memory_format=last) and not slab.is_contiguous()
         layout = last if planar else torch.contiguous_format
         shape = (b, c, depth, h, w)
         room = torch.empty(shape, dtype=slab.dtype, device=slab.device, memory_format=layout)
-        return cls(room, slab.device, 0)
+        return cls(room, slab.device, first, first)
 
     @property
-    def depth(self) -> int:
-        """Planes along d."""
-        return self.tensor.shape[2]
+    def end(self) -> int:
+        """The plane after the last one."""
+        return self.first + self.tensor.shape[2]
+
+    def _planes(self, lo: int, hi: int) -> Tensor:
+        return self.tensor.narrow(2, lo - self.first, hi - lo)
 
     def read(self, wanted: Range) -> Tensor:
         """Planes, as a view where they are on the device already."""
         lo, hi = wanted
-        planes = self.tensor.narrow(2, lo, hi - lo)
+        planes = self._planes(lo, hi)
         if not self._travels:
             # Also where host and device are one, what waits is copied: so a plan counts the slab.
             return planes.clone() if host.is_host(planes) else planes
@@ -72,7 +78,7 @@ class Store:
 
     def write(self, lo: int, slab: Tensor) -> None:
         """Puts planes in place; they may overlap those written before, or follow them."""
-        planes = self.tensor.narrow(2, lo, slab.shape[2])
+        planes = self._planes(lo, lo + slab.shape[2])
         self.filled = max(self.filled, lo + slab.shape[2])
         if not self._travels:
             planes.copy_(slab)
@@ -90,7 +96,7 @@ class Store:
     def add(self, lo: int, slab: Tensor) -> None:
         """Adds planes to those there are; planes that hold no values yet count as zeros."""
         if lo > self.filled:
-            self.tensor.narrow(2, self.filled, lo - self.filled).zero_()
+            self._planes(self.filled, lo).zero_()
             self.filled = lo
         common = min(self.filled - lo, slab.shape[2])
         if common:
@@ -104,12 +110,12 @@ class Store:
 
     def complete(self) -> None:
         """Makes the planes that hold no values yet zeros."""
-        self.tensor.narrow(2, self.filled, self.depth - self.filled).zero_()
-        self.filled = self.depth
+        self._planes(self.filled, self.end).zero_()
+        self.filled = self.end
 
     def whole(self) -> Tensor:
         """All planes on the device."""
-        return self.read((0, self.depth))
+        return self.read((self.first, self.end))
 
 
 @functools.cache
