@@ -8,7 +8,7 @@ __all__ = ["ReadPolicy"]
 
 @dataclass(frozen=True)
 class ReadPolicy:
-    """What to do where a NIfTI file is ambiguous; the defaults refuse to guess.
+    """What to do where a file is ambiguous; the defaults refuse to guess.
 
     Arguments:
         forms: which of sform and qform counts when they disagree; `agree` refuses such files
@@ -17,6 +17,7 @@ class ReadPolicy:
         nonfinite: `fill` replaces NaN and Inf voxels of images by the smallest finite value
         frames: what a 4D file holds: `channels`, or the index of the one frame to read
         labels: the label values that a label file may hold; None allows 0 to 255
+        series: the series instance UID to read from a DICOM folder that holds several
         budget_bytes: largest volume to allocate; 4 GiB is 1024 x 1024 x 1024 in float32
     """
 
@@ -25,4 +26,5 @@ class ReadPolicy:
     nonfinite: Literal["fill", "refuse"] = "fill"
     frames: Literal["refuse", "channels"] | int = "refuse"
     labels: tuple[int, ...] | None = None
+    series: str | None = None
     budget_bytes: int = 4 * 2**30

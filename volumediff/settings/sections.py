@@ -27,6 +27,7 @@ from volumediff.data.drawing import Drawing
 from volumediff.data.lesion_free import LesionFree
 from volumediff.data.patients import Patients
 from volumediff.data.survey import AUTO
+from volumediff.errors import shown
 
 __all__ = [
     "POPULATION",
@@ -36,6 +37,7 @@ __all__ = [
     "Optim",
     "PopulationSection",
     "Preprocess",
+    "Processes",
     "Section",
     "Selection",
     "SplitRule",
@@ -62,7 +64,7 @@ POPULATION = "population"
 class Section(BaseModel):
     """Part of a configuration: unknown keys fail, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def declared(cls: type) -> BeforeValidator:
@@ -210,6 +212,21 @@ class Selection(Section):
     smooth_mm: NonNegativeFloat = 3.0
 
 
+class Processes(Section):
+    """Processes that train together.
+
+    If `number` is given, the launch must have as many. With `shard` weights, gradients and moments
+    are divided among them (FSDP2); otherwise each has all of them (DDP). So many as `domain` says
+    share each volume along d. One that waits for another in a step for longer than `timeout_s`
+    seconds ends the run.
+    """
+
+    number: PositiveInt | None = None
+    shard: bool = False
+    domain: PositiveInt = 1
+    timeout_s: PositiveFloat = 600.0
+
+
 class ValidationSection(Section):
     """Every `every` steps: validation loss, previews and, if `best` is given, selection."""
 
@@ -223,7 +240,7 @@ class ValidationSection(Section):
 def _names_a_run(value: Any) -> Any:
     """A component for another run says which: `of` is the folder of that run."""
     if not isinstance(value, Mapping) or not isinstance(value.get("of"), str):
-        raise ValueError(f"needs the key of: the folder of a diffusion run (got {value!r})")
+        raise ValueError(f"needs the key of: the folder of a diffusion run (got {shown(value)})")
     return value
 
 
