@@ -9,8 +9,8 @@ cut at the same places, so that copies are few. Copies travel point to point, fo
 owners and backward, as gradients, to them. Sums over the volume, for the statistics of a group
 normalization and for the gradients of weights, are sums over the processes.
 
-What a pass is given, what it gives, and all of its gradients are the same in all processes: whatever
-is around it need not know of them.
+What a pass is given, what it gives, and all of its gradients are the same in all processes:
+whatever is around it need not know of them.
 """
 
 from collections.abc import Iterator, Sequence
