@@ -79,7 +79,8 @@ class Domain:
             if lo < hi:
                 store.write(lo, torch.zeros_like(store.read((lo, hi))))
         for first, planes in came:
-            store.add(first, planes)
+            there = store.read((first, first + planes.shape[2]))
+            store.write(first, there + planes)
 
     def merge(self, moments: SlabMoments, shape: Sequence[int], device: torch.device) -> None:
         """Makes the statistics of this process's planes those of the volume.

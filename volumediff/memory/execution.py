@@ -10,7 +10,8 @@ their volume's turn comes:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,9 +21,38 @@ from volumediff.memory.graph import Graph, Node
 from volumediff.memory.norm_statistics import SlabMoments, coefficients
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
 from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
-from volumediff.memory.store import Store
+from volumediff.memory.store import DeviceStore, HostStore, Store
+from volumediff.memory.transfers import Transfers
+from volumediff.memory.window import Window
 
 __all__ = ["Execution"]
+
+
+@dataclass(eq=False)
+class _Asked:
+    """What a slab is computed from, perhaps still on its way.
+
+    Arguments:
+        wanted: planes of the slab
+        ranges: planes that each node must give
+        leaves: the stored volumes that it is made of
+        gradient: of the slab, backward
+        own: what the slab holds, where its statistics have a gradient
+        sums: what the gradients of leaves are added to
+    """
+
+    wanted: Range
+    ranges: dict[Node, Range]
+    leaves: dict[Node, Callable[[], Tensor]]
+    gradient: Callable[[], Tensor] | None = None
+    own: Callable[[], Tensor] | None = None
+    sums: dict[Node, Callable[[], Tensor | None]] = field(default_factory=dict)
+
+    def values(self) -> dict[Node, Tensor]:
+        """The leaves' planes; they are asked for once."""
+        found = {node: take().detach() for node, take in self.leaves.items()}
+        self.leaves.clear()
+        return found
 
 
 class Execution:
@@ -44,7 +74,7 @@ class Execution:
         domain: Domain,
     ) -> None:
         self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
-        self.domain = domain
+        self.domain, self.device = domain, graph.sources[0].device
         self.measured = {
             node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
         }
@@ -59,11 +89,12 @@ class Execution:
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
         self.dropped = self._dropped()
         self.held = self._held()
-        self.values = {
-            node: Store.of(graph.sources[node.source].detach())
+        self.values: dict[Node, Store] = {
+            node: DeviceStore(graph.sources[node.source].detach())
             for node in graph.nodes
             if node.operation is None
         }
+        self.transfers = Transfers(self.device)
         self.moments: dict[Node, SlabMoments] = {}
         self.gradients: dict[Node, Store] = {}
         self.small_gradients: dict[int, Tensor] = {}
@@ -80,39 +111,36 @@ class Execution:
                 done = self.last_use[leaf] is node
                 if done and leaf.operation is not None and (not training or leaf in self.dropped):
                     self.values.pop(leaf, None)
+        self.transfers.finish()
         return self.values.pop(self.graph.output).whole()
 
     @torch.no_grad()
     def backward(self, grad: Tensor) -> None:
         """Gradients of sources and small tensors, from that of the whole output."""
-        self.gradients[self.graph.output] = Store.of(grad)
+        self.gradients[self.graph.output] = DeviceStore(grad)
         for node in reversed(self.schedule):
             if node in self.gradients and node is not self.graph.output:
-                self.domain.fold(self.gradients[node], self.held[node], node.depth)
+                self._exchange(self.domain.fold, self.gradients[node], node)
             if node in self.gradients or node in self.shares:
                 self._pass_on(node)
             self.gradients.pop(node, None)
             self.values.pop(node, None)
         for source in [node for node in self.shares if self._wants_gradient(node)]:
             self._share_out(source)
-        given = [self.gradients[n] for n in self.graph.nodes if self._given_gradient(n)]
-        self.domain.total([*(store.tensor for store in given), *self.small_gradients.values()])
-
-    @property
-    def device(self) -> torch.device:
-        """Where slabs are computed."""
-        return self.graph.sources[0].device
+        self.transfers.finish()
+        of_sources = [self.gradients[node].whole() for node in self._given_gradients()]
+        self.domain.total([*of_sources, *self.small_gradients.values()])
 
     def source_gradients(self) -> list[Tensor | None]:
         """Gradients of the given volumes, None for those that want none."""
         found: list[Tensor | None] = [None] * len(self.graph.sources)
-        for node in self.graph.nodes:
-            if self._given_gradient(node):
-                found[node.source] = self.gradients[node].whole()
+        for node in self._given_gradients():
+            found[node.source] = self.gradients[node].whole()
         return found
 
-    def _given_gradient(self, node: Node) -> bool:
-        return node.operation is None and node in self.gradients
+    def _given_gradients(self) -> list[Node]:
+        """Given volumes with a gradient."""
+        return [n for n in self.graph.nodes if n.operation is None and n in self.gradients]
 
     def _part(self, top: Node) -> Part:
         """Its part; in the decoder of the finest grid, remade skips are not at hand any more."""
@@ -166,29 +194,35 @@ class Execution:
                     beside.update(leaves)
         return dropped
 
-    def _reads(
-        self, part: Part, slabs: list[Range]
-    ) -> Iterator[tuple[Range, dict[Node, Range], dict[Node, Tensor]]]:
-        """Of every slab the planes, those that each node must give, and the leaves' values.
+    def _ahead(self, slabs: list[Range], ask: Callable[[Range], _Asked]) -> Iterator[_Asked]:
+        """What is asked for every slab.
 
         What waits in host memory is asked for one slab ahead, so that it travels while the slab
         before it is computed.
         """
-
-        def read(wanted: Range) -> tuple[Range, dict[Node, Range], dict[Node, Tensor]]:
-            ranges = part.ranges(wanted)
-            leaves = {n: self.values[n].read(ranges[n]).detach() for n in part.leaves}
-            return wanted, ranges, leaves
-
         if not self.offload or not slabs:
-            yield from map(read, slabs)
+            yield from map(ask, slabs)
             return
-        ahead = read(slabs[0])
+        self.transfers.begin()
+        ahead = ask(slabs[0])
         for wanted in slabs[1:]:
-            now, ahead = ahead, read(wanted)
+            self.transfers.begin()
+            now, ahead = ahead, ask(wanted)
             yield now
             del now
         yield ahead
+
+    def _room(self, node: Node, slab: Tensor, *, waits: bool) -> Store:
+        """Where a volume is kept, on the device or in host memory, given what slabs are like."""
+        first, end = self._window(node)
+        if waits:
+            return _from(first, HostStore(slab, end - first, self.transfers))
+        return _from(first, DeviceStore.like(slab, end - first))
+
+    def _blank(self, node: Node) -> Tensor:
+        """A slab of a volume without planes."""
+        b, c, _, h, w = node.shape
+        return torch.empty((b, c, 0, h, w), dtype=node.dtype, device=self.device)
 
     def _measure(self, node: Node) -> None:
         """Statistics of a source."""
@@ -205,31 +239,39 @@ class Execution:
         measured = node in self.measured and node not in self.moments
         moments = SlabMoments(node.dtype) if measured else None
         kept = None if training else self._donor(part, slabs)
-        for wanted, ranges, leaves in self._reads(part, slabs):
-            slab = part.compute(ranges, leaves, small)
+
+        def ask(wanted: Range) -> _Asked:
+            ranges = part.ranges(wanted)
+            return _Asked(wanted, ranges, {n: self.values[n].ask(ranges[n]) for n in part.leaves})
+
+        for asked in self._ahead(slabs, ask):
+            slab = part.compute(asked.ranges, asked.values(), small)
             if moments is not None:
                 moments.update(slab)
             if node not in self.stored:
                 continue
-            if wanted == self._window(node) and not self._waits(node):
-                kept = Store.of(slab, wanted[0])
+            if asked.wanted == self._window(node) and not self._waits(node):
+                kept = _from(asked.wanted[0], DeviceStore(slab))
                 break
             if kept is None:
-                kept = Store.like(slab, self._window(node), offload=self._waits(node))
-            kept.write(wanted[0], slab)
+                kept = self._room(node, slab, waits=self._waits(node))
+            kept.write(asked.wanted[0], slab)
             del slab
         if node in self.stored:
-            self.values[node] = kept or self._room(node)
-            self.domain.fill(self.values[node], self.held[node], node.depth)
+            kept = kept or self._room(node, self._blank(node), waits=self._waits(node))
+            self._exchange(self.domain.fill, kept, node)
+            self.values[node] = kept
         if moments is not None:
             self.domain.merge(moments, node.shape, self.device)
             self.moments[node] = moments
 
-    def _room(self, node: Node) -> Store:
-        """Room for the planes of a volume that this process holds, without any of its own."""
-        (b, c, _, h, w), window = node.shape, self._window(node)
-        empty = torch.empty((b, c, 0, h, w), dtype=node.dtype, device=self.device)
-        return Store.like(empty, window, offload=self._waits(node))
+    def _exchange(
+        self, how: Callable[[Store, list[Range], int], None], store: Store, node: Node
+    ) -> None:
+        """Sends planes to the other processes, and takes theirs."""
+        if self.domain.size > 1:
+            self.transfers.begin()
+            how(store, self.held[node], node.depth)
 
     def _waits(self, node: Node) -> bool:
         """Whether a volume is kept in host memory; the output is not."""
@@ -269,16 +311,31 @@ class Execution:
         small = {n: tuple(self._leaf(n, t) for t in self._small(n)) for n in part.inner}
         wanting = [leaf for leaf in part.leaves if self._wants_gradient(leaf)]
         heir = self._heir(part, slabs, wanting)
-        for wanted, ranges, leaves in self._reads(part, slabs):
+        own = self.values.get(node) if share is not None else None
+        summed = [leaf for leaf in wanting if leaf in self.gradients]
+
+        def ask(wanted: Range) -> _Asked:
+            ranges = part.ranges(wanted)
+            return _Asked(
+                wanted,
+                ranges,
+                {n: self.values[n].ask(ranges[n]) for n in part.leaves},
+                None if total is None else total.ask(wanted),
+                None if own is None else own.ask(wanted),
+                {leaf: self.gradients[leaf].ask_sum(ranges[leaf]) for leaf in summed},
+            )
+
+        for asked in self._ahead(slabs, ask):
+            leaves = asked.values()
             for leaf in wanting:
                 leaves[leaf].requires_grad_()
             ends = [leaves[leaf] for leaf in wanting]
             ends += [t for ts in small.values() for t in ts if t.requires_grad]
             with torch.enable_grad():
-                slab = part.compute(ranges, leaves, small)
-            grad = None if total is None else total.read(wanted)
+                slab = part.compute(asked.ranges, leaves, small)
+            grad = None if asked.gradient is None else asked.gradient()
             if share is not None:
-                x = self.values[node].read(wanted) if node in self.stored else slab.detach()
+                x = slab.detach() if asked.own is None else asked.own()
                 of_statistics = scaled(x, share[1], share[0])
                 grad = of_statistics if grad is None else of_statistics.add_(grad)
             if slab.requires_grad and ends:
@@ -290,15 +347,16 @@ class Execution:
                     continue
                 if leaf is heir:
                     assert total is not None, "an heir takes the memory of a gradient"
-                    total.write(wanted[0], passed)
+                    total.write(asked.wanted[0], passed)
                 else:
-                    self._accumulate(leaf, ranges[leaf], passed)
+                    self._accumulate(leaf, asked.ranges[leaf], passed, asked.sums.get(leaf))
         if heir is not None:
             assert total is not None, "an heir takes the memory of a gradient"
             self.gradients[heir] = total
         for leaf in wanting:
             if not slabs and leaf not in self.gradients:
-                self.gradients[leaf] = self._room(leaf)
+                room = self._room(leaf, self._blank(leaf), waits=self._waits_backward(leaf))
+                self.gradients[leaf] = room
             if leaf in self.gradients:
                 self.gradients[leaf].complete()
         for inner, stand_ins in small.items():
@@ -311,7 +369,7 @@ class Execution:
         offset, slope = self.shares.pop(node)
         for wanted in self._slabs(node):
             x = self.values[node].read(wanted)
-            self._accumulate(node, wanted, scaled(x, slope, offset))
+            self._accumulate(node, wanted, scaled(x, slope, offset), None)
 
     def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
         """A stand-in for a small tensor, which collects its gradient over slabs."""
@@ -342,14 +400,20 @@ class Execution:
                 return leaf
         return None
 
-    def _accumulate(self, leaf: Node, place: Range, passed: Tensor) -> None:
-        waits = self.offload and leaf.operation is not None
+    def _accumulate(
+        self, leaf: Node, place: Range, passed: Tensor, there: Callable[[], Tensor | None] | None
+    ) -> None:
+        waits = self._waits_backward(leaf)
         if leaf not in self.gradients:
             if place == self._window(leaf) and not waits:
-                self.gradients[leaf] = Store.of(passed, place[0])
+                self.gradients[leaf] = _from(place[0], DeviceStore(passed))
                 return
-            self.gradients[leaf] = Store.like(passed, self._window(leaf), offload=waits)
-        self.gradients[leaf].add(place[0], passed)
+            self.gradients[leaf] = self._room(leaf, passed, waits=waits)
+        self.gradients[leaf].add(place[0], passed, None if there is None else there())
+
+    def _waits_backward(self, leaf: Node) -> bool:
+        """Whether a volume's gradient is kept in host memory; those of sources are not."""
+        return self.offload and leaf.operation is not None
 
     def _finish_small(self, node: Node, stand_ins: tuple[Tensor, ...]) -> None:
         """Gradients of an operation's small tensors and, through them, of statistics."""
@@ -391,6 +455,11 @@ class Execution:
         self.small_gradients[id(original)] = gradient if before is None else before + gradient
 
 
+def _from(first: int, store: Store) -> Store:
+    """The store, whose first plane is that of the volume."""
+    return Window(store, first) if first else store
+
+
 def _both(a: Range, b: Range) -> Range:
-    """Planes of both, and those between; an empty range has none."""
+    """The planes of both and those between; an empty range has none."""
     return b if a[0] >= a[1] else (min(a[0], b[0]), max(a[1], b[1]))
