@@ -7,21 +7,22 @@ processes take turns in the volumes.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from volumediff.distributed import processes
 from volumediff.distributed.signals import StopFlag
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
-from volumediff.training.previews import write_slices
+from volumediff.training.previews import middle_slices, write_slices
 from volumediff.training.setup import TrainingSetup
 
 __all__ = ["ValidationResult", "Validator"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,48 +83,64 @@ class Validator:
                 if score is None:
                     return None
                 row[criterion.name] = score
-            if wanted.previews and self.accelerator.is_main_process:
-                self._preview(step, stop)
-            if wanted.previews and self._stopped(stop):
+            if wanted.previews and not self._preview(step, stop):
                 return None
         finally:
             task.module.train(was_training)
         return ValidationResult(row, score if math.isfinite(score) else -math.inf)
 
     def _mean(self, function: Callable[[int], float], count: int, stop: StopFlag) -> float | None:
-        """Mean of a function over the first volumes, shared by the processes; None at a stop.
+        """Mean of a function over the first volumes, shared by the processes; None at a stop."""
+        mine = self._shared(function, count, stop)
+        if mine is None:
+            return None
+        return processes.total(self.accelerator, [sum(mine.values())])[0] / count
 
-        They meet after every volume, so that all leave at the same one.
+    def _shared(
+        self, function: Callable[[int], T], count: int, stop: StopFlag
+    ) -> dict[int, T] | None:
+        """What a function gives for the volumes that are this process's turn.
+
+        The processes meet after every volume: once one of them is to stop, all get None.
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mean = 0.0
+        found = {}
         for first in range(0, count, world):
-            mine = function(first + rank) if first + rank < count else 0.0
-            found, stopped = processes.total(self.accelerator, [mine, float(stop.number)])
-            if stopped:
+            if first + rank < count:
+                found[first + rank] = function(first + rank)
+            if processes.total(self.accelerator, [float(stop.number)])[0]:
                 return None
-            mean += found / count
-        return mean
-
-    def _stopped(self, stop: StopFlag) -> bool:
-        """Whether any of the processes is to stop."""
-        return processes.total(self.accelerator, [float(stop.number)])[0] > 0
+        return found
 
     def _loss(self, index: int) -> float:
         sample = self.samples.held.sample(index, key=key(self.config.seed, "validation", index))
         batch = collate([sample]).to(self.accelerator.device)
         return float(self.task.loss(self.task.main, batch).mean())
 
-    def _preview(self, step: int, stop: StopFlag) -> None:
-        """A picture of what the task has to show, if anything."""
+    def _preview(self, step: int, stop: StopFlag) -> bool:
+        """A picture of what the task has to show, if anything, made by all processes.
+
+        Returns:
+            whether it is finished; not at a stop
+        """
         count = min(self.config.validation.previews, len(self.samples.scans))
-        shown: list[tuple[str, Tensor]] = []
-        for i in range(count):
-            shown += self.task.preview(self.samples, i)
-            if stop.number:
-                return
-        if not shown:
-            return
-        titles, volumes = zip(*shown, strict=True)
-        path = self.config.output / "previews" / f"step-{step:08d}.png"
-        write_slices(path, volumes, [f"{title} at step {step}" for title in titles])
+
+        def slices(i: int) -> list[Any]:
+            return [
+                middle_slices(f"{title} at step {step}", volume)
+                for title, volume in self.task.preview(self.samples, i)
+            ]
+
+        mine = self._shared(slices, count, stop)
+        if mine is None:
+            return False
+        found = {
+            i: own
+            for part in processes.gathered(self.accelerator, mine)
+            for i, own in part.items()
+        }
+        shown = [preview for i in range(count) for preview in found[i]]
+        if shown:
+            path = self.config.output / "previews" / f"step-{step:08d}.png"
+            processes.on_main(self.accelerator, lambda: write_slices(path, shown))
+        return True
