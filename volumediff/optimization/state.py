@@ -13,7 +13,6 @@ from volumediff.distributed.data_parallel import DataParallel
 from volumediff.distributed.one_process import OneProcess
 from volumediff.errors import DataError
 from volumediff.optimization.ema import EMA
-from volumediff.settings.bound_files import bound_of, check_bound
 from volumediff.settings.sections import Optim
 from volumediff.storage import checkpoint
 from volumediff.storage.checkpoint import Bound
@@ -80,16 +79,6 @@ class TrainingState:
     def fresh(
         cls, task: Task, optim: Optim, parallel: DataParallel | None = None
     ) -> "TrainingState":
-<<<<<<< HEAD
-        """A fresh state, or that of the newest good checkpoint of the run."""
-        state = cls.fresh(task, optim)
-        state.bound = bound_of(run)
-        found = checkpoint.find(run, "last", report=report)
-        if found is not None:
-            check_bound(run, found)
-            state._resume(found)
-        return state
-=======
         """The state before the first step; of one process unless `parallel` says otherwise."""
         trained, players = task.trained(), task.parameters()
         return cls(
@@ -100,7 +89,6 @@ class TrainingState:
             {player: _optimizer(optim, own) for player, own in players.items()},
             EMA(trained, decay=optim.ema),
         )
->>>>>>> main
 
     def watch(self, optim: Optim, loss: float, *, step: int) -> None:
         """Counts the steps without a lower loss; after the warm-up, if there is a patience.
@@ -120,7 +108,6 @@ class TrainingState:
         impatient = optim.patience is not None and self.waited >= optim.patience
         return impatient or self.step >= optim.steps
 
-<<<<<<< HEAD
     @property
     def progress(self) -> tuple[int, int]:
         """Steps done, and validated: what is to be saved once it has changed."""
@@ -130,15 +117,11 @@ class TrainingState:
         """Whether this step is to be validated: every so many steps, and after the last one."""
         return self.validated < self.step and (self.step % every == 0 or self.ended(optim))
 
-    def save(self, run: Path, kind: str) -> None:
-        """Writes `last` (all of it, two kept) or `best` (the weights, one kept)."""
-=======
     def tensors(self, kind: str) -> dict[str, dict[str, Tensor]]:
         """What the checkpoint `last` (all of it) or `best` (the weights) holds, by file.
 
         All processes take part; the main process gets whole tensors, the others nothing.
         """
->>>>>>> main
         weights = self.task.state()
         averaged = {n: self.ema.tensors.get(n, t) for n, t in weights.items()}
         tensors = {"weights": weights, "ema": averaged}

@@ -34,9 +34,10 @@ from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, parse
 from volumediff.storage.seal import Broken, open_json, seal_json
 
-__all__ = ["Ledger", "fingerprint", "open_ledger", "read_entries"]
+__all__ = ["Failed", "Ledger", "fingerprint", "open_ledger", "read_entries"]
 
 NAME = "ledger.jsonl"
+TAIL = 1 << 16  # bytes at the end of a ledger that hold more than a line
 SESSION, CLAIMS = ".session", ".claims"
 
 
@@ -157,10 +158,11 @@ class Ledger:
         try:
             with open_itself(path) as file:
                 take(file)
-                end = _whole(file.read())  # what a killed process cut short is taken back
-                file.truncate(end)
+                end = _end_of(file)
+                file.truncate(end)  # what a killed process cut short is taken back
                 file.seek(end)
-                file.write(line)
+                while line:
+                    line = line[file.write(line) :]
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
@@ -199,7 +201,10 @@ class Ledger:
         folder = self.folder / CLAIMS
         if folder.is_symlink():
             raise DataError(f"{folder}: is a symbolic link, which is not followed here.")
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error.strerror}).") from None
         with open_itself(folder / case) as file:
             mine = take(file, wait=wait)
             if mine:
@@ -257,7 +262,7 @@ def _join(folder: Path, present: BinaryIO, job: str) -> Session:
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         path = folder / NAME
-        begin = path.stat().st_size if path.is_file() else 0
+        begin = _whole(path.read_bytes()) if path.is_file() else 0
         session = Session(job=job, begin=begin, holder=holder())
         sign(present, session.model_dump_json())
     else:
@@ -296,6 +301,18 @@ def read_entries(folder: Path) -> dict[str, Done | Failed]:
         entry = _parsed(line, path, number)
         entries[entry.case] = entry
     return entries
+
+
+def _end_of(file: BinaryIO) -> int:
+    """Length of the lines of a ledger that have an end."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(size - TAIL, 0)
+    file.seek(start)
+    end = _whole(file.read())
+    if end or not start:
+        return start + end
+    file.seek(0)
+    return _whole(file.read())
 
 
 def _whole(content: bytes) -> int:

@@ -109,18 +109,14 @@ class Checkpoint:
     step: int
     state: Mapping[str, Any]
 
-<<<<<<< HEAD
     @property
     def bound(self) -> Bound:
         """Files and settings of the run that it was trained with."""
         return Bound(**self.state["bound"])
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-=======
     def tensors(
         self, name: str, *, keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
     ) -> dict[str, Tensor]:
->>>>>>> main
         """The tensors of `weights`, `ema` or `optimizer`, on the CPU.
 
         Arguments:

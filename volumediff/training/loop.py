@@ -31,6 +31,7 @@ from volumediff.model import Batch
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
+from volumediff.settings.bound_files import bound_of, check_bound
 from volumediff.settings.run_config import RunConfig
 from volumediff.storage.checkpoint import find
 from volumediff.tasks import Task, resolved
@@ -69,7 +70,9 @@ def train(config: RunConfig) -> Path:
         processes.broadcast_module(accelerator, task.module)
         state = TrainingState.fresh(task, optim, _data_parallel(task, config, accelerator))
         found = processes.on_main(accelerator, lambda: find(run, "last", report=journal.line))
+        state.bound = bound_of(run)
         if found is not None:
+            check_bound(run, found)
             state.resume(found)
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
@@ -82,17 +85,16 @@ def train(config: RunConfig) -> Path:
                 if state.due(optim, config.validation.every):
                     steps.finish()
                     with state.averaged():
-<<<<<<< HEAD
-                        found = validator(state.step, stop)
-                    if found is None:
+                        result = validator(state.step, stop)
+                    if result is None:
                         stopped = True
                         break
                     state.validated = state.step
-                    _log(accelerator, journal, {"step": state.step, **found.row})
+                    _log(accelerator, journal, {"step": state.step, **result.row})
                     journal.plot()
-                    if found.better_than(state.best):
-                        state.best = found.summary(state.step)
-                        processes.on_main(accelerator, lambda: state.save(run, "best"))
+                    if result.better_than(state.best):
+                        state.best = result.summary(state.step)
+                        _save(state, run, "best", accelerator)
                 if state.ended(optim):
                     break
                 micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
@@ -101,35 +103,18 @@ def train(config: RunConfig) -> Path:
                 # Before the validation, which takes its time and is done again after a resume.
                 if state.step % config.save_every == 0:
                     steps.finish()
-                    processes.on_main(accelerator, lambda: state.save(run, "last"))
+                    _save(state, run, "last", accelerator)
                     kept = state.progress
             steps.finish()
             if state.progress != kept:
-                processes.on_main(accelerator, lambda: state.save(run, "last"))
+                _save(state, run, "last", accelerator)
             if stopped:
                 journal.line(
                     f"stopped after step {state.step}; run the same command again to continue."
                 )
                 raise SystemExit(128 + (stop.number or signal.SIGTERM))
-        found = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
-        for text in found or ():
-=======
-                        result = validator(state.step)
-                    _log(accelerator, journal, {"step": state.step, **result.row})
-                    journal.plot()
-                    if result.better_than(state.best):
-                        state.best = result.summary(state.step)
-                        _save(state, run, "best", accelerator)
-                if saved:
-                    _save(state, run, "last", accelerator)
-                if steps.stopped and not last:
-                    journal.line(
-                        f"stopped after step {state.step}; run the same command again to continue."
-                    )
-                    raise SystemExit(128 + (stop.number or signal.SIGTERM))
         lines = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
         for text in lines or ():
->>>>>>> main
             journal.line(text)
         # Not end_training(): the process group belongs to the launch, which may train again.
         for tracker in accelerator.trackers:
