@@ -26,7 +26,14 @@ import volumediff
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
 from volumediff.distributed.launch import is_main, meet, world
-from volumediff.errors import DataError, UsageError, isolating_cases, one_line, traceback_of
+from volumediff.errors import (
+    DataError,
+    UsageError,
+    isolating_cases,
+    one_line,
+    printable,
+    traceback_of,
+)
 from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
@@ -247,6 +254,7 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
         return
     from rich import progress
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(file=sys.stderr)
     count = 0
@@ -255,7 +263,7 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
         nonlocal count
         count += 1
         text = f"[{count}/{total}] {line}"
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
     if not console.is_terminal:
         yield plain
@@ -271,7 +279,7 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
 
         def advance(line: str) -> None:
             if ": failed: " in line:
-                console.print(line, soft_wrap=True, markup=False, highlight=False)
-            bar.update(task, advance=1, description=line.partition(":")[0])
+                console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
+            bar.update(task, advance=1, description=escape(printable(line.partition(":")[0])))
 
         yield advance

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from volumediff.errors import printable
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage.atomic import write_text
 
@@ -48,7 +49,7 @@ class TrainingJournal:
     def line(self, text: str) -> None:
         """One line for the user."""
         if self.active:
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self.console.print(printable(text), soft_wrap=True, highlight=False, markup=False)
 
     def start(self, step: int, *, validated: bool = True) -> None:
         """Goes on after `step` updates, whose validation is done again if it was not finished."""
