@@ -11,27 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from volumediff.data.dicom_folders import is_dicom
 from volumediff.data.grid import Grid
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.errors import DataError
 
-__all__ = ["is_dicom", "modality", "read_series", "series_grid"]
+__all__ = ["modality", "read_series", "series_grid"]
 
 POSITION, ORIENTATION, THICKNESS = "0020|0032", "0020|0037", "0018|0050"
 FRAMES, ROWS, COLUMNS, PIXEL_SPACING = "0028|0008", "0028|0010", "0028|0011", "0028|0030"
 SAMPLES, MODALITY = "0028|0002", "0008|0060"
 # Slice positions are written with few decimals; a hundredth of the spacing covers the rounding.
 UNEVEN = 0.01
-
-
-def is_dicom(path: Path) -> bool:
-    """A regular file with the DICOM mark behind the preamble."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def read_series(folder: Path, policy: ReadPolicy, *, series: str | None = None) -> StoredVolume:

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.data.cases import Case, patient_of, safe_id
-from volumediff.data.dicom import is_dicom
+from volumediff.data.dicom_folders import is_dicom
 from volumediff.data.files import VOLUMES, stem_of
-from volumediff.data.layouts._files import split_name
-from volumediff.data.layouts._tables import described, participants
+from volumediff.data.layouts._roles import split_name
+from volumediff.data.layouts._participants import Participants
 from volumediff.data.layouts.table import NAME as TABLE
 from volumediff.data.patients import listed, whose
 
 __all__ = ["case_of_file", "data_set_of", "is_series", "is_volume"]
 
-SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(_ses-[A-Za-z0-9]+)?(?:_(.*))?")
+SUBJECT = re.compile(r"(sub-[A-Za-z0-9+]+)(_ses-[A-Za-z0-9+]+)?(?:_(.*))?")
 NUMBERED = re.compile(r"(.+)_\d{4}")
 NNUNET = ("imagesTr", "imagesTs")
 DEPTH = 4  # folders above a file that are asked for a table of cases
@@ -81,7 +81,7 @@ def case_of_file(path: Path) -> Case:
     case = Case(safe_id(place.case), patient_of(place.case), {place.channel: path})
     # a file alone may be new to the table of its neighbours
     named, _ = whose(case, listed(place.root))
-    return described(named, participants(place.root))
+    return Participants(place.root).described(named)
 
 
 def _place(path: Path) -> _Place:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.config import available, build, reference
+from volumediff.data.account import unaccounted
 from volumediff.data.cases import Case, Problem, readable, safe_id
 from volumediff.data.layouts._base import Layout
 from volumediff.data.layouts.table import NAME as TABLE
@@ -95,7 +96,8 @@ def survey_cases(
     """
     root = Path(root)
     if is_volume(root) or (layout == AUTO and is_series(root)):
-        return [_alone(root, layout, channels)], []
+        case = _alone(root, layout, channels)
+        return [case], unaccounted(root, None, [case], [])
     reader = layout_of(root, layout)
     found, problems = reader.read(root)
     patients = listed(root)
@@ -116,11 +118,13 @@ def survey_cases(
             problems.append(Problem(case.id, message))
         else:
             kept[case.id] = case
-    name = reference(type(reader))
+    problems += unaccounted(root, reader, found, problems)
     if not kept and not any(problem.severity == "error" for problem in problems):
+        left = [problem.message for problem in problems if problem.severity == "warning"]
         raise DataError(
-            f"{root}: no case found as layout '{name}'; expected .nii.gz files, one folder per "
-            "case, or a layout that `volumediff info` lists."
+            f"{root}: no case found as layout '{reference(type(reader))}'; expected .nii.gz files, "
+            "one folder per case, or a layout that `volumediff info` lists."
+            + "".join(f" Seen: {message}" for message in left[:1])
         )
     return [kept[k] for k in sorted(kept)], problems
 

@@ -17,7 +17,8 @@ from typing import Literal
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
-from volumediff.data.layouts._files import first_folders, folders, in_order
+from volumediff.data.layouts._files import first_folders, folders
+from volumediff.data.layouts._roles import in_order
 
 __all__ = ["MSSEG2008"]
 

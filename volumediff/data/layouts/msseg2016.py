@@ -14,7 +14,8 @@ from pathlib import Path
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
-from volumediff.data.layouts._files import first_folders, folders, in_order, stem, volumes
+from volumediff.data.layouts._files import first_folders, folders, stem, volumes
+from volumediff.data.layouts._roles import in_order
 
 __all__ = ["MSSEG2016"]
 
