@@ -1,18 +1,24 @@
 """`volumediff train`: train a configuration, or go on."""
 
+from volumediff.api.functions import run_config
 from volumediff.api.functions import train as work
+from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import Config, ConfigWords, say
 
 __all__ = ["train"]
 
 
-def train(config: Config, overrides: ConfigWords = None) -> None:
+def train(config: Config, overrides: ConfigWords = None, strict: Strict = False) -> None:
     """Train a run, or go on with it: the same command resumes.
 
     volumediff train wavelet_128 data.root=DATA output=runs/brain
     volumediff train wavelet_128 method=label_diffusion recipe.labels=[1,2] data.root=DATA
     """
     from volumediff.distributed.processes import leave
+
+    data = run_config(config, overrides or []).data
+    if data.root is not None:
+        account_for([data.root], layout=data.layout, channels=data.channels, strict=strict)
 
     try:
         folder = work(config, overrides=overrides or [])

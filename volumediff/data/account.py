@@ -10,7 +10,7 @@ brain, derivatives, pictures), `warning` for what somebody may miss.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.dicom_folders import is_dicom
-from volumediff.data.layouts._base import Layout
+from volumediff.data.layouts._base import CONVENTION, Layout
 from volumediff.data.layouts._files import LABEL_FOLDERS, VOLUME
 from volumediff.data.layouts._roles import parsed
 from volumediff.data.patients import TABLES
@@ -147,9 +147,7 @@ def _in_series(name: str, path: str) -> _Reason | None:
     return None
 
 
-def _reason(
-    name: str, path: str, folders: Sequence[str], layout: Layout | None
-) -> _Reason | None:
+def _reason(name: str, path: str, folders: Sequence[str], layout: Layout | None) -> _Reason | None:
     """Why a file that is in no case is in none; None for one that is no data."""
     aside = folders[0] if folders and folders[0] in ASIDE else None
     if VOLUME.search(name):
@@ -158,6 +156,8 @@ def _reason(
             return _Reason("info", "masks of the brain, head or body, or votes", "are no labels")
         if aside:
             return _Reason("info", f"volumes below {aside}/", "are not read as images")
+        if layout is not None and layout.rank < CONVENTION:
+            return _Reason("info", "volumes", f"are left out by the layout '{_name(layout)}'")
         if role != "image" or any(f.lower() in LABEL_FOLDERS for f in folders):
             return _Reason("warning", "labels", "belong to no case; compare their names")
         return _Reason("warning", "volumes", _where(folders, layout))

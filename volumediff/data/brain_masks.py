@@ -9,7 +9,7 @@ from pathlib import Path
 
 from volumediff.data.cases import Case
 from volumediff.data.layouts._files import VOLUME
-from volumediff.data.layouts._roles import AUXILIARY_WORDS, is_auxiliary
+from volumediff.data.layouts._roles import AUXILIARY_WORDS
 from volumediff.errors import DataError
 
 __all__ = ["brain_mask_of", "without_masks"]

@@ -40,8 +40,13 @@ def volumes(folder: Path) -> list[Path]:
     """The volumes of a folder by their endings, whatever they turn out to be."""
     if not folder.is_dir():
         return []
-    names = sorted(n for n in os.listdir(folder) if VOLUME.search(n) and not n.startswith("."))
-    return [folder / n for n in names if not (folder / n).is_dir()]
+    with os.scandir(folder) as entries:
+        names = [
+            e.name
+            for e in entries
+            if VOLUME.search(e.name) and not e.name.startswith(".") and not e.is_dir()
+        ]
+    return [folder / name for name in sorted(names)]
 
 
 def folders(root: Path, depth: int) -> Iterator[Path]:

@@ -14,7 +14,7 @@ __all__ = ["columns", "is_missing", "number", "rows"]
 
 # What spreadsheets and programs write where a value is not known.
 MISSING = frozenset(
-    "- -- . ? n/a #n/a na #na <na> nan -nan null none #value! #ref! #div/0!".split() + [""]
+    ["", *"- -- . ? n/a #n/a na #na <na> nan -nan null none #value! #ref! #div/0!".split()]
 )
 DELIMITERS = ("\t", ",", ";")
 # 63,5 and 0,125 are decimal; 1,000 may be a thousand, and stays text.
@@ -101,8 +101,8 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: expected a table, it is not there.") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: expected a table in UTF-8, byte {error.start} is none ({error.reason}); save "
-            "it as UTF-8."
+            f"{path}: expected a table in UTF-8, byte {error.start} is none ({error.reason}); "
+            "save it as UTF-8."
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read as a table ({error}).") from error

@@ -107,8 +107,8 @@ def _misplaced(path: Path, base: Path, match: re.Match[str] | None) -> Problem |
         return Problem(subject, text, "warning", (path,))
     if match[1] != subject:
         text = (
-            f"{path.name} names {match[1]}, and its folder {subject}; give both one name (letters, "
-            "digits and plus only)."
+            f"{path.name} names {match[1]}, and its folder {subject}; give both one name (of "
+            "letters, digits and plus)."
         )
         return Problem(subject, text, files=(path,))
     own = (match[2] or "").removeprefix("_")
@@ -165,7 +165,8 @@ def _case(name: str, found: _Session) -> tuple[Case | None, list[Problem]]:
     double = next((sorted(p) for p in (truth, *readers.values()) if len(p) > 1), None)
     if double is not None:
         text = f"{len(double)} labels fit ({double[0]}, {double[1]}); keep one."
-        problems.append(Problem(name, text, files=tuple(double)))
+        files = (*labels, *found.images.values())
+        problems.append(Problem(name, text, files=files))
         return None, problems
     suffixes = [rest.rsplit("_", 1)[-1] for rest in images]
     named = {

@@ -1,7 +1,6 @@
 """MONAI datalists, and the `dataset.json` of the Medical Segmentation Decathlon."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -109,9 +108,7 @@ def _case_name(path: PurePosixPath, depth: int, *, alike: bool) -> str:
     return "_".join(parts[:-1] if alike else parts)
 
 
-def _entry(
-    entry: Any, path: Path, info: Description, meanings: LabelMeanings, name: str
-) -> Case:
+def _entry(entry: Any, path: Path, info: Description, meanings: LabelMeanings, name: str) -> Case:
     entry = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or "image" not in entry:
         raise DataError(f"expected a mapping with the key 'image', got {entry!r:.80}.")

@@ -60,7 +60,8 @@ class MSSEG2008(Layout):
             split = "train" if part == "train" else "test"
             if split == "train" and label is None:
                 which = "lesion_byCHB" if other else "lesion"
-                problems.append(Problem(name, f"has no {name}_{which}; unpack that part, too."))
+                text = f"has no {name}_{which}; unpack that part, too."
+                problems.append(Problem(name, text, files=tuple(known.values())))
                 continue
             attributes: dict[str, str | float] = {"site": site, "group": "sick", "split": split}
             by_chb = known.get("lesion" if site == "CHB" else "lesion_byCHB")

@@ -61,7 +61,7 @@ class MSSEG2016(Layout):
             masks = {stem(p): p for p in volumes(folder / "Masks")}
             if masks and truth not in masks:
                 text = f"has no Masks/{truth}.nii.gz; it has {', '.join(masks)}."
-                problems.append(Problem(name, text))
+                problems.append(Problem(name, text, files=tuple(masks.values())))
                 continue
             attributes: dict[str, str | float] = {"site": folder.parent.name, "group": "sick"}
             if part:

@@ -13,8 +13,8 @@ from volumediff.data.layouts._descriptions import (
     channel_names,
     described_by,
     label_meanings,
-    regions_note,
     read_object,
+    regions_note,
 )
 from volumediff.data.layouts._files import VOLUME, stem, volumes
 from volumediff.data.layouts.datalist import lists_cases
