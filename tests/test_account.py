@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_app import save
+from tiny_app import program, save
 
 from volumediff.data.account import left_out, refuse_left_out
 from volumediff.data.check import check
 from volumediff.data.survey import find_cases, survey_cases
 from volumediff.errors import DataError, UsageError
+
+__all__ = ["program"]  # a fixture
 
 DICOM = bytes(128) + b"DICM"
 BARE = b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100"  # no preamble: the first element comes first
@@ -96,7 +98,7 @@ def test_dicom_trees_are_found_and_what_is_odd_in_a_series_is_named(tmp_path):
     for study, series in (("2019", "T1"), ("2019", "T2"), ("2020", "T1")):
         touch(tmp_path, *(f"pat7/{study}/{series}/{i:03d}" for i in range(3)), content=DICOM)
     touch(tmp_path, *(f"pat8/{i}.dcm" for i in range(3)), content=BARE)
-    touch(tmp_path, "pat8/9.dcm")  # empty
+    touch(tmp_path, "pat8/9.npy", "pat8/10.dcm")  # whoever reads the series judges 10.dcm
     touch(tmp_path, "DICOMDIR", content=DICOM)
     cases, problems = survey_cases(tmp_path)
     assert {c.id: c.patient for c in cases} == {
@@ -107,12 +109,11 @@ def test_dicom_trees_are_found_and_what_is_odd_in_a_series_is_named(tmp_path):
     }
     assert cases[0].images == {"image": tmp_path / "pat7/2019/T1"}
     (odd,) = problems
-    assert [f.name for f in odd.files] == ["9.dcm"]
-    assert "damaged, empty or cut off" in odd.message
+    assert [f.name for f in odd.files] == ["9.npy"]
     # the folder of one series alone
     (alone,), (odd,) = survey_cases(tmp_path / "pat8")
     assert alone.id == "pat8"
-    assert [f.name for f in odd.files] == ["9.dcm"]
+    assert [f.name for f in odd.files] == ["9.npy"]
 
 
 def test_orphan_labels_are_named_in_every_convention(tmp_path):

@@ -76,13 +76,15 @@ def difference(a, b, name):
 def test_two_processes_equal_one(data, tmp_path):
     both = {"diffusion": DIFFUSION, "autoencoder": AUTOENCODER}
     runs = [[str(data), str(tmp_path / f"two-{n}"), words] for n, words in both.items()]
-    refused = [str(data), str(tmp_path / "three"), [*DIFFUSION, "processes=3"]]
+    refused = [str(data), str(tmp_path / "three"), [*DIFFUSION, "processes.number=3"]]
     odd = [str(data), str(tmp_path / "odd"), [*DIFFUSION, "optim.batch_size=3"]]
     process = launch(tmp_path, [*runs, refused, odd])
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "2 process(es) on cpu" in said
-    assert said.count("processes: 3 requested, 2 launched, 2 joined") == 2, "both ranks say why"
+    assert said.count("processes.number: 3 requested, 2 launched, 2 joined") == 2, (
+        "both ranks say why"
+    )
     assert said.count("shared by 2 processes") == 2
     for name, words in both.items():
         two, one = tmp_path / f"two-{name}", train(tiny(data, tmp_path / f"one-{name}", *words))
@@ -120,9 +122,9 @@ def test_a_signal_to_one_rank_stops_and_saves_all(data, tmp_path):
 def test_a_launch_that_did_not_become_processes_is_refused(data, tmp_path, monkeypatch):
     """What `accelerate launch --cpu --num_processes 2` does: one process, without a word."""
     with pytest.raises(
-        UsageError, match=r"processes: 2 requested, 1 launched, 1 joined.*torchrun"
+        UsageError, match=r"processes.number: 2 requested, 1 launched, 1 joined.*torchrun"
     ):
-        train(tiny(data, tmp_path / "run", "processes=2"))
+        train(tiny(data, tmp_path / "run", "processes.number=2"))
 
 
 def test_gradients_are_averaged_in_pieces(monkeypatch):

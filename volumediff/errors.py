@@ -21,6 +21,7 @@ __all__ = [
     "isolating_cases",
     "one_line",
     "place_of",
+    "shown",
     "traceback_of",
 ]
 
@@ -60,6 +61,12 @@ def isolated_cases() -> Iterator[None]:
 def isolating_cases() -> bool:
     """Whether the caller is inside `isolated_cases`."""
     return _isolated.get()
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value as a message shows it: as in Python, its end left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def place_of(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from volumediff.commands._options import (
     Channels,
     Json,
     LayoutOption,
+    Read,
     defaults,
     inputs_and_words,
     names_of,
@@ -43,6 +44,7 @@ def check(
     ] = WORK["config"],
     layout: LayoutOption = WORK["layout"],
     channels: Channels = WORK["channels"],
+    read: Read = None,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +60,7 @@ def check(
         paths,
         layout=spec_of(layout),
         channels=names_of(channels),
+        read=read or (),
         config=config,
         overrides=overrides,
         start=shown.start,

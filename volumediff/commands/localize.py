@@ -18,6 +18,7 @@ from volumediff.commands._options import (
     ModelOption,
     OutFolder,
     Overwrite,
+    Read,
     Seed,
     WhichOption,
     defaults,
@@ -63,6 +64,7 @@ def localize(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     site: Annotated[
@@ -108,7 +110,9 @@ def localize(
     inputs, words = inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = localize_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(
+            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+        ),
         inputs,
         output,
         method=method,

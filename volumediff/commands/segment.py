@@ -15,6 +15,7 @@ from volumediff.commands._options import (
     Memory,
     OutFolder,
     Overwrite,
+    Read,
     RunOption,
     Seed,
     WhichOption,
@@ -54,6 +55,7 @@ def segment(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     write_samples: Annotated[
@@ -69,7 +71,9 @@ def segment(
     inputs, words = inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = segment_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(
+            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+        ),
         inputs,
         output,
         method=method,

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from volumediff.component import is_handed_in
 from volumediff.config.components import available, component, family_of, suggestion
 from volumediff.config.families import family as family_named
-from volumediff.errors import UsageError
+from volumediff.errors import UsageError, shown
 
 __all__ = ["arguments", "build", "value_of"]
 
@@ -55,11 +55,11 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
     spec = {"name": spec} if isinstance(spec, str | type) else spec
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise UsageError(
-            f"{where}: expected a name or a mapping with the key 'name', got {spec!r}; "
+            f"{where}: expected a name or a mapping with the key 'name', got {shown(spec)}; "
             f"choose the name from {', '.join(available(family))}."
         )
     if not isinstance(spec["name"], str | type):
-        raise UsageError(f"{where}.name: expected a name, got {spec['name']!r}.")
+        raise UsageError(f"{where}.name: expected a name, got {shown(spec['name'])}.")
     cls = component(family, spec["name"])
     hints = typing.get_type_hints(cls.__init__)
     hidden = set(derived) | _handed_in(cls)
@@ -126,12 +126,23 @@ def value_of(annotation: Any, value: Any, where: str) -> Any:
         if inner and isinstance(value, list | tuple):
             return tuple(build(inner, v, where=f"{where}[{i}]") for i, v in enumerate(value))
         if inner:
-            raise UsageError(f"{where}: expected a list of {inner} components, got {value!r}.")
-    config = None if inspect.isclass(annotation) else ConfigDict(arbitrary_types_allowed=True)
+            raise UsageError(
+                f"{where}: expected a list of {inner} components, got {shown(value)}."
+            )
     try:
-        adapter = TypeAdapter(annotation, config=config)
-        return adapter.validate_python(value)
+        return _adapter(annotation).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"[{p}]" for p in first["loc"] if isinstance(p, int))
-        raise UsageError(f"{where}{place}: {first['msg']} (got {first['input']!r}).") from error
+        raise UsageError(
+            f"{where}{place}: {first['msg']} (got {shown(first['input'])})."
+        ) from error
+
+
+def _adapter(annotation: Any) -> TypeAdapter:
+    """Takes values of an annotation; numbers are finite."""
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    try:
+        return TypeAdapter(annotation, config=config)
+    except PydanticUserError:  # a dataclass or model, which brings its own
+        return TypeAdapter(annotation)

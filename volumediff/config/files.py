@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from volumediff.config.components import suggestion
-from volumediff.errors import UsageError
+from volumediff.config.yaml_text import DEEPEST, LONGEST, Unfit, parse_yaml
+from volumediff.errors import UsageError, shown
 
 __all__ = ["ROOTS", "config_path", "load", "overlaid", "overridden", "shipped"]
 
-# Both build plain values alone; libyaml's is ten times as fast, and not everywhere.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PACKAGE = Path(__file__).parents[1]
 ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
@@ -51,25 +48,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         UsageError: not YAML, no mapping, or an override that is no `key=value`
     """
     try:
-        tree = _safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with open(path, encoding="utf-8") as file:
+            tree = parse_yaml(file.read(LONGEST + 1))
+    except Unfit as error:
+        place = path if error.line is None else f"{path}:{error.line}"
+        raise UsageError(f"{place}: {error}.") from None
+    except (OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: cannot be read as a YAML file ({reason}).") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected a mapping of sections, got {type(tree).__name__}.")
     return overridden(tree, overrides)
-
-
-def _safe_load(text: str) -> Any:
-    """What `yaml.safe_load` gives, by the faster loader."""
-    loader = LOADER(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
 
 
 def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -78,8 +67,12 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     for word in overrides:
         path, equals, text = word.partition("=")
         if not equals or not path:
-            raise UsageError(f"{word!r}: expected key=value, for example optim.lr=1e-4.")
+            raise UsageError(f"{shown(word)}: expected key=value, for example optim.lr=1e-4.")
         *parents, last = path.split(".")
+        if len(parents) > DEEPEST:
+            raise UsageError(
+                f"{shown(word)}: is nested too deep: expected at most {DEEPEST} dots."
+            )
         node = result
         for parent in parents:
             inner = node.get(parent)
@@ -87,11 +80,11 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             node[parent] = {"name": inner} if isinstance(inner, str) else (inner or {})
             node = node[parent]
             if not isinstance(node, dict):
-                raise UsageError(f"{word!r}: '{parent}' is a value, not a section.")
+                raise UsageError(f"{shown(word)}: '{parent}' is a value, not a section.")
         try:
-            node[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{word!r}: the value is not valid YAML.") from error
+            node[last] = parse_yaml(text)
+        except Unfit as error:
+            raise UsageError(f"{shown(word)}: {error}.") from None
     return result
 
 

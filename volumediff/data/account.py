@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from volumediff.data.cases import Case, Problem
-from volumediff.data.dicom_folders import is_dicom
+from volumediff.data.dicom_files.recognition import SUFFIXES, is_dicom
 from volumediff.data.layouts._base import CONVENTION, Layout
 from volumediff.data.layouts._files import LABEL_FOLDERS, VOLUME
 from volumediff.data.layouts._roles import parsed
@@ -37,7 +37,6 @@ UNFINISHED = re.compile(r"\.(part|partial|crdownload|aria2|tmp)$", re.I)
 PICTURE = re.compile(r"\.(png|jpe?g|bmp|gif)$", re.I)
 TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods)$", re.I)
 DESCRIPTION = re.compile(r"\.(json|ya?ml|bval|bvec|xml|mat)$", re.I)
-DICOM = re.compile(r"\.(dcm|ima|dicom)$", re.I)
 # Files without an ending of ours are opened to see whether they are DICOM, if they have no ending
 # at all, or a number: 1.2.840.113619.2, IM00001.
 UNNAMED = re.compile(r"^[^.]*$|\.\d+$|^[\d.]+$")
@@ -84,10 +83,9 @@ def unaccounted(
             path = f"{folder}{os.sep}{name}"
             if path in taken or (os.path.islink(path) and os.path.realpath(path) in taken):
                 continue
-            if series and not VOLUME.search(name):
-                reason = _in_series(name, path)
-            else:
-                reason = _reason(name, path, inside, layout)
+            if series and _may_be_slice(name):
+                continue  # whoever reads the series judges each of its members
+            reason = _reason(name, path, inside, layout)
             if reason is not None and not _belongs(name, together, layout):
                 groups[reason].append(path)
     return [_row(top, reason, groups[reason]) for reason in sorted(groups, key=_order)]
@@ -139,14 +137,6 @@ def _taken(root: Path, top: str, cases: Iterable[Case], problems: Iterable[Probl
     return found
 
 
-def _in_series(name: str, path: str) -> _Reason | None:
-    """Why a file in the folder of a series is no slice of it."""
-    if (DICOM.search(name) or UNNAMED.search(name)) and not is_dicom(path):
-        why = "are no DICOM files; they are damaged, empty or cut off"
-        return _Reason("warning", "files of a series", why)
-    return None
-
-
 def _reason(name: str, path: str, folders: Sequence[str], layout: Layout | None) -> _Reason | None:
     """Why a file that is in no case is in none; None for one that is no data."""
     aside = folders[0] if folders and folders[0] in ASIDE else None
@@ -161,7 +151,7 @@ def _reason(name: str, path: str, folders: Sequence[str], layout: Layout | None)
         if role != "image" or any(f.lower() in LABEL_FOLDERS for f in folders):
             return _Reason("warning", "labels", "belong to no case; compare their names")
         return _Reason("warning", "volumes", _where(folders, layout))
-    if DICOM.search(name) or (UNNAMED.search(name) and is_dicom(path)):
+    if _may_be_slice(name) and (name.lower().endswith(SUFFIXES) or is_dicom(Path(path))):
         if name.upper() == "DICOMDIR":
             return None
         if aside:
@@ -183,6 +173,10 @@ def _reason(name: str, path: str, folders: Sequence[str], layout: Layout | None)
     if DESCRIPTION.search(name):
         return _Reason("info", "descriptions", "are not read")
     return None
+
+
+def _may_be_slice(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) or UNNAMED.search(name) is not None
 
 
 def _where(folders: Sequence[str], layout: Layout | None) -> str:

@@ -64,7 +64,14 @@ class Checking:
     def lines(self) -> Iterator[list[CheckLine]]:
         """First what is not used, then the lines of each case, last those of the whole set."""
         yield [
-            CheckLine(p.id, "", p.severity, "left_out" if p.files else "case", p.message, p.files)
+            CheckLine(
+                p.id,
+                "",
+                p.severity,
+                "case" if p.severity == "error" or not p.files else "left_out",
+                p.message,
+                p.files,
+            )
             for p in self.problems
         ]
         yield from _checked(self.cases, self.policy)

@@ -19,12 +19,10 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig
 
-__all__ = ["broadcast_module", "leave", "mean_gradients", "on_main", "start", "total"]
+__all__ = ["broadcast_module", "leave", "mean_gradients", "on_main", "start", "timeout", "total"]
 
 Result = TypeVar("Result")
 
-# A frozen process ends the job after this long instead of hanging it for ever.
-PATIENCE = timedelta(minutes=15)
 # Gradients travel in flat pieces of this many numbers (64 MiB of float32).
 BUCKET = 1 << 24
 
@@ -44,16 +42,22 @@ def start(config: RunConfig) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_dir=str(config.output),
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout(config))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = config.processes or launched
+    asked = config.processes.number or launched
     if accelerator.num_processes != asked or launched != accelerator.num_processes:
         raise UsageError(
-            f"processes: {asked} requested, {launched} launched, {accelerator.num_processes} "
-            "joined; launch with torchrun --standalone --nproc_per_node N -m volumediff train ..."
+            f"processes.number: {asked} requested, {launched} launched, "
+            f"{accelerator.num_processes} joined; launch with torchrun --standalone "
+            "--nproc_per_node N -m volumediff train ..."
         )
     return accelerator
+
+
+def timeout(config: RunConfig) -> timedelta:
+    """How long a process waits for another one in a step."""
+    return timedelta(seconds=config.processes.timeout_s)
 
 
 def leave(code: int = 0) -> None:

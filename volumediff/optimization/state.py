@@ -19,9 +19,16 @@ __all__ = ["TrainingState"]
 
 
 def _optimizer(optim: Optim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    # One pass over weights, gradients and moments. These kernels read memory in order, whatever
+    # the strides: autograd gives a gradient those of its weight.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     if optim.momentum is None:
         return torch.optim.AdamW(
-            parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+            parameters,
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            fused=fused,
         )
     return torch.optim.SGD(
         parameters,
@@ -29,6 +36,7 @@ def _optimizer(optim: Optim, parameters: list[nn.Parameter]) -> torch.optim.Opti
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         nesterov=True,
+        fused=fused,
     )
 
 
@@ -71,9 +79,13 @@ class TrainingState:
             state._resume(found)
         return state
 
-    def watch(self, optim: Optim, loss: float) -> None:
-        """Counts the steps without a lower loss; after the warm-up, if there is a patience."""
-        if optim.patience is None or self.step < optim.warmup:
+    def watch(self, optim: Optim, loss: float, *, step: int) -> None:
+        """Counts the steps without a lower loss; after the warm-up, if there is a patience.
+
+        Arguments:
+            loss: of update number `step`, from 0
+        """
+        if optim.patience is None or step < optim.warmup:
             return
         if self.least is None or loss < self.least:
             self.least, self.waited = loss, 0

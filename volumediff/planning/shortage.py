@@ -62,12 +62,11 @@ def _advice(
     text: str, mode: str, device: torch.device, total_gb: float, shape: Shape | None
 ) -> str:
     # Loaded when it is needed: fake tensors are not light.
-    import yaml
-
+    from volumediff.config.yaml_text import parse_yaml
     from volumediff.planning.planner import at_shape, plan, volume_shape, words
     from volumediff.settings.run_config import parse
 
-    config = at_shape(parse(yaml.safe_load(text)), shape)
+    config = at_shape(parse(parse_yaml(text)), shape)
     begin = f"out of memory on {device} ({total_gb:.1f} GB)"
     try:
         found = plan(config, mode="train" if mode == "train" else "infer", vram_gb=total_gb)

@@ -89,7 +89,8 @@ def training_step(
         for group in optimizer.param_groups:
             group["foreach"] = foreach
     with_moments(state)
-    count = optim.batch_size // optim.accumulate // (config.processes or 1)
+    apart = max((config.processes.number or 1) // config.processes.domain, 1)
+    count = optim.batch_size // optim.accumulate // apart
     sizes = [crop_shape(config)] * optim.accumulate
     micros = [task.batch(size, max(count, 1), device=device) for size in sizes]
 

@@ -31,9 +31,16 @@ from volumediff.config import (
     shipped,
     suggestion,
 )
-from volumediff.errors import UsageError
+from volumediff.errors import UsageError, shown
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
+from volumediff.settings.sections import (
+    Data,
+    Optim,
+    Processes,
+    Section,
+    ValidationSection,
+    declared,
+)
 from volumediff.storage.records import read_text
 
 __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config", "with_words"]
@@ -46,9 +53,10 @@ FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segme
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.
 FREE = {
-    *("optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"),
+    *("optim.steps", "output", "data.workers", "data.cache", "trackers"),
     "memory.checkpoint",
 }
+FREE_SECTIONS = ("trackers", "processes.")
 
 
 class RunConfig(Section):
@@ -70,7 +78,7 @@ class RunConfig(Section):
     save_every: PositiveInt = 500
     seed: int = 0
     deterministic: bool = True
-    processes: PositiveInt | None = None
+    processes: Processes = Processes()
     trackers: tuple[str, ...] = ()
     output: Path = Path("runs/run")
 
@@ -178,7 +186,7 @@ def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     name = tree.get("task", DEFAULT)
     if not isinstance(name, str):
         raise UsageError(
-            f"{where}: task: expected a name, got {name!r}; choose from "
+            f"{where}: task: expected a name, got {shown(name)}; choose from "
             f"{', '.join(available('task'))}, or give package.module:Class."
         )
     schema = component("task", name).schema
@@ -212,7 +220,7 @@ def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
         return f"{place}{str(first['ctx']['error']).rstrip('.')}."
     kinds = ("function-", "tuple[", "dict[")  # alternatives of a type, which are no keys
     names = [p for p in [*parents, last] if p != "str" and not p.startswith(kinds)]
-    return f"{'.'.join(names)}: {first['msg']} (got {first['input']!r})."
+    return f"{'.'.join(names)}: {first['msg']} (got {shown(first['input'])})."
 
 
 def _and(names: Sequence[str]) -> str:
@@ -234,7 +242,7 @@ def _section_of(annotation: Any) -> Any:
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
     """`key: old -> new` for every setting that may not change within a run."""
     before, after = _flat(old.dump()), _flat(new.dump())
-    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith("trackers")]
+    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith(FREE_SECTIONS)]
     none = "nothing"
     return [
         f"{k}: {before.get(k, none)} -> {after.get(k, none)}"

@@ -26,7 +26,9 @@ from volumediff.data.augmentation import Augmentation
 from volumediff.data.drawing import Drawing
 from volumediff.data.lesion_free import LesionFree
 from volumediff.data.patients import Patients
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO
+from volumediff.errors import shown
 
 __all__ = [
     "POPULATION",
@@ -36,6 +38,7 @@ __all__ = [
     "Optim",
     "PopulationSection",
     "Preprocess",
+    "Processes",
     "Section",
     "Selection",
     "SplitRule",
@@ -62,7 +65,7 @@ POPULATION = "population"
 class Section(BaseModel):
     """Part of a configuration: unknown keys fail, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def declared(cls: type) -> BeforeValidator:
@@ -151,11 +154,13 @@ class Data(Section):
     `lesion_free` trains crops from the lesion-free planes of volumes with lesions, see
     `volumediff.data.lesion_free`; without it they train like all others. `patients` names the
     patient of every case where names do not, such as `{pattern: 'mouse\\d+'}`, see
-    `volumediff.data.patients`; splits keep the cases of a patient together.
+    `volumediff.data.patients`; splits keep the cases of a patient together. `read` decides on
+    ambiguous files, such as `{no_forms: ras}`, see `volumediff.data.read_policy`.
     """
 
     root: str | None = None
     layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
+    read: Annotated[ReadPolicy, declared(ReadPolicy)] = ReadPolicy()
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
     patients: Annotated[Patients, declared(Patients)] | None = None
@@ -210,6 +215,21 @@ class Selection(Section):
     smooth_mm: NonNegativeFloat = 3.0
 
 
+class Processes(Section):
+    """Processes that train together.
+
+    If `number` is given, the launch must have as many. With `shard` weights, gradients and moments
+    are divided among them (FSDP2); otherwise each has all of them (DDP). So many as `domain` says
+    share each volume along d. One that waits for another in a step for longer than `timeout_s`
+    seconds ends the run.
+    """
+
+    number: PositiveInt | None = None
+    shard: bool = False
+    domain: PositiveInt = 1
+    timeout_s: PositiveFloat = 600.0
+
+
 class ValidationSection(Section):
     """Every `every` steps: validation loss, previews and, if `best` is given, selection."""
 
@@ -223,7 +243,7 @@ class ValidationSection(Section):
 def _names_a_run(value: Any) -> Any:
     """A component for another run says which: `of` is the folder of that run."""
     if not isinstance(value, Mapping) or not isinstance(value.get("of"), str):
-        raise ValueError(f"needs the key of: the folder of a diffusion run (got {value!r})")
+        raise ValueError(f"needs the key of: the folder of a diffusion run (got {shown(value)})")
     return value
 
 

@@ -196,10 +196,11 @@ def restore_optimizer(
     for parameter, name in names.items():
         prefix = f"{name}/"
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        # Counters stay on the CPU; moments take device and layout of their weights, as fresh ones
-        # do: the order of operations depends on the layout.
+        # As in a fresh state: fused kernels count on the device of the weights, others on the CPU;
+        # moments take device and layout of their weights, which say the order of operations.
+        counts = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
         optimizer.state[parameter] = {
-            k: v.clone() if v.ndim == 0 else torch.empty_like(parameter).copy_(v)
+            k: v.to(counts, copy=True) if v.ndim == 0 else torch.empty_like(parameter).copy_(v)
             for k, v in state.items()
         }
 

@@ -12,14 +12,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from volumediff.errors import DataError
+from volumediff.errors import DataError, shown
 from volumediff.storage.atomic import write_bytes
 from volumediff.storage.seal import Broken, open_json, open_text, seal_json, seal_text
 
 __all__ = ["Record", "parse", "parse_file", "read", "read_text", "write", "write_text"]
 
 T = TypeVar("T")
-SHOWN = 60  # characters of a value that a message shows
 
 
 class Record(BaseModel):
@@ -102,12 +101,10 @@ def _fault(error: ValidationError) -> str:
     """The first fault: field, what it takes and what came."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    value = repr(first["input"])
-    value = value if len(value) <= SHOWN else value[:SHOWN] + "..."
     message = " ".join(first["msg"].split())
     if first["type"] == "json_invalid":
         return message
-    return f"{place or 'the file'}: {message} (got {value})"
+    return f"{place or 'the file'}: {message} (got {shown(first['input'])})"
 
 
 @cache

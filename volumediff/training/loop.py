@@ -8,33 +8,30 @@ run is therefore its tensors and one integer: the same command goes on where the
 the weights come out bit-identical to those of an uninterrupted run.
 """
 
-import math
 import os
 import signal
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
 
 from volumediff.distributed import processes
+from volumediff.distributed.mesh import Mesh
 from volumediff.distributed.signals import StopFlag
-from volumediff.errors import DataError, UsageError
+from volumediff.errors import UsageError
 from volumediff.memory.memory_policy import retain_heap
 from volumediff.model import Batch
-from volumediff.optimization.rate import learning_rate
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
 from volumediff.settings.run_config import RunConfig
-from volumediff.tasks import Task, resolved
+from volumediff.tasks import resolved
 from volumediff.training.journal import TrainingJournal
 from volumediff.training.run_folder import begin, locked, record_session
 from volumediff.training.setup import TrainingSetup, prepare
+from volumediff.training.steps import StepQueue, take_step
 from volumediff.training.validation import Validator
 
 __all__ = ["train"]
@@ -51,6 +48,7 @@ def train(config: RunConfig) -> Path:
     config = resolved(config)
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
+    mesh = Mesh.of(domain=config.processes.domain, timeout=processes.timeout(config))
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
@@ -67,38 +65,18 @@ def train(config: RunConfig) -> Path:
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
         journal.start(state.step)
-        samples = _samples(config, prepared, accelerator, first=state.step)
+        samples = _samples(config, prepared, mesh, first=state.step)
         with closing(samples), StopFlag() as stop:
+            steps = StepQueue(optim, prepared, state, accelerator, journal)
             while not state.ended(optim):
-                began = time.monotonic()
                 micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
-                row: dict[str, int | float] = {"step": state.step + 1}
-                row["lr"] = learning_rate(optim, state.step)
-                for player, optimizer in state.optimizers.items():
-                    parameters = task.parameters()[player]
-                    losses = [_backward(task, player, b, optim.accumulate) for b in micros]
-                    processes.mean_gradients(accelerator, parameters)
-                    norm = float(nn.utils.clip_grad_norm_(parameters, optim.clip or math.inf))
-                    mean = float(torch.cat(losses).mean()) / accelerator.num_processes
-                    loss, stopped = processes.total(accelerator, [mean, float(stop.number)])
-                    if not (math.isfinite(loss) and math.isfinite(norm)):
-                        named = _names(prepared, state.step, micros, losses)
-                        raise DataError(_refusal(state.step, player, loss, norm, named))
-                    optimizer.param_groups[0]["lr"] = row["lr"]
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    suffix = "" if player == task.main else f"_{player}"
-                    row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
-                    if player == task.main:
-                        state.watch(optim, loss)
-                state.step += 1
-                state.ema.update(task.trained(), step=state.step)
-                task.stepped(state.step, accelerator)
-                row["seconds"] = round(time.monotonic() - began, 4)
-                _log(accelerator, journal, row)
-
+                steps.add(take_step(state, optim, micros, accelerator, stop))
                 last = state.ended(optim)
-                if state.step % config.validation.every == 0 or last:
+                validated = state.step % config.validation.every == 0 or last
+                saved = state.step % config.save_every == 0 or last or steps.stopped != 0
+                if validated or saved:
+                    steps.finish()
+                if validated:
                     with state.averaged():
                         found = validator(state.step)
                     _log(accelerator, journal, {"step": state.step, **found.row})
@@ -106,9 +84,9 @@ def train(config: RunConfig) -> Path:
                     if found.better_than(state.best):
                         state.best = found.summary(state.step)
                         processes.on_main(accelerator, lambda: state.save(run, "best"))
-                if state.step % config.save_every == 0 or last or stopped:
+                if saved:
                     processes.on_main(accelerator, lambda: state.save(run, "last"))
-                if stopped and not last:
+                if steps.stopped and not last:
                     journal.line(
                         f"stopped after step {state.step}; run the same command again to continue."
                     )
@@ -122,44 +100,16 @@ def train(config: RunConfig) -> Path:
     return run
 
 
-def _backward(task: Task, player: str, batch: Batch, parts: int) -> Tensor:
-    """Adds the gradient of one micro-batch; returns the losses of its samples."""
-    losses = task.loss(player, batch)
-    (losses.mean() / parts).backward()
-    return losses.detach()
-
-
-def _names(
-    prepared: TrainingSetup, step: int, micros: list[Batch], losses: list[Tensor]
-) -> list[str]:
-    """Samples whose loss is not finite, of all processes; all of them if only the gradient is."""
-    keys = [key for batch in micros for key in batch.keys]
-    pairs = zip(micros, losses, strict=True)
-    finite = torch.cat([x.isfinite().expand(len(b.keys)) for b, x in pairs]).tolist()
-    bad = [key for key, good in zip(keys, finite, strict=True) if not good]
-    mine = [(prepared.name(key, step), key in bad) for key in keys]
-    everybody = gather_object(mine)
-    return sorted({n for n, guilty in everybody if guilty} or {n for n, _ in everybody})
-
-
-def _refusal(step: int, player: str, loss: float, norm: float, names: list[str]) -> str:
-    return (
-        f"step {step + 1}: not finite (loss {loss}, gradient norm {norm} of the {player}) with "
-        f"samples {', '.join(names)}; nothing of this step was kept. Check these volumes "
-        "(volumediff check), or lower optim.lr; the same command goes on from the last checkpoint."
-    )
-
-
 def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int | float]) -> None:
     journal.record(row)
     accelerator.log(row, step=int(row["step"]))
 
 
 def _samples(
-    config: RunConfig, prepared: TrainingSetup, accelerator: Accelerator, *, first: int
+    config: RunConfig, prepared: TrainingSetup, mesh: Mesh, *, first: int
 ) -> Generator[Batch, None, None]:
     """This process's micro-batches from a step on."""
-    optim, world = config.optim, accelerator.num_processes
+    optim, world = config.optim, mesh.data.size
     if optim.batch_size % (world * optim.accumulate):
         raise UsageError(
             f"optim.batch_size {optim.batch_size} is shared by {world} processes and "
@@ -171,7 +121,7 @@ def _samples(
         optim.steps,
         batch_size=optim.batch_size,
         accumulate=optim.accumulate,
-        rank=accelerator.process_index,
+        rank=mesh.data.rank,
         world=world,
     )
     return stream(prepared.samples.dataset, plan, workers=config.data.workers)

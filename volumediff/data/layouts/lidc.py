@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem
-from volumediff.data.dicom import modality, series_grid
-from volumediff.data.dicom_folders import is_dicom
+from volumediff.data.dicom import series_grid
+from volumediff.data.dicom_files.recognition import is_dicom, modality
 from volumediff.data.grid import canonical_box
 from volumediff.data.layouts._base import Found, Layout
 from volumediff.data.layouts._files import first_folders, folders
