@@ -120,7 +120,12 @@ def test_a_launch_gives_what_one_process_gives(ranks, run, data, tmp_path):
         judged = result(launch(number, *words, "--allow-seen", "--report"))
         assert judged[0] == 0, judged[2]
         printed = [moved(text, tmp_path / str(number)) for text in (said, sampled[1], judged[1])]
-        results[number] = (files(out), files(drawn), printed, len(list(own.rglob("*.safetensors"))))
+        results[number] = (
+            files(out),
+            files(drawn),
+            printed,
+            len(list(own.rglob("*.safetensors"))),
+        )
     one, several = results[1], results[ranks]
     assert one[3] == several[3], "one calibration"
     assert one[2] == several[2], "summaries and tables"

@@ -7,7 +7,6 @@ not stop the others, written to a file.
 
 import sys
 import traceback
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -68,15 +67,9 @@ def isolating_cases() -> bool:
 def printable(text: str) -> str:
     """The text without what a terminal would obey: names of files may hold escape sequences.
 
-    Line breaks and tabs stay; other control characters, and those that turn the direction of
-    writing, appear as in Python, such as \\x1b.
+    Line breaks and tabs stay; what is not printable appears as in Python, such as \\x1b.
     """
-    return "".join(c if c in "\n\t" or _harmless(c) else ascii(c)[1:-1] for c in text)
-
-
-def _harmless(character: str) -> bool:
-    # Cc: control, Cf: format, such as a change of direction; Cs: bytes that are no text
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object, most: int = 60) -> str:

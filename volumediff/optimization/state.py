@@ -15,7 +15,7 @@ from volumediff.errors import DataError
 from volumediff.optimization.ema import EMA
 from volumediff.settings.sections import Optim
 from volumediff.storage import checkpoint
-from volumediff.storage.checkpoint import Bound
+from volumediff.storage.checkpoint import Bindings
 from volumediff.tasks import Task
 
 __all__ = ["TrainingState"]
@@ -70,7 +70,7 @@ class TrainingState:
     ema: EMA
     step: int = 0
     validated: int = 0
-    bound: Bound = field(default_factory=lambda: Bound(files={}, settings={}))
+    bound: Bindings = field(default_factory=lambda: Bindings(files={}, settings={}))
     best: dict[str, Any] = field(default_factory=dict)
     least: float | None = None
     waited: int = 0

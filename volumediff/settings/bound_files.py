@@ -9,7 +9,7 @@ from pathlib import Path
 
 from volumediff.errors import DataError, shown
 from volumediff.settings.run_config import fixed_settings, saved_config
-from volumediff.storage.checkpoint import Bound, Checkpoint
+from volumediff.storage.checkpoint import Bindings, Checkpoint
 from volumediff.storage.digests import sha256_of_file
 
 __all__ = ["bound_of", "check_bound"]
@@ -21,7 +21,7 @@ FILES = (
 COPIES = "borrowed/*/manifest.json"  # of what comes from other runs
 
 
-def bound_of(run: Path) -> Bound:
+def bound_of(run: Path) -> Bindings:
     """What a run's checkpoints are bound to, as it is now.
 
     Raises:
@@ -37,7 +37,7 @@ def bound_of(run: Path) -> Bound:
         }
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from None
-    return Bound(files=files, settings=fixed_settings(saved_config(run)))
+    return Bindings(files=files, settings=fixed_settings(saved_config(run)))
 
 
 def check_bound(run: Path, found: Checkpoint) -> None:

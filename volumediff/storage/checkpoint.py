@@ -37,7 +37,7 @@ from volumediff.storage.tensors import load_plain, stream
 
 __all__ = [
     "FORMAT",
-    "Bound",
+    "Bindings",
     "Checkpoint",
     "exists",
     "find",
@@ -60,7 +60,7 @@ class StoredBest(Record):
     score: float | None
 
 
-class Bound(Record):
+class Bindings(Record):
     """What a run depends on beside its tensors.
 
     Arguments:
@@ -88,7 +88,7 @@ class CheckpointState(Record):
     format: Literal[2]
     step: int
     validated: int
-    bound: Bound
+    bound: Bindings
     best: StoredBest | None
     borrowed: str
     least: float | None = None
@@ -110,9 +110,9 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     @property
-    def bound(self) -> Bound:
+    def bound(self) -> Bindings:
         """Files and settings of the run that it was trained with."""
-        return Bound(**self.state["bound"])
+        return Bindings(**self.state["bound"])
 
     def tensors(
         self, name: str, *, keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
