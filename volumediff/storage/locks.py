@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from volumediff.errors import DataError
+from volumediff.storage.atomic import free_space
 
 __all__ = ["exclusive", "holder", "open_itself", "sign", "take"]
 
@@ -29,7 +30,7 @@ def open_itself(path: Path) -> BinaryIO:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return open(os.open(path, flags, 0o666), "r+b", buffering=0)
+        return open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))
     except OSError as error:
         if error.errno == errno.ELOOP:
             reason = "is a symbolic link, which is not followed here; take it away"
@@ -68,10 +69,21 @@ def take(file: BinaryIO, *, shared: bool = False, wait: bool = True) -> bool:
 
 
 def sign(file: BinaryIO, text: str) -> None:
-    """Writes into a lock file what others may read there."""
-    file.seek(0)
-    file.truncate(0)
-    file.write(text.encode())
+    """Writes into a lock file what others may read there.
+
+    Raises:
+        DataError: the disk is full
+    """
+    left = text.encode()
+    try:
+        file.seek(0)
+        file.truncate(0)
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise DataError(
+            f"{file.name}: cannot be written ({error.strerror}); {free_space(Path(file.name))}."
+        ) from None
 
 
 def holder() -> str:

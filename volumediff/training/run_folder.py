@@ -5,16 +5,14 @@ metrics.jsonl  progress.png  previews/  checkpoints/  run.lock
 borrowed/ (copies of what comes from other runs)  landmarks.json (intensities that are fitted)
 """
 
-import fcntl
-import os
 import platform
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +21,7 @@ from volumediff.distributed.processes import on_main
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig, changes, saved_config
 from volumediff.storage.folder import clear_leftovers, discard
+from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, read, write, write_text
 
 __all__ = ["begin", "keep_config", "locked", "record_session", "sessions_of"]
@@ -54,34 +53,26 @@ def locked(run: Path, accelerator: Accelerator) -> Iterator[None]:
             file.close()
 
 
-def _lock(run: Path) -> TextIO:
+def _lock(run: Path) -> BinaryIO:
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = open(run / "run.lock", "a+", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{run}: cannot be written ({error.strerror}); choose output=DIR."
         ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
+    file = open_itself(run / "run.lock")
+    if not take(file, wait=False):
+        other = file.read().decode(errors="replace").strip() or "unknown"
         file.close()
         raise UsageError(
-            f"{run}: another process trains here ({holder}); wait for it or choose another "
+            f"{run}: another process trains here ({other}); wait for it or choose another "
             "output=DIR."
-        ) from None
+        )
     try:
-        file.truncate(0)
-        file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
-        file.flush()
-    except OSError as error:
-        with suppress(OSError):  # what is left in the buffer cannot be written either
-            file.close()
-        raise DataError(
-            f"{run}: cannot be written ({error.strerror}); choose output=DIR."
-        ) from None
+        sign(file, f"{holder()}, since {_now()}\n")
+    except DataError:
+        file.close()
+        raise
     return file
 
 
