@@ -41,7 +41,8 @@ from kernels import reason_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from volumediff.memory.memory_policy import MemoryPolicy, retain_heap
+from volumediff.memory.heap import retain_heap
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.planning.overhead import OVERHEAD
 from volumediff.planning.tracer import Peak, Tracer
 

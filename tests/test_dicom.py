@@ -89,10 +89,10 @@ def test_two_series(tmp_path):
     series(folder, uid="1.2.3.9", start=10, data=HU + 1)
     with pytest.raises(DataError, match=r"ct: expected one DICOM series, got 2"):
         read(folder)
-    chosen = [read_series(folder, ReadPolicy(), series=uid).raw for uid in _uids(folder)]
+    chosen = [read_series(folder, ReadPolicy(series=uid)).raw for uid in _uids(folder)]
     assert abs(chosen[0] - chosen[1]).max() == 1
     with pytest.raises(DataError, match="no series 7"):
-        read_series(folder, ReadPolicy(), series="7")
+        read_series(folder, ReadPolicy(series="7"))
 
 
 def _uids(folder):

@@ -9,11 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
 from tiny_runs import figures, tiny, write_data
 
-from volumediff.distributed import processes
 from volumediff.errors import UsageError
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage import checkpoint
@@ -76,13 +73,15 @@ def difference(a, b, name):
 def test_two_processes_equal_one(data, tmp_path):
     both = {"diffusion": DIFFUSION, "autoencoder": AUTOENCODER}
     runs = [[str(data), str(tmp_path / f"two-{n}"), words] for n, words in both.items()]
-    refused = [str(data), str(tmp_path / "three"), [*DIFFUSION, "processes=3"]]
+    refused = [str(data), str(tmp_path / "three"), [*DIFFUSION, "processes.number=3"]]
     odd = [str(data), str(tmp_path / "odd"), [*DIFFUSION, "optim.batch_size=3"]]
     process = launch(tmp_path, [*runs, refused, odd])
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "2 process(es) on cpu" in said
-    assert said.count("processes: 3 requested, 2 launched, 2 joined") == 2, "both ranks say why"
+    assert said.count("processes.number: 3 requested, 2 launched, 2 joined") == 2, (
+        "both ranks say why"
+    )
     assert said.count("shared by 2 processes") == 2
     for name, words in both.items():
         two, one = tmp_path / f"two-{name}", train(tiny(data, tmp_path / f"one-{name}", *words))
@@ -91,7 +90,7 @@ def test_two_processes_equal_one(data, tmp_path):
         rows = [figures(run) for run in (two, one)]
         assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
         for a, b in zip(*rows, strict=True):
-            assert a == pytest.approx(b, abs=1e-5)
+            assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -120,27 +119,6 @@ def test_a_signal_to_one_rank_stops_and_saves_all(data, tmp_path):
 def test_a_launch_that_did_not_become_processes_is_refused(data, tmp_path, monkeypatch):
     """What `accelerate launch --cpu --num_processes 2` does: one process, without a word."""
     with pytest.raises(
-        UsageError, match=r"processes: 2 requested, 1 launched, 1 joined.*torchrun"
+        UsageError, match=r"processes.number: 2 requested, 1 launched, 1 joined.*torchrun"
     ):
-        train(tiny(data, tmp_path / "run", "processes=2"))
-
-
-def test_gradients_are_averaged_in_pieces(monkeypatch):
-    """Two ranks in one process: the other rank's gradients are three times ours."""
-
-    def reduce(self, flat, reduction):
-        assert reduction == "mean"
-        return (flat + 3 * flat) / 2
-
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    monkeypatch.setattr(Accelerator, "reduce", reduce)
-    monkeypatch.setattr(processes, "BUCKET", 5)
-    sizes = [(2, 2), (3,), (7,), (1, 1, 2)]
-    parameters = [torch.nn.Parameter(torch.zeros(s)) for s in sizes]
-    for i, parameter in enumerate(parameters[:-1]):
-        parameter.grad = torch.arange(parameter.numel()).view(parameter.shape) + float(i)
-    processes.mean_gradients(Accelerator(cpu=True), parameters)
-    for i, parameter in enumerate(parameters[:-1]):
-        expected = 2 * (torch.arange(parameter.numel()).view(parameter.shape) + float(i))
-        torch.testing.assert_close(parameter.grad, expected)
-    assert torch.equal(parameters[-1].grad, torch.zeros(1, 1, 2)), "unused here, perhaps not there"
+        train(tiny(data, tmp_path / "run", "processes.number=2"))

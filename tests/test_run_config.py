@@ -179,7 +179,7 @@ def test_components_that_cannot_be_built_name_their_key(tmp_path, words, message
             "recipe.scalars: case sub-0. has 'weight' = None",
         ),
         (["recipe.name=label_diffusion"], "needs a label map for every case"),
-        (["processes=3"], "processes: 3 requested, 1 launched, 1 joined"),
+        (["processes.number=3"], "processes.number: 3 requested, 1 launched, 1 joined"),
         (
             ["validation.best={volumes: 1}", "data.preprocessing.spacing_mm=0.5"],
             "validation.best: no lesion fits into case sub-0",

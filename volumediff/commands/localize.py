@@ -17,6 +17,7 @@ from volumediff.commands._options import (
     ModelOption,
     OutFolder,
     Overwrite,
+    Read,
     Seed,
     WhichOption,
     defaults,
@@ -26,6 +27,7 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["localize"]
 
@@ -62,6 +64,7 @@ def localize(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     site: Annotated[
@@ -103,9 +106,12 @@ def localize(
 
     volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
+    retain_heap()
     inputs, words = inputs_and_words(given)
     summary = localize_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(
+            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+        ),
         inputs,
         output,
         method=method,

@@ -14,6 +14,7 @@ from volumediff.commands._options import (
     Memory,
     OutFolder,
     Overwrite,
+    Read,
     RunOption,
     Seed,
     WhichOption,
@@ -24,6 +25,7 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["segment"]
 
@@ -53,6 +55,7 @@ def segment(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     write_samples: Annotated[
@@ -64,9 +67,12 @@ def segment(
 
     volumediff segment case.nii.gz --run runs/lesions -o out/ samples=10
     """
+    retain_heap()
     inputs, words = inputs_and_words(given)
     summary = segment_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(
+            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+        ),
         inputs,
         output,
         method=method,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.data.cases import Case, patient_of, safe_id
-from volumediff.data.dicom import is_dicom
+from volumediff.data.dicom_files.recognition import is_dicom
 from volumediff.data.files import VOLUMES, stem_of
 from volumediff.data.layouts._files import split_name
 from volumediff.data.layouts._tables import described, participants

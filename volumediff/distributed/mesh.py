@@ -15,11 +15,11 @@ import torch.distributed as dist
 
 from volumediff.errors import UsageError
 
-__all__ = ["Axis", "Mesh"]
+__all__ = ["Mesh", "MeshAxis"]
 
 
 @dataclass(frozen=True)
-class Axis:
+class MeshAxis:
     """Processes that differ in one coordinate of the mesh.
 
     Arguments:
@@ -45,8 +45,8 @@ class Mesh:
         domain: those that see other planes of the same samples
     """
 
-    data: Axis = Axis()
-    domain: Axis = Axis()
+    data: MeshAxis = MeshAxis()
+    domain: MeshAxis = MeshAxis()
 
     @classmethod
     def of(cls, *, domain: int = 1, timeout: timedelta) -> "Mesh":
@@ -62,8 +62,8 @@ class Mesh:
         world = dist.get_world_size() if dist.is_initialized() else 1
         if world % domain:
             raise UsageError(
-                f"domain: {domain} processes are to share every volume, got {world} in all; "
-                f"launch a multiple of {domain}."
+                f"processes.domain: {domain} processes are to share each volume, got {world} in "
+                f"all; launch a multiple of {domain}."
             )
         if world == 1:
             return cls()
@@ -72,9 +72,9 @@ class Mesh:
         return cls(data=_axis(columns, timeout), domain=_axis(rows, timeout))
 
 
-def _axis(lines: list[list[int]], timeout: timedelta) -> Axis:
+def _axis(lines: list[list[int]], timeout: timedelta) -> MeshAxis:
     """This process's line of ranks as an axis; all processes make the groups of all lines."""
     if len(lines[0]) == 1:
-        return Axis()
+        return MeshAxis()
     group, _ = dist.new_subgroups_by_enumeration(lines, timeout=timeout)
-    return Axis(dist.get_rank(group), dist.get_world_size(group), group)
+    return MeshAxis(dist.get_rank(group), dist.get_world_size(group), group)

@@ -32,8 +32,8 @@ class EMA:
     def update(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
         """Takes the weights after update number `step` into the average (step = 1, 2, ...)."""
         beta = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.tensors.items():
-            average.lerp_(tensors[name].detach().to(average), 1 - beta)
+        current = [tensors[name].detach().to(a) for name, a in self.tensors.items()]
+        torch._foreach_lerp_(list(self.tensors.values()), current, 1 - beta)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Replaces the averages by stored ones of the same names and shapes."""

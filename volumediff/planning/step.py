@@ -89,7 +89,8 @@ def training_step(
         for group in optimizer.param_groups:
             group["foreach"] = foreach
     with_moments(state)
-    count = optim.batch_size // optim.accumulate // (config.processes or 1)
+    apart = max((config.processes.number or 1) // config.processes.domain, 1)
+    count = optim.batch_size // optim.accumulate // apart
     sizes = [crop_shape(config)] * optim.accumulate
     micros = [task.batch(size, max(count, 1), device=device) for size in sizes]
 
@@ -186,7 +187,7 @@ def train_step(
     """The update of all players from micro-batches."""
     task = state.task
     for player, optimizer in state.optimizers.items():
-        parameters = task.parameters()[player]
+        parameters = state.players[player]
         for batch in micros:
             loss = _loss(task, player, batch, stage)
             with stage("backward"):
@@ -197,7 +198,7 @@ def train_step(
             optimizer.zero_grad()
     state.step += 1
     with stage(OPTIMIZER):
-        state.ema.update(task.trained(), step=state.step)
+        state.ema.update(state.trained, step=state.step)
 
 
 def _loss(task: Task, player: str, batch: Batch, stage: Stage) -> Tensor:

@@ -33,7 +33,14 @@ from volumediff.config import (
 )
 from volumediff.errors import UsageError, shown
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.settings.sections import Data, Optim, Section, ValidationSection, declared
+from volumediff.settings.sections import (
+    Data,
+    Optim,
+    Processes,
+    Section,
+    ValidationSection,
+    declared,
+)
 from volumediff.storage.records import read_text
 
 __all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config", "with_words"]
@@ -46,9 +53,10 @@ FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segme
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.
 FREE = {
-    *("optim.steps", "output", "data.workers", "data.cache", "trackers", "processes"),
+    *("optim.steps", "output", "data.workers", "data.cache", "trackers"),
     "memory.checkpoint",
 }
+FREE_SECTIONS = ("trackers", "processes.")
 
 
 class RunConfig(Section):
@@ -70,7 +78,7 @@ class RunConfig(Section):
     save_every: PositiveInt = 500
     seed: int = 0
     deterministic: bool = True
-    processes: PositiveInt | None = None
+    processes: Processes = Processes()
     trackers: tuple[str, ...] = ()
     output: Path = Path("runs/run")
 
@@ -234,7 +242,7 @@ def _section_of(annotation: Any) -> Any:
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
     """`key: old -> new` for every setting that may not change within a run."""
     before, after = _flat(old.dump()), _flat(new.dump())
-    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith("trackers")]
+    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith(FREE_SECTIONS)]
     none = "nothing"
     return [
         f"{k}: {before.get(k, none)} -> {after.get(k, none)}"

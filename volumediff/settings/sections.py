@@ -26,6 +26,7 @@ from volumediff.data.augmentation import Augmentation
 from volumediff.data.drawing import Drawing
 from volumediff.data.lesion_free import LesionFree
 from volumediff.data.patients import Patients
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO
 from volumediff.errors import shown
 
@@ -37,6 +38,7 @@ __all__ = [
     "Optim",
     "PopulationSection",
     "Preprocess",
+    "Processes",
     "Section",
     "Selection",
     "SplitRule",
@@ -152,11 +154,13 @@ class Data(Section):
     `lesion_free` trains crops from the lesion-free planes of volumes with lesions, see
     `volumediff.data.lesion_free`; without it they train like all others. `patients` names the
     patient of every case where names do not, such as `{pattern: 'mouse\\d+'}`, see
-    `volumediff.data.patients`; splits keep the cases of a patient together.
+    `volumediff.data.patients`; splits keep the cases of a patient together. `read` decides on
+    ambiguous files, such as `{no_forms: ras}`, see `volumediff.data.read_policy`.
     """
 
     root: str | None = None
     layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
+    read: Annotated[ReadPolicy, declared(ReadPolicy)] = ReadPolicy()
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
     patients: Annotated[Patients, declared(Patients)] | None = None
@@ -209,6 +213,21 @@ class Selection(Section):
     steps: PositiveInt = 5
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.4, 0.6, 0.8)
     smooth_mm: NonNegativeFloat = 3.0
+
+
+class Processes(Section):
+    """Processes that train together.
+
+    If `number` is given, the launch must have as many. With `shard` weights, gradients and moments
+    are divided among them (FSDP2); otherwise each has all of them (DDP). So many as `domain` says
+    share each volume along d. One that waits for another in a step for longer than `timeout_s`
+    seconds ends the run.
+    """
+
+    number: PositiveInt | None = None
+    shard: bool = False
+    domain: PositiveInt = 1
+    timeout_s: PositiveFloat = 600.0
 
 
 class ValidationSection(Section):

@@ -84,14 +84,19 @@ class Checkpoint:
     step: int
     state: Mapping[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
+    def tensors(
+        self, name: str, *, keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+    ) -> dict[str, Tensor]:
         """The tensors of `weights`, `ema` or `optimizer`, on the CPU.
+
+        Arguments:
+            keep: (name, tensor) -> what is kept of it; one tensor is read after the other
 
         Raises:
             DataError: the file is no safetensors
         """
         advice = "remove the checkpoint to go on from the one before"
-        return load_plain(self.path / f"{name}.safetensors", advice=advice)[0]
+        return load_plain(self.path / f"{name}.safetensors", advice=advice, keep=keep)[0]
 
     @property
     def digest(self) -> str:
@@ -196,10 +201,11 @@ def restore_optimizer(
     for parameter, name in names.items():
         prefix = f"{name}/"
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        # Counters stay on the CPU; moments take device and layout of their weights, as fresh ones
-        # do: the order of operations depends on the layout.
+        # As in a fresh state: fused kernels count on the device of the weights, others on the CPU;
+        # moments take device and layout of their weights, which say the order of operations.
+        counts = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
         optimizer.state[parameter] = {
-            k: v.clone() if v.ndim == 0 else torch.empty_like(parameter).copy_(v)
+            k: v.to(counts, copy=True) if v.ndim == 0 else torch.empty_like(parameter).copy_(v)
             for k, v in state.items()
         }
 

@@ -8,34 +8,36 @@ run is therefore its tensors and one integer: the same command goes on where the
 the weights come out bit-identical to those of an uninterrupted run.
 """
 
-import math
 import os
 import signal
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
 
 from volumediff.distributed import processes
+from volumediff.distributed.accelerate_config import overlaid_by_accelerate
+from volumediff.distributed.data_parallel import DataParallel
 from volumediff.distributed.mesh import Mesh
+from volumediff.distributed.one_process import OneProcess
+from volumediff.distributed.replicated import Replicated
+from volumediff.distributed.sharded import Sharded
 from volumediff.distributed.signals import StopFlag
-from volumediff.errors import DataError, UsageError
-from volumediff.memory.memory_policy import retain_heap
+from volumediff.errors import UsageError
+from volumediff.memory.heap import retain_heap
 from volumediff.model import Batch
-from volumediff.optimization.rate import learning_rate
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
 from volumediff.settings.run_config import RunConfig
+from volumediff.storage.checkpoint import find
 from volumediff.tasks import Task, resolved
 from volumediff.training.journal import TrainingJournal
 from volumediff.training.run_folder import begin, locked, record_session
 from volumediff.training.setup import TrainingSetup, prepare
+from volumediff.training.steps import StepQueue, take_step
 from volumediff.training.validation import Validator
 
 __all__ = ["train"]
@@ -49,10 +51,10 @@ def train(config: RunConfig) -> Path:
         DataError: bad data, a full disk, no memory, or a loss that is not finite; one line each
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
     """
-    config = resolved(config)
+    config = resolved(overlaid_by_accelerate(config, os.environ))
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
-    mesh = Mesh.of(timeout=processes.PATIENCE)
+    mesh = Mesh.of(domain=config.processes.domain, timeout=processes.timeout(config))
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
@@ -64,59 +66,42 @@ def train(config: RunConfig) -> Path:
         processes.on_main(accelerator, lambda: begin(run, config))
         prepared = prepare(config, accelerator, journal.line)
         task = prepared.task
-        state = TrainingState.start(task, optim, run, journal.line)
         processes.broadcast_module(accelerator, task.module)
+        state = TrainingState.fresh(task, optim, _data_parallel(task, config, accelerator))
+        found = processes.on_main(accelerator, lambda: find(run, "last", report=journal.line))
+        if found is not None:
+            state.resume(found)
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
         journal.start(state.step)
         samples = _samples(config, prepared, mesh, first=state.step)
         with closing(samples), StopFlag() as stop:
+            steps = StepQueue(optim, prepared, state, accelerator, journal)
             while not state.ended(optim):
-                began = time.monotonic()
                 micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
-                row: dict[str, int | float] = {"step": state.step + 1}
-                row["lr"] = learning_rate(optim, state.step)
-                for player, optimizer in state.optimizers.items():
-                    parameters = task.parameters()[player]
-                    losses = [_backward(task, player, b, optim.accumulate) for b in micros]
-                    processes.mean_gradients(accelerator, parameters)
-                    norm = float(nn.utils.clip_grad_norm_(parameters, optim.clip or math.inf))
-                    mean = float(torch.cat(losses).mean()) / accelerator.num_processes
-                    loss, stopped = processes.total(accelerator, [mean, float(stop.number)])
-                    if not (math.isfinite(loss) and math.isfinite(norm)):
-                        named = _names(prepared, state.step, micros, losses)
-                        raise DataError(_refusal(state.step, player, loss, norm, named))
-                    optimizer.param_groups[0]["lr"] = row["lr"]
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    suffix = "" if player == task.main else f"_{player}"
-                    row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
-                    if player == task.main:
-                        state.watch(optim, loss)
-                state.step += 1
-                state.ema.update(task.trained(), step=state.step)
-                task.stepped(state.step, accelerator)
-                row["seconds"] = round(time.monotonic() - began, 4)
-                _log(accelerator, journal, row)
-
+                steps.add(take_step(state, optim, micros, accelerator, stop))
                 last = state.ended(optim)
-                if state.step % config.validation.every == 0 or last:
+                validated = state.step % config.validation.every == 0 or last
+                saved = state.step % config.save_every == 0 or last or steps.stopped != 0
+                if validated or saved:
+                    steps.finish()
+                if validated:
                     with state.averaged():
-                        found = validator(state.step)
-                    _log(accelerator, journal, {"step": state.step, **found.row})
+                        result = validator(state.step)
+                    _log(accelerator, journal, {"step": state.step, **result.row})
                     journal.plot()
-                    if found.better_than(state.best):
-                        state.best = found.summary(state.step)
-                        processes.on_main(accelerator, lambda: state.save(run, "best"))
-                if state.step % config.save_every == 0 or last or stopped:
-                    processes.on_main(accelerator, lambda: state.save(run, "last"))
-                if stopped and not last:
+                    if result.better_than(state.best):
+                        state.best = result.summary(state.step)
+                        _save(state, run, "best", accelerator)
+                if saved:
+                    _save(state, run, "last", accelerator)
+                if steps.stopped and not last:
                     journal.line(
                         f"stopped after step {state.step}; run the same command again to continue."
                     )
                     raise SystemExit(128 + (stop.number or signal.SIGTERM))
-        found = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
-        for text in found or ():
+        lines = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
+        for text in lines or ():
             journal.line(text)
         # Not end_training(): the process group belongs to the launch, which may train again.
         for tracker in accelerator.trackers:
@@ -124,32 +109,25 @@ def train(config: RunConfig) -> Path:
     return run
 
 
-def _backward(task: Task, player: str, batch: Batch, parts: int) -> Tensor:
-    """Adds the gradient of one micro-batch; returns the losses of its samples."""
-    losses = task.loss(player, batch)
-    (losses.mean() / parts).backward()
-    return losses.detach()
-
-
-def _names(
-    prepared: TrainingSetup, step: int, micros: list[Batch], losses: list[Tensor]
-) -> list[str]:
-    """Samples whose loss is not finite, of all processes; all of them if only the gradient is."""
-    keys = [key for batch in micros for key in batch.keys]
-    pairs = zip(micros, losses, strict=True)
-    finite = torch.cat([x.isfinite().expand(len(b.keys)) for b, x in pairs]).tolist()
-    bad = [key for key, good in zip(keys, finite, strict=True) if not good]
-    mine = [(prepared.name(key, step), key in bad) for key in keys]
-    everybody = gather_object(mine)
-    return sorted({n for n, guilty in everybody if guilty} or {n for n, _ in everybody})
-
-
-def _refusal(step: int, player: str, loss: float, norm: float, names: list[str]) -> str:
-    return (
-        f"step {step + 1}: not finite (loss {loss}, gradient norm {norm} of the {player}) with "
-        f"samples {', '.join(names)}; nothing of this step was kept. Check these volumes "
-        "(volumediff check), or lower optim.lr; the same command goes on from the last checkpoint."
+def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> DataParallel:
+    """How the processes of this run hold its weights and share its gradients."""
+    if accelerator.num_processes == 1:
+        return OneProcess(task.loss)
+    if not config.processes.shard:
+        return Replicated(task.modules(), task.loss, accelerator)
+    memory = config.memory
+    return Sharded(
+        task.modules(),
+        task.loss,
+        blockwise=not memory.streams,
+        channels_last=memory.channels_last,
     )
+
+
+def _save(state: TrainingState, run: Path, kind: str, accelerator: Accelerator) -> None:
+    """Writes a checkpoint in the main process, of what all of them hold."""
+    tensors = state.tensors(kind)
+    processes.on_main(accelerator, lambda: state.save(run, kind, tensors))
 
 
 def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int | float]) -> None:
@@ -187,7 +165,7 @@ def _announce(
     state: TrainingState,
 ) -> None:
     """Says what is about to run, and records it in the manifest."""
-    count = sum(p.numel() for p in state.task.trained().values())
+    count = sum(p.numel() for p in state.trained.values())
     where = f"{accelerator.num_processes} process(es) on {accelerator.device}"
     volumes = len(prepared.samples.dataset)
     journal.line(

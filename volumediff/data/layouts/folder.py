@@ -205,6 +205,6 @@ def _role(word: str) -> Role:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    from volumediff.data.dicom import is_dicom
+    from volumediff.data.dicom_files.recognition import is_dicom
 
     return any(is_dicom(p) for p in sorted(folder.iterdir())[:20])

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.data.cases import Case, Problem
-from volumediff.data.dicom import is_dicom, modality, series_grid
+from volumediff.data.dicom import series_grid
+from volumediff.data.dicom_files.recognition import is_dicom, modality
 from volumediff.data.grid import canonical_box
 from volumediff.data.layouts._base import Found, Layout
 from volumediff.data.layouts._files import first_folders, folders

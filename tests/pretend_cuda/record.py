@@ -1,0 +1,67 @@
+"""What happened on the pretend device."""
+
+import collections
+from typing import ClassVar
+
+import torch
+
+from pretend_cuda.attention import Choice
+from pretend_cuda.streams import Order, place
+
+__all__ = ["CPU", "CUDA", "Device"]
+
+CUDA = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+
+
+class Device:
+    """What happened on the pretend device.
+
+    Arguments:
+        streams: watch the order of streams, which is slow
+
+    Attributes:
+        waits: what made the host wait for the device, and how often
+        moved: bytes that went "to device" and "to host"
+        nondeterministic: operations of which there is no deterministic kernel
+        rounded: float32 products and convolutions that would be computed in TF32
+        attention: every call of scaled dot product attention
+        order: streams, races and overlap
+    """
+
+    active: ClassVar["Device | None"] = None
+
+    def __init__(self, *, streams: bool = False) -> None:
+        self.streams = streams
+        self.waits: collections.Counter[str] = collections.Counter()
+        self.moved: collections.Counter[str] = collections.Counter()
+        self.nondeterministic: collections.Counter[str] = collections.Counter()
+        self.rounded: collections.Counter[str] = collections.Counter()
+        self.attention: list[Choice] = []
+        self.order = Order()
+
+    def wait(self, what: str) -> None:
+        """The host waits for the current stream."""
+        self.waits[f"{what} ({place()})"] += 1
+        if self.streams:
+            self.order.current.synchronize()
+
+    def not_deterministic(self, what: str) -> None:
+        """Notes an operation that two runs may compute differently."""
+        self.nondeterministic[f"{what} ({place()})"] += 1
+
+    def multiplies(self, what: str, dtype: torch.dtype, *, convolves: bool) -> None:
+        """Notes float32 products that tensor cores would round to TF32.
+
+        https://docs.pytorch.org/docs/stable/notes/cuda.html, "TensorFloat-32 (TF32)": on for
+        convolutions by default, off for matrix products.
+        """
+        backend = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul
+        if dtype == torch.float32 and backend.fp32_precision == "tf32":
+            self.rounded[f"{what} ({place()})"] += 1
+
+    def attends(self, choice: Choice, *, differentiable: bool) -> None:
+        """Notes a call of attention."""
+        self.attention.append(choice)
+        if differentiable and not choice.deterministic:
+            self.not_deterministic(f"{choice.kernel} attention")
