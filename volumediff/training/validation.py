@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from volumediff.distributed import processes
+from volumediff.distributed.mesh import turn
+from volumediff.memory.domain import current_domain
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
@@ -76,11 +78,13 @@ class Validator:
     def _mean(self, function: Callable[[int], float], count: int) -> float:
         """Mean of a function over the first volumes, shared by the processes."""
         mine = [function(i) for i in self._mine(count)]
-        return processes.total(self.accelerator, [sum(mine)])[0] / count
+        total = processes.total(self.accelerator, [sum(mine)])[0]
+        return total / (count * current_domain().size)
 
     def _mine(self, count: int) -> range:
         """The numbers below `count` that are this process's turn."""
-        return range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        rank, world = turn(self.accelerator)
+        return range(rank, count, world)
 
     def _loss(self, index: int) -> float:
         sample = self.samples.held.sample(index, key=key(self.config.seed, "validation", index))
