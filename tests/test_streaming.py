@@ -225,7 +225,8 @@ def test_slabs_need_a_fraction_of_the_memory():
     cut, _ = held(MemoryPolicy(slab=4, checkpoint=True), training=True)
     away, waiting = held(MemoryPolicy(slab=4, checkpoint=True, offload=True), training=True)
     assert cut < min(12 * one_tensor, trained)
-    assert away < 2.5 * one_tensor < waiting
+    # Two slabs on their way in each direction are counted as well.
+    assert away < 3 * one_tensor < waiting
 
 
 CUTS = {
@@ -275,7 +276,7 @@ def test_every_operation_gives_its_planes(name, size):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-4)])
 def test_moments_merge_exactly(dtype, bound):
     x = (20 + 3 * draw(2, 4, 11, 6, 5)).to(dtype)
-    moments = SlabMoments()
+    moments = SlabMoments(dtype)
     for part in x.split(3, dim=2):
         moments.update(part)
     mean, variance = moments.result()
