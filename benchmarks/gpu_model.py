@@ -160,8 +160,17 @@ def modelled() -> Iterator[Work]:
         stack.enter_context(mock.patch("torch.cuda._lazy_init"))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.dict(sys.modules, _triton(work)))
+        stack.callback(_forget, set(sys.modules))
         stack.enter_context(counter)
         yield work
+
+
+def _forget(before: set[str]) -> None:
+    """Takes modules that were imported over the stand-in out of their packages, too."""
+    for name in set(sys.modules) - before:
+        package, _, module = name.rpartition(".")
+        if package.startswith("volumediff"):
+            vars(sys.modules[package]).pop(module, None)
 
 
 class _Counter(TorchDispatchMode):
@@ -200,7 +209,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _laid_out(func: Any, args: tuple, result: Any) -> Any:
-    """Volumes of convolutions with channels last where cuDNN gives them so, which meta does not."""
+    """Channels last of convolutions where cuDNN gives them so, which meta does not."""
     if func._overloadpacket not in (aten.convolution, aten.convolution_backward):
         return result
     last, volumes = torch.channels_last_3d, [t for t in args[:3] if isinstance(t, Tensor)]
