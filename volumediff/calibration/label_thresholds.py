@@ -5,7 +5,9 @@ and its seed, and later calls find the fitted method there.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from volumediff.segmentation.segmenters._base import Segmenter
 from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.storage import records
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 from volumediff.storage.records import Record
 
 __all__ = ["StoredThresholds", "fitted"]
@@ -51,9 +54,20 @@ def fitted(
         return segmenter
     name = sha256(repr(segmenter), trained.digest, str(seed))[:16]
     path = trained.run / "calibration" / f"segmentation-{name}.json"
-    if isinstance(segmenter, Composed) and path.is_file():
-        stored = records.read(path, StoredThresholds, advice="delete it, and it is fitted again")
-        return _with(segmenter, stored.thresholds)
+    with nullcontext() if path.is_file() else exclusive(path):
+        if isinstance(segmenter, Composed) and path.is_file():
+            stored = records.read(path, StoredThresholds, advice="delete it to fit it again")
+            return _with(segmenter, stored.thresholds)
+        return _fit(trained, segmenter, path, seed, report)
+
+
+def _fit(
+    trained: Trained,
+    segmenter: Segmenter,
+    path: Path,
+    seed: int,
+    report: Callable[[str], None],
+) -> Segmenter:
     cases = trained.cases("validation")
     if not cases:
         raise UsageError(
@@ -69,7 +83,6 @@ def fitted(
             cases=[case.id for case in cases],
             thresholds=[list(p.at or ()) for p in result.post if isinstance(p, FittedThreshold)],
         )
-        path.parent.mkdir(exist_ok=True)
         records.write(path, stored)
     return result
 
