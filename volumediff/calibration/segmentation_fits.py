@@ -5,6 +5,8 @@ and its seed, and later calls find the fitted method there.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from volumediff.segmentation.result import Segmentation
 from volumediff.segmentation.segmenters._base import Segmenter
 from volumediff.storage import records
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 from volumediff.storage.records import Record
 
 __all__ = ["StoredFit", "fitted"]
@@ -48,9 +51,20 @@ def fitted(
         return segmenter
     name = sha256(repr(segmenter), trained.digest, str(seed))[:16]
     path = trained.run / "calibration" / f"segmentation-{name}.json"
-    if path.is_file():
-        stored = records.read(path, StoredFit, advice="delete it, and it is fitted again")
-        return segmenter.with_fitted(stored.fitted)
+    with nullcontext() if path.is_file() else exclusive(path):
+        if path.is_file():
+            stored = records.read(path, StoredFit, advice="delete it to fit it again")
+            return segmenter.with_fitted(stored.fitted)
+        return _fit(trained, segmenter, path, seed, report)
+
+
+def _fit(
+    trained: Trained,
+    segmenter: Segmenter,
+    path: Path,
+    seed: int,
+    report: Callable[[str], None],
+) -> Segmenter:
     cases = trained.cases("validation")
     if not cases:
         raise UsageError(
