@@ -23,7 +23,7 @@ from tiny_runs import phantom, tiny, write_data
 import volumediff
 from volumediff.api.images import volume_of
 from volumediff.api.overrides import words_of
-from volumediff.calibration.label_thresholds import fitted
+from volumediff.calibration.segmentation_fits import fitted
 from volumediff.config import overridden
 from volumediff.data.volume import Volume
 from volumediff.errors import DataError, UsageError
