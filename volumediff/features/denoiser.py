@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import restores
+from volumediff.compatibility.methods import restores
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.features.grids import FeatureMap, feature_map, upright
@@ -40,7 +40,7 @@ def denoiser_problem(model: Model) -> str | None:
     if "body" in vars(model.network):  # an instance's own body is that of the slab executor
         return (
             "expected a network that runs in one piece, whose stages can be read, got one in "
-            "slabs; use memory.slab=null memory.offload=false, or another map."
+            "slabs; use memory.slab=null memory.offload=false processes.domain=1, or another map."
         )
     if not model.network.taps:
         return (

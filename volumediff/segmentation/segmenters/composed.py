@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from volumediff.compatibility import level_problem, require
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import level_problem
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.samplers._base import Sampler
@@ -118,6 +119,14 @@ class Composed(Component, Segmenter):
         pairs = [(found.probabilities, truth) for found, truth in cases]
         values = cases[0][0].values
         return replace(self, post=tuple(p.fit(pairs, values) for p in self.post))
+
+    @property
+    def fitted(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(post.fitted for post in self.post)
+
+    def with_fitted(self, numbers: tuple[tuple[float, ...], ...]) -> "Composed":
+        pairs = zip(self.post, numbers, strict=True)
+        return replace(self, post=tuple(post.with_fitted(found) for post, found in pairs))
 
     @torch.no_grad()
     def segment(
