@@ -82,8 +82,8 @@ def train(config: RunConfig) -> Path:
                 steps.add(take_step(state, optim, micros, accelerator, stop))
                 last = state.ended(optim)
                 validated = state.step % config.validation.every == 0 or last
-                saved = state.step % config.save_every == 0 or last or steps.stopped != 0
-                if validated or saved:
+                saved = state.step % config.save_every == 0 or last
+                if validated or saved or steps.stopped:
                     steps.finish()
                 if validated:
                     with state.averaged():
@@ -93,7 +93,7 @@ def train(config: RunConfig) -> Path:
                     if result.better_than(state.best):
                         state.best = result.summary(state.step)
                         _save(state, run, "best", accelerator)
-                if saved:
+                if saved or steps.stopped:
                     _save(state, run, "last", accelerator)
                 if steps.stopped and not last:
                     journal.line(
