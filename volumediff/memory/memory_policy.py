@@ -82,8 +82,9 @@ class MemoryPolicy:
 
     @property
     def streams(self) -> bool:
-        """Whether networks run through the executor of `volumediff.memory.streaming`."""
-        return self.slab is not None or self.offload
+        """Whether networks run through the executor of `volumediff.memory.streaming`, as they do
+        wherever processes share volumes."""
+        return self.slab is not None or self.offload or current_domain().size > 1
 
     @property
     def levels(self) -> int:
@@ -97,8 +98,6 @@ class MemoryPolicy:
         its planes. Names and values of the weights stay. The layout follows the weights: a
         convolution with channels-last weights gives a channels-last output for any input.
         """
-        domain = current_domain()
-        streams = self.streams or domain.size > 1
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for parameter in model.parameters():
             if parameter.ndim == 5:
@@ -107,13 +106,13 @@ class MemoryPolicy:
             if isinstance(module, NormAct):
                 module.fused = self.fused
             if isinstance(module, Recomputable):
-                again = not streams and module.level < self.levels
+                again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
-        streamed = functools.partial(self._streamed, domain)
+        streamed = functools.partial(self._streamed, current_domain())
         for module, method in _whole_passes(model):
             cast = functools.partial(with_half_weights, module)
             plain = cast if self.torch_dtype != torch.float32 else None
-            _replace(module, method, streamed if streams else plain)
+            _replace(module, method, streamed if self.streams else plain)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
