@@ -394,17 +394,10 @@ def _foreach_launches(given: list[tuple[Any, Any]]) -> int:
     return max(1, -(-len(lists[0]) // most), -(-chunks // CHUNKS))
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
-    **given: Any,
-) -> Tensor:  # fmt: skip
+def _attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
     """Scaled dot product attention by the kernel that torch takes on a GPU."""
     assert query.dtype in HALVES, "the flash kernel takes half precision"
-    assert given.get("attn_mask") is None, "the flash kernel takes no mask"
-    found = aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout_p, is_causal, scale=given.get("scale")
-    )
-    return found[0]
+    return aten._scaled_dot_product_flash_attention(query, key, value, **given)[0]
 
 
 class _Triton:

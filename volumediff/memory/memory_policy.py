@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from volumediff.memory.domain import Domain, current_domain
+from volumediff.memory.half_weights import with_half_weights
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
@@ -108,7 +109,9 @@ class MemoryPolicy:
                 _replace(module, "forward", _recomputed if again else None)
         streamed = functools.partial(self._streamed, current_domain())
         for module, method in _whole_passes(model):
-            _replace(module, method, streamed if self.streams else None)
+            cast = functools.partial(with_half_weights, module)
+            plain = cast if self.torch_dtype != torch.float32 else None
+            _replace(module, method, streamed if self.streams else plain)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
