@@ -26,7 +26,8 @@ from volumediff.distributed.replicated import Replicated
 from volumediff.distributed.sharded import Sharded
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import UsageError
-from volumediff.memory.memory_policy import retain_heap
+from volumediff.memory.domain import sharing
+from volumediff.memory.heap import retain_heap
 from volumediff.model import Batch
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
@@ -62,6 +63,7 @@ def train(config: RunConfig) -> Path:
         explained(config, mode="train", device=accelerator.device),
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),
+        sharing(mesh.domain),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
     ):
         processes.on_main(accelerator, lambda: begin(run, config))

@@ -13,7 +13,9 @@ import torch
 from accelerate import Accelerator
 
 from volumediff.distributed import processes
+from volumediff.distributed.mesh import turn
 from volumediff.distributed.signals import StopFlag
+from volumediff.memory.domain import current_domain
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
@@ -94,7 +96,9 @@ class Validator:
         mine = self._shared(function, count, stop)
         if mine is None:
             return None
-        return processes.total(self.accelerator, [sum(mine.values())])[0] / count
+        total = processes.total(self.accelerator, [sum(mine.values())])[0]
+        # Those that share a volume have found the same of it.
+        return total / (count * current_domain().size)
 
     def _shared(
         self, function: Callable[[int], T], count: int, stop: StopFlag
@@ -103,7 +107,7 @@ class Validator:
 
         The processes meet after every volume: once one of them is to stop, all get None.
         """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank, world = turn(self.accelerator)
         found = {}
         for first in range(0, count, world):
             if first + rank < count:
