@@ -244,11 +244,12 @@ def surveyed(root, layout="auto"):
     found = told(lambda: survey_cases(root, layout))
     if found is not None:
         cases, _ = found
+        top = (root if root.is_dir() else root.parent).resolve()
         for case in cases:
             assert printable(case.id) == case.id
             assert "/" not in case.id
             for path in case.images.values():
-                assert path.resolve().is_relative_to(root.resolve())
+                assert path.resolve().is_relative_to(top)
 
 
 @given(mutated(NNUNET))
@@ -260,7 +261,7 @@ def test_a_dataset_json_is_read_or_refused(image, tmp_path_factory, described):
     root = tmp_path_factory.mktemp("nnunet")
     for name in ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"):
         (root / name).parent.mkdir(exist_ok=True)
-        (root / name).symlink_to(image) if False else shutil.copyfile(image, root / name)
+        shutil.copyfile(image, root / name)
     (root / "dataset.json").write_text(json.dumps(described))
     surveyed(root)
     surveyed(root, "nnunet")
