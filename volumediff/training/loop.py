@@ -58,10 +58,11 @@ def train(config: RunConfig) -> Path:
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
+        processes.others_watched(config),
         explained(config, mode="train", device=accelerator.device),
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
-        locked(run, accelerator),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
+        locked(run, accelerator, journal.line),
     ):
         processes.on_main(accelerator, lambda: begin(run, config))
         prepared = prepare(config, accelerator, journal.line)
