@@ -1,8 +1,8 @@
 """What the tests of several processes run under torchrun, in one launch for many of them.
 
-    exact    steps of all processes beside those of one, in float64
-    train    whole trainings, one after the other
-    faults   trainings in forked children, so that a process may die without the launch
+exact    steps of all processes beside those of one, in float64
+train    whole trainings, one after the other
+faults   trainings in forked children, so that a process may die without the launch
 """
 
 import json
@@ -102,7 +102,12 @@ def exact(case, accelerator):
             for t in local(s.values())
         )
         found |= {"case": case["name"], "shard": shard, "world": world}
-        print(json.dumps(found), flush=True)
+        tell(found)
+
+
+def tell(line):
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def local(tensors):
@@ -146,7 +151,7 @@ def fault(kind, data, output, words, port, marker):
         Path(marker).touch()
     seconds = round(time.monotonic() - began, 1)
     line = {"kind": str(kind), "rank": rank, "code": code, "seconds": seconds}
-    print(json.dumps(line), flush=True)
+    tell(line)
 
 
 def at_step(number, what):
