@@ -210,7 +210,7 @@ def _norm_act(
     kind: NormKind,
     groups: int,
     eps: float,
-    fused: bool = False,
+    fused: bool | None = None,
 ) -> Lazy:
     if kind == "group":
         # Slab by slab the statistics come first; what is left is one pass either way.

@@ -44,8 +44,9 @@ class MemoryPolicy:
         offload: keep what waits between layers, and its gradients, in host memory
         recompute_skips: in inference with slabs, compute the skips of the finest level again
             where they are read, instead of keeping them: a third more time for less memory
-        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
-            they pay on a device is measured by `benchmarks/kernels.py`
+        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. None
+            where they can run: triton and a C compiler are there, and channels are last. True
+            refuses a GPU where they cannot
 
     Raises:
         ValueError: no positive number where one is expected, or fused without channels_last
@@ -60,7 +61,7 @@ class MemoryPolicy:
     slab: StrictInt | None = None  # true is no number of planes
     offload: bool = False
     recompute_skips: bool = False
-    fused: bool = False
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         if self.slab is not None and self.slab < 1:
@@ -70,7 +71,7 @@ class MemoryPolicy:
         if self.fused and not self.channels_last:
             raise ValueError(
                 "fused normalisation works on channels-last tensors: set channels_last to true, "
-                "or fused to false"
+                "or fused to null"
             )
 
     @property
