@@ -62,7 +62,7 @@ def exact(case, accelerator):
     rank, world = accelerator.process_index, accelerator.num_processes
     optim = tiny("data", "run", "optim.lr=1e-4", "optim.clip=0.5", "optim.warmup=0").optim
     stop, found = StopFlag(), {}
-    alone = SimpleNamespace(num_processes=1)
+    alone = SimpleNamespace(num_processes=1, reduce=torch.clone, gather=torch.clone)
     one, many = (task_of(case["words"], shard=s) for s in (False, shard))
     parallel = loop._data_parallel(many, many.config, accelerator)
     states = [TrainingState.fresh(one, optim), TrainingState.fresh(many, optim, parallel)]

@@ -120,7 +120,7 @@ def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> D
     return Sharded(
         task.modules(),
         task.loss,
-        blockwise=not memory.streams,
+        blockwise=task.blockwise and not memory.streams,
         channels_last=memory.channels_last,
     )
 
