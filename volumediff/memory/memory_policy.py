@@ -81,8 +81,9 @@ class MemoryPolicy:
 
     @property
     def streams(self) -> bool:
-        """Whether networks run through the executor of `volumediff.memory.streaming`."""
-        return self.slab is not None or self.offload
+        """Whether networks run through the executor of `volumediff.memory.streaming`, as they do
+        wherever processes share volumes."""
+        return self.slab is not None or self.offload or current_domain().size > 1
 
     @property
     def levels(self) -> int:
@@ -96,8 +97,6 @@ class MemoryPolicy:
         its planes. Names and values of the weights stay. The layout follows the weights: a
         convolution with channels-last weights gives a channels-last output for any input.
         """
-        domain = current_domain()
-        streams = self.streams or domain.size > 1
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for parameter in model.parameters():
             if parameter.ndim == 5:
@@ -106,11 +105,11 @@ class MemoryPolicy:
             if isinstance(module, NormAct):
                 module.fused = self.fused
             if isinstance(module, Recomputable):
-                again = not streams and module.level < self.levels
+                again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
-        streamed = functools.partial(self._streamed, domain)
+        streamed = functools.partial(self._streamed, current_domain())
         for module, method in _whole_passes(model):
-            _replace(module, method, streamed if streams else None)
+            _replace(module, method, streamed if self.streams else None)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
