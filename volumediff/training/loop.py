@@ -132,10 +132,11 @@ def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> D
     if not config.processes.shard:
         return Replicated(task.modules(), task.loss, accelerator)
     memory = config.memory
+    in_one_piece = not memory.streams and config.processes.domain == 1
     return Sharded(
         task.modules(),
         task.loss,
-        blockwise=task.blockwise and not memory.streams,
+        blockwise=task.blockwise and in_one_piece,
         channels_last=memory.channels_last,
     )
 
