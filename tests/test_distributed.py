@@ -48,7 +48,7 @@ EXACT = [
     {"name": "latent", "words": [LATENT], "shard": True},
     {"name": "autoencoder", "words": ["task=autoencoder", KL], "shard": False},
     {"name": "codebook", "words": ["task=autoencoder", VQ], "shard": True},
-    # a loss with gradients on its way, which it has in float32
+    # a loss with gradients on its way
     {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True},
 ]
 RUNS = {"copies first": False, "shares first": True}
@@ -136,9 +136,8 @@ def test_steps_of_several_processes_are_those_of_one(launched):
     _, lines, _, _ = launched
     assert len(lines) == len(EXACT) + 5
     for line in lines:
-        for name in ("validation", "weights", "ema", "optimizer"):
+        for name in ("numbers", "validation", "weights", "ema", "optimizer"):
             assert line[name] < 1e-12, line
-        assert line["numbers"] < (1e-6 if line["case"] == "critic" else 1e-12), line
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from volumediff import randomness
 from volumediff.autoencoders._base import Autoencoder, Generators, Total
 from volumediff.autoencoders._codec import NormName, strided
+from volumediff.networks._precision import wide
 
 __all__ = ["VQ", "nearest"]
 
@@ -63,11 +64,11 @@ class Codebook(nn.Module):
     def forward(
         self, z: Float[Tensor, "b k d h w"]
     ) -> tuple[Float[Tensor, "b k d h w"], Int[Tensor, "n"]]:
-        """The nearest code of each latent voxel and its index; float32 whatever z is."""
+        """The nearest code of each latent voxel and its index; in float32 or wider."""
         rows = z.movedim(1, -1)
         with torch.no_grad():
-            index = nearest(rows.flatten(0, -2).float(), self.vectors.float())
-        e = F.embedding(index, self.vectors.float()).view(rows.shape).movedim(-1, 1)
+            index = nearest(wide(rows.flatten(0, -2)), wide(self.vectors))
+        e = F.embedding(index, wide(self.vectors)).view(rows.shape).movedim(-1, 1)
         return e, index
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class VQ(Autoencoder):
         self, features: Float[Tensor, "b k d h w"], generator: Generators
     ) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, ""], dict[str, Tensor]]:
         codebook = self.codec["codebook"]
-        z = features.float()
+        z = wide(features)
         e, index = codebook(z)
         pull = (z - e.detach()).square().mean()
         push = (z.detach() - e).square().mean()
