@@ -64,7 +64,7 @@ def test_planted_links_of_a_run_are_not_followed(run, tmp_path):
     place.mkdir()
     (place / "run.lock").symlink_to(victim)
     config = tiny(write_data(tmp_path / "data", cases=4), place, "optim.steps=1")
-    with pytest.raises(DataError, match=r"run\.lock: is a symbolic link"):
+    with pytest.raises(DataError, match="symbolic links"):
         train(config)
     assert victim.read_text() == "precious"
     (place / "run.lock").unlink()

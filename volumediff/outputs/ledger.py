@@ -30,9 +30,9 @@ from pydantic import ConfigDict, Field
 
 from volumediff.errors import DataError, UsageError
 from volumediff.storage.digests import sha256, sha256_of_file
-from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, parse
 from volumediff.storage.seal import Broken, open_json, seal_json
+from volumediff.storage.shared_locks import holder, open_itself, sign, take
 
 __all__ = [
     "Failed",

@@ -103,11 +103,14 @@ class Task(ABC):
         noun: what is trained, for messages: "a classifier"
         fits_intensities: whether intensity landmarks are fitted on the run's own volumes; those
             of a borrowed run are copied otherwise
+        blockwise: whether processes that hold shares of the weights may bring them together one
+            residual block after the other; not where a loss asks for gradients on its way
     """
 
     schema: ClassVar[type[RunConfig]]
     noun: ClassVar[str] = "something of its own"
     fits_intensities: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = False
 
     def __init__(
         self,

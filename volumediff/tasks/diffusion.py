@@ -91,6 +91,7 @@ class DiffusionTask(Task):
 
     schema = DiffusionConfig
     noun = "a diffusion model"
+    blockwise = True
 
     def __init__(
         self,

@@ -60,11 +60,12 @@ def train(config: RunConfig) -> Path:
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
+        processes.others_watched(config),
         explained(config, mode="train", device=accelerator.device),
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
-        locked(run, accelerator),
         sharing(mesh.domain),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
+        locked(run, accelerator, journal.line),
     ):
         processes.on_main(accelerator, lambda: begin(run, config))
         prepared = prepare(config, accelerator, journal.line)
@@ -131,10 +132,11 @@ def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> D
     if not config.processes.shard:
         return Replicated(task.modules(), task.loss, accelerator)
     memory = config.memory
+    in_one_piece = not memory.streams and config.processes.domain == 1
     return Sharded(
         task.modules(),
         task.loss,
-        blockwise=not memory.streams,
+        blockwise=task.blockwise and in_one_piece,
         channels_last=memory.channels_last,
     )
 

@@ -8,11 +8,11 @@ borrowed/ (copies of what comes from other runs)  landmarks.json (intensities th
 import platform
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from volumediff.distributed.processes import on_main
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig, changes, saved_config
 from volumediff.storage.folder import clear_leftovers, discard
-from volumediff.storage.locks import holder, open_itself, sign, take
+from volumediff.storage.lock import FileLock, Held
 from volumediff.storage.records import Record, read, write, write_text
 
 __all__ = ["begin", "keep_config", "locked", "record_session", "sessions_of"]
@@ -38,42 +38,35 @@ class Sessions(Record):
 
 
 @contextmanager
-def locked(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Holds RUN/run.lock in the main process; the kernel frees it when the process dies.
+def locked(run: Path, accelerator: Accelerator, report: Callable[[str], None]) -> Iterator[None]:
+    """Holds RUN/run.lock in the main process.
 
     Raises:
         UsageError: another process trains in this folder
         DataError: the folder cannot be written
     """
-    file = on_main(accelerator, lambda: _lock(run), local=True)
+    lock = on_main(accelerator, lambda: _lock(run), local=True)
+    if lock is not None and lock.note is not None:
+        report(lock.note)
     try:
         yield
     finally:
-        if file is not None:
-            file.close()
+        if lock is not None:
+            lock.close()
 
 
-def _lock(run: Path) -> BinaryIO:
+def _lock(run: Path) -> FileLock:
     try:
         run.mkdir(parents=True, exist_ok=True)
+        return FileLock.take(run / "run.lock")
+    except Held as held:
+        raise UsageError(
+            f"{run}: another process trains here ({held}), or choose another output=DIR."
+        ) from None
     except OSError as error:
         raise DataError(
             f"{run}: cannot be written ({error.strerror}); choose output=DIR."
         ) from None
-    file = open_itself(run / "run.lock")
-    if not take(file, wait=False):
-        other = file.read().decode(errors="replace").strip() or "unknown"
-        file.close()
-        raise UsageError(
-            f"{run}: another process trains here ({other}); wait for it or choose another "
-            "output=DIR."
-        )
-    try:
-        sign(file, f"{holder()}, since {_now()}\n")
-    except DataError:
-        file.close()
-        raise
-    return file
 
 
 def keep_config(run: Path, config: RunConfig) -> None:
