@@ -62,8 +62,14 @@ OTHER_FORMATS = {
     ".jpeg": "volumediff.data.picture",
     ".png": "volumediff.data.picture",
     ".h5": "volumediff.data.fastmri",
-    ".nhdr": "volumediff.data.nrrd",
-    ".nrrd": "volumediff.data.nrrd",
+    ".nhdr": "volumediff.data.itk_files",
+    ".nrrd": "volumediff.data.itk_files",
+    ".mha": "volumediff.data.itk_files",
+    ".mhd": "volumediff.data.itk_files",
+    ".mgh": "volumediff.data.mgh",
+    ".mgz": "volumediff.data.mgh",
+    ".hdr": "volumediff.data.header_pair",
+    ".img": "volumediff.data.header_pair",
 }
 # Fields that can carry names of people or of files.
 TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
