@@ -48,9 +48,9 @@ def affine_of(header: Header, policy: ReadPolicy, path: Path) -> tuple[Affine, t
         raise DataError(f"{path}: undefined form codes {codes}; export the file again.")
     present = [form for form, code in codes.items() if code > 0]
     if not present:
-        affine = _assumed(header, policy, path)
-        text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed, as decided"
-        findings.append(Remark("warning", "no_forms", text))
+        stored = np.abs(header.fields["pixdim"][1:4].astype(np.float64))
+        affine, assumed = placed(header.shape[:3], stored * header.mm_per_unit, policy, path)
+        findings += assumed
     else:
         # a form that the user has ruled out need not be valid
         wanted = [policy.forms] if policy.forms in present else present
