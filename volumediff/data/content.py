@@ -9,7 +9,7 @@ inference ask the same question here; an error refuses the volume in all of them
 import numpy as np
 from jaxtyping import Bool, Float
 
-from volumediff.data.foreground import background_of, padding_of
+from volumediff.data.foreground import background_of, otsu, padding_of
 from volumediff.data.intensity import Intensity
 from volumediff.data.remarks import Remark
 
@@ -88,10 +88,10 @@ def _no_hounsfield(
     """Why values are no Hounsfield units; what fits a window is what its author wants to see."""
     first, *_, last = intensity.limits(x, inside)
     low, high = float(x.min()), float(x.max())
-    positive = x[inside & (x > 0)]
-    middle = float(np.median(positive)) if positive.size else 0.0
+    bright = x[x > otsu(x)] if low > AIR_HU else x[:0]
+    middle = float(np.median(bright)) if bright.size else 0.0
     reason = None
-    if low > AIR_HU and middle > last and OFFSET_TISSUE[0] <= middle <= OFFSET_TISSUE[1]:
+    if middle > last and OFFSET_TISSUE[0] <= middle <= OFFSET_TISSUE[1]:
         reason = "the offset of 1024 is missing, export with the rescale intercept"
     elif high - low < NARROW * (last - first):
         reason = "the window holds them in a few greys"

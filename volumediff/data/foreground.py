@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["Rule", "background_of", "foreground", "padding_of"]
+__all__ = ["Rule", "background_of", "foreground", "otsu", "padding_of"]
 
 Rule = Literal["auto", "nonzero", "otsu", "body"]
 
