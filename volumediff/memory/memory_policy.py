@@ -6,7 +6,6 @@ convolution of an enlarged volume stores the small one; its own arithmetic is no
 slabs, whole volumes are stored only where a layer needs them; see `volumediff.memory.streaming`.
 """
 
-import ctypes
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from volumediff.memory.domain import Domain, current_domain
+from volumediff.memory.half_weights import with_half_weights
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
 from volumediff.networks._streamable import Streamable
 
-__all__ = ["MemoryPolicy", "retain_heap"]
+__all__ = ["MemoryPolicy"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class MemoryPolicy:
         offload: keep what waits between layers, and its gradients, in host memory
         recompute_skips: in inference with slabs, compute the skips of the finest level again
             where they are read, instead of keeping them: a third more time for less memory
-        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
-            they pay on a device is measured by `benchmarks/kernels.py`
+        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. None
+            where they can run: triton and a C compiler are there, and channels are last. True
+            refuses a GPU where they cannot
 
     Raises:
         ValueError: no positive number where one is expected, or fused without channels_last
@@ -60,7 +61,7 @@ class MemoryPolicy:
     slab: StrictInt | None = None  # true is no number of planes
     offload: bool = False
     recompute_skips: bool = False
-    fused: bool = False
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         if self.slab is not None and self.slab < 1:
@@ -70,7 +71,7 @@ class MemoryPolicy:
         if self.fused and not self.channels_last:
             raise ValueError(
                 "fused normalisation works on channels-last tensors: set channels_last to true, "
-                "or fused to false"
+                "or fused to null"
             )
 
     @property
@@ -80,8 +81,9 @@ class MemoryPolicy:
 
     @property
     def streams(self) -> bool:
-        """Whether networks run through the executor of `volumediff.memory.streaming`."""
-        return self.slab is not None or self.offload
+        """Whether networks run through the executor of `volumediff.memory.streaming`, as they do
+        wherever processes share volumes."""
+        return self.slab is not None or self.offload or current_domain().size > 1
 
     @property
     def levels(self) -> int:
@@ -95,8 +97,6 @@ class MemoryPolicy:
         its planes. Names and values of the weights stay. The layout follows the weights: a
         convolution with channels-last weights gives a channels-last output for any input.
         """
-        domain = current_domain()
-        streams = self.streams or domain.size > 1
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for parameter in model.parameters():
             if parameter.ndim == 5:
@@ -105,11 +105,13 @@ class MemoryPolicy:
             if isinstance(module, NormAct):
                 module.fused = self.fused
             if isinstance(module, Recomputable):
-                again = not streams and module.level < self.levels
+                again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
-        streamed = functools.partial(self._streamed, domain)
+        streamed = functools.partial(self._streamed, current_domain())
         for module, method in _whole_passes(model):
-            _replace(module, method, streamed if streams else None)
+            cast = functools.partial(with_half_weights, module)
+            plain = cast if self.torch_dtype != torch.float32 else None
+            _replace(module, method, streamed if self.streams else plain)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
@@ -164,19 +166,3 @@ class _Replaced:
     def __call__(self, *arguments: Any) -> Tensor:
         function = functools.partial(getattr(type(self.module), self.method), self.module)
         return self.how(function, *arguments)
-
-
-def retain_heap() -> bool:
-    """Keeps freed memory in the process for the next tensor; True where it took effect.
-
-    The allocator of glibc returns every block above 32 MiB to the kernel and gets a fresh one,
-    cleared page by page, for the next tensor: at 64 channels and 64³ voxels that costs four times
-    the arithmetic of an elementwise operation. For CPU training; the resident size stays at its
-    peak, and may exceed the sum of the live tensors through fragmentation.
-    """
-    max_mapped, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(max_mapped, 0) and mallopt(trim_threshold, 2**31 - 1))
