@@ -459,7 +459,7 @@ class Autocast(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         dtype = None
-        if func in self.LOWER or func is F.scaled_dot_product_attention:
+        if func in self.LOWER:
             dtype = self.dtype
         elif func in self.SINGLE:
             dtype = torch.float32
