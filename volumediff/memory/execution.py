@@ -10,6 +10,7 @@ their volume's turn comes:
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.norm_statistics import SlabMoments, coefficients
+from volumediff.memory.norm_statistics import Affine, SlabMoments
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
-from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
+from volumediff.memory.slabs import Convolution, NormAffine, Range, Whole, neutral, scaled
 from volumediff.memory.store import DeviceStore, HostStore, Store
 from volumediff.memory.transfers import Transfers
 
@@ -82,6 +83,7 @@ class Execution:
             self.stored |= joins(graph, self.remade) & self.measured
         self.schedule = [node for node in made if node in self.stored | self.measured]
         self.parts = {node: self._part(node) for node in self.schedule}
+        self.widest = max(part.width for part in self.parts.values())
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
         self.dropped = self._dropped()
         self.values: dict[Node, Store] = {
@@ -91,6 +93,8 @@ class Execution:
         }
         self.transfers = Transfers(graph.sources[0].device)
         self.moments: dict[Node, SlabMoments] = {}
+        self.affines: dict[Node, Affine] = {}
+        self.neutrals: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.gradients: dict[Node, Store] = {}
         self.small_gradients: dict[int, Tensor] = {}
         # Of every measured volume: (P, Q), its statistics' share of the gradient is P + Q x.
@@ -138,8 +142,20 @@ class Execution:
 
     def _slabs(self, node: Node) -> list[Range]:
         depth = node.depth
-        step = depth if self.slab is None or isinstance(node.operation, Whole) else self.slab
+        step = (
+            depth if self.slab is None or isinstance(node.operation, Whole) else self._step(node)
+        )
         return [(lo, min(lo + step, depth)) for lo in range(0, depth, step)]
+
+    def _step(self, node: Node) -> int:
+        """Planes of its slabs: as many as are no larger than the largest slab of the network.
+
+        Coarse grids, where planes are small, are cut into fewer slabs, each of which is a chain of
+        operations.
+        """
+        assert self.slab is not None, "there are slabs"
+        part = self.parts.get(node)
+        return self.slab if part is None else int(self.slab * self.widest // part.width)
 
     def _dropped(self) -> set[Node]:
         """Stored volumes that are made again for the backward pass.
@@ -233,13 +249,26 @@ class Execution:
         return None
 
     def _small(self, node: Node) -> tuple[Tensor, ...]:
-        """What an operation takes besides slabs."""
-        assert node.operation is not None, "sources are leaves"
-        small = tuple(t.detach() for t in node.operation.small)
-        if not isinstance(node.operation, NormAffine):
+        """What an operation takes besides slabs, made ready once for all of them."""
+        operation = node.operation
+        assert operation is not None, "sources are leaves"
+        small = tuple(t.detach() for t in operation.small)
+        if isinstance(operation, Convolution):
+            return tuple(t.to(node.dtype) for t in small)
+        if not isinstance(operation, NormAffine):
             return small
-        operation, moments = node.operation, self.moments[node.inputs[0]]
-        return coefficients(*moments.result(), *small, operation.groups, operation.eps)
+        if node not in self.affines:
+            moments, how = self.moments[node.inputs[0]].result(), operation
+            self.affines[node] = Affine.of(moments, *small, groups=how.groups, eps=how.eps)
+        affine = self.affines[node]
+        return (affine.a, affine.c, *self._neutral(affine.a))
+
+    def _neutral(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `neutral`; one is enough for all volumes with as many channels."""
+        key = like.shape[1], like.dtype
+        if key not in self.neutrals:
+            self.neutrals[key] = neutral(like)
+        return self.neutrals[key]
 
     def _pass_on(self, node: Node) -> None:
         """Gives a volume's gradient to the stored volumes and small tensors that it is made of."""
@@ -251,7 +280,8 @@ class Execution:
         share, total = self.shares.pop(node, None), self.gradients.get(node)
         for leaf in (*part.leaves, *((node,) if share and node in self.stored else ())):
             self._bring_back(leaf)
-        small = {n: tuple(self._leaf(n, t) for t in self._small(n)) for n in part.inner}
+        small = {n: self._stand_ins(n) for n in part.inner}
+        of_small = {n: _Totals(n) for n in part.inner}
         wanting = [leaf for leaf in part.leaves if self._wants_gradient(leaf)]
         heir = self._heir(part, slabs, wanting)
         own = self.values.get(node) if share is not None else None
@@ -268,55 +298,70 @@ class Execution:
                 {leaf: self.gradients[leaf].ask_sum(ranges[leaf]) for leaf in summed},
             )
 
+        collecting = [(n, i) for n in small for i, t in enumerate(small[n]) if t.requires_grad]
+        flat = None if share is None else (share[1], share[0], *self._neutral(share[0]))
         for asked in self._ahead(slabs, ask):
             leaves = asked.values()
-            for leaf in wanting:
-                leaves[leaf].requires_grad_()
-            ends = [leaves[leaf] for leaf in wanting]
-            ends += [t for ts in small.values() for t in ts if t.requires_grad]
+            ends = [leaves[leaf].requires_grad_() for leaf in wanting]
+            ends += [small[n][i] for n, i in collecting]
             with torch.enable_grad():
                 slab = part.compute(asked.ranges, leaves, small)
             grad = None if asked.gradient is None else asked.gradient()
-            if share is not None:
+            if flat is not None:
                 x = slab.detach() if asked.own is None else asked.own()
-                of_statistics = scaled(x, share[1], share[0])
+                of_statistics = scaled(x, *flat)
                 grad = of_statistics if grad is None else of_statistics.add_(grad)
+            assert grad is not None, "a volume without a gradient is not asked for one"
+            passed: list[Tensor | None] = [None] * len(ends)
             if slab.requires_grad and ends:
-                torch.autograd.backward(slab, grad, inputs=ends)
-            del slab, grad
-            for leaf, end in zip(wanting, ends, strict=False):
-                passed, end.grad = end.grad, None
-                if passed is None:
+                passed = list(torch.autograd.grad(slab, ends, grad, allow_unused=True))
+            del slab, ends
+            # Gradients that are one tensor, as those of a sum are, may not be kept or changed.
+            uses = Counter(_memory(t) for t in (grad, *passed) if t is not None)
+            for place, leaf in enumerate(wanting):
+                found, passed[place] = passed[place], None
+                if found is None:
                     continue
                 if leaf is heir:
                     assert total is not None, "an heir takes the memory of a gradient"
-                    total.write(asked.wanted[0], passed)
-                else:
-                    self._accumulate(leaf, asked.ranges[leaf], passed, asked.sums.get(leaf))
+                    if found is not grad or flat is not None:
+                        total.write(asked.wanted[0], found)
+                    continue
+                alone = uses[_memory(found)] == 1
+                there = asked.sums.get(leaf)
+                self._accumulate(leaf, asked.ranges[leaf], found, there=there, alone=alone)
+            for (n, i), found in zip(collecting, passed[len(wanting) :], strict=True):
+                of_small[n].add(i, found)
+            del grad, found, passed
         if heir is not None:
             assert total is not None, "an heir takes the memory of a gradient"
             self.gradients[heir] = total
         for leaf in wanting:
             if leaf in self.gradients:
                 self.gradients[leaf].complete()
-        for inner, stand_ins in small.items():
-            self._finish_small(inner, stand_ins)
+        for inner, totals in of_small.items():
+            self._finish_small(inner, totals)
 
     def _share_out(self, node: Node) -> None:
         """Adds the gradient that a volume has through its statistics, if they were taken."""
         if node not in self.shares:
             return
         offset, slope = self.shares.pop(node)
+        flat = (slope, offset, *self._neutral(slope))
         for wanted in self._slabs(node):
             x = self.values[node].read(wanted)
-            self._accumulate(node, wanted, scaled(x, slope, offset), None)
+            self._accumulate(node, wanted, scaled(x, *flat), there=None, alone=True)
 
-    def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
-        """A stand-in for a small tensor, which collects its gradient over slabs."""
+    def _stand_ins(self, node: Node) -> tuple[Tensor, ...]:
+        """`_small`, of which autograd gives the gradients slab by slab."""
+        small = self._small(node)
         assert node.operation is not None, "sources are leaves"
-        affine = isinstance(node.operation, NormAffine)
-        wanted = affine or any(t.requires_grad for t in node.operation.small)
-        return tensor.detach().requires_grad_(wanted and tensor.is_floating_point())
+        if isinstance(node.operation, NormAffine):
+            a, c, *rest = small
+            return (a.detach().requires_grad_(), c.detach().requires_grad_(), *rest)
+        if not any(t.requires_grad for t in node.operation.small):
+            return small
+        return tuple(t.detach().requires_grad_() if t.is_floating_point() else t for t in small)
 
     def _wants_gradient(self, leaf: Node) -> bool:
         return leaf.operation is not None or self.graph.sources[leaf.source].requires_grad
@@ -340,9 +385,25 @@ class Execution:
         return None
 
     def _accumulate(
-        self, leaf: Node, place: Range, passed: Tensor, there: Callable[[], Tensor | None] | None
+        self,
+        leaf: Node,
+        place: Range,
+        passed: Tensor,
+        *,
+        there: Callable[[], Tensor | None] | None,
+        alone: bool,
     ) -> None:
+        """Adds to the gradient of a leaf.
+
+        Arguments:
+            place: planes of the leaf
+            there: what the gradient holds, where it was asked for
+            alone: nothing else refers to the planes, which may be kept and changed
+        """
         waits = self.offload and leaf.operation is not None
+        first = leaf not in self.gradients and place == (0, leaf.depth)
+        if not alone and (waits or first):
+            passed = passed.clone()
         if leaf not in self.gradients:
             if place == (0, leaf.depth) and not waits:
                 self.gradients[leaf] = DeviceStore(passed)
@@ -350,33 +411,55 @@ class Execution:
             self.gradients[leaf] = self._room(passed, leaf.depth, waits=waits)
         self.gradients[leaf].add(place[0], passed, None if there is None else there())
 
-    def _finish_small(self, node: Node, stand_ins: tuple[Tensor, ...]) -> None:
+    def _finish_small(self, node: Node, totals: "_Totals") -> None:
         """Gradients of an operation's small tensors and, through them, of statistics."""
-        assert node.operation is not None, "sources are leaves"
-        originals = node.operation.small
-        if not isinstance(node.operation, NormAffine):
-            for original, stand_in in zip(originals, stand_ins, strict=True):
-                if original.requires_grad and stand_in.grad is not None:
-                    self._add_small(original, stand_in.grad)
+        operation = node.operation
+        assert operation is not None, "sources are leaves"
+        if not isinstance(operation, NormAffine):
+            for original, total in zip(operation.small, totals.found, strict=True):
+                if original.requires_grad and total is not None:
+                    self._add_small(original, total)
             return
-        operation, x = node.operation, node.inputs[0]
-        if all(t.grad is None for t in stand_ins):
+        of_a, of_c, *_ = totals.found
+        if of_a is None or of_c is None:
             return
-        moments = self.moments[x]
-        given = [t.detach().requires_grad_() for t in (*moments.result(), *originals)]
-        with torch.enable_grad():
-            made = coefficients(*given, operation.groups, operation.eps)
-        mean, variance, *of_small = torch.autograd.grad(made, given, [t.grad for t in stand_ins])
-        for original, gradient in zip(originals, of_small, strict=True):
-            if original.requires_grad:
-                self._add_small(original, gradient)
-        slope = 2 * variance / moments.count
-        offset = mean / moments.count - slope * given[0].detach()
-        slope, offset = slope.to(moments.dtype), offset.to(moments.dtype)
-        before = self.shares.get(x, (0.0, 0.0))
-        self.shares[x] = (before[0] + offset, before[1] + slope)
+        affine, x = self.affines[node], node.inputs[0]
+        scale, shift = operation.small
+        if scale.requires_grad:
+            self._add_small(scale, affine.gradient_of_scale(of_a, of_c))
+        if shift.requires_grad:
+            self._add_small(shift, of_c)
+        share = affine.share(of_a, of_c, self.moments[x].count)
+        if x in self.shares:
+            share = share[0] + self.shares[x][0], share[1] + self.shares[x][1]
+        self.shares[x] = share
 
     def _add_small(self, original: Tensor, gradient: Tensor) -> None:
         before = self.small_gradients.get(id(original))
         gradient = gradient.to(original.dtype)
         self.small_gradients[id(original)] = gradient if before is None else before + gradient
+
+
+class _Totals:
+    """Gradients of an operation's small tensors, summed over slabs in float32 or wider."""
+
+    def __init__(self, node: Node) -> None:
+        assert node.operation is not None, "sources are leaves"
+        # What a norm takes besides its coefficients has no gradient.
+        self.found: list[Tensor | None] = [None] * len(node.operation.small)
+
+    def add(self, place: int, gradient: Tensor | None) -> None:
+        """Adds what one slab gives."""
+        if gradient is None:
+            return
+        total = self.found[place]
+        if total is None:
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            self.found[place] = gradient.to(wide)
+        else:
+            total.add_(gradient)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Equal for tensors that share memory."""
+    return tensor.untyped_storage()._cdata

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -30,6 +31,11 @@ class Part:
     top: Node
     inner: list[Node]
     leaves: list[Node]
+
+    @cached_property
+    def width(self) -> float:
+        """Values of the largest volume at hand per plane of the top."""
+        return max(math.prod(node.shape) for node in (*self.inner, *self.leaves)) / self.top.depth
 
     def ranges(self, wanted: Range) -> dict[Node, Range]:
         """The planes that every node must give for the wanted ones of the top."""
