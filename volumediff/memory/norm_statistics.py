@@ -44,24 +44,28 @@ class SlabMoments:
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (b, c) in float64."""
         if self._result is None:
-            self._result = self._merged()
+            numbers, means, spreads = zip(*self._slabs, strict=True)
+            mean, spread = torch.stack((*means, *spreads)).double().chunk(2)
+            number = numbers[0] if len(set(numbers)) == 1 else _per_slab(numbers, mean)
+            self._result = _merged(numbers, mean, _variance(mean, spread, number, *self._how))
             self._slabs.clear()
         return self._result
 
-    def _merged(self) -> tuple[Tensor, Tensor]:
-        numbers, means, spreads = zip(*self._slabs, strict=True)
-        # Slabs have equal numbers of voxels, but for the last one.
-        equal = len(set(numbers)) == 1
-        mean, spread = torch.stack((*means, *spreads)).double().chunk(2)
-        number = numbers[0] if equal else _per_slab(numbers, mean)
-        variance = _variance(mean, spread, number, *self._how)
-        if len(numbers) == 1:
-            return mean[0], variance[0]
-        weight = number / self.count
-        merged = mean.mean(0) if equal else (weight * mean).sum(0)
-        away = mean - merged
-        around = torch.addcmul(variance, away, away)
-        return merged, around.mean(0) if equal else (weight * around).sum(0)
+    def replace(self, numbers: Sequence[int], mean: Tensor, variance: Tensor) -> None:
+        """Makes these the moments of several parts (n, b, c) together, in float64."""
+        self.count, self._result = sum(numbers), _merged(numbers, mean, variance)
+        self._slabs.clear()
+
+
+def _merged(numbers: Sequence[int], mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of parts with so many voxels."""
+    if len(numbers) == 1:
+        return mean[0], variance[0]
+    equal = len(set(numbers)) == 1
+    weight = 1 / len(numbers) if equal else _per_slab(numbers, mean) / sum(numbers)
+    merged = (weight * mean).sum(0)
+    away = mean - merged
+    return merged, (weight * torch.addcmul(variance, away, away)).sum(0)
 
 
 def _per_slab(numbers: Sequence[int], like: Tensor) -> Tensor:
