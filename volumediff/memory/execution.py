@@ -21,6 +21,7 @@ from volumediff.memory.domain import Domain
 from volumediff.memory.graph import Graph, Node
 from volumediff.memory.norm_statistics import Affine, SlabMoments
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
+from volumediff.memory.rebuilt import Rebuilt, worth_rebuilding
 from volumediff.memory.slabs import Convolution, NormAffine, Range, Whole, neutral, scaled
 from volumediff.memory.store import DeviceStore, HostStore, Store
 from volumediff.memory.transfers import Transfers
@@ -74,7 +75,7 @@ class Execution:
         recompute_skips: bool,
         domain: Domain,
     ) -> None:
-        self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
+        self.graph, self.slab, self.offload = graph, slab, offload
         self.domain, self.device = domain, graph.sources[0].device
         self.measured = {
             node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
@@ -85,11 +86,22 @@ class Execution:
         if recompute_skips:
             self.remade = fine_encoder([node for node in made if node in self.stored])
             self.stored |= joins(graph, self.remade) & self.measured
+        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)[:checkpoint]
+        self.rebuilt: set[Node] = set()
+        if not offload and domain.size == 1:
+            parts = [part_of(node, self.stored) for node in made if node in self.stored]
+            self.rebuilt = worth_rebuilding(parts, grids)
+            # Their shortcuts are kept for a moment, so that no pass holds their gradient beside
+            # that of the sum.
+            for node in self.rebuilt:
+                readers = graph.consumers[node]
+                self.stored |= {n for n in readers if isinstance(n.operation, Convolution)}
         self.schedule = [node for node in made if node in self.stored | self.measured]
         self.parts = {node: self._part(node) for node in self.schedule}
         self.widest = max(part.width for part in self.parts.values())
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
-        self.dropped = self._dropped()
+        self.first_use = {n: node for node in self.schedule[::-1] for n in self.parts[node].leaves}
+        self.dropped = self._dropped(grids)
         self.held = self._held()
         self.values: dict[Node, Store] = {
             node: DeviceStore(graph.sources[node.source].detach())
@@ -112,9 +124,14 @@ class Execution:
         for node in self.schedule:
             self._make(node, training=training)
             for leaf in self.parts[node].leaves:
-                done = self.last_use[leaf] is node
-                if done and leaf.operation is not None and (not training or leaf in self.dropped):
+                if self.last_use[leaf] is not node or leaf.operation is None:
+                    continue
+                if not training or leaf in self.dropped:
                     self.values.pop(leaf, None)
+                elif leaf in self.rebuilt:
+                    part = self.parts[leaf]
+                    small = {n: self._small(n) for n in part.inner}
+                    self.values[leaf] = Rebuilt(part, self.values, small)
         self.transfers.finish()
         return self.values.pop(self.graph.output).whole()
 
@@ -127,6 +144,9 @@ class Execution:
                 self._exchange(self.domain.fold, self.gradients[node], node)
             if node in self.gradients or node in self.shares:
                 self._pass_on(node)
+            for leaf in self.parts[node].leaves:
+                if self.first_use[leaf] is node and leaf in self.stored:
+                    self._part_with(leaf)
             self.gradients.pop(node, None)
             self.values.pop(node, None)
         for source in [node for node in self.shares if self._wants_gradient(node)]:
@@ -183,27 +203,33 @@ class Execution:
         """Planes of its slabs: as many as are no larger than the largest slab of the network.
 
         Coarse grids, where planes are small, are cut into fewer slabs, each of which is a chain of
-        operations.
+        operations. What travels to host memory stays in small pieces, which overlap better.
         """
         assert self.slab is not None, "there are slabs"
         part = self.parts.get(node)
-        return self.slab if part is None else int(self.slab * self.widest // part.width)
+        if part is None or self.offload:
+            return self.slab
+        return int(self.slab * self.widest // part.width)
 
-    def _dropped(self) -> set[Node]:
+    def _dropped(self, grids: list[int]) -> set[Node]:
         """Stored volumes that are made again for the backward pass.
 
         Those with one reader, as inside a residual block; of two in a row the larger or else the
-        first, so that one convolution brings each of them back.
+        first, so that one convolution brings each of them back. Both of them where the reader is
+        on a coarser grid: the block that ends a level waits longest.
         """
         dropped: set[Node] = set()
-        beside: set[Node] = set()  # what those are made of
-        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)
-        for voxels in grids[: self.checkpoint]:
+        # What those are made of, and what is made again wherever it is read.
+        beside = self.rebuilt.union(*(self.parts[node].leaves for node in self.rebuilt))
+        for voxels in grids:
             for node in self.schedule:
                 inner = math.prod(node.shape[2:]) == voxels and node in self.stored
                 single = inner and len(self.graph.consumers[node]) == 1
+                if not single or node in beside:
+                    continue
                 leaves = self.parts[node].leaves
-                if single and node not in beside and not dropped.intersection(leaves):
+                down = math.prod(self.last_use[node].shape[2:]) < voxels
+                if down or not dropped.intersection(leaves):
                     dropped.add(node)
                     beside.update(leaves)
         return dropped
@@ -328,12 +354,13 @@ class Execution:
     def _pass_on(self, node: Node) -> None:
         """Gives a volume's gradient to the stored volumes and small tensors that it is made of."""
         part, slabs = self.parts[node], self._slabs(node)
-        if not self.offload and node in self.stored:
-            # First of all, so that the volume can go. In host memory it may stay: one way less.
-            self._share_out(node)
-            self.values.pop(node, None)
+        if node in self.stored:
+            self._part_with(node)
         share, total = self.shares.pop(node, None), self.gradients.get(node)
-        for leaf in (*part.leaves, *((node,) if share and node in self.stored else ())):
+        # The slab's own value is asked for where its statistics have a gradient.
+        unread = part.unread if share is None or node in self.stored else set()
+        read = [leaf for leaf in part.leaves if leaf not in unread]
+        for leaf in (*read, *((node,) if share and node in self.stored else ())):
             self._bring_back(leaf)
         small = {n: self._stand_ins(n) for n in part.inner}
         of_small = {n: _Totals(n) for n in part.inner}
@@ -347,7 +374,7 @@ class Execution:
             return _Asked(
                 wanted,
                 ranges,
-                {n: self.values[n].ask(ranges[n]) for n in part.leaves},
+                {n: self.values[n].ask(ranges[n]) for n in read},
                 None if total is None else total.ask(wanted),
                 None if own is None else own.ask(wanted),
                 {leaf: self.gradients[leaf].ask_sum(ranges[leaf]) for leaf in summed},
@@ -356,7 +383,7 @@ class Execution:
         collecting = [(n, i) for n in small for i, t in enumerate(small[n]) if t.requires_grad]
         flat = None if share is None else (share[1], share[0], *self._neutral(share[0]))
         for asked in self._ahead(slabs, ask):
-            leaves = asked.values()
+            leaves = asked.values() | {n: self._unread(n, asked.ranges[n]) for n in unread}
             ends = [leaves[leaf].requires_grad_() for leaf in wanting]
             ends += [small[n][i] for n, i in collecting]
             with torch.enable_grad():
@@ -400,6 +427,21 @@ class Execution:
         for inner, totals in of_small.items():
             self._finish_small(inner, totals)
 
+    def _unread(self, node: Node, planes: Range) -> Tensor:
+        """In place of planes whose values do not matter."""
+        b, c, _, h, w = node.shape
+        like = self.neutrals.setdefault(
+            (0, node.dtype), (torch.zeros((), dtype=node.dtype, device=self.device),) * 2
+        )
+        return like[0].expand(b, c, planes[1] - planes[0], h, w)
+
+    def _part_with(self, node: Node) -> None:
+        """Gives up a stored volume that nothing reads any more, when its statistics' share of the
+        gradient is added. In host memory it may stay until its own turn: one way less."""
+        if not self.offload:
+            self._share_out(node)
+            self.values.pop(node, None)
+
     def _share_out(self, node: Node) -> None:
         """Adds the gradient that a volume has through its statistics, if they were taken."""
         if node not in self.shares:
@@ -438,6 +480,8 @@ class Execution:
         if top is self.graph.output or top not in self.gradients:
             return None
         for leaf in wanting:
+            if self._waits_backward(leaf) is not self.offload:
+                continue
             alike = leaf not in self.gradients and self._window(leaf) == self._window(top)
             if alike and part.in_place_of(leaf, slabs):
                 return leaf

@@ -80,6 +80,17 @@ class Part:
             del slabs
         return values.pop(self.top)
 
+    @cached_property
+    def unread(self) -> set[Node]:
+        """Leaves whose values do not matter to the gradients of anything."""
+        read: set[Node] = set()
+        for node in reversed(self.inner):
+            operation = node.operation
+            assert operation is not None, "sources are leaves"
+            if node in read or not operation.linear or isinstance(operation, Convolution):
+                read.update(node.inputs)
+        return set(self.leaves) - read
+
     def in_place_of(self, leaf: Node, slabs: list[Range]) -> bool:
         """Whether the top may take the leaf's memory: alike, and read plane by plane."""
         alike = leaf.shape == self.top.shape and leaf.dtype == self.top.dtype

@@ -69,7 +69,7 @@ def stream(
         graph,
         slab=slab,
         offload=offload,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint if training else 0,
         recompute_skips=recompute_skips,
         domain=domain,
     )
