@@ -1,6 +1,5 @@
 """Tables on the terminal."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,8 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from volumediff.commands._console import terminal
 from volumediff.commands._doctor import Check
-from volumediff.data.check import CheckLine
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
@@ -32,32 +31,12 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
-__all__ = ["checks", "findings", "measures", "policies", "profiled", "segmented"]
+__all__ = ["checks", "measures", "policies", "profiled", "segmented"]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
 NARROW = 80  # columns of tables that people read, in files, too
 CELL = 14  # columns of a method: "-0.015..+0.113"
-
-
-def _console() -> Console:
-    width = None if sys.stdout.isatty() else WIDE
-    return Console(width=width, highlight=False, markup=False)
-
-
-def findings(rows: Sequence[CheckLine]) -> None:
-    """The rows of `check`, then one line with their counts."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("case", "file", "", "code", "message"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        style = COLOURS.get(row.severity)
-        table.add_row(row.case, row.file, row.severity, row.code, row.message, style=style)
-    console = _console()
-    console.print(table)
-    count = {s: sum(r.severity == s for r in rows) for s in ("error", "warning")}
-    files = sum(r.code == "summary" for r in rows)
-    console.print(f"{files} readable files, {count['error']} errors, {count['warning']} warnings")
 
 
 def measures(results: Sequence[MethodResult]) -> None:
@@ -66,7 +45,7 @@ def measures(results: Sequence[MethodResult]) -> None:
     Below, the same rows as differences to each reference. As many methods stand side by side as
     fit the terminal. Where volumes were seen before, all of it again without them.
     """
-    console = _evaluation_console()
+    console = terminal(NARROW)
     for title, lines in (
         ("", measure_table(results)),
         ("Lesions found, by size", size_table(results)),
@@ -83,17 +62,12 @@ def measures(results: Sequence[MethodResult]) -> None:
         measures(clean)
 
 
-def _evaluation_console() -> Console:
-    width = None if sys.stdout.isatty() else NARROW
-    return Console(width=width, highlight=False, markup=False)
-
-
 def segmented(results: Sequence[SegmentationEvaluation]) -> None:
     """One row per metric, mean over labels; then the labels, and what everything stands on.
 
     Below, the same rows as differences to the first method.
     """
-    console = _evaluation_console()
+    console = terminal(NARROW)
     methods = [r.method for r in results]
     for title, lines in segmentation_tables(results):
         _lines(console, methods, lines, title)
@@ -177,7 +151,7 @@ def checks(found: Sequence[Check]) -> None:
     table.add_column(overflow="fold")
     for line in found:
         table.add_row(line.state, line.name, line.message, style=COLOURS.get(line.state))
-    _console().print(table)
+    terminal(WIDE).print(table)
 
 
 def policies(found: "Plan") -> None:
@@ -192,7 +166,7 @@ def policies(found: "Plan") -> None:
         note = "chosen" if chosen and not fits else fits
         style = "bold" if chosen else None
         table.add_row(_policy(tried), *figures, tried.stage, note, style=style)
-    console = _console()
+    console = terminal(WIDE)
     console.print(table)
     console.print(f"\nStages with {_policy(found.chosen)}, in GB:")
     console.print(_stages(found.chosen))
@@ -262,7 +236,7 @@ def profiled(found: "Profile") -> None:
         cells = (f"{peak.device / 1e9:.3f}", f"{planned / 1e9:.3f}", f"{found.seconds[name]:.3f}")
         style = "bold" if name == found.measured.stage else None
         table.add_row(name, *cells, style=style)
-    console = _console()
+    console = terminal(WIDE)
     console.print(table)
     ratio = found.planned.peak_gb / found.measured.peak_gb
     lines = [

@@ -63,6 +63,7 @@ class Execution:
     Arguments:
         graph: the recorded pass
         slab, offload, checkpoint, recompute_skips, domain: see `stream`
+        pieces: slabs of a volume where no depth is given
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Execution:
         checkpoint: int,
         recompute_skips: bool,
         domain: Domain,
+        pieces: int,
     ) -> None:
         self.graph, self.slab, self.offload = graph, slab, offload
+        self.pieces = pieces
         self.domain, self.device = domain, graph.sources[0].device
         self.measured = {
             node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
@@ -175,8 +178,11 @@ class Execution:
     def _slabs(self, node: Node) -> list[Range]:
         """This process's planes; where it has none, it still takes part in what all do."""
         first, end = self.domain.own(node.depth)
-        whole = self.slab is None or isinstance(node.operation, Whole)
-        step = max(end - first, 1) if whole else self._step(node)
+        if first == end:
+            return []
+        if isinstance(node.operation, Whole):
+            return [(first, end)]
+        step = self._step(node) if self.slab else math.ceil((end - first) / self.pieces)
         return [(lo, min(lo + step, end)) for lo in range(first, end, step)]
 
     def _held(self) -> dict[Node, list[Range]]:

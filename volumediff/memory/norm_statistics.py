@@ -18,7 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from volumediff.networks._norm_act import dense
+from volumediff.networks._norm_act_group import dense
 
 __all__ = ["Affine", "SlabMoments"]
 
