@@ -102,6 +102,7 @@ class Execution:
         self.schedule = [node for node in made if node in self.stored | self.measured]
         self.parts = {node: self._part(node) for node in self.schedule}
         self.widest = max(part.width for part in self.parts.values())
+        self.finest = max(math.prod(node.shape[2:]) for node in self.schedule)
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
         self.first_use = {n: node for node in self.schedule[::-1] for n in self.parts[node].leaves}
         self.dropped = self._dropped(grids)
@@ -213,7 +214,7 @@ class Execution:
         """
         assert self.slab is not None, "there are slabs"
         part = self.parts.get(node)
-        if part is None or self.offload:
+        if part is None or self.offload or math.prod(node.shape[2:]) == self.finest:
             return self.slab
         return int(self.slab * self.widest // part.width)
 

@@ -171,7 +171,10 @@ class Convolution(Operation):
         padded = x.shape[2] + 2 * padding[0] - weight.shape[2]
         if before < padding[0] or padded // self.stride[0] + 1 != wanted[1] - wanted[0]:
             # Planes beyond the volume are zeros; those within it are in the slab already.
-            x = F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
+            if before or after:
+                if isinstance(slabs, list):
+                    slabs.clear()  # so that the unpadded slab may go
+                x = F.pad(x, (0, 0, 0, 0, before, after))
             padding = (0, *padding[1:])
         function = conv if not torch.is_grad_enabled() else _gradients_of_conv
         return function(x, weight, bias, stride=self.stride, padding=padding)
