@@ -6,9 +6,10 @@
     python benchmarks/memory.py --real wavelet-256-train --cap 8 24 # and within 8 and 24 GB
 
 GB are 10^9 bytes of live tensors at batch 1, traced under fake tensors: no memory and no GPU are
-needed. Ours hold float32 weights, gradients and both moments of Adam (the second step is traced);
-peers are traced in their first step, without moments. `gb` is without host memory, `offload_gb`
-and `host_gb` are of the policy that keeps waiting volumes in host memory.
+needed. The state that a step or pass is given, in float32, counts for all. Ours hold float32
+weights, gradients and both moments of Adam (the second step is traced); peers are traced in their
+first step, without moments. `gb` is without host memory, `offload_gb` and `host_gb` are of the
+policy that keeps waiting volumes in host memory.
 
 `--time F` measures training cases for real, on states of F times fewer voxels along each axis: the
 policy's step against a step with nothing recomputed and nothing cut, steps taken in turn, in
@@ -40,7 +41,8 @@ from kernels import reason_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from volumediff.memory.memory_policy import MemoryPolicy, retain_heap
+from volumediff.memory.heap import retain_heap
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.planning.overhead import OVERHEAD
 from volumediff.planning.tracer import Peak, Tracer
 
@@ -63,7 +65,7 @@ def ours(case: Case, policy: MemoryPolicy, *, foreach: bool = False) -> Peak:
 def prepared(
     case: Case, policy: MemoryPolicy, device: torch.device, *, foreach: bool = False
 ) -> tuple[nn.Module, Tensor, Callable[[], None]]:
-    """Our module, the float32 state that it sees, and what takes a step or makes a pass with them.
+    """Our module, the state, and what takes a step or makes a pass with them.
 
     Arguments:
         foreach: whether Adam handles all parameters at once, as it does on a GPU
@@ -119,7 +121,7 @@ def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
 def cost(case: Case, device: torch.device, rounds: int) -> float:
     """Time of a step under the case's policy over that of the plain one, median over rounds."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    steps = [prepared(case, policy, device)[-1] for policy in (case.plain, case.policy)]
+    steps = [prepared(case, policy, device)[2] for policy in (case.plain, case.policy)]
     ratios = []
     for turn in range(rounds + 1):
         seconds = []
