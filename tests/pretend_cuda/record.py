@@ -47,8 +47,14 @@ class Device:
             self.order.current.synchronize()
 
     def not_deterministic(self, what: str) -> None:
-        """Notes an operation that two runs may compute differently."""
+        """Notes an operation that two runs may compute differently, or refuses it if asked to."""
         self.nondeterministic[f"{what} ({place()})"] += 1
+        strict = torch.are_deterministic_algorithms_enabled()
+        if strict and not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(
+                f"{what} does not have a deterministic implementation, but you set "
+                "'torch.use_deterministic_algorithms(True)'."
+            )
 
     def multiplies(self, what: str, dtype: torch.dtype, *, convolves: bool) -> None:
         """Notes float32 products that tensor cores would round to TF32.

@@ -247,7 +247,7 @@ def _note(device: Device, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _waits_for_indices(args: Any) -> bool:
-    """Masks are counted first; indices of the CPU are copied (native/TensorAdvancedIndexing.cpp)."""
+    """Masks are counted first, indices copied there (native/TensorAdvancedIndexing.cpp)."""
     given = [t for t in args[1] if isinstance(t, Tensor)]
     return any(
         t.dtype in (torch.bool, torch.uint8) or not isinstance(t, CudaTensor) for t in given

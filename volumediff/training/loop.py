@@ -8,10 +8,9 @@ run is therefore its tensors and one integer: the same command goes on where the
 the weights come out bit-identical to those of an uninterrupted run.
 """
 
-import os
 import signal
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
 from volumediff.settings.run_config import RunConfig
 from volumediff.tasks import resolved
+from volumediff.training.deterministic import deterministic
 from volumediff.training.journal import TrainingJournal
 from volumediff.training.run_folder import begin, locked, record_session
 from volumediff.training.setup import TrainingSetup, prepare
@@ -53,7 +53,7 @@ def train(config: RunConfig) -> Path:
         retain_heap()
     with (
         explained(config, mode="train", device=accelerator.device),
-        _deterministic(config.deterministic and accelerator.device.type == "cuda"),
+        deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
     ):
@@ -160,28 +160,3 @@ def _announce(
 def _flat(config: RunConfig) -> dict[str, str]:
     """Sections as text: trackers take no nested values."""
     return {name: str(value) for name, value in config.dump().items()}
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Deterministic CUDA kernels inside the block; on the CPU they are already."""
-    if not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    # cuBLAS asks for this variable when its algorithms are to be reproducible.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Kernels that have no deterministic twin warn by name instead of ending the run.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    # Filling fresh memory finds bugs, not randomness, and costs a pass over every activation.
-    filled, torch.utils.deterministic.fill_uninitialized_memory = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        False,
-    )
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        torch.utils.deterministic.fill_uninitialized_memory = filled
