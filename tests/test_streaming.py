@@ -225,7 +225,8 @@ def test_slabs_need_a_fraction_of_the_memory():
     cut, _ = held(MemoryPolicy(slab=4, checkpoint=True), training=True)
     away, waiting = held(MemoryPolicy(slab=4, checkpoint=True, offload=True), training=True)
     assert cut < min(12 * one_tensor, trained)
-    assert away < 2.5 * one_tensor < waiting
+    # Two slabs on their way in each direction are counted as well.
+    assert away < 3 * one_tensor < waiting
 
 
 CUTS = {

@@ -10,7 +10,8 @@ their volume's turn comes:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,9 +20,37 @@ from volumediff.memory.graph import Graph, Node
 from volumediff.memory.norm_statistics import SlabMoments, coefficients
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
 from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
-from volumediff.memory.store import Store
+from volumediff.memory.store import DeviceStore, HostStore, Store
+from volumediff.memory.transfers import Transfers
 
 __all__ = ["Execution"]
+
+
+@dataclass(eq=False)
+class _Asked:
+    """What a slab is computed from, perhaps still on its way.
+
+    Arguments:
+        wanted: planes of the slab
+        ranges: planes that each node must give
+        leaves: the stored volumes that it is made of
+        gradient: of the slab, backward
+        own: what the slab holds, where its statistics have a gradient
+        sums: what the gradients of leaves are added to
+    """
+
+    wanted: Range
+    ranges: dict[Node, Range]
+    leaves: dict[Node, Callable[[], Tensor]]
+    gradient: Callable[[], Tensor] | None = None
+    own: Callable[[], Tensor] | None = None
+    sums: dict[Node, Callable[[], Tensor | None]] = field(default_factory=dict)
+
+    def values(self) -> dict[Node, Tensor]:
+        """The leaves' planes; they are asked for once."""
+        found = {node: take().detach() for node, take in self.leaves.items()}
+        self.leaves.clear()
+        return found
 
 
 class Execution:
@@ -55,11 +84,12 @@ class Execution:
         self.parts = {node: self._part(node) for node in self.schedule}
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
         self.dropped = self._dropped()
-        self.values = {
-            node: Store.of(graph.sources[node.source].detach())
+        self.values: dict[Node, Store] = {
+            node: DeviceStore(graph.sources[node.source].detach())
             for node in graph.nodes
             if node.operation is None
         }
+        self.transfers = Transfers(graph.sources[0].device)
         self.moments: dict[Node, SlabMoments] = {}
         self.gradients: dict[Node, Store] = {}
         self.small_gradients: dict[int, Tensor] = {}
@@ -76,12 +106,13 @@ class Execution:
                 done = self.last_use[leaf] is node
                 if done and leaf.operation is not None and (not training or leaf in self.dropped):
                     self.values.pop(leaf, None)
+        self.transfers.finish()
         return self.values.pop(self.graph.output).whole()
 
     @torch.no_grad()
     def backward(self, grad: Tensor) -> None:
         """Gradients of sources and small tensors, from that of the output."""
-        self.gradients[self.graph.output] = Store.of(grad)
+        self.gradients[self.graph.output] = DeviceStore(grad)
         for node in reversed(self.schedule):
             if node in self.gradients or node in self.shares:
                 self._pass_on(node)
@@ -89,6 +120,7 @@ class Execution:
             self.values.pop(node, None)
         for source in [node for node in self.shares if self._wants_gradient(node)]:
             self._share_out(source)
+        self.transfers.finish()
 
     def source_gradients(self) -> list[Tensor | None]:
         """Gradients of the given volumes, None for those that want none."""
@@ -128,29 +160,27 @@ class Execution:
                     beside.update(leaves)
         return dropped
 
-    def _reads(
-        self, part: Part, slabs: list[Range]
-    ) -> Iterator[tuple[Range, dict[Node, Range], dict[Node, Tensor]]]:
-        """Of every slab the planes, those that each node must give, and the leaves' values.
+    def _ahead(self, slabs: list[Range], ask: Callable[[Range], _Asked]) -> Iterator[_Asked]:
+        """What is asked for every slab.
 
         What waits in host memory is asked for one slab ahead, so that it travels while the slab
         before it is computed.
         """
-
-        def read(wanted: Range) -> tuple[Range, dict[Node, Range], dict[Node, Tensor]]:
-            ranges = part.ranges(wanted)
-            leaves = {n: self.values[n].read(ranges[n]).detach() for n in part.leaves}
-            return wanted, ranges, leaves
-
         if not self.offload:
-            yield from map(read, slabs)
+            yield from map(ask, slabs)
             return
-        ahead = read(slabs[0])
+        self.transfers.begin()
+        ahead = ask(slabs[0])
         for wanted in slabs[1:]:
-            now, ahead = ahead, read(wanted)
+            self.transfers.begin()
+            now, ahead = ahead, ask(wanted)
             yield now
             del now
         yield ahead
+
+    def _room(self, slab: Tensor, depth: int, *, waits: bool) -> Store:
+        """Where a volume is kept, on the device or in host memory, given what slabs are like."""
+        return HostStore(slab, depth, self.transfers) if waits else DeviceStore.like(slab, depth)
 
     def _measure(self, node: Node) -> None:
         """Statistics of a source."""
@@ -164,18 +194,23 @@ class Execution:
         small = {n: self._small(n) for n in part.inner}
         moments = SlabMoments() if node in self.measured and node not in self.moments else None
         kept = None if training else self._donor(part, slabs)
-        for wanted, ranges, leaves in self._reads(part, slabs):
-            slab = part.compute(ranges, leaves, small)
+
+        def ask(wanted: Range) -> _Asked:
+            ranges = part.ranges(wanted)
+            return _Asked(wanted, ranges, {n: self.values[n].ask(ranges[n]) for n in part.leaves})
+
+        for asked in self._ahead(slabs, ask):
+            slab = part.compute(asked.ranges, asked.values(), small)
             if moments is not None:
                 moments.update(slab)
             if node not in self.stored:
                 continue
             if len(slabs) == 1 and not self._waits(node):
-                kept = Store.of(slab)
+                kept = DeviceStore(slab)
                 break
             if kept is None:
-                kept = Store.like(slab, node.depth, offload=self._waits(node))
-            kept.write(wanted[0], slab)
+                kept = self._room(slab, node.depth, waits=self._waits(node))
+            kept.write(asked.wanted[0], slab)
             del slab
         if kept is not None:
             self.values[node] = kept
@@ -219,16 +254,31 @@ class Execution:
         small = {n: tuple(self._leaf(n, t) for t in self._small(n)) for n in part.inner}
         wanting = [leaf for leaf in part.leaves if self._wants_gradient(leaf)]
         heir = self._heir(part, slabs, wanting)
-        for wanted, ranges, leaves in self._reads(part, slabs):
+        own = self.values.get(node) if share is not None else None
+        summed = [leaf for leaf in wanting if leaf in self.gradients]
+
+        def ask(wanted: Range) -> _Asked:
+            ranges = part.ranges(wanted)
+            return _Asked(
+                wanted,
+                ranges,
+                {n: self.values[n].ask(ranges[n]) for n in part.leaves},
+                None if total is None else total.ask(wanted),
+                None if own is None else own.ask(wanted),
+                {leaf: self.gradients[leaf].ask_sum(ranges[leaf]) for leaf in summed},
+            )
+
+        for asked in self._ahead(slabs, ask):
+            leaves = asked.values()
             for leaf in wanting:
                 leaves[leaf].requires_grad_()
             ends = [leaves[leaf] for leaf in wanting]
             ends += [t for ts in small.values() for t in ts if t.requires_grad]
             with torch.enable_grad():
-                slab = part.compute(ranges, leaves, small)
-            grad = None if total is None else total.read(wanted)
+                slab = part.compute(asked.ranges, leaves, small)
+            grad = None if asked.gradient is None else asked.gradient()
             if share is not None:
-                x = self.values[node].read(wanted) if node in self.stored else slab.detach()
+                x = slab.detach() if asked.own is None else asked.own()
                 of_statistics = scaled(x, share[1], share[0])
                 grad = of_statistics if grad is None else of_statistics.add_(grad)
             if slab.requires_grad and ends:
@@ -240,9 +290,9 @@ class Execution:
                     continue
                 if leaf is heir:
                     assert total is not None, "an heir takes the memory of a gradient"
-                    total.write(wanted[0], passed)
+                    total.write(asked.wanted[0], passed)
                 else:
-                    self._accumulate(leaf, ranges[leaf], passed)
+                    self._accumulate(leaf, asked.ranges[leaf], passed, asked.sums.get(leaf))
         if heir is not None:
             assert total is not None, "an heir takes the memory of a gradient"
             self.gradients[heir] = total
@@ -259,7 +309,7 @@ class Execution:
         offset, slope = self.shares.pop(node)
         for wanted in self._slabs(node):
             x = self.values[node].read(wanted)
-            self._accumulate(node, wanted, scaled(x, slope, offset))
+            self._accumulate(node, wanted, scaled(x, slope, offset), None)
 
     def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
         """A stand-in for a small tensor, which collects its gradient over slabs."""
@@ -289,14 +339,16 @@ class Execution:
                 return leaf
         return None
 
-    def _accumulate(self, leaf: Node, place: Range, passed: Tensor) -> None:
+    def _accumulate(
+        self, leaf: Node, place: Range, passed: Tensor, there: Callable[[], Tensor | None] | None
+    ) -> None:
         waits = self.offload and leaf.operation is not None
         if leaf not in self.gradients:
             if place == (0, leaf.depth) and not waits:
-                self.gradients[leaf] = Store.of(passed)
+                self.gradients[leaf] = DeviceStore(passed)
                 return
-            self.gradients[leaf] = Store.like(passed, leaf.depth, offload=waits)
-        self.gradients[leaf].add(place[0], passed)
+            self.gradients[leaf] = self._room(passed, leaf.depth, waits=waits)
+        self.gradients[leaf].add(place[0], passed, None if there is None else there())
 
     def _finish_small(self, node: Node, stand_ins: tuple[Tensor, ...]) -> None:
         """Gradients of an operation's small tensors and, through them, of statistics."""
