@@ -53,6 +53,7 @@ def train(config: RunConfig) -> Path:
         retain_heap()
     with (
         explained(config, mode="train", device=accelerator.device),
+        config.memory.arithmetic(),
         deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
