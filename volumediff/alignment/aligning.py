@@ -24,6 +24,7 @@ from volumediff.data.brain_extraction import extracted_brain
 from volumediff.data.cases import Case
 from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
 from volumediff.data.remarks import Remark
 from volumediff.data.truth import label_map
@@ -57,11 +58,13 @@ class Steps:
             back, for volumes with skull; `none` is for volumes that show the object alone
         strip: whether everything outside the mask is emptied
         n4: whether the bias field is divided out
+        read: decisions on ambiguous files
     """
 
     mask: BrainMask = BrainMask.template
     strip: bool = False
     n4: bool = True
+    read: ReadPolicy = field(default_factory=ReadPolicy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +116,17 @@ def align_case(
     Raises:
         DataError: a file is refused, or cannot be corrected or registered
     """
-    volumes = {name: read(path) for name, path in case.images.items()}
+    volumes = {name: read(path, policy=steps.read) for name, path in case.images.items()}
     given = None
     if steps.mask is BrainMask.given:
-        given = _given(mask, next(iter(volumes.values())))
+        given = _given(mask, next(iter(volumes.values())), steps.read)
     found = align_volumes(volumes, given, template=template, target=target, steps=steps)
     label, label_of = None, None
     if case.label is not None:
-        label, label_of = _label(case.label, volumes, found.alignments)
+        label, label_of = _label(case.label, volumes, found.alignments, steps.read)
     readers = {}
     for reader, path in case.labels.items():
-        readers[reader], channel = _label(path, volumes, found.alignments)
+        readers[reader], channel = _label(path, volumes, found.alignments, steps.read)
         label_of = label_of or channel
     return replace(found, label=label, label_of=label_of, readers=readers)
 
@@ -207,13 +210,13 @@ def _named(volume: Volume) -> list[Remark]:
     return [Remark(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
 
 
-def _given(mask: Path | None, first: Volume) -> Bool[np.ndarray, "d h w"]:
+def _given(mask: Path | None, first: Volume, policy: ReadPolicy) -> Bool[np.ndarray, "d h w"]:
     if mask is None:
         raise DataError(
             "has no mask of the brain beside its images; add <case>_brainmask.nii.gz, or choose "
             "the mask of the template."
         )
-    volume = read(mask, kind="label")
+    volume = read(mask, kind="label", policy=policy)
     check_grids(first, volume)
     if not volume.array.any():
         raise DataError(f"{mask}: the mask is empty.")
@@ -313,10 +316,13 @@ def grid_as_native(grid: Grid) -> Grid:
 
 
 def _label(
-    path: Path, volumes: Mapping[str, Volume], alignments: Mapping[str, Alignment]
+    path: Path,
+    volumes: Mapping[str, Volume],
+    alignments: Mapping[str, Alignment],
+    policy: ReadPolicy,
 ) -> tuple[UInt8[np.ndarray, "d h w"], str]:
     """A label map on the template's grid, and the channel on whose grid it was drawn."""
-    label = label_map(path)
+    label = label_map(path, policy)
     for channel, volume in volumes.items():
         if agree(volume.grid, label.grid) is None:
             return alignments[channel].apply_labels(label.array)[0], channel

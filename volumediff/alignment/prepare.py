@@ -154,6 +154,7 @@ def _settings(template: Template, steps: Steps, channels: Sequence[str] | None) 
         "mask": steps.mask.value,
         "strip": steps.strip,
         "n4": steps.n4,
+        "read": asdict(steps.read),
         "channels": None if channels is None else list(channels),
         "versions": {"volumediff": volumediff.__version__, "SimpleITK": version("SimpleITK")},
     }

@@ -11,6 +11,7 @@ from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
     from volumediff.alignment.prepare import Preparation
+    from volumediff.api.reading import Read
     from volumediff.data.check import CheckLine
     from volumediff.data.survey import Spec
     from volumediff.evaluation.evaluate import EvaluationResult
@@ -119,6 +120,7 @@ def check(
     *,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
+    read: "Read" = (),
     config: Place | None = None,
     overrides: Sequence[str] = (),
 ) -> "list[CheckLine]":
@@ -129,6 +131,8 @@ def check(
         data: volumes, folders, datalists or tables of cases; one or several
         layout: of the folders; `auto` decides by the files that are there
         channels: names of the images that every case must have
+        read: decisions on ambiguous files, such as `{"no_forms": "ras"}`, in place of the
+            configuration's; see `volumediff.data.read_policy`
         config: a configuration that is to be trained on the data; then it is also listed how much
             of each label its spacing leaves, and what else it would refuse about labels
         overrides: `key=value` overrides of the configuration
@@ -137,6 +141,7 @@ def check(
         DataError: there is no case at all
         UsageError: no such layout or configuration, or overrides without one
     """
+    from volumediff.api.reading import read_policy
     from volumediff.data.check import CheckLine
     from volumediff.data.check import check as look
     from volumediff.data.survey import survey_sources
@@ -152,7 +157,8 @@ def check(
     wanted = None if config is None else run_config(config, overrides)
     section = Data() if wanted is None else wanted.data
     channels = section.channels if channels is None else channels
-    rows = look(sources, layout=spec, channels=channels)
+    policy = read_policy(read, section.read)
+    rows = look(sources, layout=spec, channels=channels, policy=policy)
     cases, _ = survey_sources(sources, spec, channels)
     if section.patients is not None:
         cases = section.patients.named(cases)
@@ -180,6 +186,7 @@ def prepare(
     spacing_mm: float | None = None,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
+    read: "Read" = (),
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> "Preparation":
@@ -195,7 +202,7 @@ def prepare(
         strip: whether what is outside of the mask is emptied
         n4: whether the bias field is corrected; not for CT
         spacing_mm: of the outputs; None takes the template's own
-        layout, channels: as for `check`
+        layout, channels, read: as for `check`
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
 
@@ -207,6 +214,7 @@ def prepare(
 
     from volumediff.alignment.aligning import BrainMask, Steps
     from volumediff.alignment.prepare import prepare as work
+    from volumediff.api.reading import read_policy
     from volumediff.data.alignment_template import mni152, template_from
 
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
@@ -224,7 +232,7 @@ def prepare(
         sources,
         output,
         template=mni152() if own else template_from(template, template_mask),
-        steps=Steps(mask=BrainMask(mask), strip=strip, n4=n4),
+        steps=Steps(mask=BrainMask(mask), strip=strip, n4=n4, read=read_policy(read)),
         spacing_mm=spacing_mm,
         layout=known_layout(layout),
         channels=channels,
@@ -271,6 +279,7 @@ def evaluate(
     html: bool = False,
     by: str | None = None,
     layout: "Spec" = "auto",
+    read: "Read" = (),
     labels: Sequence[int] | None = None,
     tolerance_mm: float | None = None,
     absent: str = "skip",
@@ -291,6 +300,8 @@ def evaluate(
         html: whether report.html is written there too
         by: attribute of the cases that makes groups, a column of participants.tsv
         layout: of the truth; `auto` decides by the files that are there
+        read: decisions on ambiguous files of the truth, in place of those that the results were
+            made with
         labels: label values of segmentations to compare; None takes those that the methods know
         tolerance_mm: of the normalized surface dice; None is the longest side of a voxel
         absent: a label that neither truth nor segmentation of a volume has: `skip` leaves it out,
@@ -311,6 +322,7 @@ def evaluate(
         UsageError: no results, or none of the same cases
         DataError: no truth for them, or volumes that a model has seen
     """
+    from volumediff.api.reading import read_policy
     from volumediff.evaluation.evaluate import evaluate as compare
     from volumediff.evaluation.evaluate import localizations, segmentations
     from volumediff.evaluation.segmentation_case import SegmentationRules
@@ -319,6 +331,7 @@ def evaluate(
         segmentation_values,
         to_json,
     )
+    from volumediff.evaluation.truths import recorded_policy
     from volumediff.metrics.label_agreement import AbsentLabels
     from volumediff.outputs.export import write_json
     from volumediff.reporting.report import report_of
@@ -327,6 +340,7 @@ def evaluate(
         raise UsageError("html: a report needs an output folder; give one.")
     folders = sources_of(results)
     spec = known_layout(layout)
+    policy = read_policy(read, recorded_policy(folders))
     try:
         rules = SegmentationRules(
             None if labels is None else tuple(sorted(set(labels))),
@@ -340,6 +354,7 @@ def evaluate(
         truth,
         by=by,
         layout=spec,
+        policy=policy,
         seed=seed,
         replicates=replicates,
         allow_seen=allow_seen,
@@ -362,5 +377,6 @@ def evaluate(
     write_json(target / "evaluation.json", content)
     pictures = write_curves(target, maps) + write_label_curves(target, labelled)
     if html:
-        report_of(target / "report.html", found, truth, by=by, layout=spec, pictures=pictures)
+        page = target / "report.html"
+        report_of(page, found, truth, by=by, layout=spec, policy=policy, pictures=pictures)
     return found

@@ -41,6 +41,7 @@ def load(
     which: Literal["best", "last"] = "best",
     device: str = "auto",
     memory: Sequence[str] | Mapping[str, Any] = (),
+    read: Sequence[str] | Mapping[str, Any] = (),
     data: Place | None = None,
 ) -> "Run":
     """Loads a trained run.
@@ -50,6 +51,8 @@ def load(
         which: the checkpoint selected on validation, or the newest
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         memory: memory policy in place of the training's, such as `{"slab": 32}`
+        read: decisions on ambiguous files in place of the training's, such as
+            `{"no_forms": "ras"}`; see `volumediff.data.read_policy`
         data: folder of the run's data, if they were moved
 
     Raises:
@@ -59,8 +62,8 @@ def load(
     from volumediff.runs.model_file import resolve
     from volumediff.runs.trained import load_trained
 
-    words = words_of(memory) if isinstance(memory, Mapping) else list(memory)
-    trained = load_trained(resolve(run), which=which, device=device, memory=words)
+    memory, read = (words_of(v) if isinstance(v, Mapping) else list(v) for v in (memory, read))
+    trained = load_trained(resolve(run), which=which, device=device, memory=memory, read=read)
     if data is not None:
         moved = trained.config.data.model_copy(update={"root": str(data)})
         config = trained.config.model_copy(update={"data": moved})

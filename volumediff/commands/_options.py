@@ -37,6 +37,7 @@ __all__ = [
     "ModelOption",
     "OutFolder",
     "Overwrite",
+    "Read",
     "RunArgument",
     "RunOption",
     "Seed",
@@ -123,6 +124,15 @@ Memory = Annotated[
         "--memory",
         metavar="KEY=VALUE",
         help="Override of the memory policy that the run was trained with, such as slab=32.",
+    ),
+]
+Read = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--read",
+        metavar="KEY=VALUE",
+        help="Decision on ambiguous files, such as no_forms=ras, forms=sform, frames=0 or "
+        "series=UID.",
     ),
 ]
 Classifier = Annotated[

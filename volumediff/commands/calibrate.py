@@ -15,6 +15,7 @@ from volumediff.commands._options import (
     Memory,
     Method,
     MethodWords,
+    Read,
     RunOption,
     Seed,
     TruthChoice,
@@ -40,6 +41,7 @@ def calibrate(
     which: WhichOption = LOAD["which"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     volumes: Annotated[
@@ -83,7 +85,9 @@ def calibrate(
     With --site, fit the thresholds alone on healthy volumes of another site, and say how far its
     maps and scores have drifted.
     """
-    loaded = load(run, which=which.value, device=device, memory=memory or (), data=data)
+    loaded = load(
+        run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+    )
     words = overrides or []
     if site is not None and healthy:
         raise UsageError(

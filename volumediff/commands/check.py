@@ -9,6 +9,7 @@ from volumediff.commands._options import (
     Channels,
     Json,
     LayoutOption,
+    Read,
     defaults,
     inputs_and_words,
     names_of,
@@ -41,6 +42,7 @@ def check(
     ] = WORK["config"],
     layout: LayoutOption = WORK["layout"],
     channels: Channels = WORK["channels"],
+    read: Read = None,
     as_json: Json = False,
 ) -> None:
     """Read every volume of a data set and list what is wrong or noteworthy.
@@ -55,6 +57,7 @@ def check(
         paths,
         layout=spec_of(layout),
         channels=names_of(channels),
+        read=read or (),
         config=config,
         overrides=overrides,
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.functions import evaluate as compare
-from volumediff.commands._options import LayoutOption, Seed, defaults, out_line, say, spec_of
+from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.errors import UsageError
 
 __all__ = ["evaluate"]
@@ -40,6 +40,7 @@ def evaluate(
         typer.Option("--by", help="Column of participants.tsv whose values define subgroups."),
     ] = WORK["by"],
     layout: LayoutOption = WORK["layout"],
+    read: Read = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -112,6 +113,7 @@ def evaluate(
         html=report,
         by=by,
         layout=spec_of(layout),
+        read=read or (),
         labels=_numbers(labels),
         tolerance_mm=tolerance_mm,
         absent=absent.value,

@@ -17,6 +17,7 @@ from volumediff.commands._options import (
     ModelOption,
     OutFolder,
     Overwrite,
+    Read,
     Seed,
     WhichOption,
     defaults,
@@ -62,6 +63,7 @@ def localize(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     site: Annotated[
@@ -105,7 +107,9 @@ def localize(
     """
     inputs, words = inputs_and_words(given)
     summary = localize_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(
+            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+        ),
         inputs,
         output,
         method=method,

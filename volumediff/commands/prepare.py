@@ -12,6 +12,7 @@ from volumediff.commands._options import (
     LayoutOption,
     OutFolder,
     Overwrite,
+    Read,
     defaults,
     finish,
     names_of,
@@ -61,6 +62,7 @@ def prepare(
     ] = WORK["strip"],
     n4: Annotated[bool, typer.Option(help="Correct the bias field; not for CT.")] = WORK["n4"],
     channels: Channels = WORK["channels"],
+    read: Read = None,
     spacing_mm: Annotated[
         float | None,
         typer.Option("--spacing-mm", help="Voxel size of the outputs, if not the template's own."),
@@ -83,6 +85,7 @@ def prepare(
         spacing_mm=spacing_mm,
         layout=spec_of(layout),
         channels=names_of(channels),
+        read=read or (),
         overwrite=overwrite,
     )
     for case, reasons in found.flagged.items():

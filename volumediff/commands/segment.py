@@ -14,6 +14,7 @@ from volumediff.commands._options import (
     Memory,
     OutFolder,
     Overwrite,
+    Read,
     RunOption,
     Seed,
     WhichOption,
@@ -53,6 +54,7 @@ def segment(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     write_samples: Annotated[
@@ -66,7 +68,9 @@ def segment(
     """
     inputs, words = inputs_and_words(given)
     summary = segment_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(
+            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+        ),
         inputs,
         output,
         method=method,

@@ -1,12 +1,12 @@
 """`volumediff train`: train a configuration, or go on."""
 
 from volumediff.api.functions import train as work
-from volumediff.commands._options import Config, ConfigWords, say
+from volumediff.commands._options import Config, ConfigWords, Read, say
 
 __all__ = ["train"]
 
 
-def train(config: Config, overrides: ConfigWords = None) -> None:
+def train(config: Config, overrides: ConfigWords = None, read: Read = None) -> None:
     """Train a run, or go on with it: the same command resumes.
 
     volumediff train wavelet_128 data.root=DATA output=runs/brain
@@ -15,7 +15,8 @@ def train(config: Config, overrides: ConfigWords = None) -> None:
     from volumediff.distributed.processes import leave
 
     try:
-        folder = work(config, overrides=overrides or [])
+        words = [*(overrides or []), *(f"data.read.{word}" for word in read or [])]
+        folder = work(config, overrides=words)
     except SystemExit as stopped:  # a signal, after all processes have saved
         leave(stopped.code if isinstance(stopped.code, int) else 1)
         raise

@@ -17,6 +17,7 @@ from volumediff.commands._options import (
     Memory,
     Method,
     MethodWords,
+    Read,
     RunOption,
     Seed,
     TruthChoice,
@@ -84,6 +85,7 @@ def tune(
     which: WhichOption = LOAD["which"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     as_json: Json = False,
@@ -101,7 +103,9 @@ def tune(
 
     if output is not None and output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"-o {output}: expected a name that ends with .yaml, for --method.")
-    loaded = load(run, which=which.value, device=device, memory=memory or (), data=data)
+    loaded = load(
+        run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+    )
     found, file = loaded.tune(
         method,
         overrides=overrides or [],

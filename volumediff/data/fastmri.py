@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from volumediff.data.grid import Grid
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy, remedy
 from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
@@ -84,8 +84,8 @@ def read_stored(path: Path, policy: ReadPolicy) -> StoredVolume:
         need = 4 * prod(described.grid.shape)
         if need > policy.budget_bytes:
             raise DataError(
-                f"{path}: the slices need {need / 2**30:.3g} GiB, more than the budget; raise the "
-                "read policy's `budget_bytes`."
+                f"{path}: the slices need {need / 2**30:.3g} GiB, more than the budget; "
+                f"{remedy(f'budget_bytes={need}')}."
             )
         try:
             slices = np.asarray(file[SLICES][()])

@@ -14,7 +14,7 @@ from nibabel.quaternions import fillpositive, quat2mat
 
 from volumediff.data.grid import Grid, displacement_mm
 from volumediff.data.header import Header
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy, remedy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
@@ -49,7 +49,7 @@ def affine_of(header: Header, policy: ReadPolicy, path: Path) -> tuple[Affine, t
     present = [form for form, code in codes.items() if code > 0]
     if not present:
         affine = _assumed(header, policy, path)
-        text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed by read policy"
+        text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed, as decided"
         findings.append(Remark("warning", "no_forms", text))
     else:
         # a form that the user has ruled out need not be valid
@@ -97,8 +97,8 @@ def _checked(form: str, header: Header, path: Path) -> Affine:
         return affine
     other = "qform" if form == "sform" else "sform"
     usable = int(header.fields[f"{other}_code"]) > 0
-    remedy = f"set the read policy `forms` to '{other}'" if usable else "export the file again"
-    raise DataError(f"{path}: expected a usable {form}, but {reason}; {remedy}.")
+    advice = remedy(f"forms={other}") if usable else "export the file again"
+    raise DataError(f"{path}: expected a usable {form}, but {reason}; {advice}.")
 
 
 def defect(affine: Affine) -> str | None:
@@ -138,8 +138,8 @@ def _compared(sform: Affine, qform: Affine, header: Header, path: Path) -> list[
         return [Remark("warning", "forms_shifted", text)]
     raise DataError(
         f"{path}: sform ({a.axes}, {_list(a.spacing_mm)} mm) and qform ({b.axes}, "
-        f"{_list(b.spacing_mm)} mm) are up to {distance:.4g} mm apart; set the read policy "
-        "`forms` to 'sform' or 'qform'."
+        f"{_list(b.spacing_mm)} mm) are up to {distance:.4g} mm apart; "
+        f"{remedy('forms=sform', 'forms=qform')}."
     )
 
 
@@ -148,7 +148,7 @@ def _assumed(header: Header, policy: ReadPolicy, path: Path) -> Affine:
     if policy.no_forms == "refuse":
         raise DataError(
             f"{path}: has no orientation (sform and qform code are both 0), and programs differ "
-            "in what they assume; set the read policy `no_forms` to 'ras', 'las' or 'lps'."
+            f"in what they assume; {remedy('no_forms=ras', 'no_forms=las', 'no_forms=lps')}."
         )
     spacing = np.abs(header.fields["pixdim"][1:4].astype(np.float64)) * header.mm_per_unit
     signs = [1.0 if axis in "ras" else -1.0 for axis in policy.no_forms]

@@ -45,7 +45,8 @@ class Grid:
     Arguments:
         shape: voxels along the three axes
         affine: voxel index to RAS millimetres
-        header: the file's NIfTI header when there was one; outputs repeat its forms exactly
+        header: the file's NIfTI header when there was one and its forms are plain; outputs repeat
+            them exactly
     """
 
     shape: tuple[int, int, int]

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy, remedy
 from volumediff.data.remarks import Remark
 from volumediff.data.stream import Source
 from volumediff.errors import DataError
@@ -105,13 +105,13 @@ def read_header(source: Source, policy: ReadPolicy) -> Header:
     dtype = _dtype(fields, path)
     if shape[3] > 1 and policy.frames == "refuse":
         raise DataError(
-            f"{path}: expected one 3D volume, got {shape[3]} frames; set the read policy "
-            "`frames` to 'channels' or to the index of one frame."
+            f"{path}: expected one 3D volume, got {shape[3]} frames; "
+            f"{remedy('frames=channels', 'frames=0')}."
         )
     if isinstance(policy.frames, int) and not 0 <= policy.frames < shape[3]:
         raise DataError(
-            f"{path}: the read policy selects frame {policy.frames}, the file has "
-            f"{shape[3]} (counted from 0); choose another."
+            f"{path}: frame {policy.frames} is wanted, the file has {shape[3]} (counted from 0); "
+            f"{remedy(f'frames={shape[3] - 1}')}."
         )
     offset = _offset(fields, size, path)
     findings: list[Remark] = []
@@ -236,8 +236,8 @@ def _sizes(header: Header, source: Source, policy: ReadPolicy) -> None:
     held = max(need, 4 * prod(header.shape))
     if held > policy.budget_bytes:
         raise DataError(
-            f"{path}: the header announces {held / 2**30:.3g} GiB, more than the budget of "
-            f"{policy.budget_bytes / 2**30:.3g} GiB; raise the read policy's `budget_bytes`."
+            f"{path}: the header announces {held} bytes, more than the budget of "
+            f"{policy.budget_bytes}; {remedy(f'budget_bytes={held}')}."
         )
     if header.offset + need > source.most_bytes:
         raise truncated(header, source, source.most_bytes - header.offset)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from volumediff.data.grid import Grid
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy, remedy
 from volumediff.data.remarks import Remark
 from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import open_regular
@@ -43,8 +43,8 @@ def read_stored(path: Path, policy: ReadPolicy) -> StoredVolume:
             if 4 * columns * rows > policy.budget_bytes:
                 raise DataError(
                     f"{path}: {columns} x {rows} pixels are more than the budget of "
-                    f"{policy.budget_bytes / 2**30:.3g} GiB; raise the read policy's "
-                    "`budget_bytes`."
+                    f"{policy.budget_bytes / 2**30:.3g} GiB; "
+                    f"{remedy(f'budget_bytes={4 * columns * rows}')}."
                 )
             grey = _grey(picture, path)
     except UnidentifiedImageError as error:

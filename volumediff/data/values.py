@@ -5,14 +5,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import ReadPolicy, remedy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
 __all__ = ["intensities", "labels"]
 
-# Scaling slopes such as 0.99999 leave labels off by that factor; 0.5 is a probability.
-LABEL_TOLERANCE = 0.01
 # More values than this are intensities: the richest label sets in use have about 120.
 MOST_LABELS = 150
 # float32 holds integers exactly up to here
@@ -54,8 +52,7 @@ def intensities(
         raise DataError(f"{path}: expected intensities, every voxel is NaN or Inf; export again.")
     if count and policy.nonfinite == "refuse":
         raise DataError(
-            f"{path}: {count} voxels are NaN or Inf; repair them, or set the read policy "
-            "`nonfinite` to 'fill'."
+            f"{path}: {count} voxels are NaN or Inf; repair them, or {remedy('nonfinite=fill')}."
         )
     if count:
         low = float(out[~bad].min())
@@ -84,11 +81,14 @@ def labels(
     scaled = values.astype(np.float64) * slope + inter
     whole = np.rint(scaled)
     error = float(np.abs(scaled - whole).max())
-    if error > LABEL_TOLERANCE:
+    # a slope rounds labels by up to half of itself (of float32), and keeps different ones apart
+    rounding = 0.5001 * slope if 0 < slope < 0.5 and len(np.unique(whole)) == len(whole) else 0.0
+    if error > max(policy.label_rounding, rounding):
         worst = scaled[np.abs(scaled - whole).argmax()]
         raise DataError(
             f"{path}: expected whole labels, got {worst:g}; threshold it if it is a probability, "
-            "and check that it is not an image."
+            "check that it is not an image, or, where labels were rounded, "
+            f"{remedy(f'label_rounding={error:.2g}')}."
         )
     if error:
         text = f"labels off by up to {error:.2g}, rounded"
@@ -111,7 +111,7 @@ def labels(
         if unknown:
             raise DataError(
                 f"{path}: unknown labels {unknown}, expected {sorted(policy.labels)}; correct the "
-                "file or the read policy's `labels`."
+                f"file, or {remedy(f'labels={sorted({*policy.labels, *unknown})}')}."
             )
     if whole.max() == 0:
         findings.append(Remark("warning", "empty_mask", "no voxel is labelled"))

@@ -7,7 +7,7 @@ file's own order. Both moves are flips and permutations: the round trip is exact
 
 import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from io import BufferedIOBase
 from pathlib import Path
@@ -220,7 +220,7 @@ def read(
     affine, remarks = affine_of(header, policy, path)
     return assembled(
         raw,
-        Grid(header.shape[:3], affine, header.raw),
+        Grid(header.shape[:3], affine, _repeatable(header, policy, path)),
         kind=kind,
         policy=policy,
         path=path,
@@ -228,6 +228,17 @@ def read(
         slope=header.slope,
         inter=header.inter,
     )
+
+
+def _repeatable(header: Header, policy: ReadPolicy, path: Path) -> bytes | None:
+    """The header whose forms outputs repeat; none where the policy had to decide between forms,
+    so that outputs say plainly where they lie."""
+    undecided = replace(policy, forms="agree", no_forms="refuse")
+    try:
+        affine_of(header, undecided, path)
+    except DataError:
+        return None
+    return header.raw
 
 
 def _read_voxels(content: Source, policy: ReadPolicy) -> tuple[Header, np.ndarray, list[Remark]]:

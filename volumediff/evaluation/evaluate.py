@@ -8,6 +8,7 @@ programs are named after the cases.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import UsageError
 from volumediff.evaluation.localization import MethodResult, evaluate_maps
@@ -39,6 +40,7 @@ def evaluate(
     *,
     by: str | None = None,
     layout: Spec = AUTO,
+    policy: ReadPolicy | None = None,
     seed: int = 0,
     replicates: int = 1000,
     allow_seen: bool = False,
@@ -54,6 +56,7 @@ def evaluate(
             mask is a healthy volume, no mask is no truth
         by: attribute of the cases (a column of participants.tsv) that makes subgroups
         layout: of the truth
+        policy: decisions on ambiguous files of the truth
         seed: of the bootstrap
         replicates: of the bootstrap
         allow_seen: go on although a model has seen some of the volumes before; results then hold
@@ -79,7 +82,7 @@ def evaluate(
         if not any(folder.glob("*.nii*")):
             raise _nothing_in(folder)
     maps = {folder: found for folder in places if (found := maps_in(folder))}
-    truths = find_truths(truth, layout)
+    truths = find_truths(truth, layout, policy)
     labels = {folder: found for folder in places if (found := segmentations_in(folder, truths))}
     for folder in places:
         if folder not in maps and folder not in labels:

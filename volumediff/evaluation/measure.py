@@ -220,7 +220,8 @@ def _restored(
     """The first channel of the pseudo-healthy volume, within the box around the foreground."""
     if not _beside(path, HEALTHY).is_file() or truth.image is None or not seen.any():
         return None
-    image, healthy = read(truth.image), read(_beside(path, HEALTHY), policy=FRAMES)
+    image = read(truth.image, policy=truth.policy)
+    healthy = read(_beside(path, HEALTHY), policy=FRAMES)
     check_grids(volume, image)
     check_grids(volume, healthy)
     abnormal, around = bool(lesion.any()), _box(seen)

@@ -1,6 +1,6 @@
 """Truth of cases: labels or boxes of a data set in any layout, or a folder of masks alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
 from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS, in_order, split_reader
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import majority
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
 from volumediff.data.truth import filled, label_map, only
@@ -21,8 +22,11 @@ from volumediff.data.volume import Volume, check_grids
 from volumediff.errors import DataError
 from volumediff.metrics.boxes import Boxes
 from volumediff.metrics.boxes import boxes as boxes_of
+from volumediff.outputs.export import MAP
+from volumediff.outputs.segmentation_files import DSEG
+from volumediff.outputs.sidecar import read_facts
 
-__all__ = ["LabelMaps", "Marks", "Truth", "find_truths"]
+__all__ = ["LabelMaps", "Marks", "Truth", "find_truths", "recorded_policy"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,7 @@ class Truth:
         associated: second label file, of associated changes
         readers: masks of several readers by name
         names: label value -> what it stands for, where the data set says so
+        policy: decisions on ambiguous files
     """
 
     case: str
@@ -84,6 +89,7 @@ class Truth:
     associated: Path | None = None
     readers: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
+    policy: ReadPolicy = field(default_factory=ReadPolicy)
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -122,7 +128,7 @@ class Truth:
                 f"{self.case}: expected a label map to compare a segmentation with, got boxes."
             )
         label = self._label(like).array[0].astype(np.uint8)
-        readers = [_label_on(like, path).array for path in self.readers.values()]
+        readers = [self._on(like, path).array for path in self.readers.values()]
         ignored = np.isin(label, self.ignored) | self._associated(like).numpy()
         return LabelMaps(
             label, np.concatenate(readers).astype(np.uint8) if readers else None, ignored
@@ -131,27 +137,42 @@ class Truth:
     def _label(self, like: Volume) -> Volume:
         """The mask, or what most readers say."""
         files = [self.path] if self.path is not None else [*self.readers.values()]
-        maps = [_label_on(like, path) for path in files]
+        maps = [self._on(like, path) for path in files]
         return replace(maps[0], array=majority(np.concatenate([v.array for v in maps])))
 
     def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
         if self.associated is None:
             return torch.zeros(like.array.shape[1:], dtype=torch.bool)
-        return torch.from_numpy(_label_on(like, self.associated).array[0] > 0)
+        return torch.from_numpy(self._on(like, self.associated).array[0] > 0)
+
+    def _on(self, like: Volume, path: Path) -> Volume:
+        label = label_map(path, self.policy)
+        check_grids(like, label)
+        return label
 
 
-def _label_on(like: Volume, path: Path) -> Volume:
-    label = label_map(path)
-    check_grids(like, label)
-    return label
+def recorded_policy(folders: Sequence[Path]) -> ReadPolicy:
+    """The decisions on ambiguous files that results say they were made with; those of the program
+    where none say so.
+
+    Raises:
+        DataError: a sidecar that is damaged
+    """
+    for folder in folders:
+        for path in sorted(folder.glob(f"*_{MAP}.json")) + sorted(folder.glob(f"*_{DSEG}.json")):
+            return ReadPolicy(**read_facts(path).get("read_policy", {}))
+    return ReadPolicy()
 
 
-def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
+def find_truths(
+    root: Path | str, layout: Spec = AUTO, policy: ReadPolicy | None = None
+) -> dict[str, Truth]:
     """Truth by every name that an output may have: the case, or the file that was given.
 
     Arguments:
         root: a data set with labels or boxes, or a folder of masks
         layout: of the data set
+        policy: decisions on ambiguous files
 
     Raises:
         DataError: no truth at all
@@ -178,6 +199,7 @@ def find_truths(root: Path | str, layout: Spec = AUTO) -> dict[str, Truth]:
             case.associated,
             case.labels,
             case.names,
+            policy or ReadPolicy(),
         )
         found[case.id] = truth
         for path in case.images.values():

@@ -1,7 +1,7 @@
 """The outputs of one case, read back from the folder, with the volume that they belong to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,9 +97,8 @@ def read_written(folder: Path, case: Case) -> Written:
     """
     facts = read_facts(folder, case.id)
     channels = _channels(facts, case)
-    # outputs repeat the forms of the input, so that they need the decisions that it needed
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    written = replace(policy, frames="channels")  # one frame per channel, whatever came in
+    written = ReadPolicy(frames="channels")  # one frame per channel, whatever came in
     anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=written)
 
     def beside(name: str, kind: Literal["image", "label"] = "image") -> np.ndarray | None:
@@ -162,7 +161,7 @@ def read_segmented(folder: Path, case: Case) -> Written:
     facts = sidecar.read_facts(segmentation_sidecar(folder, case.id))
     channels = _channels(facts, case)
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    frames = replace(policy, frames="channels")
+    frames = ReadPolicy(frames="channels")
     volume = read(folder / f"{case.id}_{DSEG}.nii.gz", kind="label", policy=frames)
     labels = volume.array[0].astype(np.uint8)
 

@@ -85,9 +85,16 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._up, self._down = (_Lane(stream) for stream in _streams(device))
         self._fetched: deque[_Fetched] = deque()
         self._sent: deque[tuple[Tensor, Event]] = deque()
+
+    @functools.cached_property
+    def _up(self) -> _Lane:
+        return _Lane(_streams(self.device)[0])
+
+    @functools.cached_property
+    def _down(self) -> _Lane:
+        return _Lane(_streams(self.device)[1])
 
     def here(self) -> _Lane:
         """Where the network is computed."""
@@ -139,11 +146,11 @@ class Transfers:
 
     def finish(self) -> None:
         """Gives back all device memory."""
-        here = self.here()
-        self._up.after(here.event())
+        if self._fetched:
+            self._up.after(self.here().event())
         self._fetched.clear()
         while self._sent:
-            self._forget_sent(here)
+            self._forget_sent(self.here())
 
     def _forget_sent(self, here: _Lane) -> None:
         """The memory of the slab that was sent first is free for what is computed from now on."""

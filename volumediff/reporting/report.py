@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec
 from volumediff.evaluation.evaluate import EvaluationResult, localizations, segmentations
 from volumediff.evaluation.localization import MethodResult
@@ -96,6 +97,7 @@ def report_of(
     *,
     by: str | None = None,
     layout: Spec = AUTO,
+    policy: ReadPolicy | None = None,
     cases: int = 8,
     pictures: Sequence[tuple[str, Path]] = (),
 ) -> None:
@@ -110,11 +112,12 @@ def report_of(
         truth: data set with masks and images
         by: attribute that made the subgroups
         layout: of the truth
+        policy: decisions on ambiguous files of the truth
         cases: most cases to show
         pictures: caption and PNG file of each curve
     """
     maps, segmented = localizations(results), segmentations(results)
-    truths = find_truths(truth, layout)
+    truths = find_truths(truth, layout, policy)
     lead, views, labelled = [], [], []
     if maps:
         main = maps[0]

@@ -95,7 +95,7 @@ def label_views(
         truth = truths.get(case)
         if truth is None or truth.image is None:
             continue
-        image = read(truth.image)
+        image = read(truth.image, policy=truth.policy)
         there = truth.label_maps(image)
         found, maps, samples, numbers = {}, {}, {}, []
         if there.readers is not None:

@@ -125,7 +125,7 @@ def views_of(
         first = next((path for path in paths if path is not None), None)
         shown = truth if first is None else truth.beside(_facts(first))
         assert shown.image is not None, "a truth with an image has one beside every map"
-        image = read(shown.image)
+        image = read(shown.image, policy=shown.policy)
         lesion = truth.marks(image).lesion.numpy()
         for result in results:
             path = _map_of(result.folder, truth)

@@ -55,6 +55,7 @@ def load_trained(
     which: Which = "best",
     device: str = "auto",
     memory: Sequence[str] = (),
+    read: Sequence[str] = (),
 ) -> "Trained":
     """Loads a run, whatever its task; `Trained` says what it is good for.
 
@@ -63,13 +64,14 @@ def load_trained(
         which: the checkpoint selected on validation, or the newest
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         memory: `key=value` overrides for the memory policy, in place of the training's
+        read: the same for the policy that files are read by
 
     Raises:
         UsageError: no run, no checkpoint of this kind, or no such device
         DataError: the run is damaged
     """
     run = Path(run)
-    words = [f"memory.{word}" for word in memory]
+    words = [*(f"memory.{word}" for word in memory), *(f"data.read.{word}" for word in read)]
     found = checkpoint.find(run, which)
     task = load_task(run, which=which, overrides=words, found=found)
     task.freeze()

@@ -78,7 +78,9 @@ def _plan(data: Data, landmarks: Landmarks) -> Preprocessing:
     section, derived = data.preprocessing, {"landmarks": landmarks} if _fitted(data) else {}
     where = "data.preprocessing.intensity"
     intensity = build("intensity", section.intensity, where=where, **derived)
-    return Preprocessing(section.spacing(), section.shape, intensity, section.centre)
+    return Preprocessing(
+        section.spacing(), section.shape, intensity, section.centre, policy=data.read
+    )
 
 
 def simulated(data: Data) -> Population:

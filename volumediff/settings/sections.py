@@ -26,6 +26,7 @@ from volumediff.data.augmentation import Augmentation
 from volumediff.data.drawing import Drawing
 from volumediff.data.lesion_free import LesionFree
 from volumediff.data.patients import Patients
+from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO
 from volumediff.errors import shown
 
@@ -153,11 +154,13 @@ class Data(Section):
     `lesion_free` trains crops from the lesion-free planes of volumes with lesions, see
     `volumediff.data.lesion_free`; without it they train like all others. `patients` names the
     patient of every case where names do not, such as `{pattern: 'mouse\\d+'}`, see
-    `volumediff.data.patients`; splits keep the cases of a patient together.
+    `volumediff.data.patients`; splits keep the cases of a patient together. `read` decides on
+    ambiguous files, such as `{no_forms: ras}`, see `volumediff.data.read_policy`.
     """
 
     root: str | None = None
     layout: Annotated[Component, BeforeValidator(_known_layout)] = AUTO
+    read: Annotated[ReadPolicy, declared(ReadPolicy)] = ReadPolicy()
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
     patients: Annotated[Patients, declared(Patients)] | None = None

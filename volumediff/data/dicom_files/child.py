@@ -16,6 +16,7 @@ import numpy as np
 from volumediff.data.dicom_files.geometry import Geometry, geometry_of
 from volumediff.data.dicom_files.headers import frames_of_series
 from volumediff.data.dicom_files.pixels import voxels_of
+from volumediff.data.read_policy import remedy
 from volumediff.errors import DataError
 
 __all__ = ["main"]
@@ -56,7 +57,7 @@ def _check_budget(geometry: Geometry, folder: Path, budget_bytes: int) -> None:
     if need > budget_bytes:
         raise DataError(
             f"{folder}: the series needs {need / 2**30:.3g} GiB, more than the budget of "
-            f"{budget_bytes / 2**30:.3g} GiB; raise the read policy's `budget_bytes`."
+            f"{budget_bytes / 2**30:.3g} GiB; {remedy(f'budget_bytes={need}')}."
         )
 
 

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from volumediff.data.dicom_files.recognition import is_dicom, is_named_like_dicom, pattern
+from volumediff.data.read_policy import remedy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
@@ -96,7 +97,7 @@ def frames_of_series(folder: Path, wanted: str | None) -> Series:
         )
         raise DataError(
             f"{folder}: expected one DICOM series, got {len(series)}: {listed}. Put each in a "
-            "folder of its own, or name one by the read policy's `series`."
+            f"folder of its own, or {remedy(f'series={next(iter(series))}')}."
         )
     if wanted is not None and wanted not in series:
         raise DataError(
