@@ -342,7 +342,13 @@ def test_defaults_are_those_of_the_python_functions():
         if name not in pairs:
             continue
         known = {**defaults(volumediff.load), **defaults(pairs[name])}
-        own = ("overrides", "memory", "read", "output", "report")  # flags, lists, and where commands write
+        own = (
+            "overrides",
+            "memory",
+            "read",
+            "output",
+            "report",
+        )  # flags, lists, and where commands write
         if parameter.name in known and parameter.name not in own:
             assert parameter.default == known[parameter.name], f"{name} {parameter.name}"
             seen += 1

@@ -9,11 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
 from tiny_runs import figures, tiny, write_data
 
-from volumediff.distributed import processes
 from volumediff.errors import UsageError
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage import checkpoint
@@ -93,7 +90,7 @@ def test_two_processes_equal_one(data, tmp_path):
         rows = [figures(run) for run in (two, one)]
         assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
         for a, b in zip(*rows, strict=True):
-            assert a == pytest.approx(b, abs=1e-5)
+            assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -125,24 +122,3 @@ def test_a_launch_that_did_not_become_processes_is_refused(data, tmp_path, monke
         UsageError, match=r"processes.number: 2 requested, 1 launched, 1 joined.*torchrun"
     ):
         train(tiny(data, tmp_path / "run", "processes.number=2"))
-
-
-def test_gradients_are_averaged_in_pieces(monkeypatch):
-    """Two ranks in one process: the other rank's gradients are three times ours."""
-
-    def reduce(self, flat, reduction):
-        assert reduction == "mean"
-        return (flat + 3 * flat) / 2
-
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    monkeypatch.setattr(Accelerator, "reduce", reduce)
-    monkeypatch.setattr(processes, "BUCKET", 5)
-    sizes = [(2, 2), (3,), (7,), (1, 1, 2)]
-    parameters = [torch.nn.Parameter(torch.zeros(s)) for s in sizes]
-    for i, parameter in enumerate(parameters[:-1]):
-        parameter.grad = torch.arange(parameter.numel()).view(parameter.shape) + float(i)
-    processes.mean_gradients(Accelerator(cpu=True), parameters)
-    for i, parameter in enumerate(parameters[:-1]):
-        expected = 2 * (torch.arange(parameter.numel()).view(parameter.shape) + float(i))
-        torch.testing.assert_close(parameter.grad, expected)
-    assert torch.equal(parameters[-1].grad, torch.zeros(1, 1, 2)), "unused here, perhaps not there"

@@ -17,10 +17,10 @@ import pytest
 import torch
 from tiny_runs import figures, tiny, write_data
 
-from volumediff.distributed import processes
 from volumediff.errors import DataError, UsageError
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage import checkpoint
+from volumediff.training import steps
 from volumediff.training.loop import train
 
 WORDS = (
@@ -64,18 +64,18 @@ def whole(data, tmp_path_factory):
 def test_a_stop_at_every_step_changes_nothing(data, whole, tmp_path, monkeypatch, stop):
     number = (signal.SIGTERM, signal.SIGINT)[stop % 2]
     config = tiny(data, tmp_path / "run", *WORDS, "save_every=100")
-    original, count = processes.mean_gradients, 0
+    original, count = steps.clipped, 0
 
-    def gradients(*arguments):
+    def clipped(*arguments):
         nonlocal count
         count += 1
         if count == stop:
             os.kill(os.getpid(), number)
-        original(*arguments)
+        return original(*arguments)
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "mean_gradients", gradients)
+        patch.setattr(steps, "clipped", clipped)
         with pytest.raises(SystemExit) as caught:
             train(config)
     assert caught.value.code == 128 + number
@@ -177,6 +177,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from tiny_runs import tiny
+from volumediff.training import steps
 from volumediff.training.loop import train
 import volumediff.data.augmentation, torchio, matplotlib.figure
 

@@ -38,7 +38,7 @@ def queue(device, patience=None):
     journal.record = rows.append
     state, accelerator = Mock(spec=TrainingState), Mock(spec=Accelerator)
     state.task = Mock(main="network")
-    accelerator.device = torch.device(device)
+    accelerator.device, accelerator.num_processes = torch.device(device), 1
     return rows, StepQueue(Optim(patience=patience), prepared, state, accelerator, journal)
 
 

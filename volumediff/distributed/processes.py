@@ -1,30 +1,41 @@
-"""Processes of one training: how many there are, and sums over them.
+"""Processes of one training: how many there are, and what they say to each other beside gradients.
 
-Gradients are summed over processes by ourselves, at the step border and in one fixed order: it
-works for any number of players and unused parameters, and accumulation needs no special case.
+Waits that have nothing to do with a step, such as for previews of the main process, go through a
+group of their own over the hosts' network: nothing of it is on the clock of the GPUs' group, which
+ends the run when one process keeps the others waiting in a step.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig
 
-__all__ = ["broadcast_module", "leave", "mean_gradients", "on_main", "start", "timeout", "total"]
+__all__ = [
+    "broadcast_module",
+    "gathered",
+    "leave",
+    "on_main",
+    "start",
+    "timeout",
+    "total",
+    "wait",
+]
 
 Result = TypeVar("Result")
 
-# Gradients travel in flat pieces of this many numbers (64 MiB of float32).
-BUCKET = 1 << 24
+# Statistics over all training volumes and previews of large volumes take hours at most. A process
+# that dies in between is noticed at once, since its connection closes.
+PATIENCE = timedelta(days=1)
 
 
 def start(config: RunConfig) -> Accelerator:
@@ -36,14 +47,23 @@ def start(config: RunConfig) -> Accelerator:
     for name in config.trackers:
         if find_spec(name) is None:
             raise UsageError(f"trackers: {name} is not installed; pip install {name} or drop it.")
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",
-        log_with=list(config.trackers) or None,
-        project_dir=str(config.output),
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout(config))],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            log_with=list(config.trackers) or None,
+            project_dir=str(config.output),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timeout(config)),
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=True, gradient_as_bucket_view=True
+                ),
+            ],
+        )
+    except (ImportError, NotImplementedError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"accelerate: {reason}; see accelerate config.") from error
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     asked = config.processes.number or launched
     if accelerator.num_processes != asked or launched != accelerator.num_processes:
@@ -66,10 +86,16 @@ def leave(code: int = 0) -> None:
     At once, without taking the process group down: where one process is done before another,
     threads of gloo may abort it in its last moment, and the launcher reports a failure.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+@cache
+def _hosts() -> dist.ProcessGroup:
+    """All processes, over the network of their hosts; made by all of them at their first wait."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def on_main(
@@ -89,7 +115,7 @@ def on_main(
     if accelerator.num_processes > 1:
         text = None if error is None else (type(error) is UsageError, str(error))
         box = [text, None if local else result]
-        broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=_hosts())
         if error is None and box[0] is not None:
             error = (UsageError if box[0][0] else DataError)(box[0][1])
         result = result if accelerator.is_main_process else box[1]
@@ -102,33 +128,24 @@ def total(accelerator: Accelerator, values: list[float]) -> list[float]:
     """Sums of numbers over processes."""
     if accelerator.num_processes == 1:
         return values
-    mine = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    return accelerator.reduce(mine, reduction="sum").tolist()
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums, group=_hosts())
+    return sums.tolist()
 
 
-def mean_gradients(accelerator: Accelerator, parameters: Iterable[Tensor]) -> None:
-    """Replaces every gradient by its mean over processes; missing ones count as zero."""
+def gathered(accelerator: Accelerator, found: Any) -> list[Any]:
+    """What every process found, in order of the processes."""
     if accelerator.num_processes == 1:
-        return
-    bucket: list[Tensor] = []
-    size = 0
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        size += parameter.numel()
-        if size >= BUCKET:
-            _mean(accelerator, bucket)
-            bucket, size = [], 0
-    if bucket:
-        _mean(accelerator, bucket)
+        return [found]
+    everybody = [None] * accelerator.num_processes
+    dist.all_gather_object(everybody, found, group=_hosts())
+    return everybody
 
 
-def _mean(accelerator: Accelerator, tensors: list[Tensor]) -> None:
-    flat = torch.cat([t.flatten() for t in tensors])
-    pieces = accelerator.reduce(flat, reduction="mean").split([t.numel() for t in tensors])
-    for tensor, piece in zip(tensors, pieces, strict=True):
-        tensor.copy_(piece.view_as(tensor))
+def wait(accelerator: Accelerator) -> None:
+    """Returns when every process is here."""
+    if accelerator.num_processes > 1:
+        dist.barrier(group=_hosts())
 
 
 def broadcast_module(accelerator: Accelerator, module: torch.nn.Module) -> None:
@@ -136,4 +153,4 @@ def broadcast_module(accelerator: Accelerator, module: torch.nn.Module) -> None:
     if accelerator.num_processes == 1:
         return
     for tensor in module.state_dict().values():
-        torch.distributed.broadcast(tensor, src=0)
+        dist.broadcast(tensor, src=0)

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from volumediff.memory.domain import Domain
 from volumediff.memory.graph import Graph, Node
 from volumediff.memory.norm_statistics import SlabMoments, coefficients
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
 from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
 from volumediff.memory.store import DeviceStore, HostStore, Store
 from volumediff.memory.transfers import Transfers
+from volumediff.memory.window import Window
 
 __all__ = ["Execution"]
 
@@ -58,7 +60,7 @@ class Execution:
 
     Arguments:
         graph: the recorded pass
-        slab, offload, checkpoint, recompute_skips: see `stream`
+        slab, offload, checkpoint, recompute_skips, domain: see `stream`
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Execution:
         offload: bool,
         checkpoint: int,
         recompute_skips: bool,
+        domain: Domain,
     ) -> None:
         self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
+        self.domain, self.device = domain, graph.sources[0].device
         self.measured = {
             node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
         }
@@ -84,12 +88,13 @@ class Execution:
         self.parts = {node: self._part(node) for node in self.schedule}
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
         self.dropped = self._dropped()
+        self.held = self._held()
         self.values: dict[Node, Store] = {
             node: DeviceStore(graph.sources[node.source].detach())
             for node in graph.nodes
             if node.operation is None
         }
-        self.transfers = Transfers(graph.sources[0].device)
+        self.transfers = Transfers(self.device)
         self.moments: dict[Node, SlabMoments] = {}
         self.gradients: dict[Node, Store] = {}
         self.small_gradients: dict[int, Tensor] = {}
@@ -97,7 +102,7 @@ class Execution:
         self.shares: dict[Node, tuple[Tensor, Tensor]] = {}
 
     def forward(self, *, training: bool) -> Tensor:
-        """The output; in training, what the backward pass needs is kept."""
+        """The whole output; in training, what the backward pass needs is kept."""
         for source in self.measured & self.values.keys():
             self._measure(source)
         for node in self.schedule:
@@ -111,9 +116,11 @@ class Execution:
 
     @torch.no_grad()
     def backward(self, grad: Tensor) -> None:
-        """Gradients of sources and small tensors, from that of the output."""
+        """Gradients of sources and small tensors, from that of the whole output."""
         self.gradients[self.graph.output] = DeviceStore(grad)
         for node in reversed(self.schedule):
+            if node in self.gradients and node is not self.graph.output:
+                self._exchange(self.domain.fold, self.gradients[node], node)
             if node in self.gradients or node in self.shares:
                 self._pass_on(node)
             self.gradients.pop(node, None)
@@ -121,14 +128,19 @@ class Execution:
         for source in [node for node in self.shares if self._wants_gradient(node)]:
             self._share_out(source)
         self.transfers.finish()
+        of_sources = [self.gradients[node].whole() for node in self._given_gradients()]
+        self.domain.total([*of_sources, *self.small_gradients.values()])
 
     def source_gradients(self) -> list[Tensor | None]:
         """Gradients of the given volumes, None for those that want none."""
         found: list[Tensor | None] = [None] * len(self.graph.sources)
-        for node in self.graph.nodes:
-            if node.operation is None and node in self.gradients:
-                found[node.source] = self.gradients[node].whole()
+        for node in self._given_gradients():
+            found[node.source] = self.gradients[node].whole()
         return found
+
+    def _given_gradients(self) -> list[Node]:
+        """Given volumes with a gradient."""
+        return [n for n in self.graph.nodes if n.operation is None and n in self.gradients]
 
     def _part(self, top: Node) -> Part:
         """Its part; in the decoder of the finest grid, remade skips are not at hand any more."""
@@ -137,9 +149,31 @@ class Execution:
         return part_of(top, self.stored - self.remade if again else self.stored)
 
     def _slabs(self, node: Node) -> list[Range]:
-        depth = node.depth
-        step = depth if self.slab is None or isinstance(node.operation, Whole) else self.slab
-        return [(lo, min(lo + step, depth)) for lo in range(0, depth, step)]
+        """This process's planes; where it has none, it still takes part in what all do."""
+        first, end = self.domain.own(node.depth)
+        whole = self.slab is None or isinstance(node.operation, Whole)
+        step = max(end - first, 1) if whole else self.slab
+        return [(lo, min(lo + step, end)) for lo in range(first, end, step)]
+
+    def _held(self) -> dict[Node, list[Range]]:
+        """Of every volume and process the planes that it holds: its own, and copies of those that
+        are read beside them; of sources and output all."""
+        ranks = range(self.domain.size)
+        held = {node: [self.domain.own(node.depth, r) for r in ranks] for node in self.schedule}
+        for node in self.graph.nodes:
+            if node.operation is None or node is self.graph.output:
+                held[node] = [(0, node.depth) for _ in ranks]
+        for node in self.schedule:
+            for rank in ranks if self.domain.size > 1 else ():
+                wanted = self.domain.own(node.depth, rank)
+                ranges = self.parts[node].ranges(wanted) if wanted[0] < wanted[1] else {}
+                for leaf in self.parts[node].leaves if ranges else ():
+                    held[leaf][rank] = _both(held[leaf][rank], ranges[leaf])
+        return held
+
+    def _window(self, node: Node) -> Range:
+        """The planes of a volume that this process holds."""
+        return self.held[node][self.domain.rank]
 
     def _dropped(self) -> set[Node]:
         """Stored volumes that are made again for the backward pass.
@@ -166,7 +200,7 @@ class Execution:
         What waits in host memory is asked for one slab ahead, so that it travels while the slab
         before it is computed.
         """
-        if not self.offload:
+        if not self.offload or not slabs:
             yield from map(ask, slabs)
             return
         self.transfers.begin()
@@ -178,21 +212,32 @@ class Execution:
             del now
         yield ahead
 
-    def _room(self, slab: Tensor, depth: int, *, waits: bool) -> Store:
+    def _room(self, node: Node, slab: Tensor, *, waits: bool) -> Store:
         """Where a volume is kept, on the device or in host memory, given what slabs are like."""
-        return HostStore(slab, depth, self.transfers) if waits else DeviceStore.like(slab, depth)
+        first, end = self._window(node)
+        if waits:
+            return _from(first, HostStore(slab, end - first, self.transfers))
+        return _from(first, DeviceStore.like(slab, end - first))
+
+    def _blank(self, node: Node) -> Tensor:
+        """A slab of a volume without planes."""
+        b, c, _, h, w = node.shape
+        return torch.empty((b, c, 0, h, w), dtype=node.dtype, device=self.device)
 
     def _measure(self, node: Node) -> None:
         """Statistics of a source."""
-        self.moments[node] = SlabMoments()
+        moments = SlabMoments(node.dtype)
         for wanted in self._slabs(node):
-            self.moments[node].update(self.values[node].read(wanted))
+            moments.update(self.values[node].read(wanted))
+        self.domain.merge(moments, node.shape, self.device)
+        self.moments[node] = moments
 
     def _make(self, node: Node, *, training: bool) -> None:
         """Stores a volume, accumulates its statistics, or both."""
         part, slabs = self.parts[node], self._slabs(node)
         small = {n: self._small(n) for n in part.inner}
-        moments = SlabMoments() if node in self.measured and node not in self.moments else None
+        measured = node in self.measured and node not in self.moments
+        moments = SlabMoments(node.dtype) if measured else None
         kept = None if training else self._donor(part, slabs)
 
         def ask(wanted: Range) -> _Asked:
@@ -205,17 +250,28 @@ class Execution:
                 moments.update(slab)
             if node not in self.stored:
                 continue
-            if len(slabs) == 1 and not self._waits(node):
-                kept = DeviceStore(slab)
+            if asked.wanted == self._window(node) and not self._waits(node):
+                kept = _from(asked.wanted[0], DeviceStore(slab))
                 break
             if kept is None:
-                kept = self._room(slab, node.depth, waits=self._waits(node))
+                kept = self._room(node, slab, waits=self._waits(node))
             kept.write(asked.wanted[0], slab)
             del slab
-        if kept is not None:
+        if node in self.stored:
+            kept = kept or self._room(node, self._blank(node), waits=self._waits(node))
+            self._exchange(self.domain.fill, kept, node)
             self.values[node] = kept
         if moments is not None:
+            self.domain.merge(moments, node.shape, self.device)
             self.moments[node] = moments
+
+    def _exchange(
+        self, how: Callable[[Store, list[Range], int], None], store: Store, node: Node
+    ) -> None:
+        """Sends planes to the other processes, and takes theirs."""
+        if self.domain.size > 1:
+            self.transfers.begin()
+            how(store, self.held[node], node.depth)
 
     def _waits(self, node: Node) -> bool:
         """Whether a volume is kept in host memory; the output is not."""
@@ -228,7 +284,8 @@ class Execution:
             return None
         for leaf in part.leaves:
             last = leaf.operation is not None and self.last_use[leaf] is top
-            if last and len(slabs) > 1 and part.in_place_of(leaf, slabs):
+            alike = last and len(slabs) > 1 and self._window(leaf) == self._window(top)
+            if alike and part.in_place_of(leaf, slabs):
                 return self.values[leaf]
         return None
 
@@ -297,6 +354,9 @@ class Execution:
             assert total is not None, "an heir takes the memory of a gradient"
             self.gradients[heir] = total
         for leaf in wanting:
+            if not slabs and leaf not in self.gradients:
+                room = self._room(leaf, self._blank(leaf), waits=self._waits_backward(leaf))
+                self.gradients[leaf] = room
             if leaf in self.gradients:
                 self.gradients[leaf].complete()
         for inner, stand_ins in small.items():
@@ -335,20 +395,25 @@ class Execution:
         if top is self.graph.output or top not in self.gradients:
             return None
         for leaf in wanting:
-            if leaf not in self.gradients and part.in_place_of(leaf, slabs):
+            alike = leaf not in self.gradients and self._window(leaf) == self._window(top)
+            if alike and part.in_place_of(leaf, slabs):
                 return leaf
         return None
 
     def _accumulate(
         self, leaf: Node, place: Range, passed: Tensor, there: Callable[[], Tensor | None] | None
     ) -> None:
-        waits = self.offload and leaf.operation is not None
+        waits = self._waits_backward(leaf)
         if leaf not in self.gradients:
-            if place == (0, leaf.depth) and not waits:
-                self.gradients[leaf] = DeviceStore(passed)
+            if place == self._window(leaf) and not waits:
+                self.gradients[leaf] = _from(place[0], DeviceStore(passed))
                 return
-            self.gradients[leaf] = self._room(passed, leaf.depth, waits=waits)
+            self.gradients[leaf] = self._room(leaf, passed, waits=waits)
         self.gradients[leaf].add(place[0], passed, None if there is None else there())
+
+    def _waits_backward(self, leaf: Node) -> bool:
+        """Whether a volume's gradient is kept in host memory; those of sources are not."""
+        return self.offload and leaf.operation is not None
 
     def _finish_small(self, node: Node, stand_ins: tuple[Tensor, ...]) -> None:
         """Gradients of an operation's small tensors and, through them, of statistics."""
@@ -356,17 +421,19 @@ class Execution:
         originals = node.operation.small
         if not isinstance(node.operation, NormAffine):
             for original, stand_in in zip(originals, stand_ins, strict=True):
-                if original.requires_grad and stand_in.grad is not None:
-                    self._add_small(original, stand_in.grad)
+                if original.requires_grad and (partial := self._partial(stand_in)) is not None:
+                    self._add_small(original, partial)
             return
         operation, x = node.operation, node.inputs[0]
-        if all(t.grad is None for t in stand_ins):
+        partial = [self._partial(t) for t in stand_ins]
+        if any(t is None for t in partial):
             return
         moments = self.moments[x]
         given = [t.detach().requires_grad_() for t in (*moments.result(), *originals)]
         with torch.enable_grad():
             made = coefficients(*given, operation.groups, operation.eps)
-        mean, variance, *of_small = torch.autograd.grad(made, given, [t.grad for t in stand_ins])
+        mean, variance, *of_small = torch.autograd.grad(made, given, partial)
+        self.domain.total([mean, variance])
         for original, gradient in zip(originals, of_small, strict=True):
             if original.requires_grad:
                 self._add_small(original, gradient)
@@ -376,7 +443,23 @@ class Execution:
         before = self.shares.get(x, (0.0, 0.0))
         self.shares[x] = (before[0] + offset, before[1] + slope)
 
+    def _partial(self, stand_in: Tensor) -> Tensor | None:
+        """The gradient that this process's planes gave; zeros where it has none and others may."""
+        if stand_in.grad is None and self.domain.size > 1:
+            return torch.zeros_like(stand_in)
+        return stand_in.grad
+
     def _add_small(self, original: Tensor, gradient: Tensor) -> None:
         before = self.small_gradients.get(id(original))
         gradient = gradient.to(original.dtype)
         self.small_gradients[id(original)] = gradient if before is None else before + gradient
+
+
+def _from(first: int, store: Store) -> Store:
+    """The store, whose first plane is that of the volume."""
+    return Window(store, first) if first else store
+
+
+def _both(a: Range, b: Range) -> Range:
+    """The planes of both and those between; an empty range has none."""
+    return b if a[0] >= a[1] else (min(a[0], b[0]), max(a[1], b[1]))

@@ -19,6 +19,7 @@ from pydantic import StrictInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from volumediff.memory.domain import Domain, current_domain
 from volumediff.memory.precision import float32_products
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import Recomputable
@@ -98,9 +99,12 @@ class MemoryPolicy:
     def apply(self, model: nn.Module) -> None:
         """Puts the policy into effect on all networks in the module, whatever policy they had.
 
-        Names and values of the weights stay. The layout follows the weights: a convolution with
-        channels-last weights gives a channels-last output for any input.
+        Where processes share volumes, see `volumediff.memory.domain.sharing`, each runs them on
+        its planes. Names and values of the weights stay. The layout follows the weights: a
+        convolution with channels-last weights gives a channels-last output for any input.
         """
+        domain = current_domain()
+        streams = self.streams or domain.size > 1
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for parameter in model.parameters():
             if parameter.ndim == 5:
@@ -109,10 +113,11 @@ class MemoryPolicy:
             if isinstance(module, NormAct):
                 module.fused = self.fused
             if isinstance(module, Recomputable):
-                again = not self.streams and module.level < self.levels
+                again = not streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
+        streamed = functools.partial(self._streamed, domain)
         for module, method in _whole_passes(model):
-            _replace(module, method, self._streamed if self.streams else None)
+            _replace(module, method, streamed if streams else None)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
@@ -123,7 +128,9 @@ class MemoryPolicy:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.to(self.torch_dtype)
 
-    def _streamed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def _streamed(
+        self, domain: Domain, function: Callable[..., Tensor], *arguments: Any
+    ) -> Tensor:
         return stream(
             function,
             *arguments,
@@ -131,6 +138,7 @@ class MemoryPolicy:
             offload=self.offload,
             checkpoint=self.levels,
             recompute_skips=self.recompute_skips,
+            domain=domain,
         )
 
 

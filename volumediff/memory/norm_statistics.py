@@ -18,20 +18,30 @@ AXES = (2, 3, 4)
 
 
 class SlabMoments:
-    """Running mean and variance per sample and channel."""
+    """Running mean and variance per sample and channel.
 
-    def __init__(self) -> None:
+    Arguments:
+        dtype: of the voxels
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
         self.count = 0
         self.mean: Tensor | None = None
         self.squares: Tensor | None = None
-        self.dtype = torch.float32
 
     def update(self, slab: Tensor) -> None:
         """Adds the voxels of a slab (b, c, d, h, w)."""
         number = slab[0, 0].numel()
-        self.dtype = torch.promote_types(slab.dtype, torch.float32)
         mean, variance = (m.double() for m in _moments(slab))
-        squares = variance * number
+        self.join(number, mean, variance * number)
+
+    def join(self, number: int, mean: Tensor, squares: Tensor) -> None:
+        """Adds voxels by their number, mean, and sum of squares around the mean."""
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = number, mean, squares
             return

@@ -258,7 +258,8 @@ class Whole(Operation):
         names = [name for name, _ in self.module.named_parameters()]
         parameters = dict(zip(names, small, strict=False))
         arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
-        return torch.func.functional_call(self.module, parameters, arguments)
+        lo, hi = wanted
+        return _planes(torch.func.functional_call(self.module, parameters, arguments), lo, hi - lo)
 
 
 def scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ class Store(ABC):
 
     Arguments:
         depth: planes along d
-        filled: planes before this one hold values
+        first: number of the first of them
     """
 
     depth: int
-    filled: int
+    first: int = 0
 
     @abstractmethod
     def ask(self, wanted: Range) -> Callable[[], Tensor]:
@@ -57,7 +57,7 @@ class Store(ABC):
 
     def whole(self) -> Tensor:
         """All planes on the device."""
-        return self.read((0, self.depth))
+        return self.read((self.first, self.first + self.depth))
 
 
 class DeviceStore(Store):

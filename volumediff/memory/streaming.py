@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from volumediff.memory.domain import ALONE, Domain
 from volumediff.memory.execution import Execution
 from volumediff.memory.graph import record
 
@@ -36,6 +37,7 @@ def stream(
     offload: bool = False,
     checkpoint: int = 0,
     recompute_skips: bool = False,
+    domain: Domain = ALONE,
 ) -> Tensor:
     """function(x, *arguments), computed in slabs; differentiable.
 
@@ -49,6 +51,8 @@ def stream(
             of grids, finest first
         recompute_skips: without gradients, compute the skips of the finest grid again, slab by
             slab, where the decoder reads them, instead of keeping them
+        domain: processes that share the volume; all of them call with the same arguments, and get
+            the same output and the same gradients
 
     Raises:
         NotImplementedError: the function does something that cannot be cut
@@ -62,7 +66,12 @@ def stream(
     training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     recompute_skips = recompute_skips and not training
     execution = Execution(
-        graph, slab=slab, offload=offload, checkpoint=checkpoint, recompute_skips=recompute_skips
+        graph,
+        slab=slab,
+        offload=offload,
+        checkpoint=checkpoint,
+        recompute_skips=recompute_skips,
+        domain=domain,
     )
     if training:
         return _Streamed.apply(execution, len(graph.sources), *graph.sources, *small)

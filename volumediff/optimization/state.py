@@ -1,6 +1,6 @@
 """The state of a run: trained tensors, their average, the optimizers' moments, and one integer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from volumediff.distributed.data_parallel import DataParallel
+from volumediff.distributed.one_process import OneProcess
 from volumediff.errors import DataError
 from volumediff.optimization.ema import EMA
 from volumediff.settings.sections import Optim
@@ -46,6 +48,9 @@ class TrainingState:
 
     Arguments:
         task: the trained module and its players
+        parallel: how processes hold the weights
+        trained: parameters by name, as they are held
+        players: the same by player
         optimizers: of every player
         ema: average of the trained parameters
         step: updates done
@@ -55,6 +60,9 @@ class TrainingState:
     """
 
     task: Task
+    parallel: DataParallel
+    trained: dict[str, nn.Parameter]
+    players: dict[str, list[nn.Parameter]]
     optimizers: dict[str, torch.optim.Optimizer]
     ema: EMA
     step: int = 0
@@ -63,21 +71,19 @@ class TrainingState:
     waited: int = 0
 
     @classmethod
-    def fresh(cls, task: Task, optim: Optim) -> "TrainingState":
-        """The state before the first step."""
-        optimizers = {p: _optimizer(optim, own) for p, own in task.parameters().items()}
-        return cls(task, optimizers, EMA(task.trained(), decay=optim.ema))
-
-    @classmethod
-    def start(
-        cls, task: Task, optim: Optim, run: Path, report: Callable[[str], None]
+    def fresh(
+        cls, task: Task, optim: Optim, parallel: DataParallel | None = None
     ) -> "TrainingState":
-        """A fresh state, or that of the newest good checkpoint of the run."""
-        state = cls.fresh(task, optim)
-        found = checkpoint.find(run, "last", report=report)
-        if found is not None:
-            state._resume(found)
-        return state
+        """The state before the first step; of one process unless `parallel` says otherwise."""
+        trained, players = task.trained(), task.parameters()
+        return cls(
+            task,
+            parallel or OneProcess(task.loss),
+            trained,
+            players,
+            {player: _optimizer(optim, own) for player, own in players.items()},
+            EMA(trained, decay=optim.ema),
+        )
 
     def watch(self, optim: Optim, loss: float, *, step: int) -> None:
         """Counts the steps without a lower loss; after the warm-up, if there is a patience.
@@ -97,17 +103,25 @@ class TrainingState:
         impatient = optim.patience is not None and self.waited >= optim.patience
         return impatient or self.step >= optim.steps
 
-    def save(self, run: Path, kind: str) -> None:
-        """Writes `last` (all of it, two kept) or `best` (the weights, one kept)."""
+    def tensors(self, kind: str) -> dict[str, dict[str, Tensor]]:
+        """What the checkpoint `last` (all of it) or `best` (the weights) holds, by file.
+
+        All processes take part; the main process gets whole tensors, the others nothing.
+        """
         weights = self.task.state()
         averaged = {n: self.ema.tensors.get(n, t) for n, t in weights.items()}
         tensors = {"weights": weights, "ema": averaged}
         if kind == "last":
+            names = {p: n for n, p in self.trained.items()}
             tensors["optimizer"] = {
                 f"{player}/{name}": tensor
                 for player, optimizer in self.optimizers.items()
-                for name, tensor in checkpoint.optimizer_tensors(optimizer, self._names()).items()
+                for name, tensor in checkpoint.optimizer_tensors(optimizer, names).items()
             }
+        return {name: self.parallel.gathered(group) for name, group in tensors.items()}
+
+    def save(self, run: Path, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Writes a checkpoint of `tensors(kind)`; of `last` two are kept, of `best` one."""
         checkpoint.save(
             run,
             kind,
@@ -124,22 +138,29 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The module with the averaged weights in place; the others are back afterwards."""
+        """The module with the averaged weights in place, whole in every process; the others are
+        back afterwards."""
         self._swap()
         try:
-            yield self.task.module
+            with self.parallel.whole():
+                yield self.task.module
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        # Tensors change places without a copy; the optimizer keeps its parameters.
-        for name, parameter in self.task.trained().items():
-            parameter.data, self.ema.tensors[name] = self.ema.tensors[name], parameter.data
+        # Values change places, not tensors: optimizers, graphs and shards know these by address.
+        for name, parameter in self.trained.items():
+            average, before = self.ema.tensors[name], parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(before)
 
-    def _names(self) -> dict[Tensor, str]:
-        return {p: n for n, p in self.task.module.named_parameters()}
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Takes the state of a checkpoint; each process keeps its share of every tensor.
 
-    def _resume(self, found: checkpoint.Checkpoint) -> None:
+        Raises:
+            DataError: it does not fit
+        """
         if found.state["borrowed"] != self.task.digest:
             names = " and ".join(self.task.config.borrows())
             raise DataError(
@@ -147,12 +168,12 @@ class TrainingState:
                 "now; put them back, or choose another output=DIR."
             )
         try:
-            self.task.load(found.tensors("weights"))
-            self.ema.load(found.tensors("ema"))
-            moments = found.tensors("optimizer")
-            names = self._names()
+            self.task.load(found.tensors("weights", keep=self._share))
+            self.ema.load(found.tensors("ema", keep=self._share))
+            moments = found.tensors("optimizer", keep=self._moment)
+            names = {p: n for n, p in self.trained.items()}
             for player, optimizer in self.optimizers.items():
-                mine = {p: f"{player}/{names[p]}" for p in self.task.parameters()[player]}
+                mine = {p: f"{player}/{names[p]}" for p in self.players[player]}
                 checkpoint.restore_optimizer(optimizer, mine, moments)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -162,3 +183,13 @@ class TrainingState:
             ) from error
         self.step, self.best = found.step, dict(found.state["best"])
         self.least, self.waited = found.state["least"], found.state["waited"]
+
+    def _share(self, name: str, tensor: Tensor) -> Tensor:
+        """What this process holds of a trained parameter, or of its average."""
+        held = self.trained.get(name)
+        return tensor if held is None else self.parallel.share(tensor, held)
+
+    def _moment(self, name: str, tensor: Tensor) -> Tensor:
+        """The same of a moment `<player>/<parameter>/<moment>`; counters are no share of any."""
+        _, _, rest = name.partition("/")
+        return self._share(rest.rpartition("/")[0], tensor) if tensor.ndim else tensor

@@ -187,7 +187,7 @@ def train_step(
     """The update of all players from micro-batches."""
     task = state.task
     for player, optimizer in state.optimizers.items():
-        parameters = task.parameters()[player]
+        parameters = state.players[player]
         for batch in micros:
             loss = _loss(task, player, batch, stage)
             with stage("backward"):
@@ -198,7 +198,7 @@ def train_step(
             optimizer.zero_grad()
     state.step += 1
     with stage(OPTIMIZER):
-        state.ema.update(task.trained(), step=state.step)
+        state.ema.update(state.trained, step=state.step)
 
 
 def _loss(task: Task, player: str, batch: Batch, stage: Stage) -> Tensor:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from volumediff.distributed.processes import wait
 from volumediff.features.points import drawn_voxels, voxel_points
 from volumediff.randomness import generator
 from volumediff.randomness import key as key_of
@@ -119,7 +120,7 @@ def voxel_features(
 
     for volume in volumes[accelerator.process_index :: accelerator.num_processes]:
         entry(volume)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     return [entry(volume) for volume in volumes]
 
 
@@ -161,5 +162,5 @@ def dealt(
 
     for i in range(accelerator.process_index, count, accelerator.num_processes):
         entry(i)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     return [entry(i) for i in range(count)]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.distributed.processes import wait
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
@@ -81,5 +82,5 @@ def encoded(
 
     for volume in volumes[accelerator.process_index :: accelerator.num_processes]:
         entry(volume)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     return [entry(volume) for volume in volumes]

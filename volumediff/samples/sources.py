@@ -24,7 +24,7 @@ from volumediff.data.preprocessing import Preprocessing, fingerprint
 from volumediff.data.remarks import Remark
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
-from volumediff.distributed.processes import on_main
+from volumediff.distributed.processes import on_main, wait
 from volumediff.errors import UsageError
 from volumediff.recipes._base import Recipe
 from volumediff.samples.drawn import DrawnVolumes, LabelMap
@@ -223,7 +223,7 @@ def gather(
         cache.entry(source.case.id, source.fingerprint, source.make)
         if index % 10 == 9:
             cache.report(f"{(index + 1) * world} of {len(sources)} volumes are prepared")
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     volumes = {
         s.case.id: TrainingVolume(
             s.case.id, s.case.attributes, cache.entry(s.case.id, s.fingerprint, s.make)
@@ -361,7 +361,7 @@ def drawn_volumes(
 
     for path in paths[accelerator.process_index :: accelerator.num_processes]:
         entry(path)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     for path in paths:
         found = entry(path)
         numbers = found.load("numbers")

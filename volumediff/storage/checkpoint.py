@@ -84,14 +84,19 @@ class Checkpoint:
     step: int
     state: Mapping[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
+    def tensors(
+        self, name: str, *, keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+    ) -> dict[str, Tensor]:
         """The tensors of `weights`, `ema` or `optimizer`, on the CPU.
+
+        Arguments:
+            keep: (name, tensor) -> what is kept of it; one tensor is read after the other
 
         Raises:
             DataError: the file is no safetensors
         """
         advice = "remove the checkpoint to go on from the one before"
-        return load_plain(self.path / f"{name}.safetensors", advice=advice)[0]
+        return load_plain(self.path / f"{name}.safetensors", advice=advice, keep=keep)[0]
 
     @property
     def digest(self) -> str:

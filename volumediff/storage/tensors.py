@@ -9,7 +9,7 @@ file, one rename, nothing that could belong to something else.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -112,15 +112,23 @@ def load(path: Path, model: type[R], *, advice: str) -> tuple[dict[str, Tensor],
     return tensors, record
 
 
-def load_plain(path: Path, *, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_plain(
+    path: Path,
+    *,
+    advice: str,
+    keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file whose bytes were verified before.
+
+    Arguments:
+        keep: (name, tensor) -> what is kept of it; one tensor is read after the other
 
     Raises:
         DataError: no safetensors
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: keep(name, file.get_tensor(name)) for name in file.keys()}
             return tensors, file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -336,25 +335,17 @@ class Task(ABC):
 
     # Checkpoints and use
 
-    @cached_property
-    def _named(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
-        return self._named
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
-    @cached_property
-    def _players(self) -> dict[str, list[nn.Parameter]]:
-        mine = {id(p) for p in self._named.values()}
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by player."""
+        mine = {id(p) for p in self.trained().values()}
         return {
             player: [p for p in part.parameters() if id(p) in mine]
             for player, part in self.modules().items()
         }
-
-    def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by player."""
-        return self._players
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers that belong to a checkpoint: all but those of frozen parts."""

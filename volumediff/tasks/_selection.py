@@ -23,6 +23,7 @@ from volumediff.anomaly.detectors import PosteriorMean
 from volumediff.compatibility import restores
 from volumediff.condition import Condition
 from volumediff.data.anomalies import KINDS, VALIDATION, insert
+from volumediff.distributed.processes import wait
 from volumediff.errors import UsageError
 from volumediff.metrics.detection import average_precision, histogram
 from volumediff.metrics.mask_dice import mean_dice
@@ -80,7 +81,7 @@ def with_lesions(
 
     for index in range(accelerator.process_index, len(volumes), accelerator.num_processes):
         entry(index)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     return [entry(index) for index in range(len(volumes))]
 
 

@@ -17,7 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from volumediff.distributed import processes
+from volumediff.distributed.accelerate_config import overlaid_by_accelerate
+from volumediff.distributed.data_parallel import DataParallel
 from volumediff.distributed.mesh import Mesh
+from volumediff.distributed.one_process import OneProcess
+from volumediff.distributed.replicated import Replicated
+from volumediff.distributed.sharded import Sharded
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import UsageError
 from volumediff.memory.memory_policy import retain_heap
@@ -26,7 +31,8 @@ from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
 from volumediff.settings.run_config import RunConfig
-from volumediff.tasks import resolved
+from volumediff.storage.checkpoint import find
+from volumediff.tasks import Task, resolved
 from volumediff.training.deterministic import deterministic
 from volumediff.training.journal import TrainingJournal
 from volumediff.training.run_folder import begin, locked, record_session
@@ -45,7 +51,7 @@ def train(config: RunConfig) -> Path:
         DataError: bad data, a full disk, no memory, or a loss that is not finite; one line each
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
     """
-    config = resolved(config)
+    config = resolved(overlaid_by_accelerate(config, os.environ))
     run, optim = config.output, config.optim
     accelerator = processes.start(config)
     mesh = Mesh.of(domain=config.processes.domain, timeout=processes.timeout(config))
@@ -61,8 +67,11 @@ def train(config: RunConfig) -> Path:
         processes.on_main(accelerator, lambda: begin(run, config))
         prepared = prepare(config, accelerator, journal.line)
         task = prepared.task
-        state = TrainingState.start(task, optim, run, journal.line)
         processes.broadcast_module(accelerator, task.module)
+        state = TrainingState.fresh(task, optim, _data_parallel(task, config, accelerator))
+        found = processes.on_main(accelerator, lambda: find(run, "last", report=journal.line))
+        if found is not None:
+            state.resume(found)
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
         journal.start(state.step)
@@ -79,26 +88,47 @@ def train(config: RunConfig) -> Path:
                     steps.finish()
                 if validated:
                     with state.averaged():
-                        found = validator(state.step)
-                    _log(accelerator, journal, {"step": state.step, **found.row})
+                        result = validator(state.step)
+                    _log(accelerator, journal, {"step": state.step, **result.row})
                     journal.plot()
-                    if found.better_than(state.best):
-                        state.best = found.summary(state.step)
-                        processes.on_main(accelerator, lambda: state.save(run, "best"))
+                    if result.better_than(state.best):
+                        state.best = result.summary(state.step)
+                        _save(state, run, "best", accelerator)
                 if saved:
-                    processes.on_main(accelerator, lambda: state.save(run, "last"))
+                    _save(state, run, "last", accelerator)
                 if steps.stopped and not last:
                     journal.line(
                         f"stopped after step {state.step}; run the same command again to continue."
                     )
                     raise SystemExit(128 + (stop.number or signal.SIGTERM))
-        found = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
-        for text in found or ():
+        lines = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
+        for text in lines or ():
             journal.line(text)
         # Not end_training(): the process group belongs to the launch, which may train again.
         for tracker in accelerator.trackers:
             tracker.finish()
     return run
+
+
+def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> DataParallel:
+    """How the processes of this run hold its weights and share its gradients."""
+    if accelerator.num_processes == 1:
+        return OneProcess(task.loss)
+    if not config.processes.shard:
+        return Replicated(task.modules(), task.loss, accelerator)
+    memory = config.memory
+    return Sharded(
+        task.modules(),
+        task.loss,
+        blockwise=not memory.streams,
+        channels_last=memory.channels_last,
+    )
+
+
+def _save(state: TrainingState, run: Path, kind: str, accelerator: Accelerator) -> None:
+    """Writes a checkpoint in the main process, of what all of them hold."""
+    tensors = state.tensors(kind)
+    processes.on_main(accelerator, lambda: state.save(run, kind, tensors))
 
 
 def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int | float]) -> None:
@@ -136,7 +166,7 @@ def _announce(
     state: TrainingState,
 ) -> None:
     """Says what is about to run, and records it in the manifest."""
-    count = sum(p.numel() for p in state.task.trained().values())
+    count = sum(p.numel() for p in state.trained.values())
     where = f"{accelerator.num_processes} process(es) on {accelerator.device}"
     volumes = len(prepared.samples.dataset)
     journal.line(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from volumediff.distributed import processes
+from volumediff.distributed.data_parallel import clipped
+from volumediff.distributed.processes import gathered
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import DataError
 from volumediff.model import Batch
@@ -86,23 +86,15 @@ def take_step(
     rate, number = learning_rate(optim, state.step), state.step
     losses, norms = {}, []
     for player, optimizer in state.optimizers.items():
-        parameters = task.parameters()[player]
-        found = []
-        for batch in micros:
-            loss = task.loss(player, batch)
-            (loss.mean() / len(micros)).backward()
-            found.append(loss.detach().expand(len(batch.keys)))
-        losses[player] = torch.cat(found)
-        processes.mean_gradients(accelerator, parameters)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if optim.clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, optim.clip, norm)
-        norms.append(norm)
+        found = state.parallel.backward(player, micros)
+        pairs = zip(found, micros, strict=True)
+        losses[player] = torch.cat([loss.expand(len(batch.keys)) for loss, batch in pairs])
+        norms.append(clipped(state.players[player], optim.clip))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
     state.step += 1
-    state.ema.update(task.trained(), step=state.step)
+    state.ema.update(state.trained, step=state.step)
     task.stepped(state.step, accelerator)
     means = torch.stack([x.mean() for x in losses.values()]).double() / accelerator.num_processes
     shared = torch.cat([means, means.new_full((1,), stop.number)])
@@ -181,7 +173,7 @@ class StepQueue:
         finite = step.losses[player].isfinite().tolist()
         pairs = zip(step.keys, finite, strict=True)
         mine = [(self.prepared.name(key, step.number), not good) for key, good in pairs]
-        everybody = gather_object(mine)
+        everybody = [pair for own in gathered(self.accelerator, mine) for pair in own]
         return sorted({n for n, guilty in everybody if guilty} or {n for n, _ in everybody})
 
 

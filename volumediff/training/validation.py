@@ -16,7 +16,7 @@ from volumediff.distributed import processes
 from volumediff.randomness import key
 from volumediff.samples.dataset import collate
 from volumediff.settings.run_config import RunConfig
-from volumediff.training.previews import write_slices
+from volumediff.training.previews import middle_slices, write_slices
 from volumediff.training.setup import TrainingSetup
 
 __all__ = ["ValidationResult", "Validator"]
@@ -67,7 +67,7 @@ class Validator:
             if criterion is not None:
                 score = self._mean(criterion.of, criterion.cases)
                 row[criterion.name] = score
-            if wanted.previews and self.accelerator.is_main_process:
+            if wanted.previews:
                 self._preview(step)
         finally:
             task.module.train(was_training)
@@ -75,9 +75,12 @@ class Validator:
 
     def _mean(self, function: Callable[[int], float], count: int) -> float:
         """Mean of a function over the first volumes, shared by the processes."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [function(i) for i in range(rank, count, world)]
+        mine = [function(i) for i in self._mine(count)]
         return processes.total(self.accelerator, [sum(mine)])[0] / count
+
+    def _mine(self, count: int) -> range:
+        """The numbers below `count` that are this process's turn."""
+        return range(self.accelerator.process_index, count, self.accelerator.num_processes)
 
     def _loss(self, index: int) -> float:
         sample = self.samples.held.sample(index, key=key(self.config.seed, "validation", index))
@@ -85,11 +88,21 @@ class Validator:
         return float(self.task.loss(self.task.main, batch).mean())
 
     def _preview(self, step: int) -> None:
-        """A picture of what the task has to show, if anything."""
+        """A picture of what the task has to show, if anything, made by all processes."""
         count = min(self.config.validation.previews, len(self.samples.scans))
-        shown = [pair for i in range(count) for pair in self.task.preview(self.samples, i)]
-        if not shown:
-            return
-        titles, volumes = zip(*shown, strict=True)
-        path = self.config.output / "previews" / f"step-{step:08d}.png"
-        write_slices(path, volumes, [f"{title} at step {step}" for title in titles])
+        mine = {
+            i: [
+                middle_slices(f"{title} at step {step}", volume)
+                for title, volume in self.task.preview(self.samples, i)
+            ]
+            for i in self._mine(count)
+        }
+        found = {
+            i: own
+            for part in processes.gathered(self.accelerator, mine)
+            for i, own in part.items()
+        }
+        shown = [preview for i in range(count) for preview in found[i]]
+        if shown:
+            path = self.config.output / "previews" / f"step-{step:08d}.png"
+            processes.on_main(self.accelerator, lambda: write_slices(path, shown))
