@@ -37,9 +37,9 @@ def test_rows(tmp_path):
     put(tmp_path, "only_mask", bad_volumes.lesion())
     put(tmp_path, "two_T1w", bad_volumes.voxels(seed=4))
     put(tmp_path, "two_FLAIR", bad_volumes.voxels((10, 12, 16)), np.diag([2, 2.4, 2.5, 1]))
-    seen = []
-    rows = check([tmp_path], on_case=lambda case: seen.append(case.id))
-    assert seen == ["copy", "cut", "good", "moved", "odd", "two"]
+    rows = check([tmp_path])
+    order = dict.fromkeys(r.case for r in rows if r.code in ("summary", "refused"))
+    assert list(order) == ["copy", "cut", "good", "moved", "odd", "two"]
     assert has_errors(rows)
     assert codes(rows, "cut") >= {("cut_T1w", "error", "refused")}
     assert ("moved_mask", "error", "grid") in codes(rows, "moved")

@@ -175,12 +175,12 @@ def test_an_output_that_cannot_be_written_is_one_line(program, run, tmp_path):
 def test_ctrl_c_is_130(tmp_path):
     words = ["volumediff", "check", str(tmp_path)]
     code = (
-        "import signal, sys, time, volumediff.data.check as c\n"
+        "import signal, sys, time, volumediff.data.survey as c\n"
         # a test that was started in the background may have inherited that it is ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def slow(*a, **k):\n"
         "    print('ready', flush=True); time.sleep(60)\n"
-        "c.check = slow\n"
+        "c.survey_sources = slow\n"
         f"sys.argv = {words!r}\n"
         "from volumediff.cli import main; main()"
     )

@@ -14,10 +14,10 @@ from anomaly_models import SPACES, States, tiny_binary
 from lesion_masks import MASKS
 from tiny_runs import tiny, write_data
 
-from volumediff import compatibility
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.calibration.of_run import load_method
 from volumediff.codings.signed import Signed
+from volumediff.compatibility import chains, methods, training
 from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Model
@@ -148,7 +148,7 @@ def test_what_can_be_trained(spaces, via):
     assert {row.partition("/")[0] for row, _, _ in expected} == set(RECIPES)
     for (row, space, noise), fits in expected.items():
         recipe, _, kernel = row.partition("/")
-        problem = compatibility.training_problem(
+        problem = training.training_problem(
             via(RECIPES[recipe]), spaces[space], via(KERNELS[kernel]), via(NOISES[noise])
         )
         assert (problem is None) == fits, (row, space, noise, problem)
@@ -188,7 +188,7 @@ def test_codes_that_a_kernel_can_change(spaces, via):
         recipe = named(
             "recipe", "label_diffusion", labels=[1, 2], coding=codings.get(coding, coding)
         )
-        problem = compatibility.training_problem(
+        problem = training.training_problem(
             via(recipe), spaces[space], via(EVERY_KERNEL[kernel]), White()
         )
         assert (problem is None) == fits, (row, space, problem)
@@ -227,23 +227,23 @@ simplex  -- -- -- +-
 def test_what_a_method_asks_of_a_checkpoint(spaces, via):
     for (wanted, _, got), fits in table(ASKED, ALL).items():
         recipe = None if wanted == "any" else component("recipe", wanted)
-        problem = compatibility.recipe_problem(model(recipe=via(RECIPES[got])), recipe)
+        problem = methods.recipe_problem(model(recipe=via(RECIPES[got])), recipe)
         assert (problem is None) == fits, (wanted, got, problem)
     for (wanted, _, got), fits in table(WALKED, tuple(KERNELS)).items():
         found = model(kernel=via(KERNELS[got]))
-        problem = compatibility.kernel_problem(found, component("kernel", wanted))
+        problem = methods.kernel_problem(found, component("kernel", wanted))
         assert (problem is None) == fits, (wanted, got, problem)
     names = ("coarse", "gaussian", "pyramid", "simplex")
     for (wanted, got, space), fits in table(HEARD, ("voxel", "latent"), names).items():
         found = model(noise=via(NOISES[got]), space=spaces[space])
-        problem = compatibility.noise_problem(found, component("noise", wanted))
+        problem = methods.noise_problem(found, component("noise", wanted))
         assert (problem is None) == fits, (wanted, got, space, problem)
     changed = RECIPES["degradation"]
     for got in (None, *CORRUPTIONS):
         recipe = replace(changed, corruption=via(CORRUPTIONS[got])) if got else RECIPES["healthy"]
         for wanted in (None, *CORRUPTIONS):
             kind = None if wanted is None else component("corruption", wanted)
-            problem = compatibility.corruption_problem(model(recipe=recipe), kind)
+            problem = methods.corruption_problem(model(recipe=recipe), kind)
             assert (problem is None) == (wanted in (None, got)), (wanted, got, problem)
 
 
@@ -263,7 +263,7 @@ def test_which_kernels_a_sampler_walks(via):
     for (sampler, _, kernel), fits in table(STEPPED, ("gaussian", "cold", "discrete")).items():
         mine = via(SAMPLERS[sampler])
         for what in (via(KERNELS[kernel]), type(via(KERNELS[kernel]))):
-            problem = compatibility.sampler_problem(mine, what)
+            problem = chains.sampler_problem(mine, what)
             assert (problem is None) == fits, (sampler, kernel, problem)
 
 
@@ -351,44 +351,40 @@ def said(need, found):
 
 
 def test_runs_that_others_learn_from():
-    learn = {name for name, r in RECIPES.items() if not compatibility.supervision_problem(r)}
+    learn = {name for name, r in RECIPES.items() if not training.supervision_problem(r)}
     assert learn == {"synthetic_anomalies", "label_diffusion"}
-    assert compatibility.supervision_problem(
-        named("recipe", "label_diffusion", coding=Signed(0.0))
-    )
-    given = {name for name, r in RECIPES.items() if not compatibility.states_problem(r)}
+    assert training.supervision_problem(named("recipe", "label_diffusion", coding=Signed(0.0)))
+    given = {name for name, r in RECIPES.items() if not training.states_problem(r)}
     assert given == {"healthy", "class_conditional"}
     compared = {
         (recipe, kernel)
         for recipe, r in RECIPES.items()
         for kernel, k in KERNELS.items()
-        if not compatibility.comparison_problem(model(recipe=heir(r), kernel=heir(k)))
+        if not training.comparison_problem(model(recipe=heir(r), kernel=heir(k)))
     }
     assert compared == {("healthy", "gaussian"), ("class_conditional", "gaussian")}
     classes = RECIPES["class_conditional"]
     good = replace(classes, drop=0.0)
-    assert compatibility.classification_problem(good) is None
+    assert training.classification_problem(good) is None
     for bad in (
         RECIPES["healthy"],
         classes,
         replace(good, atlas=True),
         replace(good, scalars=("age",)),
     ):
-        assert "classes without drop, atlas and scalars" in compatibility.classification_problem(
-            bad
-        )
+        assert "classes without drop, atlas and scalars" in training.classification_problem(bad)
 
 
 def test_what_is_modelled():
-    rule = compatibility.fills_voids
+    rule = methods.fills_voids
     assert {name for name, r in RECIPES.items() if rule(heir(r))} == {"inpainting"}
-    assert {name for name, k in KERNELS.items() if compatibility.restores(heir(k))} == {"cold"}
+    assert {name for name, k in KERNELS.items() if methods.restores(heir(k))} == {"cold"}
 
 
 def test_times_that_were_trained():
     whole, low, late = (model(times=t) for t in (Uniform(), Uniform(0.0, 0.4), Uniform(0.4, 1.0)))
     steps = model(times=GridTimes(4, high=0.5))
-    asked = compatibility.times_problem
+    asked = methods.times_problem
     assert asked(whole, [1.0], chain=True) is None
     assert "up to 0.400" in asked(low, [0.2, 0.5], chain=False)
     assert asked(low, [0.4 + 1e-12], chain=True) is None
@@ -396,29 +392,29 @@ def test_times_that_were_trained():
     assert "got 0.400" in asked(late, [0.4, 0.6], chain=False)
     assert asked(late, [0.5], chain=False) is None
     assert "up to 0.500" in asked(steps, [0.6], chain=True)
-    ends = [compatibility.end_problem(m) is None for m in (whole, low, late, steps)]
+    ends = [methods.end_problem(m) is None for m in (whole, low, late, steps)]
     assert ends == [True, False, True, False]
-    everything = [compatibility.samples_everything(m) for m in (whole, low, late, steps)]
+    everything = [methods.samples_everything(m) for m in (whole, low, late, steps)]
     assert everything == [True, False, False, False]
     told = replace(RECIPES["healthy"], reference=True)
-    assert not compatibility.samples_everything(model(recipe=told))
-    assert not compatibility.samples_everything(model(recipe=RECIPES["local_noise"]))
+    assert not methods.samples_everything(model(recipe=told))
+    assert not methods.samples_everything(model(recipe=RECIPES["local_noise"]))
 
 
 def test_other_needs():
     told = model(recipe=replace(RECIPES["healthy"], reference=True))
-    assert compatibility.reference_problem(told, True) is None
-    assert compatibility.reference_problem(model(), False) is None
-    assert "recipe.reference=true" in compatibility.reference_problem(model(), True)
-    assert "got none" in compatibility.diffusion_problem(None)
-    assert compatibility.diffusion_problem(model()) is None
-    assert "of the autoencoder binary" in compatibility.diffusion_problem(tiny_binary())
+    assert methods.reference_problem(told, True) is None
+    assert methods.reference_problem(model(), False) is None
+    assert "recipe.reference=true" in methods.reference_problem(model(), True)
+    assert "got none" in methods.diffusion_problem(None)
+    assert methods.diffusion_problem(model()) is None
+    assert "of the autoencoder binary" in methods.diffusion_problem(tiny_binary())
     strong = build("guidance", {"name": "classifier_free", "weight": 2.0}, classes=2)
     clip = build("guidance", "dynamic_clipping")
     nested = build("guidance", "chain", terms=(clip, strong))
-    assert "without classes" in compatibility.guidance_problem(model(), nested)
-    assert compatibility.guidance_problem(model(), clip) is None
-    assert compatibility.guidance_problem(model(), None) is None
+    assert "without classes" in methods.guidance_problem(model(), nested)
+    assert methods.guidance_problem(model(), clip) is None
+    assert methods.guidance_problem(model(), None) is None
 
 
 def test_what_declares_nothing_fits_nowhere(spaces):
@@ -430,12 +426,12 @@ def test_what_declares_nothing_fits_nowhere(spaces):
         ),
     }
     kernel, noise, recipe = silent["kernel"](SCHEDULE), silent["noise"](), silent["recipe"]()
-    problem = compatibility.training_problem(RECIPES["healthy"], Voxel(), kernel, White())
+    problem = training.training_problem(RECIPES["healthy"], Voxel(), kernel, White())
     assert "silent, whose class declares no path" in problem
-    assert compatibility.kernel_problem(model(kernel=kernel), silent["kernel"])
-    assert compatibility.sampler_problem(SAMPLERS["ddim"], kernel)
-    assert compatibility.noise_problem(model(noise=noise), silent["noise"])
-    assert compatibility.recipe_problem(model(recipe=recipe), silent["recipe"])
+    assert methods.kernel_problem(model(kernel=kernel), silent["kernel"])
+    assert chains.sampler_problem(SAMPLERS["ddim"], kernel)
+    assert methods.noise_problem(model(noise=noise), silent["noise"])
+    assert methods.recipe_problem(model(recipe=recipe), silent["recipe"])
 
 
 def test_a_sampler_needs_what_it_reads():
@@ -443,9 +439,9 @@ def test_a_sampler_needs_what_it_reads():
         predicts = ("x0",)
 
     kernel = Blind(SCHEDULE)
-    fits = {n for n, s in SAMPLERS.items() if s and not compatibility.sampler_problem(s, kernel)}
+    fits = {n for n, s in SAMPLERS.items() if s and not chains.sampler_problem(s, kernel)}
     assert fits == {"dpmpp", "ancestral", "ancestral_half"}
-    reason = compatibility.sampler_problem(SAMPLERS["heun"], kernel)
+    reason = chains.sampler_problem(SAMPLERS["heun"], kernel)
     assert reason.endswith("got blind, which does not predict eps; use ancestral.")
 
 

@@ -169,9 +169,10 @@ def test_rounded_positions_keep_the_spacing(tmp_path):
         read(series(tmp_path / "gap", thin, positions=z))
 
 
-def test_gantry_tilt_becomes_a_rectangular_grid(tmp_path):
+@pytest.mark.parametrize("degrees", [15.0, -21.0])
+def test_gantry_tilt_becomes_a_rectangular_grid(degrees, tmp_path):
     # values are a linear function of the position in space, which linear interpolation keeps
-    angle = np.radians(15.0)
+    angle = np.radians(degrees)
     row, column = np.array([1.0, 0, 0]), np.array([0, np.cos(angle), -np.sin(angle)])
     slopes = np.array([3.0, 2.0, -4.0])
     x, y, z = np.meshgrid(*map(np.arange, HU.shape), indexing="ij")

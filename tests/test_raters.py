@@ -11,7 +11,8 @@ from scipy.stats import chisquare
 from tiny_runs import figures, phantom, tiny
 
 from volumediff import load, segment_files
-from volumediff.compatibility import level_problem, supervised_problem, supervision_problem
+from volumediff.compatibility.methods import level_problem
+from volumediff.compatibility.training import supervised_problem, supervision_problem
 from volumediff.condition import Condition
 from volumediff.data.readers import majority
 from volumediff.errors import UsageError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import flow, gaussian, gradual, state_like, white
 
-from volumediff.compatibility import walks
+from volumediff.compatibility.chains import walks
 from volumediff.config import available, build
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import InvertibleSampler

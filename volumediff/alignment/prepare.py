@@ -29,7 +29,7 @@ from volumediff.alignment.record import read_transform, write_transform
 from volumediff.data.alignment_template import Template
 from volumediff.data.brain_masks import brain_mask_of, without_masks
 from volumediff.data.cases import Case, patient_of
-from volumediff.data.layouts._files import AUXILIARY_WORDS, LABEL_WORDS
+from volumediff.data.layouts._roles import AUXILIARY_WORDS, LABEL_WORDS
 from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
@@ -97,7 +97,7 @@ def prepare(
     cases = {case.id: without_masks(case) for case in found}
     if channels is None:
         cases = {name: _led(case) for name, case in cases.items()}
-    bad = {problem.id: problem.message for problem in problems}
+    bad = {p.id: p.message for p in problems if p.severity == "error"}
     masks: dict[str, Path | None] = {}
     for name, case in cases.items():
         try:

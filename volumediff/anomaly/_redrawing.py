@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.anomaly._context import MethodContext
-from volumediff.compatibility import fills_voids
+from volumediff.compatibility.methods import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser, Prediction
 from volumediff.samplers._base import Context, Hook

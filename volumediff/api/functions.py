@@ -1,6 +1,6 @@
 """Functions that need no loaded run: train, plan, check, prepare, restore, evaluate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan
     from volumediff.settings.run_config import RunConfig
 
-__all__ = ["check", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
+__all__ = ["check", "checking", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
 
 
 def run_config(
@@ -141,9 +141,30 @@ def check(
         DataError: there is no case at all
         UsageError: no such layout or configuration, or overrides without one
     """
+    found = checking(
+        data, layout=layout, channels=channels, read=read, config=config, overrides=overrides
+    )
+    return [line for lines in found for line in lines]
+
+
+def checking(
+    data: Place | Sequence[Place],
+    *,
+    layout: "Spec" = "auto",
+    channels: Sequence[str] | None = None,
+    read: "Decisions" = (),
+    config: Place | None = None,
+    overrides: Sequence[str] = (),
+    start: Callable[[int], None] = lambda count: None,
+) -> "Iterator[list[CheckLine]]":
+    """The same as `check`, as it goes on: the lines of each case when it is read.
+
+    Arguments:
+        start: receives the number of cases before the first is read
+        others: as for `check`
+    """
     from volumediff.api.reading import read_policy
-    from volumediff.data.check import CheckLine
-    from volumediff.data.check import check as look
+    from volumediff.data.check import Checking, CheckLine
     from volumediff.data.survey import survey_sources
     from volumediff.samples.sources import label_remarks, split_of
     from volumediff.settings.sections import Data
@@ -158,20 +179,20 @@ def check(
     section = Data() if wanted is None else wanted.data
     channels = section.channels if channels is None else channels
     policy = read_policy(read, section.read)
-    rows = look(sources, layout=spec, channels=channels, policy=policy)
-    cases, _ = survey_sources(sources, spec, channels)
+    cases, problems = survey_sources(sources, spec, channels)
+    start(len(cases))
+    yield from Checking(cases, problems, policy).lines()
     if section.patients is not None:
         cases = section.patients.named(cases)
     if len(cases) > 1:
         text = split_of(cases, section).note(section.split.least_calibration)
         word = "train by default" if wanted is None else f"train {config}"
-        rows.append(CheckLine("", "", "info", "split", f"{word}: {text}"))
+        yield [CheckLine("", "", "info", "split", f"{word}: {text}")]
     if wanted is not None:
-        rows += [
+        yield [
             CheckLine("", "", remark.severity, remark.code, remark.message)
             for remark in label_remarks(wanted, cases)
         ]
-    return rows
 
 
 def prepare(

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from volumediff.commands._doctor import Check
-from volumediff.data.check import CheckLine
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
-__all__ = ["checks", "findings", "measures", "policies", "profiled", "segmented"]
+__all__ = ["checks", "measures", "policies", "profiled", "segmented"]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
@@ -43,21 +42,6 @@ CELL = 14  # columns of a method: "-0.015..+0.113"
 def _console() -> Console:
     width = None if sys.stdout.isatty() else WIDE
     return Console(width=width, highlight=False, markup=False)
-
-
-def findings(rows: Sequence[CheckLine]) -> None:
-    """The rows of `check`, then one line with their counts."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("case", "file", "", "code", "message"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        style = COLOURS.get(row.severity)
-        table.add_row(row.case, row.file, row.severity, row.code, row.message, style=style)
-    console = _console()
-    console.print(table)
-    count = {s: sum(r.severity == s for r in rows) for s in ("error", "warning")}
-    files = sum(r.code == "summary" for r in rows)
-    console.print(f"{files} readable files, {count['error']} errors, {count['warning']} warnings")
 
 
 def measures(results: Sequence[MethodResult]) -> None:

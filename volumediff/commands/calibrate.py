@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.run import Run, load
+from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     Classifier,
@@ -76,6 +77,7 @@ def calibrate(
     ] = WORK["healthy"],
     channels: Channels = None,
     layout: LayoutOption = WORK["layout"],
+    strict: Strict = False,
 ) -> None:
     """Fit a method's residual normalization and thresholds on the run's own healthy volumes.
 
@@ -93,6 +95,8 @@ def calibrate(
         raise UsageError(
             "--healthy adds volumes to the run, --site has its own; give one of them."
         )
+    given = [*(healthy or []), *([] if site is None else [site])]
+    account_for(given, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     if site is None:
         found = loaded.calibrate(
             method,

@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from volumediff.api.functions import check as look
+from volumediff.api.functions import checking
+from volumediff.commands._account import Strict
 from volumediff.commands._options import (
     Channels,
     Json,
@@ -43,27 +45,32 @@ def check(
     layout: LayoutOption = WORK["layout"],
     channels: Channels = WORK["channels"],
     read: Read = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Read every volume of a data set and list what is wrong or noteworthy.
 
     volumediff check DATA --for wavelet_128 recipe=label_diffusion recipe.labels=[1,2]
     """
-    from volumediff.commands._tables import findings
-    from volumediff.data.check import has_errors
+    from volumediff.commands._check_lines import CheckLines
 
     paths, overrides = inputs_and_words(data)
-    rows = look(
+    shown = CheckLines(quiet=as_json)
+    found = checking(
         paths,
         layout=spec_of(layout),
         channels=names_of(channels),
         read=read or (),
         config=config,
         overrides=overrides,
+        start=shown.start,
     )
+    rows = []
+    for lines in found:
+        shown.add(lines)
+        rows += lines if as_json else ()
     if as_json:
         print_json([vars(row) for row in rows])
-    else:
-        findings(rows)
-    if has_errors(rows):
+    shown.finish()
+    if shown.errors or (strict and shown.left_out):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.functions import evaluate as compare
+from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.errors import UsageError
 
@@ -96,6 +97,7 @@ def evaluate(
             help="Treat patients with the same name as one that a model has seen as other people.",
         ),
     ] = WORK["same_names"],
+    strict: Strict = False,
 ) -> None:
     """Compare maps or segmentations with the truth; the first is the method in question.
 
@@ -106,6 +108,7 @@ def evaluate(
     from volumediff.evaluation.summary import verdicts, without_seen
 
     target = output or folders[0]
+    account_for([truth], layout=spec_of(layout), channels=None, strict=strict)
     results = compare(
         folders,
         truth,

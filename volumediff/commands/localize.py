@@ -7,6 +7,7 @@ import typer
 
 from volumediff.api.files import localize_files
 from volumediff.api.run import load
+from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     Classifier,
@@ -96,6 +97,7 @@ def localize(
         ),
     ] = WORK["force"],
     overwrite: Overwrite = WORK["overwrite"],
+    strict: Strict = False,
 ) -> None:
     """Map what is abnormal in volumes, on their own grid; finished cases are skipped.
 
@@ -106,6 +108,7 @@ def localize(
     volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
     inputs, words = inputs_and_words(given)
+    account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = localize_files(
         load(
             run, which=which.value, device=device, memory=memory or (), read=read or (), data=data

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.functions import prepare as work
+from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     LayoutOption,
@@ -69,11 +70,13 @@ def prepare(
     ] = WORK["spacing_mm"],
     layout: LayoutOption = WORK["layout"],
     overwrite: Overwrite = WORK["overwrite"],
+    strict: Strict = False,
 ) -> None:
     """Bring raw volumes to a template: bias field, brain mask, affine registration, resampling.
 
     volumediff prepare RAW -o aligned/ --mask template --spacing-mm 1.5
     """
+    account_for(data, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     found = work(
         data,
         output,

@@ -6,6 +6,7 @@ import typer
 
 from volumediff.api.files import segment_files
 from volumediff.api.run import load
+from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     DataRoot,
@@ -61,12 +62,14 @@ def segment(
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
     overwrite: Overwrite = WORK["overwrite"],
+    strict: Strict = False,
 ) -> None:
     """Segment volumes with a run that was trained on labels, on their own grid.
 
     volumediff segment case.nii.gz --run runs/lesions -o out/ samples=10
     """
     inputs, words = inputs_and_words(given)
+    account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = segment_files(
         load(
             run, which=which.value, device=device, memory=memory or (), read=read or (), data=data

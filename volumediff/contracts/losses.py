@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from volumediff.compatibility import training_problem
+from volumediff.compatibility.training import training_problem
 from volumediff.condition import Condition
 from volumediff.contracts.requirements import built, equal, require
 from volumediff.kernels._base import Kernel, Prediction

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from volumediff.anomaly.editing.plain import Plain
 from volumediff.anomaly.routes._base import Route
-from volumediff.compatibility import walks
+from volumediff.compatibility.chains import walks
 from volumediff.contracts.requirements import built, equal, require, unmet, untouched
 from volumediff.contracts.scenes import POSTERIOR, check_map_of, context, models
 from volumediff.model import Model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from volumediff import config
-from volumediff.compatibility import walks
+from volumediff.compatibility.chains import walks
 from volumediff.condition import Condition
 from volumediff.contracts.closed_form import gaussian
 from volumediff.contracts.requirements import built, equal, require

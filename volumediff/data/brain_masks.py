@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from volumediff.data.cases import Case
-from volumediff.data.layouts._files import AUXILIARY_WORDS, NIFTI
+from volumediff.data.layouts._files import VOLUME
+from volumediff.data.layouts._roles import AUXILIARY_WORDS
 from volumediff.errors import DataError
 
 __all__ = ["brain_mask_of", "without_masks"]
@@ -33,9 +34,9 @@ def brain_mask_of(case: Case) -> Path | None:
     own = all(path.parent == folder and folder.name == case.id for path in case.images.values())
     found = []
     for path in sorted(folder.iterdir()):
-        if not NIFTI.search(path.name) or path.name.startswith("."):
+        if not VOLUME.search(path.name) or path.name.startswith("."):
             continue
-        stem = NIFTI.sub("", path.name)
+        stem = VOLUME.sub("", path.name)
         rests = [stem[len(p) + 1 :] for p in prefixes if stem.startswith((f"{p}_", f"{p}-"))]
         if own:
             rests.append(stem)

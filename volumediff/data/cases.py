@@ -16,7 +16,8 @@ __all__ = ["Box", "Case", "Contour", "Problem", "patient_of", "readable", "safe_
 Box = tuple[int, int, int, int, int, int]
 """(d0, h0, w0, d1, h1, w1) in voxels of the first image as it is read, the ends exclusive."""
 
-SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# BIDS allows a plus in the labels of its entities.
+SAFE_ID = re.compile(r"[A-Za-z0-9._+-]{1,128}")
 # An id without what tells examinations of one patient apart.
 VISIT = re.compile(
     r"[_-](ses|session|visit|timepoint|tp|scan|run|followup|fu|slice)(-[A-Za-z0-9]+|\d+)$", re.I
@@ -49,9 +50,10 @@ class Case:
         label: label file, if there is one; of several readers, the consensus of the data set
         attributes: age, sex, site, split and the like; `group` is `healthy` or `sick` where the
             data set knows
-        lesions: the values of the label that are lesions; None means all but 0
+        lesions: the values of the label that are lesions; None means all but 0 and `ignored`
         ignored: values of the label that are neither lesion nor healthy, such as associated
-            changes (oedema, mass effect, atrophy): neither hit nor miss
+            changes (oedema, mass effect, atrophy) or what nobody has looked at: neither hit nor
+            miss
         boxes: truth that is boxes; () says that somebody has looked and found nothing
         associated: second label file, of associated changes alone: all values but 0
         labels: name of a reader -> label file of this reader, where several have read the
@@ -88,11 +90,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """A case that cannot be used, and why; or, as `info`, what was left out on purpose."""
+    """What is not used of a data set, and why.
+
+    Arguments:
+        id: of the case, or what it is about
+        message: one sentence
+        severity: `error` is a case that cannot be used, `warning` what somebody may miss, `info`
+            what was left out on purpose
+        files: that are left out for this reason
+    """
 
     id: str
     message: str
-    severity: Literal["info", "error"] = "error"
+    severity: Literal["info", "warning", "error"] = "error"
+    files: tuple[Path, ...] = ()
 
 
 def safe_id(name: str) -> str:
@@ -100,13 +111,13 @@ def safe_id(name: str) -> str:
     if SAFE_ID.fullmatch(name) and not name.startswith("."):
         return name
     digest = sha256(name.encode("utf-8", "surrogateescape"))[:8]
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:100] or 'case'}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('.-')[:100] or 'case'}-{digest}"
 
 
 def patient_of(case_id: str) -> str:
     """The patient that an id names: `sub-01_ses-2` -> `sub-01`, `p07_visit2_slice45` -> `p07`."""
     case_id = readable(case_id)
-    bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9]+)", case_id)
+    bids = re.search(r"(?:^|[_/])(sub-[A-Za-z0-9+]+)", case_id)
     if bids:
         return bids.group(1)
     shorter = VISIT.sub("", case_id)

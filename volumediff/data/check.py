@@ -4,14 +4,14 @@ A file that is refused gives an error row and never stops the others.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from volumediff.data.cases import Case
+from volumediff.data.cases import Case, Problem
 from volumediff.data.grid import agree
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import agreement
@@ -20,7 +20,7 @@ from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
 
-__all__ = ["CheckLine", "check", "has_errors"]
+__all__ = ["CheckLine", "Checking", "check", "has_errors"]
 
 # Spacings of one channel that differ by more than this factor come from different protocols.
 SPACING_FACTOR = 1.5
@@ -28,13 +28,53 @@ SPACING_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class CheckLine:
-    """One line of the table; `code` is `summary` for the line that describes a readable file."""
+    """One line of the table.
+
+    Arguments:
+        case: id, or what else the line is about
+        file: name
+        severity: `error` is a file that cannot be used
+        code: `summary` for the line that describes a readable file
+        message: one sentence
+        files: in no case for this reason
+    """
 
     case: str
     file: str
     severity: Literal["info", "warning", "error"]
     code: str
     message: str
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Checking:
+    """The check of a data set, case by case: what `lines` gives is forgotten.
+
+    Arguments:
+        cases: usable ones
+        problems: what is not used, and why
+        policy: decisions on ambiguous files
+    """
+
+    cases: Sequence[Case]
+    problems: Sequence[Problem]
+    policy: ReadPolicy = field(default_factory=ReadPolicy)
+
+    def lines(self) -> Iterator[list[CheckLine]]:
+        """First what is not used, then the lines of each case, last those of the whole set."""
+        yield [
+            CheckLine(
+                p.id,
+                "",
+                p.severity,
+                "case" if p.severity == "error" or not p.files else "left_out",
+                p.message,
+                p.files,
+            )
+            for p in self.problems
+        ]
+        yield from _checked(self.cases, self.policy)
 
 
 def check(
@@ -43,7 +83,6 @@ def check(
     layout: Spec = AUTO,
     channels: Sequence[str] | None = None,
     policy: ReadPolicy = ReadPolicy(),  # noqa: B008 (frozen)
-    on_case: Callable[[Case], None] | None = None,
 ) -> list[CheckLine]:
     """Reads every file of every case and reports what is wrong or noteworthy.
 
@@ -51,17 +90,20 @@ def check(
         sources: data sets and volumes
         layout, channels: as for `find_cases`
         policy: decisions on ambiguous files
-        on_case: called after each case, for progress
 
     Raises:
         DataError: there is no case at all
         UsageError: two cases of one id in two sources
     """
-    cases, problems = survey_sources(sources, layout, channels)
-    rows = [CheckLine(p.id, "", p.severity, "case", p.message) for p in problems]
+    checking = Checking(*survey_sources(sources, layout, channels), policy)
+    return [line for lines in checking.lines() for line in lines]
+
+
+def _checked(cases: Sequence[Case], policy: ReadPolicy) -> Iterator[list[CheckLine]]:
     spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     content: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
+        rows: list[CheckLine] = []
         volumes = _check_case(case, policy, rows)
         images = {name: volume for name, volume in volumes.items() if volume.kind == "image"}
         for name, volume in images.items():
@@ -69,12 +111,9 @@ def check(
         if images:
             first = next(iter(images.values()))
             content[sha256(first.array.tobytes())].append(case)
-        if on_case is not None:
-            on_case(case)
-    rows += _check_spacings(spacings)
-    rows += _check_copies(content)
-    rows += _check_channels(cases)
-    return rows
+        del volumes, images
+        yield rows
+    yield [*_check_spacings(spacings), *_check_copies(content), *_check_channels(cases)]
 
 
 def has_errors(rows: Sequence[CheckLine]) -> bool:

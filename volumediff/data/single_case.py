@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.data.cases import Case, patient_of, safe_id
-from volumediff.data.dicom_files.recognition import is_dicom
+from volumediff.data.dicom_folders import holds_dicom
 from volumediff.data.files import VOLUMES, stem_of
-from volumediff.data.layouts._files import split_name
-from volumediff.data.layouts._tables import described, participants
+from volumediff.data.layouts._participants import Participants
+from volumediff.data.layouts._roles import split_name
+from volumediff.data.layouts.nnunet import NUMBERED
+from volumediff.data.layouts.numbered import FOLDERS, Numbered
 from volumediff.data.layouts.table import NAME as TABLE
 from volumediff.data.patients import listed, whose
 
 __all__ = ["case_of_file", "data_set_of", "is_series", "is_volume"]
 
-SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(_ses-[A-Za-z0-9]+)?(?:_(.*))?")
-NUMBERED = re.compile(r"(.+)_\d{4}")
-NNUNET = ("imagesTr", "imagesTs")
+SUBJECT = re.compile(r"(sub-[A-Za-z0-9+]+)(_ses-[A-Za-z0-9+]+)?(?:_(.*))?")
 DEPTH = 4  # folders above a file that are asked for a table of cases
 
 
@@ -57,7 +57,7 @@ def is_series(path: Path) -> bool:
     files = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
     if any(p.name.lower().endswith((*VOLUMES, ".json", ".tsv", ".csv")) for p in files):
         return False
-    return any(is_dicom(p) for p in files[:20])
+    return holds_dicom(path)
 
 
 def data_set_of(path: Path) -> Path:
@@ -81,7 +81,7 @@ def case_of_file(path: Path) -> Case:
     case = Case(safe_id(place.case), patient_of(place.case), {place.channel: path})
     # a file alone may be new to the table of its neighbours
     named, _ = whose(case, listed(place.root))
-    return described(named, participants(place.root))
+    return Participants(place.root).described(named)
 
 
 def _place(path: Path) -> _Place:
@@ -92,8 +92,11 @@ def _place(path: Path) -> _Place:
             if ancestor.name == match[1] and i:
                 channel = (match[3] or "image").rsplit("_", 1)[-1]
                 return _Place(above[i + 1], match[1] + (match[2] or ""), channel)
-    if folder.name in NNUNET and (match := NUMBERED.fullmatch(stem)):
-        return _Place(folder.parent, match[1], "image")
+    if match := NUMBERED.fullmatch(stem):
+        if folder.name in FOLDERS:
+            return _Place(folder.parent, match[1], "image")
+        if Numbered().recognises(folder):
+            return _Place(folder, match[1], "image")
     lower, own = stem.lower(), folder.name
     if own and lower.startswith((f"{own.lower()}_", f"{own.lower()}-")):
         return _Place(folder.parent, own, stem[len(own) + 1 :])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.config import available, build, reference
+from volumediff.data.account import unaccounted
 from volumediff.data.cases import Case, Problem, readable, safe_id
 from volumediff.data.layouts._base import Layout
 from volumediff.data.layouts.table import NAME as TABLE
@@ -95,7 +96,8 @@ def survey_cases(
     """
     root = Path(root)
     if is_volume(root) or (layout == AUTO and is_series(root)):
-        return [_alone(root, layout, channels)], []
+        case = _alone(root, layout, channels)
+        return [case], unaccounted(root, None, [case], [])
     reader = layout_of(root, layout)
     found, problems = reader.read(root)
     patients = listed(root)
@@ -113,14 +115,16 @@ def survey_cases(
             file = next(iter(case.label_files.values()), case.associated)
             message = f"has a label ({file}) but no image; add the image or remove the label."
         if message:
-            problems.append(Problem(case.id, message))
+            problems.append(Problem(case.id, message, files=tuple(_files(case))))
         else:
             kept[case.id] = case
-    name = reference(type(reader))
+    problems += unaccounted(root, reader, found, problems)
     if not kept and not any(problem.severity == "error" for problem in problems):
+        left = [problem.message for problem in problems if problem.severity == "warning"]
         raise DataError(
-            f"{root}: no case found as layout '{name}'; expected .nii.gz files, one folder per "
-            "case, or a layout that `volumediff info` lists."
+            f"{root}: no case found as layout '{reference(type(reader))}'; expected .nii.gz "
+            "files, one folder per case, or a layout that `volumediff info` lists."
+            + "".join(f" Seen: {message}" for message in left[:1])
         )
     return [kept[k] for k in sorted(kept)], problems
 
@@ -158,6 +162,11 @@ def survey_sources(
     return cases, problems
 
 
+def _files(case: Case) -> list[Path]:
+    associated = [] if case.associated is None else [case.associated]
+    return [*case.images.values(), *case.label_files.values(), *associated]
+
+
 def _alone(path: Path, layout: Spec, channels: Sequence[str] | None) -> Case:
     """The case of a file, with the other channels that lie beside it where they are needed."""
     several = channels is not None and len(channels) > 1
@@ -190,6 +199,8 @@ def _holding(path: Path, cases: Sequence[Case]) -> Case | None:
 
 
 def _with_channels(case: Case, channels: Sequence[str]) -> tuple[Case, str | None]:
+    if list(case.images) == [str(i) for i in range(len(channels))]:  # numbers instead of names
+        return replace(case, images=dict(zip(channels, case.images.values(), strict=True))), None
     have = {name.lower(): name for name in case.images}
     missing = [c for c in channels if c.lower() not in have]
     if missing:

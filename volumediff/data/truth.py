@@ -52,7 +52,7 @@ def marked(case: Case, like: Volume | None, policy: ReadPolicy | None = None) ->
         DataError: a file is refused, or lies on another grid
     """
     files = list(case.labels.values()) + ([] if case.label is None else [case.label])
-    maps = [only(label_map(path, policy), case.lesions) for path in files]
+    maps = [only(label_map(path, policy), case.lesions, case.ignored) for path in files]
     for volume in maps:
         check_grids(maps[0] if like is None else like, volume)
     readers = tuple(maps[: len(case.labels)])
@@ -85,12 +85,17 @@ def label_map(path: Path, policy: ReadPolicy | None = None) -> Volume:
     return volume
 
 
-def only(label: Volume, values: Sequence[int] | None) -> Volume:
-    """The label with all other values set to 0; None keeps every value."""
-    if values is None:
+def only(label: Volume, lesions: Sequence[int] | None, ignored: Sequence[int] = ()) -> Volume:
+    """The label with all values set to 0 that are no lesions.
+
+    Arguments:
+        lesions: the values that are; None takes all that are not ignored
+        ignored: values that are neither lesion nor healthy
+    """
+    if lesions is None and not ignored:
         return label
-    kept = np.where(np.isin(label.array, values), label.array, 0).astype(np.uint8)
-    return replace(label, array=kept)
+    other = np.isin(label.array, ignored) if lesions is None else ~np.isin(label.array, lesions)
+    return replace(label, array=np.where(other, 0, label.array).astype(np.uint8))
 
 
 def filled(boxes: Sequence[Box], like: Volume) -> Volume:

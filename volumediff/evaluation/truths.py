@@ -13,7 +13,7 @@ from torch import Tensor
 from volumediff.data.cases import Box, patient_of, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
-from volumediff.data.layouts._files import ASSOCIATED_WORD, LABEL_WORDS, in_order, split_reader
+from volumediff.data.layouts._roles import ASSOCIATED_WORD, LABEL_WORDS, in_order, split_reader
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import majority
 from volumediff.data.survey import AUTO, Spec, layout_of, survey_cases
@@ -113,7 +113,7 @@ class Truth:
             lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
             return Marks(lesion, self._associated(like) & ~lesion, found)
         label = self._label(like)
-        lesion = torch.from_numpy(only(label, self.lesions).array[0] > 0)
+        lesion = torch.from_numpy(only(label, self.lesions, self.ignored).array[0] > 0)
         ignored = torch.from_numpy(np.isin(label.array[0], self.ignored))
         return Marks(lesion, (ignored | self._associated(like)) & ~lesion, boxes_of(lesion))
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import restores
+from volumediff.compatibility.methods import restores
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.features.grids import FeatureMap, feature_map, upright

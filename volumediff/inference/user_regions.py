@@ -17,7 +17,7 @@ from volumediff.anomaly.methods._base import Method
 from volumediff.data.cases import Case, safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid
-from volumediff.data.layouts._files import LABEL_WORDS
+from volumediff.data.layouts._roles import LABEL_WORDS
 from volumediff.data.survey import survey_cases
 from volumediff.data.volume import SUFFIXES, Volume
 from volumediff.errors import DataError, UsageError

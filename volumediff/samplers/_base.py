@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import require, sampler_problem
+from volumediff.compatibility import require
+from volumediff.compatibility.chains import sampler_problem
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from volumediff.anomaly.detectors import PosteriorMean
-from volumediff.compatibility import restores
+from volumediff.compatibility.methods import restores
 from volumediff.condition import Condition
 from volumediff.data.anomalies import KINDS, VALIDATION, insert
 from volumediff.distributed.processes import wait

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from volumediff.compatibility import sampler_problem, samples_everything
+from volumediff.compatibility.chains import sampler_problem
+from volumediff.compatibility.methods import samples_everything
 from volumediff.condition import HEALTHY, Condition
 from volumediff.model import Model
 from volumediff.randomness import key

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout, Readout
-from volumediff.compatibility import coding_problem, require
+from volumediff.compatibility import require
+from volumediff.compatibility.training import coding_problem
 from volumediff.config import build, component
 from volumediff.errors import UsageError
 from volumediff.model import Batch

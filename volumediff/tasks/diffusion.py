@@ -18,11 +18,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from volumediff.compatibility import (
+from volumediff.compatibility import require
+from volumediff.compatibility.training import (
     anchor_problem,
     codec_problem,
     prior_problem,
-    require,
     training_problem,
 )
 from volumediff.config import build, name_of

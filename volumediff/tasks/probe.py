@@ -20,11 +20,9 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from volumediff.compatibility import (
-    highest_problem,
-    probe_problem,
-    require,
-)
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import highest_problem
+from volumediff.compatibility.training import probe_problem
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.features.denoiser import denoiser_problem

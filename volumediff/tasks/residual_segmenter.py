@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.compatibility import comparison_problem, require, supervision_problem
+from volumediff.compatibility import require
+from volumediff.compatibility.training import comparison_problem, supervision_problem
 from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.model import Batch, Model

@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from volumediff.compatibility import require, supervised_problem
+from volumediff.compatibility import require
+from volumediff.compatibility.training import supervised_problem
 from volumediff.config import build
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.errors import UsageError

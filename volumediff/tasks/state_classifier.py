@@ -17,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from volumediff.classification import ClassPosterior, StateClassifier
-from volumediff.compatibility import classification_problem, states_problem
+from volumediff.compatibility.training import classification_problem, states_problem
 from volumediff.condition import HEALTHY
 from volumediff.config import build
 from volumediff.errors import UsageError

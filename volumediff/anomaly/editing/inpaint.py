@@ -9,7 +9,7 @@ from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._redrawing import asked, blended, check_visits, keeping, revisited
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.selectors import FoundSelector, Selector
-from volumediff.compatibility import fills_voids
+from volumediff.compatibility.methods import fills_voids
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser
 from volumediff.samplers._base import Hook

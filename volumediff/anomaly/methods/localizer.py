@@ -38,7 +38,8 @@ from volumediff.anomaly.needs.training import (
 )
 from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.anomaly.routes._base import Route
-from volumediff.compatibility import path_problem, require, sampler_problem
+from volumediff.compatibility import require
+from volumediff.compatibility.chains import path_problem, sampler_problem
 from volumediff.component import Requirement
 from volumediff.condition import HEALTHY
 from volumediff.config import name_of

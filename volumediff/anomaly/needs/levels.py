@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from volumediff.anomaly._context import Level
-from volumediff.compatibility import end_problem, require, times_problem
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import end_problem, times_problem
 from volumediff.component import Requirement
 from volumediff.model import Model
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from volumediff.anomaly._context import classes_of
 from volumediff.autoencoders import Reconstructor
-from volumediff.compatibility import (
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import (
     diffusion_problem,
     guidance_problem,
     highest_problem,
     map_space_problem,
-    require,
 )
 from volumediff.component import Requirement
 from volumediff.config import name_of

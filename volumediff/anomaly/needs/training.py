@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from volumediff.compatibility import (
+from volumediff.compatibility import require
+from volumediff.compatibility.chains import path_problem
+from volumediff.compatibility.methods import (
     corruption_problem,
     kernel_problem,
     noise_problem,
-    path_problem,
     recipe_problem,
     reference_problem,
-    require,
 )
 from volumediff.component import Requirement
 from volumediff.config import name_of

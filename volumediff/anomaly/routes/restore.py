@@ -6,7 +6,7 @@ from typing import ClassVar
 from volumediff.anomaly._context import Level, MethodContext, read_levels
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
-from volumediff.compatibility import walks
+from volumediff.compatibility.chains import walks
 from volumediff.config import name_of
 from volumediff.samplers._base import Sampler
 

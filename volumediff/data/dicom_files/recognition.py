@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["is_dicom", "is_named_like_dicom", "modality", "pattern"]
+__all__ = ["SUFFIXES", "is_dicom", "is_named_like_dicom", "modality", "pattern"]
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 DEFLATED = b"1.2.840.10008.1.2.1.99"

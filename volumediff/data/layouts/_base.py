@@ -22,9 +22,11 @@ class Layout(ABC):
 
     Attributes:
         rank: which layouts are asked first; two of one rank that fit are an error
+        tables: names of the tables and descriptions that it reads, with wildcards
     """
 
     rank: ClassVar[int] = DATA_SET
+    tables: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def recognises(self, root: Path) -> bool:

@@ -63,7 +63,8 @@ def _subject(root: Path, folder: Path) -> Found:
     for case in sorted({*images, *labels}):
         if len(labels[case]) > 1:
             one, two = labels[case][:2]
-            problems.append(Problem(case, f"two masks, {one.name} and {two.name}; keep one."))
+            text = f"two masks, {one.name} and {two.name}; keep one."
+            problems.append(Problem(case, text, files=(*labels[case], *images[case].values())))
             continue
         site = NAME.fullmatch(f"{case}_x")[2]
         attributes: dict[str, str | float] = {"site": site, "group": "sick"}

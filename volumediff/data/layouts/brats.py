@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from volumediff.data.cases import Case
 from volumediff.data.layouts._base import Found, Layout
@@ -44,6 +45,8 @@ class BraTS(Layout):
     Arguments:
         lesions: values of the label that count, such as [3, 4] for enhancing tumour alone
     """
+
+    tables: ClassVar[tuple[str, ...]] = ("survival_*.csv", "name_mapping*.csv")
 
     lesions: tuple[int, ...] = (1, 2, 3, 4)
 

@@ -13,7 +13,7 @@ References:
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
@@ -40,6 +40,8 @@ class CheXpert(Layout):
     Arguments:
         views: which views are cases
     """
+
+    tables: ClassVar[tuple[str, ...]] = ("train.csv", "valid.csv")
 
     views: tuple[Literal["Frontal", "Lateral"], ...] = ("Frontal", "Lateral")
 

@@ -15,6 +15,7 @@ References:
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.fastmri import SLICES, describe
@@ -52,6 +53,8 @@ class FastMRI(Layout):
             boxes, a tenth says that it is the same place
     """
 
+    tables: ClassVar[tuple[str, ...]] = ("brain.csv", "knee.csv", "*_file_list.csv")
+
     acquisitions: tuple[str, ...] | None = None
     least_iou: float = 0.1
 
@@ -70,11 +73,11 @@ class FastMRI(Layout):
                 try:
                     found = self._case(path, marked.get(path.stem, []), path.stem in seen)
                 except DataError as error:
-                    problems.append(Problem(path.stem, str(error)))
+                    problems.append(Problem(path.stem, str(error), files=(path,)))
                     continue
                 if found is None:
                     text = f"no {SLICES}: k-space alone, left out"
-                    problems.append(Problem(path.stem, text, "info"))
+                    problems.append(Problem(path.stem, text, "info", (path,)))
                 elif self.acquisitions is None or found.attributes["acquisition"] in (
                     self.acquisitions
                 ):

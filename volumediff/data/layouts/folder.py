@@ -3,31 +3,29 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
+from volumediff.data.dicom_folders import series_folders
 from volumediff.data.layouts._base import ANYTHING, Found, Layout
-from volumediff.data.layouts._files import (
-    ASSOCIATED_WORD,
-    AUXILIARY_WORDS,
-    IMAGE_FOLDERS,
-    LABEL_FOLDERS,
+from volumediff.data.layouts._files import IMAGE_FOLDERS, LABEL_FOLDERS, stem, volumes
+from volumediff.data.layouts._participants import PARTICIPANTS, with_participants
+from volumediff.data.layouts._roles import (
     LABEL_WORDS,
+    Role,
     in_order,
+    marked,
+    parsed,
     split_name,
-    split_reader,
-    stem,
-    volumes,
+    without_copy_words,
 )
-from volumediff.data.layouts._tables import described, participants
 from volumediff.errors import DataError
 
 __all__ = ["Folder"]
 
 
-Role = Literal["image", "label", "associated", "auxiliary"]
 # What a consensus of several readers may be called.
 CONSENSUS = LABEL_WORDS | {"", "consensus", "majority", "staple"}
 # A number of two digits or more names a patient rather than a channel: p07, not echo2.
@@ -43,15 +41,21 @@ class _File:
     Arguments:
         role: what it is
         name: of the channel, for images
-        owner: what its name says whose it is, without word and reader; empty if nothing
+        owners: what its name says whose it is, the most likely last; empty text if nothing
         reader: who labelled, if the name says so
+        is_copy: whether it is an image without its skull
     """
 
     path: Path
     role: Role
     name: str
-    owner: str
+    owners: tuple[str, ...]
     reader: str | None = None
+    is_copy: bool = False
+
+    @property
+    def owner(self) -> str:
+        return self.owners[-1]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,11 @@ class Folder(Layout):
     `associated` its label of associated changes; one that ends with no such word and no channel
     is a case with the one channel `image`. Names that are nothing but such a word (T1w.nii.gz,
     mask.nii.gz) belong to the case that the folder is named after. A case folder may also hold
-    one DICOM series.
+    one DICOM series, or folders of series in folders of studies: every series is a case then, and
+    all of them are of the patient that the outermost folder is named after.
+
+    Masks of the brain, the head or the body are no labels, and an image without skull is a copy
+    where the image with its skull lies beside it.
 
     Labels that name a `reader-<n>` are those of several readers, and one without is their
     consensus. The files of all cases may also lie in two folders, `images/` and `labels/`; what
@@ -70,6 +78,7 @@ class Folder(Layout):
     """
 
     rank: ClassVar[int] = ANYTHING
+    tables: ClassVar[tuple[str, ...]] = (PARTICIPANTS,)
 
     def recognises(self, root: Path) -> bool:
         return root.is_dir()
@@ -77,42 +86,78 @@ class Folder(Layout):
     def read(self, root: Path) -> Found:
         if root.is_file():
             raise DataError(f"{root}: expected a folder of volumes, got a file; give its folder.")
-        groups: dict[str, list[_File]] = defaultdict(list)
-        for path in volumes(root):
-            case, file = _flat(path)
-            groups[case or root.absolute().name].append(file)
+        inner = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        shared = [p for p in inner if p.name.lower() in IMAGE_FOLDERS | LABEL_FOLDERS]
+        beside = [_flat(path) for path in volumes(root)]
+        for folder in shared:
+            labels = folder.name.lower() in LABEL_FOLDERS
+            beside += [_flat(path, labels=labels) for path in volumes(folder)]
+        groups, left = _by_case(beside, root.absolute().name)
         own: dict[str, list[_File]] = {}
-        for inner in sorted(
-            p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")
-        ):
-            if inner.name.lower() in IMAGE_FOLDERS | LABEL_FOLDERS:
-                for path in volumes(inner):
-                    case, file = _flat(path, labels=inner.name.lower() in LABEL_FOLDERS)
-                    groups[case or root.absolute().name].append(file)
+        patients: dict[str, str] = {}
+        for folder in (p for p in inner if p not in shared):
+            own[folder.name] = [_inside(path, folder.name) for path in volumes(folder)]
+            if own[folder.name] or folder.name in groups:
                 continue
-            own[inner.name] = [_inside(path, inner.name) for path in volumes(inner)]
-            if not own[inner.name] and inner.name not in groups and _holds_dicom(inner):
-                own[inner.name] = [_File(inner, "image", "image", "")]
+            for series in series_folders(folder):
+                case = "_".join(series.relative_to(root).parts)
+                own[case] = [_File(series, "image", "image", ("",))]
+                patients[case] = patient_of(folder.name)
         for name, files in own.items():
             groups[name] += files
-        table, (cases, problems) = participants(root), _grouped(groups, _several(own))
-        return [described(case, table) for case in cases], problems
+        cases, problems = _grouped(groups, _several(own))
+        cases = [replace(c, patient=patients.get(c.id, c.patient)) for c in cases]
+        described, unmatched = with_participants(root, cases)
+        return described, [*left, *problems, *unmatched]
 
 
-def _flat(path: Path, *, labels: bool = False) -> tuple[str, _File]:
-    """The case of a file that lies beside those of other cases, and what it is of it.
+def _flat(path: Path, *, labels: bool = False) -> _File:
+    """What a file is that lies beside those of other cases.
 
     Arguments:
         labels: whether it lies in a folder of labels
     """
-    case, word = split_name(stem(path))
-    role = _role(word)
-    if labels and role == "image":
-        role = "label"
-    reader = None
-    if role == "label":
-        case, reader = split_reader(case)
-    return case, _File(path, role, word, case, reader)
+    name = parsed(stem(path))
+    if labels and name.role == "image":
+        name = marked(stem(path))
+    return _File(path, name.role, name.channel, name.owners, name.reader, name.is_copy)
+
+
+def _by_case(files: Sequence[_File], root: str) -> tuple[dict[str, list[_File]], list[Problem]]:
+    """The files of every case, and images that other programs have made of one of them.
+
+    Arguments:
+        root: the case of files whose names say nothing
+    """
+    groups: dict[str, list[_File]] = defaultdict(list)
+    problems = []
+    images = {stem(f.path): f for f in files if f.role == "image" and f.name != "image"}
+    for file in files:
+        source = _source_of(file, images) if file.role == "image" else None
+        if source is not None:
+            text = (
+                f"{file.path.name} begins with the name of {source.path.name}, an image of the "
+                "same person, and is left out; give each case a folder if it is another image."
+            )
+            problems.append(Problem(source.owner or root, text, "warning", (file.path,)))
+        elif file.role == "image":
+            groups[file.owner or root].append(file)
+    known = set(groups)
+    for file in files:
+        if file.role != "image":
+            owner = next((o for o in file.owners if o in known), file.owner)
+            groups[owner or root].append(file)
+    return groups, problems
+
+
+def _source_of(file: _File, images: Mapping[str, _File]) -> _File | None:
+    """The image of a channel whose whole name this one's name goes on from, such as p1_T1w of
+    p1_T1w_pve_0."""
+    if file.name != "image" or file.is_copy:
+        return None
+    parts = stem(file.path).split("_")
+    shorter = ("_".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+    return next((images[name] for name in shorter if name in images), None)
 
 
 def _inside(path: Path, case: str) -> _File:
@@ -120,10 +165,11 @@ def _inside(path: Path, case: str) -> _File:
     name = stem(path)
     if name.lower().startswith((case.lower() + "_", case.lower() + "-")):
         name = name[len(case) + 1 :]
-    role, owner, reader = _role(name), split_name(name)[0], None
-    if role == "label":
-        owner, reader = split_reader(owner)
-    return _File(path, role, name, owner, reader)
+    known = parsed(name)
+    if known.role == "image":
+        channel, is_copy = without_copy_words(name)
+        return _File(path, "image", channel, (split_name(channel)[0],), None, is_copy)
+    return _File(path, known.role, name, known.owners, known.reader)
 
 
 def _several(folders: Mapping[str, Sequence[_File]]) -> dict[str, str]:
@@ -157,8 +203,13 @@ def _grouped(groups: Mapping[str, Sequence[_File]], mixed: Mapping[str, str]) ->
         labels: dict[str, Path] = {}
         readers: dict[str, Path] = {}
         message = mixed.get(case) or _apart(groups[case])
+        copies = _copies(groups[case])
+        if copies:
+            shown = ", ".join(file.path.name for file in copies)
+            text = f"has the same image with its skull, too, and {shown} is not used."
+            problems.append(Problem(case, text, "info", tuple(f.path for f in copies)))
         for file in groups[case]:
-            if file.role == "auxiliary":
+            if file.role == "auxiliary" or file in copies:
                 continue
             taken, name = (images, file.name) if file.role == "image" else (labels, file.role)
             what = file.role
@@ -168,12 +219,22 @@ def _grouped(groups: Mapping[str, Sequence[_File]], mixed: Mapping[str, str]) ->
                 message = f"{file.path.name} and {taken[name].name} are both its {what}; keep one."
             taken.setdefault(name, file.path)
         if message:
-            problems.append(Problem(case, message))
+            problems.append(Problem(case, message, files=tuple(f.path for f in groups[case])))
         elif images or labels or readers:
             label, associated = labels.get("label"), labels.get("associated")
             patient, ordered = patient_of(case), in_order(readers)
             cases.append(Case(case, patient, images, label, associated=associated, labels=ordered))
     return cases, problems
+
+
+def _copies(files: Sequence[_File]) -> list[_File]:
+    """Images without skull of channels that are there with it."""
+    whole = {file.name for file in files if file.role == "image" and not file.is_copy}
+    return [
+        file
+        for file in files
+        if file.is_copy and (file.name in whole or (file.name == "image" and whole))
+    ]
 
 
 def _apart(files: Sequence[_File]) -> str | None:
@@ -192,19 +253,3 @@ def _apart(files: Sequence[_File]) -> str | None:
                 "and `labels`."
             )
     return None
-
-
-def _role(word: str) -> Role:
-    word = word.lower()
-    last = re.split(r"[_-]", word)[-1]
-    if word in AUXILIARY_WORDS or last in AUXILIARY_WORDS:
-        return "auxiliary"
-    if last == ASSOCIATED_WORD:
-        return "associated"
-    return "label" if last in LABEL_WORDS else "image"
-
-
-def _holds_dicom(folder: Path) -> bool:
-    from volumediff.data.dicom_files.recognition import is_dicom
-
-    return any(is_dicom(p) for p in sorted(folder.iterdir())[:20])

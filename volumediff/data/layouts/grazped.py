@@ -13,6 +13,7 @@ References:
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from volumediff.data.cases import Box, Case, Problem
 from volumediff.data.grid import canonical_box
@@ -47,6 +48,8 @@ class GRAZPED(Layout):
         objects: whose boxes are lesions
     """
 
+    tables: ClassVar[tuple[str, ...]] = ("dataset.csv",)
+
     objects: tuple[str, ...] = ("fracture",)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class GRAZPED(Layout):
             try:
                 boxes = None if labels is None else self._boxes(labels, pictures[name])
             except DataError as error:
-                problems.append(Problem(name, str(error)))
+                problems.append(Problem(name, str(error), files=(pictures[name],)))
                 continue
             patient, images = row["patient_id"], {"image": pictures[name]}
             cases.append(Case(name, patient, images, None, _attributes(row), boxes=boxes))

@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
@@ -30,6 +31,8 @@ SEX = {"1": "male", "2": "female"}
 @dataclass(frozen=True)
 class IXI(Layout):
     """One case per examination; the hospital (Guys, HH, IOP) is the site."""
+
+    tables: ClassVar[tuple[str, ...]] = ("IXI.csv", "IXI.xls")
 
     def recognises(self, root: Path) -> bool:
         return any(

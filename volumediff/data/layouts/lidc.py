@@ -15,6 +15,7 @@ References:
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.dicom import series_grid
@@ -43,6 +44,8 @@ class LIDC(Layout):
         readers: of the four, how many must have marked a nodule; 3 as in LUNA16
     """
 
+    tables: ClassVar[tuple[str, ...]] = ("*.xml",)
+
     readers: int = 3
 
     def __post_init__(self) -> None:
@@ -63,7 +66,7 @@ class LIDC(Layout):
                 try:
                     cases.append(self._case(name, patient.name, folder))
                 except DataError as error:
-                    problems.append(Problem(name, str(error)))
+                    problems.append(Problem(name, str(error), files=(folder,)))
         return cases, problems
 
     def _case(self, name: str, patient: str, folder: Path) -> Case:

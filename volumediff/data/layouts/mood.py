@@ -51,7 +51,7 @@ class MOOD(Layout):
                 if group is None or not label.is_file():
                     where = label if group else truth / "sample" / f"{path.name}.txt"
                     text = f"expected its label {where.relative_to(folder.parent)}; add it."
-                    problems.append(Problem(case, text))
+                    problems.append(Problem(case, text, files=(path, label)))
                     continue
                 known |= {"group": group, "split": "test"}
                 cases.append(Case(case, case, images, label, known))

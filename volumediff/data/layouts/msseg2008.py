@@ -17,7 +17,8 @@ from typing import Literal
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
-from volumediff.data.layouts._files import first_folders, folders, in_order
+from volumediff.data.layouts._files import first_folders, folders
+from volumediff.data.layouts._roles import in_order
 
 __all__ = ["MSSEG2008"]
 
@@ -59,7 +60,8 @@ class MSSEG2008(Layout):
             split = "train" if part == "train" else "test"
             if split == "train" and label is None:
                 which = "lesion_byCHB" if other else "lesion"
-                problems.append(Problem(name, f"has no {name}_{which}; unpack that part, too."))
+                text = f"has no {name}_{which}; unpack that part, too."
+                problems.append(Problem(name, text, files=tuple(known.values())))
                 continue
             attributes: dict[str, str | float] = {"site": site, "group": "sick", "split": split}
             by_chb = known.get("lesion" if site == "CHB" else "lesion_byCHB")

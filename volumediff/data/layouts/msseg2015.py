@@ -56,7 +56,7 @@ class MSSEG2015(Layout):
                 label = masks.get(f"{case}_mask{self.rater}")
                 if label is None and split == "train":
                     text = f"has no {folder.name}/masks/{case}_mask{self.rater}.nii; add it."
-                    problems.append(Problem(case, text))
+                    problems.append(Problem(case, text, files=tuple(found.values())))
                     continue
                 attributes: dict[str, str | float] = {
                     "group": "sick",

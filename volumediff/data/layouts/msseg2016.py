@@ -14,7 +14,8 @@ from pathlib import Path
 
 from volumediff.data.cases import Case, Problem
 from volumediff.data.layouts._base import Found, Layout
-from volumediff.data.layouts._files import first_folders, folders, in_order, stem, volumes
+from volumediff.data.layouts._files import first_folders, folders, stem, volumes
+from volumediff.data.layouts._roles import in_order
 
 __all__ = ["MSSEG2016"]
 
@@ -60,7 +61,7 @@ class MSSEG2016(Layout):
             masks = {stem(p): p for p in volumes(folder / "Masks")}
             if masks and truth not in masks:
                 text = f"has no Masks/{truth}.nii.gz; it has {', '.join(masks)}."
-                problems.append(Problem(name, text))
+                problems.append(Problem(name, text, files=tuple(masks.values())))
                 continue
             attributes: dict[str, str | float] = {"site": folder.parent.name, "group": "sick"}
             if part:

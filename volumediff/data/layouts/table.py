@@ -38,6 +38,7 @@ class Table(Layout):
     """
 
     rank: ClassVar[int] = LISTED
+    tables: ClassVar[tuple[str, ...]] = ("cases.csv",)
 
     def recognises(self, root: Path) -> bool:
         return (root / NAME).is_file() or (root.is_file() and root.suffix.lower() == ".csv")

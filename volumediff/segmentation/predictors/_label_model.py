@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from volumediff.compatibility import label_model_problem, require
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import label_model_problem
 from volumediff.condition import Condition
 from volumediff.model import Model
 from volumediff.segmentation.draw import Draw

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import direct_problem, require
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import direct_problem
 from volumediff.condition import Condition
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw

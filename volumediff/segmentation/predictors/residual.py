@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import highest_problem, require
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import highest_problem
 from volumediff.condition import Condition
 from volumediff.residual_segmentation import ResidualSegmentation, residual_missing
 from volumediff.samplers._base import Sampler

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility import require, sampler_problem
+from volumediff.compatibility import require
+from volumediff.compatibility.chains import sampler_problem
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Sampler
 from volumediff.samplers.dpmpp import DPMSolverPP

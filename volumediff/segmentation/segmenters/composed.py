@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from volumediff.compatibility import level_problem, require
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import level_problem
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.samplers._base import Sampler

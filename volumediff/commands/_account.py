@@ -1,0 +1,53 @@
+"""What commands say about files below their inputs that are in no case."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from volumediff.commands._options import say
+from volumediff.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from volumediff.data.survey import Spec
+
+__all__ = ["Strict", "account_for"]
+
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Refuse data with files that look like data and are in no case.",
+    ),
+]
+
+
+def account_for(
+    sources: Sequence[Path | str],
+    *,
+    layout: "Spec",
+    channels: Sequence[str] | None,
+    strict: bool,
+) -> None:
+    """Says how many files below the sources are in no case, and refuses them if that is asked for.
+
+    What cannot be read at all is left to the command itself, which says why.
+
+    Raises:
+        UsageError: strict, and a file is in no case
+    """
+    from volumediff.data.account import left_out, refuse_left_out
+    from volumediff.data.survey import survey_cases
+
+    for source in map(Path, sources):
+        try:
+            _, problems = survey_cases(source, layout, channels)
+        except (DataError, UsageError):
+            continue
+        if strict:
+            refuse_left_out(problems)
+        line = left_out(problems, source)
+        if line is not None and os.environ.get("RANK", "0") == "0":
+            say(line)

@@ -1,0 +1,68 @@
+"""The lines of `check` on the terminal, as they come."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from volumediff.commands._options import say
+from volumediff.data.check import CheckLine
+
+__all__ = ["CheckLines"]
+
+COLOURS = {"error": "red", "warning": "yellow"}
+EVERY_S = 10.0  # between two lines of progress
+
+
+class CheckLines:
+    """Prints lines and counts them; progress is told on the standard error.
+
+    Arguments:
+        quiet: whether lines are counted alone
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.errors = self.warnings = self.left_out = 0
+        self._files = self._done = self._cases = 0
+        self._quiet = quiet
+        self._console = Console(highlight=False, markup=False)
+        self._told = time.monotonic()
+
+    def start(self, cases: int) -> None:
+        """Takes the number of cases that are going to be read."""
+        self._cases = cases
+
+    def add(self, lines: Sequence[CheckLine]) -> None:
+        """Takes the lines of one case, or of the whole set."""
+        for line in lines:
+            self.errors += line.severity == "error"
+            self.warnings += line.severity == "warning"
+            self._files += line.code == "summary"
+            self.left_out += len(line.files) if line.severity == "warning" else 0
+            if not self._quiet:
+                self._print(line)
+        self._done += any(line.code in ("summary", "refused") for line in lines)
+        if time.monotonic() - self._told > EVERY_S and self._done < self._cases:
+            say(f"{self._done} of {self._cases} cases are read")
+            self._told = time.monotonic()
+
+    def finish(self) -> None:
+        """Prints the counts."""
+        if self._quiet:
+            return
+        text = f"{self._files} readable files, {self.errors} errors, {self.warnings} warnings"
+        if self.left_out:
+            text += f", {self.left_out} files in no case"
+        self._console.print(text, soft_wrap=True)
+
+    def _print(self, line: CheckLine) -> None:
+        words = (line.case, line.file, line.severity, line.code)
+        text = "  ".join(word for word in words if word)
+        style = COLOURS.get(line.severity, "")
+        # file names may hold anything, and a terminal would act on it
+        whole = f"{text}: {line.message}"
+        whole = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole)
+        self._console.print(Text(whole, style=style), soft_wrap=True)
+        sys.stdout.flush()

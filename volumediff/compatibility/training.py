@@ -1,0 +1,294 @@
+"""Whether recipe, space, kernel, noise, network and losses can be trained together."""
+
+from collections.abc import Sequence
+
+from volumediff.autoencoders import Reconstructor
+from volumediff.compatibility._words import either, undeclared
+from volumediff.config import name_of
+from volumediff.kernels._base import Kernel
+from volumediff.losses._base import LossTerm
+from volumediff.model import Model
+from volumediff.networks._base import Network
+from volumediff.noise import Noise
+from volumediff.recipes._base import Recipe
+from volumediff.spaces._base import StateSpace
+
+__all__ = [
+    "anchor_problem",
+    "classification_problem",
+    "codec_problem",
+    "coding_problem",
+    "comparison_problem",
+    "prior_problem",
+    "probe_problem",
+    "states_problem",
+    "supervised_problem",
+    "supervision_problem",
+    "told_problem",
+    "training_problem",
+    "variance_problem",
+]
+
+WHITE = "white"
+
+
+def training_problem(
+    recipe: Recipe,
+    space: StateSpace,
+    kernel: Kernel,
+    noise: Noise,
+    losses: Sequence[LossTerm] = (),
+) -> str | None:
+    """Why a diffusion model cannot be trained of these parts."""
+    if recipe.exact and not space.exact:
+        return (
+            f"recipe: expected a space of voxels or wavelets for {name_of(type(recipe))}, got "
+            "latents, whose autoencoder was made for volumes and not for maps; use voxel, wavelet "
+            "or slices."
+        )
+    name = name_of(type(kernel))
+    if kernel.path not in recipe.paths:
+        return (
+            f"kernel: expected {either(recipe.paths)} for the recipe {name_of(type(recipe))}, "
+            f"got {name}{undeclared(kernel.path, 'path')}."
+        )
+    if kernel.classes is not None:
+        problem = _classes_problem(recipe, space, kernel)
+        if problem is not None:
+            return problem
+    elif kernel.valued and not space.exact:
+        return (
+            f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
+            "places, got latents; use voxel, wavelet or slices."
+        )
+    for loss in losses:
+        problem = loss.problem(kernel, recipe, space)
+        if problem is None and recipe.local:
+            problem = "expected noise everywhere, got a recipe with noise in a region alone."
+        if problem is not None:
+            return f"losses, {name_of(type(loss))}: {problem}"
+    return variance_problem(kernel, losses) or _noise_space_problem(space, noise)
+
+
+def _classes_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | None:
+    """Why a discrete kernel cannot flip what a recipe and a space give it.
+
+    States are bits of a binary autoencoder, or voxels of a code of -1 and 1; a linear transform of
+    voxels is no obstacle, see `volumediff.model.Model.transform`.
+    """
+    name = name_of(type(kernel))
+    if space.binary:
+        if kernel.classes in (0, 2):
+            return None
+        return f"kernel.classes: expected 2 for bits, got {kernel.classes}."
+    if recipe.segments and not space.exact:
+        return (
+            f"kernel: expected a space of bits for {name}, got latents in real numbers; use those "
+            "of a binary autoencoder, space={name: latent, autoencoder: RUN}, or voxels or "
+            "wavelets, where it flips the labels themselves."
+        )
+    if recipe.codes is None:
+        advice = (
+            "recipe.coding=signed for bits, or one_hot for classes"
+            if recipe.segments
+            else "the latents of a binary autoencoder, space={name: latent, autoencoder: RUN}"
+        )
+        return (
+            f"kernel: expected a space of bits for {name}, got {name_of(type(space))}, whose "
+            f"states are not; use {advice}."
+        )
+    if kernel.classes not in (0, recipe.codes):
+        return (
+            f"kernel.classes: expected {recipe.codes}, those of the coding, got {kernel.classes}; "
+            "use 0, which takes them from there."
+        )
+    return None
+
+
+def prior_problem(recipe: Recipe, space: StateSpace, kernel: Kernel) -> str | None:
+    """Why the probabilities of a segmentation network cannot be what states end in."""
+    if kernel.classes is None:
+        return (
+            f"prior: expected the kernel discrete, whose states end in classes, got "
+            f"{name_of(type(kernel))}; leave prior out, or use kernel.name=discrete."
+        )
+    if recipe.segments and space.keeps_values:
+        return None
+    return (
+        "prior: expected label_diffusion in voxels or wavelets, where states are labels, got "
+        f"{name_of(type(recipe))} in {name_of(type(space))}; leave prior out."
+    )
+
+
+def anchor_problem(network: Network, losses: Sequence[LossTerm]) -> str | None:
+    """Why a prediction of the image branch alone would not be trained, or is not there."""
+    trained = any(loss.prepared for loss in losses)
+    if trained == network.conditioner.anchors:
+        return None
+    if trained:
+        return (
+            "losses, anchor: expected a network whose image branch predicts the clean state; use "
+            "network.conditioner=anchor, or leave the loss out."
+        )
+    return (
+        "losses: expected anchor for a network whose image branch predicts the clean state, got "
+        "none that trains it; use losses=[{name: anchor}] or head: false of the conditioner."
+    )
+
+
+def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
+    """Why nothing would train what a kernel asks of the network beside the mean."""
+    trained = any(loss.bounds for loss in losses)
+    if kernel.outputs(1) == 1 or trained:
+        return None
+    return (
+        "losses: expected vlb for a kernel that learns the variance of its steps, got none that "
+        "trains it; use losses=[{name: vlb}] or kernel.variance=posterior."
+    )
+
+
+def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
+    """Why a noise cannot be drawn in a space."""
+    if noise.kind != WHITE and not space.exact:
+        return (
+            f"noise: expected gaussian in a latent space, got {name_of(type(noise))}; the latents "
+            "are computed once, and noise of voxels has no counterpart in them. Use voxel or "
+            "wavelet."
+        )
+    return None
+
+
+def coding_problem(recipe: Recipe, autoencoder: Reconstructor, c: int) -> str | None:
+    """Why an autoencoder cannot learn to code what a recipe makes of volumes of c channels."""
+    beside = recipe.image_channels(c) or recipe.classes or recipe.scalar_count
+    if beside or recipe.shows_mask or recipe.local or "gaussian" not in recipe.paths:
+        return (
+            "recipe: expected healthy or label_maps for an autoencoder, which is shown nothing "
+            f"beside what it codes, got {name_of(type(recipe))}."
+        )
+    if recipe.labels and not autoencoder.codes_labels:
+        return (
+            "autoencoder: expected one with a latent grid for label_maps, such as kl, vq or "
+            f"binary, got {name_of(type(autoencoder))}."
+        )
+    return None
+
+
+def codec_problem(recipe: Recipe, codec: Recipe) -> str | None:
+    """Why what a recipe diffuses cannot be coded by an autoencoder.
+
+    Arguments:
+        recipe: of the diffusion model
+        codec: recipe that the autoencoder was trained on
+    """
+    if not codec.labels:
+        return None
+    if not recipe.labels:
+        return (
+            f"space.autoencoder: expected an autoencoder of volumes for {name_of(type(recipe))}, "
+            "got one of masks; use one that was trained with recipe=healthy."
+        )
+    ours, theirs = (f"labels {list(r.labels)} with {r.coding}" for r in (recipe, codec))
+    if ours == theirs:
+        return None
+    return (
+        f"recipe: expected the labels and the coding of the autoencoder of masks, {theirs}, got "
+        f"{ours}; change recipe.labels and recipe.coding here, or train an autoencoder of these."
+    )
+
+
+def classification_problem(recipe: Recipe) -> str | None:
+    """Why a classifier of states cannot learn from a recipe: it sees a state and nothing else,
+    and samples without a class mean nothing to it."""
+    if recipe.classes and not (recipe.drop or recipe.atlas or recipe.scalars):
+        return None
+    return (
+        "recipe: expected classes without drop, atlas and scalars for a classifier, such as "
+        "{name: class_conditional, attribute: group, values: [healthy, sick], drop: 0}"
+    )
+
+
+def states_problem(recipe: Recipe) -> str | None:
+    """Why a classifier cannot take the states of a model of a recipe."""
+    if recipe.whole:
+        return None
+    return (
+        "expected a model of whole volumes (recipe healthy or class_conditional), got the recipe "
+        f"{name_of(type(recipe))}."
+    )
+
+
+def supervision_problem(recipe: Recipe) -> str | None:
+    """Why a segmentation network cannot learn from a recipe."""
+    if recipe.marks is not None:
+        return told_problem(recipe)
+    return (
+        "recipe: expected synthetic_anomalies, or label_diffusion with the code -1 and 1, for a "
+        f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
+    )
+
+
+def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
+    """Why a network cannot learn labels by itself, without a diffusion."""
+    if not recipe.segments:
+        return (
+            f"recipe: expected label_diffusion, which says the labels, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if recipe.tells:
+        return (
+            "recipe.raters: expected raters that say no level of agreement for a supervised "
+            "segmentation, got consensus, which asks for a model of every level; use majority or "
+            "drawn."
+        )
+    if not space.exact:
+        return (
+            "space: expected voxels, wavelets or slices of them for a supervised segmentation, "
+            "got latents, whose decoder makes volumes and no logits; use a patch, wavelet or "
+            "pseudo3d pipeline."
+        )
+    return told_problem(recipe)
+
+
+def comparison_problem(model: Model) -> str | None:
+    """Why a segmentation network cannot learn from the reconstructions of a model."""
+    if model.recipe.whole and model.kernel.path == "gaussian":
+        return None
+    return (
+        "expected a model of whole volumes under Gaussian noise (recipe healthy or "
+        f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
+        f"{name_of(type(model.kernel))}."
+    )
+
+
+def told_problem(recipe: Recipe) -> str | None:
+    """Why a network that is no diffusion cannot learn from a recipe with levels of agreement."""
+    if not recipe.tells:
+        return None
+    return (
+        "recipe.raters: expected majority or drawn, got a consensus, whose level only a diffusion "
+        "of labels is told."
+    )
+
+
+def probe_problem(recipe: Recipe, model: Model) -> str | None:
+    """Why heads cannot learn what a recipe says from the features of a model."""
+    if not recipe.segments:
+        return (
+            "recipe: expected label_diffusion, which says the labels, for a probe, got "
+            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if recipe.codes is None:
+        return (
+            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
+            f"one, got {recipe.coding}; leave it out."
+        )
+    if problem := told_problem(recipe):
+        return problem
+    got = model.recipe
+    if got.whole and not got.atlas:
+        return None
+    return (
+        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
+        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
+    )
