@@ -1,4 +1,4 @@
-"""Every shipped configuration of a run makes a step and looks at a volume on the pretend device."""
+"""Every shipped configuration makes a step and a pass of inference on the pretend device."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -8,6 +8,7 @@ run is therefore its tensors and one integer: the same command goes on where the
 the weights come out bit-identical to those of an uninterrupted run.
 """
 
+import os
 import signal
 from collections.abc import Generator
 from contextlib import closing
