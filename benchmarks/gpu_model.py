@@ -160,8 +160,17 @@ def modelled() -> Iterator[Work]:
         stack.enter_context(mock.patch("torch.cuda._lazy_init"))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.dict(sys.modules, _triton(work)))
+        stack.callback(_forget, set(sys.modules))
         stack.enter_context(counter)
         yield work
+
+
+def _forget(before: set[str]) -> None:
+    """Takes modules that were imported over the stand-in out of their packages, too."""
+    for name in set(sys.modules) - before:
+        package, _, module = name.rpartition(".")
+        if package.startswith("volumediff"):
+            vars(sys.modules[package]).pop(module, None)
 
 
 class _Counter(TorchDispatchMode):
@@ -192,11 +201,25 @@ class _Counter(TorchDispatchMode):
         try:
             if func is aten._local_scalar_dense.default and args[0].device == META:
                 return {torch.bool: False}.get(args[0].dtype, 0.5 * args[0].is_floating_point())
-            result = func(*args, **kwargs)
+            result = _laid_out(func, args, func(*args, **kwargs))
             self.work.kernels += _kernels(func, args, kwargs, result)
         finally:
             self.within = before
         return result
+
+
+def _laid_out(func: Any, args: tuple, result: Any) -> Any:
+    """Channels last of convolutions where cuDNN gives them so, which meta does not."""
+    if func._overloadpacket not in (aten.convolution, aten.convolution_backward):
+        return result
+    last, volumes = torch.channels_last_3d, [t for t in args[:3] if isinstance(t, Tensor)]
+    if not any(t.ndim == 5 and t.is_contiguous(memory_format=last) for t in volumes):
+        return result
+    if isinstance(result, Tensor):
+        return result.contiguous(memory_format=last)
+    return tuple(
+        t.contiguous(memory_format=last) if t is not None and t.ndim == 5 else t for t in result
+    )
 
 
 def _kernels(func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> list[Kernel]:

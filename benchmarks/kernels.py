@@ -7,8 +7,9 @@ Normalisation with FiLM and SiLU, eager against Triton, at the shapes of the shi
 bfloat16 and channels last. The contestants take turns, after two calls that are not counted; the
 figures are medians. Peak is what a forward and backward pass allocates beyond its inputs. Where
 the Triton kernels agree with the eager form and take at least 10 % less time over all shapes, the
-last line says so: then `memory.fused: true` pays on this device. Nothing reads that line: a choice
-made by timing inside a run could differ between its sessions, and with it the bits of the run.
+last line says so; where it does not, `memory.fused: false` switches them off. Nothing reads that
+line: a choice made by timing inside a run could differ between its sessions, and with it the bits
+of the run.
 
 Attention: every backend at 4096 and 32768 tokens with heads of 32 and 64 channels.
 
@@ -186,17 +187,17 @@ def verdict(rows: list[dict]) -> str:
     """What the measurements say about `memory.fused` on this device."""
     raced = [row for row in rows if row["fused"].get("both_ms")]
     if not raced:
-        return "fused: not measured here; leave memory.fused at false"
+        return "fused: not measured here"
     unlike = [row for row in raced if not row["error"] < AGREES]
     if unlike:
         row = unlike[0]
         return (
             f"fused: differs from eager by {row['error']:.1e} at {row['channels']} channels, "
-            f"{row['side']}³, {row['kind']}; leave memory.fused at false and report it"
+            f"{row['side']}³, {row['kind']}; set memory.fused to false and report it"
         )
     eager, fused = (sum(row[name]["both_ms"] for row in raced) for name in ("eager", "fused"))
     word = "pays" if fused <= PAYS * eager else "does not pay"
-    choice = "true" if fused <= PAYS * eager else "false"
+    choice = "null" if fused <= PAYS * eager else "false"
     return (
         f"fused: {fused:.2f} ms against {eager:.2f} ms over {len(raced)} of {len(rows)} shapes, "
         f"{word} on this device: memory.fused: {choice}"

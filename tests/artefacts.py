@@ -49,7 +49,12 @@ def save_checkpoint(place, value):
         "best",
         step=3,
         tensors={"weights": weights(value), "ema": weights(value)},
-        state={"best": {"step": 3, "score": value}, "borrowed": ""},
+        state={
+            "best": {"step": 3, "score": value},
+            "borrowed": "",
+            "validated": 3,
+            "bound": {"files": {}, "settings": {}},
+        },
         keep=1,
     )
 

@@ -23,7 +23,7 @@ from tiny_runs import phantom, tiny, write_data
 import volumediff
 from volumediff.api.images import volume_of
 from volumediff.api.overrides import words_of
-from volumediff.calibration.label_thresholds import fitted
+from volumediff.calibration.segmentation_fits import fitted
 from volumediff.config import overridden
 from volumediff.data.volume import Volume
 from volumediff.errors import DataError, UsageError
@@ -294,8 +294,8 @@ def test_a_threshold_is_fitted_on_validation_volumes_once(segmenter, monkeypatch
     b = segmenter.segment((phantom(3), np.eye(4)), **words)
     assert len(lines) == 1
     np.testing.assert_array_equal(a.labels, b.labels)
-    kept.write_text(kept.read_text().replace('"thresholds"', '"threshold"'))
-    with pytest.raises(DataError, match="it is fitted again"):
+    kept.write_text(kept.read_text().replace('"fitted"', '"fit"'))
+    with pytest.raises(DataError, match="delete it to fit it again"):
         segmenter.segment((phantom(3), np.eye(4)), **words)
     kept.unlink()
 

@@ -159,6 +159,62 @@ def test_triton_kernels_are_launches_of_their_own_wrappers():
     assert "triton" not in sys.modules or hasattr(sys.modules["triton"], "__version__")
 
 
+@pytest.mark.parametrize("kind", ["group", "slice", "voxel"])
+@pytest.mark.parametrize(
+    ("dtype", "last", "fused", "launched"),
+    [
+        (torch.bfloat16, True, None, True),
+        (torch.float32, True, None, True),
+        (torch.bfloat16, False, None, False),
+        (torch.float64, True, None, False),
+        (torch.bfloat16, True, False, False),
+        (torch.bfloat16, False, True, True),
+    ],
+)
+def test_triton_kernels_run_on_a_gpu_where_they_read_volumes_in_place(
+    kind, dtype, last, fused, launched
+):
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    with modelled() as work:
+        x = torch.empty(1, 8, 4, 32, 32, device="cuda", dtype=dtype)
+        x = x.contiguous(memory_format=layout)
+        coefficients = torch.promote_types(dtype, torch.float32)
+        scale, shift = (torch.empty(1, 8, device="cuda", dtype=coefficients) for _ in range(2))
+        work.kernels.clear()
+        norm_act(
+            x, scale, shift, kind=kind, groups=1 if kind == "voxel" else 2, eps=1e-5, fused=fused
+        )
+        names = [n for n, _, _ in kernels(work)]
+    assert any("triton" in name for name in names) is launched
+    if launched and last:
+        assert not any("clone" in n or "copy" in n for n in names if kind != "slice")
+
+
+def test_group_norm_without_triton_takes_few_launches_and_passes():
+    with modelled() as work:
+        x = torch.empty(1, 64, 32, 32, 32, device="cuda", dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        scale, shift = (torch.empty(1, 64, device="cuda", requires_grad=True) for _ in range(2))
+        work.kernels.clear()
+        y = norm_act(x, scale, shift, kind="group", groups=32, eps=1e-5, fused=False)
+        forward = kernels(work)
+        y.backward(torch.empty_like(y))
+        backward = kernels(work)
+    volume = 2 * 64 * 32**3
+    assert round(sum(b for _, b, _ in forward) / volume) == 6
+    assert round(sum(b for _, b, _ in backward) / volume) <= 14
+    assert len(forward) <= 16
+    assert len(backward) <= 20
+
+
+def test_convolutions_keep_channels_last_as_those_of_gpus_do():
+    with modelled():
+        layer = nn.Conv3d(4, 4, 3, padding=1, device="cuda")
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        y = layer(torch.empty(1, 4, 8, 8, 8, device="cuda"))
+        assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_operations_of_a_network_are_those_that_torch_counts():
     def step(network, z):
         network(z, torch.full((1,), 0.5, device=z.device)).sum().backward()

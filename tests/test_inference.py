@@ -244,13 +244,14 @@ def test_an_interrupted_write_leaves_no_file(run, tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "out").glob("new-0*")] == [f"new-0_{MAP}"]
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path):
-    with (
-        open_ledger(tmp_path, job="a"),
-        pytest.raises(UsageError, match=rf"another process works here \(.*pid {os.getpid()}\)"),
-        open_ledger(tmp_path, job="a"),
-    ):
-        pass
+def test_processes_of_other_settings_do_not_share_a_folder(tmp_path):
+    said = rf"another process works here with other settings \(.*pid {os.getpid()}\)"
+    with open_ledger(tmp_path, job="a"):
+        with pytest.raises(UsageError, match=said), open_ledger(tmp_path, job="b"):
+            pass
+        with open_ledger(tmp_path, job="a") as other:
+            pass
+        assert not other.last
 
 
 def test_every_failure_of_a_case_is_recorded(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from test_layers_math import normal, normalised
 
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.networks._norm_act import fused_refusal, norm_act
+from volumediff.networks._norm_act import _lacking, fused_refusal, norm_act
 from volumediff.networks.unet import UNet
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -255,7 +256,15 @@ def test_shadows_of_tensors_take_the_reference():
     assert y.shape == x.shape
 
 
-def test_refusals_say_why(monkeypatch):
+@pytest.fixture
+def asked_anew():
+    """What the machine lacks is looked up once; these tests change it."""
+    _lacking.cache_clear()
+    yield
+    _lacking.cache_clear()
+
+
+def test_refusals_say_why(monkeypatch, asked_anew):
     x = torch.zeros(1, 8, 2, 3, 4)
     if not missing:
         assert "take float32" in fused_refusal(x.double())
@@ -263,13 +272,19 @@ def test_refusals_say_why(monkeypatch):
 
         monkeypatch.setattr(_norm_act_triton, "INTERPRETED", False)
         assert fused_refusal(x) == "its kernels need a GPU"
+    _lacking.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    if not missing:
+        assert fused_refusal(x) == "triton finds no C compiler"
+    _lacking.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert fused_refusal(x) == "triton is not installed"
     with pytest.raises(ValueError, match="set channels_last to true"):
         MemoryPolicy(fused=True)
 
 
-def test_without_a_gpu_the_reference_runs(monkeypatch):
+def test_without_a_gpu_the_reference_runs(monkeypatch, asked_anew):
     """What was trained fused on a GPU is read on a CPU too."""
     leaves = [v.detach().cpu() for v in inputs((1, 8, 2, 3, 4))]
     arguments = {"kind": "group", "groups": 2, "eps": 1e-5}
@@ -281,7 +296,7 @@ def test_without_a_gpu_the_reference_runs(monkeypatch):
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_on_a_gpu_kernels_that_cannot_run_fail():
     leaves = [v.double() for v in inputs((1, 8, 2, 3, 4))]
-    with pytest.raises(ValueError, match=r"cuda with float64: .* set 'fused' to false"):
+    with pytest.raises(ValueError, match=r"cuda with float64: .* set 'fused' to null or false"):
         norm_act(*leaves, kind="group", groups=2, eps=1e-5, fused=True)
 
 

@@ -465,4 +465,8 @@ def test_a_method_without_its_fit_says_what_the_members_do():
     assert torch.equal(a.labels, b.labels)
     low = unfitted.fit([(b, torch.ones_like(b.labels))])
     assert not low.needs_fit
+    assert unfitted.with_fitted(low.fitted) == low
+    both = replace(plain, post=(label_posts.FittedThreshold(at=(0.9,)), *unfitted.post))
+    half = both.fit([(b, torch.ones_like(b.labels))])
+    assert both.with_fitted(half.fitted) == half
     assert int(segment(low, model(), x, 3).labels.sum()) >= int(a.labels.sum())

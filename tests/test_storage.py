@@ -63,7 +63,12 @@ def test_tensors_are_written_one_at_a_time_and_read_back_once(tmp_path, monkeypa
         "last",
         step=1,
         tensors={"weights": group, "ema": group},
-        state={"best": {}, "borrowed": ""},
+        state={
+            "best": {},
+            "borrowed": "",
+            "validated": 0,
+            "bound": {"files": {}, "settings": {}},
+        },
         keep=1,
     )
     assert sorted(written)[-40:] == [4000] * 40

@@ -121,7 +121,8 @@ def test_no_text_of_64_kib_takes_a_second(text, tmp_path):
         said = complaint(read)
         assert "\n" not in said
         assert len(said) < 400, "a message is no copy of the file"
-    assert time.process_time() - began < 2  # two readings
+    # two readings, with types checked at every call; what grows faster takes minutes
+    assert time.process_time() - began < 5
 
 
 def complaint(read):

@@ -33,12 +33,14 @@ from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
 from volumediff.commands.tune import tune
+from volumediff.distributed.launch import world
 from volumediff.errors import (
     LIBRARIES,
     DataError,
     UsageError,
     isolated_cases,
     one_line,
+    printable,
     traceback_of,
 )
 
@@ -69,14 +71,14 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - nothing is lost: what is unexpected is shown whole
         line, code, expected = _told(error)
         if debug or not expected:
-            sys.stderr.write(traceback_of(error))
+            sys.stderr.write(printable(traceback_of(error)))
         _stop(line, code)
     if code == INTERRUPTED:
         _stop(
             "interrupted; run the same command again to continue from what is finished.",
             INTERRUPTED,
         )
-    raise SystemExit(code or 0)
+    _end(code or 0)
 
 
 def _without_debug(words: list[str]) -> tuple[list[str], bool]:
@@ -108,7 +110,16 @@ def _told(error: Exception) -> tuple[str, int, bool]:
 
 
 def _stop(message: str, code: int) -> Never:
-    sys.stderr.write(f"volumediff: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"volumediff: error: {printable(' '.join(message.split()))}\n")
+    _end(code)
+
+
+def _end(code: int) -> Never:
+    """Ends the program; of a launch, without the last words of its process group."""
+    if world() > 1:
+        from volumediff.distributed.processes import leave
+
+        leave(code)
     raise SystemExit(code)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "isolating_cases",
     "one_line",
     "place_of",
+    "printable",
     "shown",
     "traceback_of",
 ]
@@ -61,6 +62,14 @@ def isolated_cases() -> Iterator[None]:
 def isolating_cases() -> bool:
     """Whether the caller is inside `isolated_cases`."""
     return _isolated.get()
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: names of files may hold escape sequences.
+
+    Line breaks and tabs stay; what is not printable appears as in Python, such as \\x1b.
+    """
+    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object, most: int = 60) -> str:

@@ -29,6 +29,7 @@ from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
+from volumediff.transfer import sent
 
 __all__ = [
     "Batch",
@@ -91,11 +92,11 @@ class Batch:
     end: Volume | None = None
     distance_mm: Float[Tensor, "b _ d h w"] | None = None
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same batch on a device."""
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device; the host does not wait until it is there."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+            return sent(tensor, device)
 
         names = ("mask", "region", "hidden", "end", "distance_mm")
         others = {n: getattr(self, n) for n in names}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretend_cuda.attention import chosen
 from pretend_cuda.record import CUDA, Device
-from pretend_cuda.streams import Event, Order, Stream, place
+from pretend_cuda.streams import Event, Order, Stream
 from pretend_cuda.tensors import CudaTensor, Dispatch, moved
 
 __all__ = ["device"]
@@ -41,6 +41,9 @@ def device(*, streams: bool = False) -> Iterator[Device]:
             stack.enter_context(mock.patch.object(torch, name, _maker(getattr(torch, name))))
         stack.enter_context(mock.patch.object(Tensor, "to", moved))
         stack.enter_context(mock.patch.object(Tensor, "cuda", lambda x, *a, **k: moved(x, CUDA)))
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", _pinned))
+        group = "_group_tensors_by_device_and_dtype"
+        stack.enter_context(mock.patch.object(torch._C, group, _grouped(getattr(torch._C, group))))
         stack.enter_context(mock.patch.object(torch, "group_norm", _group_norm(torch.group_norm)))
         stack.enter_context(
             mock.patch.object(
@@ -68,9 +71,7 @@ def _cuda(made: Device) -> dict[str, Any]:
         )
 
     def synchronize(device: Any = None) -> None:
-        made.waits[f"synchronize ({place()})"] += 1
-        if made.streams:
-            order.synchronize()
+        order.synchronize()
 
     @contextlib.contextmanager
     def nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -122,6 +123,24 @@ def _maker(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return x if device is None else moved(x, device)
 
     return made
+
+
+def _pinned(x: Tensor, device: Any = None) -> Tensor:
+    """`Tensor.pin_memory`, which a CPU build refuses."""
+    return torch.empty_like(x, pin_memory=True).copy_(x)
+
+
+def _grouped(group: Callable[..., Any]) -> Callable[..., Any]:
+    """Tensors by device and dtype, for the foreach functions of optimizers and clipping."""
+
+    def grouped(lists: Any, with_indices: bool = False) -> Any:
+        found = {}
+        for (device, dtype), (tensors, indices) in group(lists, with_indices).items():
+            here = any(isinstance(t, CudaTensor) for ts in tensors for t in ts)
+            found[CUDA if here else device, dtype] = (tensors, indices)
+        return found
+
+    return grouped
 
 
 def _group_norm(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -33,18 +33,18 @@ class Device:
 
     def __init__(self, *, streams: bool = False) -> None:
         self.streams = streams
-        self.waits: collections.Counter[str] = collections.Counter()
         self.moved: collections.Counter[str] = collections.Counter()
         self.nondeterministic: collections.Counter[str] = collections.Counter()
         self.rounded: collections.Counter[str] = collections.Counter()
         self.attention: list[Choice] = []
         self.order = Order()
+        self.waits = self.order.waits
 
     def wait(self, what: str) -> None:
         """The host waits for the current stream."""
         self.waits[f"{what} ({place()})"] += 1
-        if self.streams:
-            self.order.current.synchronize()
+        current = self.order.current
+        self.order.host_waits(current.clock, of=current.number)
 
     def not_deterministic(self, what: str) -> None:
         """Notes an operation that two runs may compute differently, or refuses it if asked to."""

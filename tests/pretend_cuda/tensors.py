@@ -371,11 +371,9 @@ def _transfer(
                 order.touch(t, write=write)
     if not (asynchronous and direct):
         device.wait("copy to the device" if arrives else "copy to the host")
-        if streams:
-            order.current.synchronize()
-            if not arrives and to is not None and not direct:
-                order.host_works(size)
-                order.touch(to, write=True, by_host=True)
+        if streams and not arrives and to is not None and not direct:
+            order.host_works(size)
+            order.touch(to, write=True, by_host=True)
 
 
 def _needs_temporary(source: Tensor, to: Tensor | None, kwargs: dict[str, Any]) -> bool:

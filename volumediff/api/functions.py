@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from volumediff.api.arguments import Place, Report, silent, sources_of
 from volumediff.api.layouts import known_layout
 from volumediff.api.overrides import words_of
+from volumediff.distributed.launch import is_main
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -383,7 +384,7 @@ def evaluate(
         rules=rules,
         report=report,
     )
-    if output is None:
+    if output is None or not is_main():
         return found
     from volumediff.reporting.curves import write_curves
     from volumediff.reporting.segmentation_curves import write_label_curves

@@ -151,7 +151,7 @@ class SoftIntroVAE(Variational):
         if "forward" in vars(self.passes[0]):  # slabs never show a whole block
             raise ValueError(
                 "reversed: expected an encoder that runs in one piece, got one in slabs; use "
-                "memory.slab=null memory.offload=false, or reversed: 0."
+                "memory.slab=null memory.offload=false processes.domain=1, or reversed: 0."
             )
         seen: list[Tensor] = []
         parts = [m for m in self.codec["encoder"].modules() if isinstance(m, Recomputable)]

@@ -87,7 +87,12 @@ class Codebook(nn.Module):
         popular = torch.where(dead, -1.0, self.use).argsort(descending=True, stable=True)
         alive = (~dead).sum().clamp(min=1)
         donor = popular[(dead.cumsum(0) - 1).clamp(min=0) % alive]
-        noise = randomness.normal(tuple(self.vectors.shape), "codebook").to(self.vectors)
+        noise = randomness.normal(
+            tuple(self.vectors.shape),
+            "codebook",
+            dtype=self.vectors.dtype,
+            device=self.vectors.device,
+        )
         moved = self.vectors[donor] + self.error * noise
         self.vectors.copy_(torch.where(dead[:, None], moved, self.vectors))
         self.idle.mul_(~dead)

@@ -7,6 +7,7 @@ another argument, it is fitted anew.
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from volumediff.anomaly.fitted._base import FIT, Fit, Fitted
@@ -18,6 +19,7 @@ from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 
 __all__ = ["Fits"]
 
@@ -55,14 +57,15 @@ class Fits:
         }
         stem = sha256(json.dumps(owner, sort_keys=True))[:24]
         path = trained.run / "calibration" / "fits" / f"{method.name}-{stem}.safetensors"
-        if path.is_file():
-            return Fit.load(path, owner=owner)
-        self.report(f"fitting {method.name} on the run's volumes")
-        try:
-            fit = method.learn(trained.model, _examples(trained, method), key=key(SEED, "fit"))
-        except ValueError as error:
-            raise UsageError(f"{trained.run}: {error}") from None
-        fit.save(path, owner=owner)
+        with nullcontext() if path.is_file() else exclusive(path):
+            if path.is_file():
+                return Fit.load(path, owner=owner)
+            self.report(f"fitting {method.name} on the run's volumes")
+            try:
+                fit = method.learn(trained.model, _examples(trained, method), key=key(SEED, "fit"))
+            except ValueError as error:
+                raise UsageError(f"{trained.run}: {error}") from None
+            fit.save(path, owner=owner)
         return fit
 
 

@@ -181,7 +181,8 @@ def add_healthy(
     path = trained.run / "calibration" / FILE
     path.parent.mkdir(exist_ok=True)
     # A volume in the first file alone is refused as seen: no calibration can use it unrecorded.
-    (seen | more).save(trained.run / seen_record.NAME)
+    added = trained.run / seen_record.ADDED
+    (Seen.load(added) | more if added.is_file() else more).save(added)
     write(path, StoredHealthy(cases=(*before, *stored)))
     return len(fresh)
 

@@ -7,6 +7,7 @@ another setting, or with more healthy volumes (`healthy`), they are fitted anew.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from volumediff.anomaly.calibration import Calibration
@@ -20,6 +21,7 @@ from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
+from volumediff.storage.locks import exclusive
 
 __all__ = [
     "calibrate",
@@ -90,10 +92,11 @@ def calibration_for(
     if not needs_calibration(method):
         return None
     path = calibration_path(trained, method, name)
-    if path.is_file():
-        calibration = Calibration.load(path)
-    else:
-        calibration = calibrate(trained, method, name, seed=seed, limit=limit, report=report)
+    with nullcontext() if path.is_file() else exclusive(path):
+        if path.is_file():
+            calibration = Calibration.load(path)
+        else:
+            calibration = calibrate(trained, method, name, seed=seed, limit=limit, report=report)
     try:
         method.threshold(calibration)
     except ValueError as error:

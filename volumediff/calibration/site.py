@@ -5,6 +5,7 @@ thresholds and scores of k healthy volumes of the site; the normalization stays 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
 from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 
 __all__ = [
     "MAPS_BOUND",
@@ -166,16 +168,17 @@ def site_calibration(
     path = calibration_path(trained, method, name)
     path = path.parent / site.name / path.name
     try:
-        if not again and path.is_file():
-            found = Calibration.load(path)
-        else:
-            cases = site.cases[:limit]
-            report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
-            outside = (outside_example(trained, case) for case in cases)
-            examples = counted(outside, len(cases), report)
-            with trained.config.memory.arithmetic():
-                found = recalibrate(own, method, trained.model, examples, seed=seed)
-            found.save(path)
+        with nullcontext() if path.is_file() else exclusive(path):
+            if not again and path.is_file():
+                found = Calibration.load(path)
+            else:
+                cases = site.cases[:limit]
+                report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
+                outside = (outside_example(trained, case) for case in cases)
+                examples = counted(outside, len(cases), report)
+                with trained.config.memory.arithmetic():
+                    found = recalibrate(own, method, trained.model, examples, seed=seed)
+                found.save(path)
         method.threshold(found)
     except ValueError as error:
         raise UsageError(f"site: method '{name}': {error}") from None

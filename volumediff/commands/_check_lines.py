@@ -9,6 +9,7 @@ from rich.text import Text
 
 from volumediff.commands._options import say
 from volumediff.data.check import CheckLine
+from volumediff.errors import printable
 
 __all__ = ["CheckLines"]
 
@@ -61,8 +62,6 @@ class CheckLines:
         words = (line.case, line.file, line.severity, line.code)
         text = "  ".join(word for word in words if word)
         style = COLOURS.get(line.severity, "")
-        # file names may hold anything, and a terminal would act on it
-        whole = f"{text}: {line.message}"
-        whole = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole)
+        whole = printable(f"{text}: {line.message}")
         self._console.print(Text(whole, style=style), soft_wrap=True)
         sys.stdout.flush()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volumediff.errors import UsageError
+from volumediff.distributed.launch import is_main
+from volumediff.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from volumediff.data.survey import Spec
@@ -175,12 +176,16 @@ def inputs_and_words(given: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """A line about the work, once for all processes of a launch."""
+    if is_main():
+        sys.stderr.write(f"{printable(line)}\n")
+        sys.stderr.flush()
 
 
 def out_line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    """A line of the result, once for all processes of a launch."""
+    if is_main():
+        sys.stdout.write(f"{printable(text)}\n")
 
 
 def print_json(content: Any) -> None:
@@ -210,5 +215,6 @@ def finish(summary: "Summary") -> None:
     out_line(summary.line())
     for case, reason in summary.failed.items():
         say(f"volumediff: {case}: {reason}")
-    if summary.failed:
+    # Of a launch the main process speaks: another one that fails first would have it ended.
+    if summary.failed and is_main():
         raise typer.Exit(1)

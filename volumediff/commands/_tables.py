@@ -1,6 +1,5 @@
 """Tables on the terminal."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from volumediff.commands._console import terminal
 from volumediff.commands._doctor import Check
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.segmentation import SegmentationEvaluation
@@ -39,18 +39,13 @@ NARROW = 80  # columns of tables that people read, in files, too
 CELL = 14  # columns of a method: "-0.015..+0.113"
 
 
-def _console() -> Console:
-    width = None if sys.stdout.isatty() else WIDE
-    return Console(width=width, highlight=False, markup=False)
-
-
 def measures(results: Sequence[MethodResult]) -> None:
     """One row per measure, one column per method; then lesions by size, voxel AP by group.
 
     Below, the same rows as differences to each reference. As many methods stand side by side as
     fit the terminal. Where volumes were seen before, all of it again without them.
     """
-    console = _evaluation_console()
+    console = terminal(NARROW)
     for title, lines in (
         ("", measure_table(results)),
         ("Lesions found, by size", size_table(results)),
@@ -67,17 +62,12 @@ def measures(results: Sequence[MethodResult]) -> None:
         measures(clean)
 
 
-def _evaluation_console() -> Console:
-    width = None if sys.stdout.isatty() else NARROW
-    return Console(width=width, highlight=False, markup=False)
-
-
 def segmented(results: Sequence[SegmentationEvaluation]) -> None:
     """One row per metric, mean over labels; then the labels, and what everything stands on.
 
     Below, the same rows as differences to the first method.
     """
-    console = _evaluation_console()
+    console = terminal(NARROW)
     methods = [r.method for r in results]
     for title, lines in segmentation_tables(results):
         _lines(console, methods, lines, title)
@@ -161,7 +151,7 @@ def checks(found: Sequence[Check]) -> None:
     table.add_column(overflow="fold")
     for line in found:
         table.add_row(line.state, line.name, line.message, style=COLOURS.get(line.state))
-    _console().print(table)
+    terminal(WIDE).print(table)
 
 
 def policies(found: "Plan") -> None:
@@ -176,7 +166,7 @@ def policies(found: "Plan") -> None:
         note = "chosen" if chosen and not fits else fits
         style = "bold" if chosen else None
         table.add_row(_policy(tried), *figures, tried.stage, note, style=style)
-    console = _console()
+    console = terminal(WIDE)
     console.print(table)
     console.print(f"\nStages with {_policy(found.chosen)}, in GB:")
     console.print(_stages(found.chosen))
@@ -246,7 +236,7 @@ def profiled(found: "Profile") -> None:
         cells = (f"{peak.device / 1e9:.3f}", f"{planned / 1e9:.3f}", f"{found.seconds[name]:.3f}")
         style = "bold" if name == found.measured.stage else None
         table.add_row(name, *cells, style=style)
-    console = _console()
+    console = terminal(WIDE)
     console.print(table)
     ratio = found.planned.peak_gb / found.measured.peak_gb
     lines = [

@@ -2,14 +2,13 @@
 
 import io
 import math
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from volumediff.commands._console import terminal
 from volumediff.commands._tables import WIDE
 from volumediff.tunable import Tunable
 from volumediff.tuning.trials import Trial
@@ -56,7 +55,7 @@ def tabulated(found: Tuned) -> None:
             ", ".join(note),
             style="bold" if setting == found.chosen else None,
         )
-    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False)
+    console = terminal(WIDE)
     console.print(table)
     for line in _sentences(found, headings):
         console.print(line, soft_wrap=True)

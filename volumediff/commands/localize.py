@@ -129,7 +129,7 @@ def localize(
         overwrite=overwrite,
         report=say,
     )
-    if page and (summary.done or summary.skipped):
+    if page and summary.last and (summary.done or summary.skipped):
         from volumediff.inference.findings import find_in_folder
         from volumediff.reporting.findings_page import Gallery
 

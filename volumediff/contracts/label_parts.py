@@ -136,8 +136,11 @@ def check_label_post(cls: type, **arguments: Any) -> None:
     p = torch.cat([(labels == 3).float() * 0.9, (labels == 7).float() * 0.4], dim=1)
 
     if post.needs_fit:
-        post = post.fit([(p, labels)], (3, 7))
+        unfitted = post
+        post = unfitted.fit([(p, labels)], (3, 7))
         require(not post.needs_fit, "It is not fitted after its fit.")
+        again = unfitted.with_fitted(post.fitted)
+        require(again == post, "What it has fitted does not make the same step again.")
 
     def posted(labels: Tensor) -> Tensor:
         return post(labels, values=(3, 7), probabilities=p, spacing_mm=SPACING)

@@ -10,12 +10,17 @@ exchange planes in every layer, those along the data axis gradients once per ste
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch.distributed as dist
+from accelerate import Accelerator
 
 from volumediff.errors import UsageError
+from volumediff.memory.domain import ALONE, Domain, current_domain
 
-__all__ = ["Mesh", "MeshAxis"]
+__all__ = ["Mesh", "MeshAxis", "turn"]
+
+Line = TypeVar("Line", "MeshAxis", Domain)
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class MeshAxis:
 class Mesh:
     """All processes of a training.
 
-    A step's loss is the mean over all of them: where several share a sample, each counts its part
-    of the loss `domain.size` times.
+    Processes that share a sample have the same loss of it and the same gradients, those of the
+    whole sample: the mean over all processes is the mean over samples.
 
     Arguments:
         data: those that see other samples, and the same planes of them
@@ -46,7 +51,7 @@ class Mesh:
     """
 
     data: MeshAxis = MeshAxis()
-    domain: MeshAxis = MeshAxis()
+    domain: Domain = ALONE
 
     @classmethod
     def of(cls, *, domain: int = 1, timeout: timedelta) -> "Mesh":
@@ -69,12 +74,18 @@ class Mesh:
             return cls()
         rows = [list(range(first, first + domain)) for first in range(0, world, domain)]
         columns = [list(column) for column in zip(*rows, strict=True)]
-        return cls(data=_axis(columns, timeout), domain=_axis(rows, timeout))
+        return cls(data=_axis(columns, timeout, MeshAxis), domain=_axis(rows, timeout, Domain))
 
 
-def _axis(lines: list[list[int]], timeout: timedelta) -> MeshAxis:
-    """This process's line of ranks as an axis; all processes make the groups of all lines."""
+def turn(accelerator: Accelerator) -> tuple[int, int]:
+    """Rank and number of those that take turns in whole volumes; who shares them has one turn."""
+    size = current_domain().size
+    return accelerator.process_index // size, accelerator.num_processes // size
+
+
+def _axis(lines: list[list[int]], timeout: timedelta, kind: type[Line]) -> Line:
+    """This process's line of ranks; all processes make the groups of all lines."""
     if len(lines[0]) == 1:
-        return MeshAxis()
+        return kind()
     group, _ = dist.new_subgroups_by_enumeration(lines, timeout=timeout)
-    return MeshAxis(dist.get_rank(group), dist.get_world_size(group), group)
+    return kind(dist.get_rank(group), dist.get_world_size(group), group)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from volumediff.errors import DataError, UsageError
+from volumediff.memory.domain import ALONE, sharing
 from volumediff.settings.run_config import RunConfig
 
 __all__ = [
@@ -103,13 +104,16 @@ def on_main(
 ) -> Result | None:
     """Runs a function in the main process alone; its error reaches all of them.
 
+    Models that it builds share their volumes with nobody.
+
     Arguments:
         local: the result cannot travel (an open file): the other processes get None
     """
     result, error = None, None
     if accelerator.is_main_process:
         try:
-            result = function()
+            with sharing(ALONE):
+                result = function()
         except (UsageError, DataError) as caught:
             error = caught
     if accelerator.num_processes > 1:

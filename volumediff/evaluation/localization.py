@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from volumediff.distributed.launch import shared_out
 from volumediff.evaluation.confounding import Confounding, confounding
 from volumediff.evaluation.figures import (
     COSTS,
@@ -176,16 +177,20 @@ def evaluate_maps(
         first = next(iter(sidecars[folder].values()))
         name = method_name(folder, first, results)
         costs = costs_in(folder)
-        cases = {
-            case: measure(
-                found[case],
-                known[case].beside(content),
-                content,
+        measured = shared_out(
+            lambda item: measure(
+                item[1],
+                known[item[0]].beside(item[2]),
+                item[2],
                 by=by,
-                cost=costs.get(case),
-            )
-            for case, content in sidecars[folder].items()
-        }
+                cost=item[3],
+            ),
+            [
+                (case, found[case], facts, costs.get(case))
+                for case, facts in sidecars[folder].items()
+            ],
+        )
+        cases = dict(zip(sidecars[folder], measured, strict=True))
         for c in cases.values():
             if c.unseen > UNSEEN:
                 report(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from volumediff.data.volume import read
+from volumediff.distributed.launch import shared_out
 from volumediff.errors import DataError
 from volumediff.evaluation.leakage import Leakage, leakage, refuse
 from volumediff.evaluation.output_folders import costs_in, method_name, refuse_twice, sidecar
@@ -134,18 +135,13 @@ def evaluate_segmentations(
         first = next(iter(facts[folder].values()))
         method = method_name(folder, first, results)
         costs = costs_in(folder)
-        cases = {
-            case: measure_segmentation(
-                maps[case],
-                truth,
-                facts[folder][case],
-                labels=labels,
-                rules=rules,
-                by=by,
-                cost=costs.get(case),
-            )
-            for case, truth in known.items()
-        }
+        measured = shared_out(
+            lambda item: measure_segmentation(
+                *item[:3], labels=labels, rules=rules, by=by, cost=item[3]
+            ),
+            [(maps[c], truth, facts[folder][c], costs.get(c)) for c, truth in known.items()],
+        )
+        cases = dict(zip(known, measured, strict=True))
         blank = SegmentationEvaluation(
             method=method,
             folder=folder,

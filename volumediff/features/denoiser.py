@@ -40,7 +40,7 @@ def denoiser_problem(model: Model) -> str | None:
     if "body" in vars(model.network):  # an instance's own body is that of the slab executor
         return (
             "expected a network that runs in one piece, whose stages can be read, got one in "
-            "slabs; use memory.slab=null memory.offload=false, or another map."
+            "slabs; use memory.slab=null memory.offload=false processes.domain=1, or another map."
         )
     if not model.network.taps:
         return (

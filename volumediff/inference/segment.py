@@ -25,7 +25,7 @@ import torch
 from jaxtyping import UInt8
 
 import volumediff
-from volumediff.calibration.label_thresholds import fitted
+from volumediff.calibration.segmentation_fits import fitted
 from volumediff.data.cases import Case
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError

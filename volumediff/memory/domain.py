@@ -47,6 +47,12 @@ class Domain:
     size: int = 1
     group: dist.ProcessGroup | None = None
 
+    @classmethod
+    def assumed(cls, size: int) -> "Domain":
+        """The process that holds most planes, among others that are not there: for a plan."""
+        # The first share is never the smaller one; those in between have neighbours on both sides.
+        return cls(rank=int(size > 2), size=size)
+
     def own(self, depth: int, rank: int | None = None) -> Range:
         """The planes that a process makes of a volume; none, perhaps, of one with few planes.
 

@@ -61,6 +61,7 @@ class Execution:
     Arguments:
         graph: the recorded pass
         slab, offload, checkpoint, recompute_skips, domain: see `stream`
+        pieces: slabs of a volume where no depth is given
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Execution:
         checkpoint: int,
         recompute_skips: bool,
         domain: Domain,
+        pieces: int,
     ) -> None:
         self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
+        self.pieces = pieces
         self.domain, self.device = domain, graph.sources[0].device
         self.measured = {
             node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
@@ -151,8 +154,11 @@ class Execution:
     def _slabs(self, node: Node) -> list[Range]:
         """This process's planes; where it has none, it still takes part in what all do."""
         first, end = self.domain.own(node.depth)
-        whole = self.slab is None or isinstance(node.operation, Whole)
-        step = max(end - first, 1) if whole else self.slab
+        if first == end:
+            return []
+        if isinstance(node.operation, Whole):
+            return [(first, end)]
+        step = self.slab or math.ceil((end - first) / self.pieces)
         return [(lo, min(lo + step, end)) for lo in range(first, end, step)]
 
     def _held(self) -> dict[Node, list[Range]]:

@@ -175,7 +175,8 @@ class Lazy(Tensor):
         name = getattr(func, "__qualname__", str(func))
         raise NotImplementedError(
             f"{name} on a volume cannot be cut into slabs: use the layers of the package, mark "
-            "the module's forward with `whole`, or run the network with memory.slab=null"
+            "the module's forward with `whole`, or run the network with memory.slab=null and "
+            "processes.domain=1"
         )
 
     __torch_dispatch__ = None
@@ -211,7 +212,7 @@ def _norm_act(
     kind: NormKind,
     groups: int,
     eps: float,
-    fused: bool = False,
+    fused: bool | None = None,
 ) -> Lazy:
     if kind == "group":
         # Slab by slab the statistics come first; what is left is one pass either way.

@@ -48,8 +48,9 @@ class MemoryPolicy:
         offload: keep what waits between layers, and its gradients, in host memory
         recompute_skips: in inference with slabs, compute the skips of the finest level again
             where they are read, instead of keeping them: a third more time for less memory
-        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. Whether
-            they pay on a device is measured by `benchmarks/kernels.py`
+        fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. None
+            where they can run: triton and a C compiler are there, and channels are last. True
+            refuses a GPU where they cannot
 
     Raises:
         ValueError: no positive number where one is expected, or fused without channels_last
@@ -64,7 +65,7 @@ class MemoryPolicy:
     slab: StrictInt | None = None  # true is no number of planes
     offload: bool = False
     recompute_skips: bool = False
-    fused: bool = False
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         if self.slab is not None and self.slab < 1:
@@ -74,7 +75,7 @@ class MemoryPolicy:
         if self.fused and not self.channels_last:
             raise ValueError(
                 "fused normalisation works on channels-last tensors: set channels_last to true, "
-                "or fused to false"
+                "or fused to null"
             )
 
     @property
@@ -88,8 +89,9 @@ class MemoryPolicy:
 
     @property
     def streams(self) -> bool:
-        """Whether networks run through the executor of `volumediff.memory.streaming`."""
-        return self.slab is not None or self.offload
+        """Whether networks run through the executor of `volumediff.memory.streaming`, as they do
+        wherever processes share volumes."""
+        return self.slab is not None or self.offload or current_domain().size > 1
 
     @property
     def levels(self) -> int:
@@ -103,8 +105,6 @@ class MemoryPolicy:
         its planes. Names and values of the weights stay. The layout follows the weights: a
         convolution with channels-last weights gives a channels-last output for any input.
         """
-        domain = current_domain()
-        streams = self.streams or domain.size > 1
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for parameter in model.parameters():
             if parameter.ndim == 5:
@@ -113,11 +113,11 @@ class MemoryPolicy:
             if isinstance(module, NormAct):
                 module.fused = self.fused
             if isinstance(module, Recomputable):
-                again = not streams and module.level < self.levels
+                again = not self.streams and module.level < self.levels
                 _replace(module, "forward", _recomputed if again else None)
-        streamed = functools.partial(self._streamed, domain)
+        streamed = functools.partial(self._streamed, current_domain())
         for module, method in _whole_passes(model):
-            _replace(module, method, streamed if streams else None)
+            _replace(module, method, streamed if self.streams else None)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.

@@ -10,7 +10,7 @@ affine, :math:`s \hat x + b = a x + c` with
 import torch
 from torch import Tensor
 
-from volumediff.networks._norm_act import dense
+from volumediff.networks._norm_act_group import dense
 
 __all__ = ["SlabMoments", "coefficients"]
 

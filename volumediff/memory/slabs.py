@@ -108,7 +108,7 @@ class LocalNorm(_Planewise):
     kind: str
     groups: int
     eps: float
-    fused: bool
+    fused: bool | None
     small: tuple[Tensor, ...]
     linear = False
 

@@ -28,6 +28,10 @@ from volumediff.memory.graph import record
 
 __all__ = ["stream"]
 
+# In one piece, both sides of a normalization are there at once: more than a network needs that
+# runs without slabs. So inference is cut where volumes are shared for the sake of memory.
+PIECES = 4
+
 
 def stream(
     function: Callable[..., Tensor],
@@ -45,7 +49,8 @@ def stream(
 
     Arguments:
         function: of a volume (b, c, d, h, w), made of the package's layers
-        slab: planes along d that are computed at a time; None for all
+        slab: planes along d that are computed at a time; None for all, or, in inference over
+            several processes, for a quarter of each process's
         offload: keep stored volumes, and their gradients, in host memory
         checkpoint: for the backward pass, keep only what several operations read, on this number
             of grids, finest first
@@ -72,6 +77,7 @@ def stream(
         checkpoint=checkpoint,
         recompute_skips=recompute_skips,
         domain=domain,
+        pieces=1 if training or domain.size == 1 else PIECES,
     )
     if training:
         return _Streamed.apply(execution, len(graph.sources), *graph.sources, *small)

@@ -238,7 +238,7 @@ class Norm(nn.Module):
 class NormAct(nn.Module):
     """silu(norm(x) (1 + s) + b), with FiLM coefficients (s, b) per sample and channel.
 
-    `fused` says whether Triton kernels compute it; a `MemoryPolicy` sets it.
+    `fused` says whether Triton kernels compute it, see `norm_act`; a `MemoryPolicy` sets it.
 
     References:
         Perez et al. (2018), FiLM, arXiv:1709.07871
@@ -258,7 +258,7 @@ class NormAct(nn.Module):
         super().__init__()
         self.norm = Norm(channels, kind=norm, groups=groups, least=least, eps=eps)
         self.global_axes = self.norm.global_axes
-        self.fused = False
+        self.fused: bool | None = None
 
     def forward(
         self, x: Float[Tensor, "b c d h w"], film: Float[Tensor, "b 2*c"] | None = None
@@ -266,10 +266,12 @@ class NormAct(nn.Module):
         # Coefficients stay in float32; in bfloat16 a small FiLM scale would be rounded away.
         dtype = torch.promote_types(x.dtype, torch.float32)
         norm = self.norm
-        scale = norm.weight.to(dtype).expand(x.shape[0], -1)
-        shift = norm.bias.to(dtype).expand(x.shape[0], -1)
+        # With an axis to expand, the gradient of a single sample is not summed over it.
+        scale = norm.weight.to(dtype)[None].expand(x.shape[0], -1)
+        shift = norm.bias.to(dtype)[None].expand(x.shape[0], -1)
         if film is not None:
             gain, offset = film.to(dtype).chunk(2, dim=1)
-            scale, shift = scale * (1 + gain), torch.addcmul(offset, shift, 1 + gain)
+            gain = 1 + gain
+            scale, shift = scale * gain, torch.addcmul(offset, shift, gain)
         named = {"kind": norm.kind, "groups": norm.groups, "eps": norm.eps}
         return norm_act(x, scale, shift, **named, fused=self.fused)

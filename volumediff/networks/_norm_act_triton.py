@@ -86,7 +86,7 @@ def affine_silu(
 ) -> Float[Tensor, "n c *size"]:
     """silu(a x + b), with a and b in float32; for use where no gradient is recorded."""
     assert not (torch.is_grad_enabled() and x.requires_grad)
-    return _apply(_channels_last(x), a.contiguous(), b.contiguous(), None, 1, 0.0)
+    return _apply(_channels_last(x), a.contiguous(), b.contiguous(), (None, None), 1, 1, 0.0)
 
 
 class FusedNormAct(torch.autograd.Function):
@@ -108,7 +108,7 @@ class FusedNormAct(torch.autograd.Function):
         moments = statistics(x, groups)
         ctx.count = moments.count
         ctx.save_for_backward(x, scale, shift, moments.mean, moments.m2)
-        return _apply(_channels_last(x), scale, shift, moments, groups, eps)
+        return _apply(_channels_last(x), scale, shift, moments[1:], moments.count, groups, eps)
 
     @staticmethod
     @once_differentiable
@@ -173,15 +173,15 @@ def _apply(
     x: Float[Tensor, "n *size c"],
     scale: Float[Tensor, "n c"],
     shift: Float[Tensor, "n c"],
-    moments: GroupMoments | None,
+    moments: tuple[Tensor | None, Tensor | None],
+    count: int,
     groups: int,
     eps: float,
 ) -> Float[Tensor, "n c *size"]:
     y, plan = _like(x), _Plan(x)
-    count, mean, m2 = (1, None, None) if moments is None else moments
     with torch.cuda.device_of(x):
         kernels.apply[plan.grid](
-            *(x, x.stride(0), y, y.stride(0), scale, shift, mean, m2),
+            *(x, x.stride(0), y, y.stride(0), scale, shift, *moments),
             *(*plan.chunk, 1 / count, eps, x.shape[-1], groups, *plan.tile),
             num_warps=WARPS,
         )

@@ -15,6 +15,7 @@ from volumediff.errors import DataError
 from volumediff.optimization.ema import EMA
 from volumediff.settings.sections import Optim
 from volumediff.storage import checkpoint
+from volumediff.storage.checkpoint import Bindings
 from volumediff.tasks import Task
 
 __all__ = ["TrainingState"]
@@ -54,6 +55,8 @@ class TrainingState:
         optimizers: of every player
         ema: average of the trained parameters
         step: updates done
+        validated: step of the last validation that was finished
+        bound: files and settings of the run that the training depends on
         best: score and step of the best checkpoint so far
         least: least loss after the warm-up, for runs with patience
         waited: steps since then
@@ -66,6 +69,8 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     ema: EMA
     step: int = 0
+    validated: int = 0
+    bound: Bindings = field(default_factory=lambda: Bindings(files={}, settings={}))
     best: dict[str, Any] = field(default_factory=dict)
     least: float | None = None
     waited: int = 0
@@ -103,6 +108,15 @@ class TrainingState:
         impatient = optim.patience is not None and self.waited >= optim.patience
         return impatient or self.step >= optim.steps
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Steps done, and validated: what is to be saved once it has changed."""
+        return self.step, self.validated
+
+    def due(self, optim: Optim, every: int) -> bool:
+        """Whether this step is to be validated: every so many steps, and after the last one."""
+        return self.validated < self.step and (self.step % every == 0 or self.ended(optim))
+
     def tensors(self, kind: str) -> dict[str, dict[str, Tensor]]:
         """What the checkpoint `last` (all of it) or `best` (the weights) holds, by file.
 
@@ -128,6 +142,8 @@ class TrainingState:
             step=self.step,
             tensors=tensors,
             state={
+                "validated": self.validated,
+                "bound": self.bound.model_dump(),
                 "best": self.best,
                 "borrowed": self.task.digest,
                 "least": self.least,
@@ -182,6 +198,7 @@ class TrainingState:
                 "go on with the version that wrote it, or choose another output=DIR."
             ) from error
         self.step, self.best = found.step, dict(found.state["best"])
+        self.validated = found.state["validated"]
         self.least, self.waited = found.state["least"], found.state["waited"]
 
     def _share(self, name: str, tensor: Tensor) -> Tensor:

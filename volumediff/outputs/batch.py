@@ -1,5 +1,8 @@
 """Many cases, one after the other: finished ones are skipped, a bad one does not stop the others.
 
+Several processes share them: those of a launch, tasks of a job array, or one command given twice.
+All end when every case is settled, with the same summary.
+
 Every case has its own inputs, outputs and ledger line, so that the command can be killed at any
 moment and given again. What a user can mend is one line. An error of the program, or of a
 component, is raised; inside `isolated_cases` its traceback goes to OUT/errors/<case>.txt, and the
@@ -22,8 +25,16 @@ import torch
 import volumediff
 from volumediff.data.cases import Case
 from volumediff.data.files import digests
-from volumediff.errors import DataError, UsageError, isolating_cases, one_line, traceback_of
-from volumediff.outputs.ledger import Ledger, fingerprint, open_ledger
+from volumediff.distributed.launch import is_main, meet, world
+from volumediff.errors import (
+    DataError,
+    UsageError,
+    isolating_cases,
+    one_line,
+    printable,
+    traceback_of,
+)
+from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
 
@@ -57,12 +68,15 @@ class Summary:
         skipped: cases that were finished before
         failed: case -> reason
         folder: where the outputs are
+        last: whether this process is the one that finishes what all have done: the main one of a
+            launch, or else the last to leave
     """
 
     done: list[str]
     skipped: list[str]
     failed: dict[str, str]
     folder: Path
+    last: bool = True
 
     def line(self) -> str:
         """One line for the user."""
@@ -96,39 +110,80 @@ def process(
         report: receives a line per case; None shows progress on the terminal
 
     Raises:
-        UsageError: the output folder is taken, or holds results of other settings
+        UsageError: a process with other settings works in the output folder, or it holds results
+            of other settings
         DataError: the disk is full or not writable
         Exception: an error of the program or of a component, outside of `isolated_cases`
     """
     out = Path(out)
-    summary = Summary([], [], {}, out)
+    settled: dict[str, str | bool] = {}
     with (
         open_ledger(out, job=fingerprint(settings), overwrite=overwrite) as ledger,
         _progress(len(cases) + len(problems), report) as say,
     ):
-        for name, reason in problems.items():
-            summary.failed[name] = reason
+        meet()  # a process that starts late joins what this session has done, too
+        for name, reason in problems.items() if is_main() else ():
             say(f"{name}: failed: {reason}")
-        for case in cases:
-            _attempt(case, ledger, work, summary, say, also.get(case.id, {}))
-    return summary
+        others = [
+            case
+            for case in cases
+            if not _attempt(case, ledger, work, settled, say, also.get(case.id, {}))
+        ]
+        for case in others:
+            _attempt(case, ledger, work, settled, say, also.get(case.id, {}), wait=True)
+    names = [case.id for case in cases]
+    return Summary(
+        done=[name for name in names if settled[name] is True],
+        skipped=[name for name in names if settled[name] is False],
+        failed={
+            **problems,
+            **{n: reason for n in names if isinstance(reason := settled[n], str)},
+        },
+        folder=out,
+        last=is_main() if world() > 1 else ledger.last,
+    )
 
 
 def _attempt(
     case: Case,
     ledger: Ledger,
     work: Callable[[Case, Mapping[str, str], Path], Result],
-    summary: Summary,
+    settled: dict[str, str | bool],
     say: Report,
     also: Mapping[str, Path],
-) -> None:
+    *,
+    wait: bool = False,
+) -> bool:
+    """Settles a case: True where it is done now, False where it was before, else the reason.
+
+    Returns:
+        whether it is settled; not if another process works on it, unless this one waits
+    """
+    with ledger.claimed(case.id, wait=wait) as mine:
+        if not mine:
+            return False
+        entry = ledger.settled.get(case.id)
+        if entry is None:
+            settled[case.id] = _work_on(case, ledger, work, say, also)
+        else:
+            settled[case.id] = entry.error if isinstance(entry, Failed) else True
+            say(f"{case.id}: {entry.status} by another process")
+    return True
+
+
+def _work_on(
+    case: Case,
+    ledger: Ledger,
+    work: Callable[[Case, Mapping[str, str], Path], Result],
+    say: Report,
+    also: Mapping[str, Path],
+) -> str | bool:
     start = time.monotonic()
     try:
         inputs = digests(case, also=also)
         if ledger.finished(case.id, inputs):
-            summary.skipped.append(case.id)
             say(f"{case.id}: finished before, verified")
-            return
+            return False
         _forget(ledger.folder, case.id)
         result = work(case, inputs, ledger.folder)
     except Exception as error:
@@ -141,16 +196,15 @@ def _attempt(
             raise
         reason = _reason(error, case.id, ledger.folder)
         ledger.failed(case.id, reason)
-        summary.failed[case.id] = reason
         say(f"{case.id}: failed: {reason}")
-        return
+        return reason
     seconds = time.monotonic() - start
     facts = {"seconds": round(seconds, 3), **result.facts}
     ledger.done(case.id, inputs=inputs, outputs=result.files, facts=facts)
-    summary.done.append(case.id)
     score = result.facts.get("score")
     shown = "" if score is None else f", score {score:.4g}"
     say(f"{case.id}: done in {seconds:.1f} s{shown}")
+    return True
 
 
 def _of_the_user(error: Exception) -> bool:
@@ -200,6 +254,7 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
         return
     from rich import progress
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(file=sys.stderr)
     count = 0
@@ -208,7 +263,7 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
         nonlocal count
         count += 1
         text = f"[{count}/{total}] {line}"
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
     if not console.is_terminal:
         yield plain
@@ -224,7 +279,7 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
 
         def advance(line: str) -> None:
             if ": failed: " in line:
-                console.print(line, soft_wrap=True, markup=False, highlight=False)
-            bar.update(task, advance=1, description=line.partition(":")[0])
+                console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
+            bar.update(task, advance=1, description=escape(printable(line.partition(":")[0])))
 
         yield advance

@@ -1,5 +1,14 @@
 """The ledger of an output folder: which cases are finished, proved by SHA-256.
 
+Any number of processes may work on one folder with the same settings: they share its cases. Each
+takes a case (`Ledger.claimed`), looks whether another has settled it since, and appends its line
+before it gives the case back. The kernel gives back what a killed process had, and another one
+takes it. A session lasts from the first process that comes to the last one that leaves.
+
+    OUT/.lock      held for a moment, by who comes and who leaves
+    OUT/.session   held by all who are there; says with which settings, and where the ledger ended
+    OUT/.claims/   a file for every case, held by who works on it; gone after the session
+
 OUT/ledger.jsonl has one line per attempt. A case counts as finished when its newest line says so,
 for the same settings and the same input bytes, and every output still has the bytes written. The
 line is appended after all files of the case are in place, so that a killed run leaves either a
@@ -7,27 +16,29 @@ finished case or one that is done again. Lines end with their own SHA-256; of a 
 run has cut, which has no end, the start is removed.
 """
 
-import fcntl
 import json
 import os
-import socket
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import ConfigDict, Field
 
 from volumediff.errors import DataError, UsageError
 from volumediff.storage.digests import sha256, sha256_of_file
+from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, parse
 from volumediff.storage.seal import Broken, open_json, seal_json
 
-__all__ = ["Ledger", "fingerprint", "open_ledger", "read_entries"]
+__all__ = ["Failed", "Ledger", "fingerprint", "open_ledger", "read_entries"]
 
 NAME = "ledger.jsonl"
+TAIL = 1 << 16  # bytes at the end of a ledger that hold more than a line
+SESSION, CLAIMS = ".session", ".claims"
 
 
 class Output(Record):
@@ -65,6 +76,14 @@ class Failed(LedgerEntry):
     error: str
 
 
+class Session(Record):
+    """Of OUT/.session: what the processes have in common that work there now."""
+
+    job: str
+    begin: int
+    holder: str
+
+
 Line = Annotated[Done | Failed, Field(discriminator="status")]
 
 
@@ -75,17 +94,25 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 @dataclass
 class Ledger:
-    """The ledger of a folder that this process holds.
+    """The ledger of a folder, for one of those who work on it.
 
     Arguments:
         folder: where the outputs go
         job: fingerprint of all settings that shape the outputs
+        begin: its length when the session began
         entries: newest line of each case
+        settled: those of this session
+        last: after the block of `open_ledger`, whether everybody else had left before
     """
 
     folder: Path
     job: str
+    begin: int = 0
     entries: dict[str, Done | Failed] = field(default_factory=dict)
+    settled: dict[str, Done | Failed] = field(default_factory=dict)
+    last: bool = False
+    _read: int = 0
+    _lines: int = 0
 
     def finished(self, case: str, inputs: Mapping[str, str]) -> bool:
         """Whether the outputs of a case are there, unchanged, and made from these inputs."""
@@ -127,24 +154,67 @@ class Ledger:
     def _append(self, entry: dict[str, Any]) -> None:
         entry = {**entry, "job": self.job, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         path = self.folder / NAME
-        line = seal_json(entry, line=True)
+        line = seal_json(entry, line=True) + b"\n"
         try:
-            with open(path, "ab") as file:
-                file.truncate(_whole(path.read_bytes()))
-                file.write(line + b"\n")
-                file.flush()
+            with open_itself(path) as file:
+                take(file)
+                end = _end_of(file)
+                file.truncate(end)  # what a killed process cut short is taken back
+                file.seek(end)
+                while line:
+                    line = line[file.write(line) :]
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be written ({error.strerror}); what was finished is kept; run "
                 "the command again."
             ) from None
-        self.entries[entry["case"]] = _parsed(line, path, 0)
+
+    def refresh(self) -> None:
+        """Reads what other processes have appended.
+
+        Raises:
+            DataError: a line is damaged; names it
+        """
+        path = self.folder / NAME
+        if not path.is_file():
+            return
+        with open_itself(path) as file:
+            take(file, shared=True)
+            file.seek(self._read)
+            content = file.read()
+        for line in content[: _whole(content)].split(b"\n")[:-1]:
+            entry = _parsed(line, path, self._lines + 1)
+            self.entries[entry.case] = entry
+            if self._read >= self.begin and entry.job == self.job:
+                self.settled[entry.case] = entry
+            self._read += len(line) + 1
+            self._lines += 1
+
+    @contextmanager
+    def claimed(self, case: str, *, wait: bool) -> Iterator[bool]:
+        """Holds a case inside the block, with all that is known of it by then.
+
+        Arguments:
+            wait: for the process that has it; otherwise False is given at once
+        """
+        folder = self.folder / CLAIMS
+        if folder.is_symlink():
+            raise DataError(f"{folder}: is a symbolic link, which is not followed here.")
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error.strerror}).") from None
+        with open_itself(folder / case) as file:
+            mine = take(file, wait=wait)
+            if mine:
+                self.refresh()
+            yield mine
 
 
 @contextmanager
 def open_ledger(folder: Path | str, *, job: str, overwrite: bool = False) -> Iterator[Ledger]:
-    """Takes an output folder for this process alone.
+    """Joins those who work on an output folder with the same settings, or begins.
 
     Arguments:
         folder: created if it is not there
@@ -152,44 +222,68 @@ def open_ledger(folder: Path | str, *, job: str, overwrite: bool = False) -> Ite
         overwrite: whether results of other settings may be replaced
 
     Raises:
-        UsageError: another process works there, or it holds results of other settings
-        DataError: the folder cannot be written, or its ledger is damaged
+        UsageError: a process with other settings works there, or it holds results of others
+        DataError: the folder cannot be written or locked, or its ledger is damaged
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written ({error.strerror}); choose another output folder."
         ) from None
-    with lock:
-        _lock(lock, folder)
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        entries = read_entries(folder)
-        other = [e for e in entries.values() if e.job != job and isinstance(e, Done)]
+    with ExitStack() as stack:
+        with _gate(folder):
+            present = stack.enter_context(open_itself(folder / SESSION))
+            session = _join(folder, present, job)
+        ledger = Ledger(folder, job, session.begin)
+        stack.callback(_leave, ledger, present)
+        ledger.refresh()
+        other = [e for e in ledger.entries.values() if e.job != job and isinstance(e, Done)]
         if other and not overwrite:
             raise UsageError(
                 f"{folder}: holds results of other settings ({len(other)} cases, for example "
                 f"{other[0].case}); choose another output folder, or overwrite them."
             )
-        yield Ledger(folder, job, entries)
+        yield ledger
 
 
-def _lock(file: Any, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise UsageError(
-            f"{folder}: another process works here ({holder}); wait for it, or choose another "
-            "output folder."
-        ) from None
-    file.truncate(0)
-    file.write(f"host {socket.gethostname()}, pid {os.getpid()}")
-    file.flush()
+@contextmanager
+def _gate(folder: Path) -> Iterator[None]:
+    """One process at a time comes or leaves."""
+    with open_itself(folder / ".lock") as file:
+        take(file)
+        yield
+
+
+def _join(folder: Path, present: BinaryIO, job: str) -> Session:
+    """Begins the session, if nobody is there, or joins those who have the same settings."""
+    if take(present, wait=False):
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        path = folder / NAME
+        begin = _whole(path.read_bytes()) if path.is_file() else 0
+        session = Session(job=job, begin=begin, holder=holder())
+        sign(present, session.model_dump_json())
+    else:
+        advice = "wait for the process that works there"
+        session = parse(present.read(), Session, where=folder / SESSION, advice=advice)
+        if session.job != job:
+            raise UsageError(
+                f"{folder}: another process works here with other settings ({session.holder}); "
+                "wait for it, or choose another output folder."
+            )
+    take(present, shared=True)
+    return session
+
+
+def _leave(ledger: Ledger, present: BinaryIO) -> None:
+    """The last one takes away what only the session needs."""
+    with _gate(ledger.folder):
+        ledger.last = take(present, wait=False)
+        if ledger.last:
+            shutil.rmtree(ledger.folder / CLAIMS, ignore_errors=True)
+            (ledger.folder / SESSION).unlink(missing_ok=True)
 
 
 def read_entries(folder: Path) -> dict[str, Done | Failed]:
@@ -207,6 +301,18 @@ def read_entries(folder: Path) -> dict[str, Done | Failed]:
         entry = _parsed(line, path, number)
         entries[entry.case] = entry
     return entries
+
+
+def _end_of(file: BinaryIO) -> int:
+    """Length of the lines of a ledger that have an end."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(size - TAIL, 0)
+    file.seek(start)
+    end = _whole(file.read())
+    if end or not start:
+        return start + end
+    file.seek(0)
+    return _whole(file.read())
 
 
 def _whole(content: bytes) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from volumediff.errors import UsageError
+from volumediff.memory.domain import Domain, sharing
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.planning.estimates import Estimates, estimates
 from volumediff.planning.fake import fake_task
@@ -180,7 +181,8 @@ def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> T
         UsageError: the configuration has no shape, or its parts do not fit
     """
     config = resolved(config)
-    with _explained(), fake_task(config) as task:
+    domain = Domain.assumed(config.processes.domain)
+    with _explained(), sharing(domain), fake_task(config) as task:
         if mode == "train":
             step = training_step(config, task, foreach=foreach, most=2)
         else:

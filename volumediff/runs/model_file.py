@@ -25,6 +25,9 @@ from volumediff.config.shipped_models import DEFAULT, MODEL_SUFFIX, SHIPPED, shi
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
+from volumediff.samples.seen_record import ADDED, seen_by
+from volumediff.samples.seen_record import NAME as SEEN
+from volumediff.settings.bound_files import bound_of
 from volumediff.settings.run_config import RunConfig, parse, saved_config
 from volumediff.settings.sections import POPULATION
 from volumediff.storage import checkpoint
@@ -50,8 +53,8 @@ CARD = "model.json"
 # Of the training alone, or with names of subjects.
 LEFT_OUT = {
     *("checkpoints", "previews", "samples", "borrowed", "tuning", "errors"),
-    *("metrics.jsonl", "progress.png", "run.lock", "splits.json", "manifest.json"),
-    *("config.yaml", CARD),
+    *("metrics.jsonl", "progress.png", "run.lock", "splits.json", "sources.json"),
+    *("manifest.json", "config.yaml", CARD),
 }
 ADVICE = "install the package again, or export the run again"
 
@@ -165,7 +168,7 @@ def pack(
     config = saved_config(folder)
     found = checkpoint.find(folder, "best")
     assert found is not None, "copy_run has written it"
-    seen = _renamed(Seen.load(folder / "seen.json"), name)
+    seen = _renamed(seen_by(folder), name)
     parts = [part for r in seen.rosters for part in r.parts["patient"].values()]
     spacing = config.data.preprocessing.spacing()
     known = ModelCard(
@@ -186,10 +189,10 @@ def pack(
         tensors[f"weights/{key}"] = value.bfloat16() if small else value
     for path in _carried(folder):
         inside = path.relative_to(folder).as_posix()
-        if inside != "seen.json":
+        if inside not in (SEEN, ADDED):  # names of subjects
             raw = np.frombuffer(path.read_bytes(), np.uint8).copy()
             tensors[f"files/{inside}"] = torch.from_numpy(raw)
-    tensors["files/seen.json"] = torch.frombuffer(bytearray(_saved(seen)), dtype=torch.uint8)
+    tensors[f"files/{SEEN}"] = torch.frombuffer(bytearray(_saved(seen)), dtype=torch.uint8)
     record = StoredModel(
         card=known,
         config=_anonymous(config, name),
@@ -241,7 +244,8 @@ def card_of_file(file: Path) -> ModelCard:
 
 def _unpacked(file: Path) -> Path:
     """The run's folder in the cache, made where it is not there; it appears whole."""
-    target = _cache() / f"{file.stem}-{sha256_of_file(file)[:16]}"
+    # Another version writes checkpoints of another format into a folder of its own.
+    target = _cache() / f"{file.stem}-{sha256_of_file(file)[:16]}-{checkpoint.FORMAT}"
     if (target / CARD).is_file():
         return target
     tensors, record = load(file, StoredModel, advice=ADVICE)
@@ -285,7 +289,12 @@ def _checkpoint(run: Path, tensors: dict[str, Tensor], *, step: int, borrowed: s
         "best",
         step=step,
         tensors={"weights": tensors, "ema": tensors},
-        state={"best": {}, "borrowed": borrowed},
+        state={
+            "best": {},
+            "borrowed": borrowed,
+            "validated": 0,
+            "bound": bound_of(run).model_dump(),
+        },
         keep=1,
     )
 

@@ -15,6 +15,7 @@ from volumediff.data.cases import Case
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
+from volumediff.distributed.launch import local_rank, world
 from volumediff.errors import DataError, UsageError
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
@@ -37,9 +38,12 @@ def device_of(name: str) -> torch.device:
         UsageError: no such device here
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None and world() > 1:
+            # each process of a launch has a card of its own, as far as there are enough
+            device = torch.device("cuda", local_rank() % torch.cuda.device_count())
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from volumediff.distributed.mesh import turn
 from volumediff.distributed.processes import wait
 from volumediff.features.points import drawn_voxels, voxel_points
 from volumediff.randomness import generator
@@ -118,7 +119,8 @@ def voxel_features(
         }
         return replace(volume, entry=cache.entry(f"{volume.id}-features", described, make))
 
-    for volume in volumes[accelerator.process_index :: accelerator.num_processes]:
+    rank, world = turn(accelerator)
+    for volume in volumes[rank::world]:
         entry(volume)
     wait(accelerator)
     return [entry(volume) for volume in volumes]

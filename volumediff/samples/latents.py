@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.distributed.mesh import turn
 from volumediff.distributed.processes import wait
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
@@ -80,7 +81,8 @@ def encoded(
         made = cache.entry(f"{volume.id}-latent", fingerprint, make)
         return replace(volume, entry=made)
 
-    for volume in volumes[accelerator.process_index :: accelerator.num_processes]:
+    rank, world = turn(accelerator)
+    for volume in volumes[rank::world]:
         entry(volume)
     wait(accelerator)
     return [entry(volume) for volume in volumes]

@@ -14,9 +14,11 @@ from volumediff.data.splits import PARTS, Split
 from volumediff.settings.run_config import RunConfig
 from volumediff.storage.checkpoint import exists
 
-__all__ = ["NAME", "keep_seen", "seen_by", "sources_of"]
+__all__ = ["ADDED", "NAME", "keep_seen", "seen_by", "sources_of"]
 
 NAME = "seen.json"
+# Of volumes that calibration was given later: the record of the training never changes.
+ADDED = "calibration/seen.json"
 
 
 def seen_by(run: Path) -> Seen:
@@ -25,9 +27,10 @@ def seen_by(run: Path) -> Seen:
     Raises:
         DataError: the record is damaged
     """
-    if (run / NAME).is_file():
-        return Seen.load(run / NAME)
-    return Seen(unknown=(f"the training of {run}, which has no {NAME}",))
+    if not (run / NAME).is_file():
+        return Seen(unknown=(f"the training of {run}, which has no {NAME}",))
+    found = Seen.load(run / NAME)
+    return found | Seen.load(run / ADDED) if (run / ADDED).is_file() else found
 
 
 def sources_of(config: RunConfig) -> Seen:

@@ -5,6 +5,7 @@ patient and stands in RUN/splits.json.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from volumediff.samples.drawn import DrawnVolumes, LabelMap
 from volumediff.samples.label_checks import survey_labels
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.samples.seen_record import keep_seen
+from volumediff.samples.source_record import keep_sources
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import POPULATION, Data
@@ -218,6 +220,8 @@ def gather(
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
     sources = _sources([case for case in cases if case.id in wanted], config)
+    made_from = {s.case.id: sha256(json.dumps(s.fingerprint, sort_keys=True)) for s in sources}
+    on_main(accelerator, lambda: keep_sources(config.output, made_from, kept=kept is not None))
     # Each process prepares its share, then all of them open everything.
     for index, source in enumerate(sources[rank::world]):
         cache.entry(source.case.id, source.fingerprint, source.make)

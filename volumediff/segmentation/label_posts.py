@@ -56,6 +56,15 @@ class LabelPost(Component):
         """
         return self
 
+    @property
+    def fitted(self) -> tuple[float, ...]:
+        """The numbers that `fit` has found; they are kept in the run."""
+        return ()
+
+    def with_fitted(self, numbers: tuple[float, ...]) -> "LabelPost":
+        """The step with numbers that `fit` has found before."""
+        return self
+
     @abstractmethod
     def __call__(
         self,
@@ -137,6 +146,13 @@ class FittedThreshold(LabelPost):
             }
             found.append(max(self.levels, key=lambda level: (each[level], -abs(level - 0.5))))
         return replace(self, at=tuple(found))
+
+    @property
+    def fitted(self) -> tuple[float, ...]:
+        return self.at or ()
+
+    def with_fitted(self, numbers: tuple[float, ...]) -> "LabelPost":
+        return replace(self, at=numbers)
 
     def __call__(
         self,

@@ -43,7 +43,15 @@ from volumediff.settings.sections import (
 )
 from volumediff.storage.records import read_text
 
-__all__ = ["RunConfig", "changes", "load_run_config", "parse", "saved_config", "with_words"]
+__all__ = [
+    "RunConfig",
+    "changes",
+    "fixed_settings",
+    "load_run_config",
+    "parse",
+    "saved_config",
+    "with_words",
+]
 
 DEFAULT = "diffusion"
 NO_CALIBRATION = {"data": {"split": {"calibration": 0.0}}}
@@ -241,14 +249,22 @@ def _section_of(annotation: Any) -> Any:
 
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
     """`key: old -> new` for every setting that may not change within a run."""
-    before, after = _flat(old.dump()), _flat(new.dump())
-    keys = [k for k in {**before, **after} if k not in FREE and not k.startswith(FREE_SECTIONS)]
+    before, after = fixed_settings(old), fixed_settings(new)
     none = "nothing"
     return [
         f"{k}: {before.get(k, none)} -> {after.get(k, none)}"
-        for k in keys
+        for k in {**before, **after}
         if before.get(k, none) != after.get(k, none)
     ]
+
+
+def fixed_settings(config: RunConfig) -> dict[str, str]:
+    """Key -> value, as JSON, of every setting that may not change within a run."""
+    return {
+        key: value
+        for key, value in _flat(config.dump()).items()
+        if key not in FREE and not key.startswith(FREE_SECTIONS)
+    }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -3,8 +3,8 @@
     RUN/checkpoints/last-<step>/  weights, ema, optimizer (.safetensors), state.json, manifest.json
     RUN/checkpoints/best-<step>/  weights, ema (.safetensors), state.json, manifest.json
 
-A step that is saved again (after a resume from before it) becomes <kind>-<step>-<n>: the older one
-goes when the newer one is there.
+A step that is saved again (after a resume from before it, or after its validation at the end)
+becomes <kind>-<step>-<n>: the older one goes when the newer one is there.
 
 `weights` and `ema` are complete: parameters and buffers, the latter equal in both. Randomness is
 keyed by the step, so that nothing else is needed to go on bit-exactly. Nothing is ever unpickled.
@@ -35,9 +35,18 @@ from volumediff.storage.folder import (
 from volumediff.storage.records import Record, parse_file
 from volumediff.storage.tensors import load_plain, stream
 
-__all__ = ["Checkpoint", "exists", "find", "optimizer_tensors", "restore_optimizer", "save"]
+__all__ = [
+    "FORMAT",
+    "Bindings",
+    "Checkpoint",
+    "exists",
+    "find",
+    "optimizer_tensors",
+    "restore_optimizer",
+    "save",
+]
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = {"weights.safetensors", "ema.safetensors"}
 
 
@@ -51,19 +60,35 @@ class StoredBest(Record):
     score: float | None
 
 
+class Bindings(Record):
+    """What a run depends on beside its tensors.
+
+    Arguments:
+        files: of the run -> SHA-256
+        settings: key of its configuration -> value, as JSON
+    """
+
+    files: dict[str, str]
+    settings: dict[str, str]
+
+
 class CheckpointState(Record):
     """state.json: what a run needs to go on, beside its tensors.
 
     Arguments:
         format: of the checkpoint
         step: updates done
+        validated: step of the last validation that was finished; 0 before the first
+        bound: files and settings of the run that its training depends on
         best: of the selection; None before the first
         borrowed: SHA-256 of the frozen weights that the run was trained with, if any
         least, waited: least loss and steps since then, of runs with patience
     """
 
-    format: Literal[1]
+    format: Literal[2]
     step: int
+    validated: int
+    bound: Bindings
     best: StoredBest | None
     borrowed: str
     least: float | None = None
@@ -83,6 +108,11 @@ class Checkpoint:
     path: Path
     step: int
     state: Mapping[str, Any]
+
+    @property
+    def bound(self) -> Bindings:
+        """Files and settings of the run that it was trained with."""
+        return Bindings(**self.state["bound"])
 
     def tensors(
         self, name: str, *, keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor

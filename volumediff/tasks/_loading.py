@@ -10,6 +10,7 @@ from volumediff.config import component
 from volumediff.errors import DataError, UsageError
 from volumediff.networks.pseudo3d import inflate
 from volumediff.randomness import key
+from volumediff.settings.bound_files import check_bound
 from volumediff.settings.run_config import RunConfig, saved_config
 from volumediff.storage import checkpoint
 from volumediff.tasks._base import Task
@@ -73,6 +74,7 @@ def load_task(
         raise UsageError(
             f"{run}: has no '{which}' checkpoint yet; train it further, or choose the other one."
         )
+    check_bound(run, found)
     task = build_task(config, run=run)
     if found.state["borrowed"] != task.digest:
         sources = " and ".join(f"{name} = {path}" for name, path in config.borrows().items())

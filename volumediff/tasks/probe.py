@@ -27,6 +27,7 @@ from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.features.denoiser import denoiser_problem
 from volumediff.features.probe import BLOCK, Probe
+from volumediff.memory.domain import ALONE, sharing
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import Batch, Model
 from volumediff.samples.dataset import Samples
@@ -188,11 +189,12 @@ class ProbeTask(Task):
         # Levels are read of a network in one piece; the planner may try what does not help.
         if run is not None and config.memory.streams:
             raise UsageError(
-                "memory: expected slab null and offload false for a probe, which reads the levels "
-                "of a network in one piece; leave both out."
+                "memory: expected slab null and offload false for a probe, and processes.domain 1, "
+                "since it reads the levels of a network in one piece; leave them out."
             )
         policy: MemoryPolicy = replace(config.memory, slab=None, offload=False)
-        policy.apply(model)
+        with sharing(ALONE):
+            policy.apply(model)
         require(denoiser_problem(model), UsageError)
         times = section.levels_of(model.kernel.schedule)
         problem = highest_problem(model, max(times))

@@ -17,7 +17,7 @@ from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.importers._files import read
 from volumediff.samples.seen_record import NAME, sources_of
 from volumediff.samples.statistics import Statistics
-from volumediff.settings.run_config import parse
+from volumediff.settings.run_config import fixed_settings, parse
 from volumediff.storage import checkpoint
 from volumediff.storage.digests import sha256_of_file
 from volumediff.storage.folder import TEMPORARY
@@ -68,17 +68,22 @@ def import_run(
         # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
         scalars = dict.fromkeys(task.recipe.scalars, (0.0, 1.0))
         Statistics(scalars).save(hidden)
+        elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
+        (elsewhere | sources_of(config)).save(hidden / NAME)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
             checkpoint.save(
                 hidden,
                 name,
                 step=0,
                 tensors={"weights": tensors, "ema": tensors, **parts},
-                state={"best": {}, "borrowed": task.digest},
+                state={
+                    "best": {},
+                    "borrowed": task.digest,
+                    "validated": 0,
+                    "bound": {"files": {}, "settings": fixed_settings(config)},
+                },
                 keep=1,
             )
-        elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
-        (elsewhere | sources_of(config)).save(hidden / NAME)
         record_session(hidden, {"imported": {"kind": kind, "sha256": sha256_of_file(file)}})
         os.rename(hidden, run)
     except OSError as error:

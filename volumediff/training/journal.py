@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from volumediff.errors import printable
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage.atomic import write_text
 
@@ -48,13 +49,17 @@ class TrainingJournal:
     def line(self, text: str) -> None:
         """One line for the user."""
         if self.active:
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self.console.print(printable(text), soft_wrap=True, highlight=False, markup=False)
 
-    def start(self, step: int) -> None:
-        """Goes on after `step` updates."""
+    def start(self, step: int, *, validated: bool = True) -> None:
+        """Goes on after `step` updates, whose validation is done again if it was not finished."""
         if not self.active:
             return
-        rows = read_metrics(self.path, before=step)
+        rows = [
+            row
+            for row in read_metrics(self.path, before=step)
+            if validated or row["step"] < step or "loss" in row
+        ]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(self.path, "a", encoding="utf-8")
         self._first, self._began = step, time.monotonic()

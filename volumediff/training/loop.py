@@ -26,11 +26,13 @@ from volumediff.distributed.replicated import Replicated
 from volumediff.distributed.sharded import Sharded
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import UsageError
+from volumediff.memory.domain import sharing
 from volumediff.memory.memory_policy import retain_heap
 from volumediff.model import Batch
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream
+from volumediff.settings.bound_files import bound_of, check_bound
 from volumediff.settings.run_config import RunConfig
 from volumediff.storage.checkpoint import find
 from volumediff.tasks import Task, resolved
@@ -63,6 +65,7 @@ def train(config: RunConfig) -> Path:
         config.memory.arithmetic(),
         deterministic(config.deterministic and accelerator.device.type == "cuda"),
         locked(run, accelerator),
+        sharing(mesh.domain),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
     ):
         processes.on_main(accelerator, lambda: begin(run, config))
@@ -71,37 +74,49 @@ def train(config: RunConfig) -> Path:
         processes.broadcast_module(accelerator, task.module)
         state = TrainingState.fresh(task, optim, _data_parallel(task, config, accelerator))
         found = processes.on_main(accelerator, lambda: find(run, "last", report=journal.line))
+        state.bound = bound_of(run)
         if found is not None:
+            check_bound(run, found)
             state.resume(found)
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
-        journal.start(state.step)
+        journal.start(state.step, validated=state.validated == state.step)
         samples = _samples(config, prepared, mesh, first=state.step)
         with closing(samples), StopFlag() as stop:
             steps = StepQueue(optim, prepared, state, accelerator, journal)
-            while not state.ended(optim):
-                micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
-                steps.add(take_step(state, optim, micros, accelerator, stop))
-                last = state.ended(optim)
-                validated = state.step % config.validation.every == 0 or last
-                saved = state.step % config.save_every == 0 or last or steps.stopped != 0
-                if validated or saved:
+            stopped, kept = False, state.progress
+            while not stopped:
+                if state.due(optim, config.validation.every):
                     steps.finish()
-                if validated:
                     with state.averaged():
-                        result = validator(state.step)
+                        result = validator(state.step, stop)
+                    if result is None:
+                        stopped = True
+                        break
+                    state.validated = state.step
                     _log(accelerator, journal, {"step": state.step, **result.row})
                     journal.plot()
                     if result.better_than(state.best):
                         state.best = result.summary(state.step)
                         _save(state, run, "best", accelerator)
-                if saved:
+                if state.ended(optim):
+                    break
+                micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
+                steps.add(take_step(state, optim, micros, accelerator, stop))
+                stopped = steps.stopped != 0
+                # Before the validation, which takes its time and is done again after a resume.
+                if state.step % config.save_every == 0:
+                    steps.finish()
                     _save(state, run, "last", accelerator)
-                if steps.stopped and not last:
-                    journal.line(
-                        f"stopped after step {state.step}; run the same command again to continue."
-                    )
-                    raise SystemExit(128 + (stop.number or signal.SIGTERM))
+                    kept = state.progress
+            steps.finish()
+            if state.progress != kept:
+                _save(state, run, "last", accelerator)
+            if stopped:
+                journal.line(
+                    f"stopped after step {state.step}; run the same command again to continue."
+                )
+                raise SystemExit(128 + (stop.number or signal.SIGTERM))
         lines = processes.on_main(accelerator, lambda: task.finish(prepared.samples, run))
         for text in lines or ():
             journal.line(text)
@@ -170,6 +185,11 @@ def _announce(
     count = sum(p.numel() for p in state.trained.values())
     where = f"{accelerator.num_processes} process(es) on {accelerator.device}"
     volumes = len(prepared.samples.dataset)
+    if state.ended(config.optim):
+        journal.line(
+            f"{config.output}: already has {state.step} steps, of {config.optim.steps} wanted; "
+            "a larger optim.steps goes on."
+        )
     journal.line(
         f"{config.output}: {count / 1e6:.2f} M parameters, {volumes} training "
         f"volumes, steps {state.step} to {config.optim.steps}, global batch "

@@ -1,8 +1,8 @@
 """RUN/: one process group at a time, one configuration that never changes, and a session record.
 
-config.yaml  manifest.json  splits.json  seen.json  statistics/  metrics.jsonl  progress.png
-previews/  checkpoints/  borrowed/ (copies of what comes from other runs)
-landmarks.json (intensities that are fitted)  run.lock
+config.yaml  manifest.json  splits.json  sources.json  seen.json  statistics/
+metrics.jsonl  progress.png  previews/  checkpoints/  run.lock
+borrowed/ (copies of what comes from other runs)  landmarks.json (intensities that are fitted)
 """
 
 import fcntl
@@ -120,7 +120,8 @@ def _empty(run: Path) -> None:
     """Removes what follows from a configuration that never trained."""
     for name in ("statistics", "borrowed"):
         discard(run / name)
-    for name in ("splits.json", "seen.json", "landmarks.json", "metrics.jsonl", "config.yaml"):
+    names = ("splits.json", "sources.json", "seen.json", "landmarks.json")
+    for name in (*names, "metrics.jsonl", "config.yaml"):
         (run / name).unlink(missing_ok=True)
 
 

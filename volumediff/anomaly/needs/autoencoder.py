@@ -68,7 +68,8 @@ class InOnePiece(Requirement):
         if any("forward" in vars(part) for part in autoencoder_in(model).passes):
             raise ValueError(
                 f"{self.of}: expected an autoencoder that runs in one piece, whose gradient can "
-                "be taken, got one in slabs; use memory.slab=null memory.offload=false."
+                "be taken, got one in slabs; use memory.slab=null memory.offload=false "
+                "processes.domain=1."
             )
 
 

@@ -32,6 +32,15 @@ class Segmenter(ABC):
         """
         return self
 
+    @property
+    def fitted(self) -> tuple[tuple[float, ...], ...]:
+        """The numbers that `fit` has found, part by part; they are kept in the run."""
+        return ()
+
+    def with_fitted(self, numbers: tuple[tuple[float, ...], ...]) -> "Segmenter":
+        """The method with numbers that `fit` has found before."""
+        return self
+
     @abstractmethod
     def check(self, model: nn.Module) -> None:
         """Raises ValueError, with the reason, for a model with which the method is meaningless."""

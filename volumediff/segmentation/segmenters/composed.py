@@ -120,6 +120,14 @@ class Composed(Component, Segmenter):
         values = cases[0][0].values
         return replace(self, post=tuple(p.fit(pairs, values) for p in self.post))
 
+    @property
+    def fitted(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(post.fitted for post in self.post)
+
+    def with_fitted(self, numbers: tuple[tuple[float, ...], ...]) -> "Composed":
+        pairs = zip(self.post, numbers, strict=True)
+        return replace(self, post=tuple(post.with_fitted(found) for post, found in pairs))
+
     @torch.no_grad()
     def segment(
         self,

@@ -5,7 +5,8 @@ and its seed, and later calls find the fitted method there.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,24 +14,23 @@ from torch import Tensor
 from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained
-from volumediff.segmentation.label_posts import FittedThreshold
 from volumediff.segmentation.result import Segmentation
 from volumediff.segmentation.segmenters._base import Segmenter
-from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.storage import records
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 from volumediff.storage.records import Record
 
-__all__ = ["StoredThresholds", "fitted"]
+__all__ = ["StoredFit", "fitted"]
 
 
-class StoredThresholds(Record):
-    """Thresholds by label of every fitted step of a method, in its order."""
+class StoredFit(Record):
+    """What each part of a method has fitted, in its order, such as thresholds by label."""
 
     method: str
     weights: str
     cases: list[str]
-    thresholds: list[list[float]]
+    fitted: tuple[tuple[float, ...], ...]
 
 
 def fitted(
@@ -51,9 +51,20 @@ def fitted(
         return segmenter
     name = sha256(repr(segmenter), trained.digest, str(seed))[:16]
     path = trained.run / "calibration" / f"segmentation-{name}.json"
-    if isinstance(segmenter, Composed) and path.is_file():
-        stored = records.read(path, StoredThresholds, advice="delete it, and it is fitted again")
-        return _with(segmenter, stored.thresholds)
+    with nullcontext() if path.is_file() else exclusive(path):
+        if path.is_file():
+            stored = records.read(path, StoredFit, advice="delete it to fit it again")
+            return segmenter.with_fitted(stored.fitted)
+        return _fit(trained, segmenter, path, seed, report)
+
+
+def _fit(
+    trained: Trained,
+    segmenter: Segmenter,
+    path: Path,
+    seed: int,
+    report: Callable[[str], None],
+) -> Segmenter:
     cases = trained.cases("validation")
     if not cases:
         raise UsageError(
@@ -62,15 +73,14 @@ def fitted(
             "post=[{name: threshold, probability: 0.5}]."
         )
     result = segmenter.fit(list(_found(trained, segmenter, seed, report)))
-    if isinstance(result, Composed):
-        stored = StoredThresholds(
-            method=repr(segmenter),
-            weights=trained.digest,
-            cases=[case.id for case in cases],
-            thresholds=[list(p.at or ()) for p in result.post if isinstance(p, FittedThreshold)],
-        )
-        path.parent.mkdir(exist_ok=True)
-        records.write(path, stored)
+    stored = StoredFit(
+        method=repr(segmenter),
+        weights=trained.digest,
+        cases=[case.id for case in cases],
+        fitted=result.fitted,
+    )
+    path.parent.mkdir(exist_ok=True)
+    records.write(path, stored)
     return result
 
 
@@ -91,12 +101,3 @@ def _found(
         )
         truth = torch.as_tensor(ready.label, device=trained.device)
         yield found, truth.reshape(1, 1, *truth.shape[-3:])
-
-
-def _with(segmenter: Composed, thresholds: list[list[float]]) -> Composed:
-    levels = iter(thresholds)
-    post = tuple(
-        replace(p, at=tuple(next(levels))) if p.needs_fit and isinstance(p, FittedThreshold) else p
-        for p in segmenter.post
-    )
-    return replace(segmenter, post=post)

@@ -1,0 +1,166 @@
+"""Volumes that processes share: every number is that of one process, in about half the memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from domain_ranks import MODELS
+from tiny_runs import figures, tiny, write_data
+
+from volumediff.distributed.mesh import Mesh
+from volumediff.errors import UsageError
+from volumediff.memory.domain import Domain, current_domain, sharing
+from volumediff.memory.memory_policy import MemoryPolicy
+from volumediff.memory.streaming import stream
+from volumediff.networks.unet import UNet
+from volumediff.planning.planner import trace
+from volumediff.storage import checkpoint
+from volumediff.training.loop import train
+
+WHAT = [*MODELS, "autoencoder", "source"]
+BOUND = 1e-12
+WORDS = [
+    *("optim.batch_size=2", "optim.steps=3", "save_every=2", "validation.volumes=2"),
+    *("space=wavelet", "network.attention_levels=[1]", "validation.previews=1"),
+    *("validation.preview_steps=2", "data.preprocessing.shape=[10,8,8]"),
+]
+PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from tiny_runs import tiny
+from volumediff.distributed.processes import leave
+from volumediff.training.loop import train
+
+data, output, words = json.loads(sys.argv[2])
+train(tiny(data, output, *words))
+leave()
+"""
+
+
+def launch(ranks, *words):
+    """Runs a program in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    root = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [*command, "--nproc_per_node", str(ranks), *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What three processes found, each for itself."""
+    output = tmp_path_factory.mktemp("domain") / "found.json"
+    launch(3, Path(__file__).parent / "domain_ranks.py", output)
+    return json.loads(output.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", WHAT)
+def test_processes_that_share_volumes_equal_one(found, name, size):
+    for rank in range(size):
+        differences = found[rank][str(size)][name]
+        assert differences
+        assert max(differences.values()) < BOUND, (rank, differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["training", "inference"])
+def test_two_processes_hold_about_half_of_the_activations(found, kind):
+    for rank in range(2):
+        peaks = found[rank]["peaks"]
+        assert peaks[f"{kind} shared"] < 0.6 * peaks[f"{kind} one"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["fill", "fold", "merge", "total"])
+def test_what_processes_do_not_tell_each_other_is_missed(found, fault):
+    for rank in range(2):
+        differences = found[rank]["broken"][fault]
+        assert max(differences.values()) > 1e-3, differences
+
+
+@pytest.mark.slow
+def test_a_run_of_data_times_domain_equals_one_process(tmp_path):
+    data = write_data(tmp_path / "data", cases=6)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    arguments = [str(data), str(shared), [*WORDS, "processes.domain=2"]]
+    launch(4, program, Path(__file__).parent, json.dumps(arguments))
+    train(tiny(data, alone, *WORDS))
+    for kind in ("weights", "ema"):
+        one, other = (checkpoint.find(run, "last").tensors(kind) for run in (alone, shared))
+        assert set(one) == set(other)
+        assert max(float((one[n] - other[n]).abs().max()) for n in one) < 1e-6
+    for a, b in zip(figures(alone), figures(shared), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert len(list((shared / "previews").glob("*.png"))) == 1
+    # Goes on with one process, as with any other number.
+    train(tiny(data, shared, *WORDS, "optim.steps=4", "processes.domain=1"))
+
+
+def test_a_number_of_processes_that_is_no_multiple_is_refused(tmp_path):
+    data = write_data(tmp_path / "data")
+    with pytest.raises(
+        UsageError, match=r"processes\.domain: 2 processes .* got 1 in all; launch"
+    ):
+        train(tiny(data, tmp_path / "run", "processes.domain=2"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("depth", [1, 4, 7, 12])
+def test_every_plane_has_one_owner(size, depth):
+    owners = [Domain(rank, size).own(depth) for rank in range(size)]
+    assert [i for lo, hi in owners for i in range(lo, hi)] == list(range(depth))
+    assert max(hi - lo for lo, hi in owners) - min(hi - lo for lo, hi in owners) <= 1
+
+
+def test_grids_of_other_strides_are_cut_at_the_same_places():
+    for depth in (16, 18, 21):
+        fine, coarse = (Domain(1, 2).own(n)[0] for n in (depth, -(-depth // 2)))
+        assert abs(fine - 2 * coarse) <= 1
+
+
+def test_models_share_volumes_where_they_are_built():
+    network = UNet(1, 1, widths=(8, 16), blocks=1)
+    assert current_domain().size == 1
+    with sharing(Domain.assumed(2)):
+        assert MemoryPolicy().streams
+        MemoryPolicy().apply(network)
+    assert "body" in vars(network)
+    MemoryPolicy().apply(network)
+    assert "body" not in vars(network)
+    assert current_domain().size == 1
+
+
+def test_a_plan_is_about_one_of_the_processes(tmp_path):
+    words = ["data.preprocessing.shape=[32,32,32]", "network.widths=[16,16]", "network.groups=8"]
+    alone, shared = (
+        trace(tiny(tmp_path, tmp_path / "run", *words, f"processes.domain={n}")) for n in (1, 2)
+    )
+    one, two = (t.stages["backward"].parts["activations"] for t in (alone, shared))
+    assert two < 0.6 * one
+    assert shared.stages["backward"].parts["weights"] == alone.stages["backward"].parts["weights"]
+
+
+def test_what_cannot_be_shared_is_refused_by_name():
+    with pytest.raises(NotImplementedError, match=r"flip on a volume .* processes\.domain=1"):
+        stream(lambda x: x.flip(2), torch.zeros(1, 2, 9, 8, 6), slab=None, domain=Domain(0, 2))
+
+
+def test_a_mesh_of_one_process_is_alone():
+    assert Mesh().domain.size == Mesh().data.size == 1

@@ -1,0 +1,312 @@
+"""Several processes on one output folder: results, summary and exit code are those of one.
+
+Processes are those of a launch (torchrun, over gloo), or commands that know nothing of each other,
+as the tasks of a job array do.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_app import base, run, save, write_cases
+from tiny_runs import phantom
+
+from volumediff.data.cases import Case
+from volumediff.errors import DataError, UsageError
+from volumediff.outputs.batch import Result, process
+from volumediff.outputs.ledger import open_ledger, read_entries
+from volumediff.storage.atomic import write_text
+from volumediff.storage.locks import exclusive, open_itself, take
+
+_ = base, run  # fixtures
+
+ROOT = Path(__file__).parents[1]
+METHOD = ("--method", "intensity", "threshold.min_volumes=2", "post=[]", "--device", "cpu")
+
+
+def environment(**more):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def launch(ranks, *words, **more):
+    """The command in one process, or in several of torchrun."""
+    alone = [sys.executable, "-m", "volumediff"]
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    start = alone if ranks == 1 else [*several, str(ranks), "-m", "volumediff"]
+    return subprocess.Popen(
+        [*start, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(CUDA_VISIBLE_DEVICES="", **more),
+        start_new_session=True,
+    )
+
+
+def result(launched):
+    out, err = launched.communicate(timeout=400)
+    return launched.returncode, out, err
+
+
+def files(folder):
+    """Name -> bytes, without what says when and how long."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == ".lock":
+            continue
+        content = path.read_bytes()
+        if path.name == "ledger.jsonl":
+            rows = [json.loads(line) for line in content.splitlines()]
+            for row in rows:
+                for key in ("time", "seconds", "sha256", "peak_gb"):
+                    row.pop(key, None)
+                row.pop("error", None)
+            rows.sort(key=lambda row: row["case"])
+            content = json.dumps(rows).encode()
+        if path.parent.name == "errors":
+            content = b""
+        name = path.relative_to(folder).as_posix()
+        found[name] = re.sub(rb'"seconds": [0-9.e-]+', b"", content)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_cases(tmp_path_factory.mktemp("shared") / "data", count=5)
+    write_text(folder / "new-9_T1w.nii.gz", "no volume")
+    for name in ("new-1", "new-3"):
+        mask = (phantom(1) > 150).astype("uint8")
+        save(folder.parent / "truth" / f"{name}_mask.nii.gz", mask, AFFINE)
+    return folder
+
+
+AFFINE = [[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0], [0, 0, 0, 1]]
+
+
+def moved(text, *folders):
+    """Output without names of folders and durations."""
+    for folder in folders:
+        text = text.replace(str(folder), "OUT")
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_launch_gives_what_one_process_gives(ranks, run, data, tmp_path):
+    """Localization with its calibration, sampling and evaluation."""
+    results = {}
+    for number in (1, ranks):
+        own = shutil.copytree(run, tmp_path / str(number) / "run")
+        shutil.rmtree(own / "calibration", ignore_errors=True)
+        out, drawn = tmp_path / str(number) / "out", tmp_path / str(number) / "drawn"
+        code, said, lines = result(
+            launch(number, "localize", data, "--run", own, "-o", out, *METHOD)
+        )
+        assert (code, lines.count("calibrating intensity")) == (1, 1), lines
+        sampled = result(
+            launch(number, "sample", "--run", own, "-n", 5, "-o", drawn, "sampler.steps=1")
+        )
+        assert sampled[0] == 0, sampled[2]
+        words = ("evaluate", out, "--truth", data.parent / "truth", "--replicates", 10)
+        judged = result(launch(number, *words, "--allow-seen", "--report"))
+        assert judged[0] == 0, judged[2]
+        printed = [moved(text, tmp_path / str(number)) for text in (said, sampled[1], judged[1])]
+        results[number] = (
+            files(out),
+            files(drawn),
+            printed,
+            len(list(own.rglob("*.safetensors"))),
+        )
+    one, several = results[1], results[ranks]
+    assert one[3] == several[3], "one calibration"
+    assert one[2] == several[2], "summaries and tables"
+    assert set(one[0]) == set(several[0])
+    different = [
+        name
+        for a, b in zip(one[:2], several[:2], strict=True)
+        for name in a
+        if moved(a[name].decode("latin1"), tmp_path / "1")
+        != moved(b[name].decode("latin1"), tmp_path / str(ranks))
+    ]
+    assert not different
+    assert "findings.html" in one[0]
+    assert not list((tmp_path / str(ranks) / "out").glob(".[cs]*")), "nothing of the session stays"
+
+
+@pytest.mark.slow
+def test_tasks_of_a_job_array_share_the_cases_and_take_those_of_a_killed_one(run, data, tmp_path):
+    out = tmp_path / "out"
+    words = ("localize", data, "--run", run, "-o", out, *METHOD)
+    reference = tmp_path / "reference"
+    one = result(launch(1, *words[:5], reference, *words[6:]))
+    tasks = [launch(1, *words, SLURM_ARRAY_TASK_ID=str(i)) for i in range(3)]
+    deadline = time.monotonic() + 200
+    while not read_entries(out) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(tasks[0].pid, signal.SIGKILL)
+    tasks[0].communicate()
+    ended = [result(task) for task in tasks[1:]]
+    assert [code for code, _, _ in ended] == [1, 1], "of the volume that cannot be read"
+    for _, said, _ in ended:
+        assert moved(said, out) == moved(one[1], reference)
+    a, b = files(out), files(reference)
+    assert set(a) == set(b)
+    assert {n for n in a if a[n] != b[n]} <= {"findings.html", "ledger.jsonl"}
+    done = [e.case for e in read_entries(out).values() if e.status == "done"]
+    assert len(done) == 5
+    lines = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    finished = [line["case"] for line in lines if line["status"] == "done"]
+    assert sorted(finished) == sorted(done), "no case was done twice, and no line was lost"
+
+
+def cases(count):
+    return [Case(f"c{i:02d}", f"c{i:02d}", {}) for i in range(count)]
+
+
+def share(out, work, count, workers, **settings):
+    """Runs `process` in threads: locks of different openings exclude each other there, too."""
+    summaries, errors = [], []
+
+    def one(number):
+        try:
+            done = process(
+                cases(count),
+                out,
+                settings=settings,
+                work=lambda case, inputs, folder: work(number, case, folder),
+                report=lambda line: None,
+            )
+            summaries.append(done)
+        except (UsageError, DataError) as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return summaries, errors
+
+
+def written(case, folder):
+    path = folder / f"{case.id}.txt"
+    write_text(path, case.id)
+    return Result([path], {})
+
+
+def test_every_case_is_done_once_and_all_say_the_same(tmp_path):
+    done, lock = [], threading.Lock()
+
+    def work(number, case, folder):
+        time.sleep(0.002)
+        if case.id == "c07":
+            raise DataError("no volume")
+        with lock:
+            done.append((case.id, number))
+        return written(case, folder)
+
+    summaries, errors = share(tmp_path, work, 40, 4)
+    assert not errors
+    assert sorted(name for name, _ in done) == [c.id for c in cases(40) if c.id != "c07"]
+    assert len({number for _, number in done}) > 1, "they shared"
+    for summary in summaries:
+        assert (len(summary.done), summary.skipped) == (39, [])
+        assert summary.failed == {"c07": "no volume"}
+    assert sum(summary.last for summary in summaries) == 1
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 40
+    # another session: what was done is skipped, what failed is tried again
+    again, _ = share(tmp_path, lambda number, case, folder: written(case, folder), 40, 2)
+    assert all(s.done == ["c07"] and len(s.skipped) == 39 and not s.failed for s in again)
+
+
+def test_other_settings_wait_for_their_own_folder(tmp_path):
+    with open_ledger(tmp_path, job="other"):
+        _, errors = share(tmp_path, lambda number, case, folder: written(case, folder), 2, 1)
+    assert "another process works here with other settings (host" in errors[0]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from volumediff.outputs.ledger import open_ledger
+with open_ledger(Path(sys.argv[1]), job="j") as ledger, ledger.claimed("b", wait=True):
+    ledger.done("a", inputs={}, outputs=[], facts={})
+    with open(Path(sys.argv[1]) / "ledger.jsonl", "ab") as file:
+        file.write(b'{"case": "b", "sta')
+    print("there", flush=True)
+    signal.pause()
+"""
+
+
+def test_a_killed_process_gives_its_case_back_and_loses_no_line(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert other.stdout.readline() == "there\n"
+    with open_ledger(tmp_path, job="j") as ledger:
+        with ledger.claimed("a", wait=False) as mine:
+            assert mine
+            assert set(ledger.settled) == {"a"}
+        with ledger.claimed("b", wait=False) as mine:
+            assert not mine
+        threading.Timer(0.2, other.kill).start()
+        with ledger.claimed("b", wait=True) as mine:
+            assert mine
+            ledger.done("b", inputs={}, outputs=[], facts={})
+    other.communicate()
+    assert list(read_entries(tmp_path)) == ["a", "b"], "the line that was cut is gone"
+    assert ledger.last
+
+
+def test_what_is_made_once_is_made_by_one(tmp_path):
+    path, made = tmp_path / "folder" / "fit", []
+
+    def make():
+        with exclusive(path):
+            if not path.exists():
+                time.sleep(0.05)
+                made.append(1)
+                path.touch()
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+    assert [p.name for p in path.parent.iterdir()] == ["fit"]
+
+
+@pytest.mark.parametrize("name", [".lock", ".session", "ledger.jsonl", ".claims"])
+def test_planted_links_are_not_followed(name, tmp_path):
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    out.mkdir()
+    if name == ".claims":
+        victim.mkdir()
+    else:
+        victim.write_text("precious")
+    (out / name).symlink_to(victim)
+    _, errors = share(out, lambda number, case, folder: written(case, folder), 2, 1)
+    assert len(errors) == 1
+    assert re.search(rf"{re.escape(name)}: is a symbolic link", errors[0])
+    assert list(victim.iterdir()) == [] if name == ".claims" else victim.read_text() == "precious"
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    def none(file, how):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with open_itself(tmp_path / "a") as file, pytest.raises(DataError, match="cannot lock files"):
+        take(file)
