@@ -14,7 +14,8 @@ import volumediff
 from volumediff.training import loop
 from volumediff.training.loop import train
 
-STEPS = 4
+STEPS = 3
+QUICK = ("sampler.steps=2", "normalize=raw", "threshold=otsu")
 PIPELINES = ("patch", "wavelet", "latent", "pseudo3d")
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
 
@@ -83,7 +84,7 @@ def test_a_pipeline_is_trained_and_localizes(pipeline, runs):
     with pretend_cuda.device() as gpu:
         loaded = volumediff.load(run)
         found = loaded.localize(
-            (phantom(50, SHAPE), AFFINE), method="ddpm", overrides=["sampler.steps=2"], force=True
+            (phantom(50, SHAPE), AFFINE), method="ddpm", overrides=QUICK, force=True
         )
         assert found.map.shape == SHAPE
         assert np.isfinite(np.asarray(found.map)).all()
