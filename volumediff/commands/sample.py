@@ -19,6 +19,7 @@ from volumediff.commands._options import (
     finish,
     words,
 )
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["sample"]
 
@@ -59,6 +60,7 @@ def sample(
     """
     from volumediff.config import overridden
 
+    retain_heap()
     summary = sample_files(
         load(run, which=which.value, device=device, memory=memory or (), data=data),
         output,
