@@ -231,6 +231,9 @@ class Stream:
     def query(self) -> bool:
         return all(order().host.get(w, 0) >= n for w, n in self.clock.items())
 
+    def is_capturing(self) -> bool:
+        return False  # there are no graphs
+
     def __enter__(self) -> "Stream":
         self._context = order().on(self)
         self._context.__enter__()
