@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pretend_cuda.attention import chosen
@@ -60,6 +61,9 @@ def device(*, streams: bool = False) -> Iterator[Device]:
                 _attention(F.scaled_dot_product_attention, made),
             )
         )
+        # Accelerate keeps the first device of the process.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         # Parameters keep their identity when a module moves, as on a real device.
         torch.__future__.set_swap_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swapped)
