@@ -176,7 +176,8 @@ def site_calibration(
                 report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
                 outside = (outside_example(trained, case) for case in cases)
                 examples = counted(outside, len(cases), report)
-                found = recalibrate(own, method, trained.model, examples, seed=seed)
+                with trained.config.memory.arithmetic():
+                    found = recalibrate(own, method, trained.model, examples, seed=seed)
                 found.save(path)
         method.threshold(found)
     except ValueError as error:
