@@ -394,10 +394,10 @@ def _foreach_launches(given: list[tuple[Any, Any]]) -> int:
     return max(1, -(-len(lists[0]) // most), -(-chunks // CHUNKS))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
     """Scaled dot product attention by the kernel that torch takes on a GPU."""
-    assert q.dtype in HALVES, "the flash kernel takes half precision"
-    return aten._scaled_dot_product_flash_attention(q, k, v, **given)[0]
+    assert query.dtype in HALVES, "the flash kernel takes half precision"
+    return aten._scaled_dot_product_flash_attention(query, key, value, **given)[0]
 
 
 class _Triton:
@@ -457,7 +457,7 @@ class Autocast(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         dtype = None
-        if func in self.LOWER or func is F.scaled_dot_product_attention:
+        if func in self.LOWER:
             dtype = self.dtype
         elif func in self.SINGLE:
             dtype = torch.float32

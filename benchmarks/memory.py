@@ -6,9 +6,10 @@
     python benchmarks/memory.py --real wavelet-256-train --cap 8 24 # and within 8 and 24 GB
 
 GB are 10^9 bytes of live tensors at batch 1, traced under fake tensors: no memory and no GPU are
-needed. Ours hold float32 weights, gradients and both moments of Adam (the second step is traced);
-peers are traced in their first step, without moments. `gb` is without host memory, `offload_gb`
-and `host_gb` are of the policy that keeps waiting volumes in host memory.
+needed. The state that a step or pass is given, in float32, counts for all. Ours hold float32
+weights, gradients and both moments of Adam (the second step is traced); peers are traced in their
+first step, without moments. `gb` is without host memory, `offload_gb` and `host_gb` are of the
+policy that keeps waiting volumes in host memory.
 
 `--time F` measures training cases for real, on states of F times fewer voxels along each axis: the
 policy's step against a step with nothing recomputed and nothing cut, steps taken in turn, in
@@ -37,10 +38,11 @@ import peers
 import torch
 from cases import CASES, Case
 from kernels import reason_of
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from volumediff.memory.memory_policy import MemoryPolicy, retain_heap
+from volumediff.memory.heap import retain_heap
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.planning.overhead import OVERHEAD
 from volumediff.planning.tracer import Peak, Tracer
 
@@ -51,9 +53,10 @@ TRACERS = 6  # processes beside one that uses the GPU, at most
 def ours(case: Case, policy: MemoryPolicy, *, foreach: bool = False) -> Peak:
     """The peak of a step of ours."""
     with FakeTensorMode():
-        module, step = prepared(case, policy, torch.device("cpu"), foreach=foreach)
+        module, z, step = prepared(case, policy, torch.device("cpu"), foreach=foreach)
         with Tracer() as tracer:
             tracer.follow(module.parameters())
+            tracer.adopt("activations", [z])
             for _ in range(2 if cases.trains(case) else 1):
                 step()
     return tracer.peak
@@ -61,8 +64,8 @@ def ours(case: Case, policy: MemoryPolicy, *, foreach: bool = False) -> Peak:
 
 def prepared(
     case: Case, policy: MemoryPolicy, device: torch.device, *, foreach: bool = False
-) -> tuple[nn.Module, Callable[[], None]]:
-    """Our module, and what takes a step or makes a pass with it.
+) -> tuple[nn.Module, Tensor, Callable[[], None]]:
+    """Our module, the state, and what takes a step or makes a pass with them.
 
     Arguments:
         foreach: whether Adam handles all parameters at once, as it does on a GPU
@@ -80,7 +83,7 @@ def prepared(
         def step() -> None:
             cases.run(module, case, z, policy=policy)
 
-        return module, step
+        return module, z, step
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-5, foreach=foreach)
 
     def step() -> None:
@@ -88,7 +91,7 @@ def prepared(
         optimizer.step()
         optimizer.zero_grad()
 
-    return module, step
+    return module, z, step
 
 
 def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
@@ -118,7 +121,7 @@ def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
 def cost(case: Case, device: torch.device, rounds: int) -> float:
     """Time of a step under the case's policy over that of the plain one, median over rounds."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    steps = [prepared(case, policy, device)[1] for policy in (case.plain, case.policy)]
+    steps = [prepared(case, policy, device)[2] for policy in (case.plain, case.policy)]
     ratios = []
     for turn in range(rounds + 1):
         seconds = []
@@ -189,12 +192,13 @@ def _stepped(
 ) -> dict[str, object]:
     cuda = device.type == "cuda"
     seconds = []
-    module, step = prepared(case, policy, device, foreach=cuda)
+    module, z, step = prepared(case, policy, device, foreach=cuda)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     with torch.cuda.device(device) if cuda else Tracer(device) as tracer:
         if not cuda:
             tracer.follow(module.parameters())
+            tracer.adopt("activations", [z])
         for _ in range(steps):
             start = time.perf_counter()
             step()

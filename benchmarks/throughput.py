@@ -41,7 +41,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from volumediff.memory.memory_policy import MemoryPolicy, retain_heap
+from volumediff.memory.heap import retain_heap
+from volumediff.memory.memory_policy import MemoryPolicy
 
 TRAINING = {n: c for n, c in {**cases.CASES, **cases.UNEQUAL}.items() if cases.trains(c)}
 POLICIES: dict[str, Callable[[Case], MemoryPolicy]] = {

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny_app import PLAIN, QUICK, base, label_run, oblique, program, run, save, write_cases
 from tiny_runs import phantom
@@ -126,6 +127,34 @@ def test_findings_are_in_millimetres():
     assert found[0]["peak_mm"] == [14, 23, 34]
     assert found[0]["peak"] == 3
     assert found[1]["peak_mm"] == [18, 32, 46]
+
+
+def test_findings_are_those_of_scipys_measurements():
+    rng = np.random.default_rng(0)
+    blurred = ndimage.gaussian_filter(rng.standard_normal((30, 20, 25)), 1.5).astype(np.float32)
+    mask = blurred > np.quantile(blurred, 0.9)
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    index = np.arange(1, count + 1)
+    found = findings_of(mask[None], blurred[None], affine=np.eye(4))
+    assert count > 10
+    sizes = ndimage.sum_labels(mask, labels, index)
+    order = np.argsort(-sizes, kind="stable")
+    assert [f["volume_mm3"] for f in found] == sizes[order].tolist()
+    peaks = ndimage.maximum(blurred, labels, index)
+    assert [f["peak"] for f in found] == peaks[order].tolist()
+    for name, measure in [
+        ("centre_mm", ndimage.center_of_mass(mask, labels, index)),
+        ("peak_mm", ndimage.maximum_position(blurred, labels, index)),
+    ]:
+        assert [f[name] for f in found] == np.round(np.array(measure)[order], 2).tolist()
+
+
+def test_the_first_of_equal_peaks_is_named():
+    mask = np.zeros((1, 4, 4, 4), bool)
+    mask[0, 1:3, 1:3, 1:3] = True
+    found = findings_of(mask, np.ones(mask.shape, np.float32), affine=np.eye(4))
+    assert [f["peak_mm"] for f in found] == [[1, 1, 1]]
+    assert findings_of(np.zeros_like(mask), np.ones(mask.shape), affine=np.eye(4)) == []
 
 
 # --- reruns and faults ---------------------------------------------------------------------------

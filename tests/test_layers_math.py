@@ -62,10 +62,10 @@ def test_norm_act_is_its_formula(kind, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_norm_act_gradients(kind, layout):
+@pytest.mark.parametrize(("kind", "groups"), [*((kind, 2) for kind in KINDS), ("group", 1)])
+def test_norm_act_gradients(kind, groups, layout):
     """The hand-written backward pass against finite differences."""
-    module = norm_act(kind, channels=4).double()
+    module = norm_act(kind, channels=4, groups=groups).double()
     x = normal(2, 4, 2, 3, 2).contiguous(memory_format=layout).requires_grad_()
     film = (0.5 * normal(2, 8, seed=3)).requires_grad_()
     weight, bias = module.norm.weight, module.norm.bias

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from volumediff.condition import Condition
-from volumediff.memory.memory_policy import MemoryPolicy, retain_heap
+from volumediff.memory.heap import retain_heap
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.networks.guided import Guided
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet

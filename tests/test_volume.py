@@ -11,7 +11,7 @@ import pytest
 
 from volumediff.data import volume as volume_module
 from volumediff.data.grid import Grid, canonical_grid
-from volumediff.data.volume import read, write
+from volumediff.data.volume import ReadPolicy, Volume, read, write
 from volumediff.errors import DataError
 
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -56,6 +56,43 @@ def test_round_trip_is_exact_for_all_48_orientations(degrees, tmp_path):
         np.testing.assert_array_equal(after.affine, before.affine)
         np.testing.assert_array_equal(after.get_qform(), before.get_qform())
         assert [int(after.header[k]) for k in ("sform_code", "qform_code")] == [2, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, ">f8"])
+def test_large_volumes_are_turned_column_by_column_without_touching_the_callers(dtype):
+    data = np.random.default_rng(0).integers(0, 200, (2, 19, 9, 23)).astype(dtype)
+    given = data.copy(order="F")
+    for order, signs in ORIENTATIONS:
+        affine = oriented(order, signs)
+        found = Volume.from_array(given, affine)
+        expected = nib.as_closest_canonical(nib.Nifti1Image(np.moveaxis(data, 0, -1), affine))
+        expected = np.moveaxis(np.asarray(expected.dataobj), -1, 0)
+        np.testing.assert_array_equal(found.array, expected)
+        assert found.array.dtype == np.float32
+        assert found.array.flags.c_contiguous
+        found.array[:] = -1
+        np.testing.assert_array_equal(given, data)
+
+
+def test_what_is_not_finite_is_filled_in_a_copy():
+    data = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
+    data[1, 2, 3], data[0, 0, 0], data[2, 1, 1] = np.nan, np.inf, -np.inf
+    before = data.copy()
+    found = Volume.from_array(data, np.eye(4), policy=ReadPolicy(nonfinite="fill"))
+    least = np.nanmin(np.where(np.isfinite(data), data, np.nan))
+    np.testing.assert_array_equal(found.array[0], np.where(np.isfinite(data), data, least))
+    assert "3 voxels NaN, Inf" in found.findings[0].message
+    np.testing.assert_array_equal(data, before)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_every_level_of_compression_holds_the_same_volume(level, tmp_path):
+    data = np.random.default_rng(0).random((6, 5, 40)).astype(np.float32)
+    data[:3] = 0
+    path = tmp_path / "a.nii.gz"
+    write(path, data, like=Grid((6, 5, 40), np.eye(4)), kind="image", level=level)
+    np.testing.assert_array_equal(nib.load(path).get_fdata(dtype=np.float32), data)
+    gzip.decompress(path.read_bytes())  # the checksum, as Python's own library sees it
 
 
 def test_a_voxel_stays_at_its_place_in_the_world(tmp_path):

@@ -28,6 +28,7 @@ from volumediff.commands._options import (
     spec_of,
 )
 from volumediff.errors import UsageError
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["calibrate"]
 
@@ -87,6 +88,7 @@ def calibrate(
     With --site, fit the thresholds alone on healthy volumes of another site, and say how far its
     maps and scores have drifted.
     """
+    retain_heap()
     loaded = load(
         run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
     )

@@ -10,6 +10,7 @@ from volumediff.api.functions import evaluate as compare
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.errors import UsageError
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["evaluate"]
 
@@ -107,6 +108,7 @@ def evaluate(
     from volumediff.evaluation.evaluate import localizations, segmentations
     from volumediff.evaluation.summary import verdicts, without_seen
 
+    retain_heap()
     target = output or folders[0]
     account_for([truth], layout=spec_of(layout), channels=None, strict=strict)
     results = compare(

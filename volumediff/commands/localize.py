@@ -29,6 +29,7 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["localize"]
 
@@ -109,6 +110,7 @@ def localize(
 
     volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
+    retain_heap()
     inputs, words = inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = localize_files(

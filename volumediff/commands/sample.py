@@ -20,6 +20,7 @@ from volumediff.commands._options import (
     finish,
     words,
 )
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["sample"]
 
@@ -61,6 +62,7 @@ def sample(
     """
     from volumediff.config import overridden
 
+    retain_heap()
     summary = sample_files(
         load(run, which=which.value, device=device, memory=memory or (), data=data, domain=domain),
         output,

@@ -27,6 +27,7 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
+from volumediff.memory.heap import retain_heap
 
 __all__ = ["segment"]
 
@@ -70,6 +71,7 @@ def segment(
 
     volumediff segment case.nii.gz --run runs/lesions -o out/ samples=10
     """
+    retain_heap()
     inputs, words = inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = segment_files(

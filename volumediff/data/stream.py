@@ -7,11 +7,12 @@ does not grow with what the stream turns out to hold.
 
 import os
 import stat
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from isal import isal_zlib
 
 from volumediff.errors import DataError
 
@@ -101,12 +102,12 @@ class Source:
             yield piece
 
     def _inflate(self) -> Iterator[bytes]:
-        # 31 = gzip framing: zlib itself compares CRC and length at the end of each member.
-        member, data = zlib.decompressobj(31), self._file.read(CHUNK)
+        # 31 = gzip framing: the library itself compares CRC and length at the end of each member.
+        member, data = isal_zlib.decompressobj(31), self._file.read(CHUNK)
         while True:
             try:
                 piece = member.decompress(data, CHUNK)
-            except zlib.error as error:
+            except isal_zlib.error as error:
                 raise DataError(
                     f"{self.path}: expected an intact gzip stream, but it is damaged ({error}); "
                     "copy or export the file again."
@@ -120,7 +121,7 @@ class Source:
                 if data[:2] != GZIP:
                     self.garbage = bool(data)
                     return
-                member = zlib.decompressobj(31)
+                member = isal_zlib.decompressobj(31)
                 continue
             data = member.unconsumed_tail or self._file.read(CHUNK)
             if not data and not piece:

@@ -1,5 +1,6 @@
 """From stored numbers to intensities (float32) or labels (uint8)."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,61 +19,71 @@ EXACT_INTEGER = 2**24
 
 
 def intensities(
-    raw: Shaped[np.ndarray, "a b c f"],
+    raw: Shaped[np.ndarray, "c d h w"],
     *,
     slope: float,
     inter: float,
     policy: ReadPolicy,
     path: Path,
-) -> tuple[Float[np.ndarray, "a b c f"], list[Remark]]:
-    """Scaled values in float32; non-finite voxels are filled or refused as the policy says."""
+) -> tuple[Float[np.ndarray, "c d h w"], list[Remark]]:
+    """Scaled values in float32; non-finite voxels are filled or refused as the policy says.
+
+    Arguments:
+        raw: numbers as they are stored; changed in place where they are float32 already
+    """
     findings, scaled = [], (slope, inter) != (1.0, 0.0)
-    out = np.empty(raw.shape, np.float32, order="F")
-    damaged = 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for k in range(raw.shape[2]):  # one slice at a time: no second volume in float64
-            part = raw[:, :, k]
-            if scaled:
-                damaged += int((~np.isfinite(part)).sum())
-                part = part.astype(np.float64) * slope + inter
-            out[:, :, k] = part
+        out = _scaled(raw, slope, inter) if scaled else raw.astype(np.float32, copy=False)
     if raw.dtype.kind in "iu" and raw.dtype.itemsize > 2:
         largest = max(abs(int(raw.max())), abs(int(raw.min())))
         if largest > EXACT_INTEGER:
             text = f"integers up to {largest} are rounded to 24 bits"
             findings.append(Remark("warning", "precision", text))
-    bad = ~np.isfinite(out)
-    count = int(bad.sum())
-    if scaled and count > damaged:
-        raise DataError(
-            f"{path}: scaling by slope {slope:g} leaves {count - damaged} of {out.size} "
-            "voxels beyond float32; correct scl_slope."
-        )
-    if count == out.size:
-        raise DataError(f"{path}: expected intensities, every voxel is NaN or Inf; export again.")
-    if count and policy.nonfinite == "refuse":
-        raise DataError(
-            f"{path}: {count} voxels are NaN or Inf; repair them, or {remedy('nonfinite=fill')}."
-        )
-    if count:
-        low = float(out[~bad].min())
+    low, high = float(out.min()), float(out.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = ~np.isfinite(out)
+        count = int(bad.sum())
+        damaged = int((~np.isfinite(raw)).sum()) if scaled else count
+        if count > damaged:
+            raise DataError(
+                f"{path}: scaling by slope {slope:g} leaves {count - damaged} of {out.size} "
+                "voxels beyond float32; correct scl_slope."
+            )
+        if count == out.size:
+            raise DataError(
+                f"{path}: expected intensities, every voxel is NaN or Inf; export again."
+            )
+        if policy.nonfinite == "refuse":
+            raise DataError(
+                f"{path}: {count} voxels are NaN or Inf; repair them, or "
+                f"{remedy('nonfinite=fill')}."
+            )
+        low, high = float(out[~bad].min()), float(out[~bad].max())
         out[bad] = low
         text = f"{count} voxels NaN, Inf or beyond float32, filled with the minimum {low:g}"
         findings.append(Remark("warning", "nonfinite", text))
-    if out.min() == out.max():
-        text = f"all voxels are {float(out.flat[0]):g}"
-        findings.append(Remark("warning", "constant", text))
+    if low == high:
+        findings.append(Remark("warning", "constant", f"all voxels are {low:g}"))
     return out, findings
 
 
+def _scaled(
+    raw: Shaped[np.ndarray, "c d h w"], slope: float, inter: float
+) -> Float[np.ndarray, "c d h w"]:
+    out = np.empty(raw.shape, np.float32)
+    for channel, plane in np.ndindex(raw.shape[:2]):  # no second volume in float64
+        out[channel, plane] = raw[channel, plane].astype(np.float64) * slope + inter
+    return out
+
+
 def labels(
-    raw: Shaped[np.ndarray, "a b c f"],
+    raw: Shaped[np.ndarray, "c d h w"],
     *,
     slope: float,
     inter: float,
     policy: ReadPolicy,
     path: Path,
-) -> tuple[UInt8[np.ndarray, "a b c f"], list[Remark]]:
+) -> tuple[UInt8[np.ndarray, "c d h w"], list[Remark]]:
     """Whole numbers from 0 to 255, of the policy's set when it names one."""
     findings = []
     values = np.unique(raw)
@@ -116,7 +127,7 @@ def labels(
     if whole.max() == 0:
         findings.append(Remark("warning", "empty_mask", "no voxel is labelled"))
     table = whole.astype(np.uint8)
-    out = np.empty(raw.shape, np.uint8, order="F")
-    for k in range(raw.shape[2]):
-        out[:, :, k] = table[np.searchsorted(values, raw[:, :, k])]
+    out = np.empty(raw.shape, np.uint8)
+    for channel, plane in np.ndindex(raw.shape[:2]):
+        out[channel, plane] = table[np.searchsorted(values, raw[channel, plane])]
     return out, findings

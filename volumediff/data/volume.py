@@ -5,16 +5,17 @@ R, A, S, whatever the format and the order in the file; `write` takes such array
 file's own order. Both moves are flips and permutations: the round trip is exact to the bit.
 """
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from io import BufferedIOBase
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from jaxtyping import Float, Shaped
 
 from volumediff.data import values
@@ -65,6 +66,8 @@ OTHER_FORMATS = {
     ".nhdr": "volumediff.data.nrrd",
     ".nrrd": "volumediff.data.nrrd",
 }
+# Voxels along the two axes of a column that is copied at a time.
+COLUMN = 8
 # Fields that can carry names of people or of files.
 TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
 
@@ -287,11 +290,30 @@ def assembled(
     Raises:
         DataError: numbers that are no intensities or no labels
     """
+    moved, affine = canonical(raw, grid.affine)
+    stored = _laid_out(np.moveaxis(moved, -1, 0))
     treat = values.intensities if kind == "image" else values.labels
-    array, more = treat(raw, slope=slope, inter=inter, policy=policy, path=path)
-    moved, moved_affine = canonical(array, grid.affine)
-    array = np.ascontiguousarray(np.moveaxis(moved, -1, 0))
-    return Volume(array, moved_affine, kind, grid, path, (*findings, *more))
+    array, more = treat(stored, slope=slope, inter=inter, policy=policy, path=path)
+    return Volume(array, affine, kind, grid, path, (*findings, *more))
+
+
+def _laid_out(array: Shaped[np.ndarray, "c d h w"]) -> Shaped[np.ndarray, "c d h w"]:
+    """A copy with w fastest in memory.
+
+    Files have another axis fastest. In columns of a few voxels along both of these axes what is
+    read and what is written stay in the cache, which takes a third of the time.
+    """
+    out = np.empty(array.shape, array.dtype)
+    fastest = 1 + int(np.argmin(np.abs(array.strides[1:])))
+    if fastest == 3:
+        out[:] = array
+        return out
+    columns = [range(0, array.shape[axis], COLUMN) for axis in (fastest, 3)]
+    for a, b in product(*columns):
+        column = [slice(None)] * 4
+        column[fastest], column[3] = slice(a, a + COLUMN), slice(b, b + COLUMN)
+        out[tuple(column)] = array[tuple(column)]
+    return out
 
 
 def check_grids(image: Volume, other: Volume) -> None:
@@ -315,6 +337,7 @@ def write(
     like: Volume | Grid,
     kind: Literal["image", "label"],
     dtype: Literal["float32", "int16"] = "float32",
+    level: Literal[0, 1, 2, 3] = 1,
 ) -> None:
     """Writes a canonical array into the file grid of `like`, whole or not at all.
 
@@ -324,6 +347,8 @@ def write(
         like: the volume that was read, or its `native` grid; forms, codes and units are repeated
         kind: labels become uint8
         dtype: of images; int16 is scaled to the range of the values
+        level: of the compression by ISA-L, from the fastest to the smallest; its first makes maps
+            as small as zlib's sixth in a tenth of the time
 
     Raises:
         ValueError: array and grid do not fit, or values are not finite or not labels
@@ -356,7 +381,7 @@ def write(
     with atomic(path) as file:
         if path.name.lower().endswith(".gz"):
             # no name and no time in the stream: equal volumes give equal files
-            with gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
+            with igzip.GzipFile("", "wb", level, file, mtime=0) as stream:
                 _write_single(stream, header, stored)
         else:
             _write_single(file, header, stored)

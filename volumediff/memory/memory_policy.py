@@ -6,7 +6,6 @@ convolution of an enlarged volume stores the small one; its own arithmetic is no
 slabs, whole volumes are stored only where a layer needs them; see `volumediff.memory.streaming`.
 """
 
-import ctypes
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from volumediff.memory.domain import Domain, current_domain
+from volumediff.memory.half_weights import with_half_weights
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
 from volumediff.networks._streamable import Streamable
 
-__all__ = ["MemoryPolicy", "Replaced", "retain_heap", "whole_passes_of"]
+__all__ = ["MemoryPolicy", "Replaced", "whole_passes_of"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ class MemoryPolicy:
                 _replace(module, "forward", _recomputed if again else None)
         streamed = functools.partial(self._streamed, current_domain())
         for module, method in _whole_passes(model):
-            _replace(module, method, streamed if self.streams else None)
+            cast = functools.partial(with_half_weights, module)
+            plain = cast if self.torch_dtype != torch.float32 else None
+            _replace(module, method, streamed if self.streams else plain)
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
@@ -178,19 +180,3 @@ class Replaced:
     def __call__(self, *arguments: Any) -> Tensor:
         function = functools.partial(getattr(type(self.module), self.method), self.module)
         return self.how(function, *arguments)
-
-
-def retain_heap() -> bool:
-    """Keeps freed memory in the process for the next tensor; True where it took effect.
-
-    The allocator of glibc returns every block above 32 MiB to the kernel and gets a fresh one,
-    cleared page by page, for the next tensor: at 64 channels and 64³ voxels that costs four times
-    the arithmetic of an elementwise operation. For CPU training; the resident size stays at its
-    peak, and may exceed the sum of the live tensors through fragmentation.
-    """
-    max_mapped, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(max_mapped, 0) and mallopt(trim_threshold, 2**31 - 1))

@@ -79,7 +79,7 @@ def _normalised(
 
 def _per_channel(mean: Tensor, spread: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Values of each of the channels, from those of groups of so many."""
-    both = torch.stack((mean, spread))[..., None].expand(-1, -1, width).flatten(1)
+    both = torch.stack((mean, spread)).repeat_interleave(width, dim=1)
     return both[0], both[1]
 
 
@@ -128,7 +128,7 @@ def _gradients(
     if not with_x:
         return None, grad_scale, grad_shift
     sums = torch.stack((grad_scale, grad_shift)).mul_(scale).unflatten(1, (groups, -1))
-    means = sums.mean(2, keepdim=True).div_(x[0, 0].numel()).expand_as(sums).flatten(1)
+    means = sums.mean(2).div_(x[0, 0].numel()).repeat_interleave(sums.shape[2], dim=1)
     slope, offset = means.mul_(inverse)
     return grad_x.sub_(_affine(x, slope, offset, mean, spread)), grad_scale, grad_shift
 

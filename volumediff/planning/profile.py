@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from volumediff.memory.memory_policy import retain_heap
+from volumediff.memory.heap import retain_heap
 from volumediff.planning.planner import GB, Mode, Traced, trace
 from volumediff.planning.shortage import explained, is_shortage
 from volumediff.planning.step import inference_step, training_step, volume_shape

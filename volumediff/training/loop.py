@@ -27,7 +27,7 @@ from volumediff.distributed.sharded import Sharded
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import UsageError
 from volumediff.memory.domain import sharing
-from volumediff.memory.memory_policy import retain_heap
+from volumediff.memory.heap import retain_heap
 from volumediff.model import Batch
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
