@@ -110,7 +110,7 @@ def test_two_processes_hold_about_half_of_the_activations(found, kind):
 def test_what_processes_do_not_tell_each_other_is_missed(found, fault):
     for rank in range(2):
         differences = found[rank]["broken"][fault]
-        assert max(differences.values()) > 1e-3, differences
+        assert any(not value < 1e-3 for value in differences.values()), differences
 
 
 @pytest.mark.slow

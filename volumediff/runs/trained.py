@@ -94,13 +94,19 @@ def load_trained(
         join(task.module, mesh.domain, place)
     return Trained(
         run=run,
-        config=task.config,
+        config=_shared_by(task.config, domain),
         task=task,
         statistics=Statistics.load(run),
         checkpoint=found.path.name,
         digest=found.digest,
         device=place,
     )
+
+
+def _shared_by(config: RunConfig, domain: int) -> RunConfig:
+    """The configuration, with as many processes to a volume as there are now."""
+    processes = config.processes.model_copy(update={"domain": domain})
+    return config.model_copy(update={"processes": processes})
 
 
 @dataclass(frozen=True, eq=False)
