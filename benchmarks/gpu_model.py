@@ -394,9 +394,12 @@ def _foreach_launches(given: list[tuple[Any, Any]]) -> int:
     return max(1, -(-len(lists[0]) // most), -(-chunks // CHUNKS))
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: None = None, **given: Any
+) -> Tensor:
     """Scaled dot product attention by the kernel that torch takes on a GPU."""
     assert query.dtype in HALVES, "the flash kernel takes half precision"
+    assert attn_mask is None, "the flash kernel takes no mask"
     return aten._scaled_dot_product_flash_attention(query, key, value, **given)[0]
 
 

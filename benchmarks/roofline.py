@@ -95,11 +95,14 @@ def _step(
             run()
         return work
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=fused)
-    for _ in range(2):
-        work.kernels.clear()
-        torch.autograd.backward(run())
-        optimizer.step()
-        optimizer.zero_grad()
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    work.kernels.clear()
+    torch.autograd.backward(run())
+    optimizer.step()
+    optimizer.zero_grad()
     return work
 
 
