@@ -132,10 +132,10 @@ TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 
 CASES = {
     "wavelet-256-train": Case(_wdm, (8, 128, 128, 128), "train", 16, WDM),
-    "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 8, WDM),
+    "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 3, WDM),
     "wavelet-128-train": Case(partial(_wdm, levels=5), (8, 64, 64, 64), "train", 8, WDM_128),
     "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 8, PATCHDDM, autocast=True),
-    "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 8, PATCHDDM),
+    "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 4, PATCHDDM),
     "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
     "ae-256-decode": Case(
         partial(_autoencoder, maisi=True), (4, 64, 64, 64), "decode", 4, DECODER, True
@@ -174,7 +174,8 @@ def run(module: nn.Module, case: Case, z: Tensor, *, policy: MemoryPolicy) -> Te
         generator = torch.Generator().manual_seed(0)
         return module.loss("autoencoder", z.to(dtype), generator=generator)["loss"]
     t = torch.full((len(z),), 0.5, device=z.device)
-    y = module(z.to(dtype), t, _places(module, z)).float()
+    narrow = z.to(dtype)
+    y = module(narrow, t, _places(module, narrow)).float()
     return (y - z[:, : y.shape[1]]).square().mean() if case.work == "train" else y
 
 

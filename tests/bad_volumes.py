@@ -180,7 +180,7 @@ def _files() -> list[Entry]:
         Entry("fifo", fifo, bad, "pipe"),
         Entry("device", link("/dev/zero"), bad, "pipe or a device"),
         Entry("nii_holds_gzip", saved("a.nii", half), bad, "rename"),
-        Entry("other_suffix", saved("a.mgz", half), bad, "convert"),
+        Entry("other_suffix", saved("a.mnc", half), bad, "convert"),
         Entry("gz_cut_half", saved("a.nii.gz", half[: len(half) // 2]), bad, "cut off"),
         Entry("gz_header_only", packed(GOOD[:352]), bad, "cut off"),
         Entry("gz_part_of_header", packed(GOOD[:200]), bad, "NIfTI header"),

@@ -376,6 +376,11 @@ def test_a_latent_is_quantised_when_decoded():
     torch.testing.assert_close(model.restore(e), e)
 
 
+def alone(sums):
+    """The sum over one process."""
+    return sums
+
+
 def test_dead_codes_come_back():
     # 63 of 64 codes start far away; splitting a popular code brings them to the data in rounds
     codebook = Codebook(64, 2, patience=3)
@@ -385,13 +390,13 @@ def test_dead_codes_come_back():
     z = torch.rand(1, 2, 8, 8, 8)
     used = []
     for _ in range(60):
-        codebook.revive()
         e, index = codebook(z)
         error = (z - e).square().mean()
         codebook.record(index, error.detach())
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
+        codebook.stepped(alone)
         used.append(len(index.unique()))
     assert used[0] == 1
     assert used[-1] >= 48
@@ -405,26 +410,33 @@ def test_training_revives_codes():
     with torch.no_grad():
         vectors[1:] += 100
     x = torch.randn(1, 1, 8, 8, 8)
-    used = [float(model.loss("autoencoder", x, generator=generator())["codes"]) for _ in range(5)]
+    used = []
+    for _ in range(5):
+        used.append(float(model.loss("autoencoder", x, generator=generator())["codes"]))
+        model.stepped(alone)
     assert used[:2] == [1.0, 1.0]
     assert used[-1] > 4
     assert vectors.detach().abs().max() < 10
 
 
-def test_two_processes_count_as_one(monkeypatch):
+def test_samples_count_as_one_batch_in_one_process_and_in_two():
     index, error = torch.arange(12) % 5, torch.tensor(2.0)
-    whole = Codebook(8, 2, patience=3)
+    whole, one, other, two = (Codebook(8, 2, patience=3) for _ in range(4))
     whole.record(index, error)
-    # the other process holds the last four latents, with another error
-    one, other = Codebook(8, 2, patience=3), []
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: other.append(t.clone()))
-    one.record(index[8:], torch.tensor(4.0))
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(other[0]))
-    one = Codebook(8, 2, patience=3)
-    one.record(index[:8], torch.tensor(1.0))  # (8 * 1 + 4 * 4) / 12 = 2
-    for name, value in one.named_buffers():
-        torch.testing.assert_close(value, whole.get_buffer(name), msg=name)
+    whole.stepped(alone)
+    # the last four latents are of another sample, with another error: (8 * 1 + 4 * 4) / 12 = 2
+    samples = (index[:8], torch.tensor(1.0)), (index[8:], torch.tensor(4.0))
+    for sample in samples:
+        one.record(*sample)
+    one.stepped(alone)
+    sums = []
+    other.record(*samples[1])
+    other.stepped(lambda s: sums.append(s) or s)
+    two.record(*samples[0])
+    two.stepped(lambda s: s + sums[0])
+    for name, value in whole.named_buffers():
+        torch.testing.assert_close(one.get_buffer(name), value, msg=name)
+        torch.testing.assert_close(two.get_buffer(name), value, msg=name)
 
 
 def test_codes_in_use_stay():
@@ -432,7 +444,7 @@ def test_codes_in_use_stay():
     before = codebook.vectors.detach().clone()
     for _ in range(5):
         codebook.record(torch.arange(8), torch.tensor(1.0))
-        codebook.revive()
+        codebook.stepped(alone)
     assert torch.equal(codebook.vectors, before)
 
 
@@ -445,7 +457,8 @@ def test_evaluation_leaves_the_codebook_alone():
         model.train().loss("autoencoder", x, generator=generator())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     model.loss("autoencoder", x, generator=generator())
-    assert model.codec["codebook"].idle.any()
+    model.stepped(alone)
+    assert model.codec["codebook"].use.any()
 
 
 def test_training_steps_repeat_exactly():

@@ -213,6 +213,30 @@ def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):
         assert _doctor._convolutions(release, cudnn).state == state
     assert "cuDNN 9.10.2" in _doctor._convolutions("2.9.1", 91002).message
     assert {"triton", "torch and cuDNN"} <= set(names)
+    cuda_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+    for capability, state, said in (
+        ((7, 0), "problem", "no kernels for this card"),
+        ((6, 1), "problem", "whl/cu126"),
+        ((7, 5), "note", "bfloat16 is emulated"),
+        ((8, 9), "ok", "sm_89"),  # by the kernels of sm_86
+        ((10, 3), "ok", ""),
+        ((12, 1), "ok", ""),
+        ((13, 0), "ok", ""),  # by compute_120
+    ):
+        found = _doctor._capability("cuda:0", f"Card, sm_{capability[0]}{capability[1]}",
+                                    *capability, cuda_13)  # fmt: skip
+        assert (found.state, said in found.message) == (state, True), found
+    volta = ["sm_70", "sm_80", "compute_80"]
+    assert _doctor._capability("cuda:0", "V100", 7, 0, volta).state == "note"
+    for version, cuda, state, said in (
+        (None, "13.0", "note", "no NVIDIA driver"),
+        ("570.86.10", "13.0", "problem", "needs 580 or newer"),
+        ("570.86.10", "12.8", "problem", "torch finds no device"),
+        ("510.47", "12.6", "problem", "needs 525"),
+    ):
+        monkeypatch.setattr(_doctor, "_driver_version", lambda version=version: version)
+        found = _doctor._driver(cuda)
+        assert (found.state, said in found.message) == (state, True), found
     words = ["kernel.schedule={name: linear}", "data.preprocessing.shape=[64,64,64]"]
     (line,) = _doctor._global_mean("wavelet_64", words)
     assert line.state == "problem"
@@ -353,3 +377,21 @@ def test_defaults_are_those_of_the_python_functions():
             assert parameter.default == known[parameter.name], f"{name} {parameter.name}"
             seen += 1
     assert seen > 50
+
+
+def test_doctor_reads_the_version_of_the_driver(tmp_path, monkeypatch):
+    file = tmp_path / "version"
+    monkeypatch.setattr(_doctor, "DRIVER", file)
+    assert _doctor._driver_version() is None
+    for text, version in (
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 2023",
+            "535.104.05",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release",
+            "580.65.06",
+        ),
+    ):
+        file.write_text(text)
+        assert _doctor._driver_version() == version

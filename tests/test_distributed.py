@@ -1,66 +1,127 @@
-"""Processes: two under torchrun give what one gives with the same global batch."""
+"""Processes: two and three under torchrun give what one gives, and end together.
+
+A launch costs seconds before it does anything: each does many things, see `parallel_program`.
+"""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import UsageError
-from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage import checkpoint
 from volumediff.training.loop import train
 
-WORDS = ["optim.batch_size=4", "optim.steps=4", "optim.lr=1e-4", "save_every=2"]
-DIFFUSION = [*WORDS, "data.augmentation={flip: [0]}", "crop=[4,4,4]", "validation.volumes=2"]
-AUTOENCODER = [
-    *WORDS,
-    "task=autoencoder",
-    "autoencoder={name: kl, widths: [4, 8], strides: [[2, 2, 2]], blocks: 1}",
-    "autoencoder.adversarial=0.1",
+WORDS = [
+    *("optim.batch_size=6", "optim.lr=1e-4", "save_every=2", "validation.volumes=2"),
+    *("validation.previews=2", "validation.preview_steps=1"),
 ]
-SCRIPT = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tiny_runs import tiny
-from volumediff.errors import DataError, UsageError
-from volumediff.training.loop import train
-from volumediff.distributed.processes import leave
-
-for data, output, words in json.loads(sys.argv[2]):
-    try:
-        train(tiny(data, output, *words))
-    except (UsageError, DataError) as error:
-        sys.stderr.write(f"refused: {error}\\n")
-leave()
-"""
+DIFFUSION = [*WORDS, "data.augmentation={flip: [0]}", "crop=[4,4,4]"]
+KL = "autoencoder={name: kl, widths: [4, 8], strides: [[2, 2, 2]], blocks: 1, adversarial: 0.1}"
+AUTOENCODER = [*WORDS, "task=autoencoder", KL, "optim.steps=3"]
+VQ = (
+    "autoencoder={name: vq, widths: [4, 8], strides: [[2, 2, 2]], blocks: 1, codes: 16, "
+    "patience: 1}"
+)
+CRITIC = "autoencoder={name: fanogan, widths: [4, 4, 4]}"
+LATENT = "space={name: latent, autoencoder: kl_64}"
+PSEUDO3D = [
+    "space={name: slices, axis: w, inner: voxel}",
+    "network={name: pseudo3d, widths: [4, 8], blocks: 1, groups: 2, coordinates: true}",
+]
+ATTENTION = [
+    "network={name: unet, widths: [4, 8], blocks: 1, groups: 2, attention_levels: [1]}",
+    "memory={channels_last: true, checkpoint: true}",
+]
+# Of each network its way to be held; the number of micro-batches divides the samples of a rank.
+EXACT = [
+    {"name": "attention", "words": ATTENTION, "shard": True, "accumulate": 1},
+    {"name": "attention", "words": ATTENTION, "shard": False, "accumulate": 1},
+    {"name": "slabs", "words": ["space=wavelet", "memory.slab=3"], "shard": True},
+    {"name": "pseudo3d", "words": PSEUDO3D, "shard": True},
+    {"name": "latent", "words": [LATENT], "shard": True},
+    {"name": "autoencoder", "words": ["task=autoencoder", KL], "shard": False},
+    {"name": "codebook", "words": ["task=autoencoder", VQ], "shard": True},
+    # a loss with gradients on its way
+    {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True},
+]
+RUNS = {"copies first": False, "shares first": True}
+PROGRAM = Path(__file__).with_name("parallel_program.py")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), cases=8)
+    return write_data(tmp_path_factory.mktemp("data"), cases=10)
 
 
-def launch(tmp_path, runs, *, ranks=2):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(ranks), str(script), str(Path(__file__).parent)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def launch(folder, ranks, *, exact=(), trainings=(), faults=()):
+    """Lines of the main process, and everything that was said."""
+    plan = folder / f"plan-{ranks}.json"
+    plan.write_text(json.dumps({"exact": exact, "train": trainings, "faults": faults}))
     root = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [*command, json.dumps(runs)],
-        stderr=subprocess.PIPE,
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(ranks), str(PROGRAM), str(plan)),
+        ],
+        capture_output=True,
         text=True,
-        env=environment,
-        start_new_session=True,
+        timeout=400,
+        check=False,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        },
     )
+    assert done.returncode == 0, done.stderr[-5000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return lines, done.stderr
+
+
+@pytest.fixture(scope="module")
+def launched(data, tmp_path_factory):
+    """Exact steps of two and three ranks, and trainings that went from two to three."""
+    folder = tmp_path_factory.mktemp("ranks")
+    two = [
+        [str(data), str(folder / name), [*DIFFUSION, "optim.steps=2", shard(divided)]]
+        for name, divided in RUNS.items()
+    ]
+    others = [
+        [str(data), str(folder / "autoencoder"), AUTOENCODER],
+        [str(data), str(folder / "three"), [*DIFFUSION, "processes.number=3"]],
+        [str(data), str(folder / "odd"), [*DIFFUSION, "optim.batch_size=3"]],
+    ]
+    three = [
+        [str(data), str(folder / name), [*DIFFUSION, "optim.steps=4", shard(not divided)]]
+        for name, divided in RUNS.items()
+    ]
+    accumulated = [{**case, "accumulate": 3 // case.get("accumulate", 3)} for case in EXACT]
+    first, said = launch(folder, 2, exact=accumulated, trainings=[*two, *others])
+    layouts = {name: layout(folder / name) for name in RUNS}
+    second, _ = launch(folder, 3, exact=EXACT[:3] + EXACT[6:], trainings=three)
+    return folder, [*first, *second], said, layouts
+
+
+def shard(divided):
+    return f"processes.shard={str(divided).lower()}"
+
+
+def layout(run):
+    """Names, shapes and types of all tensors of the last checkpoint."""
+    found = checkpoint.find(run, "last")
+    return {
+        f"{name}/{n}": (tuple(t.shape), t.dtype)
+        for name in ("weights", "ema", "optimizer")
+        for n, t in found.tensors(name).items()
+    }
 
 
 def difference(a, b, name):
@@ -70,53 +131,112 @@ def difference(a, b, name):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(data, tmp_path):
-    both = {"diffusion": DIFFUSION, "autoencoder": AUTOENCODER}
-    runs = [[str(data), str(tmp_path / f"two-{n}"), words] for n, words in both.items()]
-    refused = [str(data), str(tmp_path / "three"), [*DIFFUSION, "processes.number=3"]]
-    odd = [str(data), str(tmp_path / "odd"), [*DIFFUSION, "optim.batch_size=3"]]
-    process = launch(tmp_path, [*runs, refused, odd])
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert "2 process(es) on cpu" in said
-    assert said.count("processes.number: 3 requested, 2 launched, 2 joined") == 2, (
-        "both ranks say why"
-    )
-    assert said.count("shared by 2 processes") == 2
-    for name, words in both.items():
-        two, one = tmp_path / f"two-{name}", train(tiny(data, tmp_path / f"one-{name}", *words))
-        for kind in ("weights", "ema"):
-            assert difference(two, one, kind) < 1e-5
-        rows = [figures(run) for run in (two, one)]
-        assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
-        for a, b in zip(*rows, strict=True):
-            assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+def test_steps_of_several_processes_are_those_of_one(launched):
+    """Losses, gradient norms, clipped AdamW steps, moments and averages, in float64."""
+    _, lines, _, _ = launched
+    assert len(lines) == len(EXACT) + 5
+    for line in lines:
+        for name in ("numbers", "validation", "weights", "ema", "optimizer"):
+            assert line[name] < 1e-12, line
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_and_saves_all(data, tmp_path):
-    run = tmp_path / "run"
-    words = ["optim.steps=99999", "save_every=99999", "validation.every=99999"]
-    process = launch(tmp_path, [[str(data), str(run), words]])
-    try:
-        deadline = time.monotonic() + 120
-        while not read_metrics(run / "metrics.jsonl") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        if not children.exists():
-            pytest.skip("needs /proc to find the ranks")
-        ranks = [int(pid) for pid in children.read_text().split()]
-        assert len(ranks) == 2
-        os.kill(ranks[1], signal.SIGTERM)
-        _, said = process.communicate(timeout=90)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert "stopped after step" in said
-    assert checkpoint.find(run, "last").step > 0
+def test_shares_are_a_part_of_weights_and_moments(launched):
+    _, lines, _, _ = launched
+    for line in lines:
+        part = 1 / line["world"] if line["shard"] else 1
+        # the first process has one row more where rows do not divide evenly
+        for held, whole in ((line["held"], 1), (line["moments"], 2)):
+            assert 1 <= held / (part * whole * line["whole"]) < (1.25 if line["shard"] else 1.01)
 
 
-def test_a_launch_that_did_not_become_processes_is_refused(data, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_moves_between_numbers_of_processes_and_ways_to_hold_it(launched, data, tmp_path):
+    folder, _, said, layouts = launched
+    assert "2 process(es) on cpu" in said
+    whole = train(tiny(data, tmp_path / "one", *DIFFUSION, "optim.steps=6"))
+    for name in RUNS:
+        run = folder / name
+        assert checkpoint.find(run, "last").step == 4
+        assert layouts[name] == layout(whole)
+        train(tiny(data, run, *DIFFUSION, "optim.steps=6"))
+        assert layout(run) == layout(whole)
+        for kind in ("weights", "ema"):
+            assert difference(run, whole, kind) < 1e-5
+        same_rows(run, whole)
+        bests = [checkpoint.find(r, "best").step for r in (run, whole)]
+        assert bests[0] == bests[1]
+        pictures = [sorted(p.name for p in (r / "previews").iterdir()) for r in (run, whole)]
+        assert set(pictures[1]) <= set(pictures[0])
+
+
+def same_rows(run, other):
+    """Every step and validation once, with the same numbers."""
+    rows = [[r for r in figures(x) if "loss" in r or r["step"] == 3] for x in (run, other)]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+    for a, b in zip(*rows, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_players_take_turns_in_all_processes(launched, data, tmp_path):
+    folder, _, _, _ = launched
+    one = train(tiny(data, tmp_path / "one", *AUTOENCODER))
+    for kind in ("weights", "ema"):
+        assert difference(folder / "autoencoder", one, kind) < 1e-5
+    same_rows(folder / "autoencoder", one)
+
+
+@pytest.mark.slow
+def test_all_processes_refuse_together(launched):
+    _, _, said, _ = launched
+    refusal = "processes.number: 3 requested, 2 launched, 2 joined"
+    assert said.count(refusal) == 2, "both ranks say why"
+    assert said.count("shared by 2 processes") == 2
+
+
+@pytest.mark.slow
+def test_faults_of_one_process_end_all_with_a_checkpoint(data, tmp_path):
+    """Killed, frozen, asked to stop; and work of the main process that takes its time."""
+    endless = ["optim.steps=99999", "validation.every=99999", "save_every=1"]
+    kinds = {
+        "kill": [*endless, "processes.timeout_s=600"],
+        "freeze": [*endless, "processes.timeout_s=8"],
+        str(int(signal.SIGUSR1)): [*endless, "save_every=99999"],
+        "patience": ["optim.steps=3", "validation.previews=1", "processes.timeout_s=8"],
+    }
+    faults = [
+        [
+            *(int(kind) if kind.isdigit() else kind, str(data), str(tmp_path / kind), words),
+            *(free_port(), str(tmp_path / f"ended-{kind}")),
+        ]
+        for kind, words in kinds.items()
+    ]
+    lines, said = launch(tmp_path, 2, faults=faults)
+    codes = {(line["kind"], line["rank"]): line["code"] for line in lines}
+    seconds = {line["kind"]: line["seconds"] for line in lines if line["rank"] == 0}
+    usr1 = str(int(signal.SIGUSR1))
+    assert codes["kill", 0] == codes["freeze", 0] == 1
+    assert codes["kill", 1] == codes["freeze", 1] == -signal.SIGKILL
+    assert said.count("another process of this training ended") == 2
+    for kind in ("kill", "freeze"):
+        assert seconds[kind] < 60
+        assert checkpoint.find(tmp_path / kind, "last").step == 2
+    assert codes[usr1, 1] == 128 + signal.SIGUSR1
+    assert codes[usr1, 0] == 128 + signal.SIGTERM, "the other one is told by the first"
+    assert checkpoint.find(tmp_path / usr1, "last").step == 3
+    assert codes["patience", 0] == codes["patience", 1] == 0
+    assert seconds["patience"] > 22, "both waits were longer than a step may take"
+    assert checkpoint.find(tmp_path / "patience", "last").step == 3
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_launch_that_did_not_become_processes_is_refused(data, tmp_path):
     """What `accelerate launch --cpu --num_processes 2` does: one process, without a word."""
     with pytest.raises(
         UsageError, match=r"processes.number: 2 requested, 1 launched, 1 joined.*torchrun"

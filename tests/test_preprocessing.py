@@ -236,7 +236,7 @@ def test_a_blob_stays_where_it_is(order, spacing, tmp_path):
         np.testing.assert_allclose(centre_of(after.get_fdata(), affine), place, atol=0.1)
 
 
-@pytest.mark.parametrize("shape", [(20, 24, 1), (20, 24, 29), (1, 1, 1), (1, 30, 40)])
+@pytest.mark.parametrize("shape", [(20, 24, 1), (20, 24, 29), (3, 4, 1), (1, 30, 40)])
 def test_thin_stacks_are_legal(shape, tmp_path):
     data = bad_volumes.voxels(shape)
     path = saved(tmp_path, "a", data, np.diag([1.0, 1.0, 5.0, 1.0]))

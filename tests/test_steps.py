@@ -113,7 +113,7 @@ def test_the_optimizer_is_that_of_the_formula_in_both_layouts(last, momentum):
 
 
 def test_the_average_takes_all_tensors_at_once():
-    tensors = {"a": torch.ones(3), "b": torch.full((2,), 2.0, dtype=torch.float64)}
+    tensors = {"a": torch.ones(3), "b": torch.full((2,), 2.0, dtype=torch.bfloat16)}
     average = EMA({n: torch.zeros_like(t) for n, t in tensors.items()}, decay=0.9)
     average.update(tensors, step=1)
     beta = 2 / 11

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
 
 __all__ = [
+    "LOSS",
     "Batch",
     "LabelProbabilities",
     "Model",
@@ -41,6 +42,7 @@ __all__ = [
 
 Volume = Float[Tensor, "b c d h w"]
 State = Float[Tensor, "b k d2 h2 w2"]
+LOSS = "loss"  # part of the keys of the noise that the loss draws
 TINY = 1e-6  # share of a region that a crop may miss; its loss is then 0
 # Least probability in the law of a voxel: a segmentation network may be sure, and wrong.
 LEAST = 1e-3
@@ -79,6 +81,8 @@ class Batch:
         hidden: 1 where the loss does not look: noise is there as elsewhere
         end: volumes at the noisy end of a cold kernel, in place of noise
         distance_mm: distance of every voxel from the surface of each label, for losses that ask
+        noise: the fields that the loss corrupts volumes with, where the loader has drawn them from
+            the keys: the same numbers
     """
 
     x: Volume
@@ -90,21 +94,34 @@ class Batch:
     hidden: Float[Tensor, "b 1 d h w"] | None = None
     end: Volume | None = None
     distance_mm: Float[Tensor, "b _ d h w"] | None = None
+    noise: Float[Tensor, "b _ _ _ _"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on a device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory, from which a device copies while others compute."""
+        return self._mapped(lambda x: torch.empty_like(x, pin_memory=True).copy_(x))
 
-        names = ("mask", "region", "hidden", "end", "distance_mm")
+    def record_stream(self, stream: Any) -> None:
+        """Says that a `torch.cuda.Stream` uses this batch, whose memory belongs to another."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._mapped(record)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("mask", "region", "hidden", "end", "distance_mm", "noise")
         others = {n: getattr(self, n) for n in names}
         return replace(
             self,
-            x=move(self.x),
-            condition=self.condition.map(move),
-            images=tuple(move(image) for image in self.images),
-            **{n: None if t is None else move(t) for n, t in others.items()},
+            x=function(self.x),
+            condition=self.condition.map(function),
+            images=tuple(function(image) for image in self.images),
+            **{n: None if t is None else function(t) for n, t in others.items()},
         )
 
 
@@ -282,11 +299,13 @@ class Model(nn.Module):
         if any(term.prepared for term in self.losses):
             condition = self.prepared(condition)
         t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
-        if batch.end is None:
-            noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), "loss").to(z_0)
-        else:
+        if batch.end is not None:
             with torch.no_grad():
                 noise = self.encode(batch.end)
+        elif batch.noise is not None:
+            noise = self.space.noise(batch.noise).to(z_0)
+        else:
+            noise = self._noise(batch.keys, tuple(batch.x.shape[1:]), LOSS).to(z_0)
         kernel = self.kernel_of(condition)
         z_t = kernel.corrupt(z_0, t, noise)
         m = None

@@ -37,9 +37,11 @@ class Noise(ABC):
     Class attributes:
         kind: family of the field, `white` where voxels are independent; a model knows the noise of
             one kind, and methods name the kind that they are about
+        drawn_on_cpu: whether a device has no part in the drawing, so that a loader may do it
     """
 
     kind: ClassVar[str] = ""
+    drawn_on_cpu: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -56,6 +58,7 @@ class GaussianNoise(Noise):
     """White Gaussian noise."""
 
     kind: ClassVar[str] = "white"
+    drawn_on_cpu: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -80,6 +83,7 @@ class CoarseNoise(Noise):
     """
 
     kind: ClassVar[str] = "coarse"
+    drawn_on_cpu: ClassVar[bool] = True
     cell: int = 8
 
     def __post_init__(self) -> None:
@@ -112,6 +116,7 @@ class Pyramid(Noise):
     """
 
     kind: ClassVar[str] = "pyramid"
+    drawn_on_cpu: ClassVar[bool] = True
     levels: int = 6
     discount: float = 0.8
 

@@ -37,6 +37,14 @@ def device(*, streams: bool = False) -> Iterator[Device]:
             "_dump_snapshot": lambda path, *a, **k: open(path, "w").close(),
         }.items():
             stack.enter_context(mock.patch.object(torch.cuda.memory, name, value))
+        # Loaders ask it whether there is anything to pin memory for.
+        for name, answer in {
+            "is_available": True,
+            "current_accelerator": torch.device("cuda"),
+            "current_device_index": 0,
+        }.items():
+            asked = mock.Mock(return_value=answer)
+            stack.enter_context(mock.patch.object(torch.accelerator, name, asked))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(mock.patch.object(torch, name, _maker(getattr(torch, name))))
         stack.enter_context(mock.patch.object(Tensor, "to", moved))

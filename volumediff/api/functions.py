@@ -166,8 +166,9 @@ def checking(
     """
     from volumediff.api.reading import read_policy
     from volumediff.data.check import Checking, CheckLine
+    from volumediff.data.intensity import Percentile
     from volumediff.data.survey import survey_sources
-    from volumediff.samples.sources import label_remarks, split_of
+    from volumediff.samples.sources import label_remarks, plan_of, split_of
     from volumediff.settings.sections import Data
 
     spec, sources = known_layout(layout), sources_of(data)
@@ -182,7 +183,8 @@ def checking(
     policy = read_policy(read, section.read)
     cases, problems = survey_sources(sources, spec, channels)
     start(len(cases))
-    yield from Checking(cases, problems, policy).lines()
+    intensity = Percentile() if wanted is None else plan_of(section).intensity
+    yield from Checking(cases, problems, policy, intensity).lines()
     if section.patients is not None:
         cases = section.patients.named(cases)
     if len(cases) > 1:

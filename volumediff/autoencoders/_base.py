@@ -26,6 +26,8 @@ from volumediff.shapes import Shape
 __all__ = ["Autoencoder", "Generators", "Reconstructor", "check_player", "frozen", "sources"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
+Total = Callable[[Tensor], Tensor]
+"""The sum of a tensor over all processes."""
 
 
 class Reconstructor(Streamable):
@@ -57,6 +59,13 @@ class Reconstructor(Streamable):
     def counted(self) -> nn.Module:
         """The module whose evaluations are what a volume costs."""
         return self.passes[0]
+
+    def stepped(self, total: Total) -> None:
+        """Whatever follows an update of the weights.
+
+        Arguments:
+            total: all processes take part
+        """
 
     @property
     def device(self) -> torch.device:

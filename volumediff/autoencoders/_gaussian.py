@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.autoencoders._base import Generators, sources
+from volumediff.networks._precision import wide
 
 __all__ = ["divergence", "draw", "mean", "normal", "posterior", "sample"]
 
@@ -26,8 +27,7 @@ def posterior(
     features: Float[Tensor, "b f d h w"],
 ) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, "b k d h w"]]:
     """Mean and log-variance of q, in float32 or wider."""
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    mu, log_variance = wide.chunk(2, dim=1)
+    mu, log_variance = wide(features).chunk(2, dim=1)
     return mu, log_variance.clamp(*LOG_VARIANCE)
 
 

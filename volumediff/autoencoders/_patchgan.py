@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders._codec import kernel_and_norm
 from volumediff.networks._layers import Conv, Norm
+from volumediff.networks._precision import wide
 
 __all__ = ["PatchGAN", "discriminator_loss", "generator_loss"]
 
@@ -58,9 +59,9 @@ def discriminator_loss(
     real: Float[Tensor, "b 1 d h w"], fake: Float[Tensor, "b 1 d h w"]
 ) -> Float[Tensor, ""]:
     """The hinge loss L_D of logits on real and on reconstructed volumes."""
-    return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
+    return F.relu(1 - wide(real)).mean() + F.relu(1 + wide(fake)).mean()
 
 
 def generator_loss(fake: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, ""]:
     """The loss L_G of the logits on reconstructed volumes."""
-    return -fake.float().mean()
+    return -wide(fake).mean()

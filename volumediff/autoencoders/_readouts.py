@@ -32,6 +32,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.networks._precision import wide
+
 __all__ = ["ClassReadout", "IntensityReadout", "MaskReadout", "Readout"]
 
 
@@ -67,7 +69,7 @@ class IntensityReadout(Readout):
     def loss(
         self, a: Float[Tensor, "b c d h w"], x: Float[Tensor, "b c d h w"]
     ) -> Float[Tensor, ""]:
-        return (a.float() - x.float()).abs().mean()
+        return (wide(a) - wide(x)).abs().mean()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ the variance :math:`\sigma^2 = \beta N / k` for N voxels and k latent elements, 
 from abc import ABC
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from volumediff import tiling
 from volumediff.autoencoders._base import Generators, Reconstructor
 from volumediff.autoencoders._codec import Codec
 from volumediff.autoencoders._gaussian import divergence, draw, posterior
+from volumediff.networks._precision import wide
 from volumediff.shapes import Shape
 
 __all__ = ["Bound", "Variational", "half_square"]
@@ -43,8 +43,7 @@ def half_square(
     x: Float[Tensor, "b c d h w"], y: Float[Tensor, "b c d h w"]
 ) -> Float[Tensor, "b"]:
     """Half the mean squared difference of each sample."""
-    rest = (x - y).to(torch.promote_types(x.dtype, torch.float32))
-    return 0.5 * rest.square().flatten(1).mean(1)
+    return 0.5 * wide(x - y).square().flatten(1).mean(1)
 
 
 class Variational(Reconstructor, ABC):

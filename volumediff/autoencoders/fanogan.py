@@ -29,6 +29,7 @@ from volumediff.autoencoders._codec import NormName
 from volumediff.autoencoders._dense import dense
 from volumediff.autoencoders._gaussian import normal
 from volumediff.networks._layers import Conv
+from volumediff.networks._precision import wide
 
 __all__ = ["Critic", "FAnoGAN", "gradient_penalty"]
 
@@ -58,7 +59,7 @@ class Critic(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b"]:
         """One number per volume, the mean over places."""
-        return self.head(self.features(x)).float().flatten(1).mean(1)
+        return wide(self.head(self.features(x))).flatten(1).mean(1)
 
 
 class FAnoGAN(Reconstructor):
@@ -151,12 +152,12 @@ class FAnoGAN(Reconstructor):
 
     def _encoder_loss(self, x: Tensor) -> dict[str, Tensor]:
         fake = tiling.crop(frozen(self.generator)(self._latent(x)), x.shape[2:])
-        error = (fake - x).float().square().mean()
+        error = wide(fake - x).square().mean()
         loss, parts = error, {"error": error.detach()}
         # The critic changes: no measure to compare checkpoints by.
         if self.training:
             seen = frozen(_Features(self.critic))
-            difference = (seen(fake) - seen(x)).float().square().mean()
+            difference = wide(seen(fake) - seen(x)).square().mean()
             loss, parts["features"] = loss + self.features * difference, difference.detach()
         return {"loss": loss, **parts}
 
@@ -189,4 +190,4 @@ def gradient_penalty(
         between = (u * real + (1 - u) * fake).detach().requires_grad_()
         total = critic(between).sum()
         (slope,) = torch.autograd.grad(total, between, create_graph=True)
-        return (slope.float().flatten(1).norm(dim=1) - 1).square()
+        return (wide(slope).flatten(1).norm(dim=1) - 1).square()

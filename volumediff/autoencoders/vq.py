@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from volumediff import randomness
-from volumediff.autoencoders._base import Autoencoder, Generators
+from volumediff.autoencoders._base import Autoencoder, Generators, Total
 from volumediff.autoencoders._codec import NormName, strided
+from volumediff.networks._precision import wide
 
 __all__ = ["VQ", "nearest"]
 
@@ -45,7 +47,8 @@ class Codebook(nn.Module):
 
     A code that no latent chose for `patience` training steps is dead. It is moved next to a
     popular one, off by noise of the size of the quantisation error: a crowded cell is split. The
-    noise is fixed by a key and counts are summed over processes, so that all processes agree.
+    noise is fixed by a key and the counts of a step are summed over its samples, wherever they
+    are, so that all processes agree.
     """
 
     def __init__(self, codes: int, channels: int, *, patience: int) -> None:
@@ -56,40 +59,53 @@ class Codebook(nn.Module):
         self.register_buffer("use", torch.zeros(codes))
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("error", torch.zeros(()))
+        self._fresh: list[Tensor] = []  # counts and squared errors since the last step
 
     def forward(
         self, z: Float[Tensor, "b k d h w"]
     ) -> tuple[Float[Tensor, "b k d h w"], Int[Tensor, "n"]]:
-        """The nearest code of each latent voxel and its index; float32 whatever z is."""
+        """The nearest code of each latent voxel and its index; in float32 or wider."""
         rows = z.movedim(1, -1)
         with torch.no_grad():
-            index = nearest(rows.flatten(0, -2).float(), self.vectors.float())
-        e = F.embedding(index, self.vectors.float()).view(rows.shape).movedim(-1, 1)
+            index = nearest(wide(rows.flatten(0, -2)), wide(self.vectors))
+        e = F.embedding(index, wide(self.vectors)).view(rows.shape).movedim(-1, 1)
         return e, index
 
     @torch.no_grad()
     def record(self, index: Int[Tensor, "n"], error: Float[Tensor, ""]) -> None:
         """Counts the codes of a batch and its mean squared quantisation error."""
         counts = torch.bincount(index, minlength=self.vectors.shape[0]).to(self.use.dtype)
-        sums = torch.cat([counts, (error * index.numel()).view(1).to(counts)])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
+        self._fresh.append(torch.cat([counts, (error * index.numel()).view(1).to(counts)]))
+
+    @torch.no_grad()
+    def stepped(self, total: Total) -> None:
+        """Takes in what was counted since the last step, and moves dead codes."""
+        if not self._fresh:
+            return
+        sums = total(torch.stack(self._fresh).sum(0))
+        self._fresh.clear()
         counts, squares = sums[:-1], sums[-1]
         number = counts.sum()
         self.use.mul_(DECAY).add_(counts / number, alpha=1 - DECAY)
         self.error.copy_((squares / number).sqrt())
         self.idle.add_(1).mul_(counts == 0)
+        self._revive()
 
-    @torch.no_grad()
-    def revive(self) -> None:
+    def _revive(self) -> None:
         """Moves dead codes; without branches on values, so that devices are not waited for."""
         dead = self.idle >= self.patience
         popular = torch.where(dead, -1.0, self.use).argsort(descending=True, stable=True)
         alive = (~dead).sum().clamp(min=1)
         donor = popular[(dead.cumsum(0) - 1).clamp(min=0) % alive]
-        noise = randomness.normal(tuple(self.vectors.shape), "codebook").to(self.vectors)
-        moved = self.vectors[donor] + self.error * noise
-        self.vectors.copy_(torch.where(dead[:, None], moved, self.vectors))
+        held = self.vectors
+        vectors = held.full_tensor() if isinstance(held, DTensor) else held
+        noise = randomness.normal(tuple(vectors.shape), "codebook").to(vectors)
+        moved = torch.where(dead[:, None], vectors[donor] + self.error * noise, vectors)
+        if isinstance(held, DTensor):
+            # Every process has made all of them, and keeps its share.
+            mesh, placements = held.device_mesh, held.placements
+            moved = distribute_tensor(moved, mesh, placements, src_data_rank=None)
+        held.copy_(moved)
         self.idle.mul_(~dead)
 
 
@@ -150,18 +166,18 @@ class VQ(Autoencoder):
         e, _ = self.codec["codebook"](latent)
         return _straight_through(latent, e)
 
+    def stepped(self, total: Total) -> None:
+        self.codec["codebook"].stepped(total)
+
     def bottleneck(
         self, features: Float[Tensor, "b k d h w"], generator: Generators
     ) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, ""], dict[str, Tensor]]:
         codebook = self.codec["codebook"]
-        training = self.training and torch.is_grad_enabled()
-        if training:
-            codebook.revive()  # before the codes are used: autograd forbids it afterwards
-        z = features.float()
+        z = wide(features)
         e, index = codebook(z)
         pull = (z - e.detach()).square().mean()
         push = (z.detach() - e).square().mean()
-        if training:
+        if self.training and torch.is_grad_enabled():
             codebook.record(index, pull)
         share = torch.bincount(index, minlength=codebook.vectors.shape[0]) / index.numel()
         used = torch.exp(torch.special.entr(share).sum())

@@ -1,11 +1,16 @@
 """The checks of `doctor`: what this machine can run, and which problems to expect."""
 
+import json
 import os
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
+
+from volumediff.errors import UsageError
 
 __all__ = ["Check", "diagnose"]
 
@@ -16,6 +21,10 @@ PACKAGES = (
 OPTIONAL = ("monai", "xformers")  # each an extra of the same name
 # Global-mean SNR at t = 1 above which samples lose the spread of their overall brightness.
 VISIBLE = 0.05
+# Major release of CUDA -> the oldest driver of Linux that its binaries run with (minor version
+# compatibility, release notes of the CUDA toolkit, table 2).
+DRIVERS = {12: 525, 13: 580}
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ def diagnose(name: str | None = None, overrides: Sequence[str] = ()) -> list[Che
         UsageError: the configuration is wrong
     """
     import torch
+    from accelerate.commands.config.config_args import default_config_file
 
     checks = [
         Check("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
@@ -53,6 +63,7 @@ def diagnose(name: str | None = None, overrides: Sequence[str] = ()) -> list[Che
         _convolutions(torch.__version__, torch.backends.cudnn.version()),
         _triton(),
         *_backends(),
+        _accelerate(os.environ, Path(default_config_file)),
     ]
     return checks + (_global_mean(name, overrides) if name else [])
 
@@ -87,13 +98,94 @@ def _devices() -> list[Check]:
     cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count()
     found = [Check("ok", "cpu", f"{cores} cores, {torch.get_num_threads()} threads")]
     if not torch.cuda.is_available():
-        return [*found, Check("note", "cuda", "no device; CPU runs are for small volumes")]
+        found.append(Check("note", "cuda", "no device; CPU runs are for small volumes"))
+        return found if torch.version.cuda is None else [*found, _driver(torch.version.cuda)]
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)
         text = f"{facts.name}, {facts.total_memory / 2**30:.1f} GiB, sm_{facts.major}{facts.minor}"
-        found.append(Check("ok", f"cuda:{i}", text))
+        arches = torch.cuda.get_arch_list()
+        found.append(_capability(f"cuda:{i}", text, facts.major, facts.minor, arches))
     dnn = torch.backends.cudnn.version()
     return [*found, Check("ok", "cuda runtime", f"CUDA {torch.version.cuda}, cuDNN {dnn}")]
+
+
+def _capability(name: str, text: str, major: int, minor: int, arches: Sequence[str]) -> Check:
+    """Whether torch has kernels for a card, and bfloat16 is in its hardware.
+
+    Arguments:
+        major, minor: compute capability
+        arches: what torch was compiled for, such as sm_80 (kernels of this generation, which run
+            on later cards of the same major number) and compute_90 (code for any later card)
+    """
+    binaries = [arch.removeprefix("sm_").rstrip("af") for arch in arches if arch[:3] == "sm_"]
+    sources = [arch.removeprefix("compute_").rstrip("af") for arch in arches if arch[:3] == "com"]
+    own = any(int(b[:-1]) == major and int(b[-1]) <= minor for b in binaries)
+    translated = any((int(s[:-1]), int(s[-1])) <= (major, minor) for s in sources)
+    if not (own or translated):
+        return Check(
+            "problem",
+            name,
+            f"{text}: torch has no kernels for this card, only {', '.join(arches)}; install a "
+            "torch for an older CUDA, such as pip install torch --index-url "
+            "https://download.pytorch.org/whl/cu126, or use another card",
+        )
+    if major < 8:
+        return Check(
+            "note",
+            name,
+            f"{text}: bfloat16 is emulated on this card and slow, and float16 is not used here; "
+            "train with memory.dtype=float32",
+        )
+    return Check("ok", name, text)
+
+
+def _driver(cuda: str) -> Check:
+    """What keeps a torch for GPUs from the one that the driver shows, if there is one."""
+    found = _driver_version()
+    if found is None:
+        return Check("note", "driver", f"torch is for CUDA {cuda}, but there is no NVIDIA driver")
+    needed = DRIVERS.get(int(cuda.split(".")[0]))
+    if needed is not None and int(found.split(".")[0]) < needed:
+        return Check(
+            "problem",
+            "driver",
+            f"{found} is too old for CUDA {cuda}, which needs {needed} or newer; update it, or "
+            "install a torch for an older CUDA (pip install torch --index-url "
+            "https://download.pytorch.org/whl/cu126)",
+        )
+    return Check("problem", "driver", f"{found} is there, but torch finds no device: nvidia-smi")
+
+
+def _driver_version() -> str | None:
+    """Version of the NVIDIA driver that the kernel has loaded; None without one."""
+    try:
+        text = DRIVER.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\b(\d{3,4}\.\d+(?:\.\d+)?)\b", text)
+    return found[1] if found else None
+
+
+def _accelerate(environment: Mapping[str, str], file: Path) -> Check:
+    """What accelerate config asks for, and whether it is supported.
+
+    Arguments:
+        environment: of a program that accelerate launch started
+        file: of the saved configuration, which counts elsewhere
+    """
+    from volumediff.distributed.accelerate_config import requested, variables
+
+    name = "accelerate config"
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if not launched and not file.is_file():
+        return Check("ok", name, "none; accelerate launch uses all GPUs of this machine")
+    where = "accelerate launch" if launched else str(file)
+    try:
+        settings = requested(environment if launched else variables(file))
+    except UsageError as error:
+        return Check("problem", name, f"{where}: {str(error).rstrip('.')}")
+    asked = ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    return Check("ok", name, f"{where}: " + (f"sets {asked}" if asked else "changes no setting"))
 
 
 def _convolutions(torch_version: str, cudnn: int | None) -> Check:

@@ -12,10 +12,13 @@ from typing import Literal
 import numpy as np
 
 from volumediff.data.cases import Case, Problem
+from volumediff.data.content import content_remarks, cover_remark
 from volumediff.data.grid import agree
+from volumediff.data.intensity import Intensity, Percentile
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import agreement
 from volumediff.data.survey import AUTO, Spec, survey_sources
+from volumediff.data.truth import only
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
@@ -55,11 +58,13 @@ class Checking:
         cases: usable ones
         problems: what is not used, and why
         policy: decisions on ambiguous files
+        intensity: the rule of normalization whose foreground is looked at
     """
 
     cases: Sequence[Case]
     problems: Sequence[Problem]
     policy: ReadPolicy = field(default_factory=ReadPolicy)
+    intensity: Intensity = field(default_factory=Percentile)
 
     def lines(self) -> Iterator[list[CheckLine]]:
         """First what is not used, then the lines of each case, last those of the whole set."""
@@ -74,7 +79,7 @@ class Checking:
             )
             for p in self.problems
         ]
-        yield from _checked(self.cases, self.policy)
+        yield from _checked(self.cases, self.policy, self.intensity)
 
 
 def check(
@@ -99,12 +104,14 @@ def check(
     return [line for lines in checking.lines() for line in lines]
 
 
-def _checked(cases: Sequence[Case], policy: ReadPolicy) -> Iterator[list[CheckLine]]:
+def _checked(
+    cases: Sequence[Case], policy: ReadPolicy, intensity: Intensity
+) -> Iterator[list[CheckLine]]:
     spacings: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     content: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         rows: list[CheckLine] = []
-        volumes = _check_case(case, policy, rows)
+        volumes = _check_case(case, policy, intensity, rows)
         images = {name: volume for name, volume in volumes.items() if volume.kind == "image"}
         for name, volume in images.items():
             spacings[name][case.id] = np.array(volume.spacing_mm)
@@ -121,7 +128,9 @@ def has_errors(rows: Sequence[CheckLine]) -> bool:
     return any(row.severity == "error" for row in rows)
 
 
-def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[str, Volume]:
+def _check_case(
+    case: Case, policy: ReadPolicy, intensity: Intensity, rows: list[CheckLine]
+) -> dict[str, Volume]:
     """The volumes that could be read, by channel and by what the labels are called."""
     volumes: dict[str, Volume] = {}
     labels = dict(case.label_files)
@@ -143,6 +152,7 @@ def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[s
             if not (f.code == "empty_mask" and path in case.labels.values())
         ]
     images = [v for n, v in volumes.items() if n not in labels]
+    rows += _check_content(case, images, [volumes[n] for n in labels if n in volumes], intensity)
     rows += _check_readers(case, volumes)
     for name in labels if images else ():
         try:
@@ -160,6 +170,27 @@ def _check_case(case: Case, policy: ReadPolicy, rows: list[CheckLine]) -> dict[s
                 CheckLine(case.id, other.path.name, "warning", "orientation_differs", text)
             )
     return volumes
+
+
+def _check_content(
+    case: Case, images: Sequence[Volume], labels: Sequence[Volume], intensity: Intensity
+) -> list[CheckLine]:
+    """What the images show, and labels that cover much of it."""
+    rows = []
+    for image in images:
+        masks = [intensity.mask(x) for x in image.array]
+        for x, mask in zip(image.array, masks, strict=True):
+            rows += [
+                CheckLine(case.id, image.path.name, r.severity, r.code, r.message)
+                for r in content_remarks(x, mask, intensity)
+            ]
+        for label in labels if image is images[0] else ():
+            lesions = only(label, case.lesions, case.ignored).array[0] > 0
+            remark = cover_remark(lesions, masks[0]) if lesions.shape == masks[0].shape else None
+            if remark is not None:
+                text, code = remark.message, remark.code
+                rows.append(CheckLine(case.id, label.path.name, remark.severity, code, text))
+    return rows
 
 
 def _check_readers(case: Case, volumes: Mapping[str, Volume]) -> list[CheckLine]:

@@ -18,7 +18,7 @@ from volumediff.data.read_policy import ReadPolicy, remedy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
-__all__ = ["affine_of", "defect"]
+__all__ = ["affine_of", "defect", "placed"]
 
 # Cosine between axes. Oblique scans stay far below 0.005 after rounding; above 0.02, about one
 # degree, rows drift by more than two voxels over a hundred, and no tool agrees on the spacing.
@@ -48,9 +48,9 @@ def affine_of(header: Header, policy: ReadPolicy, path: Path) -> tuple[Affine, t
         raise DataError(f"{path}: undefined form codes {codes}; export the file again.")
     present = [form for form, code in codes.items() if code > 0]
     if not present:
-        affine = _assumed(header, policy, path)
-        text = f"both form codes are 0: axes {policy.no_forms.upper()} assumed, as decided"
-        findings.append(Remark("warning", "no_forms", text))
+        stored = np.abs(header.fields["pixdim"][1:4].astype(np.float64))
+        affine, assumed = placed(header.shape[:3], stored * header.mm_per_unit, policy, path)
+        findings += assumed
     else:
         # a form that the user has ruled out need not be valid
         wanted = [policy.forms] if policy.forms in present else present
@@ -143,24 +143,35 @@ def _compared(sform: Affine, qform: Affine, header: Header, path: Path) -> list[
     )
 
 
-def _assumed(header: Header, policy: ReadPolicy, path: Path) -> Affine:
-    """Axes from the policy, spacing from pixdim, world origin at the centre of the volume."""
+def placed(
+    shape: tuple[int, int, int],
+    spacing_mm: Float[np.ndarray, "3"],
+    policy: ReadPolicy,
+    path: Path,
+) -> tuple[Affine, tuple[Remark, ...]]:
+    """An affine for voxels that say nothing about their place, and the remark on it.
+
+    Axes are those of the policy; the world's origin is at the centre of the volume.
+
+    Raises:
+        DataError: the policy makes no assumption, or the spacing is none
+    """
     if policy.no_forms == "refuse":
         raise DataError(
-            f"{path}: has no orientation (sform and qform code are both 0), and programs differ "
-            f"in what they assume; {remedy('no_forms=ras', 'no_forms=las', 'no_forms=lps')}."
+            f"{path}: has no orientation, and programs differ in what they assume; "
+            f"{remedy('no_forms=ras', 'no_forms=las', 'no_forms=lps')}."
         )
-    spacing = np.abs(header.fields["pixdim"][1:4].astype(np.float64)) * header.mm_per_unit
     signs = [1.0 if axis in "ras" else -1.0 for axis in policy.no_forms]
-    affine = np.diag([*(spacing * signs), 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(header.shape[:3]) - 1) / 2)
+    affine = np.diag([*(spacing_mm * signs), 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     low, high = POSSIBLE_MM
     # written so that NaN is refused, too
-    if not (spacing.min() >= low and spacing.max() <= high):
+    if not (spacing_mm.min() >= low and spacing_mm.max() <= high):
         raise DataError(
-            f"{path}: expected a positive spacing, pixdim says {_list(spacing)}; set it."
+            f"{path}: expected a positive spacing, pixdim says {_list(spacing_mm)}; set it."
         )
-    return affine
+    text = f"no orientation in the file: axes {policy.no_forms.upper()} assumed by read policy"
+    return affine, (Remark("warning", "no_forms", text),)
 
 
 def _remarks(affine: Affine, header: Header, has_form: bool) -> list[Remark]:

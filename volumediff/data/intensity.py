@@ -12,6 +12,7 @@ clipped comes back as the limit. `Histogram` finds more limits, and is linear be
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,7 +25,13 @@ BACKGROUND = -1.0
 
 
 class Intensity(ABC):
-    """How intensities are normalized: a foreground, and limits that make a volume's map."""
+    """How intensities are normalized: a foreground, and limits that make a volume's map.
+
+    Attributes:
+        hounsfield: whether the numbers of the file must be Hounsfield units
+    """
+
+    hounsfield: ClassVar[bool] = False
 
     @abstractmethod
     def mask(self, x: Float[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
@@ -157,6 +164,8 @@ class Window(LinearIntensity):
         width: for example 400, 80, 1500
         foreground: rule of `volumediff.data.foreground`
     """
+
+    hounsfield: ClassVar[bool] = True
 
     center: float = 40.0
     width: float = 400.0

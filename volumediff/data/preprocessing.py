@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from volumediff.data.cases import Case
+from volumediff.data.content import content_remarks
 from volumediff.data.files import contents
 from volumediff.data.grid import Grid, agree
 from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
@@ -36,7 +37,7 @@ from volumediff.storage.digests import sha256
 __all__ = ["Prepared", "Preprocessing", "PreprocessingRecord", "fingerprint"]
 
 # Part of every fingerprint: raise it when the same options come to give other voxels.
-VERSION = 2
+VERSION = 3
 # Half width of the triangle that memberships of labels are interpolated with, in voxels.
 BETWEEN_VOXELS = 1.0
 
@@ -179,6 +180,9 @@ class Preprocessing:
         Arguments:
             label: of the case; without it, what most readers say on the prepared grid
             readers: label maps of the readers
+
+        Raises:
+            DataError: an image shows nothing, or image and label lie on different grids
         """
         if not images:
             raise ValueError("expected at least one image of the case, got none.")
@@ -196,6 +200,9 @@ class Preprocessing:
             findings += [f for f in _named(volume) if alone or f.code != "empty_mask"]
         x = channels.numpy()
         masks, limits = self._limits(x, covered)
+        owners = [image for image in images for _ in image.array]
+        for channel, mask, owner in zip(x, masks, owners, strict=True):
+            findings += self._seen(channel, mask, owner)
         for i, (mask, limit) in enumerate(zip(masks, limits, strict=True)):
             x[i] = self.intensity.apply(x[i], mask, limits=limit, channel=i)
         inside = np.logical_or.reduce(masks)
@@ -324,6 +331,23 @@ class Preprocessing:
         masks = [self.intensity.mask(c) & m for c, m in zip(x, covered, strict=True)]
         limits = (self.intensity.limits(c, m) for c, m in zip(x, masks, strict=True))
         return masks, tuple(limits)
+
+    def _seen(
+        self,
+        x: Float[np.ndarray, "d h w"],
+        inside: Bool[np.ndarray, "d h w"],
+        image: Volume,
+    ) -> list[Remark]:
+        """Remarks on what a channel shows.
+
+        Raises:
+            DataError: nothing, or something else than the intensities are for
+        """
+        found = content_remarks(x, inside, self.intensity)
+        for remark in found:
+            if remark.severity == "error":
+                raise DataError(f"{image.path}: {remark.message}.")
+        return [Remark(r.severity, r.code, f"{_name(image)}: {r.message}") for r in found]
 
     def _geometry(
         self, first: Volume, inside: Bool[np.ndarray, "d h w"]

@@ -63,8 +63,14 @@ OTHER_FORMATS = {
     ".jpeg": "volumediff.data.picture",
     ".png": "volumediff.data.picture",
     ".h5": "volumediff.data.fastmri",
-    ".nhdr": "volumediff.data.nrrd",
-    ".nrrd": "volumediff.data.nrrd",
+    ".nhdr": "volumediff.data.itk_files",
+    ".nrrd": "volumediff.data.itk_files",
+    ".mha": "volumediff.data.itk_files",
+    ".mhd": "volumediff.data.itk_files",
+    ".mgh": "volumediff.data.mgh",
+    ".mgz": "volumediff.data.mgh",
+    ".hdr": "volumediff.data.header_pair",
+    ".img": "volumediff.data.header_pair",
 }
 # Voxels along the two axes of a column that is copied at a time.
 COLUMN = 8

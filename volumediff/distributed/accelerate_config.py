@@ -14,12 +14,15 @@ safetensors, whatever `fsdp_auto_wrap_policy` and `fsdp_state_dict_type` say.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from volumediff.errors import UsageError
 from volumediff.settings.run_config import RunConfig, parse
 
-__all__ = ["overlaid_by_accelerate", "requested"]
+__all__ = ["overlaid_by_accelerate", "requested", "variables"]
 
 # Variable -> (the value that asks for nothing, its name in accelerate config, what to do instead).
 REFUSED = {
@@ -57,7 +60,7 @@ def requested(environment: Mapping[str, str]) -> dict[str, Any]:
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision == "bf16":
         settings["memory.dtype"] = "bfloat16"
-    elif precision != "no":
+    elif precision not in ("no", ""):
         raise UsageError(
             f"accelerate config: mixed_precision {precision} is not supported (losses are not "
             "scaled); choose bf16, or no."
@@ -90,6 +93,34 @@ def requested(environment: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
+def variables(file: Path) -> dict[str, str]:
+    """The environment variables that `accelerate launch` makes of a saved configuration.
+
+    Raises:
+        UsageError: no configuration of Accelerate for this machine
+    """
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    try:
+        found = load_config_from_file(str(file)).to_dict()
+    except (KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"no configuration of Accelerate ({reason}).") from None
+    kind = str(found.get("distributed_type", "NO"))
+    made = {
+        "ACCELERATE_MIXED_PRECISION": found.get("mixed_precision") or "no",
+        "ACCELERATE_USE_DEEPSPEED": kind == "DEEPSPEED",
+        "ACCELERATE_USE_MEGATRON_LM": kind == "MEGATRON_LM",
+        "ACCELERATE_USE_FSDP": kind == "FSDP",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": bool(found.get("parallelism_config")),
+    }
+    for section in ("dynamo_config", "fsdp_config", "parallelism_config"):
+        prefix = "ACCELERATE_" if section == "dynamo_config" else ""
+        for name, value in (found.get(section) or {}).items():
+            made[f"{prefix}{name.upper()}"] = value
+    return {name: str(value).lower() for name, value in made.items()}
+
+
 def overlaid_by_accelerate(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
     """The configuration of a run with what the environment asks for.
 
@@ -97,13 +128,12 @@ def overlaid_by_accelerate(config: RunConfig, environment: Mapping[str, str]) ->
         UsageError: not supported, or the configuration says otherwise
     """
     settings = requested(environment)
-    steps = settings.get("optim.accumulate", 1)
-    if steps != config.optim.accumulate != 1:
-        if steps > 1:
-            raise UsageError(
-                f"accelerate config: gradient_accumulation_steps {steps} and optim.accumulate "
-                f"{config.optim.accumulate} differ; give one of them."
-            )
+    steps, own = settings.get("optim.accumulate", 1), config.optim.accumulate
+    if steps > 1 and own not in (1, steps):
+        raise UsageError(
+            f"accelerate config: gradient_accumulation_steps {steps} and optim.accumulate {own} "
+            "differ; give one of them."
+        )
     if not settings:
         return config
     tree = config.dump()

@@ -7,7 +7,8 @@ ends the run when one process keeps the others waiting in a step.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ __all__ = [
     "gathered",
     "leave",
     "on_main",
+    "others_watched",
     "start",
     "timeout",
     "total",
@@ -37,6 +39,8 @@ Result = TypeVar("Result")
 # Statistics over all training volumes and previews of large volumes take hours at most. A process
 # that dies in between is noticed at once, since its connection closes.
 PATIENCE = timedelta(days=1)
+# How gloo's errors are known, which have no class of their own.
+GLOO = ("gloo/transport", "Application timeout caused pair closure")
 
 
 def start(config: RunConfig) -> Accelerator:
@@ -150,6 +154,26 @@ def wait(accelerator: Accelerator) -> None:
     """Returns when every process is here."""
     if accelerator.num_processes > 1:
         dist.barrier(group=_hosts())
+
+
+@contextmanager
+def others_watched(config: RunConfig) -> Iterator[None]:
+    """Ends with one line where another process has ended, or does not answer in time.
+
+    Raises:
+        DataError: in place of the error of the exchange that failed
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error)
+        if not (isinstance(error, dist.DistError) or any(text in reason for text in GLOO)):
+            raise
+        raise DataError(
+            "another process of this training ended, or did not answer for "
+            f"{config.processes.timeout_s:g} s (processes.timeout_s); its own message says why. "
+            "The same command goes on from the last checkpoint."
+        ) from error
 
 
 def broadcast_module(accelerator: Accelerator, module: torch.nn.Module) -> None:

@@ -31,7 +31,8 @@ class Sharded(DataParallel):
         players: trained modules by player, on their device
         loss: of a player
         blockwise: whether residual blocks are brought together one by one. Passes in slabs come
-            back to them many times: there all weights are at hand throughout a step
+            back to them many times, and gradients inside a loss give them up too early: there
+            all weights are at hand throughout a step
         channels_last: layout of the activations; divided weights cannot have it
 
     References:

@@ -1,7 +1,8 @@
-"""Stop signals: SIGTERM and SIGINT set a flag; the loop saves at the next step and ends.
+"""Stop signals set a flag; the loop saves at the next step and ends.
 
-Batch systems send SIGTERM to the whole process group: loader workers outlive it, or the parent
-would find its loader dead before it could save.
+SIGTERM and SIGINT are usual. Batch systems can be asked for SIGUSR1 or SIGUSR2 some minutes before
+the time is up, and send SIGXCPU when that of the processor is. They reach the whole process group:
+loader workers outlive them, or the parent would find its loader dead before it could save.
 """
 
 import signal
@@ -10,7 +11,13 @@ from types import FrameType, TracebackType
 
 __all__ = ["StopFlag", "outlive_stop_signals"]
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 # Seconds that a loader worker outlives SIGTERM: enough for the step and the save in progress.
 GRACE = 300
 
@@ -51,5 +58,6 @@ def outlive_stop_signals() -> None:
 
     Ignoring SIGTERM for ever would let a program hang at its end, when daemons are terminated.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -30,6 +31,11 @@ class Part:
     top: Node
     inner: list[Node]
     leaves: list[Node]
+
+    @cached_property
+    def width(self) -> float:
+        """Values of the largest volume at hand per plane of the top."""
+        return max(math.prod(node.shape) for node in (*self.inner, *self.leaves)) / self.top.depth
 
     def ranges(self, wanted: Range) -> dict[Node, Range]:
         """The planes that every node must give for the wanted ones of the top."""
@@ -73,6 +79,17 @@ class Part:
             values[node] = node.operation(ranges[node], slabs, small.get(node, ()))
             del slabs
         return values.pop(self.top)
+
+    @cached_property
+    def unread(self) -> set[Node]:
+        """Leaves whose values do not matter to the gradients of anything."""
+        read: set[Node] = set()
+        for node in reversed(self.inner):
+            operation = node.operation
+            assert operation is not None, "sources are leaves"
+            if node in read or not operation.linear or isinstance(operation, Convolution):
+                read.update(node.inputs)
+        return set(self.leaves) - read
 
     def in_place_of(self, leaf: Node, slabs: list[Range]) -> bool:
         """Whether the top may take the leaf's memory: alike, and read plane by plane."""

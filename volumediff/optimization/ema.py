@@ -1,4 +1,4 @@
-r"""Exponential moving average of the weights, in float32.
+r"""Exponential moving average of the weights, in float32 or wider.
 
 .. math:: \bar\theta_n = \beta_n \bar\theta_{n-1} + (1 - \beta_n)\,\theta_n, \qquad
           \beta_n = \min\left(\beta, \frac{1 + n}{10 + n}\right)
@@ -26,7 +26,10 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay in [0, 1), got {decay}; 0 switches averaging off.")
         self.decay = decay
-        self.tensors = {n: p.detach().to(torch.float32, copy=True) for n, p in tensors.items()}
+        self.tensors = {
+            n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for n, p in tensors.items()
+        }
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor], *, step: int) -> None:

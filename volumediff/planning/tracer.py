@@ -44,6 +44,17 @@ class Peak:
     host: int = 0
     parts: Mapping[str, int] = field(default_factory=dict)
 
+    def divided(self, processes: int) -> "Peak":
+        """The same where processes hold shares of weights, moments and averages.
+
+        Whole weights come on top of the share in a step. They are counted as if all were there at
+        once, as in a pass in slabs, and gradients as if none were divided yet: a bound from above.
+        """
+        parts = dict(self.parts)
+        parts["weights"] += parts["weights"] // processes
+        parts["optimizer"] //= processes
+        return Peak(self.device + sum(parts.values()) - sum(self.parts.values()), self.host, parts)
+
 
 class _Storage:
     """What is known of a live storage; `watch` tells of its end."""

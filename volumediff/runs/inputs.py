@@ -141,10 +141,7 @@ def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:
             f"{first}: has {count} channels, the run takes {trained.channels}{names}; give as "
             "many images in the run's order, or choose them by the names of their channels."
         )
-    found = trained.preprocessing.prepare_volumes(images)
-    if not bool(found.foreground.any()):
-        raise DataError(f"{first}: shows no foreground; check that it is not empty.")
-    return found
+    return trained.preprocessing.prepare_volumes(images)
 
 
 def prepared_case(trained: Trained, case: Case) -> Prepared:

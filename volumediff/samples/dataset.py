@@ -30,6 +30,7 @@ from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
 from volumediff.samples.distances import surface_distances_mm
 from volumediff.samples.drawn import DrawnVolumes
+from volumediff.samples.loss_noise import LossNoise
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
@@ -58,6 +59,7 @@ class Sample:
     region: Tensor | None = None
     end: Tensor | None = None
     distance_mm: Tensor | None = None
+    noise: Tensor | None = None
 
 
 @lru_cache(maxsize=4)
@@ -191,6 +193,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
         lesion_free: which planes of volumes with lesions train; needs crops
         foreground: which crops are centred on a label
         distances: whether samples bring the distance from the surface of what is marked
+        noise: what the loss would draw, where samples bring it
     """
 
     volumes: Sequence[TrainingVolume]
@@ -204,6 +207,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
     lesion_free: LesionFree | None = None
     foreground: ForegroundCrops | None = None
     distances: bool = False
+    noise: LossNoise | None = None
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -229,9 +233,11 @@ class Keyed(Dataset):  # type: ignore[type-arg]
             if self.distances:
                 masks = self.recipe.shares(target.x[None])[0] > 0.5
                 distance = surface_distances_mm(masks, spacing_mm=subject.spacing_mm)
+            x = self._cut(target.x, key, starts)
+            drawn = self.noise is not None and target.end is None
             return Sample(
                 key,
-                self._cut(target.x, key, starts),
+                x,
                 tuple(self._cut(image, key, starts) for image in target.images),
                 target.label,
                 _scalars(self.statistics.standardised(subject.attributes), target.scalar),
@@ -240,6 +246,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
                     None if a is None else self._cut(a, key, starts)
                     for a in (target.mask, target.region, target.end, distance)
                 ),
+                self.noise.draw(x, key) if drawn else None,
             )
 
     def _cut(self, x: Tensor, key: int, starts: Starts = ANYWHERE) -> Tensor:
@@ -345,26 +352,45 @@ def collate(samples: Sequence[Sample]) -> Batch:
         coordinates=stacked("coordinates"),
     )
     x = torch.stack([s.x for s in samples])
-    others = {name: stacked(name) for name in ("mask", "region", "end", "distance_mm")}
+    others = {name: stacked(name) for name in ("mask", "region", "end", "distance_mm", "noise")}
     return Batch(x, tuple(s.key for s in samples), condition, images, **others)
 
 
 def stream(
-    dataset: Keyed, batches: Iterator[list[tuple[int, int]]], *, workers: int
+    dataset: Keyed,
+    batches: Iterator[list[tuple[int, int]]],
+    *,
+    workers: int,
+    device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Batches in order, prepared by any number of worker processes.
+    """Batches in order on a device, prepared by any number of worker processes.
+
+    On a GPU they arrive by a stream of their own, while the batch before is computed on.
 
     A generator, so that closing it ends the workers at once: an iterator of DataLoader that
     outlives its loop keeps them, and the program, alive.
     """
-    yield from DataLoader(
+    device = torch.device(device)
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_start_worker if workers else None,
         timeout=PATIENCE if workers else 0,
+        pin_memory=device.type == "cuda",
     )
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in loader)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in loader:
+        with torch.cuda.stream(copies):
+            there = batch.to(device, non_blocking=True)
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(copies)
+        there.record_stream(here)
+        yield there
 
 
 def _start_worker(number: int) -> None:

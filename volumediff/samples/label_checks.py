@@ -21,6 +21,7 @@ from volumediff.samples.volumes import TrainingVolume
 __all__ = ["LabelFindings", "check_prepared_labels", "survey_labels"]
 
 MEASURED = 24  # cases at most, evenly spaced, on which it is measured what the spacing leaves
+IGNORE = "ignore"
 FAINT = 0.5  # a label that keeps less of its volume than this is worth a warning
 
 
@@ -63,13 +64,20 @@ def survey_labels(
             f"{', '.join(missing)}; add them, or choose cases with data.only."
         )
         return LabelFindings((Remark("error", "label_missing", text),))
+    ignored = _ignored(cases)
+    if any(remark.severity == "error" for remark in ignored):
+        return LabelFindings(tuple(ignored))
     mapped = [case for case in cases if case.labelled]
     every = max(1, -(-len(mapped) // MEASURED))
     found = [labels_of(case, preprocessing, left=i % every == 0) for i, case in enumerate(mapped)]
     known = [labels for labels in found if labels is not None]
     if not known:  # boxes, which are filled with 1
         return LabelFindings(())
-    remarks = [*_absent(recipe, known, boxes=len(mapped) < len(cases)), *_readers(recipe, known)]
+    remarks = [
+        *ignored,
+        *_absent(recipe, known, boxes=len(mapped) < len(cases)),
+        *_readers(recipe, known),
+    ]
     if preprocessing.spacing_mm is not None:
         remarks += _spacing(recipe, known, preprocessing.spacing_mm)
     return LabelFindings(tuple(remarks))
@@ -95,6 +103,25 @@ def check_prepared_labels(recipe: Recipe, volumes: Sequence[TrainingVolume]) -> 
             "the files have; make data.preprocessing.shape larger, so that less is cropped, or "
             "spacing_mm smaller."
         )
+
+
+def _ignored(cases: Sequence[Case]) -> list[Remark]:
+    """Values that are neither lesion nor healthy: losses look at every voxel, and would learn them
+    as background. A data set that asks to ignore them is refused."""
+    values = sorted({value for case in cases for value in case.ignored})
+    if not values:
+        return []
+    names = {value: name for case in cases for value, name in case.names.items()}
+    listed = _joined(value_name(value, names) for value in values)
+    if any(names.get(value, "").strip().lower() == IGNORE for value in values):
+        text = (
+            f"recipe: the data set asks to ignore {listed}, and training looks at every voxel, "
+            "such that it would learn background there; give these voxels a label of their own, "
+            "or take 'ignore' out of dataset.json if they are background."
+        )
+        return [Remark("error", "label_ignored", text)]
+    text = f"recipe.labels: {listed}, neither lesion nor healthy, become background."
+    return [Remark("warning", "label_ignored", text)]
 
 
 def _absent(recipe: Recipe, found: Sequence[CaseLabels], *, boxes: bool) -> list[Remark]:

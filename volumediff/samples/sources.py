@@ -44,6 +44,7 @@ __all__ = [
     "drawn_volumes",
     "gather",
     "label_remarks",
+    "plan_of",
     "preprocessing",
     "simulated",
     "split_of",
@@ -66,7 +67,7 @@ def preprocessing(data: Data, run: Path) -> Preprocessing:
         UsageError: intensities that are fitted, in a run that was not trained yet
         DataError: what was fitted is damaged
     """
-    return _plan(data, load_landmarks(run) if _fitted(data) else ())
+    return plan_of(data, load_landmarks(run) if _fitted(data) else ())
 
 
 def _fitted(data: Data) -> bool:
@@ -76,7 +77,12 @@ def _fitted(data: Data) -> bool:
     return "landmarks" in inspect.signature(rule).parameters
 
 
-def _plan(data: Data, landmarks: Landmarks) -> Preprocessing:
+def plan_of(data: Data, landmarks: Landmarks = ()) -> Preprocessing:
+    """The preprocessing of a configuration.
+
+    Arguments:
+        landmarks: that intensities were fitted to, for rules that are
+    """
     section, derived = data.preprocessing, {"landmarks": landmarks} if _fitted(data) else {}
     where = "data.preprocessing.intensity"
     intensity = build("intensity", section.intensity, where=where, **derived)
@@ -249,7 +255,7 @@ def label_remarks(config: RunConfig, cases: Sequence[Case]) -> list[Remark]:
     if section is None:
         return []
     recipe = build("recipe", section, where="recipe")
-    return list(survey_labels(recipe, cases, _plan(config.data, ())).remarks)
+    return list(survey_labels(recipe, cases, plan_of(config.data, ())).remarks)
 
 
 def _check_labels(
@@ -268,7 +274,7 @@ def _check_labels(
     if data.root == POPULATION or not recipe.needs_labels:
         return
     used = {*split.train, *split.validation}
-    found = survey_labels(recipe, [c for c in cases if c.id in used], _plan(data, ()))
+    found = survey_labels(recipe, [c for c in cases if c.id in used], plan_of(data, ()))
     for remark in found.remarks:
         if remark.severity != "error":
             report(remark.message)
@@ -307,7 +313,7 @@ def _fit(
             "have none; use percentile."
         )
     training = [case for case in cases if case.id in set(split.train)]
-    fit_landmarks(config.output, _plan(config.data, ()), training, report)
+    fit_landmarks(config.output, plan_of(config.data, ()), training, report)
 
 
 def _sources(cases: Sequence[Case], config: RunConfig) -> list[_Source]:

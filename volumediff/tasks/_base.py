@@ -25,6 +25,7 @@ from volumediff.model import Batch
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.healthy import Healthy
 from volumediff.samples.dataset import Crop, Samples
+from volumediff.samples.loss_noise import LossNoise
 from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
@@ -103,11 +104,14 @@ class Task(ABC):
         noun: what is trained, for messages: "a classifier"
         fits_intensities: whether intensity landmarks are fitted on the run's own volumes; those
             of a borrowed run are copied otherwise
+        blockwise: whether processes that hold shares of the weights may bring them together one
+            residual block after the other; not where a loss asks for gradients on its way
     """
 
     schema: ClassVar[type[RunConfig]]
     noun: ClassVar[str] = "something of its own"
     fits_intensities: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -184,6 +188,11 @@ class Task(ABC):
     def distances(self) -> bool:
         """Whether samples carry the distance from the surface of the labels."""
         return False
+
+    @property
+    def loss_noise(self) -> LossNoise | None:
+        """What samples bring of the noise that the loss would draw; None for nothing."""
+        return None
 
     def crop(self, shape: Shape) -> Crop:
         """How crops of so many voxels are taken.

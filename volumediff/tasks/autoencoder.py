@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor, nn
@@ -148,6 +149,9 @@ class AutoencoderTask(Task):
             for x, key in zip(batch.x, batch.keys, strict=True)
         ]
         return torch.stack(losses)
+
+    def stepped(self, step: int, accelerator: Accelerator) -> None:
+        self.autoencoder.stepped(accelerator.reduce)
 
     def crop(self, shape: Shape) -> Crop:
         return Crop(shape, self.autoencoder.stride)

@@ -31,6 +31,7 @@ from volumediff.image_codecs import ImageCodec
 from volumediff.model import Batch, Model
 from volumediff.samples.dataset import Crop, Samples, crop_of
 from volumediff.samples.latents import Precomputed, encoded
+from volumediff.samples.loss_noise import LossNoise
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
@@ -91,6 +92,7 @@ class DiffusionTask(Task):
 
     schema = DiffusionConfig
     noun = "a diffusion model"
+    blockwise = True
 
     def __init__(
         self,
@@ -219,6 +221,10 @@ class DiffusionTask(Task):
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         return self._seen.loss(batch)
+
+    @property
+    def loss_noise(self) -> LossNoise | None:
+        return LossNoise.of(self._seen)
 
     @property
     def _seen(self) -> Model:

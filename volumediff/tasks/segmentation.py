@@ -84,6 +84,7 @@ class SegmentationTask(Task):
 
     schema = SegmentationConfig
     noun = "a supervised segmentation"
+    blockwise = True
 
     def __init__(self, config: SegmentationConfig, model: SupervisedSegmentation) -> None:
         super().__init__(config, model, main="network", recipe=model.recipe)

@@ -60,11 +60,12 @@ def train(config: RunConfig) -> Path:
     if accelerator.device.type == "cpu":
         retain_heap()
     with (
+        processes.others_watched(config),
         explained(config, mode="train", device=accelerator.device),
         _deterministic(config.deterministic and accelerator.device.type == "cuda"),
-        locked(run, accelerator),
         sharing(mesh.domain),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
+        locked(run, accelerator, journal.line),
     ):
         processes.on_main(accelerator, lambda: begin(run, config))
         prepared = prepare(config, accelerator, journal.line)
@@ -79,7 +80,7 @@ def train(config: RunConfig) -> Path:
         validator = Validator(config, prepared, accelerator)
         _announce(config, prepared, accelerator, journal, state)
         journal.start(state.step, validated=state.validated == state.step)
-        samples = _samples(config, prepared, mesh, first=state.step)
+        samples = _samples(config, prepared, mesh, accelerator.device, first=state.step)
         with closing(samples), StopFlag() as stop:
             steps = StepQueue(optim, prepared, state, accelerator, journal)
             stopped, kept = False, state.progress
@@ -99,7 +100,7 @@ def train(config: RunConfig) -> Path:
                         _save(state, run, "best", accelerator)
                 if state.ended(optim):
                     break
-                micros = [next(samples).to(accelerator.device) for _ in range(optim.accumulate)]
+                micros = [next(samples) for _ in range(optim.accumulate)]
                 steps.add(take_step(state, optim, micros, accelerator, stop))
                 stopped = steps.stopped != 0
                 # Before the validation, which takes its time and is done again after a resume.
@@ -131,10 +132,11 @@ def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> D
     if not config.processes.shard:
         return Replicated(task.modules(), task.loss, accelerator)
     memory = config.memory
+    in_one_piece = not memory.streams and config.processes.domain == 1
     return Sharded(
         task.modules(),
         task.loss,
-        blockwise=not memory.streams,
+        blockwise=task.blockwise and in_one_piece,
         channels_last=memory.channels_last,
     )
 
@@ -151,9 +153,9 @@ def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int 
 
 
 def _samples(
-    config: RunConfig, prepared: TrainingSetup, mesh: Mesh, *, first: int
+    config: RunConfig, prepared: TrainingSetup, mesh: Mesh, device: torch.device, *, first: int
 ) -> Generator[Batch, None, None]:
-    """This process's micro-batches from a step on."""
+    """This process's micro-batches from a step on, on its device."""
     optim, world = config.optim, mesh.data.size
     if optim.batch_size % (world * optim.accumulate):
         raise UsageError(
@@ -169,7 +171,7 @@ def _samples(
         rank=mesh.data.rank,
         world=world,
     )
-    return stream(prepared.samples.dataset, plan, workers=config.data.workers)
+    return stream(prepared.samples.dataset, plan, workers=config.data.workers, device=device)
 
 
 def _announce(

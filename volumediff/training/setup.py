@@ -93,7 +93,12 @@ def prepare(
     dataset, held = (replace(part, distances=task.distances) for part in (dataset, held))
     whole = Samples(dataset, held, scans, sound)
     fitted = task.fit(whole, fresh=fresh, cache=cache, accelerator=accelerator)
-    cut = {"crop": _crop(task, config), "located": task.located, "lesion_free": rule}
+    cut = {
+        "crop": _crop(task, config),
+        "located": task.located,
+        "lesion_free": rule,
+        "noise": task.loss_noise,
+    }
     return TrainingSetup(
         task=task,
         samples=replace(
