@@ -276,7 +276,7 @@ def test_every_operation_gives_its_planes(name, size):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-4)])
 def test_moments_merge_exactly(dtype, bound):
     x = (20 + 3 * draw(2, 4, 11, 6, 5)).to(dtype)
-    moments = SlabMoments(dtype)
+    moments = SlabMoments()
     for part in x.split(3, dim=2):
         moments.update(part)
     mean, variance = moments.result()

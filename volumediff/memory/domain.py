@@ -98,17 +98,15 @@ class Domain:
         if self.group is None:
             return
         mine = torch.zeros(1 + 2 * shape[0] * shape[1], dtype=torch.float64, device=device)
-        if moments.mean is not None and moments.squares is not None:
+        if moments.count:
             mine[0] = moments.count
-            mine[1:] = torch.stack((moments.mean, moments.squares)).flatten()
+            mine[1:] = torch.stack(moments.result()).flatten()
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine, group=self.group)
-        moments.clear()
-        # One after the other, as the planes are: all processes get the same bits.
-        for part in parts:
-            if part[0] > 0:
-                mean, squares = part[1:].view(2, shape[0], shape[1])
-                moments.join(int(part[0]), mean, squares)
+        # In the order of the planes: all processes get the same bits.
+        parts = [part for part in parts if part[0] > 0]
+        both = torch.stack([part[1:].view(2, shape[0], shape[1]) for part in parts])
+        moments.replace([int(part[0]) for part in parts], both[:, 0], both[:, 1])
 
     def total(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors by their sums over the processes."""

@@ -10,6 +10,7 @@ their volume's turn comes:
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from volumediff.memory.domain import Domain
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.norm_statistics import SlabMoments, coefficients
+from volumediff.memory.norm_statistics import Affine, SlabMoments
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
-from volumediff.memory.slabs import NormAffine, Range, Whole, scaled
+from volumediff.memory.rebuilt import Rebuilt, worth_rebuilding
+from volumediff.memory.slabs import Convolution, NormAffine, Range, Whole, neutral, scaled
 from volumediff.memory.store import DeviceStore, HostStore, Store
 from volumediff.memory.transfers import Transfers
 from volumediff.memory.window import Window
@@ -75,7 +77,7 @@ class Execution:
         domain: Domain,
         pieces: int,
     ) -> None:
-        self.graph, self.slab, self.offload, self.checkpoint = graph, slab, offload, checkpoint
+        self.graph, self.slab, self.offload = graph, slab, offload
         self.pieces = pieces
         self.domain, self.device = domain, graph.sources[0].device
         self.measured = {
@@ -87,10 +89,23 @@ class Execution:
         if recompute_skips:
             self.remade = fine_encoder([node for node in made if node in self.stored])
             self.stored |= joins(graph, self.remade) & self.measured
+        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)[:checkpoint]
+        self.rebuilt: set[Node] = set()
+        if not offload and domain.size == 1:
+            parts = [part_of(node, self.stored) for node in made if node in self.stored]
+            self.rebuilt = worth_rebuilding(parts, grids)
+            # Their shortcuts are kept for a moment, so that no pass holds their gradient beside
+            # that of the sum.
+            for node in self.rebuilt:
+                readers = graph.consumers[node]
+                self.stored |= {n for n in readers if isinstance(n.operation, Convolution)}
         self.schedule = [node for node in made if node in self.stored | self.measured]
         self.parts = {node: self._part(node) for node in self.schedule}
+        self.widest = max(part.width for part in self.parts.values())
+        self.finest = max(math.prod(node.shape[2:]) for node in self.schedule)
         self.last_use = {leaf: node for node in self.schedule for leaf in self.parts[node].leaves}
-        self.dropped = self._dropped()
+        self.first_use = {n: node for node in self.schedule[::-1] for n in self.parts[node].leaves}
+        self.dropped = self._dropped(grids)
         self.held = self._held()
         self.values: dict[Node, Store] = {
             node: DeviceStore(graph.sources[node.source].detach())
@@ -99,6 +114,8 @@ class Execution:
         }
         self.transfers = Transfers(self.device)
         self.moments: dict[Node, SlabMoments] = {}
+        self.affines: dict[Node, Affine] = {}
+        self.neutrals: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.gradients: dict[Node, Store] = {}
         self.small_gradients: dict[int, Tensor] = {}
         # Of every measured volume: (P, Q), its statistics' share of the gradient is P + Q x.
@@ -111,9 +128,14 @@ class Execution:
         for node in self.schedule:
             self._make(node, training=training)
             for leaf in self.parts[node].leaves:
-                done = self.last_use[leaf] is node
-                if done and leaf.operation is not None and (not training or leaf in self.dropped):
+                if self.last_use[leaf] is not node or leaf.operation is None:
+                    continue
+                if not training or leaf in self.dropped:
                     self.values.pop(leaf, None)
+                elif leaf in self.rebuilt:
+                    part = self.parts[leaf]
+                    small = {n: self._small(n) for n in part.inner}
+                    self.values[leaf] = Rebuilt(part, self.values, small)
         self.transfers.finish()
         return self.values.pop(self.graph.output).whole()
 
@@ -126,6 +148,9 @@ class Execution:
                 self._exchange(self.domain.fold, self.gradients[node], node)
             if node in self.gradients or node in self.shares:
                 self._pass_on(node)
+            for leaf in self.parts[node].leaves:
+                if self.first_use[leaf] is node and leaf in self.stored:
+                    self._part_with(leaf)
             self.gradients.pop(node, None)
             self.values.pop(node, None)
         for source in [node for node in self.shares if self._wants_gradient(node)]:
@@ -158,7 +183,7 @@ class Execution:
             return []
         if isinstance(node.operation, Whole):
             return [(first, end)]
-        step = self.slab or math.ceil((end - first) / self.pieces)
+        step = self._step(node) if self.slab else math.ceil((end - first) / self.pieces)
         return [(lo, min(lo + step, end)) for lo in range(first, end, step)]
 
     def _held(self) -> dict[Node, list[Range]]:
@@ -181,21 +206,37 @@ class Execution:
         """The planes of a volume that this process holds."""
         return self.held[node][self.domain.rank]
 
-    def _dropped(self) -> set[Node]:
+    def _step(self, node: Node) -> int:
+        """Planes of its slabs: as many as are no larger than the largest slab of the network.
+
+        Coarse grids, where planes are small, are cut into fewer slabs, each of which is a chain of
+        operations. What travels to host memory stays in small pieces, which overlap better.
+        """
+        assert self.slab is not None, "there are slabs"
+        part = self.parts.get(node)
+        if part is None or self.offload or math.prod(node.shape[2:]) == self.finest:
+            return self.slab
+        return int(self.slab * self.widest // part.width)
+
+    def _dropped(self, grids: list[int]) -> set[Node]:
         """Stored volumes that are made again for the backward pass.
 
         Those with one reader, as inside a residual block; of two in a row the larger or else the
-        first, so that one convolution brings each of them back.
+        first, so that one convolution brings each of them back. Both of them where the reader is
+        on a coarser grid: the block that ends a level waits longest.
         """
         dropped: set[Node] = set()
-        beside: set[Node] = set()  # what those are made of
-        grids = sorted({math.prod(n.shape[2:]) for n in self.stored}, reverse=True)
-        for voxels in grids[: self.checkpoint]:
+        # What those are made of, and what is made again wherever it is read.
+        beside = self.rebuilt.union(*(self.parts[node].leaves for node in self.rebuilt))
+        for voxels in grids:
             for node in self.schedule:
                 inner = math.prod(node.shape[2:]) == voxels and node in self.stored
                 single = inner and len(self.graph.consumers[node]) == 1
+                if not single or node in beside:
+                    continue
                 leaves = self.parts[node].leaves
-                if single and node not in beside and not dropped.intersection(leaves):
+                down = math.prod(self.last_use[node].shape[2:]) < voxels
+                if down or not dropped.intersection(leaves):
                     dropped.add(node)
                     beside.update(leaves)
         return dropped
@@ -232,7 +273,7 @@ class Execution:
 
     def _measure(self, node: Node) -> None:
         """Statistics of a source."""
-        moments = SlabMoments(node.dtype)
+        moments = SlabMoments()
         for wanted in self._slabs(node):
             moments.update(self.values[node].read(wanted))
         self.domain.merge(moments, node.shape, self.device)
@@ -243,7 +284,7 @@ class Execution:
         part, slabs = self.parts[node], self._slabs(node)
         small = {n: self._small(n) for n in part.inner}
         measured = node in self.measured and node not in self.moments
-        moments = SlabMoments(node.dtype) if measured else None
+        moments = SlabMoments() if measured else None
         kept = None if training else self._donor(part, slabs)
 
         def ask(wanted: Range) -> _Asked:
@@ -296,25 +337,40 @@ class Execution:
         return None
 
     def _small(self, node: Node) -> tuple[Tensor, ...]:
-        """What an operation takes besides slabs."""
-        assert node.operation is not None, "sources are leaves"
-        small = tuple(t.detach() for t in node.operation.small)
-        if not isinstance(node.operation, NormAffine):
+        """What an operation takes besides slabs, made ready once for all of them."""
+        operation = node.operation
+        assert operation is not None, "sources are leaves"
+        small = tuple(t.detach() for t in operation.small)
+        if isinstance(operation, Convolution):
+            return tuple(t.to(node.dtype) for t in small)
+        if not isinstance(operation, NormAffine):
             return small
-        operation, moments = node.operation, self.moments[node.inputs[0]]
-        return coefficients(*moments.result(), *small, operation.groups, operation.eps)
+        if node not in self.affines:
+            moments, how = self.moments[node.inputs[0]].result(), operation
+            self.affines[node] = Affine.of(moments, *small, groups=how.groups, eps=how.eps)
+        affine = self.affines[node]
+        return (affine.a, affine.c, *self._neutral(affine.a))
+
+    def _neutral(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """See `neutral`; one is enough for all volumes with as many channels."""
+        key = like.shape[1], like.dtype
+        if key not in self.neutrals:
+            self.neutrals[key] = neutral(like)
+        return self.neutrals[key]
 
     def _pass_on(self, node: Node) -> None:
         """Gives a volume's gradient to the stored volumes and small tensors that it is made of."""
         part, slabs = self.parts[node], self._slabs(node)
-        if not self.offload and node in self.stored:
-            # First of all, so that the volume can go. In host memory it may stay: one way less.
-            self._share_out(node)
-            self.values.pop(node, None)
+        if node in self.stored:
+            self._part_with(node)
         share, total = self.shares.pop(node, None), self.gradients.get(node)
-        for leaf in (*part.leaves, *((node,) if share and node in self.stored else ())):
+        # The slab's own value is asked for where its statistics have a gradient.
+        unread = part.unread if share is None or node in self.stored else set()
+        read = [leaf for leaf in part.leaves if leaf not in unread]
+        for leaf in (*read, *((node,) if share and node in self.stored else ())):
             self._bring_back(leaf)
-        small = {n: tuple(self._leaf(n, t) for t in self._small(n)) for n in part.inner}
+        small = {n: self._stand_ins(n) for n in part.inner}
+        of_small = {n: _Totals(n) for n in part.inner}
         wanting = [leaf for leaf in part.leaves if self._wants_gradient(leaf)]
         heir = self._heir(part, slabs, wanting)
         own = self.values.get(node) if share is not None else None
@@ -325,37 +381,47 @@ class Execution:
             return _Asked(
                 wanted,
                 ranges,
-                {n: self.values[n].ask(ranges[n]) for n in part.leaves},
+                {n: self.values[n].ask(ranges[n]) for n in read},
                 None if total is None else total.ask(wanted),
                 None if own is None else own.ask(wanted),
                 {leaf: self.gradients[leaf].ask_sum(ranges[leaf]) for leaf in summed},
             )
 
+        collecting = [(n, i) for n in small for i, t in enumerate(small[n]) if t.requires_grad]
+        flat = None if share is None else (share[1], share[0], *self._neutral(share[0]))
         for asked in self._ahead(slabs, ask):
-            leaves = asked.values()
-            for leaf in wanting:
-                leaves[leaf].requires_grad_()
-            ends = [leaves[leaf] for leaf in wanting]
-            ends += [t for ts in small.values() for t in ts if t.requires_grad]
+            leaves = asked.values() | {n: self._unread(n, asked.ranges[n]) for n in unread}
+            ends = [leaves[leaf].requires_grad_() for leaf in wanting]
+            ends += [small[n][i] for n, i in collecting]
             with torch.enable_grad():
                 slab = part.compute(asked.ranges, leaves, small)
             grad = None if asked.gradient is None else asked.gradient()
-            if share is not None:
+            if flat is not None:
                 x = slab.detach() if asked.own is None else asked.own()
-                of_statistics = scaled(x, share[1], share[0])
+                of_statistics = scaled(x, *flat)
                 grad = of_statistics if grad is None else of_statistics.add_(grad)
+            assert grad is not None, "a volume without a gradient is not asked for one"
+            passed: list[Tensor | None] = [None] * len(ends)
             if slab.requires_grad and ends:
-                torch.autograd.backward(slab, grad, inputs=ends)
-            del slab, grad
-            for leaf, end in zip(wanting, ends, strict=False):
-                passed, end.grad = end.grad, None
-                if passed is None:
+                passed = list(torch.autograd.grad(slab, ends, grad, allow_unused=True))
+            del slab, ends
+            # Gradients that are one tensor, as those of a sum are, may not be kept or changed.
+            uses = Counter(_memory(t) for t in (grad, *passed) if t is not None)
+            for place, leaf in enumerate(wanting):
+                found, passed[place] = passed[place], None
+                if found is None:
                     continue
                 if leaf is heir:
                     assert total is not None, "an heir takes the memory of a gradient"
-                    total.write(asked.wanted[0], passed)
-                else:
-                    self._accumulate(leaf, asked.ranges[leaf], passed, asked.sums.get(leaf))
+                    if found is not grad or flat is not None:
+                        total.write(asked.wanted[0], found)
+                    continue
+                alone = uses[_memory(found)] == 1
+                there = asked.sums.get(leaf)
+                self._accumulate(leaf, asked.ranges[leaf], found, there=there, alone=alone)
+            for (n, i), found in zip(collecting, passed[len(wanting) :], strict=True):
+                of_small[n].add(i, found)
+            del grad, found, passed
         if heir is not None:
             assert total is not None, "an heir takes the memory of a gradient"
             self.gradients[heir] = total
@@ -365,24 +431,44 @@ class Execution:
                 self.gradients[leaf] = room
             if leaf in self.gradients:
                 self.gradients[leaf].complete()
-        for inner, stand_ins in small.items():
-            self._finish_small(inner, stand_ins)
+        for inner, totals in of_small.items():
+            self._finish_small(inner, totals)
+
+    def _unread(self, node: Node, planes: Range) -> Tensor:
+        """In place of planes whose values do not matter."""
+        b, c, _, h, w = node.shape
+        like = self.neutrals.setdefault(
+            (0, node.dtype), (torch.zeros((), dtype=node.dtype, device=self.device),) * 2
+        )
+        return like[0].expand(b, c, planes[1] - planes[0], h, w)
+
+    def _part_with(self, node: Node) -> None:
+        """Gives up a stored volume that nothing reads any more, when its statistics' share of the
+        gradient is added. In host memory it may stay until its own turn: one way less."""
+        if not self.offload:
+            self._share_out(node)
+            self.values.pop(node, None)
 
     def _share_out(self, node: Node) -> None:
         """Adds the gradient that a volume has through its statistics, if they were taken."""
         if node not in self.shares:
             return
         offset, slope = self.shares.pop(node)
+        flat = (slope, offset, *self._neutral(slope))
         for wanted in self._slabs(node):
             x = self.values[node].read(wanted)
-            self._accumulate(node, wanted, scaled(x, slope, offset), None)
+            self._accumulate(node, wanted, scaled(x, *flat), there=None, alone=True)
 
-    def _leaf(self, node: Node, tensor: Tensor) -> Tensor:
-        """A stand-in for a small tensor, which collects its gradient over slabs."""
+    def _stand_ins(self, node: Node) -> tuple[Tensor, ...]:
+        """`_small`, of which autograd gives the gradients slab by slab."""
+        small = self._small(node)
         assert node.operation is not None, "sources are leaves"
-        affine = isinstance(node.operation, NormAffine)
-        wanted = affine or any(t.requires_grad for t in node.operation.small)
-        return tensor.detach().requires_grad_(wanted and tensor.is_floating_point())
+        if isinstance(node.operation, NormAffine):
+            a, c, *rest = small
+            return (a.detach().requires_grad_(), c.detach().requires_grad_(), *rest)
+        if not any(t.requires_grad for t in node.operation.small):
+            return small
+        return tuple(t.detach().requires_grad_() if t.is_floating_point() else t for t in small)
 
     def _wants_gradient(self, leaf: Node) -> bool:
         return leaf.operation is not None or self.graph.sources[leaf.source].requires_grad
@@ -401,15 +487,33 @@ class Execution:
         if top is self.graph.output or top not in self.gradients:
             return None
         for leaf in wanting:
+            if self._waits_backward(leaf) is not self.offload:
+                continue
             alike = leaf not in self.gradients and self._window(leaf) == self._window(top)
             if alike and part.in_place_of(leaf, slabs):
                 return leaf
         return None
 
     def _accumulate(
-        self, leaf: Node, place: Range, passed: Tensor, there: Callable[[], Tensor | None] | None
+        self,
+        leaf: Node,
+        place: Range,
+        passed: Tensor,
+        *,
+        there: Callable[[], Tensor | None] | None,
+        alone: bool,
     ) -> None:
+        """Adds to the gradient of a leaf.
+
+        Arguments:
+            place: planes of the leaf
+            there: what the gradient holds, where it was asked for
+            alone: nothing else refers to the planes, which may be kept and changed
+        """
         waits = self._waits_backward(leaf)
+        first = leaf not in self.gradients and place == self._window(leaf)
+        if not alone and (waits or first):
+            passed = passed.clone()
         if leaf not in self.gradients:
             if place == self._window(leaf) and not waits:
                 self.gradients[leaf] = _from(place[0], DeviceStore(passed))
@@ -421,44 +525,71 @@ class Execution:
         """Whether a volume's gradient is kept in host memory; those of sources are not."""
         return self.offload and leaf.operation is not None
 
-    def _finish_small(self, node: Node, stand_ins: tuple[Tensor, ...]) -> None:
+    def _finish_small(self, node: Node, totals: "_Totals") -> None:
         """Gradients of an operation's small tensors and, through them, of statistics."""
-        assert node.operation is not None, "sources are leaves"
-        originals = node.operation.small
-        if not isinstance(node.operation, NormAffine):
-            for original, stand_in in zip(originals, stand_ins, strict=True):
-                if original.requires_grad and (partial := self._partial(stand_in)) is not None:
-                    self._add_small(original, partial)
+        operation = node.operation
+        assert operation is not None, "sources are leaves"
+        # Where this process has no planes of it, others may.
+        found = totals.complete() if self.domain.size > 1 else totals.found
+        if not isinstance(operation, NormAffine):
+            for original, total in zip(operation.small, found, strict=True):
+                if original.requires_grad and total is not None:
+                    self._add_small(original, total)
             return
-        operation, x = node.operation, node.inputs[0]
-        partial = [self._partial(t) for t in stand_ins]
-        if any(t is None for t in partial):
+        of_a, of_c = found
+        if of_a is None or of_c is None:
             return
-        moments = self.moments[x]
-        given = [t.detach().requires_grad_() for t in (*moments.result(), *originals)]
-        with torch.enable_grad():
-            made = coefficients(*given, operation.groups, operation.eps)
-        mean, variance, *of_small = torch.autograd.grad(made, given, partial)
-        self.domain.total([mean, variance])
-        for original, gradient in zip(originals, of_small, strict=True):
-            if original.requires_grad:
-                self._add_small(original, gradient)
-        slope = 2 * variance / moments.count
-        offset = mean / moments.count - slope * given[0].detach()
-        slope, offset = slope.to(moments.dtype), offset.to(moments.dtype)
-        before = self.shares.get(x, (0.0, 0.0))
-        self.shares[x] = (before[0] + offset, before[1] + slope)
-
-    def _partial(self, stand_in: Tensor) -> Tensor | None:
-        """The gradient that this process's planes gave; zeros where it has none and others may."""
-        if stand_in.grad is None and self.domain.size > 1:
-            return torch.zeros_like(stand_in)
-        return stand_in.grad
+        affine, x = self.affines[node], node.inputs[0]
+        scale, shift = operation.small
+        if scale.requires_grad:
+            self._add_small(scale, affine.gradient_of_scale(of_a, of_c))
+        if shift.requires_grad:
+            self._add_small(shift, of_c)
+        share = affine.share(of_a, of_c, self.moments[x].count)
+        self.domain.total(share)
+        if x in self.shares:
+            share = share[0] + self.shares[x][0], share[1] + self.shares[x][1]
+        self.shares[x] = share
 
     def _add_small(self, original: Tensor, gradient: Tensor) -> None:
         before = self.small_gradients.get(id(original))
         gradient = gradient.to(original.dtype)
         self.small_gradients[id(original)] = gradient if before is None else before + gradient
+
+
+class _Totals:
+    """Gradients of an operation's small tensors, summed over slabs in float32 or wider."""
+
+    def __init__(self, node: Node) -> None:
+        assert node.operation is not None, "sources are leaves"
+        self._small = node.operation.small
+        self.found: list[Tensor | None] = [None] * len(self._small)
+
+    def add(self, place: int, gradient: Tensor | None) -> None:
+        """Adds what one slab gives."""
+        if gradient is None:
+            return
+        total = self.found[place]
+        if total is None:
+            self.found[place] = gradient.to(_wide(gradient))
+        else:
+            total.add_(gradient)
+
+    def complete(self) -> list[Tensor | None]:
+        """Zeros where no slab gave anything to what takes a gradient."""
+        return [
+            torch.zeros_like(t, dtype=_wide(t)) if g is None and t.is_floating_point() else g
+            for t, g in zip(self._small, self.found, strict=True)
+        ]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Equal for tensors that share memory."""
+    return tensor.untyped_storage()._cdata
 
 
 def _from(first: int, store: Store) -> Store:

@@ -1,98 +1,169 @@
 r"""Mean and variance of a volume's channels from its slabs, and what a group norm makes of them.
 
-Slabs are merged by the update of Chan, Golub and LeVeque (1979), in float64. A group norm is then
-affine, :math:`s \hat x + b = a x + c` with
+Slabs are merged in one go, in float64 (Chan, Golub and LeVeque 1979), for n_i voxels each:
 
-.. math:: a = s\, (\sigma_g^2 + \epsilon)^{-1/2}, \qquad c = b - a\, \mu_g, \qquad
+.. math:: \mu = \sum_i \tfrac{n_i}{n} \mu_i, \qquad
+          \sigma^2 = \sum_i \tfrac{n_i}{n} \big(\sigma_i^2 + (\mu_i - \mu)^2\big)
+
+A group norm is then affine, :math:`s \hat x + b = a x + c` with
+
+.. math:: a = s\, r, \quad r = (\sigma_g^2 + \epsilon)^{-1/2}, \qquad c = b - a\, \mu_g, \qquad
           \sigma_g^2 = \langle \sigma_c^2 + (\mu_c - \mu_g)^2 \rangle_{c \in g}
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from volumediff.networks._norm_act_group import dense
 
-__all__ = ["SlabMoments", "coefficients"]
+__all__ = ["Affine", "SlabMoments"]
 
 AXES = (2, 3, 4)
+EPS = 1e-5  # of the kernel that measures half precision on the CPU
 
 
 class SlabMoments:
-    """Running mean and variance per sample and channel.
+    """Mean and variance per sample and channel, of slabs that come one by one."""
 
-    Arguments:
-        dtype: of the voxels
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = torch.promote_types(dtype, torch.float32)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets everything."""
+    def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor | None = None
-        self.squares: Tensor | None = None
+        self._slabs: list[tuple[int, Tensor, Tensor]] = []
+        self._result: tuple[Tensor, Tensor] | None = None
 
     def update(self, slab: Tensor) -> None:
         """Adds the voxels of a slab (b, c, d, h, w)."""
         number = slab[0, 0].numel()
-        mean, variance = (m.double() for m in _moments(slab))
-        self.join(number, mean, variance * number)
-
-    def join(self, number: int, mean: Tensor, squares: Tensor) -> None:
-        """Adds voxels by their number, mean, and sum of squares around the mean."""
-        if self.mean is None or self.squares is None:
-            self.count, self.mean, self.squares = number, mean, squares
-            return
-        total = self.count + number
-        delta = mean - self.mean
-        self.squares = self.squares + squares + delta.square() * (self.count * number / total)
-        self.mean = self.mean + delta * (number / total)
-        self.count = total
+        self.count += number
+        self._slabs.append((number, *_measured(slab)))
+        self._how = slab.dtype, slab.device.type
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (b, c) in float64."""
-        assert self.mean is not None, "something was measured"
-        assert self.squares is not None, "something was measured"
-        return self.mean, self.squares / self.count
+        if self._result is None:
+            numbers, means, spreads = zip(*self._slabs, strict=True)
+            mean, spread = torch.stack((*means, *spreads)).double().chunk(2)
+            number = numbers[0] if len(set(numbers)) == 1 else _per_slab(numbers, mean)
+            self._result = _merged(numbers, mean, _variance(mean, spread, number, *self._how))
+            self._slabs.clear()
+        return self._result
+
+    def replace(self, numbers: Sequence[int], mean: Tensor, variance: Tensor) -> None:
+        """Makes these the moments of several parts (n, b, c) together, in float64."""
+        self.count, self._result = sum(numbers), _merged(numbers, mean, variance)
+        self._slabs.clear()
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (b, c), accumulated in float32 or wider and without a wide copy of x."""
+def _merged(numbers: Sequence[int], mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of parts with so many voxels."""
+    if len(numbers) == 1:
+        return mean[0], variance[0]
+    equal = len(set(numbers)) == 1
+    weight = 1 / len(numbers) if equal else _per_slab(numbers, mean) / sum(numbers)
+    merged = (weight * mean).sum(0)
+    away = mean - merged
+    return merged, (weight * torch.addcmul(variance, away, away)).sum(0)
+
+
+def _per_slab(numbers: Sequence[int], like: Tensor) -> Tensor:
+    """The numbers as a tensor (n, 1, 1), made where the other tensor is."""
+    runs = ((float(number), len(list(run))) for number, run in groupby(numbers))
+    return torch.cat([like.new_full((length, 1, 1), number) for number, length in runs])
+
+
+def _measured(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and what says the spread (b, c), in float32 or wider and without a wide copy of x."""
     b, c = x.shape[:2]
     if x.dtype in (torch.float32, torch.float64):
         variance, mean = torch.var_mean(x, AXES, correction=0)
-    elif x.device.type == "cpu":
+        return mean, variance
+    if x.device.type == "cpu":
         # A reduction would cast the whole slab first; the kernel of the group norm does not. With
         # float32 parameters it returns its statistics in float32.
-        ones, eps = torch.ones(c), 1e-5
+        ones = torch.ones(c)
         x = dense(x.contiguous(memory_format=torch.channels_last_3d))
-        number = x[0, 0].numel()
-        _, mean, inverse = torch.native_group_norm(x, ones, ones, b, c, number, c, eps)
-        variance = (inverse.double().pow(-2) - eps).clamp_min(0)
-    else:
-        mean = x.mean(AXES, dtype=torch.float32)
-        # Around zero, in float32: its rounding stays below that of voxels in half precision.
-        norm = torch.linalg.vector_norm(x, 2, AXES, dtype=torch.float32).double()
-        variance = (norm.square() / x[0, 0].numel() - mean.double().square()).clamp_min(0)
-    return mean, variance
+        _, mean, inverse = torch.native_group_norm(x, ones, ones, b, c, x[0, 0].numel(), c, EPS)
+        return mean, inverse
+    mean = x.mean(AXES, dtype=torch.float32)
+    # Around zero, in float32: its rounding stays below that of voxels in half precision.
+    return mean, torch.linalg.vector_norm(x, 2, AXES, dtype=torch.float32)
 
 
-def coefficients(
-    mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(a, c) of shape (b, c), in the dtype of scale and shift.
+def _variance(
+    mean: Tensor, spread: Tensor, number: Tensor | int, dtype: torch.dtype, device: str
+) -> Tensor:
+    """What `_measured` found, as a variance; all in float64."""
+    if dtype in (torch.float32, torch.float64):
+        return spread
+    if device == "cpu":
+        return (spread.pow(-2) - EPS).clamp_min(0)
+    return torch.addcmul(spread.square() / number, mean, mean, value=-1).clamp_min(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """What a group norm makes of a volume's moments.
 
     Arguments:
-        mean, variance: per sample and channel, in float64
-        scale, shift: s and b, per sample and channel
+        a, c: per sample and channel (b, c), in the dtype of the scale
+        scale: s
+        middle, inverse: mean and 1/σ per group (b, g, 1), in float64
     """
-    size = mean.shape[1] // groups
-    means = mean.unflatten(1, (groups, size))
-    middle = means.mean(2, keepdim=True)
-    spread = (variance.unflatten(1, (groups, size)) + (means - middle).square()).mean(2)
-    inverse = (spread + eps).rsqrt().repeat_interleave(size, dim=1)
-    a = scale.double() * inverse
-    c = shift.double() - a * middle.squeeze(2).repeat_interleave(size, dim=1)
-    return a.to(scale.dtype), c.to(scale.dtype)
+
+    a: Tensor
+    c: Tensor
+    scale: Tensor
+    middle: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        moments: tuple[Tensor, Tensor],
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        groups: int,
+        eps: float,
+    ) -> "Affine":
+        """From mean and variance, per sample and channel in float64, and s and b."""
+        means, variances, s, b = (t.unflatten(1, (groups, -1)) for t in (*moments, scale, shift))
+        middle = means.mean(2, keepdim=True)
+        deviation = means - middle
+        spread = torch.addcmul(variances, deviation, deviation).mean(2, keepdim=True)
+        inverse = (spread + eps).rsqrt()
+        a = s * inverse
+        c = b - a * middle
+        a, c = (t.flatten(1).to(scale.dtype) for t in (a, c))
+        return cls(a, c, scale, middle, inverse)
+
+    def gradient_of_scale(self, of_a: Tensor, of_c: Tensor) -> Tensor:
+        r"""That of s, :math:`r\, (g_a - \mu_g g_c)`; that of b is the gradient of c."""
+        return (self.inverse * self._of_normalized(of_a, of_c)).flatten(1).to(self.scale.dtype)
+
+    def share(self, of_a: Tensor, of_c: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        r"""(P, Q) per sample and channel: the gradient that a voxel x has through the statistics
+        is P + Q x, with means over the channels of a group and n voxels
+
+        .. math:: Q = -\frac{r^3}{n} \langle s\, (g_a - \mu_g g_c) \rangle, \qquad
+                  P = -\frac{r}{n} \langle s\, g_c \rangle - \mu_g Q
+
+        Arguments:
+            count: voxels per channel
+        """
+        s = self._grouped(self.scale)
+        along = (s * self._of_normalized(of_a, of_c)).mean(2, keepdim=True)
+        level = (s * self._grouped(of_c)).mean(2, keepdim=True)
+        slope = along * self.inverse.pow(3) / -count
+        offset = level * self.inverse / -count - self.middle * slope
+        offset, slope = (t.to(self.scale.dtype).expand_as(s).flatten(1) for t in (offset, slope))
+        return offset, slope
+
+    def _of_normalized(self, of_a: Tensor, of_c: Tensor) -> Tensor:
+        return self._grouped(of_a) - self.middle * self._grouped(of_c)
+
+    def _grouped(self, value: Tensor) -> Tensor:
+        return value.unflatten(1, (self.middle.shape[1], -1))

@@ -8,11 +8,12 @@ import math
 from collections import defaultdict
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.slabs import Convolution, CropPlanes, Pointwise, Range, Whole
+from volumediff.memory.slabs import Convolution, CropPlanes, Pointwise, Range, Whole, WithinPlanes
 
 __all__ = ["Part", "fine_encoder", "joins", "part_of", "stored"]
 
@@ -30,6 +31,11 @@ class Part:
     top: Node
     inner: list[Node]
     leaves: list[Node]
+
+    @cached_property
+    def width(self) -> float:
+        """Values of the largest volume at hand per plane of the top."""
+        return max(math.prod(node.shape) for node in (*self.inner, *self.leaves)) / self.top.depth
 
     def ranges(self, wanted: Range) -> dict[Node, Range]:
         """The planes that every node must give for the wanted ones of the top."""
@@ -74,6 +80,17 @@ class Part:
             del slabs
         return values.pop(self.top)
 
+    @cached_property
+    def unread(self) -> set[Node]:
+        """Leaves whose values do not matter to the gradients of anything."""
+        read: set[Node] = set()
+        for node in reversed(self.inner):
+            operation = node.operation
+            assert operation is not None, "sources are leaves"
+            if node in read or not operation.linear or isinstance(operation, Convolution):
+                read.update(node.inputs)
+        return set(self.leaves) - read
+
     def in_place_of(self, leaf: Node, slabs: list[Range]) -> bool:
         """Whether the top may take the leaf's memory: alike, and read plane by plane."""
         alike = leaf.shape == self.top.shape and leaf.dtype == self.top.dtype
@@ -106,7 +123,7 @@ def stored(graph: Graph) -> set[Node]:
         if node.operation is None:
             continue
         made = isinstance(node.operation, Convolution)
-        if isinstance(node.operation, Whole) or node is graph.output:
+        if isinstance(node.operation, Whole | WithinPlanes) or node is graph.output:
             found.add(node)
         elif made or any(given in costly for given in node.inputs):
             readers = graph.consumers[node]

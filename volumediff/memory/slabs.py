@@ -22,6 +22,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import norm_act
+from volumediff.networks._repeatable import linear_twice, mean_of_cells
 
 __all__ = [
     "Average",
@@ -37,6 +38,8 @@ __all__ = [
     "Pointwise",
     "Range",
     "Whole",
+    "WithinPlanes",
+    "neutral",
     "scaled",
 ]
 
@@ -121,7 +124,7 @@ class NormAffine(_Planewise):
     """silu(s x̂ + b) or s x̂ + b with statistics of the whole volume, as f(a x + c).
 
     `small` is (s, b). When called, it is given (a, c), which the executor forms of (s, b) and the
-    statistics of its input.
+    statistics of its input, and the neutral statistics of `scaled`.
     """
 
     groups: int
@@ -131,18 +134,20 @@ class NormAffine(_Planewise):
     linear = False
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        u = scaled(slabs[0], *small)
-        if not self.activated:
-            return u
-        return F.silu(u) if u.requires_grad else F.silu(u, inplace=True)
+        (x,), (a, c, *neutral) = slabs, small
+        if torch.is_grad_enabled():
+            u = _Scaled.apply(x, a, c, *neutral)
+            return F.silu(u) if self.activated else u
+        u = scaled(x, a, c, *neutral)
+        return F.silu(u, inplace=True) if self.activated else u
 
 
 @dataclass(eq=False, repr=False)
 class Convolution(Operation):
     """Cross-correlation with zero padding; `small` is the weight and perhaps the bias.
 
-    Under autograd it gives zeros with the right gradients: nothing that follows a convolution
-    within a part of the graph reads its value, see `volumediff.memory.streaming`.
+    Under autograd it gives some number with the right gradients: nothing that follows a
+    convolution within a part of the graph reads its value, see `volumediff.memory.streaming`.
     """
 
     stride: Triple
@@ -168,7 +173,10 @@ class Convolution(Operation):
         padded = x.shape[2] + 2 * padding[0] - weight.shape[2]
         if before < padding[0] or padded // self.stride[0] + 1 != wanted[1] - wanted[0]:
             # Planes beyond the volume are zeros; those within it are in the slab already.
-            x = F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
+            if before or after:
+                if isinstance(slabs, list):
+                    slabs.clear()  # so that the unpadded slab may go
+                x = F.pad(x, (0, 0, 0, 0, before, after))
             padding = (0, *padding[1:])
         function = conv if not torch.is_grad_enabled() else _gradients_of_conv
         return function(x, weight, bias, stride=self.stride, padding=padding)
@@ -200,7 +208,7 @@ class LinearUpsampling(Operation):
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
         lo, hi = wanted
-        y = F.interpolate(slabs[0], scale_factor=2.0, mode="trilinear")
+        y = linear_twice(slabs[0])
         # The first plane that it was given; at the ends of the volume both clamp alike.
         return _planes(y, lo - 2 * max(lo // 2 - 1, 0), hi - lo)
 
@@ -220,7 +228,7 @@ class Average(Operation):
         depth, *plane = self.size
         # The last cell of an odd axis may have a single plane, which torch wants to be told.
         size = (min(depth, slabs[0].shape[2]), *plane)
-        return F.avg_pool3d(slabs[0], size, size, ceil_mode=self.ceil)
+        return mean_of_cells(slabs[0], size, ceil=self.ceil)
 
 
 @dataclass(eq=False, repr=False)
@@ -243,6 +251,19 @@ class Pad(Operation):
 
 
 @dataclass(eq=False, repr=False)
+class WithinPlanes(_Planewise):
+    """A module that looks no further than a plane; `small` are its parameters and further
+    arguments."""
+
+    module: nn.Module
+    small: tuple[Tensor, ...]
+    linear = False
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        return _called(self.module, slabs, small)
+
+
+@dataclass(eq=False, repr=False)
 class Whole(Operation):
     """A module that needs its inputs whole; `small` are its parameters and further arguments."""
 
@@ -254,24 +275,79 @@ class Whole(Operation):
         return [(0, depth) for depth in depths]
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        names = [name for name, _ in self.module.named_parameters()]
-        parameters = dict(zip(names, small, strict=False))
-        arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
         lo, hi = wanted
-        return _planes(torch.func.functional_call(self.module, parameters, arguments), lo, hi - lo)
+        return _planes(_called(self.module, slabs, small), lo, hi - lo)
 
 
-def scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
+def _called(module: nn.Module, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+    """What a module makes of slabs, with these parameters and further arguments."""
+    names = [name for name, _ in module.named_parameters()]
+    parameters = dict(zip(names, small, strict=False))
+    arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
+    return torch.func.functional_call(module, parameters, arguments)
+
+
+def neutral(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean 0 and variance 1 of channels, given coefficients (b, c)."""
+    return torch.zeros_like(like[0]), torch.ones_like(like[0])
+
+
+def scaled(x: Tensor, a: Tensor, c: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """a x + c per sample and channel, in the dtype of x, computed in that of a and c.
 
     A batch norm in evaluation mode is just that, in one pass and without a wide copy of x.
+
+    Arguments:
+        mean, variance: 0 and 1, see `neutral`
     """
-    mean, variance = torch.zeros_like(a[0]), torch.ones_like(a[0])
     rows = [
         F.batch_norm(x[i : i + 1], mean, variance, a[i], c[i], training=False, eps=0.0)
         for i in range(len(x))
     ]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+class _Scaled(torch.autograd.Function):
+    """`scaled`, with the gradients of all coefficients in one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, a: Tensor, c: Tensor, mean: Tensor, variance: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, a, mean, variance)
+        return scaled(x, a, c, mean, variance)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, mean, variance = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        rows = [
+            torch.ops.aten.native_batch_norm_backward(
+                grad[i : i + 1],
+                x[i : i + 1],
+                a[i],
+                mean,
+                variance,
+                None,
+                None,
+                False,
+                0.0,
+                wanted,
+            )
+            for i in range(len(x))
+        ]
+        if len(rows) == 1:
+            of_x, of_a, of_c = rows[0]
+            return of_x, of_a[None], of_c[None], None, None
+        of_x, of_a, of_c = zip(*rows, strict=True)
+        return (
+            torch.cat(of_x) if wanted[0] else None,
+            torch.stack(of_a),
+            torch.stack(of_c),
+            None,
+            None,
+        )
 
 
 def _planes(x: Tensor, start: int, count: int, *, dim: int = 2) -> Tensor:
@@ -282,7 +358,7 @@ def _planes(x: Tensor, start: int, count: int, *, dim: int = 2) -> Tensor:
 def _gradients_of_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Triple, padding: Triple
 ) -> Tensor:
-    """A stand-in for a convolution whose value nobody reads: zeros, with its gradients."""
+    """A stand-in for a convolution whose value nobody reads: one number, with its gradients."""
     sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
     shape = [len(x), len(weight), *((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)]
     if any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)):
@@ -304,7 +380,8 @@ class _ConvGradients(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.geometry = stride, padding
         ctx.bias = None if bias is None else bias.dtype
-        return x.new_zeros(()).expand(shape)
+        # Any number does, of a tensor that is there.
+        return weight[:1, 0, 0, 0, 0].to(x.dtype).expand(shape)
 
     @staticmethod
     @once_differentiable

@@ -74,7 +74,7 @@ def stream(
         graph,
         slab=slab,
         offload=offload,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint if training else 0,
         recompute_skips=recompute_skips,
         domain=domain,
         pieces=1 if training or domain.size == 1 else PIECES,
