@@ -30,6 +30,19 @@ def test_backend_is_exact(backend):
     torch.testing.assert_close(y.double(), softmax_attention(q, k, v), rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_rows_are_padded_exactly(size):
+    """Heads of any size are padded to whole 16 bytes: equal values, equal gradients."""
+    found = []
+    for function in (attend, softmax_attention):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, 7, 3, size, requires_grad=True) for _ in range(3))
+        y = function(q, k, v).float()
+        y.square().sum().backward()
+        found.append((y.detach(), q.grad, k.grad, v.grad))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", [n for n, reason in REASONS.items() if reason])
 def test_forced_backend_that_cannot_run_says_why(backend):
     q, k, v = tokens()

@@ -349,3 +349,17 @@ def test_the_device_goes_without_a_trace():
     assert torch.ones(2).to("cpu").device.type == "cpu"
     with pytest.raises((AssertionError, RuntimeError)):
         torch.zeros(2, device="cuda")
+
+
+def test_zeros_that_autograd_makes_are_of_the_device():
+    with pretend_cuda.device():
+        x = torch.randn(2, 4, device="cuda", requires_grad=True)
+        first, _ = x.chunk(2, dim=1)
+        first.sum().backward()
+        assert x.grad.device.type == "cuda"
+        assert x.grad.tolist() == [[1, 1, 0, 0]] * 2
+    y = torch.randn(2, 4, requires_grad=True)
+    with pretend_cuda.device():
+        torch.ones(1, device="cuda").add_(1)
+        y.chunk(2, dim=1)[0].sum().backward()
+    assert type(y.grad) is torch.Tensor

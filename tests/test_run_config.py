@@ -121,7 +121,7 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, labelled, t
         (["optim.steps=0"], "config: optim.steps: Input should be greater than 0.*got 0"),
         (
             ["memory.dtype=float16"],
-            "config: memory.dtype: Input should be 'float32' or",
+            "config: memory.dtype: Input should be 'float32', 'tf32' or",
         ),
         (["memory.slab=true"], "memory.slab: Input should be a valid integer"),
         (["memory.chekpoint=true"], "config: memory: unknown key chekpoint.*mean 'checkpoint'"),

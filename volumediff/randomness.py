@@ -11,6 +11,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from volumediff.transfer import sent
+
 __all__ = ["generator", "key", "normal", "uniform"]
 
 
@@ -32,7 +34,7 @@ def normal(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Standard normal numbers of the given shape, drawn from the key."""
-    return torch.randn(shape, generator=generator(*parts)).to(device=device, dtype=dtype)
+    return sent(torch.randn(shape, generator=generator(*parts)), device, dtype=dtype)
 
 
 def uniform(*parts: int | str) -> float:

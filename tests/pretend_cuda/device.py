@@ -8,11 +8,12 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pretend_cuda.attention import chosen
 from pretend_cuda.record import CUDA, Device
-from pretend_cuda.streams import Event, Order, Stream, place
+from pretend_cuda.streams import Event, Order, Stream
 from pretend_cuda.tensors import CudaTensor, Dispatch, moved
 
 __all__ = ["device"]
@@ -37,18 +38,21 @@ def device(*, streams: bool = False) -> Iterator[Device]:
             "_dump_snapshot": lambda path, *a, **k: open(path, "w").close(),
         }.items():
             stack.enter_context(mock.patch.object(torch.cuda.memory, name, value))
-        # Loaders ask it whether there is anything to pin memory for.
+        # Loaders ask it whether there is anything to pin memory for, optimizers about graphs.
         for name, answer in {
-            "is_available": True,
-            "current_accelerator": torch.device("cuda"),
-            "current_device_index": 0,
+            "is_available": lambda: True,
+            "current_accelerator": lambda check_available=False: torch.device("cuda"),
+            "current_device_index": lambda: 0,
+            "current_stream": lambda device=None: made.order.current,
         }.items():
-            asked = mock.Mock(return_value=answer)
-            stack.enter_context(mock.patch.object(torch.accelerator, name, asked))
+            stack.enter_context(mock.patch.object(torch.accelerator, name, answer))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(mock.patch.object(torch, name, _maker(getattr(torch, name))))
         stack.enter_context(mock.patch.object(Tensor, "to", moved))
         stack.enter_context(mock.patch.object(Tensor, "cuda", lambda x, *a, **k: moved(x, CUDA)))
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", _pinned))
+        group = "_group_tensors_by_device_and_dtype"
+        stack.enter_context(mock.patch.object(torch._C, group, _grouped(getattr(torch._C, group))))
         stack.enter_context(mock.patch.object(torch, "group_norm", _group_norm(torch.group_norm)))
         stack.enter_context(
             mock.patch.object(
@@ -57,6 +61,9 @@ def device(*, streams: bool = False) -> Iterator[Device]:
                 _attention(F.scaled_dot_product_attention, made),
             )
         )
+        # Accelerate keeps the first device of the process.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         # Parameters keep their identity when a module moves, as on a real device.
         torch.__future__.set_swap_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swapped)
@@ -76,9 +83,7 @@ def _cuda(made: Device) -> dict[str, Any]:
         )
 
     def synchronize(device: Any = None) -> None:
-        made.waits[f"synchronize ({place()})"] += 1
-        if made.streams:
-            order.synchronize()
+        order.synchronize()
 
     @contextlib.contextmanager
     def nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -130,6 +135,24 @@ def _maker(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return x if device is None else moved(x, device)
 
     return made
+
+
+def _pinned(x: Tensor, device: Any = None) -> Tensor:
+    """`Tensor.pin_memory`, which a CPU build refuses."""
+    return torch.empty_like(x, pin_memory=True).copy_(x)
+
+
+def _grouped(group: Callable[..., Any]) -> Callable[..., Any]:
+    """Tensors by device and dtype, for the foreach functions of optimizers and clipping."""
+
+    def grouped(lists: Any, with_indices: bool = False) -> Any:
+        found = {}
+        for (device, dtype), (tensors, indices) in group(lists, with_indices).items():
+            here = any(isinstance(t, CudaTensor) for ts in tensors for t in ts)
+            found[CUDA if here else device, dtype] = (tensors, indices)
+        return found
+
+    return grouped
 
 
 def _group_norm(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -33,22 +33,28 @@ class Device:
 
     def __init__(self, *, streams: bool = False) -> None:
         self.streams = streams
-        self.waits: collections.Counter[str] = collections.Counter()
         self.moved: collections.Counter[str] = collections.Counter()
         self.nondeterministic: collections.Counter[str] = collections.Counter()
         self.rounded: collections.Counter[str] = collections.Counter()
         self.attention: list[Choice] = []
         self.order = Order()
+        self.waits = self.order.waits
 
     def wait(self, what: str) -> None:
         """The host waits for the current stream."""
         self.waits[f"{what} ({place()})"] += 1
-        if self.streams:
-            self.order.current.synchronize()
+        current = self.order.current
+        self.order.host_waits(current.clock, of=current.number)
 
     def not_deterministic(self, what: str) -> None:
-        """Notes an operation that two runs may compute differently."""
+        """Notes an operation that two runs may compute differently, or refuses it if asked to."""
         self.nondeterministic[f"{what} ({place()})"] += 1
+        strict = torch.are_deterministic_algorithms_enabled()
+        if strict and not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(
+                f"{what} does not have a deterministic implementation, but you set "
+                "'torch.use_deterministic_algorithms(True)'."
+            )
 
     def multiplies(self, what: str, dtype: torch.dtype, *, convolves: bool) -> None:
         """Notes float32 products that tensor cores would round to TF32.

@@ -11,6 +11,7 @@ that is freed goes to the next tensor of the stream that it was allocated on, an
 another stream uses must be kept, or recorded there (`Tensor.record_stream`).
 """
 
+import collections
 import itertools
 import sys
 import threading
@@ -61,6 +62,7 @@ class Order:
 
     Attributes:
         races: one line each
+        waits: what made the host wait for the device, and how often
         pinned: host memory that copies may use while the host goes on
         streams: those that have done anything
         active: that of the device which is there
@@ -70,6 +72,7 @@ class Order:
 
     def __init__(self) -> None:
         self.races: list[str] = []
+        self.waits: collections.Counter[str] = collections.Counter()
         self.pinned: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self.host: Clock = {HOST: 1}
         self._work: list[tuple[str, int, Any]] = []
@@ -161,6 +164,7 @@ class Order:
 
     def synchronize(self) -> None:
         """The host waits for everything."""
+        self.waits[f"synchronize ({place()})"] += 1
         for stream in list(self.streams):
             self.host_waits(stream.clock, of=stream.number)
 
@@ -221,10 +225,14 @@ class Stream:
         return event
 
     def synchronize(self) -> None:
+        order().waits[f"synchronize ({place()})"] += 1
         order().host_waits(self.clock, of=self.number)
 
     def query(self) -> bool:
         return all(order().host.get(w, 0) >= n for w, n in self.clock.items())
+
+    def is_capturing(self) -> bool:
+        return False  # there are no graphs
 
     def __enter__(self) -> "Stream":
         self._context = order().on(self)
@@ -256,6 +264,7 @@ class Event:
         order().wait(stream or order().current, self)
 
     def synchronize(self) -> None:
+        order().waits[f"synchronize ({place()})"] += 1
         order().host_waits(self.clock, of=self.number)
 
     def query(self) -> bool:

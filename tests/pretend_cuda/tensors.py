@@ -6,6 +6,7 @@ are seen as well. What C++ makes for a tensor of the device (`zeros_like`, a cas
 device, although C++ says cpu; transfers come from the Python methods alone.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -139,15 +140,23 @@ class Dispatch(TorchDispatchMode):
     def __init__(self, device: Device) -> None:
         super().__init__()
         self.device = device
+        self._was_here = False  # the last operation that had tensors
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         given = kwargs.get("device")
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        here = any(isinstance(t, CudaTensor) for t in tensors)
+        if tensors:
+            self._was_here = here
+        elif self._was_here and given == CPU and _made_by_autograd():
+            # A gradient of zeros, for a tensor of the device: C++ asks for one of the CPU.
+            given = kwargs["device"] = CUDA
         concerned = (
-            (given is not None and torch.device(given).type == "cuda")
+            here
+            or (given is not None and torch.device(given).type == "cuda")
             or bool(kwargs.get("pin_memory"))
             or func is aten.is_pinned.default
-            or any(isinstance(t, CudaTensor) for t in tree_leaves((args, kwargs)))
             or (self.device.streams and self._pinned(args, kwargs))
         )
         return run(self.device, func, args, kwargs) if concerned else func(*args, **kwargs)
@@ -158,6 +167,14 @@ class Dispatch(TorchDispatchMode):
             return False
         tensors = [t for t in tree_leaves((args, kwargs)) if type(t) in (Tensor, nn.Parameter)]
         return any(t.untyped_storage() in pinned for t in tensors)
+
+
+def _made_by_autograd() -> bool:
+    """Whether the engine itself calls, not the backward method of a Python function."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.endswith(("torch/_dynamo/eval_frame.py", "torch/_compile.py")):
+        frame = frame.f_back
+    return frame.f_code.co_name == "_engine_run_backward"
 
 
 def placed(x: Any) -> Any:
@@ -247,7 +264,7 @@ def _note(device: Device, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _waits_for_indices(args: Any) -> bool:
-    """Masks are counted first; indices of the CPU are copied (native/TensorAdvancedIndexing.cpp)."""
+    """Masks are counted first, indices copied there (native/TensorAdvancedIndexing.cpp)."""
     given = [t for t in args[1] if isinstance(t, Tensor)]
     return any(
         t.dtype in (torch.bool, torch.uint8) or not isinstance(t, CudaTensor) for t in given
@@ -354,11 +371,9 @@ def _transfer(
                 order.touch(t, write=write)
     if not (asynchronous and direct):
         device.wait("copy to the device" if arrives else "copy to the host")
-        if streams:
-            order.current.synchronize()
-            if not arrives and to is not None and not direct:
-                order.host_works(size)
-                order.touch(to, write=True, by_host=True)
+        if streams and not arrives and to is not None and not direct:
+            order.host_works(size)
+            order.touch(to, write=True, by_host=True)
 
 
 def _needs_temporary(source: Tensor, to: Tensor | None, kwargs: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from volumediff.autoencoders._base import Generators, sources
 from volumediff.networks._precision import wide
+from volumediff.transfer import sent
 
 __all__ = ["divergence", "draw", "mean", "normal", "posterior", "sample"]
 
@@ -58,6 +59,6 @@ def normal(like: Tensor, generator: Generators) -> Tensor:
     """Normal numbers, drawn where the generator lives; one generator per sample if it is many."""
     if isinstance(generator, torch.Generator):
         noise = torch.randn(like.shape, generator=generator, device=generator.device)
-        return noise.to(like)
+        return sent(noise, like.device, dtype=like.dtype)
     each = sources(generator, like.shape[0])
     return torch.cat([normal(like[i : i + 1], g) for i, g in enumerate(each)])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from volumediff.autoencoders._base import Generators, Reconstructor, check_player, sources
 from volumediff.networks._hourglass import Hourglass
 from volumediff.noise import CoarseNoise
+from volumediff.transfer import sent
 
 __all__ = ["Denoising"]
 
@@ -97,4 +98,4 @@ class Denoising(Reconstructor):
             field = self.noise((c, d, h, w), int(key))
             shifts = [int(r) % self.noise.cell for r in rolls]
             fields.append(field.roll(shifts, dims=(1, 2, 3)))
-        return torch.stack(fields).to(x)
+        return sent(torch.stack(fields), x.device, dtype=x.dtype)

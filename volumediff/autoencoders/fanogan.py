@@ -30,6 +30,7 @@ from volumediff.autoencoders._dense import dense
 from volumediff.autoencoders._gaussian import normal
 from volumediff.networks._layers import Conv
 from volumediff.networks._precision import wide
+from volumediff.transfer import sent
 
 __all__ = ["Critic", "FAnoGAN", "gradient_penalty"]
 
@@ -185,7 +186,7 @@ def gradient_penalty(
     """(|∇ C(x̃)| - 1)² of each sample, at a random place between real and fake volumes."""
     each = sources(generator, len(real))
     u = torch.stack([torch.rand((), generator=s, device=s.device) for s in each])
-    u = u.to(real).view(-1, 1, 1, 1, 1)
+    u = sent(u, real.device, dtype=real.dtype).view(-1, 1, 1, 1, 1)
     with torch.enable_grad():
         between = (u * real + (1 - u) * fake).detach().requires_grad_()
         total = critic(between).sum()

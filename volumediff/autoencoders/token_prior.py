@@ -118,7 +118,8 @@ class TokenPrior(Reconstructor):
 
     def surprise(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """-log p of each code given those before it."""
-        return F.cross_entropy(self._logits(tokens).movedim(1, 2), tokens, reduction="none")
+        log_p = self._logits(tokens).log_softmax(-1)
+        return -log_p.gather(-1, tokens[..., None]).squeeze(-1)
 
     @torch.no_grad()
     def redraw(

@@ -99,7 +99,9 @@ class Codebook(nn.Module):
         donor = popular[(dead.cumsum(0) - 1).clamp(min=0) % alive]
         held = self.vectors
         vectors = held.full_tensor() if isinstance(held, DTensor) else held
-        noise = randomness.normal(tuple(vectors.shape), "codebook").to(vectors)
+        noise = randomness.normal(
+            tuple(vectors.shape), "codebook", dtype=vectors.dtype, device=vectors.device
+        )
         moved = torch.where(dead[:, None], vectors[donor] + self.error * noise, vectors)
         if isinstance(held, DTensor):
             # Every process has made all of them, and keeps its share.

@@ -21,7 +21,7 @@ from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
-from volumediff.storage.locks import exclusive
+from volumediff.storage.shared_locks import exclusive
 
 __all__ = [
     "calibrate",
@@ -66,7 +66,8 @@ def load_method(
         method.check(trained.model)
     except ValueError as error:
         raise UsageError(f"method '{name}': does not suit {trained.run}: {error}") from None
-    return method.bind(Fits(trained, report))
+    with trained.config.memory.arithmetic():
+        return method.bind(Fits(trained, report))
 
 
 def needs_calibration(method: Method) -> bool:
@@ -149,9 +150,10 @@ def calibrate(
             return (pair.sick for pair in pairs)
 
         healthy = counted(pool.examples(), count, report)
-        calibration = fit(method, trained.model, healthy, seed=seed, lesions=lesions())
-        if trained.cases("validation"):
-            calibration = validate(calibration, method, trained.model, lesions(), seed=seed)
+        with trained.config.memory.arithmetic():
+            calibration = fit(method, trained.model, healthy, seed=seed, lesions=lesions())
+            if trained.cases("validation"):
+                calibration = validate(calibration, method, trained.model, lesions(), seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
         raise UsageError(f"method '{name}': {error}") from None

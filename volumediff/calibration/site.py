@@ -23,7 +23,7 @@ from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
 from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
-from volumediff.storage.locks import exclusive
+from volumediff.storage.shared_locks import exclusive
 
 __all__ = [
     "MAPS_BOUND",
@@ -176,7 +176,8 @@ def site_calibration(
                 report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
                 outside = (outside_example(trained, case) for case in cases)
                 examples = counted(outside, len(cases), report)
-                found = recalibrate(own, method, trained.model, examples, seed=seed)
+                with trained.config.memory.arithmetic():
+                    found = recalibrate(own, method, trained.model, examples, seed=seed)
                 found.save(path)
         method.threshold(found)
     except ValueError as error:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from volumediff.randomness import generator
 from volumediff.shapes import Shape
+from volumediff.transfer import sent
 
 __all__ = ["drawn_voxels", "voxel_points"]
 
@@ -29,7 +30,7 @@ def drawn_voxels(
         with others
     """
     flat = classes.flatten()
-    ranks = torch.rand(len(flat), generator=generator(key, "voxels")).to(flat.device)
+    ranks = sent(torch.rand(len(flat), generator=generator(key, "voxels")), flat.device)
     each = min(each, len(flat))
     found, sound = [], []
     for i in range(count):

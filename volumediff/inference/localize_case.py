@@ -155,7 +155,10 @@ class Localizing:
         trained = self.trained
         region = _region(trained, ready, examination.region)
         d, h, w = ready.x.shape[1:]
-        with explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)):
+        with (
+            explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
+            trained.config.memory.arithmetic(),
+        ):
             example = trained.placed(
                 ready.x,
                 ready.foreground,

@@ -71,7 +71,10 @@ class Sampling:
         trained, model = self.trained, self.trained.diffusion
         kernel = model.kernel
         channels = trained.recipe.channels(trained.channels)
-        with explained(trained.config, mode="infer", device=trained.device, shape=self.size):
+        with (
+            explained(trained.config, mode="infer", device=trained.device, shape=self.size),
+            trained.config.memory.arithmetic(),
+        ):
             noise = model.noise((key(self.options.seed, name),), (channels, *self.size))
             z = self.sampler.sample(
                 model.denoise,

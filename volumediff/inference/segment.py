@@ -185,6 +185,7 @@ class Segmenting:
         d, h, w = ready.x.shape[1:]
         with (
             explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
+            trained.config.memory.arithmetic(),
             counted(trained.model, *(other.model for other in self.others)) as cost,
         ):
             found = self.segmenter.segment(

@@ -31,6 +31,7 @@ from volumediff.memory.slabs import (
 )
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act
+from volumediff.networks._repeatable import linear_twice, mean_of_cells
 
 __all__ = ["Graph", "Node", "record"]
 
@@ -237,7 +238,7 @@ def _interpolate(
     scales = (scale_factor,) * 3 if isinstance(scale_factor, int | float) else scale_factor
     b, c, *sizes = x.shape
     if size is None and mode == "trilinear" and scales == (2.0, 2.0, 2.0) and not corners:
-        return x.add(LinearUpsampling(), (b, c, *(2 * n for n in sizes)))
+        return _linear_twice(x)
     if size is not None or mode != "nearest" or scales is None or any(s % 1 for s in scales):
         raise NotImplementedError(
             "slabs are interpolated by nearest neighbour and whole factors, or linearly by 2"
@@ -245,6 +246,17 @@ def _interpolate(
     d, h, w = (int(s) for s in scales)
     grown = (n * f for n, f in zip(sizes, (d, h, w), strict=True))
     return x.add(NearestUpsampling((d, h, w)), (b, c, *grown))
+
+
+def _linear_twice(x: Lazy) -> Lazy:
+    b, c, *sizes = x.shape
+    return x.add(LinearUpsampling(), (b, c, *(2 * n for n in sizes)))
+
+
+def _mean_of_cells(x: Lazy, size: Sequence[int], *, ceil: bool) -> Lazy:
+    d, h, w = size
+    cells = (-(-n // s) if ceil else n // s for n, s in zip(x.shape[2:], size, strict=True))
+    return x.add(Average((d, h, w), ceil), (*x.shape[:2], *cells))
 
 
 def _average(
@@ -258,8 +270,7 @@ def _average(
     steps = (stride,) * 3 if isinstance(stride, int) else tuple(stride or size)
     if steps != size or any(unused.values()):
         raise NotImplementedError("slabs are averaged over cells that do not overlap")
-    cells = (-(-n // s) if ceil_mode else n // s for n, s in zip(x.shape[2:], size, strict=True))
-    return x.add(Average(size, ceil_mode), (*x.shape[:2], *cells))
+    return _mean_of_cells(x, size, ceil=ceil_mode)
 
 
 def _pad(x: Lazy, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Lazy:
@@ -367,6 +378,8 @@ RECORDED: dict[Any, Callable[..., Any]] = {
     F.group_norm: _group_norm,
     F.interpolate: _interpolate,
     F.avg_pool3d: _average,
+    mean_of_cells: _mean_of_cells,
+    linear_twice: _linear_twice,
     F.pad: _pad,
     F.silu: _silu,
     F.leaky_relu: _leaky_relu,

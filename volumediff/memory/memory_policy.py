@@ -9,6 +9,7 @@ slabs, whole volumes are stored only where a layer needs them; see `volumediff.m
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from volumediff.memory.domain import Domain, current_domain
 from volumediff.memory.half_weights import with_half_weights
+from volumediff.memory.precision import float32_products
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
@@ -35,7 +37,9 @@ class MemoryPolicy:
     what the first session did.
 
     Arguments:
-        dtype: of activations; weights stay in float32 and are cast layer by layer
+        dtype: of activations; weights stay in float32 and are cast layer by layer. float32 is
+            IEEE float32 on every device; tf32 is float32 whose convolutions and matrix products a
+            GPU computes in TF32, faster and to 3 digits
         channels_last: weights, and with them activations, in torch.channels_last_3d
         checkpoint: recompute residual blocks, attention and enlarged volumes in the backward pass;
             a number does so on that many levels only, finest first
@@ -55,7 +59,7 @@ class MemoryPolicy:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
     channels_last: bool = False
     checkpoint: bool | int = False
     slab: StrictInt | None = None  # true is no number of planes
@@ -77,7 +81,11 @@ class MemoryPolicy:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype to cast the network's input to."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """For everything that runs under the policy: how a GPU multiplies float32 numbers."""
+        return float32_products("tf32" if self.dtype == "tf32" else "ieee")
 
     @property
     def streams(self) -> bool:

@@ -22,6 +22,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import norm_act
+from volumediff.networks._repeatable import linear_twice, mean_of_cells
 
 __all__ = [
     "Average",
@@ -204,7 +205,7 @@ class LinearUpsampling(Operation):
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
         lo, hi = wanted
-        y = F.interpolate(slabs[0], scale_factor=2.0, mode="trilinear")
+        y = linear_twice(slabs[0])
         # The first plane that it was given; at the ends of the volume both clamp alike.
         return _planes(y, lo - 2 * max(lo // 2 - 1, 0), hi - lo)
 
@@ -224,7 +225,7 @@ class Average(Operation):
         depth, *plane = self.size
         # The last cell of an odd axis may have a single plane, which torch wants to be told.
         size = (min(depth, slabs[0].shape[2]), *plane)
-        return F.avg_pool3d(slabs[0], size, size, ceil_mode=self.ceil)
+        return mean_of_cells(slabs[0], size, ceil=self.ceil)
 
 
 @dataclass(eq=False, repr=False)

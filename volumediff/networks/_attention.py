@@ -2,8 +2,12 @@ r"""Self-attention over voxels, softmax(q kᵀ / sqrt(n)) v, through fused kerne
 
 Backends: `auto` leaves the choice to torch's scaled dot product attention; `flash`, `efficient`,
 `cudnn` and `math` force one of its kernels; `xformers` takes that package's (CUDA only). A forced
-backend that cannot run fails with the reason. There is no attention dropout: it would silently
-select the kernel that stores the whole score matrix.
+backend that cannot run fails with the reason.
+
+The kernels that do not store the score matrix (4.3 GB per head at 32³ tokens in float32) ask for
+rows of whole 16 bytes. Heads of other sizes are therefore padded by zeros, which change neither
+products nor sums. float64 has no such kernel on a GPU. There is no attention dropout: it would
+silently select the kernel that stores the scores.
 """
 
 import importlib.util
@@ -30,6 +34,7 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+ROW_BYTES = 16  # alignment of the tensor cores' loads
 
 
 def attend(
@@ -47,15 +52,22 @@ def attend(
     if backend == "xformers":
         return _xformers(q, k, v)
     forced = nullcontext() if backend == "auto" else sdpa_kernel([KERNELS[backend]])
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    size = q.shape[-1]
+    missing = -size % (ROW_BYTES // q.element_size())
+    q, k, v = (_padded(x, missing).transpose(1, 2) for x in (q, k, v))
     try:
         with forced:
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, k, v, scale=size**-0.5)
+        return y.transpose(1, 2)[..., :size]
     except RuntimeError as error:
         # torch says so in these words; anything else, such as a lack of memory, is not ours.
         if "No viable backend" in str(error) or "No available kernel" in str(error):
             raise ValueError(_refusal(backend, q, "torch has no such kernel for it")) from error
         raise
+
+
+def _padded(x: Tensor, missing: int) -> Tensor:
+    return F.pad(x, (0, missing)) if missing else x
 
 
 def _xformers(

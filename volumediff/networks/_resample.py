@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import Conv, Triple, conv
+from volumediff.networks._repeatable import linear_twice, mean_of_cells
 
 __all__ = ["Down", "Linear2", "Nearest", "PaddedDown", "Pool", "Resampling", "Up", "UpConv"]
 
@@ -27,11 +27,7 @@ class Pool(nn.Module):
         self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
     ) -> Float[Tensor, "b c d2 h2 w2"]:
         """The means; `size` follows from x and is there for the sake of `Nearest`."""
-        d, h, w = (min(2, n) for n in x.shape[2:])
-        # torch 2.13 has no bfloat16 kernel for it on the CPU.
-        narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        wide = x.to(torch.float32) if narrow else x
-        return F.avg_pool3d(wide, (d, h, w), (d, h, w), ceil_mode=True).to(x.dtype)
+        return mean_of_cells(x, [min(2, n) for n in x.shape[2:]], ceil=True)
 
 
 class Nearest(nn.Module):
@@ -68,7 +64,7 @@ class Linear2(nn.Module):
         self, x: Float[Tensor, "b c d h w"], size: tuple[int, ...] | None = None
     ) -> Float[Tensor, "b c d2 h2 w2"]:
         """Upsamples; `size` is at most twice the size of x, and by default just that."""
-        y = F.interpolate(x, scale_factor=2.0, mode="trilinear")
+        y = linear_twice(x)
         if size is None:
             return y
         return y[:, :, : size[0], : size[1], : size[2]]

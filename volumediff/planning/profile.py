@@ -127,7 +127,11 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
         retain_heap()  # as training does
     before = _resident_gb()
     shape = volume_shape(config)
-    with explained(config, mode=mode, device=device, shape=shape), _recorded(device, snapshot):
+    with (
+        explained(config, mode=mode, device=device, shape=shape),
+        config.memory.arithmetic(),
+        _recorded(device, snapshot),
+    ):
         task = build_task(config)
         task.module.to(device)
         if mode == "train":

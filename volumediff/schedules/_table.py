@@ -21,7 +21,16 @@ def interpolate(betas: Float[Tensor, "n"], t: Float[Tensor, "b"]) -> Float[Tenso
     The table is made anew in every call: a kept one would tie the schedule to a device.
     """
     steps = torch.log1p(-betas) / 2
-    table = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+    table = torch.cat([steps.new_zeros(1), _running_sums(steps)])
     place = t * len(betas)
     below = place.floor().long().clamp(0, len(betas) - 1)
     return torch.lerp(table[below], table[below + 1], place - below)
+
+
+def _running_sums(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """As `torch.cumsum`, of which there is no deterministic CUDA kernel; by doubling."""
+    span = 1
+    while span < len(x):
+        x = torch.cat([x[:span], x[span:] + x[:-span]])
+        span *= 2
+    return x

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from volumediff.randomness import uniform
 from volumediff.schedules._base import Schedule
+from volumediff.transfer import sent
 
 __all__ = ["TimeDensity", "check_interval"]
 
@@ -42,7 +43,7 @@ class TimeDensity(ABC):
         """A time per key, in float64; made on the CPU, so that no device changes it."""
         drawn = [torch.tensor([uniform(k, "t")], dtype=torch.float64, device="cpu") for k in keys]
         # One by one: the last bit of vectorised functions depends on the place in the vector.
-        return torch.cat([self.at(u, schedule) for u in drawn]).to(device)
+        return sent(torch.cat([self.at(u, schedule) for u in drawn]), device)
 
 
 def check_interval(low: float, high: float) -> None:

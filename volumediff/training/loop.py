@@ -10,8 +10,8 @@ the weights come out bit-identical to those of an uninterrupted run.
 
 import os
 import signal
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from volumediff.settings.bound_files import bound_of, check_bound
 from volumediff.settings.run_config import RunConfig
 from volumediff.storage.checkpoint import find
 from volumediff.tasks import Task, resolved
+from volumediff.training.deterministic import deterministic
 from volumediff.training.journal import TrainingJournal
 from volumediff.training.run_folder import begin, locked, record_session
 from volumediff.training.setup import TrainingSetup, prepare
@@ -51,7 +52,7 @@ def train(config: RunConfig) -> Path:
     Raises:
         UsageError: the configuration does not fit the run, the data or the launch
         DataError: bad data, a full disk, no memory, or a loss that is not finite; one line each
-        SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
+        SystemExit: 128 + the number of a stop signal (143 after SIGTERM), with the state saved
     """
     config = resolved(overlaid_by_accelerate(config, os.environ))
     run, optim = config.output, config.optim
@@ -62,7 +63,8 @@ def train(config: RunConfig) -> Path:
     with (
         processes.others_watched(config),
         explained(config, mode="train", device=accelerator.device),
-        _deterministic(config.deterministic and accelerator.device.type == "cuda"),
+        config.memory.arithmetic(),
+        deterministic(config.deterministic and accelerator.device.type == "cuda"),
         sharing(mesh.domain),
         TrainingJournal(run, active=accelerator.is_main_process, steps=optim.steps) as journal,
         locked(run, accelerator, journal.line),
@@ -212,28 +214,3 @@ def _announce(
 def _flat(config: RunConfig) -> dict[str, str]:
     """Sections as text: trackers take no nested values."""
     return {name: str(value) for name, value in config.dump().items()}
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Deterministic CUDA kernels inside the block; on the CPU they are already."""
-    if not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    # cuBLAS asks for this variable when its algorithms are to be reproducible.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Kernels that have no deterministic twin warn by name instead of ending the run.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    # Filling fresh memory finds bugs, not randomness, and costs a pass over every activation.
-    filled, torch.utils.deterministic.fill_uninitialized_memory = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        False,
-    )
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        torch.utils.deterministic.fill_uninitialized_memory = filled

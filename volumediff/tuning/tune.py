@@ -108,7 +108,8 @@ def tune(
     )
     report(f"tuning {name} on {len(facts['volumes'])} validation volumes, {truth} lesions")
     try:
-        search.run()
+        with trained.config.memory.arithmetic():
+            search.run()
         chosen = search.best()
     except ValueError as error:
         raise UsageError(f"method '{name}': {error}") from None
