@@ -399,6 +399,7 @@ def _attention(
 ) -> Tensor:
     """Scaled dot product attention by the kernel that torch takes on a GPU."""
     assert query.dtype in HALVES, "the flash kernel takes half precision"
+    assert attn_mask is None, "the flash kernel takes no mask"
     return aten._scaled_dot_product_flash_attention(query, key, value, **given)[0]
 
 

@@ -52,7 +52,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ssim_ensemble_paper": ("ssim_ensemble", ("sampler={name: ancestral, steps: 300}",)),
     "ssim_ensemble_few": ("ssim_ensemble", ("sampler={name: dpmpp, steps: 10}",)),
     "thor_paper": ("thor", ("sampler={name: ancestral, steps: 350}",)),
-    "thor_few": ("thor", ("sampler={name: ancestral, steps: 70}",)),
+    "thor_few": ("thor", ("sampler={name: ancestral, steps: 35}",)),
     "autoddpm_paper": (
         "autoddpm",
         ("first.sampler={name: ancestral, steps: 200}", "sampler={name: ancestral, steps: 50}"),

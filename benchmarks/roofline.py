@@ -8,7 +8,8 @@ No GPU is needed: the code runs on tensors without data that say they are on a G
 kernels that it launches are counted and timed by the model of `gpu_model.py`, for an H200: 790
 TFLOP/s in half precision, 400 in TF32, 67 in float32, 4.3 TB/s, 4 µs per launch. Networks are
 equal, batch 1; a training step is forward, loss, backward and AdamW, the second one, ours fused.
-The peers run in the precision of their own scripts: float32 with convolutions in TF32, or autocast.
+The peers run in the precision of their own scripts: float32 with convolutions in TF32, or
+autocast.
 
 Milliseconds are with launches. `convolutions_ms` is what the convolutions of the plain step take
 alone: no choice of kernels around them can go below.
@@ -94,11 +95,14 @@ def _step(
             run()
         return work
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=fused)
-    for _ in range(2):
-        work.kernels.clear()
-        torch.autograd.backward(run())
-        optimizer.step()
-        optimizer.zero_grad()
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    work.kernels.clear()
+    torch.autograd.backward(run())
+    optimizer.step()
+    optimizer.zero_grad()
     return work
 
 

@@ -1,15 +1,15 @@
-"""Time of a training step, ours under the policies of memory against the peer's own code.
+"""Time of a training step or a pass, ours under the policies of memory against the peer's code.
 
     python benchmarks/throughput.py                                       # ours, and MONAI's
     python benchmarks/throughput.py --peer wdm=PATH patchddm=PATH         # and the other peers'
     python benchmarks/throughput.py --only latent-256-train --smaller 4   # a quick check
 
-A step is forward, loss, backward and Adam at batch 1, for every case of `cases.py` that trains;
-the peer's network is the equal one, proven so by the tests of the importers, but for the cases
-named `unet`: our own U-Net at the peer's widths, with fewer operations. The policies hold
-activations in bfloat16 and channels last; `float32` is plain in single precision. The peer runs as
-its scripts do, in float32 or under autocast (float16, on the CPU bfloat16), with torch's defaults
-for TF32.
+A step is forward, loss, backward and AdamW (ours fused, as in training) at batch 1, or a pass
+without gradients, for every case of `cases.py` with a network. The peer's network is the equal
+one, proven so by the tests of the importers, but for the cases named `unet`: our own U-Net at the
+peer's widths, with fewer operations. The policies hold activations in bfloat16 and channels last;
+`float32` is plain in single precision. The peer runs as its scripts do, in float32 or under
+autocast (float16, on the CPU bfloat16), with torch's defaults for TF32.
 
 Every contestant lives in a process of its own, and they take steps in turn on the same device, so
 that other load meets all of them; the first step of each is discarded. Ratios are medians over
@@ -44,10 +44,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from volumediff.memory.heap import retain_heap
 from volumediff.memory.memory_policy import MemoryPolicy
 
-TRAINING = {n: c for n, c in {**cases.CASES, **cases.UNEQUAL}.items() if cases.trains(c)}
+WITH_NETWORK = {
+    n: c for n, c in {**cases.CASES, **cases.TIMED}.items() if cases.trains(c) or c.work == "infer"
+}
 POLICIES: dict[str, Callable[[Case], MemoryPolicy]] = {
     "plain": lambda case: case.plain,
-    "checkpoint": lambda case: replace(case.plain, checkpoint=True),
+    "checkpoint": lambda case: replace(case.plain, checkpoint=cases.trains(case)),
     "slabs": lambda case: case.policy,
     "slabs+offload": lambda case: case.offloaded,
     "float32": lambda case: MemoryPolicy(),
@@ -97,14 +99,20 @@ def size_of(name: str, case: Case, found: dict[str, Path]) -> dict[str, float] |
 def stepper(
     name: str, case: Case, found: dict[str, Path], device: torch.device
 ) -> Callable[[], None]:
-    """What takes a training step."""
+    """What takes a step, or makes a pass."""
     network = network_of(name, case, found)
     network.to(device)
     if name != PEER:
         POLICIES[name](case).apply(network)
     loss = loss_of(name, case, device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
     z = torch.randn((1, *case.shape)).to(device)
+    if not cases.trains(case):
+        if name != PEER:
+            POLICIES[name](case).freeze(network)
+        return torch.no_grad()(lambda: loss(network, z))
+    # Ours as training does, the peer's as its scripts do.
+    fused = None if name == PEER else True
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -146,7 +154,7 @@ def work(name: str, found: dict[str, Path], factor: int) -> None:
             if word == "case":
                 step = None
                 _give_back(device)
-                case = cases.smaller(TRAINING[case_name], factor)
+                case = cases.smaller(WITH_NETWORK[case_name], factor)
                 facts = size_of(name, case, found)
                 if facts is not None:
                     step = stepper(name, case, found, device)
@@ -288,7 +296,7 @@ def machine() -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", nargs="*", default=[], metavar="NAME=PATH")
-    parser.add_argument("--only", nargs="*", choices=TRAINING, default=list(TRAINING))
+    parser.add_argument("--only", nargs="*", choices=WITH_NETWORK, default=list(WITH_NETWORK))
     parser.add_argument("--policy", nargs="*", choices=POLICIES, default=["plain"])
     parser.add_argument(
         "--smaller",

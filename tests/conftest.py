@@ -15,8 +15,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import faster_checks
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 faster_checks.install()
+# Of tests/test_fuzz.py: the same few examples each time, or many new ones, which are kept:
+#     python -m pytest tests/test_fuzz.py --hypothesis-profile long
+SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
+settings.register_profile(
+    "few",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=SLOW,
+)
+settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=SLOW)
+settings.load_profile("few")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

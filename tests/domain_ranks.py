@@ -196,7 +196,8 @@ def broken(domain):
         ask = store.ask
 
         def beside(wanted):
-            step = 1 if wanted[1] < store.first + store.depth else -1
+            lo, hi = self.own(depth)
+            step = 0 if wanted == (lo, hi) else -1 if wanted[1] >= hi else 1
             return ask((wanted[0] + step, wanted[1] + step))
 
         store.ask = beside

@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import zlib
 
+import numpy as np
 import pytest
 import torch
 
 from volumediff.errors import DataError
 from volumediff.storage import checkpoint
+from volumediff.storage.digests import crc32_of_file
 from volumediff.storage.folder import Damaged, publish, verify
 
 STEPS = (10, 20, 30)
@@ -178,19 +181,33 @@ def test_a_full_disk_is_reported_with_its_free_space(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last-00000001"]
 
 
-def test_a_write_that_does_not_read_back_is_refused(tmp_path, monkeypatch):
-    """As ITK and TorchIO do on a full disk: no error, and a stump."""
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"4"])
+def test_a_write_that_does_not_read_back_is_refused(damage, tmp_path, monkeypatch):
+    """A stump without an error, as ITK and TorchIO leave on a full disk; or another byte."""
     from volumediff.storage import digests
 
-    def short(self, data):
-        self._digest.update(data)
-        self.bytes += memoryview(data).nbytes
-        return self.file.write(bytes(data)[:-1])
+    true = digests.Hashing.write
 
-    monkeypatch.setattr(digests.Hashing, "write", short)
+    def wrong(self, data):
+        found = true(self, data)
+        self.file.seek(-len(data), 1)
+        self.file.truncate()
+        self.file.write(damage(bytes(data)))
+        return found
+
+    monkeypatch.setattr(digests.Hashing, "write", wrong)
     with pytest.raises(DataError, match="did not read back as written"):
         publish(tmp_path / "x", {"a.bin": lambda file: file.write(b"12345")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_hashed_while_it_is_written_is_what_the_file_holds(tmp_path):
+    pieces = [b"abc", memoryview(np.arange(7, dtype=np.float32)), b"", bytes(5_000_000)]
+    publish(tmp_path / "x", {"a": lambda file: [file.write(p) for p in pieces]})
+    verify(tmp_path / "x")
+    content = (tmp_path / "x" / "a").read_bytes()
+    assert content == b"".join(bytes(p) for p in pieces)
+    assert crc32_of_file(tmp_path / "x" / "a") == zlib.crc32(content)
 
 
 def test_optimizer_state_goes_through_tensors_bit_exactly():

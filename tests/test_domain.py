@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 import torch
 from domain_ranks import MODELS
 from tiny_runs import figures, tiny, write_data
 
+from volumediff.api.files import localize_files, sample_files
+from volumediff.api.run import load
 from volumediff.distributed.mesh import Mesh
 from volumediff.errors import UsageError
 from volumediff.memory.domain import Domain, current_domain, sharing
@@ -27,16 +30,20 @@ WORDS = [
     *("optim.batch_size=2", "optim.steps=3", "save_every=2", "validation.volumes=2"),
     *("space=wavelet", "network.attention_levels=[1]", "validation.previews=1"),
     *("validation.preview_steps=2", "data.preprocessing.shape=[10,8,8]"),
+    "data.split={validation: 0.25, calibration: 0.4}",
 ]
+METHOD = ["threshold.min_volumes=2", "post=[]"]
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
+from test_domain import use
 from tiny_runs import tiny
 from volumediff.distributed.processes import leave
 from volumediff.training.loop import train
 
 data, output, words = json.loads(sys.argv[2])
 train(tiny(data, output, *words))
+use(data, output, output + "-used", domain=2)
 leave()
 """
 
@@ -57,6 +64,19 @@ def launch(ranks, *words):
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stderr
+
+
+def use(data, run, out, *, domain):
+    """Samples, and maps of all cases, into folders."""
+    trained = load(run, device="cpu", domain=domain)
+    sample_files(trained, f"{out}/samples", 2, overrides=["sampler.steps=2"])
+    localize_files(trained, data, f"{out}/maps", method="scan", overrides=METHOD, force=True)
+
+
+def images(out):
+    """Name -> values of every volume below a folder."""
+    paths = sorted(Path(out).rglob("*.nii.gz"))
+    return {str(p.relative_to(out)): nib.load(p).get_fdata() for p in paths}
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +110,12 @@ def test_two_processes_hold_about_half_of_the_activations(found, kind):
 def test_what_processes_do_not_tell_each_other_is_missed(found, fault):
     for rank in range(2):
         differences = found[rank]["broken"][fault]
-        assert max(differences.values()) > 1e-3, differences
+        assert any(not value < 1e-3 for value in differences.values()), differences
 
 
 @pytest.mark.slow
 def test_a_run_of_data_times_domain_equals_one_process(tmp_path):
-    data = write_data(tmp_path / "data", cases=6)
+    data = write_data(tmp_path / "data", cases=8)
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     shared, alone = tmp_path / "shared", tmp_path / "alone"
@@ -109,6 +129,12 @@ def test_a_run_of_data_times_domain_equals_one_process(tmp_path):
     for a, b in zip(figures(alone), figures(shared), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
     assert len(list((shared / "previews").glob("*.png"))) == 1
+    use(data, shared, tmp_path / "used", domain=1)
+    one, other = images(tmp_path / "used"), images(f"{shared}-used")
+    assert one.keys() == other.keys()
+    assert len(one) > 6, "samples, maps, masks"
+    for name, values in one.items():
+        assert abs(values - other[name]).max() < 1e-4 * max(abs(values).max(), 1), name
     # Goes on with one process, as with any other number.
     train(tiny(data, shared, *WORDS, "optim.steps=4", "processes.domain=1"))
 

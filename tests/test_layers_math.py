@@ -2,6 +2,7 @@
 
 import itertools
 
+import pretend_cuda
 import pytest
 import torch
 import torch.nn.functional as F
@@ -296,6 +297,31 @@ def test_the_normalisation_of_gpus(dtype, last):
     torch.testing.assert_close(
         y.double(), normalised(x.double(), "group", 3), rtol=step, atol=step
     )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_group_norm_of_gpus_without_triton(dtype, groups, layout):
+    """On a pretend device, which takes the operations of a GPU: forward and backward."""
+    module = norm_act("group", groups=groups)
+    film = 0.5 * normal(2, 16, seed=3)
+    x = (3 + 2 * normal(2, 8, 3, 4, 5)).to(dtype).contiguous(memory_format=layout)
+    grad = normal(*x.shape, seed=5)
+    exact = x.double().requires_grad_()
+    wanted = reference(module, exact, film)
+    (of_x,) = torch.autograd.grad(wanted, exact, grad)
+    with pretend_cuda.device():
+        module.to("cuda")
+        there = x.cuda().requires_grad_()
+        y = module(there, film.to(torch.promote_types(dtype, torch.float32)).cuda())
+        (got,) = torch.autograd.grad(y, there, grad.to(dtype).cuda())
+        assert got.stride() == there.stride() == y.stride()
+        y, got = y.detach().cpu().double(), got.cpu().double()
+        module.to("cpu")
+    step = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6}[dtype]
+    for ours, theirs in ((y, wanted.detach()), (got, of_x)):
+        assert (ours - theirs).norm() < step * theirs.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

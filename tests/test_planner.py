@@ -156,6 +156,26 @@ def test_kernels_that_this_machine_lacks_are_traced_too():
     assert auto == forced
 
 
+def test_shares_of_weights_and_moments():
+    """Per process: its share of weights, moments and average, and whole weights on top."""
+    words = ["optim.batch_size=4", "memory.dtype=float32"]
+    alone, copies, shares = (
+        trace(load_run_config("wavelet_64", [*words, f"processes={how}"]), foreach=False)
+        for how in ("{number: 1}", "{number: 4}", "{number: 4, shard: true}")
+    )
+    for name in ("backward", "optimizer"):
+        whole, held = copies.stages[name].parts, shares.stages[name].parts
+        assert alone.stages[name].parts["weights"] == whole["weights"]
+        assert held["weights"] == pytest.approx(1.25 * whole["weights"])
+        assert held["optimizer"] == pytest.approx(whole["optimizer"] / 4)
+        assert held["gradients"] == whole["gradients"]
+        saved = 0.75 * whole["optimizer"] - 0.25 * whole["weights"]
+        assert shares.stages[name].device == pytest.approx(copies.stages[name].device - saved)
+    assert copies.stages["backward"].parts["activations"] < (
+        0.3 * alone.stages["backward"].parts["activations"]
+    )
+
+
 def test_policies_are_ordered():
     config = small("wavelet", "space=voxel", *BARE, size=16)
     none, saved = (

@@ -48,14 +48,15 @@ def test_the_stream_is_what_the_library_writes():
 
 def test_tensors_are_written_one_at_a_time_and_read_back_once(tmp_path, monkeypatch):
     """No second copy of a checkpoint in memory, no third reading of it from the disk."""
-    written, read = [], []
-    write, verify = digests.Hashing.write, folder.sha256_of_file
+    written, checked, read = [], [], []
+    write, check, verify = digests.Hashing.write, folder.crc32_of_file, folder.sha256_of_file
 
     def counted(self, data):
         written.append(memoryview(data).nbytes)
         return write(self, data)
 
     monkeypatch.setattr(digests.Hashing, "write", counted)
+    monkeypatch.setattr(folder, "crc32_of_file", lambda p: checked.append(p.name) or check(p))
     monkeypatch.setattr(folder, "sha256_of_file", lambda p: read.append(p.name) or verify(p))
     group = {f"{i}": torch.full((1000,), float(i)) for i in range(20)}
     checkpoint.save(
@@ -72,11 +73,12 @@ def test_tensors_are_written_one_at_a_time_and_read_back_once(tmp_path, monkeypa
         keep=1,
     )
     assert sorted(written)[-40:] == [4000] * 40
-    assert sorted(read) == ["ema.safetensors", "state.json", "weights.safetensors"]
-    read.clear()
+    files = ["ema.safetensors", "state.json", "weights.safetensors"]
+    assert sorted(checked) == [files[0], "manifest.json", *files[1:]]
+    assert not read  # hashed once, while it is written
     found = checkpoint.find(tmp_path, "last")
     assert torch.equal(found.tensors("ema")["7"], group["7"])
-    assert sorted(read) == ["ema.safetensors", "state.json", "weights.safetensors"]
+    assert sorted(read) == files
     assert checkpoint.exists(tmp_path, "last")
     assert len(read) == 3
 

@@ -33,7 +33,7 @@ from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
 from volumediff.commands.tune import tune
-from volumediff.distributed.launch import world
+from volumediff.distributed.launch import started
 from volumediff.errors import (
     LIBRARIES,
     DataError,
@@ -116,7 +116,7 @@ def _stop(message: str, code: int) -> Never:
 
 def _end(code: int) -> Never:
     """Ends the program; of a launch, without the last words of its process group."""
-    if world() > 1:
+    if started() > 1:
         from volumediff.distributed.processes import leave
 
         leave(code)

@@ -43,6 +43,7 @@ def load(
     memory: Sequence[str] | Mapping[str, Any] = (),
     read: Sequence[str] | Mapping[str, Any] = (),
     data: Place | None = None,
+    domain: int = 1,
 ) -> "Run":
     """Loads a trained run.
 
@@ -54,16 +55,21 @@ def load(
         read: decisions on ambiguous files in place of the training's, such as
             `{"no_forms": "ras"}`; see `volumediff.data.read_policy`
         data: folder of the run's data, if they were moved
+        domain: processes of a launch that share each volume along its first axis. The first of
+            them goes on; the others help it, and end the program when it ends
 
     Raises:
-        UsageError: no run, no checkpoint, no such device, or a run of an auxiliary model
+        UsageError: no run, no checkpoint, no such device, a run of an auxiliary model, or a launch
+            of no multiple of `domain` processes
         DataError: the run is damaged
     """
     from volumediff.runs.model_file import resolve
     from volumediff.runs.trained import load_trained
 
     memory, read = (words_of(v) if isinstance(v, Mapping) else list(v) for v in (memory, read))
-    trained = load_trained(resolve(run), which=which, device=device, memory=memory, read=read)
+    trained = load_trained(
+        resolve(run), which=which, device=device, memory=memory, read=read, domain=domain
+    )
     if data is not None:
         moved = trained.config.data.model_copy(update={"root": str(data)})
         config = trained.config.model_copy(update={"data": moved})

@@ -21,7 +21,7 @@ from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
-from volumediff.storage.locks import exclusive
+from volumediff.storage.shared_locks import exclusive
 
 __all__ = [
     "calibrate",

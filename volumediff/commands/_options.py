@@ -28,6 +28,7 @@ __all__ = [
     "ConfigWords",
     "DataRoot",
     "Device",
+    "Domain",
     "Json",
     "LayoutOption",
     "Memory",
@@ -125,6 +126,14 @@ Memory = Annotated[
         "--memory",
         metavar="KEY=VALUE",
         help="Override of the memory policy that the run was trained with, such as slab=32.",
+    ),
+]
+Domain = Annotated[
+    int,
+    typer.Option(
+        "--domain",
+        min=1,
+        help="Processes that share each volume, under torchrun or accelerate launch.",
     ),
 ]
 Read = Annotated[

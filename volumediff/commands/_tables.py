@@ -200,7 +200,9 @@ def _stages(traced: "Traced") -> Table:
 
 def _sentences(found: "Plan") -> list[str]:
     chosen, beside = found.chosen, found.beside
-    lines = [f"{found.mode}: {chosen.card_gb:.1f} GB of card memory, at most"]
+    shared = found.config.processes.domain
+    of = f" of each of the {shared} processes that share a volume" if shared > 1 else ""
+    lines = [f"{found.mode}: {chosen.card_gb:.1f} GB of card memory{of}, at most"]
     if found.fits is not None:
         verdict = "fits" if found.fits else "nothing fits"
         lines[0] += f"; {verdict} into {found.vram_gb:g} GB"

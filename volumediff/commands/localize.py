@@ -13,6 +13,7 @@ from volumediff.commands._options import (
     Classifier,
     DataRoot,
     Device,
+    Domain,
     LayoutOption,
     Memory,
     ModelOption,
@@ -65,6 +66,7 @@ def localize(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    domain: Domain = LOAD["domain"],
     read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
@@ -113,7 +115,13 @@ def localize(
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = localize_files(
         load(
-            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+            run,
+            which=which.value,
+            device=device,
+            memory=memory or (),
+            read=read or (),
+            data=data,
+            domain=domain,
         ),
         inputs,
         output,

@@ -10,6 +10,7 @@ from volumediff.api.run import load
 from volumediff.commands._options import (
     DataRoot,
     Device,
+    Domain,
     Memory,
     Overwrite,
     RunOption,
@@ -50,6 +51,7 @@ def sample(
     which: WhichOption = LOAD["which"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    domain: Domain = LOAD["domain"],
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
     overwrite: Overwrite = WORK["overwrite"],
@@ -62,7 +64,7 @@ def sample(
 
     retain_heap()
     summary = sample_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data),
+        load(run, which=which.value, device=device, memory=memory or (), data=data, domain=domain),
         output,
         count,
         overrides=overrides or [],

@@ -11,6 +11,7 @@ from volumediff.commands._options import (
     Channels,
     DataRoot,
     Device,
+    Domain,
     LayoutOption,
     Memory,
     OutFolder,
@@ -56,6 +57,7 @@ def segment(
     layout: LayoutOption = WORK["layout"],
     device: Device = LOAD["device"],
     memory: Memory = None,
+    domain: Domain = LOAD["domain"],
     read: Read = None,
     seed: Seed = WORK["seed"],
     data: DataRoot = LOAD["data"],
@@ -74,7 +76,13 @@ def segment(
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = segment_files(
         load(
-            run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
+            run,
+            which=which.value,
+            device=device,
+            memory=memory or (),
+            read=read or (),
+            data=data,
+            domain=domain,
         ),
         inputs,
         output,

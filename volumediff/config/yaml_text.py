@@ -51,6 +51,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         reason = f"not valid YAML: {error.problem}"
         raise Unfit(reason, _line(error.problem_mark or error.context_mark)) from None
+    except UnicodeEncodeError as error:  # bytes of a command line in another encoding
+        raise Unfit(f"holds {error.object[error.start : error.end]!a}, which is no text") from None
     except yaml.YAMLError as error:
         raise Unfit(f"not valid YAML: {' '.join(str(error).split())}") from None
 

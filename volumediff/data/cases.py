@@ -110,7 +110,7 @@ def safe_id(name: str) -> str:
     """The name itself where it is safe as a file name, else a cleaned one with a short hash."""
     if SAFE_ID.fullmatch(name) and not name.startswith("."):
         return name
-    digest = sha256(name.encode("utf-8", "surrogateescape"))[:8]
+    digest = sha256(_bytes_of(name))[:8]
     return f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('.-')[:100] or 'case'}-{digest}"
 
 
@@ -128,4 +128,12 @@ def patient_of(case_id: str) -> str:
 
 def readable(name: str) -> str:
     """A name whose bytes are no UTF-8, such that it can be written into any file."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _bytes_of(name).decode("utf-8", "backslashreplace")
+
+
+def _bytes_of(name: str) -> bytes:
+    """The bytes of a name: those of a file system, which need be no text, are as they were."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # JSON may have half of a surrogate pair
+        return name.encode("utf-8", "surrogatepass")

@@ -220,6 +220,11 @@ def _scaling(fields: np.void, path: Path, findings: list[Remark]) -> tuple[float
         text = f"scaling slope is {slope}: values are read unscaled"
         findings.append(Remark("warning", "slope", text))
         return 1.0, 0.0
+    if abs(slope) < np.finfo(np.float32).tiny:
+        raise DataError(
+            f"{path}: expected a scaling slope of usual size, got {slope:g}, which no scanner "
+            "writes and which leaves nothing of the stored values; set scl_slope (often 1)."
+        )
     if not np.isfinite(inter):
         raise DataError(
             f"{path}: expected a finite scaling intercept, got {inter}; set scl_inter (often 0)."

@@ -3,6 +3,7 @@
 Only the variables that launchers set are read; a process group is made when one is needed.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -10,7 +11,20 @@ from typing import Any, TypeVar
 
 from volumediff.errors import DataError, UsageError
 
-__all__ = ["is_main", "local_rank", "meet", "rank", "shared_out", "world"]
+__all__ = [
+    "PATIENCE",
+    "begin",
+    "divide",
+    "is_main",
+    "lead",
+    "local_rank",
+    "meet",
+    "part",
+    "rank",
+    "shared_out",
+    "started",
+    "world",
+]
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -18,14 +32,50 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 PATIENCE = timedelta(hours=2)
 
 
-def world() -> int:
-    """Number of processes of the launch."""
+class _Sharing:
+    """Processes that share each volume work as one, under the first of them."""
+
+    size = 1
+    leaders: Any = None
+    parting: Callable[[], None] | None = None
+
+
+def started() -> int:
+    """Number of processes that were started."""
     return _number("WORLD_SIZE", 1)
+
+
+def world() -> int:
+    """Number of processes of the launch; those that share volumes are one."""
+    return started() // _Sharing.size
 
 
 def rank() -> int:
     """This one, from 0."""
-    return _number("RANK", 0)
+    return _number("RANK", 0) // _Sharing.size
+
+
+def divide(size: int, leaders: Any) -> None:
+    """Makes every so many processes one.
+
+    Arguments:
+        size: number of processes
+        leaders: process group of the first ones
+    """
+    _Sharing.size, _Sharing.leaders = size, leaders
+
+
+def lead(parting: Callable[[], None]) -> None:
+    """Says what lets the processes go that work under this one."""
+    _Sharing.parting = parting
+    atexit.register(part)
+
+
+def part() -> None:
+    """Lets them go, once, before this process ends."""
+    if _Sharing.parting is not None:
+        parting, _Sharing.parting = _Sharing.parting, None
+        parting()
 
 
 def local_rank() -> int:
@@ -41,7 +91,10 @@ def is_main() -> bool:
 def meet() -> None:
     """Waits for all processes of the launch; alone it does nothing."""
     if world() > 1:
-        _group().barrier()
+        import torch.distributed as dist
+
+        begin()
+        dist.barrier(group=_Sharing.leaders)
 
 
 def shared_out(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -65,7 +118,10 @@ def shared_out(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
         except (UsageError, DataError) as error:
             mine.append((None, error))
     parts: list[Any] = [None] * world()
-    _group().all_gather_object(parts, mine)
+    import torch.distributed as dist
+
+    begin()
+    dist.all_gather_object(parts, mine, group=_Sharing.leaders)
     found = [parts[i % world()][i // world()] for i in range(len(items))]
     for _, error in found:
         if error is not None:
@@ -73,12 +129,12 @@ def shared_out(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
     return [result for result, _ in found]
 
 
-def _group() -> Any:
-    import torch.distributed as group
+def begin(backend: str = "gloo") -> None:
+    """Makes the process group of the launch, if there are several processes and it has none."""
+    import torch.distributed as dist
 
-    if not group.is_initialized():
-        group.init_process_group("gloo", timeout=PATIENCE)
-    return group
+    if started() > 1 and not dist.is_initialized():
+        dist.init_process_group(backend, timeout=PATIENCE)
 
 
 def _number(name: str, default: int) -> int:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from volumediff.distributed import launch
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.domain import ALONE, sharing
 from volumediff.settings.run_config import RunConfig
@@ -92,6 +93,7 @@ def leave(code: int = 0) -> None:
     threads of gloo may abort it in its last moment, and the launcher reports a failure.
     """
     if dist.is_available() and dist.is_initialized():
+        launch.part()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

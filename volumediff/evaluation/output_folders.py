@@ -9,7 +9,7 @@ from volumediff.data.files import stem_of
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.truths import Truth
 from volumediff.outputs.export import MAP
-from volumediff.outputs.ledger import LedgerEntry, read_entries
+from volumediff.outputs.ledger import LedgerEntry, changed_outputs, read_entries
 from volumediff.outputs.segmentation_files import DSEG, is_sample
 from volumediff.outputs.sidecar import read_facts
 
@@ -152,6 +152,12 @@ def known_cases(
             f"{next(iter(sorted(shared)), 'none')}; expected <case>_mask.nii.gz or a data set "
             "with labels."
         )
+    for folder in outputs:
+        if changed := changed_outputs(folder, known):
+            report(
+                f"{folder}: {len(changed)} files are not as they were written, such as "
+                f"{changed[0]}; results may differ from those of the method"
+            )
     if by and not any(by in t.attributes for t in known.values()):
         there = sorted({name for t in known.values() for name in t.attributes})
         report(

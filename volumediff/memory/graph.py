@@ -28,6 +28,7 @@ from volumediff.memory.slabs import (
     Pad,
     Pointwise,
     Whole,
+    WithinPlanes,
 )
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act
@@ -192,7 +193,10 @@ def _whole(module: nn.Module, x: Lazy, *arguments: Any) -> Lazy:
     small = arguments[len(volumes) :]
     if any(isinstance(a, Lazy) for a in small):
         raise NotImplementedError("whole volumes come before what else a module is given")
-    return x.add(Whole(module, (*module.parameters(), *small)), x.shape, *volumes)
+    # What looks along h and w alone needs no other planes, though all of each.
+    within = getattr(module, "global_axes", "dhw") == "hw"
+    kind = WithinPlanes if within and all(v.shape[2] == x.shape[2] for v in volumes) else Whole
+    return x.add(kind(module, (*module.parameters(), *small)), x.shape, *volumes)
 
 
 def _conv(

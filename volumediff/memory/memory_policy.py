@@ -26,7 +26,7 @@ from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
 from volumediff.networks._streamable import Streamable
 
-__all__ = ["MemoryPolicy"]
+__all__ = ["MemoryPolicy", "Replaced", "whole_passes_of"]
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,22 @@ def _whole_passes(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield from module.whole_passes
 
 
+def whole_passes_of(model: nn.Module) -> dict[str, "Replaced"]:
+    """Passes over volumes that a policy runs in another way than the class has them, by name."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return {
+        f"{names[id(module)]}.{method}": module.__dict__[method]
+        for module, method in _whole_passes(model)
+        if method in module.__dict__
+    }
+
+
 def _replace(module: nn.Module, method: str, how: Callable[..., Tensor] | None) -> None:
     """Runs a method as `how` says, or as the class has it."""
     # An attribute of the instance shadows the method of the class.
     module.__dict__.pop(method, None)
     if how is not None:
-        setattr(module, method, _Replaced(module, method, how))
+        setattr(module, method, Replaced(module, method, how))
 
 
 def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -164,8 +174,12 @@ def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-class _Replaced:
-    """A method of a module that is run in another way."""
+class Replaced:
+    """A method of a module that is run in another way.
+
+    Arguments:
+        how: function of the method of the class and its arguments
+    """
 
     def __init__(self, module: nn.Module, method: str, how: Callable[..., Tensor]) -> None:
         self.module, self.method, self.how = module, method, how

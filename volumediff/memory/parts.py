@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.slabs import Convolution, CropPlanes, Pointwise, Range, Whole
+from volumediff.memory.slabs import Convolution, CropPlanes, Pointwise, Range, Whole, WithinPlanes
 
 __all__ = ["Part", "fine_encoder", "joins", "part_of", "stored"]
 
@@ -123,7 +123,7 @@ def stored(graph: Graph) -> set[Node]:
         if node.operation is None:
             continue
         made = isinstance(node.operation, Convolution)
-        if isinstance(node.operation, Whole) or node is graph.output:
+        if isinstance(node.operation, Whole | WithinPlanes) or node is graph.output:
             found.add(node)
         elif made or any(given in costly for given in node.inputs):
             readers = graph.consumers[node]

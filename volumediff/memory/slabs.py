@@ -38,6 +38,7 @@ __all__ = [
     "Pointwise",
     "Range",
     "Whole",
+    "WithinPlanes",
     "neutral",
     "scaled",
 ]
@@ -250,6 +251,19 @@ class Pad(Operation):
 
 
 @dataclass(eq=False, repr=False)
+class WithinPlanes(_Planewise):
+    """A module that looks no further than a plane; `small` are its parameters and further
+    arguments."""
+
+    module: nn.Module
+    small: tuple[Tensor, ...]
+    linear = False
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        return _called(self.module, slabs, small)
+
+
+@dataclass(eq=False, repr=False)
 class Whole(Operation):
     """A module that needs its inputs whole; `small` are its parameters and further arguments."""
 
@@ -261,11 +275,16 @@ class Whole(Operation):
         return [(0, depth) for depth in depths]
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        names = [name for name, _ in self.module.named_parameters()]
-        parameters = dict(zip(names, small, strict=False))
-        arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
         lo, hi = wanted
-        return _planes(torch.func.functional_call(self.module, parameters, arguments), lo, hi - lo)
+        return _planes(_called(self.module, slabs, small), lo, hi - lo)
+
+
+def _called(module: nn.Module, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+    """What a module makes of slabs, with these parameters and further arguments."""
+    names = [name for name, _ in module.named_parameters()]
+    parameters = dict(zip(names, small, strict=False))
+    arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
+    return torch.func.functional_call(module, parameters, arguments)
 
 
 def neutral(like: Tensor) -> tuple[Tensor, Tensor]:

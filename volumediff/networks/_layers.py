@@ -41,8 +41,9 @@ Triple = tuple[int, int, int]
 def whole(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Marks the forward method of a module that needs whole volumes, such as attention.
 
-    A slab-wise execution brings its input together and calls the method on plain tensors. Other
-    volumes come right after the first; the result has the shape and dtype of the first.
+    A slab-wise execution brings its input together and calls the method on plain tensors, or, for
+    a module whose `global_axes` are h and w alone, on whole planes. Other volumes come right after
+    the first; the result has the shape and dtype of the first.
     """
 
     @functools.wraps(forward)

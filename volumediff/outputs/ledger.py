@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,18 @@ from pydantic import ConfigDict, Field
 
 from volumediff.errors import DataError, UsageError
 from volumediff.storage.digests import sha256, sha256_of_file
-from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, parse
 from volumediff.storage.seal import Broken, open_json, seal_json
+from volumediff.storage.shared_locks import holder, open_itself, sign, take
 
-__all__ = ["Failed", "Ledger", "fingerprint", "open_ledger", "read_entries"]
+__all__ = [
+    "Failed",
+    "Ledger",
+    "changed_outputs",
+    "fingerprint",
+    "open_ledger",
+    "read_entries",
+]
 
 NAME = "ledger.jsonl"
 TAIL = 1 << 16  # bytes at the end of a ledger that hold more than a line
@@ -119,13 +126,7 @@ class Ledger:
         entry = self.entries.get(case)
         if not isinstance(entry, Done) or entry.job != self.job or entry.inputs != dict(inputs):
             return False
-        for name, wanted in entry.outputs.items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != wanted.bytes:
-                return False
-            if sha256_of_file(path) != wanted.sha256:
-                return False
-        return True
+        return all(_unchanged(self.folder / n, wanted) for n, wanted in entry.outputs.items())
 
     def done(
         self,
@@ -284,6 +285,30 @@ def _leave(ledger: Ledger, present: BinaryIO) -> None:
         if ledger.last:
             shutil.rmtree(ledger.folder / CLAIMS, ignore_errors=True)
             (ledger.folder / SESSION).unlink(missing_ok=True)
+
+
+def changed_outputs(folder: Path, cases: Container[str]) -> list[str]:
+    """Files of finished cases that are gone, or not as they were written.
+
+    Arguments:
+        folder: of results, with a ledger or without
+        cases: whose files are looked at
+
+    Raises:
+        DataError: the ledger is damaged
+    """
+    return [
+        name
+        for case, entry in read_entries(folder).items()
+        if case in cases and isinstance(entry, Done)
+        for name, wanted in entry.outputs.items()
+        if not _unchanged(folder / name, wanted)
+    ]
+
+
+def _unchanged(path: Path, wanted: Output) -> bool:
+    there = path.is_file() and path.stat().st_size == wanted.bytes
+    return there and sha256_of_file(path) == wanted.sha256
 
 
 def read_entries(folder: Path) -> dict[str, Done | Failed]:

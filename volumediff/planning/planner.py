@@ -118,6 +118,7 @@ class Plan:
             "mode": self.mode,
             "shape": list(volume_shape(self.config)),
             "crop": list(self.config.crop) if self.config.crop else None,
+            "domain": self.config.processes.domain,
             "vram_gb": self.vram_gb,
             "fits": self.fits,
             "peak_gb": self.chosen.peak_gb,
@@ -170,7 +171,8 @@ def at_shape(config: RunConfig, shape: Shape | None) -> RunConfig:
 
 
 def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> Traced:
-    """The memory of one step as configured, on fake tensors.
+    """The memory of one step as configured, on fake tensors; of one process, where several share
+    each volume.
 
     Arguments:
         config: its policy included

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from volumediff.errors import UsageError
 from volumediff.memory.heap import retain_heap
 from volumediff.planning.planner import GB, Mode, Traced, trace
 from volumediff.planning.shortage import explained, is_shortage
@@ -117,10 +118,16 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
         snapshot: where CUDA's allocator describes itself if memory runs out
 
     Raises:
-        UsageError: the configuration has no shape, or its parts do not fit
+        UsageError: the configuration has no shape, its parts do not fit, or it is for processes
+            that share volumes
         DataError: memory ran out
     """
     config = resolved(config)
+    if config.processes.domain > 1:
+        raise UsageError(
+            f"processes.domain: expected 1, since one process is measured, got "
+            f"{config.processes.domain}; plan predicts each of several."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     planned = trace(config, mode=mode, foreach=device.type == "cuda")
     if device.type == "cpu":

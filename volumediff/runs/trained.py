@@ -15,8 +15,10 @@ from volumediff.data.cases import Case
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
-from volumediff.distributed.launch import local_rank, world
+from volumediff.distributed.joined_passes import join, shared_mesh
+from volumediff.distributed.launch import local_rank, started
 from volumediff.errors import DataError, UsageError
+from volumediff.memory.domain import sharing
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
 from volumediff.samples.sources import cases_of, preprocessing, simulated
@@ -41,7 +43,7 @@ def device_of(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None and world() > 1:
+        if device.type == "cuda" and device.index is None and started() > 1:
             # each process of a launch has a card of its own, as far as there are enough
             device = torch.device("cuda", local_rank() % torch.cuda.device_count())
         torch.zeros(1, device=device)
@@ -60,6 +62,7 @@ def load_trained(
     device: str = "auto",
     memory: Sequence[str] = (),
     read: Sequence[str] = (),
+    domain: int = 1,
 ) -> "Trained":
     """Loads a run, whatever its task; `Trained` says what it is good for.
 
@@ -69,28 +72,41 @@ def load_trained(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         memory: `key=value` overrides for the memory policy, in place of the training's
         read: the same for the policy that files are read by
+        domain: processes of the launch that share each volume; the first of them returns, the
+            others help it and end the program when it ends
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, or no such device
+        UsageError: no run, no checkpoint of this kind, no such device, or a launch of no multiple
+            of `domain`
         DataError: the run is damaged
     """
     run = Path(run)
     words = [*(f"memory.{word}" for word in memory), *(f"data.read.{word}" for word in read)]
     found = checkpoint.find(run, which)
-    task = load_task(run, which=which, overrides=words, found=found)
+    mesh = shared_mesh(domain)
+    with sharing(mesh.domain):
+        task = load_task(run, which=which, overrides=words, found=found)
     task.freeze()
     assert found is not None, "load_task has just read it"
     place = device_of(device)
     task.module.to(place)
+    if mesh.domain.size > 1:
+        join(task.module, mesh.domain, place)
     return Trained(
         run=run,
-        config=task.config,
+        config=_shared_by(task.config, domain),
         task=task,
         statistics=Statistics.load(run),
         checkpoint=found.path.name,
         digest=found.digest,
         device=place,
     )
+
+
+def _shared_by(config: RunConfig, domain: int) -> RunConfig:
+    """The configuration, with as many processes to a volume as there are now."""
+    processes = config.processes.model_copy(update={"domain": domain})
+    return config.model_copy(update={"processes": processes})
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,6 +156,11 @@ def save(
         DataError: the disk is full or not writable; earlier checkpoints stay
     """
     folder = run / "checkpoints"
+    if folder.is_symlink():
+        raise DataError(
+            f"{folder}: is a symbolic link, which is not followed here; put the whole run there "
+            "with output=DIR."
+        )
     target, again = folder / f"{kind}-{step:08d}", 0
     while target.exists():
         again += 1

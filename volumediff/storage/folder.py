@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all, and are verified when they are read.
 
 A folder is written under a temporary name on the same file system, every file is flushed to the
-disk and read back against its SHA-256, then the folder is renamed: whatever kills the process or
+disk and read back against its checksum, then the folder is renamed: whatever kills the process or
 fills the disk leaves either the whole folder or nothing under its final name. Neither safetensors
 nor NumPy notices damaged numbers, so `manifest.json` holds length and SHA-256 of every file,
 and its own.
@@ -17,7 +17,7 @@ from typing import Any
 
 from volumediff.errors import DataError
 from volumediff.storage.atomic import free_space, sync_folder
-from volumediff.storage.digests import Hashing, sha256_of_file
+from volumediff.storage.digests import Hashing, crc32_of_file, sha256_of_file
 from volumediff.storage.records import Record, read
 from volumediff.storage.seal import seal_json
 
@@ -78,7 +78,6 @@ def publish(target: Path, files: Mapping[str, Content]) -> bool:
         temporary.mkdir(parents=True)
         entries = {name: _write(temporary / name, content) for name, content in files.items()}
         _write(temporary / MANIFEST, seal_json({"files": entries}))
-        verify(temporary)
         sync_folder(temporary)
         os.rename(temporary, target)
         sync_folder(target.parent)
@@ -182,6 +181,11 @@ def clear_leftovers(parent: Path) -> None:
 
 
 def _write(path: Path, content: Content) -> dict[str, Any]:
+    """Writes a file and reads it back; its entry in the manifest.
+
+    Raises:
+        Damaged: it does not read back
+    """
     with open(path, "wb") as file:
         hashing = Hashing(file)
         if isinstance(content, bytes):
@@ -190,4 +194,6 @@ def _write(path: Path, content: Content) -> dict[str, Any]:
             content(hashing)
         file.flush()
         os.fsync(file.fileno())
+    if path.stat().st_size != hashing.bytes or crc32_of_file(path) != hashing.crc32:
+        raise Damaged(f"{path.name} does not match its checksum")
     return {"bytes": hashing.bytes, "sha256": hashing.sha256}

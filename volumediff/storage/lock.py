@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from volumediff.storage.shared_locks import never_followed
+
 __all__ = ["FileLock", "Held"]
 
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
@@ -48,7 +50,7 @@ class FileLock:
             Held: another process has it
             OSError: the folder cannot be written
         """
-        file = open(path, "a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8", opener=never_followed)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -189,8 +189,8 @@ class ProbeTask(Task):
         # Levels are read of a network in one piece; the planner may try what does not help.
         if run is not None and config.memory.streams:
             raise UsageError(
-                "memory: expected slab null and offload false for a probe, and processes.domain 1, "
-                "since it reads the levels of a network in one piece; leave them out."
+                "memory: expected slab null and offload false for a probe, and processes.domain "
+                "1: it reads the levels of a network in one piece; leave them out."
             )
         policy: MemoryPolicy = replace(config.memory, slab=None, offload=False)
         with sharing(ALONE):

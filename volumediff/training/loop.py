@@ -52,7 +52,7 @@ def train(config: RunConfig) -> Path:
     Raises:
         UsageError: the configuration does not fit the run, the data or the launch
         DataError: bad data, a full disk, no memory, or a loss that is not finite; one line each
-        SystemExit: 143 or 130 after SIGTERM or SIGINT, with the state saved
+        SystemExit: 128 + the number of a stop signal (143 after SIGTERM), with the state saved
     """
     config = resolved(overlaid_by_accelerate(config, os.environ))
     run, optim = config.output, config.optim

@@ -44,9 +44,17 @@ def volumes(folder: Path) -> list[Path]:
         names = [
             e.name
             for e in entries
-            if VOLUME.search(e.name) and not e.name.startswith(".") and not e.is_dir()
+            if VOLUME.search(e.name) and not e.name.startswith(".") and not _is_folder(e)
         ]
     return [folder / name for name in sorted(names)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, also through links; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def folders(root: Path, depth: int) -> Iterator[Path]:
@@ -100,7 +108,7 @@ def _inner(folder: Path) -> Iterator[Path]:
     """The folders in a folder; a hundred thousand files beside them cost one listing, no more."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{folder}: cannot be listed ({reason}); check its rights.") from error

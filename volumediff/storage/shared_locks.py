@@ -1,4 +1,6 @@
-"""Locks between processes: files that the kernel unlocks when their holder ends, however it ends.
+"""Locks that processes hold together, or wait for; see `lock` for one holder of a folder.
+
+The kernel unlocks a file when its holder ends, however it ends.
 
 A lock file is opened for itself: a symbolic link in its place, which would have another file
 written, is refused.
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from volumediff.errors import DataError
+from volumediff.storage.atomic import free_space
 
-__all__ = ["exclusive", "holder", "open_itself", "sign", "take"]
+__all__ = ["exclusive", "holder", "never_followed", "open_itself", "sign", "take"]
 
 # What systems say that cannot lock: some network and cluster file systems.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -27,9 +30,8 @@ def open_itself(path: Path) -> BinaryIO:
     Raises:
         DataError: a symbolic link, or it cannot be written
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return open(os.open(path, flags, 0o666), "r+b", buffering=0)
+        return open(path, "r+b", buffering=0, opener=never_followed)
     except OSError as error:
         if error.errno == errno.ELOOP:
             reason = "is a symbolic link, which is not followed here; take it away"
@@ -37,6 +39,11 @@ def open_itself(path: Path) -> BinaryIO:
         raise DataError(
             f"{path}: cannot be written ({error.strerror}); choose another output folder."
         ) from None
+
+
+def never_followed(name: str, flags: int) -> int:
+    """For `open`: creates a file where there is none, and fails for a symbolic link."""
+    return os.open(name, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def take(file: BinaryIO, *, shared: bool = False, wait: bool = True) -> bool:
@@ -68,10 +75,21 @@ def take(file: BinaryIO, *, shared: bool = False, wait: bool = True) -> bool:
 
 
 def sign(file: BinaryIO, text: str) -> None:
-    """Writes into a lock file what others may read there."""
-    file.seek(0)
-    file.truncate(0)
-    file.write(text.encode())
+    """Writes into a lock file what others may read there.
+
+    Raises:
+        DataError: the disk is full
+    """
+    left = text.encode()
+    try:
+        file.seek(0)
+        file.truncate(0)
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise DataError(
+            f"{file.name}: cannot be written ({error.strerror}); {free_space(Path(file.name))}."
+        ) from None
 
 
 def holder() -> str:
