@@ -132,7 +132,7 @@ TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 
 CASES = {
     "wavelet-256-train": Case(_wdm, (8, 128, 128, 128), "train", 16, WDM),
-    "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 3, WDM),
+    "wavelet-256-infer": Case(_wdm, (8, 128, 128, 128), "infer", 4, WDM),
     "wavelet-128-train": Case(partial(_wdm, levels=5), (8, 64, 64, 64), "train", 8, WDM_128),
     "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 8, PATCHDDM, autocast=True),
     "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 4, PATCHDDM),

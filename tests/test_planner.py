@@ -480,3 +480,22 @@ def test_wrong_usage_is_one_line(name, program):
     assert code == 2
     assert reason in complaint
     assert complaint.count("\n") == 1
+
+
+def test_tensors_that_32_bits_can_index_are_preferred(monkeypatch):
+    def pretended(config, *, mode="train", foreach=True):
+        wide = config.memory.slab is None
+        return Traced(config.memory, {"denoise": Peak(1)}, 2**31 if wide else 2**31 - 1)
+
+    monkeypatch.setattr(planner, "trace", pretended)
+    found = plan(load_run_config("wavelet_64"), mode="infer", vram_gb=24.0)
+    assert found.fits
+    assert found.chosen.in_32_bits
+    assert found.chosen.policy.slab is not None
+    monkeypatch.setattr(
+        planner, "trace", lambda c, **_: Traced(c.memory, {"denoise": Peak(1)}, 2**31)
+    )
+    found = plan(load_run_config("wavelet_64"), mode="infer", vram_gb=24.0)
+    assert found.fits
+    assert found.chosen.policy.slab is None
+    assert not found.to_json()["in_32_bits"]

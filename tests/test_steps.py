@@ -16,10 +16,10 @@ from volumediff.optimization.state import TrainingState, _optimizer
 from volumediff.settings.sections import Optim
 from volumediff.training.journal import TrainingJournal
 from volumediff.training.setup import TrainingSetup
-from volumediff.training.steps import StepQueue, TrainingStep, _Numbers
+from volumediff.training.steps import StepQueue, TrainingStep, _ArrivingNumbers
 
 
-class Numbers(_Numbers):
+class Numbers(_ArrivingNumbers):
     """Numbers on a device, and whether the host has asked for them."""
 
     def __init__(self, norm, loss, signal):

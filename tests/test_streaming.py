@@ -2,19 +2,22 @@
 
 import copy
 import gc
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
-from volumediff.memory import slabs
+from volumediff.memory import execution, slabs
 from volumediff.memory.graph import record
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.norm_statistics import SlabMoments
+from volumediff.memory.parts import part_of
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole
@@ -391,3 +394,54 @@ def test_policies_change_how_not_what():
 def test_policies_refuse_nonsense(words):
     with pytest.raises(ValueError, match="expected memory"):
         MemoryPolicy(**words)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_the_widest_volume_is_made_again(monkeypatch, again):
+    torch.manual_seed(0)
+    decoder = MonaiKL(1, widths=(16, 32), blocks=1, groups=4).codec.decoder
+    x = draw(1, 4, 16, 12, 12).float()
+    if not again:
+        monkeypatch.setattr(execution, "worth_rebuilding", lambda *_: set())
+    with Tracer() as tracer:
+        y = stream(type(decoder).forward.__get__(decoder), x, slab=2, checkpoint=ALL)
+        y.square().mean().backward()
+    finest = 16 * 32 * 24 * 24 * 4
+    # Enlarged, with twice the channels, it and its gradient alone are four times the others.
+    assert (tracer.peak.device < 6 * finest) == again
+
+
+class Calls(TorchDispatchMode):
+    """How often operations are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_more_slabs_cast_and_merge_no_more():
+    network = UNet(1, 1, widths=(8, 16), blocks=1)
+    x, e = draw(1, 1, 32, 8, 8).bfloat16(), draw(1, network.embedding.width).float()
+    found = {}
+    for slab in (4, 2):
+        with Calls() as calls:
+            stream(network.body, x, e, slab=slab).sum().backward()
+        found[slab] = calls.number
+    grown = {name for name, n in found[2].items() if n > found[4][name]}
+    assert found[2]["aten::convolution"] > 1.8 * found[4]["aten::convolution"]
+    small = {"aten::_to_copy", "aten::rsqrt", "aten::zeros_like", "aten::ones_like", "aten::stack"}
+    assert not grown & small
+
+
+def test_leaves_that_only_add_are_not_read():
+    graph = record(lambda x: F.silu(x) + 2 * (x - 1), draw(1, 2, *SIZE))
+    assert not part_of(graph.output, set()).unread
+    graph = record(
+        lambda x, y: F.avg_pool3d(F.silu(x) + 2 * y[0], 2), draw(1, 2, *SIZE), (draw(1, 2, *SIZE),)
+    )
+    part = part_of(graph.output, set())
+    assert [leaf.source for leaf in part.unread] == [1]

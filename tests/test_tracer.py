@@ -198,3 +198,13 @@ def test_inference_is_cut_into_stages(tmp_path):
             task.use(batch, stage=tracer.stage)
     assert [s for s in tracer.stages if s != "outside"] == ["encode", "denoise", "decode"]
     assert tracer.peak == tracer.stages["denoise"]
+
+
+def test_the_largest_tensor_of_a_convolution_is_known():
+    weight = torch.zeros(16, 16, 1, 1, 1)
+    for d, elements in ((512, 2**31), (64, 2**28)):
+        with FakeTensorMode(allow_non_fake_inputs=True), Tracer() as tracer:
+            x = torch.empty(1, 16, d, 512, 512, dtype=torch.bfloat16)
+            torch.nn.functional.conv3d(x, weight.bfloat16())
+            x.add_(1)  # not what counts
+        assert tracer.indexed == elements

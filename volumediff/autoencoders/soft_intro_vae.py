@@ -28,6 +28,7 @@ from volumediff.autoencoders._codec import NormName
 from volumediff.autoencoders._dense import dense
 from volumediff.autoencoders._gaussian import divergence, draw, normal, posterior
 from volumediff.autoencoders._variational import Variational, half_square
+from volumediff.memory.memory_policy import runs_in_slabs
 from volumediff.networks._block import Recomputable
 
 __all__ = ["SoftIntroVAE"]
@@ -148,7 +149,7 @@ class SoftIntroVAE(Variational):
         return total
 
     def _stages(self, x: Tensor, encode: Map) -> list[Tensor]:
-        if "forward" in vars(self.passes[0]):  # slabs never show a whole block
+        if runs_in_slabs(self.passes[0], "forward"):  # which never show a whole block
             raise ValueError(
                 "reversed: expected an encoder that runs in one piece, got one in slabs; use "
                 "memory.slab=null memory.offload=false processes.domain=1, or reversed: 0."

@@ -21,10 +21,10 @@ from volumediff.storage.digests import sha256
 from volumediff.storage.records import Record
 from volumediff.storage.shared_locks import exclusive
 
-__all__ = ["StoredFit", "fitted"]
+__all__ = ["StoredLabelFit", "fitted"]
 
 
-class StoredFit(Record):
+class StoredLabelFit(Record):
     """What each part of a method has fitted, in its order, such as thresholds by label."""
 
     method: str
@@ -53,7 +53,7 @@ def fitted(
     path = trained.run / "calibration" / f"segmentation-{name}.json"
     with nullcontext() if path.is_file() else exclusive(path):
         if path.is_file():
-            stored = records.read(path, StoredFit, advice="delete it to fit it again")
+            stored = records.read(path, StoredLabelFit, advice="delete it to fit it again")
             return segmenter.with_fitted(stored.fitted)
         return _fit(trained, segmenter, path, seed, report)
 
@@ -73,7 +73,7 @@ def _fit(
             "post=[{name: threshold, probability: 0.5}]."
         )
     result = segmenter.fit(list(_found(trained, segmenter, seed, report)))
-    stored = StoredFit(
+    stored = StoredLabelFit(
         method=repr(segmenter),
         weights=trained.digest,
         cases=[case.id for case in cases],

@@ -207,6 +207,11 @@ def _sentences(found: "Plan") -> list[str]:
         verdict = "fits" if found.fits else "nothing fits"
         lines[0] += f"; {verdict} into {found.vram_gb:g} GB"
     lines += [f"what would fit: {remedy}" for remedy in found.remedies]
+    if not chosen.in_32_bits:
+        lines.append(
+            f"convolutions work on {chosen.indexed / 2**31:.1f} × 2³¹ elements at once, which "
+            "needs cuDNN 9.3 or newer; thinner slabs (memory.slab) avoid it"
+        )
     lines.append(f"(card = live + {OVERHEAD.source})")
     workers = f", with {beside.workers} loader workers of {beside.worker_gb:.1f} GB each"
     lines.append(

@@ -41,7 +41,7 @@ def read_series(folder: Path, policy: ReadPolicy) -> StoredVolume:
     with tempfile.TemporaryDirectory() as scratch:
         voxels = Path(scratch) / "voxels.npy"
         found = _in_child(folder, policy, voxels)
-        raw = np.load(voxels, allow_pickle=False)
+        raw = np.load(voxels)
     remarks = tuple(Remark(**remark) for remark in found["remarks"])
     return StoredVolume(raw[..., None], _grid(found), remarks)
 

@@ -19,6 +19,7 @@ from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.features.grids import FeatureMap, feature_map, upright
 from volumediff.features.taps import tap_names, watched
+from volumediff.memory.memory_policy import runs_in_slabs
 from volumediff.model import Model
 from volumediff.randomness import key as key_of
 
@@ -37,7 +38,7 @@ Features = Callable[[Tensor], list[Tensor]]
 
 def denoiser_problem(model: Model) -> str | None:
     """Why the levels of a model's network cannot be watched; None where they can."""
-    if "body" in vars(model.network):  # an instance's own body is that of the slab executor
+    if runs_in_slabs(model.network, "body"):
         return (
             "expected a network that runs in one piece, whose stages can be read, got one in "
             "slabs; use memory.slab=null memory.offload=false processes.domain=1, or another map."

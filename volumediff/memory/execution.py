@@ -25,7 +25,7 @@ from volumediff.memory.rebuilt import Rebuilt, worth_rebuilding
 from volumediff.memory.slabs import Convolution, NormAffine, Range, Whole, neutral, scaled
 from volumediff.memory.store import DeviceStore, HostStore, Store
 from volumediff.memory.transfers import Transfers
-from volumediff.memory.window import Window
+from volumediff.memory.window import StoreWindow
 
 __all__ = ["Execution"]
 
@@ -594,7 +594,7 @@ def _memory(tensor: Tensor) -> int:
 
 def _from(first: int, store: Store) -> Store:
     """The store, whose first plane is that of the volume."""
-    return Window(store, first) if first else store
+    return StoreWindow(store, first) if first else store
 
 
 def _both(a: Range, b: Range) -> Range:

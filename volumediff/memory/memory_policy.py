@@ -26,7 +26,7 @@ from volumediff.networks._block import Recomputable
 from volumediff.networks._layers import NormAct
 from volumediff.networks._streamable import Streamable
 
-__all__ = ["MemoryPolicy", "Replaced", "whole_passes_of"]
+__all__ = ["MemoryPolicy", "Replaced", "runs_in_slabs", "whole_passes_of"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class MemoryPolicy:
             cast = functools.partial(with_half_weights, module)
             plain = cast if self.torch_dtype != torch.float32 else None
             _replace(module, method, streamed if self.streams else plain)
+            if self.streams:
+                module.__dict__[method].in_slabs = True
 
     def freeze(self, network: nn.Module) -> None:
         """For inference: kernels are kept in the dtype that they are cast to anyway.
@@ -161,6 +163,12 @@ def whole_passes_of(model: nn.Module) -> dict[str, "Replaced"]:
     }
 
 
+def runs_in_slabs(module: nn.Module, method: str) -> bool:
+    """Whether a method of a module runs in slabs, so that nothing within it is seen whole."""
+    found = vars(module).get(method)
+    return isinstance(found, Replaced) and found.in_slabs
+
+
 def _replace(module: nn.Module, method: str, how: Callable[..., Tensor] | None) -> None:
     """Runs a method as `how` says, or as the class has it."""
     # An attribute of the instance shadows the method of the class.
@@ -179,7 +187,12 @@ class Replaced:
 
     Arguments:
         how: function of the method of the class and its arguments
+
+    Attributes:
+        in_slabs: whether it is run slab by slab
     """
+
+    in_slabs = False
 
     def __init__(self, module: nn.Module, method: str, how: Callable[..., Tensor]) -> None:
         self.module, self.method, self.how = module, method, how

@@ -173,12 +173,10 @@ class Convolution(Operation):
         padded = x.shape[2] + 2 * padding[0] - weight.shape[2]
         if before < padding[0] or padded // self.stride[0] + 1 != wanted[1] - wanted[0]:
             # Planes beyond the volume are zeros; those within it are in the slab already.
-            if before or after:
-                if isinstance(slabs, list):
-                    slabs.clear()  # so that the unpadded slab may go
-                x = F.pad(x, (0, 0, 0, 0, before, after))
+            x = F.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
             padding = (0, *padding[1:])
         function = conv if not torch.is_grad_enabled() else _gradients_of_conv
+        x = _dense(x)
         return function(x, weight, bias, stride=self.stride, padding=padding)
 
 
@@ -353,6 +351,18 @@ class _Scaled(torch.autograd.Function):
 def _planes(x: Tensor, start: int, count: int, *, dim: int = 2) -> Tensor:
     """So many planes; all of them as they are, since even then the gradient would be copied."""
     return x if x.shape[dim] == count else x.narrow(dim, start, count)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in a piece, as libraries of convolutions take it: their own copy would not be seen.
+
+    Planes of a volume are that if its channels are last and it is one sample.
+    """
+    layouts = (torch.channels_last_3d, torch.contiguous_format)
+    if any(x.is_contiguous(memory_format=layout) for layout in layouts):
+        return x
+    last = x.stride(1) == 1 and x.shape[1] > 1
+    return x.contiguous(memory_format=layouts[0] if last else layouts[1])
 
 
 def _gradients_of_conv(

@@ -7,10 +7,10 @@ from torch import Tensor
 from volumediff.memory.slabs import Range
 from volumediff.memory.store import Store
 
-__all__ = ["Window"]
+__all__ = ["StoreWindow"]
 
 
-class Window(Store):
+class StoreWindow(Store):
     """Planes first, first + 1, ... of a volume.
 
     Arguments:

@@ -8,6 +8,8 @@ volumes more than the one denoising step that is traced (0.07 GB each at 256³).
 Policies are tried from the fastest on: nothing saved, recomputation of the finest levels and then
 of all, slabs from thick to thin, the same with what waits in host memory. The first that fits is
 taken; within a kind they are bisected. In inference, before host memory, skips are made again.
+Policies whose convolutions work on 2³¹ elements or more, as whole volumes of 512³ with 16 channels
+have, come last: see `Traced.in_32_bits`.
 """
 
 import json
@@ -58,10 +60,21 @@ class Traced:
     Arguments:
         policy: how the network was run
         stages: peak of every stage
+        indexed: elements of the largest tensor that a convolution or interpolation works on
     """
 
     policy: MemoryPolicy
     stages: Mapping[str, Peak]
+    indexed: int = 0
+
+    @property
+    def in_32_bits(self) -> bool:
+        """Whether no tensor has more elements than kernels with 32-bit indices can address.
+
+        Others exist for some of them: cuDNN 9.3 on has such convolutions (pytorch#134890), before
+        it torch falls back to one that needs 27 times the memory of its input (pytorch#128947).
+        """
+        return self.indexed < 2**31
 
     @property
     def stage(self) -> str:
@@ -126,6 +139,7 @@ class Plan:
             "host_gb": self.beside.host_gb,
             "policy": vars(self.chosen.policy),
             "peak_stage": self.chosen.stage,
+            "in_32_bits": self.chosen.in_32_bits,
             "stages": {
                 name: {
                     "peak_gb": peak.device / GB,
@@ -141,6 +155,7 @@ class Plan:
                     "card_gb": t.card_gb,
                     "host_gb": t.host_gb,
                     "peak_stage": t.stage,
+                    "in_32_bits": t.in_32_bits,
                     "fits": None if self.vram_gb is None else t.card_gb <= self.vram_gb,
                 }
                 for t in self.tried
@@ -195,7 +210,7 @@ def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> T
     number = config.processes.number or 1
     if mode == "train" and config.processes.shard and number > 1:
         stages = {name: peak.divided(number) for name, peak in stages.items()}
-    return Traced(config.memory, stages)
+    return Traced(config.memory, stages, tracer.indexed)
 
 
 @contextmanager
@@ -286,7 +301,16 @@ def plan(config: RunConfig, *, mode: Mode = "train", vram_gb: float | None = Non
         for family in families:
             traced(family[len(family) // 2])
     else:
-        policy = fastest(families, lambda p: traced(p).card_gb <= vram_gb, patient=patient)
+
+        def fits(policy: MemoryPolicy) -> bool:
+            return traced(policy).card_gb <= vram_gb
+
+        def fits_well(policy: MemoryPolicy) -> bool:
+            return fits(policy) and traced(policy).in_32_bits
+
+        policy = fastest(families, fits_well, patient=patient)
+        if policy is None:
+            policy = fastest(families, fits, patient=patient)
         if policy is None:
             # Of equals the leanest: the step itself then leaves room for smaller sizes.
             chosen = min(reversed(seen.values()), key=lambda t: t.card_gb)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from volumediff.memory.host import is_host
@@ -27,6 +28,7 @@ from volumediff.memory.host import is_host
 __all__ = ["CATEGORIES", "OUTSIDE", "Peak", "Tracer"]
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "other")
+INDEXED = ("aten::convolution", "aten::upsample")  # what counts elements in 32 bits somewhere
 OUTSIDE = "outside"  # name of what happens in no stage
 
 
@@ -83,6 +85,8 @@ class Tracer(TorchDispatchMode):
         self._top: dict[str, tuple[int, dict[str, int]]] = {}
         self._host_top: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
+        # Elements of the largest tensor that a convolution or interpolation works on.
+        self.indexed = 0
 
     @property
     def live(self) -> int:
@@ -163,6 +167,9 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         self._look(result)
+        if any(func._schema.name.startswith(name) for name in INDEXED):
+            sizes = [t.numel() for t in tree_leaves((args, result)) if isinstance(t, Tensor)]
+            self.indexed = max(self.indexed, *sizes)
         return result
 
     def _look(self, result: Any) -> None:

@@ -29,7 +29,7 @@ from volumediff.training.setup import TrainingSetup
 __all__ = ["StepQueue", "TrainingStep", "take_step"]
 
 
-class _Numbers:
+class _ArrivingNumbers:
     """Numbers on their way from the device to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
@@ -66,7 +66,7 @@ class TrainingStep:
     rate: float
     keys: tuple[int, ...]
     losses: Mapping[str, Tensor]
-    numbers: _Numbers
+    numbers: _ArrivingNumbers
 
 
 def take_step(
@@ -102,7 +102,7 @@ def take_step(
         shared = accelerator.reduce(shared, reduction="sum")
     numbers = torch.cat([torch.stack([norm.to(shared) for norm in norms]), shared])
     keys = tuple(key for batch in micros for key in batch.keys)
-    return TrainingStep(number, began, rate, keys, losses, _Numbers(numbers))
+    return TrainingStep(number, began, rate, keys, losses, _ArrivingNumbers(numbers))
 
 
 class StepQueue:

@@ -8,6 +8,7 @@ from volumediff.autoencoders import Reconstructor
 from volumediff.component import Requirement
 from volumediff.config import name_of
 from volumediff.features.autoencoder import latent_of
+from volumediff.memory.memory_policy import runs_in_slabs
 from volumediff.model import Model
 
 __all__ = ["InOnePiece", "Reconstructs", "autoencoder_in"]
@@ -65,7 +66,7 @@ class InOnePiece(Requirement):
 
     def check(self, model: Learned) -> None:
         """Nothing of it may run in slabs."""
-        if any("forward" in vars(part) for part in autoencoder_in(model).passes):
+        if any(runs_in_slabs(part, "forward") for part in autoencoder_in(model).passes):
             raise ValueError(
                 f"{self.of}: expected an autoencoder that runs in one piece, whose gradient can "
                 "be taken, got one in slabs; use memory.slab=null memory.offload=false "

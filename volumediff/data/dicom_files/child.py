@@ -44,7 +44,7 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     _check_budget(geometry, folder, order["budget_bytes"])
     _bound_memory(SPACE_BYTES + 3 * 4 * int(np.prod(geometry.shape)))
     if order["voxels"] is not None:
-        np.save(order["voxels"], voxels_of(geometry), allow_pickle=False)
+        np.save(order["voxels"], voxels_of(geometry))
     return {
         "shape": geometry.shape,
         "affine": geometry.affine.tolist(),

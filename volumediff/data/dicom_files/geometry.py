@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from volumediff.data.dicom_files.headers import Frame
+from volumediff.data.dicom_files.headers import DicomFrame
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
@@ -38,14 +38,14 @@ class Geometry:
         remarks: on the stack
     """
 
-    frames: list[Frame]
+    frames: list[DicomFrame]
     affine: np.ndarray
     shape: tuple[int, int, int]
     shifts: np.ndarray
     remarks: list[Remark] = field(default_factory=list)
 
 
-def geometry_of(frames: list[Frame], folder: Path) -> Geometry:
+def geometry_of(frames: list[DicomFrame], folder: Path) -> Geometry:
     """The volume that frames make up.
 
     Raises:
@@ -86,7 +86,7 @@ def geometry_of(frames: list[Frame], folder: Path) -> Geometry:
     return _untilted(geometry, normal)
 
 
-def _check_alike(frames: list[Frame], folder: Path) -> None:
+def _check_alike(frames: list[DicomFrame], folder: Path) -> None:
     first = frames[0]
     for what, value in _properties():
         for frame in frames:
@@ -99,8 +99,8 @@ def _check_alike(frames: list[Frame], folder: Path) -> None:
                 )
 
 
-def _properties() -> list[tuple[str, Callable[[Frame], Any]]]:
-    def coding(name: str) -> tuple[str, Callable[[Frame], Any]]:
+def _properties() -> list[tuple[str, Callable[[DicomFrame], Any]]]:
+    def coding(name: str) -> tuple[str, Callable[[DicomFrame], Any]]:
         return name, lambda frame: frame.coding[name]
 
     return [
@@ -118,7 +118,7 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, tuple)
 
 
-def _rescale_remarks(frames: list[Frame]) -> list[Remark]:
+def _rescale_remarks(frames: list[DicomFrame]) -> list[Remark]:
     """CT is scaled alike throughout a series; PET and MR may change from slice to slice."""
     if frames[0].coding["Modality"] != "CT":
         return []
@@ -132,7 +132,7 @@ def _rescale_remarks(frames: list[Frame]) -> list[Remark]:
 
 
 def _step(
-    frames: list[Frame], normal: np.ndarray, folder: Path, remarks: list[Remark]
+    frames: list[DicomFrame], normal: np.ndarray, folder: Path, remarks: list[Remark]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first position and the step of the even stack that fits the frames."""
     positions = np.array([frame.position for frame in frames])
@@ -172,7 +172,7 @@ def _step(
     return start, slope
 
 
-def _twice(one: Frame, other: Frame, folder: Path) -> str:
+def _twice(one: DicomFrame, other: DicomFrame, folder: Path) -> str:
     if one.file != other.file and one.instance == other.instance:
         return (
             f"{folder}: {one.file.name} and {other.file.name} are the same slice; delete one of "

@@ -22,7 +22,7 @@ from volumediff.data.read_policy import remedy
 from volumediff.data.remarks import Remark
 from volumediff.errors import DataError
 
-__all__ = ["Frame", "Series", "frames_of_series"]
+__all__ = ["DicomFrame", "Series", "frames_of_series"]
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -37,7 +37,7 @@ MOSAIC_HELP = "convert the series with dcm2niix, which takes mosaics apart"
 
 
 @dataclass(frozen=True)
-class Frame:
+class DicomFrame:
     """One slice.
 
     Arguments:
@@ -72,7 +72,7 @@ class Frame:
 class Series:
     """The frames of one series in no order, and remarks on what lies beside it."""
 
-    frames: list[Frame]
+    frames: list[DicomFrame]
     remarks: list[Remark]
 
 
@@ -159,7 +159,7 @@ def _header(path: Path) -> Dataset:
     return header
 
 
-def _parsed(path: Path, header: Dataset) -> list[Frame]:
+def _parsed(path: Path, header: Dataset) -> list[DicomFrame]:
     try:
         return list(_frames(path, header))
     except DataError:
@@ -178,7 +178,7 @@ def _no_slices(header: Dataset) -> str | None:
     return None
 
 
-def _frames(path: Path, header: Dataset) -> Iterator[Frame]:
+def _frames(path: Path, header: Dataset) -> Iterator[DicomFrame]:
     """The frames of one file.
 
     Raises:
@@ -226,7 +226,9 @@ def _first(places: list[Dataset], keyword: str) -> Any:
     return next((value for value in found if value not in (None, "")), None)
 
 
-def _frame(path: Path, index: int, header: Dataset, places: list[Dataset], position: Any) -> Frame:
+def _frame(
+    path: Path, index: int, header: Dataset, places: list[Dataset], position: Any
+) -> DicomFrame:
     def numbers(value: Any, count: int, keyword: str, remedy: str) -> tuple[float, ...]:
         try:
             found = tuple(float(v) for v in ([] if value in (None, "") else value))
@@ -252,7 +254,7 @@ def _frame(path: Path, index: int, header: Dataset, places: list[Dataset], posit
             f"on the detector and not in the patient; {anew}."
         )
     thickness = number("SliceThickness")
-    return Frame(
+    return DicomFrame(
         path,
         index,
         str(header.get("SOPInstanceUID", "")),

@@ -15,7 +15,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from volumediff.data.dicom_files.geometry import Geometry
-from volumediff.data.dicom_files.headers import Frame
+from volumediff.data.dicom_files.headers import DicomFrame
 from volumediff.errors import DataError
 
 __all__ = ["voxels_of"]
@@ -44,7 +44,7 @@ def voxels_of(geometry: Geometry) -> np.ndarray:
     return _shifted(volume, geometry) if geometry.shifts.any() else volume
 
 
-def _decoded(path: Path, frames: list[Frame]) -> Iterator[tuple[Frame, np.ndarray]]:
+def _decoded(path: Path, frames: list[DicomFrame]) -> Iterator[tuple[DicomFrame, np.ndarray]]:
     """Every frame of a file with its stored values."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of padding and of tags beside the voxels

@@ -17,7 +17,7 @@ from volumediff.data.cases import Problem
 from volumediff.errors import DataError
 
 __all__ = [
-    "Description",
+    "DatasetDescription",
     "LabelMeanings",
     "channel_names",
     "described_by",
@@ -34,7 +34,7 @@ ChannelNames = dict[StrictStr, StrictStr | StrictInt] | list[StrictStr]
 Value = StrictInt | StrictStr
 
 
-class Description(BaseModel):
+class DatasetDescription(BaseModel):
     """The keys of a `dataset.json` that are read; there may be any others.
 
     `labels` are `{"tumour": 1}` or lists of values (regions) for nnU-Net, and `{"1": "tumour"}`
@@ -92,14 +92,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def described_by(content: Mapping[str, Any], path: Path) -> Description:
+def described_by(content: Mapping[str, Any], path: Path) -> DatasetDescription:
     """The description in an object.
 
     Raises:
         DataError: a value of another type
     """
     try:
-        return Description.model_validate(content)
+        return DatasetDescription.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -113,7 +113,7 @@ def described_by(content: Mapping[str, Any], path: Path) -> Description:
         raise DataError(f"{path}: expected '{key}' such as {example}, got {got:.60}.") from None
 
 
-def channel_names(description: Description, path: Path) -> list[str]:
+def channel_names(description: DatasetDescription, path: Path) -> list[str]:
     """The names of the channels, in the order of the numbers _0000, _0001, ... in file names.
 
     Keys that are 0, 1, ... say the number; of all others the order alone counts, as for nnU-Net
@@ -140,7 +140,7 @@ def channel_names(description: Description, path: Path) -> list[str]:
     return _apart(names, None if any(k.isdecimal() for k in keys) else list(keys))
 
 
-def label_meanings(description: Description, path: Path) -> LabelMeanings:
+def label_meanings(description: DatasetDescription, path: Path) -> LabelMeanings:
     """What the label values stand for.
 
     A value that several regions have is called as the smallest of them: of whole tumour (1, 2, 3),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import CONVENTION, Found, Layout
 from volumediff.data.layouts._descriptions import (
-    Description,
+    DatasetDescription,
     LabelMeanings,
     channel_names,
     described_by,
@@ -108,7 +108,9 @@ def _case_name(path: PurePosixPath, depth: int, *, alike: bool) -> str:
     return "_".join(parts[:-1] if alike else parts)
 
 
-def _entry(entry: Any, path: Path, info: Description, meanings: LabelMeanings, name: str) -> Case:
+def _entry(
+    entry: Any, path: Path, info: DatasetDescription, meanings: LabelMeanings, name: str
+) -> Case:
     entry = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or "image" not in entry:
         raise DataError(f"expected a mapping with the key 'image', got {entry!r:.80}.")
