@@ -373,6 +373,8 @@ class Execution:
         of_small = {n: _Totals(n) for n in part.inner}
         wanting = [leaf for leaf in part.leaves if self._wants_gradient(leaf)]
         heir = self._heir(part, slabs, wanting)
+        # last: what others are passed may be a view of the memory that the heir writes into
+        wanting.sort(key=lambda leaf: leaf is heir)
         own = self.values.get(node) if share is not None else None
         summed = [leaf for leaf in wanting if leaf in self.gradients]
 
@@ -421,7 +423,8 @@ class Execution:
                 self._accumulate(leaf, asked.ranges[leaf], found, there=there, alone=alone)
             for (n, i), found in zip(collecting, passed[len(wanting) :], strict=True):
                 of_small[n].add(i, found)
-            del grad, found, passed
+            del grad, passed
+            found = None  # the memory of the last gradient is free
         if heir is not None:
             assert total is not None, "an heir takes the memory of a gradient"
             self.gradients[heir] = total

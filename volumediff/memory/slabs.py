@@ -22,6 +22,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import norm_act
+from volumediff.networks._norm_act_group import dense
 from volumediff.networks._repeatable import linear_twice, mean_of_cells
 
 __all__ = [
@@ -299,10 +300,18 @@ def scaled(x: Tensor, a: Tensor, c: Tensor, mean: Tensor, variance: Tensor) -> T
         mean, variance: 0 and 1, see `neutral`
     """
     rows = [
-        F.batch_norm(x[i : i + 1], mean, variance, a[i], c[i], training=False, eps=0.0)
+        F.batch_norm(_row(x, i), mean, variance, a[i], c[i], training=False, eps=0.0)
         for i in range(len(x))
     ]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _row(x: Tensor, i: int) -> Tensor:
+    """One sample, with the strides of a fresh tensor if it is dense: the kernels tell the layout
+    by them, also by those of axes of size 1. Planes of a larger tensor are read as they lie."""
+    row = x[i : i + 1]
+    layouts = (torch.contiguous_format, torch.channels_last_3d)
+    return dense(row) if any(row.is_contiguous(memory_format=f) for f in layouts) else row
 
 
 class _Scaled(torch.autograd.Function):
@@ -322,8 +331,8 @@ class _Scaled(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         rows = [
             torch.ops.aten.native_batch_norm_backward(
-                grad[i : i + 1],
-                x[i : i + 1],
+                _row(grad, i),
+                _row(x, i),
                 a[i],
                 mean,
                 variance,
