@@ -185,14 +185,13 @@ def at_shape(config: RunConfig, shape: Shape | None) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> Traced:
+def trace(config: RunConfig, *, mode: Mode = "train") -> Traced:
     """The memory of one step as configured, on fake tensors; of one process, where several share
     each volume.
 
     Arguments:
         config: its policy included
         mode: a training step, or one pass of inference
-        foreach: whether the optimizer handles all parameters at once, as it does on a GPU
 
     Raises:
         UsageError: the configuration has no shape, or its parts do not fit
@@ -201,7 +200,7 @@ def trace(config: RunConfig, *, mode: Mode = "train", foreach: bool = True) -> T
     domain = Domain.assumed(config.processes.domain)
     with _explained(), sharing(domain), fake_task(config) as task:
         if mode == "train":
-            step = training_step(config, task, foreach=foreach, most=2)
+            step = training_step(config, task, most=2)
         else:
             step = inference_step(config, task)
         with Tracer() as tracer:

@@ -129,7 +129,7 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
             f"{config.processes.domain}; plan predicts each of several."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    planned = trace(config, mode=mode, foreach=device.type == "cuda")
+    planned = trace(config, mode=mode)
     if device.type == "cpu":
         retain_heap()  # as training does
     before = _resident_gb()

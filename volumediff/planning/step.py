@@ -73,21 +73,15 @@ def training_step(
     task: Task,
     *,
     device: torch.device | str = "cpu",
-    foreach: bool | None = None,
     most: int | None = None,
 ) -> TracedStep:
     """A step of training as it is from the second one on.
 
     Arguments:
-        foreach: whether the optimizer handles all parameters at once; None leaves it to torch,
-            which does so on GPUs
         most: micro-batches that are run, if not all; the third finds nothing new
     """
     optim = config.optim
     state = TrainingState.fresh(task, optim)
-    for optimizer in state.optimizers.values():
-        for group in optimizer.param_groups:
-            group["foreach"] = foreach
     with_moments(state)
     apart = max((config.processes.number or 1) // config.processes.domain, 1)
     count = optim.batch_size // optim.accumulate // apart
