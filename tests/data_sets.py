@@ -295,4 +295,9 @@ def nnunet(root):
     text(root / "dataset.json", json.dumps({**names, "labels": {"background": 0, "lesion": 1}}))
 
 
-CONVENTIONS = {f.__name__: f for f in (bids, datalist, folder, nnunet)}
+def numbered(root):
+    for case in ("a_001", "a_002"):
+        touch(root, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz")
+
+
+CONVENTIONS = {f.__name__: f for f in (bids, datalist, folder, nnunet, numbered)}

@@ -12,7 +12,7 @@ from tiny_runs import phantom, tiny, write_data
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import load_trained
 from volumediff.settings.bound_files import bound_of
-from volumediff.storage import checkpoint, records, seal
+from volumediff.storage import checkpoint, folder, records, seal
 from volumediff.training.loop import train
 
 FILES = ("splits.json", "sources.json", "seen.json", "landmarks.json", "statistics")
@@ -84,6 +84,18 @@ def test_a_file_that_is_gone_is_refused(copy, name):
 def test_a_file_that_was_not_there_is_refused(copy):
     shutil.copytree(copy / "statistics", copy / "borrowed" / "states")
     with pytest.raises(DataError, match=r"borrowed/states/manifest.json: was not there"):
+        load_trained(copy)
+
+
+@pytest.mark.parametrize("name", ["files", "settings"])
+def test_a_checkpoint_that_is_bound_to_nothing_is_refused(copy, name):
+    for path in list((copy / "checkpoints").iterdir()):
+        files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != folder.MANIFEST}
+        state = json.loads(files["state.json"])
+        state["bound"][name] = {}
+        folder.discard(path)
+        folder.publish(path, {**files, "state.json": json.dumps(state).encode()})
+    with pytest.raises(DataError, match=rf"state\.json: bound\.{name} is empty"):
         load_trained(copy)
 
 

@@ -159,8 +159,8 @@ def test_an_unexpected_error_outside_of_cases_shows_its_traceback(program, monke
     def fails(*args, **kwargs):
         return {}["nothing"]
 
-    monkeypatch.setattr("volumediff.data.check.check", fails)
-    code, _, complaint = program("check", tmp_path)
+    monkeypatch.setattr("volumediff.data.check.Checking", fails)
+    code, _, complaint = program("check", write_cases(tmp_path, count=1))
     first, *_, last = complaint.splitlines()
     assert code == 1
     assert first == "Traceback (most recent call last):"

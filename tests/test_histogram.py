@@ -9,7 +9,7 @@ import torch
 import torchio
 from test_resume import digests
 from tiny_app import PLAIN, program, save
-from tiny_runs import phantom, tiny, write_data
+from tiny_runs import phantom, rebind, tiny, write_data
 
 from volumediff.config import build
 from volumediff.data.cases import Case
@@ -278,6 +278,9 @@ def test_a_classifier_sees_with_the_landmarks_of_its_run(run, data, tmp_path):
     content["landmarks"][0][3] += 0.01
     del content["sha256"]
     records.write(other / "landmarks.json", content)
+    with pytest.raises(DataError, match=r"landmarks\.json: differs from the one that the run"):
+        load_trained(other, device="cpu")
+    rebind(other)
     with pytest.raises(UsageError, match="was trained on the states of"):
         Borrowed(load_trained(other, device="cpu")).load("classifier", found)
 
@@ -300,6 +303,7 @@ def test_what_cannot_be_fitted_is_refused(data, run, tmp_path):
         train(tiny(flat, tmp_path / "b", RULE, SPLIT))
     bare = shutil.copytree(run, tmp_path / "bare")
     (bare / "landmarks.json").write_text("{")
+    rebind(bare)
     with pytest.raises(DataError, match="damaged"):
         _ = load_trained(bare, device="cpu").preprocessing
     for damaged in ("{", "[1]", '{"landmarks": []}'):
@@ -307,5 +311,6 @@ def test_what_cannot_be_fitted_is_refused(data, run, tmp_path):
         with pytest.raises(DataError, match=r"landmarks\.json: damaged .*from a backup"):
             train(tiny(data, bare, RULE, SPLIT, "optim.steps=3"))
     (bare / "landmarks.json").unlink()
+    rebind(bare)
     with pytest.raises(UsageError, match=r"has no landmarks\.json, so its intensities are not"):
         _ = load_trained(bare, device="cpu").preprocessing

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_runs import figures, load_run, tiny, write_data
+from tiny_runs import figures, load_run, rebind, tiny, write_data
 
 from volumediff.autoencoders.kl import KL
 from volumediff.errors import DataError, UsageError
@@ -173,6 +173,9 @@ def test_a_run_stands_alone_and_refuses_other_weights(data, images, other, tmp_p
     names[0].rename(names[2])
     names[1].rename(names[0])
     names[2].rename(names[1])
+    with pytest.raises(DataError, match=r"autoencoder/manifest\.json: differs from the one that"):
+        load_run(run)
+    rebind(run)
     with pytest.raises(DataError, match="are not those that it was trained with"):
         load_run(run)
 

@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny_app import PLAIN, QUICK, base, label_run, oblique, program, run, save, write_cases
-from tiny_runs import phantom
+from tiny_runs import phantom, rebind
 
 from volumediff.calibration import of_run as calibration_module
 from volumediff.calibration.of_run import calibration_for, load_method, needs_calibration
@@ -382,6 +382,7 @@ def test_data_that_moved_are_asked_for(run, base, program, tmp_path):
     path = tmp_path / "run" / "config.yaml"
     text = read_text(path, advice="").replace(str(base / "data"), "/gone/data")
     write_text(path, text)
+    rebind(tmp_path / "run")  # as if it had been trained there
     data = write_cases(tmp_path / "data", count=1)
     command = ("localize", data, "--run", tmp_path / "run", "threshold.min_volumes=2")
     code, _, complaint = program(*command, "-o", tmp_path / "out")

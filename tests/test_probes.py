@@ -9,7 +9,7 @@ from probe_models import VALUE, voxel_probe
 from sklearn.linear_model import Ridge
 from test_resume import digests
 from tiny_app import program
-from tiny_runs import SIZE, figures, load_run, tiny, write_data
+from tiny_runs import SIZE, figures, load_run, rebind, tiny, write_data
 from torch import nn
 
 from volumediff.condition import Condition
@@ -470,6 +470,9 @@ def test_other_weights_of_the_run_are_refused(runs, probed, tmp_path):
     from volumediff.storage.seal import seal_text
 
     (moved / "config.yaml").write_bytes(seal_text(config.to_yaml()))
+    with pytest.raises(DataError, match=r"says probe\.of: .* restore the file from a backup"):
+        load_task(moved)
+    rebind(moved)
     with pytest.raises(DataError, match="are not those that it was trained with"):
         load_task(moved)
 

@@ -486,7 +486,12 @@ def test_a_full_disk_is_said_by_the_lock(data, tmp_path, monkeypatch):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("volumediff.training.run_folder._now", full)
+    def opened(*args, **options):
+        file = open(*args, **options)
+        file.flush = full
+        return file
+
+    monkeypatch.setattr("volumediff.storage.lock.open", opened, raising=False)
     with pytest.raises(DataError, match=r"run: cannot be written \(No space left .*output=DIR"):
         train(tiny(data, tmp_path / "run"))
 

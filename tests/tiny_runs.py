@@ -1,5 +1,6 @@
 """Tiny healthy phantoms on the disk and tiny configurations, for the tests of training."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -7,7 +8,9 @@ import numpy as np
 
 from volumediff.config import overridden
 from volumediff.optimization.metrics_file import read_metrics
+from volumediff.settings.bound_files import bound_of
 from volumediff.settings.run_config import RunConfig, parse
+from volumediff.storage import folder
 from volumediff.tasks import load_task
 
 SIZE = (8, 8, 8)
@@ -73,3 +76,14 @@ def figures(run: Path) -> list[dict]:
     rows = read_metrics(run / "metrics.jsonl")
     assert all(row["seconds"] > 0 for row in rows if "loss" in row)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def rebind(run: Path) -> Path:
+    """Binds the checkpoints of a run to its files as they are now, to reach later checks."""
+    bound = bound_of(run).model_dump()
+    for path in list((run / "checkpoints").iterdir()):
+        files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != folder.MANIFEST}
+        state = {**json.loads(files["state.json"]), "bound": bound}
+        folder.discard(path)
+        folder.publish(path, {**files, "state.json": json.dumps(state).encode()})
+    return run

@@ -49,7 +49,9 @@ def affine_of(header: Header, policy: ReadPolicy, path: Path) -> tuple[Affine, t
     present = [form for form, code in codes.items() if code > 0]
     if not present:
         stored = np.abs(header.fields["pixdim"][1:4].astype(np.float64))
-        affine, assumed = placed(header.shape[:3], stored * header.mm_per_unit, policy, path)
+        with np.errstate(over="ignore"):  # refused by `placed`
+            stored *= header.mm_per_unit
+        affine, assumed = placed(header.shape[:3], stored, policy, path)
         findings += assumed
     else:
         # a form that the user has ruled out need not be valid
@@ -91,7 +93,8 @@ def _qform(header: Header) -> Affine | str:
 
 
 def _checked(form: str, header: Header, path: Path) -> Affine:
-    affine = _sform(header) if form == "sform" else _qform(header)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        affine = _sform(header) if form == "sform" else _qform(header)
     reason = affine if isinstance(affine, str) else defect(affine)
     if reason is None:
         return affine
@@ -161,15 +164,15 @@ def placed(
             f"{path}: has no orientation, and programs differ in what they assume; "
             f"{remedy('no_forms=ras', 'no_forms=las', 'no_forms=lps')}."
         )
-    signs = [1.0 if axis in "ras" else -1.0 for axis in policy.no_forms]
-    affine = np.diag([*(spacing_mm * signs), 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     low, high = POSSIBLE_MM
     # written so that NaN is refused, too
     if not (spacing_mm.min() >= low and spacing_mm.max() <= high):
         raise DataError(
             f"{path}: expected a positive spacing, pixdim says {_list(spacing_mm)}; set it."
         )
+    signs = [1.0 if axis in "ras" else -1.0 for axis in policy.no_forms]
+    affine = np.diag([*(spacing_mm * signs), 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     text = f"no orientation in the file: axes {policy.no_forms.upper()} assumed by read policy"
     return affine, (Remark("warning", "no_forms", text),)
 
@@ -178,7 +181,9 @@ def _remarks(affine: Affine, header: Header, has_form: bool) -> list[Remark]:
     found = []
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     stored = header.fields["pixdim"][1:4].astype(np.float64)
-    if has_form and not np.allclose(stored * header.mm_per_unit, spacing, rtol=1e-2, atol=0):
+    with np.errstate(over="ignore"):  # what overflows disagrees
+        stored_mm = stored * header.mm_per_unit
+    if has_form and not np.allclose(stored_mm, spacing, rtol=1e-2, atol=0):
         text = f"pixdim says {_list(stored)}, the form {_list(spacing)} mm: the form is used"
         found.append(Remark("warning", "spacing_disagrees", text))
     if not has_form and stored.min() < 0:

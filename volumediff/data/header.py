@@ -220,7 +220,7 @@ def _scaling(fields: np.void, path: Path, findings: list[Remark]) -> tuple[float
         text = f"scaling slope is {slope}: values are read unscaled"
         findings.append(Remark("warning", "slope", text))
         return 1.0, 0.0
-    if abs(slope) < np.finfo(np.float32).tiny:
+    if abs(slope) < float(np.finfo(np.float32).tiny):  # as float32 it may overflow
         raise DataError(
             f"{path}: expected a scaling slope of usual size, got {slope:g}, which no scanner "
             "writes and which leaves nothing of the stored values; set scl_slope (often 1)."

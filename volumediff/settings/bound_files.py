@@ -44,9 +44,16 @@ def check_bound(run: Path, found: Checkpoint) -> None:
     """Checks the files of a run against those that one of its checkpoints was trained with.
 
     Raises:
-        DataError: a setting or a file is another one, a file is gone, or was not there
+        DataError: a setting or a file is another one, a file is gone, or was not there; or the
+            checkpoint names none
     """
     there, bound = bound_of(run), found.bound
+    for name in ("files", "settings"):
+        if found.step > 0 and getattr(there, name) and not getattr(bound, name):
+            raise DataError(
+                f"{found.path / 'state.json'}: bound.{name} is empty, so that nothing says what "
+                "the run was trained with; restore the checkpoint from a backup."
+            )
     for key, value in bound.settings.items():
         now = there.settings.get(key, value)  # a key that is gone is refused with the schema
         if now != value:
