@@ -16,7 +16,7 @@ from volumediff.data.grid import Grid
 from volumediff.data.intensity import Window
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.seen import Seen
-from volumediff.data.volume import Volume
+from volumediff.data.volume import Volume, read, write
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.raw_scan import ScannerGrid
 from volumediff.outputs.input_grid import InputGrid
@@ -158,6 +158,9 @@ def test_a_map_goes_home_as_restore_brings_it():
     np.testing.assert_allclose(
         grid.image(values), alignment.back(x - 3, fill=float((x - 3).min())), atol=1e-6
     )
+    np.testing.assert_allclose(
+        grid.image(values, beyond=1.0), alignment.back(x - 3, fill=1.0), atol=1e-6
+    )
     mask = torch.from_numpy(x > 1.5)
     np.testing.assert_array_equal(
         grid.label(mask), alignment.back_labels(mask.numpy() * np.uint8(1))
@@ -172,6 +175,26 @@ def test_the_template_lies_in_its_space_and_a_shifted_one_does_not():
     affine = coarse.grid.affine + 25 * np.eye(4, k=3)
     there = Volume(coarse.x[None], affine, "image", Grid(coarse.grid.shape, affine))
     assert not lies_in(there, mni152())
+
+
+def test_a_raw_scan_is_localized_on_its_own_grid(tmp_path, program):
+    """The shipped model, given the template's head where no template lies, by one command."""
+    head = mni152().at(3.0)
+    affine = np.diag([-1.0, 1, 1, 1]) @ head.grid.affine + 25 * np.eye(4, k=3)
+    write(
+        tmp_path / "head_T1w.nii.gz",
+        head.x[None],
+        like=Grid(head.grid.shape, affine),
+        kind="image",
+    )
+    words = ("localize", tmp_path / "head_T1w.nii.gz", "-o", tmp_path / "out", "--no-report")
+    code, _, err = program(*words)
+    assert code == 0, err
+    found = read(tmp_path / "out" / "head_desc-anomaly_map.nii.gz")
+    assert found.native.shape == head.grid.shape
+    np.testing.assert_allclose(found.native.affine, affine, atol=1e-4)
+    assert np.isfinite(found.array).all()
+    assert found.array.max() > found.array.min()
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -17,7 +17,6 @@ from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, channels_on
 from volumediff.inference.cost import Cost
 from volumediff.inference.findings import findings_path
-from volumediff.inference.raw_scan import ScannerGrid
 from volumediff.outputs.export import (
     ENSEMBLE,
     block_name,
@@ -26,7 +25,7 @@ from volumediff.outputs.export import (
     write_json,
     write_localization,
 )
-from volumediff.outputs.input_grid import InputGrid
+from volumediff.outputs.result_grid import ResultGrid
 from volumediff.runs.inputs import Examination
 
 __all__ = ["Localized", "in_host_memory"]
@@ -50,7 +49,7 @@ class Localized:
     examination: Examination
     prepared: Prepared
     found: Localization
-    grid: InputGrid | ScannerGrid
+    grid: ResultGrid
     facts: Mapping[str, Any]
     seen: Seen
     cost: Cost

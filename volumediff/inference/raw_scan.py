@@ -25,6 +25,7 @@ from volumediff.data.remarks import Remark
 from volumediff.data.resampling import nearest_onto, onto
 from volumediff.data.volume import Volume
 from volumediff.outputs.input_grid import InputGrid, findings_alone
+from volumediff.outputs.result_grid import ResultGrid
 from volumediff.runs.inputs import Examination
 from volumediff.runs.preparation import (
     BRAIN_ML,
@@ -122,8 +123,8 @@ def _moved(examination: Examination, found: Aligned, alignment: Alignment) -> Ex
 
 
 @dataclass(frozen=True, eq=False)
-class ScannerGrid:
-    """The grid of a scan, for arrays of its prepared volume; stands in for `InputGrid`.
+class ScannerGrid(ResultGrid):
+    """The grid of a scan that was aligned with a template before it was prepared.
 
     Arguments:
         prepared: from the run's grid to the template's
@@ -147,13 +148,14 @@ class ScannerGrid:
             findings=(*record.findings, *self.remarks),
         )
 
-    def image(self, array: Shaped[Tensor, "1 d h w"]) -> Float[np.ndarray, "1 od oh ow"]:
-        """A map; where the prepared volume does not reach, its lowest value, at most 0."""
+    def image(
+        self, array: Shaped[Tensor, "1 d h w"], *, beyond: float | None = None
+    ) -> Float[np.ndarray, "1 od oh ow"]:
         values = array.detach().float().cpu()
-        return self._home(values, fill=min(0.0, float(values.min())))
+        fill = min(0.0, float(values.min())) if beyond is None else beyond
+        return self._home(values, fill=fill)
 
     def channels(self, array: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "c od oh ow"]:
-        """Normalized channels in the unit of the prepared scan; beyond it, its background."""
         record = self.prepared.record
         values = array.detach().float().cpu().numpy()
         restored = self.prepared.preprocessing.to_intensity(values, record)
@@ -166,14 +168,12 @@ class ScannerGrid:
     def label(
         self, array: Bool[Tensor, "1 d h w"] | UInt8[Tensor, "1 d h w"]
     ) -> UInt8[np.ndarray, "1 od oh ow"]:
-        """Labels, or a mask as 0 and 1."""
         values = array.detach().to("cpu", torch.uint8)
         return nearest_onto(values, self.prepared.record.grid, self.alignment.moved).numpy()
 
     def mask(
         self, array: Bool[Tensor, "1 d h w"], *, volume_ml: float
     ) -> UInt8[np.ndarray, "1 od oh ow"]:
-        """A mask of findings as 0 and 1; parts that resampling cut off are no findings."""
         affine = canonical_grid(self.alignment.native).affine
         return findings_alone(self.label(array), affine=affine, volume_ml=volume_ml)
 

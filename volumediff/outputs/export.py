@@ -26,7 +26,7 @@ from torch import Tensor
 from volumediff.anomaly.raw_map import Localization
 from volumediff.data.volume import write
 from volumediff.metrics.components import labelled
-from volumediff.outputs.input_grid import InputGrid
+from volumediff.outputs.result_grid import ResultGrid
 from volumediff.storage.atomic import atomic
 
 __all__ = [
@@ -61,7 +61,7 @@ def write_localization(
     found: Localization,
     *,
     foreground: Tensor,
-    grid: InputGrid,
+    grid: ResultGrid,
     facts: Mapping[str, Any],
     trace: bool = True,
 ) -> list[Path]:
@@ -153,12 +153,12 @@ def sidecar_of(folder: Path, case: str) -> Path:
 class Writer:
     """Writes arrays of the prepared grid on the grid of the input, and remembers the files."""
 
-    def __init__(self, folder: Path, case: str, grid: InputGrid) -> None:
+    def __init__(self, folder: Path, case: str, grid: ResultGrid) -> None:
         self.folder, self.case, self.grid = folder, case, grid
         self.files: list[Path] = []
 
     def image(self, name: str, array: Tensor, *, beyond: float | None = None) -> np.ndarray:
-        """A map, as it is written: (1, d, h, w) along R, A, S; see `InputGrid.image`."""
+        """A map, as it is written: (1, d, h, w) along R, A, S; see `ResultGrid.image`."""
         return self._write(name, self.grid.image(array, beyond=beyond), "image")
 
     def channels(self, name: str, array: Tensor) -> np.ndarray:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord
 from volumediff.metrics.components import without_small
+from volumediff.outputs.result_grid import ResultGrid
 
 __all__ = ["InputGrid", "findings_alone"]
 
 
 @dataclass(frozen=True, eq=False)
-class InputGrid:
-    """The grid of an input, for arrays of its prepared volume; all results run along R, A, S.
+class InputGrid(ResultGrid):
+    """The grid of an input that was resampled and cropped, and nothing else.
 
     Arguments:
         preprocessing: that prepared the volume
@@ -29,18 +30,11 @@ class InputGrid:
     def image(
         self, array: Shaped[Tensor, "1 d h w"], *, beyond: float | None = None
     ) -> Float[np.ndarray, "1 od oh ow"]:
-        """A map; where the prepared volume does not reach, its lowest value, at most 0.
-
-        Arguments:
-            array: the map on the prepared grid
-            beyond: another value for where the prepared volume does not reach
-        """
         values = array.detach().float().cpu()
         fill = min(0.0, float(values.min())) if beyond is None else beyond
         return self.preprocessing.to_canonical(values, self.record, fill=fill)
 
     def channels(self, array: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "c od oh ow"]:
-        """Normalized channels in the unit of the input; beyond the volume, its background."""
         values = array.detach().float().cpu().numpy()
         restored = self.preprocessing.to_intensity(values, self.record)
         native = [
@@ -52,7 +46,6 @@ class InputGrid:
     def label(
         self, array: Bool[Tensor, "1 d h w"] | UInt8[Tensor, "1 d h w"]
     ) -> UInt8[np.ndarray, "1 od oh ow"]:
-        """Labels, or a mask as 0 and 1."""
         values = array.detach().to("cpu", torch.uint8)
         return self.preprocessing.to_canonical(values, self.record, order=0)
 
@@ -84,12 +77,6 @@ class InputGrid:
     def mask(
         self, array: Bool[Tensor, "1 d h w"], *, volume_ml: float
     ) -> UInt8[np.ndarray, "1 od oh ow"]:
-        """A mask of findings as 0 and 1; parts that resampling cut off are no findings.
-
-        Arguments:
-            array: the mask on the prepared grid
-            volume_ml: smallest volume of a finding on the grid of the input, in millilitres
-        """
         return findings_alone(
             self.label(array), affine=self.record.canonical.affine, volume_ml=volume_ml
         )
