@@ -20,7 +20,7 @@ from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.cases import Case, patient_of
 from volumediff.data.files import stem_of
 from volumediff.data.grid import Grid, agree, canonical_grid
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import WRITTEN
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume, read, write
 from volumediff.errors import DataError, UsageError
@@ -41,7 +41,6 @@ OUTPUT = re.compile(
 LABELS = ("mask", "dseg")
 BACKGROUND = "label-0_probseg"
 SIDECARS = (MAP, DSEG)
-FRAMES = ReadPolicy(frames="channels")
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _moved(path: Path, alignment: Alignment, *, labels: bool, rest: float = 0.0)
     Arguments:
         rest: value of maps where the template does not reach, unless they have lower ones
     """
-    volume = read(path, kind="label") if labels else read(path, policy=FRAMES)
+    volume = read(path, kind="label") if labels else read(path, policy=WRITTEN)
     _check(volume, alignment.template)
     if labels:
         return alignment.back_labels(volume.array)

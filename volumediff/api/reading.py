@@ -33,5 +33,5 @@ def read_policy(given: Read, base: ReadPolicy | None = None) -> ReadPolicy:
     except ValidationError as error:
         first = error.errors()[0]
         reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-        place = ".".join(str(part) for part in first["loc"][:1])
-        raise UsageError(f"read {place}: {reason.rstrip('.')}.".replace(" :", ":")) from None
+        field = "".join(f" {part}" for part in first["loc"][:1])  # none where a key is unknown
+        raise UsageError(f"read{field}: {reason.rstrip('.')}.") from None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ReadPolicy", "remedy"]
+__all__ = ["WRITTEN", "ReadPolicy", "remedy"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class ReadPolicy:
     label_rounding: float = 0.01
     series: str | None = None
     budget_bytes: int = 4 * 2**30
+
+
+WRITTEN = ReadPolicy(frames="channels")
+"""For files that this program wrote: a frame is a channel, and forms need no decision."""
 
 
 def remedy(*choices: str) -> str:

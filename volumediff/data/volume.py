@@ -243,6 +243,8 @@ def _repeatable(header: Header, policy: ReadPolicy, path: Path) -> bytes | None:
     """The header whose forms outputs repeat; none where the policy had to decide between forms,
     so that outputs say plainly where they lie."""
     undecided = replace(policy, forms="agree", no_forms="refuse")
+    if undecided == policy:
+        return header.raw
     try:
         affine_of(header, undecided, path)
     except DataError:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import WRITTEN
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.evaluation.confounding import origin_of
 from volumediff.evaluation.truths import Truth
@@ -32,7 +32,6 @@ Triple = tuple[float, float, float]
 NAN = float("nan")
 UNKNOWN = (NAN, NAN, NAN)
 # Pseudo-healthy volumes have a frame per channel.
-FRAMES = ReadPolicy(frames="channels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +220,7 @@ def _restored(
     if not _beside(path, HEALTHY).is_file() or truth.image is None or not seen.any():
         return None
     image = read(truth.image, policy=truth.policy)
-    healthy = read(_beside(path, HEALTHY), policy=FRAMES)
+    healthy = read(_beside(path, HEALTHY), policy=WRITTEN)
     check_grids(volume, image)
     check_grids(volume, healthy)
     abnormal, around = bool(lesion.any()), _box(seen)

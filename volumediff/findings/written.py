@@ -13,7 +13,7 @@ from volumediff.data.cases import Case
 from volumediff.data.files import digests
 from volumediff.data.foreground import foreground
 from volumediff.data.grid import Grid, agree
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import WRITTEN, ReadPolicy
 from volumediff.data.resampling import onto
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
@@ -98,14 +98,13 @@ def read_written(folder: Path, case: Case) -> Written:
     facts = read_facts(folder, case.id)
     channels = _channels(facts, case)
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    written = ReadPolicy(frames="channels")  # one frame per channel, whatever came in
-    anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=written)
+    anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=WRITTEN)
 
     def beside(name: str, kind: Literal["image", "label"] = "image") -> np.ndarray | None:
         path = folder / f"{case.id}_{name}.nii.gz"
         if not path.is_file():
             return None
-        volume = read(path, kind=kind, policy=written)
+        volume = read(path, kind=kind, policy=WRITTEN)
         difference = agree(anomaly.grid, volume.grid)
         if difference:
             raise DataError(f"{path}: expected the grid of the map, got {difference}.")
@@ -161,12 +160,11 @@ def read_segmented(folder: Path, case: Case) -> Written:
     facts = sidecar.read_facts(segmentation_sidecar(folder, case.id))
     channels = _channels(facts, case)
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    frames = ReadPolicy(frames="channels")
-    volume = read(folder / f"{case.id}_{DSEG}.nii.gz", kind="label", policy=frames)
+    volume = read(folder / f"{case.id}_{DSEG}.nii.gz", kind="label", policy=WRITTEN)
     labels = volume.array[0].astype(np.uint8)
 
     def on_grid(path: Path) -> Array:
-        found = read(path, policy=frames)
+        found = read(path, policy=WRITTEN)
         difference = agree(volume.grid, found.grid)
         if difference:
             raise DataError(f"{path}: expected the grid of the label map, got {difference}.")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN, gradient
 from volumediff.data.files import stem_of
-from volumediff.data.read_policy import ReadPolicy
+from volumediff.data.read_policy import WRITTEN
 from volumediff.data.volume import read
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.truths import Truth
@@ -40,7 +40,6 @@ __all__ = [
 # Longest side in the page: 128³ bytes per layer; pictures of larger volumes are thinned out.
 LONGEST = 128
 # Pseudo-healthy volumes have a frame per channel; the first is shown.
-FRAMES = ReadPolicy(frames="channels")
 # Edges of lesions and of the method's own findings, as in the viewer.
 TRUTH, FOUND = "#2fe0ff", "#8cff66"
 # The viewer's white: the few brightest voxels would make everything else dark.
@@ -168,7 +167,7 @@ def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
     written = beside(FINDINGS).with_suffix("").with_suffix(".json")
     found = read_findings(written).to_json() if written.is_file() else {}
     return {
-        "healthy": read(healthy, policy=FRAMES).array[0] if healthy.is_file() else None,
+        "healthy": read(healthy, policy=WRITTEN).array[0] if healthy.is_file() else None,
         "uncertainty": read(uncertainty).array[0] if uncertainty.is_file() else None,
         "found": read(mask, kind="label").array[0] > 0 if mask.is_file() else None,
         "steps": read_steps(path.parent, _facts(path), at[2]),

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from volumediff.storage.shared_locks import never_followed
+from volumediff.storage.shared_locks import holder, never_followed
 
 __all__ = ["FileLock", "Held"]
 
@@ -55,10 +55,10 @@ class FileLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            other = file.read().strip() or "unknown"
             if error.errno in HELD:
                 file.close()
-                raise Held(f"{holder}; wait for it") from None
+                raise Held(f"{other}; wait for it") from None
             try:
                 sentinel = _create(path.with_name(f"{path.name}.held"))
             except BaseException:
@@ -74,7 +74,7 @@ class FileLock:
         try:
             file.truncate(0)
             started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            file.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n")
+            file.write(f"{holder()}, since {started}\n")
             file.flush()
         except OSError:
             lock.close()
@@ -93,16 +93,16 @@ class FileLock:
 
 def _create(path: Path) -> Path:
     """Creates the file that stands for a lock, in place of one whose process is gone."""
-    holder = {"host": socket.gethostname(), "pid": os.getpid()}
+    own = {"host": socket.gethostname(), "pid": os.getpid()}
     found: dict[str, object] = {}
     for _ in range(2):
         try:
             with open(path, "x", encoding="utf-8") as file:
-                json.dump(holder, file)
+                json.dump(own, file)
             return path
         except FileExistsError:
             found = _read(path)
-            if found.get("host") != holder["host"] or _alive(found.get("pid")):
+            if found.get("host") != own["host"] or _alive(found.get("pid")):
                 break
             _remove(path, found)
     text = ", ".join(f"{name} {value}" for name, value in found.items()) or "unknown"
