@@ -159,18 +159,26 @@ def modelled() -> Iterator[Work]:
             stack.enter_context(mock.patch.object(Tensor, name, counter.answering(name, answer)))
         stack.enter_context(mock.patch("torch.cuda._lazy_init"))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
-        stack.enter_context(mock.patch.dict(sys.modules, _triton(work)))
-        stack.callback(_forget, set(sys.modules))
+        stack.enter_context(_over(_triton(work)))
         stack.enter_context(counter)
         yield work
 
 
-def _forget(before: set[str]) -> None:
-    """Takes modules that were imported over the stand-in out of their packages, too."""
-    for name in set(sys.modules) - before:
-        package, _, module = name.rpartition(".")
-        if package.startswith("volumediff"):
-            vars(sys.modules[package]).pop(module, None)
+@contextmanager
+def _over(stand_ins: dict[str, ModuleType]) -> Iterator[None]:
+    """Modules of kernels that are imported inside are made over the stand-ins, and forgotten."""
+    package = sys.modules["volumediff.networks"]
+    names = ("_norm_act_triton", "_norm_act_kernels")
+    before = {n: vars(package).pop(n) for n in names if hasattr(package, n)}
+    with mock.patch.dict(sys.modules, stand_ins):
+        for name in names:
+            sys.modules.pop(f"{package.__name__}.{name}", None)
+        try:
+            yield
+        finally:
+            for name in names:
+                vars(package).pop(name, None)
+            vars(package).update(before)
 
 
 class _Counter(TorchDispatchMode):
