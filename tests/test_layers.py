@@ -30,7 +30,7 @@ LAYERS = [
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
         "conditioners",
-        *("autoencoders", "image_codecs"),
+        *("autoencoders", "image_codecs", "adapters"),
         "pretexts",
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],
