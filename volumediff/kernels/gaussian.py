@@ -18,7 +18,8 @@ __all__ = ["Gaussian"]
 
 State = Float[Tensor, "b k d h w"]
 Level = Float[Tensor, "b"]
-ERRORS: dict[str, Weighting] = {
+Quantity = Literal["eps", "x0", "v", "u"]
+ERRORS: dict[Quantity, Weighting] = {
     "eps": EpsWeighting(),
     "x0": X0Weighting(),
     "v": VWeighting(),
@@ -42,7 +43,7 @@ class Gaussian(GaussianPath):
         Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv:2210.02747, for u
     """
 
-    prediction: Literal["eps", "x0", "v", "u"] = "v"
+    prediction: Quantity = "v"
 
     def __post_init__(self) -> None:
         if self.prediction == "eps" and self.schedule.zero_terminal_snr:
