@@ -66,9 +66,11 @@ def prepare(
     if adapts:
         on_main(accelerator, lambda: keep_landmarks(run, config.start_from))
     task, fresh = build_task(config, run=run), not exists(run, "last")
-    if config.adapter is None and config.start_from is not None and fresh:
+    task.begin_training(run, fresh=fresh)
+    if config.start_from is not None and fresh and not adapts:
         warm_start(task, config.start_from, report)
     task.module.to(accelerator.device)
+    task.training_only.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
     training, validation = gather(
         config, accelerator, cache, recipe=recipe, fits=kind.fits_intensities and not adapts
