@@ -1,4 +1,4 @@
-"""`volumediff evaluate`: maps and segmentations against truth."""
+"""`volumediff evaluate`: maps and segmentations against truth, generated volumes against real."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +11,7 @@ from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.errors import UsageError
 from volumediff.memory.heap import retain_heap
+from volumediff.settings.sections import POPULATION
 
 __all__ = ["evaluate"]
 
@@ -32,7 +33,40 @@ def evaluate(
         list[Path],
         typer.Argument(metavar="OUT", help="Folders of results, one for each method."),
     ],
-    truth: Annotated[Path, typer.Option("--truth", help="Data set with masks or boxes.")],
+    truth: Annotated[
+        Path | None, typer.Option("--truth", help="Data set with masks or boxes.")
+    ] = WORK["truth"],
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            "--real", help="Data set of real volumes, to compare generated volumes with them."
+        ),
+    ] = WORK["real"],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="With --real: the run that drew the volumes. Real volumes are prepared as it "
+            "asks, and its training volumes are known.",
+        ),
+    ] = WORK["run"],
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            "--features",
+            help="With --real: a table of feature vectors (.csv, .tsv), a safetensors file of "
+            "Med3D, or a run, for KID, the Fréchet distance, precision and recall.",
+        ),
+    ] = WORK["features"],
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            "--training",
+            help="With --real: the data set that the model was trained on, to find copies; by "
+            "default the training volumes of RUN.",
+        ),
+    ] = WORK["training"],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Output folder; the first OUT if none is given."),
@@ -100,20 +134,30 @@ def evaluate(
     ] = WORK["same_names"],
     strict: Strict = False,
 ) -> None:
-    """Compare maps or segmentations with the truth; the first is the method in question.
+    """Compare maps or segmentations with the truth, or generated volumes with real ones.
+
+    The first folder is the method in question.
 
     volumediff evaluate out/thor out/scan --truth DATA --report
+
+    volumediff evaluate samples/ --real DATA --run RUN --report
     """
-    from volumediff.commands._tables import measures, segmented
+    from volumediff.commands._tables import generated, measures, segmented
     from volumediff.evaluation.evaluate import localizations, segmentations
     from volumediff.evaluation.summary import verdicts, without_seen
 
     retain_heap()
     target = output or folders[0]
-    account_for([truth], layout=spec_of(layout), channels=None, strict=strict)
+    data = truth or real
+    if data is not None and str(data) != POPULATION:
+        account_for([data], layout=spec_of(layout), channels=None, strict=strict)
     results = compare(
         folders,
         truth,
+        real=real,
+        run=run,
+        features=features,
+        training=training,
         output=target,
         html=report,
         by=by,
@@ -129,6 +173,8 @@ def evaluate(
         same_names=same_names,
         report=say,
     )
+    if real is not None:
+        generated(results)
     maps = localizations(results)
     if maps:
         measures(maps)
