@@ -40,7 +40,8 @@ from volumediff.runs.trained import Trained
 __all__ = ["GenerationEvaluation", "evaluate_generated"]
 
 LEAST = 2  # volumes that have a distance at all
-OVERLAP = 0.5  # of the intensities of generated and real volumes
+# Shared by the intensities of generated and real volumes, at least: [0, 1] and [-1, 1] share less.
+OVERLAP = 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,9 @@ def evaluate_generated(
         )
     first = one_each.read(one_each.cases[0])
     span = 2.0 if trained is not None else max(float(first.x.max() - first.x.min()), 1e-6)
+    # Samples of a run that takes volumes at any spacing have none.
+    unknown = trained is not None and trained.config.data.preprocessing.spacing_mm is None
+    spacing = first.spacing_mm if unknown else None
     remedy = _remedy(places, trained)
 
     def check(volume: ComparedVolume) -> None:
@@ -171,7 +175,7 @@ def evaluate_generated(
     neighbours = _neighbours(everything, theirs, reading, trained, training, policy, check)
     found = []
     for folder in places:
-        volumes = volumes_in(folder, layout=AUTO, policy=policy)
+        volumes = volumes_in(folder, layout=AUTO, policy=policy, spacing_mm=spacing)
         if len(volumes.cases) < LEAST:
             raise DataError(f"{folder}: expected at least {LEAST} volumes, got one; draw more.")
 

@@ -30,7 +30,7 @@ class VolumeSummary:
         labels_ml: label value -> its volume; empty without labels
         power: by frequency, mean over the channels
         through_plane: consistency of the slices along d, h, w, see `metrics.consistency`
-        thumbnails: for `metrics.memorization`
+        thumbnails: for `metrics.memorization`; of a training volume the first alone
         vector: features; None without
     """
 
@@ -41,7 +41,7 @@ class VolumeSummary:
     labels_ml: dict[int, float]
     power: Float[np.ndarray, "s"]
     through_plane: tuple[float, float, float]
-    thumbnails: Float[np.ndarray, "27 c a b e"]
+    thumbnails: Float[np.ndarray, "k c a b e"]
     vector: Float[np.ndarray, "f"] | None
 
 

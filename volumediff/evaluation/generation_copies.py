@@ -150,5 +150,5 @@ def neighbours_of(
     return Neighbours(
         [replace(each, thumbnails=each.thumbnails[:1]) for each in near],
         [summary(real, case) for case in new],
-        [f"Memorization: {text}; by chance {RATE:.0%} of new volumes are flagged."],
+        [f"Memorization: {text}; by chance at most {RATE:.0%} of new volumes are flagged."],
     )

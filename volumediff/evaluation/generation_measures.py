@@ -160,7 +160,8 @@ class _Measuring:
                 "recall": ("recall of features", (theirs, mine), (second, first)),
             }
             for name, (heading, generated, real) in pairs.items():
-                found[name] = self.both(heading, covered(*generated), covered(*real))
+                inside = (covered(*sets).astype(float).tolist() for sets in (generated, real))
+                found[name] = self.both(heading, *inside)
         return found, notes
 
     def both(self, heading: str, mine: Sequence[float], theirs: Sequence[float]) -> Comparison:

@@ -25,7 +25,8 @@ def generation_table(results: Sequence[GenerationEvaluation]) -> list[Line]:
         cells = [cell for each in found for cell in (each.generated, plain(each.p))]
         # The real volumes are the same for all folders.
         cells.append(found[0].real)
-        lines.append(Line(found[0].heading, cells, lowest=None, significant=True))
+        shown = {"count": True} if name.endswith("_ml") else {"significant": True}
+        lines.append(Line(found[0].heading, cells, lowest=None, **shown))
     return lines
 
 
@@ -36,7 +37,8 @@ def copy_lines(result: GenerationEvaluation) -> list[str]:
         chance = test.rate * len(test.samples)
         lines.append(
             f"{result.method}: {len(test.flagged)} of {len(test.samples)} samples are nearer to a "
-            f"training volume than chance allows, by {by} ({chance:.2g} would be by chance)."
+            f"training volume than chance allows, by {by} (at most {chance:.2g} would be by "
+            "chance)."
         )
     for copy in result.copies:
         lines.append(

@@ -34,6 +34,7 @@ __all__ = [
     "was_trained_on",
 ]
 
+Triple = tuple[float, float, float]
 SAME_SPACING = 0.01  # relative difference that rounding in headers explains
 
 
@@ -51,7 +52,7 @@ class ComparedVolume:
     case: Case
     x: Float[Tensor, "c d h w"]
     label: UInt8[Tensor, "d h w"] | None
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Triple
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,17 @@ class VolumeSet:
         return replace(self, cases=cases)
 
 
-def volumes_in(place: Path | str, *, layout: Spec, policy: ReadPolicy) -> VolumeSet:
+def volumes_in(
+    place: Path | str,
+    *,
+    layout: Spec,
+    policy: ReadPolicy,
+    spacing_mm: Triple | None = None,
+) -> VolumeSet:
     """The volumes of a folder as they are.
+
+    Arguments:
+        spacing_mm: of samples whose run has no spacing of its own; None takes that of the files
 
     Raises:
         DataError: there are none
@@ -93,7 +103,7 @@ def volumes_in(place: Path | str, *, layout: Spec, policy: ReadPolicy) -> Volume
         x = np.concatenate([image.array for image in images])
         voxels = None if label is None else torch.from_numpy(label.array[0].astype(np.uint8))
         x = torch.from_numpy(np.ascontiguousarray(x, np.float32))
-        return ComparedVolume(case, x, voxels, images[0].spacing_mm)
+        return ComparedVolume(case, x, voxels, spacing_mm or images[0].spacing_mm)
 
     return VolumeSet(str(place), find_cases(place, layout), one)
 

@@ -99,7 +99,7 @@ class Med3D(nn.Module):
         return x
 
     @torch.no_grad()
-    def vector(self, x: Float[Tensor, "c d h w"]) -> Float[Tensor, "c*f"]:
+    def vector(self, x: Float[Tensor, "c d h w"]) -> Float[Tensor, "n"]:
         """Mean features of a volume, channel by channel.
 
         Intensities are standardised by those of the voxels above the lowest one, the foreground of

@@ -23,7 +23,6 @@ from volumediff.randomness import key
 
 __all__ = ["centred_interval", "extrapolated", "frechet_distance", "least"]
 
-Vectors = Float[np.ndarray, "n d"]
 SIZES = 8  # numbers N between half and all
 SUBSETS = 8  # of each number
 
@@ -33,7 +32,7 @@ def least(length: int) -> int:
     return 2 * length
 
 
-def frechet_distance(x: Vectors, y: Vectors) -> float:
+def frechet_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
     """d² of the sets' means and covariances (with n - 1)."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     gap = x.mean(0) - y.mean(0)
@@ -44,7 +43,9 @@ def frechet_distance(x: Vectors, y: Vectors) -> float:
     return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * shared)
 
 
-def extrapolated(x: Vectors, y: Vectors, *, seed: int = 0) -> float:
+def extrapolated(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], *, seed: int = 0
+) -> float:
     """The distance at infinitely many vectors: the intercept of the line in 1 / N.
 
     Arguments:
@@ -63,9 +64,9 @@ def extrapolated(x: Vectors, y: Vectors, *, seed: int = 0) -> float:
 
 
 def centred_interval(
-    statistic: Callable[[Vectors, Vectors], float],
-    x: Vectors,
-    y: Vectors,
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "m d"],
     *,
     seed: int = 0,
     replicates: int = 100,

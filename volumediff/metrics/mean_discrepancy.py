@@ -38,7 +38,7 @@ def gaussian(vectors: Float[np.ndarray, "n d"]) -> Kernel:
 def bandwidth(vectors: Float[np.ndarray, "n d"]) -> float:
     """The median distance between two of the vectors; 1 where it is 0."""
     upper = np.triu_indices(len(vectors), 1)
-    return float(np.sqrt(np.median(_squared_distances(vectors)[upper]))) or 1.0
+    return float(np.median(np.sqrt(_squared_distances(vectors)[upper]))) or 1.0
 
 
 def polynomial(vectors: Float[np.ndarray, "n d"]) -> Kernel:

@@ -9,7 +9,10 @@ Held-out volumes, each without itself, say what r is for volumes that nobody cop
 taken to be normal: a sample is flagged where it lies below what one more held-out volume would
 with the probability `rate`,
 
-.. math:: r < \bar r + t_{\text{rate}, n-1}\, s \sqrt{1 + 1/n}.
+.. math:: r < \bar r + t_{\text{rate}, n-1}\, s \sqrt{1 + 1/n},
+
+and where its nearest training volume is at least a quarter nearer than its nearest held-out one:
+a difference that is none but by the number of volumes is no copy.
 
 `Thumbnails` measures distances of volumes such that copies stay near when they are a bit changed:
 means over blocks (noise, blur), standardised (intensity scale and offset), without the mean of the
@@ -40,6 +43,7 @@ __all__ = [
 MIN_HELD_OUT = 5
 SIDE = 12  # blocks along the longest axis
 TINY = 1e-6
+NEARER = 0.75  # distance to a copied volume over that to the nearest held-out one, at most
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class MemorizationTest:
     Arguments:
         samples: in their order
         held_out: r of the held-out volumes
-        rate: share of volumes that nobody copied that are flagged by chance
+        rate: share of volumes that nobody copied that are flagged by chance, at most
     """
 
     samples: Sequence[Nearest]
@@ -76,7 +80,10 @@ class MemorizationTest:
     @property
     def flagged(self) -> list[int]:
         """Samples that are nearer to a training volume than chance allows."""
-        return [i for i, each in enumerate(self.samples) if each.p < self.rate]
+        limit = math.log(NEARER)
+        return [
+            i for i, each in enumerate(self.samples) if each.p < self.rate and each.ratio <= limit
+        ]
 
 
 def memorization(
@@ -125,7 +132,7 @@ def thumbnails(x: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "27 c a b e"]:
     There are about `SIDE` blocks along the longest axis. Planes at the border are repeated.
     """
     longest = max(x.shape[1:])
-    size = [max(1, round(SIDE * n / longest)) for n in x.shape[1:]]
+    size = [min(n, max(1, round(SIDE * n / longest))) for n in x.shape[1:]]
     d, h, w = x.shape[1:]
     padded = F.pad(x.float()[None], (1,) * 6, mode="replicate")
     steps = sorted(itertools.product(range(3), repeat=3), key=lambda s: s != (1, 1, 1))
