@@ -175,15 +175,16 @@ def evaluate(
     )
     if real is not None:
         generated(results)
-    maps = localizations(results)
-    if maps:
-        measures(maps)
-    for line in verdicts(maps):
-        out_line(line)
-    for line in verdicts(without_seen(maps)):
-        out_line(f"without the volumes that were seen before: {line}")
-    if found := segmentations(results):
-        segmented(found)
+    else:
+        maps = localizations(results)
+        if maps:
+            measures(maps)
+        for line in verdicts(maps):
+            out_line(line)
+        for line in verdicts(without_seen(maps)):
+            out_line(f"without the volumes that were seen before: {line}")
+        if found := segmentations(results):
+            segmented(found)
     if report:
         out_line(f"wrote {target / 'report.html'}")
 

@@ -3,8 +3,9 @@ r"""Power of a volume by spatial frequency: too little of it at high frequencies
 .. math:: P(f) = \operatorname{mean}_{|\nu| \approx f} \left| \sum_x (v_x - \bar v)\,
           e^{-2 \pi i \nu \cdot x} \right|^2 \Big/ n
 
-over shells of equal width between 0 and the lowest of the three Nyquist frequencies, ν in cycles
-per millimetre. White noise of variance σ² has P = σ² at every frequency.
+over shells of equal width around its multiples, up to the lowest of the three Nyquist frequencies,
+ν in cycles per millimetre. The width is such that no shell is empty. White noise of variance σ²
+has P = σ² at every frequency.
 """
 
 import torch
@@ -20,14 +21,14 @@ Triple = tuple[float, float, float]
 
 def frequencies(shape: Shape, spacing_mm: Triple) -> list[float]:
     """Middle of each shell in cycles per millimetre; as many shells as half the shortest axis."""
-    edge, count = _shells(shape, spacing_mm)
-    return [(i + 0.5) * edge / count for i in range(count)]
+    width, count = _shells(shape, spacing_mm)
+    return [(i + 1) * width for i in range(count)]
 
 
 def power_spectrum(v: Float[Tensor, "d h w"], *, spacing_mm: Triple) -> Float[Tensor, "s"]:
-    """P of every shell, in float64; nan where a shell holds no frequency."""
+    """P of every shell, in float64."""
     shape = (v.shape[0], v.shape[1], v.shape[2])
-    edge, count = _shells(shape, spacing_mm)
+    width, count = _shells(shape, spacing_mm)
     power = torch.fft.rfftn((v - v.mean()).double()).abs() ** 2 / v.numel()
     axes = [
         torch.fft.fftfreq(n, s, dtype=torch.float64)
@@ -43,13 +44,14 @@ def power_spectrum(v: Float[Tensor, "d h w"], *, spacing_mm: Triple) -> Float[Te
     if shape[2] % 2 == 0:
         twice[last] = 1
     weight = twice.expand_as(power)
-    shell = (radius / edge * count).long()
-    inside = (radius > 0) & (shell < count)
+    shell = (radius / width + 0.5).long() - 1
+    inside = (shell >= 0) & (shell < count)
     sums = power.new_zeros(count).index_add(0, shell[inside], (power * weight)[inside])
     members = power.new_zeros(count).index_add(0, shell[inside], weight[inside])
     return sums / members
 
 
 def _shells(shape: Shape, spacing_mm: Triple) -> tuple[float, int]:
-    """Highest frequency, and number of shells."""
-    return min(0.5 / s for s in spacing_mm), max(min(shape) // 2, 1)
+    """Width of the shells, and how many there are."""
+    count = max(min(shape) // 2, 1)
+    return min(0.5 / s for s in spacing_mm) / count, count
