@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.compatibility import require
 from volumediff.compatibility.chains import sampler_problem
 from volumediff.component import Component
@@ -152,7 +153,8 @@ class Sampler(Component, ABC):
             z: the state at times[0]; the result has its dtype
             times: (n + 1,) for all, or (n + 1, b) per sample; ascents are re-noising moves
             condition: passed to the denoiser
-            noise: i -> white noise of step i; needed by stochastic steps only
+            noise: i -> white noise of step i; needed by stochastic steps, and by networks that
+                take a random latent, which then is that of `Model.noise`
             on_x0: called once per descending step
 
         Raises:
@@ -166,7 +168,8 @@ class Sampler(Component, ABC):
             if move.ascends:
                 z, memory = kernel.renoise(z, t, s, _noise(noise, i, z)), ()
                 continue
-            prediction = denoise(z, t, condition)
+            asked = noise.conditioned(condition, i) if isinstance(noise, ChainNoise) else condition
+            prediction = denoise(z, t, asked)
             replaced = False
             if on_x0 is not None:
                 x0, state = on_x0(Context(i, t, s, z, prediction))
@@ -180,7 +183,7 @@ class Sampler(Component, ABC):
                 z = state
             step = Step(
                 kernel=kernel,
-                evaluate=lambda y, u: denoise(y, u, condition),
+                evaluate=lambda y, u, asked=asked: denoise(y, u, asked),
                 t=t,
                 s=s,
                 z_t=z,
