@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from volumediff.chain_noise import ChainNoise
+from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.losses._base import LossContext, LossTerm
@@ -143,6 +144,7 @@ class Model(nn.Module):
         kernel_weight: of the kernel's own loss
         sides: networks of the terms, by their place in `losses`
         prior: gives the law that labels end in, per voxel
+        walk: the sampler that the network was distilled for, of a student; None for any
     """
 
     diffuses: ClassVar[bool] = True
@@ -162,6 +164,7 @@ class Model(nn.Module):
         kernel_weight: float = 1.0,
         sides: Mapping[int, nn.Module] | None = None,
         prior: LabelProbabilities | None = None,
+        walk: Component | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -176,6 +179,7 @@ class Model(nn.Module):
         self.time_density = time_density
         self.noise_field = noise_field
         self.recipe = recipe
+        self.walk = walk
 
     @property
     def device(self) -> torch.device:

@@ -20,8 +20,7 @@ def uniform_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
     Raises:
         ValueError: a start outside (0, 1]
     """
-    _check(start)
-    return start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+    return checked_start(start) * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
 
 
 def log_snr_times(
@@ -36,7 +35,7 @@ def log_snr_times(
     Raises:
         ValueError: a start outside (0, 1], or one that is cleaner than the upper limit
     """
-    _check(start)
+    checked_start(start)
     first = float(schedule.log_snr(torch.tensor([start], dtype=torch.float64)))
     low, high = limits
     if first >= high:
@@ -57,12 +56,17 @@ def span_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
     Raises:
         ValueError: a start outside (0, 1]
     """
-    _check(start)
-    count = max(1, math.ceil(start * steps - ROUNDING))
+    count = max(1, math.ceil(checked_start(start) * steps - ROUNDING))
     above = start - torch.arange(count, dtype=torch.float64) / steps
     return torch.cat([above, torch.zeros(1, dtype=torch.float64)])
 
 
-def _check(start: float) -> None:
+def checked_start(start: float) -> float:
+    """The start of a walk.
+
+    Raises:
+        ValueError: it is outside (0, 1]
+    """
     if not (math.isfinite(start) and 0 < start <= 1):
         raise ValueError(f"expected a start in (0, 1], got {start}.")
+    return start
