@@ -377,6 +377,7 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
+        z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
             inner = self._inner(self.transform.encode(z_t), t, condition)
             d, h, w = z_t.shape[2:]
