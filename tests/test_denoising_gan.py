@@ -8,8 +8,14 @@ import torch
 from tiny_runs import figures, tiny, write_data
 from torch import nn
 
+from volumediff.anomaly.adaptation import AffineAdaptation
+from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.anomaly.routes.scan import Scan
 from volumediff.chain_noise import ChainNoise, latents
+from volumediff.compatibility.training import comparison_problem
 from volumediff.condition import Condition
+from volumediff.contracts.scenes import example
 from volumediff.denoising_gan import (
     TransitionDiscriminator,
     discriminator_loss,
@@ -20,15 +26,20 @@ from volumediff.denoising_gan import (
     transition,
 )
 from volumediff.errors import UsageError
+from volumediff.features.denoiser import denoiser_problem
 from volumediff.kernels._base import Prediction
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
 from volumediff.randomness import normal
+from volumediff.recipes.label_diffusion import LabelDiffusion
+from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.posterior_spans import PosteriorSpans
+from volumediff.samplers.student import Student
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import LinearSchedule
+from volumediff.segmentation.predictors.one_step import OneStep
 from volumediff.spaces.voxel import Voxel
 from volumediff.tasks import build_task, load_task
 from volumediff.training.loop import train
@@ -319,19 +330,47 @@ def test_a_generator_begins_as_the_model_that_it_begins_with(data, tmp_path):
         other.begin_with(load_task(teacher), where="start_from")
 
 
+LEARNED = "kernel={name: gaussian, schedule: linear, variance: learned}"
+
+
 @pytest.mark.parametrize(
-    ("word", "text"),
+    ("words", "text"),
     [
-        ("kernel={name: gaussian, schedule: linear, variance: learned}", "variance posterior"),
-        ("recipe=local_noise", "expected noise everywhere"),
-        ("losses=[l1_state]", "leave losses out"),
-        ("validation.best={volumes: 1}", "expected null for a denoising diffusion GAN"),
+        ((LEARNED, "losses=[vlb]"), "variance posterior"),
+        (("recipe=local_noise",), "expected noise everywhere"),
+        (("losses=[l1_state]",), "leave losses out"),
+        (("validation.best={volumes: 1}",), "expected null for a denoising diffusion GAN"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(word, text, data, tmp_path):
+def test_what_does_not_fit_is_refused_in_one_line(words, text, data, tmp_path):
     with pytest.raises(UsageError, match=text) as error:
-        build_task(tiny(data, tmp_path / "run", *WORDS, word))
+        build_task(tiny(data, tmp_path / "run", *WORDS, *words))
     assert "\n" not in str(error.value)
+
+
+def test_methods_that_ask_for_means_refuse_draws_before_they_run():
+    generator = model(1)
+    generator.walk = PosteriorSpans(4)
+    noised = Diffuse(level=0.6)
+    walking = Localizer(route=noised, sampler=Student())
+    walking.check(generator)
+    found = walking.find(generator, example(), key=1).map
+    assert torch.equal(walking.find(generator, example(), key=1).map, found)
+    assert not torch.equal(walking.find(generator, example(), key=2).map, found)
+    for method in (
+        Localizer(route=Scan(levels=(0.5,))),
+        Localizer(route=noised, sampler=Student(), adapt=AffineAdaptation()),
+        Localizer(route=noised, sampler=DDIM(4)),
+    ):
+        with pytest.raises(ValueError, match=r"sampler=student"):
+            method.check(generator)
+    for problem in (denoiser_problem, comparison_problem):
+        assert "predicts draws (posterior_spans)" in problem(generator)
+    labels = Model(
+        Voxel(), KERNEL, model(1).network, recipe=LabelDiffusion(labels=(1,)), walk=generator.walk
+    )
+    with pytest.raises(ValueError, match="single predictions are means"):
+        OneStep().check(labels)
 
 
 def test_zero_terminal_snr():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.compatibility._words import either, undeclared
+from volumediff.compatibility.methods import mean_problem
 from volumediff.config import name_of
 from volumediff.kernels._base import Kernel
 from volumediff.losses._base import LossTerm
@@ -254,7 +255,7 @@ def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
 def comparison_problem(model: Model) -> str | None:
     """Why a segmentation network cannot learn from the reconstructions of a model."""
     if model.recipe.whole and model.kernel.path == "gaussian":
-        return None
+        return mean_problem(model)
     return (
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
