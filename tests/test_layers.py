@@ -32,7 +32,7 @@ LAYERS = [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
         "networks",
         "conditioners",
-        *("autoencoders", "image_codecs"),
+        *("autoencoders", "image_codecs", "adapters"),
         "pretexts",
         *("classifiers", "residual_segmenters", "metrics", "importers", "colours"),
     ],

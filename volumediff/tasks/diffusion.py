@@ -92,6 +92,7 @@ class DiffusionTask(Task):
 
     schema = DiffusionConfig
     noun = "a diffusion model"
+    adaptable = True
     blockwise = True
 
     def __init__(
