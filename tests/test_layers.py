@@ -43,6 +43,7 @@ LAYERS = [
     ["compatibility"],
     ["classification", "denoising_gan", "pretraining", "residual_segmentation"],
     ["guidance", "samplers", "features"],
+    ["trajectories"],
     ["anomaly", "segmentation"],
     ["settings"],
     ["distributed"],
