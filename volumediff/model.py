@@ -399,7 +399,7 @@ class Model(nn.Module):
 
     def _output(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
         z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
@@ -410,7 +410,7 @@ class Model(nn.Module):
 
     def _inner(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network where it computes."""
         place = condition.coordinates
         if place is None and self.network.coordinates:
