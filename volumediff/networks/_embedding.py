@@ -190,9 +190,13 @@ class SplitEmbedding(nn.Module):
 
 
 def _class(
-    table: nn.Embedding | None, condition: Condition, classes: int, e: Float[Tensor, "b n"]
+    table: nn.Embedding | None, condition: Condition, classes: int, e: Float[Tensor, "b _"]
 ) -> Float[Tensor, "b n"] | None:
-    """The embedding of each sample's class, the null class where none is given; None without."""
+    """The embedding of each sample's class, the null class where none is given; None without.
+
+    Arguments:
+        e: for the number of samples, the dtype and the device
+    """
     label, mixture = condition.label, condition.mixture
     if not classes:
         if label is not None or mixture is not None:
