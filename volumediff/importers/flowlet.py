@@ -26,7 +26,7 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.importers import _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
-from volumediff.importers._beside import agreed
+from volumediff.importers._published import agreed
 from volumediff.importers._haar import BANDS, signed
 from volumediff.importers._monai import layer, prefix
 
@@ -60,7 +60,7 @@ class FlowLetImporter(Importer):
         return Origin(
             "FlowLet",
             "https://github.com/Danesed/FlowLet",
-            source.beside.licence or "MIT",
+            source.published.licence or "MIT",
             template="mni152",
             stripped=True,
         )
@@ -118,7 +118,7 @@ class FlowLetImporter(Importer):
     def _range(self, source: ForeignCheckpoint, name: str) -> tuple[float, float]:
         word = f"importer.ranges={{{name}: [LOWEST, HIGHEST]}}"
         given = self.ranges.get(name)
-        for part in source.beside.holding(name):
+        for part in source.published.holding(name):
             value = part.value(name, word="importer.ranges")
             if given is None and isinstance(value, Mapping) and {"min", "max"} <= set(value):
                 given = value["min"], value["max"]
@@ -212,7 +212,7 @@ def _variables(source: ForeignCheckpoint, p: str) -> list[str]:
 
 def _said(source: ForeignCheckpoint, key: str, default: Any, word: str) -> Any:
     """What config.json beside the checkpoint says, or what the training script does."""
-    return agreed(source.beside.holding(key), key, word=word, default=default)
+    return agreed(source.published.holding(key), key, word=word, default=default)
 
 
 def _heads(source: ForeignCheckpoint, widths: list[int]) -> int | list[int]:
