@@ -155,11 +155,10 @@ def forward(state, x, t, told, *, heads, groups):
     def double(h):
         return F.interpolate(h, scale_factor=2.0)
 
-    count = sum(n.startswith("input_blocks.") and n.endswith(".0.in_layers.0.weight") for n in state)
-    ups = sum(
-        n.startswith("output_blocks.") and n.endswith("in_layers.0.weight") and ".0.in" not in n
-        for n in state
+    count = sum(
+        n.startswith("input_blocks.") and n.endswith(".0.in_layers.0.weight") for n in state
     )
+    ups = sum(n.startswith("output_blocks.") and ".0.in" not in n for n in blocks)
     per_level = (count - ups) // (ups + 1) + 1
     halve = {
         f"input_blocks.{i * per_level}": lambda h: F.avg_pool3d(h, 2) for i in range(1, ups + 1)

@@ -18,17 +18,17 @@ keys of this attention change nothing and are left out.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.importers import _guided
-from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
-from volumediff.importers._published import agreed
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Scaling, Shapes
 from volumediff.importers._haar import BANDS, signed
 from volumediff.importers._monai import layer, prefix
+from volumediff.importers._published import agreed
 
 __all__ = ["FlowLetImporter"]
 
@@ -50,6 +50,15 @@ class FlowLetImporter(Importer):
             no condition_ranges.json beside the checkpoint says so
     """
 
+    records: ClassVar[tuple[str, ...]] = (
+        "epoch",
+        "best_val_loss",
+        "epochs_without_improvement",
+        "optimizer_state_dict",
+        "scheduler_state_dict",
+        "scaler_state_dict",
+        "config",
+    )
     axes: str = "LAS"
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -108,12 +117,10 @@ class FlowLetImporter(Importer):
             "optim": {"lr": 3e-6},
         }
 
-    def scaling(self, source: ForeignCheckpoint) -> dict[str, tuple[float, float]]:
-        found = {}
-        for name in _variables(source, prefix(source, f"{STEM}.weight")):
-            low, high = self._range(source, name)
-            found[name] = (low, high - low)
-        return found
+    def scaling(self, source: ForeignCheckpoint) -> Scaling:
+        names = _variables(source, prefix(source, f"{STEM}.weight"))
+        ranges = (self._range(source, name) for name in names)
+        return [(low, high - low) for low, high in ranges]
 
     def _range(self, source: ForeignCheckpoint, name: str) -> tuple[float, float]:
         word = f"importer.ranges={{{name}: [LOWEST, HIGHEST]}}"
@@ -201,7 +208,7 @@ def _levels(source: ForeignCheckpoint, p: str) -> tuple[int, int]:
 def _variables(source: ForeignCheckpoint, p: str) -> list[str]:
     """What it is conditioned on, by name; the embeddings are added up, in whatever order."""
     start, end = f"{p}{CONDITIONS}", ".0.weight"
-    names = sorted(n for n in source.names if n.startswith(start) and n.endswith(end))
+    names = sorted(n for n in source.left if n.startswith(start) and n.endswith(end))
     if not names or f"{p}middle_block.1.to_kv_cross.weight" not in source:
         raise DataError(
             f"{source.where}: has no attention to a condition, without which FlowLet's network "
