@@ -26,7 +26,7 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.importers import _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Scaling, Shapes
-from volumediff.importers._haar import BANDS, signed
+from volumediff.importers._haar import BANDS, signs
 from volumediff.importers._monai import layer, prefix
 from volumediff.importers._published import agreed
 
@@ -144,10 +144,7 @@ class FlowLetImporter(Importer):
         levels, blocks = _levels(source, p)
         names = _variables(source, p)
         ours = "network.embedding"
-        found = {
-            "space.shift": torch.zeros(BANDS),
-            "space.scale": torch.ones(BANDS),
-        }
+        found: dict[str, Tensor] = {}
         for i in (0, 1):
             found |= layer(source, f"{p}time_embed.{2 * i}", f"{ours}.time.{i}")
             for n, name in enumerate(names):
@@ -181,9 +178,18 @@ class FlowLetImporter(Importer):
         mirrors = _guided.mirrors(self.axes)
         mirrored = [dim for dim, m in enumerate(mirrors, start=2) if m]
         found = {n: t.flip(mirrored) if t.ndim == 5 else t for n, t in found.items()}
-        stem, *head = (f"{BODY}.{n}" for n in ("stem.weight", "head.weight", "head.bias"))
-        turned = signed(found[stem], (-found[head[0]], -found[head[1]]), mirrors)
-        return {**found, **dict(zip((stem, *head), turned, strict=True))}
+        sign = signs(mirrors)
+        names = "stem.weight", "head.weight", "head.bias"
+        stem, weight, bias = (found[f"{BODY}.{name}"] for name in names)
+        return {
+            **found,
+            f"{BODY}.stem.weight": stem * sign[:, None, None, None],
+            # The minus is that of its time.
+            f"{BODY}.head.weight": -weight * sign[:, None, None, None, None],
+            f"{BODY}.head.bias": -bias * sign,
+            "space.shift": torch.zeros(BANDS),
+            "space.scale": torch.ones(BANDS),
+        }
 
 
 def _levels(source: ForeignCheckpoint, p: str) -> tuple[int, int]:

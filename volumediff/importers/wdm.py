@@ -21,7 +21,7 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers import _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
-from volumediff.importers._haar import BANDS, signed
+from volumediff.importers._haar import BANDS, signs
 
 __all__ = ["WDM"]
 
@@ -84,14 +84,14 @@ class WDM(Importer):
 
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         found = _guided.network(source, shapes, self.axes)
-        stem, *head = (f"network.{n}" for n in ("stem.weight", "head.weight", "head.bias"))
-        weight, bias = (found[name] for name in head)
-        turned = signed(found[stem], (weight, bias), _guided.mirrors(self.axes))
+        sign = signs(_guided.mirrors(self.axes))
         scale = torch.ones(BANDS)
         scale[0] = LOW
         return {
             **found,
-            **dict(zip((stem, *head), turned, strict=True)),
+            "network.stem.weight": found["network.stem.weight"] * sign[:, None, None, None],
+            "network.head.weight": found["network.head.weight"] * sign[:, None, None, None, None],
+            "network.head.bias": found["network.head.bias"] * sign,
             "space.shift": torch.zeros(BANDS),
             "space.scale": scale,
         }
