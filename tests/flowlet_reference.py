@@ -155,9 +155,8 @@ def forward(state, x, t, told, *, heads, groups):
     def double(h):
         return F.interpolate(h, scale_factor=2.0)
 
-    count = sum(
-        n.startswith("input_blocks.") and n.endswith(".0.in_layers.0.weight") for n in state
-    )
+    blocks = [n for n in state if n.endswith(".in_layers.0.weight")]
+    count = sum(n.startswith("input_blocks.") for n in blocks)
     ups = sum(n.startswith("output_blocks.") and ".0.in" not in n for n in blocks)
     per_level = (count - ups) // (ups + 1) + 1
     halve = {
