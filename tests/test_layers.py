@@ -25,6 +25,7 @@ LAYERS = [
         "tiling",
         "config",
         "condition",
+        "chain_noise",
     ],
     ["storage"],
     [
@@ -40,7 +41,7 @@ LAYERS = [
     ["losses"],
     ["supervised_segmentation", "model"],
     ["compatibility"],
-    ["classification", "pretraining", "residual_segmentation"],
+    ["classification", "denoising_gan", "pretraining", "residual_segmentation"],
     ["guidance", "samplers", "features"],
     ["anomaly", "segmentation"],
     ["settings"],

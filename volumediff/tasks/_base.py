@@ -292,6 +292,18 @@ class Task(ABC):
         """The metric that selects checkpoints; None takes the validation loss, lowest first."""
         return None
 
+    def indicators(self, samples: Samples) -> Sequence[Criterion]:
+        """Metrics that validation records beside the loss, and that select nothing."""
+        return ()
+
+    def alarms(self, row: Mapping[str, float]) -> Sequence[str]:
+        """Lines for a user whose training goes wrong.
+
+        Arguments:
+            row: metrics of a validation
+        """
+        return ()
+
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """Titles and volumes (c, d, h, w) that show what is learnt; empty where there are none."""
         return ()
