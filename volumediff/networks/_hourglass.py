@@ -28,9 +28,12 @@ __all__ = ["Hourglass", "HourglassStage"]
 
 
 class HourglassStage(nn.Module):
-    """A residual block, then attention where there is one, then the mixing of trajectories."""
+    """A residual block, then attention where there is one, then the mixing of trajectories.
 
-    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
+    Attention that is `conditioned` reads the embedding too.
+    """
+
+    def __init__(self, block: ResidualBlock, attention: nn.Module | None) -> None:
         super().__init__()
         self.block = block
         self.attention = attention
@@ -44,7 +47,7 @@ class HourglassStage(nn.Module):
     ) -> Float[Tensor, "b o d h w"]:
         h = self.block(x, e, None, skip)
         if self.attention is not None:
-            h = self.attention(h)
+            h = self.attention(h, e) if self.attention.conditioned else self.attention(h)
         return h if self.mixing is None else self.mixing(h)
 
 
