@@ -51,5 +51,10 @@ class Spans(Sampler):
         above = start - torch.arange(count, dtype=torch.float64) / self.steps
         return torch.cat([above, torch.zeros(1, dtype=torch.float64)])
 
+    def ahead(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Where the steps from some times end."""
+        left = t * self.steps - 1
+        return torch.where(left <= ROUNDING, 0.0, t - 1 / self.steps)
+
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         return euler(step.kernel.schedule, step.prediction, step.s), ()
