@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
@@ -257,7 +258,7 @@ class Model(nn.Module):
             )
         return self.kernel if condition.law is None else self.kernel.given(condition.law)
 
-    def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], State]:
+    def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> ChainNoise:
         """step -> noise in state space; sample i depends on keys[i] and the step alone.
 
         Samplers ask for the steps 0, 1, ...; other numbers, such as -1 for the state that a chain
@@ -267,7 +268,12 @@ class Model(nn.Module):
             keys: one per sample
             shape: (c, d, h, w) of the volumes
         """
-        return lambda step: self._noise(keys, tuple(shape), "noise", step)
+        return ChainNoise(
+            tuple(keys),
+            lambda step: self._noise(keys, tuple(shape), "noise", step),
+            length=self.network.latent_length,
+            device=self.device,
+        )
 
     def told(
         self,
@@ -416,6 +422,7 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
+        z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
             inner = self._inner(self.transform.encode(z_t), t, condition)
             d, h, w = z_t.shape[2:]

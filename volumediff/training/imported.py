@@ -88,7 +88,7 @@ def import_run(
                 tensors={"weights": tensors, "ema": tensors, **parts},
                 state={
                     "best": {},
-                    "borrowed": task.digest,
+                    "borrowed": task.borrowed,
                     "validated": 0,
                     "bound": {"files": {}, "settings": fixed_settings(config)},
                 },
