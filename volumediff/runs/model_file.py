@@ -122,9 +122,8 @@ def copy_run(trained: Trained, target: Path) -> None:
     Raises:
         UsageError: the run uses the weights of others, which one file cannot hold
     """
-    borrowed = trained.config.borrows()
-    if borrowed:
-        names = ", ".join(borrowed)
+    if trained.task.digest:
+        names = ", ".join(trained.config.borrows())
         raise UsageError(
             f"{trained.run}: uses the weights of other runs ({names}); expected a run that stands "
             "alone, such as one in voxel or wavelet space."

@@ -44,5 +44,10 @@ class Spans(Sampler):
         """`start`, then ever 1 / N less, and 0 last."""
         return span_times(self.steps, start=start)
 
+    def ahead(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Where the steps from some times end."""
+        left = t * self.steps - 1
+        return torch.where(left <= ROUNDING, 0.0, t - 1 / self.steps)
+
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         return euler(step.kernel.schedule, step.prediction, step.s), ()
