@@ -33,7 +33,7 @@ LEAST, MOST = 1.0, 1e4  # of the weights
 
 def trajectory_times(states: int) -> Float[Tensor, "m"]:
     """t_1, ..., t_M in float64, the last one 0."""
-    j = torch.arange(1, states + 1, dtype=torch.float64)
+    j = torch.arange(1, states + 1, dtype=torch.float64, device="cpu")
     return 1 - (j / states).square()
 
 
