@@ -200,14 +200,13 @@ def reference_problem(model: Model, wanted: bool) -> str | None:
 
 
 def mean_problem(model: Model) -> str | None:
-    """Why a single prediction of a model is no mean of the clean state: a distilled model predicts
-    where a step of its walk leads."""
-    if model.walk is None:
+    """Why a single prediction of a model is no mean of the clean state."""
+    if model.walk is None or model.walk.through_means:
         return None
     return (
-        "expected a run whose single predictions are means, got one that was distilled to few "
-        "steps and predicts where they lead; use a method that walks, with sampler=student, or "
-        "the run that it was distilled from."
+        "expected a run whose single predictions are means, got one that predicts draws "
+        f"({name_of(type(model.walk))}); use a method that walks, with sampler=student, or the "
+        "run of a plain diffusion model."
     )
 
 

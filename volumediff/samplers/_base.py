@@ -100,6 +100,8 @@ class Sampler(Component, ABC):
         paths: paths of the kernels that it walks; None for all, by the kernel's own step
         reads: quantities of a prediction that it goes along
         invertible: whether it also finds the noisy state that leads to a clean one
+        through_means: whether the single predictions that it goes along are means of the clean
+            state; models that were distilled for another sampler predict draws
 
     Arguments:
         steps: N, number of steps from the start to 0
@@ -110,6 +112,7 @@ class Sampler(Component, ABC):
     paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
     reads: ClassVar[tuple[str, ...]] = ("x0", "eps")
     invertible: ClassVar[bool] = False
+    through_means: ClassVar[bool] = True
     steps: int
     _: KW_ONLY
     log_snr_limits: tuple[float, float] | None = None

@@ -8,6 +8,7 @@ walked.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,7 @@ class PosteriorSpans(Sampler):
         Xiao et al. (2022), arXiv:2112.07804, eq. 5
     """
 
+    through_means: ClassVar[bool] = False
     log_snr_limits: None = handed_in(None)
 
     def admits(self, other: Sampler) -> bool:
