@@ -8,13 +8,14 @@ and any time to begin at.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.component import handed_in
 from volumediff.samplers._base import Memory, Sampler, Step
-from volumediff.samplers._grid import span_times
+from volumediff.samplers._grid import span_ends, span_times
 from volumediff.samplers._transfer import euler
 from volumediff.schedules._base import Schedule
 
@@ -34,6 +35,7 @@ class Spans(Sampler):
         B, where walks begin at t = 1
     """
 
+    through_means: ClassVar[bool] = False
     log_snr_limits: None = handed_in(None)
 
     def admits(self, other: Sampler) -> bool:
@@ -46,8 +48,7 @@ class Spans(Sampler):
 
     def ahead(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Where the steps from some times end."""
-        left = t * self.steps - 1
-        return torch.where(left <= ROUNDING, 0.0, t - 1 / self.steps)
+        return span_ends(t, self.steps)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         return euler(step.kernel.schedule, step.prediction, step.s), ()
