@@ -27,6 +27,7 @@ LAYERS = [
         "condition",
     ],
     ["storage"],
+    ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
         "conditioners",
@@ -81,6 +82,7 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "huggingface_hub",
     "triton",
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.
