@@ -13,9 +13,9 @@ from volumediff.anomaly.baselines import IntensityBaseline
 from volumediff.anomaly.threshold import Conformal, HealthyFPR
 from volumediff.calibration import of_run
 from volumediff.calibration.collect_maps import least_volumes
-from volumediff.calibration.healthy import added_cases
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
+from volumediff.runs.added_healthy import added_cases
 
 __all__ = ["base", "program", "run"]  # fixtures
 

@@ -16,9 +16,10 @@ from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.collect_maps import fit, least_volumes, validate
 from volumediff.calibration.fits import Fits
-from volumediff.calibration.healthy import added_digest, healthy_pool
+from volumediff.calibration.healthy import healthy_pool
 from volumediff.calibration.lesions import Truth, validation_pairs
 from volumediff.errors import UsageError
+from volumediff.runs.added_healthy import added_digest
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
 from volumediff.storage.shared_locks import exclusive
