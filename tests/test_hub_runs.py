@@ -18,7 +18,7 @@ import volumediff
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.runs.model_file import card_of_file
-from volumediff.settings.import_record import ImportRecord, keep_import_record
+from volumediff.settings.import_record import ImportRecord, import_records_of, keep_import_record
 from volumediff.storage import checkpoint
 from volumediff.storage.digests import sha256_of_file
 from volumediff.training.imported import import_run
@@ -124,7 +124,7 @@ def test_weights_of_others_keep_their_licence(hub, run, tmp_path, licence, own, 
     keep_import_record(place, IMPORTED.model_copy(update={"licence": licence}))
     card = {**CARD, "licence": own}
     volumediff.load(place).export(file, card=card, method="intensity", overrides=WORDS)
-    assert card_of_file(file).imported.licence == licence
+    assert card_of_file(file).imported[0].licence == licence
     if words is not None:
         with pytest.raises(UsageError, match=words):
             volumediff.push(file, "hf:o/n", public=public)
@@ -174,12 +174,12 @@ def test_a_run_of_latents_takes_its_autoencoder_along(hub, tmp_path):
         state = {n: t.float() for n, t in module.state_dict().items()}
         safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
     words = ["autoencoder.groups=4"]
-    coder = import_run(
-        "monai_autoencoder", tmp_path / "a.safetensors", tmp_path / "coder", overrides=words
-    )
+    source = tmp_path / "a.safetensors"
+    coder = import_run("monai_autoencoder", source, tmp_path / "coder", overrides=words)
     words = ["importer.head_size=4", "network.groups=4", f"space.autoencoder={coder}"]
     run = import_run("monai_unet", tmp_path / "b.safetensors", tmp_path / "run", overrides=words)
     file = tmp_path / "latents.safetensors"
+    assert [r.kind for r in import_records_of(run)] == ["monai_unet", "monai_autoencoder"]
     raw = ("normalize=raw", "threshold=best", "post=[]")
     volumediff.load(run).export(file, card=CARD, method="scan", overrides=raw)
     assert str(tmp_path).encode() not in file.read_bytes()

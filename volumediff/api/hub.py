@@ -143,16 +143,14 @@ def _exported(
 
 def _check_licence(card: "ModelCard", *, public: bool) -> None:
     """Weights of others keep their licence, and are not published without one."""
-    if card.imported is None:
-        return
-    licence = card.imported.licence
-    if licence is None and public:
-        raise UsageError(
-            f"{card.name}: no licence was found for the weights of {card.imported.address}, and "
-            "without one they may not be published; ask their authors, or push them privately."
-        )
-    if licence is not None and licence.lower() not in card.licence.lower():
-        raise UsageError(
-            f"{card.name}: its card says the licence {card.licence!r}, and the imported weights "
-            f"have {licence}; name {licence} in the card."
-        )
+    for found in card.imported:
+        if found.licence is None and public:
+            raise UsageError(
+                f"{card.name}: no licence was found for the weights of {found.address}, and "
+                "without one they may not be published; ask their authors, or push them privately."
+            )
+        if found.licence is not None and found.licence.lower() not in card.licence.lower():
+            raise UsageError(
+                f"{card.name}: its card says the licence {card.licence!r}, and the imported "
+                f"weights have {found.licence}; name {found.licence} in the card."
+            )

@@ -73,7 +73,7 @@ def outside_example(trained: Trained, case: Case) -> Example:
 
 def healthy_pool(trained: Trained, *, limit: int | None = None) -> HealthyPool:
     """The calibration part of a run and what was added to it; the validation part where there is
-    neither.
+    neither. A run that does not know its volumes, such as an imported one, has the added ones.
 
     Arguments:
         limit: most volumes to use
@@ -82,7 +82,10 @@ def healthy_pool(trained: Trained, *, limit: int | None = None) -> HealthyPool:
         UsageError: the run's data are not reachable
         DataError: the record of added volumes is damaged
     """
-    own, added = trained.cases("calibration"), added_cases(trained.run)
+    added = added_cases(trained.run)
+    if not trained.names_volumes:
+        return HealthyPool(trained, (), added[:limit], "all added")
+    own = trained.cases("calibration")
     where = "calibration split"
     if added:
         where = f"{len(own)} of the calibration split, {len(added)} added"

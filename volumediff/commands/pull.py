@@ -23,5 +23,5 @@ def pull(
     card = run.card
     assert card is not None, "it comes from a model file"
     out_line(f"{output}: {card.name}, method {card.method}, licence {card.licence}")
-    if card.imported is not None:
-        out_line(card.imported.line)
+    for found in card.imported:
+        out_line(found.line)

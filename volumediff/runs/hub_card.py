@@ -67,8 +67,8 @@ def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
             f"volumediff {card.volumediff}, SHA-256 of the file {sha256}",
         ],
     )
-    if card.imported is not None:
-        yield from _section("Source of the weights", [card.imported.line])
+    if card.imported:
+        yield from _section("Source of the weights", [found.line for found in card.imported])
     yield from _section("Data", card.data)
     yield from _section("Metrics", [f"{name}: {text}" for name, text in card.metrics.items()])
     yield from _section("Limits", card.limits)

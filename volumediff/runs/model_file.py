@@ -31,7 +31,7 @@ from volumediff.runs.trained import Trained
 from volumediff.samples.seen_record import ADDED, seen_by
 from volumediff.samples.seen_record import NAME as SEEN
 from volumediff.settings.bound_files import bound_of
-from volumediff.settings.import_record import ImportRecord, import_record_of
+from volumediff.settings.import_record import ImportRecord, import_records_of
 from volumediff.settings.run_config import RunConfig, parse, saved_config
 from volumediff.settings.sections import POPULATION
 from volumediff.storage import checkpoint
@@ -96,7 +96,7 @@ class ModelCard(CardText):
         spacing_mm, shape: of the volumes that the model sees
         seen: part -> number of subjects whose hashes are in the file
         volumediff: version that exported it
-        imported: where the weights come from, if they were not trained here
+        imported: where weights come from that were not trained here
     """
 
     name: str
@@ -108,7 +108,7 @@ class ModelCard(CardText):
     shape: tuple[int, ...] | None
     seen: dict[str, int]
     volumediff: str
-    imported: ImportRecord | None = None
+    imported: tuple[ImportRecord, ...] = ()
 
 
 class StoredModel(Record):
@@ -199,7 +199,7 @@ def pack(
         shape=config.data.preprocessing.shape,
         seen={part: parts.count(part) for part in sorted(set(parts))},
         volumediff=volumediff.__version__,
-        imported=import_record_of(folder),
+        imported=import_records_of(folder),
     )
     tensors: dict[str, Tensor] = {}
     for key, value in found.tensors("ema").items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from volumediff.storage.records import Record, read, write
 
-__all__ = ["NAME", "ImportRecord", "import_record_of", "keep_import_record"]
+__all__ = ["NAME", "ImportRecord", "import_records_of", "keep_import_record"]
 
 NAME = "imported.json"
 UNKNOWN = "none found: ask the authors before you use or share the weights"
@@ -54,11 +54,16 @@ def keep_import_record(run: Path, found: ImportRecord) -> None:
     write(run / NAME, found)
 
 
-def import_record_of(run: Path) -> ImportRecord | None:
-    """The record of a run; None for weights that were trained here.
+def import_records_of(run: Path) -> tuple[ImportRecord, ...]:
+    """The records of a run, and of what it keeps of others, such as an autoencoder; none where
+    all weights were trained here.
 
     Raises:
-        DataError: it is damaged
+        DataError: one is damaged
     """
-    path = run / NAME
-    return read(path, ImportRecord, advice="import the run again") if path.is_file() else None
+    places = [run / NAME, *sorted(run.glob(f"borrowed/*/{NAME}"))]
+    return tuple(
+        read(path, ImportRecord, advice="import the run again")
+        for path in places
+        if path.is_file()
+    )
