@@ -29,7 +29,8 @@ LAYERS = [
     ["storage"],
     ["hub"],
     [
-        *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "networks",
         "conditioners",
         *("autoencoders", "image_codecs"),
         "pretexts",
