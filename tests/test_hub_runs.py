@@ -11,7 +11,7 @@ import yaml
 from fake_hub import TOKEN, hub
 from monai_networks import maisi_autoencoder, maisi_unet
 from test_model_file import CARD, WORDS
-from tiny_app import base, program, run
+from tiny_app import base, program, run, write_cases
 from tiny_runs import phantom
 
 import volumediff
@@ -25,6 +25,7 @@ from volumediff.training.imported import import_run
 
 __all__ = ["base", "hub", "program", "run"]  # fixtures
 
+SCAN = ("threshold.min_volumes=3", "post=[]")
 CALIBRATED = ("--method", "intensity", *WORDS)
 IMPORTED = ImportRecord(
     kind="wdm",
@@ -86,8 +87,8 @@ def test_the_card_says_what_people_and_the_hub_need(hub, run, card, program):
     head = yaml.safe_load(text.split("---\n")[1])
     assert (head["license"], head["library_name"]) == ("cc0-1.0", "volumediff")
     for words in (
-        "volumediff pull hf:o/brain -o runs/brain",
-        "volumediff localize CASE.nii.gz --run runs/brain -o out/",
+        'run = volumediff.pull("hf:o/brain", "runs/brain")',
+        'run.localize("CASE.nii.gz").save("out/")',
         "six phantoms",
         "phantoms alone",
         "AP: none",
@@ -177,11 +178,13 @@ def test_a_run_of_latents_takes_its_autoencoder_along(hub, tmp_path):
     source = tmp_path / "a.safetensors"
     coder = import_run("monai_autoencoder", source, tmp_path / "coder", overrides=words)
     words = ["importer.head_size=4", "network.groups=4", f"space.autoencoder={coder}"]
+    words += ["data.preprocessing.shape=[8,8,8]", "data.preprocessing.spacing_mm=3.0"]
     run = import_run("monai_unet", tmp_path / "b.safetensors", tmp_path / "run", overrides=words)
     file = tmp_path / "latents.safetensors"
     assert [r.kind for r in import_records_of(run)] == ["monai_unet", "monai_autoencoder"]
-    raw = ("normalize=raw", "threshold=best", "post=[]")
-    volumediff.load(run).export(file, card=CARD, method="scan", overrides=raw)
+    loaded = volumediff.load(run)
+    loaded.calibrate("scan", healthy=write_cases(tmp_path / "healthy"), overrides=SCAN)
+    loaded.export(file, card=CARD, method="scan", overrides=SCAN)
     assert str(tmp_path).encode() not in file.read_bytes()
     (coder).rename(tmp_path / "gone")
     volumediff.push(file, "hf:o/latents")
@@ -189,6 +192,14 @@ def test_a_run_of_latents_takes_its_autoencoder_along(hub, tmp_path):
     assert same_bits(weights(pulled.folder), weights(volumediff.load(file).folder))
     own = volumediff.load(run).trained.model.space.autoencoder.state_dict()
     assert same_bits(own, pulled.trained.model.space.autoencoder.state_dict())
+    assert b"new-0" not in file.read_bytes()
+    # calibrated before it was packed: nothing is fitted again, and nothing has to be there
+    image = (phantom(9), np.diag([3.0, 3, 3, 1]))
+    assert pulled.localize(image).threshold is not None
+    assert [r.kind for r in import_records_of(pulled.folder)] == [
+        "monai_unet",
+        "monai_autoencoder",
+    ]
     x = torch.rand(1, 1, 4, 8, 4)
     z = volumediff.load(run).trained.model.encode(x)
     torch.testing.assert_close(pulled.trained.model.encode(x), z, rtol=0, atol=0)

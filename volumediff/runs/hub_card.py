@@ -50,9 +50,9 @@ def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
     yield from (f"# {card.name}", "", card.about, "", f"**{NOTICE}**", "")
     yield from _section("Use", [])
     yield from (
-        "```",
-        f"volumediff pull {place} -o runs/{card.name}",
-        f"volumediff localize CASE.nii.gz --run runs/{card.name} -o out/",
+        "```python",
+        f'run = volumediff.pull("{place}", "runs/{card.name}")',
+        'run.localize("CASE.nii.gz").save("out/")',
         "```",
         "",
     )
