@@ -41,6 +41,7 @@ from volumediff.storage.folder import TEMPORARY
 from volumediff.storage.records import Record, read, write, write_text
 from volumediff.storage.seal import seal_json
 from volumediff.storage.tensors import load, save
+from volumediff.tasks import load_task
 from volumediff.tasks._borrowing import FOLDER, keep_anonymous, kept_copies
 
 __all__ = [
@@ -157,14 +158,18 @@ def copy_run(trained: Trained, target: Path) -> None:
         keep_anonymous(target, name, copy, config=config)
     if (trained.run / "splits.json").is_file():
         shutil.copyfile(trained.run / "splits.json", target / "splits.json")
-    own = trained.config.model_copy(update={"output": target})
-    write_text(target / "config.yaml", own.to_yaml())
+    # An adapter is written into the weights that it corrects.
+    alone = {"output": target, "adapter": None}
+    if trained.config.adapter is not None:
+        alone["start_from"] = None
+    config = trained.config.model_copy(update=alone)
+    write_text(target / "config.yaml", config.to_yaml())
     parameters = {name for name, p in trained.task.module.named_parameters() if p.ndim > 1}
     tensors = {
         name: value.bfloat16().float() if name in parameters and _is_float(value) else value
-        for name, value in found.tensors("ema").items()
+        for name, value in load_task(trained.run, found=found).state().items()
     }
-    _checkpoint(target, tensors, step=found.step, borrowed=found.state["borrowed"])
+    _checkpoint(target, tensors, step=found.step, borrowed=trained.task.digest)
 
 
 def pack(
