@@ -28,6 +28,7 @@ LAYERS = [
         "chain_noise",
     ],
     ["storage"],
+    ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
         "networks",
@@ -83,6 +84,7 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "huggingface_hub",
     "triton",
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.
