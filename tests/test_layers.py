@@ -29,6 +29,7 @@ LAYERS = [
     ["storage"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "time_grids",
         "networks",
         "conditioners",
         *("autoencoders", "image_codecs"),

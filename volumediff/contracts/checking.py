@@ -25,6 +25,7 @@ CONTRACTS = {
     "image_codec": "image_codecs",
     "guidance": "guidances",
     "sampler": "samplers",
+    "time_grid": "time_grids",
     "importer": "importers",
     "layout": "layouts",
     "recipe": "recipes",
