@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
-from volumediff.memory import execution, slabs
+from volumediff.memory import pass_plan, slabs
 from volumediff.memory.graph import record
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.norm_statistics import SlabMoments
@@ -21,6 +21,7 @@ from volumediff.memory.parts import part_of
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole
+from volumediff.networks.flowlet import FlowLet
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
@@ -59,6 +60,11 @@ def monai(resampling):
     return filled(MonaiUNet(2, 2, resampling=resampling, **arguments))
 
 
+def flowlet():
+    arguments = {"widths": (4, 8), "blocks": 1, "groups": 2, "heads": 2, "condition": 6}
+    return filled(FlowLet(2, 2, classes=2, attention_levels=(1,), **arguments))
+
+
 def pseudo3d(norm="group"):
     return filled(Pseudo3D(2, 2, widths=(8, 16), blocks=1, attention_levels=(1,), norm=norm))
 
@@ -68,6 +74,7 @@ NETWORKS = {
     "unet-additive": lambda: unet(embedding="additive"),
     "unet-voxel": lambda: unet("voxel"),
     "guided-block": lambda: guided("block"),
+    "flowlet": flowlet,
     "guided-convolution": lambda: guided("convolution"),
     "monai-block": lambda: monai("block"),
     "monai-convolution": lambda: monai("convolution"),
@@ -402,7 +409,7 @@ def test_the_widest_volume_is_made_again(monkeypatch, again):
     decoder = MonaiKL(1, widths=(16, 32), blocks=1, groups=4).codec.decoder
     x = draw(1, 4, 16, 12, 12).float()
     if not again:
-        monkeypatch.setattr(execution, "worth_rebuilding", lambda *_: set())
+        monkeypatch.setattr(pass_plan, "worth_rebuilding", lambda *_: set())
     with Tracer() as tracer:
         y = stream(type(decoder).forward.__get__(decoder), x, slab=2, checkpoint=ALL)
         y.square().mean().backward()

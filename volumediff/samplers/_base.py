@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.compatibility import require
 from volumediff.compatibility.chains import sampler_problem, walk_problem
 from volumediff.component import Component
@@ -100,6 +101,8 @@ class Sampler(Component, ABC):
         reads: quantities of a prediction that it goes along
         invertible: whether it also finds the noisy state that leads to a clean one
         between: whether it also evaluates predictions between the times of its grid
+        through_means: whether the single predictions that it goes along are means of the clean
+            state; models that were distilled for another sampler predict draws
 
     Arguments:
         steps: N, number of steps from the start to 0
@@ -110,6 +113,7 @@ class Sampler(Component, ABC):
     reads: ClassVar[tuple[str, ...]] = ("x0", "eps")
     invertible: ClassVar[bool] = False
     between: ClassVar[bool] = False
+    through_means: ClassVar[bool] = True
     steps: int
     _: KW_ONLY
     grid: TimeGrid = UniformTimeGrid()  # noqa: RUF009 - frozen
@@ -164,7 +168,8 @@ class Sampler(Component, ABC):
             z: the state at times[0]; the result has its dtype
             times: (n + 1,) for all, or (n + 1, b) per sample; ascents are re-noising moves
             condition: passed to the denoiser
-            noise: i -> white noise of step i; needed by stochastic steps only
+            noise: i -> white noise of step i; needed by stochastic steps, and by networks that
+                take a random latent, which then is that of `Model.noise`
             on_x0: called once per descending step
 
         Raises:
@@ -178,7 +183,8 @@ class Sampler(Component, ABC):
             if move.ascends:
                 z, memory = kernel.renoise(z, t, s, _noise(noise, i, z)), ()
                 continue
-            prediction = denoise(z, t, condition)
+            asked = noise.conditioned(condition, i) if isinstance(noise, ChainNoise) else condition
+            prediction = denoise(z, t, asked)
             replaced = False
             if on_x0 is not None:
                 x0, state = on_x0(Context(i, t, s, z, prediction))
@@ -192,7 +198,7 @@ class Sampler(Component, ABC):
                 z = state
             step = Step(
                 kernel=kernel,
-                evaluate=lambda y, u: denoise(y, u, condition),
+                evaluate=lambda y, u, asked=asked: denoise(y, u, asked),
                 t=t,
                 s=s,
                 z_t=z,
