@@ -31,6 +31,7 @@ LAYERS = [
     ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "time_grids",
         "networks",
         "conditioners",
         *("autoencoders", "image_codecs", "adapters"),
