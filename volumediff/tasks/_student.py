@@ -96,6 +96,7 @@ class StudentTask(DiffusionTask):
     noun = "a distilled diffusion model"
     fits_intensities = False
     fits_states = False
+    training_copies = (NAME,)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
