@@ -34,8 +34,9 @@ from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Component
 from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._base import Criterion
-from volumediff.tasks._borrowing import Kept, agree, keep, keep_copy, kept, source_of, take
+from volumediff.tasks._borrowing import Kept, keep, keep_copy, kept, source_of, take
 from volumediff.tasks._encoders import IMAGE, STATES
 from volumediff.tasks._loading import load_task
 from volumediff.tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -95,6 +96,7 @@ class StudentTask(DiffusionTask):
     noun = "a distilled diffusion model"
     fits_intensities = False
     fits_states = False
+    training_copies = (NAME,)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
