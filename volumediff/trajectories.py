@@ -23,7 +23,6 @@ from torch import Tensor
 from volumediff.condition import Condition
 from volumediff.model import Model
 from volumediff.networks._precision import wide
-from volumediff.samplers.ddim import DDIM
 from volumediff.schedules._base import Schedule
 
 __all__ = ["trajectory_loss", "trajectory_steps", "trajectory_times", "walked"]
@@ -60,7 +59,7 @@ def walked(
     states: int,
     steps: int,
 ) -> Float[Tensor, "b m k d h w"]:
-    """The states that a teacher passes at the times of a trajectory.
+    """The states that a teacher passes at the times of a trajectory, by first-order steps (DDIM).
 
     Arguments:
         z_1: noise at t = 1
@@ -68,15 +67,13 @@ def walked(
         states: M
         steps: n, of the walk
     """
-    walk = DDIM(steps)
-    times = walk.times(teacher.kernel.schedule)
-    found, z, before = [], z_1, 0
-    for after in trajectory_steps(states, steps):
-        z = walk.sample(
-            teacher.denoise, teacher.kernel, z, times[before : after + 1], condition=condition
-        )
-        found.append(z)
-        before = after
+    wanted, found, z = trajectory_steps(states, steps), [], z_1
+    for k in range(steps):
+        t, s = (z_1.new_full((len(z),), 1 - i / steps, dtype=torch.float64) for i in (k, k + 1))
+        said = teacher.denoise(z, t, condition)
+        z = teacher.kernel.corrupt(said.x0, s, said.eps)
+        if k + 1 in wanted:
+            found.append(z)
     return torch.stack(found, dim=1)
 
 

@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 WHITE = "white"
-NEARLY_ONE = 0.999  # times from here on are noise alone
 
 
 def training_problem(
@@ -320,10 +319,12 @@ def gan_problem(model: Model) -> str | None:
 
 def trajectory_problem(model: Model) -> str | None:
     """Why a network cannot give the trajectory of a model in one call."""
-    if model.time_density.support[0] < NEARLY_ONE:
+    low, high = model.time_density.support
+    if (low, high) != (0.0, 1.0):
         return (
-            "times: expected null for an operator of trajectories, which learns to start from "
-            "noise at t = 1 alone; leave times out."
+            "teacher: expected one that was trained on all times for an operator of trajectories, "
+            f"which lead from t = 1 to 0, got one on the times {low:g} to {high:g}; train it with "
+            "times=uniform."
         )
     if getattr(model.kernel, "prediction", "") == "eps":
         return (

@@ -24,7 +24,6 @@ from torch import Tensor
 from volumediff.compatibility import require
 from volumediff.compatibility.training import kept_problem, trajectory_problem
 from volumediff.condition import Condition
-from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.model import LOSS, Batch, Model, state_noise
 from volumediff.randomness import key
@@ -36,15 +35,15 @@ from volumediff.samples.kept_trajectories import KeptTrajectories
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Section
 from volumediff.storage.cache import Cache
-from volumediff.tasks._borrowing import source_of
-from volumediff.tasks._student import WHERE, StudentConfig, StudentTask
+from volumediff.tasks._student import StudentConfig, StudentTask
+from volumediff.times.grid import GridTimes
 from volumediff.trajectories import trajectory_loss, trajectory_steps, trajectory_times, walked
 
 __all__ = ["TrajectoryConfig", "TrajectoryTask"]
 
 State = Float[Tensor, "b k d h w"]
-# Times of the run: noise alone. Nothing between here and 1 differs from it.
-FROM_NOISE = {"name": "grid", "steps": 1, "low": 0.999999}
+# All that the student knows is t = 1: nothing between here and there differs from noise.
+FROM_NOISE = GridTimes(1, low=0.999999)
 
 
 class TrajectorySection(Section):
@@ -96,27 +95,11 @@ class TrajectoryTask(StudentTask):
         return DDIM(self.config.student.teacher_steps)
 
     @classmethod
-    def resolve(cls, config: RunConfig) -> RunConfig:
-        if config.times is None:
-            config = config.model_copy(update={"times": FROM_NOISE})
-        return super().resolve(config)
-
-    @classmethod
-    def keep(cls, config: RunConfig, run: Path) -> None:
-        source = source_of(config.teacher, where=WHERE)
-        _, high = build("times", getattr(source, "times", "uniform")).support
-        if high < 1:
-            raise UsageError(
-                f"{WHERE} = {config.teacher}: expected a teacher that was trained up to t = 1, "
-                f"where trajectories begin, got one up to {high:g}; train it with times=uniform."
-            )
-        super().keep(config, run)
-
-    @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "TrajectoryTask":
         task = super().build(config, run)
         model, section = task.model, config.student
         require(trajectory_problem(model), UsageError)
+        model.time_density = FROM_NOISE
         times = trajectory_times(section.states)
         # What the network reads in place of times is the kernel's.
         _, shown = model.kernel.shown(torch.zeros(len(times), 1, 1, 1, 1, device="cpu"), times)
@@ -128,22 +111,36 @@ class TrajectoryTask(StudentTask):
     ) -> Samples:
         """Trajectories that are kept, too."""
         fitted = super().fit(samples, fresh=fresh, cache=cache, accelerator=accelerator)
-        section = self.config.student
-        if section.kept:
-            c = self.config.data.channel_count
-            require(kept_problem(self.model, c, crop=self.config.crop), UsageError)
+        if self.config.student.kept:
             x = fitted.dataset.sample(0, key=0).x
             shape = (x.shape[0], *(self.config.crop or x.shape[1:]))
-            self.kept = KeptTrajectories.made(
-                lambda n: self._walked_from(self._noise((self._number(n),), shape)),
-                count=section.kept,
-                size=self._bytes(shape),
-                dtype=section.kept_dtype,
-                fingerprint=self._fingerprint(shape, accelerator),
-                cache=cache,
-                accelerator=accelerator,
-            )
+            self.kept = self.keep_trajectories(shape, cache=cache, accelerator=accelerator)
         return fitted
+
+    def keep_trajectories(
+        self, shape: tuple[int, ...], *, cache: Cache, accelerator: Accelerator
+    ) -> KeptTrajectories:
+        """Trajectories of the teacher, computed where they are missing.
+
+        Arguments:
+            shape: (c, d, h, w) of the volumes that the loss sees
+            cache: where they are kept
+            accelerator: all processes take part
+
+        Raises:
+            UsageError: trajectories depend on more than noise, or the disk has no room for them
+        """
+        c, section = self.config.data.channel_count, self.config.student
+        require(kept_problem(self.model, c, crop=self.config.crop), UsageError)
+        return KeptTrajectories.made(
+            lambda n: self._walked_from(self._noise((self._number(n),), shape)),
+            count=section.kept,
+            size=self._bytes(shape),
+            dtype=section.kept_dtype,
+            fingerprint=self._fingerprint(shape, accelerator),
+            cache=cache,
+            accelerator=accelerator,
+        )
 
     def _bytes(self, shape: tuple[int, ...]) -> int:
         """Of a kept trajectory."""
