@@ -352,6 +352,7 @@ def test_defaults_are_those_of_the_python_functions():
     pairs = {
         "localize": volumediff.localize_files,
         "segment": volumediff.segment_files,
+        "translate": volumediff.translate_files,
         "sample": volumediff.sample_files,
         "calibrate": volumediff.Run.calibrate,
         "tune": volumediff.Run.tune,

@@ -138,6 +138,10 @@ translation/gaussian          ++++ ++++ ++++ +--- +---
 translation/cold              ---- ---- ---- ---- ----
 translation/discrete          ---- ---- ---- ---- ----
 translation/discrete3         ---- ---- ---- ---- ----
+modality_cycle/gaussian       ++++ ++++ ++++ +--- +---
+modality_cycle/cold           ---- ---- ---- ---- ----
+modality_cycle/discrete       ---- ---- ---- ---- ----
+modality_cycle/discrete3      ---- ---- ---- ---- ----
 """
 
 
@@ -197,18 +201,19 @@ def test_codes_that_a_kernel_can_change(spaces, via):
 
 ALL = (
     *("healthy", "class_conditional", "label_diffusion", "synthetic_anomalies"),
-    *("degradation", "local_noise", "inpainting", "translation"),
+    *("degradation", "local_noise", "inpainting", "modality_cycle", "translation"),
 )
 ASKED = """
-any                 ++------
-healthy             +-------
-class_conditional   -+------
-label_diffusion     --+-----
-synthetic_anomalies ---+----
-degradation         ----+---
-local_noise         -----+--
-inpainting          ------+-
-translation         -------+
+any                 ++-------
+healthy             +--------
+class_conditional   -+-------
+label_diffusion     --+------
+synthetic_anomalies ---+-----
+degradation         ----+----
+local_noise         -----+---
+inpainting          ------+--
+modality_cycle      -------+-
+translation         --------+
 """
 WALKED = """
 gaussian +---

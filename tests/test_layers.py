@@ -41,7 +41,7 @@ LAYERS = [
     ["compatibility"],
     ["classification", "pretraining", "residual_segmentation"],
     ["guidance", "samplers", "features"],
-    ["anomaly", "segmentation"],
+    ["anomaly", "segmentation", "translation"],
     ["settings"],
     ["distributed"],
     ["samples"],
