@@ -17,7 +17,14 @@ def import_(
             metavar="KIND", help="Tool that made the checkpoint, such as wdm or patchddm."
         ),
     ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the other tool.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Checkpoint of the other tool, or the folder that the tool publishes, with the "
+            "settings beside the weights.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new run.")],
     overrides: Annotated[list[str] | None, words("data.root=DATA or importer.axes=LAS")] = None,
     weights_only_pickle: Annotated[
@@ -36,6 +43,6 @@ def import_(
     from volumediff.training.imported import import_run
 
     run = import_run(
-        kind, file, output, overrides=overrides or [], weights_only_pickle=weights_only_pickle
+        kind, path, output, overrides=overrides or [], weights_only_pickle=weights_only_pickle
     )
     say(f"{run}: imported.")

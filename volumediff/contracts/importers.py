@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.contracts.requirements import built, refused, require
 from volumediff.errors import DataError
-from volumediff.importers._base import ForeignCheckpoint, Importer
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin
 
 __all__ = ["check_importer"]
 
@@ -30,6 +30,9 @@ def check_importer(
     source = ForeignCheckpoint(tensors)
     tree = importer.config(source)
     require(set(source.left) == set(tensors), "config takes tensors: it may look at shapes alone.")
+    origin = importer.origin(source)
+    require(isinstance(origin, Origin), f"origin gives {type(origin).__name__}, not an Origin.")
+    require(bool(origin.name and origin.address), "The origin has no name or no address.")
     require(isinstance(tree, dict) and bool(tree), "config gives no configuration.")
     require(
         importer.config(ForeignCheckpoint(tensors)) == tree,

@@ -7,16 +7,38 @@ checkpoint is taken exactly once, and every tensor of the run is given with its 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from volumediff.errors import DataError
+from volumediff.importers._published import Published
 
-__all__ = ["ForeignCheckpoint", "Importer", "Shapes", "checked"]
+__all__ = ["ForeignCheckpoint", "Importer", "Origin", "Shapes", "checked"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of the tensors of a run."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose weights these are, and what was done to their volumes before any preprocessing.
+
+    Arguments:
+        name: of the published model, or of the tool that trained it
+        address: where it is published
+        licence: SPDX identifier or name; None where none was found
+        template: name of the template in whose space the volumes lie, such as mni152; None where
+            they lie as the scanner has them
+        stripped: whether they show the brain alone
+    """
+
+    name: str
+    address: str
+    licence: str | None
+    template: str | None = None
+    stripped: bool = False
 
 
 class ForeignCheckpoint:
@@ -25,10 +47,18 @@ class ForeignCheckpoint:
     Arguments:
         tensors: name -> tensor
         where: the file, for messages
+        published: settings and licence that are published with it
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, where: str = "checkpoint") -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        where: str = "checkpoint",
+        published: Published | None = None,
+    ) -> None:
         self.where = where
+        self.published = Published() if published is None else published
         self._all = dict(tensors)
         self._left = dict(tensors)
 
@@ -70,13 +100,19 @@ class Importer(ABC):
     """What checkpoints of one kind mean."""
 
     @abstractmethod
-    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
-        """The configuration of the run, as in a YAML file; looks at names and shapes alone.
+    def origin(self, source: ForeignCheckpoint) -> Origin:
+        """Whose weights these are."""
 
-        The command's KEY=VALUE overrides are applied to it: for what no shape tells.
+    @abstractmethod
+    def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
+        """The configuration of the run, as in a YAML file, with the preprocessing that the tool
+        prescribes; looks at names, shapes and published settings alone.
+
+        The command's KEY=VALUE overrides are applied to it: for what neither tells.
 
         Raises:
             DataError: no checkpoint of this kind
+            UsageError: a word is needed
         """
 
     @abstractmethod

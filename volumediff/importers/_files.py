@@ -17,16 +17,36 @@ from torch._weights_only_unpickler import UnpicklingError
 
 from volumediff.errors import DataError, UsageError
 
-__all__ = ["read"]
+__all__ = ["checkpoint_of", "read"]
 
-PICKLES = (".pt", ".pth", ".pkl")
+PICKLES = (".pt", ".pth", ".pkl", ".ckpt")
+SHOWN = 6  # of several checkpoints in a folder
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the only one in a folder.
+
+    Raises:
+        UsageError: neither file nor folder, or not one checkpoint in it
+    """
+    if not path.is_dir():
+        return path
+    endings = (".safetensors", *PICKLES)
+    found = sorted(p for p in path.rglob("*") if p.suffix in endings and p.is_file())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(f"{path}: has no checkpoint ({', '.join(endings)}); give one.")
+    names = ", ".join(p.relative_to(path).as_posix() for p in found[:SHOWN])
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    raise UsageError(f"{path}: has {len(found)} checkpoints ({names}{more}); give one of them.")
 
 
 def read(path: Path, *, weights_only_pickle: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU; nested mappings have names joined by dots.
 
     Arguments:
-        path: .safetensors, or .pt, .pth or .pkl
+        path: .safetensors, or .pt, .pth, .pkl or .ckpt
         weights_only_pickle: whether a pickle may be read, with torch's restricted reader
 
     Raises:

@@ -1,7 +1,8 @@
 """AutoencoderKL and AutoencoderKlMaisi of MONAI -> an autoencoder's run of `monai_kl`.
 
 A layer is known by its names; MAISI's autoencoder, which doubles the grid by linear interpolation,
-by convolutions that are wrapped twice. What no tensor tells is given in words:
+by convolutions that are wrapped twice. What no tensor tells is read off the bundle's settings
+beside the weights, or given in words:
 
     autoencoder.groups      unless it is 32
     autoencoder.interval    of the intensities, unless it is [0,1]
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
+from volumediff.importers import _monai_bundle
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 from volumediff.importers._monai import (
     attention,
     layer,
@@ -27,10 +29,12 @@ from volumediff.importers._monai import (
     take_records,
     wrapping,
 )
+from volumediff.importers._published import agreed
 
 __all__ = ["MonaiAutoencoderImporter"]
 
 STEM = "post_quant_conv.conv.weight"
+NETWORKS = ("AutoencoderKL", "AutoencoderKlMaisi")
 # Letters of `_kinds`: C convolution, R residual block, A attention, N normalisation.
 ENCODER = re.compile(r"C((?:R+C)*)(R+?)(RAR)?NC")
 DECODER = re.compile(r"C(RAR)?((?:R+C)*)(R+)NC")
@@ -38,6 +42,9 @@ DECODER = re.compile(r"C(RAR)?((?:R+C)*)(R+)NC")
 
 class MonaiAutoencoderImporter(Importer):
     """Autoencoders of MONAI with a Gaussian latent."""
+
+    def origin(self, source: ForeignCheckpoint) -> Origin:
+        return _monai_bundle.origin(source)
 
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, STEM)
@@ -62,23 +69,25 @@ class MonaiAutoencoderImporter(Importer):
         channels, given = sized(source, stem, axes=5)[1], sized(source, head, axes=5)[0]
         if channels != given:
             raise DataError(f"{source.where}: takes {channels} channels and gives {given}.")
+        widths = _widths(source, f"{p}encoder", down)
+        told = _monai_bundle.calls(source, *NETWORKS, widths=widths, channels=channels)
         tree: dict[str, Any] = {
             "task": "autoencoder",
+            "data": {"preprocessing": _monai_bundle.preprocessing(source)},
             "autoencoder": {
                 "name": "monai_kl",
                 "latent_channels": k,
-                "widths": _widths(source, f"{p}encoder", down),
+                "widths": widths,
                 "blocks": blocks,
-                "groups": 32,
+                "groups": agreed(told, "norm_num_groups", word="autoencoder.groups=N", default=32),
                 "encoder_attention": encoder[3] is not None,
                 "decoder_attention": decoder[1] is not None,
-                # Of MONAI's tutorials and of MAISI; our volumes have [-1, 1].
-                "interval": [0.0, 1.0],
+                "interval": _monai_bundle.scaled_range(source),
                 "upsampling": "trilinear" if stem.endswith("conv.conv.weight") else "nearest",
             },
         }
         if channels > 1:
-            tree["data"] = {"channels": [f"channel_{i}" for i in range(channels)]}
+            tree["data"]["channels"] = [f"channel_{i}" for i in range(channels)]
         return tree
 
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """DiffusionModelUNet and DiffusionModelUNetMaisi of MONAI -> a diffusion model of `monai_unet`.
 
-Widths, blocks, attention, classes and scalars are read off the tensors. What no tensor tells is
-given in words:
+Widths, blocks, attention, classes and scalars are read off the tensors, and what no tensor tells
+off the bundle's settings beside the weights. Where these do not say it, it is given in words:
 
     importer.head_size   channels of an attention head, always needed; MAISI has 32
     space.autoencoder    the run of the autoencoder, for a model of latents
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
-from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
+from volumediff.importers import _monai_bundle
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 from volumediff.importers._monai import (
     attention,
     count,
@@ -32,11 +33,13 @@ from volumediff.importers._monai import (
     take_records,
     wrapping,
 )
+from volumediff.importers._published import Settings, agreed
 
 __all__ = ["MonaiUNetImporter"]
 
 STEM = "conv_in.conv.weight"
 SCALE = "scale_factor"
+NETWORKS = ("DiffusionModelUNet", "DiffusionModelUNetMaisi")
 # In the order in which MAISI appends them to the embedding, with names for the scalars.
 SCALARS = {
     "top_region_index_layer": "top_region",
@@ -50,10 +53,14 @@ class MonaiUNetImporter(Importer):
 
     Arguments:
         head_size: channels of an attention head, one number or one per level; has to be given
+            where no settings say it
     """
 
     def __init__(self, head_size: int | tuple[int, ...] | None = None) -> None:
         self.head_size = head_size
+
+    def origin(self, source: ForeignCheckpoint) -> Origin:
+        return _monai_bundle.origin(source)
 
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, STEM)
@@ -67,13 +74,10 @@ class MonaiUNetImporter(Importer):
                 f"{source.where}: takes {channels} channels and gives {given}; expected a network "
                 "that takes the state alone."
             )
-        if self.head_size is None:
-            raise UsageError(
-                f"{source.where}: no tensor tells the channels of an attention head; give "
-                "importer.head_size=N (num_head_channels of its configuration)."
-            )
         blocks = _blocks(source, p)
         first = [f"{p}down_blocks.{i}" for i in range(len(blocks))]
+        widths = [sized(source, f"{b}.resnets.0.norm2.weight", axes=1)[0] for b in first]
+        told = _monai_bundle.calls(source, *NETWORKS, widths=widths, channels=channels)
         classes = f"{p}class_embedding.weight"
         labels = sized(source, classes, axes=2)[0] if classes in source else 0
         groups = {
@@ -89,25 +93,39 @@ class MonaiUNetImporter(Importer):
         residual = wrapping(source, f"{first[0]}.downsampler.conv1") is not None
         levels = range(len(blocks))
         return {
+            "data": {"preprocessing": _monai_bundle.preprocessing(source)},
             "space": {"name": "voxel" if _voxels(source, p) else "latent"},
-            "kernel": {
-                "name": "gaussian",
-                "schedule": {"name": "scaled_linear", "beta_first": 0.0015, "beta_last": 0.0195},
-                "prediction": "eps",
-            },
+            "kernel": _monai_bundle.discrete_kernel(source),
             "network": {
                 "name": "monai_unet",
-                "widths": [sized(source, f"{b}.resnets.0.norm2.weight", axes=1)[0] for b in first],
+                "widths": widths,
                 "blocks": blocks,
                 "attention_levels": [
                     i for i in levels if f"{first[i]}.attentions.0.norm.weight" in source
                 ],
-                "head_size": self.head_size,
+                "head_size": self._head_size(source, told, len(blocks)),
+                "groups": agreed(told, "norm_num_groups", word="network.groups=N", default=32),
+                "steps": _monai_bundle.steps(source),
                 "resampling": "block" if residual else "convolution",
                 "scalar_groups": list(groups.values()),
             },
             "recipe": recipe,
         }
+
+    def _head_size(
+        self, source: ForeignCheckpoint, told: list[Settings], levels: int
+    ) -> int | list[int]:
+        """Channels of a head; those of levels without attention, which may be 0, do not count."""
+        if self.head_size is not None:
+            return self.head_size if isinstance(self.head_size, int) else list(self.head_size)
+        if not told:
+            raise UsageError(
+                f"{source.where}: no tensor tells the channels of an attention head; give "
+                "importer.head_size=N (num_head_channels of its configuration)."
+            )
+        found = agreed(told, "num_head_channels", word="importer.head_size=N", default=8)
+        sizes = [found] * levels if isinstance(found, int) else found
+        return [max(1, size) for size in sizes]
 
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         p = prefix(source, STEM)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers import _guided
-from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 
 __all__ = ["PatchDDM"]
 
@@ -40,6 +40,16 @@ class PatchDDM(Importer):
 
     def __post_init__(self) -> None:
         _guided.mirrors(self.axes)
+
+    def origin(self, source: ForeignCheckpoint) -> Origin:
+        # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.
+        return Origin(
+            "PatchDDM",
+            "https://github.com/FlorentinBieder/PatchDDM-3D",
+            source.published.licence or "MIT",
+            template="sri24",
+            stripped=True,
+        )
 
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         given, masks = _guided.in_channels(source), _guided.out_channels(source)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers import _guided
-from volumediff.importers._base import ForeignCheckpoint, Importer, Shapes
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 
 __all__ = ["WDM"]
 
@@ -45,6 +45,16 @@ class WDM(Importer):
 
     def __post_init__(self) -> None:
         _guided.mirrors(self.axes)
+
+    def origin(self, source: ForeignCheckpoint) -> Origin:
+        # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.
+        return Origin(
+            "WDM",
+            "https://github.com/pfriedri/wdm-3d",
+            source.published.licence or "MIT",
+            template="sri24",
+            stripped=True,
+        )
 
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         channels = (_guided.in_channels(source), _guided.out_channels(source))

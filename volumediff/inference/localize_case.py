@@ -44,9 +44,9 @@ from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.auxiliary_models import facts_of
 from volumediff.runs.inputs import Examination, prepared
-from volumediff.runs.preparation import RunPreparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
+from volumediff.samples.preparation_record import RunPreparation
 
 __all__ = ["REGION", "SALIENCY", "Localizing"]
 

@@ -29,12 +29,12 @@ from volumediff.outputs.result_grid import ResultGrid
 from volumediff.runs.inputs import Examination
 from volumediff.runs.preparation import (
     BRAIN_ML,
-    RunPreparation,
     lies_in,
     look_of,
     shown_in,
     template_of,
 )
+from volumediff.samples.preparation_record import RunPreparation
 
 __all__ = ["PreparedScan", "ScannerGrid", "prepared_scan"]
 

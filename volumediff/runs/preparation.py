@@ -20,14 +20,13 @@ from volumediff.data.mutual_information import mutual_information
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
+from volumediff.samples.preparation_record import NAME, RunPreparation
 from volumediff.settings.sections import POPULATION
-from volumediff.storage.records import Record, write
 from volumediff.storage.records import read as read_record
+from volumediff.storage.records import write
 
 __all__ = [
     "BRAIN_ML",
-    "NAME",
-    "RunPreparation",
     "lies_in",
     "look_of",
     "preparation_of",
@@ -35,7 +34,6 @@ __all__ = [
     "template_of",
 ]
 
-NAME = "preparation.json"
 MARK = "prepared.json"  # of `volumediff prepare`
 LOOKED_AT = 3  # training volumes
 LOOK_MM = 3.0
@@ -45,22 +43,6 @@ LEAST_DICE = 0.88
 LEAST_SIMILARITY = 0.045
 # Of a brain; other volumes are not compared with the template at all.
 BRAIN_ML = (800.0, 3000.0)
-
-
-class RunPreparation(Record):
-    """RUN/preparation.json.
-
-    Arguments:
-        template: name of the template in whose space the volumes lie; None: in none that is known
-        stripped: whether they show the brain alone
-        n4: whether their bias field was corrected
-        source: `prepared.json`, or that volumes were looked at
-    """
-
-    template: str | None
-    stripped: bool
-    n4: bool
-    source: str
 
 
 def preparation_of(trained: Trained) -> RunPreparation | None:
