@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate",
     "tune",
     "segment",
+    "translate",
     "sample",
     "evaluate",
     "plan",

@@ -1,8 +1,8 @@
 """Importers: the same numbers as the published code, and nothing dropped or made up.
 
 Two proofs of the first: `guided_reference`, which always runs, and the published code itself,
-where the environment variables VOLUMEDIFF_WDM and VOLUMEDIFF_PATCHDDM name checkouts of
-pfriedri/wdm-3d and FlorentinBieder/PatchDDM-3D.
+where the environment variables VOLUMEDIFF_WDM, VOLUMEDIFF_CWDM and VOLUMEDIFF_PATCHDDM name
+checkouts of pfriedri/wdm-3d, pfriedri/cwdm and FlorentinBieder/PatchDDM-3D.
 """
 
 import contextlib
@@ -52,7 +52,16 @@ __all__ = ["program"]  # a fixture
 RAS = "RAS"
 WDM = {"inputs": 8, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True}
 PATCH = {"inputs": 8, "outputs": 1, "widths": (5, 15, 10), "blocks": 2, "pooled": False}
+CWDM = {
+    "inputs": 32,
+    "outputs": 8,
+    "widths": (8, 16, 8),
+    "blocks": 2,
+    "pooled": True,
+    "joined": True,
+}
 FULL = {
+    "cwdm-224": {**CWDM, "widths": (64, 128, 128, 256, 256)},
     "wdm-128": {**WDM, "widths": (64, 128, 128, 256, 256)},
     "wdm-256": {**WDM, "widths": (64, 128, 128, 256, 256, 256)},
     "patchddm": {**PATCH, "widths": (29, 87, 116, 116, 116, 116, 116)},
@@ -122,6 +131,29 @@ def test_wdm_denoises_volumes_as_the_published_formulas_do(axes, k):
     )
     found = model.decode(model.denoise(z_t, t).x0)
     torch.testing.assert_close(flipped(found, axes), expected, rtol=0, atol=1e-6)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "RPI"])
+@pytest.mark.parametrize("k", [0, 500, 999])
+def test_cwdm_denoises_a_contrast_as_the_published_formulas_do(axes, k):
+    state = published(**CWDM)
+    model = precise(imported("cwdm", state, axes=axes, groups=4))
+    assert model.recipe.diffused(4) == (0,), "t1n is the one that is drawn"
+    # as published: intensities from 0 to 1, the low band of every contrast divided
+    u = normal(1, 4, 16, 16, 16).sigmoid()
+    noise = normal(1, 8, 8, 8, 8, seed=1)
+    alpha = cumulative(k)
+    z_k = alpha**0.5 * haar(u[:, :1]) + (1 - alpha) ** 0.5 * noise
+    given = [haar(u[:, i : i + 1]) for i in (1, 2, 3)]
+    expected = inverse_haar(forward(state, torch.cat([z_k, *given], dim=1), k, groups=4))
+    # ours: intensities from -1 to 1, in our orientation; the state is theirs but for the signs
+    x = flipped(2 * u - 1, axes)
+    noisy = flipped(2 * inverse_haar(z_k) - 1, axes)
+    t = torch.tensor([(k + 1) / 1000], dtype=torch.float64)
+    condition = model.told(Condition(), x[:, 1:].split(1, dim=1))
+    found = model.decode(model.denoise(model.encode(noisy), t, condition).x0)
+    torch.testing.assert_close((flipped(found, axes) + 1) / 2, expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.1
 
 
@@ -239,7 +271,7 @@ def checkout(variable):
         sys.modules.update(before)
 
 
-def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups):
+def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups, joined=False):
     """Their network with the settings of their run.sh."""
     net = load("guided_diffusion.script_util").create_model(
         image_size=128,
@@ -255,7 +287,7 @@ def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups):
         out_channels=outputs,
         bottleneck_attention=False,
         resample_2d=False,
-        additive_skips=True,
+        additive_skips=not joined,
         resblock_updown=pooled,
     )
     net.to(torch.device("cpu"))
@@ -263,7 +295,9 @@ def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "side"), [("wdm-128", 32), ("wdm-256", 32), ("patchddm", 64)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("wdm-128", 32), ("wdm-256", 32), ("cwdm-224", 32), ("patchddm", 64)]
+)
 def test_networks_equal_the_published_code(name, side):
     options = FULL[name]
     groups = 32 if name != "patchddm" else 29
@@ -272,7 +306,7 @@ def test_networks_equal_the_published_code(name, side):
     with checkout(variable) as load, torch.no_grad():
         net = theirs(load, **options, groups=groups)
         net.load_state_dict(state)
-        z = normal(1, 8, side, side, side, dtype=torch.float32)
+        z = normal(1, options["inputs"], side, side, side, dtype=torch.float32)
         model = imported(kind_of(name), state, axes=RAS)
         for k in (0, 437, 999):
             expected = net(z, torch.tensor([k]))
@@ -281,17 +315,18 @@ def test_networks_equal_the_published_code(name, side):
                 told = Condition(image=z[:, :4], coordinates=z[:, 4:7])
                 found = model.network(z[:, 7:], t, told)
             else:
-                found = model.network(z, t)
+                image = z[:, 8:] if name == "cwdm-224" else None
+                found = model.network(z[:, :8], t, Condition(image=image))
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
             assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["wdm", "patchddm"])
+@pytest.mark.parametrize("kind", ["wdm", "cwdm", "patchddm"])
 def test_the_reference_is_the_published_code(kind):
-    options = {"wdm": WDM, "patchddm": PATCH}[kind]
-    groups = {"wdm": 4, "patchddm": 5}[kind]
+    options = {"wdm": WDM, "cwdm": CWDM, "patchddm": PATCH}[kind]
+    groups = {"wdm": 4, "cwdm": 4, "patchddm": 5}[kind]
     state = published(**options)
-    z = normal(1, 8, 8, 16, 12, dtype=torch.float32)
+    z = normal(1, options["inputs"], 8, 16, 12, dtype=torch.float32)
     with checkout(f"VOLUMEDIFF_{kind.upper()}") as load, torch.no_grad():
         net = theirs(load, **options, groups=groups)
         net.load_state_dict(state)
@@ -325,7 +360,8 @@ def test_architecture_is_read_off_the_shapes(name):
     assert network["blocks"] == 2
     assert network["resampling"] == ("block" if options["pooled"] else "convolution")
     shape = tree["data"]["preprocessing"]["shape"]
-    assert shape == [{"wdm-128": 128}.get(name, 256)] * 3
+    sizes = {"wdm-128": [128] * 3, "cwdm-224": [224, 224, 160]}
+    assert shape == sizes.get(name, [256] * 3)
 
 
 # --- what does not fit --------------------------------------------------------------------------
@@ -354,22 +390,22 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("kind", ["wdm", "patchddm"])
+@pytest.mark.parametrize("kind", ["wdm", "cwdm", "patchddm"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_is_needed_with_its_shape(kind, name):
-    state = published(**{"wdm": WDM, "patchddm": PATCH}[kind])
-    groups = {"groups": 4} if kind == "wdm" else {}
+    state = published(**{"wdm": WDM, "cwdm": CWDM, "patchddm": PATCH}[kind])
+    groups = {} if kind == "patchddm" else {"groups": 4}
     with pytest.raises(DataError, match=f"has no tensor {name}"):
         imported(kind, broken(state, drop=name), **groups)
     with pytest.raises(DataError, match=rf"{name} has shape \(\d.*expected \("):
         imported(kind, broken(state, shape=name), **groups)
 
 
-@pytest.mark.parametrize("kind", ["wdm", "patchddm"])
+@pytest.mark.parametrize("kind", ["wdm", "cwdm", "patchddm"])
 @pytest.mark.parametrize("name", ["label_emb.weight", "middle_block.2.norm.weight"])
 def test_no_tensor_is_dropped(kind, name):
-    state = published(**{"wdm": WDM, "patchddm": PATCH}[kind])
-    groups = {"groups": 4} if kind == "wdm" else {}
+    state = published(**{"wdm": WDM, "cwdm": CWDM, "patchddm": PATCH}[kind])
+    groups = {} if kind == "patchddm" else {"groups": 4}
     with pytest.raises(DataError, match=f"{name} would be left over"):
         imported(kind, broken(state, add=name), **groups)
 
@@ -380,11 +416,13 @@ def test_other_networks_are_refused_with_a_reason():
         imported("wdm", patch)
     with pytest.raises(DataError, match="8 channels in and 8 out; PatchDDM has"):
         imported("patchddm", wdm)
-    joined = dict(wdm)
+    odd = dict(wdm)
     name = "output_blocks.0.0.in_layers.0.weight"
-    joined[name] = torch.cat([wdm[name], wdm[name]])
-    with pytest.raises(DataError, match="concatenates its skips"):
-        imported("wdm", joined)
+    odd[name] = torch.cat([wdm[name]] * 3)
+    with pytest.raises(DataError, match="a decoder block of 24 channels where 8, for skips that"):
+        imported("wdm", odd)
+    with pytest.raises(DataError, match="8 channels in and 8 out; cWDM has 8 subbands of 4"):
+        imported("cwdm", wdm)
     with pytest.raises(DataError, match=r"has no tensor input_blocks\.0\.0\.weight"):
         imported("wdm", {"conv.weight": torch.zeros(2, 2)})
     with pytest.raises(UsageError, match=r"expected axes such as LPS.*got 'SLP'"):

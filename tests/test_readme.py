@@ -57,7 +57,9 @@ def test_commands_exist(command):
 
 
 def test_commands_are_found():
-    assert {"demo", "check", "train", "localize", "evaluate", "segment", "translate"} <= set(COMMANDS)
+    assert {"demo", "check", "train", "localize", "evaluate", "segment", "translate"} <= set(
+        COMMANDS
+    )
 
 
 def test_named_configurations_exist():

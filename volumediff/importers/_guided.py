@@ -14,9 +14,12 @@ The published code reads arrays as they lie in the file, which for BraTS run to 
 and superior; ours run to the right, anterior and superior. A network with all kernels mirrored
 along an axis is the same function of mirrored volumes. Of a strided convolution, y_j = sum_o w_o
 x_{2 j + o} with o from -1 to 1, the mirror image on an axis of even length is sum_p w_{1 - p}
-x_{2 j + p} with p from 0 to 2: a kernel of size 5 that begins with two zeros.
+x_{2 j + p} with p from 0 to 2: a kernel of size 5 that begins with two zeros. Networks on Haar
+coefficients see even and odd voxels change places along such an axis: a band changes its sign for
+every mirrored axis that it is high along, and stem and head take up the signs.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -28,8 +31,17 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers._base import ForeignCheckpoint, Shapes
 
-__all__ = ["architecture", "in_channels", "mirrors", "network", "out_channels"]
+__all__ = [
+    "BANDS",
+    "architecture",
+    "in_channels",
+    "mirrors",
+    "network",
+    "network_of_bands",
+    "out_channels",
+]
 
+BANDS = 8  # of a volume, on one level of the transform
 STEM, HEAD = "input_blocks.0.0", "out.2"
 BLOCK = {
     "act1.norm": "in_layers.0",
@@ -72,7 +84,7 @@ def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
         axes: directions of the arrays that it was trained with
 
     Raises:
-        DataError: not of this lineage, or with attention or concatenated skips
+        DataError: not of this lineage, or with skips of another kind
     """
     count = 0
     while f"output_blocks.{count}.0.in_layers.0.weight" in source:
@@ -87,9 +99,11 @@ def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
         )
     first = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [source.shape(f"input_blocks.{i}.0.out_layers.3.weight")[0] for i in first]
-    if source.shape("output_blocks.0.0.in_layers.0.weight")[0] != widths[-1]:
+    taken = source.shape("output_blocks.0.0.in_layers.0.weight")[0]
+    if taken not in (widths[-1], 2 * widths[-1]):
         raise DataError(
-            f"{source.where}: concatenates its skips; only networks that add them are imported."
+            f"{source.where}: has a decoder block of {taken} channels where {widths[-1]}, for "
+            f"skips that are added, or {2 * widths[-1]}, for concatenated ones, are expected."
         )
     film = source.shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
     strided = f"input_blocks.{blocks + 1}.0.op.weight" in source
@@ -98,6 +112,7 @@ def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
         "widths": widths,
         "blocks": blocks,
         "embedding": "film" if film else "additive",
+        **({"skips": "concatenated"} if taken > widths[-1] else {}),
         **(
             {"resampling": "convolution", "down_kernel": [5 if m else 3 for m in mirrors(axes)]}
             if strided
@@ -127,6 +142,23 @@ def network(source: ForeignCheckpoint, shapes: Shapes, axes: str) -> dict[str, T
             tensor = source.take(theirs, shape)
         found[OURS + name] = tensor.float()
     return found
+
+
+def network_of_bands(source: ForeignCheckpoint, shapes: Shapes, axes: str) -> dict[str, Tensor]:
+    """The same of a network on Haar coefficients, whose signs are those of our orientation.
+
+    The input is the eight bands of the state, then those of each image condition.
+    """
+    found = network(source, shapes, axes)
+    sign = torch.tensor(_signs(mirrors(axes)))
+    stem, head = f"{OURS}stem.weight", f"{OURS}head"
+    volumes = found[stem].shape[1] // BANDS
+    return {
+        **found,
+        stem: found[stem] * sign.repeat(volumes)[:, None, None, None],
+        f"{head}.weight": found[f"{head}.weight"] * sign[:, None, None, None, None],
+        f"{head}.bias": found[f"{head}.bias"] * sign,
+    }
 
 
 def _ups(index: int) -> tuple[str, str]:
@@ -178,3 +210,10 @@ def _shifted(weight: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
         ),
         dim=1,
     )
+
+
+def _signs(mirrors: tuple[bool, bool, bool]) -> list[float]:
+    """The sign of each band on mirrored volumes."""
+    bands = itertools.product((False, True), repeat=3)  # whether it is high along d, h, w
+    flips = (sum(h and m for h, m in zip(band, mirrors, strict=True)) for band in bands)
+    return [(-1.0) ** n for n in flips]
