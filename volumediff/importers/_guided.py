@@ -1,7 +1,7 @@
 r"""Checkpoints of the guided-diffusion lineage -> the network `guided`.
 
-The published networks embed the step k = 0..999, ours embeds 1000 t = k + 1. With the features
-:math:`c_i = \cos 1000 t\, \omega_i` and :math:`s_i = \sin 1000 t\, \omega_i`,
+The published networks embed the step k = 0..T-1, T = 1000 mostly, ours embeds T t = k + 1. With
+the features :math:`c_i = \cos T t\, \omega_i` and :math:`s_i = \sin T t\, \omega_i`,
 
 .. math:: \cos k \omega_i = c_i \cos\omega_i + s_i \sin\omega_i, \qquad
           \sin k \omega_i = s_i \cos\omega_i - c_i \sin\omega_i,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._block import ResidualBlock
+from volumediff.networks._embedding import Embedding
 from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import Tap, descend, enlarge, level_taps, place_levels
@@ -41,6 +42,8 @@ class Guided(Network):
             `convolution` has strided convolutions and convolves what was repeated (PatchDDM)
         down_kernel: of the strided convolutions, per axis
         coordinates: whether the position in the full volume is an input
+        steps: T, the number of steps on whose scale the time is embedded; published networks of
+            few steps have these few
         attention: backend of the attention
         conditioner: `concat`, the one that these networks take
 
@@ -67,6 +70,7 @@ class Guided(Network):
         resampling: Resampling = "block",
         down_kernel: tuple[int, int, int] = (3, 3, 3),
         coordinates: bool = False,
+        steps: int = 1000,
         attention: Backend = "auto",
         conditioner: str | dict[str, Any] = "concat",
     ) -> None:
@@ -78,8 +82,9 @@ class Guided(Network):
             classes=classes,
             scalars=scalars,
             coordinates=coordinates,
-            frequencies=widths[0],
-            width=4 * widths[0],
+            embedding=Embedding(
+                widths[0], classes=classes, scalars=scalars, width=4 * widths[0], steps=steps
+            ),
             conditioner=conditioner,
         )
         vector = self.embedding.width
