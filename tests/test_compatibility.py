@@ -130,6 +130,10 @@ inpainting/gaussian           ++++ ++++ ++++ +--- +---
 inpainting/cold               ---- ---- ---- ---- ----
 inpainting/discrete           ---- ---- ---- ---- ----
 inpainting/discrete3          ---- ---- ---- ---- ----
+voided/gaussian               ++++ ++++ ++++ +--- +---
+voided/cold                   ---- ---- ---- ---- ----
+voided/discrete               ---- ---- ---- ---- ----
+voided/discrete3              ---- ---- ---- ---- ----
 pseudo_healthy/gaussian       ++++ ++++ ++++ +--- +---
 pseudo_healthy/cold           ---- ---- ---- ---- ----
 pseudo_healthy/discrete       ---- ---- ---- ---- ----

@@ -60,6 +60,7 @@ FAMILIES = {
         _folder("classifier", "classifiers", "Classifier"),
         _folder("pretext", "pretexts", "Pretext"),
         _folder("residual_segmenter", "residual_segmenters", "ResidualSegmenter"),
+        _folder("adapter", "adapters", "Adapter"),
         _folder("guidance", "guidance", "Guidance"),
         _folder("sampler", "samplers", "Sampler"),
         _folder("importer", "importers", "Importer"),

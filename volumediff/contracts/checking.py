@@ -23,6 +23,7 @@ CONTRACTS = {
     "residual_segmenter": "networks",
     "autoencoder": "autoencoders",
     "image_codec": "image_codecs",
+    "adapter": "adapters",
     "guidance": "guidances",
     "sampler": "samplers",
     "importer": "importers",

@@ -19,7 +19,6 @@ coefficients see even and odd voxels change places along such an axis: a band ch
 every mirrored axis that it is high along, and stem and head take up the signs.
 """
 
-import itertools
 import math
 from typing import Any
 
@@ -30,9 +29,9 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers._base import ForeignCheckpoint, Shapes
+from volumediff.importers._haar import BANDS, signs
 
 __all__ = [
-    "BANDS",
     "architecture",
     "in_channels",
     "mirrors",
@@ -41,7 +40,6 @@ __all__ = [
     "out_channels",
 ]
 
-BANDS = 8  # of a volume, on one level of the transform
 STEM, HEAD = "input_blocks.0.0", "out.2"
 BLOCK = {
     "act1.norm": "in_layers.0",
@@ -150,7 +148,7 @@ def network_of_bands(source: ForeignCheckpoint, shapes: Shapes, axes: str) -> di
     The input is the eight bands of the state, then those of each image condition.
     """
     found = network(source, shapes, axes)
-    sign = torch.tensor(_signs(mirrors(axes)))
+    sign = signs(mirrors(axes))
     stem, head = f"{OURS}stem.weight", f"{OURS}head"
     volumes = found[stem].shape[1] // BANDS
     return {
@@ -210,10 +208,3 @@ def _shifted(weight: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
         ),
         dim=1,
     )
-
-
-def _signs(mirrors: tuple[bool, bool, bool]) -> list[float]:
-    """The sign of each band on mirrored volumes."""
-    bands = itertools.product((False, True), repeat=3)  # whether it is high along d, h, w
-    flips = (sum(h and m for h, m in zip(band, mirrors, strict=True)) for band in bands)
-    return [(-1.0) ** n for n in flips]

@@ -28,7 +28,7 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers import _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
-from volumediff.importers._guided import BANDS
+from volumediff.importers._haar import BANDS
 
 __all__ = ["FastWDM3D"]
 

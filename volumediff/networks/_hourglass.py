@@ -27,9 +27,12 @@ __all__ = ["Hourglass", "HourglassStage"]
 
 
 class HourglassStage(nn.Module):
-    """A residual block, then attention where there is one."""
+    """A residual block, then attention where there is one.
 
-    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
+    Attention that is `conditioned` reads the embedding too.
+    """
+
+    def __init__(self, block: ResidualBlock, attention: nn.Module | None) -> None:
         super().__init__()
         self.block = block
         self.attention = attention
@@ -41,7 +44,9 @@ class HourglassStage(nn.Module):
         skip: Float[Tensor, "b _ d h w"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
         h = self.block(x, e, None, skip)
-        return h if self.attention is None else self.attention(h)
+        if self.attention is None:
+            return h
+        return self.attention(h, e) if self.attention.conditioned else self.attention(h)
 
 
 class Hourglass(nn.Module):

@@ -2,8 +2,8 @@ r"""The U-Net of the guided-diffusion lineage, as WDM, cWDM and PatchDDM publish
 
 Compared with `unet`: a skip is :math:`(h + s) / 2` or concatenated; the stem and every
 down-sampling are skips too, so that the decoder has one block more per level than the encoder;
-and groups may hold a single channel. Sizes that 2 does not divide, which the published code refuses, are cut as
-everywhere here: ceil(size / 2) per level.
+and groups may hold a single channel. Sizes that 2 does not divide, which the published code
+refuses, are cut as everywhere here: ceil(size / 2) per level.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

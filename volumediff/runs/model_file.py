@@ -37,6 +37,7 @@ from volumediff.storage.folder import TEMPORARY
 from volumediff.storage.records import Record, read, write, write_text
 from volumediff.storage.seal import seal_json
 from volumediff.storage.tensors import load, save
+from volumediff.tasks import load_task
 
 __all__ = [
     "CARD",
@@ -140,14 +141,18 @@ def copy_run(trained: Trained, target: Path) -> None:
         shutil.copyfile(path, place)
     if (trained.run / "splits.json").is_file():
         shutil.copyfile(trained.run / "splits.json", target / "splits.json")
-    config = trained.config.model_copy(update={"output": target})
+    # An adapter is written into the weights that it corrects.
+    alone = {"output": target, "adapter": None}
+    if trained.config.adapter is not None:
+        alone["start_from"] = None
+    config = trained.config.model_copy(update=alone)
     write_text(target / "config.yaml", config.to_yaml())
     parameters = {name for name, p in trained.task.module.named_parameters() if p.ndim > 1}
     tensors = {
         name: value.bfloat16().float() if name in parameters and _is_float(value) else value
-        for name, value in found.tensors("ema").items()
+        for name, value in load_task(trained.run, found=found).state().items()
     }
-    _checkpoint(target, tensors, step=found.step, borrowed=found.state["borrowed"])
+    _checkpoint(target, tensors, step=found.step, borrowed=trained.task.digest)
 
 
 def pack(

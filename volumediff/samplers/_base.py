@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.compatibility import require
 from volumediff.compatibility.chains import sampler_problem, walk_problem
 from volumediff.component import Component
@@ -99,6 +100,8 @@ class Sampler(Component, ABC):
         paths: paths of the kernels that it walks; None for all, by the kernel's own step
         reads: quantities of a prediction that it goes along
         invertible: whether it also finds the noisy state that leads to a clean one
+        through_means: whether the single predictions that it goes along are means of the clean
+            state; models that were distilled for another sampler predict draws
 
     Arguments:
         steps: N, number of steps from the start to 0
@@ -109,6 +112,7 @@ class Sampler(Component, ABC):
     paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
     reads: ClassVar[tuple[str, ...]] = ("x0", "eps")
     invertible: ClassVar[bool] = False
+    through_means: ClassVar[bool] = True
     steps: int
     _: KW_ONLY
     log_snr_limits: tuple[float, float] | None = None
@@ -167,7 +171,8 @@ class Sampler(Component, ABC):
             z: the state at times[0]; the result has its dtype
             times: (n + 1,) for all, or (n + 1, b) per sample; ascents are re-noising moves
             condition: passed to the denoiser
-            noise: i -> white noise of step i; needed by stochastic steps only
+            noise: i -> white noise of step i; needed by stochastic steps, and by networks that
+                take a random latent, which then is that of `Model.noise`
             on_x0: called once per descending step
 
         Raises:
@@ -181,7 +186,8 @@ class Sampler(Component, ABC):
             if move.ascends:
                 z, memory = kernel.renoise(z, t, s, _noise(noise, i, z)), ()
                 continue
-            prediction = denoise(z, t, condition)
+            asked = noise.conditioned(condition, i) if isinstance(noise, ChainNoise) else condition
+            prediction = denoise(z, t, asked)
             replaced = False
             if on_x0 is not None:
                 x0, state = on_x0(Context(i, t, s, z, prediction))
@@ -195,7 +201,7 @@ class Sampler(Component, ABC):
                 z = state
             step = Step(
                 kernel=kernel,
-                evaluate=lambda y, u: denoise(y, u, condition),
+                evaluate=lambda y, u, asked=asked: denoise(y, u, asked),
                 t=t,
                 s=s,
                 z_t=z,

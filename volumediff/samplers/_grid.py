@@ -8,7 +8,10 @@ from torch import Tensor
 
 from volumediff.schedules._base import Schedule
 
-__all__ = ["checked_start", "log_snr_times", "uniform_times"]
+__all__ = ["log_snr_times", "span_times", "uniform_times"]
+
+# Of a span: what is less than that above a multiple of it is rounding, and no step of its own.
+ROUNDING = 1e-9
 
 
 def uniform_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
@@ -45,6 +48,17 @@ def log_snr_times(
     ends = torch.tensor([start, 0.0], dtype=torch.float64)
     times = schedule.time(nodes[1:] if inside else nodes)
     return torch.cat([ends[:1], times, ends[1:]])
+
+
+def span_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
+    """`start`, then ever 1 / N less, and 0 last: N steps from t = 1, fewer from a lower start.
+
+    Raises:
+        ValueError: a start outside (0, 1]
+    """
+    count = max(1, math.ceil(checked_start(start) * steps - ROUNDING))
+    above = start - torch.arange(count, dtype=torch.float64) / steps
+    return torch.cat([above, torch.zeros(1, dtype=torch.float64)])
 
 
 def checked_start(start: float) -> float:

@@ -9,7 +9,6 @@ others.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +26,6 @@ from volumediff.tasks._loading import build_task, load_task
 __all__ = [
     "BorrowedRun",
     "Kept",
-    "agree",
     "borrowed",
     "keep",
     "keep_copy",
@@ -129,21 +127,6 @@ def borrowed(of: Path, *, where: str, run: Path | None, folder: str = "pipelines
         return BorrowedRun(build_task(source_of(of, where=where, folder=folder)), "")
     found = best_of(of, where=where)
     return BorrowedRun(load_task(of), found.digest)
-
-
-def agree(pairs: Mapping[str, tuple[Any, Any]], *, where: str, of: Path, hint: str = "") -> None:
-    """Raises UsageError for the first key whose value here is not that of the borrowed run.
-
-    Arguments:
-        pairs: key -> value here, value there
-        where: key that names the run
-        of: its folder
-        hint: what to do, after a semicolon
-    """
-    for name, (ours, theirs) in pairs.items():
-        if ours != theirs:
-            text = f"{name}: expected that of {where} = {of}, {theirs}, got {ours}"
-            raise UsageError(f"{text}; {hint}." if hint else f"{text}.")
 
 
 def keep(

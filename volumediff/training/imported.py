@@ -61,12 +61,13 @@ def import_run(
         raise UsageError(f"{run}: is there already; choose another folder with -o.")
     file = checkpoint_of(path)
     source = ForeignCheckpoint(
-        read(file, weights_only_pickle=weights_only_pickle),
+        read(file, weights_only_pickle=weights_only_pickle, without=importer.records),
         where=str(file),
         published=published_with(path, said=[word.partition("=")[0] for word in overrides]),
     )
     words = [word for word in overrides if word not in own]
     origin = importer.origin(source)
+    scaling = importer.scaling(source)
     tree = overridden(importer.config(source), words)
     config = resolved(parse({**tree, "output": str(run)}, where=kind))
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
@@ -75,9 +76,9 @@ def import_run(
         task = build_task(config, run=hidden)
         tensors = checked(importer, source, task.shapes())
         keep_config(hidden, config)
-        # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
-        scalars = dict.fromkeys(task.recipe.scalars, (0.0, 1.0))
-        Statistics(scalars).save(hidden)
+        names = task.recipe.scalars
+        pairs = scaling or [(0.0, 1.0)] * len(names)
+        Statistics(dict(zip(names, pairs, strict=True))).save(hidden)
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
         (elsewhere | sources_of(config)).save(hidden / NAME)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
@@ -88,7 +89,7 @@ def import_run(
                 tensors={"weights": tensors, "ema": tensors, **parts},
                 state={
                     "best": {},
-                    "borrowed": task.digest,
+                    "borrowed": task.borrowed,
                     "validated": 0,
                     "bound": {"files": {}, "settings": fixed_settings(config)},
                 },
