@@ -307,7 +307,7 @@ def test_calibrate_stores_what_localize_uses(program, run):
 
 # --- the grammar ---------------------------------------------------------------------------------
 
-OF_A_RUN = ("localize", "segment", "sample", "calibrate", "tune")
+OF_A_RUN = ("localize", "segment", "translate", "sample", "calibrate", "tune")
 
 
 def parameters():

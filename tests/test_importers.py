@@ -61,10 +61,10 @@ CWDM = {
     "pooled": True,
     "joined": True,
 }
-FAST = {"inputs": 24, "outputs": 8, "widths": (8, 16, 8), "blocks": 4, "pooled": True}
+FAST = {"inputs": 24, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True}
 TINY = {"wdm": WDM, "cwdm": CWDM, "fastwdm3d": FAST, "patchddm": PATCH}
 FULL = {
-    "fastwdm3d-128": {**FAST, "widths": (64, 128, 128, 128, 256)},
+    "fastwdm3d-128": {**FAST, "widths": (64, 128, 128, 128, 256), "blocks": 4},
     "cwdm-224": {**CWDM, "widths": (64, 128, 128, 256, 256)},
     "wdm-128": {**WDM, "widths": (64, 128, 128, 256, 256)},
     "wdm-256": {**WDM, "widths": (64, 128, 128, 256, 256, 256)},
