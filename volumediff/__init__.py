@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         translate_files,
     )
     from volumediff.api.functions import check, evaluate, plan, prepare, restore, train
+    from volumediff.api.hub import pull, push
     from volumediff.api.run import Run, load
     from volumediff.data.volume import Volume
     from volumediff.errors import DataError, UsageError
@@ -38,6 +39,8 @@ __all__ = [
     "localize_files",
     "plan",
     "prepare",
+    "pull",
+    "push",
     "restore",
     "sample_files",
     "segment_files",
@@ -53,6 +56,7 @@ _HOMES = {
         "translate_files",
     ),
     "volumediff.api.functions": ("check", "evaluate", "plan", "prepare", "restore", "train"),
+    "volumediff.api.hub": ("pull", "push"),
     "volumediff.api.run": ("Run", "load"),
     "volumediff.data.volume": ("Volume",),
     "volumediff.errors": ("DataError", "UsageError"),

@@ -35,6 +35,7 @@ def inventory() -> dict[str, Any]:
         "classifiers": config.shipped("classifiers"),
         "residual_segmenters": config.shipped("residual_segmenters"),
         "probes": config.shipped("probes"),
+        "students": config.shipped("students"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
         "translation methods": config.shipped("translation"),
