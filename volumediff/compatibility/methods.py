@@ -35,6 +35,7 @@ __all__ = [
     "samples_everything",
     "times_problem",
     "trained_on_walks",
+    "translates",
 ]
 
 WHITE = "white"
@@ -101,6 +102,11 @@ def trained_on_walks(model: Model) -> bool:
 def fills_voids(recipe: Recipe) -> bool:
     """Whether the network is conditioned on a void and its surroundings, with noise everywhere."""
     return recipe.teaches == "inpainting"
+
+
+def translates(recipe: Recipe) -> bool:
+    """Whether the network draws some channels of a volume given the others."""
+    return recipe.teaches == "translation"
 
 
 def restores(kernel: Kernel) -> bool:
