@@ -92,6 +92,7 @@ class Recipe(ABC):
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
         paths: paths of the kernels that the targets are for
+        compares: whether its classes tell the healthy from others, the first being healthy
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
             that name no recipe need such a model
@@ -122,6 +123,7 @@ class Recipe(ABC):
     mask_loss: float = 0.0
     teaches: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ("gaussian",)
+    compares: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
