@@ -28,8 +28,10 @@ LAYERS = [
         "chain_noise",
     ],
     ["storage"],
+    ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "time_grids",
         "networks",
         "conditioners",
         *("autoencoders", "image_codecs", "adapters"),
@@ -83,6 +85,7 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "huggingface_hub",
     "triton",
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.

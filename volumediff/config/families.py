@@ -63,6 +63,7 @@ FAMILIES = {
         _folder("adapter", "adapters", "Adapter"),
         _folder("guidance", "guidance", "Guidance"),
         _folder("sampler", "samplers", "Sampler"),
+        _module("time_grid", "time_grids", "TimeGrid"),
         _folder("importer", "importers", "Importer"),
         _folder("layout", "data.layouts", "Layout"),
         _folder("recipe", "recipes", "Recipe"),

@@ -26,6 +26,7 @@ CONTRACTS = {
     "adapter": "adapters",
     "guidance": "guidances",
     "sampler": "samplers",
+    "time_grid": "time_grids",
     "importer": "importers",
     "layout": "layouts",
     "recipe": "recipes",

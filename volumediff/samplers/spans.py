@@ -14,9 +14,10 @@ from torch import Tensor
 
 from volumediff.component import handed_in
 from volumediff.samplers._base import Memory, Sampler, Step
-from volumediff.samplers._grid import span_times
+from volumediff.samplers._span_times import span_times
 from volumediff.samplers._transfer import euler
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["Spans"]
 
@@ -34,7 +35,7 @@ class Spans(Sampler):
         B, where walks begin at t = 1
     """
 
-    log_snr_limits: None = handed_in(None)
+    grid: TimeGrid = handed_in(UniformTimeGrid())
 
     def admits(self, other: Sampler) -> bool:
         """Only these spans: a network that was distilled for them leaps so far and no less."""
