@@ -16,7 +16,7 @@ from volumediff.codings._base import Coding
 from volumediff.data.corruptions import Corruption
 from volumediff.data.regions import Region
 
-__all__ = ["Recipe", "Subject", "Target", "shown", "word"]
+__all__ = ["Recipe", "Subject", "Target", "class_among", "shown", "word"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +194,14 @@ class Recipe(ABC):
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         """Whether a volume without a marked lesion counts as healthy."""
 
+    def class_of(self, attributes: Mapping[str, str | float]) -> int | None:
+        """The class that attributes name; None where they name none.
+
+        Raises:
+            ValueError: they name another value than the recipe has
+        """
+        return None
+
     @abstractmethod
     def target(
         self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
@@ -209,6 +217,19 @@ def shown(
         return ()
     assert atlas is not None, "it is measured before training"
     return (atlas,)
+
+
+def class_among(values: tuple[str, ...], attribute: str, value: str | float) -> int:
+    """The index of a value.
+
+    Raises:
+        ValueError: it is none of them
+    """
+    if word(value) not in values:
+        raise ValueError(
+            f"attribute {attribute!r} is {word(value)!r}: expected one of {', '.join(values)}"
+        )
+    return values.index(word(value))
 
 
 def word(value: str | float | None) -> str:

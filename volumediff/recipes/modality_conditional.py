@@ -9,7 +9,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.randomness import uniform
-from volumediff.recipes._base import Recipe, Subject, Target, shown, word
+from volumediff.recipes._base import Recipe, Subject, Target, class_among, shown, word
 
 __all__ = ["ModalityConditional"]
 
@@ -58,16 +58,17 @@ class ModalityConditional(Recipe):
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True
 
+    def class_of(self, attributes: Mapping[str, str | float]) -> int | None:
+        value = attributes.get(self.attribute)
+        return None if value is None else class_among(self.values, self.attribute, value)
+
     def target(
         self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
     ) -> Target:
-        value = word(subject.attributes.get(self.attribute))
-        if value not in self.values:
-            raise DataError(
-                f"attribute {self.attribute!r} is {value!r}: expected one of "
-                f"{', '.join(self.values)}; correct participants.tsv or recipe.values."
-            )
+        value = subject.attributes.get(self.attribute)
+        try:
+            index = class_among(self.values, self.attribute, word(value))
+        except ValueError as error:
+            raise DataError(f"{error}; correct participants.tsv or recipe.values.") from None
         dropped = uniform(key, "drop") < self.drop
-        return Target(
-            subject.x, shown(self, atlas), self.classes if dropped else self.values.index(value)
-        )
+        return Target(subject.x, shown(self, atlas), self.classes if dropped else index)
