@@ -25,6 +25,7 @@ def inventory() -> dict[str, Any]:
         "classifiers": config.shipped("classifiers"),
         "residual_segmenters": config.shipped("residual_segmenters"),
         "probes": config.shipped("probes"),
+        "students": config.shipped("students"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
         "components": {family: config.available(family) for family in config.families()},

@@ -57,7 +57,10 @@ __all__ = [
 DEFAULT = "diffusion"
 NO_CALIBRATION = {"data": {"split": {"calibration": 0.0}}}
 # Folders of shipped configurations of runs; the first is that of the default task.
-FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters", "probes")
+FOLDERS = (
+    *("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters", "probes"),
+    "students",
+)
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.

@@ -110,6 +110,7 @@ class Task(ABC):
             of a borrowed run are copied otherwise
         adaptable: whether an adapter may be trained in place of its weights: not where the task
             keeps a second copy of these
+        training_copies: names of the copies in RUN/borrowed that training alone needs
         blockwise: whether processes that hold shares of the weights may bring them together one
             residual block after the other; not where a loss asks for gradients on its way
     """
@@ -118,6 +119,7 @@ class Task(ABC):
     noun: ClassVar[str] = "something of its own"
     fits_intensities: ClassVar[bool] = True
     adaptable: ClassVar[bool] = False
+    training_copies: ClassVar[tuple[str, ...]] = ()
     blockwise: ClassVar[bool] = False
 
     def __init__(
