@@ -65,11 +65,16 @@ class Refusals:
         localize: anomaly maps of volumes
         segment: labels of volumes
         sample: new volumes
+        translate: missing channels of volumes
     """
 
     localize: str | None
     segment: str | None
     sample: str | None
+    translate: str | None = (
+        "was not trained to translate; train with the recipe translation "
+        "(volumediff train PIPELINE method=translation)."
+    )
 
 
 def best_of(of: Path, *, where: str) -> Checkpoint:

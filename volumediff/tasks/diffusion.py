@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import require
+from volumediff.compatibility.methods import translates
 from volumediff.compatibility.training import (
     anchor_problem,
     codec_problem,
@@ -127,7 +128,9 @@ class DiffusionTask(Task):
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
         c, recipe = config.data.channel_count, recipe_of(config)
         keys = config.recipe if isinstance(config.recipe, Mapping) else None
-        space, encoders = space_of(config.space, run, channels=config.data.channels, recipe=keys)
+        names = config.data.channels
+        names = names and tuple(names[i] for i in recipe.diffused(c))
+        space, encoders = space_of(config.space, run, channels=names, recipe=keys)
         kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
         losses = [
             build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
@@ -447,6 +450,15 @@ def _refusals(model: Model) -> Refusals:
             "the run of a model of healthy volumes.",
             segment=None,
             sample="samples label maps of an image; segment one with it.",
+        )
+    if translates(recipe):
+        return Refusals(
+            localize="was trained to translate (recipe translation); give it to --fill of a run "
+            "that localizes, or use the run of a model of healthy volumes.",
+            segment="was trained to translate (recipe translation); give it to --fill of a run "
+            "that segments.",
+            sample="samples the missing channels of an image; translate one with it.",
+            translate=None,
         )
     if not recipe.whole or recipe.reference:
         sample = (
