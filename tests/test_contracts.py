@@ -37,6 +37,7 @@ ARGUMENTS = {
     ("predictor", "residual"): {"model": residual_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
+    ("task", "reflow"): {"student": {"steps": 2, "from_steps": 2}},
 }
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),

@@ -383,6 +383,11 @@ class Model(nn.Module):
             m = seen if m is None else m * seen
         return NoisyBatch(kernel, condition, z_0, z_t, t, noise, m)
 
+    def kernel_loss(self, seen: NoisyBatch) -> Float[Tensor, "b"]:
+        """The kernel's own loss of samples with noise and loss everywhere."""
+        output, _ = self._parts(self._output(seen.z_t, seen.t, seen.condition))
+        return seen.kernel.loss(output, seen.z_0, seen.z_t, seen.t, seen.noise)
+
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises.
 
