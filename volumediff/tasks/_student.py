@@ -182,7 +182,7 @@ class StudentTask(DiffusionTask):
         Raises:
             DataError: the copy is gone or damaged
         """
-        twin = type(self).build(self.config, self._run).model
+        twin = DiffusionTask.build(self.config, self._run).model
         if self._run is not None:
             take(twin, self._kept())
         return twin.requires_grad_(False).eval()
