@@ -63,6 +63,12 @@ def training_problem(
             f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
             "places, got latents; use voxel, wavelet or slices."
         )
+    if recipe.local and kernel.schedule.variance_exploding:
+        return (
+            "kernel.schedule: expected one whose states keep about their size for "
+            f"{name_of(type(recipe))}, which leaves states clean outside of a region, got "
+            f"{name_of(type(kernel.schedule))}; use kernel.schedule=cosine or rectified."
+        )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
         if problem is None and recipe.local:
