@@ -29,6 +29,7 @@ __all__ = [
     "told_problem",
     "training_problem",
     "variance_problem",
+    "weight_problem",
 ]
 
 WHITE = "white"
@@ -153,6 +154,18 @@ def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
         "losses: expected vlb for a kernel that learns the variance of its steps, got none that "
         "trains it; use losses=[{name: vlb}] or kernel.variance=posterior."
     )
+
+
+def weight_problem(kernel_weight: float, losses: Sequence[LossTerm]) -> str | None:
+    """Why a kernel's own loss would be trained twice."""
+    for loss in losses:
+        if loss.contains_kernel and kernel_weight:
+            name = name_of(type(loss))
+            return (
+                f"kernel_weight: expected 0 beside the loss {name}, which contains the kernel's "
+                f"own loss, got {kernel_weight:g}; use kernel_weight=0."
+            )
+    return None
 
 
 def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
