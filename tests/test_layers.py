@@ -28,6 +28,7 @@ LAYERS = [
         "chain_noise",
     ],
     ["storage"],
+    ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
         "time_grids",
@@ -44,7 +45,7 @@ LAYERS = [
     ["compatibility"],
     ["classification", "denoising_gan", "pretraining", "residual_segmentation"],
     ["guidance", "samplers", "features"],
-    ["anomaly", "segmentation"],
+    ["anomaly", "segmentation", "translation"],
     ["settings"],
     ["distributed"],
     ["samples"],
@@ -84,6 +85,7 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "huggingface_hub",
     "triton",
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.

@@ -34,6 +34,7 @@ __all__ = [
     "restores",
     "samples_everything",
     "times_problem",
+    "translates",
 ]
 
 WHITE = "white"
@@ -96,6 +97,11 @@ def samples_everything(model: Model) -> bool:
 def fills_voids(recipe: Recipe) -> bool:
     """Whether the network is conditioned on a void and its surroundings, with noise everywhere."""
     return recipe.teaches == "inpainting"
+
+
+def translates(recipe: Recipe) -> bool:
+    """Whether the network draws some channels of a volume given the others."""
+    return recipe.teaches == "translation"
 
 
 def restores(kernel: Kernel) -> bool:
@@ -207,7 +213,7 @@ def mean_problem(model: Model) -> str | None:
 
 def guidance_problem(model: Model, guidance: Guide | None) -> str | None:
     """Why a model has not the classes that a guidance is about."""
-    if guidance is None or not guidance.needs_classes or model.network.embedding.classes:
+    if guidance is None or not guidance.needs_classes or model.recipe.compares:
         return None
     return (
         f"guidance {name_of(type(guidance))}: expected a class-conditional checkpoint, trained on "

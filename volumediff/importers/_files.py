@@ -17,7 +17,7 @@ from torch._weights_only_unpickler import UnpicklingError
 
 from volumediff.errors import DataError, UsageError
 
-__all__ = ["checkpoint_of", "read"]
+__all__ = ["PICKLES", "checkpoint_of", "read"]
 
 PICKLES = (".pt", ".pth", ".pkl", ".ckpt")
 SHOWN = 6  # of several checkpoints in a folder
