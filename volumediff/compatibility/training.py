@@ -33,6 +33,7 @@ __all__ = [
     "training_problem",
     "trajectory_problem",
     "variance_problem",
+    "weight_problem",
 ]
 
 WHITE = "white"
@@ -66,6 +67,12 @@ def training_problem(
         return (
             f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
             "places, got latents; use voxel, wavelet or slices."
+        )
+    if recipe.local and kernel.schedule.variance_exploding:
+        return (
+            "kernel.schedule: expected one whose states keep about their size for "
+            f"{name_of(type(recipe))}, which leaves states clean outside of a region, got "
+            f"{name_of(type(kernel.schedule))}; use kernel.schedule=cosine or rectified."
         )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
@@ -151,6 +158,18 @@ def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
         "losses: expected vlb for a kernel that learns the variance of its steps, got none that "
         "trains it; use losses=[{name: vlb}] or kernel.variance=posterior."
     )
+
+
+def weight_problem(kernel_weight: float, losses: Sequence[LossTerm]) -> str | None:
+    """Why a kernel's own loss would be trained twice."""
+    for loss in losses:
+        if loss.contains_kernel and kernel_weight:
+            name = name_of(type(loss))
+            return (
+                f"kernel_weight: expected 0 beside the loss {name}, which contains the kernel's "
+                f"own loss, got {kernel_weight:g}; use kernel_weight=0."
+            )
+    return None
 
 
 def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:

@@ -25,6 +25,7 @@ from volumediff.compatibility.training import (
     codec_problem,
     prior_problem,
     training_problem,
+    weight_problem,
 )
 from volumediff.config import build, name_of
 from volumediff.errors import UsageError
@@ -136,6 +137,7 @@ class DiffusionTask(Task):
             build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
         ]
         require(training_problem(recipe, space, kernel, noise, losses), UsageError)
+        require(weight_problem(config.kernel_weight, losses), UsageError)
         states = encoders.each.get(STATES)
         if states is not None:
             require(codec_problem(recipe, states.recipe), UsageError)
@@ -253,6 +255,7 @@ class DiffusionTask(Task):
             recipe=self.model.recipe,
             losses=self.model.losses,
             kernel_weight=self.model.kernel_weight,
+            sides=self.model.sides,
         )
 
     # What a latent space of masks costs
