@@ -19,13 +19,14 @@ SMALL: dict[str, Any] = {
     "hidden": [4],
     "members": 2,
     "steps": 3,
+    "teacher_steps": 16,
     "warmup": 1,
     "points": 20,
     "batch": 8,
     "workers": 0,
     "batch_size": 2,
 }
-FOLDERS = ("pipelines", "autoencoders", "classifiers", "residual_segmenters", "probes")
+FOLDERS = ("pipelines", "autoencoders", "classifiers", "residual_segmenters", "probes", "students")
 
 
 def trained_configs() -> list[str]:

@@ -30,12 +30,15 @@ COMMANDS = {
     "calibrate",
     "tune",
     "segment",
+    "translate",
     "sample",
     "evaluate",
     "plan",
     "profile",
     "demo",
     "export",
+    "push",
+    "pull",
     "info",
     "doctor",
 }
@@ -306,7 +309,7 @@ def test_calibrate_stores_what_localize_uses(program, run):
 
 # --- the grammar ---------------------------------------------------------------------------------
 
-OF_A_RUN = ("localize", "segment", "sample", "calibrate", "tune")
+OF_A_RUN = ("localize", "segment", "translate", "sample", "calibrate", "tune")
 
 
 def parameters():
@@ -352,6 +355,7 @@ def test_defaults_are_those_of_the_python_functions():
     pairs = {
         "localize": volumediff.localize_files,
         "segment": volumediff.segment_files,
+        "translate": volumediff.translate_files,
         "sample": volumediff.sample_files,
         "calibrate": volumediff.Run.calibrate,
         "tune": volumediff.Run.tune,
@@ -360,6 +364,7 @@ def test_defaults_are_those_of_the_python_functions():
         "restore": volumediff.restore,
         "check": volumediff.check,
         "plan": volumediff.plan,
+        "push": volumediff.push,
     }
     seen = 0
     for name, parameter in parameters():

@@ -42,6 +42,7 @@ KERNELS = {
 EVERY_KERNEL = KERNELS | {"rigid": build("kernel", {"name": "rigid", "schedule": SPEC})}
 ARGUMENTS = {
     "class_conditional": {"attribute": "group", "values": ["control", "patient"]},
+    "modality_conditional": {"values": ["t1", "t2"]},
     "mixture": {"of": ["coarse"]},
     "pasted": {"masks": str(MASKS)},
 }
@@ -106,6 +107,10 @@ class_conditional/gaussian    ++++ ++++ ++++ +--- +---
 class_conditional/cold        ---- ---- ---- ---- ----
 class_conditional/discrete    ---- ---- ---- ---- +---
 class_conditional/discrete3   ---- ---- ---- ---- ----
+modality_conditional/gaussian  ++++ ++++ ++++ +--- +---
+modality_conditional/cold      ---- ---- ---- ---- ----
+modality_conditional/discrete  ---- ---- ---- ---- +---
+modality_conditional/discrete3 ---- ---- ---- ---- ----
 label_diffusion/gaussian      ++++ ++++ ++++ +--- +---
 label_diffusion/cold          ---- ---- ---- ---- ----
 label_diffusion/discrete      ++++ ++++ ++++ ---- +---
@@ -130,6 +135,10 @@ inpainting/gaussian           ++++ ++++ ++++ +--- +---
 inpainting/cold               ---- ---- ---- ---- ----
 inpainting/discrete           ---- ---- ---- ---- ----
 inpainting/discrete3          ---- ---- ---- ---- ----
+voided/gaussian               ++++ ++++ ++++ +--- +---
+voided/cold                   ---- ---- ---- ---- ----
+voided/discrete               ---- ---- ---- ---- ----
+voided/discrete3              ---- ---- ---- ---- ----
 pseudo_healthy/gaussian       ++++ ++++ ++++ +--- +---
 pseudo_healthy/cold           ---- ---- ---- ---- ----
 pseudo_healthy/discrete       ---- ---- ---- ---- ----
@@ -138,6 +147,10 @@ translation/gaussian          ++++ ++++ ++++ +--- +---
 translation/cold              ---- ---- ---- ---- ----
 translation/discrete          ---- ---- ---- ---- ----
 translation/discrete3         ---- ---- ---- ---- ----
+modality_cycle/gaussian       ++++ ++++ ++++ +--- +---
+modality_cycle/cold           ---- ---- ---- ---- ----
+modality_cycle/discrete       ---- ---- ---- ---- ----
+modality_cycle/discrete3      ---- ---- ---- ---- ----
 """
 
 
@@ -197,18 +210,20 @@ def test_codes_that_a_kernel_can_change(spaces, via):
 
 ALL = (
     *("healthy", "class_conditional", "label_diffusion", "synthetic_anomalies"),
-    *("degradation", "local_noise", "inpainting", "translation"),
+    *("degradation", "local_noise", "inpainting", "modality_cycle", "translation"),
+    "modality_conditional",
 )
 ASKED = """
-any                 ++------
-healthy             +-------
-class_conditional   -+------
-label_diffusion     --+-----
-synthetic_anomalies ---+----
-degradation         ----+---
-local_noise         -----+--
-inpainting          ------+-
-translation         -------+
+any                 ++-------+
+healthy             +--------+
+class_conditional   -+--------
+label_diffusion     --+-------
+synthetic_anomalies ---+------
+degradation         ----+-----
+local_noise         -----+----
+inpainting          ------+---
+modality_cycle      -------+--
+translation         --------+-
 """
 WALKED = """
 gaussian +---
@@ -355,20 +370,25 @@ def test_runs_that_others_learn_from():
     assert learn == {"synthetic_anomalies", "label_diffusion"}
     assert training.supervision_problem(named("recipe", "label_diffusion", coding=Signed(0.0)))
     given = {name for name, r in RECIPES.items() if not training.states_problem(r)}
-    assert given == {"healthy", "class_conditional"}
+    assert given == {"healthy", "class_conditional", "modality_conditional"}
     compared = {
         (recipe, kernel)
         for recipe, r in RECIPES.items()
         for kernel, k in KERNELS.items()
         if not training.comparison_problem(model(recipe=heir(r), kernel=heir(k)))
     }
-    assert compared == {("healthy", "gaussian"), ("class_conditional", "gaussian")}
+    assert compared == {
+        ("healthy", "gaussian"),
+        ("class_conditional", "gaussian"),
+        ("modality_conditional", "gaussian"),
+    }
     classes = RECIPES["class_conditional"]
     good = replace(classes, drop=0.0)
     assert training.classification_problem(good) is None
     for bad in (
         RECIPES["healthy"],
         classes,
+        replace(RECIPES["modality_conditional"], drop=0.0),
         replace(good, atlas=True),
         replace(good, scalars=("age",)),
     ):
@@ -377,7 +397,9 @@ def test_runs_that_others_learn_from():
 
 def test_what_is_modelled():
     rule = methods.fills_voids
-    assert {name for name, r in RECIPES.items() if rule(heir(r))} == {"inpainting"}
+    assert {name for name, r in RECIPES.items() if rule(heir(r))} == {"inpainting", "voided"}
+    rule = methods.translates
+    assert {name for name, r in RECIPES.items() if rule(heir(r))} == {"translation"}
     assert {name for name, k in KERNELS.items() if methods.restores(heir(k))} == {"cold"}
 
 
@@ -456,9 +478,13 @@ def test_a_sampler_needs_what_it_reads():
 )
 def test_every_part_says_what_it_is(family, word, parts):
     assert set(parts) == set(available(family))
-    said = [getattr(part, word) for part in parts.values()]
+    # what surrounds a void, shown in another way: methods take both alike
+    said = [getattr(part, word) for name, part in parts.items() if name != "voided"]
     assert all(said)
-    assert len(set(said)) == len(said), "two parts that are not alike"
+    # a modality says nothing about health, so that methods for healthy volumes take both
+    alike = 1 if family == "recipe" else 0
+    assert len(set(said)) == len(said) - alike, "two parts that are not alike"
+    assert RECIPES["modality_conditional"].teaches == RECIPES["healthy"].teaches
     paths = {k.path for k in EVERY_KERNEL.values()}
     assert {p for r in RECIPES.values() for p in r.paths} == paths
 

@@ -31,11 +31,13 @@ ARGUMENTS = {
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
     ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
     ("task", "probe"): {"recipe": "label_diffusion"},
+    ("task", "trajectory"): {"student": {"states": 2, "teacher_steps": 4}},
     ("predictor", "anchor"): {"model": anchor_of_halves()},
     ("predictor", "probe"): {"model": probe_of_halves()},
     ("predictor", "residual"): {"model": residual_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
+    ("task", "reflow"): {"student": {"steps": 2, "from_steps": 2}},
 }
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),
@@ -65,7 +67,9 @@ MORE = [
     ("editing", "inpaint", {"selector": "given"}),
     ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
+    ("network", "guided", {"skips": "concatenated", "steps": 2}),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
+    ("network", "flowlet", {"attention_levels": [1], "heads": 2, "condition": 6}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
     *(
         ("task", "pretraining", {"pretext": name})
@@ -90,6 +94,8 @@ UNUSED = {
 }
 CHECKPOINTS = {
     "wdm": {"inputs": 8, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True},
+    "cwdm": {"inputs": 32, "outputs": 8, "widths": (8, 16), "pooled": True, "joined": True},
+    "fastwdm3d": {"inputs": 24, "outputs": 8, "widths": (8, 16), "blocks": 4, "pooled": True},
     "patchddm": {"inputs": 8, "outputs": 1, "widths": (5, 15, 10), "blocks": 2, "pooled": False},
 }
 

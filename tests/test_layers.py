@@ -25,10 +25,13 @@ LAYERS = [
         "tiling",
         "config",
         "condition",
+        "chain_noise",
     ],
     ["storage"],
+    ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "time_grids",
         "networks",
         "conditioners",
         *("autoencoders", "image_codecs", "adapters"),
@@ -40,9 +43,9 @@ LAYERS = [
     ["losses"],
     ["supervised_segmentation", "model"],
     ["compatibility"],
-    ["classification", "pretraining", "residual_segmentation"],
+    ["classification", "denoising_gan", "pretraining", "residual_segmentation", "trajectories"],
     ["guidance", "samplers", "features"],
-    ["anomaly", "segmentation"],
+    ["anomaly", "segmentation", "translation"],
     ["settings"],
     ["distributed"],
     ["samples"],
@@ -82,6 +85,7 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "huggingface_hub",
     "triton",
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.

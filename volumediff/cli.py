@@ -28,10 +28,13 @@ from volumediff.commands.localize import localize
 from volumediff.commands.plan import plan
 from volumediff.commands.prepare import prepare
 from volumediff.commands.profile import profile
+from volumediff.commands.pull import pull
+from volumediff.commands.push import push
 from volumediff.commands.restore import restore
 from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
+from volumediff.commands.translate import translate
 from volumediff.commands.tune import tune
 from volumediff.distributed.launch import started
 from volumediff.errors import (
@@ -161,9 +164,12 @@ for _name, _command in {
     "calibrate": calibrate,
     "tune": tune,
     "segment": segment,
+    "translate": translate,
     "restore": restore,
     "sample": sample,
     "export": export,
+    "push": push,
+    "pull": pull,
     "evaluate": evaluate,
     "demo": demo,
     "info": info,

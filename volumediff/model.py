@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
@@ -36,6 +37,7 @@ __all__ = [
     "Batch",
     "LabelProbabilities",
     "Model",
+    "NoisyBatch",
     "full_coordinates",
     "positions",
     "state_noise",
@@ -124,6 +126,29 @@ class Batch:
             images=tuple(function(image) for image in self.images),
             **{n: None if t is None else function(t) for n, t in others.items()},
         )
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyBatch:
+    """Samples as the network sees them in training.
+
+    Arguments:
+        kernel: with the law of the batch, where it has one
+        condition: with images and mask, on the grid of the network
+        z_0: clean states
+        z_t: noisy states
+        t: their times, in float64
+        noise: that they were corrupted with
+        m: 1 where the loss looks, in state space; None for everywhere
+    """
+
+    kernel: Kernel
+    condition: Condition
+    z_0: State
+    z_t: State
+    t: Float[Tensor, "b"]
+    noise: State
+    m: Float[Tensor, "b 1 d2 h2 w2"] | None
 
 
 class Model(nn.Module):
@@ -216,9 +241,33 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition = UNCONDITIONAL
     ) -> Prediction:
         """What a noisy state says about the clean one; a `Denoiser`."""
-        output, noisy = self._parts(self._output(z_t, t, condition))
+        # Of networks of trajectories the clean end, which is the last state of each.
+        last = self._output(z_t, t, condition).unflatten(0, (len(z_t), -1))[:, -1]
+        output, noisy = self._parts(last)
         prediction = self.kernel.predict(output, z_t, t)
         return prediction if noisy is None else replace(prediction, noisy=noisy)
+
+    def trajectory(
+        self,
+        z_1: State,
+        times: Float[Tensor, "m"],
+        condition: Condition = UNCONDITIONAL,
+    ) -> Float[Tensor, "b m k d2 h2 w2"]:
+        """States at all times of a network of trajectories, by one call.
+
+        An output is read as a prediction from z_1, along which a first-order step leads to its
+        time.
+
+        Arguments:
+            z_1: noise at t = 1
+            times: of the network, as the schedule reads them
+        """
+        b, m = len(z_1), len(times)
+        one = z_1.new_ones(b * m, dtype=torch.float64)
+        output = self._output(z_1, one[:b], condition)
+        said = self.kernel.predict(output, z_1.repeat_interleave(m, dim=0), one)
+        states = self.kernel.corrupt(said.x0, times.to(one).repeat(b), said.eps)
+        return states.unflatten(0, (b, m))
 
     def kernel_of(self, condition: Condition) -> Kernel:
         """The kernel of volumes with this condition: with their law, where it has one.
@@ -233,7 +282,7 @@ class Model(nn.Module):
             )
         return self.kernel if condition.law is None else self.kernel.given(condition.law)
 
-    def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], State]:
+    def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> ChainNoise:
         """step -> noise in state space; sample i depends on keys[i] and the step alone.
 
         Samplers ask for the steps 0, 1, ...; other numbers, such as -1 for the state that a chain
@@ -243,7 +292,12 @@ class Model(nn.Module):
             keys: one per sample
             shape: (c, d, h, w) of the volumes
         """
-        return lambda step: self._noise(keys, tuple(shape), "noise", step)
+        return ChainNoise(
+            tuple(keys),
+            lambda step: self._noise(keys, tuple(shape), "noise", step),
+            length=self.network.latent_length,
+            device=self.device,
+        )
 
     def told(
         self,
@@ -287,14 +341,22 @@ class Model(nn.Module):
         """The condition, with the state of the volume itself where the model takes it."""
         return condition.replace(reference=z) if self.recipe.reference else condition
 
-    def loss(self, batch: Batch) -> Float[Tensor, "b"]:
-        """One loss per sample; its mean is what training minimises.
+    def with_network(self, network: Network) -> "Model":
+        """The same model with another network."""
+        return Model(
+            self.space,
+            self.kernel,
+            network,
+            dtype=self.dtype,
+            time_density=self.time_density,
+            noise_field=self.noise_field,
+            recipe=self.recipe,
+            transform=self.transform,
+            walk=self.walk,
+        )
 
-        Terms beside the kernel's are about whole targets: where noise or loss is in a region
-        alone, there are none of them.
-
-        Networks that predict where noise is are asked for the region itself, everywhere.
-        """
+    def corrupted(self, batch: Batch) -> NoisyBatch:
+        """What the network is shown of a batch: everything follows from the keys."""
         with torch.no_grad():
             z_0 = self.encode(batch.x)
         # Codecs without weights of their own to train leave nothing for the backward pass.
@@ -319,6 +381,24 @@ class Model(nn.Module):
         if batch.hidden is not None:
             seen = 1 - self.space.mask(batch.hidden)
             m = seen if m is None else m * seen
+        return NoisyBatch(kernel, condition, z_0, z_t, t, noise, m)
+
+    def kernel_loss(self, seen: NoisyBatch) -> Float[Tensor, "b"]:
+        """The kernel's own loss of samples with noise and loss everywhere."""
+        output, _ = self._parts(self._output(seen.z_t, seen.t, seen.condition))
+        return seen.kernel.loss(output, seen.z_0, seen.z_t, seen.t, seen.noise)
+
+    def loss(self, batch: Batch) -> Float[Tensor, "b"]:
+        """One loss per sample; its mean is what training minimises.
+
+        Terms beside the kernel's are about whole targets: where noise or loss is in a region
+        alone, there are none of them.
+
+        Networks that predict where noise is are asked for the region itself, everywhere.
+        """
+        seen = self.corrupted(batch)
+        kernel, condition, m = seen.kernel, seen.condition, seen.m
+        z_0, z_t, t, noise = seen.z_0, seen.z_t, seen.t, seen.noise
         output, noisy = self._parts(self._output(z_t, t, condition))
         if m is None:
             loss = self.kernel_weight * kernel.loss(output, z_0, z_t, t, noise)
@@ -369,7 +449,7 @@ class Model(nn.Module):
 
     def _output(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
         z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
@@ -380,7 +460,7 @@ class Model(nn.Module):
 
     def _inner(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network where it computes."""
         place = condition.coordinates
         if place is None and self.network.coordinates:

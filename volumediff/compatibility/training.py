@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.compatibility._words import either, undeclared
+from volumediff.compatibility.methods import mean_problem
 from volumediff.config import name_of
 from volumediff.kernels._base import Kernel
 from volumediff.losses._base import LossTerm
@@ -11,6 +12,7 @@ from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
+from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
 __all__ = [
@@ -19,6 +21,9 @@ __all__ = [
     "codec_problem",
     "coding_problem",
     "comparison_problem",
+    "distillation_problem",
+    "gan_problem",
+    "kept_problem",
     "prior_problem",
     "probe_problem",
     "states_problem",
@@ -26,7 +31,9 @@ __all__ = [
     "supervision_problem",
     "told_problem",
     "training_problem",
+    "trajectory_problem",
     "variance_problem",
+    "weight_problem",
 ]
 
 WHITE = "white"
@@ -60,6 +67,12 @@ def training_problem(
         return (
             f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
             "places, got latents; use voxel, wavelet or slices."
+        )
+    if recipe.local and kernel.schedule.variance_exploding:
+        return (
+            "kernel.schedule: expected one whose states keep about their size for "
+            f"{name_of(type(recipe))}, which leaves states clean outside of a region, got "
+            f"{name_of(type(kernel.schedule))}; use kernel.schedule=cosine or rectified."
         )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
@@ -147,6 +160,18 @@ def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
     )
 
 
+def weight_problem(kernel_weight: float, losses: Sequence[LossTerm]) -> str | None:
+    """Why a kernel's own loss would be trained twice."""
+    for loss in losses:
+        if loss.contains_kernel and kernel_weight:
+            name = name_of(type(loss))
+            return (
+                f"kernel_weight: expected 0 beside the loss {name}, which contains the kernel's "
+                f"own loss, got {kernel_weight:g}; use kernel_weight=0."
+            )
+    return None
+
+
 def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
     """Why a noise cannot be drawn in a space."""
     if noise.kind != WHITE and not space.exact:
@@ -200,7 +225,7 @@ def codec_problem(recipe: Recipe, codec: Recipe) -> str | None:
 def classification_problem(recipe: Recipe) -> str | None:
     """Why a classifier of states cannot learn from a recipe: it sees a state and nothing else,
     and samples without a class mean nothing to it."""
-    if recipe.classes and not (recipe.drop or recipe.atlas or recipe.scalars):
+    if recipe.compares and not (recipe.drop or recipe.atlas or recipe.scalars):
         return None
     return (
         "recipe: expected classes without drop, atlas and scalars for a classifier, such as "
@@ -253,12 +278,103 @@ def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
 def comparison_problem(model: Model) -> str | None:
     """Why a segmentation network cannot learn from the reconstructions of a model."""
     if model.recipe.whole and model.kernel.path == "gaussian":
-        return None
+        return mean_problem(model)
     return (
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
     )
+
+
+def distillation_problem(teacher: Model) -> str | None:
+    """Why a model cannot be distilled: nothing leads from its noise to its volumes by itself."""
+    recipe, kernel = teacher.recipe, teacher.kernel
+    if kernel.path != "gaussian":
+        return (
+            "expected a teacher with a gaussian kernel, whose steps follow from the state alone, "
+            f"got {name_of(type(kernel))}; use fewer steps of its own sampler."
+        )
+    if recipe.local:
+        return (
+            "expected a teacher with noise everywhere, got the recipe "
+            f"{name_of(type(recipe))}, with noise in a region; use a run of the recipe healthy."
+        )
+    low, high = teacher.time_density.support
+    if low > 0:
+        return (
+            f"expected a teacher that was trained down to t = 0, got one on the times {low:g} to "
+            f"{high:g}; train it with times=uniform."
+        )
+    if teacher.sides or teacher.network.conditioner.anchors:
+        return (
+            "expected a teacher whose losses have no networks of their own, which a student has "
+            "no use for, got one with them; use a run of a method without, such as segdiff."
+        )
+    return None
+
+
+def gan_problem(model: Model) -> str | None:
+    """Why a model cannot be the generator of a denoising diffusion GAN."""
+    recipe, kernel = model.recipe, model.kernel
+    if kernel.path != "gaussian" or kernel.outputs(1) != 1:
+        return (
+            "kernel: expected gaussian with variance posterior for a denoising diffusion GAN, "
+            "whose steps are draws from its posterior, got "
+            f"{name_of(type(kernel))}{' with learned variance' if kernel.outputs(1) != 1 else ''}."
+        )
+    if recipe.local or recipe.mask_loss:
+        return (
+            "recipe: expected noise everywhere for a denoising diffusion GAN, got "
+            f"{name_of(type(recipe))}, whose noise is in a region alone; use another recipe."
+        )
+    if model.losses:
+        names = ", ".join(name_of(type(term)) for term in model.losses)
+        return (
+            "losses: expected none for a denoising diffusion GAN, which learns from its "
+            f"discriminator alone, got {names}; leave losses out."
+        )
+    return None
+
+
+def trajectory_problem(model: Model) -> str | None:
+    """Why a network cannot give the trajectory of a model in one call."""
+    low, high = model.time_density.support
+    if (low, high) != (0.0, 1.0):
+        return (
+            "teacher: expected one that was trained on all times for an operator of trajectories, "
+            f"which lead from t = 1 to 0, got one on the times {low:g} to {high:g}; train it with "
+            "times=uniform."
+        )
+    if getattr(model.kernel, "prediction", "") == "eps":
+        return (
+            "teacher: expected one that predicts x0, v or u for an operator of trajectories, got "
+            "eps, which at t = 1 says next to nothing about the clean state; use a teacher with "
+            "kernel.prediction=v."
+        )
+    if not model.network.taps:
+        return (
+            "teacher: expected a network with levels for an operator of trajectories, got "
+            f"{name_of(type(model.network))}; use a teacher with the network unet."
+        )
+    return None
+
+
+def kept_problem(model: Model, c: int, *, crop: Shape | None) -> str | None:
+    """Why trajectories depend on more than noise, so that they cannot be kept by number.
+
+    Arguments:
+        c: channels of the volumes
+        crop: of training, if any
+    """
+    recipe = model.recipe
+    told = recipe.image_channels(c) or recipe.classes or recipe.scalar_count or recipe.shows_mask
+    if told or recipe.reference:
+        reason = f"a model with conditions (recipe {name_of(type(recipe))})"
+    elif crop is not None and model.network.coordinates:
+        reason = "crops whose place the network is shown"
+    else:
+        return None
+    return f"student.kept: expected 0 for {reason}, got more; set student.kept=0."
 
 
 def told_problem(recipe: Recipe) -> str | None:

@@ -43,6 +43,11 @@ def denoiser_problem(model: Model) -> str | None:
             "expected a network that runs in one piece, whose stages can be read, got one in "
             "slabs; use memory.slab=null memory.offload=false processes.domain=1, or another map."
         )
+    if model.network.latent_length or model.network.times:
+        return (
+            "expected a network of a state and its time alone, got one that takes a random latent "
+            "or gives trajectories; use the run of a plain diffusion model."
+        )
     if not model.network.taps:
         return (
             f"expected a network of residual blocks, got {name_of(type(model.network))}; use "

@@ -6,7 +6,7 @@ vector e; what is left to define is the body, (input, e) -> output, at any spati
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from volumediff.condition import Condition
 from volumediff.conditioners._base import Body, Conditioner, Host, Prepared
 from volumediff.config import build, component
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._latent_mapping import LatentMapping
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
+from volumediff.networks._spectral_mixing import SpectralMixing
 from volumediff.networks._streamable import Streamable
 
 __all__ = ["Anatomy", "Network"]
@@ -98,6 +100,8 @@ class Network(Streamable):
         elif embedding is None:
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
+        self.mapping: LatentMapping | None = None
+        self.times: tuple[float, ...] = ()
         host = Host(in_channels, image_channels, embedding.width, layers)
         self.conditioner = self._conditioner(conditioner, host)
 
@@ -119,6 +123,39 @@ class Network(Streamable):
     @abstractmethod
     def stride(self) -> tuple[int, int, int]:
         """Total stride; crops that start at its multiples see the grid of the whole volume."""
+
+    def take_latent(self, length: int) -> None:
+        """Makes the network one of samples: a random latent joins the embedding.
+
+        Arguments:
+            length: of the latent
+        """
+        self.mapping = LatentMapping(length, self.embedding.width)
+
+    def take_trajectory(self, times: Sequence[float], *, modes: int) -> None:
+        """Makes the network one of trajectories: of noise at t = 1, its output at all these times.
+
+        Every level mixes the states of a trajectory, and starts without doing so.
+
+        Arguments:
+            times: M of them, as the network reads times, the last one that of the clean state
+            modes: frequencies over the times that are mixed
+
+        Raises:
+            ValueError: it has no levels, or not so many frequencies
+        """
+        if not self.taps:
+            raise ValueError(
+                f"expected a network with levels, got {type(self).__name__}, which has none"
+            )
+        self.times = tuple(times)
+        for tap in self.taps.values():
+            tap.module.mixing = SpectralMixing(tap.channels, states=len(times), modes=modes)
+
+    @property
+    def latent_length(self) -> int:
+        """Numbers of the random latent that the network takes; 0 for none."""
+        return 0 if self.mapping is None else self.mapping.length
 
     @property
     def taps(self) -> Mapping[str, Tap]:
@@ -188,12 +225,15 @@ class Network(Streamable):
         z_t: Float[Tensor, "b k d h w"],
         t: Float[Tensor, "b"],
         condition: Condition | None = None,
-    ) -> Float[Tensor, "b o d h w"]:
-        """Output in the dtype of z_t.
+    ) -> Float[Tensor, "_ o d h w"]:
+        """Output in the dtype of z_t; of networks of trajectories at each of their times, those of
+        a sample one after the other, whatever t is.
 
         Raises:
             ValueError: the condition has not what the network was built for
         """
+        if self.times:
+            z_t, t, condition = self._repeated(z_t, t, condition)
         return self.body(*self._inputs(z_t, t, condition))
 
     def features(
@@ -208,6 +248,23 @@ class Network(Streamable):
             ValueError: the condition has not what the network was built for, or no encoder
         """
         return self.deepest(*self._inputs(z_t, t, condition))
+
+    def _repeated(
+        self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
+    ) -> tuple[Tensor, Float[Tensor, "_"], Condition]:
+        """The same state at every time of a trajectory; the image is prepared once."""
+        condition = condition or Condition()
+        if condition.prepared is None:
+            image = condition.image
+            condition = condition.replace(image=None if image is None else image.to(z_t.dtype))
+            condition = self.prepare(condition)
+        states = len(self.times)
+
+        def repeated(value: Tensor) -> Tensor:
+            return value.repeat_interleave(states, dim=0)
+
+        times = torch.tensor(self.times, dtype=t.dtype, device=t.device).repeat(len(z_t))
+        return repeated(z_t), times, condition.map(repeated)
 
     def _inputs(
         self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
@@ -226,15 +283,18 @@ class Network(Streamable):
         # The embedding is small and sets every layer's scale: never below float32.
         dtype = torch.promote_types(z_t.dtype, torch.float32)
         e = self.embedding(t.to(dtype), condition)
+        _check("latent", condition.latent, self.latent_length, unit="numbers")
+        if self.mapping is not None:
+            e = e + self.mapping(condition.latent.to(e.dtype))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
         return (x, e, condition.prepared) if self.conditioner.places else (x, e)
 
 
-def _check(name: str, tensor: Tensor | None, channels: int) -> None:
+def _check(name: str, tensor: Tensor | None, channels: int, *, unit: str = "channels") -> None:
     """Whether a condition has what the network was built for."""
     got = 0 if tensor is None else tensor.shape[1]
     if got != channels:
         raise ValueError(
-            f"the network takes {channels} channels of Condition.{name}, got {got}: "
+            f"the network takes {channels} {unit} of Condition.{name}, got {got}: "
             f"{'set' if channels else 'leave out'} Condition.{name}"
         )

@@ -4,23 +4,20 @@ Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention an
 cross-attention. For new runs `unet` is the lighter architecture.
 """
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from volumediff.networks._attention import Backend
-from volumediff.networks._base import Anatomy, Network
-from volumediff.networks._concat_hourglass import ConcatHourglass
+from volumediff.networks._attention import Attention, Backend
+from volumediff.networks._block import ResidualBlock
+from volumediff.networks._concat_hourglass import EPS, ConcatHourglass
+from volumediff.networks._concat_unet import ConcatUNet, per_level
 from volumediff.networks._embedding import WideEmbedding
-from volumediff.networks._levels import Tap, level_taps
 from volumediff.networks._resample import Resampling
 
 __all__ = ["MonaiUNet"]
 
 
-class MonaiUNet(Network):
+class MonaiUNet(ConcatUNet):
     """U-Net of residual blocks with an added embedding and concatenated skips.
 
     Arguments:
@@ -79,53 +76,28 @@ class MonaiUNet(Network):
             embedding=embedding,
             conditioner=conditioner,
         )
+        head_sizes = per_level("head_size", head_size, len(widths))
+        for level in sorted({*attention_levels, len(widths) - 1} & set(range(len(widths)))):
+            if head_sizes[level] < 1 or widths[level] % head_sizes[level]:
+                raise ValueError(
+                    f"head_size {head_sizes[level]} must divide the width {widths[level]} of "
+                    f"level {level}"
+                )
+        # A group may be a single channel.
+        norm = {"groups": groups, "least": 1, "eps": EPS}
+
+        def attending(level: int) -> Attention:
+            size = head_sizes[level]
+            return Attention(widths[level], backend=attention, head_size=size, **norm)
+
         self.hourglass = ConcatHourglass(
             self.input_channels,
             out_channels,
             widths=widths,
-            blocks=_per_level("blocks", blocks, len(widths)),
+            blocks=per_level("blocks", blocks, len(widths)),
             attention_levels=attention_levels,
-            head_sizes=_per_level("head_size", head_size, len(widths)),
-            embedding=embedding.width,
+            block=partial(ResidualBlock, embedding=embedding.width, mode="additive", **norm),
+            attention=attending,
             groups=groups,
             resampling=resampling,
-            backend=attention,
         )
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        return self.hourglass.stride
-
-    @property
-    def taps(self) -> Mapping[str, Tap]:
-        body = self.hourglass
-        return level_taps(body.encoder, body.middle, body.decoder)
-
-    @property
-    def anatomy(self) -> Anatomy:
-        body = self.hourglass
-        descent = (self.embedding, *body.descent)
-        head = body.act, body.head
-        return Anatomy(body.stem, descent, head, body.widths[-1], body.factor)
-
-    def deepen(self, count: int) -> None:
-        self.hourglass.deepen(count)
-
-    def deepest(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
-    ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.hourglass.descend(x, e)[0]
-
-    def body(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
-    ) -> Float[Tensor, "b o d h w"]:
-        return self.hourglass(x, e)
-
-
-def _per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
-    values = (value,) * levels if isinstance(value, int) else tuple(value)
-    if len(values) != levels:
-        raise ValueError(
-            f"{name} {values}: expected one number, or one for each of {levels} levels"
-        )
-    return values

@@ -5,7 +5,7 @@ Recipes may add the atlas (healthy mean of the training split) as an image condi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -16,7 +16,7 @@ from volumediff.codings._base import Coding
 from volumediff.data.corruptions import Corruption
 from volumediff.data.regions import Region
 
-__all__ = ["Recipe", "Subject", "Target", "shown", "word"]
+__all__ = ["Recipe", "Subject", "Target", "class_among", "shown", "word"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,7 @@ class Recipe(ABC):
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
         paths: paths of the kernels that the targets are for
+        compares: whether its classes tell the healthy from others, the first being healthy
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
             that name no recipe need such a model
@@ -122,6 +123,7 @@ class Recipe(ABC):
     mask_loss: float = 0.0
     teaches: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ("gaussian",)
+    compares: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
@@ -176,9 +178,24 @@ class Recipe(ABC):
         """Memberships in the masks that are diffused: differentiable, and not cut to [0, 1]."""
         return (x + 1) / 2
 
+    def numbered(self, names: Sequence[str] | None) -> "Recipe":
+        """The recipe with numbers of channels in place of their names, for recipes that take some.
+
+        Arguments:
+            names: of the channels of the volumes, in their order
+
+        Raises:
+            ValueError: a name that is not among them
+        """
+        return self
+
     def problem(self, c: int) -> str | None:
         """Why volumes of c channels make no target; None where they do."""
         return None
+
+    def diffused(self, c: int) -> tuple[int, ...]:
+        """Numbers of the channels that are in what is diffused, for volumes of c channels."""
+        return tuple(range(c))
 
     @abstractmethod
     def channels(self, c: int) -> int:
@@ -191,6 +208,14 @@ class Recipe(ABC):
     @abstractmethod
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         """Whether a volume without a marked lesion counts as healthy."""
+
+    def class_of(self, attributes: Mapping[str, str | float]) -> int | None:
+        """The class that attributes name; None where they name none.
+
+        Raises:
+            ValueError: they name another value than the recipe has
+        """
+        return None
 
     @abstractmethod
     def target(
@@ -207,6 +232,19 @@ def shown(
         return ()
     assert atlas is not None, "it is measured before training"
     return (atlas,)
+
+
+def class_among(values: tuple[str, ...], attribute: str, value: str | float) -> int:
+    """The index of a value.
+
+    Raises:
+        ValueError: it is none of them
+    """
+    if word(value) not in values:
+        raise ValueError(
+            f"attribute {attribute!r} is {word(value)!r}: expected one of {', '.join(values)}"
+        )
+    return values.index(word(value))
 
 
 def word(value: str | float | None) -> str:

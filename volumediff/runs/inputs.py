@@ -12,6 +12,8 @@ from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
+from volumediff.runs.preparation import recorded_preparation
+from volumediff.runs.stripping import stripped, strips
 from volumediff.runs.trained import Trained
 
 __all__ = ["Examination", "examination_of", "find_inputs", "prepared", "prepared_case"]
@@ -127,28 +129,43 @@ def find_inputs(
     return cases if patients is None else patients.known(cases), bad
 
 
-def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:
+def prepared(
+    trained: Trained, images: Sequence[Volume], *, of: Sequence[int] | None = None
+) -> Prepared:
     """The volumes of an examination as the model sees them.
+
+    Arguments:
+        trained: the run
+        images: in the order of the model's channels
+        of: numbers of the channels that they are; None for all
 
     Raises:
         DataError: other channels than the model's, or no foreground
     """
     first, count = images[0].path, sum(len(image.array) for image in images)
-    if count != trained.channels:
-        own = trained.config.data.channels
+    wanted = trained.channels if of is None else len(of)
+    if count != wanted:
+        own = trained.image_names(None, of=of)
         names = "" if own is None else f" ({', '.join(own)})"
         raise DataError(
-            f"{first}: has {count} channels, the run takes {trained.channels}{names}; give as "
-            "many images in the run's order, or choose them by the names of their channels."
+            f"{first}: has {count} channels, the run takes {wanted}{names}; give as many images "
+            "in the run's order, or choose them by the names of their channels."
         )
-    return trained.preprocessing.prepare_volumes(images)
+    preprocessing = trained.preprocessing
+    if of is not None:
+        preprocessing = preprocessing.of_channels(of)
+    return preprocessing.prepare_volumes(images)
 
 
 def prepared_case(trained: Trained, case: Case) -> Prepared:
-    """The files of a case as the model sees them.
+    """The files of a case as the model sees them; heads are stripped for a run of stripped brains
+    that lie in no template's space.
 
     Raises:
         DataError: a file is refused, has other channels than the model, or shows nothing
     """
     policy = trained.preprocessing.policy
-    return prepared(trained, [read(path, policy=policy) for path in case.images.values()])
+    images = {name: read(path, policy=policy) for name, path in case.images.items()}
+    if strips(recorded_preparation(trained.run)):
+        images = stripped(images) or images
+    return prepared(trained, list(images.values()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from volumediff.anomaly.method_input import Example
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
+from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
@@ -165,22 +166,28 @@ class Trained:
         """Channels that a volume must have."""
         return self.config.data.channel_count
 
-    def image_names(self, given: Sequence[str] | None) -> Sequence[str] | None:
+    def image_names(
+        self, given: Sequence[str] | None, *, of: Sequence[int] | None = None
+    ) -> Sequence[str] | None:
         """Names of a volume's images, in the order of the model's channels.
 
         Arguments:
             given: as they are called in the data; None takes the names of the run
+            of: numbers of the channels that are meant; None for all
 
         Raises:
             UsageError: another number of them, or those of the run in another order
         """
         own = self.config.data.channels
+        if own is not None and of is not None:
+            own = tuple(own[i] for i in of)
         if given is None:
             return own
-        if len(given) != self.channels:
+        count = self.channels if of is None else len(of)
+        if len(given) != count:
             raise UsageError(
-                f"channels {','.join(given)}: expected the names of {self.channels} images, as "
-                f"many as {self.run} was trained with, got {len(given)}."
+                f"channels {','.join(given)}: expected the names of {count} images, as many as "
+                f"{self.run} {'was trained with' if of is None else 'takes'}, got {len(given)}."
             )
         if own is not None and set(given) == set(own) and tuple(given) != tuple(own):
             raise UsageError(
@@ -201,6 +208,10 @@ class Trained:
         """Raises UsageError, with the task's reason, where the run draws no volumes."""
         self._unless(self.task.refusals.sample)
 
+    def translates(self) -> None:
+        """Raises UsageError, with the task's reason, where the run translates no channels."""
+        self._unless(self.task.refusals.translate)
+
     def _unless(self, reason: str | None) -> None:
         if reason is not None:
             raise UsageError(f"{self.run}: {reason}")
@@ -215,7 +226,8 @@ class Trained:
         if self.recipe.atlas and atlas is not None:
             with torch.no_grad():
                 image = self.model.encode_image(atlas[None].to(self.device))
-        scalars = self.statistics.standardised(attributes)
+        spacing = self.config.data.preprocessing.spacing()
+        scalars = self.statistics.standardised(with_spacing(attributes, spacing))
         told = None if scalars is None else scalars[None].float().to(self.device)
         return Condition(image=image, scalars=told)
 
@@ -227,16 +239,23 @@ class Trained:
     def _cases(self) -> dict[str, Case]:
         return {case.id: case for case in cases_of(self.config.data)}
 
+    @property
+    def names_volumes(self) -> bool:
+        """Whether the run knows its volumes by name: a model file holds hashes alone, and imported
+        weights come without any."""
+        return (self.run / "splits.json").is_file()
+
     def cases(self, part: str) -> list[Case]:
         """Healthy cases of a part of the run's split: train, validation, calibration or test.
 
         Raises:
-            UsageError: the run's data are not where they were
+            UsageError: the run does not know them, or its data are not where they were
         """
-        if not (self.run / "splits.json").is_file():
+        if not self.names_volumes:
             raise UsageError(
-                f"{self.run}: does not know its {part} volumes by name, as a model file holds "
-                "hashes alone; calibrate on healthy volumes of your own."
+                f"{self.run}: its {part} volumes are needed, and not known: its weights were "
+                "imported, or come from a model file; calibrate on healthy volumes of your own, "
+                "or choose a method that needs nothing else."
             )
         split = Split.load(self.run / "splits.json")
         wanted = getattr(split, part)

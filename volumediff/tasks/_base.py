@@ -65,11 +65,16 @@ class Refusals:
         localize: anomaly maps of volumes
         segment: labels of volumes
         sample: new volumes
+        translate: missing channels of volumes
     """
 
     localize: str | None
     segment: str | None
     sample: str | None
+    translate: str | None = (
+        "was not trained to translate; train with the recipe translation "
+        "(volumediff train PIPELINE method=translation)."
+    )
 
 
 def best_of(of: Path, *, where: str) -> Checkpoint:
@@ -110,6 +115,7 @@ class Task(ABC):
             of a borrowed run are copied otherwise
         adaptable: whether an adapter may be trained in place of its weights: not where the task
             keeps a second copy of these
+        training_copies: names of the copies in RUN/borrowed that training alone needs
         blockwise: whether processes that hold shares of the weights may bring them together one
             residual block after the other; not where a loss asks for gradients on its way
     """
@@ -118,6 +124,7 @@ class Task(ABC):
     noun: ClassVar[str] = "something of its own"
     fits_intensities: ClassVar[bool] = True
     adaptable: ClassVar[bool] = False
+    training_copies: ClassVar[tuple[str, ...]] = ()
     blockwise: ClassVar[bool] = False
 
     def __init__(
@@ -291,6 +298,18 @@ class Task(ABC):
     def criterion(self, samples: Samples) -> Criterion | None:
         """The metric that selects checkpoints; None takes the validation loss, lowest first."""
         return None
+
+    def indicators(self, samples: Samples) -> Sequence[Criterion]:
+        """Metrics that validation records beside the loss, and that select nothing."""
+        return ()
+
+    def alarms(self, row: Mapping[str, float]) -> Sequence[str]:
+        """Lines for a user whose training goes wrong.
+
+        Arguments:
+            row: metrics of a validation
+        """
+        return ()
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """Titles and volumes (c, d, h, w) that show what is learnt; empty where there are none."""

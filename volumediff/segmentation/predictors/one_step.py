@@ -12,11 +12,14 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import mean_problem
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
@@ -29,6 +32,10 @@ __all__ = ["OneStep"]
 @dataclass(frozen=True)
 class OneStep(LabelModelPredictor):
     """The mean of p(m | x) by one call at the largest time that the run was trained at."""
+
+    def check(self, model: Any) -> None:
+        super().check(model)
+        require(mean_problem(model))
 
     @torch.no_grad()
     def memberships(
@@ -43,7 +50,7 @@ class OneStep(LabelModelPredictor):
         recipe, largest = model.recipe, model.time_density.support[1]
         noise = model.noise([d.key for d in draws], (recipe.channels(0), *prepared.shape))
         condition = prepared.expanded(draws)
-        z = model.kernel_of(condition).prior(noise(-1))
+        z = model.kernel_of(condition).prior(noise(-1), largest)
         t = torch.full((len(draws),), largest, dtype=torch.float64, device=z.device)
         x0 = model.denoise(z, t, condition).x0
         x = model.decode(x0, prepared.shape)
