@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.linalg import sqrtm
+from scipy.ndimage import gaussian_filter
 
 from volumediff.features.med3d import Med3D, is_med3d, med3d
 from volumediff.metrics.frechet_distance import centred_interval, extrapolated, frechet_distance
@@ -212,26 +213,32 @@ def anatomy(seed, shape=(24, 28, 20)):
     return torch.where(radius < 0.9, 0.4 - 0.5 * radius + 4 * own, torch.tensor(-1.0))
 
 
+def blurred(x):
+    """A Gaussian of 0.8 voxels, and no mean over 3 x 3 x 3."""
+    return torch.from_numpy(gaussian_filter(x.numpy(), (0, 0.8, 0.8, 0.8)))
+
+
 CHANGES = {
     "none": lambda x: x,
     "noise": lambda x: x + 0.1 * random(*x.shape, seed=99),
-    "blur": lambda x: F.avg_pool3d(x, 3, 1, 1, count_include_pad=False),
+    "blur": lambda x: blurred(x),
+    "blur that lights up the border": lambda x: F.avg_pool3d(x, 3, 1, 1),
     "scale": lambda x: 0.7 * (x + 1) - 0.9,
     "mirror": lambda x: x.flip(1),
     "mirrors": lambda x: x.flip(2, 3),
     "shift": lambda x: x.roll((1, -1, 1), (1, 2, 3)),
     "several": lambda x: 0.8 * x.flip(3).roll(1, 2) + 0.05 * random(*x.shape, seed=98),
+    "blurred and more": lambda x: 0.9 * blurred(x.roll(1, 1)) + 0.05 * random(*x.shape, seed=97),
 }
 
 
 def neighbours(samples, training, held):
-    measured = Thumbnails(np.stack([t[0] for t in training]))
-    others = np.stack([t[0] for t in held])
-    between = np.stack([measured.between(t, others) for t in held])
+    measured = Thumbnails(training)
+    between = np.stack([measured.between(t, held) for t in held])
     np.fill_diagonal(between, np.inf)
     return memorization(
         np.stack([measured.to_training(t) for t in samples]),
-        np.stack([measured.between(t, others) for t in samples]),
+        np.stack([measured.between(t, held) for t in samples]),
         held_to_training=np.stack([measured.to_training(t) for t in held]),
         between_held_out=between,
         rate=0.01,

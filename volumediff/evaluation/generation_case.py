@@ -30,7 +30,7 @@ class VolumeSummary:
         labels_ml: label value -> its volume; empty without labels
         power: by frequency, mean over the channels
         through_plane: consistency of the slices along d, h, w, see `metrics.consistency`
-        thumbnails: for `metrics.memorization`; of a training volume the first alone
+        thumbnails: for `metrics.memorization`; of a training volume the first and the last alone
         vector: features; None without
     """
 

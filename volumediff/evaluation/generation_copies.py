@@ -74,8 +74,8 @@ class Neighbours:
 
     def _by_voxels(self, samples: Sequence[VolumeSummary]) -> MemorizationTest:
         held = self.held_out
-        measured = Thumbnails(np.stack([s.thumbnails[0] for s in self.training]))
-        others = np.stack([s.thumbnails[0] for s in held])
+        measured = Thumbnails([s.thumbnails for s in self.training])
+        others = [s.thumbnails for s in held]
         return memorization(
             np.stack([measured.to_training(s.thumbnails) for s in samples]),
             np.stack([measured.between(s.thumbnails, others) for s in samples]),
@@ -145,10 +145,10 @@ def neighbours_of(
                 f"{MIN_HELD_OUT} others."
             ]
         )
-    # Training volumes are looked at as they are, and need no shifts.
+    # Training volumes need no shifts.
     near = [summary(source, case) for case in trained_on]
     return Neighbours(
-        [replace(each, thumbnails=each.thumbnails[:1]) for each in near],
+        [replace(each, thumbnails=each.thumbnails[[0, -1]]) for each in near],
         [summary(real, case) for case in new],
         [f"Memorization: {text}; by chance at most {RATE:.0%} of new volumes are flagged."],
     )

@@ -15,9 +15,10 @@ and where its nearest training volume is at least a quarter nearer than its near
 a difference that is none but by the number of volumes is no copy.
 
 `Thumbnails` measures distances of volumes such that copies stay near when they are a bit changed:
-means over blocks (noise, blur), standardised (intensity scale and offset), without the mean of the
-training volumes (what all have in common), by the angle between them, the nearest of the eight
-mirror images and of the 27 shifts by up to one voxel along each axis.
+means over blocks (noise) in which training volumes differ (not the air around them), standardised
+(intensity scale and offset), without the mean of the training volumes (what all have in common),
+by the angle between them; the nearest of the eight mirror images and of the 27 shifts by up to one
+voxel along each axis, to the training volume as it is or blurred.
 """
 
 import itertools
@@ -42,6 +43,7 @@ __all__ = [
 
 MIN_HELD_OUT = 5
 SIDE = 12  # blocks along the longest axis
+SPREAD = 0.1  # of the largest deviation over the training volumes: blocks with less are air
 TINY = 1e-6
 NEARER = 0.75  # distance to a copied volume over that to the nearest held-out one, at most
 
@@ -126,58 +128,75 @@ def _ratios(near: np.ndarray, far: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(near.min(1), TINY)) - np.log(np.maximum(far.min(1), TINY))
 
 
-def thumbnails(x: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "27 c a b e"]:
-    """Means over blocks of the volume and of its shifts by a voxel, the volume itself first.
+def thumbnails(x: Float[Tensor, "c d h w"]) -> Float[np.ndarray, "28 c a b e"]:
+    """Means over blocks: of the volume, of its shifts by a voxel, and last of the volume blurred.
 
-    There are about `SIDE` blocks along the longest axis. Planes at the border are repeated.
+    There are about `SIDE` blocks along the longest axis. Planes at the border are repeated, and
+    the blur is a mean over 3 x 3 x 3 voxels.
     """
     longest = max(x.shape[1:])
     size = [min(n, max(1, round(SIDE * n / longest))) for n in x.shape[1:]]
     d, h, w = x.shape[1:]
     padded = F.pad(x.float()[None], (1,) * 6, mode="replicate")
     steps = sorted(itertools.product(range(3), repeat=3), key=lambda s: s != (1, 1, 1))
-    means = [
-        F.adaptive_avg_pool3d(padded[:, :, i : i + d, j : j + h, k : k + w], size)
-        for i, j, k in steps
-    ]
-    return torch.cat(means).cpu().numpy()
+    volumes = [padded[:, :, i : i + d, j : j + h, k : k + w] for i, j, k in steps]
+    volumes.append(F.avg_pool3d(padded, 3, 1))
+    return torch.cat([F.adaptive_avg_pool3d(v, size) for v in volumes]).cpu().numpy()
 
 
 class Thumbnails:
     """Distances between volumes by their thumbnails, in [0, 2].
 
     Arguments:
-        training: thumbnails of the training volumes as they are, whose mean all have in common
+        training: thumbnails of the training volumes, whose mean all have in common
     """
 
-    def __init__(self, training: Float[np.ndarray, "t c a b e"]) -> None:
-        self._mean = _standardised(training).mean(0)
-        self._training = self._directions(training)
+    def __init__(self, training: Sequence[Float[np.ndarray, "k c a b e"]]) -> None:
+        views = np.stack([_views(each) for each in training], axis=1)
+        spread = _standardised(views[0].reshape(*views[0].shape[:2], -1)).std(0).max(0)
+        self._inside = (spread >= SPREAD * spread.max()).reshape(views[0].shape[2:])
+        self._means = [self._standard(view).mean(0) for view in views]
+        self._training = self._views_of(training)
 
-    def to_training(self, query: Float[np.ndarray, "27 c a b e"]) -> Float[np.ndarray, "t"]:
+    def to_training(self, query: Float[np.ndarray, "28 c a b e"]) -> Float[np.ndarray, "t"]:
         """Distances of a volume to the training volumes."""
         return self._least(query, self._training)
 
     def between(
-        self, query: Float[np.ndarray, "27 c a b e"], others: Float[np.ndarray, "m c a b e"]
+        self,
+        query: Float[np.ndarray, "28 c a b e"],
+        others: Sequence[Float[np.ndarray, "k c a b e"]],
     ) -> Float[np.ndarray, "m"]:
         """Distances of a volume to others."""
-        return self._least(query, self._directions(others))
+        return self._least(query, self._views_of(others))
 
-    def _least(self, query: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def _views_of(self, volumes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        views = np.stack([_views(each) for each in volumes], axis=1)
+        return [self._directions(v, mean) for v, mean in zip(views, self._means, strict=True)]
+
+    def _least(self, query: np.ndarray, views: Sequence[np.ndarray]) -> np.ndarray:
         found = [
-            (1 - self._directions(np.flip(query, axes)) @ directions.T).min(0)
+            (1 - self._directions(np.flip(query[:-1], axes), mean) @ directions.T).min(0)
+            for mean, directions in zip(self._means, views, strict=True)
             for count in range(4)
             for axes in itertools.combinations((2, 3, 4), count)
         ]
         return np.min(found, axis=0)
 
-    def _directions(self, of: np.ndarray) -> np.ndarray:
-        flat = (_standardised(of) - self._mean).reshape(len(of), -1)
+    def _directions(self, of: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        flat = (self._standard(of) - mean).reshape(len(of), -1)
         return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), TINY)
 
+    def _standard(self, of: np.ndarray) -> np.ndarray:
+        return _standardised(of[:, :, self._inside])
 
-def _standardised(of: np.ndarray) -> np.ndarray:
-    x, axes = of.astype(np.float64), (2, 3, 4)
-    deviation = x.std(axes, keepdims=True)
-    return (x - x.mean(axes, keepdims=True)) / np.maximum(deviation, TINY)
+
+def _views(thumbnails: Float[np.ndarray, "k c a b e"]) -> Float[np.ndarray, "2 c a b e"]:
+    """Those of the volume as it is and blurred."""
+    return thumbnails[[0, -1]]
+
+
+def _standardised(of: Float[np.ndarray, "n c p"]) -> Float[np.ndarray, "n c p"]:
+    x = of.astype(np.float64)
+    deviation = x.std(2, keepdims=True)
+    return (x - x.mean(2, keepdims=True)) / np.maximum(deviation, TINY)
