@@ -18,6 +18,7 @@ from volumediff.condition import Condition
 from volumediff.conditioners._base import Body, Conditioner, Host, Prepared
 from volumediff.config import build, component
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._guidance_weight import GuidanceWeight
 from volumediff.networks._latent_mapping import LatentMapping
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
@@ -100,6 +101,7 @@ class Network(Streamable):
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
         self.mapping: LatentMapping | None = None
+        self.guidance: GuidanceWeight | None = None
         host = Host(in_channels, image_channels, embedding.width, layers)
         self.conditioner = self._conditioner(conditioner, host)
 
@@ -129,6 +131,10 @@ class Network(Streamable):
             length: of the latent
         """
         self.mapping = LatentMapping(length, self.embedding.width)
+
+    def take_guidance(self) -> None:
+        """Makes the network one that is told the weight of a guidance."""
+        self.guidance = GuidanceWeight(self.embedding.width)
 
     @property
     def latent_length(self) -> int:
@@ -244,6 +250,12 @@ class Network(Streamable):
         _check("latent", condition.latent, self.latent_length, unit="numbers")
         if self.mapping is not None:
             e = e + self.mapping(condition.latent.to(e.dtype))
+        if (condition.guidance is None) != (self.guidance is None):
+            raise ValueError(
+                "the network takes Condition.guidance exactly where it was distilled to be guided"
+            )
+        if self.guidance is not None:
+            e = e + self.guidance(condition.guidance.to(e.dtype))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
         return (x, e, condition.prepared) if self.conditioner.places else (x, e)
 
