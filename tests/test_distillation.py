@@ -541,7 +541,7 @@ def test_a_guided_student_begins_as_its_teacher_without_guidance(classes):
     theirs = task.teacher.denoise(seen.z_t, seen.t, plain).x0
     assert torch.equal(ours, theirs)
     with torch.no_grad():  # where the classes make no difference, that is what it learns
-        target = task.taught(task.teacher)(seen.z_t, seen.t, seen.condition).x0
+        target = task.denoiser(task.teacher)(seen.z_t, seen.t, seen.condition).x0
         gap = (target - theirs).square().flatten(1).mean(1)
     snr = task.model.kernel.schedule(seen.t)
     weight = (snr[0] / snr[1]).square().clamp(min=1).float()

@@ -252,9 +252,33 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition = UNCONDITIONAL
     ) -> Prediction:
         """What a noisy state says about the clean one; a `Denoiser`."""
-        output, noisy = self._parts(self._output(z_t, t, condition))
+        # Of networks of trajectories the clean end, which is the last state of each.
+        last = self._output(z_t, t, condition).unflatten(0, (len(z_t), -1))[:, -1]
+        output, noisy = self._parts(last)
         prediction = self.kernel.predict(output, z_t, t)
         return prediction if noisy is None else replace(prediction, noisy=noisy)
+
+    def trajectory(
+        self,
+        z_1: State,
+        times: Float[Tensor, "m"],
+        condition: Condition = UNCONDITIONAL,
+    ) -> Float[Tensor, "b m k d2 h2 w2"]:
+        """States at all times of a network of trajectories, by one call.
+
+        An output is read as a prediction from z_1, along which a first-order step leads to its
+        time.
+
+        Arguments:
+            z_1: noise at t = 1
+            times: of the network, as the schedule reads them
+        """
+        b, m = len(z_1), len(times)
+        one = z_1.new_ones(b * m, dtype=torch.float64)
+        output = self._output(z_1, one[:b], condition)
+        said = self.kernel.predict(output, z_1.repeat_interleave(m, dim=0), one)
+        states = self.kernel.corrupt(said.x0, times.to(one).repeat(b), said.eps)
+        return states.unflatten(0, (b, m))
 
     def kernel_of(self, condition: Condition) -> Kernel:
         """The kernel of volumes with this condition: with their law, where it has one.
@@ -329,7 +353,7 @@ class Model(nn.Module):
         return condition.replace(reference=z) if self.recipe.reference else condition
 
     def with_network(self, network: Network) -> "Model":
-        """The same model with another network."""
+        """The same model with another network, which need not be told a guidance."""
         other = Model(
             self.space,
             self.kernel,
@@ -341,7 +365,7 @@ class Model(nn.Module):
             transform=self.transform,
             walk=self.walk,
         )
-        other.guided = self.guided
+        other.guided = None if network.guidance is None else self.guided
         return other
 
     def corrupted(self, batch: Batch) -> NoisyBatch:
@@ -442,7 +466,7 @@ class Model(nn.Module):
 
     def _output(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
         z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
@@ -453,7 +477,7 @@ class Model(nn.Module):
 
     def _inner(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network where it computes."""
         if self.guided is not None and condition.guidance is None:
             condition = condition.replace(guidance=z_t.new_ones(len(z_t)))

@@ -132,6 +132,11 @@ class StudentTask(DiffusionTask):
         parts |= {"losses": source.losses}
         if config.guidance is None and isinstance(source, StudentConfig):
             parts["guidance"] = source.guidance
+        elif isinstance(source, StudentConfig) and source.guidance is not None:
+            raise UsageError(
+                f"{WHERE} = {config.teacher}: is told the weight of its guidance already; "
+                "leave guidance out."
+            )
         if config.data.root is None:
             parts["data"] = source.data
         if config.crop is None:
@@ -174,6 +179,11 @@ class StudentTask(DiffusionTask):
             codec.requires_grad_(False)
         return task
 
+    @property
+    def guided_teacher(self) -> bool:
+        """Whether the teacher is told the weight of a guidance."""
+        return self.config.guidance is not None
+
     # Training
 
     def begin_training(self, run: Path | None, *, fresh: bool) -> None:
@@ -189,7 +199,9 @@ class StudentTask(DiffusionTask):
         Raises:
             DataError: the copy is gone or damaged
         """
-        twin = type(self).build(self.config, self._run).model
+        twin = DiffusionTask.build(self.config, self._run).model
+        if self.guided_teacher:
+            twin.take_guidance(*self.config.guidance)
         if self._run is not None:
             take(twin, self._kept())
         return twin.requires_grad_(False).eval()
@@ -224,39 +236,32 @@ class StudentTask(DiffusionTask):
     def _agreement(self, samples: Samples, index: int) -> float:
         if index not in self._taught:
             original = self._seen.with_network(self._original().network.to(self.device))
-            denoise = self.taught(original)
-            found = self._walked(original, denoise, self.teacher_walk, samples, index)
+            found = self._walked(original, self.teacher_walk, samples, index)
             self._taught[index] = found.cpu()
         sampler = self.walk(self.config) or self.teacher_walk
-        found = self._walked(self._seen, self._seen.denoise, sampler, samples, index)
+        found = self._walked(self._seen, sampler, samples, index)
         gap = found - self._taught[index].to(found)
         return -10 * math.log10(max(float(gap.square().mean()), CLOSEST))
 
-    def taught(self, model: Model) -> Denoiser:
-        """What the student is to reach, of the model with the teacher's weights."""
+    def denoiser(self, model: Model) -> Denoiser:
+        """What is walked of the model with the weights of the teacher, or of the student."""
         return model.denoise
 
     def start(self, seen: NoisyBatch) -> tuple[State, float]:
         """The state and the time from which student and teacher are walked to be compared."""
         return seen.z_t, float(seen.t)
 
-    def seen(self, model: Model, samples: Samples, index: int) -> NoisyBatch:
-        """A validation volume as the loss shows it."""
-        return model.corrupted(self._validated(samples, index))
-
     def _validated(self, samples: Samples, index: int) -> Batch:
         sample = samples.held.sample(index, key=key(self.config.seed, "validation", index))
         return collate([sample]).to(self.device)
 
-    def _walked(
-        self, model: Model, denoise: Denoiser, sampler: Sampler, samples: Samples, index: int
-    ) -> State:
+    def _walked(self, model: Model, sampler: Sampler, samples: Samples, index: int) -> State:
         """Where a walk from the noisy state of a validation volume ends."""
         batch = self._validated(samples, index)
-        seen = model.corrupted(batch)
+        seen = self._seen.corrupted(batch)
         z, t = self.start(seen)
         return sampler.sample(
-            denoise,
+            self.denoiser(model),
             seen.kernel,
             z,
             sampler.times(seen.kernel.schedule, t),

@@ -72,14 +72,20 @@ class GuidedTask(StudentTask):
         require(guided_problem(task.model.recipe), UsageError)
         return task
 
-    def taught(self, model: Model) -> Denoiser:
-        """The teacher, guided in two calls by the weight of each sample."""
+    @property
+    def guided_teacher(self) -> bool:
+        return False
+
+    def denoiser(self, model: Model) -> Denoiser:
+        """The student, or the teacher guided in two calls by the weight of each sample."""
+        if model.guided is not None:
+            return model.denoise
         return guided(model.denoise, classes=self.recipe.classes)
 
     def loss(self, player: str, batch: Batch) -> Float[Tensor, "n"]:
         seen = self._seen.corrupted(batch)
         with torch.no_grad():
-            target = self.taught(self.teacher)(seen.z_t, seen.t, seen.condition).x0
+            target = self.denoiser(self.teacher)(seen.z_t, seen.t, seen.condition).x0
         said = self._seen.denoise(seen.z_t, seen.t, seen.condition).x0
         return truncated_snr(seen).to(said) * distance(said, target, seen.m)
 
