@@ -18,6 +18,7 @@ from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
 from volumediff.networks._side_heads import SideHeads
+from volumediff.networks._transformer import SpatialTransformer
 
 __all__ = ["ConcatHourglass"]
 
@@ -37,6 +38,8 @@ class ConcatHourglass(nn.Module):
         groups: channel groups of every normalisation, a divisor of all widths
         resampling: how the grid changes between levels
         backend: of the attention
+        context: channels of the tokens that attention goes to beside the voxels; 0 without
+        transformer_blocks: of every attention to a context
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class ConcatHourglass(nn.Module):
         groups: int,
         resampling: Resampling,
         backend: Backend = "auto",
+        context: int = 0,
+        transformer_blocks: int = 1,
     ) -> None:
         super().__init__()
         last = len(widths) - 1
@@ -60,8 +65,13 @@ class ConcatHourglass(nn.Module):
         norm = {"groups": groups, "least": 1, "eps": EPS}
         block = partial(ResidualBlock, embedding=embedding, mode="additive", **norm)
 
-        def attention(level: int) -> Attention:
-            return Attention(widths[level], backend=backend, head_size=head_sizes[level], **norm)
+        def attention(level: int) -> Attention | SpatialTransformer:
+            named = {"head_size": head_sizes[level], "backend": backend, **norm}
+            if context:
+                return SpatialTransformer(
+                    widths[level], context, blocks=transformer_blocks, **named
+                )
+            return Attention(widths[level], **named)
 
         def stage(level: int, inputs: int) -> HourglassStage:
             attends = level in attention_levels
@@ -115,22 +125,28 @@ class ConcatHourglass(nn.Module):
         self.sides = SideHeads(self.widths, self.out_channels, count=count, factor=self.factor)
 
     def descend(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"],
+        context: Float[Tensor, "b m _"] | None = None,
     ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
         """The deepest features, and the skips."""
-        h, skips = descend(self.stem(x), e, self.encoder, self.down)
+        h, skips = descend(self.stem(x), e, self.encoder, self.down, context)
         for stage in self.middle:
-            h = stage(h, e)
+            h = stage(h, e, None, context)
         return h, skips
 
     def forward(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b i d h w"],
+        e: Float[Tensor, "b n"],
+        context: Float[Tensor, "b m _"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
-        h, skips = self.descend(x, e)
+        h, skips = self.descend(x, e, context)
         sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
-                h = stage(h, e, skips.pop())
+                h = stage(h, e, skips.pop(), context)
             if self.sides is not None:
                 sides += self.sides.read(level, h)
             if level > 0:

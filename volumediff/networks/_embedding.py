@@ -77,11 +77,14 @@ class WideEmbedding(nn.Module):
     .. math:: e = a\big([W_2\, a(W_1 \gamma(\tau)) + E_y,\ \mathrm{MLP}_1(c_1),\
               \mathrm{MLP}_2(c_2), \ldots]\big), \qquad \tau = T t + \tau_0.
 
+    Scalars of a context, the last ones, follow e as they are.
+
     Arguments:
         frequencies: even number of Fourier features of the time
         classes: number of classes; the table has one entry more, the null class, index `classes`
         scalars: number of scalars
         scalar_groups: how many scalars, in their order, share a perceptron; by default all do
+        context: how many of the scalars, the last, are those of a context
         steps, offset: T and the offset of the time step that the network reads
 
     References:
@@ -95,14 +98,16 @@ class WideEmbedding(nn.Module):
         classes: int = 0,
         scalars: int = 0,
         scalar_groups: tuple[int, ...] = (),
+        context: int = 0,
         steps: int = 1000,
         offset: float = 0.0,
     ) -> None:
         super().__init__()
-        groups = scalar_groups or (scalars,) * (scalars > 0)
-        if sum(groups) != scalars or any(n < 1 for n in groups):
+        embedded = scalars - context
+        groups = scalar_groups or (embedded,) * (embedded > 0)
+        if sum(groups) != embedded or any(n < 1 for n in groups):
             raise ValueError(
-                f"scalar_groups {tuple(groups)} must be positive and sum to the {scalars} scalars"
+                f"scalar_groups {tuple(groups)} must be positive and sum to the {embedded} scalars"
             )
         # No width at all is refused, in its own words, by the layers that have it.
         frequencies = 2 * max(1, frequencies // 2)
@@ -115,7 +120,7 @@ class WideEmbedding(nn.Module):
         self.scalar = nn.ModuleList(
             nn.ModuleList([Linear(n, part), Linear(part, part)]) for n in groups
         )
-        self.groups = groups
+        self.groups, self.context = groups, context
 
     def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
         # `fourier` counts in thousandths.
@@ -123,12 +128,12 @@ class WideEmbedding(nn.Module):
         label = _class(self.label, condition, self.classes, e)
         if label is not None:
             e = e + label
-        parts = [e]
         scalars = _scalars(condition, self.scalars)
-        if scalars is not None:
-            split = scalars.to(e.dtype).split(self.groups, dim=1)
-            parts += [_mlp(layers, c) for layers, c in zip(self.scalar, split, strict=True)]
-        return F.silu(torch.cat(parts, dim=1))
+        if scalars is None:
+            return F.silu(e)
+        *split, context = scalars.to(e.dtype).split((*self.groups, self.context), dim=1)
+        parts = [_mlp(layers, c) for layers, c in zip(self.scalar, split, strict=True)]
+        return torch.cat((F.silu(torch.cat((e, *parts), dim=1)), context), dim=1)
 
 
 def _class(

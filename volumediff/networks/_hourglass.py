@@ -22,14 +22,17 @@ from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
 from volumediff.networks._resample import Down, Up
 from volumediff.networks._side_heads import SideHeads
+from volumediff.networks._transformer import SpatialTransformer
 
 __all__ = ["Hourglass", "HourglassStage"]
 
 
 class HourglassStage(nn.Module):
-    """A residual block, then attention where there is one."""
+    """A residual block, then attention where there is one, or transformer blocks for a context."""
 
-    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
+    def __init__(
+        self, block: ResidualBlock, attention: Attention | SpatialTransformer | None
+    ) -> None:
         super().__init__()
         self.block = block
         self.attention = attention
@@ -39,9 +42,12 @@ class HourglassStage(nn.Module):
         x: Float[Tensor, "b _ d h w"],
         e: Float[Tensor, "b n"],
         skip: Float[Tensor, "b _ d h w"] | None = None,
+        context: Float[Tensor, "b m _"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
         h = self.block(x, e, None, skip)
-        return h if self.attention is None else self.attention(h)
+        if self.attention is None:
+            return h
+        return self.attention(h) if context is None else self.attention(h, context)
 
 
 class Hourglass(nn.Module):

@@ -44,12 +44,17 @@ def descend(
     e: Float[Tensor, "b n"],
     encoder: nn.ModuleList,
     down: nn.ModuleList,
+    context: Float[Tensor, "b m _"] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The encoder on the stem's output: what it ends with, and all skips, the stem's first."""
+    """The encoder on the stem's output: what it ends with, and all skips, the stem's first.
+
+    Arguments:
+        context: tokens that the stages attend to, where they do
+    """
     skips = [h]
     for level, stages in enumerate(encoder):
         for stage in stages:
-            h = stage(h, e)
+            h = stage(h, e, None, context)
             skips.append(h)
         if level < len(down):
             change = down[level]

@@ -1,7 +1,7 @@
 """3D U-Net with concatenated skips: computes what MONAI's published diffusion models compute.
 
-Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention and without
-cross-attention. For new runs `unet` is the lighter architecture.
+Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention, or with transformer
+blocks that attend to a context of scalars. For new runs `unet` is the lighter architecture.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,9 @@ class MonaiUNet(Network):
         groups: channel groups of the group normalisation
         resampling: between levels, a `convolution`, or a residual `block` that pools or repeats
         scalar_groups: see `WideEmbedding`
+        context: length of a token of the context, 0 without; all scalars are then the context
+        transformer_blocks: of every attention to a context
+        scalar_channels: whether the scalars are channels of the input, too, equal in all voxels
         steps, offset: the network reads the time step `steps` t + `offset`: of T discrete steps
             k = 0..T-1 it is T and -1, of a flow in continuous time 1000 and 0
         coordinates: whether the position in the full volume is an input
@@ -57,17 +60,28 @@ class MonaiUNet(Network):
         groups: int = 32,
         resampling: Resampling = "convolution",
         scalar_groups: tuple[int, ...] = (),
+        context: int = 0,
+        transformer_blocks: int = 1,
+        scalar_channels: bool = False,
         steps: int = 1000,
         offset: float = -1.0,
         coordinates: bool = False,
         attention: Backend = "auto",
         conditioner: str | dict[str, Any] = "concat",
     ) -> None:
+        if context < 0 or (context and (scalars < 1 or scalars % context)):
+            raise ValueError(
+                f"context must divide the number of scalars, which are its tokens; got {context} "
+                f"for {scalars} scalars"
+            )
+        if transformer_blocks < 1:
+            raise ValueError(f"transformer_blocks must be positive, got {transformer_blocks}")
         embedding = WideEmbedding(
             widths[0] if widths else 0,
             classes=classes,
             scalars=scalars,
             scalar_groups=scalar_groups,
+            context=scalars if context else 0,
             steps=steps,
             offset=offset,
         )
@@ -76,9 +90,11 @@ class MonaiUNet(Network):
             out_channels,
             image_channels=image_channels,
             coordinates=coordinates,
+            scalar_channels=scalars if scalar_channels else 0,
             embedding=embedding,
             conditioner=conditioner,
         )
+        self.context = context
         self.hourglass = ConcatHourglass(
             self.input_channels,
             out_channels,
@@ -90,6 +106,8 @@ class MonaiUNet(Network):
             groups=groups,
             resampling=resampling,
             backend=attention,
+            context=context,
+            transformer_blocks=transformer_blocks,
         )
 
     @property
@@ -114,12 +132,21 @@ class MonaiUNet(Network):
     def deepest(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.hourglass.descend(x, e)[0]
+        return self.hourglass.descend(x, *self._split(e))[0]
 
     def body(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
-        return self.hourglass(x, e)
+        return self.hourglass(x, *self._split(e))
+
+    def _split(
+        self, e: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b m o"] | None]:
+        """The embedding of the blocks, and the tokens of the context."""
+        if not self.context:
+            return e, None
+        width = self.embedding.width
+        return e[:, :width], e[:, width:].unflatten(1, (-1, self.context))
 
 
 def _per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
