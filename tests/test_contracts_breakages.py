@@ -52,6 +52,7 @@ from volumediff.image_codecs.frozen import Frozen
 from volumediff.image_codecs.strided import Strided
 from volumediff.importers.wdm import WDM
 from volumediff.kernels.cold import Cold
+from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.losses import dice
 from volumediff.networks.unet import UNet
@@ -78,6 +79,7 @@ from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import Task
 from volumediff.tasks.diffusion import DiffusionTask
 from volumediff.times.uniform import Uniform
+from volumediff.weightings import EpsWeighting, UWeighting
 
 BROKEN = []
 
@@ -198,6 +200,30 @@ class Rushed(LinearSchedule):
 @broken("kernel", "does not declare its path")
 class Pathless(Gaussian):
     path = ""
+
+
+@broken("kernel", "sees of a sample depends on its batch")
+class ScaledByTheBatch(EDM):
+    def shown(self, z_t, t):
+        return z_t / z_t.std(), t
+
+
+@broken("kernel", "not finite", schedule="exploding")
+class EndlessClock(EDM):
+    def shown(self, z_t, t):
+        return z_t, -self.schedule.log_snr(t)
+
+
+@broken("weighting", "size depends on the others")
+class AveragedOverTheBatch(UWeighting):
+    def size(self, schedule, t):
+        return super().size(schedule, t) * t.mean()
+
+
+@broken("weighting", "not finite")
+class Inverse(EpsWeighting):
+    def size(self, schedule, t):
+        return 1 / schedule(t)[0]
 
 
 @broken("noise", "does not declare its kind")

@@ -111,7 +111,7 @@ def test_weighting_measures_the_same_error_for_every_output(weighting):
         alpha, sigma = (x[:, None, None, None, None] for x in LINEAR(t))
         expected = wrong.v - (alpha * noise - sigma * z_0)
     for name in ("eps", "x0", "v"):
-        kernel = Gaussian(LINEAR, prediction=name, weighting=weighting)
+        kernel = Gaussian(LINEAR, prediction=name, weighting=build("weighting", weighting))
         loss = kernel.loss(getattr(wrong, name), z_0, z_t, t, noise)
         torch.testing.assert_close(loss, expected.square().mean((1, 2, 3, 4)), rtol=1e-9, atol=0)
 

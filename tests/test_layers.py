@@ -28,7 +28,8 @@ LAYERS = [
     ],
     ["storage"],
     [
-        *("memory", "data", "spaces", "schedules", "times", "kernels", "networks"),
+        *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "networks",
         "conditioners",
         *("autoencoders", "image_codecs"),
         "pretexts",

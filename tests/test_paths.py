@@ -12,7 +12,7 @@ from oracles import flow, gaussian, state_like, white
 
 from volumediff.classification import ClassPosterior
 from volumediff.condition import Condition
-from volumediff.config import available, build
+from volumediff.config import arguments, available, build
 from volumediff.guidance.classifier import ClassifierGuidance
 from volumediff.kernels._base import Prediction
 from volumediff.kernels.discrete import Discrete
@@ -25,6 +25,7 @@ from volumediff.samplers.plms import PLMS
 from volumediff.schedules._base import Schedule, power
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.linear import LinearSchedule
+from volumediff.weightings import MinSNRWeighting
 
 
 class Straight(Schedule):
@@ -61,6 +62,10 @@ def at(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+def made_weighting(name):
+    return None if name is None else build("weighting", name)
+
+
 def one(schedule, t):
     return tuple(float(level) for level in schedule(at(t)))
 
@@ -69,7 +74,9 @@ def one(schedule, t):
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("shift", [1.0, 8.0])
 def test_schedules_declare_what_is_true(name, zero, shift):
-    made = build("schedule", {"name": name, "zero_terminal_snr": zero, "shift": shift})
+    options = {"zero_terminal_snr": zero, "shift": shift}
+    taken = {n: v for n, v in options.items() if n in arguments("schedule", name)}
+    made = build("schedule", {"name": name, **taken})
     t = torch.linspace(0, 1, 33).double()
     kept = bool((power(*made(t)) == 1).all())
     assert kept == made.variance_preserving
@@ -133,7 +140,7 @@ def test_the_true_output_gives_the_true_prediction(schedule, name):
     )
     # and the loss is nothing there, in every weighting
     for weighting in (None, "x0", "v", "u"):
-        weighed = Gaussian(schedule, prediction=name, weighting=weighting)
+        weighed = Gaussian(schedule, prediction=name, weighting=made_weighting(weighting))
         exact = outputs[name] if name != "u" else found.velocity(schedule.rates(t))
         assert weighed.loss(exact, z_0, z_t, t, eps).max() < 1e-6
 
@@ -154,9 +161,15 @@ def test_a_weighting_is_the_error_of_its_quantity(schedule):
             "u": said.velocity(rates) - true.velocity(rates),
         }
         for weighting, error in errors.items():
-            weighed = Gaussian(schedule, prediction=prediction, weighting=weighting)
+            weighed = Gaussian(schedule, prediction, weighting=made_weighting(weighting))
             found = weighed.loss(wrong, z_0, z_t, t, eps)
             torch.testing.assert_close(found, error.square().flatten(1).mean(1))
+        # min(SNR, gamma) on the clean state's error, whatever the output
+        snr = schedule.log_snr(t).exp()
+        for gamma in (0.1, 5.0):
+            weighed = Gaussian(schedule, prediction, weighting=MinSNRWeighting(gamma))
+            expected = snr.clamp(max=gamma) * errors["x0"].square().flatten(1).mean(1)
+            torch.testing.assert_close(weighed.loss(wrong, z_0, z_t, t, eps), expected)
 
 
 def test_where_the_velocity_says_nothing():

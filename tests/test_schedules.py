@@ -9,8 +9,11 @@ import torch
 
 from volumediff.config import available, build
 from volumediff.schedules._base import global_mean_snr, shift_for
+from volumediff.schedules._preserving import VariancePreserving
 from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.linear import LinearSchedule
+from volumediff.schedules.rectified import Rectified
 from volumediff.schedules.scaled_linear import ScaledLinear
 
 T = 1000
@@ -23,7 +26,10 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(params=available("schedule"))
+PRESERVING = [n for n in available("schedule") if build("schedule", n).variance_preserving]
+
+
+@pytest.fixture(params=PRESERVING)
 def name(request):
     return request.param
 
@@ -95,6 +101,58 @@ def test_shift_divides_the_snr(name):
     torch.testing.assert_close(moved, torch.full_like(moved, math.log(64)), rtol=1e-12, atol=0)
 
 
+def test_families_of_schedules():
+    names = {
+        n for n in available("schedule") if isinstance(build("schedule", n), VariancePreserving)
+    }
+    assert set(PRESERVING) == names
+    assert set(available("schedule")) - names == {"exploding", "rectified"}
+
+
+def test_rectified_is_a_straight_line_however_it_is_shifted():
+    t = torch.linspace(0, 1, 11).double()
+    alpha, sigma = Rectified()(t)
+    assert torch.equal(alpha, 1 - t)
+    assert torch.equal(sigma, t)
+    # eq. 23 of Esser et al., and FlowMatchEulerDiscreteScheduler, with shift 3
+    scheduling = pytest.importorskip("diffusers")
+    alpha, sigma = Rectified(shift=9.0)(t)
+    torch.testing.assert_close(sigma, 3 * t / (1 + 2 * t), rtol=1e-14, atol=0)
+    torch.testing.assert_close(alpha + sigma, torch.ones(11).double(), rtol=0, atol=1e-15)
+    theirs = scheduling.FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas.double()
+    t = (torch.arange(1000, 0, -1).double()) / 1000
+    torch.testing.assert_close(Rectified(shift=9.0)(t)[1], theirs, rtol=0, atol=1e-6)
+    assert [float(x) for x in Rectified(shift=9.0)(at(1.0))] == [0.0, 1.0]
+    # of 100 times as many voxels, the mean is seen as well as without
+    snr = [global_mean_snr(Rectified(shift=s), n) for s, n in ((1.0, 8), (100.0, 800))]
+    assert snr == [0.0, 0.0]
+    levels = [
+        n * s(at(0.7))[0] ** 2 / s(at(0.7))[1] ** 2
+        for s, n in ((Rectified(), 8), (Rectified(shift=shift_for(800, reference=8)), 800))
+    ]
+    assert float(levels[0]) == pytest.approx(float(levels[1]), rel=1e-12)
+
+
+def test_exploding_has_the_steps_of_karras_and_a_clean_start():
+    schedule, steps = Exploding(sigma_max=50.0, sigma_min=0.01, rho=5.0), 40
+    t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    alpha, sigma = schedule(t)
+    assert bool((alpha == 1).all())
+    # eq. 5 of the paper, moved to 0 and stretched back to the largest noise
+    i = np.arange(steps, -1, -1)
+    karras = (50 ** (1 / 5) + i / steps * (0.01 ** (1 / 5) - 50 ** (1 / 5))) ** 5
+    expected = (karras - 0.01) * 50 / (50 - 0.01)
+    np.testing.assert_allclose(sigma.numpy(), expected, rtol=1e-12, atol=1e-15)
+    assert float(sigma[0]) == 0
+    assert float(sigma[-1]) == pytest.approx(50, rel=1e-14)
+    # 1 - 1 would have no digits here
+    getcontext().prec = 50
+    c = (Decimal(5000)).ln() / 5
+    growth = c.exp() - 1
+    exact = (((1 + growth * Decimal(2.0**-40)).ln() * 5).exp() - 1) / (Decimal(5000) - 1) * 50
+    assert float(schedule(at(2.0**-40))[1]) == pytest.approx(float(exact), rel=1e-12)
+
+
 def test_global_mean_is_what_the_linear_schedule_leaves_of_it():
     # alpha_1^2 = 4.04e-5: the mean of 16^3, 32^3, 64^3 voxels has this share of its deviation.
     assert float(LinearSchedule()(at(1.0))[0] ** 2) == pytest.approx(4.04e-5, rel=2e-3)
@@ -119,7 +177,10 @@ def test_shift_for_keeps_the_visibility_of_the_mean():
         (lambda: LinearSchedule(beta_last=1.5), "in .0, 1., got 0.0001 and 1.5"),
         (lambda: ScaledLinear(levels=1), "expected levels >= 2, got 1"),
         (lambda: Cosine(offset=-1.0), "offset in .0, 1., got 1000 and -1.0"),
-        (lambda: LinearSchedule().time(at(-20.0)), "at least -10.1.*zero_terminal_snr"),
+        (lambda: LinearSchedule().time(at(-20.0)), "at least -10.1.*noisier schedule"),
+        (lambda: Rectified(shift=-1.0), "expected a positive shift, got -1.0"),
+        (lambda: Exploding(sigma_min=90.0), "0 < sigma_min < sigma_max.*got 90.0, 80.0 and 7"),
+        (lambda: Exploding(rho=0.5), "rho >= 1"),
     ],
 )
 def test_errors_say_what_was_expected(make, message):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from volumediff.autoencoders.kl import KL
 from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
-from volumediff.memory import execution, slabs
+from volumediff.memory import pass_plan, slabs
 from volumediff.memory.graph import record
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.norm_statistics import SlabMoments
@@ -402,7 +402,7 @@ def test_the_widest_volume_is_made_again(monkeypatch, again):
     decoder = MonaiKL(1, widths=(16, 32), blocks=1, groups=4).codec.decoder
     x = draw(1, 4, 16, 12, 12).float()
     if not again:
-        monkeypatch.setattr(execution, "worth_rebuilding", lambda *_: set())
+        monkeypatch.setattr(pass_plan, "worth_rebuilding", lambda *_: set())
     with Tracer() as tracer:
         y = stream(type(decoder).forward.__get__(decoder), x, slab=2, checkpoint=ALL)
         y.square().mean().backward()

@@ -70,7 +70,8 @@ class StateClassifier(nn.Module):
 
     def log_probability(self, z_t: State, t: Float[Tensor, "b"]) -> Float[Tensor, "b l"]:
         """log C(y | z_t, t) of every class."""
-        return F.log_softmax(self.classifier(z_t.to(self.dtype), t.to(z_t.dtype)), dim=1)
+        seen, clock = self.kernel.shown(z_t, t)
+        return F.log_softmax(self.classifier(seen.to(self.dtype), clock.to(z_t.dtype)), dim=1)
 
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """Cross-entropy of each sample at its own time.

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.losses._base import LossContext, LossTerm
@@ -142,6 +143,7 @@ class Model(nn.Module):
         kernel_weight: of the kernel's own loss
         sides: networks of the terms, by their place in `losses`
         prior: gives the law that labels end in, per voxel
+        walk: the sampler that the network was distilled for, of a student; None for any
     """
 
     diffuses: ClassVar[bool] = True
@@ -161,6 +163,7 @@ class Model(nn.Module):
         kernel_weight: float = 1.0,
         sides: Mapping[int, nn.Module] | None = None,
         prior: LabelProbabilities | None = None,
+        walk: Component | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -175,6 +178,7 @@ class Model(nn.Module):
         self.time_density = time_density
         self.noise_field = noise_field
         self.recipe = recipe
+        self.walk = walk
 
     @property
     def device(self) -> torch.device:
@@ -367,6 +371,7 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
+        z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
             inner = self._inner(self.transform.encode(z_t), t, condition)
             d, h, w = z_t.shape[2:]

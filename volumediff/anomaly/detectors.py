@@ -19,7 +19,7 @@ from volumediff.anomaly._disagreement import Spread
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.needs.levels import TrainedToTheEnd
-from volumediff.anomaly.needs.model import Diffusion, ExactSpace
+from volumediff.anomaly.needs.model import Diffusion, ExactSpace, Walked
 from volumediff.anomaly.needs.training import CorruptedBy, NoisedBy, TrainedOn, WithKernel
 from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.component import Requirement
@@ -126,14 +126,20 @@ class Sampled(Detector):
 
     sampler: Sampler
 
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """The sampler must suit the model, too."""
+        return (*super().needs, Walked(self.sampler))
+
     def estimate(self, model: Model, condition: Condition, *, key: int, shape: Size) -> State:
         """The last state of the chain."""
         _, z = _end(model, key, shape)
-        return self.sampler.sample(
+        sampler = self.sampler.of(model)
+        return sampler.sample(
             model.denoise,
             model.kernel,
             z,
-            self.sampler.times(model.kernel.schedule),
+            sampler.times(model.kernel.schedule),
             condition=condition,
             noise=model.noise((key,), shape),
         )

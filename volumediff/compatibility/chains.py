@@ -11,6 +11,8 @@ __all__ = [
     "Walker",
     "path_problem",
     "sampler_problem",
+    "student_problem",
+    "walk_problem",
     "walks",
 ]
 
@@ -33,6 +35,14 @@ class Stepper(Walker, Protocol):
         """Quantities of a prediction that it needs."""
 
 
+@runtime_checkable
+class Distilled(Protocol):
+    """What a model is distilled for."""
+
+    def admits(self, other: Stepper) -> bool:
+        """Whether another sampler will do."""
+
+
 def walks(walker: Walker, path: str) -> bool:
     """Whether a sampler, route or editing strategy knows the states of a path."""
     return walker.paths is None or path in walker.paths
@@ -53,6 +63,35 @@ def sampler_problem(sampler: Stepper, kernel: Kernel | type[Kernel]) -> str | No
             f"got {name}, which does not predict {' and '.join(missing)}; use ancestral."
         )
     return None
+
+
+def student_problem(walk: object | None) -> str | None:
+    """Why a model has no sampler of its own.
+
+    Arguments:
+        walk: the sampler that the model was distilled for, if it was
+    """
+    if walk is not None:
+        return None
+    return (
+        "sampler student: expected a run that was distilled to few steps, got one that was not; "
+        "distil one with volumediff train progressive teacher=RUN, or use another sampler, such "
+        "as sampler=dpmpp sampler.steps=20."
+    )
+
+
+def walk_problem(sampler: Stepper, walk: Distilled | None) -> str | None:
+    """Why a sampler cannot walk a model that was distilled for another one.
+
+    Arguments:
+        walk: the sampler that the model was distilled for, if it was
+    """
+    if walk is None or walk.admits(sampler):
+        return None
+    return (
+        f"sampler: expected student for a run that was distilled for the steps of {walk}, got "
+        f"{sampler}, whose steps it was not trained for; use sampler=student."
+    )
 
 
 def path_problem(walker: Walker, kernel: Kernel | type[Kernel], what: str) -> str | None:

@@ -50,6 +50,7 @@ FAMILIES = {
         _folder("task", "tasks", "Task"),
         _folder("space", "spaces", "StateSpace"),
         _folder("schedule", "schedules", "Schedule"),
+        _module("weighting", "weightings", "Weighting"),
         _folder("times", "times", "TimeDensity"),
         _folder("kernel", "kernels", "Kernel"),
         _folder("network", "networks", "Network"),

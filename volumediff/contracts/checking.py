@@ -13,6 +13,7 @@ CONTRACTS = {
     "task": "tasks",
     "space": "spaces",
     "schedule": "schedules",
+    "weighting": "weightings",
     "times": "times",
     "kernel": "kernels",
     "network": "networks",

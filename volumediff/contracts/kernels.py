@@ -33,6 +33,7 @@ def check_kernel(cls: type, **arguments: Any) -> None:
     _ends(kernel, z, z_t, t)
     _types(kernel, z, noise, t, s)
     _teaches(kernel, z, noise)
+    _shown(kernel, z_t, t)
 
 
 def _part(p: Prediction, i: slice) -> Prediction:
@@ -79,6 +80,19 @@ def _types(kernel: Kernel, z: Tensor, noise: Tensor, t: Tensor, s: Tensor) -> No
     require({x.dtype for x in made} == {torch.float32}, "States do not keep their dtype.")
     half = kernel.loss(z.bfloat16(), z.bfloat16(), z_t.bfloat16(), t, noise.bfloat16())
     require(half.dtype in (torch.float32, torch.float64), "Losses must be at least in float32.")
+
+
+def _shown(kernel: Kernel, z_t: Tensor, t: Tensor) -> None:
+    """What networks see: finite at the ends, too, with a clock that never falls in t."""
+    times = torch.linspace(0, 1, 21, dtype=torch.float64)
+    state = z_t[:1].expand(21, -1, -1, -1, -1)
+    seen, clock = kernel.shown(state, times)
+    require(seen.shape == state.shape and seen.dtype == state.dtype, "Shape or dtype change.")
+    require(seen.isfinite().all() and clock.isfinite().all(), "What networks see is not finite.")
+    require((clock.diff() >= 0).all() and clock[5] < clock[15], "The clock of networks falls.")
+    alone = kernel.shown(z_t[1:2], t[1:2])
+    for one, all_of_them in zip(alone, kernel.shown(z_t, t), strict=True):
+        equal(one, all_of_them[1:2], "What a network sees of a sample depends on its batch.")
 
 
 def _teaches(kernel: Kernel, z: Tensor, noise: Tensor) -> None:

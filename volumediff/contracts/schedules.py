@@ -53,6 +53,10 @@ def _check(schedule: Schedule) -> None:
         bool((power(alpha, sigma) == 1).all()) == schedule.variance_preserving,
         f"variance_preserving is {schedule.variance_preserving}, which alpha and sigma belie.",
     )
+    require(
+        bool((alpha == 1).all()) == schedule.variance_exploding,
+        f"variance_exploding is {schedule.variance_exploding}, which alpha belies.",
+    )
     inner, step = t[t > 0.01] - 0.0013, 1e-7
     slopes = [
         (a - b) / (2 * step)

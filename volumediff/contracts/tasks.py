@@ -42,6 +42,7 @@ def check_task(cls: type[Task], **arguments: Any) -> None:
     config = _config(cls, arguments)
     task = build_task(config)
     require(type(task) is cls, f"build gives a {type(task).__name__}.")
+    task.begin_training(None, fresh=True)
     _weights(config, task)
     _losses(task)
     _checkpoint(task)
@@ -88,7 +89,8 @@ def _losses(task: Task) -> None:
         require(both.isfinite().all(), f"The loss of {player} is not finite.")
         task.module.zero_grad(set_to_none=True)
         both.mean().backward()
-        reached = {id(p) for p in task.module.parameters() if p.grad is not None}
+        everything = (*task.module.parameters(), *task.training_only.parameters())
+        reached = {id(p) for p in everything if p.grad is not None}
         require(reached, f"The loss of {player} has no gradient.")
         require(reached <= {id(p) for p in mine}, f"The loss of {player} moves other weights.")
         again = task.loss(player, batch)

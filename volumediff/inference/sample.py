@@ -27,8 +27,9 @@ from volumediff.shapes import Shape
 
 __all__ = ["Sampling", "names_of", "sample", "sampling"]
 
-# What overrides change.
+# What overrides change; students have a sampler of their own.
 DEFAULT = {"sampler": {"name": "dpmpp", "steps": 50}}
+STUDENT = {"sampler": {"name": "student"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +117,17 @@ def sampling(trained: Trained, options: SampleOptions) -> Sampling:
     condition = trained.condition(options.attributes)
     if trained.recipe.classes:
         condition = condition.replace(label=torch.full((1,), options.label, device=trained.device))
-    sampler = _sampler(options.overrides)
+    sampler = _sampler(options.overrides, DEFAULT if model.walk is None else STUDENT)
     try:
+        sampler = sampler.of(model)
         sampler.check(type(model.kernel))
     except ValueError as error:
         raise UsageError(str(error)) from None
     return Sampling(trained, sampler, size, _centred(size, spacing), condition, options)
 
 
-def _sampler(words: Sequence[str]) -> Sampler:
-    tree = overridden(DEFAULT, words)
+def _sampler(words: Sequence[str], usual: Mapping[str, Any]) -> Sampler:
+    tree = overridden(usual, words)
     unknown = [name for name in tree if name not in DEFAULT]
     if unknown:
         hint = suggestion(unknown[0], list(DEFAULT))

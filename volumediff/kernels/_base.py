@@ -22,7 +22,7 @@ from volumediff.condition import Condition
 from volumediff.kernels._prediction import Prediction
 from volumediff.schedules._base import Schedule
 
-__all__ = ["UNCONDITIONAL", "Denoiser", "Kernel", "Prediction"]
+__all__ = ["UNCONDITIONAL", "Denoiser", "Kernel", "Prediction", "check_fading"]
 
 UNCONDITIONAL = Condition()
 
@@ -78,6 +78,12 @@ class Kernel(ABC):
                 f"{type(self).__name__} ends in noise alone, not in a law per voxel; use discrete."
             )
         return self
+
+    def shown(
+        self, z_t: Float[Tensor, "b k d h w"], t: Float[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b k d h w"], Float[Tensor, "b"]]:
+        """What networks see of a state and of its time; the rest of the code sees neither."""
+        return z_t, t
 
     def outputs(self, k: int) -> int:
         """Channels of a network's output for states of k channels."""
@@ -141,3 +147,12 @@ class Kernel(ABC):
         noise: Float[Tensor, "b k d h w"],
     ) -> Float[Tensor, "b"]:
         """One loss per sample, at least in float32."""
+
+
+def check_fading(schedule: Schedule) -> None:
+    """Raises ValueError for a schedule whose signal stays, where alpha says how much is left."""
+    if schedule.variance_exploding:
+        raise ValueError(
+            "schedule: expected one whose signal fades, got "
+            f"{type(schedule).__name__}, whose alpha is 1 throughout; use for example cosine."
+        )

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.schedules._base import per_sample, power
+from volumediff.schedules._base import per_sample, power, turning
 
-__all__ = ["Prediction", "turning"]
+__all__ = ["Prediction"]
 
 State = Float[Tensor, "b k d h w"]
 Level = Float[Tensor, "b"]
@@ -106,12 +106,6 @@ class Prediction:
         """
         d_alpha, d_sigma = (per_sample(rate, self.x0) for rate in rates)
         return d_alpha * self.x0 + d_sigma * self.eps
-
-
-def turning(levels: tuple[Level, Level], rates: tuple[Level, Level]) -> Level:
-    """alpha sigma' - sigma alpha': the error of u per error of v, in units of their scale."""
-    (alpha, sigma), (d_alpha, d_sigma) = levels, rates
-    return alpha * d_sigma - sigma * d_alpha
 
 
 def _inverse(level: Level) -> Level:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.kernels._base import Kernel, Prediction
+from volumediff.kernels._base import Kernel, Prediction, check_fading
 from volumediff.schedules._base import per_sample
 
 __all__ = ["Cold"]
@@ -37,6 +37,9 @@ class Cold(Kernel):
 
     path: ClassVar[str] = "cold"
     predicts: ClassVar[tuple[str, ...]] = ("x0", "eps", "v")
+
+    def __post_init__(self) -> None:
+        check_fading(self.schedule)
 
     def prior(self, noise: State) -> State:
         """There is no distribution of degraded volumes to draw from.

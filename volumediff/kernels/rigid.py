@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.kernels._base import Kernel, Prediction
+from volumediff.kernels._base import Kernel, Prediction, check_fading
 from volumediff.schedules._base import per_sample
 
 __all__ = ["Rigid"]
@@ -65,6 +65,7 @@ class Rigid(Kernel):
     margin: float = 0.8
 
     def __post_init__(self) -> None:
+        check_fading(self.schedule)
         if not (0 <= self.shift < 1 and 0 <= self.degrees <= 180):
             raise ValueError(
                 "expected shift in [0, 1) and degrees in [0, 180], got "

@@ -10,7 +10,7 @@ does so through a mean and a variance per group. The recorded pass is therefore 
 Statistics are accumulated while their volume is made, slab by slab, and merged exactly (Chan et
 al. 1979). Slabs differ from one piece by rounding alone.
 
-Backward, the same happens in reverse; see `volumediff.memory.execution`. Stored volumes that only
+Backward, the same happens in reverse; see `volumediff.memory.backward`. Stored volumes that only
 one operation reads can be dropped after the forward pass and made again from those before them:
 that is checkpointing, with the statistics already known.
 """
@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from volumediff.memory.backward import Backward
 from volumediff.memory.domain import ALONE, Domain
 from volumediff.memory.execution import Execution
 from volumediff.memory.graph import record
+from volumediff.memory.pass_plan import PassPlan
 
 __all__ = ["stream"]
 
@@ -70,7 +72,7 @@ def stream(
     given = (*graph.sources, *small)
     training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     recompute_skips = recompute_skips and not training
-    execution = Execution(
+    plan = PassPlan(
         graph,
         slab=slab,
         offload=offload,
@@ -79,10 +81,11 @@ def stream(
         domain=domain,
         pieces=1 if training or domain.size == 1 else PIECES,
     )
+    execution = Execution(plan, training=training)
     if training:
         return _Streamed.apply(execution, len(graph.sources), *graph.sources, *small)
     with torch.no_grad(), _no_autocast(x.device):
-        return execution.forward(training=False)
+        return execution.forward()
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:
@@ -97,7 +100,7 @@ class _Streamed(torch.autograd.Function):
         ctx.save_for_backward(*given)
         ctx.execution, ctx.small = execution, [id(t) for t in given[sources:]]
         with _no_autocast(given[0].device):
-            return execution.forward(training=True)
+            return execution.forward()
 
     @staticmethod
     @once_differentiable
@@ -107,6 +110,7 @@ class _Streamed(torch.autograd.Function):
         _ = ctx.saved_tensors
         execution, ctx.execution = ctx.execution, None
         with _no_autocast(grad.device):
-            execution.backward(grad)
-        of_small = (execution.small_gradients.get(name) for name in ctx.small)
-        return None, None, *execution.source_gradients(), *of_small
+            back = Backward(execution)
+            back.propagate(grad)
+        of_small = (back.small_gradients.get(name) for name in ctx.small)
+        return None, None, *back.source_gradients(), *of_small

@@ -7,7 +7,7 @@ from torch import Tensor
 from volumediff.memory.slabs import Range
 from volumediff.memory.store import Store
 
-__all__ = ["StoreWindow"]
+__all__ = ["StoreWindow", "starting_at"]
 
 
 class StoreWindow(Store):
@@ -38,3 +38,8 @@ class StoreWindow(Store):
 
     def _inside(self, wanted: Range) -> Range:
         return wanted[0] - self.first, wanted[1] - self.first
+
+
+def starting_at(first: int, store: Store) -> Store:
+    """The store, whose first plane has this number in the volume."""
+    return StoreWindow(store, first) if first else store

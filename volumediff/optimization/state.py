@@ -132,6 +132,8 @@ class TrainingState:
                 for player, optimizer in self.optimizers.items()
                 for name, tensor in checkpoint.optimizer_tensors(optimizer, names).items()
             }
+            if own := self.task.training_state():
+                tensors["training"] = own
         return {name: self.parallel.gathered(group) for name, group in tensors.items()}
 
     def save(self, run: Path, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -191,6 +193,8 @@ class TrainingState:
             for player, optimizer in self.optimizers.items():
                 mine = {p: f"{player}/{names[p]}" for p in self.players[player]}
                 checkpoint.restore_optimizer(optimizer, mine, moments)
+            own = found.tensors("training") if self.task.training_state() else {}
+            self.task.resume_training(found.step, own)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(

@@ -26,16 +26,21 @@ FUSED = ("flash", "efficient", "cudnn", "xformers")
 
 
 @contextmanager
-def fake_task(config: RunConfig) -> Iterator[Task]:
+def fake_task(config: RunConfig, *, training: bool = False) -> Iterator[Task]:
     """The task of a configuration; its tensors, and those made inside the block, are fake.
+
+    Arguments:
+        training: whether it is to have what training alone needs, such as a teacher
 
     Raises:
         UsageError: parts of the configuration do not fit
     """
     with torch.device("meta"):
         task = build_task(config)
+        if training:
+            task.begin_training(None, fresh=True)
     with FakeTensorMode(allow_non_fake_inputs=True), _Numbers():
-        for module in task.module.modules():
+        for module in (*task.module.modules(), *task.training_only.modules()):
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     made = nn.Parameter(_fake(parameter), requires_grad=parameter.requires_grad)

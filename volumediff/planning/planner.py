@@ -198,7 +198,7 @@ def trace(config: RunConfig, *, mode: Mode = "train") -> Traced:
     """
     config = resolved(config)
     domain = Domain.assumed(config.processes.domain)
-    with _explained(), sharing(domain), fake_task(config) as task:
+    with _explained(), sharing(domain), fake_task(config, training=mode == "train") as task:
         if mode == "train":
             step = training_step(config, task, most=2)
         else:

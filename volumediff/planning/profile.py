@@ -142,6 +142,8 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
         task = build_task(config)
         task.module.to(device)
         if mode == "train":
+            task.begin_training(None, fresh=True)
+            task.training_only.to(device)
             step = training_step(config, task, device=device)
         else:
             step = inference_step(config, task, device=device)

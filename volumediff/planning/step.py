@@ -95,11 +95,12 @@ def training_step(
             with _evaluating(task.module):
                 task.use(whole, stage=lambda name: stage(VALIDATION + name))
 
+    buffers = (*task.module.buffers(), *task.training_only.buffers())
     states = [s for o in state.optimizers.values() for s in o.state.values()]
     held = {
-        "weights": [*task.module.parameters()],
+        "weights": [*task.module.parameters(), *task.training_only.parameters()],
         "optimizer": [*(m for s in states for m in s.values()), *state.ema.tensors.values()],
-        "other": [*task.module.buffers(), *(t for b in micros for t in _tensors(b))],
+        "other": [*buffers, *(t for b in micros for t in _tensors(b))],
     }
     return TracedStep(held, run)
 

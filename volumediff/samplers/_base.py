@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.compatibility import require
-from volumediff.compatibility.chains import sampler_problem
+from volumediff.compatibility.chains import sampler_problem, walk_problem
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
+from volumediff.model import Model
 from volumediff.samplers._grid import log_snr_times, uniform_times
 from volumediff.schedules._base import Schedule
 
@@ -126,8 +127,22 @@ class Sampler(Component, ABC):
         """Raises ValueError, with the reason, for a kernel whose states it cannot walk."""
         require(sampler_problem(self, kernel))
 
+    def of(self, model: Model) -> "Sampler":
+        """The sampler for a model: itself, unless it takes what it does from the model.
+
+        Raises:
+            ValueError: the model was distilled for other steps
+        """
+        require(walk_problem(self, model.walk))
+        return self
+
+    def admits(self, other: "Sampler") -> bool:
+        """Whether a model that was distilled for this sampler can be walked by another one."""
+        return True
+
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
-        """N + 1 times in float64, descending from `start` to 0, both exact."""
+        """N + 1 times in float64, descending from `start` to 0, both exact; one step for each
+        but the last."""
         if self.log_snr_limits is None:
             return uniform_times(self.steps, start=start)
         return log_snr_times(schedule, self.steps, limits=self.log_snr_limits, start=start)

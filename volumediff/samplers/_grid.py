@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.schedules._base import Schedule
 
-__all__ = ["log_snr_times", "uniform_times"]
+__all__ = ["checked_start", "log_snr_times", "uniform_times"]
 
 
 def uniform_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
@@ -17,8 +17,7 @@ def uniform_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
     Raises:
         ValueError: a start outside (0, 1]
     """
-    _check(start)
-    return start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+    return checked_start(start) * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
 
 
 def log_snr_times(
@@ -33,7 +32,7 @@ def log_snr_times(
     Raises:
         ValueError: a start outside (0, 1], or one that is cleaner than the upper limit
     """
-    _check(start)
+    checked_start(start)
     first = float(schedule.log_snr(torch.tensor([start], dtype=torch.float64)))
     low, high = limits
     if first >= high:
@@ -48,6 +47,12 @@ def log_snr_times(
     return torch.cat([ends[:1], times, ends[1:]])
 
 
-def _check(start: float) -> None:
+def checked_start(start: float) -> float:
+    """The start of a walk.
+
+    Raises:
+        ValueError: it is outside (0, 1]
+    """
     if not (math.isfinite(start) and 0 < start <= 1):
         raise ValueError(f"expected a start in (0, 1], got {start}.")
+    return start

@@ -5,7 +5,8 @@ r"""Noise schedules: the map from time to signal and noise,
 
 for t in [0, 1], from clean (t = 0, where alpha = 1 and sigma = 0 exactly) to noisiest (t = 1),
 with a log-SNR that falls strictly. Nothing else is asked of the pair: it may preserve variance,
-as in `_preserving`, be a straight line (alpha = 1 - t, sigma = t), or keep all of the signal.
+as in `_preserving`, be a straight line, as in `rectified`, or keep all of the signal, as in
+`exploding`.
 Paper step k of T, counted from 0, is t = (k + 1) / T. All of it is computed in float64.
 """
 
@@ -16,7 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Schedule", "global_mean_snr", "per_sample", "power", "shift_for"]
+__all__ = [
+    "Schedule",
+    "check_shift",
+    "global_mean_snr",
+    "per_sample",
+    "power",
+    "shift_for",
+    "turning",
+]
 
 # Halvings of [0, 1] after which float64 times near 0.5 cannot be told apart.
 HALVINGS = 60
@@ -33,10 +42,12 @@ class Schedule(ABC):
 
     Attributes:
         variance_preserving: whether alpha^2 + sigma^2 = 1 at every t
+        variance_exploding: whether alpha = 1 at every t, so that states grow with their noise
         zero_terminal_snr: whether alpha is 0 at t = 1; excludes eps-prediction
     """
 
     variance_preserving: ClassVar[bool] = False
+    variance_exploding: ClassVar[bool] = False
     zero_terminal_snr: bool = False
 
     @abstractmethod
@@ -82,7 +93,7 @@ class Schedule(ABC):
         if bool((target < end - SLACK).any()):
             raise ValueError(
                 f"expected a log-SNR of at least {float(end.min()):.3f}, the schedule's last, got "
-                f"{float(target.min()):.3f}; use a higher one or zero_terminal_snr: true."
+                f"{float(target.min()):.3f}; use a higher one, or train with a noisier schedule."
             )
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -91,6 +102,12 @@ class Schedule(ABC):
         # The ends are exact: bisection comes within rounding of them only.
         times = torch.where(target <= end + SLACK, 1.0, (low + high) / 2)
         return torch.where(target == float("inf"), 0.0, times)
+
+
+def check_shift(shift: float) -> None:
+    """Raises ValueError for a factor that divides no SNR."""
+    if not 0 < shift < float("inf"):
+        raise ValueError(f"expected a positive shift, got {shift}; 1 changes nothing.")
 
 
 def per_sample(values: Float[Tensor, "b"], z: Float[Tensor, "..."]) -> Float[Tensor, "b 1 1 1 1"]:
@@ -102,6 +119,15 @@ def power(alpha: Float[Tensor, "b"], sigma: Float[Tensor, "b"]) -> Float[Tensor,
     """alpha^2 + sigma^2, the variance of states of unit variance; exactly 1 where it is 1."""
     total = alpha.square() + sigma.square()
     return torch.where((total - 1).abs() < ROUNDING, 1.0, total)
+
+
+def turning(
+    levels: tuple[Float[Tensor, "b"], Float[Tensor, "b"]],
+    rates: tuple[Float[Tensor, "b"], Float[Tensor, "b"]],
+) -> Float[Tensor, "b"]:
+    """alpha sigma' - sigma alpha': the error of u per error of v, in units of their scale."""
+    (alpha, sigma), (d_alpha, d_sigma) = levels, rates
+    return alpha * d_sigma - sigma * d_alpha
 
 
 def shift_for(voxels: int, *, reference: int = REFERENCE_VOXELS) -> float:

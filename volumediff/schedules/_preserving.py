@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.schedules._base import Schedule
+from volumediff.schedules._base import Schedule, check_shift
 
 __all__ = ["VariancePreserving"]
 
@@ -39,8 +39,7 @@ class VariancePreserving(Schedule):
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.shift < float("inf"):
-            raise ValueError(f"expected a positive shift, got {self.shift}; 1 changes nothing.")
+        check_shift(self.shift)
 
     @abstractmethod
     def log_alpha(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:

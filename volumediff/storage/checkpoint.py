@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON under a SHA-256 manifest, atomic, verified, two kept.
 
     RUN/checkpoints/last-<step>/  weights, ema, optimizer (.safetensors), state.json, manifest.json
+                                  and training.safetensors of tasks that go on with more
     RUN/checkpoints/best-<step>/  weights, ema (.safetensors), state.json, manifest.json
 
 A step that is saved again (after a resume from before it, or after its validation at the end)
@@ -117,7 +118,7 @@ class Checkpoint:
     def tensors(
         self, name: str, *, keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
     ) -> dict[str, Tensor]:
-        """The tensors of `weights`, `ema` or `optimizer`, on the CPU.
+        """The tensors of `weights`, `ema`, `optimizer` or `training`, on the CPU.
 
         Arguments:
             keep: (name, tensor) -> what is kept of it; one tensor is read after the other

@@ -100,6 +100,8 @@ class Task(ABC):
         frozen: the parts of the module that hold them; checkpoints leave these out
 
     Attributes:
+        training_only: networks that the loss needs and nobody uses later, such as a teacher; there
+            once `begin_training` was called, no part of the module and never trained
         schema: the configuration with the keys of this task
         noun: what is trained, for messages: "a classifier"
         fits_intensities: whether intensity landmarks are fitted on the run's own volumes; those
@@ -125,6 +127,7 @@ class Task(ABC):
     ) -> None:
         self.config, self.module, self.main, self.recipe = config, module, main, recipe
         self.digest, self.frozen = digest, tuple(frozen)
+        self.training_only = nn.ModuleDict()
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +173,25 @@ class Task(ABC):
         """
 
     # Training
+
+    def begin_training(self, run: Path | None, *, fresh: bool) -> None:  # noqa: B027 - a default
+        """Takes what training alone needs, after `build`; inference never calls it.
+
+        Arguments:
+            run: the run's folder, with what `keep` put there; None, as for the planner, takes
+                fresh weights
+            fresh: whether there is no checkpoint yet, which would bring the weights of the module
+
+        Raises:
+            DataError: what the run keeps is damaged
+        """
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Tensors that training goes on with and nobody uses later, for the checkpoint `last`."""
+        return {}
+
+    def resume_training(self, step: int, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Goes on after so many updates, with the tensors of `training_state`."""
 
     @abstractmethod
     def modules(self) -> Mapping[str, nn.Module]:

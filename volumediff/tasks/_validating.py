@@ -13,8 +13,8 @@ from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.ancestral import Ancestral
-from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.dpmpp import DPMSolverPP
+from volumediff.samplers.student import Student
 from volumediff.samples.dataset import Samples, collate
 from volumediff.segmentation.segmenters.composed import Composed
 from volumediff.tasks._selection import label_dice, one_step_map, voxel_ap
@@ -101,7 +101,9 @@ class Validating:
         return found.labels.cpu(), truth[None]
 
     def _few_steps(self, steps: int) -> Sampler:
-        """Of a chain that is good enough to look at."""
+        """Of a chain that is good enough to look at; a student's is its own."""
+        if self.model.walk is not None:
+            return Student()
         sampler: Sampler = DPMSolverPP(steps)
         return Ancestral(steps) if sampler_problem(sampler, self.model.kernel) else sampler
 
@@ -119,9 +121,7 @@ class Validating:
         if not samples_everything(model):
             return ()
         shape = tuple(self.samples.scans.sample(index, key=0).x.shape)
-        sampler: Sampler = DDIM(steps)
-        if sampler_problem(sampler, model.kernel):
-            sampler = Ancestral(sampler.steps)
+        sampler = self._few_steps(steps).of(model)
         noise = model.noise((key(self.seed, "preview", index),), shape)
         z = sampler.sample(
             model.denoise,

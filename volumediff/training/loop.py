@@ -73,6 +73,7 @@ def train(config: RunConfig) -> Path:
         prepared = prepare(config, accelerator, journal.line)
         task = prepared.task
         processes.broadcast_module(accelerator, task.module)
+        processes.broadcast_module(accelerator, task.training_only)
         state = TrainingState.fresh(task, optim, _data_parallel(task, config, accelerator))
         found = processes.on_main(accelerator, lambda: find(run, "last", report=journal.line))
         state.bound = bound_of(run)

@@ -64,9 +64,11 @@ def prepare(
     run, kind = config.output, task_of(config)
     on_main(accelerator, lambda: kind.keep(config, run))
     task, fresh = build_task(config, run=run), not exists(run, "last")
+    task.begin_training(run, fresh=fresh)
     if config.start_from is not None and fresh:
         warm_start(task, config.start_from, report)
     task.module.to(accelerator.device)
+    task.training_only.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
     training, validation = gather(
         config, accelerator, cache, recipe=recipe, fits=kind.fits_intensities

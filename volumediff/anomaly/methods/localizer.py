@@ -27,7 +27,7 @@ from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
 from volumediff.anomaly.needs.levels import Descends, Levels
-from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses
+from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses, Walked
 from volumediff.anomaly.needs.training import (
     CorruptedBy,
     NoisedBy,
@@ -125,6 +125,7 @@ class Localizer(Method):
         found += [WithKernel(self.kernel), NoisedBy(self.noise)]
         found += [] if self.corruption is None else [CorruptedBy(self.corruption)]
         found += [] if self.guidance is None else [GuidanceClasses(self.guidance)]
+        found += [] if self.sampler is None else [Walked(self.sampler)]
         found += [
             SameSupervision(self.map.supervision, self.supervision),
             Levels(levels, goes_down),
@@ -168,6 +169,7 @@ class Localizer(Method):
     def _run(self, model: Learned, example: Example, *, key: int) -> RawLocalization:
         prior = self.first.find(model, example, key=key_of(key, "first")) if self.first else None
         members = self.ensemble.members()
+        sampler = None if self.sampler is None else self.sampler.of(model)
         total, healthy, count, volumes, errors = 0.0, 0.0, 0, 0, []
         own_map = self.editing.own_map and self.route.own_map
         weighing = self.ensemble.weighs
@@ -176,7 +178,7 @@ class Localizer(Method):
         spread = Spread(self.ensemble.seeds) if self.ensemble.seeds > 1 else None
         for i, (level, seed) in enumerate(members):
             context = self._context(model, example, key=key_of(key, "run", i, seed), prior=prior)
-            route = self.route(context, level, editing=self.editing, sampler=self.sampler)
+            route = self.route(context, level, editing=self.editing, sampler=sampler)
             own, means = 0.0, []
             for volume in chain(route, (None,)):
                 if volume is not None:

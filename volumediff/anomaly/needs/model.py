@@ -1,4 +1,4 @@
-"""Requirements on the model of a run: a denoiser, classes, bits, an exact space, features."""
+"""Requirements on the model of a run: a denoiser, its walk, classes, bits, features."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,9 @@ from volumediff.features.autoencoder import autoencoder_problem
 from volumediff.features.denoiser import denoiser_problem
 from volumediff.guidance._base import Guidance, with_classes
 from volumediff.model import Model
+from volumediff.samplers._base import Sampler
 
-__all__ = ["Bits", "Classes", "Diffusion", "ExactSpace", "Features", "GuidanceClasses"]
+__all__ = ["Bits", "Classes", "Diffusion", "ExactSpace", "Features", "GuidanceClasses", "Walked"]
 
 Learned = Model | Reconstructor | None
 
@@ -30,6 +31,21 @@ class Diffusion(Requirement):
     def check(self, model: Learned) -> None:
         """It must be one, and there."""
         require(diffusion_problem(model))
+
+
+@dataclass(frozen=True)
+class Walked(Requirement):
+    """A model that a sampler can walk: one that was distilled for it, or for none.
+
+    Arguments:
+        sampler: the sampler
+    """
+
+    sampler: Sampler
+
+    def check(self, model: Model) -> None:
+        """The sampler says."""
+        self.sampler.of(model)
 
 
 @dataclass(frozen=True)

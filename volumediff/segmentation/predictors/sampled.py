@@ -24,6 +24,7 @@ from volumediff.compatibility.chains import sampler_problem
 from volumediff.model import Model
 from volumediff.samplers._base import Context, Sampler
 from volumediff.samplers.dpmpp import DPMSolverPP
+from volumediff.samplers.student import Student
 from volumediff.segmentation.draw import Draw
 from volumediff.segmentation.predictors._base import Estimate
 from volumediff.segmentation.predictors._label_model import EncodedImage, LabelModelPredictor
@@ -35,15 +36,15 @@ __all__ = ["SampledLabels"]
 class SampledLabels(LabelModelPredictor):
     """Label maps drawn from p(m | x), one chain per member.
 
-    Few steps of a first-order sampler lose rare labels, so that the sampler of methods that name
-    none is DPM-Solver++(2M) with 20 steps.
+    Methods that name no sampler walk a student as it was distilled to be walked, and other models
+    by DPM-Solver++(2M) with 20 steps: few steps of a first-order sampler lose rare labels.
     """
 
     walks: ClassVar[bool] = True
 
     def check_sampler(self, model: Model, sampler: Sampler) -> None:
         """Raises ValueError, with the reason, for a sampler that cannot walk its states."""
-        require(sampler_problem(sampler, type(model.kernel)))
+        require(sampler_problem(sampler.of(model), type(model.kernel)))
 
     @torch.no_grad()
     def memberships(
@@ -55,8 +56,9 @@ class SampledLabels(LabelModelPredictor):
         sampler: Sampler | None = None,
         told: Estimate | None = None,
     ) -> Float[Tensor, "n l d h w"]:
-        sampler = DPMSolverPP(20) if sampler is None else sampler
-        recipe = model.recipe
+        if sampler is None:
+            sampler = DPMSolverPP(20) if model.walk is None else Student()
+        sampler, recipe = sampler.of(model), model.recipe
         keys = [draw.key for draw in draws]
         noise = model.noise(keys, (recipe.channels(0), *prepared.shape))
 
@@ -64,18 +66,20 @@ class SampledLabels(LabelModelPredictor):
             x = model.decode(z, prepared.shape)
             return recipe.coding.decode(x, spacing_mm=prepared.spacing_mm)
 
-        def estimate(context: Context) -> tuple[Tensor, Tensor]:
-            assert told is not None
-            told(read(context.prediction.x0), context.step, sampler.steps)
-            return context.prediction.x0, context.z_t
-
         condition = prepared.expanded(draws)
         kernel = model.kernel_of(condition)
+        times = sampler.times(kernel.schedule, start=model.time_density.support[1])
+
+        def estimate(context: Context) -> tuple[Tensor, Tensor]:
+            assert told is not None
+            told(read(context.prediction.x0), context.step, len(times) - 1)
+            return context.prediction.x0, context.z_t
+
         z = sampler.sample(
             model.denoise,
             kernel,
             kernel.prior(noise(-1)),
-            sampler.times(kernel.schedule, start=model.time_density.support[1]),
+            times,
             condition=condition,
             noise=noise,
             on_x0=None if told is None else estimate,
