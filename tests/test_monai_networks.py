@@ -214,6 +214,18 @@ def exact_norm(monkeypatch):
             },
             (4, 8, 4),
         ),
+        (
+            autoencoder,
+            {
+                "channels": (8, 16, 16),
+                "attention_levels": (True, False, True),
+                "num_res_blocks": (1, 2, 2),
+                "with_encoder_nonlocal_attn": True,
+                "with_decoder_nonlocal_attn": True,
+            },
+            (4, 8, 4),
+        ),
+        (autoencoder, {"attention_levels": (False, True), "num_res_blocks": 2}, (4, 2, 4)),
         (maisi_autoencoder, {}, (6, 4, 2)),
         (
             maisi_autoencoder,
@@ -373,6 +385,7 @@ def test_wrong_arguments():
         ({"widths": ()}, "at least one level"),
         ({"blocks": (1, 1)}, "a positive number of blocks for each"),
         ({"groups": 24}, r"groups must divide all widths \(64, 128, 256\), got 24"),
+        ({"attention_levels": (3,)}, r"attention_levels \(3,\) must be levels .* 0 .* to 2"),
     ):
         with torch.device("meta"), pytest.raises(ValueError, match=words):
             MonaiKL(1, **options)
