@@ -36,6 +36,8 @@ COMMANDS = {
     "profile",
     "demo",
     "export",
+    "push",
+    "pull",
     "info",
     "doctor",
 }
@@ -360,6 +362,7 @@ def test_defaults_are_those_of_the_python_functions():
         "restore": volumediff.restore,
         "check": volumediff.check,
         "plan": volumediff.plan,
+        "push": volumediff.push,
     }
     seen = 0
     for name, parameter in parameters():

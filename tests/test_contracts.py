@@ -66,6 +66,7 @@ MORE = [
     ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
+    ("network", "flowlet", {"attention_levels": [1], "heads": 2, "condition": 6}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
     *(
         ("task", "pretraining", {"pretext": name})

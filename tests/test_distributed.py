@@ -31,6 +31,7 @@ VQ = (
 )
 CRITIC = "autoencoder={name: fanogan, widths: [4, 4, 4]}"
 LATENT = "space={name: latent, autoencoder: kl_64}"
+ADAPTER = ["start_from=run", "adapter={name: lora, rank: 2}"]
 PSEUDO3D = [
     "space={name: slices, axis: w, inner: voxel}",
     "network={name: pseudo3d, widths: [4, 8], blocks: 1, groups: 2, coordinates: true}",
@@ -48,6 +49,7 @@ EXACT = [
     {"name": "latent", "words": [LATENT], "shard": True},
     {"name": "autoencoder", "words": ["task=autoencoder", KL], "shard": False},
     {"name": "codebook", "words": ["task=autoencoder", VQ], "shard": True},
+    {"name": "adapter", "words": ADAPTER, "shard": True},
     # a loss with gradients on its way
     {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True},
 ]

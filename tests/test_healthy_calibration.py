@@ -1,6 +1,7 @@
 """Healthy volumes of a calibration: counted first, added to a finished run, never seen before."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,9 +14,9 @@ from volumediff.anomaly.baselines import IntensityBaseline
 from volumediff.anomaly.threshold import Conformal, HealthyFPR
 from volumediff.calibration import of_run
 from volumediff.calibration.collect_maps import least_volumes
-from volumediff.calibration.healthy import added_cases
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
+from volumediff.runs.added_healthy import added_cases
 
 __all__ = ["base", "program", "run"]  # fixtures
 
@@ -60,6 +61,7 @@ def test_volumes_are_added_to_a_finished_run(run, program, tmp_path):
     assert "3 healthy volumes are added" in said
     assert "on 7 healthy volumes (4 of the calibration split, 3 added)" in said
     assert "calibrated on 7 volumes" in out
+    assert re.search(r"findings in \d of 7 healthy volumes, .* in new ones like them in \d", said)
     # the same volumes, even under other names, are not counted twice
     shutil.copytree(folder, tmp_path / "again")
     (tmp_path / "again" / "more-70_T1w.nii.gz").rename(tmp_path / "again" / "x_T1w.nii.gz")

@@ -13,9 +13,9 @@ from volumediff.importers._published import Published, agreed, published_with
 from volumediff.importers.monai_unet import MonaiUNetImporter
 from volumediff.runs.trained import load_trained
 from volumediff.samples.preparation_record import NAME, RunPreparation
+from volumediff.settings.import_record import import_records_of
 from volumediff.storage.records import read
 from volumediff.training.imported import import_run
-from volumediff.training.run_folder import sessions_of
 
 # What a bundle looks like: two files, of which one refers to the other.
 MODEL = {
@@ -105,13 +105,9 @@ def test_a_bundle_says_what_no_tensor_tells(bundle, tmp_path):
         assert read(folder / NAME, RunPreparation) == RunPreparation(
             template="sri24", stripped=True, n4=False, source="Small brains"
         )
-        assert sessions_of(folder)[0]["imported"]["origin"] == {
-            "name": "Small brains",
-            "address": "https://github.com/Project-MONAI/model-zoo",
-            "licence": "Apache-2.0",
-            "template": "sri24",
-            "stripped": True,
-        }
+        found = import_records_of(folder)[0]
+        assert (found.name, found.licence) == ("Small brains", "Apache-2.0")
+        assert found.address == "https://github.com/Project-MONAI/model-zoo"
     assert load_trained(coder, device="cpu").config.autoencoder["interval"] == [-1, 1]
     config = load_trained(told, device="cpu").config
     assert config.network["groups"] == 4

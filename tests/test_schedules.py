@@ -26,7 +26,9 @@ VARIANTS = [
 ]
 
 
-PRESERVING = [n for n in available("schedule") if build("schedule", n).variance_preserving]
+PRESERVING = [
+    n for n in available("schedule") if isinstance(build("schedule", n), VariancePreserving)
+]
 
 
 @pytest.fixture(params=PRESERVING)
@@ -102,11 +104,21 @@ def test_shift_divides_the_snr(name):
 
 
 def test_families_of_schedules():
-    names = {
-        n for n in available("schedule") if isinstance(build("schedule", n), VariancePreserving)
-    }
-    assert set(PRESERVING) == names
-    assert set(available("schedule")) - names == {"exploding", "rectified"}
+    others = set(available("schedule")) - set(PRESERVING)
+    assert others == {"exploding", "rectified", "trigonometric"}
+    on_the_circle = {n for n in others if build("schedule", n).variance_preserving}
+    assert on_the_circle == {"trigonometric"}
+
+
+def test_trigonometric_is_a_quarter_of_a_circle():
+    t = torch.linspace(0, 1, 501).double()
+    alpha, sigma = build("schedule", "trigonometric")(t)
+    angle = torch.atan2(sigma, alpha)
+    torch.testing.assert_close(angle, t * math.pi / 2, rtol=0, atol=1e-14)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(501).double(), rtol=0, atol=1e-14)
+    # the signal keeps its relative accuracy where it vanishes
+    small = build("schedule", "trigonometric")(at(1 - 2.0**-40))[0]
+    assert float(small) == pytest.approx(math.pi / 2 * 2.0**-40, rel=1e-12)
 
 
 def test_rectified_is_a_straight_line_however_it_is_shifted():

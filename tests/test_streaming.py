@@ -21,6 +21,7 @@ from volumediff.memory.parts import part_of
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole
+from volumediff.networks.flowlet import FlowLet
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
@@ -59,6 +60,11 @@ def monai(resampling):
     return filled(MonaiUNet(2, 2, resampling=resampling, **arguments))
 
 
+def flowlet():
+    arguments = {"widths": (4, 8), "blocks": 1, "groups": 2, "heads": 2, "condition": 6}
+    return filled(FlowLet(2, 2, classes=2, attention_levels=(1,), **arguments))
+
+
 def pseudo3d(norm="group"):
     return filled(Pseudo3D(2, 2, widths=(8, 16), blocks=1, attention_levels=(1,), norm=norm))
 
@@ -68,6 +74,7 @@ NETWORKS = {
     "unet-additive": lambda: unet(embedding="additive"),
     "unet-voxel": lambda: unet("voxel"),
     "guided-block": lambda: guided("block"),
+    "flowlet": flowlet,
     "guided-convolution": lambda: guided("convolution"),
     "monai-block": lambda: monai("block"),
     "monai-convolution": lambda: monai("convolution"),

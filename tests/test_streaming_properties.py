@@ -16,6 +16,7 @@ from volumediff.condition import Condition
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
+from volumediff.networks.flowlet import FlowLet
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
@@ -74,12 +75,23 @@ OF_NETWORK = {
         "head_size": 2,
         "resampling": draw(st.sampled_from(["block", "convolution"])),
     },
+    "flowlet": lambda draw: {
+        "groups": draw(st.sampled_from([1, 2])),
+        "heads": draw(st.sampled_from([1, 2])),
+        "condition": 3,
+    },
     "pseudo3d": lambda draw: {
         "norm": draw(st.sampled_from(["group", "voxel"])),
         "through_plane": draw(st.booleans()),
     },
 }
-CLASSES = {"unet": UNet, "guided": Guided, "monai": MonaiUNet, "pseudo3d": Pseudo3D}
+CLASSES = {
+    "unet": UNet,
+    "guided": Guided,
+    "monai": MonaiUNet,
+    "flowlet": FlowLet,
+    "pseudo3d": Pseudo3D,
+}
 
 
 @st.composite

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from volumediff.api.files import localize_files, sample_files, segment_files
     from volumediff.api.functions import check, evaluate, plan, prepare, restore, train
+    from volumediff.api.hub import pull, push
     from volumediff.api.run import Run, load
     from volumediff.data.volume import Volume
     from volumediff.errors import DataError, UsageError
@@ -33,6 +34,8 @@ __all__ = [
     "localize_files",
     "plan",
     "prepare",
+    "pull",
+    "push",
     "restore",
     "sample_files",
     "segment_files",
@@ -42,6 +45,7 @@ __all__ = [
 _HOMES = {
     "volumediff.api.files": ("localize_files", "sample_files", "segment_files"),
     "volumediff.api.functions": ("check", "evaluate", "plan", "prepare", "restore", "train"),
+    "volumediff.api.hub": ("pull", "push"),
     "volumediff.api.run": ("Run", "load"),
     "volumediff.data.volume": ("Volume",),
     "volumediff.errors": ("DataError", "UsageError"),

@@ -28,6 +28,8 @@ from volumediff.commands.localize import localize
 from volumediff.commands.plan import plan
 from volumediff.commands.prepare import prepare
 from volumediff.commands.profile import profile
+from volumediff.commands.pull import pull
+from volumediff.commands.push import push
 from volumediff.commands.restore import restore
 from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
@@ -164,6 +166,8 @@ for _name, _command in {
     "restore": restore,
     "sample": sample,
     "export": export,
+    "push": push,
+    "pull": pull,
     "evaluate": evaluate,
     "demo": demo,
     "info": info,

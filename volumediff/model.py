@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
@@ -233,7 +234,7 @@ class Model(nn.Module):
             )
         return self.kernel if condition.law is None else self.kernel.given(condition.law)
 
-    def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], State]:
+    def noise(self, keys: Sequence[int], shape: tuple[int, ...]) -> ChainNoise:
         """step -> noise in state space; sample i depends on keys[i] and the step alone.
 
         Samplers ask for the steps 0, 1, ...; other numbers, such as -1 for the state that a chain
@@ -243,7 +244,12 @@ class Model(nn.Module):
             keys: one per sample
             shape: (c, d, h, w) of the volumes
         """
-        return lambda step: self._noise(keys, tuple(shape), "noise", step)
+        return ChainNoise(
+            tuple(keys),
+            lambda step: self._noise(keys, tuple(shape), "noise", step),
+            length=self.network.latent_length,
+            device=self.device,
+        )
 
     def told(
         self,

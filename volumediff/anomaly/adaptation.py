@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from volumediff.anomaly._context import classes_of
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly.method_input import Example
+from volumediff.anomaly.needs.model import PredictsMeans
 from volumediff.component import Component, Requirement
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
@@ -108,7 +109,7 @@ class AffineAdaptation(Adaptation):
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """A model of whole volumes, with normalisations."""
-        return (Normalised(),)
+        return Normalised(), PredictsMeans()
 
     def suspected(
         self, a: Float[Tensor, "1 1 d h w"], example: Example

@@ -19,7 +19,7 @@ from volumediff.anomaly._disagreement import Spread
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Learned, Method
 from volumediff.anomaly.needs.levels import TrainedToTheEnd
-from volumediff.anomaly.needs.model import Diffusion, ExactSpace, Walked
+from volumediff.anomaly.needs.model import Diffusion, ExactSpace, PredictsMeans, Walked
 from volumediff.anomaly.needs.training import CorruptedBy, NoisedBy, TrainedOn, WithKernel
 from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.component import Requirement
@@ -109,6 +109,11 @@ class PosteriorMean(Detector):
     the state of a volume without any change, which with zero terminal SNR is noise alone. It is
     what a segmentation network trained with the squared error gives.
     """
+
+    @property
+    def needs(self) -> tuple[Requirement, ...]:
+        """A call must give a mean, too."""
+        return (*super().needs, PredictsMeans())
 
     def estimate(self, model: Model, condition: Condition, *, key: int, shape: Size) -> State:
         """The predicted clean state."""

@@ -1,8 +1,8 @@
 """Healthy volumes that a run is calibrated on: its own, and those added when it was finished.
 
-RUN/calibration/healthy.json lists the added cases with their files and the SHA-256 of each. They
-have never been seen by the weights: `add_healthy` compares them with RUN/seen.json, and writes
-them into it, so that an evaluation refuses them later. They are prepared as the run's own are.
+The added ones have never been seen by the weights: `add_healthy` compares them with RUN/seen.json,
+and writes them into it, so that an evaluation refuses them later. They are prepared as the run's
+own are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,39 +15,17 @@ from volumediff.data.files import digests, stem_of
 from volumediff.data.seen import Seen, roster
 from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
+from volumediff.runs.added_healthy import StoredCase, added_cases, keep_added
 from volumediff.runs.inputs import find_inputs, prepared_case
 from volumediff.runs.trained import Trained
 from volumediff.samples import seen_record
-from volumediff.storage.digests import sha256
-from volumediff.storage.records import Record, read, write
 
 __all__ = [
     "HealthyPool",
     "add_healthy",
-    "added_cases",
-    "added_digest",
     "healthy_pool",
     "outside_example",
 ]
-
-FILE = "healthy.json"
-ADVICE = "remove it and add the volumes again"
-
-
-class StoredCase(Record):
-    """One case: channel -> file and its SHA-256."""
-
-    id: str
-    patient: str
-    images: dict[str, str]
-    sha256: dict[str, str]
-    attributes: dict[str, str | float]
-
-
-class StoredHealthy(Record):
-    """healthy.json."""
-
-    cases: tuple[StoredCase, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +73,7 @@ def outside_example(trained: Trained, case: Case) -> Example:
 
 def healthy_pool(trained: Trained, *, limit: int | None = None) -> HealthyPool:
     """The calibration part of a run and what was added to it; the validation part where there is
-    neither.
+    neither. A run that does not know its volumes, such as an imported one, has the added ones.
 
     Arguments:
         limit: most volumes to use
@@ -104,7 +82,10 @@ def healthy_pool(trained: Trained, *, limit: int | None = None) -> HealthyPool:
         UsageError: the run's data are not reachable
         DataError: the record of added volumes is damaged
     """
-    own, added = trained.cases("calibration"), added_cases(trained.run)
+    added = added_cases(trained.run)
+    if not trained.names_volumes:
+        return HealthyPool(trained, (), added[:limit], "all added")
+    own = trained.cases("calibration")
     where = "calibration split"
     if added:
         where = f"{len(own)} of the calibration split, {len(added)} added"
@@ -178,29 +159,11 @@ def add_healthy(
     ]
     of = f"healthy volumes added to {trained.run}"
     more = Seen((roster(of, {"calibration": [case for case, _ in fresh]}),))
-    path = trained.run / "calibration" / FILE
-    path.parent.mkdir(exist_ok=True)
     # A volume in the first file alone is refused as seen: no calibration can use it unrecorded.
     added = trained.run / seen_record.ADDED
     (Seen.load(added) | more if added.is_file() else more).save(added)
-    write(path, StoredHealthy(cases=(*before, *stored)))
+    keep_added(trained.run, (*before, *stored))
     return len(fresh)
-
-
-def added_cases(run: Path) -> tuple[StoredCase, ...]:
-    """The cases that were added to a run.
-
-    Raises:
-        DataError: their record is damaged
-    """
-    path = run / "calibration" / FILE
-    return read(path, StoredHealthy, advice=ADVICE).cases if path.is_file() else ()
-
-
-def added_digest(run: Path) -> str:
-    """What tells one set of added volumes from another; empty where there are none."""
-    added = added_cases(run)
-    return sha256(*sorted(d for c in added for d in c.sha256.values()))[:12] if added else ""
 
 
 def _verified(stored: StoredCase) -> Case:

@@ -16,9 +16,11 @@ from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.collect_maps import fit, least_volumes, validate
 from volumediff.calibration.fits import Fits
-from volumediff.calibration.healthy import added_digest, healthy_pool
+from volumediff.calibration.healthy import healthy_pool
 from volumediff.calibration.lesions import Truth, validation_pairs
+from volumediff.calibration.promise import promises
 from volumediff.errors import UsageError
+from volumediff.runs.added_healthy import added_digest
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
 from volumediff.storage.shared_locks import exclusive
@@ -152,12 +154,14 @@ def calibrate(
         healthy = counted(pool.examples(), count, report)
         with trained.config.memory.arithmetic():
             calibration = fit(method, trained.model, healthy, seed=seed, lesions=lesions())
-            if trained.cases("validation"):
+            if trained.names_volumes and trained.cases("validation"):
                 calibration = validate(calibration, method, trained.model, lesions(), seed=seed)
         method.threshold(calibration)  # says now, not at the first volume, if it cannot be used
     except ValueError as error:
         raise UsageError(f"method '{name}': {error}") from None
     calibration.save(calibration_path(trained, method, name))
+    for line in promises(method.threshold, calibration):
+        report(line)
     return calibration
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "DataRoot",
     "Device",
     "Domain",
+    "HubModel",
     "Json",
     "LayoutOption",
     "Memory",
@@ -87,6 +88,12 @@ ModelOption = Annotated[
         "--run",
         metavar="RUN",
         help="Folder of a trained run, a model file, or the name of a model that ships.",
+    ),
+]
+HubModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="PLACE", help="Model on the Hugging Face Hub: hf:OWNER/NAME, or with @REVISION."
     ),
 ]
 ConfigWords = Annotated[list[str] | None, words("optim.lr=1e-4 or data.root=DATA")]

@@ -18,11 +18,12 @@ def import_(
         ),
     ],
     path: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="PATH",
-            help="Checkpoint of the other tool, or the folder that the tool publishes, with the "
-            "settings beside the weights.",
+            help="Checkpoint of the other tool, the folder that the tool publishes, with the "
+            "settings beside the weights, or hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face "
+            "Hub.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new run.")],
@@ -40,9 +41,17 @@ def import_(
 
     volumediff import wdm brats_unet_128_1200k.pt -o runs/wdm --weights-only-pickle
     """
+    from volumediff.settings.import_record import import_records_of
     from volumediff.training.imported import import_run
 
     run = import_run(
-        kind, path, output, overrides=overrides or [], weights_only_pickle=weights_only_pickle
+        kind,
+        path,
+        output,
+        overrides=overrides or [],
+        weights_only_pickle=weights_only_pickle,
+        report=say,
     )
+    for found in import_records_of(run):
+        say(found.line)
     say(f"{run}: imported.")

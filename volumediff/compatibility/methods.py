@@ -27,6 +27,7 @@ __all__ = [
     "label_model_problem",
     "level_problem",
     "map_space_problem",
+    "mean_problem",
     "noise_problem",
     "recipe_problem",
     "reference_problem",
@@ -190,6 +191,17 @@ def reference_problem(model: Model, wanted: bool) -> str | None:
     return (
         "reference: expected a checkpoint that is conditioned on the volume through a "
         "bottleneck, got one that is not; train with recipe.reference=true."
+    )
+
+
+def mean_problem(model: Model) -> str | None:
+    """Why a single prediction of a model is no mean of the clean state."""
+    if model.walk is None or model.walk.through_means:
+        return None
+    return (
+        "expected a run whose single predictions are means, got one that predicts draws "
+        f"({name_of(type(model.walk))}); use a method that walks, with sampler=student, or the "
+        "run of a plain diffusion model."
     )
 
 

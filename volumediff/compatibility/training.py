@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.compatibility._words import either, undeclared
+from volumediff.compatibility.methods import mean_problem
 from volumediff.config import name_of
 from volumediff.kernels._base import Kernel
 from volumediff.losses._base import LossTerm
@@ -19,6 +20,7 @@ __all__ = [
     "codec_problem",
     "coding_problem",
     "comparison_problem",
+    "gan_problem",
     "prior_problem",
     "probe_problem",
     "states_problem",
@@ -253,12 +255,35 @@ def supervised_problem(recipe: Recipe, space: StateSpace) -> str | None:
 def comparison_problem(model: Model) -> str | None:
     """Why a segmentation network cannot learn from the reconstructions of a model."""
     if model.recipe.whole and model.kernel.path == "gaussian":
-        return None
+        return mean_problem(model)
     return (
         "expected a model of whole volumes under Gaussian noise (recipe healthy or "
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
     )
+
+
+def gan_problem(model: Model) -> str | None:
+    """Why a model cannot be the generator of a denoising diffusion GAN."""
+    recipe, kernel = model.recipe, model.kernel
+    if kernel.path != "gaussian" or kernel.outputs(1) != 1:
+        return (
+            "kernel: expected gaussian with variance posterior for a denoising diffusion GAN, "
+            "whose steps are draws from its posterior, got "
+            f"{name_of(type(kernel))}{' with learned variance' if kernel.outputs(1) != 1 else ''}."
+        )
+    if recipe.local or recipe.mask_loss:
+        return (
+            "recipe: expected noise everywhere for a denoising diffusion GAN, got "
+            f"{name_of(type(recipe))}, whose noise is in a region alone; use another recipe."
+        )
+    if model.losses:
+        names = ", ".join(name_of(type(term)) for term in model.losses)
+        return (
+            "losses: expected none for a denoising diffusion GAN, which learns from its "
+            f"discriminator alone, got {names}; leave losses out."
+        )
+    return None
 
 
 def told_problem(recipe: Recipe) -> str | None:

@@ -6,19 +6,22 @@ checkpoint is taken exactly once, and every tensor of the run is given with its 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers._published import Published
 
-__all__ = ["ForeignCheckpoint", "Importer", "Origin", "Shapes", "checked"]
+__all__ = ["ForeignCheckpoint", "Importer", "Origin", "Scaling", "Shapes", "checked"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of the tensors of a run."""
+
+Scaling = Sequence[tuple[float, float]]
+"""(a, b) of each attribute, of which a network reads (value - a) / b."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,14 @@ class ForeignCheckpoint:
 
 
 class Importer(ABC):
-    """What checkpoints of one kind mean."""
+    """What checkpoints of one kind mean.
+
+    Attributes:
+        records: what the tool's files hold beside weights, such as the state of an optimizer; not
+            read
+    """
+
+    records: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def origin(self, source: ForeignCheckpoint) -> Origin:
@@ -114,6 +124,15 @@ class Importer(ABC):
             DataError: no checkpoint of this kind
             UsageError: a word is needed
         """
+
+    def scaling(self, source: ForeignCheckpoint) -> Scaling:
+        """How the network reads the attributes that it is conditioned on, in the order of
+        `recipe.scalars`; none where it reads all of them as they are.
+
+        Raises:
+            UsageError: a word is needed
+        """
+        return ()
 
     @abstractmethod
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ they are loaded; these are read only where the user asked for it, and by torch's
 which builds tensors and plain containers and refuses everything else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch._weights_only_unpickler import UnpicklingError
 
 from volumediff.errors import DataError, UsageError
 
-__all__ = ["checkpoint_of", "read"]
+__all__ = ["PICKLES", "checkpoint_of", "read"]
 
 PICKLES = (".pt", ".pth", ".pkl", ".ckpt")
 SHOWN = 6  # of several checkpoints in a folder
@@ -42,12 +42,15 @@ def checkpoint_of(path: Path) -> Path:
     raise UsageError(f"{path}: has {len(found)} checkpoints ({names}{more}); give one of them.")
 
 
-def read(path: Path, *, weights_only_pickle: bool = False) -> dict[str, Tensor]:
+def read(
+    path: Path, *, weights_only_pickle: bool = False, without: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU; nested mappings have names joined by dots.
 
     Arguments:
         path: .safetensors, or .pt, .pth, .pkl or .ckpt
         weights_only_pickle: whether a pickle may be read, with torch's restricted reader
+        without: outermost names of a pickle that are left out, whatever they hold
 
     Raises:
         UsageError: no such file, an unknown kind of file, or a pickle that nobody allowed
@@ -74,6 +77,8 @@ def read(path: Path, *, weights_only_pickle: bool = False) -> dict[str, Tensor]:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise DataError(f"{path}: cannot be read as a file of tensors ({reason}).") from None
+    if isinstance(content, Mapping):
+        content = {name: value for name, value in content.items() if name not in without}
     return dict(_flat(content, "", path))
 
 

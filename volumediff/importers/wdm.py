@@ -12,7 +12,6 @@ References:
     Synthesis, arXiv:2402.19043
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +21,10 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers import _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
+from volumediff.importers._haar import BANDS, signs
 
 __all__ = ["WDM"]
 
-BANDS = 8
 LOW = 3.0  # divisor of the band LLL
 # Both published sizes, 128 with five levels and 256 with six, end on a grid of 4 x 4 x 4.
 COARSEST = 4
@@ -85,7 +84,7 @@ class WDM(Importer):
 
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
         found = _guided.network(source, shapes, self.axes)
-        sign = torch.tensor(_signs(_guided.mirrors(self.axes)))
+        sign = signs(_guided.mirrors(self.axes))
         scale = torch.ones(BANDS)
         scale[0] = LOW
         return {
@@ -96,10 +95,3 @@ class WDM(Importer):
             "space.shift": torch.zeros(BANDS),
             "space.scale": scale,
         }
-
-
-def _signs(mirrors: tuple[bool, bool, bool]) -> list[float]:
-    """The sign of each band on mirrored volumes."""
-    bands = itertools.product((False, True), repeat=3)  # whether it is high along d, h, w
-    flips = (sum(h and m for h, m in zip(band, mirrors, strict=True)) for band in bands)
-    return [(-1.0) ** n for n in flips]

@@ -37,7 +37,7 @@ from volumediff.inference.input_guard import (
 )
 from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
-from volumediff.inference.raw_scan import ScannerGrid, prepared_scan
+from volumediff.inference.raw_scan import prepared_scan
 from volumediff.inference.user_regions import region_on
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
@@ -135,7 +135,7 @@ class Localizing:
             examination=examination,
             prepared=seen_by_model,
             found=in_host_memory(found),
-            grid=grid if scan is None else ScannerGrid(grid, scan.alignment, scan.remarks),
+            grid=grid if scan is None else scan.home(grid),
             facts={
                 **facts,
                 "prepared": None if scan is None else scan.facts,

@@ -27,13 +27,8 @@ from volumediff.data.volume import Volume
 from volumediff.outputs.input_grid import InputGrid, findings_alone
 from volumediff.outputs.result_grid import ResultGrid
 from volumediff.runs.inputs import Examination
-from volumediff.runs.preparation import (
-    BRAIN_ML,
-    lies_in,
-    look_of,
-    shown_in,
-    template_of,
-)
+from volumediff.runs.preparation import lies_in, look_of, shows_brain_alone, template_of
+from volumediff.runs.stripping import stripped, strips
 from volumediff.samples.preparation_record import RunPreparation
 
 __all__ = ["PreparedScan", "ScannerGrid", "prepared_scan"]
@@ -41,19 +36,25 @@ __all__ = ["PreparedScan", "ScannerGrid", "prepared_scan"]
 
 @dataclass(frozen=True, eq=False)
 class PreparedScan:
-    """A scan in the space of a run's template.
+    """A scan as a run's volumes were prepared.
 
     Arguments:
         examination: the same with its images, region and saliency on the template's grid
-        alignment: of the first image
+        alignment: of the first image; None where the scan stays where it lies
         facts: what was done and how well it went, for the record beside the map
         remarks: what looks wrong about it
     """
 
     examination: Examination
-    alignment: Alignment
+    alignment: Alignment | None
     facts: Mapping[str, Any]
     remarks: tuple[Remark, ...]
+
+    def home(self, grid: InputGrid) -> ResultGrid:
+        """The scanner's own grid, for results on the grid of the prepared volume."""
+        if self.alignment is None:
+            return grid
+        return ScannerGrid(grid, self.alignment, self.remarks)
 
 
 def prepared_scan(
@@ -64,13 +65,16 @@ def prepared_scan(
     Raises:
         DataError: it cannot be registered or corrected
     """
+    if strips(preparation):
+        return _stripped_scan(examination, preparation)
     look = None if preparation is None else look_of(preparation)
     first = next(iter(examination.images.values()))
     if preparation is None or look is None or lies_in(first, look):
         return None
     template = template_of(preparation)
     assert template is not None, "it has a look"
-    steps = Steps(mask=_mask(first), strip=preparation.stripped, n4=preparation.n4)
+    mask = BrainMask.none if shows_brain_alone(first) else BrainMask.template
+    steps = Steps(mask=mask, strip=preparation.stripped, n4=preparation.n4)
     # the template's own 1 mm: the run's preprocessing resamples from there
     found = align_volumes(
         examination.images, None, template=template, target=template, steps=steps
@@ -97,11 +101,13 @@ def prepared_scan(
     )
 
 
-def _mask(first: Volume) -> BrainMask:
-    """Whether the brain has to be extracted, or is all that is there."""
-    shown, millilitres = shown_in(first)
-    alone = bool((first.array[0][~shown] == 0).all()) and BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]
-    return BrainMask.none if alone else BrainMask.template
+def _stripped_scan(examination: Examination, preparation: RunPreparation) -> PreparedScan | None:
+    """The scan without what is not brain, on its own grid."""
+    images = stripped(examination.images)
+    if images is None:
+        return None
+    facts = {"template": None, "stripped": True, "n4": False, "warnings": []}
+    return PreparedScan(replace(examination, images=images), None, facts, ())
 
 
 def _moved(examination: Examination, found: Aligned, alignment: Alignment) -> Examination:

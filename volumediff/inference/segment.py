@@ -39,8 +39,11 @@ from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
+from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.provenance import provenance
+from volumediff.runs.stripping import stripped, strips
 from volumediff.runs.trained import Trained
+from volumediff.samples.preparation_record import RunPreparation
 from volumediff.samples.seen_record import seen_by
 from volumediff.segmentation.method_files import load_segmenter
 from volumediff.segmentation.result import Segmentation
@@ -161,6 +164,11 @@ class Segmenting:
     options: SegmentOptions
     others: tuple[Trained, ...] = ()
 
+    @cached_property
+    def preparation(self) -> RunPreparation | None:
+        """What is recorded about the run's volumes; heads are stripped where these were."""
+        return recorded_preparation(self.trained.run)
+
     @property
     def settings(self) -> dict[str, Any]:
         """What results depend on, beside the volume."""
@@ -181,7 +189,8 @@ class Segmenting:
             DataError: other channels than the model's, or an empty volume
         """
         trained, digests = self.trained, examination.digests
-        ready = prepared(trained, list(examination.images.values()))
+        brain = stripped(examination.images) if strips(self.preparation) else None
+        ready = prepared(trained, list((brain or examination.images).values()))
         d, h, w = ready.x.shape[1:]
         with (
             explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
@@ -202,6 +211,7 @@ class Segmenting:
             "method": self.method,
             "segmenter": repr(self.segmenter),
             "seed": self.options.seed,
+            "stripped": brain is not None,
             "inputs": {
                 name: {"file": file, "sha256": digests[name]}
                 for name, file in examination.files.items()

@@ -50,7 +50,7 @@ def _shadowed(layers: list[Conv], dtype: torch.dtype) -> Iterator[None]:
             named = [
                 (layer, name, parameter)
                 for layer in layers[start : start + GROUP]
-                for name, parameter in layer.named_parameters()
+                for name, parameter in layer.named_parameters(recurse=False)
             ]
             cast = _Cast.apply(dtype, *(parameter for _, _, parameter in named))
             for (layer, name, _), tensor in zip(named, cast, strict=True):
@@ -59,7 +59,7 @@ def _shadowed(layers: list[Conv], dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            for name, _ in layer.named_parameters():
+            for name, _ in layer.named_parameters(recurse=False):
                 layer.__dict__.pop(name, None)
 
 

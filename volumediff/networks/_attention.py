@@ -126,8 +126,11 @@ class Attention(Recomputable):
         backend: which kernel computes it
         plane: attend within each slice of the first axis instead of the whole volume
         head_size: channels per head, reduced to a divisor of `channels`
+
+    `conditioned` says whether the embedding comes after the volume.
     """
 
+    conditioned = False
     # Attention looks everywhere, whatever the statistics of its norm.
     halo = (0, 0, 0)
 

@@ -18,6 +18,7 @@ from volumediff.condition import Condition
 from volumediff.conditioners._base import Body, Conditioner, Host, Prepared
 from volumediff.config import build, component
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._latent_mapping import LatentMapping
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
 from volumediff.networks._streamable import Streamable
@@ -101,6 +102,7 @@ class Network(Streamable):
         elif embedding is None:
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
+        self.mapping: LatentMapping | None = None
         host = Host(in_channels, image_channels, embedding.width, layers)
         self.conditioner = self._conditioner(conditioner, host)
 
@@ -123,6 +125,19 @@ class Network(Streamable):
     @abstractmethod
     def stride(self) -> tuple[int, int, int]:
         """Total stride; crops that start at its multiples see the grid of the whole volume."""
+
+    def take_latent(self, length: int) -> None:
+        """Makes the network one of samples: a random latent joins the embedding.
+
+        Arguments:
+            length: of the latent
+        """
+        self.mapping = LatentMapping(length, self.embedding.width)
+
+    @property
+    def latent_length(self) -> int:
+        """Numbers of the random latent that the network takes; 0 for none."""
+        return 0 if self.mapping is None else self.mapping.length
 
     @property
     def taps(self) -> Mapping[str, Tap]:
@@ -230,6 +245,11 @@ class Network(Streamable):
         # The embedding is small and sets every layer's scale: never below float32.
         dtype = torch.promote_types(z_t.dtype, torch.float32)
         e = self.embedding(t.to(dtype), condition)
+        _check("latent", condition.latent, self.latent_length, unit="numbers")
+        if self.mapping is not None:
+            added = self.mapping(condition.latent.to(e.dtype))
+            # a context that follows the embedding stays as it is
+            e = torch.cat((e[:, : added.shape[1]] + added, e[:, added.shape[1] :]), dim=1)
         if self.scalar_channels:
             scalars = condition.scalars.to(z_t.dtype)[:, : self.scalar_channels, None, None, None]
             parts.append(scalars.expand(-1, -1, *z_t.shape[2:]))
@@ -237,11 +257,11 @@ class Network(Streamable):
         return (x, e, condition.prepared) if self.conditioner.places else (x, e)
 
 
-def _check(name: str, tensor: Tensor | None, channels: int) -> None:
+def _check(name: str, tensor: Tensor | None, channels: int, *, unit: str = "channels") -> None:
     """Whether a condition has what the network was built for."""
     got = 0 if tensor is None else tensor.shape[1]
     if got != channels:
         raise ValueError(
-            f"the network takes {channels} channels of Condition.{name}, got {got}: "
+            f"the network takes {channels} {unit} of Condition.{name}, got {got}: "
             f"{'set' if channels else 'leave out'} Condition.{name}"
         )

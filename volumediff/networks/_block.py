@@ -3,8 +3,8 @@ r"""The residual block, the part of a network that a memory policy may run again
 .. math:: x \mapsto S x + C_2\, a\big(N_2(C_1\, a(N_1(x)))\,(1 + s) + b\big),
           \quad a = \mathrm{SiLU}
 
-with convolutions C, normalisations N, FiLM coefficients (s, b) and a 1x1x1 shortcut S where the
-number of channels changes.
+with convolutions C, normalisations N, FiLM coefficients (s, b) and a shortcut S, 1x1x1 unless said
+otherwise, where the number of channels changes.
 """
 
 from collections.abc import Callable
@@ -47,6 +47,9 @@ class ResidualBlock(Recomputable):
         norm, groups, least, eps: see `Norm`
         conv: the convolution, `Conv` or `PlaneConv`
         resample: `Pool` or `Nearest` before the first convolution and the shortcut, or None
+        project: makes the map from the embedding to what enters, of so many numbers; None for one
+            linear layer
+        shortcut_kernel: of the shortcut
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class ResidualBlock(Recomputable):
         eps: float = 1e-5,
         conv: Callable[..., nn.Module] = Conv,
         resample: nn.Module | None = None,
+        project: Callable[[int], nn.Module] | None = None,
+        shortcut_kernel: Triple = (1, 1, 1),
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
@@ -74,14 +79,16 @@ class ResidualBlock(Recomputable):
         self.conv2 = conv(out_channels, out_channels, kernel=kernel, zero=True)
         self.halo = tuple(a + b for a, b in zip(self.conv1.halo, self.conv2.halo, strict=True))
         self.global_axes = self.act1.global_axes
-        self.project: Linear | None = None
-        if embedding:
-            width = 2 * out_channels if mode == "film" else out_channels
+        self.project: nn.Module | None = None
+        width = 2 * out_channels if mode == "film" else out_channels
+        if project is not None:
+            self.project = project(width)
+        elif embedding:
             # FiLM starts as the identity; an added embedding starts as in the original U-Net.
             self.project = Linear(embedding, width, zero=mode == "film")
         self.shortcut: Conv | None = None
         if in_channels != out_channels:
-            self.shortcut = Conv(in_channels, out_channels, kernel=(1, 1, 1))
+            self.shortcut = Conv(in_channels, out_channels, kernel=shortcut_kernel)
 
     def forward(
         self,
@@ -105,7 +112,8 @@ class ResidualBlock(Recomputable):
         h = self.conv1(h)
         film = None
         if self.project is not None:
-            film = self.project(e)
+            # a context for attention may follow in e
+            film = self.project(e[:, : self.project.in_features])
             if self.mode == "additive":
                 h.add_(film.to(h.dtype)[:, :, None, None, None])
                 film = None

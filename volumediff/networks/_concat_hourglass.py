@@ -1,28 +1,26 @@
-"""The U-shaped body with concatenated skips, of which MONAI's diffusion networks are made.
+"""The U-shaped body with concatenated skips, of which MONAI's diffusion networks and FlowLet's
+are made.
 
 Every layer of the encoder is a skip, the stem and the changes of the grid included, so that a
 level of the decoder has one block more than in the encoder. A decoder block takes the skip beside
 its input and concatenates inside: under recomputation no concatenation is stored.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import descend, enlarge, place_levels
 from volumediff.networks._resample import Down, Nearest, Pool, Resampling, UpConv
 from volumediff.networks._side_heads import SideHeads
-from volumediff.networks._transformer import SpatialTransformer
 
-__all__ = ["ConcatHourglass"]
+__all__ = ["EPS", "ConcatHourglass"]
 
-EPS = 1e-6  # of every normalisation in MONAI's networks
+EPS = 1e-6  # of the normalisations in MONAI's networks and FlowLet's
 
 
 class ConcatHourglass(nn.Module):
@@ -33,13 +31,10 @@ class ConcatHourglass(nn.Module):
         widths: channels per level, finest first
         blocks: residual blocks per level of the encoder; the decoder has one more
         attention_levels: levels whose blocks attend, 0 being the finest; the middle always does
-        head_sizes: channels of an attention head per level
-        embedding: length of the embedding vector
+        block: makes a residual block of its numbers of channels, and of `resample`
+        attention: makes the attention of a level
         groups: channel groups of every normalisation, a divisor of all widths
         resampling: how the grid changes between levels
-        backend: of the attention
-        context: channels of the tokens that attention goes to beside the voxels; 0 without
-        transformer_blocks: of every attention to a context
     """
 
     def __init__(
@@ -50,28 +45,14 @@ class ConcatHourglass(nn.Module):
         widths: Sequence[int],
         blocks: Sequence[int],
         attention_levels: Sequence[int],
-        head_sizes: Sequence[int],
-        embedding: int,
+        block: Callable[..., ResidualBlock],
+        attention: Callable[[int], nn.Module],
         groups: int,
         resampling: Resampling,
-        backend: Backend = "auto",
-        context: int = 0,
-        transformer_blocks: int = 1,
     ) -> None:
         super().__init__()
         last = len(widths) - 1
-        _check(widths, blocks, attention_levels, head_sizes, groups)
-        # A group may be a single channel.
-        norm = {"groups": groups, "least": 1, "eps": EPS}
-        block = partial(ResidualBlock, embedding=embedding, mode="additive", **norm)
-
-        def attention(level: int) -> Attention | SpatialTransformer:
-            named = {"head_size": head_sizes[level], "backend": backend, **norm}
-            if context:
-                return SpatialTransformer(
-                    widths[level], context, blocks=transformer_blocks, **named
-                )
-            return Attention(widths[level], **named)
+        _check(widths, blocks, attention_levels, groups)
 
         def stage(level: int, inputs: int) -> HourglassStage:
             attends = level in attention_levels
@@ -111,7 +92,8 @@ class ConcatHourglass(nn.Module):
             for attends in (attention(last), None)
         )
         place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
-        self.act = NormAct(widths[0], **norm)
+        # A group may be a single channel.
+        self.act = NormAct(widths[0], groups=groups, least=1, eps=EPS)
         self.head = Conv(widths[0], out_channels, zero=True)
         self.sides: SideHeads | None = None
 
@@ -125,28 +107,22 @@ class ConcatHourglass(nn.Module):
         self.sides = SideHeads(self.widths, self.out_channels, count=count, factor=self.factor)
 
     def descend(
-        self,
-        x: Float[Tensor, "b i d h w"],
-        e: Float[Tensor, "b n"],
-        context: Float[Tensor, "b m _"] | None = None,
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
         """The deepest features, and the skips."""
-        h, skips = descend(self.stem(x), e, self.encoder, self.down, context)
+        h, skips = descend(self.stem(x), e, self.encoder, self.down)
         for stage in self.middle:
-            h = stage(h, e, None, context)
+            h = stage(h, e)
         return h, skips
 
     def forward(
-        self,
-        x: Float[Tensor, "b i d h w"],
-        e: Float[Tensor, "b n"],
-        context: Float[Tensor, "b m _"] | None = None,
+        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
-        h, skips = self.descend(x, e, context)
+        h, skips = self.descend(x, e)
         sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
-                h = stage(h, e, skips.pop(), context)
+                h = stage(h, e, skips.pop())
             if self.sides is not None:
                 sides += self.sides.read(level, h)
             if level > 0:
@@ -159,10 +135,8 @@ def _check(
     widths: Sequence[int],
     blocks: Sequence[int],
     attention_levels: Sequence[int],
-    head_sizes: Sequence[int],
     groups: int,
 ) -> None:
-    last = len(widths) - 1
     if not widths or min(widths) < 1 or min(blocks) < 1:
         raise ValueError(
             f"expected at least one level of positive width and one block per level, got widths "
@@ -171,13 +145,7 @@ def _check(
     if not set(attention_levels) <= set(range(len(widths))):
         raise ValueError(
             f"attention_levels {tuple(attention_levels)} must be levels of the network, "
-            f"0 (finest) to {last}"
+            f"0 (finest) to {len(widths) - 1}"
         )
-    for level in sorted({*attention_levels, last}):
-        if head_sizes[level] < 1 or widths[level] % head_sizes[level]:
-            raise ValueError(
-                f"head_size {head_sizes[level]} must divide the width {widths[level]} of level "
-                f"{level}"
-            )
     if groups < 1 or any(width % groups for width in widths):
         raise ValueError(f"groups must divide all widths {tuple(widths)}, got {groups}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.networks._layers import Linear
 
-__all__ = ["Embedding", "WideEmbedding", "fourier"]
+__all__ = ["Embedding", "SplitEmbedding", "WideEmbedding", "fourier"]
 
 
 def fourier(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b n"]:
@@ -136,10 +136,72 @@ class WideEmbedding(nn.Module):
         return torch.cat((F.silu(torch.cat((e, *parts), dim=1)), context), dim=1)
 
 
+class SplitEmbedding(nn.Module):
+    r"""The embedding of FlowLet: time and condition stay apart, for layers that read one of them,
+
+    .. math:: e = \big[a(W_2\, a(W_1 \gamma(\tau))),\
+              E_y + \textstyle\sum_i \mathrm{MLP}_i(c_i)\big], \qquad \tau = T t + \tau_0,
+
+    the second without an activation.
+
+    Arguments:
+        frequencies: even number of Fourier features of the time
+        length: of the condition's part; 0 without classes and scalars
+        classes: number of classes; the table has one entry more, the null class, index `classes`
+        scalars: number of scalars, each with a perceptron of its own
+        steps, offset: T and the offset of the time that the network reads
+
+    References:
+        Danese et al. (2026), FlowLet, arXiv:2601.05212
+    """
+
+    def __init__(
+        self,
+        frequencies: int,
+        length: int,
+        *,
+        classes: int = 0,
+        scalars: int = 0,
+        steps: int = 1000,
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        frequencies = 2 * max(1, frequencies // 2)
+        self.frequencies, self.classes, self.scalars = frequencies, classes, scalars
+        self.steps, self.offset = steps, offset
+        timed = 4 * frequencies
+        self.parts = (timed, length if classes or scalars else 0)
+        self.width = sum(self.parts)
+        self.time = nn.ModuleList([Linear(frequencies, timed), Linear(timed, timed)])
+        self.label = nn.Embedding(classes + 1, length) if classes else None
+        self.scalar = nn.ModuleList(
+            nn.ModuleList([Linear(1, length), Linear(length, length)]) for _ in range(scalars)
+        )
+
+    def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
+        timed = F.silu(
+            _mlp(self.time, fourier((self.steps * t + self.offset) / 1000, self.frequencies))
+        )
+        told = timed.new_zeros(len(timed), self.parts[1])
+        label = _class(self.label, condition, self.classes, timed)
+        if label is not None:
+            told = told + label
+        scalars = _scalars(condition, self.scalars)
+        if scalars is not None:
+            columns = scalars.to(timed.dtype).split(1, dim=1)
+            for layers, c in zip(self.scalar, columns, strict=True):
+                told = told + _mlp(layers, c)
+        return torch.cat((timed, told), dim=1)
+
+
 def _class(
-    table: nn.Embedding | None, condition: Condition, classes: int, e: Float[Tensor, "b n"]
+    table: nn.Embedding | None, condition: Condition, classes: int, e: Float[Tensor, "b _"]
 ) -> Float[Tensor, "b n"] | None:
-    """The embedding of each sample's class, the null class where none is given; None without."""
+    """The embedding of each sample's class, the null class where none is given; None without.
+
+    Arguments:
+        e: for the number of samples, the dtype and the device
+    """
     label, mixture = condition.label, condition.mixture
     if not classes:
         if label is not None or mixture is not None:

@@ -22,17 +22,17 @@ from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
 from volumediff.networks._resample import Down, Up
 from volumediff.networks._side_heads import SideHeads
-from volumediff.networks._transformer import SpatialTransformer
 
 __all__ = ["Hourglass", "HourglassStage"]
 
 
 class HourglassStage(nn.Module):
-    """A residual block, then attention where there is one, or transformer blocks for a context."""
+    """A residual block, then attention where there is one.
 
-    def __init__(
-        self, block: ResidualBlock, attention: Attention | SpatialTransformer | None
-    ) -> None:
+    Attention that is `conditioned` reads the embedding too.
+    """
+
+    def __init__(self, block: ResidualBlock, attention: nn.Module | None) -> None:
         super().__init__()
         self.block = block
         self.attention = attention
@@ -42,12 +42,11 @@ class HourglassStage(nn.Module):
         x: Float[Tensor, "b _ d h w"],
         e: Float[Tensor, "b n"],
         skip: Float[Tensor, "b _ d h w"] | None = None,
-        context: Float[Tensor, "b m _"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
         h = self.block(x, e, None, skip)
         if self.attention is None:
             return h
-        return self.attention(h) if context is None else self.attention(h, context)
+        return self.attention(h, e) if self.attention.conditioned else self.attention(h)
 
 
 class Hourglass(nn.Module):

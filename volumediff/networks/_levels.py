@@ -44,17 +44,12 @@ def descend(
     e: Float[Tensor, "b n"],
     encoder: nn.ModuleList,
     down: nn.ModuleList,
-    context: Float[Tensor, "b m _"] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The encoder on the stem's output: what it ends with, and all skips, the stem's first.
-
-    Arguments:
-        context: tokens that the stages attend to, where they do
-    """
+    """The encoder on the stem's output: what it ends with, and all skips, the stem's first."""
     skips = [h]
     for level, stages in enumerate(encoder):
         for stage in stages:
-            h = stage(h, e, None, context)
+            h = stage(h, e)
             skips.append(h)
         if level < len(down):
             change = down[level]

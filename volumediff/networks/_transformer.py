@@ -94,6 +94,7 @@ class SpatialTransformer(Recomputable):
     Arguments:
         channels: of the volume
         context: channels of the tokens of the context
+        begin: where these begin in the embedding
         blocks: number of transformer blocks
         head_size: channels of an attention head, a divisor of `channels`
         groups, least, eps: of the group normalisation before the blocks, see `Norm`
@@ -103,12 +104,14 @@ class SpatialTransformer(Recomputable):
     # Attention looks everywhere, whatever the statistics of its norm.
     halo = (0, 0, 0)
     global_axes = "dhw"
+    conditioned = True
 
     def __init__(
         self,
         channels: int,
         context: int,
         *,
+        begin: int,
         blocks: int,
         head_size: int,
         groups: int,
@@ -117,6 +120,7 @@ class SpatialTransformer(Recomputable):
         backend: Backend,
     ) -> None:
         super().__init__()
+        self.begin, self.context = begin, context
         self.norm = Norm(channels, groups=groups, least=least, eps=eps)
         self.tokens = Linear(channels, channels)
         self.blocks = nn.ModuleList(
@@ -127,10 +131,10 @@ class SpatialTransformer(Recomputable):
 
     @whole
     def forward(
-        self, x: Float[Tensor, "b c d h w"], context: Float[Tensor, "b m o"]
+        self, x: Float[Tensor, "b c d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b c d h w"]:
         h = self.tokens(self.norm(x).movedim(1, -1).flatten(1, 3))
-        context = context.to(h.dtype)
+        context = e[:, self.begin :].unflatten(1, (-1, self.context)).to(h.dtype)
         for block in self.blocks:
             h = block(h, context)
         return x + self.out(h).unflatten(1, x.shape[2:]).movedim(-1, 1)

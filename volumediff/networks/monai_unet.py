@@ -4,23 +4,23 @@ Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention, o
 blocks that attend to a context of scalars. For new runs `unet` is the lighter architecture.
 """
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
+from torch import nn
 
-from volumediff.networks._attention import Backend
-from volumediff.networks._base import Anatomy, Network
-from volumediff.networks._concat_hourglass import ConcatHourglass
+from volumediff.networks._attention import Attention, Backend
+from volumediff.networks._block import ResidualBlock
+from volumediff.networks._concat_hourglass import EPS, ConcatHourglass
+from volumediff.networks._concat_unet import ConcatUNet, per_level
 from volumediff.networks._embedding import WideEmbedding
-from volumediff.networks._levels import Tap, level_taps
 from volumediff.networks._resample import Resampling
+from volumediff.networks._transformer import SpatialTransformer
 
 __all__ = ["MonaiUNet"]
 
 
-class MonaiUNet(Network):
+class MonaiUNet(ConcatUNet):
     """U-Net of residual blocks with an added embedding and concatenated skips.
 
     Arguments:
@@ -94,65 +94,33 @@ class MonaiUNet(Network):
             embedding=embedding,
             conditioner=conditioner,
         )
-        self.context = context
+        head_sizes = per_level("head_size", head_size, len(widths))
+        for level in sorted({*attention_levels, len(widths) - 1} & set(range(len(widths)))):
+            if head_sizes[level] < 1 or widths[level] % head_sizes[level]:
+                raise ValueError(
+                    f"head_size {head_sizes[level]} must divide the width {widths[level]} of "
+                    f"level {level}"
+                )
+        # A group may be a single channel.
+        norm = {"groups": groups, "least": 1, "eps": EPS}
+
+        def attending(level: int) -> nn.Module:
+            named = {"head_size": head_sizes[level], "backend": attention, **norm}
+            if not context:
+                return Attention(widths[level], **named)
+            begin = embedding.width
+            return SpatialTransformer(
+                widths[level], context, begin=begin, blocks=transformer_blocks, **named
+            )
+
         self.hourglass = ConcatHourglass(
             self.input_channels,
             out_channels,
             widths=widths,
-            blocks=_per_level("blocks", blocks, len(widths)),
+            blocks=per_level("blocks", blocks, len(widths)),
             attention_levels=attention_levels,
-            head_sizes=_per_level("head_size", head_size, len(widths)),
-            embedding=embedding.width,
+            block=partial(ResidualBlock, embedding=embedding.width, mode="additive", **norm),
+            attention=attending,
             groups=groups,
             resampling=resampling,
-            backend=attention,
-            context=context,
-            transformer_blocks=transformer_blocks,
         )
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        return self.hourglass.stride
-
-    @property
-    def taps(self) -> Mapping[str, Tap]:
-        body = self.hourglass
-        return level_taps(body.encoder, body.middle, body.decoder)
-
-    @property
-    def anatomy(self) -> Anatomy:
-        body = self.hourglass
-        descent = (self.embedding, *body.descent)
-        head = body.act, body.head
-        return Anatomy(body.stem, descent, head, body.widths[-1], body.factor)
-
-    def deepen(self, count: int) -> None:
-        self.hourglass.deepen(count)
-
-    def deepest(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
-    ) -> Float[Tensor, "b c d2 h2 w2"]:
-        return self.hourglass.descend(x, *self._split(e))[0]
-
-    def body(
-        self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
-    ) -> Float[Tensor, "b o d h w"]:
-        return self.hourglass(x, *self._split(e))
-
-    def _split(
-        self, e: Float[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b m o"] | None]:
-        """The embedding of the blocks, and the tokens of the context."""
-        if not self.context:
-            return e, None
-        width = self.embedding.width
-        return e[:, :width], e[:, width:].unflatten(1, (-1, self.context))
-
-
-def _per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
-    values = (value,) * levels if isinstance(value, int) else tuple(value)
-    if len(values) != levels:
-        raise ValueError(
-            f"{name} {values}: expected one number, or one for each of {levels} levels"
-        )
-    return values

@@ -147,7 +147,7 @@ class TrainingState:
                 "validated": self.validated,
                 "bound": self.bound.model_dump(),
                 "best": self.best,
-                "borrowed": self.task.digest,
+                "borrowed": self.task.borrowed,
                 "least": self.least,
                 "waited": self.waited,
             },
@@ -179,8 +179,8 @@ class TrainingState:
         Raises:
             DataError: it does not fit
         """
-        if found.state["borrowed"] != self.task.digest:
-            names = " and ".join(self.task.config.borrows())
+        if found.state["borrowed"] != self.task.borrowed:
+            names = " and ".join(self.task.config.frozen_runs)
             raise DataError(
                 f"{found.path}: was trained with other frozen weights (of {names}) than there are "
                 "now; put them back, or choose another output=DIR."

@@ -12,6 +12,8 @@ from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
+from volumediff.runs.preparation import recorded_preparation
+from volumediff.runs.stripping import stripped, strips
 from volumediff.runs.trained import Trained
 
 __all__ = ["Examination", "examination_of", "find_inputs", "prepared", "prepared_case"]
@@ -145,10 +147,14 @@ def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:
 
 
 def prepared_case(trained: Trained, case: Case) -> Prepared:
-    """The files of a case as the model sees them.
+    """The files of a case as the model sees them; heads are stripped for a run of stripped brains
+    that lie in no template's space.
 
     Raises:
         DataError: a file is refused, has other channels than the model, or shows nothing
     """
     policy = trained.preprocessing.policy
-    return prepared(trained, [read(path, policy=policy) for path in case.images.values()])
+    images = {name: read(path, policy=policy) for name, path in case.images.items()}
+    if strips(recorded_preparation(trained.run)):
+        images = stripped(images) or images
+    return prepared(trained, list(images.values()))

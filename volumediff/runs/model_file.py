@@ -4,7 +4,8 @@
                        bytes, and a record: card, step and SHA-256 of the whole
 
 The file is unpacked once, whole, into a cache folder named by its content; what lies there is a
-run like any other. Names of subjects stay behind: of whoever was seen, hashes go along.
+run like any other. Names of subjects stay behind: of whoever was seen, hashes go along. Copies of
+what a run has from others, such as the autoencoder of its latents, go along as they are.
 """
 
 import json
@@ -24,10 +25,13 @@ import volumediff
 from volumediff.config.shipped_models import DEFAULT, MODEL_SUFFIX, SHIPPED, shipped_models
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
+from volumediff.runs.added_healthy import NAME as HEALTHY
+from volumediff.runs.added_healthy import added_digest
 from volumediff.runs.trained import Trained
 from volumediff.samples.seen_record import ADDED, seen_by
 from volumediff.samples.seen_record import NAME as SEEN
 from volumediff.settings.bound_files import bound_of
+from volumediff.settings.import_record import ImportRecord, import_records_of
 from volumediff.settings.run_config import RunConfig, parse, saved_config
 from volumediff.settings.sections import POPULATION
 from volumediff.storage import checkpoint
@@ -37,6 +41,8 @@ from volumediff.storage.folder import TEMPORARY
 from volumediff.storage.records import Record, read, write, write_text
 from volumediff.storage.seal import seal_json
 from volumediff.storage.tensors import load, save
+from volumediff.tasks import load_task
+from volumediff.tasks._borrowing import FOLDER, keep_anonymous, kept_copies
 
 __all__ = [
     "CARD",
@@ -47,15 +53,17 @@ __all__ = [
     "copy_run",
     "pack",
     "resolve",
+    "unpack",
 ]
 
 CARD = "model.json"
 # Of the training alone, or with names of subjects.
 LEFT_OUT = {
-    *("checkpoints", "previews", "samples", "borrowed", "tuning", "errors"),
+    *("checkpoints", "previews", "samples", "tuning", "errors"),
     *("metrics.jsonl", "progress.png", "run.lock", "splits.json", "sources.json"),
     *("manifest.json", "config.yaml", CARD),
 }
+NAMED = (SEEN, ADDED, HEALTHY)  # hold names or places of subjects
 ADVICE = "install the package again, or export the run again"
 
 
@@ -89,6 +97,7 @@ class ModelCard(CardText):
         spacing_mm, shape: of the volumes that the model sees
         seen: part -> number of subjects whose hashes are in the file
         volumediff: version that exported it
+        imported: where weights come from that were not trained here
     """
 
     name: str
@@ -100,6 +109,7 @@ class ModelCard(CardText):
     shape: tuple[int, ...] | None
     seen: dict[str, int]
     volumediff: str
+    imported: tuple[ImportRecord, ...] = ()
 
 
 class StoredModel(Record):
@@ -119,35 +129,47 @@ def copy_run(trained: Trained, target: Path) -> None:
     buffers such as wavelet filters are exact.
 
     Raises:
-        UsageError: the run uses the weights of others, which one file cannot hold
+        UsageError: the run needs the folder of another one, which one file cannot hold
     """
-    borrowed = trained.config.borrows()
-    if borrowed:
-        names = ", ".join(borrowed)
+    copies = kept_copies(trained.run)
+    kept = {Path(copy.facts.run).name for copy in copies.values()}
+    absent = [name for name, of in trained.config.borrows().items() if of.name not in kept]
+    if absent:
         raise UsageError(
-            f"{trained.run}: uses the weights of other runs ({names}); expected a run that stands "
-            "alone, such as one in voxel or wavelet space."
+            f"{trained.run}: needs the folders of other runs ({', '.join(absent)}); expected a "
+            "run that stands alone, such as one in voxel or latent space."
         )
     found = checkpoint.find(trained.run, "best")
     if found is None:
         raise UsageError(f"{trained.run}: has no 'best' checkpoint yet; train it further.")
     target.mkdir(parents=True)
     for path in _carried(trained.run):
-        place = target / path.relative_to(trained.run)
-        if place.parts[len(target.parts)] == "calibration":
-            continue  # of the weights before they were rounded
+        inside = path.relative_to(trained.run)
+        if inside.parts[0] == FOLDER or (
+            # of the weights before they were rounded, apart from the volumes for a calibration
+            inside.parts[0] == "calibration" and inside.as_posix() not in NAMED
+        ):
+            continue
+        place = target / inside
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
+    for name, copy in copies.items():
+        config = _anonymous(copy.config, Path(copy.facts.run).name)
+        keep_anonymous(target, name, copy, config=config)
     if (trained.run / "splits.json").is_file():
         shutil.copyfile(trained.run / "splits.json", target / "splits.json")
-    config = trained.config.model_copy(update={"output": target})
+    # An adapter is written into the weights that it corrects.
+    alone = {"output": target, "adapter": None}
+    if trained.config.adapter is not None:
+        alone["start_from"] = None
+    config = trained.config.model_copy(update=alone)
     write_text(target / "config.yaml", config.to_yaml())
     parameters = {name for name, p in trained.task.module.named_parameters() if p.ndim > 1}
     tensors = {
         name: value.bfloat16().float() if name in parameters and _is_float(value) else value
-        for name, value in found.tensors("ema").items()
+        for name, value in load_task(trained.run, found=found).state().items()
     }
-    _checkpoint(target, tensors, step=found.step, borrowed=found.state["borrowed"])
+    _checkpoint(target, tensors, step=found.step, borrowed=trained.task.digest)
 
 
 def pack(
@@ -182,14 +204,18 @@ def pack(
         shape=config.data.preprocessing.shape,
         seen={part: parts.count(part) for part in sorted(set(parts))},
         volumediff=volumediff.__version__,
+        imported=import_records_of(folder),
     )
     tensors: dict[str, Tensor] = {}
     for key, value in found.tensors("ema").items():
         small = _is_float(value) and bool((value.bfloat16().to(value.dtype) == value).all())
         tensors[f"weights/{key}"] = value.bfloat16() if small else value
+    added = added_digest(folder)
     for path in _carried(folder):
         inside = path.relative_to(folder).as_posix()
-        if inside not in (SEEN, ADDED):  # names of subjects
+        if inside not in NAMED:
+            if added:  # the volumes stay behind, and with them what names them
+                inside = inside.replace(f"-{added}.", ".")
             raw = np.frombuffer(path.read_bytes(), np.uint8).copy()
             tensors[f"files/{inside}"] = torch.from_numpy(raw)
     tensors[f"files/{SEEN}"] = torch.frombuffer(bytearray(_saved(seen)), dtype=torch.uint8)
@@ -242,12 +268,12 @@ def card_of_file(file: Path) -> ModelCard:
     return load(file, StoredModel, advice=ADVICE)[1].card
 
 
-def _unpacked(file: Path) -> Path:
-    """The run's folder in the cache, made where it is not there; it appears whole."""
-    # Another version writes checkpoints of another format into a folder of its own.
-    target = _cache() / f"{file.stem}-{sha256_of_file(file)[:16]}-{checkpoint.FORMAT}"
-    if (target / CARD).is_file():
-        return target
+def unpack(file: Path, target: Path) -> None:
+    """Makes the run's folder of a model file; it appears whole.
+
+    Raises:
+        DataError: the file is no model file or damaged, or the folder cannot be written
+    """
     tensors, record = load(file, StoredModel, advice=ADVICE)
     hidden = target.parent / f"{TEMPORARY}{target.name}-{uuid.uuid4().hex}"
     try:
@@ -268,13 +294,27 @@ def _unpacked(file: Path) -> Path:
         write(hidden / CARD, record.card)
         os.rename(hidden, target)
     except OSError as error:
-        if not (target / CARD).is_file():  # else another process was first
-            raise DataError(
-                f"{target}: cannot be written ({error.strerror}); {free_space(target)}. Set "
-                "XDG_CACHE_HOME to a folder that can."
-            ) from None
+        raise DataError(
+            f"{target}: cannot be written ({error.strerror}); {free_space(target)}."
+        ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _unpacked(file: Path) -> Path:
+    """The run's folder in the cache, made where it is not there."""
+    # Another version writes checkpoints of another format into a folder of its own.
+    target = _cache() / f"{file.stem}-{sha256_of_file(file)[:16]}-{checkpoint.FORMAT}"
+    if (target / CARD).is_file():
+        return target
+    try:
+        unpack(file, target)
+    except DataError as error:
+        if (target / CARD).is_file():  # another process was first
+            return target
+        if target.parent.is_dir() and os.access(target.parent, os.W_OK):
+            raise
+        raise DataError(f"{error} Set XDG_CACHE_HOME to a folder that can.") from None
     return target
 
 

@@ -30,7 +30,9 @@ __all__ = [
     "lies_in",
     "look_of",
     "preparation_of",
+    "recorded_preparation",
     "shown_in",
+    "shows_brain_alone",
     "template_of",
 ]
 
@@ -51,16 +53,28 @@ def preparation_of(trained: Trained) -> RunPreparation | None:
     Raises:
         DataError: the run's record is damaged
     """
-    path = trained.run / NAME
-    if path.is_file():
-        return read_record(path, RunPreparation, advice="remove it: it is measured again")
+    found = recorded_preparation(trained.run)
+    if found is not None:
+        return found
     root = trained.config.data.root
     if root in (None, POPULATION) or not Path(str(root)).exists():
         return None
     found = _told(Path(str(root)) / MARK) or _measured(trained)
     if found is not None:
-        write(path, found)
+        write(trained.run / NAME, found)
     return found
+
+
+def recorded_preparation(run: Path) -> RunPreparation | None:
+    """What is recorded about a run, such as an imported one; None where nothing is yet.
+
+    Raises:
+        DataError: the record is damaged
+    """
+    path = run / NAME
+    if not path.is_file():
+        return None
+    return read_record(path, RunPreparation, advice="remove it: it is measured again")
 
 
 def template_of(preparation: RunPreparation) -> Template | None:
@@ -83,6 +97,12 @@ def shown_in(volume: Volume) -> tuple[Bool[np.ndarray, "d h w"], float]:
     """The foreground of the first channel, and its millilitres."""
     shown = foreground(volume.array[0], "auto")
     return shown, float(shown.sum()) * float(np.prod(volume.spacing_mm)) / 1000
+
+
+def shows_brain_alone(volume: Volume) -> bool:
+    """Whether what is shown is no more than a brain, with nothing but zeros around it."""
+    shown, millilitres = shown_in(volume)
+    return millilitres <= BRAIN_ML[1] and bool((volume.array[0][~shown] == 0).all())
 
 
 def lies_in(volume: Volume, template: Template) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import volumediff
 from volumediff.runs.trained import Trained
+from volumediff.settings.import_record import import_records_of
 
 __all__ = ["provenance", "versions"]
 
@@ -28,6 +29,7 @@ def provenance(trained: Trained) -> dict[str, Any]:
         "run": str(trained.run.resolve()),
         "checkpoint": trained.checkpoint,
         "weights_sha256": trained.digest,
+        "imported": [found.model_dump() for found in import_records_of(trained.run)],
         "device": str(trained.device),
         "versions": versions(),
     }

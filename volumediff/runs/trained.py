@@ -227,16 +227,23 @@ class Trained:
     def _cases(self) -> dict[str, Case]:
         return {case.id: case for case in cases_of(self.config.data)}
 
+    @property
+    def names_volumes(self) -> bool:
+        """Whether the run knows its volumes by name: a model file holds hashes alone, and imported
+        weights come without any."""
+        return (self.run / "splits.json").is_file()
+
     def cases(self, part: str) -> list[Case]:
         """Healthy cases of a part of the run's split: train, validation, calibration or test.
 
         Raises:
-            UsageError: the run's data are not where they were
+            UsageError: the run does not know them, or its data are not where they were
         """
-        if not (self.run / "splits.json").is_file():
+        if not self.names_volumes:
             raise UsageError(
-                f"{self.run}: does not know its {part} volumes by name, as a model file holds "
-                "hashes alone; calibrate on healthy volumes of your own."
+                f"{self.run}: its {part} volumes are needed, and not known: its weights were "
+                "imported, or come from a model file; calibrate on healthy volumes of your own, "
+                "or choose a method that needs nothing else."
             )
         split = Split.load(self.run / "splits.json")
         wanted = getattr(split, part)

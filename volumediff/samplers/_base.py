@@ -17,14 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.chain_noise import ChainNoise
 from volumediff.compatibility import require
 from volumediff.compatibility.chains import sampler_problem, walk_problem
 from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
 from volumediff.model import Model
-from volumediff.samplers._grid import log_snr_times, uniform_times
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["Context", "Denoiser", "Hook", "InvertibleSampler", "Sampler", "Step"]
 
@@ -99,25 +100,27 @@ class Sampler(Component, ABC):
         paths: paths of the kernels that it walks; None for all, by the kernel's own step
         reads: quantities of a prediction that it goes along
         invertible: whether it also finds the noisy state that leads to a clean one
+        between: whether it also evaluates predictions between the times of its grid
+        through_means: whether the single predictions that it goes along are means of the clean
+            state; models that were distilled for another sampler predict draws
 
     Arguments:
         steps: N, number of steps from the start to 0
-        log_snr_limits: None for times uniform in t; (low, high) for times uniform in log-SNR
-            between these, or from the start's own where that is higher, and then 0
+        grid: times of the steps
     """
 
     paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
     reads: ClassVar[tuple[str, ...]] = ("x0", "eps")
     invertible: ClassVar[bool] = False
+    between: ClassVar[bool] = False
+    through_means: ClassVar[bool] = True
     steps: int
     _: KW_ONLY
-    log_snr_limits: tuple[float, float] | None = None
+    grid: TimeGrid = UniformTimeGrid()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"expected steps >= 1, got {self.steps}.")
-        if self.log_snr_limits and not self.log_snr_limits[0] < self.log_snr_limits[1]:
-            raise ValueError(f"expected log_snr_limits (low, high), got {self.log_snr_limits}.")
 
     @abstractmethod
     def step(self, step: Step) -> tuple[State, Memory]:
@@ -143,9 +146,7 @@ class Sampler(Component, ABC):
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
         """N + 1 times in float64, descending from `start` to 0, both exact; one step for each
         but the last."""
-        if self.log_snr_limits is None:
-            return uniform_times(self.steps, start=start)
-        return log_snr_times(schedule, self.steps, limits=self.log_snr_limits, start=start)
+        return self.grid.times(schedule, self.steps, start)
 
     @torch.no_grad()
     def sample(
@@ -167,7 +168,8 @@ class Sampler(Component, ABC):
             z: the state at times[0]; the result has its dtype
             times: (n + 1,) for all, or (n + 1, b) per sample; ascents are re-noising moves
             condition: passed to the denoiser
-            noise: i -> white noise of step i; needed by stochastic steps only
+            noise: i -> white noise of step i; needed by stochastic steps, and by networks that
+                take a random latent, which then is that of `Model.noise`
             on_x0: called once per descending step
 
         Raises:
@@ -181,7 +183,8 @@ class Sampler(Component, ABC):
             if move.ascends:
                 z, memory = kernel.renoise(z, t, s, _noise(noise, i, z)), ()
                 continue
-            prediction = denoise(z, t, condition)
+            asked = noise.conditioned(condition, i) if isinstance(noise, ChainNoise) else condition
+            prediction = denoise(z, t, asked)
             replaced = False
             if on_x0 is not None:
                 x0, state = on_x0(Context(i, t, s, z, prediction))
@@ -195,7 +198,7 @@ class Sampler(Component, ABC):
                 z = state
             step = Step(
                 kernel=kernel,
-                evaluate=lambda y, u: denoise(y, u, condition),
+                evaluate=lambda y, u, asked=asked: denoise(y, u, asked),
                 t=t,
                 s=s,
                 z_t=z,

@@ -7,23 +7,19 @@ half of them from t = 1/2. It is how students of N steps are walked, which know 
 and any time to begin at.
 """
 
-import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.component import handed_in
 from volumediff.samplers._base import Memory, Sampler, Step
-from volumediff.samplers._grid import checked_start
+from volumediff.samplers._span_times import span_times
 from volumediff.samplers._transfer import euler
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["Spans"]
-
-# Of a span: what is less than that above a multiple of it is rounding, and no step of its own.
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Spans(Sampler):
         B, where walks begin at t = 1
     """
 
-    log_snr_limits: None = handed_in(None)
+    grid: TimeGrid = handed_in(UniformTimeGrid())
 
     def admits(self, other: Sampler) -> bool:
         """Only these spans: a network that was distilled for them leaps so far and no less."""
@@ -47,9 +43,7 @@ class Spans(Sampler):
 
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
         """`start`, then ever 1 / N less, and 0 last."""
-        count = max(1, math.ceil(checked_start(start) * self.steps - ROUNDING))
-        above = start - torch.arange(count, dtype=torch.float64) / self.steps
-        return torch.cat([above, torch.zeros(1, dtype=torch.float64)])
+        return span_times(self.steps, start=start)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         return euler(step.kernel.schedule, step.prediction, step.s), ()

@@ -34,6 +34,7 @@ from volumediff.config import (
 from volumediff.errors import UsageError, shown
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.settings.sections import (
+    Component,
     Data,
     Optim,
     Processes,
@@ -72,13 +73,16 @@ class RunConfig(Section):
 
     `method` is the segmentation method that the run was configured for, see `with_words`; it is
     what `segment` takes where no other is asked for. `start_from` is the folder of a run whose
-    weights this one begins with; see `volumediff.tasks.warm_start`.
+    weights this one begins with; see `volumediff.tasks.warm_start`. With an `adapter` these
+    weights stay as they are, read from that folder whenever this run is loaded, and the adapter
+    alone is trained and kept; see `volumediff.adapters`.
     """
 
     task: str = DEFAULT
     data: Data = Data()
     method: str | None = None
     start_from: Path | None = None
+    adapter: Component | None = None
     crop: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     memory: Annotated[MemoryPolicy, declared(MemoryPolicy)] = MemoryPolicy()
     optim: Optim = Optim()
@@ -99,9 +103,21 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adapts_a_run(self) -> "RunConfig":
+        if self.adapter is not None and self.start_from is None:
+            raise ValueError("adapter: needs start_from, the folder of the run that it adapts")
+        return self
+
     def borrows(self) -> dict[str, Path]:
         """Key -> folder of every run that this one is made from, beside `start_from`."""
         return {}
+
+    @property
+    def frozen_runs(self) -> dict[str, Path]:
+        """Key -> folder of every run whose weights this one uses and does not train."""
+        adapted = {} if self.adapter is None else {"start_from": self.start_from}
+        return {**adapted, **self.borrows()}
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""

@@ -12,8 +12,9 @@ The file name is what `task:` in a configuration says. Another task is one more 
 of the contract in `_base.py`, here or in any importable module.
 """
 
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task, best_of
-from volumediff.tasks._borrowing import BorrowedRun, Kept, agree, borrowed, keep, kept, source_of
+from volumediff.tasks._borrowing import BorrowedRun, Kept, borrowed, keep, kept, source_of
 from volumediff.tasks._loading import build_task, load_task, resolved, task_of, warm_start
 
 __all__ = [

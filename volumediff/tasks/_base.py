@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.adapters._base import Adapter, attach, merge
 from volumediff.condition import Condition
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.errors import UsageError
@@ -31,6 +32,7 @@ from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache
 from volumediff.storage.checkpoint import Checkpoint
+from volumediff.storage.digests import sha256
 from volumediff.tasks._backbones import Backbone
 
 __all__ = ["Criterion", "Refusals", "Stage", "Task", "best_of"]
@@ -106,6 +108,8 @@ class Task(ABC):
         noun: what is trained, for messages: "a classifier"
         fits_intensities: whether intensity landmarks are fitted on the run's own volumes; those
             of a borrowed run are copied otherwise
+        adaptable: whether an adapter may be trained in place of its weights: not where the task
+            keeps a second copy of these
         blockwise: whether processes that hold shares of the weights may bring them together one
             residual block after the other; not where a loss asks for gradients on its way
     """
@@ -113,6 +117,7 @@ class Task(ABC):
     schema: ClassVar[type[RunConfig]]
     noun: ClassVar[str] = "something of its own"
     fits_intensities: ClassVar[bool] = True
+    adaptable: ClassVar[bool] = False
     blockwise: ClassVar[bool] = False
 
     def __init__(
@@ -127,6 +132,8 @@ class Task(ABC):
     ) -> None:
         self.config, self.module, self.main, self.recipe = config, module, main, recipe
         self.digest, self.frozen = digest, tuple(frozen)
+        # Of the weights that an adapter corrects: their digest, and their names.
+        self._base, self._fixed = "", frozenset[str]()
         self.training_only = nn.ModuleDict()
 
     @property
@@ -285,6 +292,18 @@ class Task(ABC):
         """The metric that selects checkpoints; None takes the validation loss, lowest first."""
         return None
 
+    def indicators(self, samples: Samples) -> Sequence[Criterion]:
+        """Metrics that validation records beside the loss, and that select nothing."""
+        return ()
+
+    def alarms(self, row: Mapping[str, float]) -> Sequence[str]:
+        """Lines for a user whose training goes wrong.
+
+        Arguments:
+            row: metrics of a validation
+        """
+        return ()
+
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """Titles and volumes (c, d, h, w) that show what is learnt; empty where there are none."""
         return ()
@@ -366,6 +385,30 @@ class Task(ABC):
 
     # Checkpoints and use
 
+    @property
+    def borrowed(self) -> str:
+        """SHA-256 of all weights that are not trained: `digest`, and those that are adapted."""
+        return sha256(self._base, self.digest) if self._base else self.digest
+
+    def adapt(self, adapter: Adapter, *, base: str) -> None:
+        """Freezes the weights and trains corrections of them, which checkpoints then hold alone.
+
+        Arguments:
+            adapter: gives the corrections
+            base: SHA-256 of the weights
+
+        Raises:
+            ValueError: there is nothing to correct
+        """
+        attach(adapter, self.module)
+        frozen = (n for n, p in self.module.named_parameters() if not p.requires_grad)
+        self._base, self._fixed = base, frozenset(frozen)
+
+    def merge(self) -> None:
+        """Writes corrected weights in place of the frozen ones: the task of a plain run."""
+        merge(self.module)
+        self._base, self._fixed = "", frozenset()
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -379,9 +422,9 @@ class Task(ABC):
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers that belong to a checkpoint: all but those of frozen parts."""
-        frozen = self._prefixes()
-        return {n: t for n, t in self.module.state_dict().items() if not n.startswith(frozen)}
+        """Parameters and buffers that belong to a checkpoint: all but those of frozen parts, and
+        but the weights that an adapter corrects."""
+        return {n: t for n, t in self.module.state_dict().items() if not self._is_elsewhere(n)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors of a trained checkpoint."""
@@ -393,9 +436,11 @@ class Task(ABC):
         Raises:
             RuntimeError: names or shapes differ
         """
-        frozen = self._prefixes()
-        kept = {n: t for n, t in self.module.state_dict().items() if n.startswith(frozen)}
+        kept = {n: t for n, t in self.module.state_dict().items() if self._is_elsewhere(n)}
         self.module.load_state_dict({**tensors, **kept}, strict=True)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        return name in self._fixed or name.startswith(self._prefixes())
 
     def _prefixes(self) -> tuple[str, ...]:
         mine = {id(part) for part in self.frozen}

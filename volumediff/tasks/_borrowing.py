@@ -9,7 +9,6 @@ others.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from volumediff.config import config_path
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig, load_run_config, saved_config
 from volumediff.storage.digests import sha256_of_file
-from volumediff.storage.folder import publish, verified
+from volumediff.storage.folder import MANIFEST, publish, verified
 from volumediff.storage.records import Record, parse_file
 from volumediff.storage.seal import seal_text
 from volumediff.storage.tensors import load_plain, stream
@@ -25,13 +24,15 @@ from volumediff.tasks._base import Task, best_of
 from volumediff.tasks._loading import build_task, load_task
 
 __all__ = [
+    "FOLDER",
     "BorrowedRun",
     "Kept",
-    "agree",
     "borrowed",
     "keep",
+    "keep_anonymous",
     "keep_copy",
     "kept",
+    "kept_copies",
     "source_of",
     "take",
 ]
@@ -131,21 +132,6 @@ def borrowed(of: Path, *, where: str, run: Path | None, folder: str = "pipelines
     return BorrowedRun(load_task(of), found.digest)
 
 
-def agree(pairs: Mapping[str, tuple[Any, Any]], *, where: str, of: Path, hint: str = "") -> None:
-    """Raises UsageError for the first key whose value here is not that of the borrowed run.
-
-    Arguments:
-        pairs: key -> value here, value there
-        where: key that names the run
-        of: its folder
-        hint: what to do, after a semicolon
-    """
-    for name, (ours, theirs) in pairs.items():
-        if ours != theirs:
-            text = f"{name}: expected that of {where} = {of}, {theirs}, got {ours}"
-            raise UsageError(f"{text}; {hint}." if hint else f"{text}.")
-
-
 def keep(
     run: Path,
     name: str,
@@ -195,6 +181,35 @@ def keep_copy(run: Path, name: str, *, of: Path) -> None:
         return
     names, folder = ("config.yaml", "facts.json", "weights.safetensors"), verified(source)
     publish(target, {name: (folder / name).read_bytes() for name in names})
+
+
+def kept_copies(run: Path) -> dict[str, Kept]:
+    """Everything that a run keeps of others, by name.
+
+    Raises:
+        DataError: it is damaged
+    """
+    names = sorted(path.name for path in (run / FOLDER).glob("*") if path.is_dir())
+    found = {name: kept(run, name) for name in names}
+    return {name: copy for name, copy in found.items() if copy is not None}
+
+
+def keep_anonymous(run: Path, name: str, copy: Kept, *, config: str) -> None:
+    """Copies what another run keeps, without places of the machine that it was made on.
+
+    Arguments:
+        run: folder of this run
+        name: of the copy
+        copy: what the other run keeps
+        config: its configuration as YAML, without places
+
+    Raises:
+        DataError: the disk is full
+    """
+    files = {p.name: p.read_bytes() for p in copy.folder.iterdir() if p.name != MANIFEST}
+    facts = copy.facts.model_copy(update={"run": Path(copy.facts.run).name})
+    texts = {"config.yaml": seal_text(config), "facts.json": facts.model_dump_json().encode()}
+    publish(run / FOLDER / name, {**files, **texts})
 
 
 def kept(run: Path | None, name: str) -> Kept | None:

@@ -18,6 +18,7 @@ from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.label_maps import LabelMapRecipe
+from volumediff.settings.import_record import NAME as IMPORT
 from volumediff.settings.run_config import RunConfig
 from volumediff.spaces import StateSpace
 from volumediff.tasks._base import Task
@@ -119,7 +120,7 @@ def keep_encoders(spec: Any, run: Path, *, where: str) -> None:
                 f"configs/autoencoders/{Path(path).name}.yaml output={path}"
             )
         tensors = load_task(Path(path)).module.state_dict()
-        keep(run, _name(key), of=Path(path), tensors=tensors, where=place, beside=[ORACLE])
+        keep(run, _name(key), of=Path(path), tensors=tensors, where=place, beside=[ORACLE, IMPORT])
 
 
 def encoder(

@@ -6,14 +6,15 @@ from typing import Literal
 
 import torch
 
-from volumediff.config import component
+from volumediff.config import available, build, component
 from volumediff.errors import DataError, UsageError
 from volumediff.networks.pseudo3d import inflate
 from volumediff.randomness import key
 from volumediff.settings.bound_files import check_bound
 from volumediff.settings.run_config import RunConfig, saved_config
 from volumediff.storage import checkpoint
-from volumediff.tasks._base import Task
+from volumediff.tasks._agreement import check_channels, check_parts, differences
+from volumediff.tasks._base import Task, best_of
 
 __all__ = ["build_task", "load_task", "resolved", "task_of", "warm_start"]
 
@@ -45,7 +46,48 @@ def build_task(config: RunConfig, *, run: Path | None = None) -> Task:
     config = resolved(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "weights"))
-        return task_of(config).build(config, run)
+        task = task_of(config).build(config, run)
+        if config.adapter is not None:
+            _adapt(task, config.start_from, run)
+    return task
+
+
+def _adapt(task: Task, source: Path, run: Path | None) -> None:
+    """Corrects the weights of another run in place of fresh ones; without a folder, as for the
+    planner, the fresh ones.
+
+    Raises:
+        UsageError: the task has no adapters, or the other run trains something else
+        DataError: the other run is damaged
+    """
+    config, base = task.config, ""
+    adapter = build("adapter", config.adapter)
+    if not task.adaptable:
+        names = [n for n in available("task") if component("task", n).adaptable]
+        raise UsageError(
+            f"adapter: expected a task that trains one set of weights ({', '.join(names)}), got "
+            f"{config.task}; leave the adapter out."
+        )
+    if run is not None:
+        found = best_of(source, where="start_from")
+        other, base = load_task(source, found=found), found.digest
+        if type(other) is not type(task):
+            raise UsageError(
+                f"start_from = {source}: trains {other.noun}, expected {task.noun}; an adapter is "
+                "of the same task."
+            )
+        check_channels(config, other.config, of=source)
+        check_parts(config, other.config, of=source)
+        if other.digest != task.digest:
+            raise DataError(
+                f"{run}: what it keeps of the runs {' and '.join(config.borrows())} is not what "
+                f"start_from = {source} was trained with; restore it from a backup."
+            )
+        task.load(other.state())
+    try:
+        task.adapt(adapter, base=base)
+    except ValueError as error:
+        raise UsageError(f"adapter: {error}.") from None
 
 
 def load_task(
@@ -76,8 +118,8 @@ def load_task(
         )
     check_bound(run, found)
     task = build_task(config, run=run)
-    if found.state["borrowed"] != task.digest:
-        sources = " and ".join(f"{name} = {path}" for name, path in config.borrows().items())
+    if found.state["borrowed"] != task.borrowed:
+        sources = " and ".join(f"{name} = {path}" for name, path in config.frozen_runs.items())
         raise DataError(
             f"{run}: the weights of other runs that it uses ({sources}) are not those that it was "
             "trained with; restore them from a backup."
@@ -87,6 +129,7 @@ def load_task(
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{found.path}: does not fit {run}/config.yaml ({reason}).") from None
+    task.merge()
     task.module.eval()
     return task
 
@@ -112,12 +155,15 @@ def warm_start(
         DataError: the other run is damaged
     """
     other = load_task(source)
+    for line in differences(task.config, other.config):
+        report(f"start_from = {source}: {line}.")
     said = task.begin_with(other, where=f"start_from = {source}")
     if said is not None:
         report(said)
         return
     if type(other) is not type(task):
         raise UsageError(f"start_from = {source}: trains {other.noun}, expected {task.noun}.")
+    check_channels(task.config, other.config, of=source)
     target = task.target
     weights, expected = other.target.state_dict(), target.state_dict()
     added = [t.shape[2] for n, t in expected.items() if n not in weights and t.ndim == 5]

@@ -72,7 +72,7 @@ class _OneOfMany(Predictor):
             z, drawn = noise(-1), noise(0)
             t = torch.full((len(z),), LEVEL, dtype=torch.float64, device=z.device)
             z_t = model.kernel_of(prepared).corrupt(z, t, drawn)
-            x0 = model.denoise(z_t, t, prepared).x0
+            x0 = model.denoise(z_t, t, noise.conditioned(prepared, 0)).x0
             del z, drawn, z_t
         with self.stage("decode"):
             x = model.decode(x0, (d, h, w))

@@ -11,8 +11,9 @@ from volumediff.errors import UsageError
 from volumediff.model import LabelProbabilities
 from volumediff.settings.run_config import RunConfig, load_run_config, saved_config
 from volumediff.settings.sections import Data
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._base import Task
-from volumediff.tasks._borrowing import agree, keep, kept, take
+from volumediff.tasks._borrowing import keep, kept, take
 from volumediff.tasks._loading import build_task, load_task
 
 __all__ = ["BorrowedPrior", "keep_prior", "prior_of"]

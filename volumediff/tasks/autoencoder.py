@@ -76,6 +76,7 @@ class AutoencoderTask(Task):
 
     schema = AutoencoderConfig
     noun = "an autoencoder"
+    adaptable = True
 
     def __init__(
         self,

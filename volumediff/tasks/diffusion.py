@@ -92,6 +92,7 @@ class DiffusionTask(Task):
 
     schema = DiffusionConfig
     noun = "a diffusion model"
+    adaptable = True
     blockwise = True
 
     def __init__(
@@ -396,7 +397,8 @@ class DiffusionTask(Task):
             z = model.encode(batch.x)
             condition = model.told(batch.condition, batch.images, batch.mask)
             condition = model.referred(condition, z)
-            noise = model.noise(batch.keys, tuple(batch.x.shape[1:]))(0)
+            chain = model.noise(batch.keys, tuple(batch.x.shape[1:]))
+            condition, noise = chain.conditioned(condition, 0), chain(0)
         if model.network.conditioner.places:
             with stage("prepare"):
                 # Once per volume; what it made is held while the network runs.

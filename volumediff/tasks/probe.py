@@ -42,8 +42,9 @@ from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache
 from volumediff.storage.folder import discard
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._base import Refusals, Stage, Task, best_of
-from volumediff.tasks._borrowing import agree, borrowed, source_of
+from volumediff.tasks._borrowing import borrowed, source_of
 from volumediff.tasks._recipes import recipe_of
 
 __all__ = ["ProbeConfig", "ProbeSection", "ProbeTask"]

@@ -31,8 +31,9 @@ from volumediff.settings.sections import Component, ForRun
 from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._base import Refusals, Stage, Task, best_of
-from volumediff.tasks._borrowing import agree, borrowed, source_of
+from volumediff.tasks._borrowing import borrowed, source_of
 from volumediff.tasks._recipes import recipe_of
 
 __all__ = ["ResidualSegmenterConfig", "ResidualSegmenterTask", "supervision_of"]

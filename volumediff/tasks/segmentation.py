@@ -29,9 +29,9 @@ from volumediff.settings.sections import Component, Section, Share
 from volumediff.shapes import Shape
 from volumediff.storage.cache import Cache
 from volumediff.supervised_segmentation import DiceCrossEntropy, SupervisedSegmentation
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._backbones import Backbone, made_constant, take_backbone
 from volumediff.tasks._base import Criterion, Refusals, Stage, Task
-from volumediff.tasks._borrowing import agree
 from volumediff.tasks._encoders import space_of
 from volumediff.tasks._recipes import recipe_of
 from volumediff.tasks._selection import label_dice
@@ -84,6 +84,7 @@ class SegmentationTask(Task):
 
     schema = SegmentationConfig
     noun = "a supervised segmentation"
+    adaptable = True
     blockwise = True
 
     def __init__(self, config: SegmentationConfig, model: SupervisedSegmentation) -> None:

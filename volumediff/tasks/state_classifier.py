@@ -32,8 +32,9 @@ from volumediff.settings.sections import Component, ForRun
 from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.digests import sha256
+from volumediff.tasks._agreement import agree
 from volumediff.tasks._base import Refusals, Stage, Task
-from volumediff.tasks._borrowing import agree, borrowed, keep, keep_copy, kept, source_of, take
+from volumediff.tasks._borrowing import borrowed, keep, keep_copy, kept, source_of, take
 from volumediff.tasks._encoders import IMAGE, STATES, encoder_paths, space_of
 from volumediff.tasks._recipes import recipe_of
 

@@ -7,20 +7,22 @@ that every command takes it, and training goes on from them with fresh moments o
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from volumediff.config import build, overridden
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
+from volumediff.hub.place import HubPlace
 from volumediff.importers._base import ForeignCheckpoint, Origin, checked
 from volumediff.importers._files import checkpoint_of, read
+from volumediff.importers._hub import fetched_checkpoint
 from volumediff.importers._published import published_with
 from volumediff.samples.preparation_record import NAME as PREPARATION
 from volumediff.samples.preparation_record import RunPreparation
 from volumediff.samples.seen_record import NAME, sources_of
 from volumediff.samples.statistics import Statistics
+from volumediff.settings.import_record import ImportRecord, keep_import_record
 from volumediff.settings.run_config import fixed_settings, parse
 from volumediff.storage import checkpoint
 from volumediff.storage.digests import sha256_of_file
@@ -34,39 +36,48 @@ __all__ = ["import_run"]
 
 def import_run(
     kind: str,
-    path: Path,
+    path: Path | str,
     run: Path,
     *,
     overrides: Sequence[str] = (),
     weights_only_pickle: bool = False,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Writes the run that a checkpoint stands for; returns its folder.
 
     Arguments:
         kind: name of the importer, such as wdm
-        path: the checkpoint, or the folder that its tool publishes, with one checkpoint in it
+        path: the checkpoint, the folder that its tool publishes, with one checkpoint in it, or a
+            place on the Hugging Face Hub, hf:OWNER/NAME[@REVISION][/FILE]
         run: the folder, which must not be there yet
         overrides: `key=value` overrides for the configuration of the run, and for arguments of the
             importer, such as importer.axes=RAS
         weights_only_pickle: see `read`
+        report: receives progress lines
 
     Raises:
-        UsageError: unknown kind, no such file, folder in use, an override that does not fit, or
-            one that is needed
+        UsageError: unknown kind, no such file or repository, folder in use, an override that does
+            not fit, or one that is needed
         DataError: the file is no checkpoint of this kind, or the disk is full; nothing is left
     """
     own = [word for word in overrides if word.startswith("importer.")]
     importer = build("importer", overridden({"importer": kind}, own)["importer"])
     if run.exists():
         raise UsageError(f"{run}: is there already; choose another folder with -o.")
-    file = checkpoint_of(path)
+    given, repository = str(path), None
+    if HubPlace.names_one(given):
+        path, repository = fetched_checkpoint(
+            HubPlace.parse(given), weights_only_pickle=weights_only_pickle, report=report
+        )
+    file = checkpoint_of(Path(path))
     source = ForeignCheckpoint(
-        read(file, weights_only_pickle=weights_only_pickle),
-        where=str(file),
-        published=published_with(path, said=[word.partition("=")[0] for word in overrides]),
+        read(file, weights_only_pickle=weights_only_pickle, without=importer.records),
+        where=str(file) if repository is None else given,
+        published=published_with(Path(path), said=[word.partition("=")[0] for word in overrides]),
     )
     words = [word for word in overrides if word not in own]
     origin = importer.origin(source)
+    scaling = importer.scaling(source)
     tree = overridden(importer.config(source), words)
     config = resolved(parse({**tree, "output": str(run)}, where=kind))
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
@@ -75,9 +86,9 @@ def import_run(
         task = build_task(config, run=hidden)
         tensors = checked(importer, source, task.shapes())
         keep_config(hidden, config)
-        # The checkpoint's own tool has no statistics of ours: scalars are read as they are.
-        scalars = dict.fromkeys(task.recipe.scalars, (0.0, 1.0))
-        Statistics(scalars).save(hidden)
+        names = task.recipe.scalars
+        pairs = scaling or [(0.0, 1.0)] * len(names)
+        Statistics(dict(zip(names, pairs, strict=True))).save(hidden)
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
         (elsewhere | sources_of(config)).save(hidden / NAME)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
@@ -88,15 +99,24 @@ def import_run(
                 tensors={"weights": tensors, "ema": tensors, **parts},
                 state={
                     "best": {},
-                    "borrowed": task.digest,
+                    "borrowed": task.borrowed,
                     "validated": 0,
                     "bound": {"files": {}, "settings": fixed_settings(config)},
                 },
                 keep=1,
             )
         _keep_preparation(origin, hidden)
-        facts = {"kind": kind, "sha256": sha256_of_file(file), "origin": asdict(origin)}
-        record_session(hidden, {"imported": facts})
+        found = ImportRecord(
+            kind=kind,
+            name=origin.name,
+            address=origin.address,
+            licence=(repository and repository.licence) or origin.licence,
+            source=file.name if repository is None else given,
+            commit=None if repository is None else repository.commit,
+            sha256=sha256_of_file(file),
+        )
+        keep_import_record(hidden, found)
+        record_session(hidden, {"imported": found.model_dump()})
         os.rename(hidden, run)
     except OSError as error:
         raise DataError(f"{run}: cannot be written ({error.strerror}).") from None

@@ -97,6 +97,8 @@ def train(config: RunConfig) -> Path:
                         break
                     state.validated = state.step
                     _log(accelerator, journal, {"step": state.step, **result.row})
+                    for text in task.alarms(result.row):
+                        journal.line(text)
                     journal.plot()
                     if result.better_than(state.best):
                         state.best = result.summary(state.step)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,6 +13,7 @@ from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, Keyed, Order, Samples
 from volumediff.samples.label_checks import check_prepared_labels
+from volumediff.samples.landmarks import keep_landmarks
 from volumediff.samples.sources import drawn_volumes, gather
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
@@ -61,17 +61,19 @@ def prepare(
         UsageError: configuration, data and recipe do not fit
         DataError: a file is refused, or a part of the run is damaged
     """
-    run, kind = config.output, task_of(config)
+    run, kind, adapts = config.output, task_of(config), config.adapter is not None
     on_main(accelerator, lambda: kind.keep(config, run))
+    if adapts:
+        on_main(accelerator, lambda: keep_landmarks(run, config.start_from))
     task, fresh = build_task(config, run=run), not exists(run, "last")
     task.begin_training(run, fresh=fresh)
-    if config.start_from is not None and fresh:
+    if config.start_from is not None and fresh and not adapts:
         warm_start(task, config.start_from, report)
     task.module.to(accelerator.device)
     task.training_only.to(accelerator.device)
     cache, recipe = Cache(config.data.cache or run.parent / "cache", report), task.recipe
     training, validation = gather(
-        config, accelerator, cache, recipe=recipe, fits=kind.fits_intensities
+        config, accelerator, cache, recipe=recipe, fits=kind.fits_intensities and not adapts
     )
     rule = config.data.lesion_free
     if rule is not None and recipe.needs_labels:
@@ -85,7 +87,7 @@ def prepare(
     check_prepared_labels(recipe, training)
     _check_drawn(config, recipe)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
-    on_main(accelerator, lambda: _measure_once(recipe, training, run))
+    on_main(accelerator, lambda: _measure_once(config, recipe, training))
     dataset = Keyed(
         volumes=training, recipe=recipe, seed=config.seed, statistics=Statistics.load(run)
     )
@@ -94,7 +96,8 @@ def prepare(
     scans = held if recipe.needs_labels or not sound else replace(dataset, volumes=sound)
     dataset, held = (replace(part, distances=task.distances) for part in (dataset, held))
     whole = Samples(dataset, held, scans, sound)
-    fitted = task.fit(whole, fresh=fresh, cache=cache, accelerator=accelerator)
+    # What was fitted for the weights that an adapter corrects came with them.
+    fitted = task.fit(whole, fresh=fresh and not adapts, cache=cache, accelerator=accelerator)
     cut = {
         "crop": _crop(task, config),
         "located": task.located,
@@ -117,7 +120,7 @@ def prepare(
         batch_size=config.optim.batch_size,
         facts={
             "volumes": {"train": len(training), "validation": len(validation)},
-            "borrowed": task.digest,
+            "borrowed": task.borrowed,
             **task.facts,
         },
     )
@@ -172,9 +175,12 @@ def _with_windows(
     return kept
 
 
-def _measure_once(recipe: Recipe, training: Sequence[TrainingVolume], run: Path) -> None:
-    if not (run / "statistics").is_dir():
-        Statistics.measure(recipe, training).save(run)
+def _measure_once(config: RunConfig, recipe: Recipe, training: Sequence[TrainingVolume]) -> None:
+    if (config.output / "statistics").is_dir():
+        return
+    adapted = config.adapter is not None and config.start_from is not None
+    found = Statistics.load(config.start_from) if adapted else Statistics.measure(recipe, training)
+    found.save(config.output)
 
 
 def _check_drawn(config: RunConfig, recipe: Recipe) -> None:

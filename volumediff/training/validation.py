@@ -85,6 +85,11 @@ class Validator:
                 if score is None:
                     return None
                 row[criterion.name] = score
+            for indicator in task.indicators(self.samples):
+                found = self._mean(indicator.of, indicator.cases, stop)
+                if found is None:
+                    return None
+                row[indicator.name] = found
             if wanted.previews and not self._preview(step, stop):
                 return None
         finally:

@@ -27,7 +27,7 @@ from volumediff.anomaly.maps.l1 import L1
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import FIRST_THRESHOLD, Learned, Method
 from volumediff.anomaly.needs.levels import Descends, Levels
-from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses, Walked
+from volumediff.anomaly.needs.model import Diffusion, GuidanceClasses, PredictsMeans, Walked
 from volumediff.anomaly.needs.training import (
     CorruptedBy,
     NoisedBy,
@@ -125,7 +125,7 @@ class Localizer(Method):
         found += [WithKernel(self.kernel), NoisedBy(self.noise)]
         found += [] if self.corruption is None else [CorruptedBy(self.corruption)]
         found += [] if self.guidance is None else [GuidanceClasses(self.guidance)]
-        found += [] if self.sampler is None else [Walked(self.sampler)]
+        found += [PredictsMeans()] if self.sampler is None else [Walked(self.sampler)]
         found += [
             SameSupervision(self.map.supervision, self.supervision),
             Levels(levels, goes_down),

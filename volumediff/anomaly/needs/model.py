@@ -10,6 +10,7 @@ from volumediff.compatibility.methods import (
     guidance_problem,
     highest_problem,
     map_space_problem,
+    mean_problem,
 )
 from volumediff.component import Requirement
 from volumediff.config import name_of
@@ -19,7 +20,16 @@ from volumediff.guidance._base import Guidance, with_classes
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 
-__all__ = ["Bits", "Classes", "Diffusion", "ExactSpace", "Features", "GuidanceClasses", "Walked"]
+__all__ = [
+    "Bits",
+    "Classes",
+    "Diffusion",
+    "ExactSpace",
+    "Features",
+    "GuidanceClasses",
+    "PredictsMeans",
+    "Walked",
+]
 
 Learned = Model | Reconstructor | None
 
@@ -46,6 +56,15 @@ class Walked(Requirement):
     def check(self, model: Model) -> None:
         """The sampler says."""
         self.sampler.of(model)
+
+
+@dataclass(frozen=True)
+class PredictsMeans(Requirement):
+    """A model whose single predictions are means of the clean state, and no draws."""
+
+    def check(self, model: Model) -> None:
+        """They must be means."""
+        require(mean_problem(model))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from volumediff.anomaly._context import Level, MethodContext
 from volumediff.anomaly.editing._base import Editing
+from volumediff.anomaly.needs.model import PredictsMeans
 from volumediff.anomaly.needs.training import TrainedOn
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import needs_sampler
@@ -64,8 +65,8 @@ class Cycle(Route):
 
     @property
     def needs(self) -> tuple[Requirement, ...]:
-        """A network that knows both directions."""
-        return (TrainedOn(Translation),)
+        """A network that knows both directions; the way back is a mean."""
+        return TrainedOn(Translation), PredictsMeans()
 
     def __call__(
         self,

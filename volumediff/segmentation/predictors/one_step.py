@@ -12,11 +12,14 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.compatibility import require
+from volumediff.compatibility.methods import mean_problem
 from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
@@ -29,6 +32,10 @@ __all__ = ["OneStep"]
 @dataclass(frozen=True)
 class OneStep(LabelModelPredictor):
     """The mean of p(m | x) by one call at the largest time that the run was trained at."""
+
+    def check(self, model: Any) -> None:
+        super().check(model)
+        require(mean_problem(model))
 
     @torch.no_grad()
     def memberships(
