@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.networks._layers import Linear
 
-__all__ = ["Embedding", "SplitEmbedding", "WideEmbedding", "fourier"]
+__all__ = ["Embedding", "SplitEmbedding", "StepEmbedding", "WideEmbedding", "fourier"]
 
 
 def fourier(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b n"]:
@@ -192,6 +192,51 @@ class SplitEmbedding(nn.Module):
             for layers, c in zip(self.scalar, columns, strict=True):
                 told = told + _mlp(layers, c)
         return torch.cat((timed, told), dim=1)
+
+
+class StepEmbedding(nn.Module):
+    r"""The embedding of Medical Diffusion's network, of the step k = T t - 1,
+
+    .. math:: e = a\big(W_2\, \mathrm{GELU}(W_1 \gamma(k)) + E_y + \mathrm{MLP}(c)\big), \qquad
+              \gamma(k) = [\sin k\,\omega_i,\ \cos k\,\omega_i], \quad
+              \omega_i = 10^{-4 i / (n - 1)}.
+
+    Arguments:
+        frequencies: even number of features, from 4 on
+        classes: number of classes; the table has one entry more, the null class, index `classes`
+        scalars: number of scalars
+        steps: T
+
+    References:
+        Khader et al. (2022), Medical Diffusion, arXiv:2211.03364
+    """
+
+    def __init__(
+        self, frequencies: int, *, classes: int = 0, scalars: int = 0, steps: int
+    ) -> None:
+        super().__init__()
+        self.frequencies, self.classes, self.scalars = frequencies, classes, scalars
+        self.steps, self.width = steps, 4 * frequencies
+        width = self.width
+        self.time = nn.ModuleList([Linear(frequencies, width), Linear(width, width)])
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        layers = (Linear(scalars, width), Linear(width, width)) if scalars else ()
+        self.scalar = nn.ModuleList(layers)
+
+    def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
+        half = self.frequencies // 2
+        index = torch.arange(half, device=t.device, dtype=t.dtype)
+        step = self.steps * t - 1
+        angle = step[:, None] * torch.exp(-math.log(10_000) / (half - 1) * index)
+        e = self.time[0](torch.cat((angle.sin(), angle.cos()), dim=1))
+        e = self.time[1](F.gelu(e))
+        label = _class(self.label, condition, self.classes, e)
+        if label is not None:
+            e = e + label
+        scalars = _scalars(condition, self.scalars)
+        if scalars is not None:
+            e = e + _mlp(self.scalar, scalars.to(e.dtype))
+        return F.silu(e)
 
 
 def _class(

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.condition import Condition
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._block import Recomputable, place
 from volumediff.networks._edges import conv_transposed
+from volumediff.networks._embedding import StepEmbedding
 from volumediff.networks._layers import Conv, Linear, NormAct, conv
 from volumediff.networks._levels import Tap
 from volumediff.networks._slice_attention import (
@@ -40,7 +40,8 @@ class MedicalDiffusionUNet(Network):
     """U-Net with concatenated skips, of which the last is that of the first convolution.
 
     Arguments:
-        in_channels, out_channels, image_channels: see `Network`
+        in_channels, out_channels, image_channels, classes, scalars: see `Network`; published
+            networks have no classes and no scalars
         width: channels of the first convolution
         multiples: channels per level as multiples of the width, finest first
         groups: channel groups of the group normalisation
@@ -61,6 +62,8 @@ class MedicalDiffusionUNet(Network):
         out_channels: int,
         *,
         image_channels: int = 0,
+        classes: int = 0,
+        scalars: int = 0,
         width: int = 32,
         multiples: tuple[int, ...] = (1, 2, 4, 8),
         groups: int = 8,
@@ -85,7 +88,7 @@ class MedicalDiffusionUNet(Network):
             out_channels,
             image_channels=image_channels,
             coordinates=coordinates,
-            embedding=StepEmbedding(width, steps=steps),
+            embedding=StepEmbedding(width, classes=classes, scalars=scalars, steps=steps),
             conditioner=conditioner,
         )
         named = {"embedding": self.embedding.width, "groups": groups}
@@ -160,36 +163,6 @@ class MedicalDiffusionUNet(Network):
             h = self.down[level](h) if level < len(self.down) else h
         h = self.within(self.middle[0](h, e))
         return self.middle[1](self.through(h, bias), e), skips, bias
-
-
-class StepEmbedding(nn.Module):
-    """Sines and cosines of the step k = T t - 1 through a perceptron.
-
-    Arguments:
-        frequencies: even number of features
-        steps: T
-    """
-
-    def __init__(self, frequencies: int, *, steps: int) -> None:
-        super().__init__()
-        self.frequencies, self.steps, self.width = frequencies, steps, 4 * frequencies
-        self.classes = self.scalars = 0
-        self.time = nn.ModuleList(
-            [Linear(frequencies, self.width), Linear(self.width, self.width)]
-        )
-
-    def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
-        if condition.label is not None or condition.scalars is not None:
-            raise ValueError(
-                "the condition has a label or scalars, which this network does not take: "
-                "leave them out, or train the network pseudo3d"
-            )
-        half = self.frequencies // 2
-        index = torch.arange(half, device=t.device, dtype=t.dtype)
-        k = self.steps * t - 1
-        angle = k[:, None] * torch.exp(-math.log(10_000) / (half - 1) * index)
-        e = self.time[0](torch.cat((angle.sin(), angle.cos()), dim=1))
-        return F.silu(self.time[1](F.gelu(e)))
 
 
 class SliceDistances(nn.Module):
@@ -291,7 +264,7 @@ class SliceStage(nn.Module):
 
 
 class SliceDown(nn.Module):
-    """Convolution that halves slices; sizes are even."""
+    """Convolution that halves slices: ceil(size / 2), an odd axis after a row of zeros."""
 
     halo = (2, 2, 0)
     global_axes = ""
@@ -303,6 +276,8 @@ class SliceDown(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d2 h2 w"]:
+        d, h = x.shape[2:4]
+        x = F.pad(x, (0, 0, 0, h % 2, 0, d % 2)) if d % 2 or h % 2 else x
         return conv(x, self.weight, self.bias, **HALVE)
 
 
