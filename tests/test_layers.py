@@ -45,7 +45,7 @@ LAYERS = [
     ["compatibility"],
     ["classification", "denoising_gan", "pretraining", "residual_segmentation"],
     ["guidance", "samplers", "features"],
-    ["anomaly", "segmentation"],
+    ["anomaly", "segmentation", "translation"],
     ["settings"],
     ["distributed"],
     ["samples"],

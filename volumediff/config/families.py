@@ -76,6 +76,7 @@ FAMILIES = {
         _folder("coding", "codings", "Coding"),
         _folder("segmenter", "segmentation.segmenters", "Segmenter"),
         _folder("predictor", "segmentation.predictors", "Predictor"),
+        _folder("translator", "translation.translators", "Translator"),
         _module("label_ensemble", "segmentation.label_ensembles", "LabelEnsemble"),
         _module("rater", "raters", "Rater"),
         _module("label_fusion", "segmentation.label_fusions", "LabelFusion"),

@@ -56,6 +56,7 @@ CONTRACTS = {
     "coding": "codings",
     "rater": "raters",
     "segmenter": "segmenters",
+    "translator": "translators",
     "predictor": "label_parts",
     "label_ensemble": "label_parts",
     "label_fusion": "label_parts",

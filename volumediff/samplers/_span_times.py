@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volumediff.time_grids import checked_start
 
-__all__ = ["span_times"]
+__all__ = ["span_ends", "span_times"]
 
 # Of a span: what is less than that above a multiple of it is rounding, and no step of its own.
 ROUNDING = 1e-9
@@ -23,3 +23,8 @@ def span_times(steps: int, *, start: float = 1.0) -> Float[Tensor, "n"]:
     count = max(1, math.ceil(checked_start(start) * steps - ROUNDING))
     above = start - torch.arange(count, dtype=torch.float64) / steps
     return torch.cat([above, torch.zeros(1, dtype=torch.float64)])
+
+
+def span_ends(t: Float[Tensor, "b"], steps: int) -> Float[Tensor, "b"]:
+    """Where the steps of `span_times` end that begin at some times."""
+    return torch.where(t * steps - 1 <= ROUNDING, 0.0, t - 1 / steps)
