@@ -36,6 +36,7 @@ from volumediff.networks._edges import conv_transposed, edge_padded
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act
 from volumediff.networks._repeatable import linear_twice, mean_of_cells
+from volumediff.networks._spectral_mixing import mixed
 
 __all__ = ["Graph", "Node", "record"]
 
@@ -376,6 +377,11 @@ def _leaky_relu(x: Lazy, negative_slope: float = 0.01, inplace: bool = False) ->
     return x.add(Pointwise(bent, linear=False), x.shape)
 
 
+def _mixed(x: Lazy, weight: Tensor, *, states: int) -> Lazy:
+    joined = partial(mixed, states=states)
+    return x.add(Pointwise(joined, (weight,), linear=False), x.shape)
+
+
 def _sigmoid(x: Lazy) -> Lazy:
     return x.add(Pointwise(torch.sigmoid, linear=False), x.shape)
 
@@ -406,6 +412,7 @@ RECORDED: dict[Any, Callable[..., Any]] = {
     conv_transposed: _conv_transposed,
     F.silu: _silu,
     F.leaky_relu: _leaky_relu,
+    mixed: _mixed,
     torch.sigmoid: _sigmoid,
     torch.maximum: _maximum,
     torch.cat: _cat,
