@@ -12,6 +12,7 @@ from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
+from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_problem",
     "distillation_problem",
     "gan_problem",
+    "kept_problem",
     "prior_problem",
     "probe_problem",
     "states_problem",
@@ -29,6 +31,7 @@ __all__ = [
     "supervision_problem",
     "told_problem",
     "training_problem",
+    "trajectory_problem",
     "variance_problem",
     "weight_problem",
 ]
@@ -331,6 +334,47 @@ def gan_problem(model: Model) -> str | None:
             f"discriminator alone, got {names}; leave losses out."
         )
     return None
+
+
+def trajectory_problem(model: Model) -> str | None:
+    """Why a network cannot give the trajectory of a model in one call."""
+    low, high = model.time_density.support
+    if (low, high) != (0.0, 1.0):
+        return (
+            "teacher: expected one that was trained on all times for an operator of trajectories, "
+            f"which lead from t = 1 to 0, got one on the times {low:g} to {high:g}; train it with "
+            "times=uniform."
+        )
+    if getattr(model.kernel, "prediction", "") == "eps":
+        return (
+            "teacher: expected one that predicts x0, v or u for an operator of trajectories, got "
+            "eps, which at t = 1 says next to nothing about the clean state; use a teacher with "
+            "kernel.prediction=v."
+        )
+    if not model.network.taps:
+        return (
+            "teacher: expected a network with levels for an operator of trajectories, got "
+            f"{name_of(type(model.network))}; use a teacher with the network unet."
+        )
+    return None
+
+
+def kept_problem(model: Model, c: int, *, crop: Shape | None) -> str | None:
+    """Why trajectories depend on more than noise, so that they cannot be kept by number.
+
+    Arguments:
+        c: channels of the volumes
+        crop: of training, if any
+    """
+    recipe = model.recipe
+    told = recipe.image_channels(c) or recipe.classes or recipe.scalar_count or recipe.shows_mask
+    if told or recipe.reference:
+        reason = f"a model with conditions (recipe {name_of(type(recipe))})"
+    elif crop is not None and model.network.coordinates:
+        reason = "crops whose place the network is shown"
+    else:
+        return None
+    return f"student.kept: expected 0 for {reason}, got more; set student.kept=0."
 
 
 def told_problem(recipe: Recipe) -> str | None:

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import require
-from volumediff.compatibility.methods import translates
+from volumediff.compatibility.methods import trained_on_walks, translates
 from volumediff.compatibility.training import (
     anchor_problem,
     codec_problem,
@@ -468,7 +468,7 @@ def _refusals(model: Model) -> Refusals:
             f"its recipe {name_of(type(recipe))} models no whole volumes; sample from a run of "
             "the recipe healthy or class_conditional."
         )
-    elif (low, high) != (0.0, 1.0):
+    elif not trained_on_walks(model):
         sample = (
             f"was trained on the times {low:g} to {high:g} alone, and sampling goes through all "
             "from 1 to 0; train with times=uniform."
