@@ -144,9 +144,9 @@ RUNS = {
         "wavelet_64",
         ("recipe={name: inpainting, region: {name: blobs, share: [0.05, 0.95]}, edges: 3}",),
     ),
-    "translation": Run(
+    "modality_cycle": Run(
         "wavelet_64",
-        ("recipe={name: translation, region: slabs}", "data.channels=[FLAIR,T2w]"),
+        ("recipe={name: modality_cycle, region: slabs}", "data.channels=[FLAIR,T2w]"),
         data="two",
     ),
     **{f"restoring-{c}": restoring(c) for c in ("foreign_patch", "disentangled")},
@@ -197,7 +197,7 @@ METHOD = {
     "ltm": Method("token_prior", ("reconstruction.threshold=0.9",)),  # codes are few
     "mad_ad": Method("masked"),
     "mae": Method("voids"),
-    "mmccd": Method("translation", inputs="new-two"),
+    "mmccd": Method("modality_cycle", inputs="new-two"),
     "nsa": Method("detecting-natural_patch"),
     "pddpm": Method("boxes", BOXES),
     "phanes": Method(lent={"first.run": "soft_intro_vae"}),

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 __all__ = ["forward", "haar", "inverse_haar", "published"]
 
 
-def published(*, inputs, outputs, widths, blocks=2, pooled, seed=0, std=0.15):
-    """A random state dict, zero nowhere; `pooled` resamples within residual blocks."""
+def published(*, inputs, outputs, widths, blocks=2, pooled, joined=False, seed=0, std=0.15):
+    """A random state dict, zero nowhere; `pooled` resamples within residual blocks, `joined`
+    concatenates the skips."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -62,9 +63,9 @@ def published(*, inputs, outputs, widths, blocks=2, pooled, seed=0, std=0.15):
     index = 0
     for level in reversed(range(len(widths))):
         for i in range(blocks + 1):
-            skips.pop()
-            wanted = skips[-1] if skips else widths[0]
-            block(f"output_blocks.{index}.0", width, wanted)
+            skip = skips.pop()
+            wanted = widths[level] if joined else skips[-1] if skips else widths[0]
+            block(f"output_blocks.{index}.0", width + skip * joined, wanted)
             width = wanted
             if level and i == blocks:
                 resampling(f"output_blocks.{index}.1", "conv", width)
@@ -130,7 +131,9 @@ def forward(state, x, k, *, groups):
         skips.append(h)
     h = block("middle_block.1", block("middle_block.0", h))
     for index in range(len(skips)):
-        h = block(f"output_blocks.{index}.0", (h + skips.pop()) / 2)
+        skip, taken = skips.pop(), len(p[f"output_blocks.{index}.0.in_layers.0.weight"])
+        h = torch.cat([h, skip], dim=1) if taken > h.shape[1] else (h + skip) / 2
+        h = block(f"output_blocks.{index}.0", h)
         name = f"output_blocks.{index}.1"
         if f"{name}.conv.weight" in p:
             h = conv(f"{name}.conv", repeat(h))

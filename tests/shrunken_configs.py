@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "workers": 0,
     "batch_size": 2,
 }
-FOLDERS = ("pipelines", "autoencoders", "classifiers", "residual_segmenters", "probes")
+FOLDERS = ("pipelines", "autoencoders", "classifiers", "residual_segmenters", "probes", "students")
 
 
 def trained_configs() -> list[str]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate",
     "tune",
     "segment",
+    "translate",
     "sample",
     "evaluate",
     "plan",
@@ -308,7 +309,7 @@ def test_calibrate_stores_what_localize_uses(program, run):
 
 # --- the grammar ---------------------------------------------------------------------------------
 
-OF_A_RUN = ("localize", "segment", "sample", "calibrate", "tune")
+OF_A_RUN = ("localize", "segment", "translate", "sample", "calibrate", "tune")
 
 
 def parameters():
@@ -354,6 +355,7 @@ def test_defaults_are_those_of_the_python_functions():
     pairs = {
         "localize": volumediff.localize_files,
         "segment": volumediff.segment_files,
+        "translate": volumediff.translate_files,
         "sample": volumediff.sample_files,
         "calibrate": volumediff.Run.calibrate,
         "tune": volumediff.Run.tune,

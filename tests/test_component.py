@@ -288,7 +288,7 @@ NEEDS = {
     "ltm": ["token_prior_64"],
     "mad_ad": ["recipe=local_noise", "recipe.mask_loss=0.1"],
     "mae": ["recipe=inpainting"],
-    "mmccd": ["recipe=translation"],
+    "mmccd": ["recipe=modality_cycle"],
     "nsa": [DETECTED, "recipe.corruption=natural_patch"],
     "pddpm": ["recipe=local_noise"],
     "phanes": ["first.run=soft_intro_vae_64"],

@@ -65,6 +65,7 @@ MORE = [
     ("editing", "inpaint", {"selector": "given"}),
     ("guidance", "sum", {"terms": ["dynamic_clipping"], "weights": [0.5]}),
     *(("network", name, {"attention_levels": [1]}) for name in ("guided", "pseudo3d", "unet")),
+    ("network", "guided", {"skips": "concatenated", "steps": 2}),
     ("network", "monai_unet", {"attention_levels": [1], "head_size": 2}),
     ("network", "flowlet", {"attention_levels": [1], "heads": 2, "condition": 6}),
     ("autoencoder", "kl", {"adversarial": 0.1}),
@@ -91,6 +92,8 @@ UNUSED = {
 }
 CHECKPOINTS = {
     "wdm": {"inputs": 8, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True},
+    "cwdm": {"inputs": 32, "outputs": 8, "widths": (8, 16), "pooled": True, "joined": True},
+    "fastwdm3d": {"inputs": 24, "outputs": 8, "widths": (8, 16), "blocks": 4, "pooled": True},
     "patchddm": {"inputs": 8, "outputs": 1, "widths": (5, 15, 10), "blocks": 2, "pooled": False},
 }
 

@@ -78,6 +78,7 @@ from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
 from volumediff.tasks import Task
 from volumediff.tasks.diffusion import DiffusionTask
+from volumediff.time_grids import UniformTimeGrid
 from volumediff.times.uniform import Uniform
 from volumediff.weightings import EpsWeighting, UWeighting
 
@@ -224,6 +225,19 @@ class AveragedOverTheBatch(UWeighting):
 class Inverse(EpsWeighting):
     def size(self, schedule, t):
         return 1 / schedule(t)[0]
+
+
+@broken("time_grid", "do not fall")
+class Lingering(UniformTimeGrid):
+    def times(self, schedule, steps, start=1.0):
+        found = super().times(schedule, steps, start)
+        return torch.where(found < 0.2, 0.0, found)
+
+
+@broken("time_grid", "go from")
+class FromTheTop(UniformTimeGrid):
+    def times(self, schedule, steps, start=1.0):
+        return super().times(schedule, steps)
 
 
 @broken("noise", "does not declare its kind")

@@ -9,7 +9,6 @@ import torch
 from flowlet_reference import euler, forward, published
 from guided_reference import haar, inverse_haar
 from tiny_runs import load_run
-from volumediff.schedules.rectified import Rectified
 
 from volumediff.condition import Condition
 from volumediff.config import build, overridden
@@ -21,6 +20,7 @@ from volumediff.networks.flowlet import FlowLet
 from volumediff.samplers.ddim import DDIM
 from volumediff.samples.statistics import Statistics
 from volumediff.schedules.linear import LinearSchedule
+from volumediff.schedules.rectified import Rectified
 from volumediff.schedules.trigonometric import Trigonometric
 from volumediff.schedules.vp_sde import VPSDE
 from volumediff.settings.run_config import parse

@@ -1,8 +1,9 @@
 """Importers: the same numbers as the published code, and nothing dropped or made up.
 
 Two proofs of the first: `guided_reference`, which always runs, and the published code itself,
-where the environment variables VOLUMEDIFF_WDM and VOLUMEDIFF_PATCHDDM name checkouts of
-pfriedri/wdm-3d and FlorentinBieder/PatchDDM-3D.
+where environment variables name checkouts: VOLUMEDIFF_WDM of pfriedri/wdm-3d, VOLUMEDIFF_CWDM of
+pfriedri/cwdm, VOLUMEDIFF_FASTWDM3D the folder WDM3D of AliciaDurrer/fastWDM3D, and
+VOLUMEDIFF_PATCHDDM of FlorentinBieder/PatchDDM-3D.
 """
 
 import contextlib
@@ -52,7 +53,19 @@ __all__ = ["program"]  # a fixture
 RAS = "RAS"
 WDM = {"inputs": 8, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True}
 PATCH = {"inputs": 8, "outputs": 1, "widths": (5, 15, 10), "blocks": 2, "pooled": False}
+CWDM = {
+    "inputs": 32,
+    "outputs": 8,
+    "widths": (8, 16, 8),
+    "blocks": 2,
+    "pooled": True,
+    "joined": True,
+}
+FAST = {"inputs": 24, "outputs": 8, "widths": (8, 16, 8), "blocks": 2, "pooled": True}
+TINY = {"wdm": WDM, "cwdm": CWDM, "fastwdm3d": FAST, "patchddm": PATCH}
 FULL = {
+    "fastwdm3d-128": {**FAST, "widths": (64, 128, 128, 128, 256), "blocks": 4},
+    "cwdm-224": {**CWDM, "widths": (64, 128, 128, 256, 256)},
     "wdm-128": {**WDM, "widths": (64, 128, 128, 256, 256)},
     "wdm-256": {**WDM, "widths": (64, 128, 128, 256, 256, 256)},
     "patchddm": {**PATCH, "widths": (29, 87, 116, 116, 116, 116, 116)},
@@ -122,6 +135,66 @@ def test_wdm_denoises_volumes_as_the_published_formulas_do(axes, k):
     )
     found = model.decode(model.denoise(z_t, t).x0)
     torch.testing.assert_close(flipped(found, axes), expected, rtol=0, atol=1e-6)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "RPI"])
+@pytest.mark.parametrize("k", [0, 500, 999])
+def test_cwdm_denoises_a_contrast_as_the_published_formulas_do(axes, k):
+    state = published(**CWDM)
+    model = precise(imported("cwdm", state, axes=axes, groups=4))
+    assert model.recipe.diffused(4) == (0,), "t1n is the one that is drawn"
+    # as published: intensities from 0 to 1, the low band of every contrast divided
+    u = normal(1, 4, 16, 16, 16).sigmoid()
+    noise = normal(1, 8, 8, 8, 8, seed=1)
+    alpha = cumulative(k)
+    z_k = alpha**0.5 * haar(u[:, :1]) + (1 - alpha) ** 0.5 * noise
+    given = [haar(u[:, i : i + 1]) for i in (1, 2, 3)]
+    expected = inverse_haar(forward(state, torch.cat([z_k, *given], dim=1), k, groups=4))
+    # ours: intensities from -1 to 1, in our orientation; the state is theirs but for the signs
+    x = flipped(2 * u - 1, axes)
+    noisy = flipped(2 * inverse_haar(z_k) - 1, axes)
+    t = torch.tensor([(k + 1) / 1000], dtype=torch.float64)
+    condition = model.told(Condition(), x[:, 1:].split(1, dim=1))
+    found = model.decode(model.denoise(model.encode(noisy), t, condition).x0)
+    torch.testing.assert_close((flipped(found, axes) + 1) / 2, expected, rtol=0, atol=1e-6)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "RPI"])
+@pytest.mark.parametrize("k", [0, 1])
+def test_fastwdm3d_fills_a_void_as_the_published_formulas_do(axes, k):
+    state = published(**FAST)
+    model = precise(imported("fastwdm3d", state, axes=axes, groups=4))
+    # as published: all bands divided by sqrt 8; the void is -1 in the volume and 1 in the mask
+    x = normal(1, 1, 16, 16, 16).tanh()
+    m = torch.zeros_like(x)
+    m[..., 3:9, 4:11, 6:13] = 1
+    voided, mask = torch.where(m > 0, -1.0, x), 2 * m - 1
+
+    def bands(volume):
+        z = haar(volume)
+        z[:, 0] *= 3
+        return z / 8**0.5
+
+    noise = normal(1, 8, 8, 8, 8, seed=1)
+    # the SDE's signal on the published grid of three times, divided by the first
+    s = np.linspace(0, 1, 3) * (1 - 1e-3) + 1e-3
+    kept = np.exp(2 * (-0.25 * s**2 * 19.9 - 0.5 * s * 0.1))
+    alpha = float((kept / kept[0])[k + 1])
+    z_k = alpha**0.5 * bands(x) + (1 - alpha) ** 0.5 * noise
+    found = forward(state, torch.cat([z_k, bands(voided), bands(mask)], dim=1), k, groups=4)
+    found[:, 0] /= 3
+    expected = inverse_haar(found * 8**0.5)
+    t = torch.tensor([(k + 1) / 2], dtype=torch.float64)
+    signal, _ = model.kernel.schedule(t)
+    np.testing.assert_allclose(float(signal), alpha**0.5, rtol=1e-12)
+    state_k = z_k * 8**0.5
+    state_k[:, 0] /= 3
+    z_t = model.encode(flipped(inverse_haar(state_k), axes))
+    hints = model.recipe.hints(flipped(x, axes), flipped(m, axes))
+    ours = model.decode(model.denoise(z_t, t, model.told(Condition(), hints)).x0)
+    torch.testing.assert_close(flipped(ours, axes), expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.1
 
 
@@ -239,7 +312,7 @@ def checkout(variable):
         sys.modules.update(before)
 
 
-def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups):
+def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups, joined=False):
     """Their network with the settings of their run.sh."""
     net = load("guided_diffusion.script_util").create_model(
         image_size=128,
@@ -255,7 +328,7 @@ def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups):
         out_channels=outputs,
         bottleneck_attention=False,
         resample_2d=False,
-        additive_skips=True,
+        additive_skips=not joined,
         resblock_updown=pooled,
     )
     net.to(torch.device("cpu"))
@@ -263,35 +336,47 @@ def theirs(load, *, inputs, outputs, widths, blocks, pooled, groups):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "side"), [("wdm-128", 32), ("wdm-256", 32), ("patchddm", 64)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("wdm-128", 32),
+        ("wdm-256", 32),
+        ("cwdm-224", 32),
+        ("fastwdm3d-128", 32),
+        ("patchddm", 64),
+    ],
+)
 def test_networks_equal_the_published_code(name, side):
     options = FULL[name]
     groups = 32 if name != "patchddm" else 29
     state = published(**options, std=0.04)
+    if options.get("joined"):  # outputs of 6 have a rounding of 1e-5 of their own
+        state |= {name: state[name] / 4 for name in ("out.2.weight", "out.2.bias")}
     variable = f"VOLUMEDIFF_{kind_of(name).upper()}"
     with checkout(variable) as load, torch.no_grad():
         net = theirs(load, **options, groups=groups)
         net.load_state_dict(state)
-        z = normal(1, 8, side, side, side, dtype=torch.float32)
+        z = normal(1, options["inputs"], side, side, side, dtype=torch.float32)
         model = imported(kind_of(name), state, axes=RAS)
-        for k in (0, 437, 999):
+        steps = 2 if name == "fastwdm3d-128" else 1000
+        for k in (0, 437 % steps, steps - 1):
             expected = net(z, torch.tensor([k]))
-            t = torch.tensor([(k + 1) / 1000])
+            t = torch.tensor([(k + 1) / steps])
             if name == "patchddm":
                 told = Condition(image=z[:, :4], coordinates=z[:, 4:7])
                 found = model.network(z[:, 7:], t, told)
             else:
-                found = model.network(z, t)
+                image = z[:, 8:] if options["inputs"] > 8 else None
+                found = model.network(z[:, :8], t, Condition(image=image))
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
             assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["wdm", "patchddm"])
+@pytest.mark.parametrize("kind", TINY)
 def test_the_reference_is_the_published_code(kind):
-    options = {"wdm": WDM, "patchddm": PATCH}[kind]
-    groups = {"wdm": 4, "patchddm": 5}[kind]
+    options, groups = TINY[kind], 5 if kind == "patchddm" else 4
     state = published(**options)
-    z = normal(1, 8, 8, 16, 12, dtype=torch.float32)
+    z = normal(1, options["inputs"], 8, 16, 12, dtype=torch.float32)
     with checkout(f"VOLUMEDIFF_{kind.upper()}") as load, torch.no_grad():
         net = theirs(load, **options, groups=groups)
         net.load_state_dict(state)
@@ -322,10 +407,11 @@ def test_architecture_is_read_off_the_shapes(name):
     tree = build("importer", kind_of(name)).config(ForeignCheckpoint(state))
     network = parse(tree).network
     assert tuple(network["widths"]) == options["widths"]
-    assert network["blocks"] == 2
+    assert network["blocks"] == options["blocks"]
     assert network["resampling"] == ("block" if options["pooled"] else "convolution")
     shape = tree["data"]["preprocessing"]["shape"]
-    assert shape == [{"wdm-128": 128}.get(name, 256)] * 3
+    sizes = {"wdm-128": [128] * 3, "cwdm-224": [224, 224, 160], "fastwdm3d-128": [160, 192, 160]}
+    assert shape == sizes.get(name, [256] * 3)
 
 
 # --- what does not fit --------------------------------------------------------------------------
@@ -354,22 +440,22 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("kind", ["wdm", "patchddm"])
+@pytest.mark.parametrize("kind", TINY)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_is_needed_with_its_shape(kind, name):
-    state = published(**{"wdm": WDM, "patchddm": PATCH}[kind])
-    groups = {"groups": 4} if kind == "wdm" else {}
+    state = published(**TINY[kind])
+    groups = {} if kind == "patchddm" else {"groups": 4}
     with pytest.raises(DataError, match=f"has no tensor {name}"):
         imported(kind, broken(state, drop=name), **groups)
     with pytest.raises(DataError, match=rf"{name} has shape \(\d.*expected \("):
         imported(kind, broken(state, shape=name), **groups)
 
 
-@pytest.mark.parametrize("kind", ["wdm", "patchddm"])
+@pytest.mark.parametrize("kind", TINY)
 @pytest.mark.parametrize("name", ["label_emb.weight", "middle_block.2.norm.weight"])
 def test_no_tensor_is_dropped(kind, name):
-    state = published(**{"wdm": WDM, "patchddm": PATCH}[kind])
-    groups = {"groups": 4} if kind == "wdm" else {}
+    state = published(**TINY[kind])
+    groups = {} if kind == "patchddm" else {"groups": 4}
     with pytest.raises(DataError, match=f"{name} would be left over"):
         imported(kind, broken(state, add=name), **groups)
 
@@ -380,11 +466,13 @@ def test_other_networks_are_refused_with_a_reason():
         imported("wdm", patch)
     with pytest.raises(DataError, match="8 channels in and 8 out; PatchDDM has"):
         imported("patchddm", wdm)
-    joined = dict(wdm)
+    odd = dict(wdm)
     name = "output_blocks.0.0.in_layers.0.weight"
-    joined[name] = torch.cat([wdm[name], wdm[name]])
-    with pytest.raises(DataError, match="concatenates its skips"):
-        imported("wdm", joined)
+    odd[name] = torch.cat([wdm[name]] * 3)
+    with pytest.raises(DataError, match="a decoder block of 24 channels where 8, for skips that"):
+        imported("wdm", odd)
+    with pytest.raises(DataError, match="8 channels in and 8 out; cWDM has 8 subbands of 4"):
+        imported("cwdm", wdm)
     with pytest.raises(DataError, match=r"has no tensor input_blocks\.0\.0\.weight"):
         imported("wdm", {"conv.weight": torch.zeros(2, 2)})
     with pytest.raises(UsageError, match=r"expected axes such as LPS.*got 'SLP'"):

@@ -112,3 +112,13 @@ def test_a_segmentation_method_says_where_it_runs(program):
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
     assert lines["wavelet"].split() == ["wavelet", "yes"]
     assert "no: kernel: expected a space of bits" in lines["latent"]
+
+
+def test_a_translation_method_says_where_it_runs_and_what_trains_it(program):
+    code, out, _ = program("info", "cwdm")
+    assert code == 0
+    assert "a run trained with method=cwdm" in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    assert lines["wavelet"].split() == ["wavelet", "yes"]
+    assert "space wavelet, which the method is about, got voxel" in lines["patch"]
+    assert "a run trained with method=translation" in program("info", "polynomial")[1]

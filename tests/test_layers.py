@@ -31,6 +31,7 @@ LAYERS = [
     ["hub"],
     [
         *("memory", "data", "spaces", "schedules", "weightings", "times", "kernels"),
+        "time_grids",
         "networks",
         "conditioners",
         *("autoencoders", "image_codecs", "adapters"),
@@ -44,7 +45,7 @@ LAYERS = [
     ["compatibility"],
     ["classification", "denoising_gan", "pretraining", "residual_segmentation"],
     ["guidance", "samplers", "features"],
-    ["anomaly", "segmentation"],
+    ["anomaly", "segmentation", "translation"],
     ["settings"],
     ["distributed"],
     ["samples"],

@@ -52,6 +52,7 @@ from volumediff.spaces.latent import Latent
 from volumediff.spaces.slices import Slices
 from volumediff.spaces.voxel import Voxel
 from volumediff.spaces.wavelet import Wavelet
+from volumediff.time_grids import LogSNRTimeGrid
 from volumediff.times.uniform import Uniform
 
 FOREGROUND = foreground()
@@ -248,7 +249,7 @@ def test_times_even_in_log_snr_serve_inversion_best():
     model = wiener(correlation=1.0, std=0.3)
     x = lesion_volume(model)
     errors = []
-    for sampler in (Heun(10), Heun(10, log_snr_limits=(-3.0, 8.0))):
+    for sampler in (Heun(10), Heun(10, grid=LogSNRTimeGrid(-3.0, 8.0))):
         row = Localizer(route=Inversion(log_snr=-2.46), sampler=sampler)
         errors.append(float((run(row, model, x).pseudo_healthy - x).norm() / x.norm()))
     assert errors[1] < 0.04 < 0.09 < errors[0]

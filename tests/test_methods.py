@@ -60,9 +60,9 @@ from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.modality_cycle import ModalityCycle
 from volumediff.recipes.pseudo_healthy import PseudoHealthy
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
-from volumediff.recipes.translation import Translation
 from volumediff.spaces.latent import Latent
 
 ROWS = shipped("anomaly")
@@ -88,7 +88,7 @@ KINDS = [
     {"recipe": Inpainting},
     {"recipe": LocalNoise},
     {"recipe": partial(LocalNoise, mask_loss=0.1)},
-    {"recipe": Translation},
+    {"recipe": ModalityCycle},
     {"bits": True},
     {"recipe": partial(Healthy, reference=True), "field": Simplex},
     *({"recipe": partial(Degradation, c()), "cold": True} for c in RESTORED),
@@ -121,7 +121,7 @@ def model_in(
     space, *, classes=0, field=GaussianNoise, stages=False, recipe=Healthy, cold=False, bits=False
 ):
     made = SPACES[space]() if space != "latent" or not bits else Latent(tiny_binary())
-    if space == "latent" and recipe is Translation:
+    if space == "latent" and recipe is ModalityCycle:
         made = Latent(tiny_autoencoder(channels=2))
     if stages:
         return unet(made)
@@ -172,8 +172,8 @@ def local(method, model, i, calibration, condition):
 
 
 def channels_of(model):
-    """A translation is between two."""
-    return 2 if isinstance(model, Model) and isinstance(model.recipe, Translation) else 1
+    """A modality cycle is between two."""
+    return 2 if isinstance(model, Model) and isinstance(model.recipe, ModalityCycle) else 1
 
 
 def given(method):

@@ -57,7 +57,9 @@ def test_commands_exist(command):
 
 
 def test_commands_are_found():
-    assert {"demo", "check", "train", "localize", "evaluate", "segment"} <= set(COMMANDS)
+    assert {"demo", "check", "train", "localize", "evaluate", "segment", "translate"} <= set(
+        COMMANDS
+    )
 
 
 def test_named_configurations_exist():
@@ -98,10 +100,11 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "test-command" in ci
 
 
-def test_the_table_of_segmentation_methods_is_what_info_says():
-    from volumediff.commands._method_matrix import segmentation
+@pytest.mark.parametrize("kind", ["segmentation", "translation"])
+def test_the_table_of_methods_is_what_info_says(kind):
+    from volumediff.commands._method_matrix import inventory
 
-    marks = r"<!-- segmentation-methods -->\n(.*?)<!-- /segmentation-methods -->"
+    marks = rf"<!-- {kind}-methods -->\n(.*?)<!-- /{kind}-methods -->"
     section = re.search(marks, README, re.DOTALL)
     assert section
     head, _, *lines = [line for line in section[1].splitlines() if line.startswith("|")]
@@ -110,5 +113,5 @@ def test_the_table_of_segmentation_methods_is_what_info_says():
     for line in lines:
         cells = dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
         shown[cells["method"].strip("`")] = {c: cells[c] == "✓" for c in columns[3:]}
-    expected = {m: {p: why == "ok" for p, why in r.items()} for m, r in segmentation().items()}
-    assert shown == expected
+    found = inventory()[kind]
+    assert shown == {m: {p: why == "ok" for p, why in r.items()} for m, r in found.items()}

@@ -26,8 +26,8 @@ from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy
 from volumediff.recipes.inpainting import Inpainting
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.modality_cycle import ModalityCycle
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
-from volumediff.recipes.translation import Translation
 from volumediff.runs.trained import load_trained
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.voxel import Voxel
@@ -94,10 +94,10 @@ def test_slabs_have_their_thickness_and_distance():
     assert axes == {0, 1, 2}
 
 
-def test_a_translation_shows_one_channel_and_hides_a_region_of_it_on_the_way_forth():
+def test_a_modality_cycle_shows_one_channel_and_hides_a_region_of_it_on_the_way_forth():
     s = subject()
     x = torch.cat([s.x, s.donor(0), 2 + s.x])
-    recipe, ways = Translation(Slabs(6.0, 4.0), source=2, through=0), []
+    recipe, ways = ModalityCycle(Slabs(6.0, 4.0), source=2, through=0), []
     for key in range(40):
         target = recipe.target(replace(s, x=x), atlas=None, key=key)
         (hint,), m = target.images, target.mask
@@ -112,9 +112,9 @@ def test_a_translation_shows_one_channel_and_hides_a_region_of_it_on_the_way_for
         ways.append(bool(m.any()))
     assert 10 < sum(ways) < 30, "each half of the time"
     with pytest.raises(ValueError, match=r"expected volumes with the channels 0 and 1, got 1 of"):
-        Translation().target(s, atlas=None, key=0)
+        ModalityCycle().target(s, atlas=None, key=0)
     with pytest.raises(ValueError, match="expected two different channels"):
-        Translation(source=1)
+        ModalityCycle(source=1)
 
 
 @pytest.mark.parametrize("space", [Voxel(), Wavelet()], ids=["voxel", "wavelet"])
@@ -358,9 +358,9 @@ def test_every_recipe_trains(name, tmp_path):
     assert (run / "checkpoints").is_dir()
 
 
-def test_a_translation_trains_on_two_modalities_and_goes_forth_and_back(tmp_path):
+def test_a_modality_cycle_trains_on_two_modalities_and_goes_forth_and_back(tmp_path):
     root = write_data(tmp_path / "data", cases=6)
-    recipe = "recipe={name: translation, region: {name: slabs, thickness_mm: 6, gap_mm: 6}}"
+    recipe = "recipe={name: modality_cycle, region: {name: slabs, thickness_mm: 6, gap_mm: 6}}"
     with pytest.raises(UsageError, match=r"expected volumes with the channels 0 and 1, got 1 of"):
         train(tiny(root, tmp_path / "one", recipe, "optim.steps=1"))
     for path in sorted(root.glob("*_T1w.nii.gz")):
@@ -368,7 +368,7 @@ def test_a_translation_trains_on_two_modalities_and_goes_forth_and_back(tmp_path
     words = [recipe, "data.channels=[T1w,T2w]", "optim.steps=1", "validation.every=1"]
     run = train(tiny(root, tmp_path / "run", *words, "space=wavelet"))
     trained = load_trained(run, device="cpu")
-    assert trained.model.recipe == Translation(Slabs(6.0, 6.0))
+    assert trained.model.recipe == ModalityCycle(Slabs(6.0, 6.0))
     row = read_method(
         "mmccd", overrides=["sampler.steps=2", "route.count=2", "route.region=cells"]
     )

@@ -56,7 +56,7 @@ from volumediff.randomness import key as key_of
 from volumediff.randomness import normal
 from volumediff.recipes.inpainting import Inpainting, high_frequencies
 from volumediff.recipes.local_noise import LocalNoise
-from volumediff.recipes.translation import Translation
+from volumediff.recipes.modality_cycle import ModalityCycle
 from volumediff.samplers.ancestral import Ancestral
 from volumediff.samplers.ddim import DDIM
 from volumediff.schedules.cosine import Cosine
@@ -459,7 +459,7 @@ class Joint(Network):
 
 def cycled(model, x, *, count=6, steps=3):
     row = Localizer(
-        recipe=Translation,
+        recipe=ModalityCycle,
         route=Cycle(region=Slabs(6.0, 4.0), count=count),
         sampler=DDIM(steps),
         map=L2(),
@@ -475,7 +475,7 @@ def cycled(model, x, *, count=6, steps=3):
 @pytest.mark.parametrize("source", [0, 1])
 def test_a_cycle_returns_healthy_tissue_and_leaves_the_lesion_of_one_channel(source):
     network = Joint()
-    recipe = Translation(source=source, through=1 - source)
+    recipe = ModalityCycle(source=source, through=1 - source)
     model = Model(Voxel(), TERMINAL, network, recipe=recipe)
     x = network.volume(normal((5,), 6).double())
     got, regions = cycled(model, x)
@@ -501,7 +501,7 @@ def test_a_cycle_returns_healthy_tissue_and_leaves_the_lesion_of_one_channel(sou
 
 def test_nothing_of_the_other_channel_is_looked_at():
     network = Joint()
-    model = Model(Voxel(), TERMINAL, network, recipe=Translation())
+    model = Model(Voxel(), TERMINAL, network, recipe=ModalityCycle())
     x = network.volume(normal((5,), 6).double())
     got, regions = cycled(model, x, count=4, steps=3)
     calls = network.asked.copy()
@@ -532,7 +532,7 @@ def test_the_way_back_is_the_mean_and_where_no_region_was_is_nothing():
             first, second = x[:, 2:3], x[:, 3:4]
             return torch.cat([first + second / 2, second + first / 2], 1) + 2 * x[:, 4:]
 
-    model = Model(Voxel(), TERMINAL, Correlated(2, image_channels=3), recipe=Translation())
+    model = Model(Voxel(), TERMINAL, Correlated(2, image_channels=3), recipe=ModalityCycle())
     x = normal((1, 2, *SHAPE), 4)
     got, regions = cycled(model, x, count=2, steps=1)
     hidden = torch.stack(regions).any(0)
@@ -541,7 +541,9 @@ def test_the_way_back_is_the_mean_and_where_no_region_was_is_nothing():
     own = x[:, :1]
     torch.testing.assert_close(got.map, (own - 1).square() / 2 * (hidden & INSIDE))
     torch.testing.assert_close(got.pseudo_healthy[:, :1], torch.where(hidden, 1.0, own))
-    with pytest.raises(ValueError, match="expected a checkpoint of the recipe translation, got"):
+    with pytest.raises(
+        ValueError, match="expected a checkpoint of the recipe modality_cycle, got"
+    ):
         read_method("mmccd").check(Model(Voxel(), TERMINAL, Recorder(), recipe=Inpainting()))
     with pytest.raises(ValueError, match="count: expected at least 1 region"):
         Cycle(count=0)

@@ -22,6 +22,7 @@ DEPENDENT = sorted(
         *(ROOT / "classifiers").glob("*.yaml"),
         *(ROOT / "residual_segmenters").glob("*.yaml"),
         *(ROOT / "probes").glob("*.yaml"),
+        *(ROOT / "students").glob("*.yaml"),
     ]
 )
 SIZES = ("64", "128", "256")

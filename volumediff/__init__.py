@@ -14,7 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from volumediff.api.files import localize_files, sample_files, segment_files
+    from volumediff.api.files import (
+        localize_files,
+        sample_files,
+        segment_files,
+        translate_files,
+    )
     from volumediff.api.functions import check, evaluate, plan, prepare, restore, train
     from volumediff.api.hub import pull, push
     from volumediff.api.run import Run, load
@@ -40,10 +45,16 @@ __all__ = [
     "sample_files",
     "segment_files",
     "train",
+    "translate_files",
 ]
 
 _HOMES = {
-    "volumediff.api.files": ("localize_files", "sample_files", "segment_files"),
+    "volumediff.api.files": (
+        "localize_files",
+        "sample_files",
+        "segment_files",
+        "translate_files",
+    ),
     "volumediff.api.functions": ("check", "evaluate", "plan", "prepare", "restore", "train"),
     "volumediff.api.hub": ("pull", "push"),
     "volumediff.api.run": ("Run", "load"),

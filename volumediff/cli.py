@@ -34,6 +34,7 @@ from volumediff.commands.restore import restore
 from volumediff.commands.sample import sample
 from volumediff.commands.segment import segment
 from volumediff.commands.train import train
+from volumediff.commands.translate import translate
 from volumediff.commands.tune import tune
 from volumediff.distributed.launch import started
 from volumediff.errors import (
@@ -163,6 +164,7 @@ for _name, _command in {
     "calibrate": calibrate,
     "tune": tune,
     "segment": segment,
+    "translate": translate,
     "restore": restore,
     "sample": sample,
     "export": export,

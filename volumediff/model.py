@@ -37,6 +37,7 @@ __all__ = [
     "Batch",
     "LabelProbabilities",
     "Model",
+    "NoisyBatch",
     "full_coordinates",
     "positions",
     "state_noise",
@@ -125,6 +126,29 @@ class Batch:
             images=tuple(function(image) for image in self.images),
             **{n: None if t is None else function(t) for n, t in others.items()},
         )
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyBatch:
+    """Samples as the network sees them in training.
+
+    Arguments:
+        kernel: with the law of the batch, where it has one
+        condition: with images and mask, on the grid of the network
+        z_0: clean states
+        z_t: noisy states
+        t: their times, in float64
+        noise: that they were corrupted with
+        m: 1 where the loss looks, in state space; None for everywhere
+    """
+
+    kernel: Kernel
+    condition: Condition
+    z_0: State
+    z_t: State
+    t: Float[Tensor, "b"]
+    noise: State
+    m: Float[Tensor, "b 1 d2 h2 w2"] | None
 
 
 class Model(nn.Module):
@@ -293,14 +317,22 @@ class Model(nn.Module):
         """The condition, with the state of the volume itself where the model takes it."""
         return condition.replace(reference=z) if self.recipe.reference else condition
 
-    def loss(self, batch: Batch) -> Float[Tensor, "b"]:
-        """One loss per sample; its mean is what training minimises.
+    def with_network(self, network: Network) -> "Model":
+        """The same model with another network."""
+        return Model(
+            self.space,
+            self.kernel,
+            network,
+            dtype=self.dtype,
+            time_density=self.time_density,
+            noise_field=self.noise_field,
+            recipe=self.recipe,
+            transform=self.transform,
+            walk=self.walk,
+        )
 
-        Terms beside the kernel's are about whole targets: where noise or loss is in a region
-        alone, there are none of them.
-
-        Networks that predict where noise is are asked for the region itself, everywhere.
-        """
+    def corrupted(self, batch: Batch) -> NoisyBatch:
+        """What the network is shown of a batch: everything follows from the keys."""
         with torch.no_grad():
             z_0 = self.encode(batch.x)
         # Codecs without weights of their own to train leave nothing for the backward pass.
@@ -325,6 +357,19 @@ class Model(nn.Module):
         if batch.hidden is not None:
             seen = 1 - self.space.mask(batch.hidden)
             m = seen if m is None else m * seen
+        return NoisyBatch(kernel, condition, z_0, z_t, t, noise, m)
+
+    def loss(self, batch: Batch) -> Float[Tensor, "b"]:
+        """One loss per sample; its mean is what training minimises.
+
+        Terms beside the kernel's are about whole targets: where noise or loss is in a region
+        alone, there are none of them.
+
+        Networks that predict where noise is are asked for the region itself, everywhere.
+        """
+        seen = self.corrupted(batch)
+        kernel, condition, m = seen.kernel, seen.condition, seen.m
+        z_0, z_t, t, noise = seen.z_0, seen.z_t, seen.t, seen.noise
         output, noisy = self._parts(self._output(z_t, t, condition))
         if m is None:
             loss = self.kernel_weight * kernel.loss(output, z_0, z_t, t, noise)

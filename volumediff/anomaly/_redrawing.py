@@ -1,6 +1,6 @@
 r"""Redrawing a region M, as a checkpoint was trained to know what surrounds it.
 
-inpainting    the network is conditioned on x (1 - M) and M; noise is everywhere
+inpainting    the network is conditioned on what surrounds M, and on M; noise is everywhere
 local_noise   the network sees the patient's clean state outside M
 any other     after each prediction z_0 is the patient's own outside M, so that every further
               state there is a draw from q(z_s | z_t, z_0) of the patient (RePaint)
@@ -25,7 +25,9 @@ def asked(context: MethodContext, m: Float[Tensor, "1 1 d h w"]) -> tuple[Denois
     """The denoiser that redraws a region, and its condition."""
     model, recipe = context.model, context.model.recipe
     if fills_voids(recipe):
-        return context.denoise, model.told(context.condition, recipe.hints(context.x, m), m)
+        shown = m if recipe.shows_mask else None
+        told = model.told(context.condition, recipe.hints(context.x, m), shown)
+        return context.denoise, told
     if not recipe.local:
         return context.denoise, context.condition
     inside, z_0 = model.space.mask(m), context.encode(context.x)

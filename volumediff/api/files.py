@@ -1,21 +1,31 @@
-"""Localization and segmentation of many files into an output folder; skips finished cases.
+"""Localization, segmentation and translation of many files; finished cases are skipped.
 
-These are what the commands `localize`, `segment` and `sample` call.
+These are what the commands `localize`, `segment`, `translate` and `sample` call.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from volumediff.api.arguments import Place, Report, silent
-from volumediff.api.options import localize_options, sample_options, segment_options
+from volumediff.api.options import (
+    localize_options,
+    sample_options,
+    segment_options,
+    translate_options,
+)
 from volumediff.api.run import Run
-from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
+from volumediff.inference.options import (
+    LocalizeOptions,
+    SampleOptions,
+    SegmentOptions,
+    TranslateOptions,
+)
 
 if TYPE_CHECKING:
     from volumediff.data.survey import Spec
     from volumediff.outputs.batch import Summary
 
-__all__ = ["localize_files", "sample_files", "segment_files"]
+__all__ = ["localize_files", "sample_files", "segment_files", "translate_files"]
 
 
 def localize_files(
@@ -130,6 +140,52 @@ def segment_files(
         write_samples=write_samples,
     )
     return segment(
+        run.trained,
+        inputs,
+        output,
+        options,
+        overwrite=overwrite,
+        report=progress,
+        announce=report,
+    )
+
+
+def translate_files(
+    run: Run,
+    inputs: Place | Sequence[Place],
+    output: Place,
+    *,
+    method: Place | None = TranslateOptions.method,
+    overrides: Sequence[str] = TranslateOptions.overrides,
+    channels: Sequence[str] | None = TranslateOptions.channels,
+    layout: "Spec" = TranslateOptions.layout,
+    seed: int = TranslateOptions.seed,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    report: Report = silent,
+    **components: Any,
+) -> "Summary":
+    """Makes the missing channels of many cases and writes them; finished cases are skipped.
+
+    Arguments:
+        run: that works on them
+        inputs: volumes, folders of cases or datalists, with the run's source channels
+        output: folder of the results
+        overwrite: whether results of other settings in the folder may be replaced
+        progress: receives a line per case; None shows progress on the terminal
+        report: receives what happens before the first case
+        others: as for `Run.translate`
+
+    Raises:
+        UsageError: method, run, inputs and output folder do not fit
+        DataError: the inputs have no cases, or the disk is full
+    """
+    from volumediff.inference.translate import translate
+
+    options = translate_options(
+        method, overrides, components, channels=channels, layout=layout, seed=seed
+    )
+    return translate(
         run.trained,
         inputs,
         output,

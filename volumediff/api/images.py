@@ -50,6 +50,7 @@ def examined(
     image: Any,
     *,
     channels: Sequence[str] | None = None,
+    of: Sequence[int] | None = None,
     attributes: Mapping[str, str | float] | None = None,
     region: Any = None,
     saliency: Any = None,
@@ -61,6 +62,7 @@ def examined(
         trained: the run
         image: see `KINDS`
         channels: names of the images; None takes those of the run
+        of: numbers of the run's channels that the images are; None for all
         attributes: age and the like, in place of what lies beside a file
         region: mask of what is to be redrawn, one image
         saliency: map in place of the method's first pass, one image
@@ -71,7 +73,7 @@ def examined(
         DataError: a file or image is refused
     """
     policy = trained.preprocessing.policy
-    names = trained.image_names(channels)
+    names = trained.image_names(channels, of=of)
     if isinstance(image, str | Path):
         found = _case(Path(image), names, policy, layout)
     else:

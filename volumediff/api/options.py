@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 from volumediff.api.arguments import Place
 from volumediff.api.layouts import known_layout
 from volumediff.api.overrides import words_of
-from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
+from volumediff.inference.options import (
+    LocalizeOptions,
+    SampleOptions,
+    SegmentOptions,
+    TranslateOptions,
+)
 
 if TYPE_CHECKING:
     from volumediff.data.survey import Spec
 
-__all__ = ["localize_options", "sample_options", "segment_options"]
+__all__ = ["localize_options", "sample_options", "segment_options", "translate_options"]
 
 
 def localize_options(
@@ -63,6 +68,25 @@ def segment_options(
         layout=known_layout(layout),
         seed=seed,
         write_samples=write_samples,
+    )
+
+
+def translate_options(
+    method: Place | None,
+    overrides: Sequence[str],
+    components: Mapping[str, Any],
+    *,
+    channels: Sequence[str] | None,
+    layout: "Spec",
+    seed: int,
+) -> TranslateOptions:
+    """Options of a translation; keyword components are words after the overrides."""
+    return TranslateOptions(
+        None if method is None else str(method),
+        (*overrides, *words_of(components)),
+        channels=_names(channels),
+        layout=known_layout(layout),
+        seed=seed,
     )
 
 

@@ -16,6 +16,7 @@ from volumediff.errors import UsageError
 from volumediff.findings.schema import Finding
 from volumediff.inference.localized_case import Localized
 from volumediff.inference.segment import Segmented
+from volumediff.inference.translate import Translated
 from volumediff.outputs.export import blocks_of
 from volumediff.storage.folder import made
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import nibabel as nib
     from matplotlib.figure import Figure
 
-__all__ = ["LocalizationResult", "SegmentationResult"]
+__all__ = ["LocalizationResult", "SegmentationResult", "TranslationResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -295,6 +296,87 @@ class SegmentationResult:
         volumes = ", ".join(f"label {k}: {v:.3g} ml" for k, v in self.volumes_ml.items())
         method = self.facts["method"]
         return f"SegmentationResult({method}, {shape} voxels {self._grid.axes}, {volumes})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TranslationResult:
+    """Channels that were made for one case; arrays are indexed as its first image was.
+
+    Arguments:
+        translated: the result on the prepared grid, with the way back
+    """
+
+    translated: Translated
+
+    @cached_property
+    def images(self) -> dict[str, Float[np.ndarray, "i j k"]]:
+        """The translated channels by name: from 0, the background, to 1, or in HU for CT; the mean
+        where there are several draws."""
+        return self._home(self.translated.channels)
+
+    @cached_property
+    def deviations(self) -> dict[str, Float[np.ndarray, "i j k"]]:
+        """Standard deviation of the draws by channel, in the same unit; empty for one draw."""
+        return self._home(self.translated.deviations)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is recorded beside the channels: method, weights, inputs, versions."""
+        return self.translated.facts
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was noticed and treated while the image was read and prepared."""
+        return tuple(remark.message for remark in self.translated.grid.record.findings)
+
+    @property
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Voxel index (i, j, k) to RAS millimetres, of the first image."""
+        return self._grid.affine
+
+    @property
+    def _grid(self) -> Grid:
+        return self.translated.grid.record.native
+
+    def _home(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: native_order(array, self._grid)[0] for name, array in arrays.items()}
+
+    def to_nibabel(self, channel: str | None = None) -> "nib.Nifti1Image":
+        """A translated channel with the image's affine.
+
+        Arguments:
+            channel: its name; None where there is one
+
+        Raises:
+            UsageError: no such channel, or several and none was named
+        """
+        names = list(self.images)
+        name = names[0] if channel is None and len(names) == 1 else channel
+        if name not in self.images:
+            raise UsageError(f"channel {channel}: choose from {', '.join(names)}.")
+        return nibabel_image(self.images[name][None], self._grid)
+
+    def save(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
+        """Writes the files that `volumediff translate` writes, without its ledger.
+
+        Arguments:
+            folder: created where it is not there; files of the same names are replaced
+            case: what the files begin with; None takes the name of the file, or `image`
+        """
+        translated = self.translated
+        if case is not None:
+            examination = replace(translated.examination, id=case)
+            facts = {**translated.facts, "case": case}
+            translated = replace(translated, examination=examination, facts=facts)
+        return translated.write(made(folder))
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self._grid.shape))
+        names, draws = ", ".join(self.images), self.facts["draws"]
+        return (
+            f"TranslationResult({self.facts['method']}, {names}, {shape} voxels "
+            f"{self._grid.axes}, {draws} draw{'s' if draws > 1 else ''})"
+        )
 
 
 def _present(found: np.ndarray | None, what: str, names: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A trained run in Python: load it, then localize, segment, sample, calibrate and tune with it.
+"""A trained run in Python: load it, then localize, segment, translate, sample, calibrate and tune.
 
     run = volumediff.load("runs/brain")
     result = run.localize("sub-01_T1w.nii.gz", method="thor")
@@ -16,14 +16,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from volumediff.api.arguments import Place, Report, silent, sources_of
 from volumediff.api.layouts import known_layout
-from volumediff.api.options import localize_options, sample_options, segment_options
+from volumediff.api.options import (
+    localize_options,
+    sample_options,
+    segment_options,
+    translate_options,
+)
 from volumediff.api.overrides import words_of
 from volumediff.errors import UsageError
-from volumediff.inference.options import LocalizeOptions, SampleOptions, SegmentOptions
+from volumediff.inference.options import (
+    LocalizeOptions,
+    SampleOptions,
+    SegmentOptions,
+    TranslateOptions,
+)
 
 if TYPE_CHECKING:
     from volumediff.anomaly.calibration import Calibration
-    from volumediff.api.results import LocalizationResult, SegmentationResult
+    from volumediff.api.results import LocalizationResult, SegmentationResult, TranslationResult
     from volumediff.calibration.site import SiteCalibration
     from volumediff.data.survey import Spec
     from volumediff.data.volume import Volume
@@ -280,6 +290,55 @@ class Run:
             self.trained, image, channels=channels, attributes=attributes, layout=layout
         )
         return SegmentationResult(work(examination))
+
+    def translate(
+        self,
+        image: Any,
+        *,
+        method: Place | None = TranslateOptions.method,
+        overrides: Sequence[str] = TranslateOptions.overrides,
+        channels: Sequence[str] | None = TranslateOptions.channels,
+        layout: "Spec" = TranslateOptions.layout,
+        attributes: Mapping[str, str | float] | None = None,
+        seed: int = TranslateOptions.seed,
+        report: Report = silent,
+        **components: Any,
+    ) -> "TranslationResult":
+        """Makes the missing channels of one case; the result is in the first image's voxel order.
+
+        Arguments:
+            image: the source channels in the order of the run, as for `localize`
+            method: name of a translation method that ships with the package, or a YAML file;
+                None takes the one that the run was configured for, or `translation`
+            overrides: `key=value` overrides that change the method
+            channels: names of the source images in the data; None takes those of the run
+            layout: of a folder of data; `auto` decides by the files that are there
+            attributes: age and the like, for runs that are conditioned on them
+            seed: random seed
+            report: receives progress lines of a method that learns first
+            components: of the method, such as `samples=5`
+
+        Raises:
+            UsageError: no image, no such method, or a run that does not translate
+            DataError: the image is refused
+        """
+        from volumediff.api.images import examined
+        from volumediff.api.results import TranslationResult
+        from volumediff.inference.translate import translating
+
+        options = translate_options(
+            method, overrides, components, channels=channels, layout=layout, seed=seed
+        )
+        work = translating(self.trained, options, announce=report)
+        examination = examined(
+            self.trained,
+            image,
+            channels=channels,
+            of=work.given,
+            attributes=attributes,
+            layout=layout,
+        )
+        return TranslationResult(work(examination))
 
     def sample(
         self,

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from volumediff.component import Component
     from volumediff.model import Model
 
-__all__ = ["inventory", "localization", "needs_of", "pipelines_of", "segmentation", "segments_on"]
+__all__ = [
+    "inventory",
+    "localization",
+    "needs_of",
+    "pipelines_of",
+    "segmentation",
+    "segments_on",
+    "trained_by",
+    "translates_on",
+    "translation",
+]
 
 
 def inventory() -> dict[str, Any]:
@@ -25,11 +35,14 @@ def inventory() -> dict[str, Any]:
         "classifiers": config.shipped("classifiers"),
         "residual_segmenters": config.shipped("residual_segmenters"),
         "probes": config.shipped("probes"),
+        "students": config.shipped("students"),
         "localization methods": config.shipped("anomaly"),
         "segmentation methods": config.shipped("segmentation"),
+        "translation methods": config.shipped("translation"),
         "components": {family: config.available(family) for family in config.families()},
         "localization": localization(),
         "segmentation": segmentation(),
+        "translation": translation(),
         "localization needs": {n: needs_of(read_method(n)) for n in config.shipped("anomaly")},
     }
 
@@ -65,6 +78,44 @@ def _segments(name: str, path: str) -> str:
             if reason is not None:
                 return reason
             load_segmenter(name).check(task.result)
+    except (ValueError, UsageError) as error:
+        return str(error)
+    return "ok"
+
+
+@cache
+def translation() -> dict[str, dict[str, str]]:
+    """method -> pipeline -> "ok", or why the method cannot be trained or used on the pipeline."""
+    return {name: translates_on(name) for name in config.shipped("translation")}
+
+
+def translates_on(name: str) -> dict[str, str]:
+    """pipeline -> "ok", or why a translation method cannot be trained or used on the pipeline."""
+    return {pipeline: _translates(name, path) for pipeline, path in _smallest().items()}
+
+
+def trained_by(name: str) -> str:
+    """The translation method whose training half a method is for: its own, or the default's."""
+    from volumediff.inference.translate import DEFAULT
+
+    return name if "train" in config.load(config.config_path("translation", name)) else DEFAULT
+
+
+def _translates(name: str, path: str) -> str:
+    import torch
+
+    from volumediff.settings.run_config import load_run_config
+    from volumediff.tasks import build_task
+    from volumediff.translation.method_files import load_translator
+
+    words = [f"method={trained_by(name)}", "data.channels=[T1w,FLAIR]"]
+    try:
+        with torch.device("meta"):
+            task = build_task(load_run_config(path, words))
+            reason = task.refusals.translate
+            if reason is not None:
+                return reason
+            load_translator(name).check(task.result)
     except (ValueError, UsageError) as error:
         return str(error)
     return "ok"
@@ -126,7 +177,7 @@ FULL = {
     "recipe=class_conditional": (
         "recipe={name: class_conditional, attribute: group, values: [healthy, sick]}",
     ),
-    "recipe=translation": ("recipe=translation", "data.channels=[FLAIR,T2w]"),
+    "recipe=modality_cycle": ("recipe=modality_cycle", "data.channels=[FLAIR,T2w]"),
     "kernel=cold": ("kernel={name: cold, schedule: {name: cosine, zero_terminal_snr: true}}",),
     "kernel=discrete": (
         "kernel={name: discrete, schedule: {name: cosine, zero_terminal_snr: true}}",

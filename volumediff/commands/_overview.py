@@ -18,7 +18,11 @@ __all__ = ["facts", "glance", "page"]
 WIDTH = 120  # columns
 JOINED = "\N{NO-BREAK SPACE}"  # where no line may break
 # Folder of configurations -> what one of its files is.
-KINDS = {"anomaly": "localization method", "segmentation": "segmentation method"}
+KINDS = {
+    "anomaly": "localization method",
+    "segmentation": "segmentation method",
+    "translation": "translation method",
+}
 
 
 def glance() -> list[str]:
@@ -119,6 +123,10 @@ def _configuration(kind: str, name: str) -> dict[str, Any]:
         from volumediff.commands._method_matrix import segments_on
 
         return {**found, "runs on": segments_on(name)}
+    if kind == "translation":
+        from volumediff.commands._method_matrix import trained_by, translates_on
+
+        return {**found, "trained by": trained_by(name), "runs on": translates_on(name)}
     if kind != "anomaly":
         return found
     from volumediff.anomaly.method_files import read_method
@@ -166,7 +174,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         needs = " ".join(found["needs"])
         rows["needs"] = [f"a run trained with {needs}" if needs else "any run"]
     else:
-        rows["needs"] = [f"a run trained with method={name}"]
+        rows["needs"] = [f"a run trained with method={found.get('trained by', name)}"]
     lines += ["", *_named(rows), "", "Pipelines it runs on, if trained as needed:"]
     return lines + _named(
         {k: ["yes" if why == "ok" else f"no: {why}"] for k, why in found["runs on"].items()}

@@ -34,6 +34,7 @@ __all__ = [
     "restores",
     "samples_everything",
     "times_problem",
+    "translates",
 ]
 
 WHITE = "white"
@@ -96,6 +97,11 @@ def samples_everything(model: Model) -> bool:
 def fills_voids(recipe: Recipe) -> bool:
     """Whether the network is conditioned on a void and its surroundings, with noise everywhere."""
     return recipe.teaches == "inpainting"
+
+
+def translates(recipe: Recipe) -> bool:
+    """Whether the network draws some channels of a volume given the others."""
+    return recipe.teaches == "translation"
 
 
 def restores(kernel: Kernel) -> bool:

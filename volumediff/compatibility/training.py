@@ -20,6 +20,7 @@ __all__ = [
     "codec_problem",
     "coding_problem",
     "comparison_problem",
+    "distillation_problem",
     "gan_problem",
     "prior_problem",
     "probe_problem",
@@ -261,6 +262,33 @@ def comparison_problem(model: Model) -> str | None:
         f"class_conditional, kernel gaussian), got {name_of(type(model.recipe))} and "
         f"{name_of(type(model.kernel))}."
     )
+
+
+def distillation_problem(teacher: Model) -> str | None:
+    """Why a model cannot be distilled: nothing leads from its noise to its volumes by itself."""
+    recipe, kernel = teacher.recipe, teacher.kernel
+    if kernel.path != "gaussian":
+        return (
+            "expected a teacher with a gaussian kernel, whose steps follow from the state alone, "
+            f"got {name_of(type(kernel))}; use fewer steps of its own sampler."
+        )
+    if recipe.local:
+        return (
+            "expected a teacher with noise everywhere, got the recipe "
+            f"{name_of(type(recipe))}, with noise in a region; use a run of the recipe healthy."
+        )
+    low, high = teacher.time_density.support
+    if low > 0:
+        return (
+            f"expected a teacher that was trained down to t = 0, got one on the times {low:g} to "
+            f"{high:g}; train it with times=uniform."
+        )
+    if teacher.sides or teacher.network.conditioner.anchors:
+        return (
+            "expected a teacher whose losses have no networks of their own, which a student has "
+            "no use for, got one with them; use a run of a method without, such as segdiff."
+        )
+    return None
 
 
 def gan_problem(model: Model) -> str | None:

@@ -24,9 +24,9 @@ from volumediff.recipes.class_conditional import ClassConditional
 from volumediff.recipes.degradation import Degradation
 from volumediff.recipes.healthy import Healthy as HealthyVolumes
 from volumediff.recipes.local_noise import LocalNoise
+from volumediff.recipes.modality_cycle import ModalityCycle
 from volumediff.recipes.pseudo_healthy import PseudoHealthy
 from volumediff.recipes.synthetic_anomalies import SyntheticAnomalies
-from volumediff.recipes.translation import Translation
 from volumediff.schedules.cosine import Cosine
 from volumediff.spaces.latent import Latent
 from volumediff.spaces.voxel import Voxel
@@ -83,7 +83,7 @@ def models() -> Iterator[Model]:
     local = LocalNoise(mask_loss=0.1)
     yield Model(Voxel(), kernel, KnownDenoiser(SCHEDULE, noisy=True), recipe=local)
     two = KnownDenoiser(SCHEDULE, 2, image_channels=3)
-    yield Model(Voxel(), kernel, two, recipe=Translation())
+    yield Model(Voxel(), kernel, two, recipe=ModalityCycle())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         bits = Binary(1, latent_channels=4, widths=(4, 4), strides=((2, 2, 2),), blocks=1)
@@ -94,7 +94,7 @@ def models() -> Iterator[Model]:
 
 def context(model: Model, *, key: int = 1, distance: Map | None = None) -> MethodContext:
     """One run on one volume with a first pass, a region and a map from elsewhere."""
-    channels = 2 if isinstance(model.recipe, Translation) else 1
+    channels = 2 if isinstance(model.recipe, ModalityCycle) else 1
     one = example(channels=channels)
     condition = null = one.condition
     classes = model.network.embedding.classes

@@ -11,7 +11,7 @@ clipped comes back as the limit. `Histogram` finds more limits, and is linear be
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -65,6 +65,17 @@ class Intensity(ABC):
         self, y: Float[np.ndarray, "d h w"], *, limits: tuple[float, ...], channel: int = 0
     ) -> Float[np.ndarray, "d h w"]:
         """Intensities in the file's own unit."""
+
+    def of_channels(self, numbers: Sequence[int]) -> "Intensity":
+        """The rule for volumes that hold these channels alone, in this order."""
+        return self
+
+    @property
+    def unitless(self) -> tuple[float, ...]:
+        """Limits for volumes that no file stands behind: from 0 to 1, or in the rule's own unit
+        where it has one, as CT does."""
+        nothing = np.zeros((1, 1, 1), np.float32)
+        return self.limits(nothing, nothing > 0)
 
 
 class LinearIntensity(Intensity):
@@ -255,6 +266,9 @@ class HistogramIntensity(Intensity):
         self, y: Float[np.ndarray, "d h w"], *, limits: tuple[float, ...], channel: int = 0
     ) -> Float[np.ndarray, "d h w"]:
         return _through(self._landmarks(channel), limits, y).astype(np.float32)
+
+    def of_channels(self, numbers: Sequence[int]) -> "HistogramIntensity":
+        return replace(self, landmarks=tuple(self._landmarks(i) for i in numbers))
 
     def _landmarks(self, channel: int) -> tuple[float, ...]:
         if not channel < len(self.landmarks):

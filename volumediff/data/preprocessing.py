@@ -157,6 +157,10 @@ class Preprocessing:
         if self.shape is not None and min(self.shape) < 1:
             raise ValueError(f"Preprocessing takes a shape of at least 1, got {self.shape}.")
 
+    def of_channels(self, numbers: Sequence[int]) -> "Preprocessing":
+        """The same for volumes that hold these channels alone, in this order."""
+        return replace(self, intensity=self.intensity.of_channels(numbers))
+
     def prepare(self, case: Case) -> Prepared:
         """Reads and prepares a case; of its label the lesions, or else its boxes filled.
 

@@ -1,7 +1,7 @@
 r"""Checkpoints of the guided-diffusion lineage -> the network `guided`.
 
-The published networks embed the step k = 0..999, ours embeds 1000 t = k + 1. With the features
-:math:`c_i = \cos 1000 t\, \omega_i` and :math:`s_i = \sin 1000 t\, \omega_i`,
+The published networks embed the step k = 0..T-1, T = 1000 mostly, ours embeds T t = k + 1. With
+the features :math:`c_i = \cos T t\, \omega_i` and :math:`s_i = \sin T t\, \omega_i`,
 
 .. math:: \cos k \omega_i = c_i \cos\omega_i + s_i \sin\omega_i, \qquad
           \sin k \omega_i = s_i \cos\omega_i - c_i \sin\omega_i,
@@ -14,7 +14,9 @@ The published code reads arrays as they lie in the file, which for BraTS run to 
 and superior; ours run to the right, anterior and superior. A network with all kernels mirrored
 along an axis is the same function of mirrored volumes. Of a strided convolution, y_j = sum_o w_o
 x_{2 j + o} with o from -1 to 1, the mirror image on an axis of even length is sum_p w_{1 - p}
-x_{2 j + p} with p from 0 to 2: a kernel of size 5 that begins with two zeros.
+x_{2 j + p} with p from 0 to 2: a kernel of size 5 that begins with two zeros. Networks on Haar
+coefficients see even and odd voxels change places along such an axis: a band changes its sign for
+every mirrored axis that it is high along, and stem and head take up the signs.
 """
 
 import math
@@ -27,8 +29,16 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers._base import ForeignCheckpoint, Shapes
+from volumediff.importers._haar import BANDS, signs
 
-__all__ = ["architecture", "in_channels", "mirrors", "network", "out_channels"]
+__all__ = [
+    "architecture",
+    "in_channels",
+    "mirrors",
+    "network",
+    "network_of_bands",
+    "out_channels",
+]
 
 STEM, HEAD = "input_blocks.0.0", "out.2"
 BLOCK = {
@@ -72,7 +82,7 @@ def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
         axes: directions of the arrays that it was trained with
 
     Raises:
-        DataError: not of this lineage, or with attention or concatenated skips
+        DataError: not of this lineage, or with skips of another kind
     """
     count = 0
     while f"output_blocks.{count}.0.in_layers.0.weight" in source:
@@ -87,9 +97,11 @@ def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
         )
     first = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [source.shape(f"input_blocks.{i}.0.out_layers.3.weight")[0] for i in first]
-    if source.shape("output_blocks.0.0.in_layers.0.weight")[0] != widths[-1]:
+    taken = source.shape("output_blocks.0.0.in_layers.0.weight")[0]
+    if taken not in (widths[-1], 2 * widths[-1]):
         raise DataError(
-            f"{source.where}: concatenates its skips; only networks that add them are imported."
+            f"{source.where}: has a decoder block of {taken} channels where {widths[-1]}, for "
+            f"skips that are added, or {2 * widths[-1]}, for concatenated ones, are expected."
         )
     film = source.shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
     strided = f"input_blocks.{blocks + 1}.0.op.weight" in source
@@ -98,6 +110,7 @@ def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:
         "widths": widths,
         "blocks": blocks,
         "embedding": "film" if film else "additive",
+        **({"skips": "concatenated"} if taken > widths[-1] else {}),
         **(
             {"resampling": "convolution", "down_kernel": [5 if m else 3 for m in mirrors(axes)]}
             if strided
@@ -127,6 +140,23 @@ def network(source: ForeignCheckpoint, shapes: Shapes, axes: str) -> dict[str, T
             tensor = source.take(theirs, shape)
         found[OURS + name] = tensor.float()
     return found
+
+
+def network_of_bands(source: ForeignCheckpoint, shapes: Shapes, axes: str) -> dict[str, Tensor]:
+    """The same of a network on Haar coefficients, whose signs are those of our orientation.
+
+    The input is the eight bands of the state, then those of each image condition.
+    """
+    found = network(source, shapes, axes)
+    sign = signs(mirrors(axes))
+    stem, head = f"{OURS}stem.weight", f"{OURS}head"
+    volumes = found[stem].shape[1] // BANDS
+    return {
+        **found,
+        stem: found[stem] * sign.repeat(volumes)[:, None, None, None],
+        f"{head}.weight": found[f"{head}.weight"] * sign[:, None, None, None, None],
+        f"{head}.bias": found[f"{head}.bias"] * sign,
+    }
 
 
 def _ups(index: int) -> tuple[str, str]:

@@ -3,9 +3,8 @@ r"""WDM (pfriedri/wdm-3d), U-Net variant: unconditional volumes in Haar coeffici
 Its state is the transform W x with the band LLL divided by 3 and the other seven bands as they
 are; noise is W of white noise, divided by nothing. Here that is the wavelet space with mu = 0 and
 s = (3, 1, 1, 1, 1, 1, 1, 1). Its order of the bands (LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH, the
-letters for d, h, w) and its signs (high pass: even minus odd voxel) are those of our space. Along
-an axis on which its arrays run the other way, though, even and odd voxels change places: a band
-changes its sign for every such axis that it is high along, and stem and head take up the signs.
+letters for d, h, w) and its signs (high pass: even minus odd voxel) are those of our space; what
+becomes of the signs in arrays that run the other way, see `_guided`.
 
 References:
     Friedrich et al. (2024), WDM: 3D Wavelet Diffusion Models for High-Resolution Medical Image
@@ -21,7 +20,7 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers import _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
-from volumediff.importers._haar import BANDS, signs
+from volumediff.importers._haar import BANDS
 
 __all__ = ["WDM"]
 
@@ -83,15 +82,10 @@ class WDM(Importer):
         }
 
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:
-        found = _guided.network(source, shapes, self.axes)
-        sign = signs(_guided.mirrors(self.axes))
         scale = torch.ones(BANDS)
         scale[0] = LOW
         return {
-            **found,
-            "network.stem.weight": found["network.stem.weight"] * sign[:, None, None, None],
-            "network.head.weight": found["network.head.weight"] * sign[:, None, None, None, None],
-            "network.head.bias": found["network.head.bias"] * sign,
+            **_guided.network_of_bands(source, shapes, self.axes),
             "space.shift": torch.zeros(BANDS),
             "space.scale": scale,
         }

@@ -1,4 +1,4 @@
-"""Options of localization, segmentation and sampling: their defaults and meanings.
+"""Options of localization, segmentation, translation and sampling: their defaults and meanings.
 
 The Python functions and the commands take their defaults from here. Nothing heavy is imported.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LocalizeOptions", "SampleOptions", "SegmentOptions"]
+__all__ = ["LocalizeOptions", "SampleOptions", "SegmentOptions", "TranslateOptions"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,26 @@ class SegmentOptions:
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
     write_samples: bool = False
+
+
+@dataclass(frozen=True)
+class TranslateOptions:
+    """How missing channels are made.
+
+    Arguments:
+        method: name of a translation method that ships with the package, or the path of a YAML
+            file; None takes the one that the run was configured for, or `translation`
+        overrides: `key=value` overrides that change the method
+        channels: names of the source images in the data; None takes those of the run
+        layout: of the folders of data: `auto`, a name, or a mapping with its options
+        seed: random seed
+    """
+
+    method: str | None = None
+    overrides: tuple[str, ...] = ()
+    channels: tuple[str, ...] | None = None
+    layout: str | Mapping[str, Any] = "auto"
+    seed: int = 0
 
 
 @dataclass(frozen=True)

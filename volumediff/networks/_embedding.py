@@ -40,12 +40,20 @@ class Embedding(nn.Module):
         classes: number of classes; the table has one entry more, the null class, index `classes`
         scalars: number of standardised scalars
         width: length of e; None for four times the features
+        steps: T, the number of steps on whose scale t is read
     """
 
     def __init__(
-        self, frequencies: int, *, classes: int = 0, scalars: int = 0, width: int | None = None
+        self,
+        frequencies: int,
+        *,
+        classes: int = 0,
+        scalars: int = 0,
+        width: int | None = None,
+        steps: int = 1000,
     ) -> None:
         super().__init__()
+        self.steps = steps
         self.frequencies = 2 * max(1, frequencies // 2)
         self.width = width or 4 * self.frequencies
         self.classes = classes
@@ -61,7 +69,8 @@ class Embedding(nn.Module):
         )
 
     def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
-        e = _mlp(self.time, fourier(t, self.frequencies))
+        # `fourier` counts in thousandths.
+        e = _mlp(self.time, fourier(t * (self.steps / 1000), self.frequencies))
         label = _class(self.label, condition, self.classes, e)
         if label is not None:
             e = e + label

@@ -1,12 +1,12 @@
-r"""The U-Net of the guided-diffusion lineage with additive skips, as WDM and PatchDDM publish it.
+r"""The U-Net of the guided-diffusion lineage, as WDM, cWDM and PatchDDM publish it.
 
-Compared with `unet`: a skip is :math:`(h + s) / 2`; the stem and every down-sampling are skips
-too, so that the decoder has one block more per level than the encoder; and groups may hold a
-single channel. Sizes that 2 does not divide, which the published code refuses, are cut as
-everywhere here: ceil(size / 2) per level.
+Compared with `unet`: a skip is :math:`(h + s) / 2` or concatenated; the stem and every
+down-sampling are skips too, so that the decoder has one block more per level than the encoder;
+and groups may hold a single channel. Sizes that 2 does not divide, which the published code
+refuses, are cut as everywhere here: ceil(size / 2) per level.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._base import Anatomy, Network
 from volumediff.networks._block import ResidualBlock
+from volumediff.networks._embedding import Embedding
 from volumediff.networks._hourglass import HourglassStage
 from volumediff.networks._layers import Conv, NormAct
 from volumediff.networks._levels import Tap, descend, enlarge, level_taps, place_levels
@@ -35,16 +36,21 @@ class Guided(Network):
         groups: channel groups of every normalisation, a divisor of all widths; None for half the
             finest width, which leaves two channels in its groups
         embedding: `film` scales and shifts, `additive` adds
+        skips: `mean` is (h + s) / 2 (WDM, PatchDDM), `concatenated` [h, s] (cWDM), which the
+            decoder's blocks take in as they run, so that no concatenation is stored
         resampling: `block` pools and repeats within a residual block of its own (WDM),
             `convolution` has strided convolutions and convolves what was repeated (PatchDDM)
         down_kernel: of the strided convolutions, per axis
         coordinates: whether the position in the full volume is an input
+        steps: T, the number of steps on whose scale the time is embedded; published networks of
+            few steps have these few
         attention: backend of the attention
         conditioner: `concat`, the one that these networks take
 
     References:
         Dhariwal, Nichol (2021), arXiv:2105.05233; Bieder et al. (2023), PatchDDM,
-        arXiv:2303.15288; Friedrich et al. (2024), WDM, arXiv:2402.19043
+        arXiv:2303.15288; Friedrich et al. (2024), WDM, arXiv:2402.19043, and cWDM,
+        arXiv:2411.17203
     """
 
     def __init__(
@@ -60,9 +66,11 @@ class Guided(Network):
         attention_levels: tuple[int, ...] = (),
         groups: int | None = None,
         embedding: Literal["film", "additive"] = "additive",
+        skips: Literal["mean", "concatenated"] = "mean",
         resampling: Resampling = "block",
         down_kernel: tuple[int, int, int] = (3, 3, 3),
         coordinates: bool = False,
+        steps: int = 1000,
         attention: Backend = "auto",
         conditioner: str | dict[str, Any] = "concat",
     ) -> None:
@@ -74,8 +82,9 @@ class Guided(Network):
             classes=classes,
             scalars=scalars,
             coordinates=coordinates,
-            frequencies=widths[0],
-            width=4 * widths[0],
+            embedding=Embedding(
+                widths[0], classes=classes, scalars=scalars, width=4 * widths[0], steps=steps
+            ),
             conditioner=conditioner,
         )
         vector = self.embedding.width
@@ -98,7 +107,7 @@ class Guided(Network):
             attending = Attention(outer, groups=groups, backend=attention) if attends else None
             return HourglassStage(block(inner, outer), attending)
 
-        last = len(widths) - 1
+        last, joined = len(widths) - 1, skips == "concatenated"
         finer = (widths[0], *widths)  # what comes from the next finer level, or the stem
         pools = resampling == "block"
         self.stem = Conv(self.input_channels, widths[0])
@@ -111,21 +120,29 @@ class Guided(Network):
             for w in widths[:last]
         )
         self.middle = nn.ModuleList(stage(last, widths[last], widths[last]) for _ in range(2))
-        # A block's output has the width of the skip that the next one takes.
+
+        def level(i: int, w: int) -> Iterator[tuple[int, int]]:
+            """Widths of the decoder's blocks on a level: of what they take, and what they give."""
+            below = widths[min(i + 1, last)]
+            for k in range(blocks + 1):
+                skip = w if k < blocks else finer[i]
+                if joined:
+                    yield (w if k else below) + skip, w
+                else:  # what a block gives has the width of the skip that the next one takes
+                    yield skip, w if k < blocks - 1 else finer[i]
+
         self.decoder = nn.ModuleList(
-            nn.ModuleList(
-                stage(i, w if k < blocks else finer[i], w if k < blocks - 1 else finer[i])
-                for k in range(blocks + 1)
-            )
+            nn.ModuleList(stage(i, *widths_of) for widths_of in level(i, w))
             for i, w in enumerate(widths)
         )
+        risen = widths[1:] if joined else widths[:last]  # what comes up from the coarser level
         self.up = nn.ModuleList(
-            block(w, resample=Nearest()) if pools else UpConv(w) for w in widths[:last]
+            block(w, resample=Nearest()) if pools else UpConv(w) for w in risen
         )
         place_levels(self.encoder, self.middle, self.decoder, self.down, self.up)
         self.act = NormAct(widths[0], groups=groups, least=1)
         self.head = Conv(widths[0], out_channels, zero=True)
-        self.widths = tuple(widths)
+        self.widths, self.joined = tuple(widths), joined
         self.sides: SideHeads | None = None
 
     @property
@@ -135,8 +152,8 @@ class Guided(Network):
         return Anatomy(self.stem, descent, head, self.widths[-1], (2, 2, 2))
 
     def deepen(self, count: int) -> None:
-        # A level ends with the width of the next finer one.
-        ends = (self.widths[0], *self.widths[:-1])
+        # Without concatenation a level ends with the width of the next finer one.
+        ends = self.widths if self.joined else (self.widths[0], *self.widths[:-1])
         self.sides = SideHeads(ends, self.out_channels, count=count, factor=(2, 2, 2))
 
     def deepest(
@@ -160,8 +177,11 @@ class Guided(Network):
         sides = []
         for level in reversed(range(len(self.decoder))):
             for stage in self.decoder[level]:
-                # In place: h is the sum that a block ends with, which nothing else needs.
-                h = stage(h.add_(skips.pop()).mul_(0.5), e)
+                if self.joined:
+                    h = stage(h, e, skips.pop())
+                else:
+                    # In place: h is the sum that a block ends with, which nothing else needs.
+                    h = stage(h.add_(skips.pop()).mul_(0.5), e)
             if self.sides is not None:
                 sides += self.sides.read(level, h)
             if level > 0:

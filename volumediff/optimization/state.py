@@ -193,7 +193,7 @@ class TrainingState:
             for player, optimizer in self.optimizers.items():
                 mine = {p: f"{player}/{names[p]}" for p in self.players[player]}
                 checkpoint.restore_optimizer(optimizer, mine, moments)
-            own = found.tensors("training") if self.task.training_state() else {}
+            own = found.tensors("training") if found.has("training") else {}
             self.task.resume_training(found.step, own)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]

@@ -173,6 +173,10 @@ class Writer:
         """Labels that are on the grid of the input already."""
         return self._write(name, array, "label")
 
+    def native_image(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A map that is on the grid of the input already."""
+        return self._write(name, array, "image")
+
     def mask(self, name: str, array: Tensor, *, volume_ml: float) -> np.ndarray:
         """A mask of findings, without parts below a volume."""
         return self._write(name, self.grid.mask(array, volume_ml=volume_ml), "label")

@@ -7,7 +7,9 @@ synthetic_anomalies  p(m | x')         m where a synthetic anomaly was put, x' t
 degradation          x from x'         a cold kernel between the volume and a degraded one
 local_noise          p(x_M | x)        noise in a region M alone, clean tissue around it
 inpainting           p(x | void, M)    the volume given what surrounds a void
-translation          p(x | x_i)        the volume given one of its channels, forth and back
+voided               p(x | void, M)    the same, with the void shown as a volume of its own
+translation          p(x_T | x_S)      channels T of the volume given the others S
+modality_cycle       p(x | x_i)        the volume given one of its channels, forth and back
 
 The recipe is part of the checkpoint: a localization method says which one it needs.
 """

@@ -5,7 +5,7 @@ Recipes may add the atlas (healthy mean of the training split) as an image condi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -176,9 +176,24 @@ class Recipe(ABC):
         """Memberships in the masks that are diffused: differentiable, and not cut to [0, 1]."""
         return (x + 1) / 2
 
+    def numbered(self, names: Sequence[str] | None) -> "Recipe":
+        """The recipe with numbers of channels in place of their names, for recipes that take some.
+
+        Arguments:
+            names: of the channels of the volumes, in their order
+
+        Raises:
+            ValueError: a name that is not among them
+        """
+        return self
+
     def problem(self, c: int) -> str | None:
         """Why volumes of c channels make no target; None where they do."""
         return None
+
+    def diffused(self, c: int) -> tuple[int, ...]:
+        """Numbers of the channels that are in what is diffused, for volumes of c channels."""
+        return tuple(range(c))
 
     @abstractmethod
     def channels(self, c: int) -> int:

@@ -3,22 +3,20 @@ r"""A volume given what surrounds a void, p(x | (1 - M) x, M), with noise everyw
 From t = 1 the region is redrawn from nothing but its surroundings.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.data.regions import Blobs, Region
-from volumediff.recipes._base import Recipe, Subject, Target, shown
+from volumediff.recipes._void import VoidRecipe
 
 __all__ = ["Inpainting"]
 
 
 @dataclass(frozen=True)
-class Inpainting(Recipe):
+class Inpainting(VoidRecipe):
     """The volume; the volume with a void, and the mask of the void, are conditions.
 
     Arguments:
@@ -35,43 +33,21 @@ class Inpainting(Recipe):
         arXiv:2402.17307
     """
 
-    teaches: ClassVar[str] = "inpainting"
-    needs_foreground: ClassVar[bool] = True
     shows_mask: ClassVar[bool] = True
-    region: Region = field(default_factory=Blobs)
-    atlas: bool = False
-    scalars: tuple[str, ...] = ()
     edges: float | None = None
 
     def __post_init__(self) -> None:
         if self.edges is not None and not self.edges > 0:
             raise ValueError(f"edges: expected a positive radius, got {self.edges}.")
 
-    @property
-    def classes(self) -> int:
-        return 0
-
-    def channels(self, c: int) -> int:
-        return c
-
     def image_channels(self, c: int) -> tuple[int, ...]:
         own = c if self.edges is None else 2 * c
         return (c, own) if self.atlas else (own,)
 
-    def healthy(self, attributes: Mapping[str, str | float]) -> bool:
-        return True
-
-    def target(
-        self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
-    ) -> Target:
-        m = subject.region(self.region, key)
-        (hint,) = self.hints(subject.x[None], m[None])
-        return Target(subject.x, (*shown(self, atlas), hint[0]), mask=m)
-
     def hints(
         self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"]
-    ) -> tuple[Float[Tensor, "b _ d h w"]]:
-        """Conditions beside atlas and mask: the void, and the edges where they are configured."""
+    ) -> tuple[Float[Tensor, "b _ d h w"], ...]:
+        """The void, and the edges where they are configured."""
         void = x * (1 - m)
         if self.edges is None:
             return (void,)

@@ -1,20 +1,18 @@
-r"""A volume given one of its channels, in two directions with one network:
+r"""Channels of a volume given its other channels,
 
-.. math:: p(x\,|\,(1 - M)\, x_i, M) \quad\text{and}\quad p(x\,|\,x_j),
+.. math:: p(x_T\,|\,x_S), \qquad S = \{1, \ldots, c\} \setminus T,
 
-forth from the channel i with a region M of it hidden, back from the channel j with nothing hidden.
+such as FLAIR given T1w. The network sees x_S beside the noisy x_T, both in the state space; every
+source is an image of its own, so that an autoencoder of single channels serves any number.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.data.regions import Region, Slabs
-from volumediff.randomness import uniform
 from volumediff.recipes._base import Recipe, Subject, Target, shown
 
 __all__ = ["Translation"]
@@ -22,57 +20,76 @@ __all__ = ["Translation"]
 
 @dataclass(frozen=True)
 class Translation(Recipe):
-    """The volume; one channel of it, and the mask of what is hidden of that one, are conditions.
-
-    Each direction is drawn half of the time. The channels that are not shown are 0, which tells
-    the directions apart.
+    """The target channels; all other channels of the volume are the condition.
 
     Arguments:
-        region: what is hidden on the way forth
-        source: i, the channel that is shown on the way forth
-        through: j, the channel that is shown on the way back
+        targets: channels that are drawn, by their names in data.channels or by their numbers,
+            0 being the first and -1 the last
         atlas: healthy mean volume as image condition
         scalars: attributes that condition the model
 
     References:
-        Liang et al. (2023), Modality Cycles with Masked Conditional Diffusion for Unsupervised
-        Anomaly Segmentation in MRI, arXiv:2308.16150; there the way back has a U-Net of its own
+        Saharia et al. (2022), Palette: Image-to-Image Diffusion Models, arXiv:2111.05826
+        Friedrich et al. (2024), cWDM: Conditional Wavelet Diffusion Models for Cross-Modality 3D
+        Medical Image Synthesis, arXiv:2411.17203
     """
 
     teaches: ClassVar[str] = "translation"
-    needs_foreground: ClassVar[bool] = True
-    shows_mask: ClassVar[bool] = True
-    region: Region = field(default_factory=Slabs)
-    source: int = 0
-    through: int = 1
+    targets: tuple[int | str, ...] = (-1,)
     atlas: bool = False
     scalars: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.source, self.through) < 0 or self.source == self.through:
+        if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(
-                "expected two different channels as source and through, got "
-                f"{self.source} and {self.through}."
+                f"targets: expected one or more different channels, got {list(self.targets)}."
             )
 
     @property
     def classes(self) -> int:
         return 0
 
+    def numbered(self, names: Sequence[str] | None) -> "Translation":
+        known = {name: i for i, name in enumerate(names or ())}
+        unknown = [t for t in self.targets if isinstance(t, str) and t not in known]
+        if unknown:
+            raise ValueError(
+                f"targets: expected names of data.channels ({', '.join(known) or 'none'}), got "
+                f"{unknown[0]}."
+            )
+        return replace(self, targets=tuple(known.get(t, t) for t in self.targets))
+
     def problem(self, c: int) -> str | None:
-        """Both channels must be there."""
-        if max(self.source, self.through) < c:
-            return None
-        return (
-            f"expected volumes with the channels {self.source} and {self.through}, got {c} of "
-            "them; name them, as in data.channels=[FLAIR,T2w]."
-        )
+        """Why volumes of c channels cannot be translated."""
+        numbers = [t for t in self.targets if isinstance(t, int)]
+        beyond = [t for t in numbers if not -c <= t < c]
+        if beyond:
+            return (
+                f"targets: expected channels from 0 to {c - 1}, got {beyond[0]}; name them, as in "
+                "data.channels=[T1w,FLAIR] recipe.targets=[FLAIR]."
+            )
+        if len({t % c for t in numbers}) < len(numbers):
+            return f"targets: expected different channels, got {numbers}, of {c} channels."
+        if c <= len(self.targets):
+            return (
+                f"expected volumes with a channel beside the {len(self.targets)} that are drawn, "
+                f"got {c} channels in all; name them, as in data.channels=[T1w,FLAIR]."
+            )
+        return None
+
+    def diffused(self, c: int) -> tuple[int, ...]:
+        return tuple(t % c for t in self.targets if isinstance(t, int))
+
+    def given(self, c: int) -> tuple[int, ...]:
+        """Numbers of the source channels, in the order of the volume."""
+        return tuple(i for i in range(c) if i not in self.diffused(c))
 
     def channels(self, c: int) -> int:
-        return c
+        return len(self.targets)
 
     def image_channels(self, c: int) -> tuple[int, ...]:
-        return (c, c) if self.atlas else (c,)
+        sources = (1,) * (c - len(self.targets))
+        return (c, *sources) if self.atlas else sources
 
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return True
@@ -80,25 +97,6 @@ class Translation(Recipe):
     def target(
         self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
     ) -> Target:
-        m = subject.region(self.region, key)
-        if uniform(key, "direction") < 0.5:
-            channel = self.source
-        else:
-            channel, m = self.through, torch.zeros_like(m)
-        hint = self.hint(subject.x[None], m[None], channel)[0]
-        return Target(subject.x, (*shown(self, atlas), hint), mask=m)
-
-    def hint(
-        self, x: Float[Tensor, "b c d h w"], m: Float[Tensor, "b 1 d h w"], channel: int
-    ) -> Float[Tensor, "b c d h w"]:
-        """One channel outside of a region, 0 elsewhere.
-
-        Raises:
-            ValueError: the volume has not the two channels
-        """
-        problem = self.problem(x.shape[1])
-        if problem:
-            raise ValueError(f"recipe translation: {problem}")
-        hint = torch.zeros_like(x)
-        hint[:, channel] = x[:, channel] * (1 - m[:, 0])
-        return hint
+        x, c = subject.x, len(subject.x)
+        sources = (x[i : i + 1] for i in self.given(c))
+        return Target(x[list(self.diffused(c))], (*shown(self, atlas), *sources))

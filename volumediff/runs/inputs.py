@@ -129,21 +129,32 @@ def find_inputs(
     return cases if patients is None else patients.known(cases), bad
 
 
-def prepared(trained: Trained, images: Sequence[Volume]) -> Prepared:
+def prepared(
+    trained: Trained, images: Sequence[Volume], *, of: Sequence[int] | None = None
+) -> Prepared:
     """The volumes of an examination as the model sees them.
+
+    Arguments:
+        trained: the run
+        images: in the order of the model's channels
+        of: numbers of the channels that they are; None for all
 
     Raises:
         DataError: other channels than the model's, or no foreground
     """
     first, count = images[0].path, sum(len(image.array) for image in images)
-    if count != trained.channels:
-        own = trained.config.data.channels
+    wanted = trained.channels if of is None else len(of)
+    if count != wanted:
+        own = trained.image_names(None, of=of)
         names = "" if own is None else f" ({', '.join(own)})"
         raise DataError(
-            f"{first}: has {count} channels, the run takes {trained.channels}{names}; give as "
-            "many images in the run's order, or choose them by the names of their channels."
+            f"{first}: has {count} channels, the run takes {wanted}{names}; give as many images "
+            "in the run's order, or choose them by the names of their channels."
         )
-    return trained.preprocessing.prepare_volumes(images)
+    preprocessing = trained.preprocessing
+    if of is not None:
+        preprocessing = preprocessing.of_channels(of)
+    return preprocessing.prepare_volumes(images)
 
 
 def prepared_case(trained: Trained, case: Case) -> Prepared:

@@ -154,6 +154,8 @@ def copy_run(trained: Trained, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
     for name, copy in copies.items():
+        if name in trained.task.training_copies:
+            continue
         config = _anonymous(copy.config, Path(copy.facts.run).name)
         keep_anonymous(target, name, copy, config=config)
     if (trained.run / "splits.json").is_file():

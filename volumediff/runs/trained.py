@@ -165,22 +165,28 @@ class Trained:
         """Channels that a volume must have."""
         return self.config.data.channel_count
 
-    def image_names(self, given: Sequence[str] | None) -> Sequence[str] | None:
+    def image_names(
+        self, given: Sequence[str] | None, *, of: Sequence[int] | None = None
+    ) -> Sequence[str] | None:
         """Names of a volume's images, in the order of the model's channels.
 
         Arguments:
             given: as they are called in the data; None takes the names of the run
+            of: numbers of the channels that are meant; None for all
 
         Raises:
             UsageError: another number of them, or those of the run in another order
         """
         own = self.config.data.channels
+        if own is not None and of is not None:
+            own = tuple(own[i] for i in of)
         if given is None:
             return own
-        if len(given) != self.channels:
+        count = self.channels if of is None else len(of)
+        if len(given) != count:
             raise UsageError(
-                f"channels {','.join(given)}: expected the names of {self.channels} images, as "
-                f"many as {self.run} was trained with, got {len(given)}."
+                f"channels {','.join(given)}: expected the names of {count} images, as many as "
+                f"{self.run} {'was trained with' if of is None else 'takes'}, got {len(given)}."
             )
         if own is not None and set(given) == set(own) and tuple(given) != tuple(own):
             raise UsageError(
@@ -200,6 +206,10 @@ class Trained:
     def samples(self) -> None:
         """Raises UsageError, with the task's reason, where the run draws no volumes."""
         self._unless(self.task.refusals.sample)
+
+    def translates(self) -> None:
+        """Raises UsageError, with the task's reason, where the run translates no channels."""
+        self._unless(self.task.refusals.translate)
 
     def _unless(self, reason: str | None) -> None:
         if reason is not None:

@@ -24,8 +24,8 @@ from volumediff.component import Component
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Denoiser, Kernel, Prediction
 from volumediff.model import Model
-from volumediff.samplers._grid import log_snr_times, uniform_times
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["Context", "Denoiser", "Hook", "InvertibleSampler", "Sampler", "Step"]
 
@@ -100,28 +100,27 @@ class Sampler(Component, ABC):
         paths: paths of the kernels that it walks; None for all, by the kernel's own step
         reads: quantities of a prediction that it goes along
         invertible: whether it also finds the noisy state that leads to a clean one
+        between: whether it also evaluates predictions between the times of its grid
         through_means: whether the single predictions that it goes along are means of the clean
             state; models that were distilled for another sampler predict draws
 
     Arguments:
         steps: N, number of steps from the start to 0
-        log_snr_limits: None for times uniform in t; (low, high) for times uniform in log-SNR
-            between these, or from the start's own where that is higher, and then 0
+        grid: times of the steps
     """
 
     paths: ClassVar[tuple[str, ...] | None] = ("gaussian",)
     reads: ClassVar[tuple[str, ...]] = ("x0", "eps")
     invertible: ClassVar[bool] = False
+    between: ClassVar[bool] = False
     through_means: ClassVar[bool] = True
     steps: int
     _: KW_ONLY
-    log_snr_limits: tuple[float, float] | None = None
+    grid: TimeGrid = UniformTimeGrid()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"expected steps >= 1, got {self.steps}.")
-        if self.log_snr_limits and not self.log_snr_limits[0] < self.log_snr_limits[1]:
-            raise ValueError(f"expected log_snr_limits (low, high), got {self.log_snr_limits}.")
 
     @abstractmethod
     def step(self, step: Step) -> tuple[State, Memory]:
@@ -147,9 +146,7 @@ class Sampler(Component, ABC):
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
         """N + 1 times in float64, descending from `start` to 0, both exact; one step for each
         but the last."""
-        if self.log_snr_limits is None:
-            return uniform_times(self.steps, start=start)
-        return log_snr_times(schedule, self.steps, limits=self.log_snr_limits, start=start)
+        return self.grid.times(schedule, self.steps, start)
 
     @torch.no_grad()
     def sample(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from volumediff.component import handed_in
 from volumediff.samplers._base import Memory, Sampler, Step
-from volumediff.samplers._grid import span_times
+from volumediff.samplers._span_times import span_times
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["PosteriorSpans"]
 
@@ -34,7 +35,7 @@ class PosteriorSpans(Sampler):
     """
 
     through_means: ClassVar[bool] = False
-    log_snr_limits: None = handed_in(None)
+    grid: TimeGrid = handed_in(UniformTimeGrid())
 
     def admits(self, other: Sampler) -> bool:
         """Only these spans: the network draws steps of one length."""

@@ -8,15 +8,17 @@ and any time to begin at.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.component import handed_in
 from volumediff.samplers._base import Memory, Sampler, Step
-from volumediff.samplers._grid import span_times
+from volumediff.samplers._span_times import span_ends, span_times
 from volumediff.samplers._transfer import euler
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["Spans"]
 
@@ -34,7 +36,8 @@ class Spans(Sampler):
         B, where walks begin at t = 1
     """
 
-    log_snr_limits: None = handed_in(None)
+    through_means: ClassVar[bool] = False
+    grid: TimeGrid = handed_in(UniformTimeGrid())
 
     def admits(self, other: Sampler) -> bool:
         """Only these spans: a network that was distilled for them leaps so far and no less."""
@@ -43,6 +46,10 @@ class Spans(Sampler):
     def times(self, schedule: Schedule, start: float = 1.0) -> Float[Tensor, "n"]:
         """`start`, then ever 1 / N less, and 0 last."""
         return span_times(self.steps, start=start)
+
+    def ahead(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Where the steps from some times end."""
+        return span_ends(t, self.steps)
 
     def step(self, step: Step) -> tuple[Float[Tensor, "b k d h w"], Memory]:
         return euler(step.kernel.schedule, step.prediction, step.s), ()

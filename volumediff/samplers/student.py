@@ -15,6 +15,7 @@ from volumediff.model import Model
 from volumediff.samplers._base import Memory, Sampler, Step
 from volumediff.samplers.spans import Spans
 from volumediff.schedules._base import Schedule
+from volumediff.time_grids import TimeGrid, UniformTimeGrid
 
 __all__ = ["Student"]
 
@@ -30,7 +31,7 @@ class Student(Sampler):
     """
 
     steps: int = handed_in(1)
-    log_snr_limits: None = handed_in(None)
+    grid: TimeGrid = handed_in(UniformTimeGrid())
     walk: Sampler = handed_in(Spans(1))
 
     @property

@@ -55,9 +55,15 @@ __all__ = [
 ]
 
 DEFAULT = "diffusion"
+# Folders of methods that say how a run is trained, over the configuration of a pipeline, and the
+# method of each that suits every pipeline.
+METHODS = {"segmentation": "label_diffusion", "translation": "translation"}
 NO_CALIBRATION = {"data": {"split": {"calibration": 0.0}}}
 # Folders of shipped configurations of runs; the first is that of the default task.
-FOLDERS = ("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters", "probes")
+FOLDERS = (
+    *("pipelines", "models", "autoencoders", "classifiers", "residual_segmenters", "probes"),
+    "students",
+)
 # What may differ when a run goes on: it changes neither data nor arithmetic of the steps left.
 # Recomputation is for runs that meet a smaller card on their way; slabs and host memory change the
 # rounding.
@@ -71,11 +77,12 @@ FREE_SECTIONS = ("trackers", "processes.")
 class RunConfig(Section):
     """Everything that decides a run, whatever it trains; saved as RUN/config.yaml.
 
-    `method` is the segmentation method that the run was configured for, see `with_words`; it is
-    what `segment` takes where no other is asked for. `start_from` is the folder of a run whose
-    weights this one begins with; see `volumediff.tasks.warm_start`. With an `adapter` these
-    weights stay as they are, read from that folder whenever this run is loaded, and the adapter
-    alone is trained and kept; see `volumediff.adapters`.
+    `method` is the segmentation or translation method that the run was configured for, see
+    `with_words`; it is what `segment` or `translate` takes where no other is asked for.
+    `start_from` is the folder of a run whose weights this one begins with; see
+    `volumediff.tasks.warm_start`. With an `adapter` these weights stay as they are, read from
+    that folder whenever this run is loaded, and the adapter alone is trained and kept; see
+    `volumediff.adapters`.
     """
 
     task: str = DEFAULT
@@ -147,8 +154,9 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A configuration with `a.b=c` overrides applied.
 
-    `method=NAME` among them lays the training half of a segmentation method over the tree first:
-    the section `train` of `configs/segmentation/NAME.yaml`, or of a YAML file of one's own. A
+    `method=NAME` among them lays the training half of a method over the tree first: the section
+    `train` of a file NAME.yaml of `configs/segmentation` or `configs/translation`, or of a YAML
+    file of one's own. A
     method that builds on a run of the pipeline says under `builds_on` which key names it: it is
     the folder that the pipeline alone would have trained into, and the name of the method is
     added to that of the new run. A method that is about one kind of pipeline says under `only_for`
@@ -161,19 +169,23 @@ def with_words(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """
     names = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "method"]
     if names and names[-1] != "null":
-        method = load(config_path("segmentation", names[-1]))
+        first, *others = METHODS
+        kind = next((kind for kind in others if names[-1] in shipped(kind)), first)
+        method = load(config_path(kind, names[-1]))
         tree = overlaid(overlaid(tree, NO_CALIBRATION), method.get("train") or {})
         if "builds_on" in method:
             own = tree.get("output", str(RunConfig.model_fields["output"].default))
             words = [f"{method['builds_on']}={own}", f"output={own}_{Path(names[-1]).stem}"]
             tree = overridden(tree, words)
         tree = overridden(tree, overrides)
-        _check_only_for(names[-1], method.get("only_for") or {}, tree)
+        _check_only_for(names[-1], method.get("only_for") or {}, tree, usual=METHODS[kind])
         return tree
     return overridden(tree, overrides)
 
 
-def _check_only_for(method: str, wanted: Mapping[str, str], tree: Mapping[str, Any]) -> None:
+def _check_only_for(
+    method: str, wanted: Mapping[str, str], tree: Mapping[str, Any], *, usual: str
+) -> None:
     """Raises UsageError where a configuration has not the components that a method is about."""
     for key, name in wanted.items():
         got = tree.get(key)
@@ -181,7 +193,7 @@ def _check_only_for(method: str, wanted: Mapping[str, str], tree: Mapping[str, A
         if got != name:
             raise UsageError(
                 f"method={method}: expected a configuration with {key} {name}, which the method "
-                f"is about, got {got}; use another pipeline, or the method label_diffusion."
+                f"is about, got {got}; use another pipeline, or the method {usual}."
             )
 
 

@@ -129,6 +129,10 @@ class Checkpoint:
         advice = "remove the checkpoint to go on from the one before"
         return load_plain(self.path / f"{name}.safetensors", advice=advice, keep=keep)[0]
 
+    def has(self, name: str) -> bool:
+        """Whether it holds the tensors of a name."""
+        return f"{name}.safetensors" in read_manifest(self.path).files
+
     @property
     def digest(self) -> str:
         """SHA-256 of the averaged weights."""

@@ -7,6 +7,7 @@ residual_segmenter  a network that segments by volumes and their reconstructions
 segmentation        a network that learns labels by itself, perhaps from a diffusion run onwards
 pretraining         the encoder of a network, from volumes without labels
 probe               heads that read labels from the features of a frozen diffusion run
+progressive         a student of a diffusion run that walks in few steps, by halving them in rounds
 
 The file name is what `task:` in a configuration says. Another task is one more file with a class
 of the contract in `_base.py`, here or in any importable module.

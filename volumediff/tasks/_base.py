@@ -65,11 +65,16 @@ class Refusals:
         localize: anomaly maps of volumes
         segment: labels of volumes
         sample: new volumes
+        translate: missing channels of volumes
     """
 
     localize: str | None
     segment: str | None
     sample: str | None
+    translate: str | None = (
+        "was not trained to translate; train with the recipe translation "
+        "(volumediff train PIPELINE method=translation)."
+    )
 
 
 def best_of(of: Path, *, where: str) -> Checkpoint:
@@ -110,6 +115,7 @@ class Task(ABC):
             of a borrowed run are copied otherwise
         adaptable: whether an adapter may be trained in place of its weights: not where the task
             keeps a second copy of these
+        training_copies: names of the copies in RUN/borrowed that training alone needs
         blockwise: whether processes that hold shares of the weights may bring them together one
             residual block after the other; not where a loss asks for gradients on its way
     """
@@ -118,6 +124,7 @@ class Task(ABC):
     noun: ClassVar[str] = "something of its own"
     fits_intensities: ClassVar[bool] = True
     adaptable: ClassVar[bool] = False
+    training_copies: ClassVar[tuple[str, ...]] = ()
     blockwise: ClassVar[bool] = False
 
     def __init__(

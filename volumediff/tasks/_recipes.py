@@ -15,6 +15,10 @@ def recipe_of(config: RunConfig) -> Recipe:
         UsageError: unknown, or it makes no target of volumes with so many channels
     """
     recipe = build("recipe", config.recipe)
+    try:
+        recipe = recipe.numbered(config.data.channels)
+    except ValueError as error:
+        raise UsageError(f"recipe.{error}") from None
     problem = recipe.problem(config.data.channel_count)
     if problem:
         raise UsageError(f"recipe: {problem}")

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import require
+from volumediff.compatibility.methods import translates
 from volumediff.compatibility.training import (
     anchor_problem,
     codec_problem,
@@ -29,6 +30,7 @@ from volumediff.config import build, name_of
 from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
 from volumediff.model import Batch, Model
+from volumediff.samplers._base import Sampler
 from volumediff.samples.dataset import Crop, Samples, crop_of
 from volumediff.samples.latents import Precomputed, encoded
 from volumediff.samples.loss_noise import LossNoise
@@ -118,10 +120,17 @@ class DiffusionTask(Task):
             keep_prior(config.prior, run, data=config.data)
 
     @classmethod
+    def walk(cls, config: RunConfig) -> Sampler | None:
+        """The sampler that the network is distilled for; None where it is not."""
+        return None
+
+    @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "DiffusionTask":
         c, recipe = config.data.channel_count, recipe_of(config)
         keys = config.recipe if isinstance(config.recipe, Mapping) else None
-        space, encoders = space_of(config.space, run, channels=config.data.channels, recipe=keys)
+        names = config.data.channels
+        names = names and tuple(names[i] for i in recipe.diffused(c))
+        space, encoders = space_of(config.space, run, channels=names, recipe=keys)
         kernel, noise = build("kernel", config.kernel), build("noise", config.noise)
         losses = [
             build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
@@ -179,6 +188,7 @@ class DiffusionTask(Task):
             kernel_weight=config.kernel_weight,
             sides={i: side for i, side in sides.items() if side is not None},
             prior=None if borrowed is None else borrowed.module,
+            walk=cls.walk(config),
         )
         config.memory.apply(model)
         if borrowed is not None:
@@ -303,9 +313,7 @@ class DiffusionTask(Task):
             codec.fit(image[None].to(accelerator.device) for image in shown)
         if whole and self.digest and recipe.fixed and codec is None:
             samples = self._in_latents(samples, cache, accelerator)
-        # Codes of an autoencoder have no unit variance of their own, masks or not.
-        fits = recipe.normalised or not space.exact
-        if fits and not space.binary and fresh:
+        if self.fits_states and fresh:
             dataset = samples.dataset
             everything = (dataset.sample(i, key=0).x[None] for i in range(len(dataset)))
             self.normalise(x.to(accelerator.device) for x in everything)
@@ -316,6 +324,13 @@ class DiffusionTask(Task):
         chosen = samples.sound[: best.volumes]
         lesions = with_lesions(chosen, seed=config.seed, cache=cache, accelerator=accelerator)
         return replace(samples, lesions=lesions)
+
+    @property
+    def fits_states(self) -> bool:
+        """Whether the run measures what makes its states have unit variance."""
+        # Codes of an autoencoder have none of their own, masks or not.
+        fits = self.recipe.normalised or not self.model.space.exact
+        return fits and not self.model.space.binary
 
     def normalise(self, volumes: Iterable[Float[Tensor, "_ _ _ _ _"]]) -> None:
         """Sets the space's normalisation from what the loss sees."""
@@ -435,6 +450,15 @@ def _refusals(model: Model) -> Refusals:
             "the run of a model of healthy volumes.",
             segment=None,
             sample="samples label maps of an image; segment one with it.",
+        )
+    if translates(recipe):
+        return Refusals(
+            localize="was trained to translate (recipe translation); give it to --fill of a run "
+            "that localizes, or use the run of a model of healthy volumes.",
+            segment="was trained to translate (recipe translation); give it to --fill of a run "
+            "that segments.",
+            sample="samples the missing channels of an image; translate one with it.",
+            translate=None,
         )
     if not recipe.whole or recipe.reference:
         sample = (

@@ -17,7 +17,7 @@ from volumediff.component import Requirement
 from volumediff.condition import Condition
 from volumediff.data.regions import Region, Slabs
 from volumediff.randomness import key
-from volumediff.recipes.translation import Translation
+from volumediff.recipes.modality_cycle import ModalityCycle
 from volumediff.samplers._base import Sampler
 
 __all__ = ["Cycle"]
@@ -35,7 +35,7 @@ class Cycle(Route):
     healthy tissue, and what has no counterpart in the other modality does not come back. Of x
     nothing but the channel i is looked at. The way forth is a chain from pure noise, the way back
     one prediction from pure noise: that is the mean, which a U-Net would learn. For checkpoints of
-    the recipe translation, which name i and j.
+    the recipe modality_cycle, which name i and j.
 
     Arguments:
         region: how regions are drawn
@@ -66,7 +66,7 @@ class Cycle(Route):
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """A network that knows both directions; the way back is a mean."""
-        return TrainedOn(Translation), PredictsMeans()
+        return TrainedOn(ModalityCycle), PredictsMeans()
 
     def __call__(
         self,

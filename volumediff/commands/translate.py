@@ -1,0 +1,94 @@
+"""`volumediff translate`: options of the command; their defaults are in `inference.options`."""
+
+from typing import Annotated
+
+import typer
+
+from volumediff.api.files import translate_files
+from volumediff.api.run import load
+from volumediff.commands._account import Strict, account_for
+from volumediff.commands._options import (
+    Channels,
+    DataRoot,
+    Device,
+    Domain,
+    LayoutOption,
+    Memory,
+    OutFolder,
+    Overwrite,
+    Read,
+    RunOption,
+    Seed,
+    WhichOption,
+    defaults,
+    finish,
+    inputs_and_words,
+    names_of,
+    say,
+    spec_of,
+)
+from volumediff.memory.heap import retain_heap
+
+__all__ = ["translate"]
+
+LOAD, WORK = defaults(load), defaults(translate_files)
+
+
+def translate(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT|KEY=VALUE",
+            help="Volumes, folders of cases, datalists or tables of cases; and overrides "
+            "of the method, such as samples=5 (write ./a=b for a path with =).",
+        ),
+    ],
+    run: RunOption,
+    output: OutFolder,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="Name of a translation method, or a YAML file; that of the run by default.",
+        ),
+    ] = WORK["method"],
+    which: WhichOption = LOAD["which"],
+    channels: Channels = WORK["channels"],
+    layout: LayoutOption = WORK["layout"],
+    device: Device = LOAD["device"],
+    memory: Memory = None,
+    domain: Domain = LOAD["domain"],
+    read: Read = None,
+    seed: Seed = WORK["seed"],
+    data: DataRoot = LOAD["data"],
+    overwrite: Overwrite = WORK["overwrite"],
+    strict: Strict = False,
+) -> None:
+    """Make the missing channels of cases, such as FLAIR of T1w, on the grid of their first image.
+
+    volumediff translate DATA --run runs/t1w_to_flair -o out/ samples=5
+    """
+    retain_heap()
+    inputs, words = inputs_and_words(given)
+    account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
+    summary = translate_files(
+        load(
+            run,
+            which=which.value,
+            device=device,
+            memory=memory or (),
+            read=read or (),
+            data=data,
+            domain=domain,
+        ),
+        inputs,
+        output,
+        method=method,
+        overrides=words,
+        channels=names_of(channels),
+        layout=spec_of(layout),
+        seed=seed,
+        overwrite=overwrite,
+        report=say,
+    )
+    finish(summary)

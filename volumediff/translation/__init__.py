@@ -1,0 +1,1 @@
+"""Translation: channels that were not measured, made from those that were."""
