@@ -21,7 +21,7 @@ from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.generation_case import VolumeSummary, summary_of
 from volumediff.evaluation.generation_copies import Copy, Neighbours, neighbours_of
-from volumediff.evaluation.generation_features import FeatureSource, features_of
+from volumediff.evaluation.generation_features import VolumeFeatures, features_of
 from volumediff.evaluation.generation_measures import Comparison, compared
 from volumediff.evaluation.generation_volumes import (
     ComparedVolume,
@@ -88,7 +88,7 @@ class _Side:
 class _Reading:
     """How volumes are read and summarised."""
 
-    features: FeatureSource | None
+    features: VolumeFeatures | None
     seed: int
     report: Callable[[str], None]
 

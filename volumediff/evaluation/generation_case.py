@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from volumediff.data.foreground import foreground
-from volumediff.evaluation.generation_features import FeatureSource
+from volumediff.evaluation.generation_features import VolumeFeatures
 from volumediff.evaluation.generation_volumes import ComparedVolume
 from volumediff.metrics.consistency import through_plane
 from volumediff.metrics.memorization import thumbnails
@@ -45,7 +45,7 @@ class VolumeSummary:
     vector: Float[np.ndarray, "f"] | None
 
 
-def summary_of(volume: ComparedVolume, features: FeatureSource | None) -> VolumeSummary:
+def summary_of(volume: ComparedVolume, features: VolumeFeatures | None) -> VolumeSummary:
     """The summary of a volume."""
     x, spacing = volume.x, volume.spacing_mm
     voxel_ml = float(np.prod(spacing)) / 1000

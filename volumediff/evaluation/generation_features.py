@@ -19,13 +19,13 @@ from volumediff.runs.model_file import resolve
 from volumediff.runs.trained import Trained, load_trained
 from volumediff.storage.tensors import load_plain
 
-__all__ = ["FeatureSource", "features_of"]
+__all__ = ["VolumeFeatures", "features_of"]
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureSource:
+class VolumeFeatures:
     """What turns a volume into a vector.
 
     Arguments:
@@ -37,7 +37,7 @@ class FeatureSource:
     of: Callable[[ComparedVolume], Float[np.ndarray, "f"]]
 
 
-def features_of(place: Path | str, *, trained: Trained | None, device: str) -> FeatureSource:
+def features_of(place: Path | str, *, trained: Trained | None, device: str) -> VolumeFeatures:
     """The features that a file or a run gives.
 
     Arguments:
@@ -61,11 +61,11 @@ def features_of(place: Path | str, *, trained: Trained | None, device: str) -> F
             except ValueError as error:
                 raise DataError(f"{path}: is no network of Med3D ({error}).") from None
             name = f"Med3D {path.name}, {network.channels} features per channel"
-            return FeatureSource(name, lambda v: network.vector(v.x.to(device)).cpu().numpy())
+            return VolumeFeatures(name, lambda v: network.vector(v.x.to(device)).cpu().numpy())
     return _run(place, trained, device)
 
 
-def _table(path: Path) -> FeatureSource:
+def _table(path: Path) -> VolumeFeatures:
     if not path.is_file():
         raise UsageError(f"features {path}: expected a table of vectors, nothing is there.")
     rows: dict[str, np.ndarray] = {}
@@ -91,10 +91,10 @@ def _table(path: Path) -> FeatureSource:
             )
         return rows[volume.case.id]
 
-    return FeatureSource(f"{path.name}, {max(width - 1, 0)} features", of)
+    return VolumeFeatures(f"{path.name}, {max(width - 1, 0)} features", of)
 
 
-def _run(place: Path | str, trained: Trained | None, device: str) -> FeatureSource:
+def _run(place: Path | str, trained: Trained | None, device: str) -> VolumeFeatures:
     other = load_trained(resolve(place), device=device)
     if trained is None or repr(other.preprocessing) != repr(trained.preprocessing):
         raise UsageError(
@@ -111,4 +111,4 @@ def _run(place: Path | str, trained: Trained | None, device: str) -> FeatureSour
         condition = other.condition(volume.case.attributes)
         return pooled(model, volume.x[None].to(other.device), condition).cpu().numpy()
 
-    return FeatureSource(f"the {other.task.noun.split(' ', 1)[1]} {place}", of)
+    return VolumeFeatures(f"the {other.task.noun.split(' ', 1)[1]} {place}", of)

@@ -35,7 +35,7 @@ from torch import Tensor
 __all__ = [
     "MIN_HELD_OUT",
     "MemorizationTest",
-    "Nearest",
+    "NearestTraining",
     "Thumbnails",
     "memorization",
     "thumbnails",
@@ -49,7 +49,7 @@ NEARER = 0.75  # distance to a copied volume over that to the nearest held-out o
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestTraining:
     """A volume and its nearest training volume.
 
     Arguments:
@@ -67,7 +67,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class MemorizationTest:
-    """Nearest neighbours of samples, and of held-out volumes.
+    """NearestTraining neighbours of samples, and of held-out volumes.
 
     Arguments:
         samples: in their order
@@ -75,7 +75,7 @@ class MemorizationTest:
         rate: share of volumes that nobody copied that are flagged by chance, at most
     """
 
-    samples: Sequence[Nearest]
+    samples: Sequence[NearestTraining]
     held_out: Sequence[float]
     rate: float
 
@@ -118,7 +118,7 @@ def memorization(
     found = _ratios(to_training, to_held_out)
     p = t.cdf((found - known.mean()) / spread, n - 1)
     samples = [
-        Nearest(int(row.argmin()), float(row.min()), float(r), float(q))
+        NearestTraining(int(row.argmin()), float(row.min()), float(r), float(q))
         for row, r, q in zip(to_training, found, p, strict=True)
     ]
     return MemorizationTest(samples, known.tolist(), rate)
