@@ -33,6 +33,7 @@ from volumediff.memory.slabs import (
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act
 from volumediff.networks._repeatable import linear_twice, mean_of_cells
+from volumediff.networks._spectral_mixing import mixed
 
 __all__ = ["Graph", "Node", "record"]
 
@@ -359,6 +360,11 @@ def _leaky_relu(x: Lazy, negative_slope: float = 0.01, inplace: bool = False) ->
     return x.add(Pointwise(bent, linear=False), x.shape)
 
 
+def _mixed(x: Lazy, weight: Tensor, *, states: int) -> Lazy:
+    joined = partial(mixed, states=states)
+    return x.add(Pointwise(joined, (weight,), linear=False), x.shape)
+
+
 def _sigmoid(x: Lazy) -> Lazy:
     return x.add(Pointwise(torch.sigmoid, linear=False), x.shape)
 
@@ -387,6 +393,7 @@ RECORDED: dict[Any, Callable[..., Any]] = {
     F.pad: _pad,
     F.silu: _silu,
     F.leaky_relu: _leaky_relu,
+    mixed: _mixed,
     torch.sigmoid: _sigmoid,
     torch.maximum: _maximum,
     torch.cat: _cat,

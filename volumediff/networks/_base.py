@@ -6,7 +6,7 @@ vector e; what is left to define is the body, (input, e) -> output, at any spati
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from volumediff.networks._embedding import Embedding
 from volumediff.networks._latent_mapping import LatentMapping
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
+from volumediff.networks._spectral_mixing import SpectralMixing
 from volumediff.networks._streamable import Streamable
 
 __all__ = ["Anatomy", "Network"]
@@ -100,6 +101,7 @@ class Network(Streamable):
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
         self.mapping: LatentMapping | None = None
+        self.times: tuple[float, ...] = ()
         host = Host(in_channels, image_channels, embedding.width, layers)
         self.conditioner = self._conditioner(conditioner, host)
 
@@ -129,6 +131,26 @@ class Network(Streamable):
             length: of the latent
         """
         self.mapping = LatentMapping(length, self.embedding.width)
+
+    def take_trajectory(self, times: Sequence[float], *, modes: int) -> None:
+        """Makes the network one of trajectories: of noise at t = 1, its output at all these times.
+
+        Every level mixes the states of a trajectory, and starts without doing so.
+
+        Arguments:
+            times: M of them, as the network reads times, the last one that of the clean state
+            modes: frequencies over the times that are mixed
+
+        Raises:
+            ValueError: it has no levels, or not so many frequencies
+        """
+        if not self.taps:
+            raise ValueError(
+                f"expected a network with levels, got {type(self).__name__}, which has none"
+            )
+        self.times = tuple(times)
+        for tap in self.taps.values():
+            tap.module.mixing = SpectralMixing(tap.channels, states=len(times), modes=modes)
 
     @property
     def latent_length(self) -> int:
@@ -203,12 +225,15 @@ class Network(Streamable):
         z_t: Float[Tensor, "b k d h w"],
         t: Float[Tensor, "b"],
         condition: Condition | None = None,
-    ) -> Float[Tensor, "b o d h w"]:
-        """Output in the dtype of z_t.
+    ) -> Float[Tensor, "_ o d h w"]:
+        """Output in the dtype of z_t; of networks of trajectories at each of their times, those of
+        a sample one after the other, whatever t is.
 
         Raises:
             ValueError: the condition has not what the network was built for
         """
+        if self.times:
+            z_t, t, condition = self._repeated(z_t, t, condition)
         return self.body(*self._inputs(z_t, t, condition))
 
     def features(
@@ -223,6 +248,23 @@ class Network(Streamable):
             ValueError: the condition has not what the network was built for, or no encoder
         """
         return self.deepest(*self._inputs(z_t, t, condition))
+
+    def _repeated(
+        self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
+    ) -> tuple[Tensor, Float[Tensor, "_"], Condition]:
+        """The same state at every time of a trajectory; the image is prepared once."""
+        condition = condition or Condition()
+        if condition.prepared is None:
+            image = condition.image
+            condition = condition.replace(image=None if image is None else image.to(z_t.dtype))
+            condition = self.prepare(condition)
+        states = len(self.times)
+
+        def repeated(value: Tensor) -> Tensor:
+            return value.repeat_interleave(states, dim=0)
+
+        times = torch.tensor(self.times, dtype=t.dtype, device=t.device).repeat(len(z_t))
+        return repeated(z_t), times, condition.map(repeated)
 
     def _inputs(
         self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
