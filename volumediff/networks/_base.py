@@ -57,6 +57,7 @@ class Network(Streamable):
         scalars: number of scalar conditions
         reference_channels: channels of the state that conditions through a bottleneck, 0 for none
         coordinates: whether the position of each voxel in the full volume is an input
+        scalar_channels: how many scalars are channels of the input, too, equal in all voxels
         frequencies: Fourier features of the time
         width: length of the embedding; None for four times the features
         embedding: another map (t, condition) -> e in place of `Embedding`
@@ -78,6 +79,7 @@ class Network(Streamable):
         scalars: int = 0,
         reference_channels: int = 0,
         coordinates: bool = False,
+        scalar_channels: int = 0,
         frequencies: int = 64,
         width: int | None = None,
         embedding: nn.Module | None = None,
@@ -89,6 +91,7 @@ class Network(Streamable):
         self.out_channels = out_channels
         self.image_channels = image_channels
         self.coordinates = coordinates
+        self.scalar_channels = scalar_channels
         if embedding is None and reference_channels:
             embedding = ReferencedEmbedding(
                 frequencies,
@@ -116,8 +119,9 @@ class Network(Streamable):
 
     @property
     def input_channels(self) -> int:
-        """Channels of the body's input: state, what the conditioner adds, coordinates."""
-        return self.in_channels + self.conditioner.input_channels + 3 * self.coordinates
+        """Channels of the body's input: state, what the conditioner adds, coordinates, scalars."""
+        added = self.conditioner.input_channels + 3 * self.coordinates + self.scalar_channels
+        return self.in_channels + added
 
     @property
     @abstractmethod
@@ -285,7 +289,12 @@ class Network(Streamable):
         e = self.embedding(t.to(dtype), condition)
         _check("latent", condition.latent, self.latent_length, unit="numbers")
         if self.mapping is not None:
-            e = e + self.mapping(condition.latent.to(e.dtype))
+            added = self.mapping(condition.latent.to(e.dtype))
+            # a context that follows the embedding stays as it is
+            e = torch.cat((e[:, : added.shape[1]] + added, e[:, added.shape[1] :]), dim=1)
+        if self.scalar_channels:
+            scalars = condition.scalars.to(z_t.dtype)[:, : self.scalar_channels, None, None, None]
+            parts.append(scalars.expand(-1, -1, *z_t.shape[2:]))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
         return (x, e, condition.prepared) if self.conditioner.places else (x, e)
 
