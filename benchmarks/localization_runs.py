@@ -55,7 +55,7 @@ def mood(left_out: str | None = None) -> str:
 
 BASELINES = ("prevalence", "intensity", "intensity_dark", "smoothing", "atlas")
 CHAINS = ("ddpm", "thor", "autoddpm", "ddim_inversion", "ssim_ensemble", "features")
-STUDENTS = ("ddpm_z_student", "ssim_ensemble_student")
+STUDENTS = ("ddpm_z_student", "ssim_ensemble_z_student")
 # Kind of training anomaly -> kinds of the tests that are most like it.
 LEFT_OUT = {
     "addition": ("hyper", "hypo"),
