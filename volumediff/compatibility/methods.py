@@ -213,7 +213,7 @@ def mean_problem(model: Model) -> str | None:
 
 def guidance_problem(model: Model, guidance: Guide | None) -> str | None:
     """Why a model has not the classes that a guidance is about."""
-    if guidance is None or not guidance.needs_classes or model.network.embedding.classes:
+    if guidance is None or not guidance.needs_classes or model.recipe.compares:
         return None
     return (
         f"guidance {name_of(type(guidance))}: expected a class-conditional checkpoint, trained on "

@@ -15,6 +15,7 @@ from volumediff.data.cases import Case
 from volumediff.data.grid import Grid
 from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
+from volumediff.guidance._base import Guidance, with_classes
 from volumediff.inference.options import SampleOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
@@ -28,8 +29,8 @@ from volumediff.shapes import Shape
 __all__ = ["Sampling", "names_of", "sample", "sampling"]
 
 # What overrides change; students have a sampler of their own.
-DEFAULT = {"sampler": {"name": "dpmpp", "steps": 50}}
-STUDENT = {"sampler": {"name": "student"}}
+DEFAULT: dict[str, Any] = {"sampler": {"name": "dpmpp", "steps": 50}, "guidance": None}
+STUDENT: dict[str, Any] = {"sampler": {"name": "student"}, "guidance": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Sampling:
     Arguments:
         trained: the run
         sampler: with its number of steps
+        guidance: of the denoiser; None for none
         size: voxels of a sample
         grid: where they lie
         condition: of the model
@@ -47,6 +49,7 @@ class Sampling:
 
     trained: Trained
     sampler: Sampler
+    guidance: Guidance | None
     size: Shape
     grid: Grid
     condition: Condition
@@ -58,6 +61,7 @@ class Sampling:
         return {
             "task": "sample",
             "sampler": repr(self.sampler),
+            "guidance": repr(self.guidance),
             "shape": self.size,
             "label": self.options.label,
             "attributes": dict(self.options.attributes),
@@ -77,8 +81,9 @@ class Sampling:
             trained.config.memory.arithmetic(),
         ):
             noise = model.noise((key(self.options.seed, name),), (channels, *self.size))
+            denoise = model.denoise if self.guidance is None else self.guidance(model.denoise)
             z = self.sampler.sample(
-                model.denoise,
+                denoise,
                 kernel,
                 kernel.prior(noise(-1)),
                 self.sampler.times(kernel.schedule),
@@ -102,9 +107,14 @@ def sampling(trained: Trained, options: SampleOptions) -> Sampling:
     """
     trained.samples()
     model = trained.diffusion
-    if not 0 <= options.label <= trained.recipe.classes:
+    try:
+        named = trained.recipe.class_of(options.attributes)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    label = options.label if named is None else named
+    if not 0 <= label <= trained.recipe.classes:
         raise UsageError(
-            f"label {options.label}: the run has the classes 0 to {trained.recipe.classes - 1}, "
+            f"label {label}: the run has the classes 0 to {trained.recipe.classes - 1}, "
             f"and {trained.recipe.classes} for none."
         )
     section = trained.config.data.preprocessing
@@ -116,23 +126,29 @@ def sampling(trained: Trained, options: SampleOptions) -> Sampling:
     spacing = section.spacing() or (1.0, 1.0, 1.0)
     condition = trained.condition(options.attributes)
     if trained.recipe.classes:
-        condition = condition.replace(label=torch.full((1,), options.label, device=trained.device))
-    sampler = _sampler(options.overrides, DEFAULT if model.walk is None else STUDENT)
+        condition = condition.replace(label=torch.full((1,), label, device=trained.device))
+    tree = _chosen(options.overrides, DEFAULT if model.walk is None else STUDENT)
+    sampler = build("sampler", tree["sampler"])
+    guidance = None if tree["guidance"] is None else build("guidance", tree["guidance"])
     try:
         sampler = sampler.of(model)
         sampler.check(type(model.kernel))
+        if guidance is not None:
+            guidance = with_classes(guidance, trained.recipe.classes)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return Sampling(trained, sampler, size, _centred(size, spacing), condition, options)
+    grid = _centred(size, spacing)
+    return Sampling(trained, sampler, guidance, size, grid, condition, options)
 
 
-def _sampler(words: Sequence[str], usual: Mapping[str, Any]) -> Sampler:
+def _chosen(words: Sequence[str], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampler and guidance, as in a configuration."""
     tree = overridden(usual, words)
     unknown = [name for name in tree if name not in DEFAULT]
     if unknown:
         hint = suggestion(unknown[0], list(DEFAULT))
         raise UsageError(f"{unknown[0]}: sampling takes {', '.join(DEFAULT)}.{hint}")
-    return build("sampler", tree["sampler"])
+    return tree
 
 
 def sample(

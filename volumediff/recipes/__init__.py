@@ -2,6 +2,7 @@
 
 healthy              p(x)              x the volume itself
 class_conditional    p(x | class)      the class from an attribute, dropped at times for guidance
+modality_conditional p(x | modality)   the modality from an attribute, dropped at times
 label_diffusion      p(m | x)          m the labels, one channel per class, x the image
 synthetic_anomalies  p(m | x')         m where a synthetic anomaly was put, x' the volume with it
 degradation          x from x'         a cold kernel between the volume and a degraded one

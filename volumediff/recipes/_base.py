@@ -16,7 +16,7 @@ from volumediff.codings._base import Coding
 from volumediff.data.corruptions import Corruption
 from volumediff.data.regions import Region
 
-__all__ = ["Recipe", "Subject", "Target", "shown", "word"]
+__all__ = ["Recipe", "Subject", "Target", "class_among", "shown", "word"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,7 @@ class Recipe(ABC):
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
         paths: paths of the kernels that the targets are for
+        compares: whether its classes tell the healthy from others, the first being healthy
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
             that name no recipe need such a model
@@ -122,6 +123,7 @@ class Recipe(ABC):
     mask_loss: float = 0.0
     teaches: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ("gaussian",)
+    compares: ClassVar[bool] = False
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
@@ -207,6 +209,14 @@ class Recipe(ABC):
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         """Whether a volume without a marked lesion counts as healthy."""
 
+    def class_of(self, attributes: Mapping[str, str | float]) -> int | None:
+        """The class that attributes name; None where they name none.
+
+        Raises:
+            ValueError: they name another value than the recipe has
+        """
+        return None
+
     @abstractmethod
     def target(
         self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
@@ -222,6 +232,19 @@ def shown(
         return ()
     assert atlas is not None, "it is measured before training"
     return (atlas,)
+
+
+def class_among(values: tuple[str, ...], attribute: str, value: str | float) -> int:
+    """The index of a value.
+
+    Raises:
+        ValueError: it is none of them
+    """
+    if word(value) not in values:
+        raise ValueError(
+            f"attribute {attribute!r} is {word(value)!r}: expected one of {', '.join(values)}"
+        )
+    return values.index(word(value))
 
 
 def word(value: str | float | None) -> str:

@@ -7,10 +7,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.condition import HEALTHY
 from volumediff.errors import DataError
 from volumediff.randomness import uniform
-from volumediff.recipes._base import Recipe, Subject, Target, shown, word
+from volumediff.recipes._base import Recipe, Subject, Target, class_among, shown, word
 
 __all__ = ["ClassConditional"]
 
@@ -28,6 +27,7 @@ class ClassConditional(Recipe):
     """
 
     teaches: ClassVar[str] = "class_conditional"
+    compares: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     whole: ClassVar[bool] = True
     fixed: ClassVar[bool] = True
@@ -58,15 +58,17 @@ class ClassConditional(Recipe):
     def healthy(self, attributes: Mapping[str, str | float]) -> bool:
         return word(attributes.get(self.attribute)) == self.values[0]
 
+    def class_of(self, attributes: Mapping[str, str | float]) -> int | None:
+        value = attributes.get(self.attribute)
+        return None if value is None else class_among(self.values, self.attribute, value)
+
     def target(
         self, subject: Subject, *, atlas: Float[Tensor, "c d h w"] | None, key: int
     ) -> Target:
-        value = word(subject.attributes.get(self.attribute))
-        if value not in self.values:
-            raise DataError(
-                f"attribute {self.attribute!r} is {value!r}: expected one of "
-                f"{', '.join(self.values)}; correct participants.tsv or recipe.values."
-            )
-        index = HEALTHY + self.values.index(value)
+        value = subject.attributes.get(self.attribute)
+        try:
+            index = class_among(self.values, self.attribute, word(value))
+        except ValueError as error:
+            raise DataError(f"{error}; correct participants.tsv or recipe.values.") from None
         dropped = uniform(key, "drop") < self.drop
         return Target(subject.x, shown(self, atlas), self.classes if dropped else index)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from volumediff.anomaly.method_input import Example
 from volumediff.condition import Condition
 from volumediff.data.cases import Case
+from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.splits import Split
@@ -225,7 +226,8 @@ class Trained:
         if self.recipe.atlas and atlas is not None:
             with torch.no_grad():
                 image = self.model.encode_image(atlas[None].to(self.device))
-        scalars = self.statistics.standardised(attributes)
+        spacing = self.config.data.preprocessing.spacing()
+        scalars = self.statistics.standardised(with_spacing(attributes, spacing))
         told = None if scalars is None else scalars[None].float().to(self.device)
         return Condition(image=image, scalars=told)
 

@@ -19,6 +19,7 @@ from volumediff.config import build, component
 from volumediff.data.alignment_template import Template, mni152
 from volumediff.data.cases import Case
 from volumediff.data.files import contents
+from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
 from volumediff.data.preprocessing import Preprocessing, fingerprint
@@ -236,7 +237,9 @@ def gather(
     wait(accelerator)
     volumes = {
         s.case.id: TrainingVolume(
-            s.case.id, s.case.attributes, cache.entry(s.case.id, s.fingerprint, s.make)
+            s.case.id,
+            with_spacing(s.case.attributes, config.data.preprocessing.spacing()),
+            cache.entry(s.case.id, s.fingerprint, s.make),
         )
         for s in sources
     }
