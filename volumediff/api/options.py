@@ -33,6 +33,7 @@ def localize_options(
     seed: int,
     trace: bool,
     force: bool,
+    fill: Place | None,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -46,6 +47,7 @@ def localize_options(
         seed=seed,
         trace=trace,
         force=force,
+        fill=None if fill is None else Path(fill),
     )
 
 
@@ -58,6 +60,7 @@ def segment_options(
     layout: "Spec",
     seed: int,
     write_samples: bool = False,
+    fill: Place | None = None,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
@@ -68,6 +71,7 @@ def segment_options(
         layout=known_layout(layout),
         seed=seed,
         write_samples=write_samples,
+        fill=None if fill is None else Path(fill),
     )
 
 

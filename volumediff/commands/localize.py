@@ -14,6 +14,7 @@ from volumediff.commands._options import (
     DataRoot,
     Device,
     Domain,
+    Fill,
     LayoutOption,
     Memory,
     ModelOption,
@@ -99,6 +100,7 @@ def localize(
             "contrast or organ, or a volume that loses more than 5 % to the run's shape.",
         ),
     ] = WORK["force"],
+    fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -132,6 +134,7 @@ def localize(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        fill=fill,
         trace=trace,
         force=force,
         region=region,

@@ -26,6 +26,7 @@ class LocalizeOptions:
         seed: random seed
         trace: whether masks and maps of the components are kept, and written
         force: whether inputs are taken that the run was plainly not trained for
+        fill: translation run that draws channels which a case lacks
     """
 
     method: str = "scan"
@@ -38,6 +39,7 @@ class LocalizeOptions:
     seed: int = 0
     trace: bool = True
     force: bool = False
+    fill: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class SegmentOptions:
         layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
         write_samples: whether the label map of every sample is written
+        fill: translation run that draws channels which a case lacks
     """
 
     method: str | None = None
@@ -60,6 +63,7 @@ class SegmentOptions:
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
     write_samples: bool = False
+    fill: Path | None = None
 
 
 @dataclass(frozen=True)
