@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "hidden": [4],
     "members": 2,
     "steps": 3,
+    "teacher_steps": 16,
     "warmup": 1,
     "points": 20,
     "batch": 8,

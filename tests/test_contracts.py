@@ -31,11 +31,13 @@ ARGUMENTS = {
     ("task", "residual_segmenter"): {"recipe": "synthetic_anomalies"},
     ("label_ensemble", "members"): {"runs": ["fold1", "fold2"]},
     ("task", "probe"): {"recipe": "label_diffusion"},
+    ("task", "trajectory"): {"student": {"states": 2, "teacher_steps": 4}},
     ("predictor", "anchor"): {"model": anchor_of_halves()},
     ("predictor", "probe"): {"model": probe_of_halves()},
     ("predictor", "residual"): {"model": residual_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
+    ("task", "reflow"): {"student": {"steps": 2, "from_steps": 2}},
 }
 MORE = [
     ("space", "wavelet", {"wavelet": "db2"}),

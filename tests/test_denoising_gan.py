@@ -364,8 +364,8 @@ def test_methods_that_ask_for_means_refuse_draws_before_they_run():
     ):
         with pytest.raises(ValueError, match=r"sampler=student"):
             method.check(generator)
-    for problem in (denoiser_problem, comparison_problem):
-        assert "predicts draws (posterior_spans)" in problem(generator)
+    assert "takes a random latent" in denoiser_problem(generator)
+    assert "predicts draws (posterior_spans)" in comparison_problem(generator)
     labels = Model(
         Voxel(), KERNEL, model(1).network, recipe=LabelDiffusion(labels=(1,)), walk=generator.walk
     )

@@ -4,31 +4,40 @@ from itertools import count
 
 import pytest
 import torch
-from oracles import flow, gaussian, state_like
+from accelerate import Accelerator
+from oracles import flow, gaussian, gradual, state_like, white
 from tiny_runs import figures, tiny, write_data
 
-from volumediff.contracts.closed_form import KnownDenoiser
+from volumediff.contracts.closed_form import KnownDenoiser, gaussian_ends
 from volumediff.errors import UsageError
 from volumediff.kernels._base import UNCONDITIONAL, Prediction
+from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Model
+from volumediff.model import Batch, Model
 from volumediff.networks._base import Network
 from volumediff.planning.planner import trace
 from volumediff.runs.trained import load_trained
+from volumediff.samplers.consistency import ConsistencySteps
 from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.spans import Spans
+from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.linear import LinearSchedule
+from volumediff.schedules.rectified import Rectified
 from volumediff.settings.run_config import parse
 from volumediff.spaces.voxel import Voxel
 from volumediff.storage import checkpoint
 from volumediff.tasks import build_task, load_task
 from volumediff.tasks._student import distance, euler_step
+from volumediff.tasks.consistency import ConsistencyTask
 from volumediff.tasks.progressive import ProgressiveTask, leap
+from volumediff.tasks.reflow import ReflowTask, coupled, curvature
 from volumediff.training.loop import train
 
 MEAN, STD = 0.3, 0.5
 KERNELS = (Gaussian(Cosine(zero_terminal_snr=True)), Gaussian(LinearSchedule()))
+FLOWS = (*KERNELS, Gaussian(Rectified(), prediction="u"), EDM(Exploding()))
 
 
 class Denoising:
@@ -60,7 +69,7 @@ def halved(teacher, steps):
 # --- targets in closed form ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", FLOWS)
 def test_a_leap_ends_where_it_should(kernel):
     z_t, z_s = state_like(-1.0, 0.3, 1.2), state_like(0.4, -0.2, 0.9)
     for t, s in ((1.0, 0.5), (0.6, 0.55), (0.3, 0.0)):
@@ -70,7 +79,7 @@ def test_a_leap_ends_where_it_should(kernel):
         torch.testing.assert_close(kernel.corrupt(x0, s, said.eps), z_s, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", FLOWS)
 @pytest.mark.parametrize("start", [1.0, 0.613, 0.3])
 def test_six_halvings_of_64_steps_end_where_the_64_steps_do(kernel, start):
     student = exact(kernel)
@@ -138,7 +147,7 @@ def test_the_loss_is_zero_at_the_composed_map_and_nowhere_else(kernel):
     task = exact_task(kernel, words)
     assert task.steps == 8
     batch = task.batch((2, 3, 4), 6)
-    batch = type(batch)(batch.x.double(), tuple(range(6)))
+    batch = Batch(batch.x.double(), tuple(range(6)))
     assert float(task.loss("network", batch).detach().max()) < 1e-16
     network = task.model.network
     for name, wrong in (("a", 1.01), ("b", 0.01)):
@@ -156,7 +165,7 @@ def test_the_loss_is_zero_at_the_composed_map_and_nowhere_else(kernel):
 def test_the_loss_is_weighted_by_the_truncated_snr():
     task = exact_task(KERNELS[0], {"student": {"steps": 1, "from_steps": 16, "round_steps": 1}})
     batch = task.batch((2, 2, 2), 8)
-    batch = type(batch)(batch.x.double(), tuple(range(8)))
+    batch = Batch(batch.x.double(), tuple(range(8)))
     with torch.no_grad():
         task.model.network.b.fill_(0.1)
         seen = task.model.corrupted(batch)
@@ -174,6 +183,120 @@ def test_masked_distances_are_means_over_the_mask():
     torch.testing.assert_close(distance(a, b, None), (a - b).square().flatten(1).mean(1))
 
 
+# --- consistency and reflow in closed form -------------------------------------------------------
+
+
+class Composed(Network):
+    """The end of the walk of an exact teacher, weighted and shifted, read as v."""
+
+    stride = (1, 1, 1)
+
+    def __init__(self, kernel, steps):
+        super().__init__(1, 1)
+        self.kernel, self.spans = kernel, Spans(steps)
+        self.a = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.b = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def body(self, x, e):
+        raise NotImplementedError
+
+    def forward(self, z_t, t, condition=None):
+        teacher, t = exact(self.kernel), t.double()
+        z, now = z_t, t
+        for _ in range(self.spans.steps):
+            s = self.spans.ahead(now)
+            # where a walk has ended its step goes nowhere
+            at = torch.where(now > 0, now, t)
+            z = euler_step(
+                teacher.denoise, self.kernel, z, at, torch.where(now > 0, s, t), UNCONDITIONAL
+            )
+            now = s
+        x0 = self.a * z + self.b
+        return Prediction.from_x0(x0, z_t, *self.kernel.schedule(t)).v
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_consistency_loss_is_zero_at_the_end_of_the_walk_and_nowhere_else(kernel):
+    section = {"steps": 1, "from_steps": 8, "target_ema": 0.0}
+    config = parse({"task": "consistency", "teacher": "wavelet_64", "student": section})
+    model = Model(Voxel(), kernel, Composed(kernel, 8), dtype=torch.float64)
+    task = ConsistencyTask(config, model)
+    task.training_only["teacher"] = ExactTeacher(kernel).requires_grad_(False)
+    batch = Batch(task.batch((2, 3, 4), 1).x.double().expand(6, -1, -1, -1, -1), tuple(range(6)))
+    assert float(task.loss("network", batch).detach().max()) < 1e-12
+    with torch.no_grad():
+        model.network.b.fill_(0.01)
+        seen = model.corrupted(batch)
+    # the target is shifted as well but for the last spans, whose end is no network's
+    loss, last = task.loss("network", batch).detach(), seen.t <= 1 / 8
+    expected = (0.01**2 + 0.00054**2) ** 0.5 - 0.00054
+    assert bool(last.any()), "some samples see the end"
+    torch.testing.assert_close(
+        loss[last], torch.full_like(loss[last], expected), rtol=1e-6, atol=0
+    )
+    assert float(loss[~last].max()) < 1e-12
+
+
+def test_an_average_follows_the_student():
+    section = {"steps": 1, "from_steps": 8, "target_ema": 0.75}
+    config = parse({"task": "consistency", "teacher": "wavelet_64", "student": section})
+    model = Model(Voxel(), KERNELS[0], Composed(KERNELS[0], 1), dtype=torch.float64)
+    task = ConsistencyTask(config, model)
+    task.training_only["target"] = Composed(KERNELS[0], 1).requires_grad_(False)
+    with torch.no_grad():
+        model.network.a.fill_(5.0)
+    for expected in (2.0, 2.75, 3.3125):
+        task.stepped(1, Accelerator(cpu=True))
+        assert float(task.training_only["target"].a) == pytest.approx(expected)
+    assert float(task.training_state()["a"]) == pytest.approx(3.3125)
+
+
+@pytest.mark.parametrize("kernel", FLOWS)
+def test_multistep_consistency_keeps_the_law_and_one_step_is_the_flow(kernel):
+    denoise = gaussian_ends(kernel.schedule, MEAN, STD)
+    z = state_like(-1.0, 0.3, 1.4)
+    one = ConsistencySteps(1)
+    found = one.sample(denoise, kernel, z, one.times(kernel.schedule, 0.6))
+    torch.testing.assert_close(found, flow(kernel.schedule, MEAN, STD, z, 0.6, 0.0))
+    z = kernel.prior(gradual(6000))
+    for steps in (1, 2, 5):
+        sampler = ConsistencySteps(steps)
+        times = sampler.times(kernel.schedule)
+        out = sampler.sample(denoise, kernel, z, times, noise=white(z))
+        assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
+        assert out.std().item() == pytest.approx(STD, rel=0.04)
+
+
+@pytest.mark.parametrize("kernel", FLOWS)
+def test_pairs_begin_and_end_where_they_should(kernel):
+    z_0, z_1 = state_like(0.4, -0.2, 0.9), state_like(-1.0, 0.3, 1.2)
+    noise = coupled(kernel, z_0, z_1)
+    one = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(kernel.corrupt(z_0, one, noise), z_1, atol=1e-12, rtol=0)
+    torch.testing.assert_close(kernel.corrupt(z_0, 0 * one, noise), z_0, atol=1e-12, rtol=0)
+
+
+def test_coupled_paths_of_gaussian_data_are_straight_and_others_are_not():
+    kernel = Gaussian(Rectified(), prediction="u")
+    z_1 = gradual(4000)
+
+    def one_to_one(z_t, t, condition):
+        # z_t = (1 - t)(mean + std e) + t e gives e, and with it the clean state
+        level = per_sample(t, z_t)
+        e = (z_t - (1 - level) * MEAN) / ((1 - level) * STD + level)
+        return Prediction.from_x0(MEAN + STD * e, z_t, *kernel.schedule(t))
+
+    straight = curvature(one_to_one, kernel, z_1, UNCONDITIONAL)
+    assert float(straight.max()) < 1e-20
+    independent = gaussian(kernel.schedule, MEAN, STD)
+    bent = float(curvature(independent, kernel, z_1, UNCONDITIONAL, steps=400))
+    # along the exact flow, with v = (1 - t)^2 s^2 + t^2, x0 = mean + (1 - t) s^2 e / sqrt(v)
+    t = torch.linspace(0, 1, 20001, dtype=torch.float64)
+    v = (1 - t) ** 2 * STD**2 + t**2
+    expected = float(((1 - t) * STD**2 / v.sqrt() - STD).square().mean())
+    assert bent == pytest.approx(expected, rel=0.02)
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 
@@ -188,12 +311,25 @@ def teacher(data, tmp_path_factory):
     return train(tiny(data, folder, "data.split.calibration=0.2", "crop=[8,8,8]"))
 
 
-def taught(teacher, output, *, steps=6, **sections):
+SECTIONS = {
+    "progressive": {"steps": 1, "from_steps": 8, "round_steps": 2},
+    "consistency": {"steps": 1, "from_steps": 8},
+    "reflow": {"steps": 2, "from_steps": 3},
+}
+WALKS = {"progressive": Spans(1), "consistency": ConsistencySteps(1), "reflow": DDIM(2)}
+CLASSES = {
+    "progressive": ProgressiveTask,
+    "consistency": ConsistencyTask,
+    "reflow": ReflowTask,
+}
+
+
+def taught(teacher, output, task="progressive", *, steps=6, **sections):
     return parse(
         {
-            "task": "progressive",
+            "task": task,
             "teacher": str(teacher),
-            "student": {"steps": 1, "from_steps": 8, "round_steps": 2},
+            "student": SECTIONS[task],
             "optim": {"lr": 1e-3, "steps": steps, "warmup": 0, "batch_size": 2, "ema": 0.5},
             "validation": {"every": 3, "volumes": 1},
             "save_every": 1,
@@ -204,8 +340,15 @@ def taught(teacher, output, *, steps=6, **sections):
 
 
 @pytest.fixture(scope="module")
-def student(teacher, tmp_path_factory):
-    return train(taught(teacher, tmp_path_factory.mktemp("student") / "s"))
+def students(teacher, tmp_path_factory):
+    """An uninterrupted run of each task."""
+    folder = tmp_path_factory.mktemp("students")
+    return {name: train(taught(teacher, folder / name, name)) for name in SECTIONS}
+
+
+@pytest.fixture
+def student(students):
+    return students["progressive"]
 
 
 def weights(run, kind="last", which="weights"):
@@ -234,7 +377,9 @@ def test_a_student_begins_as_its_teacher(teacher, tmp_path):
         torch.testing.assert_close(tensor, theirs[name], atol=1e-12, rtol=0)
 
 
-def test_training_moves_the_student_and_not_the_teacher(teacher, student):
+@pytest.mark.parametrize("task", SECTIONS)
+def test_training_moves_the_student_and_not_the_teacher(teacher, students, task):
+    student = students[task]
     theirs, kept = weights(teacher, "best", "ema"), load_task(student)
     kept.begin_training(student, fresh=False)
     copy = kept.training_only["teacher"].state_dict()
@@ -246,17 +391,17 @@ def test_training_moves_the_student_and_not_the_teacher(teacher, student):
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_resumed_student_is_the_uninterrupted_one(teacher, student, tmp_path, stop):
-    """Within a round and in a later one, whose teacher is a student."""
-    config = taught(teacher, tmp_path / "s")
+@pytest.mark.parametrize(
+    ("task", "stop"),
+    [("progressive", 1), ("progressive", 3), ("consistency", 3), ("reflow", 3)],
+)
+def test_a_resumed_student_is_the_uninterrupted_one(teacher, students, tmp_path, task, stop):
+    """Within the first round of a progressive one, and in a later one with another teacher."""
+    config, losses = taught(teacher, tmp_path / "s", task), count()
+    before = CLASSES[task].loss
 
     class Stop(Exception):
         pass
-
-    before = ProgressiveTask.loss
-
-    losses = count()
 
     def loss(self, player, batch):
         if self.module.training and next(losses) == stop:
@@ -264,23 +409,25 @@ def test_a_resumed_student_is_the_uninterrupted_one(teacher, student, tmp_path, 
         return before(self, player, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProgressiveTask, "loss", loss)
+        patch.setattr(CLASSES[task], "loss", loss)
         with pytest.raises(Stop):
             train(config)
     assert checkpoint.find(config.output, "last").step == stop
     run = train(config)
-    for which in ("weights", "ema", "training"):
-        whole = weights(student, "last", which)
+    groups = ("weights", "ema") if task == "reflow" else ("weights", "ema", "training")
+    for which in groups:
+        whole = weights(students[task], "last", which)
         for name, tensor in weights(run, "last", which).items():
             assert torch.equal(tensor, whole[name]), (which, name)
-    assert figures(run)[-1] == figures(student)[-1]
+    assert figures(run)[-1] == figures(students[task])[-1]
 
 
-def test_a_student_stands_alone(student, tmp_path):
-    trained = load_trained(student, device="cpu")
-    assert trained.diffusion.walk == Spans(1)
+@pytest.mark.parametrize("task", SECTIONS)
+def test_a_student_stands_alone(students, task):
+    trained = load_trained(students[task], device="cpu")
+    assert trained.diffusion.walk == WALKS[task]
     assert not trained.task.training_only
-    assert set(trained.task.state()) == set(weights(student))
+    assert set(trained.task.state()) == set(weights(students[task]))
 
 
 def test_a_student_is_no_teacher_of_the_wrong_kind(teacher, data, tmp_path):

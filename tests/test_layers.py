@@ -43,7 +43,7 @@ LAYERS = [
     ["losses"],
     ["supervised_segmentation", "model"],
     ["compatibility"],
-    ["classification", "denoising_gan", "pretraining", "residual_segmentation"],
+    ["classification", "denoising_gan", "pretraining", "residual_segmentation", "trajectories"],
     ["guidance", "samplers", "features"],
     ["anomaly", "segmentation", "translation"],
     ["settings"],

@@ -208,8 +208,12 @@ def test_the_prior_has_the_size_of_the_last_state(schedule):
     found = Gaussian(schedule).prior(state_like(1.0, -2.0))
     expected = math.sqrt(alpha**2 + sigma**2) * state_like(1.0, -2.0)
     torch.testing.assert_close(found, expected)
+    alpha, sigma = one(schedule, 0.3)
+    found = Gaussian(schedule).prior(state_like(1.0, -2.0), 0.3)
+    torch.testing.assert_close(found, math.hypot(alpha, sigma) * state_like(1.0, -2.0))
     z = state_like(0.3, -1.7)
     assert torch.equal(Gaussian(LinearSchedule()).prior(z), z)
+    assert torch.equal(Gaussian(LinearSchedule()).prior(z, 0.3), z)
 
 
 def grid(schedule, steps, start, end):

@@ -22,7 +22,7 @@ KERNELS = {
 KERNEL = KERNELS["zero"]
 MEAN, STD = 0.3, 0.5
 # Those of students have grids of their own, see test_students.
-OF_STUDENTS = {"spans", "student"}
+OF_STUDENTS = {"consistency", "spans", "student"}
 NAMES = [
     n
     for n in available("sampler")

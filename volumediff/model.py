@@ -241,9 +241,33 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition = UNCONDITIONAL
     ) -> Prediction:
         """What a noisy state says about the clean one; a `Denoiser`."""
-        output, noisy = self._parts(self._output(z_t, t, condition))
+        # Of networks of trajectories the clean end, which is the last state of each.
+        last = self._output(z_t, t, condition).unflatten(0, (len(z_t), -1))[:, -1]
+        output, noisy = self._parts(last)
         prediction = self.kernel.predict(output, z_t, t)
         return prediction if noisy is None else replace(prediction, noisy=noisy)
+
+    def trajectory(
+        self,
+        z_1: State,
+        times: Float[Tensor, "m"],
+        condition: Condition = UNCONDITIONAL,
+    ) -> Float[Tensor, "b m k d2 h2 w2"]:
+        """States at all times of a network of trajectories, by one call.
+
+        An output is read as a prediction from z_1, along which a first-order step leads to its
+        time.
+
+        Arguments:
+            z_1: noise at t = 1
+            times: of the network, as the schedule reads them
+        """
+        b, m = len(z_1), len(times)
+        one = z_1.new_ones(b * m, dtype=torch.float64)
+        output = self._output(z_1, one[:b], condition)
+        said = self.kernel.predict(output, z_1.repeat_interleave(m, dim=0), one)
+        states = self.kernel.corrupt(said.x0, times.to(one).repeat(b), said.eps)
+        return states.unflatten(0, (b, m))
 
     def kernel_of(self, condition: Condition) -> Kernel:
         """The kernel of volumes with this condition: with their law, where it has one.
@@ -359,6 +383,11 @@ class Model(nn.Module):
             m = seen if m is None else m * seen
         return NoisyBatch(kernel, condition, z_0, z_t, t, noise, m)
 
+    def kernel_loss(self, seen: NoisyBatch) -> Float[Tensor, "b"]:
+        """The kernel's own loss of samples with noise and loss everywhere."""
+        output, _ = self._parts(self._output(seen.z_t, seen.t, seen.condition))
+        return seen.kernel.loss(output, seen.z_0, seen.z_t, seen.t, seen.noise)
+
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises.
 
@@ -420,7 +449,7 @@ class Model(nn.Module):
 
     def _output(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network in its own dtype, between tensors of the state's dtype."""
         z_t, t = self.kernel.shown(z_t, t)
         if self.transform is not None:
@@ -431,7 +460,7 @@ class Model(nn.Module):
 
     def _inner(
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b o d2 h2 w2"]:
+    ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network where it computes."""
         place = condition.coordinates
         if place is None and self.network.coordinates:

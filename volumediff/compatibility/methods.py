@@ -34,6 +34,7 @@ __all__ = [
     "restores",
     "samples_everything",
     "times_problem",
+    "trained_on_walks",
     "translates",
 ]
 
@@ -87,11 +88,15 @@ def level_problem(model: object, *, levels: bool) -> str | None:
 
 def samples_everything(model: Model) -> bool:
     """Whether a chain from t = 1 to 0 draws volumes, and was trained all the way."""
-    return (
-        model.recipe.samples
-        and not model.recipe.reference
-        and model.time_density.support == (0.0, 1.0)
-    )
+    return model.recipe.samples and not model.recipe.reference and trained_on_walks(model)
+
+
+def trained_on_walks(model: Model) -> bool:
+    """Whether a chain from t = 1 to 0 asks a model at times alone that it was trained on."""
+    low, high = model.time_density.support
+    if model.walk is None:
+        return (low, high) == (0.0, 1.0)
+    return high == 1 and float(model.walk.times(model.kernel.schedule)[-2]) > low
 
 
 def fills_voids(recipe: Recipe) -> bool:
@@ -243,6 +248,12 @@ def times_problem(model: Model, times: Sequence[float], *, chain: bool) -> str |
     if problem is not None:
         return f"level: {problem}"
     lowest = 0.0 if chain else min(times, default=1.0)
+    if model.network.times and lowest <= low:
+        return (
+            "level: expected 1 for an operator of trajectories, which starts from noise alone, "
+            f"got {lowest:.3f}; use a method that starts there, or a student of another kind, "
+            "such as progressive."
+        )
     if low > 0 and lowest <= low:
         return (
             f"level: expected times above {low:.3f}, which the checkpoint was trained on, got "

@@ -12,6 +12,7 @@ from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
+from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_problem",
     "distillation_problem",
     "gan_problem",
+    "kept_problem",
     "prior_problem",
     "probe_problem",
     "states_problem",
@@ -29,7 +31,9 @@ __all__ = [
     "supervision_problem",
     "told_problem",
     "training_problem",
+    "trajectory_problem",
     "variance_problem",
+    "weight_problem",
 ]
 
 WHITE = "white"
@@ -63,6 +67,12 @@ def training_problem(
         return (
             f"kernel: expected a space of voxels or wavelets for {name}, which is about values at "
             "places, got latents; use voxel, wavelet or slices."
+        )
+    if recipe.local and kernel.schedule.variance_exploding:
+        return (
+            "kernel.schedule: expected one whose states keep about their size for "
+            f"{name_of(type(recipe))}, which leaves states clean outside of a region, got "
+            f"{name_of(type(kernel.schedule))}; use kernel.schedule=cosine or rectified."
         )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
@@ -148,6 +158,18 @@ def variance_problem(kernel: Kernel, losses: Sequence[LossTerm]) -> str | None:
         "losses: expected vlb for a kernel that learns the variance of its steps, got none that "
         "trains it; use losses=[{name: vlb}] or kernel.variance=posterior."
     )
+
+
+def weight_problem(kernel_weight: float, losses: Sequence[LossTerm]) -> str | None:
+    """Why a kernel's own loss would be trained twice."""
+    for loss in losses:
+        if loss.contains_kernel and kernel_weight:
+            name = name_of(type(loss))
+            return (
+                f"kernel_weight: expected 0 beside the loss {name}, which contains the kernel's "
+                f"own loss, got {kernel_weight:g}; use kernel_weight=0."
+            )
+    return None
 
 
 def _noise_space_problem(space: StateSpace, noise: Noise) -> str | None:
@@ -312,6 +334,47 @@ def gan_problem(model: Model) -> str | None:
             f"discriminator alone, got {names}; leave losses out."
         )
     return None
+
+
+def trajectory_problem(model: Model) -> str | None:
+    """Why a network cannot give the trajectory of a model in one call."""
+    low, high = model.time_density.support
+    if (low, high) != (0.0, 1.0):
+        return (
+            "teacher: expected one that was trained on all times for an operator of trajectories, "
+            f"which lead from t = 1 to 0, got one on the times {low:g} to {high:g}; train it with "
+            "times=uniform."
+        )
+    if getattr(model.kernel, "prediction", "") == "eps":
+        return (
+            "teacher: expected one that predicts x0, v or u for an operator of trajectories, got "
+            "eps, which at t = 1 says next to nothing about the clean state; use a teacher with "
+            "kernel.prediction=v."
+        )
+    if not model.network.taps:
+        return (
+            "teacher: expected a network with levels for an operator of trajectories, got "
+            f"{name_of(type(model.network))}; use a teacher with the network unet."
+        )
+    return None
+
+
+def kept_problem(model: Model, c: int, *, crop: Shape | None) -> str | None:
+    """Why trajectories depend on more than noise, so that they cannot be kept by number.
+
+    Arguments:
+        c: channels of the volumes
+        crop: of training, if any
+    """
+    recipe = model.recipe
+    told = recipe.image_channels(c) or recipe.classes or recipe.scalar_count or recipe.shows_mask
+    if told or recipe.reference:
+        reason = f"a model with conditions (recipe {name_of(type(recipe))})"
+    elif crop is not None and model.network.coordinates:
+        reason = "crops whose place the network is shown"
+    else:
+        return None
+    return f"student.kept: expected 0 for {reason}, got more; set student.kept=0."
 
 
 def told_problem(recipe: Recipe) -> str | None:

@@ -9,7 +9,7 @@ from volumediff.kernels._base import Denoiser, Prediction
 from volumediff.networks._base import Network
 from volumediff.schedules._base import Schedule, per_sample
 
-__all__ = ["KnownDenoiser", "class_posterior", "gaussian"]
+__all__ = ["KnownDenoiser", "class_posterior", "gaussian", "gaussian_ends"]
 
 
 def gaussian(schedule: Schedule, mean: float, std: float) -> Denoiser:
@@ -23,6 +23,21 @@ def gaussian(schedule: Schedule, mean: float, std: float) -> Denoiser:
         score = (z_t - alpha * mean) / (alpha**2 * std**2 + sigma**2)
         x0, eps = mean + alpha * std**2 * score, sigma * score
         return Prediction(x0, eps, alpha * eps - sigma * x0)
+
+    return denoise
+
+
+def gaussian_ends(schedule: Schedule, mean: float, std: float) -> Denoiser:
+    r"""The ends of the paths of the probability flow, for the same data.
+
+    .. math:: f(z_t, t) = \mu + s \frac{z_t - \alpha \mu}{\sqrt{\alpha^2 s^2 + \sigma^2}}
+    """
+
+    def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        alpha, sigma = schedule(t)
+        a, s = per_sample(alpha, z_t), per_sample(sigma, z_t)
+        x0 = mean + std * (z_t - a * mean) / (a**2 * std**2 + s**2).sqrt()
+        return Prediction.from_x0(x0, z_t, alpha, sigma)
 
     return denoise
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from volumediff import config
 from volumediff.compatibility.chains import walks
 from volumediff.condition import Condition
-from volumediff.contracts.closed_form import gaussian
+from volumediff.contracts.closed_form import gaussian, gaussian_ends
 from volumediff.contracts.requirements import built, equal, require, takes
 from volumediff.kernels._base import Kernel, Prediction
 from volumediff.kernels.discrete import Discrete
@@ -61,7 +61,8 @@ def _run(sampler: Sampler, kernel: Kernel, z: Tensor, **more: Any) -> Tensor:
 
     times = more.pop("times", None)
     times = sampler.times(kernel.schedule) if times is None else times
-    denoise = more.pop("denoise", gaussian(kernel.schedule, MEAN, STD))
+    exact = gaussian_ends if sampler.through_ends else gaussian
+    denoise = more.pop("denoise", exact(kernel.schedule, MEAN, STD))
     return sampler.sample(denoise, kernel, z, times, **{"noise": noise, **more})
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.compatibility.methods import mean_problem, restores
+from volumediff.compatibility.methods import restores
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
 from volumediff.features.grids import FeatureMap, feature_map, upright
@@ -43,8 +43,11 @@ def denoiser_problem(model: Model) -> str | None:
             "expected a network that runs in one piece, whose stages can be read, got one in "
             "slabs; use memory.slab=null memory.offload=false processes.domain=1, or another map."
         )
-    if problem := mean_problem(model):
-        return problem
+    if model.network.latent_length or model.network.times:
+        return (
+            "expected a network of a state and its time alone, got one that takes a random latent "
+            "or gives trajectories; use the run of a plain diffusion model."
+        )
     if not model.network.taps:
         return (
             f"expected a network of residual blocks, got {name_of(type(model.network))}; use "

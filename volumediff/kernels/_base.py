@@ -95,8 +95,15 @@ class Kernel(ABC):
         return self.schedule.variance_preserving
 
     @abstractmethod
-    def prior(self, noise: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k d h w"]:
-        """z_1, the state that sampling starts from, made of white noise."""
+    def prior(
+        self, noise: Float[Tensor, "b k d h w"], start: float = 1.0
+    ) -> Float[Tensor, "b k d h w"]:
+        """The state that sampling starts from, made of white noise.
+
+        Arguments:
+            noise: of the chain
+            start: its time; below 1 for networks that were never trained as high
+        """
 
     @abstractmethod
     def corrupt(

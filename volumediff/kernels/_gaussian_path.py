@@ -8,10 +8,12 @@ r"""Gaussian path: the corruption and the posterior of every signal and noise,
 
 with b = 1 - g^2 where the schedule preserves variance. A learned variance is
 
-.. math:: b\, (\sigma_s / \sigma_t)^{2 (1 - r)}, \qquad r = (1 + \text{output}) / 2,
+.. math:: b\, \Big(\frac{\sigma_s^2}{\sigma_t^2}\Big)^{1 - r}
+          \Big(\frac{\alpha_s^2 + \sigma_s^2}{\alpha_t^2 + \sigma_t^2}\Big)^r, \qquad
+          r = (1 + \text{output}) / 2,
 
-which is that of q(z_s | z_t, z_0) at r = 0, right for data without spread, and b at r = 1, right
-for data of unit variance.
+which is that of q(z_s | z_t, z_0) at r = 0, right for data without spread, and at r = 1 right for
+data of unit variance: b, where the schedule preserves variance.
 """
 
 from abc import abstractmethod
@@ -68,9 +70,10 @@ class GaussianPath(Kernel):
     def size(self, t: Level) -> Level:
         """Its error, where that of x0 is sigma_t; see `volumediff.weightings`."""
 
-    def prior(self, noise: State) -> State:
-        """N(0, alpha^2 + sigma^2), the law of z_1 of states of unit variance."""
-        total = power(*self.schedule(noise.new_ones(len(noise), dtype=torch.float64)))
+    def prior(self, noise: State, start: float = 1.0) -> State:
+        """N(0, alpha^2 + sigma^2), the law of z_t of states of unit variance."""
+        t = noise.new_full((len(noise),), start, dtype=torch.float64)
+        total = power(*self.schedule(t))
         return per_sample(total.sqrt(), noise) * noise
 
     def corrupt(self, z_0: State, t: Level, noise: State) -> State:
@@ -108,8 +111,10 @@ class GaussianPath(Kernel):
     def deviation(self, spread: State, t: Level, s: Level) -> State:
         """Standard deviation of a step from t to s with a learned variance, per state voxel."""
         _, b = self.schedule.transition(s, t)
-        shrink = per_sample(self.schedule(s)[1] / self.schedule(t)[1], spread)
-        return per_sample(b.sqrt(), spread) * shrink ** (1 - spread)
+        now, then = self.schedule(t), self.schedule(s)
+        without = per_sample(then[1] / now[1], spread)
+        unit = per_sample((power(*then) / power(*now)).sqrt(), spread)
+        return per_sample(b.sqrt(), spread) * without ** (1 - spread) * unit**spread
 
     def loss(
         self,

@@ -41,7 +41,7 @@ class Cold(Kernel):
     def __post_init__(self) -> None:
         check_fading(self.schedule)
 
-    def prior(self, noise: State) -> State:
+    def prior(self, noise: State, start: float = 1.0) -> State:
         """There is no distribution of degraded volumes to draw from.
 
         Raises:

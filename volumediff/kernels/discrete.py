@@ -107,7 +107,7 @@ class Discrete(Kernel):
     def given(self, law: State | None) -> "Discrete":
         return replace(self, law=law)
 
-    def prior(self, noise: State) -> State:
+    def prior(self, noise: State, start: float = 1.0) -> State:
         """pi, uniform over the classes where there is no law."""
         return self._draw(self._law(self._split(noise)), noise)
 

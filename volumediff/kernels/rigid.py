@@ -76,7 +76,7 @@ class Rigid(Kernel):
                 f"expected radius and margin above 0, got {self.radius} and {self.margin}."
             )
 
-    def prior(self, noise: State) -> State:
+    def prior(self, noise: State, start: float = 1.0) -> State:
         """The ball, moved."""
         one = noise.new_ones(len(noise))
         return _moved(self._ball(noise), self._move(noise, one))

@@ -90,6 +90,7 @@ class LossTerm(ABC):
         bounds: whether it trains the variance of a kernel that learns it
         prepared: whether it reads what the network makes of images alone
         clean: whether it reads the predicted clean state, and nothing else of the network
+        contains_kernel: whether the kernel's own loss is in it, so that it stands in place of that
 
     Arguments:
         weight: of the term
@@ -98,6 +99,7 @@ class LossTerm(ABC):
     bounds: ClassVar[bool] = False
     prepared: ClassVar[bool] = False
     clean: ClassVar[bool] = False
+    contains_kernel: ClassVar[bool] = False
     _: KW_ONLY
     weight: float = 1.0
 

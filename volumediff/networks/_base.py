@@ -6,7 +6,7 @@ vector e; what is left to define is the body, (input, e) -> output, at any spati
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from volumediff.networks._embedding import Embedding
 from volumediff.networks._latent_mapping import LatentMapping
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
+from volumediff.networks._spectral_mixing import SpectralMixing
 from volumediff.networks._streamable import Streamable
 
 __all__ = ["Anatomy", "Network"]
@@ -56,6 +57,7 @@ class Network(Streamable):
         scalars: number of scalar conditions
         reference_channels: channels of the state that conditions through a bottleneck, 0 for none
         coordinates: whether the position of each voxel in the full volume is an input
+        scalar_channels: how many scalars are channels of the input, too, equal in all voxels
         frequencies: Fourier features of the time
         width: length of the embedding; None for four times the features
         embedding: another map (t, condition) -> e in place of `Embedding`
@@ -77,6 +79,7 @@ class Network(Streamable):
         scalars: int = 0,
         reference_channels: int = 0,
         coordinates: bool = False,
+        scalar_channels: int = 0,
         frequencies: int = 64,
         width: int | None = None,
         embedding: nn.Module | None = None,
@@ -88,6 +91,7 @@ class Network(Streamable):
         self.out_channels = out_channels
         self.image_channels = image_channels
         self.coordinates = coordinates
+        self.scalar_channels = scalar_channels
         if embedding is None and reference_channels:
             embedding = ReferencedEmbedding(
                 frequencies,
@@ -100,6 +104,7 @@ class Network(Streamable):
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
         self.mapping: LatentMapping | None = None
+        self.times: tuple[float, ...] = ()
         host = Host(in_channels, image_channels, embedding.width, layers)
         self.conditioner = self._conditioner(conditioner, host)
 
@@ -114,8 +119,9 @@ class Network(Streamable):
 
     @property
     def input_channels(self) -> int:
-        """Channels of the body's input: state, what the conditioner adds, coordinates."""
-        return self.in_channels + self.conditioner.input_channels + 3 * self.coordinates
+        """Channels of the body's input: state, what the conditioner adds, coordinates, scalars."""
+        added = self.conditioner.input_channels + 3 * self.coordinates + self.scalar_channels
+        return self.in_channels + added
 
     @property
     @abstractmethod
@@ -129,6 +135,26 @@ class Network(Streamable):
             length: of the latent
         """
         self.mapping = LatentMapping(length, self.embedding.width)
+
+    def take_trajectory(self, times: Sequence[float], *, modes: int) -> None:
+        """Makes the network one of trajectories: of noise at t = 1, its output at all these times.
+
+        Every level mixes the states of a trajectory, and starts without doing so.
+
+        Arguments:
+            times: M of them, as the network reads times, the last one that of the clean state
+            modes: frequencies over the times that are mixed
+
+        Raises:
+            ValueError: it has no levels, or not so many frequencies
+        """
+        if not self.taps:
+            raise ValueError(
+                f"expected a network with levels, got {type(self).__name__}, which has none"
+            )
+        self.times = tuple(times)
+        for tap in self.taps.values():
+            tap.module.mixing = SpectralMixing(tap.channels, states=len(times), modes=modes)
 
     @property
     def latent_length(self) -> int:
@@ -203,12 +229,15 @@ class Network(Streamable):
         z_t: Float[Tensor, "b k d h w"],
         t: Float[Tensor, "b"],
         condition: Condition | None = None,
-    ) -> Float[Tensor, "b o d h w"]:
-        """Output in the dtype of z_t.
+    ) -> Float[Tensor, "_ o d h w"]:
+        """Output in the dtype of z_t; of networks of trajectories at each of their times, those of
+        a sample one after the other, whatever t is.
 
         Raises:
             ValueError: the condition has not what the network was built for
         """
+        if self.times:
+            z_t, t, condition = self._repeated(z_t, t, condition)
         return self.body(*self._inputs(z_t, t, condition))
 
     def features(
@@ -223,6 +252,23 @@ class Network(Streamable):
             ValueError: the condition has not what the network was built for, or no encoder
         """
         return self.deepest(*self._inputs(z_t, t, condition))
+
+    def _repeated(
+        self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
+    ) -> tuple[Tensor, Float[Tensor, "_"], Condition]:
+        """The same state at every time of a trajectory; the image is prepared once."""
+        condition = condition or Condition()
+        if condition.prepared is None:
+            image = condition.image
+            condition = condition.replace(image=None if image is None else image.to(z_t.dtype))
+            condition = self.prepare(condition)
+        states = len(self.times)
+
+        def repeated(value: Tensor) -> Tensor:
+            return value.repeat_interleave(states, dim=0)
+
+        times = torch.tensor(self.times, dtype=t.dtype, device=t.device).repeat(len(z_t))
+        return repeated(z_t), times, condition.map(repeated)
 
     def _inputs(
         self, z_t: Tensor, t: Float[Tensor, "b"], condition: Condition | None
@@ -243,7 +289,12 @@ class Network(Streamable):
         e = self.embedding(t.to(dtype), condition)
         _check("latent", condition.latent, self.latent_length, unit="numbers")
         if self.mapping is not None:
-            e = e + self.mapping(condition.latent.to(e.dtype))
+            added = self.mapping(condition.latent.to(e.dtype))
+            # a context that follows the embedding stays as it is
+            e = torch.cat((e[:, : added.shape[1]] + added, e[:, added.shape[1] :]), dim=1)
+        if self.scalar_channels:
+            scalars = condition.scalars.to(z_t.dtype)[:, : self.scalar_channels, None, None, None]
+            parts.append(scalars.expand(-1, -1, *z_t.shape[2:]))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
         return (x, e, condition.prepared) if self.conditioner.places else (x, e)
 

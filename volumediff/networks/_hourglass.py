@@ -22,12 +22,13 @@ from volumediff.networks._block import ResidualBlock, place
 from volumediff.networks._layers import Conv, NormAct, NormKind, Triple
 from volumediff.networks._resample import Down, Up
 from volumediff.networks._side_heads import SideHeads
+from volumediff.networks._spectral_mixing import SpectralMixing
 
 __all__ = ["Hourglass", "HourglassStage"]
 
 
 class HourglassStage(nn.Module):
-    """A residual block, then attention where there is one.
+    """A residual block, then attention where there is one, then the mixing of trajectories.
 
     Attention that is `conditioned` reads the embedding too.
     """
@@ -36,6 +37,7 @@ class HourglassStage(nn.Module):
         super().__init__()
         self.block = block
         self.attention = attention
+        self.mixing: SpectralMixing | None = None
 
     def forward(
         self,
@@ -44,9 +46,9 @@ class HourglassStage(nn.Module):
         skip: Float[Tensor, "b _ d h w"] | None = None,
     ) -> Float[Tensor, "b o d h w"]:
         h = self.block(x, e, None, skip)
-        if self.attention is None:
-            return h
-        return self.attention(h, e) if self.attention.conditioned else self.attention(h)
+        if self.attention is not None:
+            h = self.attention(h, e) if self.attention.conditioned else self.attention(h)
+        return h if self.mixing is None else self.mixing(h)
 
 
 class Hourglass(nn.Module):

@@ -103,6 +103,7 @@ class Sampler(Component, ABC):
         between: whether it also evaluates predictions between the times of its grid
         through_means: whether the single predictions that it goes along are means of the clean
             state; models that were distilled for another sampler predict draws
+        through_ends: whether they are the ends of the paths of the probability flow
 
     Arguments:
         steps: N, number of steps from the start to 0
@@ -114,6 +115,7 @@ class Sampler(Component, ABC):
     invertible: ClassVar[bool] = False
     between: ClassVar[bool] = False
     through_means: ClassVar[bool] = True
+    through_ends: ClassVar[bool] = False
     steps: int
     _: KW_ONLY
     grid: TimeGrid = UniformTimeGrid()  # noqa: RUF009 - frozen

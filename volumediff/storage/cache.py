@@ -84,9 +84,7 @@ class Cache:
         Raises:
             DataError: the cache cannot be written
         """
-        text = json.dumps({"version": VERSION, **fingerprint}, sort_keys=True)
-        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:80]
-        folder = self.folder / f"{safe}-{sha256(text)[:24]}"
+        folder, text = self._place(name, fingerprint)
         if folder.is_dir():
             try:
                 return self._open(folder, text)
@@ -99,6 +97,16 @@ class Cache:
             return self._open(folder, text)
         except (Damaged, DataError) as error:
             raise DataError(f"{folder}: damaged right after it was written ({error}).") from None
+
+    def has(self, name: str, fingerprint: Mapping[str, Any]) -> bool:
+        """Whether there is an entry of a fingerprint, damaged or not."""
+        return self._place(name, fingerprint)[0].is_dir()
+
+    def _place(self, name: str, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
+        """The folder of an entry, and its fingerprint as text."""
+        text = json.dumps({"version": VERSION, **fingerprint}, sort_keys=True)
+        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:80]
+        return self.folder / f"{safe}-{sha256(text)[:24]}", text
 
     def _open(self, folder: Path, fingerprint: str) -> CacheEntry:
         verify(folder)

@@ -8,6 +8,8 @@ segmentation        a network that learns labels by itself, perhaps from a diffu
 pretraining         the encoder of a network, from volumes without labels
 probe               heads that read labels from the features of a frozen diffusion run
 progressive         a student of a diffusion run that walks in few steps, by halving them in rounds
+consistency         a student that leaps from any noisy state to the end of its path
+reflow              a student of the pairs that a diffusion run makes, whose paths are straighter
 
 The file name is what `task:` in a configuration says. Another task is one more file with a class
 of the contract in `_base.py`, here or in any importable module.

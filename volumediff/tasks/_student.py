@@ -24,7 +24,7 @@ from volumediff.condition import Condition
 from volumediff.config import build
 from volumediff.errors import DataError, UsageError
 from volumediff.kernels._base import Denoiser, Kernel
-from volumediff.model import Model
+from volumediff.model import Batch, Model, NoisyBatch
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
 from volumediff.samples.dataset import Samples, collate
@@ -182,7 +182,7 @@ class StudentTask(DiffusionTask):
         Raises:
             DataError: the copy is gone or damaged
         """
-        twin = type(self).build(self.config, self._run).model
+        twin = DiffusionTask.build(self.config, self._run).model
         if self._run is not None:
             take(twin, self._kept())
         return twin.requires_grad_(False).eval()
@@ -223,16 +223,28 @@ class StudentTask(DiffusionTask):
         gap = found - self._taught[index].to(found)
         return -10 * math.log10(max(float(gap.square().mean()), CLOSEST))
 
+    def start(self, seen: NoisyBatch) -> tuple[State, float]:
+        """The state and the time from which student and teacher are walked to be compared."""
+        return seen.z_t, float(seen.t)
+
+    def seen(self, model: Model, samples: Samples, index: int) -> NoisyBatch:
+        """A validation volume as the loss shows it."""
+        return model.corrupted(self._validated(samples, index))
+
+    def _validated(self, samples: Samples, index: int) -> Batch:
+        sample = samples.held.sample(index, key=key(self.config.seed, "validation", index))
+        return collate([sample]).to(self.device)
+
     def _walked(self, model: Model, sampler: Sampler, samples: Samples, index: int) -> State:
         """Where a walk from the noisy state of a validation volume ends."""
-        sample = samples.held.sample(index, key=key(self.config.seed, "validation", index))
-        batch = collate([sample]).to(self.device)
+        batch = self._validated(samples, index)
         seen = model.corrupted(batch)
+        z, t = self.start(seen)
         return sampler.sample(
             model.denoise,
             seen.kernel,
-            seen.z_t,
-            sampler.times(seen.kernel.schedule, float(seen.t)),
+            z,
+            sampler.times(seen.kernel.schedule, t),
             condition=seen.condition,
             noise=model.noise(batch.keys, tuple(batch.x.shape[1:])),
         )

@@ -19,12 +19,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from volumediff.compatibility import require
-from volumediff.compatibility.methods import translates
+from volumediff.compatibility.methods import trained_on_walks, translates
 from volumediff.compatibility.training import (
     anchor_problem,
     codec_problem,
     prior_problem,
     training_problem,
+    weight_problem,
 )
 from volumediff.config import build, name_of
 from volumediff.errors import UsageError
@@ -136,6 +137,7 @@ class DiffusionTask(Task):
             build("loss", spec, where=f"losses[{i}]") for i, spec in enumerate(config.losses)
         ]
         require(training_problem(recipe, space, kernel, noise, losses), UsageError)
+        require(weight_problem(config.kernel_weight, losses), UsageError)
         states = encoders.each.get(STATES)
         if states is not None:
             require(codec_problem(recipe, states.recipe), UsageError)
@@ -253,6 +255,7 @@ class DiffusionTask(Task):
             recipe=self.model.recipe,
             losses=self.model.losses,
             kernel_weight=self.model.kernel_weight,
+            sides=self.model.sides,
         )
 
     # What a latent space of masks costs
@@ -465,7 +468,7 @@ def _refusals(model: Model) -> Refusals:
             f"its recipe {name_of(type(recipe))} models no whole volumes; sample from a run of "
             "the recipe healthy or class_conditional."
         )
-    elif (low, high) != (0.0, 1.0):
+    elif not trained_on_walks(model):
         sample = (
             f"was trained on the times {low:g} to {high:g} alone, and sampling goes through all "
             "from 1 to 0; train with times=uniform."

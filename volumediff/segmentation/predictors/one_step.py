@@ -50,7 +50,7 @@ class OneStep(LabelModelPredictor):
         recipe, largest = model.recipe, model.time_density.support[1]
         noise = model.noise([d.key for d in draws], (recipe.channels(0), *prepared.shape))
         condition = prepared.expanded(draws)
-        z = model.kernel_of(condition).prior(noise(-1))
+        z = model.kernel_of(condition).prior(noise(-1), largest)
         t = torch.full((len(draws),), largest, dtype=torch.float64, device=z.device)
         x0 = model.denoise(z, t, condition).x0
         x = model.decode(x0, prepared.shape)

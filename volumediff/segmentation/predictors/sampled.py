@@ -68,7 +68,8 @@ class SampledLabels(LabelModelPredictor):
 
         condition = prepared.expanded(draws)
         kernel = model.kernel_of(condition)
-        times = sampler.times(kernel.schedule, start=model.time_density.support[1])
+        start = model.time_density.support[1]
+        times = sampler.times(kernel.schedule, start)
 
         def estimate(context: Context) -> tuple[Tensor, Tensor]:
             assert told is not None
@@ -78,7 +79,7 @@ class SampledLabels(LabelModelPredictor):
         z = sampler.sample(
             model.denoise,
             kernel,
-            kernel.prior(noise(-1)),
+            kernel.prior(noise(-1), start),
             times,
             condition=condition,
             noise=noise,
