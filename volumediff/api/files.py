@@ -44,6 +44,7 @@ def localize_files(
     seed: int = LocalizeOptions.seed,
     trace: bool = LocalizeOptions.trace,
     force: bool = LocalizeOptions.force,
+    limits: bool = LocalizeOptions.limits,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     fill: Place | None = LocalizeOptions.fill,
     overwrite: bool = False,
@@ -84,6 +85,7 @@ def localize_files(
         seed=seed,
         trace=trace,
         force=force,
+        limits=limits,
         fill=fill,
     )
     return localize(

@@ -33,6 +33,7 @@ def localize_options(
     seed: int,
     trace: bool,
     force: bool,
+    limits: bool,
     fill: Place | None,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
@@ -47,6 +48,7 @@ def localize_options(
         seed=seed,
         trace=trace,
         force=force,
+        limits=limits,
         fill=None if fill is None else Path(fill),
     )
 

@@ -100,6 +100,14 @@ def localize(
             "contrast or organ, or a volume that loses more than 5 % to the run's shape.",
         ),
     ] = WORK["force"],
+    limits: Annotated[
+        bool,
+        typer.Option(
+            "--limits/--no-limits",
+            help="For a model of latents, measure how small a lesion its autoencoder keeps; takes "
+            "two passes through the autoencoder per case.",
+        ),
+    ] = WORK["limits"],
     fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
@@ -137,6 +145,7 @@ def localize(
         fill=fill,
         trace=trace,
         force=force,
+        limits=limits,
         region=region,
         site=site,
         overwrite=overwrite,
