@@ -1,4 +1,4 @@
-"""`volumediff evaluate`: maps and segmentations against truth, generated volumes against real."""
+"""`volumediff evaluate`: results against truth, generated volumes against real ones."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -34,7 +34,11 @@ def evaluate(
         typer.Argument(metavar="OUT", help="Folders of results, one for each method."),
     ],
     truth: Annotated[
-        Path | None, typer.Option("--truth", help="Data set with masks or boxes.")
+        Path | None,
+        typer.Option(
+            "--truth",
+            help="Data set with masks or boxes; for translations, with the measured channels.",
+        ),
     ] = WORK["truth"],
     real: Annotated[
         Path | None,
@@ -110,6 +114,14 @@ def evaluate(
             "volume, or leave them out.",
         ),
     ] = MissedChoice.worst,
+    segment_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--segment-with",
+            metavar="RUN",
+            help="Segmentation run; compares its lesions in translated and in measured channels.",
+        ),
+    ] = WORK["segment_with"],
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html into the output folder.")
     ] = WORK["html"],
@@ -134,16 +146,16 @@ def evaluate(
     ] = WORK["same_names"],
     strict: Strict = False,
 ) -> None:
-    """Compare maps or segmentations with the truth, or generated volumes with real ones.
+    """Compare maps, segmentations or translations with the truth, or generated volumes with real.
 
-    The first folder is the method in question.
+    The first folder is compared with the others.
 
     volumediff evaluate out/thor out/scan --truth DATA --report
 
     volumediff evaluate samples/ --real DATA --run RUN --report
     """
-    from volumediff.commands._tables import generated, measures, segmented
-    from volumediff.evaluation.evaluate import localizations, segmentations
+    from volumediff.commands._tables import generated, measures, segmented, translated
+    from volumediff.evaluation.evaluate import localizations, segmentations, translations
     from volumediff.evaluation.summary import verdicts, without_seen
 
     retain_heap()
@@ -167,6 +179,7 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         absent=absent.value,
         missed=missed.value,
+        segment_with=segment_with,
         replicates=replicates,
         seed=seed,
         allow_seen=allow_seen,
@@ -185,6 +198,8 @@ def evaluate(
             out_line(f"without the volumes that were seen before: {line}")
         if found := segmentations(results):
             segmented(found)
+        if found := translations(results):
+            translated(found)
     if report:
         out_line(f"wrote {target / 'report.html'}")
 
