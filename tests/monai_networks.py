@@ -36,8 +36,8 @@ def unet(**options):
     from monai.networks.nets import DiffusionModelUNet
 
     common = {"channels": (8, 16), "attention_levels": (False, True), "num_res_blocks": 1}
-    common |= {"norm_num_groups": 4, "num_head_channels": 4}
-    return randomised(DiffusionModelUNet(3, 4, 4, **(common | options)))
+    common |= {"norm_num_groups": 4, "num_head_channels": 4, "in_channels": 4}
+    return randomised(DiffusionModelUNet(3, out_channels=4, **(common | options)))
 
 
 def maisi_unet(**options):

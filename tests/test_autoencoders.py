@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from volumediff import config
 from volumediff.autoencoders import Autoencoder
 from volumediff.autoencoders._patchgan import PatchGAN, discriminator_loss, generator_loss
+from volumediff.autoencoders._quantised import Codebook, nearest
 from volumediff.autoencoders.binary import Binary
 from volumediff.autoencoders.kl import KL
-from volumediff.autoencoders.vq import VQ, Codebook, nearest
+from volumediff.autoencoders.vq import VQ
 
 SMALL = {"latent_channels": 3, "widths": (8, 16), "strides": ((2, 2, 2),), "blocks": 1}
 # What SMALL leaves open, for autoencoders that take it.

@@ -1,5 +1,7 @@
 """Checkpoints of MONAI become runs, or are refused in one line."""
 
+from functools import partial
+
 import pytest
 import safetensors.torch
 import torch
@@ -77,6 +79,13 @@ def test_names_from_before_monai_1_4():
     assert len(set(state) - set(new)) == 34
     ours, same = imported(UNET, new, *WORDS), imported(UNET, state, *WORDS)
     assert all(torch.equal(t, same.state_dict()[n]) for n, t in ours.state_dict().items())
+    crossed = unet(with_conditioning=True, cross_attention_dim=3).state_dict()
+    renamed = {"postconv": "conv", ".out_proj.": ".to_out.0."}
+    state = {old(name): tensor for name, tensor in crossed.items()}
+    assert len(set(state) - set(crossed)) == 18
+    ours, same = imported(UNET, crossed, *WORDS), imported(UNET, state, *WORDS)
+    assert all(torch.equal(t, same.state_dict()[n]) for n, t in ours.state_dict().items())
+    renamed = {"postconv": "conv", "attn.to_": "to_", "attn.out_proj": "proj_attn"}
     state = autoencoder(with_encoder_nonlocal_attn=True).state_dict()
     ours = imported("monai_autoencoder", state, GROUPS).state_dict()
     same = imported("monai_autoencoder", {old(n): t for n, t in state.items()}, GROUPS)
@@ -87,6 +96,7 @@ def test_every_tensor_is_used_and_none_is_missing():
     for kind, make, words in (
         (UNET, unet, WORDS),
         (UNET, maisi_unet, WORDS),
+        (UNET, partial(unet, with_conditioning=True, cross_attention_dim=3), WORDS),
         ("monai_autoencoder", autoencoder, (GROUPS,)),
         ("monai_autoencoder", maisi_autoencoder, (GROUPS,)),
     ):
@@ -103,8 +113,8 @@ def test_every_tensor_is_used_and_none_is_missing():
 @pytest.mark.parametrize("named", [True, False])
 def test_what_is_not_supported_is_said(named):
     if named:
-        crossed = {"with_conditioning": True, "cross_attention_dim": 8}
-        refused(UNET, unet(**crossed).state_dict(), "cross-attention is not supported", *WORDS)
+        crossed = {"with_conditioning": True, "cross_attention_dim": 3, "in_channels": 6}
+        refused(UNET, unet(**crossed).state_dict(), "beside it the 3 numbers of its", *WORDS)
         refused("monai_unet", unet().state_dict(), "importer.head_size=N", *WORDS)
         refused(UNET, unet().state_dict(), "groups must divide", *WORDS, "network.groups=3")
         three = UNET | {"head_size": 3}
@@ -113,15 +123,15 @@ def test_what_is_not_supported_is_said(named):
         refused(UNET, ends, "no tensor down_blocks.0.resnets.0.norm1.weight", *WORDS)
         refused(UNET, autoencoder().state_dict(), "conv_in.conv.weight, got 0", *WORDS)
         return
-    attends = {"attention_levels": (False, True)}
     for options, words in (
-        (attends, "encoder's layers CRCRANC .* no attention inside levels"),
         ({"use_convtranspose": True}, r"decoder's layers CR\?RNC .* no transposed"),
         ({"in_channels": 2}, "takes 2 channels and gives 1"),
     ):
         refused("monai_autoencoder", autoencoder(**options).state_dict(), words, GROUPS)
-    state = maisi_autoencoder(**attends).state_dict()
-    refused("monai_autoencoder", state, "no attention inside levels", GROUPS)
+    attends = {"attention_levels": (False, True), "num_res_blocks": 2}
+    state = autoencoder(**attends).state_dict()
+    some = {n: t for n, t in state.items() if not n.startswith("encoder.blocks.6.")}
+    refused("monai_autoencoder", some, "attention behind all blocks of a level", GROUPS)
     state = autoencoder().state_dict()
     refused("monai_autoencoder", state, r"groups must divide .* got 32")
     flat = {n: t[..., 0] if t.ndim == 5 else t for n, t in state.items()}

@@ -25,6 +25,10 @@ from volumediff.networks.monai_unet import MonaiUNet
 INTERVAL = "autoencoder.interval=[-1,1]"  # as it is
 
 
+# Attention to three tokens of five numbers.
+CROSSED = {"with_conditioning": True, "cross_attention_dim": 5}
+
+
 def volume(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -77,15 +81,22 @@ def test_time_features_are_those_of_monai():
             ("network.head_size=[2,1,8]",),
         ),
         ({"norm_num_groups": 8}, (4, 4, 4), ("network.groups=8",)),
+        ({**CROSSED, "transformer_num_layers": 2}, (4, 2, 6), ()),
+        ({**CROSSED, "resblock_updown": True, "use_combined_linear": True}, (2, 4, 2), ()),
+        ({**CROSSED, "num_class_embeds": 3, "include_fc": False}, (2, 6, 2), ()),
     ],
 )
 def test_unet_computes_and_learns_the_same(options, size, words):
     theirs = unet(**options)
-    ours = imported(UNET, theirs.state_dict(), *WORDS, *words).network
+    crossed = "cross_attention_dim" in options
+    importer = {**UNET, "tokens": 3} if crossed else UNET
+    ours = imported(importer, theirs.state_dict(), *WORDS, *words).network
     x, k = volume(2, 4, *size), torch.tensor([0, 730])
     label = torch.tensor([2, 0]) if "num_class_embeds" in options else None
-    expected = theirs(x.clone(), k, class_labels=label)
-    y = ours(x, (k.double() + 1) / 1000, Condition(label=label))
+    tokens = volume(2, 3, 5, seed=1) if crossed else None
+    expected = theirs(x.clone(), k, context=tokens, class_labels=label)
+    scalars = tokens.flatten(1) if crossed else None
+    y = ours(x, (k.double() + 1) / 1000, Condition(label=label, scalars=scalars))
     close(y, expected)
     assert expected.std() > 0.1
     expected.square().sum().backward()
@@ -94,6 +105,9 @@ def test_unet_computes_and_learns_the_same(options, size, words):
     grads = {n: p.grad for n, p in theirs.named_parameters()}
     mapped = mapped_gradients(grads, ours)
     assert len(mapped) > 40
+    # keys learn nothing of one token, but of three they do
+    attending = [g for n, g in mapped.items() if ".to_context.kv." in n]
+    assert all(g.chunk(2)[0].abs().max() > 1e-6 for g in attending)
     for name, gradient in mapped.items():
         parameter = ours.get_parameter(name.removeprefix("network."))
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-8, msg=name)
@@ -105,12 +119,29 @@ def mapped_gradients(grads, ours):
     shapes |= dict.fromkeys(("space.shift", "space.scale"), (4,))
     found = checked(config.build("importer", UNET), ForeignCheckpoint(grads), shapes)
     # The identity in place of an absent projection, which theirs does not train.
-    absent = not any(".out_proj." in name for name in grads)
+    crossed = any("attn2" in name for name in grads)
+    absent = not any(".attn1.out_proj." in n if crossed else ".out_proj." in n for n in grads)
+    made_up = ".to_tokens.out." if crossed else ".attention.out."
     return {
         name: gradient
         for name, gradient in found.items()
-        if name.startswith("network.") and not (absent and ".attention.out." in name)
+        if name.startswith("network.") and not (absent and made_up in name)
     }
+
+
+@pytest.mark.usefixtures("exact_time")
+def test_context_that_is_also_the_channels_of_the_input():
+    theirs = unet(**CROSSED, in_channels=9)
+    ours = imported(UNET, theirs.state_dict(), *WORDS).network
+    x, context, k = volume(2, 4, 4, 2, 6), volume(2, 5, seed=1), torch.tensor([12, 730])
+    channels = context[:, :, None, None, None].expand(-1, -1, 4, 2, 6)
+    expected = theirs(torch.cat((x, channels), 1), k, context=context[:, None])
+    condition = Condition(scalars=context)
+    close(ours(x, (k.double() + 1) / 1000, condition), expected)
+    with pytest.raises(ValueError, match="takes 5 scalars per sample, got none"):
+        ours(x, k / 1000)
+    # the deepest features are on the way
+    assert ours.features(x, k / 1000, condition).shape == (2, 16, 2, 1, 3)
 
 
 @pytest.mark.usefixtures("exact_time")
@@ -183,6 +214,18 @@ def exact_norm(monkeypatch):
             },
             (4, 8, 4),
         ),
+        (
+            autoencoder,
+            {
+                "channels": (8, 16, 16),
+                "attention_levels": (True, False, True),
+                "num_res_blocks": (1, 2, 2),
+                "with_encoder_nonlocal_attn": True,
+                "with_decoder_nonlocal_attn": True,
+            },
+            (4, 8, 4),
+        ),
+        (autoencoder, {"attention_levels": (False, True), "num_res_blocks": 2}, (4, 2, 4)),
         (maisi_autoencoder, {}, (6, 4, 2)),
         (
             maisi_autoencoder,
@@ -261,6 +304,24 @@ def kept_and_gradients(module, call):
     return sum(kept.values()), {n: p.grad.clone() for n, p in module.named_parameters()}
 
 
+@pytest.mark.parametrize(
+    "policy", [{"checkpoint": True}, {"slab": 2}, {"slab": 3, "offload": True}]
+)
+def test_attention_to_a_context_under_every_policy(policy):
+    options = {"widths": (8, 8), "blocks": 1, "groups": 2, "head_size": 4}
+    net = MonaiUNet(2, 2, scalars=6, context=3, scalar_channels=True, **options)
+    randomised(net)
+    condition = Condition(scalars=volume(2, 6, seed=3))
+    z, t = volume(2, 2, 6, 5, 4), torch.tensor([0.4, 0.8]).double()
+    y = net(z, t, condition)
+    _, expected = kept_and_gradients(net, lambda m: m(z, t, condition))
+    MemoryPolicy(**policy).apply(net)
+    close(net(z, t, condition), y)
+    _, gradients = kept_and_gradients(net, lambda m: m(z, t, condition))
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-8, msg=name)
+
+
 @pytest.mark.parametrize("resampling", ["convolution", "block"])
 def test_recomputed_unet_stores_no_concatenation(resampling):
     net = MonaiUNet(2, 2, widths=(8, 8), blocks=1, groups=2, resampling=resampling)
@@ -312,6 +373,11 @@ def test_wrong_arguments():
         ({"groups": 24}, r"groups must divide all widths \(64, 128, 256, 512\), got 24"),
         ({"head_size": (8, 8, 8, 48)}, "head_size 48 must divide the width 512 of level 3"),
         ({"scalars": 5, "scalar_groups": (4,)}, r"scalar_groups \(4,\) .* sum to the 5 scalars"),
+        ({"context": 4}, "context must divide the number of scalars.* got 4 for 0 scalars"),
+        ({"context": 4, "scalars": 6}, "context must divide .* got 4 for 6 scalars"),
+        ({"context": -1, "scalars": 1}, "context must divide .* got -1 for 1 scalars"),
+        ({"context": 2, "scalars": 2, "scalar_groups": (2,)}, "sum to the 0 scalars"),
+        ({"context": 2, "scalars": 2, "transformer_blocks": 0}, "transformer_blocks .* got 0"),
     ):
         with torch.device("meta"), pytest.raises(ValueError, match=words):
             MonaiUNet(1, 1, **options)
@@ -319,6 +385,7 @@ def test_wrong_arguments():
         ({"widths": ()}, "at least one level"),
         ({"blocks": (1, 1)}, "a positive number of blocks for each"),
         ({"groups": 24}, r"groups must divide all widths \(64, 128, 256\), got 24"),
+        ({"attention_levels": (3,)}, r"attention_levels \(3,\) must be levels .* 0 .* to 2"),
     ):
         with torch.device("meta"), pytest.raises(ValueError, match=words):
             MonaiKL(1, **options)

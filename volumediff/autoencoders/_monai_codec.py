@@ -50,6 +50,7 @@ def published(
     widths: Sequence[int],
     blocks: Sequence[int],
     groups: int,
+    attention_levels: Sequence[int],
     encoder_attention: bool,
     decoder_attention: bool,
     upsampling: Upsampling,
@@ -64,6 +65,7 @@ def published(
         widths: channels per level, finest first, multiples of the groups
         blocks: residual blocks per level
         groups: channel groups of every normalisation
+        attention_levels: levels whose blocks are followed by attention, 0 being the finest
         encoder_attention, decoder_attention: a block, attention and a block on the latent grid
         upsampling: of the decoder
         interval: what -1 and 1 are inside
@@ -78,6 +80,11 @@ def published(
     low, high = interval
     if not low < high:
         raise ValueError(f"interval must be two rising numbers, got {interval}.")
+    if not set(attention_levels) <= set(range(len(widths))):
+        raise ValueError(
+            f"attention_levels {tuple(attention_levels)} must be levels of the autoencoder, "
+            f"0 (finest) to {len(widths) - 1}."
+        )
     half, centre = (high - low) / 2, (high + low) / 2
     # A group may be a single channel.
     norm = {"groups": groups, "least": 1, "eps": EPS}
@@ -85,19 +92,27 @@ def published(
     last = widths[-1]
 
     def middle() -> list[nn.Module]:
-        made = [block(last, last), Attention(last, head_size=last, **norm), block(last, last)]
+        made = [block(last, last), attention(last), block(last, last)]
         place(len(widths) - 1, *made)
         return made
 
-    def level(inner: int, outer: int, number: int) -> list[nn.Module]:
-        return [block(inner if i == 0 else outer, outer) for i in range(number)]
+    def attention(width: int) -> Attention:
+        return Attention(width, head_size=width, **norm)
+
+    def level(i: int, inner: int) -> list[nn.Module]:
+        outer = widths[i]
+        made: list[nn.Module] = []
+        for k in range(blocks[i]):
+            made += [block(outer if k else inner, outer)]
+            made += [attention(outer)] if i in attention_levels else []
+        place(i, *made)
+        return made
 
     down: list[nn.Module] = [IntensityScale(half, centre), Conv(channels, widths[0])]
     width = widths[0]
     for i, outer in enumerate(widths):
         down += [PaddedDown(width)] if i else []
-        down += level(width, outer, blocks[i])
-        place(i, *down[-blocks[i] :])
+        down += level(i, width)
         width = outer
     down += middle() if encoder_attention else []
     down += [Norm(last, **norm), Conv(last, latent_channels)]
@@ -107,11 +122,11 @@ def published(
     up += [Conv(latent_channels, last)]
     up += middle() if decoder_attention else []
     for i in reversed(range(len(widths))):
-        up += level(width, widths[i], blocks[i])
+        up += level(i, width)
         width = widths[i]
         enlarge = Nearest() if upsampling == "nearest" else Linear2()
         up += [UpConv(width, enlarge=enlarge)] if i else []
-        place(i, *up[-blocks[i] - bool(i) :])
+        place(i, up[-1])
     up += [Norm(width, **norm), Conv(width, channels)]
     up += [IntensityScale(1 / half, -centre / half)]
     factor = 2 ** (len(widths) - 1)

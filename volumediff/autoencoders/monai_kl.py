@@ -1,7 +1,7 @@
 """Autoencoder with a Gaussian latent that computes what MONAI's published autoencoders compute.
 
-Those are AutoencoderKL and AutoencoderKlMaisi without attention inside the levels. Sizes that the
-stride does not divide, which MONAI cuts off, are padded by the last plane like everywhere here.
+Those are AutoencoderKL and AutoencoderKlMaisi. Sizes that the stride does not divide, which MONAI
+cuts off, are padded by the last plane like everywhere here.
 """
 
 from jaxtyping import Float
@@ -23,6 +23,8 @@ class MonaiKL(Autoencoder):
         widths: channels per level, finest first, multiples of `groups`
         blocks: residual blocks per level, one number or one per level
         groups: channel groups of the group normalization
+        attention_levels: levels whose blocks are followed by self-attention, 0 being the finest;
+            the scores of all pairs of voxels are never stored, but they take their time
         encoder_attention, decoder_attention: self-attention on the latent grid, between two blocks
         upsampling: of the decoder, `nearest` in AutoencoderKL, `trilinear` in AutoencoderKlMaisi
         interval: the intensities inside for -1 and 1 outside; published weights know [0, 1]
@@ -41,6 +43,7 @@ class MonaiKL(Autoencoder):
         widths: tuple[int, ...] = (64, 128, 256),
         blocks: int | tuple[int, ...] = 2,
         groups: int = 32,
+        attention_levels: tuple[int, ...] = (),
         encoder_attention: bool = False,
         decoder_attention: bool = False,
         upsampling: Upsampling = "nearest",
@@ -55,6 +58,7 @@ class MonaiKL(Autoencoder):
             widths=widths,
             blocks=(blocks,) * len(widths) if isinstance(blocks, int) else blocks,
             groups=groups,
+            attention_levels=attention_levels,
             encoder_attention=encoder_attention,
             decoder_attention=decoder_attention,
             upsampling=upsampling,

@@ -98,6 +98,14 @@ class ForeignCheckpoint:
             raise DataError(f"{self.where}: {name} would be used twice.")
         return self._left.pop(name)
 
+    def set_aside(self, *beginnings: str) -> None:
+        """Takes the tensors whose names begin so, which the run has no use for.
+
+        An importer says in its documentation which these are and why.
+        """
+        for name in [n for n in self._left if n.startswith(beginnings)]:
+            del self._left[name]
+
 
 class Importer(ABC):
     """What checkpoints of one kind mean.

@@ -13,12 +13,14 @@ from volumediff.importers._base import ForeignCheckpoint
 
 __all__ = [
     "attention",
+    "context_of",
     "count",
     "layer",
     "prefix",
     "residual_block",
     "sized",
     "take_records",
+    "transformer",
     "wrapping",
 ]
 
@@ -109,9 +111,58 @@ def attention(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Te
         for n, shape in (("weight", (width, width)), ("bias", (width,))):
             parts = [source.take(f"{inner}.to_{part}.{n}", shape) for part in "qkv"]
             found[f"{ours}.qkv.{n}"] = torch.cat(parts)
-    for out in (f"{inner}.out_proj", f"{theirs}.proj_attn"):
-        if f"{out}.weight" in source:
-            return found | layer(source, out, f"{ours}.out")
     like = found[f"{ours}.qkv.weight"]
+    return found | _projection(source, (f"{inner}.out_proj", f"{theirs}.proj_attn"), ours, like)
+
+
+def context_of(source: ForeignCheckpoint, p: str) -> int:
+    """Length of a token of the context; 0 for a network without cross-attention."""
+    ending = ".transformer_blocks.0.attn2.to_k.weight"
+    names = [n for n in source.left if n.startswith(p) and n.endswith(ending)]
+    return sized(source, names[0], axes=2)[1] if names else 0
+
+
+def transformer(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
+    """Transformer blocks on the voxels of a volume."""
+    found = layer(source, f"{theirs}.norm", f"{ours}.norm")
+    for name, name_ours in (("proj_in", "tokens"), ("proj_out", "out")):
+        for n, tensor in layer(source, f"{theirs}.{name}", f"{ours}.{name_ours}").items():
+            # a convolution over single voxels is a linear map of their channels
+            found[n] = tensor.flatten(1) if tensor.ndim == 5 else tensor
+    for i in range(count(source, f"{theirs}.transformer_blocks.*.norm1.weight")):
+        block, name = f"{theirs}.transformer_blocks.{i}", f"{ours}.blocks.{i}"
+        for norm in ("norm1", "norm2", "norm3"):
+            found |= layer(source, f"{block}.{norm}", f"{name}.{norm}")
+        found |= _token_attention(source, f"{block}.attn1", f"{name}.to_tokens")
+        found |= _token_attention(source, f"{block}.attn2", f"{name}.to_context")
+        for linear, name_ours in (("linear1", "inner"), ("linear2", "outer")):
+            found |= layer(source, f"{block}.ff.{linear}", f"{name}.feed.{name_ours}")
+    return found
+
+
+def _token_attention(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
+    """Queries apart, keys and values joined; none has a bias."""
+    joined = f"{theirs}.qkv.weight"
+    if joined in source:
+        sized(source, joined, axes=2)
+        query, *others = source.take(joined).chunk(3)
+    else:
+        names = [f"{theirs}.to_{part}.weight" for part in "qkv"]
+        width = sized(source, names[0], axes=2)[0]
+        inner = (width, sized(source, names[1], axes=2)[1])
+        query, *others = source.take(names[0]), *(source.take(n, inner) for n in names[1:])
+    found = {f"{ours}.q.weight": query, f"{ours}.kv.weight": torch.cat(others)}
+    # `to_out.0` in checkpoints from before MONAI 1.4
+    return found | _projection(source, (f"{theirs}.out_proj", f"{theirs}.to_out.0"), ours, query)
+
+
+def _projection(
+    source: ForeignCheckpoint, names: tuple[str, ...], ours: str, like: Tensor
+) -> dict[str, Tensor]:
+    """The projection of what attention gives, by one of its names; without one the identity."""
+    for name in names:
+        if f"{name}.weight" in source:
+            return layer(source, name, f"{ours}.out")
+    width = like.shape[1]
     identity = torch.eye(width, dtype=like.dtype)
-    return found | {f"{ours}.out.weight": identity, f"{ours}.out.bias": like.new_zeros(width)}
+    return {f"{ours}.out.weight": identity, f"{ours}.out.bias": like.new_zeros(width)}

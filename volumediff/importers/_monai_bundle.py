@@ -5,7 +5,7 @@ leaves out has MONAI's default. The weights decide which call is meant: a bundle
 networks of a class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -13,7 +13,15 @@ from volumediff.errors import DataError, UsageError, shown
 from volumediff.importers._base import ForeignCheckpoint, Origin
 from volumediff.importers._published import Settings, agreed
 
-__all__ = ["calls", "discrete_kernel", "origin", "preprocessing", "scaled_range", "steps"]
+__all__ = [
+    "calls",
+    "context_names",
+    "discrete_kernel",
+    "origin",
+    "preprocessing",
+    "scaled_range",
+    "steps",
+]
 
 METADATA = "metadata.json"
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
@@ -70,6 +78,17 @@ def origin(source: ForeignCheckpoint) -> Origin:
         template="sri24" if brats else None,
         stripped=brats,
     )
+
+
+def context_names(source: ForeignCheckpoint, number: int) -> list[str]:
+    """Names of the numbers of a context: what the metadata call the columns of a table."""
+    for part in source.published.holding("channel_def"):
+        names = part.values["channel_def"]
+        if part.values.get("type") == "tabular" and isinstance(names, Mapping):
+            found = ["_".join(str(name).lower().split()) for name in names.values()]
+            if len(found) == number:
+                return found
+    return [f"context_{i}" for i in range(number)]
 
 
 def discrete_kernel(source: ForeignCheckpoint) -> dict[str, Any]:

@@ -35,9 +35,10 @@ __all__ = ["MonaiAutoencoderImporter"]
 
 STEM = "post_quant_conv.conv.weight"
 NETWORKS = ("AutoencoderKL", "AutoencoderKlMaisi")
-# Letters of `_kinds`: C convolution, R residual block, A attention, N normalisation.
-ENCODER = re.compile(r"C((?:R+C)*)(R+?)(RAR)?NC")
-DECODER = re.compile(r"C(RAR)?((?:R+C)*)(R+)NC")
+# Letters of `_kinds`: C convolution, R residual block, A attention, N normalisation. The blocks of
+# a level all have attention behind them, or none has.
+ENCODER = re.compile(r"C((?:(?:R+|(?:RA)+)C)*)(R+?|(?:RA)+?)(RAR)?NC")
+DECODER = re.compile(r"C(RAR)?((?:(?:R+|(?:RA)+)C)*)(R+|(?:RA)+)NC")
 
 
 class MonaiAutoencoderImporter(Importer):
@@ -55,15 +56,15 @@ class MonaiAutoencoderImporter(Importer):
             if match is None:
                 raise DataError(
                     f"{source.where}: the {half}'s layers {kinds} (C convolution, R block, A "
-                    "attention, N normalisation, ? unknown) are not supported: no attention "
-                    "inside levels, no transposed convolutions."
+                    "attention, N normalisation, ? unknown) are not supported: no transposed "
+                    "convolutions, and attention behind all blocks of a level or none."
                 )
-        blocks = [len(level) for level in f"{encoder[1]}{encoder[2]}".split("C")]
-        mirrored = [len(level) for level in f"{decoder[2]}{decoder[3]}".split("C")]
-        if mirrored[::-1] != blocks:
+        levels = f"{encoder[1]}{encoder[2]}".split("C")
+        mirrored = f"{decoder[2]}{decoder[3]}".split("C")[::-1]
+        if mirrored != levels:
             raise DataError(
-                f"{source.where}: expected as many blocks per level in the decoder as in the "
-                f"encoder, got {mirrored[::-1]} and {blocks}."
+                f"{source.where}: expected the same blocks per level in the decoder as in the "
+                f"encoder, got {mirrored} and {levels}."
             )
         stem, head = _conv(source, f"{p}encoder", 0), _conv(source, f"{p}decoder", len(up) - 1)
         channels, given = sized(source, stem, axes=5)[1], sized(source, head, axes=5)[0]
@@ -78,7 +79,8 @@ class MonaiAutoencoderImporter(Importer):
                 "name": "monai_kl",
                 "latent_channels": k,
                 "widths": widths,
-                "blocks": blocks,
+                "blocks": [level.count("R") for level in levels],
+                "attention_levels": [i for i, level in enumerate(levels) if "A" in level],
                 "groups": agreed(told, "norm_num_groups", word="autoencoder.groups=N", default=32),
                 "encoder_attention": encoder[3] is not None,
                 "decoder_attention": decoder[1] is not None,

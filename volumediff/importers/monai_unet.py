@@ -9,6 +9,9 @@ off the bundle's settings beside the weights. Where these do not say it, it is g
     network.offset       0.0 for a model trained in continuous time, see `monai_unet`
     network.groups       unless it is 32
 
+The context of cross-attention is made of scalars, a single token unless importer.tokens says more;
+as channels of the input, too, where the network takes so many more than it gives.
+
 A label y is MONAI's class y. The null class, which the checkpoint has not, embeds as zero. Scalars
 are read as they are: MAISI wants its regions one-hot and the spacing in hundredths of a
 millimetre. The axes of arrays that MONAI oriented to RAS are ours. A network of one channel
@@ -25,12 +28,14 @@ from volumediff.importers import _monai_bundle
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 from volumediff.importers._monai import (
     attention,
+    context_of,
     count,
     layer,
     prefix,
     residual_block,
     sized,
     take_records,
+    transformer,
     wrapping,
 )
 from volumediff.importers._published import Settings, agreed
@@ -38,6 +43,7 @@ from volumediff.importers._published import Settings, agreed
 __all__ = ["MonaiUNetImporter"]
 
 STEM = "conv_in.conv.weight"
+MIDDLE = "middle_block.attention.transformer_blocks"
 SCALE = "scale_factor"
 NETWORKS = ("DiffusionModelUNet", "DiffusionModelUNetMaisi")
 # In the order in which MAISI appends them to the embedding, with names for the scalars.
@@ -49,15 +55,19 @@ SCALARS = {
 
 
 class MonaiUNetImporter(Importer):
-    """Diffusion U-Nets of MONAI with self-attention.
+    """Diffusion U-Nets of MONAI, with self-attention or attention to a context of scalars.
 
     Arguments:
         head_size: channels of an attention head, one number or one per level; has to be given
             where no settings say it
+        tokens: of the context of cross-attention
     """
 
-    def __init__(self, head_size: int | tuple[int, ...] | None = None) -> None:
+    def __init__(self, head_size: int | tuple[int, ...] | None = None, *, tokens: int = 1) -> None:
+        if tokens < 1:
+            raise ValueError(f"tokens must be positive, got {tokens}")
         self.head_size = head_size
+        self.tokens = tokens
 
     def origin(self, source: ForeignCheckpoint) -> Origin:
         return _monai_bundle.origin(source)
@@ -65,14 +75,14 @@ class MonaiUNetImporter(Importer):
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, STEM)
         channels = sized(source, f"{p}{STEM}", axes=5)[1]
-        crossed = [name for name in source.left if ".transformer_blocks." in name]
-        if crossed:
-            raise DataError(f"{source.where}: {crossed[0]}: cross-attention is not supported.")
         given = sized(source, f"{p}out.2.conv.weight", axes=5)[0]
-        if channels != given:
+        context = context_of(source, p)
+        tokens = self.tokens * context
+        if channels not in (given, given + tokens):
+            beside = f", or beside it the {tokens} numbers of its context" if context else ""
             raise DataError(
                 f"{source.where}: takes {channels} channels and gives {given}; expected a network "
-                "that takes the state alone."
+                f"that takes the state alone{beside}."
             )
         blocks = _blocks(source, p)
         first = [f"{p}down_blocks.{i}" for i in range(len(blocks))]
@@ -86,6 +96,7 @@ class MonaiUNetImporter(Importer):
             if f"{p}{key}.0.weight" in source
         }
         scalars = [f"{name}_{i}" for name, n in groups.items() for i in range(n)]
+        scalars += _monai_bundle.context_names(source, tokens)
         recipe: dict[str, Any] = {"name": "healthy", "scalars": scalars}
         if labels:
             values = [str(i) for i in range(labels)]
@@ -103,6 +114,9 @@ class MonaiUNetImporter(Importer):
                 "attention_levels": [
                     i for i in levels if f"{first[i]}.attentions.0.norm.weight" in source
                 ],
+                "context": context,
+                "transformer_blocks": max(1, count(source, f"{p}{MIDDLE}.*.norm1.weight")),
+                "scalar_channels": channels > given,
                 "head_size": self._head_size(source, told, len(blocks)),
                 "groups": agreed(told, "norm_num_groups", word="network.groups=N", default=32),
                 "steps": _monai_bundle.steps(source),
@@ -151,7 +165,7 @@ class MonaiUNetImporter(Importer):
                 found |= _change(source, f"{theirs}.downsampler", f"{body}.down.{level}")
         middle = f"{p}middle_block"
         found |= residual_block(source, f"{middle}.resnet_1", f"{body}.middle.0.block")
-        found |= attention(source, f"{middle}.attention", f"{body}.middle.0.attention")
+        found |= _attending(source, f"{middle}.attention", f"{body}.middle.0.attention")
         found |= residual_block(source, f"{middle}.resnet_2", f"{body}.middle.1.block")
         for level in reversed(range(last + 1)):
             theirs = f"{p}up_blocks.{last - level}"
@@ -197,8 +211,14 @@ def _stage(source: ForeignCheckpoint, theirs: str, index: int, ours: str) -> dic
     """A residual block and the attention after it, where there is one."""
     found = residual_block(source, f"{theirs}.resnets.{index}", f"{ours}.block")
     if f"{theirs}.attentions.{index}.norm.weight" in source:
-        found |= attention(source, f"{theirs}.attentions.{index}", f"{ours}.attention")
+        found |= _attending(source, f"{theirs}.attentions.{index}", f"{ours}.attention")
     return found
+
+
+def _attending(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:
+    """Self-attention, or transformer blocks."""
+    crossed = f"{theirs}.transformer_blocks.0.norm1.weight" in source
+    return (transformer if crossed else attention)(source, theirs, ours)
 
 
 def _change(source: ForeignCheckpoint, theirs: str, ours: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from volumediff.memory.slabs import (
     Concat,
     Convolution,
     CropPlanes,
+    EdgePad,
     LinearUpsampling,
     LocalNorm,
     NearestUpsampling,
@@ -27,9 +28,11 @@ from volumediff.memory.slabs import (
     Operation,
     Pad,
     Pointwise,
+    TransposedConvolution,
     Whole,
     WithinPlanes,
 )
+from volumediff.networks._edges import conv_transposed, edge_padded
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act
 from volumediff.networks._repeatable import linear_twice, mean_of_cells
@@ -287,6 +290,20 @@ def _pad(x: Lazy, pad: Sequence[int], mode: str = "constant", value: float | Non
     return x.add(Pad(after, x.shape[2]), shape)
 
 
+def _edge_padded(x: Lazy, before: Triple, after: Triple) -> Lazy:
+    sizes = (n + a + b for n, a, b in zip(x.shape[2:], before, after, strict=True))
+    return x.add(EdgePad(before, after, x.shape[2]), (*x.shape[:2], *sizes))
+
+
+def _conv_transposed(
+    x: Lazy, weight: Tensor, bias: Tensor, *, stride: Triple, padding: Triple
+) -> Lazy:
+    ends = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    sizes = ((n - 1) * s + k - 2 * p for n, k, s, p in ends)
+    operation = TransposedConvolution(stride, padding, (weight, bias))
+    return x.add(operation, (x.shape[0], weight.shape[1], *sizes))
+
+
 def _getitem(x: Lazy, index: Any) -> Lazy:
     parts = index if isinstance(index, tuple) else (index,)
     full = (*parts, *(slice(None),) * (x.ndim - len(parts)))
@@ -391,6 +408,8 @@ RECORDED: dict[Any, Callable[..., Any]] = {
     mean_of_cells: _mean_of_cells,
     linear_twice: _linear_twice,
     F.pad: _pad,
+    edge_padded: _edge_padded,
+    conv_transposed: _conv_transposed,
     F.silu: _silu,
     F.leaky_relu: _leaky_relu,
     mixed: _mixed,

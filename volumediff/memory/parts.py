@@ -13,7 +13,15 @@ from functools import cached_property
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.slabs import Convolution, CropPlanes, Pointwise, Range, Whole, WithinPlanes
+from volumediff.memory.slabs import (
+    Convolution,
+    CropPlanes,
+    Pointwise,
+    Range,
+    TransposedConvolution,
+    Whole,
+    WithinPlanes,
+)
 
 __all__ = ["Part", "fine_encoder", "joins", "part_of", "stored"]
 
@@ -122,7 +130,7 @@ def stored(graph: Graph) -> set[Node]:
     for node in graph.nodes:
         if node.operation is None:
             continue
-        made = isinstance(node.operation, Convolution)
+        made = isinstance(node.operation, Convolution | TransposedConvolution)
         if isinstance(node.operation, Whole | WithinPlanes) or node is graph.output:
             found.add(node)
         elif made or any(given in costly for given in node.inputs):

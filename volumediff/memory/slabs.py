@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from volumediff.networks._edges import conv_transposed, edge_padded
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import norm_act
 from volumediff.networks._norm_act_group import dense
@@ -30,6 +31,7 @@ __all__ = [
     "Concat",
     "Convolution",
     "CropPlanes",
+    "EdgePad",
     "LinearUpsampling",
     "LocalNorm",
     "NearestUpsampling",
@@ -38,6 +40,7 @@ __all__ = [
     "Pad",
     "Pointwise",
     "Range",
+    "TransposedConvolution",
     "Whole",
     "WithinPlanes",
     "neutral",
@@ -182,6 +185,32 @@ class Convolution(Operation):
 
 
 @dataclass(eq=False, repr=False)
+class TransposedConvolution(Operation):
+    """Transposed convolution; `small` is the weight and the bias."""
+
+    stride: Triple
+    padding: Triple
+    small: tuple[Tensor, ...]
+    linear = False
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        step, pad = self.stride[0], self.padding[0]
+        return [(self._first(wanted[0]), min((wanted[1] - 1 + pad) // step + 1, depths[0]))]
+
+    def _first(self, plane: int) -> int:
+        """Input plane i reaches the output planes from i step - pad to i step - pad + size - 1."""
+        step, pad, size = self.stride[0], self.padding[0], self.small[0].shape[2]
+        return max(-((size - 1 - pad - plane) // step), 0)
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        lo, hi = wanted
+        padding = (0, *self.padding[1:])
+        weight, bias = small
+        y = conv_transposed(slabs[0], weight, bias, stride=self.stride, padding=padding)
+        return _planes(y, lo + self.padding[0] - self._first(lo) * self.stride[0], hi - lo)
+
+
+@dataclass(eq=False, repr=False)
 class NearestUpsampling(Operation):
     """Nearest neighbour by whole factors: output voxel i is input voxel i // factor."""
 
@@ -247,6 +276,28 @@ class Pad(Operation):
         used = max(0, min(hi, self.depth) - lo)
         y = F.pad(x, (0, self.after[2], 0, self.after[1], 0, hi - lo - used))
         return _planes(y, x.shape[2] - used, hi - lo)
+
+
+@dataclass(eq=False, repr=False)
+class EdgePad(Operation):
+    """The outermost voxels of a volume of so many planes, repeated before and after each axis."""
+
+    before: Triple
+    after: Triple
+    depth: int
+
+    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
+        ends = wanted[0], wanted[1] - 1
+        first, last = (min(max(i - self.before[0], 0), self.depth - 1) for i in ends)
+        return [(first, last + 1)]
+
+    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        (x,), (lo, hi) = slabs, wanted
+        before = min(max(self.before[0] - lo, 0), hi - lo)
+        after = min(max(hi - self.before[0] - self.depth, 0), hi - lo)
+        y = edge_padded(x, (before, *self.before[1:]), (after, *self.after[1:]))
+        # a slab of copies alone holds the plane itself, too: behind them or before
+        return _planes(y, 1 if after == hi - lo else 0, hi - lo)
 
 
 @dataclass(eq=False, repr=False)

@@ -39,12 +39,12 @@ ROW_BYTES = 16  # alignment of the tensor cores' loads
 
 def attend(
     q: Float[Tensor, "b n heads size"],
-    k: Float[Tensor, "b n heads size"],
-    v: Float[Tensor, "b n heads size"],
+    k: Float[Tensor, "b m heads size"],
+    v: Float[Tensor, "b m heads size"],
     *,
     backend: Backend = "auto",
 ) -> Float[Tensor, "b n heads size"]:
-    """Attention of every token to all tokens, per head.
+    """Attention of n tokens to all of m others, or to each other, per head.
 
     Raises:
         ValueError: a forced backend cannot run on this device, dtype or head size
@@ -72,8 +72,8 @@ def _padded(x: Tensor, missing: int) -> Tensor:
 
 def _xformers(
     q: Float[Tensor, "b n heads size"],
-    k: Float[Tensor, "b n heads size"],
-    v: Float[Tensor, "b n heads size"],
+    k: Float[Tensor, "b m heads size"],
+    v: Float[Tensor, "b m heads size"],
 ) -> Float[Tensor, "b n heads size"]:
     if importlib.util.find_spec("xformers") is None:
         reason = "the package is not installed (pip install volumediff[xformers])"

@@ -112,7 +112,8 @@ class ResidualBlock(Recomputable):
         h = self.conv1(h)
         film = None
         if self.project is not None:
-            film = self.project(e)
+            # a context for attention may follow in e
+            film = self.project(e[:, : self.project.in_features])
             if self.mode == "additive":
                 h.add_(film.to(h.dtype)[:, :, None, None, None])
                 film = None

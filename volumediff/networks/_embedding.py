@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from volumediff.condition import Condition
 from volumediff.networks._layers import Linear
 
-__all__ = ["Embedding", "SplitEmbedding", "WideEmbedding", "fourier"]
+__all__ = ["Embedding", "SplitEmbedding", "StepEmbedding", "WideEmbedding", "fourier"]
 
 
 def fourier(t: Float[Tensor, "b"], width: int) -> Float[Tensor, "b n"]:
@@ -86,11 +86,14 @@ class WideEmbedding(nn.Module):
     .. math:: e = a\big([W_2\, a(W_1 \gamma(\tau)) + E_y,\ \mathrm{MLP}_1(c_1),\
               \mathrm{MLP}_2(c_2), \ldots]\big), \qquad \tau = T t + \tau_0.
 
+    Scalars of a context, the last ones, follow e as they are.
+
     Arguments:
         frequencies: even number of Fourier features of the time
         classes: number of classes; the table has one entry more, the null class, index `classes`
         scalars: number of scalars
         scalar_groups: how many scalars, in their order, share a perceptron; by default all do
+        context: how many of the scalars, the last, are those of a context
         steps, offset: T and the offset of the time step that the network reads
 
     References:
@@ -104,14 +107,16 @@ class WideEmbedding(nn.Module):
         classes: int = 0,
         scalars: int = 0,
         scalar_groups: tuple[int, ...] = (),
+        context: int = 0,
         steps: int = 1000,
         offset: float = 0.0,
     ) -> None:
         super().__init__()
-        groups = scalar_groups or (scalars,) * (scalars > 0)
-        if sum(groups) != scalars or any(n < 1 for n in groups):
+        embedded = scalars - context
+        groups = scalar_groups or (embedded,) * (embedded > 0)
+        if sum(groups) != embedded or any(n < 1 for n in groups):
             raise ValueError(
-                f"scalar_groups {tuple(groups)} must be positive and sum to the {scalars} scalars"
+                f"scalar_groups {tuple(groups)} must be positive and sum to the {embedded} scalars"
             )
         # No width at all is refused, in its own words, by the layers that have it.
         frequencies = 2 * max(1, frequencies // 2)
@@ -124,7 +129,7 @@ class WideEmbedding(nn.Module):
         self.scalar = nn.ModuleList(
             nn.ModuleList([Linear(n, part), Linear(part, part)]) for n in groups
         )
-        self.groups = groups
+        self.groups, self.context = groups, context
 
     def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
         # `fourier` counts in thousandths.
@@ -132,12 +137,12 @@ class WideEmbedding(nn.Module):
         label = _class(self.label, condition, self.classes, e)
         if label is not None:
             e = e + label
-        parts = [e]
         scalars = _scalars(condition, self.scalars)
-        if scalars is not None:
-            split = scalars.to(e.dtype).split(self.groups, dim=1)
-            parts += [_mlp(layers, c) for layers, c in zip(self.scalar, split, strict=True)]
-        return F.silu(torch.cat(parts, dim=1))
+        if scalars is None:
+            return F.silu(e)
+        *split, context = scalars.to(e.dtype).split((*self.groups, self.context), dim=1)
+        parts = [_mlp(layers, c) for layers, c in zip(self.scalar, split, strict=True)]
+        return torch.cat((F.silu(torch.cat((e, *parts), dim=1)), context), dim=1)
 
 
 class SplitEmbedding(nn.Module):
@@ -196,6 +201,51 @@ class SplitEmbedding(nn.Module):
             for layers, c in zip(self.scalar, columns, strict=True):
                 told = told + _mlp(layers, c)
         return torch.cat((timed, told), dim=1)
+
+
+class StepEmbedding(nn.Module):
+    r"""The embedding of Medical Diffusion's network, of the step k = T t - 1,
+
+    .. math:: e = a\big(W_2\, \mathrm{GELU}(W_1 \gamma(k)) + E_y + \mathrm{MLP}(c)\big), \qquad
+              \gamma(k) = [\sin k\,\omega_i,\ \cos k\,\omega_i], \quad
+              \omega_i = 10^{-4 i / (n - 1)}.
+
+    Arguments:
+        frequencies: even number of features, from 4 on
+        classes: number of classes; the table has one entry more, the null class, index `classes`
+        scalars: number of scalars
+        steps: T
+
+    References:
+        Khader et al. (2022), Medical Diffusion, arXiv:2211.03364
+    """
+
+    def __init__(
+        self, frequencies: int, *, classes: int = 0, scalars: int = 0, steps: int
+    ) -> None:
+        super().__init__()
+        self.frequencies, self.classes, self.scalars = frequencies, classes, scalars
+        self.steps, self.width = steps, 4 * frequencies
+        width = self.width
+        self.time = nn.ModuleList([Linear(frequencies, width), Linear(width, width)])
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        layers = (Linear(scalars, width), Linear(width, width)) if scalars else ()
+        self.scalar = nn.ModuleList(layers)
+
+    def forward(self, t: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b n"]:
+        half = self.frequencies // 2
+        index = torch.arange(half, device=t.device, dtype=t.dtype)
+        step = self.steps * t - 1
+        angle = step[:, None] * torch.exp(-math.log(10_000) / (half - 1) * index)
+        e = self.time[0](torch.cat((angle.sin(), angle.cos()), dim=1))
+        e = self.time[1](F.gelu(e))
+        label = _class(self.label, condition, self.classes, e)
+        if label is not None:
+            e = e + label
+        scalars = _scalars(condition, self.scalars)
+        if scalars is not None:
+            e = e + _mlp(self.scalar, scalars.to(e.dtype))
+        return F.silu(e)
 
 
 def _class(

@@ -83,18 +83,22 @@ class Linear(nn.Linear):
 
     Arguments:
         zero: start with W = 0 and b = 0
+        bias: whether there is a b
     """
 
     global_axes = ""
 
-    def __init__(self, in_features: int, out_features: int, *, zero: bool = False) -> None:
-        super().__init__(in_features, out_features)
+    def __init__(
+        self, in_features: int, out_features: int, *, zero: bool = False, bias: bool = True
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         if zero:
-            nn.init.zeros_(self.weight)
-            nn.init.zeros_(self.bias)
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class Conv(nn.Module):

@@ -1,11 +1,13 @@
 """3D U-Net with concatenated skips: computes what MONAI's published diffusion models compute.
 
-Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention and without
-cross-attention. For new runs `unet` is the lighter architecture.
+Those are DiffusionModelUNet and DiffusionModelUNetMaisi, with self-attention, or with transformer
+blocks that attend to a context of scalars. For new runs `unet` is the lighter architecture.
 """
 
 from functools import partial
 from typing import Any
+
+from torch import nn
 
 from volumediff.networks._attention import Attention, Backend
 from volumediff.networks._block import ResidualBlock
@@ -13,6 +15,7 @@ from volumediff.networks._concat_hourglass import EPS, ConcatHourglass
 from volumediff.networks._concat_unet import ConcatUNet, per_level
 from volumediff.networks._embedding import WideEmbedding
 from volumediff.networks._resample import Resampling
+from volumediff.networks._transformer import SpatialTransformer
 
 __all__ = ["MonaiUNet"]
 
@@ -29,6 +32,9 @@ class MonaiUNet(ConcatUNet):
         groups: channel groups of the group normalisation
         resampling: between levels, a `convolution`, or a residual `block` that pools or repeats
         scalar_groups: see `WideEmbedding`
+        context: length of a token of the context, 0 without; all scalars are then the context
+        transformer_blocks: of every attention to a context
+        scalar_channels: whether the scalars are channels of the input, too, equal in all voxels
         steps, offset: the network reads the time step `steps` t + `offset`: of T discrete steps
             k = 0..T-1 it is T and -1, of a flow in continuous time 1000 and 0
         coordinates: whether the position in the full volume is an input
@@ -54,17 +60,28 @@ class MonaiUNet(ConcatUNet):
         groups: int = 32,
         resampling: Resampling = "convolution",
         scalar_groups: tuple[int, ...] = (),
+        context: int = 0,
+        transformer_blocks: int = 1,
+        scalar_channels: bool = False,
         steps: int = 1000,
         offset: float = -1.0,
         coordinates: bool = False,
         attention: Backend = "auto",
         conditioner: str | dict[str, Any] = "concat",
     ) -> None:
+        if context < 0 or (context and (scalars < 1 or scalars % context)):
+            raise ValueError(
+                f"context must divide the number of scalars, which are its tokens; got {context} "
+                f"for {scalars} scalars"
+            )
+        if transformer_blocks < 1:
+            raise ValueError(f"transformer_blocks must be positive, got {transformer_blocks}")
         embedding = WideEmbedding(
             widths[0] if widths else 0,
             classes=classes,
             scalars=scalars,
             scalar_groups=scalar_groups,
+            context=scalars if context else 0,
             steps=steps,
             offset=offset,
         )
@@ -73,6 +90,7 @@ class MonaiUNet(ConcatUNet):
             out_channels,
             image_channels=image_channels,
             coordinates=coordinates,
+            scalar_channels=scalars if scalar_channels else 0,
             embedding=embedding,
             conditioner=conditioner,
         )
@@ -86,9 +104,14 @@ class MonaiUNet(ConcatUNet):
         # A group may be a single channel.
         norm = {"groups": groups, "least": 1, "eps": EPS}
 
-        def attending(level: int) -> Attention:
-            size = head_sizes[level]
-            return Attention(widths[level], backend=attention, head_size=size, **norm)
+        def attending(level: int) -> nn.Module:
+            named = {"head_size": head_sizes[level], "backend": attention, **norm}
+            if not context:
+                return Attention(widths[level], **named)
+            begin = embedding.width
+            return SpatialTransformer(
+                widths[level], context, begin=begin, blocks=transformer_blocks, **named
+            )
 
         self.hourglass = ConcatHourglass(
             self.input_channels,

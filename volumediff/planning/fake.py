@@ -14,11 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from volumediff.networks._attention import Attention
+from volumediff.networks._transformer import TokenAttention
 from volumediff.settings.run_config import RunConfig
 from volumediff.tasks import Task, build_task
 
 __all__ = ["fake_task"]
 
+ATTENTION = (Attention, TokenAttention)
 # Kernels of the GPU that never store the scores: on the CPU their twin stands for them.
 FUSED = ("flash", "efficient", "cudnn", "xformers")
 
@@ -46,7 +48,7 @@ def fake_task(config: RunConfig, *, training: bool = False) -> Iterator[Task]:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     setattr(module, name, _fake(buffer))
-            if isinstance(module, Attention) and module.backend in FUSED:
+            if isinstance(module, ATTENTION) and module.backend in FUSED:
                 module.backend = "auto"
         yield task
 

@@ -18,9 +18,6 @@ from volumediff.schedules._preserving import VariancePreserving
 
 __all__ = ["Cosine"]
 
-# Nichol and Dhariwal (2021), sec. 3.2.
-LARGEST_BETA = 0.999
-
 
 @dataclass(frozen=True)
 class Cosine(VariancePreserving):
@@ -29,6 +26,7 @@ class Cosine(VariancePreserving):
     Arguments:
         offset: o > 0
         levels: T, number of steps for which the last one's variance is limited
+        largest_beta: that limit, in (0, 1); 0.999 in section 3.2 of the paper
 
     References:
         Nichol and Dhariwal (2021), Improved Denoising Diffusion Probabilistic Models,
@@ -37,6 +35,7 @@ class Cosine(VariancePreserving):
 
     offset: float = 0.008
     levels: int = 1000
+    largest_beta: float = 0.999
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,11 +43,13 @@ class Cosine(VariancePreserving):
             raise ValueError(
                 f"expected levels >= 2 and offset in (0, 1), got {self.levels} and {self.offset}."
             )
+        if not 0 < self.largest_beta < 1:
+            raise ValueError(f"expected largest_beta in (0, 1), got {self.largest_beta}.")
 
     def log_alpha(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         limit = 1 - 1 / self.levels
         beyond = (t - limit).clamp(min=0) * self.levels
-        return self._unlimited(t.clamp(max=limit)) + beyond * math.log1p(-LARGEST_BETA) / 2
+        return self._unlimited(t.clamp(max=limit)) + beyond * math.log1p(-self.largest_beta) / 2
 
     def _unlimited(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         scale = math.pi / 2 / (1 + self.offset)
