@@ -93,6 +93,13 @@ def test_from_weights_to_an_evaluated_map(kind, checkpoints, program, tmp_path):
     assert found.std() > 0
     facts = json.loads((result / "a_desc-anomaly_map.json").read_text())
     assert facts["threshold"] is not None
+    if kind == "monai_unet":  # the autoencoder with random weights keeps nothing
+        assert facts["autoencoder"]["smallest_ml"] is None
+        assert np.isfinite(facts["autoencoder"]["psnr_db"])
+        findings = json.loads((result / "a_desc-anomaly_findings.json").read_text())
+        assert "The autoencoder keeps no lesion" in findings["statement"]
+    else:
+        assert facts["autoencoder"] is None
     assert facts["imported"][0]["kind"] == kind
     code, out, said = program("evaluate", result, "--truth", tmp_path / "truth")
     assert code == 0, said

@@ -44,6 +44,7 @@ def localize_files(
     seed: int = LocalizeOptions.seed,
     trace: bool = LocalizeOptions.trace,
     force: bool = LocalizeOptions.force,
+    limits: bool = LocalizeOptions.limits,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     overwrite: bool = False,
     progress: Report | None = None,
@@ -82,6 +83,7 @@ def localize_files(
         seed=seed,
         trace=trace,
         force=force,
+        limits=limits,
     )
     return localize(
         run.trained,

@@ -33,6 +33,7 @@ def localize_options(
     seed: int,
     trace: bool,
     force: bool,
+    limits: bool,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -46,6 +47,7 @@ def localize_options(
         seed=seed,
         trace=trace,
         force=force,
+        limits=limits,
     )
 
 

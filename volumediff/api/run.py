@@ -176,6 +176,7 @@ class Run:
         seed: int = LocalizeOptions.seed,
         trace: bool = LocalizeOptions.trace,
         force: bool = LocalizeOptions.force,
+        limits: bool = LocalizeOptions.limits,
         calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
         report: Report = silent,
         **components: Any,
@@ -205,6 +206,8 @@ class Run:
             seed: random seed
             trace: whether masks and maps of the components are kept
             force: whether an image is taken that the run was plainly not trained for
+            limits: whether it is measured how small a lesion the autoencoder of a model of latents
+                keeps; takes two passes through the autoencoder
             calibration_volumes: largest number of healthy volumes, if a calibration is fitted
             report: receives progress lines
             components: of the method, such as `sampler={"name": "ddim", "steps": 10}`
@@ -230,6 +233,7 @@ class Run:
             seed=seed,
             trace=trace,
             force=force,
+            limits=limits,
         )
         chosen = choose(
             self.trained,

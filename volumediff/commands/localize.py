@@ -99,6 +99,14 @@ def localize(
             "contrast or organ, or a volume that loses more than 5 % to the run's shape.",
         ),
     ] = WORK["force"],
+    limits: Annotated[
+        bool,
+        typer.Option(
+            "--limits/--no-limits",
+            help="For a model of latents, measure how small a lesion its autoencoder keeps; takes "
+            "two passes through the autoencoder per case.",
+        ),
+    ] = WORK["limits"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -134,6 +142,7 @@ def localize(
         seed=seed,
         trace=trace,
         force=force,
+        limits=limits,
         region=region,
         site=site,
         overwrite=overwrite,

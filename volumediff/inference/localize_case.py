@@ -24,6 +24,7 @@ from volumediff.calibration.site import Site
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
+from volumediff.inference.codec_limits import CodecLimits, codec_limits
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
 from volumediff.inference.input_guard import (
@@ -39,6 +40,7 @@ from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.raw_scan import prepared_scan
 from volumediff.inference.user_regions import region_on
+from volumediff.model import Model
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
@@ -93,6 +95,7 @@ class Localizing:
             "preparation": self.preparation.model_dump() if self.preparation else None,
             "seed": self.options.seed,
             "trace": self.options.trace,
+            "limits": self.options.limits,
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),
         }
@@ -129,6 +132,7 @@ class Localizing:
         alike = likeness(seen_by_model, self.trained.statistics.atlas)
         forced += permitted(likeness_objection(alike, examination.id), force=force)
         found, cost = self._found(ready, seen_by_model)
+        limits = self._limits(ready, seen_by_model)
         grid = InputGrid(self.trained.preprocessing, seen_by_model.record)
         facts = self._facts(examination, found)
         return Localized(
@@ -140,9 +144,11 @@ class Localizing:
                 **facts,
                 "prepared": None if scan is None else scan.facts,
                 "forced": forced,
+                "autoencoder": None if limits is None else limits.facts(),
                 "warnings": [
                     *likeness_warnings(alike),
                     *flood_warnings(found, seen_by_model.foreground, self.calibration),
+                    *([] if limits is None else limits.warnings),
                 ],
             },
             seen=self.seen,
@@ -183,6 +189,30 @@ class Localizing:
                 )
         cost.network_calls += self.row.calls_elsewhere(found.network_calls)
         return found, cost
+
+    def _limits(self, examination: Examination, ready: Prepared) -> CodecLimits | None:
+        """What the autoencoder of a model of latents keeps of the volume."""
+        trained = self.trained
+        model = trained.task.lend(Model)
+        if model is None or model.space.exact or not self.options.limits:
+            return None
+        d, h, w = ready.x.shape[1:]
+
+        def back(x: Tensor) -> Tensor:
+            return model.decode(model.encode(x), (d, h, w))
+
+        with (
+            explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
+            trained.config.memory.arithmetic(),
+        ):
+            digests = (examination.digests[name] for name in examination.images)
+            return codec_limits(
+                back,
+                ready.x[None].to(trained.device),
+                foreground=ready.foreground[None].to(trained.device),
+                spacing_mm=ready.spacing_mm,
+                key=key(self.options.seed, "limits", *digests),
+            )
 
     def _facts(self, examination: Examination, found: Localization) -> dict[str, Any]:
         """What is written beside the map."""

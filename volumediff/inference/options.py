@@ -26,6 +26,8 @@ class LocalizeOptions:
         seed: random seed
         trace: whether masks and maps of the components are kept, and written
         force: whether inputs are taken that the run was plainly not trained for
+        limits: whether it is measured, for a model of latents, how small a lesion its autoencoder
+            keeps; takes two passes through the autoencoder per case
     """
 
     method: str = "scan"
@@ -38,6 +40,7 @@ class LocalizeOptions:
     seed: int = 0
     trace: bool = True
     force: bool = False
+    limits: bool = True
 
 
 @dataclass(frozen=True)
