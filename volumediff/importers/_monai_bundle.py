@@ -122,8 +122,8 @@ def axes(source: ForeignCheckpoint) -> str:
         mirrors(str(found))
     except ValueError as error:
         raise DataError(
-            f"{source.where}: its volumes are turned to other axes ({error}); give importer.axes=RAS "
-            "to take them in their order."
+            f"{source.where}: its volumes are turned to other axes ({error}); give "
+            "importer.axes=RAS to take them in their order."
         ) from None
     return str(found)
 
