@@ -46,6 +46,7 @@ def localize_files(
     force: bool = LocalizeOptions.force,
     limits: bool = LocalizeOptions.limits,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
+    fill: Place | None = LocalizeOptions.fill,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -60,6 +61,7 @@ def localize_files(
         layout: of the folders; `auto` decides by the files that are there
         region: a mask, or a folder of masks by case
         saliency: a map, or a folder with <case>_saliency.nii.gz
+        fill: translation run that draws channels which a case lacks
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         others: as for `Run.localize`
@@ -84,6 +86,7 @@ def localize_files(
         trace=trace,
         force=force,
         limits=limits,
+        fill=fill,
     )
     return localize(
         run.trained,
@@ -109,6 +112,7 @@ def segment_files(
     layout: "Spec" = SegmentOptions.layout,
     seed: int = SegmentOptions.seed,
     write_samples: bool = SegmentOptions.write_samples,
+    fill: Place | None = SegmentOptions.fill,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -121,6 +125,7 @@ def segment_files(
         inputs: volumes, folders of cases or datalists
         output: folder of the results
         write_samples: whether the label map of every sample is written
+        fill: translation run that draws channels which a case lacks
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         report: receives what happens before the first case
@@ -140,6 +145,7 @@ def segment_files(
         layout=layout,
         seed=seed,
         write_samples=write_samples,
+        fill=fill,
     )
     return segment(
         run.trained,

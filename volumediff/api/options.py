@@ -34,6 +34,7 @@ def localize_options(
     trace: bool,
     force: bool,
     limits: bool,
+    fill: Place | None,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -48,6 +49,7 @@ def localize_options(
         trace=trace,
         force=force,
         limits=limits,
+        fill=None if fill is None else Path(fill),
     )
 
 
@@ -60,6 +62,7 @@ def segment_options(
     layout: "Spec",
     seed: int,
     write_samples: bool = False,
+    fill: Place | None = None,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
@@ -70,6 +73,7 @@ def segment_options(
         layout=known_layout(layout),
         seed=seed,
         write_samples=write_samples,
+        fill=None if fill is None else Path(fill),
     )
 
 

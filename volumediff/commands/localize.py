@@ -14,6 +14,7 @@ from volumediff.commands._options import (
     DataRoot,
     Device,
     Domain,
+    Fill,
     LayoutOption,
     Memory,
     ModelOption,
@@ -107,6 +108,7 @@ def localize(
             "two passes through the autoencoder per case.",
         ),
     ] = WORK["limits"],
+    fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -140,6 +142,7 @@ def localize(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        fill=fill,
         trace=trace,
         force=force,
         limits=limits,

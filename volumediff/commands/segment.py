@@ -12,6 +12,7 @@ from volumediff.commands._options import (
     DataRoot,
     Device,
     Domain,
+    Fill,
     LayoutOption,
     Memory,
     OutFolder,
@@ -64,6 +65,7 @@ def segment(
     write_samples: Annotated[
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
+    fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -91,6 +93,7 @@ def segment(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        fill=fill,
         write_samples=write_samples,
         overwrite=overwrite,
         report=say,

@@ -28,6 +28,7 @@ class LocalizeOptions:
         force: whether inputs are taken that the run was plainly not trained for
         limits: whether it is measured, for a model of latents, how small a lesion its autoencoder
             keeps; takes two passes through the autoencoder per case
+        fill: translation run that draws channels which a case lacks
     """
 
     method: str = "scan"
@@ -41,6 +42,7 @@ class LocalizeOptions:
     trace: bool = True
     force: bool = False
     limits: bool = True
+    fill: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class SegmentOptions:
         layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
         write_samples: whether the label map of every sample is written
+        fill: translation run that draws channels which a case lacks
     """
 
     method: str | None = None
@@ -63,6 +66,7 @@ class SegmentOptions:
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
     write_samples: bool = False
+    fill: Path | None = None
 
 
 @dataclass(frozen=True)
