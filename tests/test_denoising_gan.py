@@ -319,14 +319,19 @@ def test_a_generator_that_ignores_its_latent_raises_an_alarm(whole, capsys):
 
 def test_a_generator_begins_as_the_model_that_it_begins_with(data, tmp_path):
     kernel = "kernel={name: gaussian, schedule: linear, prediction: v}"
-    teacher = train(tiny(data, tmp_path / "teacher", kernel, "optim.steps=2"))
+    moved = ("optim.steps=4", "optim.lr=5e-2", "validation.every=4")
+    teacher = train(tiny(data, tmp_path / "teacher", kernel, *moved))
     words = (*WORDS, kernel, f"start_from={teacher}")
     task = build_task(tiny(data, tmp_path / "run", *words))
     said = task.begin_with(load_task(teacher), where="start_from")
     assert "new: mapping.layers, mapping.out" in said
     z, t = normal((2, 1, 8, 8, 8), "z"), torch.tensor([0.3, 1.0], dtype=torch.float64)
     mine = task.model.denoise(z, t, Condition(latent=normal((2, 5), "latent")))
-    assert torch.equal(mine.x0, load_task(teacher).result.denoise(z, t).x0)
+    theirs = load_task(teacher).result.denoise(z, t)
+    assert torch.equal(mine.x0, theirs.x0)
+    nn.init.normal_(task.model.network.mapping.out.weight)
+    changed = task.model.denoise(z, t, Condition(latent=normal((2, 5), "latent")))
+    assert not torch.isclose(changed.x0, theirs.x0).all(), "the embedding matters to it"
     other = build_task(tiny(data, tmp_path / "other", *WORDS))
     with pytest.raises(UsageError, match=r"start_from: expected the kernel of this run"):
         other.begin_with(load_task(teacher), where="start_from")
