@@ -19,6 +19,7 @@ from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import full_coordinates
+from volumediff.networks.flowlet import FlowLet
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
@@ -104,6 +105,10 @@ def _maisi_unet() -> nn.Module:
     )
 
 
+def _flowlet() -> nn.Module:
+    return FlowLet(8, 8, scalars=1, attention_levels=(2, 3))
+
+
 def _autoencoder(*, maisi: bool) -> nn.Module:
     return MonaiKL(1, widths=(64, 128, 256), upsampling="trilinear" if maisi else "nearest")
 
@@ -124,6 +129,7 @@ def _installed(build: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
 
 WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
 WDM_128 = _of("wdm", partial(peers.wdm, size=128))
+FLOWLET = _of("flowlet", peers.flowlet)
 MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
 _monai_autoencoder = partial(_autoencoder, maisi=False)
@@ -144,6 +150,10 @@ CASES = {
     "ae-256-train": Case(_monai_autoencoder, (1, 256, 256, 256), "autoencode", 8, TRAINED, True),
     "latent-256-train": Case(_maisi_unet, (4, 64, 64, 64), "train", 16, MAISI, autocast=True),
     "latent-512-train": Case(_maisi_unet, (4, 128, 128, 128), "train", 16, MAISI, autocast=True),
+    "latent-256-infer": Case(_maisi_unet, (4, 64, 64, 64), "infer", 8, MAISI, autocast=True),
+    "latent-512-infer": Case(_maisi_unet, (4, 128, 128, 128), "infer", 8, MAISI, autocast=True),
+    "flowlet-112-train": Case(_flowlet, (8, 56, 56, 56), "train", 8, FLOWLET, autocast=True),
+    "flowlet-112-infer": Case(_flowlet, (8, 56, 56, 56), "infer", 4, FLOWLET, autocast=True),
     "pseudo3d-256-train": Case(_pseudo3d, (16, 256, 64, 64), "train", 16, recomputed=1),
     "pseudo3d-256-infer": Case(_pseudo3d, (16, 256, 64, 64), "infer", 16),
     "wavelet-512-train": Case(partial(_wdm, 64), (64, 128, 128, 128), "train", 16),
@@ -175,12 +185,17 @@ def run(module: nn.Module, case: Case, z: Tensor, *, policy: MemoryPolicy) -> Te
         return module.loss("autoencoder", z.to(dtype), generator=generator)["loss"]
     t = torch.full((len(z),), 0.5, device=z.device)
     narrow = z.to(dtype)
-    y = module(narrow, t, _places(module, narrow)).float()
+    y = module(narrow, t, _told(module, narrow)).float()
     return (y - z[:, : y.shape[1]]).square().mean() if case.work == "train" else y
 
 
-def _places(module: nn.Module, z: Tensor) -> Condition | None:
-    return Condition(coordinates=full_coordinates(z)) if module.coordinates else None
+def _told(module: nn.Module, z: Tensor) -> Condition:
+    """What a network is conditioned on."""
+    scalars = module.embedding.scalars
+    return Condition(
+        coordinates=full_coordinates(z) if module.coordinates else None,
+        scalars=z.new_zeros(len(z), scalars) if scalars else None,
+    )
 
 
 def peer_of(network: nn.Module, case: Case, z: Tensor) -> Tensor:

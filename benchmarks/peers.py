@@ -1,6 +1,7 @@
 """The peers' own networks, built by their own code with the settings of their own scripts.
 
-Checkouts are named on the command line, `wdm=PATH patchddm=PATH`; MONAI is the installed package.
+Checkouts are named on the command line, `wdm=PATH patchddm=PATH flowlet=PATH`; MONAI is the
+installed package.
 """
 
 import sys
@@ -10,10 +11,23 @@ from unittest.mock import MagicMock
 
 from torch import Tensor, nn
 
-__all__ = ["REPOSITORIES", "checkouts", "maisi_unet", "monai_autoencoder", "patchddm", "wdm"]
+__all__ = [
+    "REPOSITORIES",
+    "checkouts",
+    "flowlet",
+    "maisi_unet",
+    "monai_autoencoder",
+    "patchddm",
+    "wdm",
+]
 
 WIDTHS = (64, 128, 256)  # of MONAI's published autoencoders
-REPOSITORIES = {"wdm": "pfriedri/wdm-3d", "patchddm": "FlorentinBieder/PatchDDM-3D"}
+REPOSITORIES = {
+    "wdm": "pfriedri/wdm-3d",
+    "patchddm": "FlorentinBieder/PatchDDM-3D",
+    "flowlet": "Danesed/FlowLet",
+}
+PACKAGES = {"wdm": "guided_diffusion", "patchddm": "guided_diffusion", "flowlet": "flowlet"}
 
 
 def checkouts(words: list[str]) -> dict[str, Path]:
@@ -21,10 +35,11 @@ def checkouts(words: list[str]) -> dict[str, Path]:
     found = {}
     for word in words:
         name, _, path = word.partition("=")
-        if name not in REPOSITORIES or not (Path(path) / "guided_diffusion").is_dir():
+        if name not in REPOSITORIES or not (Path(path) / PACKAGES[name]).is_dir():
+            words = " or ".join(f"{name}=PATH" for name in REPOSITORIES)
             raise SystemExit(
-                f"--peer {word}: expected wdm=PATH or patchddm=PATH with the path of a checkout "
-                f"of {' or '.join(REPOSITORIES.values())}"
+                f"--peer {word}: expected {words} with the path of a checkout of "
+                f"{' or '.join(REPOSITORIES.values())}"
             )
         found[name] = Path(path)
     return found
@@ -89,6 +104,30 @@ def patchddm(checkout: Path) -> nn.Module:
         out_channels=1,
         resblock_updown=False,
         **COMMON,
+    )
+
+
+def flowlet(checkout: Path) -> nn.Module:
+    """FlowLet's U-Net by its training_FlowLet.sh; its input is the 8 subbands of 112³, 2 mm."""
+    sys.path.insert(0, str(checkout))
+    # What its package imports for training and its metrics.
+    absent = [name for name in ("wandb", "skimage", "skimage.metrics") if name not in sys.modules]
+    sys.modules |= {name: MagicMock() for name in absent}
+    try:
+        from flowlet.models.unet import ConditionalUNet
+    finally:
+        sys.path.remove(str(checkout))
+        for name in absent:
+            del sys.modules[name]
+    return ConditionalUNet(
+        model_channels=128,
+        channel_mult=(1, 2, 4, 8),
+        attention_resolutions=(4, 8),
+        num_heads=8,
+        dropout=0.0,
+        use_checkpoint=True,
+        condition_dims={"Age": 1},
+        condition_embedding_dim=512,
     )
 
 
