@@ -113,6 +113,24 @@ def _autoencoder(*, maisi: bool) -> nn.Module:
     return MonaiKL(1, widths=(64, 128, 256), upsampling="trilinear" if maisi else "nearest")
 
 
+def _brain_unet() -> nn.Module:
+    return MonaiUNet(
+        3,
+        3,
+        scalars=4,
+        widths=(256, 512, 768),
+        attention_levels=(1, 2),
+        head_size=(1, 512, 768),
+        resampling="block",
+        context=4,
+        scalar_channels=True,
+    )
+
+
+def _brain_autoencoder() -> nn.Module:
+    return MonaiKL(1, latent_channels=3, widths=(64, 128, 128, 128), interval=(0.0, 1.0))
+
+
 def _pseudo3d() -> nn.Module:
     """The network of configs/pipelines/pseudo3d_256.yaml."""
     widths = (64, 128, 256, 256)
@@ -134,6 +152,7 @@ MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
 _monai_autoencoder = partial(_autoencoder, maisi=False)
 DECODER = _installed(partial(peers.monai_autoencoder, maisi=True))
+BRAIN, BRAIN_DECODER = _installed(peers.brain_unet), _installed(peers.brain_autoencoder)
 TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 
 CASES = {
@@ -150,6 +169,10 @@ CASES = {
     "ae-256-train": Case(_monai_autoencoder, (1, 256, 256, 256), "autoencode", 8, TRAINED, True),
     "latent-256-train": Case(_maisi_unet, (4, 64, 64, 64), "train", 16, MAISI, autocast=True),
     "latent-512-train": Case(_maisi_unet, (4, 128, 128, 128), "train", 16, MAISI, autocast=True),
+    "brain-infer": Case(_brain_unet, (3, 20, 28, 20), "infer", 4, BRAIN),
+    "brain-decode": Case(
+        _brain_autoencoder, (3, 20, 28, 20), "decode", 4, BRAIN_DECODER, autocast=True
+    ),
     "latent-256-infer": Case(_maisi_unet, (4, 64, 64, 64), "infer", 8, MAISI, autocast=True),
     "latent-512-infer": Case(_maisi_unet, (4, 128, 128, 128), "infer", 8, MAISI, autocast=True),
     "flowlet-112-train": Case(_flowlet, (8, 56, 56, 56), "train", 8, FLOWLET, autocast=True),

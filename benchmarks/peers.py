@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import torch
 from torch import Tensor, nn
 
 __all__ = [
     "REPOSITORIES",
+    "brain_autoencoder",
+    "brain_unet",
     "checkouts",
     "flowlet",
     "maisi_unet",
@@ -149,6 +152,40 @@ def maisi_unet() -> nn.Module:
     )
 
 
+def brain_unet() -> nn.Module:
+    """The U-Net of MONAI's brain_image_synthesis_latent_diffusion_model, 553 M parameters."""
+    from monai.networks.nets import DiffusionModelUNet
+
+    return DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=7,
+        out_channels=3,
+        channels=(256, 512, 768),
+        attention_levels=(False, True, True),
+        num_head_channels=(0, 512, 768),
+        num_res_blocks=2,
+        resblock_updown=True,
+        with_conditioning=True,
+        cross_attention_dim=4,
+        upcast_attention=True,
+    )
+
+
+def brain_autoencoder() -> nn.Module:
+    """The autoencoder of the same model."""
+    from monai.networks.nets import AutoencoderKL
+
+    return AutoencoderKL(
+        spatial_dims=3,
+        latent_channels=3,
+        channels=(64, 128, 128, 128),
+        num_res_blocks=(2, 2, 2, 2),
+        attention_levels=(False,) * 4,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )
+
+
 def monai_autoencoder(*, maisi: bool) -> nn.Module:
     """MONAI's AutoencoderKL at 64, 128, 256 channels, or MAISI's."""
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
@@ -180,5 +217,10 @@ def monai_autoencoder(*, maisi: bool) -> nn.Module:
 
 def output(network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
     """A peer's U-Net on a state; the guided-diffusion ones return the tensor alone."""
+    if getattr(network, "with_conditioning", False):
+        # the numbers of the context, as channels beside the state and as its only token
+        numbers = torch.zeros(len(z), 4, device=z.device)
+        channels = numbers[:, :, None, None, None].expand(-1, -1, *z.shape[2:])
+        return network(torch.cat([z, channels], dim=1), timesteps=t, context=numbers[:, None])
     found = network(z, timesteps=t)
     return found[0] if isinstance(found, tuple) else found
