@@ -260,6 +260,13 @@ def test_copies_are_found_although_they_are_changed(bodies):
     assert [s.training for s in found.samples] == list(range(len(CHANGES)))
 
 
+def test_distances_know_neither_scale_nor_what_all_have_in_common(bodies):
+    measured, x = Thumbnails(bodies[:14]), anatomy(30)
+    found = measured.to_training(thumbnails(x))
+    np.testing.assert_allclose(measured.to_training(thumbnails(0.5 * x + 3)), found, atol=1e-5)
+    assert found.min() > 0.6  # bodies are alike, their folds are not
+
+
 def test_new_volumes_are_no_copies(bodies):
     assert neighbours(bodies[24:], bodies[:14], bodies[14:24]).flagged == []
 
