@@ -45,6 +45,7 @@ def localize_files(
     trace: bool = LocalizeOptions.trace,
     force: bool = LocalizeOptions.force,
     limits: bool = LocalizeOptions.limits,
+    conditions: Mapping[str, str | float] | None = None,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     overwrite: bool = False,
     progress: Report | None = None,
@@ -60,6 +61,8 @@ def localize_files(
         layout: of the folders; `auto` decides by the files that are there
         region: a mask, or a folder of masks by case
         saliency: a map, or a folder with <case>_saliency.nii.gz
+        conditions: attributes of all cases, such as age, in place of those in their tables;
+            `estimate` looks for the likeliest value
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         others: as for `Run.localize`
@@ -84,6 +87,7 @@ def localize_files(
         trace=trace,
         force=force,
         limits=limits,
+        conditions=conditions,
     )
     return localize(
         run.trained,
@@ -121,6 +125,7 @@ def segment_files(
         inputs: volumes, folders of cases or datalists
         output: folder of the results
         write_samples: whether the label map of every sample is written
+        conditions: as for `localize_files`
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         report: receives what happens before the first case
@@ -140,6 +145,7 @@ def segment_files(
         layout=layout,
         seed=seed,
         write_samples=write_samples,
+        conditions=conditions,
     )
     return segment(
         run.trained,

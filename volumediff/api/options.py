@@ -34,6 +34,7 @@ def localize_options(
     trace: bool,
     force: bool,
     limits: bool,
+    conditions: Mapping[str, str | float] | None = None,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -48,6 +49,7 @@ def localize_options(
         trace=trace,
         force=force,
         limits=limits,
+        conditions=dict(conditions or {}),
     )
 
 
@@ -60,6 +62,7 @@ def segment_options(
     layout: "Spec",
     seed: int,
     write_samples: bool = False,
+    conditions: Mapping[str, str | float] | None = None,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
@@ -70,6 +73,7 @@ def segment_options(
         layout=known_layout(layout),
         seed=seed,
         write_samples=write_samples,
+        conditions=dict(conditions or {}),
     )
 
 

@@ -202,7 +202,8 @@ class Run:
             region: mask of what is to be redrawn, for methods such as `inpaint_given`
             saliency: map that takes the place of the method's first pass
             site: healthy volumes of the site that the image is of; its thresholds are used
-            attributes: age and the like, for runs that are conditioned on them
+            attributes: age and the like, for runs that are conditioned on them; `estimate` in
+                place of a number looks for the likeliest one
             seed: random seed
             trace: whether masks and maps of the components are kept
             force: whether an image is taken that the run was plainly not trained for
@@ -274,7 +275,8 @@ class Run:
             overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
             layout: of a folder of data; `auto` decides by the files that are there
-            attributes: age and the like, for runs that are conditioned on them
+            attributes: age and the like, for runs that are conditioned on them; `estimate` in
+                place of a number looks for the likeliest one
             seed: random seed
             components: of the method, such as `samples=10`
 
@@ -317,7 +319,8 @@ class Run:
             overrides: `key=value` overrides that change the method
             channels: names of the source images in the data; None takes those of the run
             layout: of a folder of data; `auto` decides by the files that are there
-            attributes: age and the like, for runs that are conditioned on them
+            attributes: age and the like, for runs that are conditioned on them; `estimate` in
+                place of a number looks for the likeliest one
             seed: random seed
             report: receives progress lines of a method that learns first
             components: of the method, such as `samples=5`

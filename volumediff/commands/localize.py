@@ -11,6 +11,7 @@ from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     Classifier,
+    ConditionWords,
     DataRoot,
     Device,
     Domain,
@@ -22,6 +23,7 @@ from volumediff.commands._options import (
     Read,
     Seed,
     WhichOption,
+    conditions_of,
     defaults,
     finish,
     inputs_and_words,
@@ -107,6 +109,7 @@ def localize(
             "two passes through the autoencoder per case.",
         ),
     ] = WORK["limits"],
+    condition: ConditionWords = None,
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -143,6 +146,7 @@ def localize(
         trace=trace,
         force=force,
         limits=limits,
+        conditions=conditions_of(condition),
         region=region,
         site=site,
         overwrite=overwrite,

@@ -9,6 +9,7 @@ from volumediff.api.run import load
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
+    ConditionWords,
     DataRoot,
     Device,
     Domain,
@@ -20,6 +21,7 @@ from volumediff.commands._options import (
     RunOption,
     Seed,
     WhichOption,
+    conditions_of,
     defaults,
     finish,
     inputs_and_words,
@@ -64,6 +66,7 @@ def segment(
     write_samples: Annotated[
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
+    condition: ConditionWords = None,
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -92,6 +95,7 @@ def segment(
         layout=spec_of(layout),
         seed=seed,
         write_samples=write_samples,
+        conditions=conditions_of(condition),
         overwrite=overwrite,
         report=say,
     )
