@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scan_raw": ("scan", ("normalize=raw",)),
     "synthetic_z": ("synthetic", (NORMALIZED,)),
     "ddpm_z": ("ddpm", (NORMALIZED,)),
+    # by a student of the run, see `students` in localization_tables
+    "ddpm_z_student": ("ddpm", (NORMALIZED, "sampler=student")),
+    "ssim_ensemble_z": ("ssim_ensemble", (NORMALIZED,)),
+    "ssim_ensemble_z_student": ("ssim_ensemble", (NORMALIZED, "sampler=student")),
     # the papers' numbers of steps, and few
     "ddpm_paper": ("ddpm", ("sampler={name: ancestral, steps: 300}",)),
     "ddpm_few": ("ddpm", ("sampler={name: dpmpp, steps: 10}",)),

@@ -32,6 +32,7 @@ SHORT = (
     "save_every=250",
 )
 COORDINATES = ("network.coordinates=true",)
+FLOW = "kernel={name: gaussian, prediction: u, schedule: {name: rectified}}"
 ATLAS = ("recipe.atlas=true", *COORDINATES)
 # None of its generators makes the lesions of the tests: those are lobed blobs and real shapes.
 MIXTURE = (
@@ -54,6 +55,7 @@ def mood(left_out: str | None = None) -> str:
 
 BASELINES = ("prevalence", "intensity", "intensity_dark", "smoothing", "atlas")
 CHAINS = ("ddpm", "thor", "autoddpm", "ddim_inversion", "ssim_ensemble", "features")
+STUDENTS = ("ddpm_z_student", "ssim_ensemble_z_student")
 # Kind of training anomaly -> kinds of the tests that are most like it.
 LEFT_OUT = {
     "addition": ("hyper", "hypo"),
@@ -76,7 +78,8 @@ class Run:
         rows: methods that are measured with it
         share: of the steps that were asked for
         coarsening: how many times coarser than the test volumes its voxels are
-        first: another run that it is built on
+        first: another run that it is built on: its autoencoder, or the teacher of a student
+        student: whether it is distilled from that run, with its data
     """
 
     pipeline: str
@@ -85,6 +88,19 @@ class Run:
     share: float = 1.0
     coarsening: int = 1
     first: str | None = None
+    student: bool = False
+
+
+def student(steps: int, teacher: str, *, from_steps: int, round_steps: int, updates: int) -> Run:
+    """Progressive distillation of another run."""
+    own = (
+        f"student={{steps: {steps}, from_steps: {from_steps}, round_steps: {round_steps}}}",
+        f"optim.steps={updates}",
+        *("optim.lr=3e-4", "optim.warmup=20", "optim.ema=0.99", "optim.batch_size=2"),
+        *("validation.every=200", "validation.volumes=3", "validation.previews=0"),
+        "save_every=100",
+    )
+    return Run("progressive", own, STUDENTS, first=teacher, student=True)
 
 
 RUNS = {
@@ -103,6 +119,14 @@ RUNS = {
     # without the healthy mean as a condition
     "wavelet-alone": Run("wavelet_64", COORDINATES, ("scan",)),
     "wavelet-synthetic-alone": Run("wavelet_64", detector(MIXTURE, atlas=False), ("synthetic",)),
+    "wavelet-flow": Run("wavelet_64", (*COORDINATES, FLOW), ("scan",)),
+    "patch-alone": Run("patch_64", (*COORDINATES, "optim.batch_size=4"), ("scan",)),
+    "pseudo3d-alone": Run("pseudo3d_64", COORDINATES, ("scan",)),
+    "latent-alone": Run("latent_64", COORDINATES, ("scan",), first="kl"),
+    # few steps in place of many
+    "student-4": student(4, "wavelet-alone", from_steps=32, round_steps=150, updates=500),
+    "student-2": student(2, "student-4", from_steps=4, round_steps=200, updates=200),
+    "student-1": student(1, "student-2", from_steps=2, round_steps=200, updates=200),
     # what native 3D and full resolution buy
     "slices-synthetic": Run(
         "pseudo3d_64",
@@ -126,6 +150,13 @@ def words(run: Run, data: str, out: str, name: str, *, steps: int, spacing: floa
     Arguments:
         spacing: voxel size of the test volumes in mm
     """
+    if run.student:
+        return [
+            f"teacher={out}/{run.first}",
+            f"data.cache={out}/cache",
+            f"output={out}/{name}",
+            *run.own,
+        ]
     size = spacing * run.coarsening
     # a multiple of 16 voxels, of 8 where they are coarser: the coarse grid is half the fine one
     multiple = 16 // run.coarsening

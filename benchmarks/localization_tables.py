@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from localization_runs import LEFT_OUT
+from localization_runs import LEFT_OUT, RUNS
 
 from volumediff.metrics.bootstrap import bootstrap
 from volumediff.metrics.detection import volume_auroc
@@ -38,7 +38,7 @@ def latest(results: Results) -> Results:
 
 def tables(results: Results) -> str:
     """Everything there is to print."""
-    makers = (main, against, ablations, cost, steps, kinds, left_out, real)
+    makers = (main, against, ablations, cost, steps, students, kinds, left_out, real)
     return "\n\n".join([table(results) for table in makers])
 
 
@@ -193,6 +193,35 @@ def steps(results: Results) -> str:
         lines.append([name, str(len(shared)), *cells[:2], difference, *cells[2:]])
     head = ["row", "volumes", "AP, few", "AP, paper", "difference", "calls, few", "calls, paper"]
     return "Few steps\n\n" + _table([*head, "s, few", "s, paper"], lines)
+
+
+def students(results: Results) -> str:
+    """Students against the runs that they go back to, on the volumes that both saw."""
+    lines = []
+    for run, row in _methods(results):
+        if not row.endswith("_student"):
+            continue
+        name, teacher = row.removesuffix("_student"), run
+        while RUNS[teacher].student:
+            teacher = RUNS[teacher].first
+        his, its = (
+            {(r["suite"], r["case"]): r for r in results if (r["run"], r["row"]) == method}
+            for method in ((teacher, name), (run, row))
+        )
+        shared = [place for place in its if place in his]
+        if not shared:
+            continue
+        gains = [{**its[p], "gain": its[p]["ap"] - his[p]["ap"]} for p in shared]
+        cells = [
+            f"{_mean([each[place][figure] for place in shared]):{digits}}"
+            for figure, digits in (("ap", ".3f"), ("calls", ".0f"), ("seconds", ".1f"))
+            for each in (his, its)
+        ]
+        difference = _interval(gains, "gain", "+")
+        lines.append([run, name, str(len(shared)), *cells[:2], difference, *cells[2:]])
+    head = ["student", "row", "volumes", "AP, teacher", "AP, student", "difference"]
+    head += ["calls, teacher", "calls, student", "s, teacher", "s, student"]
+    return "Students\n\n" + _table(head, lines)
 
 
 def kinds(results: Results) -> str:

@@ -56,6 +56,13 @@ def test_without_words_there_is_help(program):
     assert program("--version")[1].startswith("volumediff ")
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_shows_its_help(command, program):
+    code, shown, complaint = program(command, "--help")
+    assert (code, complaint) == (0, "")
+    assert "Usage" in shown
+
+
 WRONG = {
     "command": (("localise",), "No such command 'localise'. Did you mean 'localize'?"),
     "option": (("info", "--jsno"), "No such option: --jsno"),

@@ -5,11 +5,18 @@ from itertools import count
 import pytest
 import torch
 from accelerate import Accelerator
-from oracles import flow, gaussian, gradual, state_like, white
+from oracles import class_gaussian, flow, gaussian, gradual, state_like, white
 from tiny_runs import figures, tiny, write_data
 
+from volumediff.anomaly.methods.localizer import Localizer
+from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.condition import Condition
 from volumediff.contracts.closed_form import KnownDenoiser, gaussian_ends
+from volumediff.contracts.scenes import example as scene
 from volumediff.errors import UsageError
+from volumediff.guidance.classifier_free import ClassifierFree
+from volumediff.guidance.embedded import Embedded
+from volumediff.inference.cost import counted
 from volumediff.kernels._base import UNCONDITIONAL, Prediction
 from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
@@ -20,6 +27,7 @@ from volumediff.runs.trained import load_trained
 from volumediff.samplers.consistency import ConsistencySteps
 from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.spans import Spans
+from volumediff.samplers.student import Student
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.exploding import Exploding
@@ -31,6 +39,7 @@ from volumediff.storage import checkpoint
 from volumediff.tasks import build_task, load_task
 from volumediff.tasks._student import distance, euler_step
 from volumediff.tasks.consistency import ConsistencyTask
+from volumediff.tasks.guided import guided
 from volumediff.tasks.progressive import ProgressiveTask, leap
 from volumediff.tasks.reflow import ReflowTask, coupled, curvature
 from volumediff.training.loop import train
@@ -476,3 +485,107 @@ def test_the_planner_counts_the_teacher(tmp_path):
     theirs = trace(plain.config).stages["optimizer"].parts["weights"]
     assert ours - theirs == pytest.approx(size, rel=0.01)
     assert trace(config, mode="infer").stages["denoise"].parts["weights"] < 1.1 * size
+
+
+# --- guided students -----------------------------------------------------------------------------
+
+
+def test_two_calls_are_those_of_classifier_free_guidance():
+    kernel = KERNELS[0]
+    denoise = class_gaussian(kernel.schedule, [-0.4, 0.6, 0.1], STD)
+    z = state_like(-1.0, 0.3, 1.2)
+    t = torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64)
+    label = torch.tensor([0, 1, 0])
+    for weight in (0.0, 1.0, 3.0):
+        told = Condition(label=label, guidance=torch.full((3,), weight))
+        ours = guided(denoise, classes=2)(z, t, told)
+        free = ClassifierFree(weight=weight, classes=2)(denoise)(z, t, Condition(label=label))
+        for name in ("x0", "eps", "v"):
+            torch.testing.assert_close(
+                getattr(ours, name), getattr(free, name), atol=1e-12, rtol=0
+            )
+
+
+@pytest.fixture(scope="module")
+def classes(data, tmp_path_factory):
+    """A class-conditional teacher and its guided student, whose weights are no longer zero."""
+    folder = tmp_path_factory.mktemp("guided")
+    values = "values: [control, patient], drop: 0.3"
+    recipe = f"recipe={{name: class_conditional, attribute: group, {values}}}"
+    teacher = train(tiny(data, folder / "t", recipe))
+    student = train(
+        parse(
+            {
+                "task": "guided",
+                "teacher": str(teacher),
+                "guidance": [1.0, 4.0],
+                "optim": {"lr": 1e-2, "steps": 4, "warmup": 0, "batch_size": 2, "ema": 0.0},
+                "validation": {"every": 4, "volumes": 1},
+                "output": str(folder / "g"),
+            }
+        )
+    )
+    return teacher, student
+
+
+def test_a_guided_student_begins_as_its_teacher_without_guidance(classes):
+    _, student = classes
+    task = build_task(load_task(student).config, run=student)
+    task.begin_training(student, fresh=True)
+    batch = task.batch((8, 8, 8), 2)
+    seen = task.model.corrupted(batch)
+    assert bool(((seen.condition.guidance >= 1) & (seen.condition.guidance <= 4)).all())
+    assert float(seen.condition.guidance[0]) != float(seen.condition.guidance[1])
+    ours = task.model.denoise(seen.z_t, seen.t, seen.condition).x0
+    plain = seen.condition.replace(guidance=None)
+    theirs = task.teacher.denoise(seen.z_t, seen.t, plain).x0
+    assert torch.equal(ours, theirs)
+    with torch.no_grad():  # where the classes make no difference, that is what it learns
+        target = task.denoiser(task.teacher)(seen.z_t, seen.t, seen.condition).x0
+        gap = (target - theirs).square().flatten(1).mean(1)
+    snr = task.model.kernel.schedule(seen.t)
+    weight = (snr[0] / snr[1]).square().clamp(min=1).float()
+    torch.testing.assert_close(task.loss("network", batch), weight * gap)
+
+
+def test_a_weight_costs_one_call_and_must_have_been_learnt(classes):
+    teacher, student = (load_trained(run, device="cpu").diffusion for run in classes)
+    route, sampler = Diffuse(level=0.5), DDIM(2)
+    maps = []
+    for weight in (1.0, 3.0):
+        method = Localizer(route=route, sampler=sampler, guidance=Embedded(weight=weight))
+        method.check(student)
+        with counted(student) as cost:
+            maps.append(method.find(student, scene(), key=1).map)
+        assert cost.network_calls == 2
+    assert not torch.equal(*maps)
+    plain = Localizer(route=route, sampler=sampler).find(student, scene(), key=1).map
+    assert torch.equal(plain, maps[0]), "1 is told where nothing is said"
+    with pytest.raises(ValueError, match=r"expected a weight from 1 to 4.*got 6"):
+        Localizer(route=route, sampler=sampler, guidance=Embedded(weight=6.0)).check(student)
+    with pytest.raises(ValueError, match="expected a run that is told the weight"):
+        Localizer(route=route, sampler=sampler, guidance=Embedded(weight=2.0)).check(teacher)
+
+
+def test_a_guided_student_is_distilled_to_few_steps(classes, tmp_path):
+    run = train(taught(classes[1], tmp_path / "s"))
+    trained = load_trained(run, device="cpu")
+    model = trained.diffusion
+    assert model.guided == (1.0, 4.0)
+    assert model.walk == Spans(1)
+    method = Localizer(route=Diffuse(level=0.5), sampler=Student(), guidance=Embedded(weight=3.0))
+    method.check(model)
+    with counted(model) as cost:
+        method.find(model, scene(), key=1)
+    assert cost.network_calls == 1
+
+
+def test_only_models_with_classes_that_are_hidden_at_times_are_guided(teacher, tmp_path):
+    with pytest.raises(UsageError, match="expected class_conditional with drop above 0"):
+        train(taught_guided(teacher, tmp_path / "s"))
+    with pytest.raises(UsageError, match=r"guidance: .low, high. with 0 <= low < high"):
+        taught_guided(teacher, tmp_path / "s", guidance=[3.0, 1.0])
+
+
+def taught_guided(teacher, output, **more):
+    return parse({"task": "guided", "teacher": str(teacher), "output": str(output), **more})

@@ -1,5 +1,8 @@
 """The EDM kernel: one denoiser under every schedule, and v-prediction under another name."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from oracles import flow, gaussian, state_like
@@ -12,12 +15,18 @@ from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
 from volumediff.samplers.ddim import DDIM
+from volumediff.samplers.dpmpp import DPMSolverPP
+from volumediff.samplers.heun import Heun
+from volumediff.samplers.midpoint import Midpoint
+from volumediff.samplers.plms import PLMS
+from volumediff.samplers.unipc import UniPC
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
 from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.linear import LinearSchedule
 from volumediff.schedules.rectified import Rectified
 from volumediff.spaces.voxel import Voxel
+from volumediff.time_grids import KarrasTimeGrid
 from volumediff.times._base import TimeDensity
 
 SCHEDULES = [Exploding(sigma_max=500.0), Rectified(), Cosine(), Rectified(shift=9.0)]
@@ -189,3 +198,88 @@ def test_what_does_not_fit_is_refused():
         Gaussian(Exploding())
     with pytest.raises(ValueError, match="expected sigma_data above 0, got 0"):
         EDM(Cosine(), sigma_data=0.0)
+
+
+def karras_heun(denoise, z, sigmas):
+    """Algorithm 1 of Karras et al., as printed, for alpha = 1 and sigma = t."""
+    for now, then in pairwise(sigmas):
+        d = (z - denoise(z, now)) / now
+        ahead = z + (then - now) * d
+        if then:
+            ahead = z + (then - now) * (d + (ahead - denoise(ahead, then)) / then) / 2
+        z = ahead
+    return z
+
+
+def test_heun_is_the_sampler_of_the_paper_where_no_step_halves_the_noise():
+    schedule, steps = Exploding(), 40
+    kernel, grid = EDM(schedule), KarrasTimeGrid(sigma_min=0.02)
+    times = grid.times(schedule, steps)
+    exact, z = gaussian(schedule, 0.3, 0.5), kernel.prior(draw(6))
+    sigmas = schedule(times)[1]
+    ratios = sigmas[1:-1] / sigmas[:-2]
+    assert float(ratios.min()) > 0.5
+
+    def denoise(z, sigma):
+        t = times[(sigmas == sigma).nonzero()[0, 0]]
+        return exact(z, t.repeat(len(z)), Condition()).x0
+
+    expected = karras_heun(denoise, z, sigmas)
+    out = Heun(steps, grid=grid).sample(exact, kernel, z, times)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_euler_is_that_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=1.0)
+    theirs.set_timesteps(12)
+    schedule = Exploding()
+    kernel = EDM(schedule)
+    expected = start = kernel.prior(draw(7))
+    times = torch.cat(
+        [schedule.time(-2 * theirs.sigmas[:-1].double().log()), torch.zeros(1).double()]
+    )
+
+    def f(z, t):
+        return network(kernel, z, t.repeat(len(z)))
+
+    for k, t in zip(theirs.timesteps, times[:-1], strict=True):
+        seen = theirs.scale_model_input(expected, k)
+        torch.testing.assert_close(seen, kernel.shown(expected, t.repeat(4))[0])
+        expected = theirs.step(f(expected, t), k, expected).prev_sample
+        theirs.is_scale_input_called = True
+
+    def denoise(z, t, condition):
+        return kernel.predict(network(kernel, z, t), z, t)
+
+    out = DDIM(12).sample(denoise, kernel, start, times)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [(DDIM, 1), (Heun, 2), (Midpoint, 2), (DPMSolverPP, 2), (PLMS, 2), (UniPC, 3)],
+    ids=lambda p: getattr(p, "__name__", p),
+)
+def test_order_of_convergence(sampler, order):
+    schedule, errors = Exploding(), []
+    z = 10 * state_like(*torch.linspace(-2, 2, 9).tolist())
+    for steps in (64, 128, 256):
+        times = torch.linspace(0.7, 0.35, steps + 1, dtype=torch.float64)
+        out = sampler(steps).sample(gaussian(schedule, 0.3, 0.4), EDM(schedule), z, times)
+        exact = flow(schedule, 0.3, 0.4, z, 0.7, 0.35)
+        errors.append((out - exact).square().mean().sqrt().item())
+    assert math.log2(errors[0] / errors[2]) / 2 == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", [DDIM, Heun, Midpoint], ids=lambda s: s.__name__)
+def test_inversion_on_the_exploding_schedule(sampler):
+    schedule, x = Exploding(), 0.3 + 0.4 * draw(8)
+    denoise, chain = gaussian(schedule, 0.3, 0.4), sampler(40)
+    times = chain.times(schedule, 0.6)
+    there = chain.invert(denoise, EDM(schedule), x, times, iterations=30)
+    back = chain.sample(denoise, EDM(schedule), there, times)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-6)
+    exact = flow(schedule, 0.3, 0.4, x, 0.0, 0.6)
+    allowed = {DDIM: 0.2, Heun: 0.02, Midpoint: 0.02}[sampler]
+    assert (there - exact).abs().max() < allowed * exact.abs().max()

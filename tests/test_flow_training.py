@@ -1,6 +1,7 @@
 """Training of flows: shifted times, learned weights and variances, whole runs of both kernels."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_resume import digests
 from tiny_runs import figures, tiny, write_data
 
 import volumediff
-from volumediff.config import build
+from volumediff.config import build, config_path, shipped
 from volumediff.errors import UsageError
 from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
@@ -22,9 +23,11 @@ from volumediff.networks._base import Network
 from volumediff.randomness import uniform
 from volumediff.runs.trained import load_trained
 from volumediff.samplers.ancestral import Ancestral
+from volumediff.schedules._base import global_mean_snr
 from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.rectified import Rectified
 from volumediff.segmentation.method_files import load_segmenter
+from volumediff.settings.run_config import load_run_config
 from volumediff.spaces.voxel import Voxel
 from volumediff.tasks import build_task
 from volumediff.times.logit_normal import LogitNormal
@@ -203,3 +206,26 @@ def test_runs_segment(data, tmp_path, name, pipeline):
         )
         p = found.probabilities
         assert bool((p.isfinite() & (p >= 0) & (p <= 1)).all())
+
+
+@pytest.mark.parametrize("pipeline", shipped("pipelines"))
+def test_pipelines_say_how_a_flow_and_edm_are_trained(pipeline):
+    text = config_path("pipelines", pipeline).read_text(encoding="utf-8")
+    words = re.findall(r'"(kernel=[^"]+)"', text)
+    kernels = {}
+    for word in words:
+        config = load_run_config(pipeline, [word])
+        kernels[config.kernel["name"]] = build("kernel", config.kernel)
+    flow, edm = kernels["gaussian"], kernels["edm"]
+    own = build("kernel", load_run_config(pipeline, []).kernel)
+    assert flow.schedule.shift == own.schedule.shift
+    assert flow.prediction == "u"
+    # the mean of a volume is drowned at t = 1, as `doctor` asks
+    assert edm.schedule.variance_exploding
+    task = load_run_config(pipeline, [])
+    grid = task.data.preprocessing.shape
+    if pipeline.startswith("latent"):
+        grid = [n // (2 if pipeline == "latent_64" else 4) for n in grid]
+    else:
+        grid = build_task(task).lend(Model).space.grid(tuple(grid))
+    assert global_mean_snr(edm.schedule, math.prod(grid)) < 0.05

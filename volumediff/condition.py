@@ -26,6 +26,7 @@ class Condition:
         mixture: shares of all classes and of the null class, in place of the label; their
             embeddings are mixed
         scalars: standardised numbers such as age or spacing
+        guidance: weight of a guidance that the network has learnt, see `embedded`
         latent: random numbers that the network makes a sample with, in place of a mean
         reference: a state on which the network is conditioned through a bottleneck
         prepared: what the network's conditioner made of the image, volumes in nested tuples; None
@@ -38,6 +39,7 @@ class Condition:
     label: Int[Tensor, "b"] | None = None
     mixture: Float[Tensor, "b l"] | None = None
     scalars: Float[Tensor, "b n"] | None = None
+    guidance: Float[Tensor, "b"] | None = None
     latent: Float[Tensor, "b n"] | None = None
     coordinates: Float[Tensor, "b 3 d h w"] | None = None
     reference: Float[Tensor, "b _ _ _ _"] | None = None

@@ -25,12 +25,14 @@ from volumediff.kernels._base import UNCONDITIONAL, Kernel, Prediction
 from volumediff.losses._base import LossContext, LossTerm
 from volumediff.networks._base import Network
 from volumediff.noise import GaussianNoise, Noise
+from volumediff.randomness import uniform
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.healthy import Healthy
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 from volumediff.times._base import TimeDensity
 from volumediff.times.uniform import Uniform
+from volumediff.transfer import sent
 
 __all__ = [
     "LOSS",
@@ -169,6 +171,8 @@ class Model(nn.Module):
         sides: networks of the terms, by their place in `losses`
         prior: gives the law that labels end in, per voxel
         walk: the sampler that the network was distilled for, of a student; None for any
+        guided: least and largest weight of the guidance that the network is told; None for a
+            network that is told none. It is told 1, which is none, where a condition says nothing
     """
 
     diffuses: ClassVar[bool] = True
@@ -204,6 +208,13 @@ class Model(nn.Module):
         self.noise_field = noise_field
         self.recipe = recipe
         self.walk = walk
+        self.guided: tuple[float, float] | None = None
+
+    def take_guidance(self, low: float, high: float) -> None:
+        """Makes the model one that is told the weight of a guidance, and may be told all of an
+        interval."""
+        self.network.take_guidance()
+        self.guided = (low, high)
 
     @property
     def device(self) -> torch.device:
@@ -342,8 +353,8 @@ class Model(nn.Module):
         return condition.replace(reference=z) if self.recipe.reference else condition
 
     def with_network(self, network: Network) -> "Model":
-        """The same model with another network."""
-        return Model(
+        """The same model with another network, which need not be told a guidance."""
+        other = Model(
             self.space,
             self.kernel,
             network,
@@ -354,6 +365,8 @@ class Model(nn.Module):
             transform=self.transform,
             walk=self.walk,
         )
+        other.guided = None if network.guidance is None else self.guided
+        return other
 
     def corrupted(self, batch: Batch) -> NoisyBatch:
         """What the network is shown of a batch: everything follows from the keys."""
@@ -362,6 +375,10 @@ class Model(nn.Module):
         # Codecs without weights of their own to train leave nothing for the backward pass.
         condition = self.told(batch.condition, batch.images, batch.mask)
         condition = self.referred(condition, z_0)
+        if self.guided is not None:
+            drawn = [uniform(key, "guidance") for key in batch.keys]
+            weight = torch.lerp(*torch.tensor(self.guided), torch.tensor(drawn))
+            condition = condition.replace(guidance=sent(weight, z_0.device))
         if any(term.prepared for term in self.losses):
             condition = self.prepared(condition)
         t = self.time_density.draw(batch.keys, self.kernel.schedule, device=z_0.device)
@@ -462,6 +479,8 @@ class Model(nn.Module):
         self, z_t: State, t: Float[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "_ o d2 h2 w2"]:
         """The network where it computes."""
+        if self.guided is not None and condition.guidance is None:
+            condition = condition.replace(guidance=z_t.new_ones(len(z_t)))
         place = condition.coordinates
         if place is None and self.network.coordinates:
             place = full_coordinates(z_t).expand(len(z_t), -1, -1, -1, -1)

@@ -47,6 +47,7 @@ def localize_files(
     limits: bool = LocalizeOptions.limits,
     conditions: Mapping[str, str | float] | None = None,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
+    fill: Place | None = LocalizeOptions.fill,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -63,6 +64,7 @@ def localize_files(
         saliency: a map, or a folder with <case>_saliency.nii.gz
         conditions: attributes of all cases, such as age, in place of those in their tables;
             `estimate` looks for the likeliest value
+        fill: translation run that draws channels which a case lacks
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         others: as for `Run.localize`
@@ -88,6 +90,7 @@ def localize_files(
         force=force,
         limits=limits,
         conditions=conditions,
+        fill=fill,
     )
     return localize(
         run.trained,
@@ -113,6 +116,7 @@ def segment_files(
     layout: "Spec" = SegmentOptions.layout,
     seed: int = SegmentOptions.seed,
     write_samples: bool = SegmentOptions.write_samples,
+    fill: Place | None = SegmentOptions.fill,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -126,6 +130,7 @@ def segment_files(
         output: folder of the results
         write_samples: whether the label map of every sample is written
         conditions: as for `localize_files`
+        fill: translation run that draws channels which a case lacks
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         report: receives what happens before the first case
@@ -146,6 +151,7 @@ def segment_files(
         seed=seed,
         write_samples=write_samples,
         conditions=conditions,
+        fill=fill,
     )
     return segment(
         run.trained,

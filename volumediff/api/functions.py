@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from volumediff.data.check import CheckLine
     from volumediff.data.survey import Spec
     from volumediff.evaluation.evaluate import EvaluationResult
+    from volumediff.evaluation.translation_case import Segments
     from volumediff.outputs.batch import Summary
     from volumediff.planning.planner import Plan
     from volumediff.settings.run_config import RunConfig
@@ -308,18 +309,21 @@ def evaluate(
     tolerance_mm: float | None = None,
     absent: str = "skip",
     missed: str = "worst",
+    segment_with: Place | None = None,
     replicates: int = 1000,
     seed: int = 0,
     allow_seen: bool = False,
     same_names: bool = False,
     report: Report = silent,
 ) -> "list[EvaluationResult]":
-    """Compares maps or segmentations of one or more methods with the truth.
+    """Compares maps, segmentations or translations of one or more methods with the truth.
 
     Arguments:
-        results: folders of maps, of segmentations or of both, one per method, or label maps of
-            other programs, named after the cases; the first is the method in question
-        truth: data set with masks or boxes; segmentations need label maps
+        results: folders of maps, of segmentations, of both, or of translations, one per method, or
+            label maps of other programs, named after the cases; the first is the method in
+            question
+        truth: data set with masks or boxes; segmentations need label maps, translations the
+            measured channels
         output: folder for evaluation.json and the curves; None writes nothing
         html: whether report.html is written there too
         by: attribute of the cases that makes groups, a column of participants.tsv
@@ -332,6 +336,8 @@ def evaluate(
             `one` counts it as perfect
         missed: distances of a label that only one of them has: `worst` is the diagonal of the
             volume, `skip` leaves them out
+        segment_with: segmentation run whose lesions in translated and in measured channels are
+            compared; for translations
         replicates: number of bootstrap replicates
         seed: random seed of the bootstrap
         allow_seen: whether to go on although a model has seen volumes before; the measurements are
@@ -348,12 +354,13 @@ def evaluate(
     """
     from volumediff.api.reading import read_policy
     from volumediff.evaluation.evaluate import evaluate as compare
-    from volumediff.evaluation.evaluate import localizations, segmentations
+    from volumediff.evaluation.evaluate import localizations, segmentations, translations
     from volumediff.evaluation.segmentation_case import SegmentationRules
     from volumediff.evaluation.to_json import (
         segmentation_details,
         segmentation_values,
         to_json,
+        translation_values,
     )
     from volumediff.evaluation.truths import recorded_policy
     from volumediff.metrics.label_agreement import AbsentLabels
@@ -384,6 +391,7 @@ def evaluate(
         allow_seen=allow_seen,
         same_names=same_names,
         rules=rules,
+        segments=_segments(segment_with),
         report=report,
     )
     if output is None or not is_main():
@@ -398,9 +406,22 @@ def evaluate(
     if labelled:
         content["segmentation"] = segmentation_values(labelled)
         content["segmentation_details"] = segmentation_details(labelled)
+    if drawn := translations(found):
+        content["translation"] = translation_values(drawn)
     write_json(target / "evaluation.json", content)
     pictures = write_curves(target, maps) + write_label_curves(target, labelled)
     if html:
         page = target / "report.html"
         report_of(page, found, truth, by=by, layout=spec, policy=policy, pictures=pictures)
     return found
+
+
+def _segments(run: Place | None) -> "Segments | None":
+    """The label maps of a segmentation run as a function of named channels."""
+    if run is None:
+        return None
+    from volumediff.inference.segment_channels import segments_channels
+    from volumediff.runs.model_file import resolve
+    from volumediff.runs.trained import load_trained
+
+    return segments_channels(load_trained(resolve(run)))

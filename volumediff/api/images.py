@@ -23,6 +23,7 @@ from volumediff.inference.localize_case import REGION, SALIENCY
 from volumediff.runs.inputs import Examination, examination_of, find_inputs
 
 if TYPE_CHECKING:
+    from volumediff.inference.fill import Filling
     from volumediff.runs.trained import Trained
 
 __all__ = ["examined", "volume_of"]
@@ -51,6 +52,7 @@ def examined(
     *,
     channels: Sequence[str] | None = None,
     of: Sequence[int] | None = None,
+    fills: "Filling | None" = None,
     attributes: Mapping[str, str | float] | None = None,
     region: Any = None,
     saliency: Any = None,
@@ -63,6 +65,7 @@ def examined(
         image: see `KINDS`
         channels: names of the images; None takes those of the run
         of: numbers of the run's channels that the images are; None for all
+        fills: draws channels that the images lack: then those that it needs will do
         attributes: age and the like, in place of what lies beside a file
         region: mask of what is to be redrawn, one image
         saliency: map in place of the method's first pass, one image
@@ -73,9 +76,12 @@ def examined(
         DataError: a file or image is refused
     """
     policy = trained.preprocessing.policy
-    names = trained.image_names(channels, of=of)
+    if fills is None:
+        names = trained.image_names(channels, of=of)
+    else:
+        names = _given_names(image, channels, fills)
     if isinstance(image, str | Path):
-        found = _case(Path(image), names, policy, layout)
+        found = _case(Path(image), names, policy, layout, fills)
     else:
         found = _in_memory(image, names, policy)
     more: dict[str, Any] = {} if attributes is None else {"attributes": dict(attributes)}
@@ -99,10 +105,31 @@ def volume_of(image: Any, *, kind: Kind = "image", policy: ReadPolicy | None = N
     return _given(image, kind, policy or ReadPolicy()).volume
 
 
+def _given_names(image: Any, channels: Sequence[str] | None, fills: "Filling") -> tuple[str, ...]:
+    """Names of images that may lack what is filled in: as said, or by their number."""
+    if channels is not None:
+        if tuple(channels) not in (fills.names, fills.needed):
+            raise UsageError(
+                f"channels {','.join(channels)}: expected {','.join(fills.names)}, or "
+                f"{','.join(fills.needed)}, of which the others are drawn."
+            )
+        return tuple(channels)
+    several = isinstance(image, list | tuple) and not _is_pair(image)
+    count = len(image) if several else 1
+    return fills.needed if count != len(fills.names) else fills.names
+
+
 def _case(
-    path: Path, names: Sequence[str] | None, policy: ReadPolicy, layout: Spec
+    path: Path,
+    names: Sequence[str] | None,
+    policy: ReadPolicy,
+    layout: Spec,
+    fills: "Filling | None",
 ) -> Examination:
-    cases, problems = find_inputs(path, channels=names, layout=layout)
+    if fills is None:
+        cases, problems = find_inputs(path, channels=names, layout=layout)
+    else:
+        cases, problems = fills.find(path, layout=layout)
     if len(cases) + len(problems) > 1:
         every = ", ".join([*(case.id for case in cases[:3]), "..."])
         raise UsageError(

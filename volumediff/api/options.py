@@ -35,6 +35,7 @@ def localize_options(
     force: bool,
     limits: bool,
     conditions: Mapping[str, str | float] | None = None,
+    fill: Place | None,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -50,6 +51,7 @@ def localize_options(
         force=force,
         limits=limits,
         conditions=dict(conditions or {}),
+        fill=None if fill is None else Path(fill),
     )
 
 
@@ -63,6 +65,7 @@ def segment_options(
     seed: int,
     write_samples: bool = False,
     conditions: Mapping[str, str | float] | None = None,
+    fill: Place | None = None,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
@@ -74,6 +77,7 @@ def segment_options(
         seed=seed,
         write_samples=write_samples,
         conditions=dict(conditions or {}),
+        fill=None if fill is None else Path(fill),
     )
 
 

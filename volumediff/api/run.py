@@ -173,6 +173,7 @@ class Run:
         saliency: Any = None,
         site: Place | None = LocalizeOptions.site,
         attributes: Mapping[str, str | float] | None = None,
+        fill: Place | None = LocalizeOptions.fill,
         seed: int = LocalizeOptions.seed,
         trace: bool = LocalizeOptions.trace,
         force: bool = LocalizeOptions.force,
@@ -204,6 +205,9 @@ class Run:
             site: healthy volumes of the site that the image is of; its thresholds are used
             attributes: age and the like, for runs that are conditioned on them; `estimate` in
                 place of a number looks for the likeliest one
+            fill: translation run that draws channels which the image lacks; given as a path, the
+                channels that there are, or else a list of those that the run and the translation
+                need
             seed: random seed
             trace: whether masks and maps of the components are kept
             force: whether an image is taken that the run was plainly not trained for
@@ -235,6 +239,7 @@ class Run:
             trace=trace,
             force=force,
             limits=limits,
+            fill=fill,
         )
         chosen = choose(
             self.trained,
@@ -243,16 +248,18 @@ class Run:
             saliency=saliency is not None,
             announce=report,
         )
+        work = settle(chosen, announce=report)
         examination = examined(
             self.trained,
             image,
             channels=channels,
+            fills=work.fills,
             attributes=attributes,
             layout=layout,
             region=region,
             saliency=saliency,
         )
-        return LocalizationResult(settle(chosen, announce=report)(examination))
+        return LocalizationResult(work(examination))
 
     def segment(
         self,
@@ -263,6 +270,7 @@ class Run:
         channels: Sequence[str] | None = SegmentOptions.channels,
         layout: "Spec" = SegmentOptions.layout,
         attributes: Mapping[str, str | float] | None = None,
+        fill: Place | None = SegmentOptions.fill,
         seed: int = SegmentOptions.seed,
         **components: Any,
     ) -> "SegmentationResult":
@@ -277,6 +285,9 @@ class Run:
             layout: of a folder of data; `auto` decides by the files that are there
             attributes: age and the like, for runs that are conditioned on them; `estimate` in
                 place of a number looks for the likeliest one
+            fill: translation run that draws channels which the image lacks; given as a path, the
+                channels that there are, or else a list of those that the run and the translation
+                need
             seed: random seed
             components: of the method, such as `samples=10`
 
@@ -289,11 +300,16 @@ class Run:
         from volumediff.inference.segment import segmenting
 
         options = segment_options(
-            method, overrides, components, channels=channels, layout=layout, seed=seed
+            method, overrides, components, channels=channels, layout=layout, seed=seed, fill=fill
         )
         work = segmenting(self.trained, options)
         examination = examined(
-            self.trained, image, channels=channels, attributes=attributes, layout=layout
+            self.trained,
+            image,
+            channels=channels,
+            fills=work.fills,
+            attributes=attributes,
+            layout=layout,
         )
         return SegmentationResult(work(examination))
 

@@ -227,7 +227,7 @@ def _backends() -> list[Check]:
 
 def _global_mean(name: str, overrides: Sequence[str]) -> list[Check]:
     """Whether the mean of a volume is hidden at t = 1: SNR n alpha_1^2 / sigma_1^2 of n voxels."""
-    from math import prod
+    from math import ceil, prod
 
     from volumediff.model import Model
     from volumediff.schedules._base import global_mean_snr
@@ -245,12 +245,18 @@ def _global_mean(name: str, overrides: Sequence[str]) -> list[Check]:
         text = "unknown: set data.preprocessing.shape"
         return [Check("note", "global mean", text)]
     voxels = prod(model.space.grid(shape))
-    snr = global_mean_snr(model.kernel.schedule, voxels)
+    schedule = model.kernel.schedule
+    snr = global_mean_snr(schedule, voxels)
     # close to n times alpha_bar_T where that is small
     text = f"SNR of the mean of {voxels} state voxels at t = 1, n ᾱ_T / (1 - ᾱ_T), is {snr:.3g}"
     if snr > VISIBLE:
+        remedy = (
+            f"kernel.schedule.sigma_max={ceil((voxels / VISIBLE) ** 0.5)} or more"
+            if schedule.variance_exploding
+            else "kernel.schedule.zero_terminal_snr=true with prediction v, or a larger shift"
+        )
         text += (
             f": sampling keeps {(1 + snr) ** -0.5:.0%} of the spread of overall brightness; use "
-            "kernel.schedule.zero_terminal_snr=true with prediction v, or a larger shift"
+            f"{remedy}"
         )
     return [Check("problem" if snr > VISIBLE else "ok", "global mean", text)]

@@ -30,6 +30,7 @@ __all__ = [
     "DataRoot",
     "Device",
     "Domain",
+    "Fill",
     "HubModel",
     "Json",
     "LayoutOption",
@@ -111,6 +112,14 @@ Device = Annotated[
     str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1 and so on.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+Fill = Annotated[
+    Path | None,
+    typer.Option(
+        "--fill",
+        metavar="RUN",
+        help="Translation run that draws channels which a case lacks; results say so.",
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace results that were made with other settings.")
 ]

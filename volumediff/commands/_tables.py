@@ -24,6 +24,12 @@ from volumediff.evaluation.summary import (
     without_seen,
 )
 from volumediff.evaluation.table_line import Line
+from volumediff.evaluation.translation import TranslationEvaluation
+from volumediff.evaluation.translation_summary import (
+    translation_case_lines,
+    translation_notes,
+    translation_tables,
+)
 from volumediff.metrics.bootstrap import Interval
 from volumediff.planning.overhead import OVERHEAD
 
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
-__all__ = ["checks", "measures", "policies", "profiled", "segmented"]
+__all__ = ["checks", "measures", "policies", "profiled", "segmented", "translated"]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
@@ -76,6 +82,23 @@ def segmented(results: Sequence[SegmentationEvaluation]) -> None:
     if clean := [r.without_seen for r in results if r.without_seen is not None]:
         console.print("\nWithout the volumes that were seen before:")
         segmented(clean)
+
+
+def translated(results: Sequence[TranslationEvaluation]) -> None:
+    """One row per channel and metric, one column per method; then case by case.
+
+    Below, the same rows as differences to the first method.
+    """
+    console = terminal(NARROW)
+    methods = [r.method for r in results]
+    for title, lines in translation_tables(results):
+        _lines(console, methods, lines, title)
+    _lines(console, methods, translation_case_lines(results), "Case by case")
+    for line in translation_notes(results):
+        console.print(line)
+    if clean := [r.without_seen for r in results if r.without_seen is not None]:
+        console.print("\nWithout the cases that were seen before:")
+        translated(clean)
 
 
 def _lines(console: Console, methods: Sequence[str], lines: Sequence[Line], title: str) -> None:

@@ -1,4 +1,4 @@
-"""`volumediff evaluate`: maps and segmentations against truth."""
+"""`volumediff evaluate`: maps, segmentations and translations against truth."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -32,7 +32,13 @@ def evaluate(
         list[Path],
         typer.Argument(metavar="OUT", help="Folders of results, one for each method."),
     ],
-    truth: Annotated[Path, typer.Option("--truth", help="Data set with masks or boxes.")],
+    truth: Annotated[
+        Path,
+        typer.Option(
+            "--truth",
+            help="Data set with masks or boxes; for translations, with the measured channels.",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Output folder; the first OUT if none is given."),
@@ -76,6 +82,14 @@ def evaluate(
             "volume, or leave them out.",
         ),
     ] = MissedChoice.worst,
+    segment_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--segment-with",
+            metavar="RUN",
+            help="Segmentation run; compares its lesions in translated and in measured channels.",
+        ),
+    ] = WORK["segment_with"],
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html into the output folder.")
     ] = WORK["html"],
@@ -100,12 +114,12 @@ def evaluate(
     ] = WORK["same_names"],
     strict: Strict = False,
 ) -> None:
-    """Compare maps or segmentations with the truth; the first is the method in question.
+    """Compare maps, segmentations or translations with the truth, the first with the others.
 
     volumediff evaluate out/thor out/scan --truth DATA --report
     """
-    from volumediff.commands._tables import measures, segmented
-    from volumediff.evaluation.evaluate import localizations, segmentations
+    from volumediff.commands._tables import measures, segmented, translated
+    from volumediff.evaluation.evaluate import localizations, segmentations, translations
     from volumediff.evaluation.summary import verdicts, without_seen
 
     retain_heap()
@@ -123,6 +137,7 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         absent=absent.value,
         missed=missed.value,
+        segment_with=segment_with,
         replicates=replicates,
         seed=seed,
         allow_seen=allow_seen,
@@ -138,6 +153,8 @@ def evaluate(
         out_line(f"without the volumes that were seen before: {line}")
     if found := segmentations(results):
         segmented(found)
+    if found := translations(results):
+        translated(found)
     if report:
         out_line(f"wrote {target / 'report.html'}")
 

@@ -22,8 +22,8 @@ def import_(
         typer.Argument(
             metavar="PATH",
             help="Checkpoint of the other tool, the folder that the tool publishes, with the "
-            "settings beside the weights, or hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face "
-            "Hub.",
+            "settings beside the weights, or hf:OWNER/NAME on the Hugging Face Hub, which "
+            "@REVISION and /FILE may follow.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new run.")],

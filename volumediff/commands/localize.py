@@ -15,6 +15,7 @@ from volumediff.commands._options import (
     DataRoot,
     Device,
     Domain,
+    Fill,
     LayoutOption,
     Memory,
     ModelOption,
@@ -110,6 +111,7 @@ def localize(
         ),
     ] = WORK["limits"],
     condition: ConditionWords = None,
+    fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -143,6 +145,7 @@ def localize(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        fill=fill,
         trace=trace,
         force=force,
         limits=limits,

@@ -13,6 +13,7 @@ from volumediff.commands._options import (
     DataRoot,
     Device,
     Domain,
+    Fill,
     LayoutOption,
     Memory,
     OutFolder,
@@ -67,6 +68,7 @@ def segment(
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
     condition: ConditionWords = None,
+    fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -94,6 +96,7 @@ def segment(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        fill=fill,
         write_samples=write_samples,
         conditions=conditions_of(condition),
         overwrite=overwrite,

@@ -89,8 +89,8 @@ def walk_problem(sampler: Stepper, walk: Distilled | None) -> str | None:
     if walk is None or walk.admits(sampler):
         return None
     return (
-        f"sampler: expected student for a run that was distilled for the steps of {walk}, got "
-        f"{sampler}, whose steps it was not trained for; use sampler=student."
+        "sampler: expected student for a run that was distilled to few steps of its own, got "
+        f"{name_of(type(sampler))}, whose steps it was not trained for; use sampler=student."
     )
 
 

@@ -50,6 +50,10 @@ class Guide(Protocol):
     def needs_classes(self) -> bool:
         """Whether it is about class labels."""
 
+    @property
+    def told_weight(self) -> float | None:
+        """The weight that the network itself is told; None for none."""
+
 
 def label_model_problem(model: object) -> str | None:
     """Why label maps cannot be drawn from a model."""
@@ -217,7 +221,20 @@ def mean_problem(model: Model) -> str | None:
 
 
 def guidance_problem(model: Model, guidance: Guide | None) -> str | None:
-    """Why a model has not the classes that a guidance is about."""
+    """Why a model has not the classes that a guidance is about, or is not told its weight."""
+    weight = None if guidance is None else guidance.told_weight
+    if weight is not None and model.guided is None:
+        return (
+            f"guidance {name_of(type(guidance))}: expected a run that is told the weight, got one "
+            "that is not; distil one with volumediff train guided teacher=RUN, or use "
+            "guidance=classifier_free."
+        )
+    if weight is not None and not model.guided[0] <= weight <= model.guided[1]:
+        low, high = model.guided
+        return (
+            f"guidance {name_of(type(guidance))}: expected a weight from {low:g} to {high:g}, "
+            f"which the run was distilled for, got {weight:g}; use one of these."
+        )
     if guidance is None or not guidance.needs_classes or model.recipe.compares:
         return None
     return (

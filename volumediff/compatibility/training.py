@@ -23,6 +23,7 @@ __all__ = [
     "comparison_problem",
     "distillation_problem",
     "gan_problem",
+    "guided_problem",
     "kept_problem",
     "prior_problem",
     "probe_problem",
@@ -311,6 +312,17 @@ def distillation_problem(teacher: Model) -> str | None:
             "no use for, got one with them; use a run of a method without, such as segdiff."
         )
     return None
+
+
+def guided_problem(recipe: Recipe) -> str | None:
+    """Why a model of a recipe is not guided by classes."""
+    if recipe.classes and recipe.drop > 0:
+        return None
+    return (
+        "recipe: expected class_conditional with drop above 0 for a guided student, whose teacher "
+        f"predicts with and without the class, got {name_of(type(recipe))}"
+        f"{' with drop 0' if recipe.classes else ''}; use another teacher."
+    )
 
 
 def gan_problem(model: Model) -> str | None:

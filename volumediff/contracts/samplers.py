@@ -14,18 +14,26 @@ from volumediff.contracts.closed_form import gaussian, gaussian_ends
 from volumediff.contracts.requirements import built, equal, require, takes
 from volumediff.kernels._base import Kernel, Prediction
 from volumediff.kernels.discrete import Discrete
+from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.randomness import normal
 from volumediff.samplers._base import Context, InvertibleSampler, Sampler
 from volumediff.samplers.spans import Spans
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.linear import LinearSchedule
+from volumediff.schedules.rectified import Rectified
 
 __all__ = ["check_sampler"]
 
 MEAN, STD = 0.3, 0.5
-KERNELS = (Gaussian(LinearSchedule(zero_terminal_snr=True)), Gaussian(Cosine()))
+KERNELS = (
+    Gaussian(LinearSchedule(zero_terminal_snr=True)),
+    Gaussian(Cosine()),
+    Gaussian(Rectified(), "u"),
+    EDM(Exploding()),
+)
 BITS = Discrete(Cosine(zero_terminal_snr=True))
 SHARE = 0.2  # of bits that are 1
 
@@ -115,8 +123,8 @@ def _draw(dtype: torch.dtype = torch.float64) -> Tensor:
     return normal((3, 2, 3, 2, 4), "contracts", "z", dtype=dtype)
 
 
-def _law(sampler: Sampler, kernel: Gaussian) -> None:
-    out = _run(sampler, kernel, _quantiles(3000))
+def _law(sampler: Sampler, kernel: Kernel) -> None:
+    out = _run(sampler, kernel, kernel.prior(_quantiles(3000)))
     mean, std = float(out.mean()), float(out.std())
     require(
         abs(mean - MEAN) < 0.03 and abs(std / STD - 1) < 0.08,
@@ -125,14 +133,14 @@ def _law(sampler: Sampler, kernel: Gaussian) -> None:
     )
 
 
-def _few(sampler: Sampler, kernel: Gaussian) -> None:
-    z = _draw(torch.float32)
+def _few(sampler: Sampler, kernel: Kernel) -> None:
+    z = kernel.prior(_draw(torch.float32))
     out = _run(sampler, kernel, z)
     require(out.shape == z.shape and out.dtype == z.dtype, "States change their shape or dtype.")
     require(out.isfinite().all() and out.abs().max() < 10, "Few steps give values out of bounds.")
 
 
-def _times(sampler: Sampler, kernel: Gaussian) -> None:
+def _times(sampler: Sampler, kernel: Kernel) -> None:
     for start in (1.0, 0.25):
         times = sampler.times(kernel.schedule, start)
         ends = (float(times[0]), float(times[-1]))
@@ -143,7 +151,7 @@ def _times(sampler: Sampler, kernel: Gaussian) -> None:
         require(bool((times.diff() < 0).all()), "Times do not descend.")
 
 
-def _hooks(sampler: Sampler, kernel: Gaussian) -> None:
+def _hooks(sampler: Sampler, kernel: Kernel) -> None:
     seen: list[int] = []
 
     def watch(context: Context) -> tuple[Tensor, Tensor]:
@@ -165,7 +173,7 @@ def _hooks(sampler: Sampler, kernel: Gaussian) -> None:
     equal(end, torch.full_like(z, 0.7), "The clean state of a hook is not followed.", atol=1e-6)
 
 
-def _apart(sampler: Sampler, kernel: Gaussian) -> None:
+def _apart(sampler: Sampler, kernel: Kernel) -> None:
     z = _draw()
     whole = _run(sampler, kernel, z)
     fields = {i: normal(tuple(z.shape), "contracts", "step", i, dtype=z.dtype) for i in range(8)}
@@ -204,7 +212,7 @@ def _pairs(a: Prediction, b: Prediction) -> tuple[tuple[Tensor, Tensor], tuple[T
     return (a.eps, b.eps), (a.v, b.v)
 
 
-def _inverts(sampler: InvertibleSampler, kernel: Gaussian) -> None:
+def _inverts(sampler: InvertibleSampler, kernel: Kernel) -> None:
     times = sampler.times(kernel.schedule, 0.6)
     denoise = gaussian(kernel.schedule, MEAN, STD)
     z = MEAN + STD * _draw()

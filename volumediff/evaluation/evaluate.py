@@ -1,7 +1,8 @@
-"""Evaluation of folders of outputs: of maps, of segmentations, or of both.
+"""Evaluation of folders of outputs: of maps, of segmentations or of both, or of translations.
 
 What a folder holds says which metrics it has: `<case>_desc-anomaly_map` those of localization (see
-`localization`), `<case>_dseg` those of segmentation (see `segmentation`); label maps of other
+`localization`), `<case>_dseg` those of segmentation (see `segmentation`), and
+`<case>_desc-translated_<channel>` those of translation (see `translation`); label maps of other
 programs are named after the cases.
 """
 
@@ -15,13 +16,20 @@ from volumediff.evaluation.localization import MethodResult, evaluate_maps
 from volumediff.evaluation.output_folders import known_cases, maps_in, segmentations_in
 from volumediff.evaluation.segmentation import SegmentationEvaluation, evaluate_segmentations
 from volumediff.evaluation.segmentation_case import SegmentationRules
+from volumediff.evaluation.translation import (
+    TranslationEvaluation,
+    evaluate_translations,
+    measured_cases,
+)
+from volumediff.evaluation.translation_case import Segments
 from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import MAP
 from volumediff.outputs.segmentation_files import DSEG
+from volumediff.outputs.translation_files import translations_in
 
-__all__ = ["EvaluationResult", "evaluate", "localizations", "segmentations"]
+__all__ = ["EvaluationResult", "evaluate", "localizations", "segmentations", "translations"]
 
-EvaluationResult = MethodResult | SegmentationEvaluation
+EvaluationResult = MethodResult | SegmentationEvaluation | TranslationEvaluation
 
 
 def localizations(results: Sequence[EvaluationResult]) -> list[MethodResult]:
@@ -32,6 +40,11 @@ def localizations(results: Sequence[EvaluationResult]) -> list[MethodResult]:
 def segmentations(results: Sequence[EvaluationResult]) -> list[SegmentationEvaluation]:
     """The results of segmentations."""
     return [r for r in results if isinstance(r, SegmentationEvaluation)]
+
+
+def translations(results: Sequence[EvaluationResult]) -> list[TranslationEvaluation]:
+    """The results of translations."""
+    return [r for r in results if isinstance(r, TranslationEvaluation)]
 
 
 def evaluate(
@@ -46,14 +59,16 @@ def evaluate(
     allow_seen: bool = False,
     same_names: bool = False,
     rules: SegmentationRules = SegmentationRules(),  # noqa: B008 - frozen
+    segments: Segments | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[EvaluationResult]:
     """Compares folders of outputs, each of one method, with the truth, on the cases they share.
 
     Arguments:
-        folders: outputs of `localize` or `segment`, or label maps of another program
+        folders: outputs of `localize`, `segment` or `translate`, or label maps of another program
         truth: folder of cases with labels or boxes, in any layout, or of masks alone; an empty
-            mask is a healthy volume, no mask is no truth
+            mask is a healthy volume, no mask is no truth; for translations, the cases with the
+            channels that were translated
         by: attribute of the cases (a column of participants.tsv) that makes subgroups
         layout: of the truth
         policy: decisions on ambiguous files of the truth
@@ -63,6 +78,7 @@ def evaluate(
             the metrics without them, too
         same_names: equal names of patients are those of other people; equal files still count
         rules: how labels are compared
+        segments: gives labels of channels, for the Dice of lesions in translations
         report: receives a line for everything that is left out
 
     Returns:
@@ -81,14 +97,28 @@ def evaluate(
             raise UsageError(f"{folder}: expected a folder of results, nothing is there.")
         if not any(folder.glob("*.nii*")):
             raise _nothing_in(folder)
+    drawn = {folder: found for folder in places if (found := translations_in(folder))}
+    how = {"seed": seed, "replicates": replicates, "by": by, "report": report}
+    how |= {"allow_seen": allow_seen, "same_names": same_names}
+    if drawn:
+        if others := [folder for folder in places if folder not in drawn]:
+            raise UsageError(
+                f"{others[0]}: has no translations, and {next(iter(drawn))} has; evaluate them "
+                "apart."
+            )
+        cases = measured_cases(truth, layout)
+        return [*evaluate_translations(drawn, cases, policy=policy, segments=segments, **how)]
+    if segments is not None:
+        raise UsageError(
+            f"{places[0]}: expected translations for a segmentation of their lesions, got none; "
+            "leave the segmentation run out."
+        )
     maps = {folder: found for folder in places if (found := maps_in(folder))}
     truths = find_truths(truth, layout, policy)
     labels = {folder: found for folder in places if (found := segmentations_in(folder, truths))}
     for folder in places:
         if folder not in maps and folder not in labels:
             raise _nothing_in(folder)
-    how = {"seed": seed, "replicates": replicates, "by": by, "report": report}
-    how |= {"allow_seen": allow_seen, "same_names": same_names}
     results: list[EvaluationResult] = []
     if maps:
         known = known_cases(maps, truths, truth, by=by, report=report)
@@ -102,5 +132,5 @@ def evaluate(
 def _nothing_in(folder: Path) -> UsageError:
     return UsageError(
         f"{folder}: has no *_{MAP}.nii.gz and no *_{DSEG}.nii.gz; localize into this folder "
-        "first, or segment."
+        "first, or segment or translate."
     )

@@ -12,13 +12,14 @@ from volumediff.evaluation.localization import Curves, MethodResult
 from volumediff.evaluation.measure import Measured
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_case import SegmentedCase
+from volumediff.evaluation.translation import TranslationEvaluation
 from volumediff.metrics import boxes, calibration_error
 from volumediff.metrics.bootstrap import Interval
 from volumediff.metrics.lesions import SIZES_ML
 from volumediff.metrics.panoptic import panoptic
 from volumediff.metrics.subgroups import subgroup_auroc
 
-__all__ = ["segmentation_details", "segmentation_values", "to_json"]
+__all__ = ["segmentation_details", "segmentation_values", "to_json", "translation_values"]
 
 # Points of a curve in the JSON.
 POINTS = 200
@@ -208,3 +209,26 @@ def _bins(table: calibration_error.Reliability) -> dict[str, list[int] | list[fl
         "predicted": (table.predicted / np.maximum(table.voxels, 1)).tolist(),
         "lesions": (table.lesions / np.maximum(table.voxels, 1)).tolist(),
     }
+
+
+def translation_values(results: Sequence[TranslationEvaluation]) -> dict[str, Any]:
+    """method -> values with their intervals by channel, what is about all channels under `case`,
+    and the values of every case."""
+
+    def plain(table: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+        return {
+            channel or "case": {name: asdict(value) for name, value in metrics.items()}
+            for channel, metrics in table.items()
+        }
+
+    def one(r: TranslationEvaluation) -> dict[str, Any]:
+        return {
+            "folder": str(r.folder),
+            "channels": plain(r.channels),
+            "groups": {group: asdict(value) for group, value in r.groups.items()},
+            "differences": {other: plain(found) for other, found in r.differences.items()},
+            "cases": [asdict(case) for case in r.cases],
+            "without_seen": None if r.without_seen is None else one(r.without_seen),
+        }
+
+    return {r.method: one(r) for r in results}

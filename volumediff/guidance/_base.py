@@ -18,6 +18,11 @@ class Guidance(Component, ABC):
         """The guided denoiser."""
 
     @property
+    def told_weight(self) -> float | None:
+        """The weight that the network itself is told; None for none."""
+        return None
+
+    @property
     def needs_classes(self) -> bool:
         """Whether the guidance, or a term of it, is about class labels."""
         names = {f.name for f in fields(self)}

@@ -29,6 +29,7 @@ from volumediff.inference.codec_limits import CodecLimits, codec_limits
 from volumediff.inference.conditions import settled
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
+from volumediff.inference.fill import Filling, filled_warnings
 from volumediff.inference.input_guard import (
     crop_objection,
     ct_objection,
@@ -72,6 +73,7 @@ class Localizing:
         seen: what the weights have seen
         site: whose volumes these are
         preparation: of the run's volumes, which raw scans get first; None takes all as they are
+        fills: draws channels that an examination lacks
     """
 
     trained: Trained
@@ -81,6 +83,7 @@ class Localizing:
     seen: Seen
     site: Site | None
     preparation: RunPreparation | None = None
+    fills: Filling | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -101,6 +104,7 @@ class Localizing:
             "conditions": dict(self.options.conditions),
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),
+            **({} if self.fills is None else {"fill": self.fills.settings}),
         }
 
     @cached_property
@@ -126,6 +130,8 @@ class Localizing:
             DataError: other channels than the model's, an empty volume, a region or map that
                 does not belong to it, or an input that `input_guard` refuses
         """
+        if self.fills is not None:
+            examination = self.fills(examination)
         force, channels = self.options.force, self.trained.config.data.channels
         forced = permitted(ct_objection(examination.images, channels), force=force)
         scan = prepared_scan(examination, self.preparation)
@@ -156,8 +162,10 @@ class Localizing:
                 "forced": forced,
                 **conditions.facts(),
                 "autoencoder": None if limits is None else limits.facts(),
+                "filled": dict(examination.filled),
                 "warnings": [
                     *conditions.warnings,
+                    *filled_warnings(examination.filled),
                     *likeness_warnings(alike),
                     *flood_warnings(found, seen_by_model.foreground, self.calibration),
                     *([] if limits is None else limits.warnings),

@@ -12,6 +12,7 @@ from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
 from volumediff.inference.conditions import check_names
 from volumediff.inference.external_maps import saliency_maps
+from volumediff.inference.fill import filling
 from volumediff.inference.localize_case import REGION, SALIENCY, Localizing
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.user_regions import check_region, find_regions, missing_reasons
@@ -19,6 +20,7 @@ from volumediff.outputs.batch import Result, Summary, process
 from volumediff.runs.inputs import examination_of, find_inputs
 from volumediff.runs.preparation import preparation_of
 from volumediff.runs.trained import Trained
+from volumediff.samples.seen_record import seen_by
 from volumediff.storage.digests import sha256_of_file
 
 __all__ = ["Chosen", "choose", "localize", "settle"]
@@ -102,12 +104,18 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         )
         for line in drift.lines():
             announce(line)
+    seen = seen_with(trained, row, site=place, saliency=chosen.saliency)
+    fills = None if options.fill is None else filling(trained, options.fill)
+    if fills is not None:
+        seen = seen | seen_by(fills.work.trained.run)
+        announce(f"cases without {', '.join(fills.drawn)} get it from {', '.join(fills.sources)}")
     return Localizing(
         trained=trained,
         row=row,
         options=options,
         calibration=calibration,
-        seen=seen_with(trained, row, site=place, saliency=chosen.saliency),
+        seen=seen,
+        fills=fills,
         site=place,
         preparation=preparation_of(trained),
     )
@@ -150,10 +158,13 @@ def localize(
         saliency=saliency is not None,
         announce=announce,
     )
-    names = trained.image_names(options.channels)
-    cases, problems = find_inputs(
-        source, channels=names, layout=options.layout, patients=trained.config.data.patients
-    )
+    work = settle(chosen, announce=announce)
+    where = {"layout": options.layout, "patients": trained.config.data.patients}
+    if work.fills is None:
+        names = trained.image_names(options.channels)
+        cases, problems = find_inputs(source, channels=names, **where)
+    else:
+        cases, problems = work.fills.find(source, **where)
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)
@@ -162,7 +173,6 @@ def localize(
     maps = {}
     if saliency is not None:
         maps = saliency_maps(Path(saliency), [case.id for case in cases])
-    work = settle(chosen, announce=announce)
     shown = {name: sha256_of_file(path) for name, path in maps.items()}
     policy = trained.preprocessing.policy
 

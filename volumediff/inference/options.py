@@ -30,6 +30,7 @@ class LocalizeOptions:
             keeps; takes two passes through the autoencoder per case
         conditions: attributes such as age, for runs that are conditioned on some, in place of
             those of the cases; `estimate` looks for the likeliest value
+        fill: translation run that draws channels which a case lacks
     """
 
     method: str = "scan"
@@ -44,6 +45,7 @@ class LocalizeOptions:
     force: bool = False
     limits: bool = True
     conditions: Mapping[str, str | float] = field(default_factory=dict)
+    fill: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SegmentOptions:
         seed: random seed
         write_samples: whether the label map of every sample is written
         conditions: as for localization
+        fill: translation run that draws channels which a case lacks
     """
 
     method: str | None = None
@@ -68,6 +71,7 @@ class SegmentOptions:
     seed: int = 0
     write_samples: bool = False
     conditions: Mapping[str, str | float] = field(default_factory=dict)
+    fill: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
 from volumediff.inference.conditions import check_names, settled
 from volumediff.inference.cost import Cost, counted
+from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
@@ -157,6 +158,7 @@ class Segmenting:
         segmenter: the method
         options: of the call
         others: runs beside it, of an ensemble
+        fills: draws channels that an examination lacks
     """
 
     trained: Trained
@@ -164,6 +166,7 @@ class Segmenting:
     segmenter: Segmenter
     options: SegmentOptions
     others: tuple[Trained, ...] = ()
+    fills: Filling | None = None
 
     @cached_property
     def preparation(self) -> RunPreparation | None:
@@ -182,6 +185,7 @@ class Segmenting:
             "samples": self.options.write_samples,
             "conditions": dict(self.options.conditions),
             "version": volumediff.__version__,
+            **({} if self.fills is None else {"fill": self.fills.settings}),
         }
 
     def __call__(self, examination: Examination) -> Segmented:
@@ -190,6 +194,8 @@ class Segmenting:
         Raises:
             DataError: other channels than the model's, or an empty volume
         """
+        if self.fills is not None:
+            examination = self.fills(examination)
         trained, digests = self.trained, examination.digests
         brain = stripped(examination.images) if strips(self.preparation) else None
         ready = prepared(trained, list((brain or examination.images).values()))
@@ -228,11 +234,16 @@ class Segmenting:
             **trained.task.facts,
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
+            "filled": dict(examination.filled),
+            "warnings": filled_warnings(examination.filled),
             "members": [provenance(other) for other in self.others],
             **provenance(trained),
         }
         grid = InputGrid(trained.preprocessing, ready.record)
-        seen = reduce(or_, (seen_by(each.run) for each in (trained, *self.others)))
+        runs = [trained, *self.others]
+        if examination.filled and self.fills is not None:
+            runs.append(self.fills.work.trained)
+        seen = reduce(or_, (seen_by(each.run) for each in runs))
         return Segmented(examination, found, grid, ready.spacing_mm, facts, cost, seen)
 
 
@@ -263,7 +274,10 @@ def segmenting(
         raise UsageError(f"method '{method}': {reason}") from None
     segmenter, others = with_members(trained, segmenter)
     segmenter = fitted(trained, segmenter, seed=options.seed, report=announce)
-    return Segmenting(trained, method, segmenter, options, others)
+    fills = None if options.fill is None else filling(trained, options.fill)
+    if fills is not None:
+        announce(f"cases without {', '.join(fills.drawn)} get it from {', '.join(fills.sources)}")
+    return Segmenting(trained, method, segmenter, options, others, fills)
 
 
 def segment(
@@ -292,10 +306,12 @@ def segment(
         DataError: a source has no cases, or the disk is full
     """
     work = segmenting(trained, options, announce=announce)
-    names = trained.image_names(options.channels)
-    cases, problems = find_inputs(
-        source, channels=names, layout=options.layout, patients=trained.config.data.patients
-    )
+    where = {"layout": options.layout, "patients": trained.config.data.patients}
+    if work.fills is None:
+        names = trained.image_names(options.channels)
+        cases, problems = find_inputs(source, channels=names, **where)
+    else:
+        cases, problems = work.fills.find(source, **where)
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:

@@ -18,6 +18,7 @@ from volumediff.condition import Condition
 from volumediff.conditioners._base import Body, Conditioner, Host, Prepared
 from volumediff.config import build, component
 from volumediff.networks._embedding import Embedding
+from volumediff.networks._guidance_weight import GuidanceWeight
 from volumediff.networks._latent_mapping import LatentMapping
 from volumediff.networks._levels import Tap
 from volumediff.networks._reference import ReferencedEmbedding
@@ -104,6 +105,7 @@ class Network(Streamable):
             embedding = Embedding(frequencies, classes=classes, scalars=scalars, width=width)
         self.embedding = embedding
         self.mapping: LatentMapping | None = None
+        self.guidance: GuidanceWeight | None = None
         self.times: tuple[float, ...] = ()
         host = Host(in_channels, image_channels, embedding.width, layers)
         self.conditioner = self._conditioner(conditioner, host)
@@ -135,6 +137,10 @@ class Network(Streamable):
             length: of the latent
         """
         self.mapping = LatentMapping(length, self.embedding.width)
+
+    def take_guidance(self) -> None:
+        """Makes the network one that is told the weight of a guidance."""
+        self.guidance = GuidanceWeight(self.embedding.width)
 
     def take_trajectory(self, times: Sequence[float], *, modes: int) -> None:
         """Makes the network one of trajectories: of noise at t = 1, its output at all these times.
@@ -289,14 +295,24 @@ class Network(Streamable):
         e = self.embedding(t.to(dtype), condition)
         _check("latent", condition.latent, self.latent_length, unit="numbers")
         if self.mapping is not None:
-            added = self.mapping(condition.latent.to(e.dtype))
-            # a context that follows the embedding stays as it is
-            e = torch.cat((e[:, : added.shape[1]] + added, e[:, added.shape[1] :]), dim=1)
+            e = _plus(e, self.mapping(condition.latent.to(e.dtype)))
+        if (condition.guidance is None) != (self.guidance is None):
+            raise ValueError(
+                "the network takes Condition.guidance exactly where it was distilled to be guided"
+            )
+        if self.guidance is not None:
+            e = _plus(e, self.guidance(condition.guidance.to(e.dtype)))
         if self.scalar_channels:
             scalars = condition.scalars.to(z_t.dtype)[:, : self.scalar_channels, None, None, None]
             parts.append(scalars.expand(-1, -1, *z_t.shape[2:]))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else z_t
         return (x, e, condition.prepared) if self.conditioner.places else (x, e)
+
+
+def _plus(e: Float[Tensor, "b n"], added: Float[Tensor, "b w"]) -> Float[Tensor, "b n"]:
+    """The embedding with something added; a context that follows it stays as it is."""
+    width = added.shape[1]
+    return torch.cat((e[:, :width] + added, e[:, width:]), dim=1)
 
 
 def _check(name: str, tensor: Tensor | None, channels: int, *, unit: str = "channels") -> None:

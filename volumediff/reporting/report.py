@@ -19,7 +19,12 @@ import numpy as np
 
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec
-from volumediff.evaluation.evaluate import EvaluationResult, localizations, segmentations
+from volumediff.evaluation.evaluate import (
+    EvaluationResult,
+    localizations,
+    segmentations,
+    translations,
+)
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
@@ -36,11 +41,18 @@ from volumediff.evaluation.summary import (
     without_seen,
 )
 from volumediff.evaluation.table_line import Line
+from volumediff.evaluation.translation import TranslationEvaluation, measured_cases
+from volumediff.evaluation.translation_summary import (
+    translation_case_lines,
+    translation_notes,
+    translation_tables,
+)
 from volumediff.evaluation.truths import find_truths
 from volumediff.metrics.bootstrap import Interval
 from volumediff.outputs.export import finite
 from volumediff.reporting.panel import case_panel, figure_of, label_panel
 from volumediff.reporting.segmentation_views import LabelView, label_views, shown_cases
+from volumediff.reporting.translation_page import translation_pictures
 from volumediff.reporting.views import (
     CaseView,
     limits,
@@ -71,6 +83,8 @@ class Page:
         groups: what the subgroups are, for the heading of their table
         segmented: results of segmentations
         labelled: segmented cases to look at
+        translated: results of translations
+        slices: caption and PNG of translated cases
     """
 
     title: str
@@ -82,6 +96,8 @@ class Page:
     groups: str = "group"
     segmented: Sequence[SegmentationEvaluation] = ()
     labelled: Sequence[LabelView] = ()
+    translated: Sequence[TranslationEvaluation] = ()
+    slices: Sequence[tuple[str, bytes]] = ()
 
 
 def write_report(path: Path | str, page: Page) -> None:
@@ -117,8 +133,22 @@ def report_of(
         pictures: caption and PNG file of each curve
     """
     maps, segmented = localizations(results), segmentations(results)
-    truths = find_truths(truth, layout, policy)
     lead, views, labelled = [], [], []
+    if drawn := translations(results):
+        slices = translation_pictures(drawn, measured_cases(truth, layout), policy or ReadPolicy())
+        page = Page(
+            title=f"Translation: {drawn[0].method}",
+            lead=["Translated channels are synthetic images."],
+            results=(),
+            views=(),
+            manifest={r.method: r.facts for r in drawn},
+            pictures=pictures,
+            translated=drawn,
+            slices=slices,
+        )
+        write_report(path, page)
+        return
+    truths = find_truths(truth, layout, policy)
     if maps:
         main = maps[0]
         lead.append(
@@ -158,6 +188,8 @@ def _html(page: Page) -> str:
         *(f"<p>{escape(text)}</p>" for text in page.lead),
         *_tables(page.results, page.groups),
         *_segmentation(page.segmented),
+        *_translation(page.translated),
+        *(figure_of(content, caption) for caption, content in page.slices),
     ]
     if viewed:
         body += ["<h2>Viewer</h2>", *_viewer(viewed), "<h2>Case by case</h2>"]
@@ -226,6 +258,21 @@ def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Result
         parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
     clean = without_seen(results)
     return parts + _tables(clean, groups, "Results without the volumes that were seen before")
+
+
+def _translation(
+    results: Sequence[TranslationEvaluation], heading: str = "Translation"
+) -> list[str]:
+    if not results:
+        return []
+    parts = [f"<h2>{heading}</h2>"]
+    tables = [*translation_tables(results), ("Case by case", translation_case_lines(results))]
+    for number, (title, lines) in enumerate(tables):
+        notes = " ".join(translation_notes(results)) if number == 0 else ""
+        parts.append(f"<h3>{escape(title)}</h3>")
+        parts.append(_table(results, lines, caption=notes))
+    clean = [r.without_seen for r in results if r.without_seen is not None]
+    return parts + _translation(clean, "Translation without the cases that were seen before")
 
 
 def _segmentation(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from volumediff.data.cases import Case
 from volumediff.data.files import VOLUMES
@@ -32,6 +33,7 @@ class Examination:
         attributes: age, sex and the like, for runs that are conditioned on some
         region: mask of what is to be redrawn
         saliency: a map in place of the method's first pass
+        filled: channels that were not measured -> how they were drawn
     """
 
     id: str
@@ -42,6 +44,7 @@ class Examination:
     attributes: Mapping[str, str | float] = field(default_factory=dict)
     region: Volume | None = None
     saliency: Volume | None = None
+    filled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def examination_of(

@@ -9,6 +9,7 @@ pretraining         the encoder of a network, from volumes without labels
 probe               heads that read labels from the features of a frozen diffusion run
 progressive         a student of a diffusion run that walks in few steps, by halving them in rounds
 consistency         a student that leaps from any noisy state to the end of its path
+guided              a student that is told the weight of its guidance, and is called once
 reflow              a student of the pairs that a diffusion run makes, whose paths are straighter
 
 The file name is what `task:` in a configuration says. Another task is one more file with a class

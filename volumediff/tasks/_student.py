@@ -41,7 +41,7 @@ from volumediff.tasks._encoders import IMAGE, STATES
 from volumediff.tasks._loading import load_task
 from volumediff.tasks.diffusion import DiffusionConfig, DiffusionTask
 
-__all__ = ["StudentConfig", "StudentTask", "distance", "euler_step"]
+__all__ = ["StudentConfig", "StudentTask", "distance", "euler_step", "truncated_snr"]
 
 NAME = WHERE = "teacher"
 # What a student cannot have otherwise than its teacher.
@@ -60,6 +60,7 @@ class StudentConfig(DiffusionConfig):
 
     Everything else of a diffusion run is taken from there where it is not named, and must be the
     same where it is; `times` is the density of the times that the student learns to begin at.
+    `guidance` are the least and the largest weight that students of guided students are told.
     """
 
     teacher: Path
@@ -69,6 +70,7 @@ class StudentConfig(DiffusionConfig):
     recipe: Component | None = None
     noise: Component | None = None
     times: Component | None = None
+    guidance: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _as_a_student(self) -> "StudentConfig":
@@ -106,8 +108,8 @@ class StudentTask(DiffusionTask):
 
     @classmethod
     @abstractmethod
-    def walk(cls, config: RunConfig) -> Sampler:
-        """The sampler that the student is distilled for."""
+    def walk(cls, config: RunConfig) -> Sampler | None:
+        """The sampler that the student is distilled for; None where any will do."""
 
     @property
     @abstractmethod
@@ -128,6 +130,13 @@ class StudentTask(DiffusionTask):
         parts = {name: getattr(source, name) for name in missing}
         # outputs that only a loss of the teacher trains are still outputs
         parts |= {"losses": source.losses}
+        if config.guidance is None and isinstance(source, StudentConfig):
+            parts["guidance"] = source.guidance
+        elif isinstance(source, StudentConfig) and source.guidance is not None:
+            raise UsageError(
+                f"{WHERE} = {config.teacher}: is told the weight of its guidance already; "
+                "leave guidance out."
+            )
         if config.data.root is None:
             parts["data"] = source.data
         if config.crop is None:
@@ -162,10 +171,18 @@ class StudentTask(DiffusionTask):
         problem = distillation_problem(task.model)
         if problem is not None:
             raise UsageError(f"{WHERE} = {config.teacher}: {problem}")
+        if config.guidance is not None:
+            task.model.take_guidance(*config.guidance)
+            config.memory.apply(task.model)
         codec = task.model.space.image_codec
         if codec is not None:
             codec.requires_grad_(False)
         return task
+
+    @property
+    def guided_teacher(self) -> bool:
+        """Whether the teacher is told the weight of a guidance."""
+        return self.config.guidance is not None
 
     # Training
 
@@ -183,6 +200,8 @@ class StudentTask(DiffusionTask):
             DataError: the copy is gone or damaged
         """
         twin = DiffusionTask.build(self.config, self._run).model
+        if self.guided_teacher:
+            twin.take_guidance(*self.config.guidance)
         if self._run is not None:
             take(twin, self._kept())
         return twin.requires_grad_(False).eval()
@@ -219,17 +238,18 @@ class StudentTask(DiffusionTask):
             original = self._seen.with_network(self._original().network.to(self.device))
             found = self._walked(original, self.teacher_walk, samples, index)
             self._taught[index] = found.cpu()
-        found = self._walked(self._seen, self.walk(self.config), samples, index)
+        sampler = self.walk(self.config) or self.teacher_walk
+        found = self._walked(self._seen, sampler, samples, index)
         gap = found - self._taught[index].to(found)
         return -10 * math.log10(max(float(gap.square().mean()), CLOSEST))
+
+    def denoiser(self, model: Model) -> Denoiser:
+        """What is walked of the model with the weights of the teacher, or of the student."""
+        return model.denoise
 
     def start(self, seen: NoisyBatch) -> tuple[State, float]:
         """The state and the time from which student and teacher are walked to be compared."""
         return seen.z_t, float(seen.t)
-
-    def seen(self, model: Model, samples: Samples, index: int) -> NoisyBatch:
-        """A validation volume as the loss shows it."""
-        return model.corrupted(self._validated(samples, index))
 
     def _validated(self, samples: Samples, index: int) -> Batch:
         sample = samples.held.sample(index, key=key(self.config.seed, "validation", index))
@@ -238,10 +258,10 @@ class StudentTask(DiffusionTask):
     def _walked(self, model: Model, sampler: Sampler, samples: Samples, index: int) -> State:
         """Where a walk from the noisy state of a validation volume ends."""
         batch = self._validated(samples, index)
-        seen = model.corrupted(batch)
+        seen = self._seen.corrupted(batch)
         z, t = self.start(seen)
         return sampler.sample(
-            model.denoise,
+            self.denoiser(model),
             seen.kernel,
             z,
             sampler.times(seen.kernel.schedule, t),
@@ -270,3 +290,9 @@ def distance(a: State, b: State, m: Float[Tensor, "b 1 d h w"] | None) -> Level:
     if m is None:
         return gaps.flatten(1).mean(1)
     return (gaps * m).flatten(1).mean(1) / m.flatten(1).mean(1).clamp(min=TINY)
+
+
+def truncated_snr(seen: NoisyBatch) -> Level:
+    """max(SNR, 1), the weight of the squared error of a clean state."""
+    alpha, sigma = seen.kernel.schedule(seen.t)
+    return (alpha / sigma).square().clamp(min=1)

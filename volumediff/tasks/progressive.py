@@ -30,7 +30,13 @@ from volumediff.samplers.spans import Spans
 from volumediff.schedules._base import Schedule, per_sample
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Section
-from volumediff.tasks._student import StudentConfig, StudentTask, distance, euler_step
+from volumediff.tasks._student import (
+    StudentConfig,
+    StudentTask,
+    distance,
+    euler_step,
+    truncated_snr,
+)
 
 __all__ = ["ProgressiveConfig", "ProgressiveTask", "leap"]
 
@@ -105,9 +111,7 @@ class ProgressiveTask(StudentTask):
         with torch.no_grad():
             target = self._target(seen)
         said = self._seen.denoise(seen.z_t, seen.t, seen.condition).x0
-        alpha, sigma = seen.kernel.schedule(seen.t)
-        weight = (alpha / sigma).square().clamp(min=1)
-        return weight.to(said) * distance(said, target, seen.m)
+        return truncated_snr(seen).to(said) * distance(said, target, seen.m)
 
     def _target(self, seen: NoisyBatch) -> State:
         """What the student is to predict, so that its step ends where two of the teacher's do."""

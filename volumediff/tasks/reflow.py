@@ -118,7 +118,8 @@ class ReflowTask(StudentTask):
         found = []
         for network in networks:
             model = self._seen.with_network(network.to(self.device).eval())
-            seen = [self.seen(model, samples, index) for index in range(count)]
+            batches = (self._validated(samples, index) for index in range(count))
+            seen = [self._seen.corrupted(batch) for batch in batches]
             bent = [
                 curvature(model.denoise, s.kernel, self.start(s)[0], s.condition) for s in seen
             ]
