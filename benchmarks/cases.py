@@ -19,6 +19,7 @@ from volumediff.autoencoders.monai_kl import MonaiKL
 from volumediff.condition import Condition
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.model import full_coordinates
+from volumediff.networks.flowlet import FlowLet
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D
@@ -104,8 +105,30 @@ def _maisi_unet() -> nn.Module:
     )
 
 
+def _flowlet() -> nn.Module:
+    return FlowLet(8, 8, scalars=1, attention_levels=(2, 3))
+
+
 def _autoencoder(*, maisi: bool) -> nn.Module:
     return MonaiKL(1, widths=(64, 128, 256), upsampling="trilinear" if maisi else "nearest")
+
+
+def _brain_unet() -> nn.Module:
+    return MonaiUNet(
+        3,
+        3,
+        scalars=4,
+        widths=(256, 512, 768),
+        attention_levels=(1, 2),
+        head_size=(1, 512, 768),
+        resampling="block",
+        context=4,
+        scalar_channels=True,
+    )
+
+
+def _brain_autoencoder() -> nn.Module:
+    return MonaiKL(1, latent_channels=3, widths=(64, 128, 128, 128), interval=(0.0, 1.0))
 
 
 def _pseudo3d() -> nn.Module:
@@ -124,10 +147,12 @@ def _installed(build: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
 
 WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
 WDM_128 = _of("wdm", partial(peers.wdm, size=128))
+FLOWLET = _of("flowlet", peers.flowlet)
 MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
 _monai_autoencoder = partial(_autoencoder, maisi=False)
 DECODER = _installed(partial(peers.monai_autoencoder, maisi=True))
+BRAIN, BRAIN_DECODER = _installed(peers.brain_unet), _installed(peers.brain_autoencoder)
 TRAINED = _installed(partial(peers.monai_autoencoder, maisi=False))
 
 CASES = {
@@ -144,6 +169,14 @@ CASES = {
     "ae-256-train": Case(_monai_autoencoder, (1, 256, 256, 256), "autoencode", 8, TRAINED, True),
     "latent-256-train": Case(_maisi_unet, (4, 64, 64, 64), "train", 16, MAISI, autocast=True),
     "latent-512-train": Case(_maisi_unet, (4, 128, 128, 128), "train", 16, MAISI, autocast=True),
+    "brain-infer": Case(_brain_unet, (3, 20, 28, 20), "infer", 4, BRAIN),
+    "brain-decode": Case(
+        _brain_autoencoder, (3, 20, 28, 20), "decode", 4, BRAIN_DECODER, autocast=True
+    ),
+    "latent-256-infer": Case(_maisi_unet, (4, 64, 64, 64), "infer", 8, MAISI, autocast=True),
+    "latent-512-infer": Case(_maisi_unet, (4, 128, 128, 128), "infer", 8, MAISI, autocast=True),
+    "flowlet-112-train": Case(_flowlet, (8, 56, 56, 56), "train", 8, FLOWLET, autocast=True),
+    "flowlet-112-infer": Case(_flowlet, (8, 56, 56, 56), "infer", 4, FLOWLET, autocast=True),
     "pseudo3d-256-train": Case(_pseudo3d, (16, 256, 64, 64), "train", 16, recomputed=1),
     "pseudo3d-256-infer": Case(_pseudo3d, (16, 256, 64, 64), "infer", 16),
     "wavelet-512-train": Case(partial(_wdm, 64), (64, 128, 128, 128), "train", 16),
@@ -175,12 +208,17 @@ def run(module: nn.Module, case: Case, z: Tensor, *, policy: MemoryPolicy) -> Te
         return module.loss("autoencoder", z.to(dtype), generator=generator)["loss"]
     t = torch.full((len(z),), 0.5, device=z.device)
     narrow = z.to(dtype)
-    y = module(narrow, t, _places(module, narrow)).float()
+    y = module(narrow, t, _told(module, narrow)).float()
     return (y - z[:, : y.shape[1]]).square().mean() if case.work == "train" else y
 
 
-def _places(module: nn.Module, z: Tensor) -> Condition | None:
-    return Condition(coordinates=full_coordinates(z)) if module.coordinates else None
+def _told(module: nn.Module, z: Tensor) -> Condition:
+    """What a network is conditioned on."""
+    scalars = module.embedding.scalars
+    return Condition(
+        coordinates=full_coordinates(z) if module.coordinates else None,
+        scalars=z.new_zeros(len(z), scalars) if scalars else None,
+    )
 
 
 def peer_of(network: nn.Module, case: Case, z: Tensor) -> Tensor:

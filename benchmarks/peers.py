@@ -1,6 +1,7 @@
 """The peers' own networks, built by their own code with the settings of their own scripts.
 
-Checkouts are named on the command line, `wdm=PATH patchddm=PATH`; MONAI is the installed package.
+Checkouts are named on the command line, `wdm=PATH patchddm=PATH flowlet=PATH`; MONAI is the
+installed package.
 """
 
 import sys
@@ -8,12 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["REPOSITORIES", "checkouts", "maisi_unet", "monai_autoencoder", "patchddm", "wdm"]
+__all__ = [
+    "REPOSITORIES",
+    "brain_autoencoder",
+    "brain_unet",
+    "checkouts",
+    "flowlet",
+    "maisi_unet",
+    "monai_autoencoder",
+    "patchddm",
+    "wdm",
+]
 
 WIDTHS = (64, 128, 256)  # of MONAI's published autoencoders
-REPOSITORIES = {"wdm": "pfriedri/wdm-3d", "patchddm": "FlorentinBieder/PatchDDM-3D"}
+REPOSITORIES = {
+    "wdm": "pfriedri/wdm-3d",
+    "patchddm": "FlorentinBieder/PatchDDM-3D",
+    "flowlet": "Danesed/FlowLet",
+}
+PACKAGES = {"wdm": "guided_diffusion", "patchddm": "guided_diffusion", "flowlet": "flowlet"}
 
 
 def checkouts(words: list[str]) -> dict[str, Path]:
@@ -21,10 +38,11 @@ def checkouts(words: list[str]) -> dict[str, Path]:
     found = {}
     for word in words:
         name, _, path = word.partition("=")
-        if name not in REPOSITORIES or not (Path(path) / "guided_diffusion").is_dir():
+        if name not in REPOSITORIES or not (Path(path) / PACKAGES[name]).is_dir():
+            words = " or ".join(f"{name}=PATH" for name in REPOSITORIES)
             raise SystemExit(
-                f"--peer {word}: expected wdm=PATH or patchddm=PATH with the path of a checkout "
-                f"of {' or '.join(REPOSITORIES.values())}"
+                f"--peer {word}: expected {words} with the path of a checkout of "
+                f"{' or '.join(REPOSITORIES.values())}"
             )
         found[name] = Path(path)
     return found
@@ -92,6 +110,30 @@ def patchddm(checkout: Path) -> nn.Module:
     )
 
 
+def flowlet(checkout: Path) -> nn.Module:
+    """FlowLet's U-Net by its training_FlowLet.sh; its input is the 8 subbands of 112³, 2 mm."""
+    sys.path.insert(0, str(checkout))
+    # What its package imports for training and its metrics.
+    absent = [name for name in ("wandb", "skimage", "skimage.metrics") if name not in sys.modules]
+    sys.modules |= {name: MagicMock() for name in absent}
+    try:
+        from flowlet.models.unet import ConditionalUNet
+    finally:
+        sys.path.remove(str(checkout))
+        for name in absent:
+            del sys.modules[name]
+    return ConditionalUNet(
+        model_channels=128,
+        channel_mult=(1, 2, 4, 8),
+        attention_resolutions=(4, 8),
+        num_heads=8,
+        dropout=0.0,
+        use_checkpoint=True,
+        condition_dims={"Age": 1},
+        condition_embedding_dim=512,
+    )
+
+
 def maisi_unet() -> nn.Module:
     """The U-Net of MAISI's diffusion model, 180 M parameters, without its extra conditions."""
     from monai.networks.nets import DiffusionModelUNet
@@ -107,6 +149,40 @@ def maisi_unet() -> nn.Module:
         resblock_updown=True,
         include_fc=True,
         use_flash_attention=True,
+    )
+
+
+def brain_unet() -> nn.Module:
+    """The U-Net of MONAI's brain_image_synthesis_latent_diffusion_model, 553 M parameters."""
+    from monai.networks.nets import DiffusionModelUNet
+
+    return DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=7,
+        out_channels=3,
+        channels=(256, 512, 768),
+        attention_levels=(False, True, True),
+        num_head_channels=(0, 512, 768),
+        num_res_blocks=2,
+        resblock_updown=True,
+        with_conditioning=True,
+        cross_attention_dim=4,
+        upcast_attention=True,
+    )
+
+
+def brain_autoencoder() -> nn.Module:
+    """The autoencoder of the same model."""
+    from monai.networks.nets import AutoencoderKL
+
+    return AutoencoderKL(
+        spatial_dims=3,
+        latent_channels=3,
+        channels=(64, 128, 128, 128),
+        num_res_blocks=(2, 2, 2, 2),
+        attention_levels=(False,) * 4,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
     )
 
 
@@ -141,5 +217,10 @@ def monai_autoencoder(*, maisi: bool) -> nn.Module:
 
 def output(network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
     """A peer's U-Net on a state; the guided-diffusion ones return the tensor alone."""
+    if getattr(network, "with_conditioning", False):
+        # the numbers of the context, as channels beside the state and as its only token
+        numbers = torch.zeros(len(z), 4, device=z.device)
+        channels = numbers[:, :, None, None, None].expand(-1, -1, *z.shape[2:])
+        return network(torch.cat([z, channels], dim=1), timesteps=t, context=numbers[:, None])
     found = network(z, timesteps=t)
     return found[0] if isinstance(found, tuple) else found

@@ -28,6 +28,7 @@ from volumediff.denoising_gan import (
 from volumediff.errors import UsageError
 from volumediff.features.denoiser import denoiser_problem
 from volumediff.kernels._base import Prediction
+from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
@@ -38,6 +39,7 @@ from volumediff.samplers.posterior_spans import PosteriorSpans
 from volumediff.samplers.student import Student
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.linear import LinearSchedule
 from volumediff.segmentation.predictors.one_step import OneStep
 from volumediff.spaces.voxel import Voxel
@@ -371,6 +373,28 @@ def test_methods_that_ask_for_means_refuse_draws_before_they_run():
     )
     with pytest.raises(ValueError, match="single predictions are means"):
         OneStep().check(labels)
+
+
+def test_the_discriminator_sees_growing_states_as_the_network_does():
+    kernel = EDM(Exploding())
+    net = model().network
+    one = Model(Voxel(), kernel, net)
+    t = torch.tensor([0.6, 1.0], dtype=torch.float64)
+    step = transition(
+        one, Batch(normal((2, 2, 6, 6, 6), "x"), (1, 2)), steps=4, player="discriminator", t=t
+    )
+    assert step.z_t[1].std() > 50
+    seen = []
+
+    def judge(z_s, z_t, t, condition):
+        seen.extend([z_s, z_t])
+        return z_s.flatten(1).mean(1)
+
+    with torch.no_grad():
+        fake = step.generated(one)
+    discriminator_loss(judge, step, fake, penalty=1.0, every=1)
+    assert len(seen) == 6, "real, drawn, penalised"
+    assert all(0.5 < float(a.detach()[i].std()) < 1.5 for a in seen for i in range(2))
 
 
 def test_zero_terminal_snr():

@@ -193,7 +193,7 @@ def test_sampling_reproduces_data_from_the_size_of_the_prior():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(
-        ValueError, match=r"keep about their size.*got Exploding.*kernel\.name=edm"
+        ValueError, match=r"keep about their size.*got Exploding.*kernel=.name: edm"
     ):
         Gaussian(Exploding())
     with pytest.raises(ValueError, match="expected sigma_data above 0, got 0"):

@@ -23,6 +23,7 @@ from volumediff.networks._base import Network
 from volumediff.randomness import uniform
 from volumediff.runs.trained import load_trained
 from volumediff.samplers.ancestral import Ancestral
+from volumediff.samples.latents import Precomputed
 from volumediff.schedules._base import global_mean_snr
 from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.rectified import Rectified
@@ -229,3 +230,13 @@ def test_pipelines_say_how_a_flow_and_edm_are_trained(pipeline):
     else:
         grid = build_task(task).lend(Model).space.grid(tuple(grid))
     assert global_mean_snr(edm.schedule, math.prod(grid)) < 0.05
+
+
+def test_learned_weights_are_trained_on_latents_computed_beforehand(tmp_path):
+    task = build_task(tiny("population", tmp_path / "run", *TRAINED["edm"]))
+    with torch.no_grad():
+        task.model.sides["0"].weight.fill_(0.3)
+    batch = Batch(torch.randn((2, 1, 8, 8, 8), generator=torch.Generator().manual_seed(0)), (1, 2))
+    expected = task.loss("network", batch)
+    task.states = Precomputed()  # of voxels, which are states already
+    assert torch.equal(task.loss("network", batch), expected)

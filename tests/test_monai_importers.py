@@ -8,8 +8,12 @@ import torch
 from monai_networks import UNET, WORDS, autoencoder, imported, maisi_autoencoder, maisi_unet, unet
 from tiny_runs import load_run
 
+from volumediff import config
 from volumediff.condition import Condition
 from volumediff.errors import DataError, UsageError
+from volumediff.importers._base import ForeignCheckpoint
+from volumediff.importers._published import Published
+from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.samples.statistics import Statistics
 from volumediff.training.imported import import_run
 
@@ -35,8 +39,8 @@ def test_two_checkpoints_become_a_latent_run(tmp_path):
     coder = import_run("monai_autoencoder", file, tmp_path / "coder", overrides=[GROUPS])
     words = ["importer.head_size=4", "network.groups=4", f"space.autoencoder={coder}"]
     run = import_run("monai_unet", tmp_path / "b.safetensors", tmp_path / "run", overrides=words)
-    config, model = load_run(run)
-    assert config.recipe["scalars"] == ["spacing_0", "spacing_1", "spacing_2"]
+    saved, model = load_run(run)
+    assert saved.recipe["scalars"] == ["spacing_0", "spacing_1", "spacing_2"]
     x = torch.randn(1, 1, 4, 8, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         # MAISI's volumes are in [0, 1]
@@ -136,3 +140,45 @@ def test_what_is_not_supported_is_said(named):
     refused("monai_autoencoder", state, r"groups must divide .* got 32")
     flat = {n: t[..., 0] if t.ndim == 5 else t for n, t in state.items()}
     refused("monai_autoencoder", flat, "expected 5 axes", GROUPS)
+
+
+def test_networks_of_mirrored_arrays():
+    """What ours gives of a volume is, mirrored, what theirs gives of the mirrored volume."""
+    attends = {"resblock_updown": True, "with_conditioning": True, "cross_attention_dim": 3}
+    theirs, x = unet(**attends), torch.randn(1, 4, 4, 6, 2).double()
+    ours = imported({**UNET, "axes": "LAI"}, theirs.state_dict(), *WORDS).network
+    c = torch.randn(1, 3).double()
+    expected = theirs(x.flip(2, 4), torch.tensor([499]), context=c[:, None]).flip(2, 4)
+    found = ours(x, torch.tensor([0.5]).double(), Condition(scalars=c))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    coder = autoencoder(channels=(8, 16, 16), attention_levels=(False,) * 3)
+    kind = {"name": "monai_autoencoder", "axes": "LAI"}
+    model = imported(kind, coder.state_dict(), GROUPS, "autoencoder.interval=[-1,1]")
+    x = torch.randn(1, 1, 8, 4, 12).double()
+    z, _ = coder.encode(x.flip(2, 4))
+    torch.testing.assert_close(model.encode(x), z.flip(2, 4), rtol=0, atol=1e-10)
+    y = coder.decode(z).flip(2, 4)
+    torch.testing.assert_close(model.decode(model.encode(x)), y, rtol=0, atol=1e-10)
+    MemoryPolicy(slab=2).apply(model)
+    torch.testing.assert_close(model.encode(x), z.flip(2, 4), rtol=0, atol=1e-10)
+    # a strided convolution of three voxels has no mirror image of three voxels
+    strided = {**UNET, "axes": "LAS"}
+    refused(strided, unet().state_dict(), "strided convolutions of arrays along LAS", *WORDS)
+
+
+def test_what_the_brains_of_the_model_zoo_say_to_people_alone():
+    metadata = {"task": "Brain image synthesis", "inputs": {"type": "tabular"}}
+    metadata["inputs"]["channel_def"] = {"0": "Gender", "1": "Age", "2": "Ventricular volume"}
+    options = {"with_conditioning": True, "cross_attention_dim": 3, "resblock_updown": True}
+    state = unet(in_channels=7, **options).state_dict()
+    published = Published({"configs/metadata.json": metadata})
+    source = ForeignCheckpoint(state, published=published)
+    importer = config.build("importer", UNET)
+    tree = importer.config(source)
+    assert tree["recipe"]["scalars"] == ["gender", "age", "ventricular_volume"]
+    assert tree["network"]["scalar_channels"]
+    assert tree["data"]["preprocessing"]["shape"] == [160, 224, 160]
+    # arrays that run to the left
+    shapes = {"space.shift": (4,), "space.scale": (4,)}
+    stem = importer.tensors(source, shapes)["network.hourglass.stem.weight"]
+    assert torch.equal(stem, state["conv_in.conv.weight"].flip(2))

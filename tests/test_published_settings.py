@@ -233,3 +233,15 @@ def test_where_settings_lie(tmp_path):
         ) as e:
             published_with(folder)
         assert "\n" not in str(e.value)
+
+
+def test_axes_in_another_order_are_refused():
+    state = unet(resblock_updown=True).state_dict()
+    tree = {"t": [{"_target_": "Orientationd", "axcodes": "SLP"}]}
+    with pytest.raises(DataError, match=r"other axes .*got 'SLP'.*give importer.axes=RAS") as e:
+        MonaiUNetImporter(4).config(
+            ForeignCheckpoint(state, published=Published({"x.json": tree}))
+        )
+    assert "\n" not in str(e.value)
+    told = Published({"x.json": tree}, said=["importer.axes"])
+    MonaiUNetImporter(4, axes="RAS").config(ForeignCheckpoint(state, published=told))

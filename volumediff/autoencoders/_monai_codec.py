@@ -55,6 +55,7 @@ def published(
     decoder_attention: bool,
     upsampling: Upsampling,
     interval: tuple[float, float],
+    mirrored: tuple[bool, bool, bool],
 ) -> Codec:
     """MONAI's codec.
 
@@ -69,6 +70,7 @@ def published(
         encoder_attention, decoder_attention: a block, attention and a block on the latent grid
         upsampling: of the decoder
         interval: what -1 and 1 are inside
+        mirrored: axes along which the codec is the published one on mirrored volumes
     """
     if not widths or min(blocks) < 1 or len(blocks) != len(widths):
         raise ValueError(
@@ -111,7 +113,7 @@ def published(
     down: list[nn.Module] = [IntensityScale(half, centre), Conv(channels, widths[0])]
     width = widths[0]
     for i, outer in enumerate(widths):
-        down += [PaddedDown(width)] if i else []
+        down += [PaddedDown(width, mirrored=mirrored)] if i else []
         down += level(i, width)
         width = outer
     down += middle() if encoder_attention else []

@@ -27,6 +27,7 @@ class MonaiKL(Autoencoder):
             the scores of all pairs of voxels are never stored, but they take their time
         encoder_attention, decoder_attention: self-attention on the latent grid, between two blocks
         upsampling: of the decoder, `nearest` in AutoencoderKL, `trilinear` in AutoencoderKlMaisi
+        mirrored: axes d, h, w along which volumes run against those of the published weights
         interval: the intensities inside for -1 and 1 outside; published weights know [0, 1]
         weight: factor of the divergence, a mean over latent elements; see `kl`
         adversarial: weight of the generator's loss; 0 leaves the discriminator out
@@ -47,6 +48,7 @@ class MonaiKL(Autoencoder):
         encoder_attention: bool = False,
         decoder_attention: bool = False,
         upsampling: Upsampling = "nearest",
+        mirrored: tuple[bool, bool, bool] = (False, False, False),
         interval: tuple[float, float] = (-1.0, 1.0),
         weight: float = 1e-3,
         adversarial: float = 0.0,
@@ -63,6 +65,7 @@ class MonaiKL(Autoencoder):
             decoder_attention=decoder_attention,
             upsampling=upsampling,
             interval=interval,
+            mirrored=mirrored,
         )
         super().__init__(channels, latent_channels, codec=codec, adversarial=adversarial)
         self.weight = weight

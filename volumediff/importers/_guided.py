@@ -28,13 +28,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.errors import DataError
+from volumediff.importers._axes import mirrors
 from volumediff.importers._base import ForeignCheckpoint, Shapes
 from volumediff.importers._haar import BANDS, signs
 
 __all__ = [
     "architecture",
     "in_channels",
-    "mirrors",
     "network",
     "network_of_bands",
     "out_channels",
@@ -49,7 +49,6 @@ BLOCK = {
     "conv2": "out_layers.3",
     "shortcut": "skip_connection",
 }
-DIRECTIONS = ("RL", "AP", "SI")
 OURS = "network."
 TIME = "embedding.time.0.weight"
 
@@ -62,16 +61,6 @@ def in_channels(source: ForeignCheckpoint) -> int:
 def out_channels(source: ForeignCheckpoint) -> int:
     """Channels of its output."""
     return source.shape(f"{HEAD}.weight")[0]
-
-
-def mirrors(axes: str) -> tuple[bool, bool, bool]:
-    """Whether arrays along `axes`, such as LPS, run against our R, A, S."""
-    if len(axes) != 3 or any(a not in pair for a, pair in zip(axes, DIRECTIONS, strict=True)):
-        raise ValueError(
-            f"expected axes such as LPS: R or L, then A or P, then S or I; got {axes!r}"
-        )
-    d, h, w = (a != pair[0] for a, pair in zip(axes, DIRECTIONS, strict=True))
-    return d, h, w
 
 
 def architecture(source: ForeignCheckpoint, axes: str) -> dict[str, Any]:

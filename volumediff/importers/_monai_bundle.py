@@ -6,14 +6,17 @@ networks of a class.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from volumediff.errors import DataError, UsageError, shown
+from volumediff.importers._axes import mirrors
 from volumediff.importers._base import ForeignCheckpoint, Origin
 from volumediff.importers._published import Settings, agreed
 
 __all__ = [
+    "axes",
     "calls",
     "context_names",
     "discrete_kernel",
@@ -29,6 +32,34 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 SCHEDULES = {"linear_beta": "linear", "scaled_linear_beta": "scaled_linear"}
 # Of MAISI and of the tutorials, for a checkpoint without a bundle.
 PUBLISHED = {"name": "scaled_linear", "beta_first": 0.0015, "beta_last": 0.0195}
+
+
+@dataclass(frozen=True)
+class Prose:
+    """What a bundle says to people alone, in its documentation or its code.
+
+    Arguments:
+        axes: of its arrays
+        preprocessing: keys of `data.preprocessing`
+    """
+
+    axes: str = "RAS"
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+# By the task or the name in the metadata. The brains of the UK Biobank are at 1 mm, in the common
+# space of a rigid registration, with intensities between 0 and 1; its sampler saves arrays whose
+# first axis runs to the left.
+PROSE = {
+    "Brain image synthesis": Prose(
+        "LAS",
+        {
+            "spacing_mm": 1.0,
+            "shape": [160, 224, 160],
+            "intensity": {"name": "percentile", "low": 0.0, "high": 100.0},
+        },
+    )
+}
 # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.
 BRATS = "Task01_BrainTumour"
 BRAIN_ML = 1400.0
@@ -66,18 +97,35 @@ def calls(
 
 def origin(source: ForeignCheckpoint) -> Origin:
     """The bundle by its metadata; without one, weights of somebody who uses MONAI."""
-    names = [n for n in source.published.files if n.rpartition("/")[2] == METADATA]
-    metadata = source.published.files[names[0]] if names else {}
-    name = metadata.get("name") or metadata.get("task") or "MONAI"
-    folder = "model-zoo" if names else "MONAI"
+    name = _name(source)
+    folder = "MONAI" if name is None else "model-zoo"
     brats = _data_set(source) == BRATS
     return Origin(
-        str(name),
+        name or "MONAI",
         f"https://github.com/Project-MONAI/{folder}",
         source.published.licence,
         template="sri24" if brats else None,
         stripped=brats,
     )
+
+
+def axes(source: ForeignCheckpoint) -> str:
+    """Directions of the arrays that volumes were turned to.
+
+    Raises:
+        DataError: axes in another order than ours
+    """
+    turned = _transforms(source, "Orientation")
+    default = _prose(source).axes
+    found = agreed(turned, "axcodes", word="importer.axes=RAS", default=default)
+    try:
+        mirrors(str(found))
+    except ValueError as error:
+        raise DataError(
+            f"{source.where}: its volumes are turned to other axes ({error}); give "
+            "importer.axes=RAS to take them in their order."
+        ) from None
+    return str(found)
 
 
 def context_names(source: ForeignCheckpoint, number: int) -> list[str]:
@@ -135,17 +183,9 @@ def preprocessing(source: ForeignCheckpoint) -> dict[str, Any]:
 
     Raises:
         UsageError: a transform's argument is code, or transforms differ
-        DataError: volumes are oriented otherwise than to RAS
     """
     found: dict[str, Any] = {}
-    axes = agreed(
-        _transforms(source, "Orientation"),
-        "axcodes",
-        word="data.preprocessing={...}",
-        default="RAS",
-    )
-    if axes != "RAS":
-        raise DataError(f"{source.where}: its volumes are oriented to {axes}, expected RAS.")
+    found |= _prose(source).preprocessing
     word = "data.preprocessing.spacing_mm=[D,H,W]"
     spacing = agreed(_transforms(source, "Spacing"), "pixdim", word=word)
     if spacing is not None:
@@ -188,6 +228,18 @@ def _of_foreground(high: float, shape: Any, spacing: Any) -> float:
 def _transforms(source: ForeignCheckpoint, name: str) -> list[Settings]:
     """Calls of a transform, for arrays or for dictionaries."""
     return source.published.parts(name, f"{name}d", f"{name}D", f"{name}Dict")
+
+
+def _name(source: ForeignCheckpoint) -> str | None:
+    """What the metadata call the model; None without metadata."""
+    names = [n for n in source.published.files if n.rpartition("/")[2] == METADATA]
+    metadata = source.published.files[names[0]] if names else {}
+    name = metadata.get("name") or metadata.get("task")
+    return None if name is None else str(name)
+
+
+def _prose(source: ForeignCheckpoint) -> Prose:
+    return PROSE.get(_name(source) or "", Prose())
 
 
 def _data_set(source: ForeignCheckpoint) -> str | None:

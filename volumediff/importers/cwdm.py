@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers import _guided
+from volumediff.importers import _axes, _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 from volumediff.importers._haar import BANDS
 
@@ -44,7 +44,7 @@ class CWDM(Importer):
     axes: str = "LPS"
 
     def __post_init__(self) -> None:
-        _guided.mirrors(self.axes)
+        _axes.mirrors(self.axes)
 
     def origin(self, source: ForeignCheckpoint) -> Origin:
         # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.

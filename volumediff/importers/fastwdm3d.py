@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers import _guided
+from volumediff.importers import _axes, _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 from volumediff.importers._haar import BANDS
 
@@ -53,7 +53,7 @@ class FastWDM3D(Importer):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}.")
-        _guided.mirrors(self.axes)
+        _axes.mirrors(self.axes)
 
     def origin(self, source: ForeignCheckpoint) -> Origin:
         # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
-from volumediff.importers import _guided
+from volumediff.importers import _axes
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Scaling, Shapes
 from volumediff.importers._haar import BANDS, signs
 from volumediff.importers._monai import layer, prefix
@@ -63,7 +63,7 @@ class FlowLetImporter(Importer):
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _guided.mirrors(self.axes)
+        _axes.mirrors(self.axes)
 
     def origin(self, source: ForeignCheckpoint) -> Origin:
         return Origin(
@@ -175,7 +175,7 @@ class FlowLetImporter(Importer):
         found |= _block(source, f"{p}middle_block.2", f"{BODY}.middle.1.block")
         found |= layer(source, f"{p}out.0", f"{BODY}.act.norm")
         found |= layer(source, f"{p}{HEAD}", f"{BODY}.head")
-        mirrors = _guided.mirrors(self.axes)
+        mirrors = _axes.mirrors(self.axes)
         mirrored = [dim for dim, m in enumerate(mirrors, start=2) if m]
         found = {n: t.flip(mirrored) if t.ndim == 5 else t for n, t in found.items()}
         sign = signs(mirrors)

@@ -14,8 +14,9 @@ as channels of the input, too, where the network takes so many more than it give
 
 A label y is MONAI's class y. The null class, which the checkpoint has not, embeds as zero. Scalars
 are read as they are: MAISI wants its regions one-hot and the spacing in hundredths of a
-millimetre. The axes of arrays that MONAI oriented to RAS are ours. A network of one channel
-diffuses voxels, with MONAI's intensities in [0, 1].
+millimetre. The axes of arrays that MONAI oriented to RAS are ours; along an axis that runs the
+other way, kernels are mirrored. A network of one channel diffuses voxels, with MONAI's
+intensities in [0, 1].
 """
 
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.importers import _monai_bundle
+from volumediff.importers._axes import mirrored, mirrors
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 from volumediff.importers._monai import (
     attention,
@@ -61,9 +63,20 @@ class MonaiUNetImporter(Importer):
         head_size: channels of an attention head, one number or one per level; has to be given
             where no settings say it
         tokens: of the context of cross-attention
+        axes: directions of the arrays it was trained with, such as LAS; by default those that the
+            bundle turns volumes to, or RAS
     """
 
-    def __init__(self, head_size: int | tuple[int, ...] | None = None, *, tokens: int = 1) -> None:
+    def __init__(
+        self,
+        head_size: int | tuple[int, ...] | None = None,
+        *,
+        tokens: int = 1,
+        axes: str | None = None,
+    ) -> None:
+        if axes is not None:
+            mirrors(axes)
+        self.axes = axes
         if tokens < 1:
             raise ValueError(f"tokens must be positive, got {tokens}")
         self.head_size = head_size
@@ -102,6 +115,12 @@ class MonaiUNetImporter(Importer):
             values = [str(i) for i in range(labels)]
             recipe |= {"name": "class_conditional", "attribute": "class", "values": values}
         residual = wrapping(source, f"{first[0]}.downsampler.conv1") is not None
+        axes = self.axes or _monai_bundle.axes(source)
+        if any(mirrors(axes)) and not residual and len(blocks) > 1:
+            raise UsageError(
+                f"{source.where}: strided convolutions of arrays along {axes} are not those of "
+                "arrays along RAS; give importer.axes=RAS if mirrored volumes will do."
+            )
         levels = range(len(blocks))
         return {
             "data": {"preprocessing": _monai_bundle.preprocessing(source)},
@@ -174,7 +193,8 @@ class MonaiUNetImporter(Importer):
             if level > 0:
                 found |= _change(source, f"{theirs}.upsampler", f"{body}.up.{level - 1}")
         found |= layer(source, f"{p}out.0", f"{body}.act.norm")
-        return found | layer(source, f"{p}out.2", f"{body}.head")
+        found |= layer(source, f"{p}out.2", f"{body}.head")
+        return mirrored(found, self.axes or _monai_bundle.axes(source))
 
 
 def _voxels(source: ForeignCheckpoint, p: str) -> bool:

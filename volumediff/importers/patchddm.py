@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from volumediff.errors import DataError
-from volumediff.importers import _guided
+from volumediff.importers import _axes, _guided
 from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
 
 __all__ = ["PatchDDM"]
@@ -39,7 +39,7 @@ class PatchDDM(Importer):
     axes: str = "LPS"
 
     def __post_init__(self) -> None:
-        _guided.mirrors(self.axes)
+        _axes.mirrors(self.axes)
 
     def origin(self, source: ForeignCheckpoint) -> Origin:
         # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.
@@ -93,7 +93,7 @@ class PatchDDM(Importer):
         # The mask goes from the last place to the first; the others keep their order.
         stem = found[STEM].roll(1, dims=1)
         if stem.shape[1] > 1 + len(IMAGES):
-            sign = torch.tensor([-1.0 if m else 1.0 for m in _guided.mirrors(self.axes)])
+            sign = torch.tensor([-1.0 if m else 1.0 for m in _axes.mirrors(self.axes)])
             stem[:, -3:] *= sign[:, None, None, None]
         return {
             **found,

@@ -99,10 +99,12 @@ class SampleOptions:
     """How new volumes are drawn.
 
     Arguments:
-        overrides: key=value settings that change the sampler, such as `sampler.steps=20`
+        overrides: key=value settings of sampler and guidance, such as `sampler.steps=20` or
+            `guidance=classifier_free`
         shape: voxels along R, A, S; None takes the shape of the run's volumes
         label: class of the volumes, for runs conditioned on a class; 0 is healthy
-        attributes: scalars such as age, for runs conditioned on some
+        attributes: scalars such as age, for runs conditioned on some; one that names a class, such
+            as modality=mri_t2, takes the place of the label
         seed: random seed; sample i of a seed is the same in any call
     """
 

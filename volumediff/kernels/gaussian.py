@@ -55,7 +55,7 @@ class Gaussian(GaussianPath):
             raise ValueError(
                 "schedule: expected one whose states keep about their size, since the network "
                 f"sees them as they are, got {type(self.schedule).__name__}; use "
-                "kernel.name=edm, which scales them."
+                '"kernel={name: edm, schedule: exploding}", which scales them.'
             )
 
     def read(self, output: State, z_t: State, t: Level) -> Prediction:

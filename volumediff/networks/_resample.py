@@ -109,20 +109,30 @@ class Down(nn.Module):
 class PaddedDown(nn.Module):
     """Convolution with stride 2 after a plane of zeros at the end of each axis.
 
-    Output voxel i sees the input voxels 2i to 2i + 2; sizes are even.
+    Output voxel i sees the input voxels 2i to 2i + 2, and along a mirrored axis, as the same layer
+    does on a mirrored volume, 2i - 1 to 2i + 1; sizes are even.
+
+    Arguments:
+        channels: number of channels
+        mirrored: whether each axis is
     """
 
     halo = (2, 2, 2)
     global_axes = ""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self, channels: int, *, mirrored: tuple[bool, bool, bool] = (False, False, False)
+    ) -> None:
         super().__init__()
         self.conv = Conv(channels, channels, stride=(2, 2, 2))
+        d, h, w = (int(m) for m in mirrored)
+        self.padding = (d, h, w)
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d2 h2 w2"]:
-        x = F.pad(x, (0, 1, 0, 1, 0, 1))
+        d, h, w = self.padding
+        x = F.pad(x, (0, 1 - w, 0, 1 - h, 0, 1 - d))
         weight, bias = self.conv.weight, self.conv.bias
-        return conv(x, weight, bias, stride=self.conv.stride, padding=(0, 0, 0))
+        return conv(x, weight, bias, stride=self.conv.stride, padding=self.padding)
 
 
 class Up(nn.Module):

@@ -255,7 +255,7 @@ class DiffusionTask(Task):
             recipe=self.model.recipe,
             losses=self.model.losses,
             kernel_weight=self.model.kernel_weight,
-            sides=self.model.sides,
+            sides={int(i): side for i, side in self.model.sides.items()},
         )
 
     # What a latent space of masks costs
