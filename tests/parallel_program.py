@@ -42,7 +42,10 @@ def batch_of(task, keys):
 def task_of(words, *, shard):
     """A task in float64 whose gradients reach every weight, and a weight that nothing reads."""
     task = build_task(tiny("data", "run", *words, f"processes.shard={str(shard).lower()}"))
-    task.module.double()
+    torch.manual_seed(3)  # of a teacher without a run: the same in every process
+    task.begin_training(None, fresh=True)
+    for part in (task.module, task.training_only):
+        part.double()
     for module in task.module.modules():
         if "dtype" in vars(module):
             module.dtype = torch.float64

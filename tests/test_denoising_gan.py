@@ -28,6 +28,7 @@ from volumediff.denoising_gan import (
 from volumediff.errors import UsageError
 from volumediff.features.denoiser import denoiser_problem
 from volumediff.kernels._base import Prediction
+from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.model import Batch, Model
 from volumediff.networks.unet import UNet
@@ -38,6 +39,7 @@ from volumediff.samplers.posterior_spans import PosteriorSpans
 from volumediff.samplers.student import Student
 from volumediff.schedules._base import per_sample
 from volumediff.schedules.cosine import Cosine
+from volumediff.schedules.exploding import Exploding
 from volumediff.schedules.linear import LinearSchedule
 from volumediff.segmentation.predictors.one_step import OneStep
 from volumediff.spaces.voxel import Voxel
@@ -317,14 +319,19 @@ def test_a_generator_that_ignores_its_latent_raises_an_alarm(whole, capsys):
 
 def test_a_generator_begins_as_the_model_that_it_begins_with(data, tmp_path):
     kernel = "kernel={name: gaussian, schedule: linear, prediction: v}"
-    teacher = train(tiny(data, tmp_path / "teacher", kernel, "optim.steps=2"))
+    moved = ("optim.steps=4", "optim.lr=5e-2", "validation.every=4")
+    teacher = train(tiny(data, tmp_path / "teacher", kernel, *moved))
     words = (*WORDS, kernel, f"start_from={teacher}")
     task = build_task(tiny(data, tmp_path / "run", *words))
     said = task.begin_with(load_task(teacher), where="start_from")
     assert "new: mapping.layers, mapping.out" in said
     z, t = normal((2, 1, 8, 8, 8), "z"), torch.tensor([0.3, 1.0], dtype=torch.float64)
     mine = task.model.denoise(z, t, Condition(latent=normal((2, 5), "latent")))
-    assert torch.equal(mine.x0, load_task(teacher).result.denoise(z, t).x0)
+    theirs = load_task(teacher).result.denoise(z, t)
+    assert torch.equal(mine.x0, theirs.x0)
+    nn.init.normal_(task.model.network.mapping.out.weight)
+    changed = task.model.denoise(z, t, Condition(latent=normal((2, 5), "latent")))
+    assert not torch.isclose(changed.x0, theirs.x0).all(), "the embedding matters to it"
     other = build_task(tiny(data, tmp_path / "other", *WORDS))
     with pytest.raises(UsageError, match=r"start_from: expected the kernel of this run"):
         other.begin_with(load_task(teacher), where="start_from")
@@ -371,6 +378,28 @@ def test_methods_that_ask_for_means_refuse_draws_before_they_run():
     )
     with pytest.raises(ValueError, match="single predictions are means"):
         OneStep().check(labels)
+
+
+def test_the_discriminator_sees_growing_states_as_the_network_does():
+    kernel = EDM(Exploding())
+    net = model().network
+    one = Model(Voxel(), kernel, net)
+    t = torch.tensor([0.6, 1.0], dtype=torch.float64)
+    step = transition(
+        one, Batch(normal((2, 2, 6, 6, 6), "x"), (1, 2)), steps=4, player="discriminator", t=t
+    )
+    assert step.z_t[1].std() > 50
+    seen = []
+
+    def judge(z_s, z_t, t, condition):
+        seen.extend([z_s, z_t])
+        return z_s.flatten(1).mean(1)
+
+    with torch.no_grad():
+        fake = step.generated(one)
+    discriminator_loss(judge, step, fake, penalty=1.0, every=1)
+    assert len(seen) == 6, "real, drawn, penalised"
+    assert all(0.5 < float(a.detach()[i].std()) < 1.5 for a in seen for i in range(2))
 
 
 def test_zero_terminal_snr():

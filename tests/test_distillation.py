@@ -10,6 +10,7 @@ from tiny_runs import figures, tiny, write_data
 
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
+from volumediff.api.run import load
 from volumediff.condition import Condition
 from volumediff.contracts.closed_form import KnownDenoiser, gaussian_ends
 from volumediff.contracts.scenes import example as scene
@@ -485,6 +486,22 @@ def test_the_planner_counts_the_teacher(tmp_path):
     theirs = trace(plain.config).stages["optimizer"].parts["weights"]
     assert ours - theirs == pytest.approx(size, rel=0.01)
     assert trace(config, mode="infer").stages["denoise"].parts["weights"] < 1.1 * size
+
+
+LABELS = "recipe={name: label_diffusion, labels: [1]}"
+
+
+@pytest.mark.parametrize("task", ["progressive", "consistency"])
+def test_a_student_of_labels_segments_in_one_call(tmp_path, task):
+    data = write_data(tmp_path / "data", cases=6, labels=True)
+    teacher = train(tiny(data, tmp_path / "t", LABELS, "space=wavelet", "optim.steps=2"))
+    run = train(taught(teacher, tmp_path / "s", task))
+    volume = next(iter(sorted(data.glob("*_T1w.nii.gz"))))
+    student = load(run, device="cpu")
+    found = student.segment(volume, samples=1, overrides=["sampler=student"])
+    assert found.segmented.cost.network_calls == 1
+    with pytest.raises(UsageError, match="use sampler=student"):
+        student.segment(volume, samples=1)
 
 
 # --- guided students -----------------------------------------------------------------------------

@@ -37,6 +37,12 @@ GENERATOR = [
     "kernel={name: gaussian, schedule: cosine}",
     "network={name: unet, widths: [4, 8], blocks: 1, groups: 2}",
 ]
+STUDENT = [
+    *("task=progressive", "teacher=wavelet_64", "space=voxel"),
+    "kernel={name: gaussian, schedule: cosine}",
+    "network={name: unet, widths: [4, 8], blocks: 1, groups: 2}",
+    "student={steps: 1, from_steps: 2, round_steps: 6}",
+]
 LATENT = "space={name: latent, autoencoder: kl_64}"
 ADAPTER = ["start_from=run", "adapter={name: lora, rank: 2}"]
 PSEUDO3D = [
@@ -60,6 +66,7 @@ EXACT = [
     {"name": "adapter", "words": ADAPTER, "shard": True},
     # a loss with gradients on its way
     {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True},
+    {"name": "student", "words": STUDENT, "shard": False},
 ]
 RUNS = {"copies first": False, "shares first": True}
 PROGRAM = Path(__file__).with_name("parallel_program.py")
@@ -144,7 +151,7 @@ def difference(a, b, name):
 def test_steps_of_several_processes_are_those_of_one(launched):
     """Losses, gradient norms, clipped AdamW steps, moments and averages, in float64."""
     _, lines, _, _ = launched
-    assert len(lines) == len(EXACT) + 6
+    assert len(lines) == len(EXACT) + 7
     for line in lines:
         for name in ("numbers", "validation", "weights", "ema", "optimizer"):
             assert line[name] < 1e-12, line

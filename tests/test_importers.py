@@ -27,6 +27,7 @@ from guided_reference import forward, haar, inverse_haar, published
 from tiny_app import program
 from tiny_runs import load_run, phantom, write_data
 
+import volumediff
 from volumediff.codings.signed import Signed
 from volumediff.condition import Condition
 from volumediff.config import build
@@ -686,3 +687,54 @@ def test_a_run_is_never_overwritten(program, file, tmp_path):
     code, _, text = program("import", "wdm", file, "-o", tmp_path / "run")
     assert code == 2
     assert "is there already" in text
+
+
+# --- what imported runs are for -----------------------------------------------------------------
+
+
+def test_an_imported_cwdm_translates_the_contrast_that_it_is_for(tmp_path):
+    file, run = tmp_path / "brats.safetensors", tmp_path / "run"
+    safetensors.torch.save_file(published(**CWDM, std=0.05), file)
+    words = ["importer.target=t2w", "network.groups=4", "data.preprocessing.shape=[16,16,16]"]
+    import_run("cwdm", file, run, overrides=[*words, "memory.dtype=float32"])
+    trained = load_trained(run)
+    assert trained.config.method == "cwdm", "what translate takes where no other is asked for"
+    case = tmp_path / "BraTS-GLI-00001-000"
+    case.mkdir()
+    for i, name in enumerate(("t1n", "t1c", "t2f")):  # the missing one is t2w
+        image = nib.Nifti1Image(phantom(i, (16, 16, 16)), np.diag([-1.0, -1, 1, 1]))
+        nib.save(image, case / f"{case.name}-{name}.nii.gz")
+    loaded = volumediff.load(run)
+    found = loaded.translate(tmp_path, sampler={"name": "ddim", "steps": 2})
+    assert list(found.images) == ["t2w"]
+    assert found.facts["sources"] == ["t1n", "t1c", "t2f"]
+    assert found.facts["network_calls"] == 2
+    x = found.images["t2w"]
+    inside = np.any([phantom(i, (16, 16, 16)) > 0 for i in range(3)], axis=0)
+    assert (x[~inside] == 0).all(), "as published, nothing outside of the brain"
+    assert 0 <= x.min() < x.max() <= 1
+
+
+def test_an_imported_fastwdm3d_fills_a_region_in_two_calls(tmp_path):
+    file, run = tmp_path / "fast.safetensors", tmp_path / "run"
+    safetensors.torch.save_file(published(**FAST, std=0.05), file)
+    words = ["network.groups=4", "data.preprocessing.shape=[16,16,16]", "crop=null"]
+    import_run("fastwdm3d", file, run, overrides=[*words, "memory.dtype=float32"])
+    values = phantom(3, (16, 16, 16))
+    image = nib.Nifti1Image(values, np.diag([-1.0, -1, 1, 1]))
+    mask = np.zeros(values.shape, np.uint8)
+    mask[6:10, 6:10, 6:10] = 1
+    region = nib.Nifti1Image(mask, image.affine)
+    loaded = volumediff.load(run)
+    editing = {"selector": {"name": "given", "dilate_mm": 0.0}, "resampling": 1}
+    words = {"recipe": "inpainting", "sampler": {"name": "ddim", "steps": 2}, "editing": editing}
+
+    def filled(x):
+        given = nib.Nifti1Image(x, image.affine)
+        return loaded.localize(given, method="inpaint_given", region=region, force=True, **words)
+
+    found = filled(values)
+    changed = np.abs(found.map) > 1e-5
+    assert changed[mask > 0].any(), "what is in the region is redrawn"
+    assert not changed[mask == 0].any(), "and nothing else"
+    assert found.localized.cost.network_calls == 2

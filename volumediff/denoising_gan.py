@@ -32,8 +32,8 @@ References:
         doi:10.1198/016214506000001437, section 4.3, for the energy score
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from volumediff.chain_noise import latents
 from volumediff.condition import Condition
+from volumediff.kernels._base import Kernel
 from volumediff.model import LOSS, Batch, Model, full_coordinates, state_noise
 from volumediff.networks._embedding import Embedding
 from volumediff.networks._layers import Conv, Linear
@@ -71,16 +72,16 @@ class TransitionBlock(nn.Module):
     since the penalty is about the gradient of each sample, twice differentiated.
 
     Arguments:
-        channels, widths: before and after
+        in_channels, out_channels: numbers of channels
         embedding: length of the embedding vector
     """
 
-    def __init__(self, channels: int, widths: int, *, embedding: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, embedding: int) -> None:
         super().__init__()
-        self.first = Conv(channels, widths)
-        self.project = Linear(embedding, widths)
-        self.second = Conv(widths, widths, stride=(2, 2, 2))
-        self.beside = Conv(channels, widths, kernel=(1, 1, 1), stride=(2, 2, 2))
+        self.first = Conv(in_channels, out_channels)
+        self.project = Linear(embedding, out_channels)
+        self.second = Conv(out_channels, out_channels, stride=(2, 2, 2))
+        self.beside = Conv(in_channels, out_channels, kernel=(1, 1, 1), stride=(2, 2, 2))
 
     def forward(
         self, x: Float[Tensor, "b c d h w"], e: Float[Tensor, "b n"]
@@ -149,6 +150,7 @@ class Transition:
     """A true step of the samples of a batch, z_t to z_s, and what a generator sees of it.
 
     Arguments:
+        kernel: of the generator
         z_0: clean states
         z_s: less noisy, clean where s = 0
         z_t: more noisy, z_t ~ q(z_t | z_s)
@@ -159,6 +161,7 @@ class Transition:
         player: whose turn it is; it draws for itself
     """
 
+    kernel: Kernel
     z_0: State
     z_s: State
     z_t: State
@@ -168,6 +171,25 @@ class Transition:
     keys: tuple[int, ...]
     shape: tuple[int, ...]
     player: str
+
+    def seen(self, z_s: State) -> State:
+        """z_s as a network sees it, of about unit size."""
+        return self.kernel.shown(z_s, self.s)[0]
+
+    def judged(self, judge: Judge, seen: State) -> Float[Tensor, "b"]:
+        """Logits of steps to a state as it is seen."""
+        return judge(seen, self.kernel.shown(self.z_t, self.t)[0], self.t, self.condition)
+
+    def of(self, chosen: Sequence[int]) -> "Transition":
+        """Some of the samples."""
+        rows = torch.tensor(chosen, device=self.t.device)
+        names = ("z_0", "z_s", "z_t", "t", "s")
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in names},
+            condition=self.condition.map(lambda a: a[rows]),
+            keys=tuple(self.keys[i] for i in chosen),
+        )
 
     def conditioned(self, model: Model, draw: int) -> Condition:
         """The condition with the latent of a draw."""
@@ -210,7 +232,7 @@ def transition(
     first, second = (_noise(model, batch.keys, shape, player, name).to(z_0) for name in ("s", "t"))
     z_s = model.kernel.corrupt(z_0, s, first)
     z_t = model.kernel.renoise(z_s, s, t, second)
-    return Transition(z_0, z_s, z_t, t, s, condition, batch.keys, shape, player)
+    return Transition(model.kernel, z_0, z_s, z_t, t, s, condition, batch.keys, shape, player)
 
 
 def _noise(model: Model, keys: tuple[int, ...], shape: tuple[int, ...], *parts: str) -> State:
@@ -226,7 +248,7 @@ def generator_loss(judge: Judge, step: Transition, fake: State) -> Float[Tensor,
         judge: with constant weights
         fake: z_s of the generator
     """
-    return F.softplus(-judge(fake, step.z_t, step.t, step.condition))
+    return F.softplus(-step.judged(judge, step.seen(fake)))
 
 
 def discriminator_loss(
@@ -244,16 +266,16 @@ def discriminator_loss(
         penalty: gamma
         every: the penalty is lazy: a second derivative costs as much as three passes
     """
-    real = judge(step.z_s, step.z_t, step.t, step.condition)
-    loss = F.softplus(-real) + F.softplus(judge(fake, step.z_t, step.t, step.condition))
+    real, false = (step.judged(judge, step.seen(z_s)) for z_s in (step.z_s, fake))
+    loss = F.softplus(-real) + F.softplus(false)
     chosen = [i for i, key in enumerate(step.keys) if penalised(key, every)]
     if not (penalty and chosen):
         return loss
     rows = torch.tensor(chosen, device=loss.device)
-    z_s = step.z_s[rows].detach().requires_grad_()
-    condition = step.condition.map(lambda a: a[rows])
-    logit = judge(z_s, step.z_t[rows], step.t[rows], condition)
-    (slope,) = torch.autograd.grad(logit.sum(), z_s, create_graph=True)
+    step = step.of(chosen)
+    seen = step.seen(step.z_s).detach().requires_grad_()
+    logit = step.judged(judge, seen)
+    (slope,) = torch.autograd.grad(logit.sum(), seen, create_graph=True)
     return loss.index_add(0, rows, penalty / 2 * slope.square().flatten(1).sum(1))
 
 

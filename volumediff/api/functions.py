@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from volumediff.data.check import CheckLine
     from volumediff.data.survey import Spec
     from volumediff.evaluation.evaluate import EvaluationResult
+    from volumediff.evaluation.generation import GenerationEvaluation
     from volumediff.evaluation.translation_case import Segments
     from volumediff.outputs.batch import Summary
     from volumediff.planning.planner import Plan
@@ -298,8 +299,12 @@ def restore(
 
 def evaluate(
     results: Place | Sequence[Place],
-    truth: Place,
+    truth: Place | None = None,
     *,
+    real: Place | None = None,
+    run: Place | None = None,
+    features: Place | None = None,
+    training: Place | None = None,
     output: Place | None = None,
     html: bool = False,
     by: str | None = None,
@@ -315,15 +320,23 @@ def evaluate(
     allow_seen: bool = False,
     same_names: bool = False,
     report: Report = silent,
-) -> "list[EvaluationResult]":
-    """Compares maps, segmentations or translations of one or more methods with the truth.
+) -> "list[EvaluationResult] | list[GenerationEvaluation]":
+    """Compares maps, segmentations or translations of one or more methods with the truth, or
+    generated volumes with real ones.
 
     Arguments:
         results: folders of maps, of segmentations, of both, or of translations, one per method, or
             label maps of other programs, named after the cases; the first is the method in
-            question
+            question. With `real`, folders of generated volumes, one per model
         truth: data set with masks or boxes; segmentations need label maps, translations the
             measured channels
+        real: data set of real volumes that generated ones are compared with, in place of `truth`;
+            of what follows it takes `layout`, `read`, `replicates`, `seed`, `output` and `html`
+        run: that drew the generated volumes. Real ones are prepared as it asks, and those that it
+            was trained on are known; without it all volumes are compared as they are
+        features: vectors for KID, the Fréchet distance, precision and recall: a table (.csv or
+            .tsv) with a case and its numbers in each row, a safetensors file of Med3D, or a run
+        training: data set that the generating model was trained on, where `run` is not given
         output: folder for evaluation.json and the curves; None writes nothing
         html: whether report.html is written there too
         by: attribute of the cases that makes groups, a column of participants.tsv
@@ -346,12 +359,15 @@ def evaluate(
         report: receives what was left out, and why
 
     Returns:
-        results of maps, then those of segmentations, each in the order of the folders
+        results of maps, then those of segmentations, each in the order of the folders; those of
+        generated volumes in this order
 
     Raises:
         UsageError: no results, or none of the same cases
-        DataError: no truth for them, or volumes that a model has seen
+        DataError: no truth for them, volumes that a model has seen, or generated volumes that are
+            on another grid than the real ones
     """
+    from volumediff.api.generated import compare_generated
     from volumediff.api.reading import read_policy
     from volumediff.evaluation.evaluate import evaluate as compare
     from volumediff.evaluation.evaluate import localizations, segmentations, translations
@@ -370,6 +386,29 @@ def evaluate(
     if html and output is None:
         raise UsageError("html: a report needs an output folder; give one.")
     folders = sources_of(results)
+    if (truth is None) == (real is None):
+        raise UsageError(
+            "expected truth for maps and segmentations, or real for generated volumes, got "
+            f"{'neither' if truth is None else 'both'}; give one of them."
+        )
+    if real is not None:
+        return compare_generated(
+            folders,
+            real,
+            run=run,
+            features=features,
+            training=training,
+            output=output,
+            html=html,
+            layout=layout,
+            read=read,
+            replicates=replicates,
+            seed=seed,
+            report=report,
+        )
+    for name, value in (("run", run), ("features", features), ("training", training)):
+        if value is not None:
+            raise UsageError(f"{name} {value}: is for generated volumes; give real as well.")
     spec = known_layout(layout)
     policy = read_policy(read, recorded_policy(folders))
     try:

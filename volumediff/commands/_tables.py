@@ -9,6 +9,13 @@ from rich.table import Table
 
 from volumediff.commands._console import terminal
 from volumediff.commands._doctor import Check
+from volumediff.evaluation.generation import GenerationEvaluation
+from volumediff.evaluation.generation_summary import (
+    copy_lines,
+    generation_columns,
+    generation_notes,
+    generation_table,
+)
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
@@ -37,7 +44,15 @@ if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
-__all__ = ["checks", "measures", "policies", "profiled", "segmented", "translated"]
+__all__ = [
+    "checks",
+    "generated",
+    "measures",
+    "policies",
+    "profiled",
+    "segmented",
+    "translated",
+]
 
 COLOURS = {"error": "red", "problem": "red", "warning": "yellow", "note": "yellow"}
 WIDE = 200  # columns where there is no terminal: lines are for files and programs then
@@ -82,6 +97,14 @@ def segmented(results: Sequence[SegmentationEvaluation]) -> None:
     if clean := [r.without_seen for r in results if r.without_seen is not None]:
         console.print("\nWithout the volumes that were seen before:")
         segmented(clean)
+
+
+def generated(results: Sequence[GenerationEvaluation]) -> None:
+    """One row per measure; then what looks like a copy, and what everything stands on."""
+    console = terminal(NARROW)
+    _lines(console, generation_columns(results), generation_table(results), "")
+    for line in (*(c for r in results for c in copy_lines(r)), *generation_notes(results)):
+        console.print(line)
 
 
 def translated(results: Sequence[TranslationEvaluation]) -> None:

@@ -1,4 +1,4 @@
-"""`volumediff evaluate`: maps, segmentations and translations against truth."""
+"""`volumediff evaluate`: results against truth, generated volumes against real ones."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +11,7 @@ from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.errors import UsageError
 from volumediff.memory.heap import retain_heap
+from volumediff.settings.sections import POPULATION
 
 __all__ = ["evaluate"]
 
@@ -33,12 +34,43 @@ def evaluate(
         typer.Argument(metavar="OUT", help="Folders of results, one for each method."),
     ],
     truth: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--truth",
             help="Data set with masks or boxes; for translations, with the measured channels.",
         ),
-    ],
+    ] = WORK["truth"],
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            "--real", help="Data set of real volumes, to compare generated volumes with them."
+        ),
+    ] = WORK["real"],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="With --real: the run that drew the volumes. Real volumes are prepared as it "
+            "asks, and its training volumes are known.",
+        ),
+    ] = WORK["run"],
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            "--features",
+            help="With --real: a table of feature vectors (.csv, .tsv), a safetensors file of "
+            "Med3D, or a run, for KID, the Fréchet distance, precision and recall.",
+        ),
+    ] = WORK["features"],
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            "--training",
+            help="With --real: the data set that the model was trained on, to find copies; by "
+            "default the training volumes of RUN.",
+        ),
+    ] = WORK["training"],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Output folder; the first OUT if none is given."),
@@ -114,20 +146,30 @@ def evaluate(
     ] = WORK["same_names"],
     strict: Strict = False,
 ) -> None:
-    """Compare maps, segmentations or translations with the truth, the first with the others.
+    """Compare maps, segmentations or translations with the truth, or generated volumes with real.
+
+    The first folder is compared with the others.
 
     volumediff evaluate out/thor out/scan --truth DATA --report
+
+    volumediff evaluate samples/ --real DATA --run RUN --report
     """
-    from volumediff.commands._tables import measures, segmented, translated
+    from volumediff.commands._tables import generated, measures, segmented, translated
     from volumediff.evaluation.evaluate import localizations, segmentations, translations
     from volumediff.evaluation.summary import verdicts, without_seen
 
     retain_heap()
     target = output or folders[0]
-    account_for([truth], layout=spec_of(layout), channels=None, strict=strict)
+    data = truth or real
+    if data is not None and str(data) != POPULATION:
+        account_for([data], layout=spec_of(layout), channels=None, strict=strict)
     results = compare(
         folders,
         truth,
+        real=real,
+        run=run,
+        features=features,
+        training=training,
         output=target,
         html=report,
         by=by,
@@ -144,17 +186,20 @@ def evaluate(
         same_names=same_names,
         report=say,
     )
-    maps = localizations(results)
-    if maps:
-        measures(maps)
-    for line in verdicts(maps):
-        out_line(line)
-    for line in verdicts(without_seen(maps)):
-        out_line(f"without the volumes that were seen before: {line}")
-    if found := segmentations(results):
-        segmented(found)
-    if found := translations(results):
-        translated(found)
+    if real is not None:
+        generated(results)
+    else:
+        maps = localizations(results)
+        if maps:
+            measures(maps)
+        for line in verdicts(maps):
+            out_line(line)
+        for line in verdicts(without_seen(maps)):
+            out_line(f"without the volumes that were seen before: {line}")
+        if found := segmentations(results):
+            segmented(found)
+        if found := translations(results):
+            translated(found)
     if report:
         out_line(f"wrote {target / 'report.html'}")
 
