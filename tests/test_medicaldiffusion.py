@@ -1,5 +1,7 @@
 """Medical Diffusion's checkpoints become runs that compute what the published formulas compute."""
 
+import itertools
+
 import pytest
 import safetensors.torch
 import torch
@@ -13,7 +15,8 @@ from volumediff.errors import DataError
 from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.importers._published import Published
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.networks._edges import EdgeConv, EdgeUp, edge_padded
+from volumediff.memory.slabs import EdgePad, TransposedConvolution
+from volumediff.networks._edges import EdgeConv, EdgeUp, conv_transposed, edge_padded
 from volumediff.networks.medicaldiffusion_unet import MedicalDiffusionUNet
 from volumediff.settings.run_config import parse
 from volumediff.tasks import build_task
@@ -138,6 +141,21 @@ def test_edges_are_repeated():
         assert y.shape[2:] == tuple(n // s for n, s in zip((4, 6, 8), stride, strict=True))
         y = EdgeUp(3, 2, factor=stride).double()(normal(1, 3, 4, 6, 8))
         assert y.shape[2:] == tuple(n * s for n, s in zip((4, 6, 8), stride, strict=True))
+
+
+def test_every_range_of_planes_is_cut_from_the_whole():
+    x, weight, bias = normal(1, 2, 3, 2, 2), normal(2, 1, 4, 4, 4), normal(1)
+    padded = edge_padded(x, (2, 1, 0), (2, 0, 1))
+    enlarged = conv_transposed(x, weight, bias, stride=(2, 2, 1), padding=(1, 1, 0))
+    for operation, small, whole in (
+        (EdgePad((2, 1, 0), (2, 0, 1), 3), (), padded),
+        (TransposedConvolution((2, 2, 1), (1, 1, 0), (weight, bias)), (weight, bias), enlarged),
+    ):
+        depth = whole.shape[2]
+        for lo, hi in itertools.combinations(range(depth + 1), 2):
+            ((first, last),) = operation.needs((lo, hi), [3])
+            found = operation((lo, hi), [x[:, :, first:last]], small)
+            close(found, whole[:, :, lo:hi])
 
 
 # --- runs ---------------------------------------------------------------------------------------

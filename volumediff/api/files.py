@@ -45,6 +45,7 @@ def localize_files(
     trace: bool = LocalizeOptions.trace,
     force: bool = LocalizeOptions.force,
     limits: bool = LocalizeOptions.limits,
+    conditions: Mapping[str, str | float] | None = None,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     fill: Place | None = LocalizeOptions.fill,
     overwrite: bool = False,
@@ -61,6 +62,8 @@ def localize_files(
         layout: of the folders; `auto` decides by the files that are there
         region: a mask, or a folder of masks by case
         saliency: a map, or a folder with <case>_saliency.nii.gz
+        conditions: attributes of all cases, such as age, in place of those in their tables;
+            `estimate` looks for the likeliest value
         fill: translation run that draws channels which a case lacks
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
@@ -86,6 +89,7 @@ def localize_files(
         trace=trace,
         force=force,
         limits=limits,
+        conditions=conditions,
         fill=fill,
     )
     return localize(
@@ -125,6 +129,7 @@ def segment_files(
         inputs: volumes, folders of cases or datalists
         output: folder of the results
         write_samples: whether the label map of every sample is written
+        conditions: as for `localize_files`
         fill: translation run that draws channels which a case lacks
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
@@ -145,6 +150,7 @@ def segment_files(
         layout=layout,
         seed=seed,
         write_samples=write_samples,
+        conditions=conditions,
         fill=fill,
     )
     return segment(

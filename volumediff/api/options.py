@@ -34,6 +34,7 @@ def localize_options(
     trace: bool,
     force: bool,
     limits: bool,
+    conditions: Mapping[str, str | float] | None = None,
     fill: Place | None,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
@@ -49,6 +50,7 @@ def localize_options(
         trace=trace,
         force=force,
         limits=limits,
+        conditions=dict(conditions or {}),
         fill=None if fill is None else Path(fill),
     )
 
@@ -62,6 +64,7 @@ def segment_options(
     layout: "Spec",
     seed: int,
     write_samples: bool = False,
+    conditions: Mapping[str, str | float] | None = None,
     fill: Place | None = None,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
@@ -73,6 +76,7 @@ def segment_options(
         layout=known_layout(layout),
         seed=seed,
         write_samples=write_samples,
+        conditions=dict(conditions or {}),
         fill=None if fill is None else Path(fill),
     )
 

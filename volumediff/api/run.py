@@ -203,7 +203,8 @@ class Run:
             region: mask of what is to be redrawn, for methods such as `inpaint_given`
             saliency: map that takes the place of the method's first pass
             site: healthy volumes of the site that the image is of; its thresholds are used
-            attributes: age and the like, for runs that are conditioned on them
+            attributes: age and the like, for runs that are conditioned on them; `estimate` in
+                place of a number looks for the likeliest one
             fill: translation run that draws channels which the image lacks; given as a path, the
                 channels that there are, or else a list of those that the run and the translation
                 need
@@ -282,7 +283,8 @@ class Run:
             overrides: `key=value` overrides that change the method
             channels: names of the images in the data; None takes those of the run
             layout: of a folder of data; `auto` decides by the files that are there
-            attributes: age and the like, for runs that are conditioned on them
+            attributes: age and the like, for runs that are conditioned on them; `estimate` in
+                place of a number looks for the likeliest one
             fill: translation run that draws channels which the image lacks; given as a path, the
                 channels that there are, or else a list of those that the run and the translation
                 need
@@ -333,7 +335,8 @@ class Run:
             overrides: `key=value` overrides that change the method
             channels: names of the source images in the data; None takes those of the run
             layout: of a folder of data; `auto` decides by the files that are there
-            attributes: age and the like, for runs that are conditioned on them
+            attributes: age and the like, for runs that are conditioned on them; `estimate` in
+                place of a number looks for the likeliest one
             seed: random seed
             report: receives progress lines of a method that learns first
             components: of the method, such as `samples=5`

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Channels",
     "Classifier",
+    "ConditionWords",
     "Config",
     "ConfigWords",
     "DataRoot",
@@ -49,6 +50,7 @@ __all__ = [
     "TruthChoice",
     "Which",
     "WhichOption",
+    "conditions_of",
     "defaults",
     "finish",
     "inputs_and_words",
@@ -167,6 +169,15 @@ Classifier = Annotated[
         "--classifier", help="Folder of a trained classifier run, for methods that need one."
     ),
 ]
+ConditionWords = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        metavar="NAME=VALUE",
+        help="Condition of the run, such as age=63, in place of the cases' own; age=estimate "
+        "looks for the likeliest value. May be repeated.",
+    ),
+]
 Config = Annotated[
     str, typer.Argument(help="Configuration: a YAML file, or the name of a shipped one.")
 ]
@@ -226,6 +237,14 @@ def names_of(channels: str | None) -> tuple[str, ...] | None:
     if not names:
         raise UsageError(f"channels {channels!r}: expected names such as T1w,FLAIR.")
     return names
+
+
+def conditions_of(given: Sequence[str] | None) -> dict[str, str | float]:
+    """Words such as age=63 as attributes of a case, with numbers as tables have them."""
+    from volumediff.config import overridden
+
+    found = overridden({}, given or [])
+    return {name: float(v) if isinstance(v, int | float) else str(v) for name, v in found.items()}
 
 
 def spec_of(layout: str) -> "Spec":

@@ -16,6 +16,7 @@ from volumediff.commands._options import (
     RunOption,
     Seed,
     WhichOption,
+    conditions_of,
     defaults,
     finish,
     words,
@@ -44,9 +45,13 @@ def sample(
     label: Annotated[
         int, typer.Option("--label", help="Class of the volumes; 0 is healthy.")
     ] = WORK["label"],
-    attribute: Annotated[
+    condition: Annotated[
         list[str] | None,
-        typer.Option("--attribute", help="Attribute of the subjects, such as age=60."),
+        typer.Option(
+            "--condition",
+            metavar="NAME=VALUE",
+            help="Condition of the run, such as age=60. May be repeated.",
+        ),
     ] = None,
     which: WhichOption = LOAD["which"],
     device: Device = LOAD["device"],
@@ -60,8 +65,6 @@ def sample(
 
     volumediff sample --run runs/brain -n 4 -o samples/ sampler.steps=20
     """
-    from volumediff.config import overridden
-
     retain_heap()
     summary = sample_files(
         load(run, which=which.value, device=device, memory=memory or (), data=data, domain=domain),
@@ -70,7 +73,7 @@ def sample(
         overrides=overrides or [],
         shape=shape,
         label=label,
-        attributes=overridden({}, attribute or []),
+        attributes=conditions_of(condition),
         seed=seed,
         overwrite=overwrite,
     )

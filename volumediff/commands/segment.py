@@ -9,6 +9,7 @@ from volumediff.api.run import load
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
+    ConditionWords,
     DataRoot,
     Device,
     Domain,
@@ -21,6 +22,7 @@ from volumediff.commands._options import (
     RunOption,
     Seed,
     WhichOption,
+    conditions_of,
     defaults,
     finish,
     inputs_and_words,
@@ -65,6 +67,7 @@ def segment(
     write_samples: Annotated[
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
+    condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
@@ -95,6 +98,7 @@ def segment(
         seed=seed,
         fill=fill,
         write_samples=write_samples,
+        conditions=conditions_of(condition),
         overwrite=overwrite,
         report=say,
     )

@@ -21,10 +21,12 @@ from volumediff.anomaly.operating_point import largest_findings, left_out
 from volumediff.anomaly.raw_map import Localization
 from volumediff.anomaly.threshold import FindingsPerVolume, HealthyFPR, ValidationThreshold
 from volumediff.calibration.site import Site
+from volumediff.condition import Condition
 from volumediff.data.preprocessing import Prepared
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
 from volumediff.inference.codec_limits import CodecLimits, codec_limits
+from volumediff.inference.conditions import settled
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
 from volumediff.inference.fill import Filling, filled_warnings
@@ -99,6 +101,7 @@ class Localizing:
             "seed": self.options.seed,
             "trace": self.options.trace,
             "limits": self.options.limits,
+            "conditions": dict(self.options.conditions),
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),
             **({} if self.fills is None else {"fill": self.fills.settings}),
@@ -137,7 +140,14 @@ class Localizing:
         forced += permitted(crop_objection(seen_by_model, examination.id), force=force)
         alike = likeness(seen_by_model, self.trained.statistics.atlas)
         forced += permitted(likeness_objection(alike, examination.id), force=force)
-        found, cost = self._found(ready, seen_by_model)
+        digests = (examination.digests[name] for name in examination.images)
+        conditions = settled(
+            self.trained,
+            {**examination.attributes, **self.options.conditions},
+            seen_by_model,
+            key=key(self.options.seed, "conditions", *digests),
+        )
+        found, cost = self._found(ready, seen_by_model, conditions.condition)
         limits = self._limits(ready, seen_by_model)
         grid = InputGrid(self.trained.preprocessing, seen_by_model.record)
         facts = self._facts(examination, found)
@@ -150,9 +160,11 @@ class Localizing:
                 **facts,
                 "prepared": None if scan is None else scan.facts,
                 "forced": forced,
+                **conditions.facts(),
                 "autoencoder": None if limits is None else limits.facts(),
                 "filled": dict(examination.filled),
                 "warnings": [
+                    *conditions.warnings,
                     *filled_warnings(examination.filled),
                     *likeness_warnings(alike),
                     *flood_warnings(found, seen_by_model.foreground, self.calibration),
@@ -164,7 +176,9 @@ class Localizing:
             trace=self.options.trace,
         )
 
-    def _found(self, examination: Examination, ready: Prepared) -> tuple[Localization, Cost]:
+    def _found(
+        self, examination: Examination, ready: Prepared, condition: Condition
+    ) -> tuple[Localization, Cost]:
         """What the method finds, and what that cost."""
         trained = self.trained
         region = _region(trained, ready, examination.region)
@@ -177,7 +191,7 @@ class Localizing:
                 ready.x,
                 ready.foreground,
                 ready.spacing_mm,
-                condition=trained.condition(examination.attributes),
+                condition=condition,
             )
             brought = None
             if examination.saliency is not None:

@@ -10,6 +10,7 @@ from volumediff.calibration.of_run import calibration_for, load_method
 from volumediff.calibration.site import find_site, site_calibration
 from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
+from volumediff.inference.conditions import check_names
 from volumediff.inference.external_maps import saliency_maps
 from volumediff.inference.fill import filling
 from volumediff.inference.localize_case import REGION, SALIENCY, Localizing
@@ -65,6 +66,7 @@ def choose(
         UsageError: method, run and what is given do not fit
     """
     trained.localizes()
+    check_names(trained, options.conditions)
     words = [*options.overrides, *(["first={route: external}"] if saliency else [])]
     runs = {"classifier": options.classifier}
     row = load_method(trained, options.method, words, runs=runs, report=announce)

@@ -28,6 +28,8 @@ class LocalizeOptions:
         force: whether inputs are taken that the run was plainly not trained for
         limits: whether it is measured, for a model of latents, how small a lesion its autoencoder
             keeps; takes two passes through the autoencoder per case
+        conditions: attributes such as age, for runs that are conditioned on some, in place of
+            those of the cases; `estimate` looks for the likeliest value
         fill: translation run that draws channels which a case lacks
     """
 
@@ -42,6 +44,7 @@ class LocalizeOptions:
     trace: bool = True
     force: bool = False
     limits: bool = True
+    conditions: Mapping[str, str | float] = field(default_factory=dict)
     fill: Path | None = None
 
 
@@ -57,6 +60,7 @@ class SegmentOptions:
         layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
         write_samples: whether the label map of every sample is written
+        conditions: as for localization
         fill: translation run that draws channels which a case lacks
     """
 
@@ -66,6 +70,7 @@ class SegmentOptions:
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
     write_samples: bool = False
+    conditions: Mapping[str, str | float] = field(default_factory=dict)
     fill: Path | None = None
 
 

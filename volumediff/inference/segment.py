@@ -30,6 +30,7 @@ from volumediff.data.cases import Case
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
+from volumediff.inference.conditions import check_names, settled
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
@@ -182,6 +183,7 @@ class Segmenting:
             "preprocessing": repr(self.trained.preprocessing),
             "seed": self.options.seed,
             "samples": self.options.write_samples,
+            "conditions": dict(self.options.conditions),
             "version": volumediff.__version__,
             **({} if self.fills is None else {"fill": self.fills.settings}),
         }
@@ -197,6 +199,12 @@ class Segmenting:
         trained, digests = self.trained, examination.digests
         brain = stripped(examination.images) if strips(self.preparation) else None
         ready = prepared(trained, list((brain or examination.images).values()))
+        conditions = settled(
+            trained,
+            {**examination.attributes, **self.options.conditions},
+            ready,
+            key=key(self.options.seed, "conditions", *digests.values()),
+        )
         d, h, w = ready.x.shape[1:]
         with (
             explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
@@ -209,7 +217,7 @@ class Segmenting:
                 foreground=ready.foreground[None].to(trained.device),
                 spacing_mm=ready.spacing_mm,
                 key=key(self.options.seed, "segment", *digests.values()),
-                condition=trained.condition(examination.attributes),
+                condition=conditions.condition,
             )
         facts = {
             "case": examination.id,
@@ -218,6 +226,7 @@ class Segmenting:
             "segmenter": repr(self.segmenter),
             "seed": self.options.seed,
             "stripped": brain is not None,
+            **conditions.facts(),
             "inputs": {
                 name: {"file": file, "sha256": digests[name]}
                 for name, file in examination.files.items()
@@ -255,6 +264,7 @@ def segmenting(
         UsageError: no such method, or a run that does not segment
     """
     trained.segments()
+    check_names(trained, options.conditions)
     method = options.method or trained.config.method or DEFAULT
     segmenter = load_segmenter(method, options.overrides)
     try:

@@ -296,8 +296,8 @@ class EdgePad(Operation):
         before = min(max(self.before[0] - lo, 0), hi - lo)
         after = min(max(hi - self.before[0] - self.depth, 0), hi - lo)
         y = edge_padded(x, (before, *self.before[1:]), (after, *self.after[1:]))
-        # a slab of copies alone holds the plane itself, too: behind them or before
-        return _planes(y, 1 if after == hi - lo else 0, hi - lo)
+        # of copies alone there is one too many: the plane that they are copies of
+        return _planes(y, 0, hi - lo)
 
 
 @dataclass(eq=False, repr=False)

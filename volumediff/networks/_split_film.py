@@ -29,7 +29,8 @@ class SplitFilm(nn.Module):
 
     def __init__(self, parts: tuple[int, int], width: int) -> None:
         super().__init__()
-        self.parts = parts
+        # As of the linear layer that it stands for: how much of the embedding a block hands over.
+        self.parts, self.in_features = parts, sum(parts)
         self.time = Linear(parts[0], width, zero=True)
         self.condition = Linear(parts[1], width, zero=True) if parts[1] else None
 

@@ -5,7 +5,7 @@ Kept in RUN/statistics, verified like a checkpoint, because inference needs the 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
@@ -25,9 +26,10 @@ __all__ = ["Statistics"]
 
 
 class StoredStatistics(Record):
-    """statistics.json: mean and standard deviation of each attribute."""
+    """statistics.json: mean and standard deviation of each attribute, and its range."""
 
     scalars: dict[str, tuple[float, float]]
+    ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,12 @@ class Statistics:
     Arguments:
         scalars: attribute -> (mean, standard deviation)
         atlas: mean volume, if the recipe conditions on it
+        ranges: attribute -> (lowest, highest) value, where they are known
     """
 
     scalars: Mapping[str, tuple[float, float]]
     atlas: Float[Tensor, "c d h w"] | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def measure(cls, recipe: Recipe, volumes: Sequence[TrainingVolume]) -> "Statistics":
@@ -49,12 +53,13 @@ class Statistics:
         Raises:
             UsageError: a volume lacks an attribute, or the atlas has volumes of different shapes
         """
-        scalars = {}
+        scalars, ranges = {}, {}
         for name in recipe.scalars:
             values = np.array([number(v, name) for v in volumes])
             scalars[name] = (float(values.mean()), float(values.std()) or 1.0)
+            ranges[name] = (float(values.min()), float(values.max()))
         if not recipe.atlas:
-            return cls(scalars)
+            return cls(scalars, ranges=ranges)
         if len({v.shape for v in volumes}) > 1:
             raise UsageError("recipe.atlas: needs one data.preprocessing.shape for all volumes.")
         sound = healthy_volumes(recipe, volumes)
@@ -65,11 +70,11 @@ class Statistics:
         total = torch.zeros(volumes[0].shape, dtype=torch.float64)
         for volume in sound:
             total += volume.array("x")
-        return cls(scalars, (total / len(sound)).float())
+        return cls(scalars, (total / len(sound)).float(), ranges)
 
     def save(self, run: Path) -> None:
         """Writes RUN/statistics once; a run keeps the numbers it began with."""
-        text = json.dumps({"scalars": self.scalars}, indent=1).encode()
+        text = json.dumps({"scalars": self.scalars, "ranges": self.ranges}, indent=1).encode()
         files: dict[str, Content] = {"statistics.json": text}
         if self.atlas is not None:
             files["atlas.npy"] = partial(_write_array, self.atlas.numpy())
@@ -89,7 +94,7 @@ class Statistics:
             atlas = torch.from_numpy(np.load(path)) if path.is_file() else None
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path}: no readable array ({error}); {advice}.") from None
-        return cls(stored.scalars, atlas)
+        return cls(stored.scalars, atlas, stored.ranges)
 
     def standardised(self, attributes: Mapping[str, str | float]) -> Float[Tensor, "n"] | None:
         """The scalars of a case as a network sees them, None if there are none.
