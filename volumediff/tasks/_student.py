@@ -35,7 +35,7 @@ from volumediff.settings.sections import Component
 from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
 from volumediff.tasks._agreement import agree
-from volumediff.tasks._base import Criterion
+from volumediff.tasks._base import Criterion, best_of
 from volumediff.tasks._borrowing import Kept, keep, keep_copy, kept, source_of, take
 from volumediff.tasks._encoders import IMAGE, STATES
 from volumediff.tasks._loading import load_task
@@ -152,6 +152,7 @@ class StudentTask(DiffusionTask):
         if kept(run, NAME) is not None:
             return
         of, source = config.teacher, source_of(config.teacher, where=WHERE)
+        best_of(of, where=WHERE)
         pairs = {name: (getattr(config, name), getattr(source, name, None)) for name in PARTS}
         pairs["data.preprocessing"] = config.data.preprocessing, source.data.preprocessing
         pairs["data.channels"] = config.data.channels, source.data.channels
