@@ -75,7 +75,9 @@ class MedicalDiffusionUNet(Network):
         conditioner: str | dict[str, Any] = "concat",
     ) -> None:
         widths = [width * m for m in multiples]
-        if not widths or min(widths) < 1 or width < 4 or width % 2:
+        if not widths:
+            raise ValueError("expected at least one level, got no multiples of the width")
+        if min(widths) < 1 or width < 4 or width % 2:
             raise ValueError(
                 f"expected an even width from 4 on and positive multiples, got {width} and "
                 f"{tuple(multiples)}"
