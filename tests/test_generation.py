@@ -172,7 +172,7 @@ def test_features_of_a_table_and_of_med3d(folders, tmp_path):
         (
             lambda folder: save(folder, "sample-0001", anatomy(1)[:, :22]),
             r"expected sample-0001 with the grid of the real sub-20, 1 channel of 24 x 28 x 20 "
-            r"voxels of 2 x 2 x 2.5 mm, got 1 channel of 22 x 28 x 20.*give the run that drew them",
+            r"voxels of 2 x 2 x 2.5 mm, got 1 channel of 22 x 28 x 20.*the run that drew them",
         ),
         (
             lambda folder: save(folder, "sample-0001", anatomy(1), np.diag([2, 2, 2, 1.0])),
@@ -180,7 +180,7 @@ def test_features_of_a_table_and_of_med3d(folders, tmp_path):
         ),
         (
             lambda folder: save(folder, "sample-0001", 100 * anatomy(1)),
-            r"expected intensities as in the real volumes, from -1 to .*give the run that drew them",
+            r"expected intensities as in the real volumes, from -1 to .*the run that drew them",
         ),
     ],
 )
