@@ -127,6 +127,8 @@ RUNS = {
     "student-4": student(4, "wavelet-alone", from_steps=32, round_steps=150, updates=500),
     "student-2": student(2, "student-4", from_steps=4, round_steps=200, updates=200),
     "student-1": student(1, "student-2", from_steps=2, round_steps=200, updates=200),
+    "patch-student": student(2, "patch-alone", from_steps=8, round_steps=50, updates=100),
+    "pseudo3d-student": student(2, "pseudo3d-alone", from_steps=8, round_steps=50, updates=100),
     # what native 3D and full resolution buy
     "slices-synthetic": Run(
         "pseudo3d_64",

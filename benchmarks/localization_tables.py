@@ -20,6 +20,8 @@ REPLICATES = 2000
 ABLATIONS = (
     ("atlas as a condition", "wavelet-synthetic", "wavelet-synthetic-alone", "synthetic"),
     ("atlas as a condition", "wavelet", "wavelet-alone", "scan"),
+    ("rectified flow in place of v", "wavelet-flow", "wavelet-alone", "scan"),
+    ("rectified flow in place of v", "wavelet-flow", "wavelet-alone", "ddpm_z"),
     ("layers through the plane", "pseudo3d-synthetic", "slices-synthetic", "synthetic"),
     ("full resolution", "wavelet-synthetic", "half-synthetic", "synthetic"),
 )

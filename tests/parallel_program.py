@@ -97,7 +97,11 @@ def exact(case, accelerator):
             same = all(torch.equal(other[n], again[1][name][n]) for n in other)
             assert same, "averaged() changes the state"
         found["held"] = sum(p.numel() for p in local(states[1].trained.values()))
-        found["whole"] = sum(p.numel() for p in states[0].trained.values())
+        # rows that do not divide evenly: the first process has the larger share
+        parts = world if shard else 1
+        found["share"] = sum(
+            -(-len(p) // parts) * (p.numel() // len(p)) for p in states[0].trained.values()
+        )
         found["moments"] = sum(
             t.numel()
             for o in states[1].optimizers.values()

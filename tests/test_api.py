@@ -512,7 +512,7 @@ def test_samples_are_those_of_the_command(loaded, run, program, tmp_path):
     written = nib.load(tmp_path / "out" / "sample-0002_image.nii.gz")
     np.testing.assert_array_equal(second.array[0], np.asarray(written.dataobj))
     assert not np.array_equal(first.array, second.array)
-    with pytest.raises(UsageError, match=r"smpler: sampling takes sampler. Did you mean"):
+    with pytest.raises(UsageError, match=r"takes sampler, guidance. Did you mean 'sampler'"):
         loaded.sample(1, smpler="ddim")
 
 

@@ -39,7 +39,12 @@ KERNELS = {
     "discrete3": build("kernel", {"name": "discrete", "schedule": SPEC, "classes": 3}),
 }
 # of label models alone: the tables of localization leave it out
-EVERY_KERNEL = KERNELS | {"rigid": build("kernel", {"name": "rigid", "schedule": SPEC})}
+EVERY_KERNEL = KERNELS | {
+    name: build("kernel", {"name": name, "schedule": SPEC}) for name in ("edm", "rigid")
+}
+# Parts that every method takes alike: the network is shown another input; what surrounds a void is
+# shown in another way; a modality says nothing about health.
+ALIKE = {"edm": "gaussian", "voided": "inpainting", "modality_conditional": "healthy"}
 ARGUMENTS = {
     "class_conditional": {"attribute": "group", "values": ["control", "patient"]},
     "modality_conditional": {"values": ["t1", "t2"]},
@@ -478,13 +483,11 @@ def test_a_sampler_needs_what_it_reads():
 )
 def test_every_part_says_what_it_is(family, word, parts):
     assert set(parts) == set(available(family))
-    # what surrounds a void, shown in another way: methods take both alike
-    said = [getattr(part, word) for name, part in parts.items() if name != "voided"]
-    assert all(said)
-    # a modality says nothing about health, so that methods for healthy volumes take both
-    alike = 1 if family == "recipe" else 0
-    assert len(set(said)) == len(said) - alike, "two parts that are not alike"
-    assert RECIPES["modality_conditional"].teaches == RECIPES["healthy"].teaches
+    said = {name: getattr(part, word) for name, part in parts.items()}
+    assert all(said.values())
+    assert all(said[a] == said[b] for a, b in ALIKE.items() if a in said)
+    own = [of for name, of in said.items() if name not in ALIKE]
+    assert len(set(own)) == len(own), "two parts that are not alike"
     paths = {k.path for k in EVERY_KERNEL.values()}
     assert {p for r in RECIPES.values() for p in r.paths} == paths
 

@@ -161,10 +161,9 @@ def test_steps_of_several_processes_are_those_of_one(launched):
 def test_shares_are_a_part_of_weights_and_moments(launched):
     _, lines, _, _ = launched
     for line in lines:
-        part = 1 / line["world"] if line["shard"] else 1
-        # the first process has one row more where rows do not divide evenly
-        for held, whole in ((line["held"], 1), (line["moments"], 2)):
-            assert 1 <= held / (part * whole * line["whole"]) < (1.25 if line["shard"] else 1.01)
+        assert line["held"] == line["share"], line
+        # two moments per weight, and a count of steps per tensor
+        assert 1 <= line["moments"] / (2 * line["share"]) < 1.02, line
 
 
 @pytest.mark.slow

@@ -172,15 +172,15 @@ def test_features_of_a_table_and_of_med3d(folders, tmp_path):
         (
             lambda folder: save(folder, "sample-0001", anatomy(1)[:, :22]),
             r"expected sample-0001 with the grid of the real sub-20, 1 channel of 24 x 28 x 20 "
-            r"voxels of 2 x 2 x 2.5 mm, got 1 channel of 22 x 28 x 20.*give --run RUN",
+            r"voxels of 2 x 2 x 2.5 mm, got 1 channel of 22 x 28 x 20.*the run that drew them",
         ),
         (
             lambda folder: save(folder, "sample-0001", anatomy(1), np.diag([2, 2, 2, 1.0])),
-            "2 x 2 x 2 mm; give --run RUN, which prepares real volumes",
+            "2 x 2 x 2 mm; give the run that drew them, which prepares real volumes",
         ),
         (
             lambda folder: save(folder, "sample-0001", 100 * anatomy(1)),
-            r"expected intensities as in the real volumes, from -1 to .*give --run RUN",
+            r"expected intensities as in the real volumes, from -1 to .*the run that drew them",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def drawn(tmp_path_factory):
 
 def test_samples_of_a_run_are_compared_with_what_it_was_trained_on(drawn, program):
     data, run, samples = drawn
-    with pytest.raises(DataError, match=f"give --run {run}"):
+    with pytest.raises(DataError, match=f"give the run {run}"):
         volumediff.evaluate(samples, real=data, replicates=0)
     options = ("--real", data, "--run", run, "--features", run, "--replicates", 20, "--report")
     code, said, complaint = program("evaluate", samples, *options)

@@ -24,10 +24,13 @@ def used(config, *, streams=False):
         deterministic(True),
     ):
         task = build_task(config)
-        task.module.to("cuda")
+        task.begin_training(None, fresh=True)
+        parts = (task.module, task.training_only)
+        for part in parts:
+            part.to("cuda")
         training_step(config, task, device="cuda").run(lambda name: nullcontext())
         inference_step(config, task, device="cuda").run(lambda name: nullcontext())
-        assert {p.device.type for p in task.module.parameters()} == {"cuda"}
+        assert {p.device.type for part in parts for p in part.parameters()} == {"cuda"}
     return gpu
 
 

@@ -569,7 +569,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ),
         (
             {"network": "unet"},
-            r"network: unknown key for task residual_segmenter .*task=diffusion.*\)",
+            r"network: unknown key for task residual_segmenter .*task=.*diffusion.*\)",
         ),
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         (

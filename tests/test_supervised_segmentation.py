@@ -448,7 +448,8 @@ def test_a_segmentation_of_as_many_labels_gives_its_last_layers_too(trained, dat
     more = LABELS.replace("[1]", "[1, 2]")
     task = build_task(tiny(data, tmp_path / "more", *WORDS, more))
     warm_start(task, trained, said.append)
-    assert said[1].endswith("new: hourglass.act, hourglass.head")
+    assert said[1].endswith("recipe.labels is [1, 2] here and [1] there.")
+    assert said[2].endswith("new: hourglass.act, hourglass.head")
     assert bool(task.loss("network", task.batch((8, 8, 8), 1)).isfinite().all())
 
 

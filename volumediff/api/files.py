@@ -116,6 +116,7 @@ def segment_files(
     layout: "Spec" = SegmentOptions.layout,
     seed: int = SegmentOptions.seed,
     write_samples: bool = SegmentOptions.write_samples,
+    conditions: Mapping[str, str | float] | None = None,
     fill: Place | None = SegmentOptions.fill,
     overwrite: bool = False,
     progress: Report | None = None,

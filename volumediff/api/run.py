@@ -248,17 +248,18 @@ class Run:
             saliency=saliency is not None,
             announce=report,
         )
-        work = settle(chosen, announce=report)
         examination = examined(
             self.trained,
             image,
             channels=channels,
-            fills=work.fills,
+            fills=chosen.fills,
             attributes=attributes,
             layout=layout,
             region=region,
             saliency=saliency,
         )
+        # After the image: a calibration can take long, and a wrong image is refused at once.
+        work = settle(chosen, announce=report)
         return LocalizationResult(work(examination))
 
     def segment(

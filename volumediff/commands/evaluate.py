@@ -11,7 +11,6 @@ from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.errors import UsageError
 from volumediff.memory.heap import retain_heap
-from volumediff.settings.sections import POPULATION
 
 __all__ = ["evaluate"]
 
@@ -157,6 +156,7 @@ def evaluate(
     from volumediff.commands._tables import generated, measures, segmented, translated
     from volumediff.evaluation.evaluate import localizations, segmentations, translations
     from volumediff.evaluation.summary import verdicts, without_seen
+    from volumediff.settings.sections import POPULATION
 
     retain_heap()
     target = output or folders[0]

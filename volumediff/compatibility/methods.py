@@ -235,7 +235,8 @@ def guidance_problem(model: Model, guidance: Guide | None) -> str | None:
             f"guidance {name_of(type(guidance))}: expected a weight from {low:g} to {high:g}, "
             f"which the run was distilled for, got {weight:g}; use one of these."
         )
-    if guidance is None or not guidance.needs_classes or model.recipe.compares:
+    there = model.network.embedding.classes and model.recipe.compares
+    if guidance is None or not guidance.needs_classes or there:
         return None
     return (
         f"guidance {name_of(type(guidance))}: expected a class-conditional checkpoint, trained on "

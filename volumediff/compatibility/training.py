@@ -226,7 +226,7 @@ def codec_problem(recipe: Recipe, codec: Recipe) -> str | None:
 def classification_problem(recipe: Recipe) -> str | None:
     """Why a classifier of states cannot learn from a recipe: it sees a state and nothing else,
     and samples without a class mean nothing to it."""
-    if recipe.compares and not (recipe.drop or recipe.atlas or recipe.scalars):
+    if recipe.classes and recipe.compares and not (recipe.drop or recipe.atlas or recipe.scalars):
         return None
     return (
         "recipe: expected classes without drop, atlas and scalars for a classifier, such as "

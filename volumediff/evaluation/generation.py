@@ -230,8 +230,8 @@ def _remedy(folders: Sequence[Path], trained: Trained | None) -> str:
         return "draw samples of the size that the run was trained with, or name their own run"
     files = [file for folder in folders for file in sorted(folder.glob("*_image.nii.gz"))[:1]]
     runs = [str(sidecar(file)["run"]) for file in files if "run" in sidecar(file)]
-    run = runs[0] if runs else "RUN"
-    return f"give --run {run}, which prepares real volumes, or resample and rescale one of them"
+    run = runs[0] if runs else "that drew them"
+    return f"give the run {run}, which prepares real volumes, or resample and rescale one of them"
 
 
 def _check_intensities(folder: Path, mine: _Side, theirs: _Side, remedy: str) -> None:

@@ -133,7 +133,7 @@ def neighbours_of(
         return Neighbours(
             notes=[
                 "Memorization was not tested: it is not known which volumes the model was trained "
-                "on. Give --run, or --training with the data set."
+                "on. Give the run that drew the samples, or the training data set."
             ]
         )
     new = [case for case in real.cases if not was_trained_on(seen, case)]

@@ -98,8 +98,8 @@ def _run(place: Path | str, trained: Trained | None, device: str) -> VolumeFeatu
     other = load_trained(resolve(place), device=device)
     if trained is None or repr(other.preprocessing) != repr(trained.preprocessing):
         raise UsageError(
-            f"features {place}: expected a run of the volumes that are compared; give --run with "
-            "a run of the same preprocessing."
+            f"features {place}: expected a run of the volumes that are compared; give "
+            "the run that drew them, with the same preprocessing as this one."
         )
     model = other.task.lend(Model) or other.task.lend(Reconstructor)
     if model is None:

@@ -12,7 +12,7 @@ from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
 from volumediff.inference.conditions import check_names
 from volumediff.inference.external_maps import saliency_maps
-from volumediff.inference.fill import filling
+from volumediff.inference.fill import Filling, filling
 from volumediff.inference.localize_case import REGION, SALIENCY, Localizing
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.user_regions import check_region, find_regions, missing_reasons
@@ -37,12 +37,14 @@ class Chosen:
         options: as they were asked for
         row: the method
         saliency: whether maps from elsewhere take the place of the method's first pass
+        fills: draws channels that an examination lacks
     """
 
     trained: Trained
     options: LocalizeOptions
     row: Method
     saliency: bool
+    fills: Filling | None
 
 
 def choose(
@@ -71,7 +73,10 @@ def choose(
     runs = {"classifier": options.classifier}
     row = load_method(trained, options.method, words, runs=runs, report=announce)
     check_region(row, options.method, region)
-    return Chosen(trained, options, row, saliency)
+    fills = None if options.fill is None else filling(trained, options.fill)
+    if fills is not None:
+        announce(f"cases without {', '.join(fills.drawn)} get it from {', '.join(fills.sources)}")
+    return Chosen(trained, options, row, saliency, fills)
 
 
 def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localizing:
@@ -80,7 +85,7 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
     Raises:
         UsageError: the run's or the site's volumes are not reachable, or too few
     """
-    trained, options, row = chosen.trained, chosen.options, chosen.row
+    trained, options, row, fills = chosen.trained, chosen.options, chosen.row, chosen.fills
     place = None
     if options.site is not None:
         place = find_site(trained, options.site, channels=options.channels, layout=options.layout)
@@ -105,10 +110,8 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         for line in drift.lines():
             announce(line)
     seen = seen_with(trained, row, site=place, saliency=chosen.saliency)
-    fills = None if options.fill is None else filling(trained, options.fill)
     if fills is not None:
         seen = seen | seen_by(fills.work.trained.run)
-        announce(f"cases without {', '.join(fills.drawn)} get it from {', '.join(fills.sources)}")
     return Localizing(
         trained=trained,
         row=row,
@@ -158,13 +161,12 @@ def localize(
         saliency=saliency is not None,
         announce=announce,
     )
-    work = settle(chosen, announce=announce)
     where = {"layout": options.layout, "patients": trained.config.data.patients}
-    if work.fills is None:
+    if chosen.fills is None:
         names = trained.image_names(options.channels)
         cases, problems = find_inputs(source, channels=names, **where)
     else:
-        cases, problems = work.fills.find(source, **where)
+        cases, problems = chosen.fills.find(source, **where)
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)
@@ -173,6 +175,8 @@ def localize(
     maps = {}
     if saliency is not None:
         maps = saliency_maps(Path(saliency), [case.id for case in cases])
+    # After the sources: a calibration can take long, and a wrong path is said at once.
+    work = settle(chosen, announce=announce)
     shown = {name: sha256_of_file(path) for name, path in maps.items()}
     policy = trained.preprocessing.policy
 

@@ -92,7 +92,8 @@ class Recipe(ABC):
         reference: whether the network is conditioned on the clean state through a bottleneck
         teaches: what a network learns, as methods ask for it; a subclass teaches the same
         paths: paths of the kernels that the targets are for
-        compares: whether its classes tell the healthy from others, the first being healthy
+        compares: whether its classes, where it has any, tell the healthy from others, the first
+            being healthy
         samples: whether a chain from t = 1 draws from what is modelled
         whole: whether noise is everywhere in the state of the volume itself; localization methods
             that name no recipe need such a model
@@ -123,7 +124,7 @@ class Recipe(ABC):
     mask_loss: float = 0.0
     teaches: ClassVar[str] = ""
     paths: ClassVar[tuple[str, ...]] = ("gaussian",)
-    compares: ClassVar[bool] = False
+    compares: ClassVar[bool] = True
     samples: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     fixed: ClassVar[bool] = False

@@ -27,7 +27,6 @@ class ClassConditional(Recipe):
     """
 
     teaches: ClassVar[str] = "class_conditional"
-    compares: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     whole: ClassVar[bool] = True
     fixed: ClassVar[bool] = True

@@ -29,6 +29,7 @@ class ModalityConditional(Recipe):
         scalars: attributes that condition the model
     """
 
+    compares: ClassVar[bool] = False
     teaches: ClassVar[str] = "healthy"
     paths: ClassVar[tuple[str, ...]] = ("gaussian", "discrete")
     whole: ClassVar[bool] = True

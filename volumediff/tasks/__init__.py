@@ -11,6 +11,8 @@ progressive         a student of a diffusion run that walks in few steps, by hal
 consistency         a student that leaps from any noisy state to the end of its path
 guided              a student that is told the weight of its guidance, and is called once
 reflow              a student of the pairs that a diffusion run makes, whose paths are straighter
+trajectory          a student that leads from noise to the whole trajectory in one call
+denoising_gan       a diffusion model of a few large steps, each a draw
 
 The file name is what `task:` in a configuration says. Another task is one more file with a class
 of the contract in `_base.py`, here or in any importable module.

@@ -98,6 +98,7 @@ class StudentTask(DiffusionTask):
     noun = "a distilled diffusion model"
     fits_intensities = False
     fits_states = False
+    adaptable = False  # it begins with its teacher's weights and with no other run
     training_copies = (NAME,)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

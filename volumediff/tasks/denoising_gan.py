@@ -81,6 +81,7 @@ class DenoisingGANTask(DiffusionTask):
 
     schema = DenoisingGANConfig
     noun = "a denoising diffusion GAN"
+    adaptable = False  # two networks learn against each other, and both change as a whole
     blockwise = False  # the discriminator's loss asks for gradients on its way
 
     def __init__(self, config: DenoisingGANConfig, model: Model, **given: object) -> None:

@@ -456,10 +456,10 @@ def _refusals(model: Model) -> Refusals:
         )
     if translates(recipe):
         return Refusals(
-            localize="was trained to translate (recipe translation); give it to --fill of a run "
-            "that localizes, or use the run of a model of healthy volumes.",
-            segment="was trained to translate (recipe translation); give it to --fill of a run "
-            "that segments.",
+            localize="was trained to translate (recipe translation); let it fill in channels "
+            "for a run that localizes, or use the run of a model of healthy volumes.",
+            segment="was trained to translate (recipe translation); let it fill in channels "
+            "for a run that segments.",
             sample="samples the missing channels of an image; translate one with it.",
             translate=None,
         )
