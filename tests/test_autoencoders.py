@@ -17,7 +17,15 @@ from volumediff.autoencoders.vq import VQ
 
 SMALL = {"latent_channels": 3, "widths": (8, 16), "strides": ((2, 2, 2),), "blocks": 1}
 # What SMALL leaves open, for autoencoders that take it.
-OTHERS = {"groups": 4, "codes": 64, "shape": (8, 8, 8), "squeeze": 4, "width": 16, "heads": 2}
+OTHERS = {
+    "groups": 4,
+    "codes": 64,
+    "shape": (8, 8, 8),
+    "downsample": (2, 2, 2),
+    "squeeze": 4,
+    "width": 16,
+    "heads": 2,
+}
 SHAPES = [(8, 4, 12), (5, 7, 3), (1, 9, 6), (29, 4, 4), (1, 1, 1)]
 
 

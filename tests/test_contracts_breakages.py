@@ -17,6 +17,8 @@ from foreign.foreign_volumes.tasks import Supervised
 from foreign_tasks import Distillation
 
 from volumediff import config
+from volumediff.adapters._base import Adapter
+from volumediff.adapters.lora import LoRA
 from volumediff.anomaly import (
     adaptation,
     baselines,
@@ -80,6 +82,8 @@ from volumediff.tasks import Task
 from volumediff.tasks.diffusion import DiffusionTask
 from volumediff.time_grids import UniformTimeGrid
 from volumediff.times.uniform import Uniform
+from volumediff.translation.translators.diffusion import DiffusionTranslator
+from volumediff.translation.translators.polynomial import Polynomial
 from volumediff.weightings import EpsWeighting, UWeighting
 
 BROKEN = []
@@ -377,6 +381,39 @@ class ForgetsTheClass(UNet):
         if condition is not None and condition.label is not None:
             condition = condition.replace(label=torch.zeros_like(condition.label))
         return super().forward(z_t, t, condition)
+
+
+class RandomStart(torch.nn.Module):
+    def __init__(self, correction):
+        super().__init__()
+        self.correction = correction
+        torch.nn.init.normal_(correction.up)
+
+    def forward(self, weight):
+        return self.correction(weight)
+
+
+@broken("adapter", "before it is trained")
+class ChangesAtOnce(LoRA):
+    def correction(self, weight):
+        return RandomStart(super().correction(weight))
+
+
+class IntoTheWeight(torch.nn.Module):
+    def __init__(self, correction):
+        super().__init__()
+        self.correction = correction
+
+    def forward(self, weight):
+        with torch.no_grad():
+            weight.copy_(self.correction(weight))
+        return self.correction(weight)
+
+
+@broken("adapter", "writes into the weight")
+class Overwrites(LoRA):
+    def correction(self, weight):
+        return IntoTheWeight(super().correction(weight))
 
 
 @broken("pretext", "depends on the batch")
@@ -871,9 +908,31 @@ class Fills(MinComponentLabelPost):
         return torch.full_like(labels, 3)
 
 
+# translation
+
+
+@broken("translator", "same key gives another draw")
+class Keyless(DiffusionTranslator):
+    def draws(self, model, sources, *, key, **others):
+        return super().draws(model, sources, key=int(torch.randint(9**9, ())), **others)
+
+
+@broken("translator", "Two draws of one volume are the same", samples=2)
+class OneKeyForAll(DiffusionTranslator):
+    def draws(self, model, sources, **others):
+        for _ in range(self.samples):
+            yield next(super().draws(model, sources, **others))
+
+
+@broken("translator", "every training volume once")
+class OneVolume(Polynomial):
+    def fit(self, pairs):
+        return super().fit([next(iter(pairs))])
+
+
 @pytest.mark.parametrize(("family", "cls", "sentence", "arguments"), BROKEN)
 def test_the_contract_catches_it(family, cls, sentence, arguments):
-    plain = issubclass(cls, torch.nn.Module | Task)
+    plain = issubclass(cls, torch.nn.Module | Task | Adapter)
     cls = cls if plain else dataclass(frozen=True)(cls)
     with pytest.raises(AssertionError, match=sentence):
         check(family, cls, **arguments)

@@ -236,7 +236,7 @@ def test_surplus_tensors_and_other_schedules_are_refused():
 def test_wrong_arguments():
     for options, words in (
         ({"width": 3}, "an even width from 4 on .* got 3"),
-        ({"multiples": ()}, "positive multiples"),
+        ({"multiples": ()}, "at least one level"),
         ({"groups": 5}, "groups must divide all widths .* got 5"),
         ({"head_size": 3}, "heads of an even size, got 8 of 3"),
     ):

@@ -3,12 +3,15 @@
 Accuracy of each method (orders, published numbers, other libraries) is in `test_sampler_accuracy`.
 """
 
+from dataclasses import fields
+
 import pytest
 import torch
 from oracles import flow, gaussian, gradual, state_like, white
 
 from volumediff.compatibility.chains import walks
-from volumediff.config import available, build
+from volumediff.component import is_handed_in
+from volumediff.config import available, build, component
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.samplers._base import InvertibleSampler
 from volumediff.schedules.cosine import Cosine
@@ -21,17 +24,31 @@ KERNELS = {
 }
 KERNEL = KERNELS["zero"]
 MEAN, STD = 0.3, 0.5
-# Those of students have grids of their own, see test_students.
-OF_STUDENTS = {"consistency", "spans", "student"}
+
+
+def handed(name):
+    """Arguments of a sampler that nobody configures."""
+    return {f.name for f in fields(component("sampler", name)) if is_handed_in(f)}
+
+
+# Those that take their steps from the model and those along ends of paths are in test_students.
 NAMES = [
     n
     for n in available("sampler")
-    if n not in OF_STUDENTS and walks(build("sampler", {"name": n, "steps": 1}), "gaussian")
+    if "steps" not in handed(n)
+    and walks(build("sampler", {"name": n, "steps": 1}), "gaussian")
+    and not component("sampler", n).through_ends
 ]
 
 
 @pytest.fixture(params=NAMES)
 def name(request):
+    return request.param
+
+
+@pytest.fixture(params=[n for n in NAMES if "grid" not in handed(n)])
+def gridded(request):
+    """A sampler whose times are those of any grid; others have times of their own."""
     return request.param
 
 
@@ -66,17 +83,17 @@ def test_wide_states_survive(name, kernel):
     assert out.abs().max() > 7
 
 
-def test_times_start_and_end_exactly(name, kernel):
+def test_times_start_and_end_exactly(gridded, kernel):
     for start in (1.0, 0.25, 0.003):
-        times = made(name, 7).times(kernel.schedule, start)
+        times = made(gridded, 7).times(kernel.schedule, start)
         expected = start * torch.linspace(1, 0, 8).double()
         torch.testing.assert_close(times, expected, rtol=1e-7, atol=0)
         assert times.dtype == torch.float64
         assert (float(times[0]), float(times[-1])) == (start, 0.0)
 
 
-def test_times_uniform_in_log_snr(name, kernel):
-    sampler = made(name, 7, grid={"name": "log_snr", "low": -6.0, "high": 6.0})
+def test_times_uniform_in_log_snr(gridded, kernel):
+    sampler = made(gridded, 7, grid={"name": "log_snr", "low": -6.0, "high": 6.0})
     times = sampler.times(kernel.schedule, 1.0)
     assert len(times) == 8
     assert (float(times[0]), float(times[-1])) == (1.0, 0.0)
@@ -89,19 +106,19 @@ def test_times_uniform_in_log_snr(name, kernel):
         sampler.times(kernel.schedule, 1e-4)
 
 
-def test_grid_in_log_snr_reproduces_gaussian_data(name, kernel):
+def test_grid_in_log_snr_reproduces_gaussian_data(gridded, kernel):
     grid = {"name": "log_snr", "low": -10.0, "high": 8.0}
-    times = made(name, 100, grid=grid).times(kernel.schedule)
-    out = run(name, gradual(4000), kernel=kernel, times=times)
+    times = made(gridded, 100, grid=grid).times(kernel.schedule)
+    out = run(gridded, gradual(4000), kernel=kernel, times=times)
     assert out.std().item() == pytest.approx(STD, rel=0.06)
 
 
-def test_partial_start_keeps_the_law(name, kernel):
+def test_partial_start_keeps_the_law(gridded, kernel):
     z_0 = MEAN + STD * gradual(4000)
     level = torch.tensor([0.4], dtype=torch.float64)
     order = torch.randperm(4000, generator=torch.Generator().manual_seed(3))
     z = kernel.corrupt(z_0, level, gradual(4000)[..., order])
-    out = run(name, z, kernel=kernel, times=made(name, 60).times(kernel.schedule, 0.4))
+    out = run(gridded, z, kernel=kernel, times=made(gridded, 60).times(kernel.schedule, 0.4))
     assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert out.std().item() == pytest.approx(STD, rel=0.05)
 
@@ -220,14 +237,14 @@ def test_ascents_start_afresh(name, kernel):
     assert torch.equal(whole, rest)
 
 
-def test_times_may_differ_by_sample(name, kernel):
-    sampler, z = made(name, 6), draw(b=2)
+def test_times_may_differ_by_sample(gridded, kernel):
+    sampler, z = made(gridded, 6), draw(b=2)
     grids = [sampler.times(kernel.schedule, start) for start in (1.0, 0.35)]
-    both = run(name, z, kernel=kernel, times=torch.stack(grids, 1))
+    both = run(gridded, z, kernel=kernel, times=torch.stack(grids, 1))
     noise = white(z)
     for i in range(2):
         one = run(
-            name,
+            gridded,
             z[i : i + 1],
             kernel=kernel,
             times=grids[i],

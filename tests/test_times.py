@@ -139,7 +139,7 @@ def test_grid_times_are_those_of_a_sampler():
         ({"name": "grid", "steps": 0}, "steps: expected at least 1, got 0"),
         ({"name": "logit_normal", "deviation": 0}, "deviation: expected a positive number"),
         ({"name": "log_normal", "deviation": -1}, "deviation: expected a positive number"),
-        ("logit", "choose from grid, log_normal, logit_normal, uniform"),
+        ("logit", f"choose from {', '.join(available('times'))}"),
     ],
 )
 def test_wrong_arguments(spec, message):

@@ -22,6 +22,7 @@ from volumediff.networks._edges import conv_transposed
 from volumediff.networks._embedding import StepEmbedding
 from volumediff.networks._layers import Conv, Linear, NormAct, conv
 from volumediff.networks._levels import Tap
+from volumediff.networks._side_heads import SideHeads
 from volumediff.networks._slice_attention import (
     LinearSliceAttention,
     SliceAttention,
@@ -74,7 +75,9 @@ class MedicalDiffusionUNet(Network):
         conditioner: str | dict[str, Any] = "concat",
     ) -> None:
         widths = [width * m for m in multiples]
-        if not widths or min(widths) < 1 or width < 4 or width % 2:
+        if not widths:
+            raise ValueError("expected at least one level, got no multiples of the width")
+        if min(widths) < 1 or width < 4 or width % 2:
             raise ValueError(
                 f"expected an even width from 4 on and positive multiples, got {width} and "
                 f"{tuple(multiples)}"
@@ -94,6 +97,7 @@ class MedicalDiffusionUNet(Network):
         named = {"embedding": self.embedding.width, "groups": groups}
         attention = {"heads": heads, "head_size": head_size}
         self.widths = tuple(widths)
+        self.ends = (width, *widths[:-1])  # of the decoder's levels
         self.stem = Conv(self.input_channels, width, kernel=(7, 7, 1))
         self.positions = SliceDistances(heads)
         self.first = ThroughAttention(width, **attention)
@@ -110,7 +114,8 @@ class MedicalDiffusionUNet(Network):
         )
         self.up = nn.ModuleList(SliceUp(n) for n in widths[:-1])
         self.last = PostBlock(2 * width, width, groups=groups)
-        self.head = Conv(width, out_channels, kernel=POINT)
+        self.head = Conv(width, out_channels, kernel=POINT, zero=True)
+        self.sides: SideHeads | None = None
         for level in range(len(widths)):
             place(level, self.encoder[level], self.decoder[level])
         place(len(widths) - 1, self.middle, self.within, self.through)
@@ -122,11 +127,10 @@ class MedicalDiffusionUNet(Network):
 
     @property
     def taps(self) -> Mapping[str, Tap]:
-        inner = (self.stem.weight.shape[0], *self.widths[:-1])
         found = {f"encoder.{i}": Tap(s, self.widths[i]) for i, s in enumerate(self.encoder)}
         found["middle"] = Tap(self.middle[-1], self.widths[-1])
         for i in reversed(range(len(self.decoder))):
-            found[f"decoder.{i}"] = Tap(self.decoder[i], inner[i])
+            found[f"decoder.{i}"] = Tap(self.decoder[i], self.ends[i])
         return found
 
     @property
@@ -134,6 +138,9 @@ class MedicalDiffusionUNet(Network):
         descent = (self.embedding, self.stem, self.positions, self.first, self.encoder, self.down)
         descent = (*descent, self.middle, self.within, self.through)
         return Anatomy(self.stem, descent, (self.last, self.head), self.widths[-1], (2, 2, 1))
+
+    def deepen(self, count: int) -> None:
+        self.sides = SideHeads(self.ends, self.out_channels, count=count, factor=(2, 2, 1))
 
     def deepest(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
@@ -144,11 +151,15 @@ class MedicalDiffusionUNet(Network):
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
     ) -> Float[Tensor, "b o d h w"]:
         h, skips, bias = self._descend(x, e)
+        sides = []
         for level in reversed(range(len(self.decoder))):
             h = self.decoder[level](h, e, bias, skips.pop())
+            if self.sides is not None:
+                sides += self.sides.read(level, h)
             if level:
                 h = self.up[level - 1](h, skips[-1].shape[2:])
-        return self.head(self.last(h, None, skips.pop()))
+        y = self.head(self.last(h, None, skips.pop()))
+        return y if self.sides is None else self.sides.beside(y, sides)
 
     def _descend(
         self, x: Float[Tensor, "b i d h w"], e: Float[Tensor, "b n"]
