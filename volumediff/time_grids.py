@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.component import Component
-from volumediff.schedules._base import Schedule, check_shift
+from volumediff.schedules._base import Schedule, check_noise_levels, check_shift
 
 __all__ = [
     "KarrasTimeGrid",
@@ -126,11 +126,7 @@ class KarrasTimeGrid(TimeGrid):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < float("inf") or not self.rho >= 1:
-            raise ValueError(
-                "expected 0 < sigma_min < sigma_max and rho >= 1, got "
-                f"{self.sigma_min}, {self.sigma_max} and {self.rho}."
-            )
+        check_noise_levels(self.sigma_min, self.sigma_max, self.rho)
 
     def times(self, schedule: Schedule, steps: int, start: float = 1.0) -> Float[Tensor, "n"]:
         low, high = (-2 * math.log(s) for s in (self.sigma_max, self.sigma_min))

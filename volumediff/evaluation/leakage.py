@@ -16,12 +16,13 @@ from volumediff.data.cases import safe_id
 from volumediff.data.files import stem_of
 from volumediff.data.seen import Match, Seen, roster
 from volumediff.errors import DataError
+from volumediff.evaluation.output_folders import refuse_twice
 from volumediff.evaluation.truths import Truth
 from volumediff.runs.trained import Trained
 from volumediff.samples.seen_record import seen_by
 from volumediff.storage.digests import sha256
 
-__all__ = ["Leak", "Leakage", "keep", "leakage", "refuse", "said", "seen_with"]
+__all__ = ["Leak", "Leakage", "keep", "leakage", "leakages", "said", "seen_with"]
 
 SHOWN = 3  # cases that a line names
 
@@ -127,7 +128,34 @@ def leakage(
     return Leakage(tuple(leaks), tuple(unknown), others)
 
 
-def refuse(found: Mapping[Path, Leakage], cases: int) -> None:
+def leakages(
+    sidecars: Mapping[Path, Mapping[str, Mapping[str, Any]]],
+    truths: Mapping[str, Truth],
+    *,
+    allow_seen: bool,
+    same_names: bool,
+) -> tuple[dict[Path, Leakage], set[str]]:
+    """What each model of a comparison has seen, and the cases that some model has.
+
+    Arguments:
+        sidecars: folder -> case -> content of the JSON beside its output
+        truths: case -> its truth
+        allow_seen: whether a comparison goes on with such cases
+        same_names: as for `leakage`
+
+    Raises:
+        DataError: a volume is there twice, a model has seen a case that it may not have, or a
+            record is not there, or damaged
+    """
+    for folder, contents in sidecars.items():
+        refuse_twice(folder, contents)
+    seen = {f: leakage(f, s, truths, same_names=same_names) for f, s in sidecars.items()}
+    if not allow_seen:
+        _refuse(seen, len(truths))
+    return seen, {leak.case for there in seen.values() for leak in there.leaks}
+
+
+def _refuse(found: Mapping[Path, Leakage], cases: int) -> None:
     """Stops an evaluation of volumes that a model has seen.
 
     Arguments:

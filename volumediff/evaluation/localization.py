@@ -25,9 +25,9 @@ from volumediff.evaluation.figures import (
     reliability_in,
     restored_in,
 )
-from volumediff.evaluation.leakage import Leakage, leakage, refuse
+from volumediff.evaluation.leakage import Leakage, leakages
 from volumediff.evaluation.measure import Measured, measure
-from volumediff.evaluation.output_folders import costs_in, method_name, refuse_twice, sidecar
+from volumediff.evaluation.output_folders import costs_in, method_name, sidecar
 from volumediff.evaluation.truths import Truth
 from volumediff.metrics import calibration_error, detection
 from volumediff.metrics.bootstrap import (
@@ -164,12 +164,7 @@ def evaluate_maps(
     sidecars = {
         folder: {case: sidecar(found[case]) for case in known} for folder, found in maps.items()
     }
-    for folder, found in sidecars.items():
-        refuse_twice(folder, found)
-    seen = {f: leakage(f, s, known, same_names=same_names) for f, s in sidecars.items()}
-    if not allow_seen:
-        refuse(seen, len(known))
-    tainted = {leak.case for found in seen.values() for leak in found.leaks}
+    seen, tainted = leakages(sidecars, known, allow_seen=allow_seen, same_names=same_names)
     results: dict[str, MethodResult] = {}
     draws: dict[str, Draws] = {}
     clean_draws: dict[str, Draws] = {}

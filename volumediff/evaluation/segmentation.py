@@ -17,8 +17,8 @@ import numpy as np
 from volumediff.data.volume import read
 from volumediff.distributed.launch import shared_out
 from volumediff.errors import DataError
-from volumediff.evaluation.leakage import Leakage, leakage, refuse
-from volumediff.evaluation.output_folders import costs_in, method_name, refuse_twice, sidecar
+from volumediff.evaluation.leakage import Leakage, leakages
+from volumediff.evaluation.output_folders import costs_in, method_name, sidecar
 from volumediff.evaluation.segmentation_case import (
     SegmentationRules,
     SegmentedCase,
@@ -120,12 +120,7 @@ def evaluate_segmentations(
             seen, or a volume that is there twice
     """
     facts = {f: {case: sidecar(maps[case]) for case in known} for f, maps in found.items()}
-    for folder, contents in facts.items():
-        refuse_twice(folder, contents)
-    seen = {f: leakage(f, s, known, same_names=same_names) for f, s in facts.items()}
-    if not allow_seen:
-        refuse(seen, len(known))
-    tainted = {leak.case for there in seen.values() for leak in there.leaks}
+    seen, tainted = leakages(facts, known, allow_seen=allow_seen, same_names=same_names)
     labels = rules.labels or _labels(found, known, facts, report)
     names = {v: name for truth in known.values() for v, name in truth.names.items() if v in labels}
     results: dict[str, SegmentationEvaluation] = {}

@@ -17,8 +17,8 @@ from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_cases
 from volumediff.distributed.launch import shared_out
 from volumediff.errors import DataError, UsageError
-from volumediff.evaluation.leakage import Leakage, leakage, refuse
-from volumediff.evaluation.output_folders import costs_in, method_name, refuse_twice
+from volumediff.evaluation.leakage import Leakage, leakages
+from volumediff.evaluation.output_folders import costs_in, method_name
 from volumediff.evaluation.translation_case import Segments, TranslatedCase, measure_translation
 from volumediff.evaluation.truths import Truth
 from volumediff.metrics.bootstrap import Interval, Replicates, difference, resampled
@@ -105,15 +105,10 @@ def evaluate_translations(
     """
     known = _known(found, measured, report)
     facts = {f: {c: read_facts(translation_sidecar(f, c)) for c in known} for f in found}
-    for folder, contents in facts.items():
-        refuse_twice(folder, contents)
     truths = {
         name: Truth(case.id, case.patient, None, case.attributes) for name, case in known.items()
     }
-    seen = {f: leakage(f, s, truths, same_names=same_names) for f, s in facts.items()}
-    if not allow_seen:
-        refuse(seen, len(known))
-    tainted = {leak.case for there in seen.values() for leak in there.leaks}
+    seen, tainted = leakages(facts, truths, allow_seen=allow_seen, same_names=same_names)
     results: dict[str, TranslationEvaluation] = {}
     draws: dict[str, Draws] = {}
     clean_draws: dict[str, Draws] = {}

@@ -110,6 +110,15 @@ def check_shift(shift: float) -> None:
         raise ValueError(f"expected a positive shift, got {shift}; 1 changes nothing.")
 
 
+def check_noise_levels(sigma_min: float, sigma_max: float, rho: float) -> None:
+    """Raises ValueError for noise levels that do not rise, or a rho below 1."""
+    if not 0 < sigma_min < sigma_max < float("inf") or not rho >= 1:
+        raise ValueError(
+            f"expected 0 < sigma_min < sigma_max and rho >= 1, got {sigma_min}, {sigma_max} and "
+            f"{rho}."
+        )
+
+
 def per_sample(values: Float[Tensor, "b"], z: Float[Tensor, "..."]) -> Float[Tensor, "b 1 1 1 1"]:
     """One number per sample, in the dtype and on the device of z, ready to multiply states."""
     return values.to(z)[:, None, None, None, None]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.schedules._base import Schedule
+from volumediff.schedules._base import Schedule, check_noise_levels
 
 __all__ = ["Exploding"]
 
@@ -44,11 +44,7 @@ class Exploding(Schedule):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < float("inf") or not self.rho >= 1:
-            raise ValueError(
-                "expected 0 < sigma_min < sigma_max and rho >= 1, got "
-                f"{self.sigma_min}, {self.sigma_max} and {self.rho}."
-            )
+        check_noise_levels(self.sigma_min, self.sigma_max, self.rho)
 
     def __call__(self, t: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """(alpha_t, sigma_t) in float64."""

@@ -1,4 +1,4 @@
-r"""Baseline: the source itself, with its histogram matched to that of the targets,
+r"""TranslationBaseline: the source itself, with its histogram matched to that of the targets,
 
 .. math:: \hat x = Q_T(F_x(x)),
 
@@ -8,7 +8,6 @@ targets. Contrasts that are each other's inverse, as T1w and FLAIR are in parts,
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from volumediff.component import handed_in
 from volumediff.condition import Condition
 from volumediff.model import Model
-from volumediff.translation.translators._base import TranslationPair, Translator
+from volumediff.translation.translators._base import TranslationPair
+from volumediff.translation.translators._baseline import TranslationBaseline
 
 __all__ = ["HistogramMatch"]
 
@@ -26,7 +26,7 @@ LEVELS = np.linspace(0, 1, 257)  # of the quantiles
 
 
 @dataclass(frozen=True, repr=False)
-class HistogramMatch(Translator):
+class HistogramMatch(TranslationBaseline):
     """A copy of one source channel in the intensities of the targets.
 
     Arguments:
@@ -34,7 +34,6 @@ class HistogramMatch(Translator):
         quantiles: of each target channel, as `fit` finds them
     """
 
-    learns: ClassVar[bool] = True
     source: int = 0
     quantiles: Float[np.ndarray, "t q"] | None = handed_in(None)
 
@@ -43,9 +42,6 @@ class HistogramMatch(Translator):
         if not found:
             raise ValueError("expected at least one training volume, got none.")
         return replace(self, quantiles=np.mean(found, axis=0))
-
-    def check(self, model: Model) -> None:
-        """Any will do: it is not asked."""
 
     def draws(
         self,

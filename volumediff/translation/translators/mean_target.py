@@ -1,8 +1,7 @@
-"""Baseline: the mean of the training targets, voxel by voxel, whatever the sources are."""
+"""TranslationBaseline: the mean of the training targets, voxel by voxel, whatever the sources are."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,13 +9,14 @@ from torch import Tensor
 from volumediff.component import handed_in
 from volumediff.condition import Condition
 from volumediff.model import Model
-from volumediff.translation.translators._base import TranslationPair, Translator
+from volumediff.translation.translators._base import TranslationPair
+from volumediff.translation.translators._baseline import TranslationBaseline
 
 __all__ = ["MeanTarget"]
 
 
 @dataclass(frozen=True, repr=False)
-class MeanTarget(Translator):
+class MeanTarget(TranslationBaseline):
     """The same volume for everybody: what every translator must beat.
 
     The volumes of the run must have one shape. They are averaged as they were prepared, so that
@@ -26,7 +26,6 @@ class MeanTarget(Translator):
         mean: of the training targets, as `fit` finds it
     """
 
-    learns: ClassVar[bool] = True
     mean: Float[Tensor, "t d h w"] | None = handed_in(None)
 
     def fit(self, pairs: Iterable[TranslationPair]) -> "MeanTarget":
@@ -43,9 +42,6 @@ class MeanTarget(Translator):
         if total is None:
             raise ValueError("expected at least one training volume, got none.")
         return replace(self, mean=(total / count).float())
-
-    def check(self, model: Model) -> None:
-        """Any will do: it is not asked."""
 
     def draws(
         self,

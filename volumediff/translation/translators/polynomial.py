@@ -1,4 +1,4 @@
-r"""Baseline: every target voxel is a polynomial of the source intensities at its place,
+r"""TranslationBaseline: every target voxel is a polynomial of the source intensities at its place,
 
 .. math:: \hat x_T = \sum_{|a| \le n} \beta_a \prod_i x_{S,i}^{a_i}, \qquad
           \beta = \operatorname{argmin} \sum_{\text{foreground}} (x_T - \hat x_T)^2,
@@ -9,7 +9,6 @@ by least squares over the foregrounds of all training volumes.
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +17,8 @@ from torch import Tensor
 from volumediff.component import handed_in
 from volumediff.condition import Condition
 from volumediff.model import Model
-from volumediff.translation.translators._base import TranslationPair, Translator
+from volumediff.translation.translators._base import TranslationPair
+from volumediff.translation.translators._baseline import TranslationBaseline
 
 __all__ = ["Polynomial"]
 
@@ -27,7 +27,7 @@ RANK = 1e-10
 
 
 @dataclass(frozen=True, repr=False)
-class Polynomial(Translator):
+class Polynomial(TranslationBaseline):
     """Regression of intensities; it knows no neighbours.
 
     Arguments:
@@ -35,7 +35,6 @@ class Polynomial(Translator):
         coefficients: one column per target channel, as `fit` finds them
     """
 
-    learns: ClassVar[bool] = True
     degree: int = 3
     coefficients: Float[Tensor, "m t"] | None = handed_in(None)
 
@@ -55,9 +54,6 @@ class Polynomial(Translator):
         if gram is None or moment is None:
             raise ValueError("expected at least one training volume, got none.")
         return replace(self, coefficients=torch.linalg.pinv(gram, rtol=RANK) @ moment)
-
-    def check(self, model: Model) -> None:
-        """Any will do: it is not asked."""
 
     def draws(
         self,
