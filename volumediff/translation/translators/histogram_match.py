@@ -1,4 +1,4 @@
-r"""TranslationBaseline: the source itself, with its histogram matched to that of the targets,
+r"""Baseline: the source itself, with its histogram matched to that of the targets,
 
 .. math:: \hat x = Q_T(F_x(x)),
 

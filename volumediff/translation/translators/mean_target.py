@@ -1,4 +1,4 @@
-"""TranslationBaseline: the mean of the training targets, voxel by voxel, whatever the sources are."""
+"""Baseline: the mean of the training targets, voxel by voxel, whatever the sources are."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

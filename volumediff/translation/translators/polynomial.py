@@ -1,4 +1,4 @@
-r"""TranslationBaseline: every target voxel is a polynomial of the source intensities at its place,
+r"""Baseline: every target voxel is a polynomial of the source intensities at its place,
 
 .. math:: \hat x_T = \sum_{|a| \le n} \beta_a \prod_i x_{S,i}^{a_i}, \qquad
           \beta = \operatorname{argmin} \sum_{\text{foreground}} (x_T - \hat x_T)^2,
