@@ -7,7 +7,7 @@ class NiivueSlices {
     script.textContent = library; // the policy of the page allows this text by its hash
     document.head.append(script);
     const nv = new niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairWidth: 0, dragAndDropEnabled: false, interactive: false,
+      backColor: [0, 0, 0, 1], clipPlaneColor: [0, 0, 0, 0], crosshairWidth: 0, dragAndDropEnabled: false, interactive: false,
       isOrientationTextVisible: false, logLevel: "error", loadingText: "", show3Dcrosshair: false,
     });
     canvas.addEventListener("webglcontextlost", lost, { once: true });
@@ -88,12 +88,13 @@ class NiivueSlices {
     return nv.screenSlices.map((s) => this.tile(s, dpr));
   }
 
-  // Everything in front of the crosshair is cut away, as seen from the camera.
+  // Everything between the camera and the crosshair is cut away: NiiVue drops points p of the unit
+  // cube with n · (p - 1/2) + depth < 0, where n comes from the angles; here n is the line of sight.
   cut(state) {
-    const at = state.at.map((i, a) => (i + 0.5) / this.scene.shape[a] - 0.5);
     const [azimuth, elevation] = [state.azimuth, state.elevation].map((x) => (x * Math.PI) / 180);
-    const towards = [-Math.sin(azimuth) * Math.cos(elevation), -Math.cos(azimuth) * Math.cos(elevation), Math.sin(elevation)];
-    return [at.reduce((sum, x, a) => sum + x * towards[a], 0), state.azimuth, state.elevation];
+    const sight = [Math.sin(azimuth) * Math.cos(elevation), Math.cos(azimuth) * Math.cos(elevation), -Math.sin(elevation)];
+    const at = state.at.map((i, a) => (i + 0.5) / this.scene.shape[a] - 0.5);
+    return [-at.reduce((sum, x, a) => sum + x * sight[a], 0), -state.azimuth, state.elevation];
   }
 
   tile(slice, dpr) {

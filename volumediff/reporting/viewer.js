@@ -46,9 +46,15 @@
 
   // ---- state
 
+  // The side that the rendering is seen from: that of the first place, else from the front.
+  function facing(at) {
+    const [x, y] = [0, 1].map((a) => (at[a] - (scene.shape[a] - 1) / 2) * scene.spacing[a]);
+    return Math.hypot(x, y) < 1 ? 180 : (Math.atan2(-x, -y) * 180) / Math.PI;
+  }
+
   const first = scene.maps[0];
   const state = {
-    at: scene.start.slice(), plane: 0, shown: "all", zoom: 1, centre: [0, 0, 0], azimuth: 120, elevation: 15, cut: Boolean(first || scene.labels.length),
+    at: scene.start.slice(), plane: 0, shown: "all", zoom: 1, centre: [0, 0, 0], azimuth: facing(scene.start), elevation: 15, cut: Boolean(first || scene.labels.length),
     image: scene.images[0], window: scene.window.slice(), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
     hidden: new Set(), labelColours: new Map(scene.values.map((v) => [v.value, channels(v.colour)])),
     outlines: new Set(scene.outlines.filter((o) => !o.empty).map((o) => o.name)), smooth: true, radiological: true, drag: "crosshair", place: -1,
