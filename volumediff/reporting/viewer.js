@@ -97,6 +97,7 @@
   }
 
   async function choose(kind, layer) {
+    root.setAttribute("aria-busy", "true");
     if (layer && !layer.volume) layer.volume = new Volume(await unpacked(layer.id));
     state[kind] = layer;
     if (kind === "map" && layer) spanOf(layer);
@@ -130,6 +131,7 @@
   }
 
   function redraw() {
+    root.setAttribute("aria-busy", "true");
     if (busy) { again = true; return; }
     busy = true;
     requestAnimationFrame(async () => {
@@ -142,7 +144,7 @@
         onCanvas(error.message);
       } finally {
         busy = false;
-        if (again) { again = false; redraw(); }
+        if (again) { again = false; redraw(); } else root.setAttribute("aria-busy", "false");
       }
     });
   }
