@@ -1,4 +1,4 @@
-"""The frame of every page: title, notice, contents, sections in order, and the notice again."""
+"""The frame of every page: title, notice, contents, chapters in order, and the notice again."""
 
 import time
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from importlib.resources import files
 
 from volumediff.reporting.document import NOTICE, document
 
-__all__ = ["Section", "framed"]
+__all__ = ["Chapter", "framed"]
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A chapter of a page.
 
     Arguments:
@@ -28,7 +28,7 @@ class Section:
 
 def framed(
     title: str,
-    sections: Sequence[Section],
+    chapters: Sequence[Chapter],
     *,
     lead: Sequence[str] = (),
     styles: Sequence[str] = (),
@@ -39,7 +39,7 @@ def framed(
 
     Arguments:
         title: as text
-        sections: chapters; those without parts are left out
+        chapters: chapters; those without parts are left out
         lead: paragraphs below the title, as text
         styles, scripts, later: beside those of every page, see `document`
     """
@@ -47,7 +47,7 @@ def framed(
     own_style, own_script = (
         here.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "page.js")
     )
-    sections = [section for section in sections if section.parts]
+    chapters = [section for chapter in chapters if chapter.parts]
     body = [
         '<a class="skip" href="#content">Skip to the content</a>',
         "<header>",
@@ -56,15 +56,15 @@ def framed(
         f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
         *(f"<p>{escape(text)}</p>" for text in lead),
         "</header>",
-        *_contents(sections),
+        *_contents(chapters),
         '<main id="content">',
     ]
-    for section in sections:
+    for chapter in chapters:
         body.append(
-            f'<section id="{escape(section.name)}" aria-labelledby="{escape(section.name)}-title">'
-            f'<h2 id="{escape(section.name)}-title">{escape(section.title)}</h2>'
+            f'<section id="{escape(chapter.name)}" aria-labelledby="{escape(chapter.name)}-title">'
+            f'<h2 id="{escape(chapter.name)}-title">{escape(chapter.title)}</h2>'
         )
-        body += [*section.parts, "</section>"]
+        body += [*chapter.parts, "</section>"]
     body += ["</main>", f"<footer><p>{escape(NOTICE)} Made with volumediff.</p></footer>"]
     return document(
         title,
@@ -75,10 +75,10 @@ def framed(
     )
 
 
-def _contents(sections: Sequence[Section]) -> list[str]:
-    if len(sections) < 2:
+def _contents(chapters: Sequence[Chapter]) -> list[str]:
+    if len(chapters) < 2:
         return []
     links = "".join(
-        f'<li><a href="#{escape(s.name)}">{escape(s.title)}</a></li>' for s in sections
+        f'<li><a href="#{escape(s.name)}">{escape(s.title)}</a></li>' for s in chapters
     )
     return [f'<nav class="contents" aria-label="Contents"><ol>{links}</ol></nav>']

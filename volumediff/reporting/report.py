@@ -34,7 +34,7 @@ from volumediff.evaluation.summary import (
 from volumediff.evaluation.translation import TranslationEvaluation, measured_cases
 from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import finite
-from volumediff.reporting.page_frame import Section, framed
+from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import case_panel, figure_of, label_panel
 from volumediff.reporting.result_tables import legend_section, result_sections
 from volumediff.reporting.segmentation_views import LabelView, label_views, shown_cases
@@ -170,16 +170,16 @@ def _html(page: Page) -> str:
             cases += label_panel(view)
     cases += [figure_of(content, caption) for caption, content in page.slices]
     sections = [
-        Section("summary", "Summary", _summary(page)),
+        Chapter("summary", "Summary", _summary(page)),
         *result_sections(page.results, page.segmented, page.translated, groups=page.groups),
-        Section("cases", "Cases", cases),
-        Section(
+        Chapter("all-cases", "Cases", cases),
+        Chapter(
             "curves",
             "Curves",
             [figure_of(path.read_bytes(), caption) for caption, path in page.pictures],
         ),
         legend_section(page.results, page.segmented, page.translated),
-        Section("settings", "Settings and versions", _manifest(page)),
+        Chapter("settings", "Settings and versions", _manifest(page)),
     ]
     return framed(page.title, sections, lead=page.lead, scripts=[script] if viewed else [])
 

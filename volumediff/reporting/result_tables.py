@@ -16,6 +16,7 @@ from volumediff.evaluation.summary import (
     group_table,
     measure_table,
     size_table,
+    verdicts,
 )
 from volumediff.evaluation.table_line import Line
 from volumediff.evaluation.translation import TranslationEvaluation
@@ -24,7 +25,7 @@ from volumediff.evaluation.translation_summary import (
     translation_notes,
     translation_tables,
 )
-from volumediff.reporting.page_frame import Section
+from volumediff.reporting.page_frame import Chapter
 from volumediff.reporting.tables import (
     bullets,
     case_table_html,
@@ -43,7 +44,7 @@ def result_sections(
     translated: Sequence[TranslationEvaluation],
     *,
     groups: str,
-) -> list[Section]:
+) -> list[Chapter]:
     """Results of every kind, each followed by those without what models have seen before.
 
     Arguments:
@@ -59,8 +60,8 @@ def result_sections(
         clean = [r.without_seen for r in results if r.without_seen is not None]
         rest = f"{title} without the volumes that a model has seen before"
         sections += [
-            Section(name, title, parts(results)),
-            Section(f"{name}-unseen", rest, parts(clean)),
+            Chapter(name, title, parts(results)),
+            Chapter(f"{name}-unseen", rest, parts(clean)),
         ]
     return sections
 
@@ -69,14 +70,14 @@ def legend_section(
     localized: Sequence[MethodResult],
     segmented: Sequence[SegmentationEvaluation],
     translated: Sequence[TranslationEvaluation],
-) -> Section:
+) -> Chapter:
     """An entry for every metric that occurs in the tables."""
     lines: list[Line] = []
     if localized:
         lines += [*group_table(localized), *measure_table(localized), *size_table(localized)]
     for tables in (segmentation_tables(segmented), translation_tables(translated)):
         lines += [line for _, found in tables for line in found]
-    return Section("metrics", "Metrics explained", legend(metrics_of(lines)) if lines else [])
+    return Chapter("metrics", "Metrics explained", legend(metrics_of(lines)) if lines else [])
 
 
 def _localization(results: Sequence[MethodResult], groups: str) -> list[str]:
@@ -89,6 +90,7 @@ def _localization(results: Sequence[MethodResult], groups: str) -> list[str]:
     if lines := group_table(results):
         parts += [
             f"<h3>Voxel AP by {escape(groups)}</h3>",
+            bullets(verdicts(results), kind="verdict"),
             method_table(methods, lines, first=groups),
         ]
     text = (
