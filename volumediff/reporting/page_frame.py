@@ -39,7 +39,7 @@ def framed(
 
     Arguments:
         title: as text
-        chapters: chapters; those without parts are left out
+        chapters: in order; those without parts are left out
         lead: paragraphs below the title, as text
         styles, scripts, later: beside those of every page, see `document`
     """
@@ -47,7 +47,7 @@ def framed(
     own_style, own_script = (
         here.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "page.js")
     )
-    chapters = [section for chapter in chapters if chapter.parts]
+    chapters = [chapter for chapter in chapters if chapter.parts]
     body = [
         '<a class="skip" href="#content">Skip to the content</a>',
         "<header>",
@@ -79,6 +79,6 @@ def _contents(chapters: Sequence[Chapter]) -> list[str]:
     if len(chapters) < 2:
         return []
     links = "".join(
-        f'<li><a href="#{escape(s.name)}">{escape(s.title)}</a></li>' for s in chapters
+        f'<li><a href="#{escape(c.name)}">{escape(c.title)}</a></li>' for c in chapters
     )
     return [f'<nav class="contents" aria-label="Contents"><ol>{links}</ol></nav>']
