@@ -48,16 +48,19 @@ def test_volumes_of_the_page_are_nifti_files_with_the_values(values, error):
 
 def test_pages_have_safe_names_and_know_their_neighbours(tmp_path):
     cases = ["sub-01", "sub-01_T1w", "a/b", "a b", "SUB-01", NASTY, "患者", ".."]
-    pages = CasePages(tmp_path / "report.html", cases)
-    names = list(pages.names.values())
+    with CasePages(tmp_path / "report.html") as pages:
+        for case in cases:
+            outputs = {"map": tmp_path / "out" / "m 1.nii.gz"} if case == NASTY else None
+            pages.write(Scene(case, scene((3, 3, 3)).images), outputs=outputs)
+    names = [pages.address(case).removeprefix("report_cases/") for case in cases]
     assert len({n.lower() for n in names}) == len(cases)
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.html", n) for n in names)
-    assert pages.address("sub-01") == "report_cases/sub-01.html"
-    written = pages.write(
-        Scene(NASTY, scene().images), outputs={"map": tmp_path / "out" / "m 1.nii.gz"}
-    )
-    html = written.read_text(encoding="utf-8")
-    assert written.parent == tmp_path / "report_cases"
+    assert names[0] == "sub-01.html"
+    assert {p.name for p in (tmp_path / "report_cases").iterdir()} == set(names)
+    first, last = ((tmp_path / "report_cases" / names[i]).read_text("utf-8") for i in (0, -1))
+    assert 'rel="prev"' not in first
+    assert 'rel="next"' not in last
+    html = (tmp_path / "report_cases" / names[5]).read_text(encoding="utf-8")
     assert "<script>alert" not in html
     for rel, address in (("up", "../report.html"), ("prev", names[4]), ("next", names[6])):
         assert f'<a rel="{rel}" href="{address}">' in html
@@ -198,7 +201,9 @@ def full_scene(shape=(20, 18, 16)):
 
 
 def written(tmp_path, shown):
-    return CasePages(tmp_path / "report.html", [shown.title]).write(shown)
+    with CasePages(tmp_path / "report.html") as pages:
+        pages.write(shown)
+    return tmp_path / pages.address(shown.title)
 
 
 @pytest.mark.slow
