@@ -9,6 +9,7 @@ from test_losses import context, draw, masks
 from tiny_app import save
 from tiny_runs import figures, phantom, tiny
 
+from volumediff.calibration import segmentation_fits
 from volumediff.calibration.segmentation_fits import fitted
 from volumediff.errors import UsageError
 from volumediff.kernels.gaussian import Gaussian
@@ -164,6 +165,9 @@ def test_a_run_trains_selects_and_fits_without_them(data, tmp_path, samples):
     trained = load_trained(run, device="cpu")
     method = load_segmenter("unet", ["post=[{name: fitted_threshold}]"])
     assert fitted(trained, method, seed=0, report=lambda line: None).fitted
+    for found, truth in segmentation_fits._found(trained, method, 0, lambda line: None):
+        unknown = (truth == UNSEEN).expand_as(found.probabilities)
+        assert float(found.probabilities[unknown].max()) == 0 < float(found.probabilities.max())
 
 
 def test_a_diffusion_of_labels_trains_without_them(data, tmp_path, samples):
