@@ -39,7 +39,7 @@ from volumediff.anomaly.routes.grid import GridRoute
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.calibration import collect_maps
-from volumediff.commands._method_matrix import inventory, localization
+from volumediff.documentation.method_matrix import inventory, localization
 from volumediff.condition import Condition
 from volumediff.config import config_path, load, shipped
 from volumediff.data.corruptions.coarse import Coarse

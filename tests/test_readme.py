@@ -71,7 +71,7 @@ def test_named_configurations_exist():
 
 
 def test_the_table_of_rows_is_what_info_says():
-    from volumediff.commands._method_matrix import inventory
+    from volumediff.documentation.method_matrix import inventory
 
     section = re.search(r"<!-- rows -->\n(.*?)<!-- /rows -->", README, re.DOTALL)
     assert section
@@ -102,7 +102,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 @pytest.mark.parametrize("kind", ["segmentation", "translation"])
 def test_the_table_of_methods_is_what_info_says(kind):
-    from volumediff.commands._method_matrix import inventory
+    from volumediff.documentation.method_matrix import inventory
 
     marks = rf"<!-- {kind}-methods -->\n(.*?)<!-- /{kind}-methods -->"
     section = re.search(marks, README, re.DOTALL)

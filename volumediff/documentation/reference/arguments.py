@@ -1,10 +1,12 @@
-"""What the docstrings of a class say of its arguments: a sentence, a type and a default of each."""
+"""What the docstrings of a class say of its arguments: sentence, type and default of each."""
 
 import inspect
 import re
 import typing
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal
 
@@ -30,7 +32,6 @@ class Argument:
 def arguments_of(cls: type) -> list[Argument]:
     """The arguments that a configuration can give to a class, in their order."""
     from volumediff.component import is_handed_in
-    from volumediff.config import arguments
 
     written = sentences(cls)
     if issubclass(cls, BaseModel):
@@ -78,10 +79,8 @@ def _type(annotation: Any) -> str:
     family = family_of(annotation)
     if family is not None:
         return f"[{family}](components.md#{family})"
-    if (
-        isinstance(annotation, type)
-        and issubclass(annotation, BaseModel)
-        or is_dataclass(annotation)
+    if (isinstance(annotation, type) and issubclass(annotation, BaseModel)) or is_dataclass(
+        annotation
     ):
         return "mapping"
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
@@ -91,13 +90,11 @@ def _type(annotation: Any) -> str:
         return " or ".join(str(value) for value in inner)
     if origin in (typing.Union, UnionType):
         return " or ".join(dict.fromkeys(_type(a) for a in inner))
-    if origin in (tuple, list) or (
-        isinstance(origin, type) and issubclass(origin, typing.Sequence)
-    ):
+    if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         kinds = list(dict.fromkeys(_type(a) for a in inner if a is not Ellipsis))
         count = "" if Ellipsis in inner or origin is not tuple else f"{len(inner)} of "
         return f"list of {count}{' or '.join(kinds)}"
-    if origin is not None and issubclass(origin, typing.Mapping):
+    if origin is not None and issubclass(origin, Mapping):
         return "mapping"
     return _NAMES.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
@@ -108,12 +105,13 @@ _NAMES = {
     int: "integer",
     float: "number",
     str: "text",
+    Path: "path",
+    Any: "any",
 }
 
 
 def _value(value: Any) -> str:
     """A default as YAML writes it."""
-    from enum import Enum
     from volumediff.config import family_of, reference
 
     if value is None:
