@@ -60,6 +60,7 @@ LAYERS = [
     ["reporting"],
     ["inference", "tuning", "alignment", "contracts"],
     ["api"],
+    ["documentation"],
     ["commands"],
     ["cli", "__main__", "__init__"],
 ]
@@ -87,6 +88,7 @@ LATE = {
     "pywt",
     "huggingface_hub",
     "triton",
+    *("mkdocs", "markdown", "pymdownx", "platformdirs"),
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.
 LATE_MODULES = {"networks._norm_act_triton", "networks._norm_act_kernels"}
