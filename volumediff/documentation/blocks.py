@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.documentation import workplaces
-from volumediff.documentation.pages import Page
+from volumediff.documentation.pages import MarkdownPage
 
 __all__ = ["Outcome", "run_pages"]
 
@@ -27,7 +27,7 @@ LIMIT_SECONDS = 300
 class Outcome:
     """What became of a page: blocks that ran, seconds, and the failure of the one that failed."""
 
-    page: Page
+    page: MarkdownPage
     blocks: int
     skipped: int
     seconds: float
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def run_pages(
-    pages: Sequence[Page], work: Path, *, taking: Collection[str], processes: int = 2
+    pages: Sequence[MarkdownPage], work: Path, *, taking: Collection[str], processes: int = 2
 ) -> Iterator[Outcome]:
     """Runs pages in a folder that is there for nothing else; outcomes come in the given order.
 
@@ -55,7 +55,7 @@ def run_pages(
         yield from pool.map(lambda page: _run(page, work, taking), pages)
 
 
-def _run(page: Page, work: Path, taking: Collection[str]) -> Outcome:
+def _run(page: MarkdownPage, work: Path, taking: Collection[str]) -> Outcome:
     start = time.monotonic()
     skipped = sum(1 for block in page.blocks if block.not_run)
     if not any(block.language for block in page.blocks):
@@ -68,7 +68,9 @@ def _run(page: Page, work: Path, taking: Collection[str]) -> Outcome:
     return Outcome(page, ran - skipped, skipped, time.monotonic() - start, failure)
 
 
-def _failure(page: Page, folder: Path, result: Path, taking: Collection[str]) -> str | None:
+def _failure(
+    page: MarkdownPage, folder: Path, result: Path, taking: Collection[str]
+) -> str | None:
     """The failing block's file, line, text and output; None where all blocks ran."""
     words = [sys.executable, "-m", "volumediff.documentation.page_process"]
     try:
@@ -94,7 +96,7 @@ def _failure(page: Page, folder: Path, result: Path, taking: Collection[str]) ->
     return None
 
 
-def _told(page: Page, number: int, said: str) -> str:
+def _told(page: MarkdownPage, number: int, said: str) -> str:
     block = page.blocks[min(number, len(page.blocks) - 1)]
     return f"{page.path}:{block.line}:\n{block.text.rstrip()}\n--\n{said.rstrip()}"
 

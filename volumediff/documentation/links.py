@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from volumediff.documentation.pages import Page
+from volumediff.documentation.pages import MarkdownPage
 
 __all__ = ["broken_links"]
 
@@ -14,7 +14,7 @@ EXTENSIONS = ("tables", "attr_list", "md_in_html", "admonition", "toc", "pymdown
 _HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+(:\d+)?", re.IGNORECASE)
 
 
-def broken_links(page: Page) -> list[str]:
+def broken_links(page: MarkdownPage) -> list[str]:
     """`FILE:LINE: what is wrong` for each link or image that leads nowhere.
 
     Files and anchors must exist; other sites are only looked at for https and a host's name.
@@ -27,7 +27,7 @@ def broken_links(page: Page) -> list[str]:
     return found
 
 
-def _fault(page: Page, target: str) -> str:
+def _fault(page: MarkdownPage, target: str) -> str:
     parts = urlsplit(target)
     if parts.scheme == "mailto":
         return ""
@@ -44,7 +44,7 @@ def _fault(page: Page, target: str) -> str:
     return ""
 
 
-def _line(page: Page, target: str) -> int:
+def _line(page: MarkdownPage, target: str) -> int:
     lines = page.text.splitlines()
     return next((i for i, line in enumerate(lines, start=1) if target in line), 1)
 

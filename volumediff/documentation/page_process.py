@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from volumediff.documentation.pages import Block, Page, read_page
+from volumediff.documentation.pages import Block, MarkdownPage, read_page
 from volumediff.documentation.small_words import with_small
 from volumediff.errors import UsageError
 
@@ -36,7 +36,7 @@ def main(page: str, result: str, commands: str) -> None:
     run_blocks(read_page(Path(page)), Path(result), commands.split(","))
 
 
-def run_blocks(page: Page, result: Path, taking: Collection[str]) -> None:
+def run_blocks(page: MarkdownPage, result: Path, taking: Collection[str]) -> None:
     """Writes what became of each block: line, seconds, and `failure` of the one that failed."""
     interpreter, found = _Interpreter(), []
     for block in page.blocks:

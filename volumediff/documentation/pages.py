@@ -21,7 +21,7 @@ import yaml
 from volumediff.config import suggestion
 from volumediff.errors import UsageError
 
-__all__ = ["PAGES", "README", "Block", "Page", "chosen", "find_pages", "read_page"]
+__all__ = ["PAGES", "README", "Block", "MarkdownPage", "chosen", "find_pages", "read_page"]
 
 PAGES = Path(__file__).parents[1] / "docs"
 # Stands beside the package in a checkout; an installed package has none.
@@ -49,7 +49,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Page:
+class MarkdownPage:
     """A Markdown file; `name` is its path below the documentation, such as how-to/clusters.md."""
 
     name: str
@@ -59,7 +59,7 @@ class Page:
     blocks: tuple[Block, ...] = field(default=(), repr=False)
 
 
-def find_pages(root: Path = PAGES) -> list[Page]:
+def find_pages(root: Path = PAGES) -> list[MarkdownPage]:
     """All pages, the README of a checkout first.
 
     Raises:
@@ -71,7 +71,7 @@ def find_pages(root: Path = PAGES) -> list[Page]:
     return [read_page(path, root) for path in found]
 
 
-def chosen(names: Sequence[str], pages: Sequence[Page]) -> list[Page]:
+def chosen(names: Sequence[str], pages: Sequence[MarkdownPage]) -> list[MarkdownPage]:
     """The pages of these names, with or without .md; all where none is named.
 
     Raises:
@@ -89,7 +89,7 @@ def chosen(names: Sequence[str], pages: Sequence[Page]) -> list[Page]:
     return found or list(pages)
 
 
-def read_page(path: Path, root: Path = PAGES) -> Page:
+def read_page(path: Path, root: Path = PAGES) -> MarkdownPage:
     """Reads one page."""
     text = path.read_text(encoding="utf-8")
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
@@ -100,7 +100,7 @@ def read_page(path: Path, root: Path = PAGES) -> Page:
         if not isinstance(given, dict) or set(given) != {"workplace"}:
             raise UsageError(f"{path}: expected a front matter `workplace: NAME`, got {given!r}.")
         workplace = str(given["workplace"])
-    return Page(name, path, text, workplace, tuple(_blocks(path, text.splitlines())))
+    return MarkdownPage(name, path, text, workplace, tuple(_blocks(path, text.splitlines())))
 
 
 def _blocks(path: Path, lines: list[str]) -> Iterator[Block]:

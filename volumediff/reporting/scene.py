@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from volumediff.colours import HEAT
 
-__all__ = ["Outline", "Place", "Scene", "ScoreMap", "greys", "thinned"]
+__all__ = ["Outline", "Place", "Scene", "ScoreMap", "limits", "thinned"]
 
 # Longest side in a page: 128³ voxels per volume; larger ones are shown at every n-th voxel.
 LONGEST = 128
@@ -81,7 +81,6 @@ class Scene:
         affine: voxel index to RAS millimetres; None where it is not known
         start: the voxel to look at first
         places: where the list jumps to
-        files: name -> relative address of a file to open elsewhere
         note: one line under the slices
     """
 
@@ -95,7 +94,6 @@ class Scene:
     affine: Float[np.ndarray, "4 4"] | None = None
     start: tuple[int, int, int] = (0, 0, 0)
     places: Sequence[Place] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -134,7 +132,7 @@ def thinned(array: np.ndarray) -> np.ndarray:
     return array[::d, ::h, ::w]
 
 
-def greys(array: np.ndarray, *, floor: float | None = None) -> tuple[float, float]:
+def limits(array: np.ndarray, *, floor: float | None = None) -> tuple[float, float]:
     """What becomes black and white."""
     low = float(array.min()) if floor is None else floor
     values = array[array > low]

@@ -9,7 +9,7 @@ it needs can be mailed.
 import base64
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -22,7 +22,7 @@ from isal import igzip
 
 from volumediff.colours import STOPS, label_colour
 from volumediff.outputs.export import finite
-from volumediff.reporting.scene import Scene, greys
+from volumediff.reporting.scene import Scene, limits
 
 __all__ = ["Viewer", "nifti_bytes", "viewer"]
 
@@ -64,13 +64,11 @@ def viewer(scene: Scene) -> Viewer:
     # "<" would end the block early if a name held a tag
     text = json.dumps(finite(described)).replace("<", "\\u003c")
     thin = "" if step == (1, 1, 1) else _thinned_note(scene, step)
-    links = _links(scene.files)
     html = [
         '<div id="case-viewer" class="viewer" hidden></div>',
         "<noscript><p>The viewer needs JavaScript; the pictures of this page do not.</p>"
         "</noscript>",
         *([f'<p class="sub">{escape(thin)}</p>'] if thin else []),
-        *([f'<p class="files">{links}</p>'] if links else []),
         f'<script type="application/json" id="scene">{text}</script>',
         *blocks,
     ]
@@ -126,10 +124,10 @@ def _described(
         volumes[name] = array
         return name
 
-    low, high = greys(next(iter(scene.images.values())))
+    low, high = limits(next(iter(scene.images.values())))
     maps = []
     for name, m in scene.maps.items():
-        span = greys(m.array, floor=max(0.0, float(m.array.min())))
+        span = limits(m.array, floor=max(0.0, float(m.array.min())))
         maps.append(
             {"name": name, "id": kept(m.array), "unit": m.unit, "colours": m.colours,
              "low": span[0], "high": span[1], "least": float(m.array.min()),
@@ -175,16 +173,6 @@ def _voxel(point_mm: Sequence[float], scene: Scene) -> list[int] | None:
 def _thinned_note(scene: Scene, step: tuple[int, int, int]) -> str:
     size, shown = " × ".join(map(str, scene.shape)), " × ".join(map(str, step))
     return f"The volume has {size} voxels; one of every {shown} is shown. The file has all."
-
-
-def _links(addresses: Mapping[str, str]) -> str:
-    if not addresses:
-        return ""
-    links = ", ".join(
-        f'<a href="{escape(address, quote=True)}">{escape(name)}</a>'
-        for name, address in addresses.items()
-    )
-    return f"Files: {links}."
 
 
 def _block(name: str, content: bytes) -> str:
