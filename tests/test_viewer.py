@@ -293,6 +293,17 @@ def test_everything_can_be_done_with_keys(browser, tmp_path):
     assert shown.page.locator("dialog").is_visible()
     shown.page.keyboard.press("Escape")
     assert not shown.page.locator("dialog").is_visible()
+    # outlines of lesion and findings, on and off
+    shown.key("0")
+    shown.key("n")
+    shown.key("n")
+    assert shown.at == [13, 6, 7]
+    for there in (True, False):
+        for outline in case.outlines.values():
+            colour = [int(outline.colour[i : i + 2], 16) for i in (1, 3, 5)]
+            near = np.abs(shown.picture() - colour).max(axis=-1) < 30
+            assert (near.sum() > 20) == there
+        shown.key("o")
     # other images and maps
     at = tuple(shown.at)
     for name in ("pseudo-healthy", "T1w"):
@@ -304,6 +315,21 @@ def test_everything_can_be_done_with_keys(browser, tmp_path):
     assert re.search(r"uncertainty \d", shown.read)
     shown.key("m")
     assert "uncertainty" not in shown.read
+    shown.quiet()
+
+
+@pytest.mark.slow
+def test_two_fingers_zoom(browser, tmp_path):
+    shown = Shown(browser, written(tmp_path, full_scene()), webgl=False)
+    x, y = shown.pixel(0, 10, 9)
+    session = shown.page.context.new_cdp_session(shown.page)
+    for kind, apart in (("touchStart", 20), ("touchMove", 30), ("touchMove", 60)):
+        points = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    shown.settle()
+    # measured from the first move of both, with the second finger's move after the first's
+    assert 1.9 < float(shown.data["zoom"]) < 3.1
     shown.quiet()
 
 
