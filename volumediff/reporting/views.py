@@ -3,7 +3,7 @@
 import base64
 import gzip
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class CaseView:
         affine: voxel index to RAS millimetres
         members: of a fusion, with their share in the map and their cost
         at: the voxel to look at first; None takes the lesion, or the peak of the map
+        files: name -> file that the page links to
     """
 
     title: str
@@ -81,6 +82,7 @@ class CaseView:
     affine: Float[np.ndarray, "4 4"] | None = None
     members: Sequence[Mapping[str, Any]] = ()
     at: tuple[int, int, int] | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
@@ -143,44 +145,44 @@ def _argmax(array: np.ndarray) -> tuple[int, int, int]:
 
 def views_of(
     results: Sequence[MethodResult], truths: Mapping[str, Truth], cases: Sequence[str]
-) -> list[CaseView]:
-    """Views of cases, read from the folders of the methods; cases without image are left out."""
-    views = []
+) -> Iterator[CaseView]:
+    """Views of cases, read one after another from the folders of the methods; cases without an
+    image are left out."""
     for case in cases:
         truth = truths.get(case)
         if truth is None or truth.image is None:
             continue
-        maps, numbers, more = {}, [], {}
+        maps, numbers, more, files = {}, [], {}, {}
         paths = (_map_of(result.folder, truth) for result in results)
         first = next((path for path in paths if path is not None), None)
         shown = truth if first is None else truth.beside(_facts(first))
         assert shown.image is not None, "a truth with an image has one beside every map"
         image = read(shown.image, policy=shown.policy)
         lesion = truth.marks(image).lesion.numpy()
+        files["image"] = shown.image
         for result in results:
             path = _map_of(result.folder, truth)
             if path is None:
                 continue
             maps[result.method] = read(path).array[0]
+            files[f"map, {result.method}"] = path
             if len(maps) == 1:
                 at = start_of(lesion, maps[result.method], image.spacing_mm)
                 more = outputs_of(path, at)
             ap = next((c.ap for c in result.cases if c.case == truth.case), float("nan"))
             if np.isfinite(ap):
                 numbers.append(f"{result.method} {ap:.3f}")
-        views.append(
-            CaseView(
-                title=truth.case,
-                note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
-                image=image.array[0],
-                maps=maps,
-                truth=lesion,
-                spacing_mm=image.spacing_mm,
-                affine=image.affine,
-                **more,
-            )
+        yield CaseView(
+            title=truth.case,
+            note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
+            image=image.array[0],
+            maps=maps,
+            truth=lesion,
+            spacing_mm=image.spacing_mm,
+            affine=image.affine,
+            files={**files, **({} if truth.path is None else {"truth": truth.path})},
+            **more,
         )
-    return views
 
 
 def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
