@@ -30,6 +30,7 @@ def framed(
     title: str,
     chapters: Sequence[Chapter],
     *,
+    above: Sequence[str] = (),
     lead: Sequence[str] = (),
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
@@ -40,6 +41,7 @@ def framed(
     Arguments:
         title: as text
         chapters: in order; those without parts are left out
+        above: HTML before the title, such as links to other pages
         lead: paragraphs below the title, as text
         styles, scripts, later: beside those of every page, see `document`
     """
@@ -50,6 +52,7 @@ def framed(
     chapters = [chapter for chapter in chapters if chapter.parts]
     body = [
         '<a class="skip" href="#content">Skip to the content</a>',
+        *above,
         "<header>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">Written {escape(time.strftime("%Y-%m-%d %H:%M"))}</p>',
