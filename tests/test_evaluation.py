@@ -185,8 +185,8 @@ def test_a_pseudo_healthy_volume_is_compared_with_the_channel_that_it_replaces(t
     (result,) = evaluate([tmp_path / "m"], tmp_path / "truth", replicates=0)
     for name in ("rqi", "caci", "ahi", "through_plane_restored"):
         assert result.measures[name].value == pytest.approx(alone.measures[name].value), name
-    views = views_of([result], find_truths(tmp_path / "truth"), ["p2"])
-    np.testing.assert_allclose(views[0].image, known["p2"][5], rtol=1e-5)
+    (view,) = views_of([result], find_truths(tmp_path / "truth"), ["p2"])
+    np.testing.assert_allclose(view.image, known["p2"][5], rtol=1e-5)
 
 
 def test_test_labels_choose_nothing(tmp_path):

@@ -45,10 +45,9 @@ class Gallery:
     facts: dict = field(default_factory=dict)
     segmented: bool = False
 
-    @property
-    def index(self) -> Path:
-        """The page that lists the cases."""
-        return self.folder / "findings.html"
+    def __post_init__(self) -> None:
+        self.index = self.folder / "findings.html"
+        self.pages = CasePages(self.index)
 
     def add(self, written: Written, found: CaseFindings) -> None:
         """Another case."""
@@ -56,8 +55,7 @@ class Gallery:
         self.segmented = written.labels is not None
         view = self._view(written, found)
         scene = view.scene()
-        pages = CasePages(self.index, [found.case])
-        pages.write(scene, body=case_panel(view), outputs=view.files)
+        self.pages.write(scene, body=case_panel(view), outputs=view.files)
         top = max((LEVELS.index(f.urgency.level) for f in found.findings), default=-1)
         volume, score = sum(f.volume_ml for f in found.findings), found.volume_score
         values = (
@@ -67,11 +65,12 @@ class Gallery:
             (float("nan"), "") if score is None else (score, Notation.AMOUNT.text(score)),
             found.statement,
         )
-        row = ListedCase(found.case, pages.address(found.case), thumbnail(scene), "", values)
+        row = ListedCase(found.case, self.pages.address(found.case), thumbnail(scene), "", values)
         self.rows.append(((top, sum(f.severity for f in found.findings)), row))
 
     def write(self) -> Path:
-        """The index, the most urgent cases first."""
+        """The last page and the index, which lists the most urgent cases first."""
+        self.pages.close()
         method = str(self.facts.get("method", "unknown"))
         about = (
             f"{method}: {self.facts.get('scope', 'no scope given')}. Supervision: "

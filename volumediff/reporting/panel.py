@@ -26,7 +26,7 @@ def case_panel(view: CaseView) -> list[str]:
     outline = ", lesion outlined" if view.truth is not None and view.truth.any() else ""
     found = ", findings outlined in green" if view.found is not None and view.found.any() else ""
     caption = f"{view.title}{outline}{found}; {view.note}"
-    parts = ["<h2>Slices</h2>", figure_of(picture(view), caption)]
+    parts = ["<h3>Slices</h3>", figure_of(picture(view), caption)]
     if view.steps:
         _, _, k = view.start()
         truth = None if view.truth is None else view.truth[:, :, k]
@@ -35,12 +35,12 @@ def case_panel(view: CaseView) -> list[str]:
             f"{view.title}: what the method did, in order, in one axial plane. Masks (grey) say "
             "where it redraws or trusts the model; maps share one scale."
         )
-        parts.append("<h2>Steps of the method</h2>")
+        parts.append("<h3>Steps of the method</h3>")
         parts.append(figure_of(strip(view.steps, aspect=aspect, outline=truth), caption))
     if view.members:
         parts.append(f"<p>{escape(_members(view.members))}</p>")
     if view.statement or view.findings:
-        parts += ["<h2>Findings</h2>", f"<p>{escape(view.statement)}</p>"]
+        parts += ["<h3>Findings</h3>", f"<p>{escape(view.statement)}</p>"]
     if view.findings:
         parts += findings_table(view.findings)
     return parts
@@ -77,7 +77,7 @@ def label_panel(view: LabelView) -> list[str]:
         f"{view.title}: labels in colours, the truth outlined in white over every method. "
         f"{view.note}"
     )
-    parts = ["<h2>Slices</h2>", figure_of(label_picture(view), caption)]
+    parts = ["<h3>Slices</h3>", figure_of(label_picture(view), caption)]
     if view.samples:
         caption = (
             f"{view.title}: readers and samples in one axial plane, each a whole label map; "

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,13 @@ __all__ = ["localized_list", "segmented_list", "translated_list"]
 SEGMENTED = ("dice", "nsd", "hd95_mm", "volume_error_ml")
 NAN = float("nan")
 Value = tuple[float, str]
-Shown = Iterator[tuple[str, bytes]]
-"""Case and thumbnail, when its page is written."""
+
+
+class Shown(NamedTuple):
+    """What the list shows of a case that has a page."""
+
+    page: str
+    thumbnail: bytes
 
 
 def localized_list(
@@ -61,16 +67,14 @@ def localized_list(
         kind = c.group or ("with lesions" if c.abnormal else "healthy")
         rows.append(ListedCase(c.case, kind=kind, values=_localized(c, aps)))
     known = [c.case for c in main.cases if c.case in truths and truths[c.case].image is not None]
-    pages = CasePages(index, known)
-
-    def shown() -> Shown:
+    shown: dict[str, Shown] = {}
+    with CasePages(index) as pages:
         for view in views_of(results, truths, known):
             scene = view.scene()
             pages.write(scene, body=case_panel(view), outputs=view.files)
-            yield view.title, thumbnail(scene)
-
+            shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
     name = groups if any(c.group for c in main.cases) else "truth"
-    return case_list(_with_pages(rows, pages, shown()), columns, kinds=name)
+    return case_list(_with_pages(rows, shown), columns, kinds=name)
 
 
 def _localized(c: Measured, aps: Sequence[float]) -> list[Value]:
@@ -114,17 +118,14 @@ def segmented_list(
         rows.append(ListedCase(c.case, kind=c.group, values=values))
     rows.sort(key=lambda row: np.nan_to_num(row.values[0][0], nan=np.inf))
     known = [r.case for r in rows if r.case in truths and truths[r.case].image is not None]
-    # A case that was localized, too, has two pages.
-    titles = {case: f"{case}, segmentation" for case in known}
-    pages = CasePages(index, [*titles.values()])
-
-    def shown() -> Shown:
+    shown: dict[str, Shown] = {}
+    with CasePages(index) as pages:
         for view in label_views(results, truths, known):
-            scene = replace(view.scene(), title=titles[view.title])
+            # a case that was localized, too, has two pages
+            scene = replace(view.scene(), title=f"{view.title}, segmentation")
             pages.write(scene, body=label_panel(view), outputs=view.files)
-            yield view.title, thumbnail(scene)
-
-    return case_list(_with_pages(rows, pages, shown(), titles), columns, kinds=groups)
+            shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
+    return case_list(_with_pages(rows, shown), columns, kinds=groups)
 
 
 def translated_list(
@@ -162,34 +163,21 @@ def translated_list(
             for m in metrics
         ]
         rows.append(ListedCase(c.case, kind=c.group, values=values))
-    known = [row.case for row in rows]
-    pages = CasePages(index, known)
-
-    def shown() -> Shown:
-        for view in translation_views(results, measured, policy, known):
+    shown: dict[str, Shown] = {}
+    with CasePages(index) as pages:
+        for view in translation_views(results, measured, policy, [row.case for row in rows]):
             scene = view.scene()
             pages.write(scene, body=translation_panel(view), outputs=view.files)
-            yield view.title, thumbnail(scene)
+            shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
+    return case_list(_with_pages(rows, shown), columns, kinds=groups)
 
-    return case_list(_with_pages(rows, pages, shown()), columns, kinds=groups)
 
-
-def _with_pages(
-    rows: Sequence[ListedCase],
-    pages: CasePages,
-    shown: Shown,
-    titles: Mapping[str, str] | None = None,
-) -> list[ListedCase]:
+def _with_pages(rows: Sequence[ListedCase], shown: Mapping[str, Shown]) -> list[ListedCase]:
     """Rows with thumbnails and links, where a case has a page."""
-    pictures = dict(shown)
     return [
-        row
-        if row.case not in pictures
-        else replace(
-            row,
-            page=pages.address((titles or {}).get(row.case, row.case)),
-            thumbnail=pictures[row.case],
-        )
+        replace(row, page=found.page, thumbnail=found.thumbnail)
+        if (found := shown.get(row.case))
+        else row
         for row in rows
     ]
 

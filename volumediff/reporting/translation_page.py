@@ -105,7 +105,7 @@ def translation_views(
 def translation_panel(view: TranslationView) -> list[str]:
     """HTML of a case: a picture of every channel."""
     level = view.start[2]
-    parts = ["<h2>Axial slices</h2>"]
+    parts = ["<h3>Axial slices</h3>"]
     for channel, x in view.measured.items():
         drawn = {m: y[:, :, level] for m, y in view.translated[channel].items()}
         caption = (
