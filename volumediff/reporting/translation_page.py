@@ -132,6 +132,9 @@ def _picture(truth: np.ndarray, drawn: Mapping[str, np.ndarray]) -> bytes:
         grid[1, i].set_title("absolute difference", fontsize=8)
     for axes in grid.flat:
         axes.set_axis_off()
+    for axes in figure.axes:
+        if axes.images:  # the patient's right is on the left, as in the viewer
+            axes.invert_xaxis()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=90)
     return content.getvalue()

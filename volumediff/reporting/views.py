@@ -1,7 +1,5 @@
-"""Cases prepared for a report: small uint8 volumes for the viewer, and pictures of slices."""
+"""Cases prepared for a report: what their pages show, and pictures of slices."""
 
-import base64
-import gzip
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.outputs.sidecar import read_facts
-from volumediff.reporting.scene import WHITE, Outline, Place, Scene, ScoreMap, limits, thinned
+from volumediff.reporting.scene import WHITE, Outline, Place, Scene, ScoreMap, limits
 from volumediff.reporting.timeline import TimelineEntry, read_steps
 
 if TYPE_CHECKING:
@@ -28,13 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaseView",
-    "limits",
     "outputs_of",
-    "packed",
     "picture",
-    "scaled",
     "start_of",
-    "thinned",
     "views_of",
 ]
 
@@ -222,20 +216,6 @@ def _map_of(folder: Path, truth: Truth) -> Path | None:
     return next((p for p in paths if p.is_file()), None)
 
 
-def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    """uint8 from 0 at `low` to 255 at `high`."""
-    unit = (array.astype(np.float32) - low) / max(high - low, 1e-12)
-    return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
-
-
-def packed(array: np.ndarray) -> str:
-    """Bytes as gzip and base64; equal volumes give equal text."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile("", "wb", 9, buffer, mtime=0) as stream:
-        stream.write(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def picture(view: CaseView) -> bytes:
     """PNG: three planes through the lesion, a row each, of the image beside what it is judged by.
 
@@ -268,10 +248,12 @@ def picture(view: CaseView) -> bytes:
             for mask, colour in ((view.found, FOUND), (view.truth, TRUTH)):
                 if mask is not None:
                     _outline(axes, mask.take(at[axis], axis=axis).T, colour)
+            if axis != 0:  # the patient's right is on the left, as in the viewer
+                axes.invert_xaxis()
             axes.set_axis_off()
     for axes, (title, *_) in zip(grid[0], columns, strict=True):
         axes.set_title(title, color="white", fontsize=8, loc="left", pad=2)
-    for line, name in zip(grid, ("LR", "LR", "PA"), strict=True):
+    for line, name in zip(grid, ("RL", "RL", "PA"), strict=True):
         for x, letter in zip((0.02, 0.98), name, strict=True):
             side = "left" if x < 0.5 else "right"
             place = {"transform": line[0].transAxes, "ha": side, "va": "center", "fontsize": 7}
