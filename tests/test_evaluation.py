@@ -488,12 +488,9 @@ def test_network_calls_are_counted_per_state(run, program, tmp_path):
     assert cost.network_calls == 4  # counted no longer
     data, out = write_cases(tmp_path / "data", count=1), tmp_path / "out"
     words = ("--method", "ddpm", "sampler.steps=2", "threshold=best", "post=[]")
-    assert (
-        program(
-            "localize", data, "--run", run, "-o", out, *words, "ensemble={name: mean, seeds: 3}"
-        )[0]
-        == 0
-    )
+    words += ("ensemble={name: mean, seeds: 3}",)
+    code, _, said = program("localize", data, "--run", run, "-o", out, *words)
+    assert code == 0, said
     entry = read_entries(out)["new-0"]
     assert entry.network_calls == 2 * 3
     assert entry.seconds > 0

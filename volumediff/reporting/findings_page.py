@@ -57,7 +57,8 @@ class Gallery:
         scene = view.scene()
         self.pages.write(scene, body=case_panel(view), outputs=view.files)
         top = max((LEVELS.index(f.urgency.level) for f in found.findings), default=-1)
-        volume, score = sum(f.volume_ml for f in found.findings), found.volume_score
+        volume = sum((f.volume_ml for f in found.findings), start=0.0)
+        score = found.volume_score
         values = (
             (float(top), LEVELS[top] if top >= 0 else ""),
             (float(len(found.findings)), Notation.COUNT.text(float(len(found.findings)))),

@@ -16,7 +16,9 @@ from volumediff.evaluation.generation_summary import (
     generation_notes,
     generation_table,
 )
+from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import figure_of
+from volumediff.reporting.tables import bullets, legend, method_table, metrics_of
 from volumediff.storage.atomic import atomic
 
 if TYPE_CHECKING:

@@ -84,7 +84,9 @@ def strip(
     # a cell as high as the plane at this width, and a line of text
     width = 11.2 / PER_ROW
     height = width * h * aspect / d + 0.3
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", facecolor="black")
+    figure = Figure(
+        figsize=(columns * width, rows * height), layout="constrained", facecolor="black"
+    )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     grid = figure.subplots(rows, columns, squeeze=False)
     high = max((float(s.slab.max()) for s in steps if not s.is_mask), default=1.0)
