@@ -488,8 +488,8 @@ def test_network_calls_are_counted_per_state(run, program, tmp_path):
     assert cost.network_calls == 4  # counted no longer
     data, out = write_cases(tmp_path / "data", count=1), tmp_path / "out"
     words = ("--method", "ddpm", "sampler.steps=2", "threshold=best", "post=[]")
-    words += ("ensemble={name: mean, seeds: 3}",)
-    code, _, said = program("localize", data, "--run", run, "-o", out, *words)
+    three = (*words, "ensemble={name: mean, seeds: 3}")
+    code, _, said = program("localize", data, "--run", run, "-o", out, *three)
     assert code == 0, said
     entry = read_entries(out)["new-0"]
     assert entry.network_calls == 2 * 3
