@@ -71,8 +71,8 @@ class Scene:
 
     Arguments:
         title: of the case
-        images: grey images by name, such as channels and the pseudo-healthy volume; they share
-            one window; the first is shown first
+        images: grey images by name, such as channels and the pseudo-healthy volume; the first is
+            shown first
         maps: score maps by name; the first is shown first
         outlines: masks by name, the first is drawn last
         labels: label maps by name, such as the truth, a method, or its samples
@@ -82,6 +82,7 @@ class Scene:
         start: the voxel to look at first
         places: where the list jumps to
         note: one line under the slices
+        one_window: whether the images share black and white, being of one scale of intensities
     """
 
     title: str
@@ -95,6 +96,7 @@ class Scene:
     start: tuple[int, int, int] = (0, 0, 0)
     places: Sequence[Place] = ()
     note: str = ""
+    one_window: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -52,15 +52,20 @@
     return Math.hypot(x, y) < 1 ? 180 : (Math.atan2(-x, -y) * 180) / Math.PI;
   }
 
-  const first = scene.maps[0];
+  const windowOf = (image) => (scene.one_window ? 0 : scene.images.indexOf(image));
+
+  // labels are shown before maps, not below them
+  const first = scene.labels.length ? null : scene.maps[0];
   const state = {
     at: scene.start.slice(), plane: 0, shown: "all", zoom: 1, centre: [0, 0, 0], azimuth: facing(scene.start), elevation: 15, cut: Boolean(first || scene.labels.length),
-    image: scene.images[0], window: scene.window.slice(), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
+    image: scene.images[0], windows: scene.images.map((image) => image.window.slice()), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
     hidden: new Set(), labelColours: new Map(scene.values.map((v) => [v.value, channels(v.colour)])),
     outlines: new Set(scene.outlines.filter((o) => !o.empty).map((o) => o.name)), smooth: true, radiological: true, drag: "crosshair", place: -1,
+    get window() { return this.windows[windowOf(this.image)]; },
+    set window(range) { this.windows[windowOf(this.image)] = range; },
   };
-  let slices = null, tiles = [], busy = false, again = false;
-  let base = element("canvas", { "aria-hidden": "true", tabindex: "-1" });
+  let slices = null, webgl = "none", tiles = [], busy = false, again = false;
+  let base = element("canvas");
   const over = element("canvas", { tabindex: "0", role: "img", "aria-label": `Slices of ${scene.title}. Press question mark for the keys.` });
   const stage = element("div", { class: "stage" }, base, over);
 
@@ -97,6 +102,7 @@
   }
 
   async function choose(kind, layer) {
+    root.setAttribute("aria-busy", "true");
     if (layer && !layer.volume) layer.volume = new Volume(await unpacked(layer.id));
     state[kind] = layer;
     if (kind === "map" && layer) spanOf(layer);
@@ -115,12 +121,12 @@
   function rectangles() {
     const { width } = stage.getBoundingClientRect();
     const planes = state.shown === "all" ? (slices.renders ? [0, 1, 2, 3] : [0, 1, 2]) : [state.shown];
-    const columns = planes.length === 4 ? 2 : planes.length === 3 && width > 720 ? 3 : 1;
+    const columns = planes.length === 1 ? 1 : planes.length === 3 && width > 720 ? 3 : 2;
     const rows = Math.ceil(planes.length / columns);
     const extent = (axis) => scene.shape[axis] * scene.spacing[axis];
     const tallest = Math.max(...planes.map((p) => (p === 3 ? 1 : extent(PLANES[p].up) / extent(PLANES[p].right))));
     const most = document.fullscreenElement === root ? window.innerHeight - (root.scrollHeight - stage.clientHeight) - 8 : 0.8 * window.innerHeight;
-    const height = Math.max(columns === 1 && rows > 1 ? rows * 240 : 320, Math.min(rows * (width / columns) * tallest, most));
+    const height = Math.max(320, Math.min(rows * (width / columns) * tallest, most));
     stage.style.height = `${Math.round(height)}px`;
     const [w, h] = [width / columns, Math.round(height) / rows];
     const gap = planes.length > 1 ? 3 : 0;
@@ -130,6 +136,7 @@
   }
 
   function redraw() {
+    root.setAttribute("aria-busy", "true");
     if (busy) { again = true; return; }
     busy = true;
     requestAnimationFrame(async () => {
@@ -142,7 +149,7 @@
         onCanvas(error.message);
       } finally {
         busy = false;
-        if (again) { again = false; redraw(); }
+        if (again) { again = false; redraw(); } else root.setAttribute("aria-busy", "false");
       }
     });
   }
@@ -314,6 +321,7 @@
       check("radiological", "viewer-radiological", state.radiological, act.convention),
       check("smooth", "viewer-smooth", state.smooth, act.smooth),
       ...(slices.renders ? [check("cut 3D at the crosshair", "viewer-cut", state.cut, act.cut)] : []),
+      ...(webgl === "slow" && !slices.renders ? [button("Start 3D", "Start 3D; without a graphics card it takes seconds for each picture", onWebgl)] : []),
       ...(root.requestFullscreen ? [button("Full screen", "Full screen (F)", act.fullscreen)] : []),
       button("?", "Keys and mouse", act.help, { "aria-haspopup": "dialog" })));
     const setWindow = () => {
@@ -363,7 +371,7 @@
   const act = {
     show(value) { if (value !== 3 || slices.renders) { state.shown = value; if (value !== "all" && value !== 3) state.plane = value; redraw(); } },
     whole() { state.zoom = 1; state.centre = [0, 0, 0]; redraw(); },
-    window() { state.window = scene.window.slice(); redraw(); },
+    window() { state.window = scene.images[windowOf(state.image)].window.slice(); redraw(); },
     convention() { state.radiological = !state.radiological; redraw(); },
     smooth() { state.smooth = !state.smooth; redraw(); },
     cut() { state.cut = !state.cut; redraw(); },
@@ -505,16 +513,46 @@
     root.querySelectorAll("[data-colour]").forEach((k) => { k.style.borderColor = k.dataset.colour; if ("fill" in k.dataset) k.style.background = k.dataset.colour; });
   }
 
-  function onCanvas(reason) {
+  const layer = () => element("canvas", { "aria-hidden": "true", tabindex: "-1" });
+
+  function use(made, canvas) {
+    base.replaceWith(canvas);
+    base = canvas;
     if (slices) slices.close();
-    const plain = element("canvas", { "aria-hidden": "true", tabindex: "-1" });
-    base.replaceWith(plain);
-    base = plain;
-    slices = new CanvasSlices(base, scene);
-    if (state.shown === 3) state.shown = "all";
-    root.dataset.reason = reason;
+    slices = made;
+    if (state.shown === 3 && !slices.renders) state.shown = "all";
     build();
     redraw();
+  }
+
+  function onCanvas(reason) {
+    root.dataset.reason = reason;
+    const canvas = layer();
+    use(new CanvasSlices(canvas, scene), canvas);
+  }
+
+  // NiiVue starts on a canvas below the one in use, which stays where that fails.
+  async function onWebgl() {
+    const canvas = layer();
+    root.setAttribute("aria-busy", "true");
+    stage.prepend(canvas);
+    try {
+      const library = new TextDecoder().decode(await unpacked("niivue"));
+      use(await NiivueSlices.open(canvas, scene, library, () => onCanvas("The graphics card stopped drawing.")), canvas);
+    } catch (error) {
+      canvas.remove();
+      webgl = "none";
+      onCanvas(error.message);
+    }
+  }
+
+  // "slow" is WebGL without a graphics card: seconds for a rendering, which has to be asked for.
+  function kindOfWebgl() {
+    const gl = document.createElement("canvas").getContext("webgl2");
+    if (!gl) return "none";
+    const hidden = gl.getExtension("WEBGL_debug_renderer_info");
+    const name = gl.getParameter(hidden ? hidden.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+    return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name) ? "slow" : "fast";
   }
 
   async function start() {
@@ -522,14 +560,9 @@
     await Promise.all(needed.map(async (layer) => { layer.volume = new Volume(await unpacked(layer.id)); }));
     root.hidden = false;
     root.replaceChildren(stage);
-    try {
-      const library = new TextDecoder().decode(await unpacked("niivue"));
-      slices = await NiivueSlices.open(base, scene, library, () => onCanvas("The graphics card stopped drawing"));
-      build();
-      redraw();
-    } catch (error) {
-      onCanvas(error.message);
-    }
+    webgl = kindOfWebgl();
+    if (webgl === "fast") await onWebgl();
+    else onCanvas(webgl === "slow" ? "WebGL runs without a graphics card." : "WebGL 2 is not available.");
     document.addEventListener("keydown", key);
     document.querySelectorAll("tr[data-place]").forEach((row) => row.addEventListener("click", () => { jump(Number(row.dataset.place)); root.scrollIntoView({ block: "center" }); }));
     new ResizeObserver(redraw).observe(root);
