@@ -27,7 +27,7 @@ from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import case_panel, figure_of
 from volumediff.reporting.report import settings_chapter
 from volumediff.reporting.result_tables import legend_chapter, result_chapters
-from volumediff.reporting.scene import Outline, Scene
+from volumediff.reporting.scene import OutlinedMask, Scene
 from volumediff.reporting.thumbnails import thumbnail
 from volumediff.reporting.timeline import TimelineEntry
 from volumediff.reporting.views import CaseView, picture
@@ -263,7 +263,7 @@ def test_thumbnails_are_in_radiological_convention_with_true_proportions(tmp_pat
     mask = np.zeros(image.shape, bool)
     mask[2:5, 3:8] = True
     scene = Scene(
-        "case", {"image": image}, outlines={"lesion": Outline(mask, "#2fe0ff", "inside")},
+        "case", {"image": image}, outlines={"lesion": OutlinedMask(mask, "#2fe0ff", "inside")},
         spacing_mm=(2.0, 2.0, 5.0), start=(0, 0, 1),
     )  # fmt: skip
     (tmp_path / "t.jpg").write_bytes(thumbnail(scene))

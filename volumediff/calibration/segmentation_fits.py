@@ -20,8 +20,8 @@ from volumediff.segmentation.result import Segmentation
 from volumediff.segmentation.segmenters._base import Segmenter
 from volumediff.storage import records
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 from volumediff.storage.records import Record
-from volumediff.storage.shared_locks import exclusive
 
 __all__ = ["StoredLabelFit", "fitted"]
 

@@ -24,7 +24,6 @@ from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.data.lesion_free import LesionFree
-from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
@@ -35,6 +34,7 @@ from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
+from volumediff.system.stop_signals import outlive_stop_signals
 
 __all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "crop_of", "stream"]
 
