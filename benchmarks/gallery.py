@@ -20,6 +20,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 from scipy.ndimage import binary_erosion
+from volumediff.commands._method_matrix import needs_of
 
 from volumediff import config
 from volumediff.anomaly.baselines import Baseline
@@ -34,7 +35,6 @@ from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.api.results import LocalizationResult
 from volumediff.api.run import Run, load
 from volumediff.commands._demo import Test, load_demo, write_test
-from volumediff.commands._method_matrix import needs_of
 from volumediff.config.shipped_models import DEFAULT
 from volumediff.data.population import Population
 from volumediff.errors import DataError, UsageError
