@@ -28,6 +28,7 @@ from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import figure_of
 from volumediff.reporting.scene import OutlinedMask, Scene
 from volumediff.reporting.tables import bullets
+from volumediff.reporting.thumbnails import thumbnail
 from volumediff.storage.atomic import atomic
 
 __all__ = ["AlignedCase", "pictured", "write_page"]
@@ -179,11 +180,13 @@ def write_page(
     with CasePages(Path(path)) as pages:
         for row in order:
             reasons = flagged.get(row.case, [])
-            pages.write(row.scene(template), body=_body(row, reasons), outputs=row.images)
+            scene = row.scene(template)
+            pages.write(scene, body=_body(row, reasons), outputs=row.images)
             listed.append(
                 ListedCase(
                     row.case,
                     page=pages.address(row.case),
+                    thumbnail=thumbnail(scene),
                     values=_values(row.quality),
                     flags=reasons,
                 )
