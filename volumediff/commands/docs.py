@@ -70,9 +70,8 @@ def _open(names: list[str]) -> None:
 
     if len(names) > 1:
         raise UsageError("docs: --page is given more than once; one page is opened at a time.")
-    site = cached_site()
     wanted = chosen(names, find_pages())[0].name if names else "index.md"
-    file = (site / wanted).with_suffix(".html")
+    file = (cached_site() / wanted).with_suffix(".html")
     if not webbrowser.open(file.as_uri()):
         say("volumediff: no browser was found; open this file in one:")
     out_line(str(file))
