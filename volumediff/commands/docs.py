@@ -10,9 +10,12 @@ from volumediff.errors import UsageError
 
 __all__ = ["docs"]
 
+# What typer hands to a command: the context of its own copy of click, or of the installed one.
+ClickContext = typer.Context.__mro__[1]
+
 
 def docs(
-    context: typer.Context,
+    context: ClickContext,
     build: Annotated[
         bool, typer.Option("--build", help="Write the pages as a web site into --output.")
     ] = False,
@@ -77,7 +80,7 @@ def _open(names: list[str]) -> None:
     out_line(str(file))
 
 
-def _check(names: list[str], context: typer.Context) -> None:
+def _check(names: list[str], context: ClickContext) -> None:
     from volumediff.documentation.check import check_pages
 
     commands = context.find_root().command.commands
@@ -86,7 +89,7 @@ def _check(names: list[str], context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-def _write_reference(context: typer.Context) -> None:
+def _write_reference(context: ClickContext) -> None:
     from volumediff.documentation.reference.generated import REFERENCE, write_reference
 
     changed = write_reference(context.find_root().command)
