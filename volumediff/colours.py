@@ -1,11 +1,11 @@
-"""Colour maps of pictures on black."""
+"""Colour maps of pictures on black, and the colours of labels."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
-__all__ = ["DIFFERENCE", "UNCERTAIN", "gradient"]
+__all__ = ["DIFFERENCE", "UNCERTAIN", "gradient", "label_colour"]
 
 DIFFERENCE, UNCERTAIN = "difference", "uncertain"
 # From the first to the last colour. Differences: blue below, black at zero, red above, lightness
@@ -14,6 +14,16 @@ STOPS = {
     DIFFERENCE: ("#a8dcff", "#2f7fe0", "#000000", "#dd4030", "#ffc9b0"),
     UNCERTAIN: ("#000000", "#0b6e8a", "#5fd0b8", "#f4ffe0"),
 }
+# Far apart in hue and lightness, readable for most colour-blind eyes (Okabe and Ito 2008 first).
+LABELS = (
+    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
+    *("#ff6f61", "#9fe8c8", "#b39ddb", "#c0ca33", "#8d6e63"),
+)
+
+
+def label_colour(value: int) -> str:
+    """The colour of a label value; after the last the first comes again."""
+    return LABELS[(value - 1) % len(LABELS)]
 
 
 def gradient(name: str) -> "Colormap":

@@ -34,6 +34,7 @@ from volumediff.errors import (
     printable,
     traceback_of,
 )
+from volumediff.outputs.bids_dataset import describe_dataset
 from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
@@ -121,6 +122,8 @@ def process(
         open_ledger(out, job=fingerprint(settings), overwrite=overwrite) as ledger,
         _progress(len(cases) + len(problems), report) as say,
     ):
+        if is_main():
+            describe_dataset(out, cases, settings)
         meet()  # a process that starts late joins what this session has done, too
         for name, reason in problems.items() if is_main() else ():
             say(f"{name}: failed: {reason}")

@@ -75,7 +75,8 @@ class Gallery:
 
     def _view(self, written: Written, found: CaseFindings) -> CaseView:
         peak = start_of(None, written.map, written.grid.spacing_mm)
-        more = outputs_of(self.folder / f"{written.case}_{MAP}.nii.gz", peak)
+        assert written.files is not None, "the page is of a folder"
+        more = outputs_of(written.files.path(MAP), peak)
         if written.labels is not None:
             more = {
                 "found": written.labels,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -12,7 +11,13 @@ from volumediff.evaluation.output_folders import segmentations_in
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_case import SegmentedCase
 from volumediff.evaluation.truths import Truth
-from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
+from volumediff.outputs.case_files import CaseFiles
+from volumediff.outputs.segmentation_files import (
+    ENTROPY,
+    files_beside,
+    probabilities_of,
+    samples_of,
+)
 from volumediff.reporting.views import CaseView, start_of
 
 __all__ = ["LabelView", "label_views", "shown_cases"]
@@ -105,10 +110,10 @@ def label_views(
             volume = read(files[case], kind="label")
             check_grids(image, volume)
             found[method] = volume.array[0].astype(np.uint8)
-            folder, name = files[case].parent, files[case].name.removesuffix(f"_{DSEG}.nii.gz")
-            maps = maps or _maps(folder, name)
+            beside = files_beside(files[case])
+            maps = maps or _maps(beside)
             if len(samples) == readers:
-                drawn = samples_of(folder, name)[:SHOWN_SAMPLES]
+                drawn = samples_of(beside)[:SHOWN_SAMPLES]
                 samples |= {
                     f"{method}, sample {i}": read(p, kind="label").array[0].astype(np.uint8)
                     for i, p in enumerate(drawn, start=1)
@@ -132,8 +137,8 @@ def label_views(
     return views
 
 
-def _maps(folder: Path, name: str) -> dict[str, np.ndarray]:
-    files = {f"probability of {v}": p for v, p in probabilities_of(folder, name).items() if v}
-    entropy = folder / f"{name}_{ENTROPY}.nii.gz"
-    files |= {"entropy": entropy} if entropy.is_file() else {}
-    return {text: read(path).array[0] for text, path in files.items()}
+def _maps(files: CaseFiles) -> dict[str, np.ndarray]:
+    found = {f"probability of {v}": p for v, p in probabilities_of(files).items() if v}
+    entropy = files.path(ENTROPY)
+    found |= {"entropy": entropy} if entropy.is_file() else {}
+    return {text: read(path).array[0] for text, path in found.items()}

@@ -16,6 +16,7 @@ from volumediff.data.files import stem_of
 from volumediff.data.read_policy import WRITTEN
 from volumediff.data.volume import read
 from volumediff.evaluation.localization import MethodResult
+from volumediff.evaluation.output_folders import maps_in
 from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
@@ -185,8 +186,8 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _map_of(folder: Path, truth: Truth) -> Path | None:
     names = [truth.case] + ([] if truth.image is None else [stem_of(truth.image)])
-    paths = [folder / f"{name}_{MAP}.nii.gz" for name in names]
-    return next((p for p in paths if p.is_file()), None)
+    maps = maps_in(folder)
+    return next((maps[name] for name in names if name in maps), None)
 
 
 def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
