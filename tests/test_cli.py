@@ -41,6 +41,7 @@ COMMANDS = {
     "pull",
     "info",
     "doctor",
+    "docs",
 }
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,14 +232,6 @@ def test_ties_and_costs_have_no_best_and_counts_no_third_decimal():
 def test_a_page_without_cases_has_no_script(tmp_path):
     write_report(tmp_path / "r.html", Page("T", [], [result("scan", 0.3)], [], {}))
     assert "<script" not in (tmp_path / "r.html").read_text(encoding="utf-8")
-
-
-def test_the_wheel_carries_script_and_style():
-    root = Path(__file__).parents[1]
-    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = data["package-data"]["volumediff.reporting"]
-    files = {p.name for pattern in patterns for p in (root / "volumediff/reporting").glob(pattern)}
-    assert {"report.css", "report.js"} <= files
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -18,6 +18,7 @@ from volumediff.commands._options import out_line
 from volumediff.commands.calibrate import calibrate
 from volumediff.commands.check import check
 from volumediff.commands.demo import demo
+from volumediff.commands.docs import docs
 from volumediff.commands.doctor import doctor
 from volumediff.commands.evaluate import evaluate
 from volumediff.commands.export import export
@@ -174,5 +175,6 @@ for _name, _command in {
     "demo": demo,
     "info": info,
     "doctor": doctor,
+    "docs": docs,
 }.items():
     app.command(_name)(_command)

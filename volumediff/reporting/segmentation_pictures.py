@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumediff.colours import UNCERTAIN, gradient, label_colour
+from volumediff.reporting.scene import limits
 from volumediff.reporting.segmentation_views import LabelView
-from volumediff.reporting.views import limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,6 +21,7 @@ from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.outputs.sidecar import read_facts
+from volumediff.reporting.scene import WHITE, Outline, Place, Scene, ScoreMap, limits, thinned
 from volumediff.reporting.timeline import TimelineEntry, read_steps
 
 if TYPE_CHECKING:
@@ -38,13 +39,10 @@ __all__ = [
     "views_of",
 ]
 
-# Longest side in the page: 128³ bytes per layer; pictures of larger volumes are thinned out.
-LONGEST = 128
-# Pseudo-healthy volumes have a frame per channel; the first is shown.
 # Edges of lesions and of the method's own findings, as in the viewer.
 TRUTH, FOUND = "#2fe0ff", "#8cff66"
-# The viewer's white: the few brightest voxels would make everything else dark.
-WHITE = 99.8
+# Words of a finding that say where it is.
+WHERE = ("laterality", "front_back", "up_down")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +90,39 @@ class CaseView:
         first = next(iter(self.maps.values()), self.image)
         return start_of(self.truth, first, self.spacing_mm)
 
+    def scene(self) -> Scene:
+        """The same for the viewer of its page."""
+        images = {"image": self.image}
+        if self.healthy is not None:
+            images["pseudo-healthy"] = self.healthy
+        maps = {name: ScoreMap(array) for name, array in self.maps.items()}
+        if self.uncertainty is not None:
+            maps["uncertainty"] = ScoreMap(self.uncertainty, colours=UNCERTAIN)
+        outlines = {}
+        if self.truth is not None:
+            outlines["lesion"] = Outline(self.truth, TRUTH, "inside the lesion")
+        if self.found is not None:
+            outlines["findings"] = Outline(self.found, FOUND, "inside a finding")
+        return Scene(
+            title=self.title,
+            images=images,
+            maps=maps,
+            outlines=outlines,
+            spacing_mm=self.spacing_mm,
+            affine=self.affine,
+            start=self.start(),
+            places=[_place(finding) for finding in self.findings],
+            note=self.note,
+        )
+
+
+def _place(finding: Mapping[str, Any]) -> Place:
+    """Where the list of the viewer goes for a finding, and what it says there."""
+    x, y, z = finding["place"]["peak_mm"]
+    where = ", ".join(str(finding["place"][name]) for name in WHERE)
+    text = f"{finding['urgency']['level']}; {where}; {finding['volume_ml']:.3g} ml"
+    return Place(str(finding["id"]), (x, y, z), text)
+
 
 def start_of(
     truth: Bool[np.ndarray, "d h w"] | None,
@@ -116,19 +147,20 @@ def views_of(
 ) -> list[CaseView]:
     """Views of cases, read from the folders of the methods; cases without image are left out."""
     views = []
+    known = {result.folder: maps_in(result.folder) for result in results}
     for case in cases:
         truth = truths.get(case)
         if truth is None or truth.image is None:
             continue
         maps, numbers, more = {}, [], {}
-        paths = (_map_of(result.folder, truth) for result in results)
+        paths = (_map_of(known[result.folder], truth) for result in results)
         first = next((path for path in paths if path is not None), None)
         shown = truth if first is None else truth.beside(_facts(first))
         assert shown.image is not None, "a truth with an image has one beside every map"
         image = read(shown.image, policy=shown.policy)
         lesion = truth.marks(image).lesion.numpy()
         for result in results:
-            path = _map_of(result.folder, truth)
+            path = _map_of(known[result.folder], truth)
             if path is None:
                 continue
             maps[result.method] = read(path).array[0]
@@ -184,9 +216,8 @@ def _facts(path: Path) -> dict[str, Any]:
     return read_facts(sidecar) if sidecar.is_file() else {}
 
 
-def _map_of(folder: Path, truth: Truth) -> Path | None:
+def _map_of(maps: Mapping[str, Path], truth: Truth) -> Path | None:
     names = [truth.case] + ([] if truth.image is None else [stem_of(truth.image)])
-    maps = maps_in(folder)
     return next((maps[name] for name in names if name in maps), None)
 
 
@@ -196,26 +227,12 @@ def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
 
 
-def limits(array: np.ndarray, *, floor: float | None = None) -> tuple[float, float]:
-    """What becomes black and white."""
-    low = float(array.min()) if floor is None else floor
-    values = array[array > low]
-    high = float(np.percentile(values, WHITE)) if values.size else low + 1.0
-    return low, high
-
-
 def packed(array: np.ndarray) -> str:
     """Bytes as gzip and base64; equal volumes give equal text."""
     buffer = io.BytesIO()
     with gzip.GzipFile("", "wb", 9, buffer, mtime=0) as stream:
         stream.write(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def thinned(array: np.ndarray) -> np.ndarray:
-    """Every n-th voxel along each axis, so that no side is longer than `LONGEST`."""
-    d, h, w = (-(-n // LONGEST) for n in array.shape)
-    return array[::d, ::h, ::w]
 
 
 def picture(view: CaseView) -> bytes:
