@@ -22,8 +22,8 @@ __all__ = ["base", "program", "run"]  # fixtures
 
 AFFINE = np.diag([3.0, 3, 3, 1])
 LOCALIZE = ("--method", "smoothing", "threshold={name: fixed, value: 0.1}", "post=[]")
-FIRST = "sub-01/anat/sub-01_acq-mprage"
-LATER = "sub-02/ses-1/anat/sub-02_ses-1_run-2"
+FIRST = "sub-91/anat/sub-91_acq-mprage"
+LATER = "sub-92/ses-1/anat/sub-92_ses-1_run-2"
 
 
 def write_bids(root, suffix="T1w"):
@@ -177,14 +177,14 @@ def test_the_validator_of_bids_passes(folders, number):
 def test_results_are_found_again(folders, program, tmp_path):
     data, localized, segmented, _ = folders
     result = evaluate([localized], data, replicates=20)[0]
-    assert [case.case for case in result.cases] == ["sub-01"]  # the one with a truth
+    assert [case.case for case in result.cases] == ["sub-91"]  # the one with a truth
     labels = evaluate([segmented], data, replicates=20)[0]
     assert [case.samples for case in labels.cases] == [2]
     for folder, kind in ((localized, "anomaly"), (segmented, "label")):
         before = content(localized / f"{LATER}_desc-anomaly_findings.json")
         assert program("findings", folder, "--images", data)[0] == 0
         found = content(folder / f"{LATER}_desc-{kind}_findings.json")
-        assert found["case"] == "sub-02_ses-1"
+        assert found["case"] == "sub-92_ses-1"
         assert kind == "label" or found == before
 
 
@@ -205,8 +205,8 @@ def test_results_below_a_data_set_are_no_truth(folders):
         labels = {case.id: case.label for case in find_cases(data)}
     finally:
         shutil.rmtree(data / "derivatives" / "volumediff")
-    assert labels["sub-02_ses-1"] is None
-    assert "manual" in labels["sub-01"].parts
+    assert labels["sub-92_ses-1"] is None
+    assert "manual" in labels["sub-91"].parts
 
 
 # --- tables of labels ----------------------------------------------------------------------------

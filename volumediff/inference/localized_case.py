@@ -99,6 +99,19 @@ class Localized:
         """The components of the mask, measured on the grid of the input."""
         return case_findings(self.arrays)
 
+    def write_dicom(self, folder: Path) -> list[Path]:
+        """Writes map and findings as DICOM objects in the space of the series that was given.
+
+        Raises:
+            UsageError: highdicom is not installed
+            DataError: no DICOM series, or one that no object can refer to
+        """
+        from volumediff.dicom_output.write import write_findings_dicom
+
+        first = next(iter(self.examination.images.values()))
+        place = examination_files(folder, self.examination)
+        return write_findings_dicom(place, first.path, self.arrays, self.findings)
+
     def write(self, folder: Path) -> list[Path]:
         """Writes map, masks, pseudo-healthy image, records and findings; see `outputs.export`."""
         place = examination_files(folder, self.examination)

@@ -32,6 +32,7 @@ from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
 from volumediff.inference.conditions import check_names, settled
 from volumediff.inference.cost import Cost, counted
+from volumediff.inference.dicom_inputs import check_series
 from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
@@ -109,6 +110,29 @@ class Segmented:
             str(v): (torch.quantile(n.cpu(), quantiles) * voxel_ml).tolist()
             for v, n in sizes.items()
         }
+
+    def write_dicom(self, folder: Path) -> list[Path]:
+        """Writes labels and probabilities as DICOM objects in the space of the given series.
+
+        Raises:
+            UsageError: highdicom is not installed
+            DataError: no DICOM series, or one that no object can refer to
+        """
+        from volumediff.dicom_output.write import write_labels_dicom
+
+        found = self.found
+        shares = {
+            value: self.grid.image(found.probabilities[0, i : i + 1])[0]
+            for i, value in enumerate(found.values)
+        }
+        return write_labels_dicom(
+            examination_files(folder, self.examination),
+            next(iter(self.examination.images.values())).path,
+            self.labels[0],
+            shares,
+            grid=self.grid.record.native,
+            facts=self.facts,
+        )
 
     def write(self, folder: Path, *, samples: bool = False) -> tuple[list[Path], dict[str, float]]:
         """Writes labels, probabilities and records; returns the files and the volumes in ml.
@@ -190,6 +214,7 @@ class Segmenting:
             "conditions": dict(self.options.conditions),
             "version": volumediff.__version__,
             **({} if self.fills is None else {"fill": self.fills.settings}),
+            **({"dicom": True} if self.options.dicom else {}),
         }
 
     def __call__(self, examination: Examination) -> Segmented:
@@ -316,11 +341,15 @@ def segment(
         cases, problems = find_inputs(source, channels=names, **where)
     else:
         cases, problems = work.fills.find(source, **where)
+    if options.dicom:
+        check_series(cases)
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         found = work(examination_of(case, inputs, policy=policy))
         files, volumes = found.write(folder, samples=options.write_samples)
+        if options.dicom:
+            files += found.write_dicom(folder)
         return Result(files, {"volumes_ml": volumes, **vars(found.cost)})
 
     return process(

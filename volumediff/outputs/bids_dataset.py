@@ -37,6 +37,7 @@ Research software, not for diagnosis. The command that made them, the weights an
 in the JSON beside each result; ledger.jsonl has the SHA-256 of every file.
 """
 # What BIDS calls a kind of output, by what its name looks like: description, and keys beside it.
+# Label maps of samples inherit those of the label map.
 KINDS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     (
         "desc-anomaly_mask",
@@ -46,7 +47,6 @@ KINDS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("desc-foreground_mask", "Voxels that were looked at", {"Type": "ROI"}),
     (r"desc-.+_mask", "Mask of a component of the method", {"Type": "ROI"}),
     ("dseg", "The most probable label of each voxel", {"Manual": False}),
-    (r"desc-sample\d+_dseg", "Label map of one sample", {"Manual": False}),
     (r"label-\d+_probseg", "Probability of a label", {"Manual": False}),
     (r"desc-translated_.+", "Synthetic image, translated from the sources", {}),
 )
