@@ -15,6 +15,7 @@ PACKAGE = ROOT / "volumediff"
 LAYERS = [
     [
         "errors",
+        "system",
         "extras",
         "component",
         "tunable",

@@ -24,7 +24,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.outputs.batch import Result, process
 from volumediff.outputs.ledger import open_ledger, read_entries
 from volumediff.storage.atomic import write_text
-from volumediff.storage.shared_locks import exclusive, open_itself, take
+from volumediff.storage.locks import exclusive, open_itself, take
 
 _ = base, run  # fixtures
 

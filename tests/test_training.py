@@ -491,7 +491,7 @@ def test_a_full_disk_is_said_by_the_lock(data, tmp_path, monkeypatch):
         file.flush = full
         return file
 
-    monkeypatch.setattr("volumediff.storage.lock.open", opened, raising=False)
+    monkeypatch.setattr("volumediff.storage.locks.open", opened, raising=False)
     with pytest.raises(DataError, match=r"run: cannot be written \(No space left .*output=DIR"):
         train(tiny(data, tmp_path / "run"))
 

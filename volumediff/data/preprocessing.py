@@ -465,6 +465,8 @@ def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
     if case.lesions is not None or case.boxes is not None:
         parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
+    if case.ignored:
+        parts.append(f"\0ignored {case.ignored}")
     if case.contours:
         parts.append(f"\0contours {dict(case.contours)}")
     for name, path in [*case.images.items(), *case.label_files.items()]:

@@ -38,6 +38,7 @@ from volumediff.outputs.bids_dataset import describe_dataset
 from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
+from volumediff.system.file_names import unfit_name
 
 __all__ = ["Result", "Summary", "process"]
 
@@ -113,7 +114,7 @@ def process(
     Raises:
         UsageError: a process with other settings works in the output folder, or it holds results
             of other settings
-        DataError: the disk is full or not writable
+        DataError: the disk is full or not writable, or cannot hold files named as the cases are
         Exception: an error of the program or of a component, outside of `isolated_cases`
     """
     out = Path(out)
@@ -122,6 +123,9 @@ def process(
         open_ledger(out, job=fingerprint(settings), overwrite=overwrite) as ledger,
         _progress(len(cases) + len(problems), report) as say,
     ):
+        unfit = unfit_name(out, [case.id for case in cases])
+        if unfit is not None:
+            raise DataError(f"{out}: {unfit}; give the case another name, or work elsewhere.")
         if is_main():
             describe_dataset(out, cases, settings)
         meet()  # a process that starts late joins what this session has done, too

@@ -52,7 +52,8 @@
     return Math.hypot(x, y) < 1 ? 180 : (Math.atan2(-x, -y) * 180) / Math.PI;
   }
 
-  const first = scene.maps[0];
+  // labels are shown before maps, not below them
+  const first = scene.labels.length ? null : scene.maps[0];
   const state = {
     at: scene.start.slice(), plane: 0, shown: "all", zoom: 1, centre: [0, 0, 0], azimuth: facing(scene.start), elevation: 15, cut: Boolean(first || scene.labels.length),
     image: scene.images[0], window: scene.window.slice(), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
@@ -97,6 +98,7 @@
   }
 
   async function choose(kind, layer) {
+    root.setAttribute("aria-busy", "true");
     if (layer && !layer.volume) layer.volume = new Volume(await unpacked(layer.id));
     state[kind] = layer;
     if (kind === "map" && layer) spanOf(layer);
@@ -115,12 +117,12 @@
   function rectangles() {
     const { width } = stage.getBoundingClientRect();
     const planes = state.shown === "all" ? (slices.renders ? [0, 1, 2, 3] : [0, 1, 2]) : [state.shown];
-    const columns = planes.length === 4 ? 2 : planes.length === 3 && width > 720 ? 3 : 1;
+    const columns = planes.length === 1 ? 1 : planes.length === 3 && width > 720 ? 3 : 2;
     const rows = Math.ceil(planes.length / columns);
     const extent = (axis) => scene.shape[axis] * scene.spacing[axis];
     const tallest = Math.max(...planes.map((p) => (p === 3 ? 1 : extent(PLANES[p].up) / extent(PLANES[p].right))));
     const most = document.fullscreenElement === root ? window.innerHeight - (root.scrollHeight - stage.clientHeight) - 8 : 0.8 * window.innerHeight;
-    const height = Math.max(columns === 1 && rows > 1 ? rows * 240 : 320, Math.min(rows * (width / columns) * tallest, most));
+    const height = Math.max(320, Math.min(rows * (width / columns) * tallest, most));
     stage.style.height = `${Math.round(height)}px`;
     const [w, h] = [width / columns, Math.round(height) / rows];
     const gap = planes.length > 1 ? 3 : 0;
@@ -130,6 +132,7 @@
   }
 
   function redraw() {
+    root.setAttribute("aria-busy", "true");
     if (busy) { again = true; return; }
     busy = true;
     requestAnimationFrame(async () => {
@@ -142,7 +145,7 @@
         onCanvas(error.message);
       } finally {
         busy = false;
-        if (again) { again = false; redraw(); }
+        if (again) { again = false; redraw(); } else root.setAttribute("aria-busy", "false");
       }
     });
   }

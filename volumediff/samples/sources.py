@@ -30,7 +30,7 @@ from volumediff.distributed.processes import on_main, wait
 from volumediff.errors import UsageError
 from volumediff.recipes._base import Recipe
 from volumediff.samples.drawn import DrawnVolumes, LabelMap
-from volumediff.samples.label_checks import survey_labels
+from volumediff.samples.label_checks import survey_labels, with_ignored
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.source_record import keep_sources
@@ -199,7 +199,8 @@ def gather(
     """The prepared volumes for training and for validation.
 
     Arguments:
-        recipe: whose labels must be in the data, which is checked once, before step 0
+        recipe: whose labels must be in the data, which is checked once, before step 0, and whose
+            ignored ones stay in the label maps
         fits: whether intensity landmarks are fitted here, if the intensities need some; those of
             another run are in the folder already otherwise
 
@@ -226,7 +227,10 @@ def gather(
     if fits and _fitted(data):
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
-    sources = _sources([case for case in cases if case.id in wanted], config)
+    chosen = [case for case in cases if case.id in wanted]
+    if recipe is not None:
+        chosen = [with_ignored(case, recipe) for case in chosen]
+    sources = _sources(chosen, config)
     made_from = {s.case.id: sha256(json.dumps(s.fingerprint, sort_keys=True)) for s in sources}
     on_main(accelerator, lambda: keep_sources(config.output, made_from, kept=kept is not None))
     # Each process prepares its share, then all of them open everything.

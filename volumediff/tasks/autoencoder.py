@@ -189,7 +189,7 @@ class AutoencoderTask(Task):
 
     def _dice(self, samples: Samples, index: int) -> float:
         found, truth = self._coded(self.autoencoder, samples, index)
-        return label_dice(found, truth, self.recipe.labels)
+        return label_dice(found, truth, self.recipe)
 
     @torch.no_grad()
     def _coded(

@@ -213,7 +213,7 @@ class SegmentationTask(Task):
     def _dice(self, samples: Samples, index: int) -> float:
         """Mean Dice over the labels of a validation volume."""
         found, truth = self._segmented(samples, index)
-        return label_dice(found, truth, self.recipe.labels)
+        return label_dice(found, truth, self.recipe)
 
     @torch.no_grad()
     def _segmented(
@@ -231,8 +231,10 @@ class SegmentationTask(Task):
         )
         values = torch.tensor([0, *self.recipe.labels], dtype=torch.uint8)
         every = torch.cat([1 - p.sum(dim=1, keepdim=True), p], dim=1)
-        truth = self.model.shares(batch.x).argmax(dim=1, keepdim=True)
-        return values[every.argmax(dim=1, keepdim=True).cpu()], values[truth.cpu()]
+        truth = values[self.model.shares(batch.x).argmax(dim=1, keepdim=True).cpu()]
+        if batch.hidden is not None:
+            truth[batch.hidden.cpu() > 0] = self.recipe.ignored[0]
+        return values[every.argmax(dim=1, keepdim=True).cpu()], truth
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """A volume, its true labels and those found."""
