@@ -10,6 +10,7 @@ import pytest
 from tiny_app import base, label_run, program, run
 from tiny_runs import phantom, tiny, write_data
 
+from volumediff import bids_app, cli
 from volumediff.colours import label_colour
 from volumediff.data.cases import Case
 from volumediff.data.survey import find_cases
@@ -238,3 +239,77 @@ def test_tables_of_labels_say_the_same_to_every_program(tmp_path):
     (tmp_path / "dseg.label").write_text("edited")
     write_label_tables(tmp_path, "dseg", names)
     assert (tmp_path / "dseg.label").read_text() == "edited"
+
+
+# --- the BIDS app --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app(capsys):
+    """(words) -> (exit code, stdout, stderr) of the app, in this process."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as stop:
+            bids_app.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return call
+
+
+def test_the_app_works_on_participants_and_then_on_the_group(app, run, tmp_path):
+    data, out = write_bids(tmp_path / "data"), tmp_path / "out"
+    shared = ("--run", run, "--method", "intensity", "--device", "cpu")
+    code, _, told = app(data, out, "participant", "--participant_label", "92", *shared)
+    assert code == 0, told
+    assert sorted(p.name for p in out.glob("sub-*")) == ["sub-92"]
+    code, _, told = app(data, out, "participant", "--participant-label", "sub-91", "92", *shared)
+    assert (code, told.count("finished before")) == (0, 1)
+    assert list(out.glob(f"{FIRST}_desc-anomaly_map.nii.gz"))
+    assert list(out.glob(f"{LATER}_desc-anomaly_map.nii.gz"))
+    code, _, told = app(data, tmp_path / "visit", "participant", "--session-label", "1", *shared)
+    assert code == 0, told
+    assert sorted(p.name for p in (tmp_path / "visit").glob("sub-*")) == ["sub-92"]
+    code, _, told = app(data, out, "group")
+    assert code == 0, told
+    assert (out / "report.html").is_file()
+    # the same results as those of the command
+    alone = tmp_path / "alone"
+    words = ["localize", str(data), "-o", str(alone), "--no-report", *map(str, shared)]
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    name = f"{FIRST}_desc-anomaly_map.nii.gz"
+    assert (alone / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_an_app_segments_with_a_run_of_labels(app, base, tmp_path):
+    data, out = write_bids(tmp_path / "data"), tmp_path / "out"
+    words = ("--run", label_run(base), "--participant-label", "91", "--device", "cpu")
+    code, _, told = app(data, out, "participant", *words)
+    assert code == 0, told
+    assert "volumediff segment" in told
+    assert (out / f"{FIRST}_dseg.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("{data}", "{out}", "subject"), 2, "invalid choice: 'subject'"),
+        (("{data}", "{out}"), 2, "required: analysis_level"),
+        (("{data}", "{out}", "participant", "--participant-label", "7"), 2, "no images of sub-7"),
+        (
+            ("{data}", "{out}", "participant", "--session-label", "9"),
+            2,
+            "has ses-9",
+        ),
+        (("{out}", "{out}", "participant"), 2, "expected a BIDS data set"),
+        (("{data}", "{out}", "group", "--participant-label", "91"), 2, "leave the labels out"),
+        (("{data}", "{out}", "group"), 2, "expected a folder of results"),
+        (("--version",), 0, "volumediff "),
+    ],
+)
+def test_an_app_ends_with_the_codes_of_the_program(app, tmp_path, words, code, said):
+    data = write_bids(tmp_path / "data")
+    ended, shown, told = app(*(w.format(data=data, out=tmp_path / "out") for w in words))
+    assert ended == code
+    assert said in shown + told

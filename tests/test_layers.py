@@ -62,7 +62,7 @@ LAYERS = [
     ["api"],
     ["documentation"],
     ["commands"],
-    ["cli", "__main__", "__init__"],
+    ["cli", "bids_app", "__main__", "__init__"],
 ]
 ENGINE = (
     "torch",

@@ -51,6 +51,8 @@ RANGE = (2.0, 98.0)
 EQUAL = 0.02
 
 Voxels = Int[np.ndarray, "n 3"]
+Part = tuple[int | None, Int[np.ndarray, "_ 3"]]
+"""Label and voxels of a finding."""
 Rule = Callable[[np.ndarray], np.ndarray]
 """From the values of a map to probabilities."""
 
@@ -87,7 +89,7 @@ def case_findings(written: Written) -> CaseFindings:
     )
 
 
-def parts_of(written: Written) -> list[tuple[int | None, Voxels]]:
+def parts_of(written: Written) -> list[Part]:
     """Label and voxels of every finding: of the mask, or of each label of a segmentation."""
     if written.mask is None:
         return []
@@ -105,9 +107,7 @@ def voxel_of(written: Written, finding: Finding) -> tuple[int, int, int]:
     return d, h, w
 
 
-def voxels_of(
-    finding: Finding, at: tuple[int, int, int], parts: Sequence[tuple[int | None, Voxels]]
-) -> Voxels:
+def voxels_of(finding: Finding, at: tuple[int, int, int], parts: Sequence[Part]) -> Voxels:
     """The voxels of a finding.
 
     Arguments:
