@@ -19,7 +19,7 @@ from volumediff.outputs.segmentation_files import (
     probabilities_of,
     samples_of,
 )
-from volumediff.reporting.scene import Outline, Scene, ScoreMap
+from volumediff.reporting.scene import OutlinedMask, Scene, ScoreMap
 from volumediff.reporting.views import CaseView, start_of
 
 __all__ = ["LabelView", "disagreement", "label_views", "shown_cases"]
@@ -95,7 +95,9 @@ class LabelView:
             title=self.title,
             images={"image": self.image},
             maps=maps,
-            outlines={"truth": Outline(self.truth, TRUTH_EDGE, "inside a label of the truth")},
+            outlines={
+                "truth": OutlinedMask(self.truth, TRUTH_EDGE, "inside a label of the truth")
+            },
             labels={**self.found, "truth": self.truth, **self.samples},
             label_names=self.label_names,
             spacing_mm=self.spacing_mm,
