@@ -118,7 +118,7 @@ def _inputs(
         return [root]
     wanted = _prefixed("sub-", participants)
     visits = _prefixed("ses-", sessions)
-    cases = BIDS().read(root).cases
+    cases, _ = BIDS().read(root)
     subjects = {case.patient for case in cases}
     if missing := sorted(wanted - subjects):
         raise UsageError(

@@ -1,5 +1,6 @@
 """Findings of an anomaly map, or labels of a segmentation, as segments of DICOM."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -139,7 +140,7 @@ def segments_of_labels(
 
 def whole_volume(found: CaseFindings) -> list[Quantity]:
     """What is measured in all of a localized volume: the volume of all findings, and its score."""
-    quantities = [_volume(1000 * sum(finding.volume_ml for finding in found.findings))]
+    quantities = [_volume(1000 * math.fsum(finding.volume_ml for finding in found.findings))]
     if found.volume_score is not None:
         quantities.append(Quantity(VOLUME_SCORE, found.volume_score, codes.UCUM.NoUnits))
     return quantities
