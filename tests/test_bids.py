@@ -15,8 +15,10 @@ from volumediff.colours import label_colour
 from volumediff.data.cases import Case
 from volumediff.data.survey import find_cases
 from volumediff.evaluation.evaluate import evaluate
+from volumediff.inference.findings import find_in_folder
 from volumediff.outputs.case_files import case_files
 from volumediff.outputs.label_tables import write_label_tables
+from volumediff.reporting.findings_page import Gallery
 from volumediff.training.loop import train
 
 __all__ = ["base", "program", "run"]  # fixtures
@@ -99,6 +101,9 @@ def folders(tmp_path_factory, base, run):
     fixed = ("threshold={name: fixed, value: 0.1}", "post=[]")
     words = {"method": "smoothing", "overrides": fixed}
     localize_files(load(run), data, root / "localized", **words, **quiet)
+    gallery = Gallery(root / "localized")
+    find_in_folder(root / "localized", data, look=gallery.add)
+    gallery.write()
     words = {"overrides": ("samples=2", "sampler.steps=2"), "write_samples": True}
     segment_files(load(label_run(base)), data, root / "segmented", **words, **quiet)
     pairs = write_data(root / "pairs")

@@ -27,7 +27,7 @@ DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 IGNORED = (
     *("ledger.jsonl", ".lock", ".session", ".claims/", "errors/", "seen-*.json", "findings/"),
-    *("*.html", "*.label", "*.ctbl", "evaluation.json", "report*/"),
+    *("*.html", "*_cases/", "*.png", "*.label", "*.ctbl", "evaluation.json"),
     *("*_map.nii.gz", "*_map.json", "*_image.nii.gz", "*_findings.json"),
     *("*_desc-translated.json", "*_desc-deviation_*"),
 )
