@@ -7,7 +7,7 @@ import subprocess
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_app import base, label_run, program, run
+from tiny_app import PLAIN, base, label_run, program, run
 from tiny_runs import phantom, tiny, write_data
 
 from volumediff import bids_app, cli
@@ -104,6 +104,8 @@ def folders(tmp_path_factory, base, run):
     gallery = Gallery(root / "localized")
     find_in_folder(root / "localized", data, look=gallery.add)
     gallery.write()
+    (root / "localized" / "errors").mkdir()
+    (root / "localized" / "errors" / "sub-90.txt").write_text("as of a case that failed")
     words = {"overrides": ("samples=2", "sampler.steps=2"), "write_samples": True}
     segment_files(load(label_run(base)), data, root / "segmented", **words, **quiet)
     pairs = write_data(root / "pairs")
@@ -264,7 +266,8 @@ def app(capsys):
 
 def test_the_app_works_on_participants_and_then_on_the_group(app, run, tmp_path):
     data, out = write_bids(tmp_path / "data"), tmp_path / "out"
-    shared = ("--run", run, "--method", "intensity", "--device", "cpu")
+    method = ("--method", "intensity", "--set", "threshold=best", "post=[]")
+    shared = ("--run", run, *method, "--device", "cpu")
     code, _, told = app(data, out, "participant", "--participant_label", "92", *shared)
     assert code == 0, told
     assert sorted(p.name for p in out.glob("sub-*")) == ["sub-92"]
@@ -280,7 +283,7 @@ def test_the_app_works_on_participants_and_then_on_the_group(app, run, tmp_path)
     assert (out / "report.html").is_file()
     # the same results as those of the command
     alone = tmp_path / "alone"
-    words = ["localize", str(data), "-o", str(alone), "--no-report", *map(str, shared)]
+    words = ["localize", str(data), "-o", str(alone), "--no-report", "--run", str(run), *PLAIN]
     with pytest.raises(SystemExit):
         cli.main(words)
     name = f"{FIRST}_desc-anomaly_map.nii.gz"

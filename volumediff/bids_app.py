@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         "--run", default="t1w", help="Folder of a trained run, or the name of a shipped model."
     )
     parser.add_argument("--method", help="Name of a method; that of the run by default.")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Overrides of the method, such as sampler.steps=10.",
+    )
     parser.add_argument("--channels", help="Names of the images, such as T1w,FLAIR.")
     parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda and so on.")
     parser.add_argument("-v", "--version", action="version", version=f"volumediff {__version__}")
@@ -102,7 +109,7 @@ def _participant(given: argparse.Namespace) -> list[str]:
         "-o": str(given.output_dir),
     }
     words = [word for pair in options.items() if pair[1] is not None for word in pair]
-    return [task, *map(str, inputs), *words]
+    return [task, *map(str, inputs), *given.set, *words]
 
 
 def _inputs(

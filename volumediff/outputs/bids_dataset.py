@@ -26,8 +26,8 @@ __all__ = ["DESCRIPTION", "describe_dataset", "image_keys"]
 DESCRIPTION = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 IGNORED = (
-    *("ledger.jsonl", ".lock", ".session", ".claims/", "errors/", "seen-*.json", "findings/"),
-    *("*.html", "*_cases/", "*.png", "*.label", "*.ctbl", "evaluation.json"),
+    *("ledger.jsonl", ".lock", ".session", ".claims", "errors", "seen-*.json", "findings"),
+    *("*.html", "*_cases", "*.png", "*.label", "*.ctbl", "evaluation.json"),
     *("*_map.nii.gz", "*_map.json", "*_image.nii.gz", "*_findings.json"),
     *("*_desc-translated.json", "*_desc-deviation_*"),
 )
