@@ -8,6 +8,7 @@ error, and stops at the first case that fails so. Heavy packages load inside the
 
 import errno
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Never
 
@@ -66,9 +67,13 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Runs a command; errors that a user can cause become one line and an exit code."""
-    words, debug = _without_debug(sys.argv[1:])
+def main(given: Sequence[str] | None = None) -> None:
+    """Runs a command; errors that a user can cause become one line and an exit code.
+
+    Arguments:
+        given: words of the command line; None takes those of the process
+    """
+    words, debug = _without_debug(list(sys.argv[1:] if given is None else given))
     try:
         with nullcontext() if debug else isolated_cases():
             code = app(words or ["--help"], prog_name="volumediff", standalone_mode=False)

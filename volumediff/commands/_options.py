@@ -29,6 +29,7 @@ __all__ = [
     "ConfigWords",
     "DataRoot",
     "Device",
+    "DicomOutput",
     "Domain",
     "Fill",
     "HubModel",
@@ -118,6 +119,13 @@ Fill = Annotated[
         "--fill",
         metavar="RUN",
         help="Translation run that draws channels which a case lacks; results say so.",
+    ),
+]
+DicomOutput = Annotated[
+    bool,
+    typer.Option(
+        "--dicom",
+        help="Also write the results of DICOM series as DICOM Segmentation and structured report.",
     ),
 ]
 Overwrite = Annotated[

@@ -14,6 +14,7 @@ from volumediff.commands._options import (
     ConditionWords,
     DataRoot,
     Device,
+    DicomOutput,
     Domain,
     Fill,
     LayoutOption,
@@ -112,6 +113,7 @@ def localize(
     ] = WORK["limits"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
+    dicom: DicomOutput = WORK["dicom"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -146,6 +148,7 @@ def localize(
         layout=spec_of(layout),
         seed=seed,
         fill=fill,
+        dicom=dicom,
         trace=trace,
         force=force,
         limits=limits,

@@ -12,6 +12,7 @@ from volumediff.commands._options import (
     ConditionWords,
     DataRoot,
     Device,
+    DicomOutput,
     Domain,
     Fill,
     LayoutOption,
@@ -69,6 +70,7 @@ def segment(
     ] = WORK["write_samples"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
+    dicom: DicomOutput = WORK["dicom"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -97,6 +99,7 @@ def segment(
         layout=spec_of(layout),
         seed=seed,
         fill=fill,
+        dicom=dicom,
         write_samples=write_samples,
         conditions=conditions_of(condition),
         overwrite=overwrite,
