@@ -1,11 +1,12 @@
-"""The gallery of localization methods: one simulated case, every method's map, cost and AP.
+"""The gallery of methods: one simulated case, every localization method's map, cost and AP.
 
     python benchmarks/gallery.py --work WORK --docs volumediff/docs
 
 Trains the run of `volumediff demo --train` in WORK if it is not there, draws one subject with one
 lesion that neither it nor the shipped model has seen, localizes it by every method that one of the
 two serves, and writes `examples/gallery.md` and `images/gallery/METHOD.webp`. Methods that are
-measured already are not measured again: the same command goes on where it was stopped.
+measured already are not measured again: the same command goes on where it was stopped. Figures of
+segmentation methods are those of `benchmarks/README.md`.
 """
 
 import argparse
@@ -59,7 +60,7 @@ FAMILIES = (
     "Several methods at once",
 )
 
-HEAD = """# Gallery of localization methods
+HEAD = """# Gallery of methods
 
 One simulated subject with one lesion, seen by every method that can run on the model that ships
 or on the run of `volumediff demo --train`. **One simulated case says nothing about patients, and
@@ -112,10 +113,10 @@ def family(method: Method) -> str:
             return {"weak": guided, "self": synthetic}.get(method.supervision, diffusion)
 
 
-def sentence(name: str) -> str:
+def sentence(kind: str, name: str) -> str:
     """The first sentence of the comment that a method's configuration begins with."""
     lines = []
-    for line in config.config_path("anomaly", name).read_text(encoding="utf-8").splitlines():
+    for line in config.config_path(kind, name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
@@ -210,7 +211,7 @@ def page(results: dict[str, Measured]) -> str:
         if shown:
             lines += ["", "| map | method | AP | calls | CPU s |", "|---|---|---|---|---|"]
         for m in shown:
-            said = f"`{m.method}`: {sentence(m.method)}"
+            said = f"`{m.method}`: {sentence('anomaly', m.method)}"
             if m.run == DEFAULT:
                 said += f" By the shipped model `{DEFAULT}`."
             lines.append(
@@ -219,8 +220,35 @@ def page(results: dict[str, Measured]) -> str:
             )
         if missing:
             lines += ["", "Not shown, since neither run serves them:", ""]
-        lines += [f"- `{m.method}`: {sentence(m.method)} {wanted(m)}" for m in missing]
-    return "\n".join(lines) + "\n"
+        lines += [f"- `{m.method}`: {sentence('anomaly', m.method)} {wanted(m)}" for m in missing]
+    return "\n".join([*lines, "", *segmentation()]) + "\n"
+
+
+def segmentation() -> list[str]:
+    """Every segmentation method with its sentence, and its figures where it was measured."""
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    section = text.partition("#### Hippocampus of mice")[2].partition("####")[0]
+    figures: dict[str, list[str]] = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            shown, seconds, _, calls, *dice = [c.strip(" *") for c in line.strip("|").split("|")]
+            name, how = shown.split("`", 2)[1:]
+            if name not in figures or "losses=" in figures[name][0]:  # as shipped, if it is there
+                figures[name] = [how.strip(", "), seconds, calls, ", ".join(dice[:2])]
+    lines = [
+        "## Segmentation methods",
+        "",
+        "Figures are those of `benchmarks/README.md`, for crops of the hippocampus of mice: CPU",
+        "seconds of training, calls of the network for one volume, Dice of hippocampus and of",
+        "fimbria. Methods without figures were not measured on these volumes.",
+        "",
+        "| method | as measured | CPU s | calls | Dice |",
+        "|---|---|---|---|---|",
+    ]
+    for name in config.shipped("segmentation"):
+        cells = figures.get(name, ["", "–", "–", "–"])
+        lines.append(f"| `{name}`: {sentence('segmentation', name)} | {' | '.join(cells)} |")
+    return lines
 
 
 def wanted(m: Measured) -> str:
