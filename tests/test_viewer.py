@@ -12,7 +12,7 @@ from PIL import Image
 
 from volumediff.data.volume import read
 from volumediff.reporting.case_page import CasePages
-from volumediff.reporting.scene import Outline, Place, Scene, ScoreMap
+from volumediff.reporting.scene import NamedPlace, OutlinedMask, Scene, ScoreMap
 from volumediff.reporting.viewer import nifti_bytes
 
 NASTY = "</script><script>alert(1)</script>&'\""
@@ -186,16 +186,16 @@ def full_scene(shape=(20, 18, 16)):
     affine = np.diag([1.5, 1.0, 2.0, 1.0])
     affine[:3, 3] = (-15, -9, -16)
     places = [
-        Place("001", tuple((affine @ [13, 6, 7, 1])[:3]), "soon, left"),
-        Place("002", tuple((affine @ [2, 3, 4, 1])[:3]), "later"),
+        NamedPlace("001", tuple((affine @ [13, 6, 7, 1])[:3]), "soon, left"),
+        NamedPlace("002", tuple((affine @ [2, 3, 4, 1])[:3]), "later"),
     ]
     return Scene(
         f"case {NASTY}",
         {"T1w": image, "pseudo-healthy": image[::-1].copy()},
         {"thor": ScoreMap(scores, "z"), "uncertainty": ScoreMap(scores / 3, colours="uncertain")},
         {
-            "lesion": Outline(truth, "#2fe0ff", "inside the lesion"),
-            "findings": Outline(found, "#8cff66", "inside a finding"),
+            "lesion": OutlinedMask(truth, "#2fe0ff", "inside the lesion"),
+            "findings": OutlinedMask(found, "#8cff66", "inside a finding"),
         },
         spacing_mm=(1.5, 1.0, 2.0),
         affine=affine,

@@ -26,7 +26,7 @@ from volumediff.reporting.case_list import CaseColumn, ListedCase, case_list
 from volumediff.reporting.case_page import CasePages
 from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import figure_of
-from volumediff.reporting.scene import Outline, Scene
+from volumediff.reporting.scene import OutlinedMask, Scene
 from volumediff.reporting.tables import bullets
 from volumediff.storage.atomic import atomic
 
@@ -94,8 +94,10 @@ class AlignedCase:
             title=self.case,
             images={**images, "template": template.x},
             outlines={
-                "brain mask": Outline(brain, MASK, "inside the brain mask"),
-                "template's brain": Outline(template.object, TEMPLATE, "in the template's brain"),
+                "brain mask": OutlinedMask(brain, MASK, "inside the brain mask"),
+                "template's brain": OutlinedMask(
+                    template.object, TEMPLATE, "in the template's brain"
+                ),
             },
             spacing_mm=template.grid.spacing_mm,
             affine=template.grid.affine,

@@ -13,7 +13,7 @@ from volumediff.config.components import (
     suggestion,
 )
 from volumediff.config.families import FAMILIES, Family, families
-from volumediff.config.files import ROOTS, config_path, load, overlaid, overridden, shipped
+from volumediff.config.files import ROOTS, config_path, head, load, overlaid, overridden, shipped
 
 __all__ = [
     "FAMILIES",
@@ -28,6 +28,7 @@ __all__ = [
     "described",
     "families",
     "family_of",
+    "head",
     "load",
     "name_of",
     "named",

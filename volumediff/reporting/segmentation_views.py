@@ -14,7 +14,7 @@ from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_case import SegmentedCase
 from volumediff.evaluation.truths import Truth
 from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
-from volumediff.reporting.scene import Outline, Scene, ScoreMap
+from volumediff.reporting.scene import OutlinedMask, Scene, ScoreMap
 from volumediff.reporting.views import CaseView, start_of
 
 __all__ = ["LabelView", "disagreement", "label_views", "shown_cases"]
@@ -90,7 +90,9 @@ class LabelView:
             title=self.title,
             images={"image": self.image},
             maps=maps,
-            outlines={"truth": Outline(self.truth, TRUTH_EDGE, "inside a label of the truth")},
+            outlines={
+                "truth": OutlinedMask(self.truth, TRUTH_EDGE, "inside a label of the truth")
+            },
             labels={**self.found, "truth": self.truth, **self.samples},
             label_names=self.label_names,
             spacing_mm=self.spacing_mm,

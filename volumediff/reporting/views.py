@@ -20,7 +20,15 @@ from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.outputs.sidecar import read_facts
-from volumediff.reporting.scene import WHITE, Outline, Place, Scene, ScoreMap, limits, thinned
+from volumediff.reporting.scene import (
+    WHITE,
+    NamedPlace,
+    OutlinedMask,
+    Scene,
+    ScoreMap,
+    limits,
+    thinned,
+)
 from volumediff.reporting.timeline import TimelineEntry, read_steps
 
 if TYPE_CHECKING:
@@ -99,9 +107,9 @@ class CaseView:
             maps["uncertainty"] = ScoreMap(self.uncertainty, colours=UNCERTAIN)
         outlines = {}
         if self.truth is not None:
-            outlines["lesion"] = Outline(self.truth, TRUTH, "inside the lesion")
+            outlines["lesion"] = OutlinedMask(self.truth, TRUTH, "inside the lesion")
         if self.found is not None:
-            outlines["findings"] = Outline(self.found, FOUND, "inside a finding")
+            outlines["findings"] = OutlinedMask(self.found, FOUND, "inside a finding")
         return Scene(
             title=self.title,
             images=images,
@@ -115,12 +123,12 @@ class CaseView:
         )
 
 
-def _place(finding: Mapping[str, Any]) -> Place:
+def _place(finding: Mapping[str, Any]) -> NamedPlace:
     """Where the list of the viewer goes for a finding, and what it says there."""
     x, y, z = finding["place"]["peak_mm"]
     where = ", ".join(str(finding["place"][name]) for name in WHERE)
     text = f"{finding['urgency']['level']}; {where}; {finding['volume_ml']:.3g} ml"
-    return Place(str(finding["id"]), (x, y, z), text)
+    return NamedPlace(str(finding["id"]), (x, y, z), text)
 
 
 def start_of(

@@ -49,8 +49,11 @@ __all__ = ["AutoencoderConfig", "AutoencoderTask"]
 class AutoencoderConfig(RunConfig):
     """Keys of an autoencoder.
 
-    `recipe` says what is coded, healthy (volumes) or label_maps (masks); `label_weight` is the
-    weight of a voxel inside a label in the cross entropy of masks, 1 outside.
+    Arguments:
+        autoencoder: architecture and losses of the autoencoder
+        recipe: what is coded: healthy (volumes) or label_maps (masks)
+        label_weight: weight of a voxel inside a label in the cross entropy of masks; outside it is
+            1
     """
 
     autoencoder: Component
