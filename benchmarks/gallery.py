@@ -35,9 +35,10 @@ from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.api.results import LocalizationResult
 from volumediff.api.run import Run, load
 from volumediff.commands._demo import Test, load_demo, write_test
-from volumediff.commands._method_matrix import needs_of
+from volumediff.config.listing import summary
 from volumediff.config.shipped_models import DEFAULT
 from volumediff.data.population import Population
+from volumediff.documentation.method_matrix import needs_of
 from volumediff.errors import DataError, UsageError
 from volumediff.metrics import detection
 from volumediff.settings.run_config import parse
@@ -70,10 +71,11 @@ is easy to see, and the runs are small. Read it for what the maps look like and 
 
 ![The subject's slice, with the outline of the lesion](../images/gallery/case.webp)
 
-Each map is scaled to its own highest values. AP is the average precision over the voxels of this
-case; `prevalence`, the same value everywhere, has the AP of chance. Calls are evaluations of the
-network. CPU seconds are those of localizing this volume of 51 × 61 × 51 voxels on one core of a
-shared machine, without what a method fits once for a run.
+Slices are axial, with the patient's right on the right. Each map is scaled to its own highest
+values. AP is the average precision over the voxels of this case; `prevalence`, the same value
+everywhere, has the AP of chance. Calls are evaluations of the network. CPU seconds are those of
+localizing this volume of 51 × 61 × 51 voxels on one core of a shared machine, without what a
+method fits once for a run.
 
 The page is made by one command:
 
@@ -113,14 +115,11 @@ def family(method: Method) -> str:
             return {"weak": guided, "self": synthetic}.get(method.supervision, diffusion)
 
 
-def sentence(kind: str, name: str) -> str:
-    """The first sentence of the comment that a method's configuration begins with."""
-    lines = []
-    for line in config.config_path(kind, name).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return " ".join(lines).partition(". ")[0].rstrip(".") + "."
+def told(kind: str, name: str) -> str:
+    """A method's name, as a link to its reference, and what it does."""
+    page = {"anomaly": "localization", "segmentation": "segmentation"}[kind]
+    what = summary(config.head(config.config_path(kind, name)))
+    return f"[{name}](../reference/{page}-methods.md#{name}): {what}"
 
 
 def runs(work: Path) -> dict[str, Run]:
@@ -211,7 +210,7 @@ def page(results: dict[str, Measured]) -> str:
         if shown:
             lines += ["", "| map | method | AP | calls | CPU s |", "|---|---|---|---|---|"]
         for m in shown:
-            said = f"`{m.method}`: {sentence('anomaly', m.method)}"
+            said = told("anomaly", m.method)
             if m.run == DEFAULT:
                 said += f" By the shipped model `{DEFAULT}`."
             lines.append(
@@ -220,7 +219,7 @@ def page(results: dict[str, Measured]) -> str:
             )
         if missing:
             lines += ["", "Not shown, since neither run serves them:", ""]
-        lines += [f"- `{m.method}`: {sentence('anomaly', m.method)} {wanted(m)}" for m in missing]
+        lines += [f"- {told('anomaly', m.method)} {wanted(m)}" for m in missing]
     return "\n".join([*lines, "", *segmentation()]) + "\n"
 
 
@@ -247,7 +246,7 @@ def segmentation() -> list[str]:
     ]
     for name in config.shipped("segmentation"):
         cells = figures.get(name, ["", "–", "–", "–"])
-        lines.append(f"| `{name}`: {sentence('segmentation', name)} | {' | '.join(cells)} |")
+        lines.append(f"| {told('segmentation', name)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -256,7 +255,7 @@ def wanted(m: Measured) -> str:
     needs = needs_of(read_method(m.method))
     if needs:
         return f"It needs {', '.join(f'`{need}`' for need in needs)}."
-    return f"Refused: {m.refusal}"
+    return f"It needs {m.refusal.partition('expected ')[2].partition(', got')[0]}."
 
 
 def main() -> None:

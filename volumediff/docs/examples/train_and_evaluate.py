@@ -50,9 +50,16 @@ for method in ("scan", "atlas", "intensity"):
     volumediff.localize_files(run, "PATIENTS", f"maps/{method}", method=method)
 results = volumediff.evaluate([f"maps/{m}" for m in ("scan", "atlas", "intensity")], "PATIENTS")
 aps = {r.method: r.measures["voxel_ap"].value for r in results}
-print(aps)
+print({method: round(ap, 3) for method, ap in aps.items()})
 
 # %% [markdown]
+# ```text
+# {'scan': 0.029, 'atlas': 0.012, 'intensity': 0.457}
+# ```
+#
+# The lesions here are bright, and brightness alone finds them best: a baseline without a network
+# wins against a model of two hundred steps. Every evaluation deserves its baselines.
+#
 # ## Look
 #
 # The average precision of every method, and the first patient by the first method.
