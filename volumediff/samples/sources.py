@@ -22,7 +22,7 @@ from volumediff.data.files import contents
 from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
-from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.preprocessing import MOST_CROPPED, Preprocessing, fingerprint
 from volumediff.data.remarks import Remark
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
@@ -248,6 +248,9 @@ def gather(
         for s in sources
     }
     _check_shapes(config, list(volumes.values()))
+    loss = _cropping(list(volumes.values()))
+    if loss:
+        cache.report(loss)
     return [volumes[i] for i in split.train], [volumes[i] for i in split.validation]
 
 
@@ -400,13 +403,26 @@ def _prepare(recipe: Preprocessing, case: Case) -> Made:
         arrays["label"] = prepared.label.numpy()
     if prepared.readers is not None:
         arrays["readers"] = prepared.readers.numpy()
-    return arrays, {"spacing_mm": list(prepared.spacing_mm)}
+    return arrays, {"spacing_mm": list(prepared.spacing_mm), "cropped": prepared.cropped}
 
 
 def _simulate(population: Population, case: Case) -> Made:
     subject = population.subject(int(case.id.rpartition("-")[2]))
     arrays = {"x": subject.x.numpy(), "foreground": subject.foreground.numpy()}
     return arrays, {"spacing_mm": list(population.spacing_mm)}
+
+
+def _cropping(volumes: Sequence[TrainingVolume]) -> str:
+    """How many volumes lose more of their foreground than localization accepts; may be empty."""
+    cropped = {v.id: float(v.entry.info["cropped"]) for v in volumes}
+    over = sorted((i for i, c in cropped.items() if c > MOST_CROPPED), key=cropped.__getitem__)
+    if not over:
+        return ""
+    return (
+        f"{len(over)} of {len(volumes)} volumes lose more than {MOST_CROPPED:.0%} of their "
+        f"foreground to the shape of the run, {over[-1]} {cropped[over[-1]]:.1%}; localization "
+        "refuses such volumes: make data.preprocessing.shape larger or spacing_mm coarser."
+    )
 
 
 def _check_shapes(config: RunConfig, volumes: Sequence[TrainingVolume]) -> None:
