@@ -220,6 +220,10 @@ def page(results: dict[str, Measured]) -> str:
         if missing:
             lines += ["", "Not shown, since neither run serves them:", ""]
         lines += [f"- {told('anomaly', m.method)} {wanted(m)}" for m in missing]
+    left = [name for name in config.shipped("anomaly") if name not in results]
+    if left:
+        lines += ["", "## Not measured yet", ""]
+        lines += [f"- {told('anomaly', name)}" for name in left]
     return "\n".join([*lines, "", *segmentation()]) + "\n"
 
 
