@@ -223,6 +223,7 @@ def page(results: dict[str, Measured]) -> str:
     left = [name for name in config.shipped("anomaly") if name not in results]
     if left:
         lines += ["", "## Not measured yet", ""]
+        lines += ["What these fit once for a run, or their chains, take minutes.", ""]
         lines += [f"- {told('anomaly', name)}" for name in left]
     return "\n".join([*lines, "", *segmentation()]) + "\n"
 
