@@ -9,6 +9,7 @@ from rich.text import Text
 
 from volumediff.distributed.launch import is_main
 from volumediff.errors import printable
+from volumediff.terminal.messages import ResultStream
 
 __all__ = ["terminal"]
 
@@ -27,4 +28,4 @@ def terminal(elsewhere: int) -> Console:
     if not is_main():
         return _Terminal(file=io.StringIO())
     width = None if sys.stdout.isatty() else elsewhere
-    return _Terminal(width=width, highlight=False, markup=False)
+    return _Terminal(file=ResultStream(), width=width, highlight=False, markup=False)

@@ -28,6 +28,7 @@ from volumediff.evaluation.summary import (
     group_table,
     measure_table,
     size_table,
+    verdicts,
     without_seen,
 )
 from volumediff.evaluation.table_line import Line
@@ -39,12 +40,14 @@ from volumediff.evaluation.translation_summary import (
 )
 from volumediff.metrics.bootstrap import Interval
 from volumediff.planning.overhead import OVERHEAD
+from volumediff.terminal.progress import duration
 
 if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
 __all__ = [
+    "by_group",
     "checks",
     "generated",
     "measures",
@@ -81,6 +84,14 @@ def measures(results: Sequence[MethodResult]) -> None:
     if clean := without_seen(results):
         console.print("\nWithout the volumes that were seen before:")
         measures(clean)
+
+
+def by_group(results: Sequence[MethodResult], title: str) -> None:
+    """Voxel AP by group, then what it says about the methods."""
+    console = terminal(NARROW)
+    _lines(console, [r.method for r in results], group_table(results), title)
+    for line in verdicts(results):
+        console.print(line)
 
 
 def segmented(results: Sequence[SegmentationEvaluation]) -> None:
@@ -274,7 +285,8 @@ def _sentences(found: "Plan") -> list[str]:
         )
         hours = "not known yet; available after 20 training steps"
         if beside.hours is not None:
-            hours = f"{beside.hours:.1f} hours for {beside.steps} steps of {beside.seconds:.2f} s"
+            spent = duration(beside.hours * 3600)
+            hours = f"{spent} for {beside.steps} steps of {beside.seconds:.2f} s"
         lines.append(f"time: {hours}")
     return lines
 
