@@ -43,6 +43,7 @@ COMMANDS = {
     "pull",
     "info",
     "doctor",
+    "docs",
 }
 
 

@@ -14,11 +14,13 @@ from volumediff.calibration.of_run import load_method
 from volumediff.data.volume import read
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.confounding import confounding
+from volumediff.evaluation.cost_metrics import COST_METRICS
 from volumediff.evaluation.evaluate import evaluate
+from volumediff.evaluation.localization_metrics import WAITING_METRICS
 from volumediff.evaluation.summary import (
     case_table,
     confounded_lines,
-    gap_lines,
+    gap_table,
     measure_table,
     size_table,
 )
@@ -240,9 +242,9 @@ def test_gaps_by_a_column(tmp_path):
     assert found.gap.value == pytest.approx(abs(women - men), rel=0.02)
     assert found.worst == ("F" if women < men else "M")
     assert result.gaps["false_positives"].worst in ("F", "M")
-    lines = gap_lines([result])
-    assert any(line.startswith(f"m, voxel AP: worst for {found.worst}") for line in lines)
-    assert all("by chance up to" in line for line in lines)
+    rows = {row.metric.title: row for row in gap_table([result])}
+    assert (rows["voxel AP"].worst, rows["voxel AP"].gap) == (found.worst, found.gap)
+    assert all(row.method == "m" and np.isfinite(row.chance) for row in rows.values())
     assert set(to_json([result])["m"]["volume_auroc_by_group"]) == {"F", "M"}
 
 
@@ -379,8 +381,8 @@ def test_every_figure_has_its_paired_difference_to_the_references(tmp_path):
     results = evaluate(folders, tmp_path / "truth", replicates=30)
     assert [set(r.differences) for r in results] == [
         {"atlas", "intensity"},
-        {"intensity"},
-        {"atlas"},
+        {"scan", "intensity"},
+        {"scan", "atlas"},
     ]
     scan = results[0]
     for name in ("voxel_ap", "found_by_recall", "excess_ml"):
@@ -393,7 +395,7 @@ def test_every_figure_has_its_paired_difference_to_the_references(tmp_path):
     assert scan.measures["voxel_ap"].high > scan.measures["voxel_ap"].low
     assert ("seconds",) not in scan.differences["atlas"]
     for line in (*measure_table(results), *size_table(results)):
-        if line.heading not in ("network calls", "seconds") and "wait" not in line.heading:
+        if line.metric not in (*COST_METRICS.values(), *WAITING_METRICS.values()):
             assert set(line.differences) in ({"atlas", "intensity"}, set()), line.heading
     alone = evaluate([tmp_path / "scan"], tmp_path / "truth", replicates=0)
     assert alone[0].differences == {}

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 from volumediff.evaluation.figures import MEASURES
 from volumediff.evaluation.localization import MethodResult
-from volumediff.evaluation.summary import group_table, measure_table, verdicts
+from volumediff.evaluation.summary import verdicts
 from volumediff.metrics.bootstrap import Interval
 from volumediff.reporting.report import Page, write_report
 from volumediff.reporting.timeline import TimelineEntry
@@ -117,10 +116,12 @@ def test_the_policy_allows_the_page_and_nothing_else(html):
     assert rules["img-src"] == "data:"
     script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
-    assert len(script) == len(style) == 1
-    for name, text in (("script-src", script[0]), ("style-src", style[0])):
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assert rules[name] == f"'sha256-{digest}'"
+    assert script
+    assert style
+    for name, texts in (("script-src", script), ("style-src", style)):
+        hashes = [hashlib.sha256(text.encode()).digest() for text in texts]
+        allowed = " ".join(f"'sha256-{base64.b64encode(h).decode()}'" for h in hashes)
+        assert rules[name] == allowed
     assert "unsafe" not in policy
 
 
@@ -207,40 +208,6 @@ def test_it_says_where_a_baseline_is_better(html):
     ]
     assert "hypo: atlas is better than scan, 0.200 against 0.100." in html
     assert "not for diagnosis" in html
-
-
-def test_the_best_figure_is_marked_and_lower_can_be_better():
-    results = [result("scan", 0.3, a=0.5), result("atlas", 0.2, a=0.7)]
-    marked = {line.heading: line.best for line in measure_table(results)}
-    assert marked["voxel AP"] == 0
-    assert marked["false positives"] == 1
-    assert {line.heading: line.best for line in group_table(results)} == {"a": 1, "mean": 0}
-
-
-def test_ties_and_costs_have_no_best_and_counts_no_third_decimal():
-    one, two = result("scan", 0.3), result("atlas", 0.30004)
-    for r, seconds in ((one, 1.0), (two, 250.2)):
-        r.measures["seconds"] = interval(seconds)
-    lines = {line.heading: line for line in measure_table([one, two])}
-    assert lines["voxel AP"].best is None  # equal as written
-    assert lines["seconds"].best is None
-    assert lines["seconds"].text(250.2) == "250"
-    assert lines["false positives"].text(46.458) == "46.5"
-    assert lines["voxel AP"].text(0.0482, "+") == "+0.048"
-    assert verdicts([one, two]) == ["scan and atlas are equal, 0.300."]
-
-
-def test_a_page_without_cases_has_no_script(tmp_path):
-    write_report(tmp_path / "r.html", Page("T", [], [result("scan", 0.3)], [], {}))
-    assert "<script" not in (tmp_path / "r.html").read_text(encoding="utf-8")
-
-
-def test_the_wheel_carries_script_and_style():
-    root = Path(__file__).parents[1]
-    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = data["package-data"]["volumediff.reporting"]
-    files = {p.name for pattern in patterns for p in (root / "volumediff/reporting").glob(pattern)}
-    assert {"report.css", "report.js"} <= files
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

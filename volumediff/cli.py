@@ -20,6 +20,7 @@ from volumediff.commands._options import out_line
 from volumediff.commands.calibrate import calibrate
 from volumediff.commands.check import check
 from volumediff.commands.demo import demo
+from volumediff.commands.docs import docs
 from volumediff.commands.doctor import doctor
 from volumediff.commands.evaluate import evaluate
 from volumediff.commands.export import export
@@ -244,5 +245,6 @@ for _name, _command in {
     "info": info,
     "schema": schema,
     "doctor": doctor,
+    "docs": docs,
 }.items():
     app.command(_name, epilog=EVERYWHERE)(_command)

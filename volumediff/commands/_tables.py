@@ -21,10 +21,11 @@ from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.summary import (
     CaseRow,
+    GapRow,
     case_table,
     confounded_lines,
     coverage,
-    gap_lines,
+    gap_table,
     group_table,
     measure_table,
     size_table,
@@ -78,8 +79,10 @@ def measures(results: Sequence[MethodResult]) -> None:
         _lines(console, [r.method for r in results], lines, title)
     if rows := case_table(results):
         _cases(console, rows)
+    if gaps := gap_table(results):
+        _gaps(console, gaps)
     console.print(coverage(results))
-    for line in (*confounded_lines(results), *gap_lines(results)):
+    for line in confounded_lines(results):
         console.print(line)
     if clean := without_seen(results):
         console.print("\nWithout the volumes that were seen before:")
@@ -197,6 +200,25 @@ def _cases(console: Console, rows: Sequence[CaseRow]) -> None:
         numbers += (f"{row.excess_ml:.1f}", f"{row.score:.3g}")
         table.add_row(row.case, row.method, *(n.replace("nan", "-") or "-" for n in numbers))
     console.print("Cases (found by IoU, by recall)", style="bold")
+    console.print(table)
+
+
+def _gaps(console: Console, rows: Sequence[GapRow]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("metric", "method", "worst subgroup"):
+        table.add_column(name, overflow="fold")
+    for name in ("its value", "gap", "by chance"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        text = row.metric.notation.text
+        gap = text(row.gap.value)
+        if np.isfinite(row.gap.low):
+            gap += f"\n{text(row.gap.low)}..{text(row.gap.high)}"
+        table.add_row(
+            row.metric.title, row.method, row.worst, text(row.worst_value), gap,
+            text(row.chance) or "-",
+        )  # fmt: skip
+    console.print("Gap between the best and the worst subgroup", style="bold")
     console.print(table)
 
 

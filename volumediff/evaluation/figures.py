@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from volumediff.evaluation.cost_metrics import COST_METRICS
 from volumediff.evaluation.measure import Measured, Restored
 from volumediff.metrics import boxes, calibration_error, detection, normative
 from volumediff.metrics.lesions import (
@@ -28,10 +29,7 @@ from volumediff.metrics.lesions import (
 from volumediff.metrics.worklist import delay, recall_at
 
 __all__ = [
-    "COSTS",
-    "LOWER_IS_BETTER",
     "MEASURES",
-    "UNRANKED",
     "Statistic",
     "boxes_in",
     "errors_in",
@@ -169,18 +167,10 @@ MEASURES: dict[str, Statistic] = {
     "prevalence": lambda cs: detection.prevalence(_pooled([c for c in cs if c.abnormal])),
 }
 
-COSTS = ("network_calls", "seconds", "peak_gb")
-# In which the smaller metric is the better one; of the others the larger.
-LOWER_IS_BETTER = {
-    *("false_positives", "matched_false_positives", "excess_ml", "merged", "split"),
-    *("worklist_delay", "ece", "aurc"),
-}
-# Neither more nor less is better, or it is no matter of how well anything is localized.
-UNRANKED = {*COSTS, "through_plane", "associated"}
 # Metrics of all volumes, of sick and healthy ones, of healthy ones; the others are of sick ones.
 OF_ALL = {
     *("false_positives", "excess_ml", "aurc", "through_plane", "through_plane_restored"),
-    *COSTS,
+    *COST_METRICS,
 }
 OF_BOTH = {"volume_auroc", "worklist_recall", "worklist_delay", "ahi", "normative"}
 OF_HEALTHY = {"rqi"}

@@ -40,13 +40,11 @@ class Comparison:
     """One measure.
 
     Arguments:
-        heading: what it is, for a table
         generated: of the generated volumes, or between them and the real ones
         real: of the real volumes, or between two random halves of them
         p: how often the difference would be as large if both were of one law; nan without a test
     """
 
-    heading: str
     generated: Interval
     real: Interval
     p: float = NAN
@@ -80,23 +78,22 @@ def compared(
         notes += remarks
     scales = scales_of(shape)
     if scales:
-        found["ms_ssim"] = work.both(f"MS-SSIM of pairs, {scales} scales", *similarity)
+        found["ms_ssim"] = work.both(*similarity)
+        notes.append(f"MS-SSIM has {scales} {'scale' if scales == 1 else 'scales'}.")
     else:
         notes.append(f"There is no MS-SSIM: it takes {WINDOW} voxels along every axis.")
-    found["intensity_distance"] = work.distance("distance of intensities", _intensities)
+    found["intensity_distance"] = work.distance(_intensities)
     found["high_frequency"] = work.high_frequency(frequencies(shape, spacing_mm))
     for axis, name in enumerate(AXES):
         found[f"through_plane_{name.lower()}"] = work.per_volume(
-            f"slice consistency along {name}, 1 smooth", lambda s, a=axis: s.through_plane[a]
+            lambda s, a=axis: s.through_plane[a]
         )
-    found["foreground_ml"] = work.per_volume("foreground in ml", lambda s: s.foreground_ml)
+    found["foreground_ml"] = work.per_volume(lambda s: s.foreground_ml)
     values = sorted(
         {v for s in mine for v in s.labels_ml} & {v for s in theirs for v in s.labels_ml}
     )
     for value in values:
-        found[f"label_{value}_ml"] = work.per_volume(
-            f"label {value} in ml", lambda s, v=value: s.labels_ml.get(v, 0.0)
-        )
+        found[f"label_{value}_ml"] = work.per_volume(lambda s, v=value: s.labels_ml.get(v, 0.0))
     if min(len(mine), len(theirs)) < MIN_PATIENTS:
         notes.append(f"There are no intervals with fewer than {MIN_PATIENTS} volumes.")
     return found, notes
@@ -117,7 +114,7 @@ class _Measuring:
         both = np.concatenate([mine, theirs])
         kernel = gaussian(both)
         size = " x ".join(map(str, self.mine[0].thumbnails.shape[2:]))
-        found = self._kernel_distance("MMD² of voxels", kernel, len(mine))
+        found = self._kernel_distance(kernel, len(mine))
         note = (
             f"MMD is of volumes averaged to {size} blocks, with a Gaussian kernel whose bandwidth "
             f"is the median distance, {bandwidth(both):.3g}; its p is of {self.replicates} "
@@ -129,17 +126,15 @@ class _Measuring:
         """KID, Fréchet distance, precision and recall of the vectors."""
         mine, theirs = (np.stack([s.vector for s in side]) for side in (self.mine, self.theirs))
         found = {
-            "kid": self._kernel_distance(
-                "KID of features", polynomial(np.concatenate([mine, theirs])), len(mine)
-            )
+            "kid": self._kernel_distance(polynomial(np.concatenate([mine, theirs])), len(mine))
         }
         notes = []
         first, second = (theirs[half] for half in self._halves())
         need, got = least(mine.shape[1]), min(len(mine), len(theirs))
         if got >= need:
-            for name, heading, statistic in (
-                ("fid", "Fréchet distance (FID)", frechet_distance),
-                ("fid_extrapolated", "FID at infinitely many volumes", self._extrapolated),
+            for name, statistic in (
+                ("fid", frechet_distance),
+                ("fid_extrapolated", self._extrapolated),
             ):
                 real = plain(NAN)
                 if min(len(first), len(second)) >= need:
@@ -147,7 +142,7 @@ class _Measuring:
                 interval = centred_interval(
                     statistic, mine, theirs, seed=self.seed, replicates=self._few
                 )
-                found[name] = Comparison(heading, interval, real)
+                found[name] = Comparison(interval, real)
         else:
             notes.append(
                 f"There is no Fréchet distance: features of length {mine.shape[1]} take at least "
@@ -156,19 +151,19 @@ class _Measuring:
             )
         if min(len(mine), len(first), len(second)) > NEIGHBOURS:
             pairs = {
-                "precision": ("precision of features", (mine, theirs), (first, second)),
-                "recall": ("recall of features", (theirs, mine), (second, first)),
+                "precision": ((mine, theirs), (first, second)),
+                "recall": ((theirs, mine), (second, first)),
             }
-            for name, (heading, generated, real) in pairs.items():
+            for name, (generated, real) in pairs.items():
                 inside = (covered(*sets).astype(float).tolist() for sets in (generated, real))
-                found[name] = self.both(heading, *inside)
+                found[name] = self.both(*inside)
         return found, notes
 
-    def both(self, heading: str, mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
+    def both(self, mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
         """Means of numbers of each side."""
-        return Comparison(heading, self._mean(mine), self._mean(theirs))
+        return Comparison(self._mean(mine), self._mean(theirs))
 
-    def per_volume(self, heading: str, of: Callable[[VolumeSummary], float]) -> Comparison:
+    def per_volume(self, of: Callable[[VolumeSummary], float]) -> Comparison:
         """Means over volumes, and the Kolmogorov-Smirnov test of their distributions."""
         from scipy.stats import ks_2samp
 
@@ -176,15 +171,13 @@ class _Measuring:
             [v for s in side if np.isfinite(v := of(s))] for side in (self.mine, self.theirs)
         )
         p = float(ks_2samp(mine, theirs).pvalue) if mine and theirs else NAN
-        return Comparison(heading, self._mean(mine), self._mean(theirs), p)
+        return Comparison(self._mean(mine), self._mean(theirs), p)
 
-    def distance(
-        self, heading: str, between: Callable[[Summaries, Summaries], float]
-    ) -> Comparison:
+    def distance(self, between: Callable[[Summaries, Summaries], float]) -> Comparison:
         """A distance of the generated volumes from the real ones, and of two halves of these."""
         first, second = ([self.theirs[i] for i in half] for half in self._halves())
         value = bootstrap(self.mine, lambda some: between(some, self.theirs), **self._bootstrap)
-        return Comparison(heading, value, plain(between(first, second)))
+        return Comparison(value, plain(between(first, second)))
 
     def high_frequency(self, at: Sequence[float]) -> Comparison:
         """Power in the upper half of the frequencies relative to that of the real volumes."""
@@ -202,13 +195,12 @@ class _Measuring:
         from scipy.stats import ks_2samp
 
         return Comparison(
-            "power of fine detail, 1 as real",
             bootstrap(mine, ratio, **self._bootstrap),
             bootstrap(theirs, ratio, **self._bootstrap),
             float(ks_2samp(mine, theirs).pvalue),
         )
 
-    def _kernel_distance(self, heading: str, kernel: np.ndarray, first: int) -> Comparison:
+    def _kernel_distance(self, kernel: np.ndarray, first: int) -> Comparison:
         drawn = {"seed": self.seed, "replicates": self.replicates}
         halves = [first + half for half in self._halves()]
         real = plain(NAN)
@@ -217,7 +209,6 @@ class _Measuring:
             inner = kernel[np.ix_(order, order)]
             real = discrepancy(inner, len(halves[0]), **drawn).interval()
         return Comparison(
-            heading,
             discrepancy(kernel, first, **drawn).interval(),
             real,
             permutation_p(kernel, first, seed=self.seed, permutations=self.replicates),

@@ -6,6 +6,7 @@ from typing import Any
 
 from volumediff.evaluation.generation import GenerationEvaluation
 from volumediff.evaluation.generation_case import LEVELS
+from volumediff.evaluation.generation_metrics import generation_metric
 from volumediff.evaluation.table_line import Line, plain
 
 __all__ = ["copy_lines", "generation_columns", "generation_notes", "generation_table", "to_values"]
@@ -25,8 +26,8 @@ def generation_table(results: Sequence[GenerationEvaluation]) -> list[Line]:
         cells = [cell for each in found for cell in (each.generated, plain(each.p))]
         # The real volumes are the same for all folders.
         cells.append(found[0].real)
-        shown = {"count": True} if name.endswith("_ml") else {"significant": True}
-        lines.append(Line(found[0].heading, cells, lowest=None, **shown))
+        metric = generation_metric(name)
+        lines.append(Line(metric.title, metric, cells))
     return lines
 
 
@@ -69,7 +70,7 @@ def to_values(results: Sequence[GenerationEvaluation]) -> dict[str, Any]:
             "features": r.features,
             "measures": {
                 name: {
-                    "heading": c.heading,
+                    "heading": generation_metric(name).title,
                     "generated": asdict(c.generated),
                     "real": asdict(c.real),
                     "p": c.p,

@@ -1,8 +1,8 @@
 """Evaluation of maps against truth masks, per method, with bootstrap intervals over patients.
 
-The metrics of a volume are those of `measure`, those of a sample are in `figures`. Where `atlas`
-or `intensity` is among the methods, every metric of the others has its paired difference to it: on
-the same patients, resample by resample.
+The metrics of a volume are those of `measure`, those of a sample are in `figures`. Every metric of
+a method has its paired difference to every other method: on the same patients, resample by
+resample.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,8 @@ import numpy as np
 
 from volumediff.distributed.launch import shared_out
 from volumediff.evaluation.confounding import Confounding, confounding
+from volumediff.evaluation.cost_metrics import COST_METRICS
 from volumediff.evaluation.figures import (
-    COSTS,
-    LOWER_IS_BETTER,
     MEASURES,
     Statistic,
     errors_in,
@@ -26,6 +25,7 @@ from volumediff.evaluation.figures import (
     restored_in,
 )
 from volumediff.evaluation.leakage import Leakage, leakages
+from volumediff.evaluation.localization_metrics import LOCALIZATION_METRICS
 from volumediff.evaluation.measure import Measured, measure
 from volumediff.evaluation.output_folders import costs_in, method_name, sidecar
 from volumediff.evaluation.truths import Truth
@@ -37,6 +37,7 @@ from volumediff.metrics.bootstrap import (
     difference,
     resampled,
 )
+from volumediff.metrics.definition import Better
 from volumediff.metrics.lesions import Froc, Lesions, Stratum, froc, stratified
 from volumediff.metrics.subgroups import Gap, gap
 from volumediff.metrics.worklist import Turnaround, turnaround
@@ -109,7 +110,7 @@ class MethodResult:
         curves: FROC, reliability and risk-coverage of all volumes, as far as there are any
         left_out: what could not be said, and why
         leakage: volumes that the model has seen before
-        differences: reference -> key -> this method minus the reference, paired over patients
+        differences: other method -> key -> this method minus the other, paired over patients
         confounding: attributes that tell sick from healthy volumes, the most telling first
         turnaround: waits on a list in the order of the scores and of arrival
         without_seen: the metrics without the volumes that some model has seen, where there are any
@@ -216,16 +217,16 @@ def evaluate_maps(
 
 
 def _differences(method: str, draws: Mapping[str, Draws]) -> dict[str, Mapping[Key, Interval]]:
-    """This method against each of the references that are among the methods."""
+    """This method minus each of the others; what something costs has no difference."""
     mine = draws[method]
     return {
         name: {
             key: difference(mine[key], theirs).interval()
-            for key, theirs in draws[name].items()
-            if key in mine and key[0] not in COSTS
+            for key, theirs in found.items()
+            if key in mine and key[0] not in COST_METRICS
         }
-        for name in REFERENCES
-        if name in draws and name != method
+        for name, found in draws.items()
+        if name != method
     }
 
 
@@ -256,7 +257,7 @@ def _result(
             MEASURES[m],
             groups=[c.group for c in slim],
             patients=patients,
-            better="lower" if m in LOWER_IS_BETTER else "higher",
+            better="lower" if LOCALIZATION_METRICS[m].better is Better.LOWER else "higher",
             seed=seed,
             replicates=replicates,
         )

@@ -17,6 +17,7 @@ import numpy as np
 from volumediff.data.volume import read
 from volumediff.distributed.launch import shared_out
 from volumediff.errors import DataError
+from volumediff.evaluation.cost_metrics import COST_METRICS
 from volumediff.evaluation.leakage import Leakage, leakages
 from volumediff.evaluation.output_folders import costs_in, method_name, sidecar
 from volumediff.evaluation.segmentation_case import (
@@ -38,10 +39,9 @@ from volumediff.metrics.label_agreement import AGREEMENT
 from volumediff.metrics.panoptic import Panoptic, lesion_counts, panoptic, panoptic_by_size
 from volumediff.metrics.readers import READERS
 
-__all__ = ["MEAN", "SEGMENTATION_COSTS", "SegmentationEvaluation", "evaluate_segmentations"]
+__all__ = ["MEAN", "SegmentationEvaluation", "evaluate_segmentations"]
 
 MEAN = "mean"
-SEGMENTATION_COSTS = ("network_calls", "seconds", "peak_gb")
 Draws = dict[tuple[str, str], Replicates]
 """(label or `mean`, metric) -> its value and those of the resamples."""
 
@@ -221,7 +221,7 @@ def _differences(
         rows = result.setdefault(other, {})
         for key, mine in draws[method].items():
             label, metric = key
-            if key in theirs and metric not in SEGMENTATION_COSTS:
+            if key in theirs and metric not in COST_METRICS:
                 rows.setdefault(label, {})[metric] = _difference(mine, theirs[key])
     return result
 
@@ -278,7 +278,7 @@ def _summed(
         errors = [None if e is None else next(slim) for e in errors]
         draws[MEAN, "entropy_auroc"] = draw(errors, lambda hs: detection.auroc(_pooled(hs)))
         draws[MEAN, "aurc"] = draw(errors, lambda hs: calibration_error.aurc(_pooled(hs)))
-    for m in SEGMENTATION_COSTS:
+    for m in COST_METRICS:
         draws[MEAN, m] = draw([c.cost.get(m, np.nan) for c in cases], _mean)
     groups = sorted({c.group for c in cases} - {""})
     table: dict[str, dict[str, Interval]] = {str(v): {} for v in labels} | {MEAN: {}}

@@ -5,79 +5,39 @@ from collections.abc import Sequence
 import numpy as np
 
 from volumediff.evaluation.leakage import said
-from volumediff.evaluation.segmentation import MEAN, SEGMENTATION_COSTS, SegmentationEvaluation
-from volumediff.evaluation.table_line import Line, plain
-from volumediff.metrics.bootstrap import MIN_PATIENTS, Interval
+from volumediff.evaluation.segmentation import MEAN, SegmentationEvaluation
+from volumediff.evaluation.segmentation_metrics import SEGMENTATION_METRICS
+from volumediff.evaluation.table_line import Line, paired, plain
+from volumediff.metrics.bootstrap import MIN_PATIENTS
 
 __all__ = [
-    "SEGMENTATION_HEADINGS",
     "segmentation_notes",
     "segmentation_tables",
 ]
 
-SEGMENTATION_HEADINGS = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "nsd": "NSD at the tolerance",
-    "hd95_mm": "HD95 in mm",
-    "assd_mm": "ASSD in mm",
-    "precision": "precision",
-    "recall": "recall",
-    "volume_error": "relative volume error",
-    "volume_error_ml": "volume error in ml, signed",
-    "lesion_f1": "lesion F1 at IoU 0.1",
-    "pq": "panoptic quality at IoU 0.5",
-    "rq": "  recognition quality",
-    "sq": "  segmentation quality",
-    "ged_v": "GED², with self pairs (V)",
-    "ged_u": "GED², without (U)",
-    "hm_iou": "HM-IoU with readers",
-    "ci": "collective insight",
-    "sensitivity": "  sensitivity of the union",
-    "d_max": "  best Dice per reader",
-    "diversity": "  agreement of diversity",
-    "components": "components per sample",
-    "components_ratio": "  relative to readers, 1 alike",
-    "surface_ratio": "surface relative to readers",
-    "ece": "ECE",
-    "ace": "ACE, average over bins",
-    "brier": "Brier score",
-    "brier_skill": "Brier skill",
-    "entropy_auroc": "AUROC of errors by entropy",
-    "aurc": "AURC by entropy",
-    "network_calls": "network calls",
-    "seconds": "seconds",
-    "peak_gb": "peak GB of the card",
-}
-LOWEST = {
-    *("hd95_mm", "assd_mm", "volume_error", "ged_v", "ged_u", "ece", "ace", "brier", "aurc"),
-}
-NO_BEST = {
-    *("volume_error_ml", "components", "components_ratio", "surface_ratio", *SEGMENTATION_COSTS),
-}
-SIGNIFICANT = {"hd95_mm", "assd_mm", "volume_error_ml", "components", "ece", "brier", "aurc"}
 BY_LABEL = ("dice", "nsd", "hd95_mm", "ece")
 NAN = float("nan")
 
 
 def _line(
-    results: Sequence[SegmentationEvaluation], heading: str, label: str, metric: str
+    results: Sequence[SegmentationEvaluation], heading: str, label: str, name: str
 ) -> Line | None:
     """A metric of every method, with the differences to the first; None where none has it."""
-    cells = [r.labels[label].get(metric, plain(NAN)) for r in results]
+    cells = [r.labels[label].get(name, plain(NAN)) for r in results]
     if not any(np.isfinite(c.value) for c in cells):
         return None
     first = results[0].method
-    differences: dict[str, list[Interval | None]] = {
-        first: [r.differences.get(first, {}).get(label, {}).get(metric) for r in results]
-    }
+    to_others = [
+        {other: found.get(label, {}).get(name) for other, found in r.differences.items()}
+        for r in results
+    ]
+    to_first = [found.get(first) for found in to_others]
     return Line(
         heading,
+        SEGMENTATION_METRICS[name],
         cells,
-        differences if any(differences[first]) else {},
-        count=metric in SEGMENTATION_COSTS,
-        significant=metric in SIGNIFICANT,
-        lowest=None if metric in NO_BEST else metric in LOWEST,
+        {first: to_first} if any(to_first) else {},
+        paired([r.method for r in results], to_others),
     )
 
 
@@ -88,15 +48,16 @@ def segmentation_tables(
     if not results:
         return []
     labels = [str(v) for v in results[0].values]
-    mean = [_line(results, text, MEAN, m) for m, text in SEGMENTATION_HEADINGS.items()]
+    mean = [_line(results, m.title, MEAN, name) for name, m in SEGMENTATION_METRICS.items()]
     noun = "label" if len(labels) == 1 else "labels"
     tables = [(f"Segmentation, mean over {len(labels)} {noun}", mean)]
-    for metric in BY_LABEL if len(labels) > 1 else ():
-        rows = [_line(results, _named(results[0], v), v, metric) for v in labels]
-        tables.append((f"{SEGMENTATION_HEADINGS[metric].strip()}, label by label", rows))
+    for name in BY_LABEL if len(labels) > 1 else ():
+        rows = [_line(results, _named(results[0], v), v, name) for v in labels]
+        tables.append((f"{SEGMENTATION_METRICS[name].title}, label by label", rows))
     tables.append(("Panoptic quality by size of the lesion", _sizes(results)))
     if groups := list(results[0].groups):
-        rows = [Line(g, [r.groups.get(g, plain(NAN)) for r in results]) for g in groups]
+        dice = SEGMENTATION_METRICS["dice"]
+        rows = [Line(g, dice, [r.groups.get(g, plain(NAN)) for r in results]) for g in groups]
         tables.append(("Dice by group", rows))
     found = [(title, [row for row in rows if row is not None]) for title, rows in tables]
     return [(title, rows) for title, rows in found if rows]
@@ -113,7 +74,8 @@ def _sizes(results: Sequence[SegmentationEvaluation]) -> list[Line | None]:
             if lesions:
                 where = f"{_named(results[0], label)}, " if len(labels) > 1 else ""
                 cells = [plain(NAN if c is None else c.pq) for c in counts]
-                lines.append(Line(f"{where}{_range(low, high)} ({lesions})", cells))
+                heading = f"{where}{_range(low, high)} ({lesions})"
+                lines.append(Line(heading, SEGMENTATION_METRICS["pq"], cells))
     return lines
 
 

@@ -6,72 +6,38 @@ from dataclasses import dataclass
 import numpy as np
 
 from volumediff.evaluation.confounding import ORIGINS, Confounding
-from volumediff.evaluation.figures import COSTS, LOWER_IS_BETTER, UNRANKED
 from volumediff.evaluation.healthy import healthy_rates
 from volumediff.evaluation.leakage import said
 from volumediff.evaluation.localization import REFERENCES, WAYS, Key, MethodResult
+from volumediff.evaluation.localization_metrics import (
+    LESION_SIZE_METRICS,
+    LOCALIZATION_METRICS,
+    WAITING_METRICS,
+)
 from volumediff.evaluation.measure import Measured
-from volumediff.evaluation.table_line import Line, plain
+from volumediff.evaluation.table_line import Line, paired, plain
 from volumediff.metrics.bootstrap import MIN_PATIENTS, Interval
+from volumediff.metrics.definition import MetricDefinition
 
 __all__ = [
-    "HEADINGS",
     "CaseRow",
+    "GapRow",
     "case_table",
     "confounded_lines",
     "coverage",
-    "gap_lines",
+    "gap_table",
     "group_table",
     "measure_table",
-    "references",
     "size_table",
     "verdicts",
     "without_seen",
 ]
 
-HEADINGS = {
-    "voxel_ap_by_group": "voxel AP, mean over groups",
-    "voxel_ap": "voxel AP",
-    "voxel_ap_pooled": "voxel AP, pooled",
-    "voxel_auroc": "voxel AUROC",
-    "best_dice": "best Dice (oracle)",
-    "dice_validation": "Dice, validation threshold",
-    "dice_healthy_fpr": "Dice, healthy-FPR threshold",
-    "found_by_iou": "lesions found by IoU",
-    "found_by_recall": "lesions found by recall",
-    "lesion_f1": "lesion F1",
-    "false_positives": "false positives",
-    "matched_false_positives": "volume-matched false pos.",
-    "excess_ml": "excess volume in ml",
-    "merged": "merged lesions",
-    "split": "split lesions",
-    "associated": "associated changes marked",
-    "froc": "FROC, mean at 1/8 to 8",
-    "box_ap": "box AP at IoU 0.25",
-    "volume_auroc": "volume AUROC",
-    "worklist_recall": "recall at reading budget 20 %",
-    "worklist_delay": "delay of positives, 1 random",
-    "rqi": "RQI, healthy restored",
-    "ahi": "AHI, restored is healthy",
-    "caci": "CACI, changed in lesion only",
-    "ece": "ECE of probabilities",
-    "brier_skill": "Brier skill of probabilities",
-    "aurc": "AURC by uncertainty",
-    "through_plane": "through-plane ratio, 1 smooth",
-    "network_calls": "network calls",
-    "seconds": "seconds",
-    "peak_gb": "peak GB of the card",
-}
-# Numbers per volume that are no shares: three decimals would say nothing.
-COUNTS = {
-    *("false_positives", "matched_false_positives", "excess_ml", "merged", "split"),
-    *("network_calls", "seconds", "peak_gb"),
-}
 WAY_NAMES = {"by_iou": "IoU", "by_recall": "recall"}
 NAN = float("nan")
 
 
-def references(results: Sequence[MethodResult]) -> list[str]:
+def _references(results: Sequence[MethodResult]) -> list[str]:
     """The references that are among the methods."""
     return [name for name in REFERENCES if any(name in r.differences for r in results)]
 
@@ -79,44 +45,37 @@ def references(results: Sequence[MethodResult]) -> list[str]:
 def _line(
     results: Sequence[MethodResult],
     heading: str,
+    metric: MetricDefinition,
     key: Key,
     cell: Callable[[MethodResult], Interval],
 ) -> Line:
-    name = key[0]
-    differences = {
-        reference: [r.differences.get(reference, {}).get(key) for r in results]
-        for reference in references(results)
-        if name not in COSTS
-    }
+    to_others = [{o: found.get(key) for o, found in r.differences.items()} for r in results]
+    shown = {name: [found.get(name) for found in to_others] for name in _references(results)}
     return Line(
         heading,
+        metric,
         [cell(r) for r in results],
-        differences,
-        count=name in COUNTS,
-        lowest=None if name in UNRANKED else name in LOWER_IS_BETTER,
+        {name: found for name, found in shown.items() if any(found)},
+        paired([r.method for r in results], to_others),
     )
 
 
 def measure_table(results: Sequence[MethodResult]) -> list[Line]:
-    """A row per measure that some method has."""
+    """A row per measure that some method has; the mean over groups is in `group_table`."""
     lines = []
-    for name, heading in HEADINGS.items():
-        if name == "voxel_ap_by_group" and not results[0].groups:
+    for name, metric in LOCALIZATION_METRICS.items():
+        if name == "voxel_ap_by_group":
             continue
-        line = _line(results, heading, (name,), lambda r, name=name: r.measures[name])
+        line = _line(results, metric.title, metric, (name,), lambda r, m=name: r.measures[m])
         if name == "volume_auroc":
             lines += _auroc_lines(results, line)
         elif any(np.isfinite(c.value) for c in line.cells):
             lines.append(line)
     waits = [r.turnaround for r in results]
     if any(w is not None for w in waits):
-        for heading, name in (
-            ("minutes sick volumes wait", "positive"),
-            ("  in order of arrival", "positive_fifo"),
-        ):
+        for name, metric in WAITING_METRICS.items():
             cells = [plain(NAN if w is None else getattr(w, name)) for w in waits]
-            lowest = True if name == "positive" else None
-            lines.append(Line(heading, cells, count=True, lowest=lowest))
+            lines.append(Line(metric.title, metric, cells))
     return lines
 
 
@@ -127,11 +86,12 @@ def _auroc_lines(results: Sequence[MethodResult], line: Line) -> list[Line]:
     most = next(iter(results[0].confounding), None)
     if most is None or not most.confounded:
         return [line]
-    marked = Line(f"{line.heading}, CONFOUNDED", line.cells, line.differences, lowest=None)
+    # A confounded metric is shown, and never marked as the best: it has no pairs.
+    marked = Line(f"{line.heading}, CONFOUNDED", line.metric, line.cells, line.differences)
     within = [plain(next(iter(r.confounding)).within) for r in results]
     if not any(np.isfinite(c.value) for c in within):
         return [marked]
-    return [marked, Line(f"  within one {most.attribute}", within)]
+    return [marked, Line(f"  within one {most.attribute}", line.metric, within)]
 
 
 def confounded_lines(results: Sequence[MethodResult]) -> list[str]:
@@ -160,13 +120,14 @@ def _confounded(c: Confounding) -> str:
 
 def group_table(results: Sequence[MethodResult]) -> list[Line]:
     """Voxel AP: the mean over groups, then a row per group."""
-    mean = _line(
-        results, "mean", ("voxel_ap_by_group",), lambda r: r.measures["voxel_ap_by_group"]
-    )
-    lines = [mean] if results[0].groups else []
+    if not results[0].groups:
+        return []
+    name, metric = "voxel_ap_by_group", LOCALIZATION_METRICS["voxel_ap_by_group"]
+    lines = [_line(results, "mean over groups", metric, (name,), lambda r: r.measures[name])]
+    metric = LOCALIZATION_METRICS["voxel_ap"]
     for group in results[0].groups:
         key = ("voxel_ap", group)
-        line = _line(results, group, key, lambda r, g=group: r.groups[g]["voxel_ap"])
+        line = _line(results, group, metric, key, lambda r, g=group: r.groups[g]["voxel_ap"])
         if any(np.isfinite(c.value) for c in line.cells):
             lines.append(line)
     return lines
@@ -186,7 +147,8 @@ def size_table(results: Sequence[MethodResult]) -> list[Line]:
                 return next((getattr(s, way) for s in r.sizes if s.name == name), plain(NAN))
 
             heading = f"{name} ({counts[name].lesions}), {WAY_NAMES[way]}"
-            lines.append(_line(results, heading, (way, name), cell))
+            metric = LESION_SIZE_METRICS[way]
+            lines.append(_line(results, heading, metric, (way, name), cell))
     return lines
 
 
@@ -230,21 +192,41 @@ def _case_row(c: Measured, method: str) -> CaseRow:
     return CaseRow(c.case, method, c.ap, found, wrong, excess, c.score)
 
 
-def gap_lines(results: Sequence[MethodResult]) -> list[str]:
-    """How much worse a method is for the worst subgroup, and what chance alone would do."""
-    lines = []
-    for r in results:
-        for name, found in r.gaps.items():
-            text = (
-                f"{r.method}, {HEADINGS[name]}: worst for {found.worst} "
-                f"({found.worst_value:.3f}), gap {found.gap.value:.3f}"
-            )
-            if np.isfinite(found.gap.low):
-                text += f" ({found.gap.low:.3f} to {found.gap.high:.3f})"
-            if np.isfinite(found.chance):
-                text += f"; by chance up to {found.chance:.3f}"
-            lines.append(f"{text}.")
-    return lines
+@dataclass(frozen=True)
+class GapRow:
+    """How much worse a method is for one subgroup than for another.
+
+    Arguments:
+        method: whose
+        metric: what differs
+        worst: subgroup with the worst value
+        worst_value: its value
+        gap: distance between the best and the worst subgroup
+        chance: gap that 95 % of random subgroups of the same sizes do not exceed; nan if unknown
+    """
+
+    method: str
+    metric: MetricDefinition
+    worst: str
+    worst_value: float
+    gap: Interval
+    chance: float
+
+
+def gap_table(results: Sequence[MethodResult]) -> list[GapRow]:
+    """A row per method and metric with values of several subgroups."""
+    return [
+        GapRow(
+            r.method,
+            LOCALIZATION_METRICS[name],
+            found.worst,
+            found.worst_value,
+            found.gap,
+            found.chance,
+        )
+        for r in results
+        for name, found in r.gaps.items()
+    ]
 
 
 def coverage(results: Sequence[MethodResult]) -> str:
@@ -282,16 +264,21 @@ def verdicts(results: Sequence[MethodResult]) -> list[str]:
     if len(results) < 2:
         return []
     main, others = results[0], results[1:]
-    overall = [r.measures["voxel_ap_by_group"].value for r in (main, *others)]
-    lines = [_verdict("mean over groups" if main.groups else "", main, others, overall)]
+    overall = [r.measures["voxel_ap_by_group"].value for r in results]
+    where = "mean over groups" if main.groups else ""
+    lines = [_verdict(where, main, others, overall, ("voxel_ap_by_group",))]
     for group in main.groups:
-        values = [r.groups[group]["voxel_ap"].value for r in (main, *others)]
-        lines.append(_verdict(group, main, others, values))
+        values = [r.groups[group]["voxel_ap"].value for r in results]
+        lines.append(_verdict(group, main, others, values, ("voxel_ap", group)))
     return [line for line in lines if line]
 
 
 def _verdict(
-    where: str, main: MethodResult, others: Sequence[MethodResult], values: Sequence[float]
+    where: str,
+    main: MethodResult,
+    others: Sequence[MethodResult],
+    values: Sequence[float],
+    key: Key,
 ) -> str:
     mine, rest = values[0], np.nan_to_num(np.asarray(values[1:]), nan=-1.0)
     if not np.isfinite(mine) or rest.max() < 0:
@@ -300,7 +287,19 @@ def _verdict(
     prefix = f"{where}: " if where else ""
     if f"{theirs:.3f}" == f"{mine:.3f}":
         return f"{prefix}{main.method} and {best} are equal, {mine:.3f}."
+    doubt = _doubt(main.differences.get(best, {}).get(key))
     if theirs > mine:
-        return f"{prefix}{best} is better than {main.method}, {theirs:.3f} against {mine:.3f}."
+        return (
+            f"{prefix}{best} is better than {main.method}, {theirs:.3f} against {mine:.3f}{doubt}."
+        )
     factor = f", {mine / theirs:.2f} times" if theirs > 0 else ""
-    return f"{prefix}{main.method} {mine:.3f}, best other {best} {theirs:.3f}{factor}."
+    return f"{prefix}{main.method} {mine:.3f}, best other {best} {theirs:.3f}{factor}{doubt}."
+
+
+def _doubt(difference: Interval | None) -> str:
+    """Whether a difference may be chance, where its interval is known."""
+    if difference is None or not np.isfinite(difference.low):
+        return ""
+    low, high = difference.low, difference.high
+    zero = "excludes zero" if low > 0 or high < 0 else "includes zero"
+    return f"; the 95 % interval of the difference, {low:+.3f} to {high:+.3f}, {zero}"

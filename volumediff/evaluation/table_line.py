@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from volumediff.metrics.bootstrap import Interval
+from volumediff.metrics.definition import Better, MetricDefinition
 
-__all__ = ["Line", "plain"]
+__all__ = ["Line", "paired", "plain"]
 
 NAN = float("nan")
+Pair = Interval | None
 
 
 @dataclass(frozen=True)
@@ -18,39 +20,52 @@ class Line:
 
     Arguments:
         heading: what it is
+        metric: what its numbers are
         cells: of the methods, in order
         differences: reference -> that of each method to it, None for the reference itself
-        count: whether it is a number per volume instead of a share
-        significant: whether it has three significant digits, as what has a unit
-        lowest: whether the smallest is the best; None where no end is
+        pairs: at [i][j] method i minus method j, paired over patients; None where unknown
     """
 
     heading: str
+    metric: MetricDefinition
     cells: Sequence[Interval]
-    differences: Mapping[str, Sequence[Interval | None]] = field(default_factory=dict)
-    count: bool = False
-    lowest: bool | None = False
-    significant: bool = False
+    differences: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
+    pairs: Sequence[Sequence[Pair]] = ()
 
     def text(self, value: float, sign: str = "") -> str:
         """A number as this row writes it; empty where there is none."""
-        if not np.isfinite(value):
-            return ""
-        if self.significant:
-            return f"{value:{sign}.3g}"
-        if not self.count:
-            return f"{value:{sign}.3f}"
-        return f"{value:{sign}.1f}" if abs(value) < 100 else f"{value:{sign}.0f}"
+        return self.metric.notation.text(value, sign)
 
     @property
     def best(self) -> int | None:
-        """Number of the best method; None with a tie as written, or with nothing to compare."""
-        values = [(c.value, i) for i, c in enumerate(self.cells) if np.isfinite(c.value)]
-        if self.lowest is None or len(values) < 2:
+        """Number of the method that is better than each of the others beyond doubt: the 95 %
+        interval of every paired difference excludes zero. None where there is no such method,
+        where numbers are not ranked, and where the difference is too small to be written."""
+        known = [i for i, cell in enumerate(self.cells) if np.isfinite(cell.value)]
+        if not self.metric.ranked or len(known) < 2 or not self.pairs:
             return None
-        top = min(values) if self.lowest else max(values)
-        written = [self.text(value) for value, _ in values]
-        return top[1] if written.count(self.text(top[0])) == 1 else None
+        for i in known:
+            if all(self._certain(i, j) for j in known if j != i):
+                return i
+        return None
+
+    def _certain(self, i: int, j: int) -> bool:
+        pair = self.pairs[i][j]
+        if pair is None or self.text(self.cells[i].value) == self.text(self.cells[j].value):
+            return False
+        return pair.high < 0 if self.metric.better is Better.LOWER else pair.low > 0
+
+
+def paired(
+    methods: Sequence[str], differences: Sequence[Mapping[str, Pair]]
+) -> Sequence[Sequence[Pair]]:
+    """Differences of all pairs of methods, as `Line.pairs`.
+
+    Arguments:
+        methods: names, in order
+        differences: of each method: other method -> this method minus the other
+    """
+    return [[mine.get(other) for other in methods] for mine in differences]
 
 
 def plain(value: float) -> Interval:

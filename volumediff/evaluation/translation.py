@@ -17,6 +17,7 @@ from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_cases
 from volumediff.distributed.launch import shared_out
 from volumediff.errors import DataError, UsageError
+from volumediff.evaluation.cost_metrics import COST_METRICS
 from volumediff.evaluation.leakage import Leakage, leakages
 from volumediff.evaluation.output_folders import costs_in, method_name
 from volumediff.evaluation.translation_case import Segments, TranslatedCase, measure_translation
@@ -27,7 +28,6 @@ from volumediff.outputs.translation_files import translation_sidecar
 
 __all__ = ["TranslationEvaluation", "evaluate_translations", "measured_cases"]
 
-COSTS = ("network_calls", "seconds", "peak_gb")
 ALL = ""  # what is about all channels of a case
 Draws = dict[tuple[str, str], Replicates]
 """(channel, metric) -> its value and those of the resamples."""
@@ -195,7 +195,7 @@ def _summed(
             draws[channel, metric] = draw(values)
     for metric in dict.fromkeys(m for c in cases for m in c.lesions):
         draws[ALL, metric] = draw([c.lesions.get(metric, np.nan) for c in cases])
-    for metric in COSTS:
+    for metric in COST_METRICS:
         if any(metric in c.cost for c in cases):
             draws[ALL, metric] = draw([c.cost.get(metric, np.nan) for c in cases])
     table: dict[str, dict[str, Interval]] = {}
@@ -222,7 +222,7 @@ def _differences(
     for other, theirs in draws.items():
         for key, mine in draws.get(method, {}).items():
             channel, metric = key
-            if other != method and key in theirs and metric not in COSTS:
+            if other != method and key in theirs and metric not in COST_METRICS:
                 rows = result.setdefault(other, {}).setdefault(channel, {})
                 rows[metric] = difference(mine, theirs[key]).interval()
     return result

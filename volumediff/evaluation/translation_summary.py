@@ -5,23 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from volumediff.evaluation.leakage import said
-from volumediff.evaluation.table_line import Line, plain
+from volumediff.evaluation.table_line import Line, paired, plain
 from volumediff.evaluation.translation import TranslationEvaluation
-from volumediff.metrics.bootstrap import MIN_PATIENTS, Interval
+from volumediff.evaluation.translation_metrics import TRANSLATION_METRICS
+from volumediff.metrics.bootstrap import MIN_PATIENTS
 
 __all__ = ["translation_case_lines", "translation_notes", "translation_tables"]
 
-HEADINGS = {
-    "psnr": "PSNR in dB",
-    "ssim": "SSIM",
-    "lesion_dice": "lesion Dice, translated with measured",
-    "lesion_dice_labels": "lesion Dice, translated with labels",
-    "lesion_dice_measured": "lesion Dice, measured with labels",
-    "network_calls": "network calls",
-    "seconds": "seconds",
-    "peak_gb": "peak GB of the card",
-}
-COSTS = ("network_calls", "seconds", "peak_gb")
 NAN = float("nan")
 
 
@@ -34,31 +24,32 @@ def translation_tables(
     rows = [
         _line(results, channel, metric)
         for channel in results[0].channels
-        for metric in HEADINGS
+        for metric in TRANSLATION_METRICS
         if any(metric in r.channels.get(channel, {}) for r in results)
     ]
     tables = [("Translation", rows)]
     if groups := list(results[0].groups):
         lines = [
-            Line(g, [r.groups.get(g, plain(NAN)) for r in results], significant=True)
+            Line(g, TRANSLATION_METRICS["psnr"], [r.groups.get(g, plain(NAN)) for r in results])
             for g in groups
         ]
         tables.append(("PSNR by group", lines))
     return tables
 
 
-def _line(results: Sequence[TranslationEvaluation], channel: str, metric: str) -> Line:
-    first = results[0].method
-    found: dict[str, list[Interval | None]] = {
-        first: [r.differences.get(first, {}).get(channel, {}).get(metric) for r in results]
-    }
+def _line(results: Sequence[TranslationEvaluation], channel: str, name: str) -> Line:
+    metric, first = TRANSLATION_METRICS[name], results[0].method
+    to_others = [
+        {other: found.get(channel, {}).get(name) for other, found in r.differences.items()}
+        for r in results
+    ]
+    to_first = [found.get(first) for found in to_others]
     return Line(
-        f"{channel} {HEADINGS[metric]}".strip(),
-        [r.channels.get(channel, {}).get(metric, plain(NAN)) for r in results],
-        found if any(found[first]) else {},
-        count=metric in COSTS,
-        significant=metric == "psnr",
-        lowest=None if metric in COSTS else False,
+        f"{channel} {metric.title}".strip(),
+        metric,
+        [r.channels.get(channel, {}).get(name, plain(NAN)) for r in results],
+        {first: to_first} if any(to_first) else {},
+        paired([r.method for r in results], to_others),
     )
 
 
@@ -67,11 +58,11 @@ def translation_case_lines(results: Sequence[TranslationEvaluation]) -> list[Lin
     lines = []
     for number, one in enumerate(results[0].cases if results else ()):
         for channel, metrics in one.channels.items():
-            for metric in metrics:
-                values = [r.cases[number].channels[channel][metric] for r in results]
-                heading = f"{one.case}, {channel} {HEADINGS[metric]}"
-                cells = [plain(value) for value in values]
-                lines.append(Line(heading, cells, significant=metric == "psnr"))
+            for name in metrics:
+                metric = TRANSLATION_METRICS[name]
+                values = [r.cases[number].channels[channel][name] for r in results]
+                heading = f"{one.case}, {channel} {metric.title}"
+                lines.append(Line(heading, metric, [plain(value) for value in values]))
     return lines
 
 

@@ -20,8 +20,8 @@ from volumediff.evaluation.generation_summary import (
     generation_table,
 )
 from volumediff.evaluation.table_line import Line
+from volumediff.reporting.document import NOTICE
 from volumediff.reporting.panel import figure_of
-from volumediff.reporting.report import NOTICE
 from volumediff.storage.atomic import atomic
 
 if TYPE_CHECKING:

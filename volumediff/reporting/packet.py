@@ -25,7 +25,7 @@ from volumediff.findings.schema import CaseFindings, Finding
 from volumediff.findings.written import Written
 from volumediff.reporting.packet_panels import Layer, draw, overlay
 from volumediff.reporting.prompt import prompt_of, prompt_text
-from volumediff.reporting.views import WHITE, limits
+from volumediff.reporting.scene import WHITE, limits
 from volumediff.storage.atomic import atomic
 from volumediff.storage.digests import sha256
 

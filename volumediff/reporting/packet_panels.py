@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from volumediff.colours import gradient
-from volumediff.reporting.views import limits
+from volumediff.reporting.scene import limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,12 @@ import numpy as np
 from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
 from volumediff.reporting.segmentation_views import LabelView
 from volumediff.reporting.timeline import strip
-from volumediff.reporting.views import CaseView, picture
+from volumediff.reporting.views import WHERE, CaseView, picture
 
 __all__ = ["case_panel", "figure_of", "findings_table", "label_panel"]
 
 # Rows of the table; the file has all of them.
 MOST = 12
-WHERE = ("laterality", "front_back", "up_down")
 COLUMNS = (
     *("finding", "look", "where", "ml", "mean score", "severity", "probability", "± of map"),
     "against expected",
@@ -68,7 +67,7 @@ def findings_table(
     """The findings of a case as a table whose rows move the viewer to their peaks."""
     columns = [*COLUMNS, *([SHARES] if any(f.get("shares") for f in findings) else [])]
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    rows = [_row(f, view, number) for f in findings[:MOST]]
+    rows = [_row(f, view, number, n) for n, f in enumerate(findings[:MOST])]
     rest = len(findings) - MOST
     more = f" {rest} more are in the file." if rest > 0 else ""
     return [
@@ -105,7 +104,7 @@ def figure_of(png: bytes, caption: str) -> str:
     )
 
 
-def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
+def _row(finding: Mapping[str, Any], view: CaseView, number: int, place: int) -> str:
     level = str(finding["urgency"]["level"])
     mark = f'<span class="level {level if level.isalpha() else ""}">{escape(level)}</span>'
     against = "; ".join(f"{i['direction']} ({i['relative']:+.0%})" for i in finding["intensities"])
@@ -125,7 +124,8 @@ def _row(finding: Mapping[str, Any], view: CaseView, number: int) -> str:
     at = _voxel(finding["place"]["peak_mm"], view)
     reason = escape(str(finding["urgency"]["reason"]), quote=True)
     inner = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr data-view="{number}" data-at="{at}" title="{reason}">{inner}</tr>'
+    where = f'data-view="{number}" data-at="{at}" data-place="{place}"'
+    return f'<tr {where} title="{reason}">{inner}</tr>'
 
 
 def _label(value: int | None) -> str:

@@ -5,9 +5,7 @@ carries a Content-Security-Policy that allows its own script and style by their 
 nothing else, so that a browser would refuse any request even if one were made.
 """
 
-import base64
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +17,7 @@ import numpy as np
 
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec
+from volumediff.evaluation.baselines import against_baselines
 from volumediff.evaluation.evaluate import (
     EvaluationResult,
     localizations,
@@ -27,31 +26,19 @@ from volumediff.evaluation.evaluate import (
 )
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.segmentation import SegmentationEvaluation
-from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.summary import (
-    CaseRow,
-    case_table,
     confounded_lines,
     coverage,
-    gap_lines,
-    group_table,
-    measure_table,
-    size_table,
     verdicts,
-    without_seen,
 )
-from volumediff.evaluation.table_line import Line
 from volumediff.evaluation.translation import TranslationEvaluation, measured_cases
-from volumediff.evaluation.translation_summary import (
-    translation_case_lines,
-    translation_notes,
-    translation_tables,
-)
 from volumediff.evaluation.truths import find_truths
-from volumediff.metrics.bootstrap import Interval
 from volumediff.outputs.export import finite
+from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import case_panel, figure_of, label_panel
+from volumediff.reporting.result_tables import legend_section, result_sections
 from volumediff.reporting.segmentation_views import LabelView, label_views, shown_cases
+from volumediff.reporting.tables import bullets
 from volumediff.reporting.translation_page import translation_pictures
 from volumediff.reporting.views import (
     CaseView,
@@ -62,11 +49,8 @@ from volumediff.reporting.views import (
     views_of,
 )
 from volumediff.storage.atomic import atomic
-from volumediff.storage.digests import sha256
 
 __all__ = ["Page", "report_of", "write_report"]
-
-NOTICE = "Research software. Not a medical device, not for diagnosis."
 
 
 @dataclass(frozen=True)
@@ -175,176 +159,54 @@ def report_of(
 
 
 def _html(page: Page) -> str:
-    here = files("volumediff.reporting")
-    style = here.joinpath("report.css").read_text(encoding="utf-8")
     viewed = [*page.views, *(view.in_viewer for view in page.labelled)]
-    script = here.joinpath("report.js").read_text(encoding="utf-8") if viewed else ""
-    policy = "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-    policy += f"style-src {_source(style)}; script-src {_source(script)}"
-    body = [
-        f"<h1>{escape(page.title)}</h1>",
-        f'<p class="sub">{escape(time.strftime("%Y-%m-%d %H:%M"))}</p>',
-        f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
-        *(f"<p>{escape(text)}</p>" for text in page.lead),
-        *_tables(page.results, page.groups),
-        *_segmentation(page.segmented),
-        *_translation(page.translated),
-        *(figure_of(content, caption) for caption, content in page.slices),
-    ]
+    script = files("volumediff.reporting").joinpath("report.js").read_text(encoding="utf-8")
+    cases: list[str] = []
     if viewed:
-        body += ["<h2>Viewer</h2>", *_viewer(viewed), "<h2>Case by case</h2>"]
+        cases += [*_viewer(viewed), "<h3>Case by case</h3>"]
         for number, view in enumerate(page.views):
-            body += case_panel(view, number)
+            cases += case_panel(view, number)
         for view in page.labelled:
-            body += label_panel(view)
-    for caption, path in page.pictures:
-        body += [figure_of(path.read_bytes(), caption)]
-    manifest = json.dumps(finite(page.manifest), indent=1)
-    body += [
-        "<h2>Run manifest</h2>",
-        "<details><summary>Settings, weights and versions</summary>",
-        f"<pre>{escape(manifest)}</pre></details>",
+            cases += label_panel(view)
+    cases += [figure_of(content, caption) for caption, content in page.slices]
+    sections = [
+        Chapter("summary", "Summary", _summary(page)),
+        *result_sections(page.results, page.segmented, page.translated, groups=page.groups),
+        Chapter("all-cases", "Cases", cases),
+        Chapter(
+            "curves",
+            "Curves",
+            [figure_of(path.read_bytes(), caption) for caption, path in page.pictures],
+        ),
+        legend_section(page.results, page.segmented, page.translated),
+        Chapter("settings", "Settings and versions", _manifest(page)),
     ]
-    if script:
-        body.append(f"<script>{script}</script>")
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(page.title)}</title><style>{style}</style></head><body>",
-            *body,
-            "</body></html>\n",
+    return framed(page.title, sections, lead=page.lead, scripts=[script] if viewed else [])
+
+
+def _manifest(page: Page) -> list[str]:
+    text = json.dumps(finite(page.manifest), indent=1)
+    return [
+        "<details><summary>Settings, weights and versions of every method</summary>"
+        f"<pre>{escape(text)}</pre></details>"
+    ]
+
+
+def _summary(page: Page) -> list[str]:
+    """Sentences on what was compared, what came out, and what a reader must know of it."""
+    parts = []
+    if page.results:
+        methods = [r.method for r in page.results]
+        lines = [
+            coverage(page.results),
+            f"{'Method' if len(methods) == 1 else 'Methods'}: {', '.join(methods)}.",
+            *against_baselines(page.results),
+            *(f"Voxel AP, {line}" for line in verdicts(page.results)),
         ]
-    )
-
-
-def _source(text: str) -> str:
-    digest = base64.b64encode(bytes.fromhex(sha256(text))).decode()
-    return f"'sha256-{digest}'"
-
-
-def _tables(results: Sequence[MethodResult], groups: str, heading: str = "Results") -> list[str]:
-    if not results:
-        return []
-    parts = [f"<h2>{heading}</h2>"]
-    if found := verdicts(results):
-        items = "".join(f"<li>{escape(line)}</li>" for line in found)
-        parts.append(
-            f'<div class="verdict"><strong>Voxel AP: {escape(results[0].method)} against the '
-            f"best of the others</strong><ul>{items}</ul></div>"
-        )
-    if found := confounded_lines(results):
-        items = "".join(f"<li>{escape(line)}</li>" for line in found)
-        parts.append(f'<ul class="caution">{items}</ul>')
-    if results[0].groups:
-        text = f"Voxel AP by {groups}; {coverage(results)}"
-        parts.append(_table(results, group_table(results), caption=text))
-    text = (
-        f"{coverage(results)} The threshold of the oracle has seen the truth: an upper bound, not "
-        "a result. Counts, volumes in ml, and costs are per volume."
-    )
-    parts.append(_table(results, measure_table(results), caption=text))
-    if sizes := size_table(results):
-        text = "Share of the lesions of each size found, by IoU and by recall."
-        parts.append(_table(results, sizes, caption=text))
-    if rows := case_table(results):
-        parts.append(_cases(rows))
-    if found := gap_lines(results):
-        items = "".join(f"<li>{escape(line)}</li>" for line in found)
-        parts.append(f"<p>Differences by {escape(groups)}</p><ul>{items}</ul>")
-    if absent := [f"{r.method}: {'; '.join(r.left_out)}" for r in results if r.left_out]:
-        items = "".join(f"<li>{escape(line)}</li>" for line in absent)
-        parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
-    clean = without_seen(results)
-    return parts + _tables(clean, groups, "Results without the volumes that were seen before")
-
-
-def _translation(
-    results: Sequence[TranslationEvaluation], heading: str = "Translation"
-) -> list[str]:
-    if not results:
-        return []
-    parts = [f"<h2>{heading}</h2>"]
-    tables = [*translation_tables(results), ("Case by case", translation_case_lines(results))]
-    for number, (title, lines) in enumerate(tables):
-        notes = " ".join(translation_notes(results)) if number == 0 else ""
-        parts.append(f"<h3>{escape(title)}</h3>")
-        parts.append(_table(results, lines, caption=notes))
-    clean = [r.without_seen for r in results if r.without_seen is not None]
-    return parts + _translation(clean, "Translation without the cases that were seen before")
-
-
-def _segmentation(
-    results: Sequence[SegmentationEvaluation], heading: str = "Segmentation"
-) -> list[str]:
-    parts = [f"<h2>{heading}</h2>"] if results else []
-    for number, (title, lines) in enumerate(segmentation_tables(results)):
-        notes = " ".join(segmentation_notes(results)) if number == 0 else ""
-        parts.append(f"<h3>{escape(title)}</h3>")
-        parts.append(_table(results, lines, caption=notes))
-    if absent := [f"{r.method}: {'; '.join(r.left_out)}" for r in results if r.left_out]:
-        items = "".join(f"<li>{escape(line)}</li>" for line in absent)
-        parts.append(f"<details><summary>Left out</summary><ul>{items}</ul></details>")
-    clean = [r.without_seen for r in results if r.without_seen is not None]
-    if clean:
-        parts += _segmentation(clean, "Segmentation without the volumes that were seen before")
+        parts.append(bullets(lines))
+        if found := confounded_lines(page.results):
+            parts.append(bullets(found, kind="caution"))
     return parts
-
-
-def _table(results: Sequence[EvaluationResult], lines: Sequence[Line], *, caption: str) -> str:
-    """A row per line, a column per method; differences to references below each number."""
-    head = "".join(f'<th scope="col">{escape(r.method)}</th>' for r in results)
-    if named := dict.fromkeys(name for line in lines for name in line.differences):
-        caption += f" Differences to {' and '.join(named)} are paired over patients."
-    body = []
-    for line in lines:
-        cells = []
-        for number, cell in enumerate(line.cells):
-            mark = ' class="best"' if number == line.best else ""
-            below = [
-                f"<small>{_number(line, found[number], '+')} against {escape(reference)}</small>"
-                for reference, found in line.differences.items()
-                if found[number] is not None and np.isfinite(found[number].value)
-            ]
-            cells.append(f"<td{mark}>{_value(line, cell)}{''.join(below)}</td>")
-        body.append(f"<tr><td>{escape(line.heading)}</td>{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>'
-        f'<th scope="col"></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-    )
-
-
-def _value(line: Line, cell: Interval) -> str:
-    if not np.isfinite(cell.value):
-        return "–"
-    text = line.text(cell.value)
-    if np.isfinite(cell.low):
-        text += f"<small>{line.text(cell.low)} to {line.text(cell.high)}</small>"
-    return text
-
-
-def _number(line: Line, cell: Interval, sign: str) -> str:
-    text = line.text(cell.value, sign)
-    if np.isfinite(cell.low):
-        text += f" ({line.text(cell.low, sign)} to {line.text(cell.high, sign)})"
-    return text
-
-
-def _cases(rows: Sequence[CaseRow]) -> str:
-    names = ("case", "method", "voxel AP", "found by IoU, by recall", "false positives")
-    head = "".join(f'<th scope="col">{n}</th>' for n in (*names, "excess ml", "score"))
-    body = []
-    for row in rows:
-        numbers = (f"{row.ap:.3f}", row.found, f"{row.false_positives:.0f}")
-        numbers += (f"{row.excess_ml:.1f}", f"{row.score:.3g}")
-        shown = (row.case, row.method, *(n.replace("nan", "–") or "–" for n in numbers))
-        body.append(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in shown)}</tr>")
-    caption = "Volume by volume, since the patients are too few for intervals."
-    return (
-        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
 
 
 def _viewer(views: Sequence[CaseView]) -> list[str]:

@@ -7,29 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumediff.colours import UNCERTAIN, gradient
+from volumediff.colours import UNCERTAIN, gradient, label_colour
+from volumediff.reporting.scene import limits
 from volumediff.reporting.segmentation_views import LabelView
-from volumediff.reporting.views import limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["label_colour", "label_picture", "samples_picture"]
+__all__ = ["label_picture", "samples_picture"]
 
-# Far apart in hue and lightness, readable for most colour-blind eyes (Okabe and Ito 2008 first).
-COLOURS = (
-    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
-    *("#ff6f61", "#9fe8c8", "#b39ddb", "#c0ca33", "#8d6e63"),
-)
 OPACITY = 0.55
 PER_ROW = 7
 WIDTH = 11.2  # inches
-
-
-def label_colour(value: int) -> str:
-    """The colour of a label value; after the last the first comes again."""
-    return COLOURS[(value - 1) % len(COLOURS)]
 
 
 def label_picture(view: LabelView) -> bytes:

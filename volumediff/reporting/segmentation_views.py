@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from volumediff.colours import UNCERTAIN
 from volumediff.data.volume import check_grids, read
 from volumediff.evaluation.output_folders import segmentations_in
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_case import SegmentedCase
 from volumediff.evaluation.truths import Truth
 from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
+from volumediff.reporting.scene import Outline, Scene, ScoreMap
 from volumediff.reporting.views import CaseView, start_of
 
-__all__ = ["LabelView", "label_views", "shown_cases"]
+__all__ = ["LabelView", "disagreement", "label_views", "shown_cases"]
 
 LabelMap = UInt8[np.ndarray, "d h w"]
 SHOWN_SAMPLES = 8
+ENTROPY_NAME = "entropy"
+TRUTH_EDGE = "#ffffff"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,7 @@ class LabelView:
         found: label values of every method, by name; the first is the one in question
         maps: probabilities and entropy of the first method that has them, by name
         samples: caption -> label map of a reader or a sample, to stand side by side
+        label_names: label value -> what it is
         spacing_mm: voxel size
         affine: voxel index to RAS millimetres
     """
@@ -44,6 +49,7 @@ class LabelView:
     found: Mapping[str, LabelMap]
     maps: Mapping[str, Float[np.ndarray, "d h w"]] = field(default_factory=dict)
     samples: Mapping[str, LabelMap] = field(default_factory=dict)
+    label_names: Mapping[int, str] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: Float[np.ndarray, "4 4"] | None = None
 
@@ -70,6 +76,37 @@ class LabelView:
             affine=self.affine,
             at=self.start(),
         )
+
+    def scene(self) -> Scene:
+        """The same for the viewer of its page: filled labels, the edge of the truth, maps."""
+        maps = {
+            name: ScoreMap(array, "nats" if name == ENTROPY_NAME else "probability")
+            for name, array in self.maps.items()
+        }
+        if len(self.samples) > 1:
+            shares = disagreement([*self.samples.values()])
+            maps["disagreement of the samples"] = ScoreMap(shares, "share", UNCERTAIN)
+        return Scene(
+            title=self.title,
+            images={"image": self.image},
+            maps=maps,
+            outlines={"truth": Outline(self.truth, TRUTH_EDGE, "inside a label of the truth")},
+            labels={**self.found, "truth": self.truth, **self.samples},
+            label_names=self.label_names,
+            spacing_mm=self.spacing_mm,
+            affine=self.affine,
+            start=self.start(),
+            note=self.note,
+        )
+
+
+def disagreement(samples: Sequence[LabelMap]) -> Float[np.ndarray, "d h w"]:
+    """Share of the samples, at each voxel, without the label that most of them have there."""
+    stacked = np.stack(samples)
+    most = np.zeros(stacked.shape[1:], np.int32)
+    for value in np.unique(stacked):
+        np.maximum(most, (stacked == value).sum(axis=0, dtype=np.int32), out=most)
+    return (1 - most / len(samples)).astype(np.float32)
 
 
 def shown_cases(cases: Sequence[SegmentedCase], most: int) -> list[str]:
@@ -135,5 +172,5 @@ def label_views(
 def _maps(folder: Path, name: str) -> dict[str, np.ndarray]:
     files = {f"probability of {v}": p for v, p in probabilities_of(folder, name).items() if v}
     entropy = folder / f"{name}_{ENTROPY}.nii.gz"
-    files |= {"entropy": entropy} if entropy.is_file() else {}
+    files |= {ENTROPY_NAME: entropy} if entropy.is_file() else {}
     return {text: read(path).array[0] for text, path in files.items()}

@@ -20,6 +20,7 @@ from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.outputs.sidecar import read_facts
+from volumediff.reporting.scene import WHITE, Outline, Place, Scene, ScoreMap, limits, thinned
 from volumediff.reporting.timeline import TimelineEntry, read_steps
 
 if TYPE_CHECKING:
@@ -37,13 +38,10 @@ __all__ = [
     "views_of",
 ]
 
-# Longest side in the page: 128³ bytes per layer; pictures of larger volumes are thinned out.
-LONGEST = 128
-# Pseudo-healthy volumes have a frame per channel; the first is shown.
 # Edges of lesions and of the method's own findings, as in the viewer.
 TRUTH, FOUND = "#2fe0ff", "#8cff66"
-# The viewer's white: the few brightest voxels would make everything else dark.
-WHITE = 99.8
+# Words of a finding that say where it is.
+WHERE = ("laterality", "front_back", "up_down")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +88,39 @@ class CaseView:
             return self.at
         first = next(iter(self.maps.values()), self.image)
         return start_of(self.truth, first, self.spacing_mm)
+
+    def scene(self) -> Scene:
+        """The same for the viewer of its page."""
+        images = {"image": self.image}
+        if self.healthy is not None:
+            images["pseudo-healthy"] = self.healthy
+        maps = {name: ScoreMap(array) for name, array in self.maps.items()}
+        if self.uncertainty is not None:
+            maps["uncertainty"] = ScoreMap(self.uncertainty, colours=UNCERTAIN)
+        outlines = {}
+        if self.truth is not None:
+            outlines["lesion"] = Outline(self.truth, TRUTH, "inside the lesion")
+        if self.found is not None:
+            outlines["findings"] = Outline(self.found, FOUND, "inside a finding")
+        return Scene(
+            title=self.title,
+            images=images,
+            maps=maps,
+            outlines=outlines,
+            spacing_mm=self.spacing_mm,
+            affine=self.affine,
+            start=self.start(),
+            places=[_place(finding) for finding in self.findings],
+            note=self.note,
+        )
+
+
+def _place(finding: Mapping[str, Any]) -> Place:
+    """Where the list of the viewer goes for a finding, and what it says there."""
+    x, y, z = finding["place"]["peak_mm"]
+    where = ", ".join(str(finding["place"][name]) for name in WHERE)
+    text = f"{finding['urgency']['level']}; {where}; {finding['volume_ml']:.3g} ml"
+    return Place(str(finding["id"]), (x, y, z), text)
 
 
 def start_of(
@@ -195,26 +226,12 @@ def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
 
 
-def limits(array: np.ndarray, *, floor: float | None = None) -> tuple[float, float]:
-    """What becomes black and white."""
-    low = float(array.min()) if floor is None else floor
-    values = array[array > low]
-    high = float(np.percentile(values, WHITE)) if values.size else low + 1.0
-    return low, high
-
-
 def packed(array: np.ndarray) -> str:
     """Bytes as gzip and base64; equal volumes give equal text."""
     buffer = io.BytesIO()
     with gzip.GzipFile("", "wb", 9, buffer, mtime=0) as stream:
         stream.write(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def thinned(array: np.ndarray) -> np.ndarray:
-    """Every n-th voxel along each axis, so that no side is longer than `LONGEST`."""
-    d, h, w = (-(-n // LONGEST) for n in array.shape)
-    return array[::d, ::h, ::w]
 
 
 def picture(view: CaseView) -> bytes:

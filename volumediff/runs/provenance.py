@@ -1,6 +1,6 @@
 """Provenance of results: run, weights and versions."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import volumediff
@@ -9,18 +9,12 @@ from volumediff.settings.import_record import import_records_of
 
 __all__ = ["provenance", "versions"]
 
-PACKAGES = ("volumediff", "torch", "numpy", "nibabel")
+LIBRARIES = ("torch", "numpy", "nibabel")
 
 
-def versions() -> dict[str, str | None]:
+def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = volumediff.__version__ if name == "volumediff" else None
-    return found
+    return {"volumediff": volumediff.__version__} | {name: version(name) for name in LIBRARIES}
 
 
 def provenance(trained: Trained) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from typing import Any
 from volumediff import config
 from volumediff.segmentation.segmenters._base import Segmenter
 
-__all__ = ["COMPOSED", "load_segmenter"]
+__all__ = ["COMPOSED", "HALVES", "load_segmenter"]
 
 COMPOSED = "composed"
+# Keys that say how a run of the method is trained; the segmenter itself takes the others.
+HALVES = ("train", "builds_on", "only_for")
 
 
 def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
@@ -34,6 +36,6 @@ def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
         tree: dict[str, Any] = config.overridden({"name": name}, overrides)
     else:
         tree = config.load(config.config_path("segmentation", name), overrides)
-    for training in ("train", "builds_on", "only_for"):
+    for training in HALVES:
         tree.pop(training, None)
     return config.build("segmenter", {"name": COMPOSED} | tree, where=name)
