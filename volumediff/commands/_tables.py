@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from volumediff.commands._console import terminal
+from volumediff.commands._console import show_table, terminal
 from volumediff.commands._doctor import Check
 from volumediff.evaluation.generation import GenerationEvaluation
 from volumediff.evaluation.generation_summary import (
@@ -176,7 +176,7 @@ def _block(
             table.add_column(methods[i], justify="right", width=CELL, overflow="fold")
         for line in lines:
             table.add_row(line.heading, *(cell(line, i) for i in shown))
-        console.print(table)
+        show_table(console, table)
 
 
 def _cell(line: Line, value: Interval | None, sign: str = "") -> str:
@@ -200,7 +200,7 @@ def _cases(console: Console, rows: Sequence[CaseRow]) -> None:
         numbers += (f"{row.excess_ml:.1f}", f"{row.score:.3g}")
         table.add_row(row.case, row.method, *(n.replace("nan", "-") or "-" for n in numbers))
     console.print("Cases (found by IoU, by recall)", style="bold")
-    console.print(table)
+    show_table(console, table)
 
 
 def _gaps(console: Console, rows: Sequence[GapRow]) -> None:
@@ -219,7 +219,7 @@ def _gaps(console: Console, rows: Sequence[GapRow]) -> None:
             text(row.chance) or "-",
         )  # fmt: skip
     console.print("Gap between the best and the worst subgroup", style="bold")
-    console.print(table)
+    show_table(console, table)
 
 
 def checks(found: Sequence[Check]) -> None:
@@ -246,9 +246,9 @@ def policies(found: "Plan") -> None:
         style = "bold" if chosen else None
         table.add_row(_policy(tried), *figures, tried.stage, note, style=style)
     console = terminal(WIDE)
-    console.print(table)
+    show_table(console, table)
     console.print(f"\nStages with {_policy(found.chosen)}, in GB:")
-    console.print(_stages(found.chosen))
+    show_table(console, _stages(found.chosen))
     console.print()
     for line in _sentences(found):
         console.print(line, soft_wrap=True)
@@ -324,7 +324,7 @@ def profiled(found: "Profile") -> None:
         style = "bold" if name == found.measured.stage else None
         table.add_row(name, *cells, style=style)
     console = terminal(WIDE)
-    console.print(table)
+    show_table(console, table)
     ratio = found.planned.peak_gb / found.measured.peak_gb
     lines = [
         f"{found.mode} on {found.device}: {found.step_seconds:.3f} s per step, live peak "

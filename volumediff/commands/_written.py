@@ -8,10 +8,10 @@ from pathlib import Path
 from volumediff.commands._options import say
 from volumediff.terminal.progress import duration
 
-__all__ = ["Written", "size"]
+__all__ = ["WrittenFiles", "size"]
 
 
-class Written:
+class WrittenFiles:
     """Counts the files that change below some paths from now on.
 
     Arguments:
@@ -51,13 +51,16 @@ class Written:
             say(f"next: {then}")
 
 
-def size(count: float) -> str:
+def size(count: int) -> str:
     """Bytes as people read them: 812 B, 4.1 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+    if count < 1000:
+        return f"{count} B"
+    shown = float(count)
+    for unit in ("kB", "MB", "GB"):
+        shown /= 1000
+        if shown < 1000 or unit == "GB":
             break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+    return f"{shown:.0f} {unit}" if shown >= 100 else f"{shown:.1f} {unit}"
 
 
 def _files(place: Path) -> dict[Path, tuple[int, int]]:

@@ -22,7 +22,7 @@ from volumediff.commands._options import (
     spec_of,
 )
 from volumediff.commands._run_choice import RunChoice, with_run
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 
 __all__ = ["calibrate"]
@@ -80,7 +80,7 @@ def calibrate(
     maps and scores have drifted.
     """
     loaded = run.load()
-    written = Written(loaded.folder)
+    written = WrittenFiles(loaded.folder)
     words = overrides or []
     if site is not None and healthy:
         raise UsageError(

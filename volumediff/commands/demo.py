@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import out_line, say, words
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["demo"]
 
@@ -29,7 +29,7 @@ def demo(
     """
     from volumediff.config.shipped_models import DEFAULT, shipped_models
 
-    written = Written(output)
+    written = WrittenFiles(output)
     if train or overrides or DEFAULT not in shipped_models():
         from volumediff.commands._demo import run_demo
         from volumediff.commands._tables import by_group

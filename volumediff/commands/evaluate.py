@@ -9,7 +9,7 @@ import typer
 from volumediff.api.functions import evaluate as compare
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 from volumediff.memory.heap import retain_heap
 
@@ -161,7 +161,7 @@ def evaluate(
 
     retain_heap()
     target = output or folders[0]
-    written = Written(target)
+    written = WrittenFiles(target)
     data = truth or real
     if data is not None and str(data) != POPULATION:
         account_for([data], layout=spec_of(layout), channels=None, strict=strict)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import DataRoot, Method, MethodWords, RunArgument, out_line, say
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["export"]
 
@@ -31,7 +31,7 @@ def export(
     from volumediff.api.run import load
     from volumediff.config import load as load_yaml
 
-    loaded, files = load(run, data=data), Written(output)
+    loaded, files = load(run, data=data), WrittenFiles(output)
     written = loaded.export(
         output, card=load_yaml(card), method=method, overrides=overrides or (), report=say
     )

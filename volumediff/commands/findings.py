@@ -7,7 +7,7 @@ import typer
 
 from volumediff.api.layouts import known_layout
 from volumediff.commands._options import Channels, LayoutOption, names_of, out_line, spec_of
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 from volumediff.terminal.messages import problem
 
 __all__ = ["findings"]
@@ -52,7 +52,7 @@ def findings(
     from volumediff.inference.findings import find_in_folder
     from volumediff.reporting.findings_page import Gallery
 
-    written, gallery, page = Written(folder), Gallery(folder), None
+    written, gallery, page = WrittenFiles(folder), Gallery(folder), None
     work = find_in_folder(
         folder,
         images,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import say, words
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["import_"]
 
@@ -45,7 +45,7 @@ def import_(
     from volumediff.settings.import_record import import_records_of
     from volumediff.training.imported import import_run
 
-    written = Written(output)
+    written = WrittenFiles(output)
     run = import_run(
         kind,
         path,

@@ -16,7 +16,7 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 
 __all__ = ["init"]
@@ -87,7 +87,7 @@ def init(
     if output.exists() and not force:
         raise UsageError(f"{output}: is there already; name another file, or give --force.")
     schema = output.with_name(SCHEMA_FILE)
-    written = Written(output, schema)
+    written = WrittenFiles(output, schema)
     with Progress(0, "cases") as bar:
 
         def done(count: int, total: int) -> None:

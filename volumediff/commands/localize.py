@@ -26,7 +26,7 @@ from volumediff.commands._options import (
     spec_of,
 )
 from volumediff.commands._run_choice import RunChoice, with_run
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["localize"]
 
@@ -113,7 +113,7 @@ def localize(
 
     volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
-    written, (inputs, words) = Written(output), inputs_and_words(given)
+    written, (inputs, words) = WrittenFiles(output), inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = localize_files(
         run.load(),

@@ -15,7 +15,7 @@ from volumediff.commands._options import (
     defaults,
     print_json,
 )
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 
 __all__ = ["plan"]
@@ -52,7 +52,7 @@ def plan(
         raise UsageError(
             "-o writes the memory policy that fits a card; give its memory with --vram GB."
         )
-    written = Written(*([] if output is None else [output]))
+    written = WrittenFiles(*([] if output is None else [output]))
     found = look(config, vram_gb=vram, shape=shape, mode=mode.value, overrides=overrides or [])
     if as_json:
         print_json({"config": config, **found.to_json()})

@@ -20,7 +20,7 @@ from volumediff.commands._options import (
     out_line,
     spec_of,
 )
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["prepare"]
 
@@ -77,7 +77,7 @@ def prepare(
 
     volumediff prepare RAW -o aligned/ --mask template --spacing-mm 1.5
     """
-    written = Written(output)
+    written = WrittenFiles(output)
     account_for(data, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     found = work(
         data,

@@ -7,7 +7,7 @@ import typer
 
 from volumediff.api.hub import pull as pull_run
 from volumediff.commands._options import HubModel, out_line, say
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["pull"]
 
@@ -20,7 +20,7 @@ def pull(
 
     volumediff pull hf:OWNER/brain -o runs/brain
     """
-    written = Written(output)
+    written = WrittenFiles(output)
     run = pull_run(place, output, report=say)
     card = run.card
     assert card is not None, "it comes from a model file"

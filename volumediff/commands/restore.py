@@ -7,7 +7,7 @@ import typer
 
 from volumediff.api.functions import restore as work
 from volumediff.commands._options import OutFolder, Overwrite, defaults, finish
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["restore"]
 
@@ -34,7 +34,7 @@ def restore(
 
     volumediff restore out/ --prepared aligned/ -o native/
     """
-    written = Written(output)
+    written = WrittenFiles(output)
     summary = work(maps, output, prepared=prepared, channel=channel, overwrite=overwrite)
     written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
     finish(summary)

@@ -15,7 +15,7 @@ from volumediff.commands._options import (
     words,
 )
 from volumediff.commands._run_choice import RunChoice, with_run
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["sample"]
 
@@ -56,7 +56,7 @@ def sample(
     volumediff sample --run runs/brain -n 4 -o samples/ sampler.steps=20
     """
     folder = Path(run.place) / "samples" if output is None else output
-    written = Written(folder)
+    written = WrittenFiles(folder)
     summary = sample_files(
         run.load(),
         output,

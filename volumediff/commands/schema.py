@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import out_line
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["schema"]
 
@@ -27,7 +27,7 @@ def schema(
     if output is None:
         out_line(json_schema().rstrip())
         return
-    written = Written(output)
+    written = WrittenFiles(output)
     write_text(output, json_schema())
     written.finish(
         then=f"write `# yaml-language-server: $schema={output.name}` into the first line of a "

@@ -24,7 +24,7 @@ from volumediff.commands._options import (
     spec_of,
 )
 from volumediff.commands._run_choice import RunChoice, with_run
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["segment"]
 
@@ -66,7 +66,7 @@ def segment(
 
     volumediff segment case.nii.gz --run runs/lesions -o out/ samples=10
     """
-    written, (inputs, words) = Written(output), inputs_and_words(given)
+    written, (inputs, words) = WrittenFiles(output), inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = segment_files(
         run.load(),

@@ -6,7 +6,7 @@ from volumediff.api.functions import run_config
 from volumediff.api.functions import train as work
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import Config, ConfigWords, Read
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["train"]
 
@@ -26,7 +26,7 @@ def train(
 
     words = [*(overrides or []), *(f"data.read.{word}" for word in read or [])]
     wanted = run_config(config, words)
-    data, written = wanted.data, Written(wanted.output)
+    data, written = wanted.data, WrittenFiles(wanted.output)
     if data.root is not None:
         account_for([data.root], layout=data.layout, channels=data.channels, strict=strict)
     try:

@@ -21,7 +21,7 @@ from volumediff.commands._options import (
     spec_of,
 )
 from volumediff.commands._run_choice import RunChoice, with_run
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["translate"]
 
@@ -58,7 +58,7 @@ def translate(
 
     volumediff translate DATA --run runs/t1w_to_flair -o out/ samples=5
     """
-    written, (inputs, words) = Written(output), inputs_and_words(given)
+    written, (inputs, words) = WrittenFiles(output), inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = translate_files(
         run.load(),

@@ -21,7 +21,7 @@ from volumediff.commands._options import (
     say,
 )
 from volumediff.commands._run_choice import RunChoice, with_run
-from volumediff.commands._written import Written
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def tune(
     if output is not None and output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"-o {output}: expected a name that ends with .yaml, for --method.")
     loaded = run.load()
-    written = Written(*([] if output is None else [output]), loaded.folder / "tuning")
+    written = WrittenFiles(*([] if output is None else [output]), loaded.folder / "tuning")
     found, file = loaded.tune(
         method,
         overrides=overrides or [],

@@ -135,7 +135,7 @@ def data_remarks(found: MeasuredSet, *, goal: Goal, cases: Sequence[Case]) -> tu
             f"{len(others)} of {len(found.cases)} cases have another spacing than the median, "
             f"such as {others[0]}; resampled, they look smoother or coarser than the others."
         )
-    if not found.aligned and not found.ct:
+    if len(found.cases) > 1 and not found.aligned and not found.ct:
         lines.append(
             "The volumes do not lie on one grid. Brains are learnt better when they are aligned: "
             "volumediff prepare DATA -o aligned/ --mask template, then init on aligned/."

@@ -121,11 +121,11 @@ def propose(
 
 
 def _merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections of `over` laid over those of the tree, key by key."""
+    """Sections of `over` laid over those of the tree, key by key; components are replaced."""
     merged = dict(tree)
     for key, value in over.items():
         below = merged.get(key)
-        inner = isinstance(value, Mapping) and isinstance(below, Mapping)
+        inner = isinstance(value, Mapping) and "name" not in value and isinstance(below, Mapping)
         merged[key] = _merged(below, value) if inner else value
     return merged
 

@@ -6,6 +6,7 @@ accepts whatever `parse` accepts of them; what follows from other keys (which pa
 anything.
 """
 
+import functools
 import json
 import types
 import typing
@@ -37,6 +38,7 @@ OTHER_WORDS = {"layout": (AUTO,)}
 BORROWED = {"autoencoder", "image_codec"}  # the folder of a run may take their place
 
 
+@functools.cache  # importing and reading every component takes seconds
 def json_schema() -> str:
     """The schema as a JSON text."""
     made = _Schema()
@@ -51,11 +53,7 @@ def json_schema() -> str:
         "$schema": DRAFT,
         "title": f"A run of volumediff {__version__}",
         "type": "object",
-        "properties": {
-            "task": {
-                "anyOf": [{"enum": available("task")}, {"type": "string", "pattern": OUTSIDE}]
-            }
-        },
+        "properties": {"task": {"anyOf": [{"enum": available("task")}, OUTSIDE]}},
         "allOf": chosen,
         "$defs": made.definitions,
     }
