@@ -31,7 +31,7 @@ def test_an_entry_is_made_once_and_memory_mapped(tmp_path):
     assert isinstance(entry.load("x"), np.memmap)
     np.testing.assert_array_equal(entry.load("x"), volume())
     assert entry.load("label") is None
-    assert entry.info == {"spacing_mm": [3.0, 3.0, 3.0]}
+    assert entry.info == {"spacing_mm": [3.0, 3.0, 3.0], "cropped": 0.0}
     assert not lines
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

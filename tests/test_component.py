@@ -16,9 +16,9 @@ from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.needs.training import TrainedOn, WithKernel
 from volumediff.anomaly.raw_map import RawLocalization
 from volumediff.anomaly.threshold import Fixed, HealthyFPR
-from volumediff.commands._method_matrix import needs_of
 from volumediff.component import Component, Loan, Requirement, borrowed, identity_of, presentation
 from volumediff.config import build, shipped
+from volumediff.documentation.method_matrix import needs_of
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.recipes.inpainting import Inpainting

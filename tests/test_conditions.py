@@ -13,6 +13,8 @@ import volumediff
 from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
 from volumediff.inference.conditions import TIMES, settled
+from volumediff.inference.options import SampleOptions
+from volumediff.inference.sample import sampling
 from volumediff.kernels._prediction import Prediction
 from volumediff.runs.inputs import prepared
 from volumediff.runs.trained import load_trained
@@ -73,6 +75,12 @@ def test_a_given_condition_is_used_and_written_down(run, program, tmp_path, monk
     expected = loaded.trained.statistics.standardised({"age": 41.0})[None]
     assert heard
     assert all(torch.equal(scalars, expected.float()) for scalars in heard)
+
+
+def test_samples_of_an_unknown_condition_are_refused(trained):
+    sampling(trained, SampleOptions(attributes={"age": 30.0}))
+    with pytest.raises(UsageError, match=r"condition aeg: .* is conditioned on age.*'age'"):
+        sampling(trained, SampleOptions(attributes={"aeg": 30.0, "age": 30.0}))
 
 
 def test_wrong_conditions_are_refused(run, program, trained, tmp_path):

@@ -72,9 +72,9 @@ def test_the_demo_writes_what_it_promises(program, folder):
     per_kind = found["voxel_ap_per_kind"]
     assert per_kind["prevalence"]["hyper"]["value"] == pytest.approx(np.mean(prevalence), rel=1e-4)
     assert per_kind["intensity"]["hyper"]["value"] == pytest.approx(np.mean(total), rel=1e-3)
-    assert (folder / "report.html").read_text().count(
-        "<figure>"
-    ) == 6  # two cases, progress, three curves
+    page = (folder / "report.html").read_text()
+    assert page.count("<figure") == 4  # progress, three curves
+    assert page.count('loading="lazy"') == len([*(folder / "report_cases").glob("*.html")]) == 6
     assert (folder / "table.md").read_text().startswith("| voxel AP (95 % interval) |")
     assert found["verdicts"]
 

@@ -344,7 +344,7 @@ def test_the_program_localizes_calibrates_and_reports(program, run, folder):  # 
     code, _, err = program("findings", out, "--images", cases, "--report")
     assert code == 0, err
     assert (out / "new-0_desc-anomaly_findings.json").read_bytes() == before
-    page = (out / "findings.html").read_text()
+    page = (out / "findings_cases" / "new-0.html").read_text()
     assert "Share of each member in the map of the volume: scan " in page
     assert "share of members" in page
     code, _, err = program("calibrate", "--run", run, "--method", "fusion", *words)

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "volumediff"
 LAYERS = [
     [
         "errors",
+        "system",
         "extras",
         "component",
         "tunable",
@@ -106,7 +107,8 @@ def layer(module: str) -> int:
 
 
 def modules() -> list[tuple[str, Path]]:
-    files = sorted(PACKAGE.rglob("*.py"))
+    examples = PACKAGE / "docs"  # scripts of users, which import anything and are no modules
+    files = sorted(p for p in PACKAGE.rglob("*.py") if not p.is_relative_to(examples))
     names = [".".join(f.relative_to(PACKAGE).with_suffix("").parts) for f in files]
     return [(n.removesuffix(".__init__"), f) for n, f in zip(names, files, strict=True)]
 

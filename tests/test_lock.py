@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import tiny, write_data
 
 from volumediff.errors import DataError, UsageError
-from volumediff.storage.lock import FileLock, Held
+from volumediff.storage.locks import FileLock, Held
 from volumediff.training.loop import train
 
 

@@ -39,7 +39,6 @@ from volumediff.anomaly.routes.grid import GridRoute
 from volumediff.anomaly.routes.masks import Masks
 from volumediff.anomaly.routes.shrink import Shrink
 from volumediff.calibration import collect_maps
-from volumediff.commands._method_matrix import inventory, localization
 from volumediff.condition import Condition
 from volumediff.config import config_path, load, shipped
 from volumediff.data.corruptions.coarse import Coarse
@@ -50,6 +49,7 @@ from volumediff.data.corruptions.pasted import Pasted
 from volumediff.data.corruptions.poisson_patch import PoissonPatch
 from volumediff.data.corruptions.texture_patch import TexturePatch
 from volumediff.data.regions import Cells
+from volumediff.documentation.method_matrix import inventory, localization
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.discrete import Discrete

@@ -1,6 +1,7 @@
 """Raw volumes to a template and back: the oracle is an affine map that the test chose itself."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -509,11 +510,16 @@ def test_anatomy_leads_maps_of_quantities():
 
 def test_the_page_stands_alone(prepared):
     page = (prepared / "qc.html").read_text()
-    assert "p1" in page
-    assert page.count("data:image/png;base64,") == 1
-    assert "http://" not in page.replace("http-equiv", "")
-    assert "https://" not in page
+    assert 'href="qc_cases/p1.html"' in page
     assert "0 to look at, 0 failed" in page
+    case = (prepared / "qc_cases" / "p1.html").read_text()
+    assert case.count("data:image/png;base64,") == 1
+    described = re.search(r'id="scene">(.*?)</script>', case)[1]
+    images = [image["name"] for image in json.loads(described)["images"]]
+    assert images == ["T1w", "FLAIR", "template"]
+    assert 'href="../p1/p1_T1w.nii.gz"' in case
+    for text in (page, case):
+        assert not re.findall(r"""(?:src|href)=["'](?:https?:|//)""", text)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

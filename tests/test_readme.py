@@ -1,4 +1,4 @@
-"""The README runs: its Python blocks as they stand, and its commands exist."""
+"""The README is short, its commands and configurations exist, and its blocks of Python run."""
 
 import re
 import shlex
@@ -12,17 +12,24 @@ import pytest
 from tiny_app import save
 from tiny_runs import phantom, tiny, write_data
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-PYTHON = [body for language, body in BLOCKS if language == "python"]
-COMMANDS = sorted(
-    {
-        word
-        for language, body in BLOCKS
-        if not language
-        for word in re.findall(r"^(?:.* )?volumediff (\w+)", body, re.MULTILINE)
-    }
-)
+from volumediff.documentation.pages import read_page
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = read_page(ROOT / "README.md")
+PYTHON = [block.text for block in PAGE.blocks if block.language == "python"]
+LINES = [line for block in PAGE.blocks for line in block.text.splitlines()]
+COMMANDS = sorted({word for line in LINES for word in re.findall(r"volumediff (\w+)", line)})
+
+
+def test_it_is_short():
+    assert len(README.encode()) <= 6000
+
+
+def test_pictures_are_small():
+    pictures = [ROOT / path for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)]
+    assert len(pictures) == 2
+    assert all(path.stat().st_size < 200_000 for path in pictures)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +50,14 @@ def test_python_blocks_run(code, workplace):
         [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    if "volumediff.load" in code:  # the way of users: results lie as their image does
-        written = nib.load(workplace / "map.nii.gz")
-        assert nib.aff2axcodes(written.affine) == ("L", "P", "S")
-        assert (workplace / "sub-01.png").read_bytes().startswith(b"\x89PNG")
+    written = nib.load(workplace / "map.nii.gz")  # results lie as their image does
+    assert nib.aff2axcodes(written.affine) == ("L", "P", "S")
+    assert (workplace / "sub-01.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_there_are_ten_lines_of_python():
+    assert len(PYTHON) == 1
+    assert len(PYTHON[0].splitlines()) <= 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,61 +68,30 @@ def test_commands_exist(command):
 
 
 def test_commands_are_found():
-    assert {"demo", "check", "train", "localize", "evaluate", "segment", "translate"} <= set(
-        COMMANDS
-    )
+    assert {"demo", "plan", "train", "localize", "segment", "evaluate", "import"} <= set(COMMANDS)
 
 
 def test_named_configurations_exist():
     from volumediff.config import config_path
 
-    for line in (x for _, body in BLOCKS for x in body.splitlines() if "volumediff train" in x):
+    for line in (x for x in LINES if "volumediff train" in x):
         words = shlex.split(line)
         assert config_path("pipelines", words[words.index("train") + 1])
 
 
-def test_the_table_of_rows_is_what_info_says():
-    from volumediff.commands._method_matrix import inventory
+def test_numbers_of_methods_are_those_that_ship():
+    from volumediff.config import shipped
 
-    section = re.search(r"<!-- rows -->\n(.*?)<!-- /rows -->", README, re.DOTALL)
-    assert section
-    head, _, *lines = section[1].strip().splitlines()
-    columns = [cell.strip() for cell in head.strip("|").split("|")]
-    shown, needs = {}, {}
-    for line in lines:
-        cells = dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
-        row = cells["method"].strip("`")
-        needs[row] = re.findall(r"`([^`]+)`", cells["run"])
-        shown[row] = {c: cells[c] == "✓" for c in columns[4:]}
-    found = inventory()
-    expected = {
-        row: {c: text == "ok" for c, text in cells.items()}
-        for row, cells in found["localization"].items()
-    }
-    assert shown == expected
-    assert needs == found["localization needs"]
+    found = re.search(r"(\d+) methods of\s+localization and (\d+) of segmentation", README)
+    assert found
+    assert [int(n) for n in found.groups()] == [
+        len(shipped(kind)) for kind in ("anomaly", "segmentation")
+    ]
 
 
 def test_ci_runs_the_test_command_of_the_readme():
     command = re.search(r"<!-- test-command -->\n```\n(.*?)\n```", README, re.DOTALL)
     assert command
     assert command[1] == 'pip install ".[test]" && pytest -n auto --dist loadfile'
-    ci = (Path(__file__).parents[1] / ".ci/run").read_text(encoding="utf-8")
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "test-command" in ci
-
-
-@pytest.mark.parametrize("kind", ["segmentation", "translation"])
-def test_the_table_of_methods_is_what_info_says(kind):
-    from volumediff.commands._method_matrix import inventory
-
-    marks = rf"<!-- {kind}-methods -->\n(.*?)<!-- /{kind}-methods -->"
-    section = re.search(marks, README, re.DOTALL)
-    assert section
-    head, _, *lines = [line for line in section[1].splitlines() if line.startswith("|")]
-    columns = [cell.strip() for cell in head.strip("|").split("|")]
-    shown = {}
-    for line in lines:
-        cells = dict(zip(columns, (c.strip() for c in line.strip("|").split("|")), strict=True))
-        shown[cells["method"].strip("`")] = {c: cells[c] == "✓" for c in columns[3:]}
-    found = inventory()[kind]
-    assert shown == {m: {p: why == "ok" for p, why in r.items()} for m, r in found.items()}

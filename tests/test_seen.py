@@ -240,7 +240,7 @@ def test_with_leave_figures_come_with_and_without_them(mixed, program, tmp_path)
         assert "LEAKAGE: 2 of the volumes were seen before" in text
         assert "3 volumes of 3 patients" in text
     assert "Without the volumes that were seen before:" in table
-    assert "<h2>Results without the volumes that were seen before</h2>" in page
+    assert ">Localization without the volumes that a model has seen before</h2>" in page
 
 
 def test_patients_with_the_same_name_are_others_but_equal_files_are_not(mixed, program, tmp_path):

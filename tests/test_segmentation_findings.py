@@ -102,4 +102,4 @@ def test_the_program_writes_packets_and_a_page(tmp_path, program):
     assert "anomaly" not in prompt.lower().replace("no lesion", "")
     page = (out / "findings.html").read_text(encoding="utf-8")
     assert "parts of the labels of a segmentation" in page
-    assert "label 2" in page
+    assert "label 2" in (out / "findings_cases" / "p0.html").read_text(encoding="utf-8")

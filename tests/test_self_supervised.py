@@ -13,10 +13,10 @@ from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.identity import Identity
 from volumediff.anomaly.routes.restore import Restore
 from volumediff.calibration.of_run import load_method
-from volumediff.commands._method_matrix import inventory
 from volumediff.condition import Condition
 from volumediff.data.corruptions.coarse import Coarse
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
+from volumediff.documentation.method_matrix import inventory
 from volumediff.errors import UsageError
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian

@@ -19,6 +19,7 @@ from volumediff.commands import _tables
 from volumediff.commands._console import show_table
 from volumediff.commands._written import WrittenFiles, size
 from volumediff.errors import UsageError
+from volumediff.evaluation.localization_metrics import LOCALIZATION_METRICS
 from volumediff.evaluation.table_line import Line
 from volumediff.metrics.bootstrap import Interval
 from volumediff.terminal import messages

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 from dataclasses import replace
 
 import nibabel as nib
@@ -55,6 +56,21 @@ def weights(run, name="weights", kind="last"):
 def largest_difference(a, b):
     assert set(a) == set(b)
     return max(float((a[n].double() - b[n].double()).abs().max()) for n in a)
+
+
+def test_foreground_that_the_shape_cuts_away_is_said(data, tmp_path, capsys):
+    """Half of the planes hold less than 95 % of every phantom, all planes hold all of it."""
+    words = ("optim.steps=1", "validation.every=1")
+    train(tiny(data, tmp_path / "half", "data.preprocessing.shape=[8,8,4]", *words))
+    said = capsys.readouterr().err
+    (share,) = re.findall(
+        r"6 of 6 volumes lose more than 5% of their foreground .*? ([\d.]+)%;", said
+    )
+    images = [nib.load(path).get_fdata() > 0 for path in sorted(data.glob("*.nii.gz"))]
+    kept = [max(x[:, :, k : k + 4].sum() for k in range(5)) / x.sum() for x in images]
+    assert float(share) / 100 >= 1 - max(kept)
+    train(tiny(data, tmp_path / "whole", *words))
+    assert "lose more" not in capsys.readouterr().err
 
 
 # Closed forms
@@ -491,7 +507,7 @@ def test_a_full_disk_is_said_by_the_lock(data, tmp_path, monkeypatch):
         file.flush = full
         return file
 
-    monkeypatch.setattr("volumediff.storage.lock.open", opened, raising=False)
+    monkeypatch.setattr("volumediff.storage.locks.open", opened, raising=False)
     with pytest.raises(DataError, match=r"run: cannot be written \(No space left .*output=DIR"):
         train(tiny(data, tmp_path / "run"))
 

@@ -130,7 +130,9 @@ def test_a_table_of_methods_with_intervals_by_patient_and_paired_differences(pro
     assert len(content["translation"]["poor"]["cases"]) == 6
     page = (tmp_path / "out" / "report.html").read_text()
     assert "FLAIR PSNR in dB" in page
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count('loading="lazy"') == 6
+    case = (tmp_path / "out" / "report_cases" / "sub-0.html").read_text()
+    assert case.count("data:image/png;base64,") == 1
     code, out, said = program("evaluate", good, poor, "--truth", truth)
     assert code == 0, said
     assert "FLAIR SSIM" in out

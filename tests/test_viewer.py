@@ -12,7 +12,7 @@ from PIL import Image
 
 from volumediff.data.volume import read
 from volumediff.reporting.case_page import CasePages
-from volumediff.reporting.scene import Outline, Place, Scene, ScoreMap
+from volumediff.reporting.scene import NamedPlace, OutlinedMask, Scene, ScoreMap
 from volumediff.reporting.viewer import nifti_bytes
 
 NASTY = "</script><script>alert(1)</script>&'\""
@@ -117,7 +117,11 @@ class Shown:
         )
         self.address = path.as_uri()
         self.page.goto(self.address)
-        self.settle(timeout=60_000)
+        self.settle()
+        if webgl:  # without a graphics card it has to be asked for
+            self.page.get_by_role("button", name="Start 3D").click()
+            self.page.wait_for_selector('#case-viewer[data-slices="webgl"]', timeout=60_000)
+            self.settle(timeout=60_000)
         assert self.data["slices"] == ("webgl" if webgl else "canvas"), self.data
 
     def settle(self, timeout=20_000):
@@ -182,16 +186,16 @@ def full_scene(shape=(20, 18, 16)):
     affine = np.diag([1.5, 1.0, 2.0, 1.0])
     affine[:3, 3] = (-15, -9, -16)
     places = [
-        Place("001", tuple((affine @ [13, 6, 7, 1])[:3]), "soon, left"),
-        Place("002", tuple((affine @ [2, 3, 4, 1])[:3]), "later"),
+        NamedPlace("001", tuple((affine @ [13, 6, 7, 1])[:3]), "soon, left"),
+        NamedPlace("002", tuple((affine @ [2, 3, 4, 1])[:3]), "later"),
     ]
     return Scene(
         f"case {NASTY}",
         {"T1w": image, "pseudo-healthy": image[::-1].copy()},
         {"thor": ScoreMap(scores, "z"), "uncertainty": ScoreMap(scores / 3, colours="uncertain")},
         {
-            "lesion": Outline(truth, "#2fe0ff", "inside the lesion"),
-            "findings": Outline(found, "#8cff66", "inside a finding"),
+            "lesion": OutlinedMask(truth, "#2fe0ff", "inside the lesion"),
+            "findings": OutlinedMask(found, "#8cff66", "inside a finding"),
         },
         spacing_mm=(1.5, 1.0, 2.0),
         affine=affine,
@@ -390,6 +394,7 @@ def test_both_kinds_of_slices_draw_the_same(browser, tmp_path):
     spots = [(0, 6, 5), (0, 6, 14), (0, 17, 6), (0, 12, 14), (0, 12, 5), (0, 1, 1)]
     spots += [(1, 6, 2), (1, 6, 8), (2, 5, 14), (2, 15, 14)]
     for shown in pages:
+        shown.key("m")  # over labels a map has to be asked for
         shown.page.fill("#viewer-floor", "0.5")
         shown.page.fill("#viewer-top", "3")
         shown.settle()
@@ -425,6 +430,7 @@ def test_controls_without_use_are_absent_and_nothing_is_clipped(browser, tmp_pat
     for name in ("image", "map", "labels", "cut", "place"):
         assert shown.page.locator(f"#viewer-{name}").count() == 0
     assert shown.page.get_by_text("3D").count() == 0
+    assert shown.page.get_by_text("Full screen").count() == 1
     shown.key("m")  # keys of what is not there do nothing
     shown.key("4")
     shown.key("n")

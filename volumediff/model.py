@@ -408,8 +408,8 @@ class Model(nn.Module):
     def loss(self, batch: Batch) -> Float[Tensor, "b"]:
         """One loss per sample; its mean is what training minimises.
 
-        Terms beside the kernel's are about whole targets: where noise or loss is in a region
-        alone, there are none of them.
+        Where noise or loss is in a region alone, there are of the terms beside the kernel's only
+        those that can leave voxels out.
 
         Networks that predict where noise is are asked for the region itself, everywhere.
         """
@@ -418,38 +418,45 @@ class Model(nn.Module):
         z_0, z_t, t, noise = seen.z_0, seen.z_t, seen.t, seen.noise
         output, noisy = self._parts(self._output(z_t, t, condition))
         if m is None:
-            loss = self.kernel_weight * kernel.loss(output, z_0, z_t, t, noise)
-            if not self.losses:
-                return loss
-            context = LossContext(
-                space=self.space,
-                frame=self.network_space,
-                kernel=kernel,
-                network=self.network,
-                recipe=self.recipe,
-                x=batch.x,
-                images=batch.images,
-                distance_mm=batch.distance_mm,
-                condition=condition,
-                output=output,
-                z_0=z_0,
-                z_t=z_t,
-                t=t,
-                noise=noise,
-                prediction=kernel.predict(output, z_t, t),
-            )
-            return self._terms(loss, context)
-        # Errors are linear in output, state and noise: the masked ones have the masked error.
-        output, z_0, noise = (m * a for a in (output, z_0, noise))
-        loss = kernel.loss(output, z_0, z_t, t, noise) / m.flatten(1).mean(1).clamp(min=TINY)
-        if noisy is None:
+            loss = kernel.loss(output, z_0, z_t, t, noise)
+        else:
+            # Errors are linear in output, state and noise: the masked ones have the masked error.
+            loss = kernel.loss(m * output, m * z_0, z_t, t, m * noise)
+            loss = loss / m.flatten(1).mean(1).clamp(min=TINY)
+        if noisy is not None and m is not None:
+            found = F.binary_cross_entropy_with_logits(noisy.to(m), m, reduction="none")
+            loss = loss + self.recipe.mask_loss * found.flatten(1).mean(1)
+        terms = {i: t for i, t in enumerate(self.losses) if m is None or t.leaves_out}
+        if m is not None and (not terms or batch.region is not None):
             return loss
-        found = F.binary_cross_entropy_with_logits(noisy.to(m), m, reduction="none")
-        return loss + self.recipe.mask_loss * found.flatten(1).mean(1)
+        loss = self.kernel_weight * loss
+        if not terms:
+            return loss
+        context = LossContext(
+            space=self.space,
+            frame=self.network_space,
+            kernel=kernel,
+            network=self.network,
+            recipe=self.recipe,
+            x=batch.x,
+            images=batch.images,
+            distance_mm=batch.distance_mm,
+            condition=condition,
+            output=output,
+            z_0=z_0,
+            z_t=z_t,
+            t=t,
+            noise=noise,
+            prediction=kernel.predict(output, z_t, t),
+            hidden=batch.hidden,
+        )
+        return self._terms(loss, terms, context)
 
-    def _terms(self, loss: Float[Tensor, "b"], context: LossContext) -> Float[Tensor, "b"]:
-        """The kernel's loss with all terms, which share what they compute of the context."""
-        for i, term in enumerate(self.losses):
+    def _terms(
+        self, loss: Float[Tensor, "b"], terms: Mapping[int, LossTerm], context: LossContext
+    ) -> Float[Tensor, "b"]:
+        """The kernel's loss with terms by number, which share what they compute of the context."""
+        for i, term in terms.items():
             name = str(i)
             if name in self.sides:
                 found = term(replace(context, side=self.sides[name]))

@@ -38,6 +38,7 @@ from volumediff.spaces._base import StateSpace
 __all__ = ["DiceCrossEntropy", "SupervisedSegmentation", "averaged", "level_weights"]
 
 Classes = Float[Tensor, "b l d h w"]
+Weight = Float[Tensor, "b 1 d h w"]
 SMOOTH = 1e-5  # voxels added to both sides of the Dice ratio, as nnU-Net and MONAI do
 UNIT_MM = (1.0, 1.0, 1.0)  # codes are read voxel by voxel
 
@@ -50,7 +51,8 @@ class DiceCrossEntropy:
               \frac{2 \sum p_l q_l + s}{\sum p_l + \sum q_l + s}\right)
               - w_C\, \frac{\sum_i \sum_l c_l\, q_{il} \log p_{il}}{\sum_i \sum_l c_l\, q_{il}}
 
-    with q the shares of the classes in a voxel, one of them 1 where readers agree.
+    with q the shares of the classes in a voxel, one of them 1 where readers agree. Voxels that
+    nobody has judged have a weight of 0 in all sums: q and p are 0 there.
 
     Arguments:
         dice, cross_entropy: w_D and w_C
@@ -66,22 +68,33 @@ class DiceCrossEntropy:
     background: bool = False
     background_weight: float = 1.0
 
-    def __call__(self, logits: Classes, shares: Classes) -> Float[Tensor, "b"]:
-        """The loss of each sample; the background is class 0."""
+    def __call__(
+        self, logits: Classes, shares: Classes, weight: Weight | None = None
+    ) -> Float[Tensor, "b"]:
+        """The loss of each sample; the background is class 0.
+
+        Arguments:
+            weight: of every voxel, in [0, 1]; None for 1 everywhere. A sample without any has
+                loss 0
+        """
         log_p = F.log_softmax(logits.float(), dim=1)
         q = shares.to(log_p)
+        if weight is not None:
+            weight = weight.to(log_p)
+            q = q * weight
         loss = log_p.new_zeros(len(log_p))
         if self.dice:
             first = 0 if self.background else 1
-            p, t = log_p[:, first:].exp().flatten(2), q[:, first:].flatten(2)
+            p, t = log_p[:, first:].exp(), q[:, first:].flatten(2)
+            p = (p if weight is None else p * weight).flatten(2)
             ratio = (2 * (p * t).sum(2) + SMOOTH) / (p.sum(2) + t.sum(2) + SMOOTH)
             loss = loss + self.dice * (1 - ratio.mean(1))
         if self.cross_entropy:
-            weight = torch.ones_like(q[:1, :, :1, :1, :1])
-            weight[:, 0] = self.background_weight
-            weighted = weight * q
-            total = (weighted * log_p).flatten(1).sum(1) / weighted.flatten(1).sum(1)
-            loss = loss - self.cross_entropy * total
+            of_class = torch.ones_like(q[:1, :, :1, :1, :1])
+            of_class[:, 0] = self.background_weight
+            weighted = of_class * q
+            total = weighted.flatten(1).sum(1).clamp(min=torch.finfo(q.dtype).tiny)
+            loss = loss - self.cross_entropy * (weighted * log_p).flatten(1).sum(1) / total
         return loss
 
 
@@ -91,7 +104,7 @@ def level_weights(count: int) -> list[float]:
     return [half / sum(halves) for half in halves]
 
 
-def averaged(shares: Classes, cell: Shape) -> Float[Tensor, "b l d2 h2 w2"]:
+def averaged(shares: Float[Tensor, "b l d h w"], cell: Shape) -> Float[Tensor, "b l d2 h2 w2"]:
     """Mean shares of the classes in cells, cut off at the border: ceil(size / cell) per axis."""
     d, h, w = (min(n, m) for n, m in zip(cell, shares.shape[2:], strict=True))
     return F.avg_pool3d(shares, (d, h, w), (d, h, w), ceil_mode=True)
@@ -232,7 +245,8 @@ class SupervisedSegmentation(LabelProbabilities):
         """One loss per sample.
 
         Arguments:
-            batch: coded labels, and the volume as the last image
+            batch: coded labels, and the volume as the last image; where `hidden` is 1, nothing is
+                learnt
         """
         x = batch.images[-1]
         with torch.no_grad():
@@ -247,10 +261,24 @@ class SupervisedSegmentation(LabelProbabilities):
         )
         weights = level_weights(len(found) - 1)
         losses = [
-            weight * self.criterion(each, averaged(q, self._cell(level)))
+            weight * self._level_loss(each, q, batch.hidden, self._cell(level))
             for level, (weight, each) in enumerate(zip(weights, found, strict=True))
         ]
         return torch.stack(losses).sum(0)
+
+    def _level_loss(
+        self,
+        logits: Float[Tensor, "b l _ _ _"],
+        q: Classes,
+        hidden: Weight | None,
+        cell: Shape,
+    ) -> Float[Tensor, "b"]:
+        """Of the heads of one level: a cell counts by what is judged of it, which is its label."""
+        if hidden is None:
+            return self.criterion(logits, averaged(q, cell))
+        seen = averaged(1 - hidden.to(q), cell)
+        known = averaged(q * (1 - hidden.to(q)), cell) / seen.clamp(min=torch.finfo(q.dtype).eps)
+        return self.criterion(logits, known, seen)
 
     @torch.no_grad()
     def memberships(

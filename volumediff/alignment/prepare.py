@@ -2,7 +2,7 @@
 
 OUT/prepared.json                     template, grid and settings; marks the layout
 OUT/participants.tsv                  attributes of the finished cases
-OUT/qc.html                           every case to look at
+OUT/qc.html, OUT/qc_cases/            every case to look at, a page each
 OUT/<case>/<case>_<channel>.nii.gz    corrected and aligned images
 OUT/<case>/<case>_mask.nii.gz         the case's label
 OUT/<case>/<case>_brainmask.nii.gz    where the brain is
@@ -130,7 +130,9 @@ def prepare(
     _write_participants(out, [cases[n] for n in finished])
     rows = [_row(out, name) for name in finished]
     title = f"{', '.join(Path(s).name for s in sources)} to {target.name}"
-    flagged = write_page(out / "qc.html", rows, failed=summary.failed, title=title)
+    flagged = write_page(
+        out / "qc.html", rows, template=target, failed=summary.failed, title=title
+    )
     return Preparation(summary, flagged, out / "qc.html")
 
 
@@ -250,7 +252,15 @@ def _row(out: Path, case: str) -> AlignedCase:
     if kept:
         notes.append(f"no bias correction of {', '.join(kept)}")
     quality = Quality.from_json(record["quality"])
-    return AlignedCase(case, quality, out / case / f"{case}_qc.png", notes)
+    home = out / case
+    return AlignedCase(
+        case,
+        quality,
+        home / f"{case}_qc.png",
+        {name: home / c["prepared"] for name, c in record["channels"].items()},
+        home / f"{case}_{BRAIN}.nii.gz",
+        notes,
+    )
 
 
 def _write_participants(out: Path, cases: Sequence[Case]) -> None:

@@ -1,31 +1,69 @@
-"""qc.html: every aligned case to look at, in one file that opens from disk with no network."""
+"""qc.html: every aligned case to look at, and a page with a viewer for each."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from volumediff.alignment.aligning import Aligned
-from volumediff.alignment.quality import Quality, all_flags
+from volumediff.alignment.quality import (
+    LEAST_COVERED,
+    LEAST_DICE,
+    LEAST_SIMILARITY,
+    MOST_ROTATION,
+    MOST_SHEAR,
+    SCALES,
+    VOLUME_SCALES,
+    Quality,
+    all_flags,
+)
 from volumediff.data.alignment_template import Template
+from volumediff.data.volume import read
+from volumediff.reporting.case_list import CaseColumn, ListedCase, case_list
+from volumediff.reporting.case_page import CasePages
+from volumediff.reporting.page_frame import Chapter, framed
+from volumediff.reporting.panel import figure_of
+from volumediff.reporting.scene import OutlinedMask, Scene
+from volumediff.reporting.tables import bullets
 from volumediff.storage.atomic import atomic
 
 __all__ = ["AlignedCase", "pictured", "write_page"]
 
-# Pictures are 90 kB each: flagged cases all have theirs, the others up to this many.
-MOST_PICTURES = 200
 WHITE = 99.5  # percentile that becomes white
 TEMPLATE, MASK = "#ff5a4d", "#2fe0ff"
-PAIRS = (
-    ".slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(27rem, 1fr)); "
-    "gap: 0 1.5rem; align-items: end; }"
+COLUMNS = (
+    CaseColumn(
+        f"Dice (from {LEAST_DICE:g})",
+        "Overlap of the brain mask with the template's brain; empty where the mask is the "
+        "template's own.",
+    ),
+    CaseColumn(
+        f"seen (from {LEAST_COVERED:.0%})", "Share of the template's brain that the volume shows."
+    ),
+    CaseColumn(
+        "similarity before",
+        "Normalised mutual information with the template, as the files lie.",
+    ),
+    CaseColumn(
+        f"after (from {LEAST_SIMILARITY:g})",
+        "Normalised mutual information with the template after registration; more than before.",
+    ),
+    CaseColumn(
+        f"scales ({SCALES[0]:g} to {SCALES[1]:g})",
+        "By which the volume was stretched along each axis to fit the template.",
+    ),
+    CaseColumn(f"shear (to {MOST_SHEAR:g})", "Largest shear of the map to the template."),
+    CaseColumn(f"rotation (to {MOST_ROTATION:.0f}°)", "Angle of the map to the template."),
+    CaseColumn(
+        f"volume scale ({VOLUME_SCALES[0]:g} to {VOLUME_SCALES[1]:g})",
+        "By which a volume grows on its way to the template.",
+    ),
+    CaseColumn("mask in ml", "Volume of the brain mask in the native volume."),
+    CaseColumn("bias field", "Smallest and largest value of the bias field in the mask."),
 )
-NOTICE = "Research software. Not a medical device, not for diagnosis."
 
 
 @dataclass(frozen=True)
@@ -36,13 +74,36 @@ class AlignedCase:
         case: id
         quality: its numbers
         picture: PNG file
+        images: channel -> aligned image
+        brain: aligned brain mask
         notes: what was treated while reading
     """
 
     case: str
     quality: Quality
     picture: Path
+    images: Mapping[str, Path]
+    brain: Path
     notes: Sequence[str] = ()
+
+    def scene(self, template: Template) -> Scene:
+        """The aligned images and the template in one viewer, with both brains outlined."""
+        brain = read(self.brain, kind="label").array[0] > 0
+        images = {name: read(path).array[0] for name, path in self.images.items()}
+        return Scene(
+            title=self.case,
+            images={**images, "template": template.x},
+            outlines={
+                "brain mask": OutlinedMask(brain, MASK, "inside the brain mask"),
+                "template's brain": OutlinedMask(
+                    template.object, TEMPLATE, "in the template's brain"
+                ),
+            },
+            spacing_mm=template.grid.spacing_mm,
+            affine=template.grid.affine,
+            start=_middle(template.object),
+            one_window=False,
+        )
 
 
 def pictured(found: Aligned, template: Template) -> bytes:
@@ -78,6 +139,8 @@ def pictured(found: Aligned, template: Template) -> bytes:
                 cut = outline.take(at[axis], axis=axis).T
                 if min(cut.shape) > 1 and cut.any() and not cut.all():
                     axes.contour(cut, levels=[0.5], colors=colour, linewidths=0.7)
+            if axis != 0:  # the patient's right is on the left, as in the viewer
+                axes.invert_xaxis()
             axes.set_axis_off()
         line[0].set_title(title, color="white", fontsize=8, loc="left", pad=2)
     buffer = io.BytesIO()
@@ -94,106 +157,85 @@ def _middle(mask: np.ndarray) -> tuple[int, int, int]:
 
 
 def write_page(
-    path: Path | str, rows: Sequence[AlignedCase], *, failed: Mapping[str, str], title: str
+    path: Path | str,
+    rows: Sequence[AlignedCase],
+    *,
+    template: Template,
+    failed: Mapping[str, str],
+    title: str,
 ) -> dict[str, list[str]]:
-    """Writes the page, whole or not at all, and returns the flags of the flagged cases.
+    """Writes the page and those of its cases, and returns the flags of the flagged cases.
 
     Arguments:
         path: of the page
         rows: finished cases
+        template: on the grid of the aligned images
         failed: case -> reason
         title: what was done, such as the template
     """
     flagged = all_flags({row.case: row.quality for row in rows})
     order = sorted(rows, key=lambda row: (row.case not in flagged, row.case))
-    style = files("volumediff.reporting").joinpath("report.css").read_text(encoding="utf-8")
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
-    body = [
-        "<h1>Alignment</h1>",
-        f'<p class="sub">{escape(title)}</p>',
-        f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
-        f"<p>{len(rows)} cases, {len(flagged)} to look at, {len(failed)} failed. Pictures: "
-        "the native volume, the aligned one, and the template, whose anatomy it should show in "
-        f'the same places; <b style="color:{TEMPLATE}">red</b> the '
-        f'template\'s brain, <b style="color:{MASK}">blue</b> the mask, which '
-        "covers the red where it is the template's. Left in the pictures is left of the "
-        "patient.</p>",
-        *_failures(failed),
-        _table(order, flagged),
-        '<h2>Pictures</h2><div class="slices">',
+    listed = []
+    with CasePages(Path(path)) as pages:
+        for row in order:
+            reasons = flagged.get(row.case, [])
+            pages.write(row.scene(template), body=_body(row, reasons), outputs=row.images)
+            listed.append(
+                ListedCase(
+                    row.case,
+                    page=pages.address(row.case),
+                    values=_values(row.quality),
+                    flags=reasons,
+                )
+            )
+    noun = "case" if len(rows) == 1 else "cases"
+    lines = [
+        f"{len(rows)} {noun}, {len(flagged)} to look at, {len(failed)} failed.",
+        "Flagged cases come first; their numbers are outside of what is expected, which stands "
+        "in the headings. A flag is a reason to look, not a verdict.",
+        "Every case has a page with a viewer: the aligned volume and the template, whose "
+        "anatomy it should show in the same places.",
     ]
-    body += [_figure(row, flagged.get(row.case, [])) for row in _shown(order, flagged)]
-    left_out = len(rows) - len(_shown(order, flagged))
-    if left_out:
-        body.append(f"<p>{left_out} more cases without flag: see the qc.png in their folders.</p>")
-    html = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Alignment</title><style>{style}{PAIRS}</style></head><body>",
-        *body,
-        "</div></body></html>\n",
-    ]
+    failures = [f"{case}: {why}" for case, why in failed.items()]
+    text = framed(
+        "Alignment",
+        [
+            Chapter("summary", "Summary", [bullets(lines)]),
+            Chapter("failed", "Failed", [bullets(failures, kind="caution")] if failed else []),
+            Chapter("all-cases", "Cases", case_list(listed, COLUMNS) if listed else []),
+        ],
+        lead=[title],
+    )
     with atomic(path) as file:
-        file.write("\n".join(html).encode())
+        file.write(text.encode())
     return flagged
 
 
-def _shown(order: Sequence[AlignedCase], flagged: Mapping[str, list[str]]) -> list[AlignedCase]:
-    return list(order[: len(flagged) + MOST_PICTURES])
+def _values(q: Quality) -> list[tuple[float, str] | str]:
+    spans = [f"{n} {v[0]:.2f} to {v[1]:.2f}" for n, v in q.bias.items() if v is not None]
+    shear = max(map(abs, q.shears))
+    return [
+        "" if q.dice is None else (q.dice, f"{q.dice:.3f}"),
+        (q.covered, f"{q.covered:.1%}"),
+        (q.before, f"{q.before:.3f}"),
+        (q.after, f"{q.after:.3f}"),
+        (max(q.scales), " ".join(f"{s:.2f}" for s in q.scales)),
+        (shear, f"{shear:.2f}"),
+        (q.rotation_degrees, f"{q.rotation_degrees:.1f}°"),
+        (q.volume_scale, f"{q.volume_scale:.2f}"),
+        (q.native_ml, f"{q.native_ml:.0f}"),
+        ", ".join(spans),
+    ]
 
 
-def _failures(failed: Mapping[str, str]) -> list[str]:
-    if not failed:
-        return []
-    items = "".join(f"<li>{escape(case)}: {escape(why)}</li>" for case, why in failed.items())
-    return [f'<div class="notice"><strong>Failed</strong><ul>{items}</ul></div>']
-
-
-def _table(rows: Sequence[AlignedCase], flagged: Mapping[str, list[str]]) -> str:
-    names = ("case", "Dice", "seen", "similarity before", "after", "scales", "largest shear",
-             "rotation", "volume scale", "mask ml", "bias field")  # fmt: skip
-    head = "".join(f'<th scope="col">{n}</th>' for n in names)
-    lines = []
-    for row in rows:
-        q = row.quality
-        spans = [f"{n} {v[0]:.2f}–{v[1]:.2f}" for n, v in q.bias.items() if v is not None]
-        cells = (
-            escape(row.case),
-            "–" if q.dice is None else f"{q.dice:.3f}",
-            f"{q.covered:.1%}",
-            f"{q.before:.3f}",
-            f"{q.after:.3f}",
-            " ".join(f"{s:.2f}" for s in q.scales),
-            f"{max(map(abs, q.shears)):.2f}",
-            f"{q.rotation_degrees:.1f}°",
-            f"{q.volume_scale:.2f}",
-            f"{q.native_ml:.0f}",
-            escape(", ".join(spans)) or "–",
-        )
-        mark = ' class="main"' if row.case in flagged else ""
-        lines.append(f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    caption = (
-        "Dice of mask and template's brain (none where the mask is the template's); share of the "
-        "template's brain that is seen; normalised mutual information with the template, as the "
-        "files lie and after registration; the map from native to template; range of the bias "
-        "field in the mask."
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div><p><small>{caption}</small></p>"
-    )
-
-
-def _figure(row: AlignedCase, reasons: Sequence[str]) -> str:
-    data = base64.b64encode(row.picture.read_bytes()).decode()
-    text = f"<strong>{escape(row.case)}</strong>"
-    if reasons:
-        text += f' <b style="color:#c0392b">look: {escape("; ".join(reasons))}</b>'
+def _body(row: AlignedCase, reasons: Sequence[str]) -> list[str]:
+    """Below the viewer: what to look at, and the native volume beside the template."""
+    parts = [bullets(reasons, kind="caution")] if reasons else []
     if row.notes:
-        text += f" <small>{escape('; '.join(row.notes))}</small>"
-    alt = f"slices of {escape(row.case)}"
-    return (
-        f"<figure><figcaption>{text}</figcaption>"
-        f'<img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+        parts.append(f"<p>{escape('; '.join(row.notes))}</p>")
+    caption = (
+        f"{row.case}: the native volume with its mask, the aligned one, and the template, whose "
+        "brain is outlined in red; the mask is outlined in blue and covers the red where it is "
+        "the template's. The patient's right is on the left."
     )
+    return [*parts, figure_of(row.picture.read_bytes(), caption)]

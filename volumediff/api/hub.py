@@ -1,5 +1,6 @@
 """Runs on the Hugging Face Hub: pushed as a model file with its card, pulled and verified."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def push(
                 raise UsageError(f"{source}: is a model file, which has its card; leave card out.")
             known = card_of_file(source)
             _check_licence(known, public=public)
-            file.symlink_to(source.resolve())
+            shutil.copyfile(source, file)
         else:
             known = _exported(
                 run, file, card, method=method, overrides=overrides, data=data, report=report

@@ -19,7 +19,7 @@ from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
-from volumediff.storage.shared_locks import exclusive
+from volumediff.storage.locks import exclusive
 
 __all__ = ["Fits"]
 

@@ -23,7 +23,7 @@ from volumediff.errors import UsageError
 from volumediff.runs.added_healthy import added_digest
 from volumediff.runs.auxiliary_models import Borrowed
 from volumediff.runs.trained import Trained
-from volumediff.storage.shared_locks import exclusive
+from volumediff.storage.locks import exclusive
 
 __all__ = [
     "calibrate",

@@ -6,6 +6,7 @@ and its seed, and later calls find the fitted method there.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.runs.trained import Trained
+from volumediff.samples.label_checks import with_ignored
 from volumediff.segmentation.result import Segmentation
 from volumediff.segmentation.segmenters._base import Segmenter
 from volumediff.storage import records
 from volumediff.storage.digests import sha256
+from volumediff.storage.locks import exclusive
 from volumediff.storage.records import Record
-from volumediff.storage.shared_locks import exclusive
 
 __all__ = ["StoredLabelFit", "fitted"]
 
@@ -88,7 +90,7 @@ def _found(
     trained: Trained, segmenter: Segmenter, seed: int, report: Callable[[str], None]
 ) -> Iterator[tuple[Segmentation, Tensor]]:
     for case in trained.cases("validation"):
-        ready = trained.preprocessing.prepare(case)
+        ready = trained.preprocessing.prepare(with_ignored(case, trained.recipe))
         assert ready.label is not None, "runs that segment have labels"
         report(f"fitting the threshold on {case.id}")
         found = segmenter.segment(
@@ -100,4 +102,6 @@ def _found(
             condition=trained.condition(case.attributes),
         )
         truth = torch.as_tensor(ready.label, device=trained.device)
-        yield found, truth.reshape(1, 1, *truth.shape[-3:])
+        truth = truth.reshape(1, 1, *truth.shape[-3:])
+        judged = ~torch.isin(truth, truth.new_tensor(trained.recipe.ignored))
+        yield replace(found, probabilities=found.probabilities * judged), truth

@@ -23,7 +23,7 @@ from volumediff.metrics.drift import critical, ks_of_histograms, ks_of_samples
 from volumediff.runs.inputs import find_inputs
 from volumediff.runs.trained import Trained
 from volumediff.storage.digests import sha256
-from volumediff.storage.shared_locks import exclusive
+from volumediff.storage.locks import exclusive
 
 __all__ = [
     "MAPS_BOUND",

@@ -29,14 +29,11 @@ from volumediff.evaluation.evaluate import evaluate, localizations
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.summary import group_table, verdicts
 from volumediff.evaluation.to_json import to_json
-from volumediff.evaluation.truths import find_truths
 from volumediff.inference.localize_files import localize
 from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.export import write_json
 from volumediff.randomness import key
 from volumediff.reporting.curves import write_curves
-from volumediff.reporting.report import Page, write_report
-from volumediff.reporting.views import views_of
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Which, load_trained
 from volumediff.samples.sources import simulated
@@ -51,7 +48,6 @@ __all__ = [
     "DemoConfig",
     "Test",
     "load_demo",
-    "pictured",
     "run_demo",
     "table",
     "write_test",
@@ -95,7 +91,6 @@ class DemoConfig(_DemoSection):
     method: RowChoice
     baselines: tuple[RowChoice, ...]
     replicates: PositiveInt = 500
-    pictures: PositiveInt = 8
 
 
 def load_demo(overrides: Sequence[str] = ()) -> DemoConfig:
@@ -252,10 +247,11 @@ def _write_results(
     text = table(results)
     with atomic(out / "table.md") as file:
         file.write((text + "\n").encode())
-    names = pictured(demo.test)
-    shown = [r for r in results if r.method != "prevalence"]
-    session = sessions_of(out / "run")[-1]
-    page = Page(
+    report_of(
+        out / "report.html",
+        results,
+        out / "test",
+        by="kind of lesion",
         title="volumediff demo",
         lead=[
             f"A small diffusion model was trained on simulated healthy subjects, and "
@@ -266,25 +262,13 @@ def _write_results(
             "field and noise. The results show that the pipeline works and how methods compare "
             "on this task; they say nothing about patients.",
         ],
-        results=results,
-        views=views_of(shown, find_truths(out / "test"), names[: demo.pictures]),
-        manifest={**source, "training": session},
+        manifest={**source, "training": sessions_of(out / "run")[-1]},
         pictures=[
             ("Training: loss and selection by step.", out / "run" / "progress.png"),
             *write_curves(out, results),
         ],
-        groups="kind of lesion",
     )
-    write_report(out / "report.html", page)
     clock(f"wrote {out / 'report.html'}, metrics.json and table.md")
-
-
-def pictured(test: Test) -> list[str]:
-    """A case of every kind, the subjects taking turns."""
-    return [
-        f"sub-{test.first + i % test.subjects}_{kind.replace('_', '')}"
-        for i, kind in enumerate(test.kinds)
-    ]
 
 
 def table(results: Sequence[MethodResult]) -> str:

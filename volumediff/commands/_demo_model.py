@@ -11,17 +11,14 @@ from pathlib import Path
 
 from volumediff.api.files import localize_files
 from volumediff.api.run import load
-from volumediff.commands._demo import Clock, Test, pictured, write_test
+from volumediff.commands._demo import Clock, Test, write_test
 from volumediff.data.population import Population
 from volumediff.errors import DataError
 from volumediff.evaluation.evaluate import evaluate, localizations
 from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.to_json import to_json
-from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import write_json
 from volumediff.reporting.curves import write_curves
-from volumediff.reporting.report import Page, write_report
-from volumediff.reporting.views import views_of
 from volumediff.runs.provenance import provenance
 
 __all__ = ["show_model"]
@@ -59,7 +56,11 @@ def show_model(out: Path | str, model: str, *, say: Callable[[str], None]) -> Me
     results = localizations(evaluate([folder], out / "test", by="kind", replicates=REPLICATES))
     source = {**provenance(run.trained), "seconds": round(time.monotonic() - clock.start, 1)}
     write_json(out / "metrics.json", {"methods": to_json(results), "manifest": source})
-    page = Page(
+    report_of(
+        out / "report.html",
+        results,
+        out / "test",
+        by="kind of lesion",
         title="volumediff demo",
         lead=[
             f"The shipped model {model} looked for lesions in {TEST.subjects} simulated subjects, "
@@ -68,12 +69,8 @@ def show_model(out: Path | str, model: str, *, say: Callable[[str], None]) -> Me
             "field and noise. The results show that the installation works; they say nothing "
             "about patients. `volumediff demo --train` trains a model and compares methods.",
         ],
-        results=results,
-        views=views_of(results, find_truths(out / "test"), pictured(TEST)),
         manifest=source,
         pictures=write_curves(out, results),
-        groups="kind of lesion",
     )
-    write_report(out / "report.html", page)
     clock(f"wrote {out / 'report.html'} and metrics.json")
     return results[0]

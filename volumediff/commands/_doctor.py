@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from volumediff.errors import UsageError
+from volumediff.system.resources import usable_cores
 
 __all__ = ["Check", "diagnose"]
 
@@ -95,7 +96,7 @@ def _release(text: str) -> Check:
 def _devices() -> list[Check]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count()
+    cores = usable_cores()
     found = [Check("ok", "cpu", f"{cores} cores, {torch.get_num_threads()} threads")]
     if not torch.cuda.is_available():
         found.append(Check("note", "cuda", "no device; CPU runs are for small volumes"))

@@ -118,19 +118,23 @@ def _component(name: str) -> dict[str, Any]:
 
 def _configuration(kind: str, name: str) -> dict[str, Any]:
     path = config.config_path(kind, name)
-    found: dict[str, Any] = {KINDS.get(kind, kind): name, "file": str(path), "about": _head(path)}
+    found: dict[str, Any] = {
+        KINDS.get(kind, kind): name,
+        "file": str(path),
+        "about": config.head(path),
+    }
     if kind == "segmentation":
-        from volumediff.commands._method_matrix import segments_on
+        from volumediff.documentation.method_matrix import segments_on
 
         return {**found, "runs on": segments_on(name)}
     if kind == "translation":
-        from volumediff.commands._method_matrix import trained_by, translates_on
+        from volumediff.documentation.method_matrix import trained_by, translates_on
 
         return {**found, "trained by": trained_by(name), "runs on": translates_on(name)}
     if kind != "anomaly":
         return found
     from volumediff.anomaly.method_files import read_method
-    from volumediff.commands._method_matrix import needs_of, pipelines_of
+    from volumediff.documentation.method_matrix import needs_of, pipelines_of
 
     tree = config.load(path)
     return {
@@ -139,16 +143,6 @@ def _configuration(kind: str, name: str) -> dict[str, Any]:
         "needs": needs_of(read_method(name)),
         "runs on": pipelines_of(name),
     }
-
-
-def _head(path: Path) -> str:
-    """The comment that a configuration begins with: what it is, its paper, its cost."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return "\n".join(lines)
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,13 @@ def docs(
     check: Annotated[
         bool, typer.Option("--check", help="Run every code block and check every link.")
     ] = False,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Write the generated pages of the reference anew, for developers in a checkout.",
+        ),
+    ] = False,
     page: Annotated[
         list[str] | None,
         typer.Option(
@@ -33,12 +40,14 @@ def docs(
     ] = None,
 ) -> None:
     """Open the documentation in a browser; it comes with the program and needs no network."""
-    if build and check:
-        raise UsageError("docs: --build and --check exclude each other; give one of them.")
+    if build + check + reference > 1:
+        raise UsageError("docs: give one of --build, --check and --reference.")
     if build != (output is not None):
         raise UsageError("docs: --build and --output belong together; give both or none.")
     if check:
         _check(page or [], context)
+    elif reference:
+        _write_reference(context)
     elif build:
         _build(output)
     else:
@@ -76,6 +85,16 @@ def _check(names: list[str], context: typer.Context) -> None:
     taking = [name for name, command in commands.items() if takes_overrides(command)]
     if not check_pages(names, out_line, taking=taking):
         raise typer.Exit(1)
+
+
+def _write_reference(context: typer.Context) -> None:
+    from volumediff.documentation.reference.generated import REFERENCE, write_reference
+
+    changed = write_reference(context.find_root().command)
+    for path in changed:
+        out_line(f"Wrote {path}.")
+    if not changed:
+        out_line(f"The pages in {REFERENCE} are up to date.")
 
 
 def takes_overrides(command: Any) -> bool:

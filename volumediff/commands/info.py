@@ -29,6 +29,6 @@ def info(
     elif name is not None:
         print_json(_overview.facts(name))
     else:
-        from volumediff.commands._method_matrix import inventory
+        from volumediff.documentation.method_matrix import inventory
 
         print_json(inventory())

@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 WHITE = "white"
+# Paths of kernels whose own loss is a squared error, voxel by voxel.
+SQUARED = ("gaussian", "cold")
 
 
 def training_problem(
@@ -75,8 +77,18 @@ def training_problem(
             f"{name_of(type(recipe))}, which leaves states clean outside of a region, got "
             f"{name_of(type(kernel.schedule))}; use kernel.schedule=cosine or rectified."
         )
+    if recipe.ignored and (kernel.path not in SQUARED or not space.exact or recipe.codes is None):
+        return (
+            "recipe.ignored: expected the kernel gaussian or cold, a space of voxels or wavelets, "
+            "and the coding signed or one_hot, whose loss can leave voxels out, got "
+            f"{name}, {name_of(type(space))} and {name_of(type(recipe.coding))}; use these, or "
+            "method=unet."
+        )
     for loss in losses:
         problem = loss.problem(kernel, recipe, space)
+        if problem is None and recipe.ignored and not loss.leaves_out:
+            problem = "expected losses that leave voxels out for recipe.ignored, dice, "
+            problem += "cross_entropy or anchor with these terms; leave it out."
         if problem is None and recipe.local:
             problem = "expected noise everywhere, got a recipe with noise in a region alone."
         if problem is not None:
@@ -246,11 +258,12 @@ def states_problem(recipe: Recipe) -> str | None:
 
 def supervision_problem(recipe: Recipe) -> str | None:
     """Why a segmentation network cannot learn from a recipe."""
-    if recipe.marks is not None:
+    if recipe.marks is not None and not recipe.ignored:
         return told_problem(recipe)
     return (
-        "recipe: expected synthetic_anomalies, or label_diffusion with the code -1 and 1, for a "
-        f"residual segmenter, got {name_of(type(recipe))}; use recipe=synthetic_anomalies."
+        "recipe: expected synthetic_anomalies, or label_diffusion with the code -1 and 1 and "
+        f"without ignored, for a residual segmenter, got {name_of(type(recipe))}; use "
+        "recipe=synthetic_anomalies."
     )
 
 
@@ -405,6 +418,11 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
         return (
             "recipe: expected label_diffusion, which says the labels, for a probe, got "
             f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
+        )
+    if recipe.ignored:
+        return (
+            "recipe.ignored: expected none for a probe, whose voxels are drawn by label, got "
+            f"{list(recipe.ignored)}; use method=unet."
         )
     if recipe.codes is None:
         return (

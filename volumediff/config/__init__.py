@@ -14,7 +14,7 @@ from volumediff.config.components import (
 )
 from volumediff.config.expectation import expected
 from volumediff.config.families import FAMILIES, Family, families
-from volumediff.config.files import ROOTS, config_path, load, overlaid, overridden, shipped
+from volumediff.config.files import ROOTS, config_path, head, load, overlaid, overridden, shipped
 
 __all__ = [
     "FAMILIES",
@@ -30,6 +30,7 @@ __all__ = [
     "expected",
     "families",
     "family_of",
+    "head",
     "load",
     "name_of",
     "named",

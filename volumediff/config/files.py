@@ -8,7 +8,7 @@ from volumediff.config.components import suggestion
 from volumediff.config.yaml_text import DEEPEST, LONGEST, Unfit, parse_yaml
 from volumediff.errors import UsageError, shown
 
-__all__ = ["ROOTS", "config_path", "load", "overlaid", "overridden", "shipped"]
+__all__ = ["ROOTS", "config_path", "head", "load", "overlaid", "overridden", "shipped"]
 
 PACKAGE = Path(__file__).parents[1]
 ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
@@ -35,6 +35,16 @@ def config_path(kind: str, name: str) -> Path:
         f"{kind} configuration {name!r}: no such file, and none that ships.{hint}{others} "
         "volumediff info lists all names."
     )
+
+
+def head(path: Path) -> str:
+    """The comment that a configuration begins with: what it is, its paper, its cost."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return "\n".join(lines)
 
 
 def shipped(kind: str) -> list[str]:

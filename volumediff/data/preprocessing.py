@@ -34,12 +34,14 @@ from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
 from volumediff.storage.digests import sha256
 
-__all__ = ["Prepared", "Preprocessing", "PreprocessingRecord", "fingerprint"]
+__all__ = ["MOST_CROPPED", "Prepared", "Preprocessing", "PreprocessingRecord", "fingerprint"]
 
 # Part of every fingerprint: raise it when the same options come to give other voxels.
 VERSION = 3
 # Half width of the triangle that memberships of labels are interpolated with, in voxels.
 BETWEEN_VOXELS = 1.0
+# Share of the foreground that the shape of a run may cut away.
+MOST_CROPPED = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -465,6 +467,8 @@ def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
     if case.lesions is not None or case.boxes is not None:
         parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
+    if case.ignored:
+        parts.append(f"\0ignored {case.ignored}")
     if case.contours:
         parts.append(f"\0contours {dict(case.contours)}")
     for name, path in [*case.images.items(), *case.label_files.items()]:

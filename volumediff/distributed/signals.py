@@ -1,25 +1,16 @@
 """Stop signals set a flag; the loop saves at the next step and ends.
 
-SIGTERM and SIGINT are usual. Batch systems can be asked for SIGUSR1 or SIGUSR2 some minutes before
-the time is up, and send SIGXCPU when that of the processor is. They reach the whole process group:
-loader workers outlive them, or the parent would find its loader dead before it could save.
+They reach the whole process group: loader workers outlive them, or the parent would find its
+loader dead before it could save.
 """
 
 import signal
 import threading
 from types import FrameType, TracebackType
 
-__all__ = ["StopFlag", "outlive_stop_signals"]
+from volumediff.system.stop_signals import STOP_SIGNALS
 
-STOPS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-)
-# Seconds that a loader worker outlives SIGTERM: enough for the step and the save in progress.
-GRACE = 300
+__all__ = ["StopFlag"]
 
 
 class StopFlag:
@@ -35,7 +26,7 @@ class StopFlag:
     def __enter__(self) -> "StopFlag":
         # Handlers can only be set in the main thread; elsewhere the caller's own stay in force.
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._set) for s in STOPS}
+            self._before = {s: signal.signal(s, self._set) for s in STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -51,13 +42,3 @@ class StopFlag:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
-
-
-def outlive_stop_signals() -> None:
-    """To be called in loader workers: they live on for a while, until their parent ends them.
-
-    Ignoring SIGTERM for ever would let a program hang at its end, when daemons are terminated.
-    """
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

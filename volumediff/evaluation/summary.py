@@ -24,10 +24,13 @@ __all__ = [
     "GapRow",
     "case_table",
     "confounded_lines",
+    "counted",
     "coverage",
+    "false_alarms",
     "gap_table",
     "group_table",
     "measure_table",
+    "seen_lines",
     "size_table",
     "verdicts",
     "without_seen",
@@ -214,7 +217,7 @@ class GapRow:
 
 
 def gap_table(results: Sequence[MethodResult]) -> list[GapRow]:
-    """A row per method and metric with values of several subgroups."""
+    """A row per metric and method with values of several subgroups."""
     return [
         GapRow(
             r.method,
@@ -224,13 +227,22 @@ def gap_table(results: Sequence[MethodResult]) -> list[GapRow]:
             found.gap,
             found.chance,
         )
+        for name in dict.fromkeys(name for r in results for name in r.gaps)
         for r in results
-        for name, found in r.gaps.items()
+        if (found := r.gaps.get(name)) is not None
     ]
 
 
 def coverage(results: Sequence[MethodResult]) -> str:
-    """How many volumes, patients and lesions the metrics stand on, and who has seen them."""
+    """What the metrics stand on, in one paragraph."""
+    lines = [counted(results)]
+    if known := false_alarms(results):
+        lines.append(f"False alarms: {'; '.join(known)}.")
+    return " ".join([*lines, *seen_lines(results)])
+
+
+def counted(results: Sequence[MethodResult]) -> str:
+    """How many volumes, patients and lesions the metrics stand on."""
     cases = results[0].cases
     volumes, patients = len(cases), len({c.patient for c in cases})
     sick = [c for c in cases if c.abnormal]
@@ -239,19 +251,25 @@ def coverage(results: Sequence[MethodResult]) -> str:
         f"{'patient' if patients == 1 else 'patients'}, {len(sick)} with lesions."
     )
     if len({c.patient for c in sick}) >= MIN_PATIENTS:
-        counts += " Intervals are 95 % over patients (bootstrap)."
-    else:
-        counts += (
-            f" Fewer than {MIN_PATIENTS} patients have lesions: no interval is given, the cases "
-            "are listed."
-        )
+        return f"{counts} Intervals are 95 % over patients (bootstrap)."
+    return (
+        f"{counts} Fewer than {MIN_PATIENTS} patients have lesions: no interval is given, the "
+        "cases are listed."
+    )
+
+
+def false_alarms(results: Sequence[MethodResult]) -> list[str]:
+    """What each method marks in healthy volumes, as far as that is known."""
     rates = [(r.method, healthy_rates(r.cases, r.facts)) for r in results]
-    known = [f"{name}: {found.sentence}" for name, found in rates if found is not None]
-    lines = [f"False alarms: {'; '.join(known)}."] if known else []
-    lines += said([r.leakage for r in results])
+    return [f"{name}: {found.sentence}" for name, found in rates if found is not None]
+
+
+def seen_lines(results: Sequence[MethodResult]) -> list[str]:
+    """Which volumes the models have seen before."""
+    lines = said([r.leakage for r in results])
     if any(r.leakage.leaks for r in results) and not without_seen(results):
         lines.append("No volume is left without them.")
-    return " ".join([counts, *lines])
+    return lines
 
 
 def without_seen(results: Sequence[MethodResult]) -> list[MethodResult]:
@@ -287,19 +305,27 @@ def _verdict(
     prefix = f"{where}: " if where else ""
     if f"{theirs:.3f}" == f"{mine:.3f}":
         return f"{prefix}{main.method} and {best} are equal, {mine:.3f}."
-    doubt = _doubt(main.differences.get(best, {}).get(key))
+    difference = main.differences.get(best, {}).get(key)
+    if difference is not None and difference.low <= 0 <= difference.high:
+        return (
+            f"{prefix}{main.method} {mine:.3f} and the best other, {best} {theirs:.3f}, cannot be "
+            f"told apart{_interval(difference)}."
+        )
     if theirs > mine:
         return (
-            f"{prefix}{best} is better than {main.method}, {theirs:.3f} against {mine:.3f}{doubt}."
+            f"{prefix}{best} is better than {main.method}, {theirs:.3f} against {mine:.3f}"
+            f"{_interval(difference)}."
         )
     factor = f", {mine / theirs:.2f} times" if theirs > 0 else ""
-    return f"{prefix}{main.method} {mine:.3f}, best other {best} {theirs:.3f}{factor}{doubt}."
+    return (
+        f"{prefix}{main.method} {mine:.3f}, best other {best} {theirs:.3f}{factor}"
+        f"{_interval(difference)}."
+    )
 
 
-def _doubt(difference: Interval | None) -> str:
-    """Whether a difference may be chance, where its interval is known."""
+def _interval(difference: Interval | None) -> str:
+    """The interval of a difference, where it is known."""
     if difference is None or not np.isfinite(difference.low):
         return ""
     low, high = difference.low, difference.high
-    zero = "excludes zero" if low > 0 or high < 0 else "includes zero"
-    return f"; the 95 % interval of the difference, {low:+.3f} to {high:+.3f}, {zero}"
+    return f" (95 % interval of the difference: {low:+.3f} to {high:+.3f})"

@@ -20,13 +20,12 @@ from torch import Tensor
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.raw_map import Localization
 from volumediff.data.intensity import BACKGROUND
-from volumediff.data.preprocessing import Prepared
+from volumediff.data.preprocessing import MOST_CROPPED, Prepared
 from volumediff.data.volume import Volume
 from volumediff.errors import DataError
 from volumediff.metrics.detection import rates
 
 __all__ = [
-    "MOST_CROPPED",
     "Likeness",
     "crop_objection",
     "ct_objection",
@@ -38,8 +37,6 @@ __all__ = [
     "permitted",
 ]
 
-# Share of the foreground that the run's shape may cut away.
-MOST_CROPPED = 0.05
 # Air is -1000 HU and the lung -700; MRI has no voxels of that sign and size, whatever its scale.
 AIR_HU = -500.0
 # Least share of voxels below: scans of the body and the head are surrounded by air.

@@ -16,6 +16,7 @@ from volumediff.data.grid import Grid
 from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
 from volumediff.guidance._base import Guidance, with_classes
+from volumediff.inference.conditions import check_names
 from volumediff.inference.options import SampleOptions
 from volumediff.outputs.batch import Result, Summary, process
 from volumediff.outputs.export import write_json
@@ -109,8 +110,14 @@ def sampling(trained: Trained, options: SampleOptions) -> Sampling:
     model = trained.diffusion
     try:
         named = trained.recipe.class_of(options.attributes)
+        others = {
+            name: value
+            for name, value in options.attributes.items()
+            if trained.recipe.class_of({name: value}) is None
+        }
     except ValueError as error:
         raise UsageError(f"{error}.") from None
+    check_names(trained, others)
     label = options.label if named is None else named
     if not 0 <= label <= trained.recipe.classes:
         raise UsageError(

@@ -26,6 +26,7 @@ __all__ = ["LossContext", "LossTerm", "mean_over_voxels", "needs_labels"]
 Volume = Float[Tensor, "b c d h w"]
 State = Float[Tensor, "b k d2 h2 w2"]
 Level = Float[Tensor, "b"]
+FEW = 1e-6  # least share of voxels that a mean is taken of
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class LossContext:
         z_0, z_t, t, noise: clean state, noisy state, its time and its noise
         prediction: the output as the kernel reads it
         side: the term's own network, see `LossTerm.side`
+        hidden: 1 where the loss does not look; None for nowhere
     """
 
     space: StateSpace
@@ -64,6 +66,7 @@ class LossContext:
     noise: State
     prediction: Prediction
     side: nn.Module | None = None
+    hidden: Float[Tensor, "b 1 d h w"] | None = None
 
     @cached_property
     def predicted(self) -> Volume:
@@ -73,13 +76,26 @@ class LossContext:
 
     @cached_property
     def shares(self) -> Float[Tensor, "b l d h w"]:
-        """Memberships of the labels in the prediction, differentiable and not cut to [0, 1]."""
-        return self.recipe.shares(self.predicted)
+        """Memberships of the labels in the prediction, differentiable and not cut to [0, 1].
+
+        They are 0 where the loss does not look.
+        """
+        return self._seen(self.recipe.shares(self.predicted))
 
     @cached_property
     def truth(self) -> Float[Tensor, "b l d h w"]:
-        """Memberships of the labels in x."""
-        return self.recipe.shares(self.x.float())
+        """Memberships of the labels in x; 0 where the loss does not look."""
+        return self._seen(self.recipe.shares(self.x.float()))
+
+    def mean(self, errors: Float[Tensor, "b l d h w"]) -> Level:
+        """Mean over the voxels at which the loss looks, of errors that are 0 elsewhere."""
+        found = mean_over_voxels(errors)
+        if self.hidden is None:
+            return found
+        return found / (1 - self.hidden.flatten(1).mean(1).to(found)).clamp(min=FEW)
+
+    def _seen(self, shares: Float[Tensor, "b l d h w"]) -> Float[Tensor, "b l d h w"]:
+        return shares if self.hidden is None else shares * (1 - self.hidden.to(shares))
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,7 @@ class LossTerm(ABC):
         prepared: whether it reads what the network makes of images alone
         clean: whether it reads the predicted clean state, and nothing else of the network
         contains_kernel: whether the kernel's own loss is in it, so that it stands in place of that
+        leaves_out: whether it leaves out the voxels that are `hidden`
 
     Arguments:
         weight: of the term
@@ -100,6 +117,7 @@ class LossTerm(ABC):
     prepared: ClassVar[bool] = False
     clean: ClassVar[bool] = False
     contains_kernel: ClassVar[bool] = False
+    leaves_out: ClassVar[bool] = False
     _: KW_ONLY
     weight: float = 1.0
 

@@ -45,6 +45,10 @@ class Anchor(LossTerm):
                 f"cross_entropy, got {wrong[0]}."
             )
 
+    @property
+    def leaves_out(self) -> bool:  # type: ignore[override]
+        return bool(self.terms) and all(term.leaves_out for term in self.terms)
+
     def problem(self, kernel: Kernel, recipe: Recipe, space: StateSpace) -> str | None:
         if kernel.classes is not None:
             return (

@@ -36,6 +36,7 @@ class CrossEntropy(LossTerm):
 
     # Of the kernels that the loss `anchor` takes; classes have probabilities of their own.
     clean: ClassVar[bool] = True
+    leaves_out: ClassVar[bool] = True
     classes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class CrossEntropy(LossTerm):
         errors = binary_cross_entropy(p, m)
         if self.classes:
             errors = errors * self._weights(m)
-        return mean_over_voxels(errors)
+        return context.mean(errors)
 
     def _of_classes(self, context: LossContext) -> Float[Tensor, "b"]:
         kernel = context.kernel

@@ -34,6 +34,7 @@ class Dice(LossTerm):
     """
 
     clean: ClassVar[bool] = True
+    leaves_out: ClassVar[bool] = True
     smooth: float = 50.0
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from volumediff.errors import (
 from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
+from volumediff.system.file_names import unfit_name
 from volumediff.terminal.messages import detail, problem
 from volumediff.terminal.progress import Progress
 
@@ -112,7 +113,7 @@ def process(
     Raises:
         UsageError: a process with other settings works in the output folder, or it holds results
             of other settings
-        DataError: the disk is full or not writable
+        DataError: the disk is full or not writable, or cannot hold files named as the cases are
         Exception: an error of the program or of a component, outside of `isolated_cases`
     """
     out = Path(out)
@@ -121,6 +122,9 @@ def process(
         open_ledger(out, job=fingerprint(settings), overwrite=overwrite) as ledger,
         _progress(len(cases) + len(problems), report) as say,
     ):
+        unfit = unfit_name(out, [case.id for case in cases])
+        if unfit is not None:
+            raise DataError(f"{out}: {unfit}; give the case another name, or work elsewhere.")
         meet()  # a process that starts late joins what this session has done, too
         for name, reason in problems.items() if is_main() else ():
             say(f"{name}: failed: {reason}")

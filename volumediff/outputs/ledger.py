@@ -30,9 +30,10 @@ from pydantic import ConfigDict, Field
 
 from volumediff.errors import DataError, UsageError
 from volumediff.storage.digests import sha256, sha256_of_file
+from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, parse
 from volumediff.storage.seal import Broken, open_json, seal_json
-from volumediff.storage.shared_locks import holder, open_itself, sign, take
+from volumediff.system.folders import remove_open
 
 __all__ = [
     "Failed",
@@ -284,7 +285,7 @@ def _leave(ledger: Ledger, present: BinaryIO) -> None:
         ledger.last = take(present, wait=False)
         if ledger.last:
             shutil.rmtree(ledger.folder / CLAIMS, ignore_errors=True)
-            (ledger.folder / SESSION).unlink(missing_ok=True)
+            remove_open(ledger.folder / SESSION)
 
 
 def changed_outputs(folder: Path, cases: Container[str]) -> list[str]:

@@ -5,7 +5,6 @@ CUDA the allocator's own numbers stand beside the traced ones, and a lack of mem
 snapshot of the allocator behind (for https://pytorch.org/memory_viz).
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from volumediff.planning.shortage import explained, is_shortage
 from volumediff.planning.step import inference_step, training_step, volume_shape
 from volumediff.planning.tracer import OUTSIDE, Tracer
 from volumediff.settings.run_config import RunConfig
+from volumediff.system.resources import peak_memory
 from volumediff.tasks import build_task, resolved
 
 __all__ = ["Profile", "profile"]
@@ -172,8 +172,8 @@ def profile(config: RunConfig, *, mode: Mode = "train", steps: int = 3, snapshot
 
 
 def _resident_gb() -> float:
-    """Largest resident size of the process so far; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    """Largest resident size of the process so far."""
+    return peak_memory() / GB
 
 
 @contextmanager

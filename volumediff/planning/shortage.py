@@ -1,7 +1,5 @@
 """When memory runs out: one line with the memory policy that the planner suggests."""
 
-import os
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,6 +9,7 @@ import torch
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
+from volumediff.system.resources import available_memory
 
 __all__ = ["advice", "explained", "is_shortage"]
 
@@ -91,6 +90,4 @@ def _total_gb(device: torch.device) -> float:
     """Memory of the device; of the CPU, what this process may have."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return (total if limit == resource.RLIM_INFINITY else min(total, limit)) / 1e9
+    return available_memory() / 1e9

@@ -69,6 +69,7 @@ class Target:
         region: 1 where there is noise; the state outside is clean, and the loss is inside
         end: volume at the noisy end of a cold kernel, in place of noise
         scalar: a number that the network is told beside the attributes of the case
+        hidden: 1 where the loss does not look; noise is there as elsewhere
     """
 
     x: Float[Tensor, "c d h w"]
@@ -78,6 +79,7 @@ class Target:
     region: Float[Tensor, "1 d h w"] | None = None
     end: Float[Tensor, "c d h w"] | None = None
     scalar: float | None = None
+    hidden: Float[Tensor, "1 d h w"] | None = None
 
 
 class Recipe(ABC):
@@ -87,6 +89,7 @@ class Recipe(ABC):
         atlas: whether the atlas is a condition
         scalars: attributes that are conditions
         labels: label values that are modelled
+        ignored: label values of voxels that nobody has judged: the loss does not look there
         needs_readers: whether some volumes must have been labelled by several readers
         tells: whether targets bring a scalar of their own, which comes after the attributes
         reference: whether the network is conditioned on the clean state through a bottleneck
@@ -137,6 +140,7 @@ class Recipe(ABC):
     paired: ClassVar[bool] = False
     segments: ClassVar[bool] = False
     labels: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = ()
     coding: Coding | None = None
     tells: bool = False
     needs_readers: bool = False

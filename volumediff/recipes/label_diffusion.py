@@ -26,6 +26,8 @@ class LabelDiffusion(Recipe):
         coding: what masks become
         raters: whose labels are learnt, where several readers have labelled
         scalars: attributes that condition the model
+        ignored: label values of voxels that nobody has judged, such as `ignore` of nnU-Net: no
+            loss looks there. Noisy states show background there, as whole volumes need a state
 
     References:
         Amit et al. (2021), SegDiff, arXiv:2112.00390
@@ -41,6 +43,7 @@ class LabelDiffusion(Recipe):
     coding: Coding = field(default_factory=Signed)
     raters: Rater = field(default_factory=MajorityRater)
     scalars: tuple[str, ...] = ()
+    ignored: tuple[int, ...] = ()
 
     atlas = False
 
@@ -50,6 +53,12 @@ class LabelDiffusion(Recipe):
             raise ValueError(
                 "expected labels that differ, each in 1..255 (the background has no channel of "
                 f"its own), got {list(self.labels)}."
+            )
+        wrong = [v for v in self.ignored if not 1 <= v <= 255 or v in self.labels]
+        if wrong:
+            raise ValueError(
+                f"ignored: expected values in 1..255 beside labels {list(self.labels)}, got "
+                f"{list(self.ignored)}."
             )
 
     @property
@@ -107,4 +116,8 @@ class LabelDiffusion(Recipe):
             raise DataError("label diffusion needs a label map for every volume.")
         x, opinion = subject.x, self.raters.opinion(subject.label, subject.readers, key=key)
         coded = self.coding.encode(self.masks(opinion.label), spacing_mm=subject.spacing_mm)
-        return Target(coded.to(x.dtype), (x,), scalar=opinion.level)
+        hidden = None
+        if self.ignored:
+            unknown = torch.isin(opinion.label, opinion.label.new_tensor(self.ignored))
+            hidden = unknown.to(x.dtype)
+        return Target(coded.to(x.dtype), (x,), scalar=opinion.level, hidden=hidden)

@@ -58,14 +58,12 @@ def case_list(
     """
     names = sorted({c.kind for c in cases if c.kind})
     heads = [
-        *([CaseColumn("picture")] if any(c.thumbnail for c in cases) else []),
         CaseColumn("case"),
         *([CaseColumn(kinds)] if names else []),
         *columns,
     ]
     head = "".join(_head(column) for column in heads)
-    pictures = heads[0].title == "picture"
-    rows = "".join(_row(c, pictures=pictures, grouped=bool(names)) for c in cases)
+    rows = "".join(_row(c, grouped=bool(names)) for c in cases)
     return [
         '<div class="case-list">',
         _filters(kinds, names),
@@ -91,21 +89,19 @@ def _filters(kinds: str, names: Sequence[str]) -> str:
 
 
 def _head(column: CaseColumn) -> str:
-    if column.title == "picture":
-        return '<th scope="col">picture</th>'
     tip = f' title="{escape(column.explanation)}"' if column.explanation else ""
     return f'<th scope="col"><button type="button"{tip}>{escape(column.title)}</button></th>'
 
 
-def _row(case: ListedCase, *, pictures: bool, grouped: bool) -> str:
+def _row(case: ListedCase, *, grouped: bool) -> str:
     name = f"<bdi>{escape(case.case)}</bdi>"
     address = None if case.page is None else quote(case.page)
     linked = name if address is None else f'<a href="{address}">{name}</a>'
-    cells = []
-    if pictures:
-        cells.append(f"<td>{_picture(case, address)}</td>")
     marks = f'<span class="flags">{escape("; ".join(case.flags))}</span>' if case.flags else ""
-    cells.append(f'<th scope="row" data-order="{escape(case.case)}">{linked}{marks}</th>')
+    cells = [
+        f'<th scope="row" data-order="{escape(case.case)}"><div class="who">'
+        f"{_picture(case, address)}<span>{linked}{marks}</span></div></th>"
+    ]
     if grouped:
         cells.append(f"<td>{escape(case.kind) or NONE}</td>")
     cells += [_cell(value) for value in case.values]
@@ -118,9 +114,9 @@ def _row(case: ListedCase, *, pictures: bool, grouped: bool) -> str:
 
 
 def _picture(case: ListedCase, address: str | None) -> str:
-    """The row's heading names the case and links to it; the picture does so for the mouse."""
+    """The name beside it links to the case; the picture does so for the mouse."""
     if case.thumbnail is None:
-        return NONE
+        return ""
     data = base64.b64encode(case.thumbnail).decode()
     image = f'<img alt="" loading="lazy" decoding="async" src="data:image/jpeg;base64,{data}">'
     if address is None:

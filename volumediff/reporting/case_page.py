@@ -53,7 +53,11 @@ class CasePages:
         at: TracebackType | None,
     ) -> None:
         if error is None:
-            self._finish(None)
+            self.close()
+
+    def close(self) -> None:
+        """Writes the last page, which has no next one."""
+        self._finish(None)
 
     def address(self, case: str) -> str:
         """Of the page of a case, relative to the index; not quoted."""

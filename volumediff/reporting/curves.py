@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from volumediff.evaluation.leakage import said
 from volumediff.evaluation.localization import MethodResult
+from volumediff.metrics import calibration_error
 from volumediff.metrics.lesions import FROC_RATES
 from volumediff.storage.atomic import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["curve_picture", "write_curves"]
+__all__ = ["FEW_VOXELS", "curve_picture", "reliability_picture", "write_curves"]
+
+SIZE = (5.6, 4.2)  # inches
+# A share of fewer voxels is mostly chance: its point is hollow, and no line goes to it.
+LEAST_VOXELS = 100
+FEW_VOXELS = (
+    f"The lower frame shows how many voxels each point stands on; points of fewer than "
+    f"{LEAST_VOXELS} voxels are hollow."
+)
 
 # False positives per volume that are shown: those that are summarized, and where curves begin.
 SHOWN = (FROC_RATES[0] / 2, FROC_RATES[-1])
@@ -29,51 +38,98 @@ def write_curves(folder: Path, results: Sequence[MethodResult]) -> list[tuple[st
         folder: where the files go
         results: of the methods; each is a line
     """
+    froc = [partial(_froc, result=r) for r in results if r.curves.froc is not None]
+    tables = [(r.method, t) for r in results if (t := r.curves.reliability) is not None]
+    risks = [partial(_risk_coverage, result=r) for r in results if r.curves.risk_coverage]
     written = []
-    warning = "".join(f" {line}" for line in said([r.leakage for r in results]))
-    for name, caption, draw in (
+    for name, caption, picture in (
         (
             "froc",
-            "FROC: lesions found against false positives per volume, for candidates of each "
-            "method's own mask. Lines end where the mask ends.",
-            _froc,
+            "FROC: share of the lesions found against false positives per volume, for candidates "
+            "of each method's own mask. Lines end where the mask ends.",
+            curve_picture(froc, title="Lesions found by false positives") if froc else None,
         ),
         (
             "reliability",
             "Reliability: share of lesion voxels by probability, which was fitted on validation "
-            "volumes. On the diagonal a probability means what it says.",
-            _reliability,
+            f"volumes. On the diagonal a probability means what it says. {FEW_VOXELS}",
+            reliability_picture(
+                tables,
+                title="Reliability of probabilities",
+                x="probability of a lesion",
+                y="share of lesion voxels",
+            )
+            if tables
+            else None,
         ),
         (
             "risk_coverage",
             "Risk-coverage: share of wrong voxels among the most certain ones. It falls to the "
             "left where the uncertainty knows the errors.",
-            _risk_coverage,
+            curve_picture(risks, title="Errors that remain by share kept") if risks else None,
         ),
     ):
-        shown = [r for r in results if getattr(r.curves, name) is not None]
-        if shown:
+        if picture is not None:
             path = folder / f"{name}.png"
             with atomic(path) as file:
-                file.write(curve_picture([partial(draw, result=r) for r in shown]))
-            written.append((caption + warning, path))
+                file.write(picture)
+            written.append((caption, path))
     return written
 
 
-def curve_picture(lines: Sequence[Callable[["Axes"], None]]) -> bytes:
+def curve_picture(lines: Sequence[Callable[["Axes"], None]], *, title: str) -> bytes:
     """PNG of lines in one frame with a legend.
 
     Arguments:
         lines: each draws itself, with its label
+        title: above the frame
     """
     from matplotlib.figure import Figure  # heavy import
 
-    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     for draw in lines:
         draw(axes)
+    axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def reliability_picture(
+    tables: Sequence[tuple[str, calibration_error.Reliability]], *, title: str, x: str, y: str
+) -> bytes:
+    """PNG of the share of hits by probability, and below it how many voxels each point stands on.
+
+    Arguments:
+        tables: name and sums per bin; each is a line
+        title: above the frame
+        x, y: of the axes
+    """
+    from matplotlib.figure import Figure  # heavy import
+
+    figure = Figure(figsize=(SIZE[0], SIZE[1] + 1.1), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for name, table in tables:
+        n = table.voxels
+        known, many = n > 0, n >= LEAST_VOXELS
+        at = np.divide(table.predicted, n, out=np.full(len(n), np.nan), where=known)
+        share = np.divide(table.lesions, n, out=np.full(len(n), np.nan), where=known)
+        (line,) = above.plot(at[many], share[many], "o-", label=name)
+        colour = line.get_color()
+        few = known & ~many
+        above.plot(at[few], share[few], "o", color=colour, fillstyle="none")
+        below.plot(at[known], n[known], "o-", color=colour, markersize=3, linewidth=0.8)
+    above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel=y, title=title)
+    above.legend(fontsize=8)
+    below.set(yscale="log", xlabel=x, ylabel="voxels")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, metadata={"Software": None})
     return buffer.getvalue()
@@ -99,18 +155,6 @@ def _froc(axes: "Axes", result: MethodResult) -> None:
         xticklabels=[f"{rate:g}" for rate in FROC_RATES],
         xlabel="false positives per volume",
         ylabel="lesions found",
-    )
-
-
-def _reliability(axes: "Axes", result: MethodResult) -> None:
-    table = result.curves.reliability
-    assert table is not None, "it was asked for"
-    known = table.voxels > 0
-    n = table.voxels[known]
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    axes.plot(table.predicted[known] / n, table.lesions[known] / n, "o-", label=result.method)
-    axes.set(
-        xlim=(0, 1), ylim=(0, 1), xlabel="probability of a lesion", ylabel="share of lesion voxels"
     )
 
 

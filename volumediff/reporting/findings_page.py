@@ -1,81 +1,115 @@
 """findings.html: the findings of a folder, case by case; a report that needs no truth."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.urgency import LEVELS
 from volumediff.findings.written import Written
+from volumediff.metrics.definition import Notation
 from volumediff.outputs.export import FINDINGS, MAP
 from volumediff.outputs.segmentation_files import LABEL_FINDINGS
-from volumediff.reporting.report import Page, write_report
-from volumediff.reporting.views import CaseView, outputs_of, start_of, thinned
+from volumediff.reporting.case_list import CaseColumn, ListedCase, case_list
+from volumediff.reporting.case_page import CasePages
+from volumediff.reporting.page_frame import Chapter, framed
+from volumediff.reporting.panel import case_panel
+from volumediff.reporting.report import settings_chapter
+from volumediff.reporting.tables import bullets
+from volumediff.reporting.thumbnails import thumbnail
+from volumediff.reporting.views import CaseView, outputs_of, start_of
+from volumediff.storage.atomic import atomic
 
 __all__ = ["Gallery"]
 
-# Cases that are shown; every one holds several volumes, in memory and in the page.
-MOST = 8
-
+COLUMNS = (
+    CaseColumn("to look at", "Urgency of the most urgent finding, by fixed rules."),
+    CaseColumn("findings", "Number of findings."),
+    CaseColumn("volume in ml", "Volume of all findings together."),
+    CaseColumn("volume score", "Score of the whole volume; higher is more abnormal."),
+    CaseColumn("in a sentence"),
+)
 Rank = tuple[int, float]
 
 
 @dataclass
 class Gallery:
-    """Collects the cases of a folder, the most urgent of them with pictures.
+    """Collects the cases of a folder and writes their pages; one case is in memory at a time.
 
     Arguments:
-        folder: of the results; the page goes there
+        folder: of the results; the pages go there
     """
 
     folder: Path
-    views: list[tuple[Rank, CaseView]] = field(default_factory=list)
-    lines: dict[str, str] = field(default_factory=dict)
+    rows: list[tuple[Rank, ListedCase]] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
     segmented: bool = False
 
+    def __post_init__(self) -> None:
+        self.index = self.folder / "findings.html"
+        self.pages = CasePages(self.index)
+
     def add(self, written: Written, found: CaseFindings) -> None:
         """Another case."""
-        self.lines[found.case] = f"{found.case}: {found.statement}"
         self.facts = self.facts or dict(written.facts)
         self.segmented = written.labels is not None
+        view = self._view(written, found)
+        scene = view.scene()
+        self.pages.write(scene, body=case_panel(view), outputs=view.files)
         top = max((LEVELS.index(f.urgency.level) for f in found.findings), default=-1)
-        rank = (top, sum(f.severity for f in found.findings))
-        if len(self.views) == MOST and rank <= self.views[-1][0]:
-            return
-        self.views.append((rank, self._view(written, found)))
-        self.views.sort(key=lambda entry: entry[0], reverse=True)
-        del self.views[MOST:]
+        volume = sum((f.volume_ml for f in found.findings), start=0.0)
+        score = found.volume_score
+        values = (
+            (float(top), LEVELS[top] if top >= 0 else ""),
+            (float(len(found.findings)), Notation.COUNT.text(float(len(found.findings)))),
+            (volume, Notation.AMOUNT.text(volume)),
+            (float("nan"), "") if score is None else (score, Notation.AMOUNT.text(score)),
+            found.statement,
+        )
+        row = ListedCase(found.case, self.pages.address(found.case), thumbnail(scene), "", values)
+        self.rows.append(((top, sum(f.severity for f in found.findings)), row))
 
     def write(self) -> Path:
-        """The page."""
+        """The last page and the index, which lists the most urgent cases first."""
+        self.pages.close()
         method = str(self.facts.get("method", "unknown"))
         about = (
             f"{method}: {self.facts.get('scope', 'no scope given')}. Supervision: "
             f"{self.facts.get('supervision', 'unknown')}."
         )
-        lead = [
-            f"{method}: parts of the labels of a segmentation." if self.segmented else about,
-            f"Cases: {len(self.lines)}. The numbers of every finding are in "
-            f"<case>_{LABEL_FINDINGS if self.segmented else FINDINGS}.json.",
+        if self.segmented:
+            about = f"{method}: parts of the labels of a segmentation."
+        order = sorted(self.rows, key=lambda entry: entry[0], reverse=True)
+        marked = sum(rank[0] >= 0 for rank, _ in order)
+        noun = "case" if len(order) == 1 else "cases"
+        stem = LABEL_FINDINGS if self.segmented else FINDINGS
+        lines = [
+            f"{len(order)} {noun}, {marked} of them with findings.",
+            f"The numbers of every finding are in <case>_{stem}.json.",
         ]
-        others = self.lines.keys() - {view.title for _, view in self.views}
-        if others:
-            lead.append(f"The {len(self.views)} with the most urgent findings are shown; others:")
-        lead += [line for case, line in self.lines.items() if case in others]
-        page = Page(
-            title=f"Findings: {method}",
-            lead=lead,
-            results=[],
-            views=[view for _, view in self.views],
-            manifest=self.facts,
+        text = (
+            "The cases with the most urgent findings come first. The order is one of reading by "
+            "fixed rules, not a clinical score. Every case has a page of its own with a viewer; a "
+            "click on a heading sorts the list. In the pictures the patient's right is on "
+            "their left."
         )
-        path = self.folder / "findings.html"
-        write_report(path, page)
-        return path
+        rows = case_list([row for _, row in order], COLUMNS)
+        page = framed(
+            f"Findings: {method}",
+            [
+                Chapter("summary", "Summary", [bullets(lines)]),
+                Chapter("cases", "Cases", [f"<p>{escape(text)}</p>", *rows]),
+                settings_chapter(self.facts),
+            ],
+            lead=[about],
+        )
+        with atomic(self.index) as file:
+            file.write(page.encode())
+        return self.index
 
     def _view(self, written: Written, found: CaseFindings) -> CaseView:
-        peak = start_of(None, written.map, written.grid.spacing_mm)
-        more = outputs_of(self.folder / f"{written.case}_{MAP}.nii.gz", peak)
+        path = self.folder / f"{written.case}_{MAP}.nii.gz"
+        more = outputs_of(path, start_of(None, written.map, written.grid.spacing_mm))
         if written.labels is not None:
             more = {
                 "found": written.labels,
@@ -83,7 +117,7 @@ class Gallery:
                 "findings": found.to_json()["findings"],
                 "statement": found.statement,
             }
-        view = CaseView(
+        return CaseView(
             title=written.case,
             note=f"volume score {found.volume_score:.3g}"
             if found.volume_score is not None
@@ -92,30 +126,6 @@ class Gallery:
             maps={str(written.facts.get("method", "map")): written.map},
             spacing_mm=written.grid.spacing_mm,
             affine=written.grid.affine,
+            files={"map": path} if written.labels is None else {},
             **more,
         )
-        return _small(view)
-
-
-def _small(view: CaseView) -> CaseView:
-    """The view with volumes as the page will hold them; steps keep the plane they show."""
-    small = thinned(view.image)
-    if small.shape == view.image.shape:
-        return view
-    steps = [-(-n // m) for n, m in zip(view.image.shape, small.shape, strict=True)]
-    affine = None
-    if view.affine is not None:
-        affine = view.affine.copy()
-        affine[:3, :3] = affine[:3, :3] * steps
-    d, h, w = (s * k for s, k in zip(view.spacing_mm, steps, strict=True))
-    return replace(
-        view,
-        image=small,
-        maps={name: thinned(a) for name, a in view.maps.items()},
-        healthy=None if view.healthy is None else thinned(view.healthy),
-        uncertainty=None if view.uncertainty is None else thinned(view.uncertainty),
-        found=None if view.found is None else thinned(view.found),
-        steps=tuple(replace(s, slab=s.slab[:: steps[0], :: steps[1]]) for s in view.steps),
-        spacing_mm=(d, h, w),
-        affine=affine,
-    )

@@ -1,11 +1,8 @@
 """Curves and report of generated volumes: power by frequency, intensities, the table."""
 
 import io
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +16,9 @@ from volumediff.evaluation.generation_summary import (
     generation_notes,
     generation_table,
 )
-from volumediff.evaluation.table_line import Line
-from volumediff.reporting.document import NOTICE
+from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import figure_of
+from volumediff.reporting.tables import bullets, legend, method_table, metrics_of
 from volumediff.storage.atomic import atomic
 
 if TYPE_CHECKING:
@@ -77,53 +74,29 @@ def write_generation_page(
         pictures: caption and PNG file of each curve
         real: folder of the real volumes
     """
-    style = files("volumediff.reporting").joinpath("report.css").read_text(encoding="utf-8")
     title = f"Generated volumes: {', '.join(r.method for r in results)}"
     copies = [line for r in results for line in copy_lines(r)]
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="sub">{escape(time.strftime("%Y-%m-%d %H:%M"))}</p>',
-        f'<p class="notice"><strong>{escape(NOTICE)}</strong></p>',
-        f"<p>Real volumes: {escape(real)}</p>",
-        "<h2>Results</h2>",
-        _table(generation_columns(results), generation_table(results)),
-        _list(generation_notes(results)),
-    ]
-    if copies:
-        parts += ["<h2>Memorization</h2>", _list(copies)]
-    parts += [figure_of(file.read_bytes(), caption) for caption, file in pictures]
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
-    page = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>",
-        *parts,
-        "</body></html>\n",
+    lines = generation_table(results)
+    counts = ", ".join(f"{r.method} with {r.generated}" for r in results)
+    summary = [f"Generated volumes: {counts}.", f"Real volumes: {results[0].real}, from {real}."]
+    caption = "p is small where generated volumes differ from real ones by more than chance."
+    plots = [figure_of(file.read_bytes(), text, kind="plot") for text, file in pictures]
+    chapters = [
+        Chapter("summary", "Summary", [bullets(summary)]),
+        Chapter(
+            "results",
+            "Results",
+            [
+                method_table(generation_columns(results), lines, caption=caption),
+                bullets(generation_notes(results)),
+            ],
+        ),
+        Chapter("memorization", "Memorization", [bullets(copies)] if copies else []),
+        Chapter("curves", "Curves", ['<div class="plots">', *plots, "</div>"] if plots else []),
+        Chapter("metrics", "Metrics explained", legend(metrics_of(lines))),
     ]
     with atomic(path) as file:
-        file.write("\n".join(page).encode())
-
-
-def _table(columns: Sequence[str], lines: Sequence[Line]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = []
-    for line in lines:
-        cells = []
-        for cell in line.cells:
-            text = line.text(cell.value) or "–"
-            if np.isfinite(cell.low):
-                text += f"<small>{line.text(cell.low)} to {line.text(cell.high)}</small>"
-            cells.append(f"<td>{text}</td>")
-        body.append(f"<tr><td>{escape(line.heading)}</td>{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll"><table><thead><tr><th scope="col"></th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+        file.write(framed(title, chapters).encode())
 
 
 def _picture(draw: Callable[["Axes"], None]) -> bytes:
@@ -145,7 +118,7 @@ def _spectrum(axes: "Axes", results: Sequence[GenerationEvaluation]) -> None:
         (line,) = axes.plot(result.frequencies, power.mean(0), label=name)
         low, high = np.nanpercentile(power, BAND, axis=0)
         axes.fill_between(result.frequencies, low, high, color=line.get_color(), alpha=0.15, lw=0)
-    axes.set(xlabel="cycles per mm", ylabel="log10 power")
+    axes.set(title="Power by spatial frequency", xlabel="cycles per mm", ylabel="log10 power")
 
 
 def _intensities(axes: "Axes", results: Sequence[GenerationEvaluation]) -> None:
@@ -155,4 +128,8 @@ def _intensities(axes: "Axes", results: Sequence[GenerationEvaluation]) -> None:
         for channel, values in enumerate(quantiles):
             label = name if len(quantiles) == 1 else f"{name}, channel {channel}"
             axes.plot(values, LEVELS, label=label)
-    axes.set(xlabel="intensity", ylabel="share of the voxels below")
+    axes.set(
+        title="Distribution of intensities",
+        xlabel="intensity",
+        ylabel="share of the voxels below",
+    )

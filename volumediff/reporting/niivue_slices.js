@@ -1,8 +1,7 @@
 // Slices and a rendering drawn by NiiVue; the same interface as `CanvasSlices`.
 class NiivueSlices {
-  // Throws where WebGL 2 is missing or NiiVue cannot start.
+  // Throws where NiiVue cannot start.
   static async open(canvas, scene, library, lost) {
-    if (!document.createElement("canvas").getContext("webgl2")) throw new Error("WebGL 2 is not available");
     const script = document.createElement("script");
     script.textContent = library; // the policy of the page allows this text by its hash
     document.head.append(script);
@@ -70,6 +69,9 @@ class NiivueSlices {
     const { nv, scene } = this, box = this.canvas.parentElement.getBoundingClientRect();
     const look = JSON.stringify([state.image.id, state.map && state.map.id, state.labels && state.labels.id, state.window,
       state.floor, state.top, state.opacity, state.labelOpacity, [...state.hidden], state.smooth]);
+    // the stage may have another height since the last picture, which NiiVue would notice later
+    const dpr = nv.uiData.dpr || 1;
+    if (Math.abs(this.canvas.height - box.height * dpr) > 1 || Math.abs(this.canvas.width - box.width * dpr) > 1) nv.resizeListener();
     nv.opts.isRadiologicalConvention = state.radiological;
     nv.scene.pan2Dxyzmm = [...state.centre.map((x) => -x * state.zoom), state.zoom];
     nv.scene.crosshairPos = state.at.map((i, a) => (i + 0.5) / scene.shape[a]);
@@ -84,8 +86,7 @@ class NiivueSlices {
       await this.dress(state);
     }
     nv.setClipPlane(state.cut ? this.cut(state) : [2, 0, 0]);
-    const dpr = nv.uiData.dpr || 1;
-    return nv.screenSlices.map((s) => this.tile(s, dpr));
+    return nv.screenSlices.map((s) => this.tile(s, nv.uiData.dpr || 1));
   }
 
   // Everything between the camera and the crosshair is cut away: NiiVue drops points p of the unit

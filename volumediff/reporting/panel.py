@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
 from volumediff.reporting.segmentation_views import LabelView
 from volumediff.reporting.timeline import strip
@@ -23,17 +21,12 @@ COLUMNS = (
 SHARES = "share of members"  # a further column, for fusions
 
 
-def case_panel(view: CaseView, number: int) -> list[str]:
-    """HTML of a case.
-
-    Arguments:
-        view: the case
-        number: of the view in the viewer, which rows of the table move to
-    """
+def case_panel(view: CaseView) -> list[str]:
+    """HTML of a case, for below its viewer."""
     outline = ", lesion outlined" if view.truth is not None and view.truth.any() else ""
     found = ", findings outlined in green" if view.found is not None and view.found.any() else ""
-    parts = ['<section class="case">', f"<h3>{escape(view.title)}</h3>"]
-    parts.append(figure_of(picture(view), f"{view.title}{outline}{found}; {view.note}"))
+    caption = f"{view.title}{outline}{found}; {view.note}"
+    parts = ["<h3>Slices</h3>", figure_of(picture(view), caption)]
     if view.steps:
         _, _, k = view.start()
         truth = None if view.truth is None else view.truth[:, :, k]
@@ -42,14 +35,15 @@ def case_panel(view: CaseView, number: int) -> list[str]:
             f"{view.title}: what the method did, in order, in one axial plane. Masks (grey) say "
             "where it redraws or trusts the model; maps share one scale."
         )
+        parts.append("<h3>Steps of the method</h3>")
         parts.append(figure_of(strip(view.steps, aspect=aspect, outline=truth), caption))
     if view.members:
         parts.append(f"<p>{escape(_members(view.members))}</p>")
-    if view.statement:
-        parts.append(f"<p>{escape(view.statement)}</p>")
+    if view.statement or view.findings:
+        parts += ["<h3>Findings</h3>", f"<p>{escape(view.statement)}</p>"]
     if view.findings:
-        parts += findings_table(view.findings, view, number)
-    return [*parts, "</section>"]
+        parts += findings_table(view.findings)
+    return parts
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> str:
@@ -61,18 +55,17 @@ def _members(members: Sequence[Mapping[str, Any]]) -> str:
     return f"Share of each member in the map of the volume: {', '.join(said)}."
 
 
-def findings_table(
-    findings: Sequence[Mapping[str, Any]], view: CaseView, number: int
-) -> list[str]:
+def findings_table(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The findings of a case as a table whose rows move the viewer to their peaks."""
     columns = [*COLUMNS, *([SHARES] if any(f.get("shares") for f in findings) else [])]
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    rows = [_row(f, view, number, n) for n, f in enumerate(findings[:MOST])]
+    rows = [_row(finding, place) for place, finding in enumerate(findings[:MOST])]
     rest = len(findings) - MOST
     more = f" {rest} more are in the file." if rest > 0 else ""
     return [
-        '<div class="scroll"><table class="findings"><caption>A row moves the viewer to the '
-        "finding's peak. The order is one of reading by fixed rules, not a clinical score."
+        '<div class="scroll" tabindex="0" role="region" aria-label="Findings">'
+        '<table class="findings"><caption>A row moves the viewer to the peak of the finding. The '
+        "order is one of reading by fixed rules, not a clinical score."
         f"{more}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         "</div>"
     ]
@@ -84,27 +77,33 @@ def label_panel(view: LabelView) -> list[str]:
         f"{view.title}: labels in colours, the truth outlined in white over every method. "
         f"{view.note}"
     )
-    parts = ['<section class="case">', f"<h3>{escape(view.title)}</h3>"]
-    parts.append(figure_of(label_picture(view), caption))
+    parts = ["<h3>Slices</h3>", figure_of(label_picture(view), caption)]
     if view.samples:
         caption = (
             f"{view.title}: readers and samples in one axial plane, each a whole label map; "
             "what most readers say is outlined in white."
         )
         parts.append(figure_of(samples_picture(view), caption))
-    return [*parts, "</section>"]
+    return parts
 
 
-def figure_of(png: bytes, caption: str) -> str:
-    """A PNG with its caption."""
+def figure_of(png: bytes, caption: str, *, kind: str = "volume") -> str:
+    """A PNG with its caption.
+
+    Arguments:
+        png: the picture
+        caption: text below it
+        kind: `volume` pictures stay as they are in a dark page, `plot` ones turn dark
+    """
     data = base64.b64encode(png).decode()
     return (
-        f'<figure><img alt="{escape(caption, quote=True)}" src="data:image/png;base64,{data}">'
+        f'<figure class="{kind}"><img alt="{escape(caption)}" '
+        f'src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
-def _row(finding: Mapping[str, Any], view: CaseView, number: int, place: int) -> str:
+def _row(finding: Mapping[str, Any], place: int) -> str:
     level = str(finding["urgency"]["level"])
     mark = f'<span class="level {level if level.isalpha() else ""}">{escape(level)}</span>'
     against = "; ".join(f"{i['direction']} ({i['relative']:+.0%})" for i in finding["intensities"])
@@ -121,11 +120,9 @@ def _row(finding: Mapping[str, Any], view: CaseView, number: int, place: int) ->
     ]
     if shares := finding.get("shares"):
         cells.append(escape(", ".join(f"{name} {share:.0%}" for name, share in shares.items())))
-    at = _voxel(finding["place"]["peak_mm"], view)
     reason = escape(str(finding["urgency"]["reason"]), quote=True)
     inner = "".join(f"<td>{cell}</td>" for cell in cells)
-    where = f'data-view="{number}" data-at="{at}" data-place="{place}"'
-    return f'<tr {where} title="{reason}">{inner}</tr>'
+    return f'<tr data-place="{place}" title="{reason}">{inner}</tr>'
 
 
 def _label(value: int | None) -> str:
@@ -134,12 +131,3 @@ def _label(value: int | None) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
-
-
-def _voxel(point_mm: Sequence[float], view: CaseView) -> str:
-    """Voxel of a point, as the viewer takes it."""
-    if view.affine is None:
-        return ""
-    inverse = np.linalg.inv(view.affine)
-    at = inverse[:3, :3] @ np.asarray(point_mm, float) + inverse[:3, 3]
-    return " ".join(f"{round(v)}" for v in at.tolist())

@@ -11,7 +11,8 @@ from volumediff.evaluation.segmentation_summary import segmentation_notes, segme
 from volumediff.evaluation.summary import (
     case_table,
     confounded_lines,
-    coverage,
+    counted,
+    false_alarms,
     gap_table,
     group_table,
     measure_table,
@@ -35,10 +36,10 @@ from volumediff.reporting.tables import (
     metrics_of,
 )
 
-__all__ = ["legend_section", "result_sections"]
+__all__ = ["legend_chapter", "result_chapters"]
 
 
-def result_sections(
+def result_chapters(
     localized: Sequence[MethodResult],
     segmented: Sequence[SegmentationEvaluation],
     translated: Sequence[TranslationEvaluation],
@@ -51,7 +52,7 @@ def result_sections(
         localized, segmented, translated: results
         groups: what the subgroups are
     """
-    sections = []
+    chapters = []
     for name, title, results, parts in (
         ("localization", "Localization", localized, partial(_localization, groups=groups)),
         ("segmentation", "Segmentation", segmented, _segmentation),
@@ -59,14 +60,14 @@ def result_sections(
     ):
         clean = [r.without_seen for r in results if r.without_seen is not None]
         rest = f"{title} without the volumes that a model has seen before"
-        sections += [
+        chapters += [
             Chapter(name, title, parts(results)),
             Chapter(f"{name}-unseen", rest, parts(clean)),
         ]
-    return sections
+    return chapters
 
 
-def legend_section(
+def legend_chapter(
     localized: Sequence[MethodResult],
     segmented: Sequence[SegmentationEvaluation],
     translated: Sequence[TranslationEvaluation],
@@ -94,10 +95,12 @@ def _localization(results: Sequence[MethodResult], groups: str) -> list[str]:
             method_table(methods, lines, first=groups),
         ]
     text = (
-        f"{coverage(results)} The threshold of the oracle has seen the truth: an upper bound, not "
+        f"{counted(results)} The threshold of the oracle has seen the truth: an upper bound, not "
         "a result. Counts and volumes are means per volume."
     )
     parts += ["<h3>All metrics</h3>", method_table(methods, measure_table(results), caption=text)]
+    if known := false_alarms(results):
+        parts += ["<h3>False alarms in healthy volumes</h3>", bullets(known)]
     if lines := size_table(results):
         text = "Share of the lesions of each size (their number in brackets) that were found."
         parts += [

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from volumediff.colours import HEAT
 
-__all__ = ["Outline", "Place", "Scene", "ScoreMap", "limits", "thinned"]
+__all__ = ["NamedPlace", "OutlinedMask", "Scene", "ScoreMap", "limits", "thinned"]
 
 # Longest side in a page: 128³ voxels per volume; larger ones are shown at every n-th voxel.
 LONGEST = 128
@@ -36,7 +36,7 @@ class ScoreMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Outline:
+class OutlinedMask:
     """A mask, of which the edge is drawn.
 
     Arguments:
@@ -51,7 +51,7 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Place:
+class NamedPlace:
     """A place that the list of the viewer jumps to.
 
     Arguments:
@@ -71,8 +71,8 @@ class Scene:
 
     Arguments:
         title: of the case
-        images: grey images by name, such as channels and the pseudo-healthy volume; they share
-            one window; the first is shown first
+        images: grey images by name, such as channels and the pseudo-healthy volume; the first is
+            shown first
         maps: score maps by name; the first is shown first
         outlines: masks by name, the first is drawn last
         labels: label maps by name, such as the truth, a method, or its samples
@@ -82,19 +82,21 @@ class Scene:
         start: the voxel to look at first
         places: where the list jumps to
         note: one line under the slices
+        one_window: whether the images share black and white, being of one scale of intensities
     """
 
     title: str
     images: Mapping[str, Volume]
     maps: Mapping[str, ScoreMap] = field(default_factory=dict)
-    outlines: Mapping[str, Outline] = field(default_factory=dict)
+    outlines: Mapping[str, OutlinedMask] = field(default_factory=dict)
     labels: Mapping[str, Labels] = field(default_factory=dict)
     label_names: Mapping[int, str] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: Float[np.ndarray, "4 4"] | None = None
     start: tuple[int, int, int] = (0, 0, 0)
-    places: Sequence[Place] = ()
+    places: Sequence[NamedPlace] = ()
     note: str = ""
+    one_window: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.metrics import calibration_error, detection
-from volumediff.reporting.curves import curve_picture
+from volumediff.reporting.curves import FEW_VOXELS, curve_picture, reliability_picture
 from volumediff.storage.atomic import atomic
 
 if TYPE_CHECKING:
@@ -29,27 +29,32 @@ def write_label_curves(
     """
     written = []
     tables = _tables(results)
-    risks = [(r.method, curve) for r in results if (curve := _risk(r)) is not None]
-    for name, caption, lines, draw in (
+    risks = [partial(_draw_risk, r.method, c) for r in results if (c := _risk(r)) is not None]
+    for name, caption, picture in (
         (
             "label_reliability",
             "Reliability of the labels: share of their voxels by probability. On the diagonal a "
-            "probability means what it says; below it the model is too sure.",
-            tables,
-            _draw_reliability,
+            f"probability means what it says; below it the model is too sure. {FEW_VOXELS}",
+            reliability_picture(
+                tables,
+                title="Reliability of the labels",
+                x="probability",
+                y="share of the label's voxels",
+            )
+            if tables
+            else None,
         ),
         (
             "label_risk_coverage",
             "Risk-coverage by entropy: share of wrong voxels among the most certain ones. It "
             "falls to the left where the entropy knows the errors.",
-            risks,
-            _draw_risk,
+            curve_picture(risks, title="Errors that remain by share kept") if risks else None,
         ),
     ):
-        if lines:
+        if picture is not None:
             path = folder / f"{name}.png"
             with atomic(path) as file:
-                file.write(curve_picture([partial(draw, *line) for line in lines]))
+                file.write(picture)
             written.append((caption, path))
     return written
 
@@ -71,14 +76,6 @@ def _tables(results: Sequence[SegmentationEvaluation]) -> list[Named]:
 def _risk(result: SegmentationEvaluation) -> calibration_error.RiskCoverage | None:
     errors = [c.errors for c in result.cases if c.errors is not None]
     return calibration_error.risk_coverage(detection.total(detection.coarse(errors)))
-
-
-def _draw_reliability(name: str, table: calibration_error.Reliability, axes: "Axes") -> None:
-    known = table.voxels > 0
-    n = table.voxels[known]
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    axes.plot(table.predicted[known] / n, table.lesions[known] / n, "o-", label=name)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share of the label's voxels")
 
 
 def _draw_risk(name: str, curve: calibration_error.RiskCoverage, axes: "Axes") -> None:

@@ -44,6 +44,8 @@ def label_picture(view: LabelView) -> bytes:
         truth = view.truth.take(at[axis], axis=axis)
         for axes, name in zip(line, columns, strict=True):
             axes.set_axis_off()
+            if axis != 0:  # the patient's right is on the left, as in the viewer
+                axes.invert_xaxis()
             if name == "entropy" and name not in maps:
                 assert entropy is not None, "the column is there"
                 colours, top = gradient(UNCERTAIN), limits(entropy, floor=0.0)[1]
@@ -77,6 +79,7 @@ def samples_picture(view: LabelView) -> bytes:
         plane = _coloured(view.image[:, :, k], labels[:, :, k], low, high)
         axes.imshow(plane, origin="lower", aspect=aspect)
         _edges(axes, view.truth[:, :, k])
+        axes.invert_xaxis()
         axes.set_title(name, color="white", fontsize=7, loc="left", pad=2)
     return _png(figure)
 

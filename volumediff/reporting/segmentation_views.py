@@ -1,6 +1,6 @@
 """Segmented cases prepared for a report: truth, label maps of the methods, and their samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +11,12 @@ from volumediff.colours import UNCERTAIN
 from volumediff.data.volume import check_grids, read
 from volumediff.evaluation.output_folders import segmentations_in
 from volumediff.evaluation.segmentation import SegmentationEvaluation
-from volumediff.evaluation.segmentation_case import SegmentedCase
 from volumediff.evaluation.truths import Truth
 from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
-from volumediff.reporting.scene import Outline, Scene, ScoreMap
-from volumediff.reporting.views import CaseView, start_of
+from volumediff.reporting.scene import OutlinedMask, Scene, ScoreMap
+from volumediff.reporting.views import start_of
 
-__all__ = ["LabelView", "disagreement", "label_views", "shown_cases"]
+__all__ = ["LabelView", "disagreement", "label_views"]
 
 LabelMap = UInt8[np.ndarray, "d h w"]
 SHOWN_SAMPLES = 8
@@ -40,6 +39,7 @@ class LabelView:
         label_names: label value -> what it is
         spacing_mm: voxel size
         affine: voxel index to RAS millimetres
+        files: name -> file that the page links to
     """
 
     title: str
@@ -52,6 +52,7 @@ class LabelView:
     label_names: Mapping[int, str] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     affine: Float[np.ndarray, "4 4"] | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: where the smallest label is thickest."""
@@ -61,21 +62,6 @@ class LabelView:
             return start_of(first > 0, self.image, self.spacing_mm)
         rarest = min(sizes, key=lambda v: sizes[v])
         return start_of(self.truth == rarest, self.image, self.spacing_mm)
-
-    @property
-    def in_viewer(self) -> CaseView:
-        """The same for the viewer of the page: edges of labels, probabilities as maps."""
-        return CaseView(
-            title=self.title,
-            note=self.note,
-            image=self.image,
-            maps=self.maps,
-            truth=self.truth,
-            spacing_mm=self.spacing_mm,
-            found=next(iter(self.found.values()), None),
-            affine=self.affine,
-            at=self.start(),
-        )
 
     def scene(self) -> Scene:
         """The same for the viewer of its page: filled labels, the edge of the truth, maps."""
@@ -90,7 +76,9 @@ class LabelView:
             title=self.title,
             images={"image": self.image},
             maps=maps,
-            outlines={"truth": Outline(self.truth, TRUTH_EDGE, "inside a label of the truth")},
+            outlines={
+                "truth": OutlinedMask(self.truth, TRUTH_EDGE, "inside a label of the truth")
+            },
             labels={**self.found, "truth": self.truth, **self.samples},
             label_names=self.label_names,
             spacing_mm=self.spacing_mm,
@@ -109,25 +97,13 @@ def disagreement(samples: Sequence[LabelMap]) -> Float[np.ndarray, "d h w"]:
     return (1 - most / len(samples)).astype(np.float32)
 
 
-def shown_cases(cases: Sequence[SegmentedCase], most: int) -> list[str]:
-    """Cases from the lowest to the highest mean Dice, evenly chosen, the lowest first."""
-
-    def quality(c: SegmentedCase) -> float:
-        values = [row["dice"] for row in c.agreement.values() if np.isfinite(row["dice"])]
-        return float(np.mean(values)) if values else np.inf
-
-    order = sorted(cases, key=quality)
-    picked = np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
-    return [order[i].case for i in picked]
-
-
 def label_views(
     results: Sequence[SegmentationEvaluation], truths: Mapping[str, Truth], cases: Sequence[str]
-) -> list[LabelView]:
-    """Views of cases, read from the folders; cases without an image are left out."""
+) -> Iterator[LabelView]:
+    """Views of cases, read one after another from the folders; cases without an image are left
+    out."""
     paths = {r.method: segmentations_in(r.folder, truths) for r in results}
     known = {r.method: {c.case: c for c in r.cases} for r in results}
-    views = []
     for case in cases:
         truth = truths.get(case)
         if truth is None or truth.image is None:
@@ -135,6 +111,7 @@ def label_views(
         image = read(truth.image, policy=truth.policy)
         there = truth.label_maps(image)
         found, maps, samples, numbers = {}, {}, {}, []
+        outputs = {"image": truth.image}
         if there.readers is not None:
             samples = {f"reader {i}": m for i, m in enumerate(there.readers, start=1)}
         readers = len(samples)
@@ -142,6 +119,7 @@ def label_views(
             volume = read(files[case], kind="label")
             check_grids(image, volume)
             found[method] = volume.array[0].astype(np.uint8)
+            outputs[f"labels, {method}"] = files[case]
             folder, name = files[case].parent, files[case].name.removesuffix(f"_{DSEG}.nii.gz")
             maps = maps or _maps(folder, name)
             if len(samples) == readers:
@@ -153,20 +131,19 @@ def label_views(
             rows = known[method][case].agreement
             dice = [f"{row['dice']:.3f}" for row in rows.values() if np.isfinite(row["dice"])]
             numbers.append(f"{method} {', '.join(dice) or 'nothing to find'}")
-        views.append(
-            LabelView(
-                title=case,
-                note=f"Dice: {'; '.join(numbers)}",
-                image=image.array[0],
-                truth=there.consensus,
-                found=found,
-                maps=maps,
-                samples=samples,
-                spacing_mm=image.spacing_mm,
-                affine=image.affine,
-            )
+        yield LabelView(
+            title=case,
+            note=f"Dice: {'; '.join(numbers)}",
+            image=image.array[0],
+            truth=there.consensus,
+            found=found,
+            maps=maps,
+            samples=samples,
+            label_names=truth.names,
+            spacing_mm=image.spacing_mm,
+            affine=image.affine,
+            files=outputs,
         )
-    return views
 
 
 def _maps(folder: Path, name: str) -> dict[str, np.ndarray]:

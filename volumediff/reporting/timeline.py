@@ -19,7 +19,7 @@ from volumediff.data.volume import read
 
 __all__ = ["TimelineEntry", "read_steps", "strip"]
 
-PER_ROW = 8
+PER_ROW, LEAST_PER_ROW = 8, 2
 # As many steps are shown; of more, evenly chosen ones with the first and the last.
 MOST = 32
 # Edges of lesions, as in the viewer.
@@ -78,14 +78,17 @@ def strip(
     """
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(steps) / PER_ROW)
+    columns = min(max(len(steps), LEAST_PER_ROW), PER_ROW)
+    rows = math.ceil(len(steps) / columns)
     d, h = steps[0].slab.shape
     # a cell as high as the plane at this width, and a line of text
     width = 11.2 / PER_ROW
     height = width * h * aspect / d + 0.3
-    figure = Figure(figsize=(11.2, rows * height), layout="constrained", facecolor="black")
+    figure = Figure(
+        figsize=(columns * width, rows * height), layout="constrained", facecolor="black"
+    )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    grid = figure.subplots(rows, PER_ROW, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     high = max((float(s.slab.max()) for s in steps if not s.is_mask), default=1.0)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -94,6 +97,7 @@ def strip(
         axes.imshow(step.slab.T, cmap=colours, vmin=0, vmax=top, origin="lower", aspect=aspect)
         if outline is not None and min(outline.shape) > 1 and outline.any() and not outline.all():
             axes.contour(outline.T, levels=[0.5], colors=EDGE, linewidths=0.7)
+        axes.invert_xaxis()  # the patient's right is on the left, as in the viewer
         axes.set_title(f"{number}  {step.name}", color="white", fontsize=7, loc="left", pad=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, facecolor="black", metadata={"Software": None})

@@ -52,16 +52,20 @@
     return Math.hypot(x, y) < 1 ? 180 : (Math.atan2(-x, -y) * 180) / Math.PI;
   }
 
+  const windowOf = (image) => (scene.one_window ? 0 : scene.images.indexOf(image));
+
   // labels are shown before maps, not below them
   const first = scene.labels.length ? null : scene.maps[0];
   const state = {
     at: scene.start.slice(), plane: 0, shown: "all", zoom: 1, centre: [0, 0, 0], azimuth: facing(scene.start), elevation: 15, cut: Boolean(first || scene.labels.length),
-    image: scene.images[0], window: scene.window.slice(), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
+    image: scene.images[0], windows: scene.images.map((image) => image.window.slice()), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
     hidden: new Set(), labelColours: new Map(scene.values.map((v) => [v.value, channels(v.colour)])),
     outlines: new Set(scene.outlines.filter((o) => !o.empty).map((o) => o.name)), smooth: true, radiological: true, drag: "crosshair", place: -1,
+    get window() { return this.windows[windowOf(this.image)]; },
+    set window(range) { this.windows[windowOf(this.image)] = range; },
   };
-  let slices = null, tiles = [], busy = false, again = false;
-  let base = element("canvas", { "aria-hidden": "true", tabindex: "-1" });
+  let slices = null, webgl = "none", tiles = [], busy = false, again = false;
+  let base = element("canvas");
   const over = element("canvas", { tabindex: "0", role: "img", "aria-label": `Slices of ${scene.title}. Press question mark for the keys.` });
   const stage = element("div", { class: "stage" }, base, over);
 
@@ -317,6 +321,7 @@
       check("radiological", "viewer-radiological", state.radiological, act.convention),
       check("smooth", "viewer-smooth", state.smooth, act.smooth),
       ...(slices.renders ? [check("cut 3D at the crosshair", "viewer-cut", state.cut, act.cut)] : []),
+      ...(webgl === "slow" && !slices.renders ? [button("Start 3D", "Start 3D; without a graphics card it takes seconds for each picture", onWebgl)] : []),
       ...(root.requestFullscreen ? [button("Full screen", "Full screen (F)", act.fullscreen)] : []),
       button("?", "Keys and mouse", act.help, { "aria-haspopup": "dialog" })));
     const setWindow = () => {
@@ -366,7 +371,7 @@
   const act = {
     show(value) { if (value !== 3 || slices.renders) { state.shown = value; if (value !== "all" && value !== 3) state.plane = value; redraw(); } },
     whole() { state.zoom = 1; state.centre = [0, 0, 0]; redraw(); },
-    window() { state.window = scene.window.slice(); redraw(); },
+    window() { state.window = scene.images[windowOf(state.image)].window.slice(); redraw(); },
     convention() { state.radiological = !state.radiological; redraw(); },
     smooth() { state.smooth = !state.smooth; redraw(); },
     cut() { state.cut = !state.cut; redraw(); },
@@ -508,16 +513,46 @@
     root.querySelectorAll("[data-colour]").forEach((k) => { k.style.borderColor = k.dataset.colour; if ("fill" in k.dataset) k.style.background = k.dataset.colour; });
   }
 
-  function onCanvas(reason) {
+  const layer = () => element("canvas", { "aria-hidden": "true", tabindex: "-1" });
+
+  function use(made, canvas) {
+    base.replaceWith(canvas);
+    base = canvas;
     if (slices) slices.close();
-    const plain = element("canvas", { "aria-hidden": "true", tabindex: "-1" });
-    base.replaceWith(plain);
-    base = plain;
-    slices = new CanvasSlices(base, scene);
-    if (state.shown === 3) state.shown = "all";
-    root.dataset.reason = reason;
+    slices = made;
+    if (state.shown === 3 && !slices.renders) state.shown = "all";
     build();
     redraw();
+  }
+
+  function onCanvas(reason) {
+    root.dataset.reason = reason;
+    const canvas = layer();
+    use(new CanvasSlices(canvas, scene), canvas);
+  }
+
+  // NiiVue starts on a canvas below the one in use, which stays where that fails.
+  async function onWebgl() {
+    const canvas = layer();
+    root.setAttribute("aria-busy", "true");
+    stage.prepend(canvas);
+    try {
+      const library = new TextDecoder().decode(await unpacked("niivue"));
+      use(await NiivueSlices.open(canvas, scene, library, () => onCanvas("The graphics card stopped drawing.")), canvas);
+    } catch (error) {
+      canvas.remove();
+      webgl = "none";
+      onCanvas(error.message);
+    }
+  }
+
+  // "slow" is WebGL without a graphics card: seconds for a rendering, which has to be asked for.
+  function kindOfWebgl() {
+    const gl = document.createElement("canvas").getContext("webgl2");
+    if (!gl) return "none";
+    const hidden = gl.getExtension("WEBGL_debug_renderer_info");
+    const name = gl.getParameter(hidden ? hidden.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+    return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name) ? "slow" : "fast";
   }
 
   async function start() {
@@ -525,14 +560,9 @@
     await Promise.all(needed.map(async (layer) => { layer.volume = new Volume(await unpacked(layer.id)); }));
     root.hidden = false;
     root.replaceChildren(stage);
-    try {
-      const library = new TextDecoder().decode(await unpacked("niivue"));
-      slices = await NiivueSlices.open(base, scene, library, () => onCanvas("The graphics card stopped drawing"));
-      build();
-      redraw();
-    } catch (error) {
-      onCanvas(error.message);
-    }
+    webgl = kindOfWebgl();
+    if (webgl === "fast") await onWebgl();
+    else onCanvas(webgl === "slow" ? "WebGL runs without a graphics card." : "WebGL 2 is not available.");
     document.addEventListener("keydown", key);
     document.querySelectorAll("tr[data-place]").forEach((row) => row.addEventListener("click", () => { jump(Number(row.dataset.place)); root.scrollIntoView({ block: "center" }); }));
     new ResizeObserver(redraw).observe(root);

@@ -124,7 +124,6 @@ def _described(
         volumes[name] = array
         return name
 
-    low, high = limits(next(iter(scene.images.values())))
     maps = []
     for name, m in scene.maps.items():
         span = limits(m.array, floor=max(0.0, float(m.array.min())))
@@ -140,8 +139,10 @@ def _described(
         "spacing": scene.spacing_mm,
         "affine": None if scene.affine is None else scene.affine.tolist(),
         "start": scene.start,
-        "window": [low, high],
-        "images": [{"name": n, "id": kept(x)} for n, x in scene.images.items()],
+        "one_window": scene.one_window,
+        "images": [
+            {"name": n, "id": kept(x), "window": limits(x)} for n, x in scene.images.items()
+        ],
         "maps": maps,
         "outlines": [
             {"name": n, "id": kept(o.mask), "colour": o.colour, "inside": o.inside,

@@ -1,9 +1,7 @@
-"""Cases prepared for a report: small uint8 volumes for the viewer, and pictures of slices."""
+"""Cases prepared for a report: what their pages show, and pictures of slices."""
 
-import base64
-import gzip
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,14 @@ from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
 from volumediff.outputs.sidecar import read_facts
-from volumediff.reporting.scene import WHITE, Outline, Place, Scene, ScoreMap, limits, thinned
+from volumediff.reporting.scene import (
+    WHITE,
+    NamedPlace,
+    OutlinedMask,
+    Scene,
+    ScoreMap,
+    limits,
+)
 from volumediff.reporting.timeline import TimelineEntry, read_steps
 
 if TYPE_CHECKING:
@@ -28,13 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaseView",
-    "limits",
     "outputs_of",
-    "packed",
     "picture",
-    "scaled",
     "start_of",
-    "thinned",
     "views_of",
 ]
 
@@ -64,6 +65,7 @@ class CaseView:
         affine: voxel index to RAS millimetres
         members: of a fusion, with their share in the map and their cost
         at: the voxel to look at first; None takes the lesion, or the peak of the map
+        files: name -> file that the page links to
     """
 
     title: str
@@ -81,6 +83,7 @@ class CaseView:
     affine: Float[np.ndarray, "4 4"] | None = None
     members: Sequence[Mapping[str, Any]] = ()
     at: tuple[int, int, int] | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
@@ -99,9 +102,9 @@ class CaseView:
             maps["uncertainty"] = ScoreMap(self.uncertainty, colours=UNCERTAIN)
         outlines = {}
         if self.truth is not None:
-            outlines["lesion"] = Outline(self.truth, TRUTH, "inside the lesion")
+            outlines["lesion"] = OutlinedMask(self.truth, TRUTH, "inside the lesion")
         if self.found is not None:
-            outlines["findings"] = Outline(self.found, FOUND, "inside a finding")
+            outlines["findings"] = OutlinedMask(self.found, FOUND, "inside a finding")
         return Scene(
             title=self.title,
             images=images,
@@ -115,12 +118,12 @@ class CaseView:
         )
 
 
-def _place(finding: Mapping[str, Any]) -> Place:
+def _place(finding: Mapping[str, Any]) -> NamedPlace:
     """Where the list of the viewer goes for a finding, and what it says there."""
     x, y, z = finding["place"]["peak_mm"]
     where = ", ".join(str(finding["place"][name]) for name in WHERE)
     text = f"{finding['urgency']['level']}; {where}; {finding['volume_ml']:.3g} ml"
-    return Place(str(finding["id"]), (x, y, z), text)
+    return NamedPlace(str(finding["id"]), (x, y, z), text)
 
 
 def start_of(
@@ -143,44 +146,44 @@ def _argmax(array: np.ndarray) -> tuple[int, int, int]:
 
 def views_of(
     results: Sequence[MethodResult], truths: Mapping[str, Truth], cases: Sequence[str]
-) -> list[CaseView]:
-    """Views of cases, read from the folders of the methods; cases without image are left out."""
-    views = []
+) -> Iterator[CaseView]:
+    """Views of cases, read one after another from the folders of the methods; cases without an
+    image are left out."""
     for case in cases:
         truth = truths.get(case)
         if truth is None or truth.image is None:
             continue
-        maps, numbers, more = {}, [], {}
+        maps, numbers, more, files = {}, [], {}, {}
         paths = (_map_of(result.folder, truth) for result in results)
         first = next((path for path in paths if path is not None), None)
         shown = truth if first is None else truth.beside(_facts(first))
         assert shown.image is not None, "a truth with an image has one beside every map"
         image = read(shown.image, policy=shown.policy)
         lesion = truth.marks(image).lesion.numpy()
+        files["image"] = shown.image
         for result in results:
             path = _map_of(result.folder, truth)
             if path is None:
                 continue
             maps[result.method] = read(path).array[0]
+            files[f"map, {result.method}"] = path
             if len(maps) == 1:
                 at = start_of(lesion, maps[result.method], image.spacing_mm)
                 more = outputs_of(path, at)
             ap = next((c.ap for c in result.cases if c.case == truth.case), float("nan"))
             if np.isfinite(ap):
                 numbers.append(f"{result.method} {ap:.3f}")
-        views.append(
-            CaseView(
-                title=truth.case,
-                note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
-                image=image.array[0],
-                maps=maps,
-                truth=lesion,
-                spacing_mm=image.spacing_mm,
-                affine=image.affine,
-                **more,
-            )
+        yield CaseView(
+            title=truth.case,
+            note=f"voxel AP: {', '.join(numbers)}" if numbers else "no lesion",
+            image=image.array[0],
+            maps=maps,
+            truth=lesion,
+            spacing_mm=image.spacing_mm,
+            affine=image.affine,
+            files={**files, **({} if truth.path is None else {"truth": truth.path})},
+            **more,
         )
-    return views
 
 
 def outputs_of(path: Path, at: tuple[int, int, int]) -> dict[str, Any]:
@@ -220,20 +223,6 @@ def _map_of(folder: Path, truth: Truth) -> Path | None:
     return next((p for p in paths if p.is_file()), None)
 
 
-def scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    """uint8 from 0 at `low` to 255 at `high`."""
-    unit = (array.astype(np.float32) - low) / max(high - low, 1e-12)
-    return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
-
-
-def packed(array: np.ndarray) -> str:
-    """Bytes as gzip and base64; equal volumes give equal text."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile("", "wb", 9, buffer, mtime=0) as stream:
-        stream.write(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def picture(view: CaseView) -> bytes:
     """PNG: three planes through the lesion, a row each, of the image beside what it is judged by.
 
@@ -266,10 +255,12 @@ def picture(view: CaseView) -> bytes:
             for mask, colour in ((view.found, FOUND), (view.truth, TRUTH)):
                 if mask is not None:
                     _outline(axes, mask.take(at[axis], axis=axis).T, colour)
+            if axis != 0:  # the patient's right is on the left, as in the viewer
+                axes.invert_xaxis()
             axes.set_axis_off()
     for axes, (title, *_) in zip(grid[0], columns, strict=True):
         axes.set_title(title, color="white", fontsize=8, loc="left", pad=2)
-    for line, name in zip(grid, ("LR", "LR", "PA"), strict=True):
+    for line, name in zip(grid, ("RL", "RL", "PA"), strict=True):
         for x, letter in zip((0.02, 0.98), name, strict=True):
             side = "left" if x < 0.5 else "right"
             place = {"transform": line[0].transAxes, "ha": side, "va": "center", "fontsize": 7}

@@ -321,8 +321,9 @@ def _unpacked(file: Path) -> Path:
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "volumediff" / "models"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("volumediff") / "models"
 
 
 def _checkpoint(run: Path, tensors: dict[str, Tensor], *, step: int, borrowed: str) -> None:

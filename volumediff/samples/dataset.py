@@ -24,7 +24,6 @@ from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.data.lesion_free import LesionFree
-from volumediff.distributed.signals import outlive_stop_signals
 from volumediff.model import Batch, positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
@@ -35,6 +34,7 @@ from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
+from volumediff.system.stop_signals import outlive_stop_signals
 
 __all__ = ["Crop", "Keyed", "Order", "Sample", "Samples", "collate", "crop_of", "stream"]
 
@@ -60,6 +60,7 @@ class Sample:
     end: Tensor | None = None
     distance_mm: Tensor | None = None
     noise: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @lru_cache(maxsize=4)
@@ -247,6 +248,7 @@ class Keyed(Dataset):  # type: ignore[type-arg]
                     for a in (target.mask, target.region, target.end, distance)
                 ),
                 self.noise.draw(x, key) if drawn else None,
+                None if target.hidden is None else self._cut(target.hidden, key, starts),
             )
 
     def _cut(self, x: Tensor, key: int, starts: Starts = ANYWHERE) -> Tensor:
@@ -352,7 +354,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         coordinates=stacked("coordinates"),
     )
     x = torch.stack([s.x for s in samples])
-    others = {name: stacked(name) for name in ("mask", "region", "end", "distance_mm", "noise")}
+    names = ("mask", "region", "hidden", "end", "distance_mm", "noise")
+    others = {name: stacked(name) for name in names}
     return Batch(x, tuple(s.key for s in samples), condition, images, **others)
 
 

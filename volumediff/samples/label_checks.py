@@ -6,7 +6,7 @@ the run does not name become background, which is said in a line.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from volumediff.errors import UsageError
 from volumediff.recipes._base import Recipe
 from volumediff.samples.volumes import TrainingVolume
 
-__all__ = ["LabelFindings", "check_prepared_labels", "survey_labels"]
+__all__ = ["LabelFindings", "check_prepared_labels", "survey_labels", "with_ignored"]
 
 MEASURED = 24  # cases at most, evenly spaced, on which it is measured what the spacing leaves
 IGNORE = "ignore"
@@ -64,12 +64,15 @@ def survey_labels(
             f"{', '.join(missing)}; add them, or choose cases with data.only."
         )
         return LabelFindings((Remark("error", "label_missing", text),))
-    ignored = _ignored(cases)
+    ignored = _ignored(cases, recipe)
     if any(remark.severity == "error" for remark in ignored):
         return LabelFindings(tuple(ignored))
     mapped = [case for case in cases if case.labelled]
     every = max(1, -(-len(mapped) // MEASURED))
-    found = [labels_of(case, preprocessing, left=i % every == 0) for i, case in enumerate(mapped)]
+    found = [
+        labels_of(with_ignored(case, recipe), preprocessing, left=i % every == 0)
+        for i, case in enumerate(mapped)
+    ]
     known = [labels for labels in found if labels is not None]
     if not known:  # boxes, which are filled with 1
         return LabelFindings(())
@@ -105,22 +108,35 @@ def check_prepared_labels(recipe: Recipe, volumes: Sequence[TrainingVolume]) -> 
         )
 
 
-def _ignored(cases: Sequence[Case]) -> list[Remark]:
-    """Values that are neither lesion nor healthy: losses look at every voxel, and would learn them
-    as background. A data set that asks to ignore them is refused."""
-    values = sorted({value for case in cases for value in case.ignored})
+def with_ignored(case: Case, recipe: Recipe) -> Case:
+    """The case whose label map keeps the values that the recipe ignores, which would else be read
+    as background."""
+    if not recipe.ignored:
+        return case
+    left = tuple(value for value in case.ignored if value not in recipe.ignored)
+    lesions = None if case.lesions is None else (*case.lesions, *recipe.ignored)
+    return replace(case, ignored=left, lesions=lesions)
+
+
+def _ignored(cases: Sequence[Case], recipe: Recipe) -> list[Remark]:
+    """Values that are neither lesion nor healthy, and that the recipe does not ignore: the loss
+    would learn them as background. A data set that asks to ignore them is refused."""
+    values = {value for case in cases for value in case.ignored} - set(recipe.ignored)
     if not values:
         return []
     names = {value: name for case in cases for value, name in case.names.items()}
-    listed = _joined(value_name(value, names) for value in values)
+    listed = _joined(value_name(value, names) for value in sorted(values))
+    remedy = f"recipe.ignored={sorted({*values, *recipe.ignored})}".replace(" ", "")
     if any(names.get(value, "").strip().lower() == IGNORE for value in values):
         text = (
-            f"recipe: the data set asks to ignore {listed}, and training looks at every voxel, "
-            "such that it would learn background there; give these voxels a label of their own, "
-            "or take 'ignore' out of dataset.json if they are background."
+            f"recipe: the data set asks to ignore {listed}, which would be learnt as background; "
+            f"set {remedy}, or take 'ignore' out of dataset.json if they are background."
         )
         return [Remark("error", "label_ignored", text)]
-    text = f"recipe.labels: {listed}, neither lesion nor healthy, become background."
+    text = (
+        f"recipe.labels: {listed}, neither lesion nor healthy, become background; set {remedy} "
+        "to learn nothing there."
+    )
     return [Remark("warning", "label_ignored", text)]
 
 
@@ -139,7 +155,7 @@ def _absent(recipe: Recipe, found: Sequence[CaseLabels], *, boxes: bool) -> list
             f"; the {len(found)} label maps have {listed}: choose among them."
         )
         remarks.append(Remark("error", "label_absent", text))
-    unnamed = sorted(set(there) - wanted)
+    unnamed = sorted(set(there) - wanted - set(recipe.ignored))
     if unnamed and wanted:
         shown = _joined(f"{value_name(v, names)} in {there[v]}" for v in unnamed)
         text = (

@@ -23,7 +23,7 @@ from volumediff.data.files import contents
 from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
-from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.preprocessing import MOST_CROPPED, Preprocessing, fingerprint
 from volumediff.data.remarks import Remark
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
@@ -31,7 +31,7 @@ from volumediff.distributed.processes import on_main, wait
 from volumediff.errors import UsageError
 from volumediff.recipes._base import Recipe
 from volumediff.samples.drawn import DrawnVolumes, LabelMap
-from volumediff.samples.label_checks import survey_labels
+from volumediff.samples.label_checks import survey_labels, with_ignored
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.source_record import keep_sources
@@ -201,7 +201,8 @@ def gather(
     """The prepared volumes for training and for validation.
 
     Arguments:
-        recipe: whose labels must be in the data, which is checked once, before step 0
+        recipe: whose labels must be in the data, which is checked once, before step 0, and whose
+            ignored ones stay in the label maps
         fits: whether intensity landmarks are fitted here, if the intensities need some; those of
             another run are in the folder already otherwise
 
@@ -228,7 +229,10 @@ def gather(
     if fits and _fitted(data):
         on_main(accelerator, lambda: _fit(config, cases, split, cache.report))
     wanted = {*split.train, *split.validation}
-    sources = _sources([case for case in cases if case.id in wanted], config)
+    chosen = [case for case in cases if case.id in wanted]
+    if recipe is not None:
+        chosen = [with_ignored(case, recipe) for case in chosen]
+    sources = _sources(chosen, config)
     made_from = {s.case.id: sha256(json.dumps(s.fingerprint, sort_keys=True)) for s in sources}
     on_main(accelerator, lambda: keep_sources(config.output, made_from, kept=kept is not None))
     # Each process prepares its share, then all of them open everything.
@@ -246,6 +250,9 @@ def gather(
         for s in sources
     }
     _check_shapes(config, list(volumes.values()))
+    loss = _cropping(list(volumes.values()))
+    if loss:
+        cache.report(loss)
     return [volumes[i] for i in split.train], [volumes[i] for i in split.validation]
 
 
@@ -398,13 +405,26 @@ def _prepare(recipe: Preprocessing, case: Case) -> Made:
         arrays["label"] = prepared.label.numpy()
     if prepared.readers is not None:
         arrays["readers"] = prepared.readers.numpy()
-    return arrays, {"spacing_mm": list(prepared.spacing_mm)}
+    return arrays, {"spacing_mm": list(prepared.spacing_mm), "cropped": prepared.cropped}
 
 
 def _simulate(population: Population, case: Case) -> Made:
     subject = population.subject(int(case.id.rpartition("-")[2]))
     arrays = {"x": subject.x.numpy(), "foreground": subject.foreground.numpy()}
     return arrays, {"spacing_mm": list(population.spacing_mm)}
+
+
+def _cropping(volumes: Sequence[TrainingVolume]) -> str:
+    """How many volumes lose more of their foreground than localization accepts; may be empty."""
+    cropped = {v.id: float(v.entry.info["cropped"]) for v in volumes}
+    over = sorted((i for i, c in cropped.items() if c > MOST_CROPPED), key=cropped.__getitem__)
+    if not over:
+        return ""
+    return (
+        f"{len(over)} of {len(volumes)} volumes lose more than {MOST_CROPPED:.0%} of their "
+        f"foreground to the shape of the run, {over[-1]} {cropped[over[-1]]:.1%}; localization "
+        "refuses such volumes: make data.preprocessing.shape larger or spacing_mm coarser."
+    )
 
 
 def _check_shapes(config: RunConfig, volumes: Sequence[TrainingVolume]) -> None:

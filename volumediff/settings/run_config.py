@@ -78,12 +78,26 @@ FREE_SECTIONS = ("trackers", "processes.")
 class RunConfig(Section):
     """Everything that decides a run, whatever it trains; saved as RUN/config.yaml.
 
-    `method` is the segmentation or translation method that the run was configured for, see
-    `with_words`; it is what `segment` or `translate` takes where no other is asked for.
-    `start_from` is the folder of a run whose weights this one begins with; see
-    `volumediff.tasks.warm_start`. With an `adapter` these weights stay as they are, read from
-    that folder whenever this run is loaded, and the adapter alone is trained and kept; see
-    `volumediff.adapters`.
+    Arguments:
+        task: what is trained; the task decides which keys there are beside these
+        data: where the volumes are and how they become training samples
+        method: segmentation or translation method that the run is configured for, see
+            `with_words`; `segment` and `translate` take it where no other is asked for
+        start_from: folder of a run whose weights this one begins with; see
+            `volumediff.tasks.warm_start`
+        adapter: low-rank adapter that is trained and kept in place of the weights, which are read
+            from `start_from` whenever the run is loaded
+        crop: size of the training crops in voxels; null trains on whole volumes
+        memory: how activations are held
+        optim: the optimizer and the learning rate
+        validation: validation loss, previews and the selection of the best checkpoint
+        save_every: updates between two checkpoints
+        seed: random seed of weights, data order and noise
+        deterministic: only deterministic kernels on CUDA; false is faster and not reproducible to
+            the bit
+        processes: processes that train together
+        trackers: experiment trackers, such as tensorboard or wandb
+        output: folder of the run
     """
 
     task: str = DEFAULT

@@ -83,14 +83,28 @@ def declared(cls: type) -> BeforeValidator:
 
 
 class PopulationSection(Section):
-    """Simulated healthy subjects, used with `data.root: population`."""
+    """Simulated healthy subjects, used with `data.root: population`.
+
+    Arguments:
+        subjects: number of subjects
+        seed: another seed is another population of the same kind
+    """
 
     subjects: PositiveInt = 60
     seed: int = 0
 
 
 class Preprocess(Section):
-    """Grid and intensities of the training volumes: see `volumediff.data.preprocessing`."""
+    """Grid and intensities of the training volumes: see `volumediff.data.preprocessing`.
+
+    Arguments:
+        spacing_mm: voxel size in millimetres, one number or three along d, h, w; null keeps that
+            of the files
+        shape: size of the volumes in voxels, cropped and padded; null keeps that of the files
+        intensity: how intensities are brought to [-1, 1]
+        centre: what the volumes are cropped around: the centre of the foreground, that of the
+            volume, or a point as three fractions of the volume
+    """
 
     spacing_mm: PositiveFloat | tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -106,9 +120,13 @@ class Preprocess(Section):
 class Drawn(Section):
     """Training samples that are drawn from label maps: see `volumediff.data.drawing`.
 
-    `label_maps` is a folder of label maps with FreeSurfer's numbers, `share` the share of the
-    training samples that is drawn; the others are volumes of the data set. Volumes for validation
-    and calibration are never drawn.
+    Volumes for validation and calibration are never drawn.
+
+    Arguments:
+        label_maps: folder of label maps with FreeSurfer's numbers
+        share: share of the training samples that is drawn; the others are volumes of the data set
+        contrast: how tissues get their intensities
+        drawing: deformation, resolution and bias field of the drawn samples
     """
 
     label_maps: Path
@@ -118,16 +136,24 @@ class Drawn(Section):
 
 
 class SplitRule(Section):
-    """Fractions of the patients by seed; `by_attribute` takes the parts from the attribute `split`
-    of the cases (participants.tsv), and draws the validation part from training if none is named.
+    """Shares of the patients for validation, calibration and test, drawn by seed.
 
-    For cross-validation `fold` is a number below `folds`: what the parts for calibration and test
-    leave is divided into so many groups of patients, and this one validates, whatever `validation`
-    says. Runs that differ in `fold` alone share the test part and validate on every other patient
-    once.
+    For cross-validation, what the parts for calibration and test leave is divided into `folds`
+    groups of patients. Runs that differ in `fold` alone share the test part and validate on every
+    other patient once.
 
-    `least_calibration` patients are reserved for the calibration part, which the thresholds of
-    localization need, unless this is more than a quarter of all or `calibration` is 0.
+    Arguments:
+        seed: random seed of the split
+        validation: share of the patients whose volumes select the best checkpoint
+        calibration: share of the patients whose volumes fit thresholds
+        test: share of the patients that no part of the training sees
+        least_calibration: patients reserved for the calibration part, which the thresholds of
+            localization need, unless this is more than a quarter of all or `calibration` is 0
+        by_attribute: take the parts from the attribute `split` of the cases (participants.tsv),
+            and draw the validation part from training if none is named
+        folds: number of groups for cross-validation
+        fold: number of the group that validates, below `folds`, whatever `validation` says; null
+            for no cross-validation
     """
 
     seed: int = 0
@@ -149,13 +175,26 @@ class SplitRule(Section):
 class Data(Section):
     """Where the volumes are and how they become training samples.
 
-    `layout` is a name that `volumediff info` lists, or a mapping with its options. `only` keeps
-    the cases whose attributes have one of the values given, such as `{group: healthy}`.
-    `lesion_free` trains crops from the lesion-free planes of volumes with lesions, see
-    `volumediff.data.lesion_free`; without it they train like all others. `patients` names the
-    patient of every case where names do not, such as `{pattern: 'mouse\\d+'}`, see
-    `volumediff.data.patients`; splits keep the cases of a patient together. `read` decides on
-    ambiguous files, such as `{no_forms: ras}`, see `volumediff.data.read_policy`.
+    Arguments:
+        root: folder of the volumes, or population for simulated subjects
+        layout: how the files are laid out: auto, a name that `volumediff info layout` lists, or a
+            mapping with its options
+        read: decisions on ambiguous files, such as {no_forms: ras}; see
+            `volumediff.data.read_policy`
+        channels: names of the images of each case, such as [T1w, FLAIR]; null for the one image
+            that each case has
+        only: attributes of the cases to keep, such as {group: healthy}
+        patients: which cases belong to one patient where names do not say so, such as {pattern:
+            'mouse\\d+'}; splits keep the cases of a patient together
+        population: size and seed of the simulated subjects, with `root: population`
+        preprocessing: grid and intensities of the volumes
+        augmentation: random changes of the training volumes; null for none
+        drawn: training samples that are drawn from label maps; null for none
+        lesion_free: train on the lesion-free planes of volumes with lesions; null trains on them
+            like on all others
+        split: shares of the patients for validation, calibration and test
+        cache: folder of prepared volumes; null for the folder `cache` beside the run
+        workers: processes that load volumes; 0 loads them in the training process
     """
 
     root: str | None = None
@@ -180,14 +219,25 @@ class Data(Section):
 
 
 class Optim(Section):
-    """AdamW; the learning rate is a function of the step.
+    """AdamW, or stochastic gradient descent; the learning rate is a function of the step.
 
-    `batch_size` is global: over all processes and accumulation steps. `decay` is the fraction of
-    `lr` that a half cosine reaches at the last step; 1 keeps it constant. A number for `power`
-    takes the polynomial (1 - progress)^power in place of the cosine, one for `momentum` stochastic
-    gradient descent with Nesterov momentum in place of AdamW: nnU-Net has 0.9 and 0.99 with lr
-    0.01. With `patience` training ends when its loss was not below the least so far for so many
-    steps after the warm-up; `steps` is then the most.
+    Arguments:
+        lr: learning rate after the warm-up
+        steps: number of updates; the most, where `patience` is given
+        warmup: updates over which the learning rate rises linearly from 0
+        decay: fraction of `lr` that a half cosine reaches at the last update; 1 keeps it constant
+        batch_size: samples of one update, over all processes and accumulation steps
+        accumulate: passes whose gradients are added up for one update; divides `batch_size`
+        clip: largest norm of the gradient; null for no limit
+        weight_decay: decoupled weight decay of AdamW
+        betas: decay rates of AdamW's averages of the gradient and of its square
+        momentum: Nesterov momentum of stochastic gradient descent, which takes the place of AdamW;
+            nnU-Net has 0.99 with lr 0.01
+        power: exponent of the polynomial decay (1 - progress)^power, which takes the place of the
+            cosine; nnU-Net has 0.9
+        ema: decay rate of the average of the weights, which validation and inference use
+        patience: updates after the warm-up without a lower loss, after which training ends; null
+            to make all `steps`
     """
 
     lr: PositiveFloat = 1e-4
@@ -206,8 +256,15 @@ class Optim(Section):
 
 
 class Selection(Section):
-    """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes, or,
-    for models of labels, the Dice of validation volumes that are segmented in so many steps."""
+    """Selection of the best checkpoint: voxel AP on synthetic lesions in validation volumes,
+    or, for models of labels, the Dice of validation volumes.
+
+    Arguments:
+        volumes: number of validation volumes
+        steps: network calls for the segmentation of a volume, for models of labels
+        levels: times in (0, 1) to which volumes with synthetic lesions are noised
+        smooth_mm: standard deviation of the smoothing of the maps, in millimetres
+    """
 
     volumes: PositiveInt = 4
     steps: PositiveInt = 5
@@ -218,10 +275,12 @@ class Selection(Section):
 class Processes(Section):
     """Processes that train together.
 
-    If `number` is given, the launch must have as many. With `shard` weights, gradients and moments
-    are divided among them (FSDP2); otherwise each has all of them (DDP). So many as `domain` says
-    share each volume along d. One that waits for another in a step for longer than `timeout_s`
-    seconds ends the run.
+    Arguments:
+        number: processes that the launch must have; null for any number
+        shard: divide weights, gradients and moments among the processes (FSDP2); otherwise each
+            has all of them (DDP)
+        domain: processes that share each volume along d
+        timeout_s: seconds that a process waits for another one in a step before the run ends
     """
 
     number: PositiveInt | None = None
@@ -231,7 +290,15 @@ class Processes(Section):
 
 
 class ValidationSection(Section):
-    """Every `every` steps: validation loss, previews and, if `best` is given, selection."""
+    """Validation loss, previews and the selection of the best checkpoint.
+
+    Arguments:
+        every: updates between two validations
+        volumes: most validation volumes that are used
+        previews: volumes that are drawn or restored as pictures at each validation
+        preview_steps: network calls for one preview
+        best: how the best checkpoint is selected; null selects by the validation loss
+    """
 
     every: PositiveInt = 1000
     volumes: PositiveInt = 16

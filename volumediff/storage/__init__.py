@@ -1,7 +1,7 @@
 """Files of a run: written whole, hashed, and verified when they are read.
 
 digests     the one SHA-256
-lock, shared_locks   one process at a time; several, and those who wait
+locks       one process at a time; several, and those who wait
 atomic      one file, whole or not there
 seal        a text that ends with its own digest: JSON, lines of JSON, YAML
 records     JSON that is read back through a model of its fields

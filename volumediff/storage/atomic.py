@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from volumediff.errors import DataError
+from volumediff.system.folders import sync_folder
 
-__all__ = ["atomic", "free_space", "sync_folder", "write_bytes", "write_text"]
+__all__ = ["atomic", "free_space", "write_bytes", "write_text"]
 
 
 @contextmanager
@@ -35,16 +36,6 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)  # the new name is on disk only once the folder is
-
-
-def sync_folder(folder: Path) -> None:
-    """Flushes names of a folder to the disk, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -26,9 +26,15 @@ VERSION = 1
 
 
 class Info(Record):
-    """What is kept beside the arrays: voxel size along d, h, w."""
+    """What is kept beside the arrays.
+
+    Arguments:
+        spacing_mm: voxel size along d, h, w
+        cropped: share of the foreground that lies outside of the arrays, in [0, 1]
+    """
 
     spacing_mm: Annotated[list[float], Field(min_length=3, max_length=3)]
+    cropped: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class StoredEntry(Record):

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.errors import DataError
-from volumediff.storage.atomic import free_space, sync_folder
+from volumediff.storage.atomic import free_space
 from volumediff.storage.digests import Hashing, crc32_of_file, sha256_of_file
 from volumediff.storage.records import Record, read
 from volumediff.storage.seal import seal_json
+from volumediff.system.folders import sync_folder
 
 __all__ = [
     "MANIFEST",

@@ -29,6 +29,7 @@ from volumediff.metrics.detection import average_precision, histogram
 from volumediff.metrics.mask_dice import mean_dice
 from volumediff.model import Model
 from volumediff.randomness import key
+from volumediff.recipes._base import Recipe
 from volumediff.samples.volumes import TrainingVolume
 from volumediff.storage.cache import Cache
 
@@ -88,10 +89,16 @@ def with_lesions(
 def label_dice(
     found: UInt8[Tensor, "1 1 d h w"],
     truth: UInt8[Tensor, "1 1 d h w"],
-    values: Sequence[int],
+    recipe: Recipe,
 ) -> float:
-    """Mean Dice over the labels that either map has; 1 where none has any."""
-    return mean_dice((found == value, truth == value) for value in values)
+    """Mean Dice over the labels that either map has; 1 where none has any.
+
+    Arguments:
+        found, truth: label maps; where the truth is ignored, neither counts
+        recipe: says the labels
+    """
+    judged = ~torch.isin(truth, truth.new_tensor(recipe.ignored))
+    return mean_dice(((found == v) & judged, truth == v) for v in recipe.labels)
 
 
 @torch.no_grad()

@@ -56,11 +56,19 @@ Level = Float[Tensor, "b"]
 
 
 class StudentConfig(DiffusionConfig):
-    """Keys of a student: `teacher` is the folder of the diffusion run that it learns from.
+    """Keys of a student of a diffusion run.
 
-    Everything else of a diffusion run is taken from there where it is not named, and must be the
-    same where it is; `times` is the density of the times that the student learns to begin at.
-    `guidance` are the least and the largest weight that students of guided students are told.
+    What is not named is that of the teacher; what is named must be the same as there.
+
+    Arguments:
+        teacher: folder of the diffusion run that the student learns from
+        space: that of the teacher
+        kernel: that of the teacher
+        network: that of the teacher
+        recipe: that of the teacher
+        noise: that of the teacher
+        times: density of the times that the student learns to begin at
+        guidance: least and greatest weight of guidance that students of a guided student learn
     """
 
     teacher: Path

@@ -83,7 +83,7 @@ class Validating:
     def dice(self, index: int, *, steps: int) -> float:
         """Mean Dice over the labels of a validation volume, of one sampled label map."""
         found, truth = self._segmented(index, steps)
-        return label_dice(found, truth, self.model.recipe.labels)
+        return label_dice(found, truth, self.model.recipe)
 
     def _segmented(self, index: int, steps: int) -> tuple[Tensor, Tensor]:
         """A sampled label map of a validation volume, and the true one."""

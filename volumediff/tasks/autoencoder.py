@@ -49,8 +49,11 @@ __all__ = ["AutoencoderConfig", "AutoencoderTask"]
 class AutoencoderConfig(RunConfig):
     """Keys of an autoencoder.
 
-    `recipe` says what is coded, healthy (volumes) or label_maps (masks); `label_weight` is the
-    weight of a voxel inside a label in the cross entropy of masks, 1 outside.
+    Arguments:
+        autoencoder: architecture and losses of the autoencoder
+        recipe: what is coded: healthy (volumes) or label_maps (masks)
+        label_weight: weight of a voxel inside a label in the cross entropy of masks; outside it is
+            1
     """
 
     autoencoder: Component
@@ -189,7 +192,7 @@ class AutoencoderTask(Task):
 
     def _dice(self, samples: Samples, index: int) -> float:
         found, truth = self._coded(self.autoencoder, samples, index)
-        return label_dice(found, truth, self.recipe.labels)
+        return label_dice(found, truth, self.recipe)
 
     @torch.no_grad()
     def _coded(

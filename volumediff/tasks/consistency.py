@@ -43,9 +43,12 @@ TARGET = "target"
 class ConsistencySection(Section):
     """How the student is walked and what it learns from.
 
-    `steps` is the number of leaps of its own walk; others may be asked for later. The teacher is
-    walked in `from_steps`. `target_ema` is the decay of the average that the student is compared
-    with; 0 takes the student itself. `huber` is c of the distance.
+    Arguments:
+        steps: leaps of the student's own walk; others may be asked for later
+        from_steps: steps in which the teacher is walked
+        target_ema: decay rate of the average that the student is compared with; 0 takes the
+            student itself
+        huber: constant c of the pseudo-Huber distance
     """
 
     steps: PositiveInt = 1
@@ -55,7 +58,11 @@ class ConsistencySection(Section):
 
 
 class ConsistencyConfig(StudentConfig):
-    """Keys of a consistency model that is distilled."""
+    """Keys of a consistency model that is distilled.
+
+    Arguments:
+        student: how the student is walked and what it learns from
+    """
 
     student: ConsistencySection = ConsistencySection()
 

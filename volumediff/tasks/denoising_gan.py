@@ -52,9 +52,12 @@ COLLAPSED = 0.5
 class GANSection(Section):
     """What a denoising diffusion GAN has beside a diffusion model.
 
-    `steps` is T, the number of steps from t = 1; `latent` the length of the random latent;
-    `widths` the channels of the discriminator per level; `penalty` the weight gamma of the penalty
-    on its gradient, on one sample in `penalty_every`.
+    Arguments:
+        steps: number T of steps from t = 1 to 0
+        latent: length of the random latent
+        widths: channels of the discriminator on each level
+        penalty: weight gamma of the penalty on the discriminator's gradient
+        penalty_every: the penalty is computed for one sample in so many
     """
 
     steps: PositiveInt = 4
@@ -65,7 +68,11 @@ class GANSection(Section):
 
 
 class DenoisingGANConfig(DiffusionConfig):
-    """Keys of a denoising diffusion GAN: those of a diffusion model, and `gan`."""
+    """Keys of a denoising diffusion GAN: those of a diffusion model, and `gan`.
+
+    Arguments:
+        gan: steps, latent and discriminator
+    """
 
     gan: GANSection = GANSection()
 

@@ -59,11 +59,18 @@ LEVEL = 0.6  # the planner's pass: any time will do
 class DiffusionConfig(RunConfig):
     """Keys of a diffusion model.
 
-    `times` is the density of the times that are trained: {name: uniform, high: 0.8} for methods
-    that never go higher, {name: uniform, low: 0.999} for a detector that is only asked at t = 1.
-    `losses` are terms beside the kernel's own loss, which has the weight `kernel_weight`. `prior`
-    is the run of a segmentation network, whose probabilities become the law that the labels of a
-    discrete kernel end in; a copy of it is kept.
+    Arguments:
+        space: what is diffused: voxels, wavelet coefficients, latents or slices
+        kernel: the forward process, its schedule and what the network predicts
+        network: architecture of the denoising network
+        recipe: what is learned of the volumes, and which conditions the network is given
+        noise: random field that volumes are corrupted with
+        times: density of the training times, such as {name: uniform, high: 0.8} for methods that
+            never go higher
+        losses: terms beside the kernel's own loss
+        kernel_weight: weight of the kernel's own loss
+        prior: folder of the run of a segmentation network, whose probabilities become the
+            distribution in which the labels of a discrete kernel end; a copy of it is kept
     """
 
     space: Component

@@ -38,7 +38,11 @@ STEPS = 20  # of the walks in which student and teacher are compared
 
 
 class GuidedConfig(StudentConfig):
-    """Keys of a student that is told the weight of the guidance."""
+    """Keys of a student that is conditioned on the weight of the guidance.
+
+    Arguments:
+        guidance: least and greatest weight that is trained
+    """
 
     guidance: tuple[float, float] = (1.0, 5.0)
 

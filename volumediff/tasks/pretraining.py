@@ -30,9 +30,18 @@ __all__ = ["PretrainingConfig", "PretrainingTask"]
 
 
 class PretrainingConfig(RunConfig):
-    """Keys of a pre-training. Coordinates of the network are left out: they would give away what
-    it is to find out. `kernel` and `noise` stand in configurations of pipelines, which may be
-    taken as they are; there is no noise here."""
+    """Keys of a self-supervised pre-training.
+
+    Coordinates of the network are left out: they would give away what it is to find out.
+
+    Arguments:
+        space: in which the volumes are represented
+        network: network whose encoder is trained
+        pretext: the self-supervised task
+        recipe: which volumes are trained on
+        kernel: unused; it stands in configurations of pipelines, which may be taken as they are
+        noise: unused, like `kernel`
+    """
 
     space: Component
     network: Component

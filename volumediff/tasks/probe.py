@@ -56,17 +56,22 @@ Time = Annotated[float, Field(gt=0, le=1)]
 class ProbeSection(Section):
     """What a probe reads, and the heads that read it.
 
-    `of` is the folder of the diffusion run. `levels` are levels of its network, such as
-    encoder.0, middle or decoder.1, or encoder and decoder for all of theirs; `times` in (0, 1], or
-    in place of them `log_snrs`, the logarithms of α²/σ², the same noise under every schedule.
-    `hidden` are the units of the hidden layers, none for linear probes, and `members` the number
-    of heads. With `shared` one head sees one time after the other, and its answers are averaged.
-
-    `points` is the most labelled voxels of each class that are drawn from a volume, `batch` the
-    number of them that a head sees per sample. `prior` says how far the heads learn the shares
-    that classes have in volumes, from 0 for equally likely classes to 1 for the loss over all
-    voxels, `background_weight` how much the background counts beside a label. `search` keeps one
-    level and one time alone, those whose linear probe is best on the validation volumes.
+    Arguments:
+        of: folder of the diffusion run
+        levels: levels of its network, such as encoder.0, middle or decoder.1, or encoder and
+            decoder for all of theirs
+        times: times in (0, 1] at which the volume is noised
+        log_snrs: in place of `times`, the logarithms of α²/σ², the same noise under every schedule
+        hidden: units of the hidden layers; none for linear probes
+        members: number of heads, whose answers are averaged
+        shared: one head sees one time after the other, and its answers are averaged
+        points: most labelled voxels of each class that are drawn from a volume
+        batch: voxels that a head sees per sample
+        prior: how far the heads learn the shares that classes have in volumes, from 0 for equally
+            likely classes to 1 for the loss over all voxels
+        background_weight: weight of the background beside a label
+        search: keep one level and one time alone, those whose linear probe is best on the
+            validation volumes
     """
 
     of: Path
@@ -101,7 +106,12 @@ class ProbeSection(Section):
 
 
 class ProbeConfig(RunConfig):
-    """Keys of a probe. The data of the diffusion run are taken where none are named."""
+    """Keys of a probe. The data of the diffusion run are taken where none are named.
+
+    Arguments:
+        probe: features that are read, and the heads that read them
+        recipe: labels that are learned
+    """
 
     probe: ProbeSection
     recipe: Component

@@ -47,8 +47,12 @@ Level = Float[Tensor, "b"]
 class ProgressiveSection(Section):
     """In how many steps the student walks from t = 1 to 0, and how it gets there.
 
-    The teacher is walked in `from_steps`, and every round of `round_steps` updates halves them,
-    until there are `steps`; the last round takes all updates that are left.
+    Every round halves the steps of the teacher; the last round takes all updates that are left.
+
+    Arguments:
+        steps: steps of the finished student
+        from_steps: steps in which the teacher is walked at first: `steps` times a power of 2
+        round_steps: updates of one round
     """
 
     steps: PositiveInt = 1
@@ -71,7 +75,11 @@ class ProgressiveSection(Section):
 
 
 class ProgressiveConfig(StudentConfig):
-    """Keys of a student that is distilled progressively."""
+    """Keys of a student that is distilled progressively.
+
+    Arguments:
+        student: in how many steps the student is walked, and how it gets there
+    """
 
     student: ProgressiveSection = ProgressiveSection()
 

@@ -47,14 +47,23 @@ NODES = 16  # steps of the walks whose straightness is measured
 
 
 class ReflowSection(Section):
-    """In how many steps the student is walked, and the teacher to draw its pairs."""
+    """In how many steps the student is walked, and the teacher to draw its pairs.
+
+    Arguments:
+        steps: steps in which the student is walked
+        from_steps: steps in which the teacher is walked
+    """
 
     steps: PositiveInt = 4
     from_steps: Annotated[int, Field(ge=2)] = 32
 
 
 class ReflowConfig(StudentConfig):
-    """Keys of a student with straighter paths."""
+    """Keys of a student with straighter paths.
+
+    Arguments:
+        student: steps of the student and of its teacher
+    """
 
     student: ReflowSection = ReflowSection()
 

@@ -42,8 +42,14 @@ WHERE = "residual_segmenter.of"
 
 
 class ResidualSegmenterConfig(RunConfig):
-    """Keys of a residual segmenter. The data of the diffusion run are taken where none are named;
-    `times` is the density of the times of its estimates."""
+    """Keys of a residual segmentation network. The data of the diffusion run are taken where
+    none are named.
+
+    Arguments:
+        residual_segmenter: architecture, and `of`, the folder of the diffusion run
+        recipe: labels that are learned
+        times: density of the times of the diffusion run's estimates
+    """
 
     residual_segmenter: ForRun
     recipe: Component

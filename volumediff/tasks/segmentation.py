@@ -44,12 +44,16 @@ Level = Annotated[float, Field(ge=0, lt=1)]
 class Supervision(Section):
     """How a network learns labels.
 
-    `dice` and `cross_entropy` weigh the terms of the loss; `background` counts the background in
-    the Dice term, `background_weight` weighs its voxels in the entropy. `deep_supervision` is the
-    number of decoder levels below the finest that are trained as well. `foreground_crops` is the
-    share of the training crops that is centred on a label. `levels` are the times at which the
-    network is asked, 0 for the clean volume; a level above 0 needs `kernel`. `freeze_encoder`
-    trains the decoder alone, for runs with `start_from`.
+    Arguments:
+        dice: weight of the Dice term of the loss
+        cross_entropy: weight of the cross entropy
+        background: count the background in the Dice term
+        background_weight: weight of the background's voxels in the cross entropy
+        deep_supervision: number of decoder levels below the finest that are trained as well
+        foreground_crops: share of the training crops that is centred on a label
+        levels: times at which the network is asked, 0 for the clean volume; a time above 0 needs
+            `kernel`
+        freeze_encoder: train the decoder alone, for runs with `start_from`
     """
 
     dice: NonNegativeFloat = 1.0
@@ -63,8 +67,17 @@ class Supervision(Section):
 
 
 class SegmentationConfig(RunConfig):
-    """Keys of a supervised segmentation. `kernel` and `noise` are needed where the network is
-    asked at times above 0, as one that comes from a diffusion run may be."""
+    """Keys of a supervised segmentation.
+
+    Arguments:
+        space: in which the volumes are represented
+        network: segmentation network
+        recipe: labels that are learned
+        kernel: forward process, needed where the network is asked at times above 0, as one that
+            comes from a diffusion run may be
+        noise: random field that volumes are corrupted with at these times
+        supervision: loss, crops and the levels that are trained
+    """
 
     space: Component
     network: Component
@@ -213,7 +226,7 @@ class SegmentationTask(Task):
     def _dice(self, samples: Samples, index: int) -> float:
         """Mean Dice over the labels of a validation volume."""
         found, truth = self._segmented(samples, index)
-        return label_dice(found, truth, self.recipe.labels)
+        return label_dice(found, truth, self.recipe)
 
     @torch.no_grad()
     def _segmented(
@@ -231,8 +244,10 @@ class SegmentationTask(Task):
         )
         values = torch.tensor([0, *self.recipe.labels], dtype=torch.uint8)
         every = torch.cat([1 - p.sum(dim=1, keepdim=True), p], dim=1)
-        truth = self.model.shares(batch.x).argmax(dim=1, keepdim=True)
-        return values[every.argmax(dim=1, keepdim=True).cpu()], values[truth.cpu()]
+        truth = values[self.model.shares(batch.x).argmax(dim=1, keepdim=True).cpu()]
+        if batch.hidden is not None:
+            truth[batch.hidden.cpu() > 0] = self.recipe.ignored[0]
+        return values[every.argmax(dim=1, keepdim=True).cpu()], truth
 
     def preview(self, samples: Samples, index: int) -> Sequence[tuple[str, Tensor]]:
         """A volume, its true labels and those found."""

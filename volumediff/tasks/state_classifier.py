@@ -47,8 +47,17 @@ LEVEL = 0.6  # the planner's pass: any time will do
 
 
 class StateClassifierConfig(RunConfig):
-    """Keys of a classifier. Space, kernel and noise are those of the run that it is for, and need
-    not be written; neither need the data."""
+    """Keys of a classifier of noised volumes. Space, kernel, noise and data are those of the
+    run that it is for, and need not be written.
+
+    Arguments:
+        classifier: architecture, and `of`, the folder of the diffusion run
+        recipe: classes that are learned
+        space: that of the diffusion run
+        kernel: that of the diffusion run
+        noise: that of the diffusion run
+        times: density of the training times
+    """
 
     classifier: ForRun
     recipe: Component

@@ -49,10 +49,13 @@ FROM_NOISE = GridTimes(1, low=0.999999)
 class TrajectorySection(Section):
     """What the student gives, and the trajectories that it learns from.
 
-    `states` is M, the number of states; `modes` how many frequencies over time are mixed;
-    `teacher_steps` n, the steps of the teacher from t = 1 to 0, a multiple of M². `kept` is how
-    many trajectories are computed once and kept on the disk in `kept_dtype`; 0 walks new ones for
-    every step.
+    Arguments:
+        states: number M of states that one call gives
+        modes: frequencies over time that are mixed
+        teacher_steps: steps n of the teacher from t = 1 to 0, a multiple of M²
+        kept: trajectories that are computed once and kept on the disk; 0 walks new ones for every
+            update
+        kept_dtype: precision in which they are kept
     """
 
     states: PositiveInt = 4
@@ -74,7 +77,11 @@ class TrajectorySection(Section):
 
 
 class TrajectoryConfig(StudentConfig):
-    """Keys of an operator of trajectories."""
+    """Keys of an operator of trajectories.
+
+    Arguments:
+        student: what the student gives, and the trajectories that it learns from
+    """
 
     student: TrajectorySection = Field(default_factory=TrajectorySection)
 

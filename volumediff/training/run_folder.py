@@ -21,7 +21,7 @@ from volumediff.distributed.processes import on_main
 from volumediff.errors import DataError, UsageError
 from volumediff.settings.run_config import RunConfig, changes, saved_config
 from volumediff.storage.folder import clear_leftovers, discard
-from volumediff.storage.lock import FileLock, Held
+from volumediff.storage.locks import FileLock, Held
 from volumediff.storage.records import Record, read, write, write_text
 
 __all__ = ["begin", "keep_config", "locked", "record_session", "sessions_of"]

@@ -18,6 +18,7 @@ from volumediff.data.dicom_files.headers import frames_of_series
 from volumediff.data.dicom_files.pixels import voxels_of
 from volumediff.data.read_policy import remedy
 from volumediff.errors import DataError
+from volumediff.system.resources import limit_memory
 
 __all__ = ["main"]
 
@@ -38,11 +39,11 @@ def main() -> None:
 
 def _answer(order: dict[str, Any]) -> dict[str, Any]:
     folder = Path(order["folder"])
-    _bound_memory(SPACE_BYTES)
+    limit_memory(SPACE_BYTES)
     series = frames_of_series(folder, order["series"])
     geometry = geometry_of(series.frames, folder)
     _check_budget(geometry, folder, order["budget_bytes"])
-    _bound_memory(SPACE_BYTES + 3 * 4 * int(np.prod(geometry.shape)))
+    limit_memory(SPACE_BYTES + 3 * 4 * int(np.prod(geometry.shape)))
     if order["voxels"] is not None:
         np.save(order["voxels"], voxels_of(geometry))
     return {
@@ -59,17 +60,6 @@ def _check_budget(geometry: Geometry, folder: Path, budget_bytes: int) -> None:
             f"{folder}: the series needs {need / 2**30:.3g} GiB, more than the budget of "
             f"{budget_bytes / 2**30:.3g} GiB; {remedy(f'budget_bytes={need}')}."
         )
-
-
-def _bound_memory(bytes_: int) -> None:
-    """Ends this process rather than the machine; where the system knows no limits, nothing."""
-    try:
-        import resource
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    soft = bytes_ if hard == resource.RLIM_INFINITY else min(bytes_, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 if __name__ == "__main__":
