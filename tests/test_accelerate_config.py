@@ -30,6 +30,7 @@ def of(environment, *words):
             {},
         ),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"memory.dtype": "bfloat16"}),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {"memory.dtype": "float16"}),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, {"optim.accumulate": 2}),
         (FSDP, {"processes.shard": True}),
         (
@@ -60,7 +61,6 @@ def test_what_is_asked_for_becomes_settings(environment, settings):
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported; use FSDP"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend is not supported"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16 is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision fp8 is not supported"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 is not supported; set fsdp_version"),
         (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported"),
@@ -137,9 +137,9 @@ def test_doctor_reads_the_saved_configuration(tmp_path, changes, state, said):
 
 
 def test_doctor_reads_the_launch_first(tmp_path):
-    launched = _accelerate({"ACCELERATE_MIXED_PRECISION": "fp16"}, tmp_path / "none.yaml")
+    launched = _accelerate({"ACCELERATE_MIXED_PRECISION": "fp8"}, tmp_path / "none.yaml")
     assert launched.state == "problem"
-    assert "accelerate launch: accelerate config: mixed_precision fp16" in launched.message
+    assert "accelerate launch: accelerate config: mixed_precision fp8" in launched.message
     assert _accelerate({}, tmp_path / "none.yaml").state == "ok"
 
 

@@ -230,7 +230,7 @@ def test_doctor_sees_releases_devices_and_the_global_mean(program, monkeypatch):
     for capability, state, said in (
         ((7, 0), "problem", "no kernels for this card"),
         ((6, 1), "problem", "whl/cu126"),
-        ((7, 5), "note", "bfloat16 is emulated"),
+        ((7, 5), "note", "use memory.dtype=float16"),
         ((8, 9), "ok", "sm_89"),  # by the kernels of sm_86
         ((10, 3), "ok", ""),
         ((12, 1), "ok", ""),

@@ -121,8 +121,12 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, labelled, t
         (["optim.lr=fast"], "config: optim.lr: expected a number, got 'fast'"),
         (["optim.steps=0"], "config: optim.steps: expected a number above 0, got 0"),
         (
-            ["memory.dtype=float16"],
-            "config: memory.dtype: expected float32, tf32 or bfloat16",
+            ["memory.dtype=float8"],
+            "config: memory.dtype: expected float32, tf32, bfloat16 or",
+        ),
+        (
+            ["memory.dtype=float16", "processes.shard=true"],
+            "float16 scales losses, .* use bfloat16, or processes.shard=false",
         ),
         (["memory.slab=true"], "memory.slab: expected a whole number"),
         (["memory.chekpoint=true"], "config: memory: unknown key chekpoint.*mean 'checkpoint'"),

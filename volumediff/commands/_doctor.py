@@ -100,6 +100,8 @@ def _devices() -> list[Check]:
     found = [Check("ok", "cpu", f"{cores} cores, {torch.get_num_threads()} threads")]
     if not torch.cuda.is_available():
         found.append(Check("note", "cuda", "no device; CPU runs are for small volumes"))
+        if torch.backends.mps.is_available():
+            found.append(Check("note", "mps", "not used: Apple's GPUs do not have float64"))
         return found if torch.version.cuda is None else [*found, _driver(torch.version.cuda)]
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)
@@ -134,8 +136,8 @@ def _capability(name: str, text: str, major: int, minor: int, arches: Sequence[s
         return Check(
             "note",
             name,
-            f"{text}: bfloat16 is emulated on this card and slow, and float16 is not used here; "
-            "train with memory.dtype=float32",
+            f"{text}: bfloat16 is emulated on this card and slow; use memory.dtype=float16, or "
+            "float32",
         )
     return Check("ok", name, text)
 

@@ -3,7 +3,7 @@
 `accelerate launch` hands its configuration to the program in environment variables. Each is taken
 over or refused by name:
 
-    mixed_precision bf16                       memory.dtype=bfloat16
+    mixed_precision bf16, fp16                 memory.dtype=bfloat16, float16
     FSDP, version 2                            processes.shard=true
     fsdp_activation_checkpointing              memory.checkpoint=true
     parallelism_config dp_shard_size > 1       processes.shard=true
@@ -24,6 +24,7 @@ from volumediff.settings.run_config import RunConfig, parse
 
 __all__ = ["overlaid_by_accelerate", "requested", "variables"]
 
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 # Variable -> (the value that asks for nothing, its name in accelerate config, what to do instead).
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": ("false", "DeepSpeed", "use FSDP with fsdp_version 2"),
@@ -58,12 +59,12 @@ def requested(environment: Mapping[str, str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     _refuse(environment, REFUSED)
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if precision == "bf16":
-        settings["memory.dtype"] = "bfloat16"
+    if precision in PRECISIONS:
+        settings["memory.dtype"] = PRECISIONS[precision]
     elif precision not in ("no", ""):
         raise UsageError(
-            f"accelerate config: mixed_precision {precision} is not supported (losses are not "
-            "scaled); choose bf16, or no."
+            f"accelerate config: mixed_precision {precision} is not supported; choose bf16, fp16 "
+            "or no."
         )
     steps = int(environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
     if steps > 1:

@@ -51,16 +51,23 @@ def clipped(parameters: Sequence[Tensor], most: float | None) -> Float[Tensor, "
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def _as_it_is(loss: Tensor) -> Tensor:
+    return loss
+
+
 class DataParallel(ABC):
     """Gradients over all processes, and the way between whole weights and those that are held."""
 
-    def backward(self, player: str, micros: Sequence[Batch]) -> list[Float[Tensor, "n"]]:
+    def backward(
+        self, player: str, micros: Sequence[Batch], scaled: Callable[[Tensor], Tensor] = _as_it_is
+    ) -> list[Float[Tensor, "n"]]:
         """Adds to `grad` the mean gradient over the batches of all processes.
 
         Processes exchange once, in the backward pass of the last batch.
 
         Arguments:
             micros: batches of this process, as many and as large as those of the others
+            scaled: what the gradient is taken of, from the loss
 
         Returns:
             the loss of each sample of this process, batch by batch
@@ -69,7 +76,7 @@ class DataParallel(ABC):
         for i, batch in enumerate(micros):
             with self._exchanging(player, i + 1 == len(micros)):
                 loss = self._loss(player, batch)
-                (loss.mean() / len(micros)).backward()
+                scaled(loss.mean() / len(micros)).backward()
             losses.append(loss.detach())
         return losses
 

@@ -28,6 +28,13 @@ from volumediff.networks._streamable import Streamable
 
 __all__ = ["MemoryPolicy", "Replaced", "runs_in_slabs", "whole_passes_of"]
 
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
 
 @dataclass(frozen=True)
 class MemoryPolicy:
@@ -39,7 +46,8 @@ class MemoryPolicy:
     Arguments:
         dtype: of activations; weights stay in float32 and are cast layer by layer. float32 is
             IEEE float32 on every device; tf32 is float32 whose convolutions and matrix products a
-            GPU computes in TF32, faster and to 3 digits
+            GPU computes in TF32, faster and to 3 digits; float16 is for GPUs without bfloat16:
+            it ends at 65504, so that losses are scaled in training
         channels_last: weights, and with them activations, in torch.channels_last_3d
         checkpoint: recompute residual blocks, attention and enlarged volumes in the backward pass;
             a number does so on that many levels only, finest first
@@ -59,7 +67,7 @@ class MemoryPolicy:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
     """
 
-    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     checkpoint: bool | int = False
     slab: StrictInt | None = None  # true is no number of planes
@@ -81,7 +89,7 @@ class MemoryPolicy:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype to cast the network's input to."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+        return DTYPES[self.dtype]
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """For everything that runs under the policy: how a GPU multiplies float32 numbers."""

@@ -21,7 +21,7 @@ def _normalised(
     """x̂, mean and 1/σ; the kernels accumulate in float32 and keep the memory layout."""
     channels = x.shape[1]
     ones = zeros = None
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
         # With float32 parameters the CPU kernels also return the statistics in float32.
         ones, zeros = torch.ones(channels), torch.zeros(channels)
     if groups is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from volumediff.distributed.data_parallel import DataParallel
 from volumediff.distributed.one_process import OneProcess
@@ -60,6 +61,12 @@ class TrainingState:
         best: score and step of the best checkpoint so far
         least: least loss after the warm-up, for runs with patience
         waited: steps since then
+        scaler: scales losses where activations are in float16, whose smallest gradients would
+            otherwise be zero; finds gradients that are too large, and leaves the weights then
+        skipped: steps that left the weights
+
+    References:
+        Micikevicius et al. (2018), Mixed precision training, arXiv:1710.03740 (section 3.2)
     """
 
     task: Task
@@ -74,6 +81,8 @@ class TrainingState:
     best: dict[str, Any] = field(default_factory=dict)
     least: float | None = None
     waited: int = 0
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
+    skipped: int = 0
 
     @classmethod
     def fresh(
@@ -81,6 +90,8 @@ class TrainingState:
     ) -> "TrainingState":
         """The state before the first step; of one process unless `parallel` says otherwise."""
         trained, players = task.trained(), task.parameters()
+        device = next(iter(trained.values())).device.type
+        half = task.config.memory.torch_dtype == torch.float16
         return cls(
             task,
             parallel or OneProcess(task.loss),
@@ -88,6 +99,7 @@ class TrainingState:
             players,
             {player: _optimizer(optim, own) for player, own in players.items()},
             EMA(trained, decay=optim.ema),
+            scaler=GradScaler(device, enabled=half),
         )
 
     def watch(self, optim: Optim, loss: float, *, step: int) -> None:
@@ -150,9 +162,17 @@ class TrainingState:
                 "borrowed": self.task.borrowed,
                 "least": self.least,
                 "waited": self.waited,
+                "scaling": self._scaling(),
+                "skipped": self.skipped,
             },
             keep=2 if kind == "last" else 1,
         )
+
+    def _scaling(self) -> dict[str, float | int] | None:
+        if not self.scaler.is_enabled():
+            return None
+        state = self.scaler.state_dict()
+        return {"scale": state["scale"], "growth_tracker": state["_growth_tracker"]}
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -204,6 +224,11 @@ class TrainingState:
         self.step, self.best = found.step, dict(found.state["best"])
         self.validated = found.state["validated"]
         self.least, self.waited = found.state["least"], found.state["waited"]
+        self.skipped = found.state["skipped"]
+        if self.scaler.is_enabled() and found.state["scaling"] is not None:
+            own = found.state["scaling"]
+            state = {**self.scaler.state_dict(), "scale": own["scale"]}
+            self.scaler.load_state_dict({**state, "_growth_tracker": own["growth_tracker"]})
 
     def _share(self, name: str, tensor: Tensor) -> Tensor:
         """What this process holds of a trained parameter, or of its average."""

@@ -353,7 +353,7 @@ def _remedies(
 
     short = leanest.card_gb - vram_gb
     found = [f"a card with {leanest.card_gb:.1f} GB, {short:.1f} GB more: {words(leanest.policy)}"]
-    if leanest.policy.dtype != "bfloat16":
+    if leanest.policy.torch_dtype == torch.float32:
         small = card_gb(config, dtype="bfloat16")
         found.append(f"memory.dtype=bfloat16, which needs {small:.1f} GB")
     rest = {n: p for n, p in leanest.stages.items() if not n.startswith(VALIDATION)}

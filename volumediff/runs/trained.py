@@ -38,10 +38,15 @@ def device_of(name: str) -> torch.device:
     """The device of a name; `auto` takes CUDA where there is some.
 
     Raises:
-        UsageError: no such device here
+        UsageError: no such device here, or one without float64
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] == "mps":
+        raise UsageError(
+            f"device '{name}': not supported, since noise levels and statistics are computed in "
+            "float64, which Apple's GPUs do not have; use cpu, or auto."
+        )
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and started() > 1:
@@ -77,8 +82,8 @@ def load_trained(
             others help it and end the program when it ends
 
     Raises:
-        UsageError: no run, no checkpoint of this kind, no such device, or a launch of no multiple
-            of `domain`
+        UsageError: no run, no checkpoint of this kind, no such device, float16 on a CPU, or a
+            launch of no multiple of `domain`
         DataError: the run is damaged
     """
     run = Path(run)
@@ -90,6 +95,11 @@ def load_trained(
     task.freeze()
     assert found is not None, "load_task has just read it"
     place = device_of(device)
+    if place.type == "cpu" and task.config.memory.dtype == "float16":
+        raise UsageError(
+            f"{run}: computes in float16, many times slower than float32 on a CPU; give "
+            "dtype=float32 as the memory policy, or use a GPU."
+        )
     task.module.to(place)
     if mesh.domain.size > 1:
         join(task.module, mesh.domain, place)

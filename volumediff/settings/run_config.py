@@ -126,6 +126,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _divided_in_float16(self) -> "RunConfig":
+        if self.processes.shard and self.memory.dtype == "float16":
+            raise ValueError(
+                "memory.dtype=float16 scales losses, which is not supported with "
+                "processes.shard=true: use bfloat16, or processes.shard=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _adapts_a_run(self) -> "RunConfig":
         if self.adapter is not None and self.start_from is None:
             raise ValueError("adapter: needs start_from, the folder of the run that it adapts")

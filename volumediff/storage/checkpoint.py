@@ -73,6 +73,13 @@ class Bindings(Record):
     settings: dict[str, str]
 
 
+class StoredScaling(Record):
+    """How losses are scaled: by how much, and how many steps in a row that was not too much."""
+
+    scale: float
+    growth_tracker: int
+
+
 class CheckpointState(Record):
     """state.json: what a run needs to go on, beside its tensors.
 
@@ -84,6 +91,8 @@ class CheckpointState(Record):
         best: of the selection; None before the first
         borrowed: SHA-256 of the frozen weights that the run was trained with, if any
         least, waited: least loss and steps since then, of runs with patience
+        scaling: of the loss, for training in float16
+        skipped: steps whose gradients exceeded float16, so that the weights stayed
     """
 
     format: Literal[2]
@@ -94,6 +103,8 @@ class CheckpointState(Record):
     borrowed: str
     least: float | None = None
     waited: int = 0
+    scaling: StoredScaling | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

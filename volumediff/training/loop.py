@@ -200,6 +200,10 @@ def _announce(
         f"volumes, steps {state.step} to {config.optim.steps}, global batch "
         f"{config.optim.batch_size}, {where}, {torch.get_num_threads()} threads."
     )
+    if config.memory.dtype == "float16" and accelerator.device.type == "cpu":
+        journal.line(
+            "memory.dtype=float16 is for GPUs: on a CPU it takes many times as long as float32."
+        )
     for text in state.task.remarks:
         journal.line(text)
     facts = {

@@ -28,6 +28,10 @@ from volumediff.training.setup import TrainingSetup
 
 __all__ = ["StepQueue", "TrainingStep", "take_step"]
 
+# Steps in a row whose gradients exceed float16. The scale of the loss is halved at each and begins
+# at 2^16: after as many the loss itself has gradients that float16 does not hold.
+MOST_SKIPPED = 17
+
 
 class _ArrivingNumbers:
     """Numbers on their way from the device to the host."""
@@ -86,13 +90,15 @@ def take_step(
     rate, number = learning_rate(optim, state.step), state.step
     losses, norms = {}, []
     for player, optimizer in state.optimizers.items():
-        found = state.parallel.backward(player, micros)
+        found = state.parallel.backward(player, micros, state.scaler.scale)
         pairs = zip(found, micros, strict=True)
         losses[player] = torch.cat([loss.expand(len(batch.keys)) for loss, batch in pairs])
+        state.scaler.unscale_(optimizer)
         norms.append(clipped(state.players[player], optim.clip))
         optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
+        state.scaler.step(optimizer)
         optimizer.zero_grad()
+    state.scaler.update()
     state.step += 1
     state.ema.update(state.trained, step=state.step)
     task.stepped(state.step, accelerator)
@@ -125,6 +131,8 @@ class StepQueue:
         self.optim, self.prepared, self.state = optim, prepared, state
         self.accelerator, self.journal = accelerator, journal
         self.stopped = 0
+        self._too_large = 0
+        self._most_skipped = MOST_SKIPPED if state.scaler.is_enabled() else 0
         self._steps: deque[TrainingStep] = deque()
         self._settled = -math.inf
         at_once = accelerator.device.type == "cpu" or optim.patience is not None
@@ -154,13 +162,21 @@ class StepQueue:
             row: dict[str, int | float] = {"step": step.number + 1, "lr": step.rate}
             players = list(step.losses)
             norms, losses = found[: len(players)], found[len(players) :]
+            finite = all(map(math.isfinite, norms))
+            self._too_large = 0 if finite else self._too_large + 1
+            skipped = self._too_large <= self._most_skipped
             for player, norm, loss in zip(players, norms, losses, strict=True):
-                if not (math.isfinite(loss) and math.isfinite(norm)):
+                if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):
                     raise DataError(_refusal(step, player, loss, norm, self._names(step, player)))
                 suffix = "" if player == self.state.task.main else f"_{player}"
-                row |= {f"loss{suffix}": loss, f"gradient{suffix}": norm}
+                row |= {f"loss{suffix}": loss}
+                if math.isfinite(norm):
+                    row |= {f"gradient{suffix}": norm}
                 if not suffix:
                     self.state.watch(self.optim, loss, step=step.number)
+            if not finite:
+                self.state.skipped += 1
+                row["skipped"] = self.state.skipped
             now = time.monotonic()
             row["seconds"] = round(now - max(step.began, self._settled), 4)
             self._settled = now
