@@ -58,12 +58,12 @@ LAYERS = [
     ["calibration"],
     ["outputs"],
     ["findings", "evaluation"],
-    ["reporting"],
+    ["reporting", "dicom_output"],
     ["inference", "tuning", "alignment", "contracts"],
     ["api"],
     ["documentation"],
     ["commands"],
-    ["cli", "__main__", "__init__"],
+    ["cli", "bids_app", "__main__", "__init__"],
 ]
 ENGINE = (
     "torch",
@@ -87,6 +87,7 @@ LATE = {
     "torchmetrics",
     "xformers",
     "pywt",
+    "highdicom",
     "huggingface_hub",
     "triton",
     *("mkdocs", "markdown", "pymdownx", "platformdirs"),

@@ -8,6 +8,7 @@ where a copy goes. Heavy packages load inside the commands, so that `--help` ans
 
 import errno
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,14 @@ class _ProgramOptions:
     log_file: Path | None = None
 
 
-def main() -> None:
-    """Runs a command; errors that a user can cause become one line and an exit code."""
+def main(given: Sequence[str] | None = None) -> None:
+    """Runs a command; errors that a user can cause become one line and an exit code.
+
+    Arguments:
+        given: words of the command line; None takes those of the process
+    """
     try:
-        words, chosen = _program_options(sys.argv[1:])
+        words, chosen = _program_options(list(sys.argv[1:] if given is None else given))
         with logging_session(chosen.level, chosen.log_file if is_main() else None):
             code = _run(words, debug=chosen.debug)
     except UsageError as error:  # in these options

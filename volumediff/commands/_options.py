@@ -31,6 +31,7 @@ __all__ = [
     "ConfigWords",
     "DataRoot",
     "Device",
+    "DicomOutput",
     "Domain",
     "Fill",
     "HubModel",
@@ -153,6 +154,13 @@ Fill = Annotated[
         metavar="RUN",
         help="Translation run that draws channels which a case lacks; results say so.",
         rich_help_panel=DATA_PANEL,
+    ),
+]
+DicomOutput = Annotated[
+    bool,
+    typer.Option(
+        "--dicom",
+        help="Also write the results of DICOM series as DICOM Segmentation and structured report.",
     ),
 ]
 Overwrite = Annotated[

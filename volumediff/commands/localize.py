@@ -12,6 +12,7 @@ from volumediff.commands._options import (
     Channels,
     Classifier,
     ConditionWords,
+    DicomOutput,
     Fill,
     LayoutOption,
     OutFolder,
@@ -102,6 +103,7 @@ def localize(
     ] = WORK["limits"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
+    dicom: DicomOutput = WORK["dicom"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -127,6 +129,7 @@ def localize(
         layout=spec_of(layout),
         seed=seed,
         fill=fill,
+        dicom=dicom,
         trace=trace,
         force=force,
         limits=limits,

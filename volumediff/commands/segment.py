@@ -10,6 +10,7 @@ from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     ConditionWords,
+    DicomOutput,
     Fill,
     LayoutOption,
     OutFolder,
@@ -59,6 +60,7 @@ def segment(
     ] = WORK["write_samples"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
+    dicom: DicomOutput = WORK["dicom"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -78,6 +80,7 @@ def segment(
         layout=spec_of(layout),
         seed=seed,
         fill=fill,
+        dicom=dicom,
         write_samples=write_samples,
         conditions=conditions_of(condition),
         overwrite=overwrite,

@@ -32,6 +32,7 @@ from volumediff.errors import (
     one_line,
     traceback_of,
 )
+from volumediff.outputs.bids_dataset import describe_dataset
 from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
@@ -125,6 +126,8 @@ def process(
         unfit = unfit_name(out, [case.id for case in cases])
         if unfit is not None:
             raise DataError(f"{out}: {unfit}; give the case another name, or work elsewhere.")
+        if is_main():
+            describe_dataset(out, cases, settings)
         meet()  # a process that starts late joins what this session has done, too
         for name, reason in problems.items() if is_main() else ():
             say(f"{name}: failed: {reason}")
