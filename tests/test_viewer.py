@@ -466,6 +466,10 @@ def test_controls_without_use_are_absent_and_nothing_is_clipped(browser, tmp_pat
     shown.key("4")
     shown.key("n")
     assert "voxel 0, 0, 0" in shown.read
+    shown.page.keyboard.press("?")
+    named = shown.page.locator("dialog dt").all_inner_texts()
+    assert {"R", "F"} <= set(named)
+    assert not {"N, P", "M", "O", "H", "C", "4"} & set(named)
     shown.quiet()
     full = written(tmp_path / "full", full_scene())
     for width in (700, 1300):
