@@ -293,6 +293,22 @@ def test_everything_can_be_done_with_keys(browser, tmp_path):
     assert shown.page.locator("dialog").is_visible()
     shown.page.keyboard.press("Escape")
     assert not shown.page.locator("dialog").is_visible()
+    # outlines of lesion and findings, on and off
+    shown.key("0")
+    shown.key("n")
+    shown.key("n")
+    assert shown.at == [13, 6, 7]
+    edges = {"lesion": [(14.5, 5), (12, 7.5)], "findings": [(15.5, 7), (14, 8.5)]}
+    for there in (True, False):
+        picture, box = shown.picture(), shown.page.locator(".stage").bounding_box()
+        for name, spots in edges.items():
+            colour = [int(case.outlines[name].colour[i : i + 2], 16) for i in (1, 3, 5)]
+            for u, v in spots:
+                x, y = shown.pixel(0, u, v)
+                x, y = round(x - box["x"]), round(y - box["y"])
+                near = np.abs(picture[y - 2 : y + 3, x - 2 : x + 3] - colour).max(axis=-1)
+                assert (near.min() < 60) == there
+        shown.key("o")
     # other images and maps
     at = tuple(shown.at)
     for name in ("pseudo-healthy", "T1w"):
@@ -304,6 +320,21 @@ def test_everything_can_be_done_with_keys(browser, tmp_path):
     assert re.search(r"uncertainty \d", shown.read)
     shown.key("m")
     assert "uncertainty" not in shown.read
+    shown.quiet()
+
+
+@pytest.mark.slow
+def test_two_fingers_zoom(browser, tmp_path):
+    shown = Shown(browser, written(tmp_path, full_scene()), webgl=False)
+    x, y = shown.pixel(0, 10, 9)
+    session = shown.page.context.new_cdp_session(shown.page)
+    for kind, apart in (("touchStart", 20), ("touchMove", 30), ("touchMove", 60)):
+        points = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    shown.settle()
+    # measured from the first move of both, with the second finger's move after the first's
+    assert 1.9 < float(shown.data["zoom"]) < 3.1
     shown.quiet()
 
 
@@ -435,6 +466,10 @@ def test_controls_without_use_are_absent_and_nothing_is_clipped(browser, tmp_pat
     shown.key("4")
     shown.key("n")
     assert "voxel 0, 0, 0" in shown.read
+    shown.page.keyboard.press("?")
+    named = shown.page.locator("dialog dt").all_inner_texts()
+    assert {"R", "F"} <= set(named)
+    assert not {"N, P", "M", "O", "H", "C", "4"} & set(named)
     shown.quiet()
     full = written(tmp_path / "full", full_scene())
     for width in (700, 1300):

@@ -28,6 +28,7 @@ from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import figure_of
 from volumediff.reporting.scene import OutlinedMask, Scene
 from volumediff.reporting.tables import bullets
+from volumediff.reporting.thumbnails import thumbnail
 from volumediff.storage.atomic import atomic
 
 __all__ = ["AlignedCase", "pictured", "write_page"]
@@ -62,7 +63,6 @@ COLUMNS = (
         "By which a volume grows on its way to the template.",
     ),
     CaseColumn("mask in ml", "Volume of the brain mask in the native volume."),
-    CaseColumn("bias field", "Smallest and largest value of the bias field in the mask."),
 )
 
 
@@ -179,11 +179,13 @@ def write_page(
     with CasePages(Path(path)) as pages:
         for row in order:
             reasons = flagged.get(row.case, [])
-            pages.write(row.scene(template), body=_body(row, reasons), outputs=row.images)
+            scene = row.scene(template)
+            pages.write(scene, body=_body(row, reasons), outputs=row.images)
             listed.append(
                 ListedCase(
                     row.case,
                     page=pages.address(row.case),
+                    thumbnail=thumbnail(scene),
                     values=_values(row.quality),
                     flags=reasons,
                 )
@@ -212,7 +214,6 @@ def write_page(
 
 
 def _values(q: Quality) -> list[tuple[float, str] | str]:
-    spans = [f"{n} {v[0]:.2f} to {v[1]:.2f}" for n, v in q.bias.items() if v is not None]
     shear = max(map(abs, q.shears))
     return [
         "" if q.dice is None else (q.dice, f"{q.dice:.3f}"),
@@ -224,13 +225,15 @@ def _values(q: Quality) -> list[tuple[float, str] | str]:
         (q.rotation_degrees, f"{q.rotation_degrees:.1f}°"),
         (q.volume_scale, f"{q.volume_scale:.2f}"),
         (q.native_ml, f"{q.native_ml:.0f}"),
-        ", ".join(spans),
     ]
 
 
 def _body(row: AlignedCase, reasons: Sequence[str]) -> list[str]:
     """Below the viewer: what to look at, and the native volume beside the template."""
     parts = [bullets(reasons, kind="caution")] if reasons else []
+    spans = row.quality.bias.items()
+    if fields := [f"{name} {v[0]:.2f} to {v[1]:.2f}" for name, v in spans if v is not None]:
+        parts.append(f"<p>Bias field inside the mask: {escape(', '.join(fields))}.</p>")
     if row.notes:
         parts.append(f"<p>{escape('; '.join(row.notes))}</p>")
     caption = (

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from volumediff.config import ROOTS, load, suggestion
+from volumediff.config import ROOTS, expected, load, suggestion
 from volumediff.data.anomalies import KINDS, TEST, insert
 from volumediff.data.grid import Grid
 from volumediff.data.population import Population
@@ -34,6 +34,7 @@ from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.export import write_json
 from volumediff.randomness import key
 from volumediff.reporting.curves import write_curves
+from volumediff.reporting.report import report_of
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Which, load_trained
 from volumediff.samples.sources import simulated
@@ -109,7 +110,7 @@ def load_demo(overrides: Sequence[str] = ()) -> DemoConfig:
         place = ".".join(str(p) for p in first["loc"])
         hint = suggestion(str(first["loc"][-1]), list(DemoConfig.model_fields))
         raise UsageError(
-            f"demo: {place}: {first['msg']} (got {first['input']!r}).{hint}"
+            f"demo: {place}: {expected(first)}, got {first['input']!r}.{hint}"
         ) from None
 
 
