@@ -64,7 +64,7 @@ def write_segmentations(folder, labels, *, samples=0, probabilities=True, method
             save(folder / f"{case}_desc-entropy_map.nii.gz", entropy.astype("f4"), AFFINE)
         for n in range(samples):
             drawn = np.where(rng.random(SHAPE) < 0.03, 0, label).astype(np.uint8)
-            save(folder / f"{case}_sample-{n}_dseg.nii.gz", drawn, AFFINE)
+            save(folder / f"{case}_desc-sample{n}_dseg.nii.gz", drawn, AFFINE)
         facts = {
             "case": case,
             "method": method or folder.name,

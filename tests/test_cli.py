@@ -20,6 +20,8 @@ from volumediff.commands import _doctor
 __all__ = ["base", "program", "run"]  # fixtures
 
 COMMANDS = {
+    "schema",
+    "init",
     "train",
     "import",
     "check",

@@ -51,7 +51,7 @@ def test_nested_components_are_built():
         ({"name": "ddim", "step": 3}, "sampler.step: DDIM takes .*Did you mean 'steps'"),
         (
             {"name": "ddim", "steps": "many"},
-            "sampler.steps: Input should be a valid integer.*'many'",
+            "sampler.steps: expected a whole number, got 'many'",
         ),
         ({"name": [1]}, r"sampler.name: expected a name, got \[1\]"),
         ({"steps": 3}, "sampler: expected a name or a mapping with the key 'name'"),

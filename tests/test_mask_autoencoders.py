@@ -321,7 +321,7 @@ def test_what_an_autoencoder_of_masks_is_not_for(words, message, masks, data, tm
         (["autoencoder={name: vae}"], "expected one with a latent grid for label_maps"),
         (["recipe={name: label_diffusion}"], "expected healthy or label_maps"),
         (["recipe={name: inpainting}"], "expected healthy or label_maps"),
-        (["label_weight=0"], "label_weight: Input should be greater than 0"),
+        (["label_weight=0"], "label_weight: expected a number above 0"),
     ],
 )
 def test_autoencoders_that_cannot_code_masks_say_why(words, message, data, tmp_path):

@@ -695,7 +695,7 @@ def test_segmentations_go_home(prepared, raw, template, tmp_path, program):
         ("desc-entropy_map", 4 * p * (1 - p)),
     ):
         write(out / f"p1_{name}.nii.gz", array, like=template.grid, kind="image")
-    for name in ("dseg", "sample-1_dseg", "sample-12_dseg"):
+    for name in ("dseg", "desc-sample1_dseg", "desc-sample12_dseg"):
         write(out / f"p1_{name}.nii.gz", label, like=template.grid, kind="label")
     inputs = {"T1w": {"file": "p1_T1w.nii.gz", "sha256": "of the prepared file"}}
     facts = {"volumes_ml": {"3": 1.0, "4": 2.0}, "volumes_ml_interval": {"3": [0.5, 1.5]}}
@@ -710,7 +710,7 @@ def test_segmentations_go_home(prepared, raw, template, tmp_path, program):
     assert set(np.unique(values)) == {0, 3}
     mine, theirs = values > 0, np.asarray(truth["lesion"]) > 0
     assert 2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()) > 0.9
-    np.testing.assert_array_equal(nib.load(native["p1_sample-12_dseg.nii.gz"]).dataobj, values)
+    np.testing.assert_array_equal(nib.load(native["p1_desc-sample12_dseg.nii.gz"]).dataobj, values)
     # what the template does not reach is background
     background, probability = (read(native[f"p1_label-{v}_probseg.nii.gz"]).array for v in (0, 3))
     np.testing.assert_allclose(background + probability, 1, atol=1e-3)

@@ -502,7 +502,7 @@ def test_what_does_not_fit_is_said(runs, changes, message, tmp_path):
     ("section", "message"),
     [
         ({"levels": ["decodr"]}, "probe.levels: expected some of encoder.0, .* got decodr"),
-        ({"hidden": [0]}, "probe.hidden.0: Input should be greater than 0"),
+        ({"hidden": [0]}, "probe.hidden.0: expected a number above 0"),
         ({"times": []}, r"takes times or log_snrs, got \[\] and \[\]"),
         ({"log_snrs": [1.0]}, r"takes times or log_snrs, got \[0.1, 0.3\] and \[1.0\]"),
         ({"search": True, "shared": True}, "takes search: false with a shared head"),

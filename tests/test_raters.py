@@ -190,7 +190,7 @@ def test_a_run_learns_from_readers_and_segments(raters, tmp_path):
             segment_files(run, data, tmp_path / "out", overrides=words)
         words.append("ensemble=[{name: consensus, readers: 3}]")
     segment_files(run, data, tmp_path / "out", overrides=words, write_samples=True)
-    drawn = list((tmp_path / "out").glob("sub-00_sample-*_dseg.nii.gz"))
+    drawn = list((tmp_path / "out").glob("sub-00_desc-sample*_dseg.nii.gz"))
     assert len(drawn) == 2 * (3 if raters == "consensus" else 1)
 
 

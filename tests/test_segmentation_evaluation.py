@@ -159,7 +159,7 @@ def test_several_readers(tmp_path):
     for i in range(6):  # samples that are the readers themselves
         for r in range(4):
             own = np.where(ball((4 + i % 2, 5, 4), 5.5 + r), 1, 0).astype("u1")
-            save(tmp_path / "drawn" / f"p{i}_sample-{r}_dseg.nii.gz", own, AFFINE)
+            save(tmp_path / "drawn" / f"p{i}_desc-sample{r}_dseg.nii.gz", own, AFFINE)
     one, drawn = evaluate([tmp_path / "one", tmp_path / "drawn"], tmp_path / "data", replicates=20)
     assert drawn.labels["mean"]["ged_v"].value == pytest.approx(0, abs=1e-9)
     assert drawn.labels["mean"]["ged_u"].value < 0
@@ -262,10 +262,10 @@ def test_a_folder_with_maps_and_segmentations_gets_both(tmp_path):
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     truths = write_truth(tmp_path / "data")
     write_segmentations(tmp_path / "m", truths)
-    save(tmp_path / "m" / "p0_sample-0_dseg.nii.gz", truths["p0"], np.diag([2.0, 2, 4, 1]))
-    with pytest.raises(DataError, match=r"p0_sample-0_dseg\.nii\.gz: expected the grid of"):
+    save(tmp_path / "m" / "p0_desc-sample0_dseg.nii.gz", truths["p0"], np.diag([2.0, 2, 4, 1]))
+    with pytest.raises(DataError, match=r"p0_desc-sample0_dseg\.nii\.gz: expected the grid of"):
         evaluate([tmp_path / "m"], tmp_path / "data", replicates=0)
-    (tmp_path / "m" / "p0_sample-0_dseg.nii.gz").unlink()
+    (tmp_path / "m" / "p0_desc-sample0_dseg.nii.gz").unlink()
     doubled = read(tmp_path / "m" / "p0_label-1_probseg.nii.gz").array[0] * 2
     save(tmp_path / "m" / "p0_label-1_probseg.nii.gz", doubled, AFFINE)
     with pytest.raises(DataError, match="p0, label 1: expected probabilities in"):

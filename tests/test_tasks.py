@@ -192,7 +192,7 @@ def test_what_a_run_keeps_of_another_is_verified(teacher, tmp_path):
     ("words", "message"),
     [
         (["teachr=x"], "teachr: unknown key for task foreign_tasks:Distillation; .*'teacher'"),
-        (["steps=two"], "steps: Input should be a valid integer"),
+        (["steps=two"], "steps: expected a whole number"),
         (
             ["space=voxel"],
             r"space: unknown key .*\(it is one of task=[^)]*diffusion, [^)]* and [^)]*\)",

@@ -554,13 +554,6 @@ def test_a_lost_entry_of_the_cache_is_no_crash(volumes):
     assert CacheEntry(volumes[0].entry.folder, {}).load("nothing") is None
 
 
-def test_the_time_left_is_in_a_unit_that_people_read():
-    from volumediff.training.journal import duration
-
-    found = [duration(float(s)) for s in (90, 7199, 7200, 172_799, 1_831_642)]
-    assert found == ["1.5 min", "120.0 min", "2.0 h", "48.0 h", "21.2 days"]
-
-
 def test_values_of_an_attribute_are_named_where_none_fits(tmp_path):
     from volumediff.data.survey import find_cases
     from volumediff.samples.sources import cases_of
@@ -570,5 +563,5 @@ def test_values_of_an_attribute_are_named_where_none_fits(tmp_path):
     ids = [case.id for case in find_cases(root)]
     rows = ["participant_id\tgroup\tage", f"{ids[0]}\tdepr\t30", f"{ids[1]}\tcontrol\t40"]
     (root / "participants.tsv").write_text("\n".join(rows) + "\n")
-    with pytest.raises(UsageError, match=r"attributes are age, group \(control, depr\)\."):
+    with pytest.raises(UsageError, match=r"attributes are age, group \(depr: 1, control: 1\)\."):
         cases_of(Data(root=str(root), only={"group": "healthy"}))

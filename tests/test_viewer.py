@@ -371,8 +371,7 @@ def test_values_and_sides_are_those_of_the_file(browser, tmp_path, name):
     volume = read(tmp_path / "x.nii.gz")
     x = volume.array[0]
     case = Scene("case", {"T1w": x}, spacing_mm=volume.spacing_mm, affine=volume.affine)
-    webgl = name == "oblique"
-    shown = Shown(browser, written(tmp_path, case), webgl=webgl)
+    shown = Shown(browser, written(tmp_path, case), webgl=False)
     file = nib.load(tmp_path / "x.nii.gz")
     data, inverse = file.get_fdata(), np.linalg.inv(file.affine)
     small, _ = case.thinned()
@@ -466,6 +465,10 @@ def test_controls_without_use_are_absent_and_nothing_is_clipped(browser, tmp_pat
     shown.key("4")
     shown.key("n")
     assert "voxel 0, 0, 0" in shown.read
+    shown.page.keyboard.press("?")
+    named = shown.page.locator("dialog dt").all_inner_texts()
+    assert {"R", "F"} <= set(named)
+    assert not {"N, P", "M", "O", "H", "C", "4"} & set(named)
     shown.quiet()
     full = written(tmp_path / "full", full_scene())
     for width in (700, 1300):

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
         segment_files,
         translate_files,
     )
-    from volumediff.api.functions import check, evaluate, plan, prepare, restore, train
+    from volumediff.api.functions import (
+        check,
+        evaluate,
+        plan,
+        prepare,
+        propose,
+        restore,
+        train,
+    )
     from volumediff.api.hub import pull, push
     from volumediff.api.run import Run, load
     from volumediff.data.volume import Volume
@@ -39,6 +47,7 @@ __all__ = [
     "localize_files",
     "plan",
     "prepare",
+    "propose",
     "pull",
     "push",
     "restore",
@@ -55,7 +64,15 @@ _HOMES = {
         "segment_files",
         "translate_files",
     ),
-    "volumediff.api.functions": ("check", "evaluate", "plan", "prepare", "restore", "train"),
+    "volumediff.api.functions": (
+        "check",
+        "evaluate",
+        "plan",
+        "prepare",
+        "propose",
+        "restore",
+        "train",
+    ),
     "volumediff.api.hub": ("pull", "push"),
     "volumediff.api.run": ("Run", "load"),
     "volumediff.data.volume": ("Volume",),

@@ -8,7 +8,7 @@ from volumediff.errors import UsageError
 __all__ = ["optional"]
 
 # package -> the extra of volumediff that installs it
-EXTRAS = {"h5py": "fastmri", "monai": "monai"}
+EXTRAS = {"h5py": "fastmri", "highdicom": "dicom", "monai": "monai"}
 
 
 def optional(module: str, *, purpose: str) -> ModuleType:

@@ -33,9 +33,9 @@ from volumediff.outputs.sidecar import read_facts
 __all__ = ["restore"]
 
 # As `localize` and `segment` name what they write; the shortest name is the case's, so that
-# `p_sample-1_dseg` is a sample of p and not the label map of `p_sample-1`.
+# `p_desc-sample1_dseg` is a sample of p and not the label map of `p_desc-sample1`.
 OUTPUT = re.compile(
-    r"(?P<case>.+?)_(?P<what>desc-[A-Za-z0-9]+_(?:map|mask|image|dseg)|(?:sample-\d+_)?dseg"
+    r"(?P<case>.+?)_(?P<what>desc-[A-Za-z0-9]+_(?:map|mask|image|dseg)|dseg"
     r"|label-\d+_(?:probseg|desc-[A-Za-z0-9]+_map))"
 )
 LABELS = ("mask", "dseg")

@@ -48,6 +48,7 @@ def localize_files(
     conditions: Mapping[str, str | float] | None = None,
     calibration_volumes: int | None = LocalizeOptions.calibration_volumes,
     fill: Place | None = LocalizeOptions.fill,
+    dicom: bool = LocalizeOptions.dicom,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -65,6 +66,8 @@ def localize_files(
         conditions: attributes of all cases, such as age, in place of those in their tables;
             `estimate` looks for the likeliest value
         fill: translation run that draws channels which a case lacks
+        dicom: whether findings and map are written as DICOM objects, too; every input is the
+            folder of a DICOM series then
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         others: as for `Run.localize`
@@ -91,6 +94,7 @@ def localize_files(
         limits=limits,
         conditions=conditions,
         fill=fill,
+        dicom=dicom,
     )
     return localize(
         run.trained,
@@ -118,6 +122,7 @@ def segment_files(
     write_samples: bool = SegmentOptions.write_samples,
     conditions: Mapping[str, str | float] | None = None,
     fill: Place | None = SegmentOptions.fill,
+    dicom: bool = SegmentOptions.dicom,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -132,6 +137,8 @@ def segment_files(
         write_samples: whether the label map of every sample is written
         conditions: as for `localize_files`
         fill: translation run that draws channels which a case lacks
+        dicom: whether labels and probabilities are written as DICOM objects, too; every input is
+            the folder of a DICOM series then
         overwrite: whether results of other settings in the folder may be replaced
         progress: receives a line per case; None shows progress on the terminal
         report: receives what happens before the first case
@@ -153,6 +160,7 @@ def segment_files(
         write_samples=write_samples,
         conditions=conditions,
         fill=fill,
+        dicom=dicom,
     )
     return segment(
         run.trained,

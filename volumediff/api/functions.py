@@ -20,9 +20,20 @@ if TYPE_CHECKING:
     from volumediff.evaluation.translation_case import Segments
     from volumediff.outputs.batch import Summary
     from volumediff.planning.planner import Plan
+    from volumediff.proposals.proposal import Proposal
     from volumediff.settings.run_config import RunConfig
 
-__all__ = ["check", "checking", "evaluate", "plan", "prepare", "restore", "run_config", "train"]
+__all__ = [
+    "check",
+    "checking",
+    "evaluate",
+    "plan",
+    "prepare",
+    "propose",
+    "restore",
+    "run_config",
+    "train",
+]
 
 
 def run_config(
@@ -198,6 +209,61 @@ def checking(
             CheckLine("", "", remark.severity, remark.code, remark.message)
             for remark in label_remarks(wanted, cases)
         ]
+
+
+def propose(
+    data: Place,
+    *,
+    goal: Literal["localization", "segmentation"] = "localization",
+    pipeline: Literal["auto", "patch", "wavelet", "pseudo3d"] = "auto",
+    vram_gb: float | None = None,
+    output: Place = "runs/run",
+    layout: "Spec" = "auto",
+    channels: Sequence[str] | None = None,
+    read: "Read" = (),
+    progress: Callable[[int, int], None] = lambda count, total: None,
+    report: Report = silent,
+) -> "Proposal":
+    """Looks at a data set and proposes a complete configuration, with a reason for each choice.
+
+    `train` takes its `config`, and `to_yaml()` is the file that `volumediff init` writes.
+
+    Arguments:
+        data: folder, datalist or table of cases
+        goal: a model of healthy volumes that localizes anomalies, or the segmentation of labels
+        pipeline: `auto` takes pseudo3d for thick slices, else wavelet
+        vram_gb: memory of the card in GB; None takes that of the GPU that is found
+        output: folder of the run
+        layout, channels, read: as for `check`
+        progress: receives how many cases are read, and of how many
+        report: receives what is being planned
+
+    Raises:
+        DataError: no case, a file that is refused, or data that do not suit the goal
+        UsageError: nothing fits the card, or arguments that do not fit
+    """
+    import math
+
+    import torch
+
+    from volumediff.api.reading import read_policy
+    from volumediff.proposals.measured import measure
+    from volumediff.proposals.proposal import propose as choose
+
+    if vram_gb is not None and not 0 < vram_gb < math.inf:
+        raise UsageError(f"vram {vram_gb:g}: expected the card's memory in GB, above 0.")
+    if vram_gb is None and torch.cuda.is_available():
+        vram_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
+    found = measure(
+        Path(data),
+        layout=known_layout(layout),
+        channels=channels,
+        policy=read_policy(read),
+        done=progress,
+    )
+    return choose(
+        found, goal=goal, pipeline=pipeline, vram_gb=vram_gb, output=output, report=report
+    )
 
 
 def prepare(

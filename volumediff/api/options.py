@@ -36,6 +36,7 @@ def localize_options(
     limits: bool,
     conditions: Mapping[str, str | float] | None = None,
     fill: Place | None,
+    dicom: bool = False,
 ) -> LocalizeOptions:
     """Options of a localization; keyword components are words after the overrides."""
     return LocalizeOptions(
@@ -52,6 +53,7 @@ def localize_options(
         limits=limits,
         conditions=dict(conditions or {}),
         fill=None if fill is None else Path(fill),
+        dicom=dicom,
     )
 
 
@@ -66,6 +68,7 @@ def segment_options(
     write_samples: bool = False,
     conditions: Mapping[str, str | float] | None = None,
     fill: Place | None = None,
+    dicom: bool = False,
 ) -> SegmentOptions:
     """Options of a segmentation; keyword components are words after the overrides."""
     words = (*overrides, *words_of(components))
@@ -78,6 +81,7 @@ def segment_options(
         write_samples=write_samples,
         conditions=dict(conditions or {}),
         fill=None if fill is None else Path(fill),
+        dicom=dicom,
     )
 
 

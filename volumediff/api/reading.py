@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from volumediff.api.overrides import words_of
-from volumediff.config import overridden
+from volumediff.config import expected, overridden
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.errors import UsageError
 from volumediff.settings.sections import declared
@@ -32,6 +32,6 @@ def read_policy(given: Read, base: ReadPolicy | None = None) -> ReadPolicy:
         return _POLICY.validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else expected(first)
         field = "".join(f" {part}" for part in first["loc"][:1])  # none where a key is unknown
         raise UsageError(f"read{field}: {reason.rstrip('.')}.") from None

@@ -148,6 +148,16 @@ class LocalizationResult:
         """
         return self._named(case).write(made(folder))
 
+    def save_dicom(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
+        """Writes findings (Segmentation), map (Parametric Map) and measurements (structured
+        report) as DICOM objects in the space of the series that was given; see `save`.
+
+        Raises:
+            UsageError: highdicom is not installed
+            DataError: the image was not the folder of a DICOM series, or no object can refer to it
+        """
+        return self._named(case).write_dicom(made(folder))
+
     def _named(self, case: str | None) -> Localized:
         if case is None:
             return self.localized
@@ -273,12 +283,24 @@ class SegmentationResult:
             folder: created where it is not there; files of the same names are replaced
             case: what the files begin with; None takes the name of the file, or `image`
         """
-        segmented = self.segmented
-        if case is not None:
-            examination = replace(segmented.examination, id=case)
-            facts = {**segmented.facts, "case": case}
-            segmented = replace(segmented, examination=examination, facts=facts)
-        return segmented.write(made(folder))[0]
+        return self._named(case).write(made(folder))[0]
+
+    def save_dicom(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
+        """Writes labels and probabilities (Segmentations) and measurements (structured report) as
+        DICOM objects in the space of the series that was given; see `save`.
+
+        Raises:
+            UsageError: highdicom is not installed
+            DataError: the image was not the folder of a DICOM series, or no object can refer to it
+        """
+        return self._named(case).write_dicom(made(folder))
+
+    def _named(self, case: str | None) -> Segmented:
+        if case is None:
+            return self.segmented
+        examination = replace(self.segmented.examination, id=case)
+        facts = {**self.segmented.facts, "case": case}
+        return replace(self.segmented, examination=examination, facts=facts)
 
     def plot(self, *, slices: int = 3) -> "Figure":
         """Axial slices through the largest areas: image and labels on it.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volumediff.commands._options import say
+from volumediff.commands._options import DATA_PANEL, say
 from volumediff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ Strict = Annotated[
     typer.Option(
         "--strict",
         help="Refuse data with files that look like data and are in no case.",
+        rich_help_panel=DATA_PANEL,
     ),
 ]
 

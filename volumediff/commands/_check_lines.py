@@ -1,20 +1,19 @@
 """The lines of `check` on the terminal, as they come."""
 
 import sys
-import time
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
-from volumediff.commands._options import say
+from volumediff.commands._console import terminal
 from volumediff.data.check import CheckLine
 from volumediff.errors import printable
+from volumediff.terminal.progress import Progress
 
 __all__ = ["CheckLines"]
 
 COLOURS = {"error": "red", "warning": "yellow"}
-EVERY_S = 10.0  # between two lines of progress
+WIDE = 200  # columns where there is no terminal
 
 
 class CheckLines:
@@ -26,14 +25,15 @@ class CheckLines:
 
     def __init__(self, *, quiet: bool) -> None:
         self.errors = self.warnings = self.left_out = 0
-        self._files = self._done = self._cases = 0
+        self._files = self._done = 0
         self._quiet = quiet
-        self._console = Console(highlight=False, markup=False)
-        self._told = time.monotonic()
+        self._console = terminal(WIDE)
+        self._progress = Progress(0, "cases", active=False)
 
     def start(self, cases: int) -> None:
         """Takes the number of cases that are going to be read."""
-        self._cases = cases
+        # A bar would fight with the lines, where both go to a terminal.
+        self._progress = Progress(cases, "cases", active=not sys.stdout.isatty())
 
     def add(self, lines: Sequence[CheckLine]) -> None:
         """Takes the lines of one case, or of the whole set."""
@@ -45,9 +45,7 @@ class CheckLines:
             if not self._quiet:
                 self._print(line)
         self._done += any(line.code in ("summary", "refused") for line in lines)
-        if time.monotonic() - self._told > EVERY_S and self._done < self._cases:
-            say(f"{self._done} of {self._cases} cases are read")
-            self._told = time.monotonic()
+        self._progress.update(self._done)
 
     def finish(self) -> None:
         """Prints the counts."""

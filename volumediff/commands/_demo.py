@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from volumediff.config import ROOTS, load, suggestion
+from volumediff.config import ROOTS, expected, load, suggestion
 from volumediff.data.anomalies import KINDS, TEST, insert
 from volumediff.data.grid import Grid
 from volumediff.data.population import Population
@@ -110,7 +110,7 @@ def load_demo(overrides: Sequence[str] = ()) -> DemoConfig:
         place = ".".join(str(p) for p in first["loc"])
         hint = suggestion(str(first["loc"][-1]), list(DemoConfig.model_fields))
         raise UsageError(
-            f"demo: {place}: {first['msg']} (got {first['input']!r}).{hint}"
+            f"demo: {place}: {expected(first)}, got {first['input']!r}.{hint}"
         ) from None
 
 

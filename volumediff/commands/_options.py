@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from volumediff.commands import _completion
 from volumediff.distributed.launch import is_main
 from volumediff.errors import UsageError, printable
+from volumediff.terminal import messages
 
 if TYPE_CHECKING:
     from volumediff.data.survey import Spec
@@ -29,6 +31,7 @@ __all__ = [
     "ConfigWords",
     "DataRoot",
     "Device",
+    "DicomOutput",
     "Domain",
     "Fill",
     "HubModel",
@@ -78,19 +81,38 @@ class TruthChoice(StrEnum):
     label = "label"
 
 
+RUN_PANEL, DATA_PANEL = "The run, and the hardware", "Input data"
+
+
 def words(example: str) -> Any:
     """The argument for overrides of a command, with an example that it takes."""
     return typer.Argument(metavar="KEY=VALUE", help=f"Overrides of settings, such as {example}.")
 
 
-RunOption = Annotated[Path, typer.Option("--run", metavar="RUN", help="Folder of a trained run.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+RunOption = Annotated[
+    Path,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="Folder of a trained run.",
+        rich_help_panel=RUN_PANEL,
+        autocompletion=_completion.runs,
+    ),
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder of a trained run.", autocompletion=_completion.runs
+    ),
+]
 ModelOption = Annotated[
     str,
     typer.Option(
         "--run",
         metavar="RUN",
         help="Folder of a trained run, a model file, or the name of a model that ships.",
+        rich_help_panel=RUN_PANEL,
+        autocompletion=_completion.models,
     ),
 ]
 HubModel = Annotated[
@@ -103,13 +125,26 @@ ConfigWords = Annotated[list[str] | None, words("optim.lr=1e-4 or data.root=DATA
 MethodWords = Annotated[list[str] | None, words("sampler.steps=10 or threshold=otsu")]
 OutFolder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.")]
 Method = Annotated[
-    str, typer.Option("--method", help="Name of a localization method, or a YAML file.")
+    str,
+    typer.Option(
+        "--method",
+        help="Name of a localization method, or a YAML file.",
+        autocompletion=_completion.methods,
+    ),
 ]
 WhichOption = Annotated[
-    Which, typer.Option("--which", help="Checkpoint: the best on validation volumes, or the last.")
+    Which,
+    typer.Option(
+        "--which",
+        help="Checkpoint: the best on validation volumes, or the last.",
+        rich_help_panel=RUN_PANEL,
+    ),
 ]
 Device = Annotated[
-    str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1 and so on.")
+    str,
+    typer.Option(
+        "--device", help="Device: auto, cpu, cuda, cuda:1 and so on.", rich_help_panel=RUN_PANEL
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Fill = Annotated[
@@ -118,6 +153,14 @@ Fill = Annotated[
         "--fill",
         metavar="RUN",
         help="Translation run that draws channels which a case lacks; results say so.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+DicomOutput = Annotated[
+    bool,
+    typer.Option(
+        "--dicom",
+        help="Also write the results of DICOM series as DICOM Segmentation and structured report.",
     ),
 ]
 Overwrite = Annotated[
@@ -129,14 +172,22 @@ LayoutOption = Annotated[
         "--layout",
         help="Layout of the data set: auto, a name that info lists, or "
         "{name: msseg2015, rater: 2}.",
+        rich_help_panel=DATA_PANEL,
     ),
 ]
 Channels = Annotated[
     str | None,
-    typer.Option("--channels", help="Names of the images in the data, such as T1w,FLAIR."),
+    typer.Option(
+        "--channels",
+        help="Names of the images in the data, such as T1w,FLAIR.",
+        rich_help_panel=DATA_PANEL,
+    ),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the run's data, if they were moved.")
+    Path | None,
+    typer.Option(
+        "--data", help="Folder of the run's data, if they were moved.", rich_help_panel=RUN_PANEL
+    ),
 ]
 Memory = Annotated[
     list[str] | None,
@@ -144,6 +195,7 @@ Memory = Annotated[
         "--memory",
         metavar="KEY=VALUE",
         help="Override of the memory policy that the run was trained with, such as slab=32.",
+        rich_help_panel=RUN_PANEL,
     ),
 ]
 Domain = Annotated[
@@ -152,6 +204,7 @@ Domain = Annotated[
         "--domain",
         min=1,
         help="Processes that share each volume, under torchrun or accelerate launch.",
+        rich_help_panel=RUN_PANEL,
     ),
 ]
 Read = Annotated[
@@ -161,12 +214,15 @@ Read = Annotated[
         metavar="KEY=VALUE",
         help="Decision on ambiguous files, such as no_forms=ras, forms=sform, frames=0 or "
         "series=UID.",
+        rich_help_panel=DATA_PANEL,
     ),
 ]
 Classifier = Annotated[
     Path | None,
     typer.Option(
-        "--classifier", help="Folder of a trained classifier run, for methods that need one."
+        "--classifier",
+        help="Folder of a trained classifier run, for methods that need one.",
+        rich_help_panel=RUN_PANEL,
     ),
 ]
 ConditionWords = Annotated[
@@ -176,10 +232,15 @@ ConditionWords = Annotated[
         metavar="NAME=VALUE",
         help="Condition of the run, such as age=63, in place of the cases' own; age=estimate "
         "looks for the likeliest value. May be repeated.",
+        rich_help_panel=DATA_PANEL,
     ),
 ]
 Config = Annotated[
-    str, typer.Argument(help="Configuration: a YAML file, or the name of a shipped one.")
+    str,
+    typer.Argument(
+        help="Configuration: a YAML file, or the name of a shipped one.",
+        autocompletion=_completion.configs,
+    ),
 ]
 Size = Annotated[
     tuple[int, int, int] | None,
@@ -214,20 +275,21 @@ def inputs_and_words(given: Sequence[str]) -> tuple[list[Path], list[str]]:
 def say(line: str) -> None:
     """A line about the work, once for all processes of a launch."""
     if is_main():
-        sys.stderr.write(f"{printable(line)}\n")
-        sys.stderr.flush()
+        messages.say(line)
 
 
 def out_line(text: str) -> None:
     """A line of the result, once for all processes of a launch."""
     if is_main():
-        sys.stdout.write(f"{printable(text)}\n")
+        messages.result(text)
 
 
 def print_json(content: Any) -> None:
+    """A result that was asked for: it is printed with `-q`, too."""
     import json
 
-    out_line(json.dumps(content, indent=1, default=str))
+    if is_main():
+        sys.stdout.write(f"{printable(json.dumps(content, indent=1, default=str))}\n")
 
 
 def names_of(channels: str | None) -> tuple[str, ...] | None:
@@ -255,10 +317,8 @@ def spec_of(layout: str) -> "Spec":
 
 
 def finish(summary: "Summary") -> None:
-    """The last lines of a batch; failed cases make the command fail."""
+    """The last line of a batch; failed cases, which were named before, make the command fail."""
     out_line(summary.line())
-    for case, reason in summary.failed.items():
-        say(f"volumediff: {case}: {reason}")
     # Of a launch the main process speaks: another one that fails first would have it ended.
     if summary.failed and is_main():
         raise typer.Exit(1)

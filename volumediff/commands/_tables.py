@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from volumediff.commands._console import terminal
+from volumediff.commands._console import show_table, terminal
 from volumediff.commands._doctor import Check
 from volumediff.evaluation.generation import GenerationEvaluation
 from volumediff.evaluation.generation_summary import (
@@ -29,6 +29,7 @@ from volumediff.evaluation.summary import (
     group_table,
     measure_table,
     size_table,
+    verdicts,
     without_seen,
 )
 from volumediff.evaluation.table_line import Line
@@ -40,12 +41,14 @@ from volumediff.evaluation.translation_summary import (
 )
 from volumediff.metrics.bootstrap import Interval
 from volumediff.planning.overhead import OVERHEAD
+from volumediff.terminal.progress import duration
 
 if TYPE_CHECKING:
     from volumediff.planning.planner import Plan, Traced
     from volumediff.planning.profile import Profile
 
 __all__ = [
+    "by_group",
     "checks",
     "generated",
     "measures",
@@ -84,6 +87,14 @@ def measures(results: Sequence[MethodResult]) -> None:
     if clean := without_seen(results):
         console.print("\nWithout the volumes that were seen before:")
         measures(clean)
+
+
+def by_group(results: Sequence[MethodResult], title: str) -> None:
+    """Voxel AP by group, then what it says about the methods."""
+    console = terminal(NARROW)
+    _lines(console, [r.method for r in results], group_table(results), title)
+    for line in verdicts(results):
+        console.print(line)
 
 
 def segmented(results: Sequence[SegmentationEvaluation]) -> None:
@@ -165,7 +176,7 @@ def _block(
             table.add_column(methods[i], justify="right", width=CELL, overflow="fold")
         for line in lines:
             table.add_row(line.heading, *(cell(line, i) for i in shown))
-        console.print(table)
+        show_table(console, table)
 
 
 def _cell(line: Line, value: Interval | None, sign: str = "") -> str:
@@ -189,7 +200,7 @@ def _cases(console: Console, rows: Sequence[CaseRow]) -> None:
         numbers += (f"{row.excess_ml:.1f}", f"{row.score:.3g}")
         table.add_row(row.case, row.method, *(n.replace("nan", "-") or "-" for n in numbers))
     console.print("Cases (found by IoU, by recall)", style="bold")
-    console.print(table)
+    show_table(console, table)
 
 
 def _gaps(console: Console, rows: Sequence[GapRow]) -> None:
@@ -208,7 +219,7 @@ def _gaps(console: Console, rows: Sequence[GapRow]) -> None:
             text(row.chance) or "-",
         )  # fmt: skip
     console.print("Gap between the best and the worst subgroup", style="bold")
-    console.print(table)
+    show_table(console, table)
 
 
 def checks(found: Sequence[Check]) -> None:
@@ -235,9 +246,9 @@ def policies(found: "Plan") -> None:
         style = "bold" if chosen else None
         table.add_row(_policy(tried), *figures, tried.stage, note, style=style)
     console = terminal(WIDE)
-    console.print(table)
+    show_table(console, table)
     console.print(f"\nStages with {_policy(found.chosen)}, in GB:")
-    console.print(_stages(found.chosen))
+    show_table(console, _stages(found.chosen))
     console.print()
     for line in _sentences(found):
         console.print(line, soft_wrap=True)
@@ -296,7 +307,8 @@ def _sentences(found: "Plan") -> list[str]:
         )
         hours = "not known yet; available after 20 training steps"
         if beside.hours is not None:
-            hours = f"{beside.hours:.1f} hours for {beside.steps} steps of {beside.seconds:.2f} s"
+            spent = duration(beside.hours * 3600)
+            hours = f"{spent} for {beside.steps} steps of {beside.seconds:.2f} s"
         lines.append(f"time: {hours}")
     return lines
 
@@ -312,7 +324,7 @@ def profiled(found: "Profile") -> None:
         style = "bold" if name == found.measured.stage else None
         table.add_row(name, *cells, style=style)
     console = terminal(WIDE)
-    console.print(table)
+    show_table(console, table)
     ratio = found.planned.peak_gb / found.measured.peak_gb
     lines = [
         f"{found.mode} on {found.device}: {found.step_seconds:.3f} s per step, live peak "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from volumediff.commands._console import terminal
+from volumediff.commands._console import show_table, terminal
 from volumediff.commands._tables import WIDE
 from volumediff.tunable import Tunable
 from volumediff.tuning.trials import Trial
@@ -56,7 +56,7 @@ def tabulated(found: Tuned) -> None:
             style="bold" if setting == found.chosen else None,
         )
     console = terminal(WIDE)
-    console.print(table)
+    show_table(console, table)
     for line in _sentences(found, headings):
         console.print(line, soft_wrap=True)
 

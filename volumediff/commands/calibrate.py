@@ -5,47 +5,38 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.run import Run, load
+from volumediff.api.run import Run
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     Classifier,
-    DataRoot,
-    Device,
     LayoutOption,
-    Memory,
     Method,
     MethodWords,
-    Read,
-    RunOption,
     Seed,
     TruthChoice,
-    WhichOption,
     defaults,
     names_of,
     out_line,
     say,
     spec_of,
 )
+from volumediff.commands._run_choice import RunChoice, with_run
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
-from volumediff.memory.heap import retain_heap
 
 __all__ = ["calibrate"]
 
-LOAD, WORK = defaults(load), defaults(Run.calibrate)
+WORK = defaults(Run.calibrate)
 
 
+@with_run(without=["domain"])
 def calibrate(
-    run: RunOption,
+    run: RunChoice,
     overrides: MethodWords = None,
     method: Method = WORK["method"],
     classifier: Classifier = WORK["classifier"],
-    which: WhichOption = LOAD["which"],
-    device: Device = LOAD["device"],
-    memory: Memory = None,
-    read: Read = None,
     seed: Seed = WORK["seed"],
-    data: DataRoot = LOAD["data"],
     volumes: Annotated[
         int | None,
         typer.Option(
@@ -88,10 +79,8 @@ def calibrate(
     With --site, fit the thresholds alone on healthy volumes of another site, and say how far its
     maps and scores have drifted.
     """
-    retain_heap()
-    loaded = load(
-        run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
-    )
+    loaded = run.load()
+    written = WrittenFiles(loaded.folder)
     words = overrides or []
     if site is not None and healthy:
         raise UsageError(
@@ -112,7 +101,7 @@ def calibrate(
             seed=seed,
             report=say,
         )
-        where, name, limit = "", "validation threshold", found.validation_threshold
+        place, name, limit = "", "validation threshold", found.validation_threshold
     else:
         there = loaded.calibrate_site(
             site,
@@ -128,6 +117,10 @@ def calibrate(
         for line in there.drift.lines():
             out_line(line)
         found, limit = there.calibration, there.threshold
-        where, name = f" of {there.site}", "threshold"
+        place, name = f" of {there.site}", "threshold"
     shown = "none" if limit is None else f"{limit:.4g}"
-    out_line(f"{method}: calibrated on {found.volumes} volumes{where}, {name} {shown}")
+    out_line(f"{method}: calibrated on {found.volumes} volumes{place}, {name} {shown}")
+    where = "" if site is None else f" --site {site}"
+    written.finish(
+        then=f"volumediff localize INPUT --run {run.place} -o out/ --method {method}{where}"
+    )

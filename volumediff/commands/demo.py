@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import out_line, say, words
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["demo"]
 
@@ -28,14 +29,21 @@ def demo(
     """
     from volumediff.config.shipped_models import DEFAULT, shipped_models
 
+    written = WrittenFiles(output)
     if train or overrides or DEFAULT not in shipped_models():
-        from volumediff.commands._demo import run_demo, table
+        from volumediff.commands._demo import run_demo
+        from volumediff.commands._tables import by_group
 
-        out_line(table(run_demo(output, overrides=overrides or [], say=say)))
+        by_group(
+            run_demo(output, overrides=overrides or [], say=say), "Voxel AP by kind of lesion"
+        )
     else:
         from volumediff.commands._demo_model import show_model
 
         found = show_model(output, DEFAULT, say=say)
         ap, f1 = found.measures["voxel_ap"], found.measures["lesion_f1"]
         out_line(f"voxel AP {ap.value:.3f}, lesion F1 {f1.value:.2f}.")
-    out_line(f"\nOpen {output / 'report.html'} in a browser.")
+    written.finish(
+        look=output / "report.html",
+        then="volumediff localize INPUT -o out/ with a scan of your own",
+    )

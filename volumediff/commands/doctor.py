@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from volumediff.commands import _completion
 from volumediff.commands._options import ConfigWords, Json, print_json
 
 __all__ = ["doctor"]
@@ -13,7 +14,8 @@ def doctor(
     config: Annotated[
         str | None,
         typer.Argument(
-            help="Configuration to check too: a YAML file, or the name of a shipped one."
+            help="Configuration to check too: a YAML file, or the name of a shipped one.",
+            autocompletion=_completion.configs,
         ),
     ] = None,
     overrides: ConfigWords = None,

@@ -9,6 +9,7 @@ import typer
 from volumediff.api.functions import evaluate as compare
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 from volumediff.memory.heap import retain_heap
 
@@ -160,6 +161,7 @@ def evaluate(
 
     retain_heap()
     target = output or folders[0]
+    written = WrittenFiles(target)
     data = truth or real
     if data is not None and str(data) != POPULATION:
         account_for([data], layout=spec_of(layout), channels=None, strict=strict)
@@ -200,8 +202,8 @@ def evaluate(
             segmented(found)
         if found := translations(results):
             translated(found)
-    if report:
-        out_line(f"wrote {target / 'report.html'}")
+    page = target / "report.html" if report else None
+    written.finish(look=page, then="" if report else "the same with --report, for a page of it")
 
 
 def _numbers(text: str | None) -> list[int] | None:

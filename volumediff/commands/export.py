@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import DataRoot, Method, MethodWords, RunArgument, out_line, say
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["export"]
 
@@ -30,9 +31,9 @@ def export(
     from volumediff.api.run import load
     from volumediff.config import load as load_yaml
 
-    loaded = load(run, data=data)
+    loaded, files = load(run, data=data), WrittenFiles(output)
     written = loaded.export(
         output, card=load_yaml(card), method=method, overrides=overrides or (), report=say
     )
-    size = output.stat().st_size / 1e6
-    out_line(f"wrote {output}: {size:.1f} MB, method {written.method}, step {written.step}")
+    out_line(f"{output}: method {written.method}, step {written.step}")
+    files.finish(then=f"volumediff localize INPUT --run {output} -o out/")

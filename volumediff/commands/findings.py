@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from volumediff.api.layouts import known_layout
-from volumediff.commands._options import Channels, LayoutOption, names_of, out_line, say, spec_of
+from volumediff.commands._options import Channels, LayoutOption, names_of, out_line, spec_of
+from volumediff.commands._written import WrittenFiles
+from volumediff.terminal.messages import problem
 
 __all__ = ["findings"]
 
@@ -50,7 +52,7 @@ def findings(
     from volumediff.inference.findings import find_in_folder
     from volumediff.reporting.findings_page import Gallery
 
-    gallery = Gallery(folder)
+    written, gallery, page = WrittenFiles(folder), Gallery(folder), None
     work = find_in_folder(
         folder,
         images,
@@ -64,8 +66,9 @@ def findings(
     if work.packets:
         out_line(f"{len(work.packets)} packets in {folder / 'findings'}")
     if report and work.done:
-        out_line(f"wrote {gallery.write()}")
+        page = gallery.write()
+    written.finish(look=page, then="" if report else "the same with --report, for a page of it")
     for case, reason in work.failed.items():
-        say(f"volumediff: {case}: {reason}")
+        problem(f"volumediff: {case}: {reason}")
     if work.failed:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from volumediff.commands._options import say, words
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["import_"]
 
@@ -44,6 +45,7 @@ def import_(
     from volumediff.settings.import_record import import_records_of
     from volumediff.training.imported import import_run
 
+    written = WrittenFiles(output)
     run = import_run(
         kind,
         path,
@@ -55,3 +57,4 @@ def import_(
     for found in import_records_of(run):
         say(found.line)
     say(f"{run}: imported.")
+    written.finish(then=f"volumediff calibrate --run {run} --healthy DATA")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from volumediff.commands import _completion
 from volumediff.commands._options import Json, out_line, print_json
 
 __all__ = ["info"]
@@ -15,6 +16,7 @@ def info(
         typer.Argument(
             help="A family of components, a method, a configuration, or package.module:Class; "
             "an overview if left out.",
+            autocompletion=_completion.names,
         ),
     ] = None,
     as_json: Json = False,

@@ -6,24 +6,18 @@ from typing import Annotated
 import typer
 
 from volumediff.api.files import localize_files
-from volumediff.api.run import load
+from volumediff.commands import _completion
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     Classifier,
     ConditionWords,
-    DataRoot,
-    Device,
-    Domain,
+    DicomOutput,
     Fill,
     LayoutOption,
-    Memory,
-    ModelOption,
     OutFolder,
     Overwrite,
-    Read,
     Seed,
-    WhichOption,
     conditions_of,
     defaults,
     finish,
@@ -32,13 +26,15 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
-from volumediff.memory.heap import retain_heap
+from volumediff.commands._run_choice import RunChoice, with_run
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["localize"]
 
-LOAD, WORK = defaults(load), defaults(localize_files)
+WORK = defaults(localize_files)
 
 
+@with_run(shipped="t1w")
 def localize(
     given: Annotated[
         list[str],
@@ -49,12 +45,13 @@ def localize(
         ),
     ],
     output: OutFolder,
-    run: ModelOption = "t1w",
+    run: RunChoice,
     method: Annotated[
         str | None,
         typer.Option(
             "--method",
             help="Name of a localization method, or a YAML file; that of the model by default.",
+            autocompletion=_completion.methods,
         ),
     ] = WORK["method"],
     classifier: Classifier = WORK["classifier"],
@@ -64,15 +61,9 @@ def localize(
             "--saliency", help="Map that replaces the method's first pass: a file, or a folder."
         ),
     ] = WORK["saliency"],
-    which: WhichOption = LOAD["which"],
     channels: Channels = WORK["channels"],
     layout: LayoutOption = WORK["layout"],
-    device: Device = LOAD["device"],
-    memory: Memory = None,
-    domain: Domain = LOAD["domain"],
-    read: Read = None,
     seed: Seed = WORK["seed"],
-    data: DataRoot = LOAD["data"],
     site: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +103,7 @@ def localize(
     ] = WORK["limits"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
+    dicom: DicomOutput = WORK["dicom"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -123,19 +115,10 @@ def localize(
 
     volumediff localize sub-01_FLAIR.nii.gz --run runs/brain -o out/ --method thor
     """
-    retain_heap()
-    inputs, words = inputs_and_words(given)
+    written, (inputs, words) = WrittenFiles(output), inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = localize_files(
-        load(
-            run,
-            which=which.value,
-            device=device,
-            memory=memory or (),
-            read=read or (),
-            data=data,
-            domain=domain,
-        ),
+        run.load(),
         inputs,
         output,
         method=method,
@@ -146,6 +129,7 @@ def localize(
         layout=spec_of(layout),
         seed=seed,
         fill=fill,
+        dicom=dicom,
         trace=trace,
         force=force,
         limits=limits,
@@ -155,6 +139,7 @@ def localize(
         overwrite=overwrite,
         report=say,
     )
+    found = None
     if page and summary.last and (summary.done or summary.skipped):
         from volumediff.inference.findings import find_in_folder
         from volumediff.reporting.findings_page import Gallery
@@ -167,5 +152,6 @@ def localize(
             layout=spec_of(layout),
             look=gallery.add,
         )
-        say(f"wrote {gallery.write()}")
+        found = gallery.write()
+    written.finish(look=found, then=f"volumediff evaluate {output} --truth DATA --report")
     finish(summary)

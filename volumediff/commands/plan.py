@@ -14,8 +14,8 @@ from volumediff.commands._options import (
     Size,
     defaults,
     print_json,
-    say,
 )
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 
 __all__ = ["plan"]
@@ -52,6 +52,7 @@ def plan(
         raise UsageError(
             "-o writes the memory policy that fits a card; give its memory with --vram GB."
         )
+    written = WrittenFiles(*([] if output is None else [output]))
     found = look(config, vram_gb=vram, shape=shape, mode=mode.value, overrides=overrides or [])
     if as_json:
         print_json({"config": config, **found.to_json()})
@@ -63,4 +64,5 @@ def plan(
         write_text(
             output, found.config.to_yaml(f"{config} with the memory policy for {vram:g} GB.")
         )
-        say(f"wrote {output}; train with: volumediff train {output} data.root=DATA")
+        root = "" if found.config.data.root else " data.root=DATA"
+        written.finish(then=f"volumediff train {output}{root}")

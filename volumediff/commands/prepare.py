@@ -20,6 +20,7 @@ from volumediff.commands._options import (
     out_line,
     spec_of,
 )
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["prepare"]
 
@@ -76,6 +77,7 @@ def prepare(
 
     volumediff prepare RAW -o aligned/ --mask template --spacing-mm 1.5
     """
+    written = WrittenFiles(output)
     account_for(data, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     found = work(
         data,
@@ -93,5 +95,5 @@ def prepare(
     )
     for case, reasons in found.flagged.items():
         out_line(f"look at {case}: {'; '.join(reasons)}")
-    out_line(f"wrote {found.page}: look at the pictures before training")
+    written.finish(look=found.page, then=f"volumediff init {output} -o config.yaml")
     finish(found.summary)

@@ -7,6 +7,7 @@ import typer
 
 from volumediff.api.hub import pull as pull_run
 from volumediff.commands._options import HubModel, out_line, say
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["pull"]
 
@@ -19,9 +20,11 @@ def pull(
 
     volumediff pull hf:OWNER/brain -o runs/brain
     """
+    written = WrittenFiles(output)
     run = pull_run(place, output, report=say)
     card = run.card
     assert card is not None, "it comes from a model file"
     out_line(f"{output}: {card.name}, method {card.method}, licence {card.licence}")
     for found in card.imported:
         out_line(found.line)
+    written.finish(then=f"volumediff localize INPUT --run {output} -o out/")

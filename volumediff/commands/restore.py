@@ -7,6 +7,7 @@ import typer
 
 from volumediff.api.functions import restore as work
 from volumediff.commands._options import OutFolder, Overwrite, defaults, finish
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["restore"]
 
@@ -33,4 +34,7 @@ def restore(
 
     volumediff restore out/ --prepared aligned/ -o native/
     """
-    finish(work(maps, output, prepared=prepared, channel=channel, overwrite=overwrite))
+    written = WrittenFiles(output)
+    summary = work(maps, output, prepared=prepared, channel=channel, overwrite=overwrite)
+    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
+    finish(summary)

@@ -6,30 +6,25 @@ from typing import Annotated
 import typer
 
 from volumediff.api.files import sample_files
-from volumediff.api.run import load
 from volumediff.commands._options import (
-    DataRoot,
-    Device,
-    Domain,
-    Memory,
     Overwrite,
-    RunOption,
     Seed,
-    WhichOption,
     conditions_of,
     defaults,
     finish,
     words,
 )
-from volumediff.memory.heap import retain_heap
+from volumediff.commands._run_choice import RunChoice, with_run
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["sample"]
 
-LOAD, WORK = defaults(load), defaults(sample_files)
+WORK = defaults(sample_files)
 
 
+@with_run(without=["read"])
 def sample(
-    run: RunOption,
+    run: RunChoice,
     overrides: Annotated[list[str] | None, words("sampler=ddim or sampler.steps=20")] = None,
     output: Annotated[
         Path | None,
@@ -53,21 +48,17 @@ def sample(
             help="Condition of the run, such as age=60. May be repeated.",
         ),
     ] = None,
-    which: WhichOption = LOAD["which"],
-    device: Device = LOAD["device"],
-    memory: Memory = None,
-    domain: Domain = LOAD["domain"],
     seed: Seed = WORK["seed"],
-    data: DataRoot = LOAD["data"],
     overwrite: Overwrite = WORK["overwrite"],
 ) -> None:
     """Draw new volumes and write them as NIfTI.
 
     volumediff sample --run runs/brain -n 4 -o samples/ sampler.steps=20
     """
-    retain_heap()
+    folder = Path(run.place) / "samples" if output is None else output
+    written = WrittenFiles(folder)
     summary = sample_files(
-        load(run, which=which.value, device=device, memory=memory or (), data=data, domain=domain),
+        run.load(),
         output,
         count,
         overrides=overrides or [],
@@ -77,4 +68,5 @@ def sample(
         seed=seed,
         overwrite=overwrite,
     )
+    written.finish(then=f"volumediff evaluate {folder} --real DATA --run {run.place} --report")
     finish(summary)

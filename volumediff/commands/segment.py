@@ -5,23 +5,17 @@ from typing import Annotated
 import typer
 
 from volumediff.api.files import segment_files
-from volumediff.api.run import load
+from volumediff.commands import _completion
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
     ConditionWords,
-    DataRoot,
-    Device,
-    Domain,
+    DicomOutput,
     Fill,
     LayoutOption,
-    Memory,
     OutFolder,
     Overwrite,
-    Read,
-    RunOption,
     Seed,
-    WhichOption,
     conditions_of,
     defaults,
     finish,
@@ -30,13 +24,15 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
-from volumediff.memory.heap import retain_heap
+from volumediff.commands._run_choice import RunChoice, with_run
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["segment"]
 
-LOAD, WORK = defaults(load), defaults(segment_files)
+WORK = defaults(segment_files)
 
 
+@with_run()
 def segment(
     given: Annotated[
         list[str],
@@ -46,29 +42,25 @@ def segment(
             "of the method, such as samples=10 (write ./a=b for a path with =).",
         ),
     ],
-    run: RunOption,
+    run: RunChoice,
     output: OutFolder,
     method: Annotated[
         str | None,
         typer.Option(
             "--method",
             help="Name of a segmentation method, or a YAML file; that of the run by default.",
+            autocompletion=_completion.methods,
         ),
     ] = WORK["method"],
-    which: WhichOption = LOAD["which"],
     channels: Channels = WORK["channels"],
     layout: LayoutOption = WORK["layout"],
-    device: Device = LOAD["device"],
-    memory: Memory = None,
-    domain: Domain = LOAD["domain"],
-    read: Read = None,
     seed: Seed = WORK["seed"],
-    data: DataRoot = LOAD["data"],
     write_samples: Annotated[
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
+    dicom: DicomOutput = WORK["dicom"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -76,19 +68,10 @@ def segment(
 
     volumediff segment case.nii.gz --run runs/lesions -o out/ samples=10
     """
-    retain_heap()
-    inputs, words = inputs_and_words(given)
+    written, (inputs, words) = WrittenFiles(output), inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = segment_files(
-        load(
-            run,
-            which=which.value,
-            device=device,
-            memory=memory or (),
-            read=read or (),
-            data=data,
-            domain=domain,
-        ),
+        run.load(),
         inputs,
         output,
         method=method,
@@ -97,9 +80,11 @@ def segment(
         layout=spec_of(layout),
         seed=seed,
         fill=fill,
+        dicom=dicom,
         write_samples=write_samples,
         conditions=conditions_of(condition),
         overwrite=overwrite,
         report=say,
     )
+    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
     finish(summary)

@@ -1,9 +1,12 @@
 """`volumediff train`: train a configuration, or go on."""
 
+from pathlib import Path
+
 from volumediff.api.functions import run_config
 from volumediff.api.functions import train as work
 from volumediff.commands._account import Strict, account_for
-from volumediff.commands._options import Config, ConfigWords, Read, say
+from volumediff.commands._options import Config, ConfigWords, Read
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["train"]
 
@@ -22,7 +25,8 @@ def train(
     from volumediff.distributed.processes import leave
 
     words = [*(overrides or []), *(f"data.read.{word}" for word in read or [])]
-    data = run_config(config, words).data
+    wanted = run_config(config, words)
+    data, written = wanted.data, WrittenFiles(wanted.output)
     if data.root is not None:
         account_for([data.root], layout=data.layout, channels=data.channels, strict=strict)
     try:
@@ -30,5 +34,21 @@ def train(
     except SystemExit as stopped:  # a signal, after all processes have saved
         leave(stopped.code if isinstance(stopped.code, int) else 1)
         raise
-    say(f"{folder}: trained.")
+    written.finish(then=_then(folder))
     leave()
+
+
+def _then(run: Path) -> str:
+    """The command that uses the run; empty for runs that only other runs build on."""
+    from volumediff.config import component, shipped
+    from volumediff.settings.run_config import saved_config
+
+    config = saved_config(run)
+    recipe = config.dump().get("recipe")
+    if recipe is None:
+        return ""
+    name = recipe["name"] if isinstance(recipe, dict) else recipe
+    command = "segment" if component("recipe", name).segments else "localize"
+    if config.method in shipped("translation"):
+        command = "translate"
+    return f"volumediff {command} DATA --run {run} -o out/"

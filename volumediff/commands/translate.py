@@ -5,21 +5,14 @@ from typing import Annotated
 import typer
 
 from volumediff.api.files import translate_files
-from volumediff.api.run import load
+from volumediff.commands import _completion
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
-    DataRoot,
-    Device,
-    Domain,
     LayoutOption,
-    Memory,
     OutFolder,
     Overwrite,
-    Read,
-    RunOption,
     Seed,
-    WhichOption,
     defaults,
     finish,
     inputs_and_words,
@@ -27,13 +20,15 @@ from volumediff.commands._options import (
     say,
     spec_of,
 )
-from volumediff.memory.heap import retain_heap
+from volumediff.commands._run_choice import RunChoice, with_run
+from volumediff.commands._written import WrittenFiles
 
 __all__ = ["translate"]
 
-LOAD, WORK = defaults(load), defaults(translate_files)
+WORK = defaults(translate_files)
 
 
+@with_run()
 def translate(
     given: Annotated[
         list[str],
@@ -43,24 +38,19 @@ def translate(
             "of the method, such as samples=5 (write ./a=b for a path with =).",
         ),
     ],
-    run: RunOption,
+    run: RunChoice,
     output: OutFolder,
     method: Annotated[
         str | None,
         typer.Option(
             "--method",
             help="Name of a translation method, or a YAML file; that of the run by default.",
+            autocompletion=_completion.methods,
         ),
     ] = WORK["method"],
-    which: WhichOption = LOAD["which"],
     channels: Channels = WORK["channels"],
     layout: LayoutOption = WORK["layout"],
-    device: Device = LOAD["device"],
-    memory: Memory = None,
-    domain: Domain = LOAD["domain"],
-    read: Read = None,
     seed: Seed = WORK["seed"],
-    data: DataRoot = LOAD["data"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -68,19 +58,10 @@ def translate(
 
     volumediff translate DATA --run runs/t1w_to_flair -o out/ samples=5
     """
-    retain_heap()
-    inputs, words = inputs_and_words(given)
+    written, (inputs, words) = WrittenFiles(output), inputs_and_words(given)
     account_for(inputs, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     summary = translate_files(
-        load(
-            run,
-            which=which.value,
-            device=device,
-            memory=memory or (),
-            read=read or (),
-            data=data,
-            domain=domain,
-        ),
+        run.load(),
         inputs,
         output,
         method=method,
@@ -91,4 +72,5 @@ def translate(
         overwrite=overwrite,
         report=say,
     )
+    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
     finish(summary)

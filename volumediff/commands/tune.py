@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volumediff.api.run import Run, load
+from volumediff.api.run import Run
 from volumediff.commands._options import (
     Classifier,
-    DataRoot,
-    Device,
     Json,
-    Memory,
     Method,
     MethodWords,
-    Read,
-    RunOption,
     Seed,
     TruthChoice,
-    WhichOption,
     defaults,
     print_json,
     say,
 )
+from volumediff.commands._run_choice import RunChoice, with_run
+from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +32,12 @@ __all__ = ["tune"]
 
 
 GRID = "auto, none, or values such as "
-LOAD, WORK = defaults(load), defaults(Run.tune)
+WORK = defaults(Run.tune)
 
 
+@with_run(without=["domain"])
 def tune(
-    run: RunOption,
+    run: RunChoice,
     overrides: MethodWords = None,
     method: Method = WORK["method"],
     classifier: Classifier = WORK["classifier"],
@@ -82,12 +79,7 @@ def tune(
         Path | None,
         typer.Option("-o", "--output", help="YAML file to which the chosen method is written."),
     ] = None,
-    which: WhichOption = LOAD["which"],
-    device: Device = LOAD["device"],
-    memory: Memory = None,
-    read: Read = None,
     seed: Seed = WORK["seed"],
-    data: DataRoot = LOAD["data"],
     as_json: Json = False,
 ) -> None:
     """Choose a method's noise level, guidance strength and widths on the run's validation volumes.
@@ -103,9 +95,8 @@ def tune(
 
     if output is not None and output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"-o {output}: expected a name that ends with .yaml, for --method.")
-    loaded = load(
-        run, which=which.value, device=device, memory=memory or (), read=read or (), data=data
-    )
+    loaded = run.load()
+    written = WrittenFiles(*([] if output is None else [output]), loaded.folder / "tuning")
     found, file = loaded.tune(
         method,
         overrides=overrides or [],
@@ -125,13 +116,12 @@ def tune(
         print_json(found.to_json())
     else:
         tabulated(found)
-    say(f"measurements: {file}, picture: {file.with_suffix('.png')}")
-    then = ["volumediff", "calibrate", "--run", str(run), "--method", str(output or "FILE.yaml")]
+    then = ["volumediff", "calibrate", "--run", str(run.place)]
+    then += ["--method", str(output or "FILE.yaml")]
     then += [] if classifier is None else ["--classifier", str(classifier)]
-    say(
-        f"{'wrote ' + str(output) if output else 'write the method with -o FILE.yaml'}; then fit "
-        f"its thresholds: {shlex.join(then)}"
-    )
+    if output is None:
+        say("the method is not written: give the same command with -o FILE.yaml")
+    written.finish(look=file.with_suffix(".png"), then=shlex.join(then))
 
 
 def _grids(

@@ -12,6 +12,7 @@ from volumediff.config.components import (
     reference,
     suggestion,
 )
+from volumediff.config.expectation import expected
 from volumediff.config.families import FAMILIES, Family, families
 from volumediff.config.files import ROOTS, config_path, head, load, overlaid, overridden, shipped
 
@@ -26,6 +27,7 @@ __all__ = [
     "component",
     "config_path",
     "described",
+    "expected",
     "families",
     "family_of",
     "head",

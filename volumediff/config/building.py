@@ -19,10 +19,11 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from volumediff.component import is_handed_in
 from volumediff.config.components import available, component, family_of, suggestion
+from volumediff.config.expectation import expected
 from volumediff.config.families import family as family_named
 from volumediff.errors import UsageError, shown
 
-__all__ = ["arguments", "build", "value_of"]
+__all__ = ["arguments", "build", "configurable", "type_adapter", "value_of"]
 
 
 def arguments(family: str, spec: Any) -> set[str]:
@@ -88,6 +89,12 @@ def build(family: str, spec: Any, *, where: str = "", **derived: Any) -> Any:
         raise UsageError(f"{where}: {error}") from error
 
 
+def configurable(cls: type) -> list[str]:
+    """Arguments of a constructor that a configuration may name, derived ones included."""
+    handed = _handed_in(cls)
+    return [name for name in _parameters(cls) if name not in handed]
+
+
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     """The named parameters of a constructor; `**others` takes what is derived, never what is
     configured, so that a key with a typing error is not swallowed."""
@@ -130,16 +137,16 @@ def value_of(annotation: Any, value: Any, where: str) -> Any:
                 f"{where}: expected a list of {inner} components, got {shown(value)}."
             )
     try:
-        return _adapter(annotation).validate_python(value)
+        return type_adapter(annotation).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"[{p}]" for p in first["loc"] if isinstance(p, int))
         raise UsageError(
-            f"{where}{place}: {first['msg']} (got {shown(first['input'])})."
+            f"{where}{place}: {expected(first)}, got {shown(first['input'])}."
         ) from error
 
 
-def _adapter(annotation: Any) -> TypeAdapter:
+def type_adapter(annotation: Any) -> TypeAdapter:
     """Takes values of an annotation; numbers are finite."""
     config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     try:

@@ -30,9 +30,10 @@ def config_path(kind: str, name: str) -> Path:
             return folder / f"{name}.yaml"
         names += sorted(p.stem for p in folder.glob("*.yaml"))
     hint = suggestion(name, names)
+    others = f" The shipped ones are {', '.join(dict.fromkeys(names))}." if not hint else ""
     raise UsageError(
-        f"{kind} configuration {name!r}: no such file, and none of the shipped "
-        f"{', '.join(dict.fromkeys(names)) or 'ones'}.{hint}"
+        f"{kind} configuration {name!r}: no such file, and none that ships.{hint}{others} "
+        "volumediff info lists all names."
     )
 
 

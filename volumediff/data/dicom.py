@@ -56,7 +56,9 @@ def series_grid(folder: Path) -> Grid:
 
 
 def _grid(found: dict[str, Any]) -> Grid:
-    return Grid(tuple(found["shape"]), np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.array(found["affine"]))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.array(found["affine"])
+    # as NIfTI has it, so that results that are read back lie where they were computed
+    return Grid(tuple(found["shape"]), affine.astype(np.float32).astype(np.float64))
 
 
 def _in_child(folder: Path, policy: ReadPolicy, voxels: Path | None) -> dict[str, Any]:

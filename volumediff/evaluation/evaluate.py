@@ -23,6 +23,7 @@ from volumediff.evaluation.translation import (
 )
 from volumediff.evaluation.translation_case import Segments
 from volumediff.evaluation.truths import find_truths
+from volumediff.outputs.case_files import written
 from volumediff.outputs.export import MAP
 from volumediff.outputs.segmentation_files import DSEG
 from volumediff.outputs.translation_files import translations_in
@@ -95,7 +96,7 @@ def evaluate(
     for folder in places:
         if not folder.is_dir():
             raise UsageError(f"{folder}: expected a folder of results, nothing is there.")
-        if not any(folder.glob("*.nii*")):
+        if not written(folder, "*.nii*"):
             raise _nothing_in(folder)
     drawn = {folder: found for folder in places if (found := translations_in(folder))}
     how = {"seed": seed, "replicates": replicates, "by": by, "report": report}

@@ -8,9 +8,10 @@ from volumediff.data.cases import safe_id
 from volumediff.data.files import stem_of
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.truths import Truth
+from volumediff.outputs.case_files import by_case, written
 from volumediff.outputs.export import MAP
 from volumediff.outputs.ledger import LedgerEntry, changed_outputs, read_entries
-from volumediff.outputs.segmentation_files import DSEG, is_sample
+from volumediff.outputs.segmentation_files import label_maps_in
 from volumediff.outputs.sidecar import read_facts
 
 __all__ = [
@@ -28,8 +29,8 @@ COST_NAMES = ("seconds", "network_calls", "peak_gb")
 
 def maps_in(folder: Path) -> dict[str, Path]:
     """The anomaly map of each case in a folder."""
-    ending = f"_{MAP}.nii.gz"
-    return {p.name.removesuffix(ending): p for p in sorted(folder.glob(f"*{ending}"))}
+    tail = f"_{MAP}.nii.gz"
+    return by_case(folder, written(folder, f"*{tail}"), tail)
 
 
 def segmentations_in(folder: Path, truths: Mapping[str, Truth]) -> dict[str, Path]:
@@ -41,9 +42,8 @@ def segmentations_in(folder: Path, truths: Mapping[str, Truth]) -> dict[str, Pat
     Raises:
         DataError: two label maps of one case
     """
-    ending = f"_{DSEG}.nii.gz"
-    own = [p for p in sorted(folder.glob(f"*{ending}")) if not is_sample(p)]
-    pairs = [(p.name.removesuffix(ending), p) for p in own]
+    own = label_maps_in(folder)
+    pairs = [*own.items()]
     if not own and not maps_in(folder):
         for path in sorted(folder.glob("*.nii*")):
             stem = stem_of(path)

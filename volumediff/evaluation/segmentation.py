@@ -367,7 +367,7 @@ def _left_out(found: SegmentationEvaluation) -> list[str]:
     if not any(c.readers for c in cases):
         lines.append("GED, HM-IoU, CI (the truth has one reader)")
     if not any(c.samples for c in cases):
-        lines.append("coherence of samples (no <case>_sample-<i>_dseg files)")
+        lines.append("coherence of samples (no <case>_desc-sample<i>_dseg files)")
     if not any(c.reliability for c in cases):
         lines.append("calibration, entropy, risk-coverage (no <case>_label-<v>_probseg files)")
     if not any(c.cost for c in cases):

@@ -24,7 +24,13 @@ from volumediff.metrics.coherence import Shape, shape_of
 from volumediff.metrics.label_agreement import AbsentLabels, label_agreement
 from volumediff.metrics.panoptic import Instances, instances
 from volumediff.metrics.readers import overlaps, reader_agreement
-from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
+from volumediff.outputs.case_files import CaseFiles
+from volumediff.outputs.segmentation_files import (
+    ENTROPY,
+    files_beside,
+    probabilities_of,
+    samples_of,
+)
 
 __all__ = ["SegmentationRules", "SegmentedCase", "measure_segmentation"]
 
@@ -108,7 +114,7 @@ def measure_segmentation(
     Raises:
         DataError: a file lies on another grid, or is not what its name says
     """
-    name = path.name.removesuffix(f"_{DSEG}.nii.gz")  # what its files begin with
+    files = files_beside(path)
     volume = read(path, kind="label")
     there = truth.label_maps(volume)
     spacing_mm = volume.spacing_mm
@@ -117,7 +123,7 @@ def measure_segmentation(
     found = _without(volume.array[0], ignored)
     wanted = _without(there.consensus, ignored)
     tolerance = rules.tolerance_mm or max(spacing_mm)
-    drawn = _samples(path.parent, name, volume, ignored)
+    drawn = _samples(files, volume, ignored)
     calls = {"network_calls": float(facts["network_calls"])} if "network_calls" in facts else {}
     readers, mean, shapes = _several(drawn, found, there, wanted, labels, spacing_mm)
     return SegmentedCase(
@@ -136,7 +142,7 @@ def measure_segmentation(
             for v in labels
         },
         objects={v: instances(found == v, wanted == v, spacing_mm=spacing_mm) for v in labels},
-        **_uncertain(path.parent, name, volume, found, there, wanted, ignored, labels),
+        **_uncertain(files, volume, found, there, wanted, ignored, labels),
         readers=readers,
         readers_mean=mean,
         shapes=shapes,
@@ -150,10 +156,10 @@ def _without(labels: np.ndarray, ignored: Bool[np.ndarray, "d h w"]) -> UInt8[np
 
 
 def _samples(
-    folder: Path, name: str, like: Volume, ignored: Bool[np.ndarray, "d h w"]
+    files: CaseFiles, like: Volume, ignored: Bool[np.ndarray, "d h w"]
 ) -> UInt8[np.ndarray, "n d h w"] | None:
     maps = []
-    for path in samples_of(folder, name):
+    for path in samples_of(files):
         volume = read(path, kind="label")
         check_grids(like, volume)
         maps.append(_without(volume.array[0], ignored))
@@ -187,8 +193,7 @@ def _several(
 
 
 def _uncertain(
-    folder: Path,
-    name: str,
+    files: CaseFiles,
     like: Volume,
     found: UInt8[np.ndarray, "d h w"],
     there: LabelMaps,
@@ -199,7 +204,7 @@ def _uncertain(
     """Reliability of the probabilities, and the wrong voxels by entropy."""
     counted = ~ignored
     probabilities: dict[int, Float[np.ndarray, "d h w"]] = {}
-    for v, path in probabilities_of(folder, name).items():
+    for v, path in probabilities_of(files).items():
         probabilities[v] = _image(path, like)
     masks = wanted[None] if there.readers is None else there.readers
     reliability = {}
@@ -211,11 +216,11 @@ def _uncertain(
                 calibration_error.reliability_of(p[counted], (m == v)[counted]) for m in masks
             ]
         except ValueError as error:
-            raise DataError(f"{folder}: {name}, label {v}: {error}") from None
+            raise DataError(f"{files.folder}: {files.stem}, label {v}: {error}") from None
         total = calibration_error.total(parts)
         assert total is not None, "there is a truth"
         reliability[v] = total
-    path = folder / f"{name}_{ENTROPY}.nii.gz"
+    path = files.path(ENTROPY)
     entropy = _image(path, like) if path.is_file() else _entropy(probabilities)
     if entropy is None:
         return {"reliability": reliability}

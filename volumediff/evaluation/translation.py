@@ -24,7 +24,7 @@ from volumediff.evaluation.translation_case import Segments, TranslatedCase, mea
 from volumediff.evaluation.truths import Truth
 from volumediff.metrics.bootstrap import Interval, Replicates, difference, resampled
 from volumediff.outputs.sidecar import read_facts
-from volumediff.outputs.translation_files import translation_sidecar
+from volumediff.outputs.translation_files import record_beside
 
 __all__ = ["TranslationEvaluation", "evaluate_translations", "measured_cases"]
 
@@ -104,7 +104,14 @@ def evaluate_translations(
             seen, or a volume that is there twice
     """
     known = _known(found, measured, report)
-    facts = {f: {c: read_facts(translation_sidecar(f, c)) for c in known} for f in found}
+    records = {
+        folder: {case: record_beside(next(iter(channels[case].values()))) for case in known}
+        for folder, channels in found.items()
+    }
+    facts = {
+        folder: {case: read_facts(path) for case, path in there.items()}
+        for folder, there in records.items()
+    }
     truths = {
         name: Truth(case.id, case.patient, None, case.attributes) for name, case in known.items()
     }

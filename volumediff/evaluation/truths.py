@@ -22,6 +22,7 @@ from volumediff.data.volume import Volume, check_grids
 from volumediff.errors import DataError
 from volumediff.metrics.boxes import Boxes
 from volumediff.metrics.boxes import boxes as boxes_of
+from volumediff.outputs.case_files import written
 from volumediff.outputs.export import MAP
 from volumediff.outputs.segmentation_files import DSEG
 from volumediff.outputs.sidecar import read_facts
@@ -159,7 +160,7 @@ def recorded_policy(folders: Sequence[Path]) -> ReadPolicy:
         DataError: a sidecar that is damaged
     """
     for folder in folders:
-        for path in sorted(folder.glob(f"*_{MAP}.json")) + sorted(folder.glob(f"*_{DSEG}.json")):
+        for path in written(folder, f"*_{MAP}.json") + written(folder, f"*_{DSEG}.json"):
             return ReadPolicy(**read_facts(path).get("read_policy", {}))
     return ReadPolicy()
 

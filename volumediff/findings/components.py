@@ -9,7 +9,7 @@ volume x̂, the deviation u between seeds and the probability p that validation 
 means over Ω. All of it is taken on the grid of the file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ from volumediff.metrics.cluster_inference import tail_probability
 from volumediff.metrics.components import labelled
 from volumediff.outputs.export import share_of
 
-__all__ = ["case_findings", "components", "parts_of"]
+__all__ = ["case_findings", "components", "parts_of", "voxel_of", "voxels_of"]
 
 # Intensities are compared in units of this range of percentiles, which single voxels do not move.
 RANGE = (2.0, 98.0)
@@ -51,6 +51,8 @@ RANGE = (2.0, 98.0)
 EQUAL = 0.02
 
 Voxels = Int[np.ndarray, "n 3"]
+Part = tuple[int | None, Int[np.ndarray, "_ 3"]]
+"""Label and voxels of a finding."""
 Rule = Callable[[np.ndarray], np.ndarray]
 """From the values of a map to probabilities."""
 
@@ -87,7 +89,7 @@ def case_findings(written: Written) -> CaseFindings:
     )
 
 
-def parts_of(written: Written) -> list[tuple[int | None, Voxels]]:
+def parts_of(written: Written) -> list[Part]:
     """Label and voxels of every finding: of the mask, or of each label of a segmentation."""
     if written.mask is None:
         return []
@@ -95,6 +97,29 @@ def parts_of(written: Written) -> list[tuple[int | None, Voxels]]:
         return [(None, voxels) for voxels in components(written.mask)]
     values = [int(v) for v in np.unique(written.labels) if v]
     return [(v, voxels) for v in values for voxels in components(written.labels == v)]
+
+
+def voxel_of(written: Written, finding: Finding) -> tuple[int, int, int]:
+    """The voxel of the peak of a finding, from its millimetres."""
+    inverse = np.linalg.inv(written.grid.affine)
+    at = inverse[:3, :3] @ np.asarray(finding.place.peak_mm) + inverse[:3, 3]
+    d, h, w = (round(v) for v in at.tolist())
+    return d, h, w
+
+
+def voxels_of(finding: Finding, at: tuple[int, int, int], parts: Sequence[Part]) -> Voxels:
+    """The voxels of a finding.
+
+    Arguments:
+        finding: one of the case
+        at: the voxel of its peak
+        parts: of the case; see `parts_of`
+    """
+    return next(
+        voxels
+        for label, voxels in parts
+        if label == finding.label and (voxels == np.asarray(at)).all(1).any()
+    )
 
 
 def components(mask: Bool[np.ndarray, "d h w"]) -> list[Voxels]:

@@ -17,7 +17,7 @@ from volumediff.data.read_policy import WRITTEN, ReadPolicy
 from volumediff.data.resampling import onto
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
-from volumediff.outputs import sidecar
+from volumediff.outputs.case_files import CaseFiles
 from volumediff.outputs.export import (
     ENSEMBLE,
     FOREGROUND,
@@ -25,11 +25,11 @@ from volumediff.outputs.export import (
     MAP,
     MASK,
     UNCERTAINTY,
-    sidecar_of,
 )
-from volumediff.outputs.segmentation_files import DSEG, probabilities_of, segmentation_sidecar
+from volumediff.outputs.segmentation_files import DSEG, probabilities_of
+from volumediff.outputs.sidecar import read_facts
 
-__all__ = ["Written", "channels_on", "read_facts", "read_segmented", "read_written"]
+__all__ = ["Written", "channels_on", "read_segmented", "read_written"]
 
 Array = Float[np.ndarray, "d h w"]
 
@@ -52,6 +52,7 @@ class Written:
         contributions: what each member of a fusion adds to the map; empty for other methods
         labels: label values of a segmentation; `map` is then the probability of the label of each
             voxel, of the most probable one in the background, and `mask` where there is a label
+        files: where it lies; None for a result in memory
     """
 
     case: str
@@ -67,6 +68,7 @@ class Written:
     healthy: Mapping[str, Array]
     contributions: Mapping[str, Array] = field(default_factory=dict)
     labels: UInt8[np.ndarray, "d h w"] | None = None
+    files: CaseFiles | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -75,33 +77,24 @@ class Written:
         return None if value is None else float(value)
 
 
-def read_facts(folder: Path, case: str) -> dict[str, Any]:
-    """The JSON beside the map of a case.
-
-    Raises:
-        DataError: it is not there, or damaged
-    """
-    return sidecar.read_facts(sidecar_of(folder, case))
-
-
-def read_written(folder: Path, case: Case) -> Written:
+def read_written(files: CaseFiles, case: Case) -> Written:
     """Reads a case back.
 
     Arguments:
-        folder: of the results of a localization
+        files: results of a localization
         case: the same that was localized
 
     Raises:
         DataError: a file is missing or damaged, lies on another grid, or the input is not the one
             that was localized
     """
-    facts = read_facts(folder, case.id)
+    facts = read_facts(files.path(MAP, ".json"))
     channels = _channels(facts, case)
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    anomaly = read(folder / f"{case.id}_{MAP}.nii.gz", policy=WRITTEN)
+    anomaly = read(files.path(MAP), policy=WRITTEN)
 
     def beside(name: str, kind: Literal["image", "label"] = "image") -> np.ndarray | None:
-        path = folder / f"{case.id}_{name}.nii.gz"
+        path = files.path(name)
         if not path.is_file():
             return None
         volume = read(path, kind=kind, policy=WRITTEN)
@@ -116,9 +109,11 @@ def read_written(folder: Path, case: Case) -> Written:
 
     added = {}
     for member in facts.get("members", ()):
-        array = first(str(member["file"]).removeprefix(f"{case.id}_").removesuffix(".nii.gz"))
+        array = first(str(member["file"]).removeprefix(f"{files.stem}_").removesuffix(".nii.gz"))
         if array is None:
-            raise DataError(f"{folder}: expected {member['file']}, found none; localize again.")
+            raise DataError(
+                f"{files.folder}: expected {member['file']}, found none; localize again."
+            )
         added[str(member["name"])] = array
 
     volumes = {name: read(path, policy=policy) for name, path in channels.items()}
@@ -126,8 +121,8 @@ def read_written(folder: Path, case: Case) -> Written:
     restored = beside(HEALTHY)
     if restored is not None and len(restored) != len(images):
         raise DataError(
-            f"{folder}: expected {len(images)} channels in the pseudo-healthy {case.id}, got "
-            f"{len(restored)}; localize again."
+            f"{files.path(HEALTHY)}: expected {len(images)} channels, got {len(restored)}; "
+            "localize again."
         )
     foreground, mask = beside(FOREGROUND, "label"), beside(MASK, "label")
     return Written(
@@ -143,24 +138,25 @@ def read_written(folder: Path, case: Case) -> Written:
         images=images,
         healthy={} if restored is None else dict(zip(images, restored, strict=True)),
         contributions=added,
+        files=files,
     )
 
 
-def read_segmented(folder: Path, case: Case) -> Written:
+def read_segmented(files: CaseFiles, case: Case) -> Written:
     """Reads a segmented case back.
 
     Arguments:
-        folder: of the results of a segmentation
+        files: results of a segmentation
         case: the same that was segmented
 
     Raises:
         DataError: a file is missing or damaged, lies on another grid, or the input is not the one
             that was segmented
     """
-    facts = sidecar.read_facts(segmentation_sidecar(folder, case.id))
+    facts = read_facts(files.path(DSEG, ".json"))
     channels = _channels(facts, case)
     policy = ReadPolicy(**{**facts.get("read_policy", {}), "labels": None})
-    volume = read(folder / f"{case.id}_{DSEG}.nii.gz", kind="label", policy=WRITTEN)
+    volume = read(files.path(DSEG), kind="label", policy=WRITTEN)
     labels = volume.array[0].astype(np.uint8)
 
     def on_grid(path: Path) -> Array:
@@ -170,10 +166,10 @@ def read_segmented(folder: Path, case: Case) -> Written:
             raise DataError(f"{path}: expected the grid of the label map, got {difference}.")
         return found.array[0]
 
-    every = {v: on_grid(p) for v, p in probabilities_of(folder, case.id).items() if v}
+    every = {v: on_grid(p) for v, p in probabilities_of(files).items() if v}
     spread = {}
     for v in every:
-        path = folder / f"{case.id}_label-{v}_desc-variance_map.nii.gz"
+        path = files.path(f"label-{v}_desc-variance_map")
         if path.is_file():
             spread[v] = np.sqrt(on_grid(path).clip(min=0))
     images = channels_on({n: read(p, policy=policy) for n, p in channels.items()}, volume.grid)
@@ -193,6 +189,7 @@ def read_segmented(folder: Path, case: Case) -> Written:
         images=images,
         healthy={},
         labels=labels,
+        files=files,
     )
 
 

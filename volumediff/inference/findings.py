@@ -13,13 +13,14 @@ from volumediff.errors import DataError, UsageError
 from volumediff.findings.components import case_findings
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, read_segmented, read_written
+from volumediff.outputs.case_files import CaseFiles, by_case, written
 from volumediff.outputs.export import FINDINGS, MAP, write_json
 from volumediff.outputs.segmentation_files import DSEG, LABEL_FINDINGS
 from volumediff.outputs.sidecar import read_facts
 from volumediff.reporting.packet import write_packets
 from volumediff.runs.inputs import find_inputs
 
-__all__ = ["MOST", "Work", "find_in_folder", "findings_path"]
+__all__ = ["MOST", "Work", "find_in_folder"]
 
 # Packets of a case: a mask without post-processing may fall into hundreds of specks.
 MOST = 10
@@ -38,11 +39,6 @@ class Work:
     done: dict[str, CaseFindings] = field(default_factory=dict)
     packets: list[Path] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-
-
-def findings_path(folder: Path, case: str, *, segmented: bool = False) -> Path:
-    """The file with the findings of a case, of its anomaly map or of its segmentation."""
-    return folder / f"{case}_{LABEL_FINDINGS if segmented else FINDINGS}.json"
 
 
 def find_in_folder(
@@ -71,15 +67,19 @@ def find_in_folder(
     Raises:
         UsageError: no results in the folder, or none of the source's cases
     """
-    suffix = next((w for w in (MAP, DSEG) if any(folder.glob(f"*_{w}.json"))), None)
+    records = {
+        word: by_case(folder, written(folder, f"*_{word}.json"), f"_{word}.json")
+        for word in (MAP, DSEG)
+    }
+    suffix = next((word for word, found in records.items() if found), None)
     if suffix is None:
         raise UsageError(
             f"{folder}: expected results of a localization or segmentation, found none."
         )
     segmented = suffix == DSEG
-    named = sorted(p.name[: -len(f"_{suffix}.json")] for p in folder.glob(f"*_{suffix}.json"))
+    named = sorted(records[suffix])
     if channels is None:
-        channels = _channels(folder / f"{named[0]}_{suffix}.json")
+        channels = _channels(records[suffix][named[0]])
     cases, _ = find_inputs(source, channels=channels, layout=layout)
     known = {case.id: case for case in cases}
     work = Work()
@@ -94,16 +94,19 @@ def find_in_folder(
         report(f"{len(named) - len(shared)} other cases of {folder} are not given")
     for name in shared:
         try:
-            written = (read_segmented if segmented else read_written)(folder, known[name])
-            found = case_findings(written)
-            _write_once(findings_path(folder, name, segmented=segmented), found)
+            stem = records[suffix][name].name.removesuffix(f"_{suffix}.json")
+            files = CaseFiles(records[suffix][name].parent, stem)
+            content = (read_segmented if segmented else read_written)(files, known[name])
+            found = case_findings(content)
+            kind = LABEL_FINDINGS if segmented else FINDINGS
+            _write_once(files.path(kind, ".json"), found)
             if packets:
-                work.packets.extend(write_packets(folder, written, found, most=most))
+                work.packets.extend(write_packets(folder, content, found, most=most))
         except DataError as error:
             work.failed[name] = str(error)
             continue
         work.done[name] = found
-        look(written, found)
+        look(content, found)
         report(f"{name}: {found.statement}")
     return work
 

@@ -105,6 +105,7 @@ class Localizing:
             "version": volumediff.__version__,
             **({} if self.site is None else {"site": self.site.name}),
             **({} if self.fills is None else {"fill": self.fills.settings}),
+            **({"dicom": True} if self.options.dicom else {}),
         }
 
     @cached_property

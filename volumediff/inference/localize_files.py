@@ -11,6 +11,7 @@ from volumediff.calibration.site import find_site, site_calibration
 from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
 from volumediff.inference.conditions import check_names
+from volumediff.inference.dicom_inputs import check_series
 from volumediff.inference.external_maps import saliency_maps
 from volumediff.inference.fill import Filling, filling
 from volumediff.inference.localize_case import REGION, SALIENCY, Localizing
@@ -167,6 +168,8 @@ def localize(
         cases, problems = find_inputs(source, channels=names, **where)
     else:
         cases, problems = chosen.fills.find(source, **where)
+    if options.dicom:
+        check_series(cases)
     regions: dict[str, Path] = {}
     if region is not None:
         regions, missing = find_regions(region, cases)
@@ -184,7 +187,10 @@ def localize(
         digests = {**inputs, SALIENCY: shown[case.id]} if case.id in shown else inputs
         given: dict[str, Any] = {REGION: regions.get(case.id), SALIENCY: maps.get(case.id)}
         found = work(examination_of(case, digests, policy=policy, **given))
-        return Result(found.write(folder), {"score": found.found.score, **asdict(found.cost)})
+        files = found.write(folder)
+        if options.dicom:
+            files += found.write_dicom(folder)
+        return Result(files, {"score": found.found.score, **asdict(found.cost)})
 
     return process(
         cases,

@@ -16,15 +16,18 @@ from volumediff.findings.components import case_findings
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written, channels_on
 from volumediff.inference.cost import Cost
-from volumediff.inference.findings import findings_path
+from volumediff.outputs.case_files import examination_files
 from volumediff.outputs.export import (
     ENSEMBLE,
+    FINDINGS,
+    MASK,
     block_name,
     blocks_of,
     finite,
     write_json,
     write_localization,
 )
+from volumediff.outputs.label_tables import write_label_tables
 from volumediff.outputs.result_grid import ResultGrid
 from volumediff.runs.inputs import Examination
 
@@ -96,19 +99,34 @@ class Localized:
         """The components of the mask, measured on the grid of the input."""
         return case_findings(self.arrays)
 
+    def write_dicom(self, folder: Path) -> list[Path]:
+        """Writes map and findings as DICOM objects in the space of the series that was given.
+
+        Raises:
+            UsageError: highdicom is not installed
+            DataError: no DICOM series, or one that no object can refer to
+        """
+        from volumediff.dicom_output.write import write_findings_dicom
+
+        first = next(iter(self.examination.images.values()))
+        place = examination_files(folder, self.examination)
+        return write_findings_dicom(place, first.path, self.arrays, self.findings)
+
     def write(self, folder: Path) -> list[Path]:
         """Writes map, masks, pseudo-healthy image, records and findings; see `outputs.export`."""
+        place = examination_files(folder, self.examination)
         record = keep(folder, self.seen)
+        if self.found.mask is not None:
+            write_label_tables(folder, MASK, {1: "anomaly"})
         files = write_localization(
-            folder,
-            self.examination.id,
+            place,
             self.found,
             foreground=self.prepared.foreground,
             grid=self.grid,
             facts={**self.facts, "seen": record.name},
             trace=self.trace,
         )
-        path = findings_path(folder, self.examination.id)
+        path = place.path(FINDINGS, ".json")
         write_json(path, self.findings.to_json())
         return [*files, path, record]
 

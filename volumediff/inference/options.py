@@ -31,6 +31,7 @@ class LocalizeOptions:
         conditions: attributes such as age, for runs that are conditioned on some, in place of
             those of the cases; `estimate` looks for the likeliest value
         fill: translation run that draws channels which a case lacks
+        dicom: whether findings and map of a DICOM series are written as DICOM objects, too
     """
 
     method: str = "scan"
@@ -46,6 +47,7 @@ class LocalizeOptions:
     limits: bool = True
     conditions: Mapping[str, str | float] = field(default_factory=dict)
     fill: Path | None = None
+    dicom: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class SegmentOptions:
         write_samples: whether the label map of every sample is written
         conditions: as for localization
         fill: translation run that draws channels which a case lacks
+        dicom: whether the labels of a DICOM series are written as DICOM objects, too
     """
 
     method: str | None = None
@@ -72,6 +75,7 @@ class SegmentOptions:
     write_samples: bool = False
     conditions: Mapping[str, str | float] = field(default_factory=dict)
     fill: Path | None = None
+    dicom: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 <case>_label-<value>_desc-votes_map.nii.gz      share of the samples that have the label
 <case>_desc-entropy_map.nii.gz        entropy of the label, in nats
 <case>_desc-mutualinformation_map.nii.gz        disagreement of the members, in nats
-<case>_sample-<i>_dseg.nii.gz         label map of a sample, if they are asked for
+<case>_desc-sample<i>_dseg.nii.gz     label map of a sample, if they are asked for
 <case>_dseg.json                      method, weights, inputs, network calls, volume of every label
                                       with the interval that holds 95 % of the samples
 seen-<hash>.json                      subjects that the weights were trained on
@@ -32,12 +32,16 @@ from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
 from volumediff.inference.conditions import check_names, settled
 from volumediff.inference.cost import Cost, counted
+from volumediff.inference.dicom_inputs import check_series
 from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
 from volumediff.outputs.batch import Result, Summary, process
-from volumediff.outputs.export import Writer, write_json
+from volumediff.outputs.case_files import examination_files
+from volumediff.outputs.export import Writer
 from volumediff.outputs.input_grid import InputGrid
+from volumediff.outputs.label_tables import write_label_tables
+from volumediff.outputs.segmentation_files import DSEG, sample_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
@@ -107,6 +111,29 @@ class Segmented:
             for v, n in sizes.items()
         }
 
+    def write_dicom(self, folder: Path) -> list[Path]:
+        """Writes labels and probabilities as DICOM objects in the space of the given series.
+
+        Raises:
+            UsageError: highdicom is not installed
+            DataError: no DICOM series, or one that no object can refer to
+        """
+        from volumediff.dicom_output.write import write_labels_dicom
+
+        found = self.found
+        shares = {
+            value: self.grid.image(found.probabilities[0, i : i + 1])[0]
+            for i, value in enumerate(found.values)
+        }
+        return write_labels_dicom(
+            examination_files(folder, self.examination),
+            next(iter(self.examination.images.values())).path,
+            self.labels[0],
+            shares,
+            grid=self.grid.record.native,
+            facts=self.facts,
+        )
+
     def write(self, folder: Path, *, samples: bool = False) -> tuple[list[Path], dict[str, float]]:
         """Writes labels, probabilities and records; returns the files and the volumes in ml.
 
@@ -115,8 +142,11 @@ class Segmented:
             samples: whether the label map of every sample is written
         """
         found = self.found
-        writer = Writer(folder, self.examination.id, self.grid)
-        volumes = self.volumes_ml(writer.native_label("dseg", self.labels))
+        place = examination_files(folder, self.examination)
+        writer = Writer(place, self.grid)
+        record = keep(folder, self.seen)
+        write_label_tables(folder, DSEG, {v: f"label {v}" for v in found.values})
+        volumes = self.volumes_ml(writer.native_label(DSEG, self.labels))
         shares = found.shares[0]
         writer.image("label-0_probseg", shares[:1], beyond=1.0)  # nothing is there
         for i, value in enumerate(found.values):
@@ -130,12 +160,10 @@ class Segmented:
             writer.image("desc-mutualinformation_map", found.mutual_information[0])
         if samples and found.samples is not None:
             for i, drawn in enumerate(found.samples, start=1):
-                writer.label(f"sample-{i}_dseg", drawn[None])
-        sidecar = folder / f"{self.examination.id}_dseg.json"
-        record = keep(folder, self.seen)
+                writer.label(sample_of(i), drawn[None])
         findings = [vars(f) for f in self.grid.record.findings]
-        write_json(
-            sidecar,
+        files = writer.record(
+            DSEG,
             {
                 **self.facts,
                 "seen": record.name,
@@ -145,7 +173,7 @@ class Segmented:
                 "notice": "Research software, not for diagnosis.",
             },
         )
-        return [*writer.files, sidecar, record], volumes
+        return [*files, record], volumes
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +214,7 @@ class Segmenting:
             "conditions": dict(self.options.conditions),
             "version": volumediff.__version__,
             **({} if self.fills is None else {"fill": self.fills.settings}),
+            **({"dicom": True} if self.options.dicom else {}),
         }
 
     def __call__(self, examination: Examination) -> Segmented:
@@ -312,11 +341,15 @@ def segment(
         cases, problems = find_inputs(source, channels=names, **where)
     else:
         cases, problems = work.fills.find(source, **where)
+    if options.dicom:
+        check_series(cases)
     policy = trained.preprocessing.policy
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         found = work(examination_of(case, inputs, policy=policy))
         files, volumes = found.write(folder, samples=options.write_samples)
+        if options.dicom:
+            files += found.write_dicom(folder)
         return Result(files, {"volumes_ml": volumes, **vars(found.cost)})
 
     return process(

@@ -31,12 +31,14 @@ from volumediff.evaluation.leakage import keep
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.options import TranslateOptions
 from volumediff.outputs.batch import Result, Summary, process
-from volumediff.outputs.export import Writer, write_json
+from volumediff.outputs.case_files import examination_files
+from volumediff.outputs.export import Writer
 from volumediff.outputs.input_grid import InputGrid
-from volumediff.outputs.translation_files import deviation_of, translated_of, translation_sidecar
+from volumediff.outputs.translation_files import TRANSLATED, deviation_of, translated_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
+from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 from volumediff.samples.seen_record import seen_by
@@ -62,6 +64,7 @@ class Translated:
         facts: what is recorded beside the channels
         cost: network calls and memory
         seen: what the weights have seen
+        stripped: whether the run's volumes show the brain alone
     """
 
     examination: Examination
@@ -73,6 +76,7 @@ class Translated:
     facts: Mapping[str, Any]
     cost: Cost
     seen: Seen
+    stripped: bool
 
     @cached_property
     def channels(self) -> dict[str, Float[np.ndarray, "1 od oh ow"]]:
@@ -104,24 +108,24 @@ class Translated:
 
     def write(self, folder: Path) -> list[Path]:
         """Writes channels, deviations and records; returns the files."""
-        case = self.examination.id
-        writer = Writer(folder, case, self.grid)
+        place = examination_files(folder, self.examination)
+        writer = Writer(place, self.grid)
+        record = keep(folder, self.seen)
         for name, x in self.channels.items():
             writer.native_image(translated_of(name), x)
         for name, x in self.deviations.items():
             writer.native_image(deviation_of(name), x)
-        sidecar = translation_sidecar(folder, case)
-        record = keep(folder, self.seen)
-        write_json(
-            sidecar,
+        files = writer.record(
+            TRANSLATED,
             {
                 **self.facts,
                 "seen": record.name,
                 "preprocessing_findings": [vars(f) for f in self.grid.record.findings],
                 "notice": "Synthetic images. Research software, not for diagnosis.",
             },
+            keys={"SkullStripped": self.stripped},
         )
-        return [*writer.files, sidecar, record]
+        return [*files, record]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +200,7 @@ class Translating:
                 )
             except ValueError as error:
                 raise DataError(f"{examination.id}: method {self.method}: {error}") from None
+        preparation = recorded_preparation(trained.run)
         facts = {
             "case": examination.id,
             "patient": examination.patient,
@@ -225,6 +230,7 @@ class Translating:
             facts=facts,
             cost=cost,
             seen=seen_by(trained.run),
+            stripped=preparation is not None and preparation.stripped,
         )
 
     @property

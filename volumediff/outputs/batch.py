@@ -11,7 +11,6 @@ other cases go on.
 
 import errno
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,13 +30,15 @@ from volumediff.errors import (
     UsageError,
     isolating_cases,
     one_line,
-    printable,
     traceback_of,
 )
+from volumediff.outputs.bids_dataset import describe_dataset
 from volumediff.outputs.ledger import Failed, Ledger, fingerprint, open_ledger
 from volumediff.planning.shortage import is_shortage
 from volumediff.storage.atomic import atomic
 from volumediff.system.file_names import unfit_name
+from volumediff.terminal.messages import detail, problem
+from volumediff.terminal.progress import Progress
 
 __all__ = ["Result", "Summary", "process"]
 
@@ -125,6 +126,8 @@ def process(
         unfit = unfit_name(out, [case.id for case in cases])
         if unfit is not None:
             raise DataError(f"{out}: {unfit}; give the case another name, or work elsewhere.")
+        if is_main():
+            describe_dataset(out, cases, settings)
         meet()  # a process that starts late joins what this session has done, too
         for name, reason in problems.items() if is_main() else ():
             say(f"{name}: failed: {reason}")
@@ -171,7 +174,10 @@ def _attempt(
             settled[case.id] = _work_on(case, ledger, work, say, also)
         else:
             settled[case.id] = entry.error if isinstance(entry, Failed) else True
-            say(f"{case.id}: {entry.status} by another process")
+            if isinstance(entry, Failed):
+                say(f"{case.id}: failed: {entry.error}")
+            else:
+                say(f"{case.id}: done by another process")
     return True
 
 
@@ -252,38 +258,18 @@ def _forget(folder: Path, case: str) -> None:
 
 @contextmanager
 def _progress(total: int, report: Report | None) -> Iterator[Report]:
-    """Lines to `report`, else a bar on a terminal and plain lines elsewhere."""
+    """Lines to `report`, else a bar on a terminal and a line now and then elsewhere."""
     if report is not None:
         yield report
         return
-    from rich import progress
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(file=sys.stderr)
-    count = 0
-
-    def plain(line: str) -> None:
-        nonlocal count
-        count += 1
-        text = f"[{count}/{total}] {line}"
-        console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
-
-    if not console.is_terminal:
-        yield plain
-        return
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task("cases", total=total)
+    with Progress(total, "cases", active=is_main()) as bar:
 
         def advance(line: str) -> None:
-            if ": failed: " in line:
-                console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
-            bar.update(task, advance=1, description=escape(printable(line.partition(":")[0])))
+            case, failed, reason = line.partition(": failed: ")
+            if failed:
+                problem(f"volumediff: {case}: {reason}")
+            else:
+                detail(line)
+            bar.update(bar.done + 1, "" if failed else line)
 
         yield advance

@@ -1,5 +1,7 @@
 """Files of one localized volume: NIfTI on the grid of the input, and a JSON sidecar.
 
+`<case>` is what `outputs.case_files` lets names begin with, below the folders of a BIDS data set.
+
 <case>_desc-anomaly_map.nii.gz        higher is more abnormal, lowest outside the foreground
 <case>_desc-anomaly_mask.nii.gz       map above the threshold, if the method has one
 <case>_desc-foreground_mask.nii.gz    voxels that were looked at
@@ -10,13 +12,14 @@
 <case>_desc-anomaly_map.json          method, weights, inputs, score, thresholds, components,
                                       share and network calls of each member of a fusion
 <case>_desc-anomaly_findings.json     the findings, one entry each; see findings/schema.py
-seen-<hash>.json                      subjects that the weights were trained on; see leakage.py
+OUT/seen-<hash>.json                  subjects that the weights were trained on; see leakage.py
 """
 
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +29,11 @@ from torch import Tensor
 from volumediff.anomaly.raw_map import Localization
 from volumediff.data.volume import write
 from volumediff.metrics.components import labelled
+from volumediff.outputs.bids_dataset import image_keys
+from volumediff.outputs.case_files import CaseFiles
 from volumediff.outputs.result_grid import ResultGrid
 from volumediff.storage.atomic import atomic
+from volumediff.storage.folder import made
 
 __all__ = [
     "ENSEMBLE",
@@ -43,7 +49,6 @@ __all__ = [
     "findings_of",
     "finite",
     "share_of",
-    "sidecar_of",
     "write_json",
     "write_localization",
 ]
@@ -56,8 +61,7 @@ FINDINGS = "desc-anomaly_findings"
 
 
 def write_localization(
-    folder: Path,
-    case: str,
+    files: CaseFiles,
     found: Localization,
     *,
     foreground: Tensor,
@@ -68,15 +72,14 @@ def write_localization(
     """Writes the outputs of one case; every file appears whole or not at all.
 
     Arguments:
-        folder: where to
-        case: name that the files begin with
+        files: where to
         found: on the prepared grid
         foreground: (1, d, h, w) of the prepared volume
         grid: of the input
         facts: for the JSON
         trace: whether masks and maps of the components are written too
     """
-    writer = Writer(folder, case, grid)
+    writer = Writer(files, grid)
     anomaly = writer.image(MAP, found.map[0])
     writer.label(FOREGROUND, foreground)
     findings: list[dict[str, Any]] = []
@@ -104,10 +107,9 @@ def write_localization(
         is_mask = block.dtype == torch.bool
         (writer.label if is_mask else writer.image)(block_name(name, block), block[0])
         steps.append({"name": name, "file": writer.files[-1].name})
-    sidecar = sidecar_of(folder, case)
     volume_ml = sum(f["volume_mm3"] for f in findings) / 1000
-    write_json(
-        sidecar,
+    return writer.record(
+        MAP,
         {
             **facts,
             "score": found.score,
@@ -119,7 +121,6 @@ def write_localization(
             "notice": "Research software, not for diagnosis.",
         },
     )
-    return [*writer.files, sidecar]
 
 
 def share_of(name: str, sums: Mapping[str, float]) -> float | None:
@@ -145,17 +146,14 @@ def block_name(name: str, block: Tensor) -> str:
     return f"desc-{words[:1].lower() + words[1:] or 'block'}_{kind}"
 
 
-def sidecar_of(folder: Path, case: str) -> Path:
-    """The JSON beside the map of a case."""
-    return folder / f"{case}_{MAP}.json"
-
-
 class Writer:
     """Writes arrays of the prepared grid on the grid of the input, and remembers the files."""
 
-    def __init__(self, folder: Path, case: str, grid: ResultGrid) -> None:
-        self.folder, self.case, self.grid = folder, case, grid
+    def __init__(self, place: CaseFiles, grid: ResultGrid) -> None:
+        self.place, self.grid = place, grid
+        made(place.folder)
         self.files: list[Path] = []
+        self.names: list[str] = []
 
     def image(self, name: str, array: Tensor, *, beyond: float | None = None) -> np.ndarray:
         """A map, as it is written: (1, d, h, w) along R, A, S; see `ResultGrid.image`."""
@@ -181,10 +179,37 @@ class Writer:
         """A mask of findings, without parts below a volume."""
         return self._write(name, self.grid.mask(array, volume_ml=volume_ml), "label")
 
+    def record(
+        self,
+        name: str,
+        content: Mapping[str, Any],
+        *,
+        keys: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Path]:
+        """Writes the JSON of the case, and beside every image that BIDS knows its keys.
+
+        Arguments:
+            name: of the JSON
+            content: of the JSON
+            keys: what every image has beside it, too
+
+        Returns:
+            every file of the case
+        """
+        beside = {image: image_keys(self.place, image) for image in self.names}
+        records = {image: {**known, **keys} for image, known in beside.items() if known}
+        records[name] = {**content, **records.get(name, {})}
+        paths = []
+        for image, written in records.items():
+            paths.append(self.place.path(image, ".json"))
+            write_json(paths[-1], written)
+        return [*self.files, *paths]
+
     def _write(self, name: str, array: np.ndarray, kind: Literal["image", "label"]) -> np.ndarray:
-        path = self.folder / f"{self.case}_{name}.nii.gz"
+        path = self.place.path(name)
         write(path, array, like=self.grid.record.native, kind=kind)
         self.files.append(path)
+        self.names.append(name)
         return array
 
 

@@ -29,6 +29,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import ConfigDict, Field
 
 from volumediff.errors import DataError, UsageError
+from volumediff.outputs.case_files import written
 from volumediff.storage.digests import sha256, sha256_of_file
 from volumediff.storage.locks import holder, open_itself, sign, take
 from volumediff.storage.records import Record, parse
@@ -261,7 +262,7 @@ def _gate(folder: Path) -> Iterator[None]:
 def _join(folder: Path, present: BinaryIO, job: str) -> Session:
     """Begins the session, if nobody is there, or joins those who have the same settings."""
     if take(present, wait=False):
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in written(folder, ".*.tmp"):
             leftover.unlink(missing_ok=True)
         path = folder / NAME
         begin = _whole(path.read_bytes()) if path.is_file() else 0

@@ -2,7 +2,7 @@
 
 <case>_dseg.nii.gz                              most probable label at each voxel
 <case>_label-<value>_probseg.nii.gz             probability of a label; label-0 is the background
-<case>_sample-<i>_dseg.nii.gz                   label map of one draw
+<case>_desc-sample<i>_dseg.nii.gz               label map of one draw
 <case>_label-<value>_desc-variance_map.nii.gz   variance of the samples
 <case>_label-<value>_desc-votes_map.nii.gz      share of the samples with the label
 <case>_desc-entropy_map.nii.gz                  entropy of the label, in nats
@@ -13,46 +13,62 @@
 import re
 from pathlib import Path
 
+from volumediff.outputs.case_files import CaseFiles, by_case, written
+
 __all__ = [
     "DSEG",
     "ENTROPY",
-    "is_sample",
+    "LABEL_FINDINGS",
+    "files_beside",
+    "label_maps_in",
     "probabilities_of",
+    "sample_of",
     "samples_of",
-    "segmentation_sidecar",
 ]
 
 DSEG, ENTROPY = "dseg", "desc-entropy_map"
 LABEL_FINDINGS = "desc-label_findings"
-SAMPLE = re.compile(r".+_sample-(\d+)_dseg\.nii\.gz")
+SAMPLE = re.compile(r"_desc-sample(\d+)_dseg\.nii\.gz")
 PROBABILITY = re.compile(r"_label-(\d+)_probseg\.nii\.gz")
 
 
-def segmentation_sidecar(folder: Path, case: str) -> Path:
-    """The JSON beside the label map of a case."""
-    return folder / f"{case}_{DSEG}.json"
+def sample_of(number: int) -> str:
+    """What the label map of a draw is called, after the case."""
+    return f"desc-sample{number}_{DSEG}"
 
 
-def is_sample(path: Path) -> bool:
-    """Whether a label map is that of one draw."""
-    return SAMPLE.fullmatch(path.name) is not None
+def label_maps_in(folder: Path) -> dict[str, Path]:
+    """The label map of each case in a folder, without those of the draws.
+
+    Raises:
+        DataError: two label maps of one case
+    """
+    tail = f"_{DSEG}.nii.gz"
+    maps = [path for path in written(folder, f"*{tail}") if SAMPLE.search(path.name) is None]
+    return by_case(folder, maps, tail)
 
 
-def samples_of(folder: Path, case: str) -> list[Path]:
+def files_beside(label_map: Path) -> CaseFiles:
+    """The outputs that belong to the label map of a case."""
+    return CaseFiles(label_map.parent, label_map.name.removesuffix(f"_{DSEG}.nii.gz"))
+
+
+def samples_of(files: CaseFiles) -> list[Path]:
     """The label maps of the draws of a case, in their order."""
-    found = {}
-    for path in folder.glob("*_sample-*_dseg.nii.gz"):
-        match = SAMPLE.fullmatch(path.name)
-        if match is not None and path.name == f"{case}_sample-{match[1]}_dseg.nii.gz":
-            found[int(match[1])] = path
+    found = _numbered(files, SAMPLE)
     return [found[i] for i in sorted(found)]
 
 
-def probabilities_of(folder: Path, case: str) -> dict[int, Path]:
+def probabilities_of(files: CaseFiles) -> dict[int, Path]:
     """Label value -> its probability map; 0 is the background."""
+    return dict(sorted(_numbered(files, PROBABILITY).items()))
+
+
+def _numbered(files: CaseFiles, name: re.Pattern[str]) -> dict[int, Path]:
+    """The number in the name -> the file, of the outputs of a case."""
     found = {}
-    for path in folder.glob("*_probseg.nii.gz"):
-        match = PROBABILITY.fullmatch(path.name.removeprefix(case))
-        if match is not None and path.name.startswith(f"{case}_"):
+    for path in files.folder.glob("*.nii.gz"):
+        match = name.fullmatch(path.name.removeprefix(files.stem))
+        if match is not None and path.name.startswith(f"{files.stem}_"):
             found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    return found

@@ -7,7 +7,9 @@
 
 from pathlib import Path
 
-__all__ = ["deviation_of", "translated_of", "translation_sidecar", "translations_in"]
+from volumediff.outputs.case_files import case_of, written
+
+__all__ = ["TRANSLATED", "deviation_of", "record_beside", "translated_of", "translations_in"]
 
 TRANSLATED, DEVIATION = "desc-translated", "desc-deviation"
 
@@ -22,15 +24,15 @@ def deviation_of(channel: str) -> str:
     return f"{DEVIATION}_{channel}"
 
 
-def translation_sidecar(folder: Path, case: str) -> Path:
-    """The JSON beside the translated channels of a case."""
-    return folder / f"{case}_{TRANSLATED}.json"
+def record_beside(channel: Path) -> Path:
+    """The JSON beside a translated channel, which all channels of the case have in common."""
+    return channel.with_name(f"{channel.name.rpartition(f'_{TRANSLATED}_')[0]}_{TRANSLATED}.json")
 
 
 def translations_in(folder: Path) -> dict[str, dict[str, Path]]:
     """Case -> channel -> translated channel, of a folder."""
     found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.glob(f"*_{TRANSLATED}_*.nii.gz")):
-        case, _, channel = path.name.removesuffix(".nii.gz").rpartition(f"_{TRANSLATED}_")
-        found.setdefault(case, {})[channel] = path
+    for path in written(folder, f"*_{TRANSLATED}_*.nii.gz"):
+        stem, _, channel = path.name.removesuffix(".nii.gz").rpartition(f"_{TRANSLATED}_")
+        found.setdefault(case_of(folder, path, stem), {})[channel] = path
     return found

@@ -108,7 +108,8 @@ class Gallery:
         return self.index
 
     def _view(self, written: Written, found: CaseFindings) -> CaseView:
-        path = self.folder / f"{written.case}_{MAP}.nii.gz"
+        assert written.files is not None, "the page is of a folder"
+        path = written.files.path(MAP)
         more = outputs_of(path, start_of(None, written.map, written.grid.spacing_mm))
         if written.labels is not None:
             more = {

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from volumediff.colours import DIFFERENCE, UNCERTAIN
-from volumediff.findings.components import parts_of
+from volumediff.findings.components import parts_of, voxel_of, voxels_of
 from volumediff.findings.schema import CaseFindings, Finding
 from volumediff.findings.written import Written
 from volumediff.reporting.packet_panels import Layer, draw, overlay
@@ -54,14 +54,9 @@ def write_packets(folder: Path, written: Written, case: CaseFindings, *, most: i
     parts = parts_of(written)
     made = []
     for finding in case.findings[:most]:
-        at = _voxel(written, finding)
+        at = voxel_of(written, finding)
         outline = np.zeros(written.map.shape, bool)
-        own = next(
-            voxels
-            for label, voxels in parts
-            if label == finding.label and (voxels == np.asarray(at)).all(1).any()
-        )
-        outline[tuple(own.T)] = True
+        outline[tuple(voxels_of(finding, at, parts).T)] = True
         made.append(_write(place / finding.id, written, case, finding, at, outline))
     return made
 
@@ -129,11 +124,3 @@ def _layers(written: Written) -> Iterator[tuple[str, Layer, bool]]:
         span = limits(written.uncertainty, floor=0.0)
         title = f"deviation of the map between runs, full colour at {span[1]:.3g}"
         yield "uncertainty", Layer(title, written.uncertainty, UNCERTAIN, span), True
-
-
-def _voxel(written: Written, finding: Finding) -> tuple[int, int, int]:
-    """The voxel of the peak, from its millimetres."""
-    inverse = np.linalg.inv(written.grid.affine)
-    at = inverse[:3, :3] @ np.asarray(finding.place.peak_mm) + inverse[:3, 3]
-    d, h, w = (round(v) for v in at.tolist())
-    return d, h, w

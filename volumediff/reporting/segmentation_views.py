@@ -12,7 +12,13 @@ from volumediff.data.volume import check_grids, read
 from volumediff.evaluation.output_folders import segmentations_in
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.truths import Truth
-from volumediff.outputs.segmentation_files import DSEG, ENTROPY, probabilities_of, samples_of
+from volumediff.outputs.case_files import CaseFiles
+from volumediff.outputs.segmentation_files import (
+    ENTROPY,
+    files_beside,
+    probabilities_of,
+    samples_of,
+)
 from volumediff.reporting.scene import OutlinedMask, Scene, ScoreMap
 from volumediff.reporting.views import start_of
 
@@ -120,10 +126,10 @@ def label_views(
             check_grids(image, volume)
             found[method] = volume.array[0].astype(np.uint8)
             outputs[f"labels, {method}"] = files[case]
-            folder, name = files[case].parent, files[case].name.removesuffix(f"_{DSEG}.nii.gz")
-            maps = maps or _maps(folder, name)
+            beside = files_beside(files[case])
+            maps = maps or _maps(beside)
             if len(samples) == readers:
-                drawn = samples_of(folder, name)[:SHOWN_SAMPLES]
+                drawn = samples_of(beside)[:SHOWN_SAMPLES]
                 samples |= {
                     f"{method}, sample {i}": read(p, kind="label").array[0].astype(np.uint8)
                     for i, p in enumerate(drawn, start=1)
@@ -146,8 +152,8 @@ def label_views(
         )
 
 
-def _maps(folder: Path, name: str) -> dict[str, np.ndarray]:
-    files = {f"probability of {v}": p for v, p in probabilities_of(folder, name).items() if v}
-    entropy = folder / f"{name}_{ENTROPY}.nii.gz"
-    files |= {ENTROPY_NAME: entropy} if entropy.is_file() else {}
-    return {text: read(path).array[0] for text, path in files.items()}
+def _maps(files: CaseFiles) -> dict[str, np.ndarray]:
+    found = {f"probability of {v}": p for v, p in probabilities_of(files).items() if v}
+    entropy = files.path(ENTROPY)
+    found |= {ENTROPY_NAME: entropy} if entropy.is_file() else {}
+    return {text: read(path).array[0] for text, path in found.items()}

@@ -287,21 +287,23 @@
 
   // ---- controls
 
-  const HELP = [
+  // Keys and what they do, of what the page has.
+  const keys = () => [
     ["Click or drag", "move the crosshair; the list “drag” gives the first button and a finger another use"],
     ["Wheel, Page Up, Page Down", "next or previous slice of the plane under the pointer or used last"],
     ["Arrow keys", "move the crosshair in the plane, with Shift by ten voxels"],
     ["Right button", "drag to change window (left and right) and level (up and down)"],
     ["Ctrl and wheel, + and −, two fingers", "zoom to the crosshair; Shift and drag moves the picture"],
-    ["1, 2, 3, 4, 0", "axial, coronal, sagittal, rendering, all"],
-    ["N, P", "next and previous finding"],
-    ["M, O", "map, outlines on or off"],
-    ["H", "next image, such as the pseudo-healthy one"],
-    ["[ and ]", "less and more opacity"],
+    ["1, 2, 3, 0", "axial, coronal, sagittal, all"],
+    ...(slices.renders ? [["4", "rendering alone"], ["C", "cut the rendering at the crosshair"]] : []),
+    ...(scene.places.length ? [["N, P", "next and previous finding"]] : []),
+    ...(scene.maps.length ? [["M", "map on or off"]] : []),
+    ...(scene.outlines.length ? [["O", "outlines on or off"]] : []),
+    ...(scene.images.length > 1 ? [["H", "next image, such as the pseudo-healthy one"]] : []),
+    ...(scene.maps.length || scene.labels.length ? [["[ and ]", "less and more opacity"]] : []),
     ["W, Z", "window, zoom as at the beginning"],
     ["R", "radiological or neurological convention"],
     ["I", "smooth or plain voxels"],
-    ["C", "cut the rendering at the crosshair"],
     ["F", "full screen"],
     ["?", "this list; Escape closes it"],
   ];
@@ -386,12 +388,12 @@
     opacity(by) { state.opacity = clamp(state.opacity + by, 0, 1); state.labelOpacity = clamp(state.labelOpacity + by, 0, 1); redraw(); },
     fullscreen() { if (document.fullscreenElement) document.exitFullscreen(); else if (root.requestFullscreen) root.requestFullscreen(); },
     help() {
-      if (!help) {
-        help = element("dialog", { class: "help", "aria-label": "Keys and mouse" }, element("h2", {}, "Keys and mouse"),
-          element("dl", {}, ...HELP.flatMap(([keys, text]) => [element("dt", {}, keys), element("dd", {}, text)])), button("Close", "Close", () => help.close()));
-        root.append(help);
-      }
-      if (help.open) help.close(); else help.showModal();
+      if (help && help.open) { help.close(); return; }
+      if (help) help.remove();
+      help = element("dialog", { class: "help", "aria-label": "Keys and mouse" }, element("h2", {}, "Keys and mouse"),
+        element("dl", {}, ...keys().flatMap(([names, text]) => [element("dt", {}, names), element("dd", {}, text)])), button("Close", "Close", () => help.close()));
+      root.append(help);
+      help.showModal();
     },
   };
 

@@ -28,6 +28,8 @@ __all__ = ["Viewer", "nifti_bytes", "viewer"]
 
 SCRIPTS = ("canvas_slices.js", "niivue_slices.js", "viewer.js")
 LEVELS = 65535
+# Step of a constant volume, of which the read-out shows as many digits as this has.
+FINEST = 1e-6
 # Where the list of places is cut; the files have all of them.
 MOST_PLACES = 60
 
@@ -109,7 +111,7 @@ def _stored(array: np.ndarray) -> tuple[np.ndarray, float, float]:
     low, high = float(values.min()), float(values.max())
     whole = high - low <= LEVELS and bool(np.array_equal(values, np.rint(values)))
     # NIfTI keeps slope and intercept in single precision, with which the voxels are then read
-    slope = 1.0 if whole or high == low else float(np.float32((high - low) / LEVELS))
+    slope = 1.0 if whole else float(np.float32((high - low) / LEVELS or FINEST))
     inter = float(np.float32(low))
     return np.clip(np.rint((values - inter) / slope), 0, LEVELS).astype("<u2"), slope, inter
 

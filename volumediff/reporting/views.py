@@ -14,6 +14,7 @@ from volumediff.data.files import stem_of
 from volumediff.data.read_policy import WRITTEN
 from volumediff.data.volume import read
 from volumediff.evaluation.localization import MethodResult
+from volumediff.evaluation.output_folders import maps_in
 from volumediff.evaluation.truths import Truth
 from volumediff.findings.schema import read_findings
 from volumediff.outputs.export import FINDINGS, HEALTHY, MAP, MASK, UNCERTAINTY
@@ -149,12 +150,13 @@ def views_of(
 ) -> Iterator[CaseView]:
     """Views of cases, read one after another from the folders of the methods; cases without an
     image are left out."""
+    known = {result.folder: maps_in(result.folder) for result in results}
     for case in cases:
         truth = truths.get(case)
         if truth is None or truth.image is None:
             continue
         maps, numbers, more, files = {}, [], {}, {}
-        paths = (_map_of(result.folder, truth) for result in results)
+        paths = (_map_of(known[result.folder], truth) for result in results)
         first = next((path for path in paths if path is not None), None)
         shown = truth if first is None else truth.beside(_facts(first))
         assert shown.image is not None, "a truth with an image has one beside every map"
@@ -162,7 +164,7 @@ def views_of(
         lesion = truth.marks(image).lesion.numpy()
         files["image"] = shown.image
         for result in results:
-            path = _map_of(result.folder, truth)
+            path = _map_of(known[result.folder], truth)
             if path is None:
                 continue
             maps[result.method] = read(path).array[0]
@@ -217,10 +219,9 @@ def _facts(path: Path) -> dict[str, Any]:
     return read_facts(sidecar) if sidecar.is_file() else {}
 
 
-def _map_of(folder: Path, truth: Truth) -> Path | None:
+def _map_of(maps: Mapping[str, Path], truth: Truth) -> Path | None:
     names = [truth.case] + ([] if truth.image is None else [stem_of(truth.image)])
-    paths = [folder / f"{name}_{MAP}.nii.gz" for name in names]
-    return next((p for p in paths if p.is_file()), None)
+    return next((maps[name] for name in names if name in maps), None)
 
 
 def picture(view: CaseView) -> bytes:

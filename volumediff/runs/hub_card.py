@@ -43,14 +43,31 @@ def _head(card: ModelCard) -> Iterator[tuple[str, object]]:
         yield "license", "other"
         yield "license_name", card.licence
     yield "library_name", LIBRARY
+    yield "pipeline_tag", "image-segmentation"  # the hub's nearest: a label for every voxel
     yield "tags", ["medical", "3d", "diffusion", "anomaly-localization"]
 
 
 def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
     yield from (f"# {card.name}", "", card.about, "", f"**{NOTICE}**", "")
+    yield from _section(
+        "Intended use",
+        [
+            "Research on images like those that the model was trained on; see Data and Limits.",
+            "Every result wants a reader: a map says where a volume differs from healthy ones, "
+            "not what is there.",
+        ],
+    )
     yield from _section("Use", [])
     yield from (
+        "```sh",
+        "pip install volumediff",
+        f"volumediff pull {place} -o runs/{card.name}",
+        f"volumediff localize CASE.nii.gz --run runs/{card.name} -o out/",
+        "```",
+        "",
         "```python",
+        "import volumediff",
+        "",
         f'run = volumediff.pull("{place}", "runs/{card.name}")',
         'run.localize("CASE.nii.gz").save("out/")',
         "```",

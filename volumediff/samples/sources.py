@@ -6,6 +6,7 @@ patient and stands in RUN/splits.json.
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -138,10 +139,11 @@ def cases_of(data: Data) -> list[Case]:
 
 
 def _with_values(name: str, cases: Sequence[Case]) -> str:
-    """An attribute with some of its values."""
-    values = sorted({str(case.attributes[name]) for case in cases if name in case.attributes})
-    more = ", ..." if len(values) > SHOWN else ""
-    return f"{name} ({', '.join(values[:SHOWN])}{more})"
+    """An attribute with its commonest values, and how many cases have each."""
+    counts = Counter(str(case.attributes[name]) for case in cases if name in case.attributes)
+    listed = [f"{value}: {count}" for value, count in counts.most_common(SHOWN)]
+    more = ", ..." if len(counts) > SHOWN else ""
+    return f"{name} ({', '.join(listed)}{more})"
 
 
 def _wanted(case: Case, only: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from volumediff.config import (
     available,
     component,
     config_path,
+    expected,
     load,
     named,
     overlaid,
@@ -279,7 +280,7 @@ def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:
         return f"{place}{str(first['ctx']['error']).rstrip('.')}."
     kinds = ("function-", "tuple[", "dict[")  # alternatives of a type, which are no keys
     names = [p for p in [*parents, last] if p != "str" and not p.startswith(kinds)]
-    return f"{'.'.join(names)}: {first['msg']} (got {shown(first['input'])})."
+    return f"{'.'.join(names)}: {expected(first)}, got {shown(first['input'])}."
 
 
 def _and(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from volumediff.config import expected
 from volumediff.errors import DataError, shown
 from volumediff.storage.atomic import write_bytes
 from volumediff.storage.seal import Broken, open_json, open_text, seal_json, seal_text
@@ -101,10 +102,9 @@ def _fault(error: ValidationError) -> str:
     """The first fault: field, what it takes and what came."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = " ".join(first["msg"].split())
     if first["type"] == "json_invalid":
-        return message
-    return f"{place or 'the file'}: {message} (got {shown(first['input'])})"
+        return " ".join(first["msg"].split())
+    return f"{place or 'the file'}: {expected(first)}, got {shown(first['input'])}"
 
 
 @cache

@@ -3,27 +3,24 @@
 The numbers of a step follow from the configuration, all but its duration (`seconds`, from waiting
 for the samples to the average of the weights).
 
-On a terminal a progress bar, elsewhere (batch systems) a plain line now and then. A resumed run
-forgets the lines beyond its checkpoint, so that every step stands in the file once.
+A resumed run forgets the lines beyond its checkpoint, so that every step stands in the file once.
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from volumediff.errors import printable
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.storage.atomic import write_text
+from volumediff.terminal.messages import say
+from volumediff.terminal.progress import Progress
 
-__all__ = ["TrainingJournal", "duration"]
+__all__ = ["TrainingJournal"]
 
-# Seconds between two plain lines, and between two writes of the buffered metrics.
-PAUSE = 15.0
-FLUSH = 2.0
+FLUSH = 2.0  # seconds between two writes of the buffered metrics
 
 
 class TrainingJournal:
@@ -36,20 +33,17 @@ class TrainingJournal:
     """
 
     def __init__(self, run: Path, *, active: bool, steps: int) -> None:
-        from rich.console import Console
-
         self.path = run / "metrics.jsonl"
         self.active = active
         self.steps = steps
-        self.console = Console(file=sys.stderr)
-        self._bar: Any = None
+        self._progress: Progress | None = None
         self._file: Any = None
-        self._said = self._flushed = 0.0
+        self._flushed = 0.0
 
     def line(self, text: str) -> None:
         """One line for the user."""
         if self.active:
-            self.console.print(printable(text), soft_wrap=True, highlight=False, markup=False)
+            say(text)
 
     def start(self, step: int, *, validated: bool = True) -> None:
         """Goes on after `step` updates, whose validation is done again if it was not finished."""
@@ -62,19 +56,8 @@ class TrainingJournal:
         ]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(self.path, "a", encoding="utf-8")
-        self._first, self._began = step, time.monotonic()
-        if self.console.is_terminal:
-            from rich import progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(),
-                console=self.console,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("training", total=self.steps, completed=step)
+        self._progress = Progress(self.steps, "steps", done=step)
+        self._progress.__enter__()
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Keeps the numbers of a step (`step` and what belongs to it)."""
@@ -87,17 +70,8 @@ class TrainingJournal:
             self._flushed = now
         if "loss" not in row:
             return
-        if self._bar is not None:
-            text = f"loss {row['loss']:.4f}"
-            self._bar.update(self._task, completed=row["step"], description=text)
-        elif now - self._said > PAUSE or row["step"] == self.steps:
-            pace = (now - self._began) / max(row["step"] - self._first, 1)
-            left = pace * (self.steps - row["step"])
-            self.line(
-                f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"{pace:.3f} s/step  {duration(left)} left"
-            )
-            self._said = now
+        if self._progress is not None:
+            self._progress.update(row["step"], f"loss {row['loss']:.4f}, lr {row['lr']:.2e}")
 
     def plot(self) -> None:
         """Redraws progress.png from the metrics so far."""
@@ -114,17 +88,10 @@ class TrainingJournal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
         if self._file is not None:
             self._file.close()
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that fits: minutes, hours or days."""
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -9,7 +9,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +52,17 @@ def locked(run: Path, accelerator: Accelerator, report: Callable[[str], None]) -
         yield
     finally:
         if lock is not None:
+            _leave_nothing(run)
             lock.close()
+
+
+def _leave_nothing(run: Path) -> None:
+    """Removes the folder of a run that ended before its first session was recorded."""
+    if not (run / SESSIONS).is_file() and not (run / "checkpoints").is_dir():
+        _empty(run)
+        with suppress(OSError):  # files that somebody else has put there stay
+            (run / "run.lock").unlink()
+            run.rmdir()
 
 
 def _lock(run: Path) -> FileLock:

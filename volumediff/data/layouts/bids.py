@@ -1,5 +1,6 @@
 """BIDS: subjects, sessions, entities in file names, truth beside the images or in derivatives."""
 
+import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class BIDS(Layout):
     `desc-associated_mask`, is the label of associated changes, and those that name a `reader-<n>`
     are the labels of several readers; one without is then their consensus.
 
+    Results of this program below `derivatives/` are no labels.
+
     Files whose names and folders name two subjects or sessions are refused: one of them is wrong.
     """
 
@@ -69,8 +72,11 @@ class BIDS(Layout):
     def read(self, root: Path) -> Found:
         sessions: dict[str, _Session] = defaultdict(_Session)
         problems: list[Problem] = []
+        own = _own_results(root / "derivatives")
         for base in (root, root / "derivatives"):
             for path in walk(base, hidden=ASIDE if base == root else ASIDE - {"derivatives"}):
+                if not own.isdisjoint(path.parents):
+                    continue
                 match = NAME.fullmatch(stem(path))
                 wrong = _misplaced(path, base, match)
                 if wrong is not None:
@@ -89,6 +95,20 @@ class BIDS(Layout):
                 cases.append(case)
         described, unmatched = with_participants(root, cases)
         return described, [*problems, *unmatched]
+
+
+def _own_results(derivatives: Path) -> set[Path]:
+    """Folders of results of this program: what it finds is no truth."""
+    found = set()
+    for path in derivatives.glob("*/dataset_description.json"):
+        try:
+            made = json.loads(path.read_bytes())["GeneratedBy"]
+            names = {str(one["Name"]) for one in made}
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # of another program, which is free to describe it otherwise
+        if "volumediff" in names:
+            found.add(path.parent)
+    return found
 
 
 def _misplaced(path: Path, base: Path, match: re.Match[str] | None) -> Problem | None:
