@@ -1,11 +1,12 @@
-"""The gallery of localization methods: one simulated case, every method's map, cost and AP.
+"""The gallery of methods: one simulated case, every localization method's map, cost and AP.
 
     python benchmarks/gallery.py --work WORK --docs volumediff/docs
 
 Trains the run of `volumediff demo --train` in WORK if it is not there, draws one subject with one
 lesion that neither it nor the shipped model has seen, localizes it by every method that one of the
 two serves, and writes `examples/gallery.md` and `images/gallery/METHOD.webp`. Methods that are
-measured already are not measured again: the same command goes on where it was stopped.
+measured already are not measured again: the same command goes on where it was stopped. Figures of
+segmentation methods are those of `benchmarks/README.md`.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 from scipy.ndimage import binary_erosion
-from volumediff.commands._method_matrix import needs_of
 
 from volumediff import config
 from volumediff.anomaly.baselines import Baseline
@@ -35,8 +35,10 @@ from volumediff.anomaly.methods.rebuilder import Rebuilder
 from volumediff.api.results import LocalizationResult
 from volumediff.api.run import Run, load
 from volumediff.commands._demo import Test, load_demo, write_test
+from volumediff.config.listing import summary
 from volumediff.config.shipped_models import DEFAULT
 from volumediff.data.population import Population
+from volumediff.documentation.method_matrix import needs_of
 from volumediff.errors import DataError, UsageError
 from volumediff.metrics import detection
 from volumediff.settings.run_config import parse
@@ -59,7 +61,7 @@ FAMILIES = (
     "Several methods at once",
 )
 
-HEAD = """# Gallery of localization methods
+HEAD = """# Gallery of methods
 
 One simulated subject with one lesion, seen by every method that can run on the model that ships
 or on the run of `volumediff demo --train`. **One simulated case says nothing about patients, and
@@ -69,10 +71,11 @@ is easy to see, and the runs are small. Read it for what the maps look like and 
 
 ![The subject's slice, with the outline of the lesion](../images/gallery/case.webp)
 
-Each map is scaled to its own highest values. AP is the average precision over the voxels of this
-case; `prevalence`, the same value everywhere, has the AP of chance. Calls are evaluations of the
-network. CPU seconds are those of localizing this volume of 51 × 61 × 51 voxels on one core of a
-shared machine, without what a method fits once for a run.
+Slices are axial, with the patient's right on the right. Each map is scaled to its own highest
+values. AP is the average precision over the voxels of this case; `prevalence`, the same value
+everywhere, has the AP of chance. Calls are evaluations of the network. CPU seconds are those of
+localizing this volume of 51 × 61 × 51 voxels on one core of a shared machine, without what a
+method fits once for a run.
 
 The page is made by one command:
 
@@ -112,14 +115,11 @@ def family(method: Method) -> str:
             return {"weak": guided, "self": synthetic}.get(method.supervision, diffusion)
 
 
-def sentence(name: str) -> str:
-    """The first sentence of the comment that a method's configuration begins with."""
-    lines = []
-    for line in config.config_path("anomaly", name).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return " ".join(lines).partition(". ")[0].rstrip(".") + "."
+def told(kind: str, name: str) -> str:
+    """A method's name, as a link to its reference, and what it does."""
+    page = {"anomaly": "localization", "segmentation": "segmentation"}[kind]
+    what = summary(config.head(config.config_path(kind, name)))
+    return f"[{name}](../reference/{page}-methods.md#{name}): {what}"
 
 
 def runs(work: Path) -> dict[str, Run]:
@@ -210,7 +210,7 @@ def page(results: dict[str, Measured]) -> str:
         if shown:
             lines += ["", "| map | method | AP | calls | CPU s |", "|---|---|---|---|---|"]
         for m in shown:
-            said = f"`{m.method}`: {sentence(m.method)}"
+            said = told("anomaly", m.method)
             if m.run == DEFAULT:
                 said += f" By the shipped model `{DEFAULT}`."
             lines.append(
@@ -219,8 +219,40 @@ def page(results: dict[str, Measured]) -> str:
             )
         if missing:
             lines += ["", "Not shown, since neither run serves them:", ""]
-        lines += [f"- `{m.method}`: {sentence(m.method)} {wanted(m)}" for m in missing]
-    return "\n".join(lines) + "\n"
+        lines += [f"- {told('anomaly', m.method)} {wanted(m)}" for m in missing]
+    left = [name for name in config.shipped("anomaly") if name not in results]
+    if left:
+        lines += ["", "## Not measured yet", ""]
+        lines += ["What these fit once for a run, or their chains, take minutes.", ""]
+        lines += [f"- {told('anomaly', name)}" for name in left]
+    return "\n".join([*lines, "", *segmentation()]) + "\n"
+
+
+def segmentation() -> list[str]:
+    """Every segmentation method with its sentence, and its figures where it was measured."""
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    section = text.partition("#### Hippocampus of mice")[2].partition("####")[0]
+    figures: dict[str, list[str]] = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            shown, seconds, _, calls, *dice = [c.strip(" *") for c in line.strip("|").split("|")]
+            name, how = shown.split("`", 2)[1:]
+            if name not in figures or "losses=" in figures[name][0]:  # as shipped, if it is there
+                figures[name] = [how.strip(", "), seconds, calls, ", ".join(dice[:2])]
+    lines = [
+        "## Segmentation methods",
+        "",
+        "Figures are those of `benchmarks/README.md`, for crops of the hippocampus of mice: CPU",
+        "seconds of training, calls of the network for one volume, Dice of hippocampus and of",
+        "fimbria. Methods without figures were not measured on these volumes.",
+        "",
+        "| method | as measured | CPU s | calls | Dice |",
+        "|---|---|---|---|---|",
+    ]
+    for name in config.shipped("segmentation"):
+        cells = figures.get(name, ["", "–", "–", "–"])
+        lines.append(f"| {told('segmentation', name)} | {' | '.join(cells)} |")
+    return lines
 
 
 def wanted(m: Measured) -> str:
@@ -228,7 +260,7 @@ def wanted(m: Measured) -> str:
     needs = needs_of(read_method(m.method))
     if needs:
         return f"It needs {', '.join(f'`{need}`' for need in needs)}."
-    return f"Refused: {m.refusal}"
+    return f"It needs {m.refusal.partition('expected ')[2].partition(', got')[0]}."
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from volumediff.inference.options import LocalizeOptions
 from volumediff.outputs.export import write_json
 from volumediff.randomness import key
 from volumediff.reporting.curves import write_curves
+from volumediff.reporting.report import report_of
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Which, load_trained
 from volumediff.samples.sources import simulated

@@ -19,6 +19,7 @@ from volumediff.evaluation.localization import MethodResult
 from volumediff.evaluation.to_json import to_json
 from volumediff.outputs.export import write_json
 from volumediff.reporting.curves import write_curves
+from volumediff.reporting.report import report_of
 from volumediff.runs.provenance import provenance
 
 __all__ = ["show_model"]

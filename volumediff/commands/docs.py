@@ -10,9 +10,12 @@ from volumediff.errors import UsageError
 
 __all__ = ["docs"]
 
+# What typer hands to a command: the context of its own copy of click, or of the installed one.
+ClickContext = typer.Context.__mro__[1]
+
 
 def docs(
-    context: typer.Context,
+    context: ClickContext,
     build: Annotated[
         bool, typer.Option("--build", help="Write the pages as a web site into --output.")
     ] = False,
@@ -70,15 +73,14 @@ def _open(names: list[str]) -> None:
 
     if len(names) > 1:
         raise UsageError("docs: --page is given more than once; one page is opened at a time.")
-    site = cached_site()
     wanted = chosen(names, find_pages())[0].name if names else "index.md"
-    file = (site / wanted).with_suffix(".html")
+    file = (cached_site() / wanted).with_suffix(".html")
     if not webbrowser.open(file.as_uri()):
         say("volumediff: no browser was found; open this file in one:")
     out_line(str(file))
 
 
-def _check(names: list[str], context: typer.Context) -> None:
+def _check(names: list[str], context: ClickContext) -> None:
     from volumediff.documentation.check import check_pages
 
     commands = context.find_root().command.commands
@@ -87,7 +89,7 @@ def _check(names: list[str], context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-def _write_reference(context: typer.Context) -> None:
+def _write_reference(context: ClickContext) -> None:
     from volumediff.documentation.reference.generated import REFERENCE, write_reference
 
     changed = write_reference(context.find_root().command)

@@ -20,7 +20,7 @@ from volumediff.documentation.pages import MarkdownPage
 
 __all__ = ["Outcome", "run_pages"]
 
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 1800
 
 
 @dataclass(frozen=True)

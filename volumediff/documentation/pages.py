@@ -81,10 +81,8 @@ def chosen(names: Sequence[str], pages: Sequence[MarkdownPage]) -> list[Markdown
     found = []
     for name in names:
         if name.removesuffix(".md") not in known:
-            raise UsageError(
-                f"page {name!r}: no page has this name.{suggestion(name, list(known))} "
-                f"The pages are {', '.join(known)}."
-            )
+            hint = suggestion(name, list(known)) or f" The pages are {', '.join(known)}."
+            raise UsageError(f"page {name!r}: no page has this name.{hint}")
         found.append(known[name.removesuffix(".md")])
     return found or list(pages)
 

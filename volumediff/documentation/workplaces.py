@@ -6,7 +6,6 @@
     labelled    the same with a lesion in each subject, and its mask
     trained     healthy and scan, runs/brain: a run of a few steps on DATA, and PATIENTS/: three
                 more subjects with lesions and masks
-    published   sub-01_T1w.nii.gz, and unet.pt with unet.json: a network of MONAI with its weights
 
 Subjects are those of `volumediff.data.population`, at 5 mm.
 """
@@ -79,17 +78,12 @@ def _trained(folder: Path) -> None:
     train(load_run_config("patch_64", words))
 
 
-def _published(folder: Path) -> None:
-    _scan(folder)
-
-
 WORKPLACES: dict[str, Callable[[Path], None]] = {
     "empty": _empty,
     "scan": _scan,
     "healthy": _healthy,
     "labelled": _labelled,
     "trained": _trained,
-    "published": _published,
 }
 
 
