@@ -328,7 +328,7 @@ def test_labels_and_probabilities(tmp_path):
 
 
 def test_other_programs_read_the_segmentation(localized, tmp_path):
-    """SimpleITK, by GDCM: the voxels of all frames; dcm2niix takes the map for an image."""
+    """SimpleITK, by GDCM: the voxels of all frames; a copy by gdcmconv holds the same."""
     sitk = pytest.importorskip("SimpleITK")
     _, written, _, files = localized
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(files["seg"])))

@@ -166,7 +166,7 @@ def checking(
     *,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
-    read: "Decisions" = (),
+    read: "Read" = (),
     config: Place | None = None,
     overrides: Sequence[str] = (),
     start: Callable[[int], None] = lambda count: None,

@@ -63,7 +63,7 @@ def class_name(name: str, known: Family | None) -> str:
 def summary(doc: str | None) -> str:
     """The first sentence of a docstring, in one line."""
     paragraph = " ".join((doc or "").strip().split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[^.A-Z])\. ", paragraph, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[^.A-Z])(?<!et al)\. ", paragraph, maxsplit=1)[0]
     return sentence.rstrip(" .,:;") + "." if sentence else ""
 
 

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from volumediff.errors import UsageError
 from volumediff.memory.domain import Domain, sharing
 from volumediff.memory.memory_policy import MemoryPolicy

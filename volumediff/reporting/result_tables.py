@@ -10,7 +10,6 @@ from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
 from volumediff.evaluation.summary import (
     case_table,
-    confounded_lines,
     counted,
     false_alarms,
     gap_table,
@@ -86,8 +85,6 @@ def _localization(results: Sequence[MethodResult], groups: str) -> list[str]:
         return []
     methods = [r.method for r in results]
     parts = []
-    if found := confounded_lines(results):
-        parts.append(bullets(found, kind="caution"))
     if lines := group_table(results):
         parts += [
             f"<h3>Voxel AP by {escape(groups)}</h3>",

@@ -120,7 +120,10 @@ def framed_table(columns: Sequence[str], body: Iterable[str], *, caption: str = 
 
 
 def bullets(lines: Iterable[str], *, kind: str = "") -> str:
-    """A list of sentences."""
+    """A list of sentences; nothing without any."""
+    lines = list(lines)
+    if not lines:
+        return ""
     mark = f' class="{kind}"' if kind else ""
     return f"<ul{mark}>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
