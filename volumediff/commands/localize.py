@@ -153,5 +153,6 @@ def localize(
             look=gallery.add,
         )
         found = gallery.write()
-    written.finish(look=found, then=f"volumediff evaluate {output} --truth DATA --report")
+    then = f"volumediff evaluate {output} --truth DATA --report"
+    written.finish(look=found, then=then if summary.done or summary.skipped else "")
     finish(summary)

@@ -86,5 +86,6 @@ def segment(
         overwrite=overwrite,
         report=say,
     )
-    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
+    then = f"volumediff evaluate {output} --truth DATA --report"
+    written.finish(then=then if summary.done or summary.skipped else "")
     finish(summary)

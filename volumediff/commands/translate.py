@@ -72,5 +72,6 @@ def translate(
         overwrite=overwrite,
         report=say,
     )
-    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
+    then = f"volumediff evaluate {output} --truth DATA --report"
+    written.finish(then=then if summary.done or summary.skipped else "")
     finish(summary)
