@@ -235,6 +235,8 @@ def test_places_where_no_site_can_be_written(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="found other files"):
         build_site(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").is_file()
+    with pytest.raises(UsageError, match="found a file"):
+        build_site(blocked)
 
 
 def test_wrong_uses_are_one_line(program):
