@@ -13,8 +13,8 @@ __all__ = ["python_interface"]
 LEAD = """`import volumediff` loads nothing heavy; every name below loads when it is first used.
 Images come in as paths or as images of nibabel, TorchIO, SimpleITK or MONAI, and results lie in
 the voxel order of the image that came in. Errors of users are `volumediff.UsageError` (a wrong
-option, override or configuration) and `volumediff.DataError` (a wrong file), each one line; a fault of the
-program keeps its traceback."""
+option, override or configuration) and `volumediff.DataError` (a wrong file), each one line; a
+fault of the program keeps its traceback."""
 # Classes that functions return, which nobody imports by name.
 RESULTS = ("LocalizationResult", "SegmentationResult", "TranslationResult")
 _SECTION = re.compile(r"^(Arguments|Attributes|Returns|Raises|References):$")
