@@ -283,6 +283,9 @@ def test_the_app_works_on_participants_and_then_on_the_group(app, run, tmp_path)
     code, _, told = app(data, out, "group")
     assert code == 0, told
     assert (out / "report.html").is_file()
+    code, _, told = app(data, out, "group", "--same-names", "--allow-seen")
+    assert code == 0, told
+    assert f"--truth {data} --report --same-names --allow-seen" in told
     # the same results as those of the command
     alone = tmp_path / "alone"
     words = ["localize", str(data), "-o", str(alone), "--no-report", "--run", str(run), *PLAIN]

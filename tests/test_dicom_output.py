@@ -213,6 +213,20 @@ def test_findings_are_segments_in_the_space_of_the_series(localized):
     assert (volume.array > 0).sum() == written.mask.sum()
 
 
+def test_a_header_with_a_wrong_spacing_between_slices_is_not_copied(tmp_path):
+    folder = slices(tmp_path / "p7")
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.SpacingBetweenSlices = "1"
+        header.save_as(path)
+    written, found = result(folder)
+    paths = write_findings_dicom(CaseFiles(tmp_path, "p7"), folder, written, found)
+    (file,) = (path for path in paths if path.stem.endswith("_seg"))
+    volume = highdicom.seg.segread(file).get_volume(combine_segments=True)
+    assert volume.spacing[0] == pytest.approx(SPACING[2])
+    assert (volume.array > 0).sum() == written.mask.sum()
+
+
 def test_objects_belong_to_patient_study_and_space_of_the_series(localized):
     folder, _, _, files = localized
     sources = [pydicom.dcmread(path) for path in folder.iterdir()]

@@ -89,7 +89,28 @@ def test_a_class_of_other_code_is_described(program):
     assert text.startswith(f"{name}: a component of the family map\n  Absolute residual")
 
 
+def test_a_yaml_file_is_described_by_its_keys(program, tmp_path):
+    files = {
+        "anomaly/ddpm": "localization method",
+        "segmentation/ledm": "segmentation method",
+        "translation/cwdm": "translation method",
+        "pipelines/wavelet_64": "configuration of task diffusion",
+        "autoencoders/vae_64": "configuration of task autoencoder",
+    }
+    for name, kind in files.items():
+        own = tmp_path / "own.yaml"
+        own.write_bytes(config.config_path(*name.split("/")).read_bytes())
+        code, text, _ = program("info", str(own))
+        assert code == 0
+        assert text.startswith(f"{own}: {kind}, {own}\n")
+    own.write_text("rout: diffuse\n")
+    code, _, complaint = program("info", str(own))
+    assert code == 2
+    assert "'route'" in complaint
+
+
 WRONG = {
+    "nowhere.yaml": "expected a YAML file of a method or a run, got no such file",
     "thorr": "Did you mean 'thor'?",
     "nowhere.at_all:L1": "cannot import nowhere.at_all",
     "volumediff.anomaly.maps.l1:L7": "has no class L7",

@@ -9,7 +9,7 @@ from tiny_app import program
 from tiny_runs import phantom, tiny, write_data
 
 import volumediff
-from volumediff.config import shipped_models
+from volumediff.config import config_path, shipped_models
 from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.alignment_template import mni152
 from volumediff.data.grid import Grid
@@ -77,6 +77,21 @@ def test_it_is_calibrated_and_needs_no_data(file):
     assert result.facts["method"] == "intensity"
     assert np.isfinite(result.map).all()
     assert result.threshold is not None
+
+
+def test_a_method_of_ones_own_goes_along(run, file, tmp_path, monkeypatch):
+    own = tmp_path / "here" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_bytes(config_path("anomaly", "intensity").read_bytes())
+    target = tmp_path / "own.safetensors"
+    card = volumediff.load(run).export(target, card=CARD, method=own, overrides=WORDS)
+    assert card.method == "method/mine.yaml"
+    own.unlink()
+    monkeypatch.chdir(own.parent)
+    image = (phantom(9), np.diag([3.0, 3, 3, 1]))
+    found, wanted = (volumediff.load(model).localize(image) for model in (target, file))
+    assert found.threshold == wanted.threshold is not None
+    np.testing.assert_array_equal(found.map, wanted.map)
 
 
 def test_names_and_places_stay_behind_and_hashes_go_along(run, file):
@@ -205,6 +220,11 @@ def test_tensors_of_one_number_or_none_are_written(tmp_path, count):
         stream(target, {"a": value})
     tensors, _ = load_plain(tmp_path / "x.safetensors", advice="none")
     assert tensors["a"].tolist() == [7] * count
+
+
+def test_a_place_on_the_hub_is_fetched_first():
+    with pytest.raises(UsageError, match="hf:me/brain: .*volumediff pull hf:me/brain -o RUN"):
+        volumediff.load("hf:me/brain")
 
 
 def test_only_a_folder_a_file_or_a_name_is_a_run(tmp_path):

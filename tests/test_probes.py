@@ -250,10 +250,19 @@ def test_heads_vote(learnt):
     share = (each > 0).float().mean(0)
     torch.testing.assert_close(found.probabilities[0, 0], share)
     assert torch.equal(found.labels[0, 0] > 0, share > 0.5)
-    with pytest.raises(ValueError, match="expected at most 3 heads, which the probe has, got 4"):
+    with pytest.raises(ValueError, match=r"expected at most 3 heads, .*, got 4"):
         segmented(learnt, x, ensemble=(Heads(4),))
     with pytest.raises(ValueError, match=r"samples: expected 1 for the predictor ProbeLabels"):
         Composed(ProbeLabels(), samples=2)
+
+
+def test_members_that_a_probe_lacks_are_refused_before_the_first_volume(learnt):
+    message = r"at most 3 heads.*probe\.members.*got 4; segment with .*name: heads, count: 3"
+    with pytest.raises(ValueError, match=message):
+        Composed(ProbeLabels(), samples=1, ensemble=(Heads(4),)).check(learnt)
+    with pytest.raises(ValueError, match="which sees all at once"):
+        Composed(ProbeLabels(), samples=1, ensemble=(Times((0.2,)),)).check(learnt)
+    Composed(ProbeLabels(), samples=1, ensemble=(Heads(3),)).check(learnt)
 
 
 def segmented_by(probe, x, head):

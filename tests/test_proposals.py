@@ -154,6 +154,36 @@ def test_a_card_gets_a_finer_grid_and_a_policy_that_fits(tmp_path):
     assert vars(planned.chosen.policy) == vars(large.memory)
 
 
+def test_few_voxels_get_a_small_network_on_any_card(tmp_path):
+    # 32 × 40 × 32 voxels: three planes at the coarsest level of the 128³ network would be 96³
+    for i in range(2):
+        save(tmp_path / "d" / f"sub-{i}_T1w.nii.gz", head(i, (32, 40, 32)), spacing=(5.0,) * 3)
+    config = volumediff.propose(tmp_path / "d", vram_gb=24.0).config
+    assert config.data.preprocessing.spacing_mm == 5.0
+    assert config.data.preprocessing.shape == (32, 40, 32)
+    assert config.network["widths"] == load_run_config("wavelet_64").network["widths"]
+
+
+def test_a_choice_of_healthy_cases_is_said(tmp_path):
+    root = write_data(tmp_path / "d", cases=9, size=(12, 12, 12))
+    rows = [
+        f"sub-{i:02d}\t{'control' if i < 7 else 'depr'}\t{'calibration' if i < 5 else 'train'}"
+        for i in range(9)
+    ]
+    table = "\n".join(["participant_id\tgroup\tsplit", *rows])
+    (root / "participants.tsv").write_text(table + "\n")
+    proposal = volumediff.propose(root)
+    assert proposal.config.data.only == {"group": "control"}
+    chosen, few = proposal.remarks
+    assert chosen.startswith("7 of 9 cases are used, those with {group: control}")
+    assert "set data.only={}" in chosen
+    assert "7 of 9 cases are chosen as healthy" in proposal.comments["data.only"]
+    # five calibrate already: no more are asked for
+    assert few.startswith("7 patients are few")
+    assert "calibrate" not in few
+    assert "more than" not in proposal.comments["data.split"]
+
+
 def test_the_grid_is_the_formula(tmp_path):
     found = measure(mixed_spacing(tmp_path / "data"))
     assert thick_axis(found) is None

@@ -110,6 +110,16 @@ def test_every_file_runs_one_training_step_at_small_size(path, data, labelled, t
         assert len(space.digest) == 64
 
 
+def test_a_complete_file_of_another_task_says_how_to_write_one_of_the_method(tmp_path):
+    path = tmp_path / "complete.yaml"
+    path.write_text(load_run_config("wavelet_64").to_yaml())
+    message = "times: unknown key for task segmentation.*give method=unet to the command that"
+    with pytest.raises(UsageError, match=message):
+        load_run_config(path, ["method=unet"])
+    path.write_text(load_run_config("wavelet_64", ["method=unet"]).to_yaml())
+    assert load_run_config(path, ["method=unet"]).task == "segmentation"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

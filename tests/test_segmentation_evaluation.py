@@ -1,10 +1,12 @@
 """Evaluation of segmentations: folders of ours and of other programs, readers, and their rules."""
 
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from segmented_sets import AFFINE, SHAPE, ball, shifted, write_segmentations, write_truth
 from sklearn.metrics import roc_auc_score
 from tiny_app import program, save
@@ -20,7 +22,7 @@ from volumediff.evaluation.segmentation_summary import segmentation_notes, segme
 from volumediff.evaluation.truths import find_truths
 from volumediff.metrics.label_agreement import AbsentLabels, label_agreement
 from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
-from volumediff.reporting.segmentation_views import label_views
+from volumediff.reporting.segmentation_views import LabelView, label_views
 
 __all__ = ["program"]  # fixture
 
@@ -241,6 +243,19 @@ def test_the_report_shows_tables_panels_and_samples(tmp_path):
     assert list(view.samples) == ["m, sample 1", "m, sample 2", "m, sample 3"]
     assert label_picture(view) == label_picture(view)
     assert samples_picture(view)[:4] == b"\x89PNG"
+
+
+def test_the_patients_right_is_on_the_left_of_a_picture():
+    """Axes along R, A, S: a label with large first indices is right, and in the left half."""
+    truth = np.zeros((20, 20, 20), np.uint8)
+    truth[14:17, 8:12, 8:12] = 1
+    view = LabelView("p0", "", np.zeros(truth.shape, np.float32), truth, {})
+    rgb = imread(io.BytesIO(label_picture(view)))[..., :3]
+    cell = rgb.shape[1] // 2  # image and truth side by side
+    axial = rgb[: rgb.shape[0] // 3, cell:]
+    columns = np.argwhere(axial[..., 0] > axial[..., 2] + 0.1)[:, 1]  # orange
+    assert len(columns) > 100
+    assert columns.max() < cell / 2
 
 
 def test_a_folder_with_maps_and_segmentations_gets_both(tmp_path):

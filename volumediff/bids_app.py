@@ -75,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--channels", help="Names of the images, such as T1w,FLAIR.")
     parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda and so on.")
+    parser.add_argument(
+        "--same-names",
+        action="store_true",
+        help="group: participants with the names of people whom the model has seen are others.",
+    )
+    parser.add_argument(
+        "--allow-seen",
+        action="store_true",
+        help="group: go on although the model has seen participants; results with and without.",
+    )
     parser.add_argument("-v", "--version", action="version", version=f"volumediff {__version__}")
     return parser
 
@@ -83,7 +93,9 @@ def _group(given: argparse.Namespace) -> list[str]:
     """The command that evaluates all results."""
     if given.participant_label or given.session_label:
         raise UsageError("group: takes all results of OUTPUT_DIR; leave the labels out.")
-    return ["evaluate", str(given.output_dir), "--truth", str(given.bids_dir), "--report"]
+    options = {"--same-names": given.same_names, "--allow-seen": given.allow_seen}
+    asked = [name for name, value in options.items() if value]
+    return ["evaluate", str(given.output_dir), "--truth", str(given.bids_dir), "--report", *asked]
 
 
 def _participant(given: argparse.Namespace) -> list[str]:

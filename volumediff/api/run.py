@@ -122,7 +122,9 @@ class Run:
         card = self.card
         if card is None:
             return LocalizeOptions.method, overrides
-        return card.method, (*card.overrides, *overrides)
+        carried = self.folder / card.method
+        method = carried if carried.is_file() else card.method
+        return method, (*card.overrides, *overrides)
 
     def export(
         self,

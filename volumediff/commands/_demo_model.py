@@ -68,7 +68,8 @@ def show_model(out: Path | str, model: str, *, say: Callable[[str], None]) -> Me
             f"each with {len(TEST.kinds)} kinds of lesions and without.",
             "Subjects are the MNI152 template under random smooth deformation, contrast, bias "
             "field and noise. The results show that the installation works; they say nothing "
-            "about patients. `volumediff demo --train` trains a model and compares methods.",
+            "about patients. The command volumediff demo --train trains a model and compares "
+            "methods.",
         ],
         manifest=source,
         pictures=write_curves(out, results),

@@ -16,6 +16,7 @@ from volumediff.errors import UsageError
 __all__ = ["facts", "glance", "page"]
 
 WIDTH = 120  # columns
+YAML = (".yaml", ".yml")
 JOINED = "\N{NO-BREAK SPACE}"  # where no line may break
 # Folder of configurations -> what one of its files is.
 KINDS = {
@@ -37,8 +38,8 @@ def glance() -> list[str]:
     counts = {family: len(config.available(family)) for family in config.families()}
     lines += ["", f"Families of components ({sum(counts.values())} components):"]
     lines += _wrapped(", ".join(f"{name}{JOINED}{n}" for name, n in counts.items()), indent=2)
-    lines += ["", "More: volumediff info NAME, of a family, a method, a configuration, or"]
-    lines += ["package.module:Class of your own; volumediff info --json for everything."]
+    lines += ["", "More: volumediff info NAME, of a family, a method, a configuration, or a YAML"]
+    lines += ["file or package.module:Class of your own; volumediff info --json for everything."]
     return lines
 
 
@@ -62,6 +63,8 @@ def facts(name: str) -> list[dict[str, Any]]:
         return [_component(name)]
     if name in shipped_models() or name.endswith(MODEL_SUFFIX):
         return [_model(name)]
+    if Path(name).suffix in YAML:
+        return [_configuration_file(name)]
     found: list[dict[str, Any]] = []
     if name in config.families():
         found.append({"family": name, "components": config.described(name)})
@@ -116,6 +119,35 @@ def _component(name: str) -> dict[str, Any]:
     raise UsageError(f"{name}: extends the base class of no family of components.")
 
 
+def _configuration_file(name: str) -> dict[str, Any]:
+    """A YAML file of one's own: a method if it has the keys of one, else what trains a run.
+
+    Raises:
+        UsageError: no such file, or one that is neither
+    """
+    if not Path(name).is_file():
+        raise UsageError(f"{name}: expected a YAML file of a method or a run, got no such file.")
+    kind = _kind_of(config.load(Path(name)))
+    if kind is not None:
+        return _configuration(kind, name)
+    from volumediff.settings.run_config import load_run_config
+
+    task = load_run_config(name).task
+    kind = f"configuration of task {task}"
+    return {kind: name, "file": name, "about": config.head(Path(name))}
+
+
+def _kind_of(tree: Mapping[str, Any]) -> str | None:
+    """The folder of configurations that a tree belongs to; None for one that trains."""
+    from volumediff.settings.run_config import RunConfig
+
+    if "predictor" in tree:
+        return "segmentation"
+    if "name" in tree:
+        return "translation"
+    return None if {"network", *RunConfig.model_fields} & tree.keys() else "anomaly"
+
+
 def _configuration(kind: str, name: str) -> dict[str, Any]:
     path = config.config_path(kind, name)
     found: dict[str, Any] = {
@@ -157,9 +189,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         head = f"{found['component']}: a component of the family {found['family']}"
         return [head, *_wrapped(found["description"], indent=2)]
     (kind, name), *_ = found.items()
-    lines = [
-        f"{name}: {kind if kind in KINDS.values() else f'one of the {kind}'}, {found['file']}"
-    ]
+    what = f"one of the {kind}" if kind in _kinds() else kind
+    lines = [f"{name}: {what}, {found['file']}"]
     lines += _wrapped(" ".join(found["about"].split()), indent=2)
     if "runs on" not in found:
         return lines

@@ -120,7 +120,8 @@ def calibrate(
         found, limit = there.calibration, there.threshold
         place, name = f" of {there.site}", "threshold"
     shown = "none" if limit is None else f"{limit:.4g}"
-    out_line(f"{method}: calibrated on {found.volumes} volumes{place}, {name} {shown}")
+    only = "" if site is not None else " (for threshold=validation)"
+    out_line(f"{method}: calibrated on {found.volumes} volumes{place}, {name} {shown}{only}")
     where = "" if site is None else f" --site {site}"
     # With other settings of the method, `localize` would calibrate anew.
     settings = f" {shlex.join(words)}" if words else ""

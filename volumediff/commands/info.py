@@ -14,8 +14,8 @@ def info(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A family of components, a method, a configuration, or package.module:Class; "
-            "an overview if left out.",
+            help="A family of components, a method, a configuration, a YAML file of your own, "
+            "or package.module:Class; an overview if left out.",
             autocompletion=_completion.names,
         ),
     ] = None,

@@ -111,4 +111,6 @@ def _header(path: Path, depth: float) -> Dataset:
             setattr(header, keyword, "")
     if "SliceThickness" not in header and "PixelSpacing" in header:
         header.SliceThickness = f"{depth:.6g}"
+    if "SpacingBetweenSlices" in header:  # readers compare it with the positions, which decide
+        header.SpacingBetweenSlices = f"{depth:.6g}"
     return header

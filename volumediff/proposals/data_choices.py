@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from volumediff.data.cases import Case
-from volumediff.data.splits import MOST_RAISED, PARTS, SYNONYMS
+from volumediff.data.splits import MOST_RAISED, PARTS, SYNONYMS, Split
 from volumediff.errors import DataError
 from volumediff.proposals.geometry import THICK, TargetGrid
 from volumediff.proposals.measured import MeasuredSet
@@ -64,18 +64,26 @@ def labels_of(found: MeasuredSet) -> tuple[int, ...]:
     return tuple(values)
 
 
-def data_comments(found: MeasuredSet, *, goal: Goal, split: str) -> dict[str, str]:
-    """Reasons of what is said about the data; `split` is what it comes to."""
+def data_comments(
+    found: MeasuredSet,
+    *,
+    goal: Goal,
+    cases: Sequence[Case],
+    split: Split,
+    least_calibration: int,
+) -> dict[str, str]:
+    """Reasons of what is said about the data; `cases` are those that are used, split as given."""
+    note = split.note(least_calibration)
     comments = {
         "data.root": f"{len(found.cases)} cases of {found.patients} patients",
         "data.layout": f"found as {found.layout_name}",
         "data.channels": f"every case has {_and(found.channels)}",
-        "data.only": _attributes(found),
+        "data.only": _attributes(found) + _chosen(found, goal, cases),
         "data.preprocessing.intensity": _intensities(found),
-        "data.split": split if goal == "localization" else split.partition(";")[0],
+        "data.split": note if goal == "localization" else note.partition(";")[0],
     }
-    patients = found.patients
-    if goal == "localization" and patients < FEW:
+    patients = len({case.patient for case in cases})
+    if goal == "localization" and len(split.calibration) < least_calibration and patients < FEW:
         comments["data.split"] += (
             f". Five for calibration are more than {MOST_RAISED:.0%} of {patients} patients"
         )
@@ -113,9 +121,23 @@ def grid_comments(found: MeasuredSet, grid: TargetGrid, thick: int | None) -> di
     }
 
 
-def data_remarks(found: MeasuredSet, *, goal: Goal, cases: Sequence[Case]) -> tuple[str, ...]:
-    """What the data lack, and what to do; `cases` are those that are used."""
+def data_remarks(
+    found: MeasuredSet, *, goal: Goal, cases: Sequence[Case], calibrated: bool
+) -> tuple[str, ...]:
+    """What the data lack, and what to do.
+
+    Arguments:
+        cases: those that are used
+        calibrated: whether they include enough to calibrate the thresholds
+    """
     lines = []
+    if len(cases) < len(found.cases):
+        only = ", ".join(f"{name}: {_text(value)}" for name, value in _healthy(found).items())
+        lines.append(
+            f"{len(cases)} of {len(found.cases)} cases are used, those with {{{only}}} in the "
+            "table of the cases, because a model of healthy volumes should see healthy volumes "
+            "alone. If the others are healthy as well, set data.only={}."
+        )
     patients = len({case.patient for case in cases})
     if patients < FEW:
         text = f"{patients} {'patient is' if patients == 1 else 'patients are'} few"
@@ -125,7 +147,7 @@ def data_remarks(found: MeasuredSet, *, goal: Goal, cases: Sequence[Case]) -> tu
             + (
                 "; thresholds take five more healthy volumes, which volumediff calibrate "
                 "--healthy DATA adds later."
-                if goal == "localization"
+                if goal == "localization" and not calibrated
                 else "."
             )
         )
@@ -160,6 +182,17 @@ def _healthy(found: MeasuredSet) -> dict[str, Any]:
         if healthy and len(healthy) < len(values):
             return {name: healthy[0] if len(healthy) == 1 else healthy}
     return {}
+
+
+def _chosen(found: MeasuredSet, goal: Goal, cases: Sequence[Case]) -> str:
+    """What a choice of healthy cases comes to, for a comment."""
+    if goal != "localization" or not _healthy(found):
+        return ""
+    return f". {len(cases)} of {len(found.cases)} cases are chosen as healthy; {{}} takes all"
+
+
+def _text(value: object) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
 
 
 def _names_parts(found: MeasuredSet) -> bool:

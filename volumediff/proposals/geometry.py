@@ -33,12 +33,14 @@ class TargetGrid:
         shape: in voxels
         centre: `foreground`, or a point in RAS millimetres
         extent_mm: what the shape must hold: twice the largest distance from the centre
+        longest: voxels along the longest axis of what it must hold, not rounded up to the stride
     """
 
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
     centre: str | tuple[float, float, float]
     extent_mm: tuple[float, float, float]
+    longest: float
 
 
 def thick_axis(found: MeasuredSet) -> int | None:
@@ -75,7 +77,7 @@ def target_grid(
     )
     a, b, c = (float(f"{s:.6g}") for s in spacing)
     x, y, z = extent.tolist()
-    return TargetGrid((a, b, c), (d, h, w), centre, (x, y, z))
+    return TargetGrid((a, b, c), (d, h, w), centre, (x, y, z), max(x / a, y / b, z / c))
 
 
 def _reach(

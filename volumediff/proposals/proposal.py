@@ -99,8 +99,8 @@ def propose(
     usual = independent_of_size(found, goal=goal, output=output)
     for size in SIZES if vram_gb is not None else SIZES[-1:]:
         tree, grid = _at_size(found, pipeline, size, thick=thick, labels=labels)
-        if size > SMALLEST and max(grid.shape) <= size * 5 / 8:
-            continue  # a smaller network is made for so few voxels
+        if size > SMALLEST and grid.longest <= size * 5 / 8:
+            continue  # a smaller network is made for so few voxels, with a smaller stride
         tree = _merged(tree, usual)
         tree["memory"] = load(config_path("pipelines", f"{pipeline}_{size}"))["memory"]
         config = parse(tree, where="the proposed configuration")
@@ -215,8 +215,15 @@ def _finished(
     tree["save_every"] = min(tree["save_every"], every)
     tree["data"]["workers"] = min(tree["data"]["workers"], max((os.cpu_count() or 1) - 1, 0))
     config = parse(tree, where="the proposed configuration")
+    least = config.data.split.least_calibration
     comments = {
-        **data_comments(found, goal=goal, split=split.note(config.data.split.least_calibration)),
+        **data_comments(
+            found,
+            goal=goal,
+            cases=cases,
+            split=split,
+            least_calibration=least,
+        ),
         **grid_comments(found, grid, thick),
         "memory": memory,
         "optim": (
@@ -232,7 +239,12 @@ def _finished(
         config=config,
         tree=tree,
         comments=comments,
-        remarks=(*data_remarks(found, goal=goal, cases=cases), *(r.message for r in known)),
+        remarks=(
+            *data_remarks(
+                found, goal=goal, cases=cases, calibrated=len(split.calibration) >= least
+            ),
+            *(r.message for r in known),
+        ),
         head=_head(found, goal, tree),
     )
 

@@ -62,8 +62,10 @@ def case_list(
         *([CaseColumn(kinds)] if names else []),
         *columns,
     ]
-    head = "".join(_head(column) for column in heads)
-    rows = "".join(_row(c, grouped=bool(names)) for c in cases)
+    texts = [all(isinstance(c.values[i], str) for c in cases) for i in range(len(columns))]
+    left = [False, *([True] if names else []), *texts]  # the case's own cell is left in any case
+    head = "".join(_head(column, text=text) for column, text in zip(heads, left, strict=True))
+    rows = "".join(_row(c, texts, grouped=bool(names)) for c in cases)
     return [
         '<div class="case-list">',
         _filters(kinds, names),
@@ -88,12 +90,13 @@ def _filters(kinds: str, names: Sequence[str]) -> str:
     )
 
 
-def _head(column: CaseColumn) -> str:
+def _head(column: CaseColumn, *, text: bool) -> str:
     tip = f' title="{escape(column.explanation)}"' if column.explanation else ""
-    return f'<th scope="col"><button type="button"{tip}>{escape(column.title)}</button></th>'
+    button = f'<button type="button"{tip}>{escape(column.title)}</button>'
+    return f'<th scope="col"{_aligned(text)}>{button}</th>'
 
 
-def _row(case: ListedCase, *, grouped: bool) -> str:
+def _row(case: ListedCase, texts: Sequence[bool], *, grouped: bool) -> str:
     name = f"<bdi>{escape(case.case)}</bdi>"
     address = None if case.page is None else quote(case.page)
     linked = name if address is None else f'<a href="{address}">{name}</a>'
@@ -103,8 +106,8 @@ def _row(case: ListedCase, *, grouped: bool) -> str:
         f"{_picture(case, address)}<span>{linked}{marks}</span></div></th>"
     ]
     if grouped:
-        cells.append(f"<td>{escape(case.kind) or NONE}</td>")
-    cells += [_cell(value) for value in case.values]
+        cells.append(_cell(case.kind, text=True))
+    cells += [_cell(value, text=text) for value, text in zip(case.values, texts, strict=True)]
     mark = ' class="flagged"' if case.flags else ""
     text = " ".join([case.case, case.kind, *case.flags])
     return (
@@ -124,9 +127,14 @@ def _picture(case: ListedCase, address: str | None) -> str:
     return f'<a href="{address}" tabindex="-1" aria-hidden="true">{image}</a>'
 
 
-def _cell(value: tuple[float, str] | str) -> str:
+def _aligned(text: bool) -> str:
+    """Words start at the left, numbers end at the right."""
+    return ' class="text"' if text else ""
+
+
+def _cell(value: tuple[float, str] | str, *, text: bool) -> str:
     if isinstance(value, str):
-        return f"<td>{escape(value) or NONE}</td>"
-    number, text = value
+        return f"<td{_aligned(text)}>{escape(value) or NONE}</td>"
+    number, shown = value
     order = f"{number:.9g}" if math.isfinite(number) else ""
-    return f'<td data-order="{order}">{escape(text) or NONE}</td>'
+    return f'<td data-order="{order}">{escape(shown) or NONE}</td>'

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,22 +44,22 @@ def label_picture(view: LabelView) -> bytes:
         truth = view.truth.take(at[axis], axis=axis)
         for axes, name in zip(line, columns, strict=True):
             axes.set_axis_off()
-            if axis != 0:  # the patient's right is on the left, as in the viewer
-                axes.invert_xaxis()
             if name == "entropy" and name not in maps:
                 assert entropy is not None, "the column is there"
                 colours, top = gradient(UNCERTAIN), limits(entropy, floor=0.0)[1]
                 shown = entropy.take(at[axis], axis=axis).T
                 axes.imshow(shown, cmap=colours, vmin=0, vmax=top, origin="lower", aspect=aspect)
-                continue
-            labels = maps[name]
-            cut = None if labels is None else labels.take(at[axis], axis=axis)
-            axes.imshow(_coloured(plane, cut, low, high), origin="lower", aspect=aspect)
-            if name not in ("image", "truth"):
-                _edges(axes, truth)
+            else:
+                labels = maps[name]
+                cut = None if labels is None else labels.take(at[axis], axis=axis)
+                axes.imshow(_coloured(plane, cut, low, high), origin="lower", aspect=aspect)
+                if name not in ("image", "truth"):
+                    _edges(axes, truth)
+            if axis != 0:  # the patient's right is on the left, as in the viewer
+                axes.invert_xaxis()  # last: what is drawn sets the limits
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, color="white", fontsize=8, loc="left", pad=2)
-    _legend(figure, [view.truth, *view.found.values()])
+    _legend(figure, [view.truth, *view.found.values()], view.label_names)
     return _png(figure)
 
 
@@ -99,13 +99,13 @@ def _coloured(plane: np.ndarray, labels: np.ndarray | None, low: float, high: fl
     return rgb
 
 
-def _legend(figure: "Figure", maps: Sequence[np.ndarray]) -> None:
+def _legend(figure: "Figure", maps: Sequence[np.ndarray], names: Mapping[int, str]) -> None:
     """What the colours stand for, where there are several."""
     from matplotlib.patches import Patch
 
     values = sorted({int(v) for labels in maps for v in np.unique(labels)} - {0})
     if len(values) > 1:
-        handles = [Patch(color=label_colour(v), label=f"label {v}") for v in values]
+        handles = [Patch(color=label_colour(v), label=names.get(v, f"label {v}")) for v in values]
         figure.legend(
             handles=handles,
             loc="outside lower left",

@@ -25,6 +25,7 @@ import volumediff
 from volumediff.config.shipped_models import DEFAULT, MODEL_SUFFIX, SHIPPED, shipped_models
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
+from volumediff.hub.place import HubPlace
 from volumediff.runs.added_healthy import NAME as HEALTHY
 from volumediff.runs.added_healthy import added_digest
 from volumediff.runs.trained import Trained
@@ -245,6 +246,8 @@ def resolve(run: Path | str) -> Path:
         if place.suffix == MODEL_SUFFIX:
             return _unpacked(place)
         raise UsageError(f"{place}: expected the folder of a run, or a model file {MODEL_SUFFIX}.")
+    if HubPlace.names_one(str(run)):
+        raise UsageError(f"{run}: is on the hub; fetch it first: volumediff pull {run} -o RUN.")
     if str(run) in shipped_models():
         return _unpacked(SHIPPED / f"{run}{MODEL_SUFFIX}")
     if len(place.parts) == 1 and str(run) == DEFAULT:

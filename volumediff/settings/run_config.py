@@ -253,7 +253,19 @@ def parse(tree: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_first(error, schema, name)}") from None
+        fault = _first(error, schema, name) + _advice(error, tree.get("method"))
+        raise UsageError(f"{where}: {fault}") from None
+
+
+def _advice(error: ValidationError, method: object) -> str:
+    """Where a method was laid over a file that was written for another task, such as by `plan`."""
+    first = error.errors()[0]
+    if method is None or first["type"] != "extra_forbidden" or len(first["loc"]) != 1:
+        return ""
+    return (
+        f" A file that was written for another task cannot be trained with method={method}; give "
+        f"method={method} to the command that writes the file, such as volumediff plan, too."
+    )
 
 
 def _first(error: ValidationError, schema: type[RunConfig], task: str) -> str:

@@ -58,6 +58,10 @@ class Predictor(Component):
     def check(self, model: nn.Module) -> None:
         """Raises ValueError, with the reason, for a model that it cannot ask."""
 
+    def check_draws(self, model: nn.Module, draws: Sequence[Draw]) -> None:
+        """Raises ValueError, with the reason, for members that the model has no answer for."""
+        del model, draws  # those whose models have parts look at them
+
     def check_sampler(self, model: nn.Module, sampler: Sampler) -> None:
         """Raises ValueError, with the reason, for a sampler that cannot walk its states."""
         del model, sampler  # those that walk look at it

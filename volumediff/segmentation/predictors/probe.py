@@ -50,6 +50,13 @@ class ProbeLabels(Predictor):
     def check(self, model: Any) -> None:
         require(probe_missing(model))
 
+    def check_draws(self, model: Probe, draws: Sequence[Draw]) -> None:
+        # The last head, so that the message names all that were asked for.
+        last = max((draw.head for draw in draws if draw.head is not None), default=None)
+        _chosen_heads(last, len(model.heads))
+        for draw in draws:
+            _chosen_times(draw.time, model.answers)
+
     def labels(self, model: Probe) -> tuple[int, ...]:
         return model.recipe.labels
 
@@ -80,8 +87,8 @@ def _chosen_heads(head: int | None, count: int) -> slice:
         return slice(None)
     if head >= count:
         raise ValueError(
-            f"ensemble: expected at most {count} heads, which the probe has, got {head + 1}; "
-            "lower the count of the factor heads."
+            f"ensemble: expected at most {count} heads, which the probe has (probe.members), got "
+            f'{head + 1}; segment with "ensemble=[{{name: heads, count: {count}}}]".'
         )
     return slice(head, head + 1)
 

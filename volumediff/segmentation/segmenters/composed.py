@@ -107,6 +107,7 @@ class Composed(Component, Segmenter):
 
     def check(self, model: nn.Module) -> None:
         self.predictor.check(model)
+        self.predictor.check_draws(model, members(self.samples, self.ensemble, key=0))
         require(level_problem(model, levels=any(factor.agreement for factor in self.ensemble)))
         if self.sampler is not None:
             self.predictor.check_sampler(model, self.sampler)
