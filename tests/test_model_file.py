@@ -223,7 +223,7 @@ def test_tensors_of_one_number_or_none_are_written(tmp_path, count):
 
 
 def test_a_place_on_the_hub_is_fetched_first():
-    with pytest.raises(UsageError, match="hf:me/brain: .*volumediff pull hf:me/brain -o RUN"):
+    with pytest.raises(UsageError, match=r"hf:me/brain: .*volumediff pull hf:me/brain -o RUN"):
         volumediff.load("hf:me/brain")
 
 

@@ -165,17 +165,18 @@ def case(tmp_path_factory):
 
 def test_words_of_the_list_start_at_the_left_and_numbers_end_at_the_right():
     rows = [
-        ListedCase(f"c{i}", kind="site", values=[value, "A sentence."])
+        ListedCase(f"c{i}", kind="site", values=[value, "", "A sentence."])
         for i, value in enumerate([(0.5, "0.500"), ""])
     ]
-    text = "".join(case_list(rows, [CaseColumn("score"), CaseColumn("in a sentence")]))
+    columns = [CaseColumn(title) for title in ("score", "missing", "in a sentence")]
+    text = "".join(case_list(rows, columns))
     heads = re.findall(r'<th scope="col"( class="text")?>', text)
-    assert heads == ["", ' class="text"', "", ' class="text"']
+    assert heads == ["", ' class="text"', "", "", ' class="text"']
     assert text.count('<td class="text">A sentence.</td>') == 2
     assert text.count('<td class="text">site</td>') == 2
-    # a number that is missing stays among the numbers
+    # numbers that are missing stay among the numbers
     assert '<td data-order="0.5">0.500</td>' in text
-    assert "<td>–</td>" in text
+    assert text.count("<td>–</td>") == 3
 
 
 class Structure(html.parser.HTMLParser):

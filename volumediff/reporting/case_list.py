@@ -62,7 +62,7 @@ def case_list(
         *([CaseColumn(kinds)] if names else []),
         *columns,
     ]
-    texts = [all(isinstance(c.values[i], str) for c in cases) for i in range(len(columns))]
+    texts = [_of_words([c.values[i] for c in cases]) for i in range(len(columns))]
     left = [False, *([True] if names else []), *texts]  # the case's own cell is left in any case
     head = "".join(_head(column, text=text) for column, text in zip(heads, left, strict=True))
     rows = "".join(_row(c, texts, grouped=bool(names)) for c in cases)
@@ -125,6 +125,11 @@ def _picture(case: ListedCase, address: str | None) -> str:
     if address is None:
         return image
     return f'<a href="{address}" tabindex="-1" aria-hidden="true">{image}</a>'
+
+
+def _of_words(values: Sequence[tuple[float, str] | str]) -> bool:
+    """Whether a column has words; one in which every number is missing has none."""
+    return all(isinstance(value, str) for value in values) and any(value for value in values)
 
 
 def _aligned(text: bool) -> str:
