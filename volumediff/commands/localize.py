@@ -153,5 +153,7 @@ def localize(
             look=gallery.add,
         )
         found = gallery.write()
-    written.finish(look=found, then=f"volumediff evaluate {output} --truth DATA --report")
+    there = summary.done or summary.skipped
+    then = f"volumediff evaluate {output} --truth DATA --report" if there else ""
+    written.finish(look=found, then=then)
     finish(summary)

@@ -86,5 +86,7 @@ def segment(
         overwrite=overwrite,
         report=say,
     )
-    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
+    there = summary.done or summary.skipped
+    then = f"volumediff evaluate {output} --truth DATA --report" if there else ""
+    written.finish(then=then)
     finish(summary)

@@ -72,5 +72,7 @@ def translate(
         overwrite=overwrite,
         report=say,
     )
-    written.finish(then=f"volumediff evaluate {output} --truth DATA --report")
+    there = summary.done or summary.skipped
+    then = f"volumediff evaluate {output} --truth DATA --report" if there else ""
+    written.finish(then=then)
     finish(summary)
