@@ -67,7 +67,10 @@ def test_every_command_shows_its_help(command, program):
 
 
 WRONG = {
-    "command": (("localise",), "No such command 'localise'. Did you mean 'localize'?"),
+    "command": (
+        ("localise",),
+        "No such command 'localise'. Did you mean 'localize'? See volumediff --help.",
+    ),
     "option": (("info", "--jsno"), "No such option: --jsno"),
     "no run given": (("calibrate",), "Missing option '--run'"),
     "no word": (("localize", "--run", "r", "-o", "o"), "Missing argument 'INPUT|KEY=VALUE'"),

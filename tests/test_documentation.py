@@ -220,6 +220,9 @@ def test_the_site_opens_without_a_network_and_is_built_once(tmp_path, monkeypatc
     for page in home.rglob("*.html"):
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', html), page
+    monkeypatch.chdir(tmp_path)
+    build_site(home.relative_to(tmp_path))  # as `docs --build -o DIR`, over the earlier site
+    assert (home / "index.html").is_file()
     monkeypatch.setattr(site, "build_site", lambda *given: pytest.fail("built twice"))
     assert cached_site() == home
 
@@ -235,6 +238,8 @@ def test_places_where_no_site_can_be_written(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="found other files"):
         build_site(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").is_file()
+    with pytest.raises(UsageError, match="found a file"):
+        build_site(blocked)
 
 
 def test_wrong_uses_are_one_line(program):

@@ -154,7 +154,9 @@ def _told(error: Exception) -> tuple[str, int, bool]:
     """Line and exit code of an error, and whether the line says all that a user needs."""
     if isinstance(error, WRONG_WORDS):
         place = error.ctx.command_path if error.ctx else "volumediff"
-        return f"{error.format_message().rstrip(chr(46))}. See {place} --help.", 2, True
+        said = error.format_message().rstrip(".")
+        end = "" if said.endswith("?") else "."
+        return f"{said}{end} See {place} --help.", 2, True
     if isinstance(error, UsageError | DataError):
         return str(error), 2 if isinstance(error, UsageError) else 1, True
     if isinstance(error, ModuleNotFoundError) and error.name in LIBRARIES:

@@ -1,5 +1,6 @@
 """`volumediff calibrate`: normalization and thresholds of a method, on healthy volumes."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -122,6 +123,9 @@ def calibrate(
     only = "" if site is not None else " (for threshold=validation)"
     out_line(f"{method}: calibrated on {found.volumes} volumes{place}, {name} {shown}{only}")
     where = "" if site is None else f" --site {site}"
+    # With other settings of the method, `localize` would calibrate anew.
+    settings = f" {shlex.join(words)}" if words else ""
     written.finish(
         then=f"volumediff localize INPUT --run {run.place} -o out/ --method {method}{where}"
+        f"{settings}"
     )

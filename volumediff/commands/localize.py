@@ -153,6 +153,7 @@ def localize(
             look=gallery.add,
         )
         found = gallery.write()
-    then = f"volumediff evaluate {output} --truth DATA --report"
-    written.finish(look=found, then=then if summary.done or summary.skipped else "")
+    there = summary.done or summary.skipped
+    then = f"volumediff evaluate {output} --truth DATA --report" if there else ""
+    written.finish(look=found, then=then)
     finish(summary)

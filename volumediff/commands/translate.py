@@ -72,6 +72,7 @@ def translate(
         overwrite=overwrite,
         report=say,
     )
-    then = f"volumediff evaluate {output} --truth DATA --report"
-    written.finish(then=then if summary.done or summary.skipped else "")
+    there = summary.done or summary.skipped
+    then = f"volumediff evaluate {output} --truth DATA --report" if there else ""
+    written.finish(then=then)
     finish(summary)

@@ -62,8 +62,14 @@ def build_site(out: Path, pages: Path = PAGES) -> list[str]:
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: expected a folder for the web site, found a file; name another.")
     if out.exists() and not (out / "search").is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out}: expected a new folder or an earlier site, found other files.")
+        raise UsageError(
+            f"{out}: expected a new folder or an earlier site, found other files; name another."
+        )
+    # mkdocs takes paths from the folder of its settings.
+    out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".volumediff-docs-", dir=out.parent) as work:
         staged = Path(work)

@@ -13,9 +13,8 @@ __all__ = ["python_interface"]
 LEAD = """`import volumediff` loads nothing heavy; every name below loads when it is first used.
 Images come in as paths or as images of nibabel, TorchIO, SimpleITK or MONAI, and results lie in
 the voxel order of the image that came in. Errors of users are `volumediff.UsageError` (a wrong
-option,
-override or configuration) and `volumediff.DataError` (a wrong file), each one line; a fault of the
-program keeps its traceback."""
+option, override or configuration) and `volumediff.DataError` (a wrong file), each one line; a
+fault of the program keeps its traceback."""
 # Classes that functions return, which nobody imports by name.
 RESULTS = ("LocalizationResult", "SegmentationResult", "TranslationResult")
 _SECTION = re.compile(r"^(Arguments|Attributes|Returns|Raises|References):$")
@@ -58,7 +57,8 @@ def _function(name: str, function: Any, depth: str, owner: str = "") -> str:
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        words.append(f"{parameter.name}{_default(parameter.default)}")
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        words.append(f"{stars}{parameter.name}{_default(parameter.default)}")
     call = f"{prefix}{title}({', '.join(words)})"
     if len(call) > 90:
         inner = "".join(f"    {word},\n" for word in words)
@@ -84,6 +84,8 @@ def _part(part: str) -> str:
         if first.startswith("    "):
             return "```python\n" + inspect.cleandoc("\n" + part) + "\n```"
         return " ".join(part.split())
+    if first == "Returns:":
+        return f"{first} {' '.join(' '.join(rest).split())}"
     entries: list[str] = []
     for line in rest:
         text = line[4:]
