@@ -49,7 +49,7 @@ def test_without_fill_a_case_that_lacks_a_channel_is_refused(place, program, tmp
     words = ("localize", place / "new", "--run", place / "both", "-o", tmp_path / "out", *WORDS)
     code, _, said = program(*words)
     assert code == 1
-    assert "new-70: failed: missing channel 'FLAIR'" in said
+    assert "new-70: missing channel 'FLAIR'" in said
     assert (tmp_path / "out" / "new-71_desc-anomaly_map.nii.gz").is_file()
 
 

@@ -574,7 +574,7 @@ def test_labelled_cases_in_place_of_synthetic_ones(tmp_path):
         ({"recipe": "healthy"}, "recipe: expected synthetic_anomalies, or label_diffusion"),
         (
             {"recipe": {"name": "label_diffusion", "coding": {"name": "signed", "absent": 0}}},
-            "with the code -1 and 1, for a residual segmenter",
+            "with the code -1 and 1 and without ignored",
         ),
         ({"recipe": "synthetic_anomalies"}, r"recipe\.atlas: expected that of .*, True, got Fals"),
         ({"times": {"name": "uniform", "low": 0.5, "high": 0.2}}, "times: .* low < high <= 1"),

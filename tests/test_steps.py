@@ -37,7 +37,7 @@ def queue(device, patience=None):
     prepared.name = lambda key, step: f"sub-{key} of step {step}"
     journal.record = rows.append
     state, accelerator = Mock(spec=TrainingState), Mock(spec=Accelerator)
-    state.task = Mock(main="network")
+    state.task, state.scaler = Mock(main="network"), torch.amp.GradScaler("cpu", enabled=False)
     accelerator.device, accelerator.num_processes = torch.device(device), 1
     return rows, StepQueue(Optim(patience=patience), prepared, state, accelerator, journal)
 

@@ -264,7 +264,7 @@ def test_no_flipped_bit_of_the_cache_is_used(tmp_path):
         for _ in flips(path, count=30):
             lines.clear()
             np.testing.assert_array_equal(entry().load("x"), x)
-            assert entry().info == {"spacing_mm": [1.0, 2.0, 3.0]}
+            assert entry().info["spacing_mm"] == [1.0, 2.0, 3.0]
             assert len(lines) == 1
             assert "damaged, made again" in lines[0]
 

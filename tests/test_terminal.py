@@ -77,13 +77,13 @@ def test_warnings_of_other_packages_are_details(capsys):
 def test_a_log_file_that_cannot_be_written_is_said(tmp_path, program):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(UsageError, match="--log-file"),
+        pytest.raises(UsageError, match=r"^log file"),
         logging_session(Verbosity.NORMAL, tmp_path / "file" / "a.log"),
     ):
         pass
     code, out, complaint = program("info", "--log-file", tmp_path / "file" / "a.log")
     assert (code, out) == (2, "")
-    assert complaint.startswith("volumediff: error: --log-file")
+    assert complaint.startswith("volumediff: error: log file")
 
 
 def test_options_of_the_program_stand_anywhere(program, tmp_path):

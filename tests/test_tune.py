@@ -511,7 +511,7 @@ def test_a_row_with_a_classifier_is_tuned_calibrated_and_used(program, run, judg
         assert got.healthy_error == pytest.approx(known["healthy_error"], rel=1e-5)
     assert tried[0]["healthy_error"] != tried[500]["healthy_error"], "it is asked"
     # the advice is a command that works, and the row is found again
-    (advice,) = re.findall(r"thresholds: volumediff (.*)", said)
+    (advice,) = re.findall(r"next: volumediff (.*)", said)
     code, text, said = program(*shlex.split(advice))
     assert code == 0, said
     code, _, said = program(*words, "--classifier", judge)
@@ -557,7 +557,7 @@ def test_a_row_with_a_run_of_its_own_is_tuned_and_calibrated(
     assert len(looks) == (2 + 1) * 2 * len(found["volumes"])
     written = yaml.safe_load(out.read_text())
     assert written["first"] == {"row": "ra", "run": str(first)}
-    (advice,) = re.findall(r"thresholds: volumediff (.*)", said)
+    (advice,) = re.findall(r"next: volumediff (.*)", said)
     code, text, said = program(*shlex.split(advice))
     assert code == 0, said
     # figures belong to the weights of that run, wherever it lies

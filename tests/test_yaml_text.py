@@ -150,8 +150,8 @@ def test_a_file_and_a_word_are_refused_alike(tmp_path):
     [
         ("optim.lr=.inf", r"optim\.lr: .* finite number"),
         ("optim.lr=.nan", r"optim\.lr: .* finite number"),
-        ("seed=2024-13-45", r"seed: .* valid integer"),
-        ("seed=2024-01-05", r"seed: .* valid integer"),
+        ("seed=2024-13-45", r"seed: expected a whole number"),
+        ("seed=2024-01-05", r"seed: expected a whole number"),
         ("data.preprocessing.spacing_mm=.inf", r"spacing_mm.* finite number"),
     ],
 )

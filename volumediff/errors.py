@@ -28,7 +28,7 @@ __all__ = [
 
 # Packages that this one imports: their frames show where an error was noticed, not made.
 LIBRARIES = frozenset(
-    "accelerate beartype h5py huggingface_hub isal jaxtyping markdown matplotlib mkdocs "
+    "accelerate beartype h5py highdicom huggingface_hub isal jaxtyping markdown matplotlib mkdocs "
     "monai nibabel nilearn numpy PIL platformdirs psutil pydantic pydicom pymdownx pywt "
     "safetensors scipy SimpleITK sklearn torch torchio triton typer yaml".split()
 )

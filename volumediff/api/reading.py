@@ -34,4 +34,6 @@ def read_policy(given: Read, base: ReadPolicy | None = None) -> ReadPolicy:
         first = error.errors()[0]
         reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else expected(first)
         field = "".join(f" {part}" for part in first["loc"][:1])  # none where a key is unknown
+        if field and first["type"] != "value_error":
+            reason = f"{reason.rstrip('.')}, got {first['input']!r}"
         raise UsageError(f"read{field}: {reason.rstrip('.')}.") from None

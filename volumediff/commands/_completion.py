@@ -6,9 +6,6 @@ Nothing heavy is imported: every press of the tab key starts the program.
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from volumediff.config import families, shipped
-from volumediff.config.shipped_models import shipped_models
-
 __all__ = ["configs", "methods", "models", "names", "runs"]
 
 # As in `settings.run_config`, which would import torch.
@@ -21,6 +18,8 @@ METHOD_FOLDERS = ("anomaly", "segmentation", "translation")
 
 def configs(incomplete: str) -> list[str]:
     """Configurations of runs, and YAML files."""
+    from volumediff.config.files import shipped
+
     return _matching((n for kind in RUN_FOLDERS for n in shipped(kind)), incomplete) + [
         path for path in _paths(incomplete) if path.endswith(("/", ".yaml", ".yml"))
     ]
@@ -28,6 +27,8 @@ def configs(incomplete: str) -> list[str]:
 
 def methods(incomplete: str) -> list[str]:
     """Methods of localization, segmentation and translation, and YAML files."""
+    from volumediff.config.files import shipped
+
     return _matching((n for kind in METHOD_FOLDERS for n in shipped(kind)), incomplete) + [
         path for path in _paths(incomplete) if path.endswith(("/", ".yaml", ".yml"))
     ]
@@ -43,12 +44,16 @@ def runs(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """The same, and models that ship, and model files."""
+    from volumediff.config.shipped_models import shipped_models
+
     files = [path for path in _paths(incomplete) if path.endswith(".safetensors")]
     return _matching(shipped_models(), incomplete) + runs(incomplete) + files
 
 
 def names(incomplete: str) -> list[str]:
     """Everything that `info` describes by name."""
+    from volumediff.config import families
+
     return _matching(families(), incomplete) + configs(incomplete) + methods(incomplete)
 
 

@@ -56,7 +56,7 @@ def labels_of(found: MeasuredSet) -> tuple[int, ...]:
         raise DataError(
             f"{found.root}: segmentation needs a label map for every case; {len(missing)} of "
             f"{len(found.cases)} have none, such as {missing[0]}. Add them beside the images, "
-            "move these cases away, or leave --for segmentation out."
+            "move these cases away, or propose a run for localization."
         )
     values = sorted({value for c in found.cases for value in c.label_ml})
     if not values:
@@ -146,7 +146,7 @@ def data_remarks(
             "with start_from=RUN"
             + (
                 "; thresholds take five more healthy volumes, which volumediff calibrate "
-                "--healthy DATA adds later."
+                "adds later."
                 if goal == "localization" and not calibrated
                 else "."
             )
@@ -160,7 +160,7 @@ def data_remarks(
     if len(found.cases) > 1 and not found.aligned and not found.ct:
         lines.append(
             "The volumes do not lie on one grid. Brains are learnt better when they are aligned: "
-            "volumediff prepare DATA -o aligned/ --mask template, then init on aligned/."
+            "give them to volumediff prepare, and its output to volumediff init."
         )
     used = {case.id for case in cases}
     sick = [c for c in found.cases if c.case.id in used and c.label_ml]
@@ -168,7 +168,7 @@ def data_remarks(
         lines.append(
             f"{len(sick)} of {len(cases)} cases have labels that are not empty. A model of "
             "healthy volumes should not learn lesions: name healthy cases in a column of "
-            "participants.tsv and choose them with data.only={group: healthy}, or use --for "
+            "participants.tsv and choose them with data.only={group: healthy}, or train for "
             "segmentation."
         )
     return tuple(lines)

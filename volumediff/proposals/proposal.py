@@ -115,7 +115,8 @@ def propose(
             tree["optim"]["batch_size"] = _batch(planned, vram_gb)
             return _finished(found, goal, tree, grid, thick, _on_the_card(planned, vram_gb))
     raise UsageError(
-        f"--vram {vram_gb:g}: the smallest training step needs {planned.chosen.card_gb:.1f} GB; "
+        f"a card of {vram_gb:g} GB: the smallest training step needs "
+        f"{planned.chosen.card_gb:.1f} GB; "
         f"what would fit: {'; '.join(planned.remedies)}."
     )
 
@@ -181,7 +182,7 @@ def _on_the_cpu(config: RunConfig) -> str:
     held = trace(config).peak_gb
     return (
         f"No GPU was found or named, so that this is the smallest network. A training step holds "
-        f"{held:.1f} GB. For a card: volumediff init --vram GB."
+        f"{held:.1f} GB. For a card, say how many GB it has."
     )
 
 

@@ -172,7 +172,7 @@ def _copy_to(file: Path) -> _Copy:
         copy = _Copy(file, encoding="utf-8")
     except OSError as refused:
         raise UsageError(
-            f"--log-file {file}: cannot be written ({refused.strerror}); name another file."
+            f"log file {file}: cannot be written ({refused.strerror}); name another file."
         ) from None
     copy.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return copy
