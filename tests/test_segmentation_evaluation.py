@@ -19,7 +19,7 @@ from volumediff.evaluation.evaluate import evaluate
 from volumediff.evaluation.leakage import keep
 from volumediff.evaluation.segmentation_case import SegmentationRules
 from volumediff.evaluation.segmentation_summary import segmentation_notes, segmentation_tables
-from volumediff.evaluation.truths import find_truths
+from volumediff.evaluation.truths import Truth, find_truths
 from volumediff.metrics.label_agreement import AbsentLabels, label_agreement
 from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
 from volumediff.reporting.segmentation_views import LabelView, label_views
@@ -327,3 +327,19 @@ def test_names_of_labels_are_those_of_the_data_set(tmp_path):
     tables = dict(segmentation_tables([result]))
     rows = [line.heading for line in tables["Dice, label by label"]]
     assert rows == ["1 hippocampus", "2 fimbria"]
+
+
+def test_a_patient_is_known_from_the_results_where_the_truth_does_not_say():
+    said = {"patient": "mouse05"}
+    assert Truth("mouse05L", "mouse05L", None, {}).patient_in(said) == "mouse05"
+    assert Truth("sub-1_ses-2", "sub-1", None, {}).patient_in(said) == "sub-1"
+    assert Truth("mouse05L", "mouse05L", None, {}).patient_in({}) == "mouse05L"
+
+
+def test_cases_of_one_patient_are_drawn_together(tmp_path):
+    truths = write_truth(tmp_path / "data")
+    write_segmentations(tmp_path / "m", truths)
+    for i, path in enumerate(sorted((tmp_path / "m").glob("*_dseg.json"))):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "patient": f"mouse{i // 2}"}))
+    (result,) = evaluate([tmp_path / "m"], tmp_path / "data", replicates=0)
+    assert sorted(c.patient for c in result.cases) == [f"mouse{i // 2}" for i in range(6)]

@@ -140,7 +140,7 @@ def measure(
     box = inside(there, (d, h, w))
     return Measured(
         case=truth.case,
-        patient=truth.patient,
+        patient=truth.patient_in(sidecar),
         group=str(truth.attributes.get(by, "")) if by else "",
         score=float(sidecar.get("score") or 0.0),
         abnormal=bool(lesion.any()),

@@ -128,7 +128,7 @@ def measure_segmentation(
     readers, mean, shapes = _several(drawn, found, there, wanted, labels, spacing_mm)
     return SegmentedCase(
         case=truth.case,
-        patient=truth.patient,
+        patient=truth.patient_in(facts),
         group=str(truth.attributes.get(by, "")) if by else "",
         tolerance_mm=tolerance,
         agreement={
