@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["LocalizationResult", "SegmentationResult", "TranslationResult"]
+
+Result = TypeVar("Result", Localized, Segmented)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +148,7 @@ class LocalizationResult:
             folder: created where it is not there; files of the same names are replaced
             case: what the files begin with; None takes the name of the file, or `image`
         """
-        return self._named(case).write(made(folder))
+        return _named(self.localized, case).write(made(folder))
 
     def save_dicom(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
         """Writes findings (Segmentation), map (Parametric Map) and measurements (structured
@@ -156,14 +158,7 @@ class LocalizationResult:
             UsageError: highdicom is not installed
             DataError: the image was not the folder of a DICOM series, or no object can refer to it
         """
-        return self._named(case).write_dicom(made(folder))
-
-    def _named(self, case: str | None) -> Localized:
-        if case is None:
-            return self.localized
-        examination = replace(self.localized.examination, id=case)
-        facts = {**self.localized.facts, "case": case}
-        return replace(self.localized, examination=examination, facts=facts)
+        return _named(self.localized, case).write_dicom(made(folder))
 
     def plot(self, *, slices: int = 3) -> "Figure":
         """Axial slices through the highest values: image, pseudo-healthy image, map and mask.
@@ -283,7 +278,7 @@ class SegmentationResult:
             folder: created where it is not there; files of the same names are replaced
             case: what the files begin with; None takes the name of the file, or `image`
         """
-        return self._named(case).write(made(folder))[0]
+        return _named(self.segmented, case).write(made(folder))[0]
 
     def save_dicom(self, folder: Path | str, *, case: str | None = None) -> list[Path]:
         """Writes labels and probabilities (Segmentations) and measurements (structured report) as
@@ -293,14 +288,7 @@ class SegmentationResult:
             UsageError: highdicom is not installed
             DataError: the image was not the folder of a DICOM series, or no object can refer to it
         """
-        return self._named(case).write_dicom(made(folder))
-
-    def _named(self, case: str | None) -> Segmented:
-        if case is None:
-            return self.segmented
-        examination = replace(self.segmented.examination, id=case)
-        facts = {**self.segmented.facts, "case": case}
-        return replace(self.segmented, examination=examination, facts=facts)
+        return _named(self.segmented, case).write_dicom(made(folder))
 
     def plot(self, *, slices: int = 3) -> "Figure":
         """Axial slices through the largest areas: image and labels on it.
@@ -399,6 +387,14 @@ class TranslationResult:
             f"TranslationResult({self.facts['method']}, {names}, {shape} voxels "
             f"{self._grid.axes}, {draws} draw{'s' if draws > 1 else ''})"
         )
+
+
+def _named(result: Result, case: str | None) -> Result:
+    """The result of a case of another name; None leaves it as it is."""
+    if case is None:
+        return result
+    examination = replace(result.examination, id=case)
+    return replace(result, examination=examination, facts={**result.facts, "case": case})
 
 
 def _present(found: np.ndarray | None, what: str, names: Sequence[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Segments -> DICOM Segmentation in the space of the series, frame for frame on its images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydicom.sr.codedict import codes
@@ -29,23 +29,8 @@ def binary_segmentation(
         segments: at least one
         maker: of the result
     """
-    from highdicom.seg import Segmentation
-
     stack = np.stack([series.frames(s.voxels) for s in segments], axis=-1).astype(np.uint8)
-    made = Segmentation(
-        series.images,
-        stack,
-        "BINARY",
-        _descriptions(segments, maker),
-        series_instance_uid=maker.uid("segmentation series", stack),
-        series_number=BINARY_SERIES,
-        sop_instance_uid=maker.uid("segmentation", stack),
-        instance_number=1,
-        content_label="SEGMENTATION",
-        content_description=NOTICE,
-        **maker.equipment(),
-    )
-    return settled(made, maker, "Segmentation")
+    return _segmentation(series, stack, segments, maker, "segmentation", BINARY_SERIES, "BINARY")
 
 
 def probability_segmentation(
@@ -58,26 +43,49 @@ def probability_segmentation(
         segments: at least one, with probabilities from 0 to 1
         maker: of the result
     """
-    from highdicom.seg import Segmentation
-
     maps = [s.probability for s in segments if s.probability is not None]
     stack = np.stack([series.frames(p.clip(0, 1)) for p in maps], axis=-1).astype(np.float32)
+    return _segmentation(
+        series,
+        stack,
+        segments,
+        maker,
+        "probability",
+        PROBABILITY_SERIES,
+        "FRACTIONAL",
+        fractional_type="PROBABILITY",
+        max_fractional_value=STEPS,
+    )
+
+
+def _segmentation(
+    series: SourceSeries,
+    stack: np.ndarray,
+    segments: Sequence[Segment],
+    maker: Maker,
+    name: str,
+    number: int,
+    kind: str,
+    **more: Any,
+) -> "Segmentation":
+    """The object of a name and a series number, and of what highdicom asks for its kind."""
+    from highdicom.seg import Segmentation
+
     made = Segmentation(
         series.images,
         stack,
-        "FRACTIONAL",
+        kind,
         _descriptions(segments, maker),
-        series_instance_uid=maker.uid("probability series", stack),
-        series_number=PROBABILITY_SERIES,
-        sop_instance_uid=maker.uid("probability", stack),
+        series_instance_uid=maker.uid(f"{name} series", stack),
+        series_number=number,
+        sop_instance_uid=maker.uid(name, stack),
         instance_number=1,
-        fractional_type="PROBABILITY",
-        max_fractional_value=STEPS,
-        content_label="PROBABILITY",
+        content_label=name.upper(),
         content_description=NOTICE,
+        **more,
         **maker.equipment(),
     )
-    return settled(made, maker, "Probability")
+    return settled(made, maker, name.capitalize())
 
 
 def _descriptions(segments: Sequence[Segment], maker: Maker) -> list["SegmentDescription"]:
