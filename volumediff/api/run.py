@@ -275,6 +275,7 @@ class Run:
         attributes: Mapping[str, str | float] | None = None,
         fill: Place | None = SegmentOptions.fill,
         seed: int = SegmentOptions.seed,
+        force: bool = SegmentOptions.force,
         **components: Any,
     ) -> "SegmentationResult":
         """Segments one image; the result is in the image's own voxel order.
@@ -292,6 +293,7 @@ class Run:
                 channels that there are, or else a list of those that the run and the translation
                 need
             seed: random seed
+            force: whether an image is taken that the run was plainly not trained for
             components: of the method, such as `samples=10`
 
         Raises:
@@ -303,7 +305,14 @@ class Run:
         from volumediff.inference.segment import segmenting
 
         options = segment_options(
-            method, overrides, components, channels=channels, layout=layout, seed=seed, fill=fill
+            method,
+            overrides,
+            components,
+            channels=channels,
+            layout=layout,
+            seed=seed,
+            force=force,
+            fill=fill,
         )
         work = segmenting(self.trained, options)
         examination = examined(
@@ -326,6 +335,7 @@ class Run:
         layout: "Spec" = TranslateOptions.layout,
         attributes: Mapping[str, str | float] | None = None,
         seed: int = TranslateOptions.seed,
+        force: bool = TranslateOptions.force,
         report: Report = silent,
         **components: Any,
     ) -> "TranslationResult":
@@ -341,6 +351,7 @@ class Run:
             attributes: age and the like, for runs that are conditioned on them; `estimate` in
                 place of a number looks for the likeliest one
             seed: random seed
+            force: whether an image is taken that the run was plainly not trained for
             report: receives progress lines of a method that learns first
             components: of the method, such as `samples=5`
 
@@ -353,7 +364,13 @@ class Run:
         from volumediff.inference.translate import translating
 
         options = translate_options(
-            method, overrides, components, channels=channels, layout=layout, seed=seed
+            method,
+            overrides,
+            components,
+            channels=channels,
+            layout=layout,
+            seed=seed,
+            force=force,
         )
         work = translating(self.trained, options, announce=report)
         examination = examined(
@@ -447,7 +464,11 @@ class Run:
         if healthy is not None:
             self.trained.localizes()
             new = add_healthy(
-                self.trained, sources_of(healthy), channels=channels, layout=known_layout(layout)
+                self.trained,
+                sources_of(healthy),
+                channels=channels,
+                layout=known_layout(layout),
+                report=report,
             )
             report(f"{new} healthy volumes are added to the calibration of {self.folder}")
         row = self._row(method, overrides, components, classifier, report)

@@ -34,6 +34,7 @@ __all__ = [
     "DicomOutput",
     "Domain",
     "Fill",
+    "Force",
     "HubModel",
     "Json",
     "LayoutOption",
@@ -147,6 +148,14 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take inputs that the run was plainly not trained for: another contrast or organ, "
+        "not aligned, or a volume that loses more than 5 % to the run's shape.",
+    ),
+]
 Fill = Annotated[
     Path | None,
     typer.Option(

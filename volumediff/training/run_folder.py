@@ -2,6 +2,7 @@
 
 config.yaml  manifest.json  splits.json  sources.json  seen.json  statistics/
 metrics.jsonl  progress.png  previews/  checkpoints/  run.lock
+inputs/ (what the training volumes are like)  preparation.json (what was done to them before)
 borrowed/ (copies of what comes from other runs)  landmarks.json (intensities that are fitted)
 """
 
@@ -112,9 +113,9 @@ def begin(run: Path, config: RunConfig) -> None:
 
 def _empty(run: Path) -> None:
     """Removes what follows from a configuration that never trained."""
-    for name in ("statistics", "borrowed"):
+    for name in ("statistics", "inputs", "borrowed"):
         discard(run / name)
-    names = ("splits.json", "sources.json", "seen.json", "landmarks.json")
+    names = ("splits.json", "sources.json", "seen.json", "landmarks.json", "preparation.json")
     for name in (*names, "metrics.jsonl", "config.yaml"):
         (run / name).unlink(missing_ok=True)
 
