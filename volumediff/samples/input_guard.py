@@ -59,6 +59,8 @@ MRI = {
 }
 # Training volumes below this number tell no spread.
 LEAST_VOLUMES = 5
+# Voxels of about 3 mm; on fewer no anatomy is seen.
+LEAST_VOXELS = 1000
 # Correlation with the healthy mean, of 41 files: T1w of six scanners .39 and more, of five of them
 # and aligned .54 and more (two gliomas .55 and .80); FLAIR .25 to .64; T2w, DWI, ADC and CT below
 # .2. Other contrasts of one run of T1w are all that was looked at. Training volumes that have
@@ -172,6 +174,8 @@ class InputGuard:
             return found
         own = measured(ready.x, ready.foreground, ready.spacing_mm)
         x, inside = coarse(ready.x, ready.foreground, ready.spacing_mm)
+        if inside.numel() < LEAST_VOXELS:
+            return found
         return [*found, *self._measures(own, x, inside, profile)]
 
     def cohort(self, other: InputProfile) -> list[Difference]:
