@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from volumediff.data.label_names import names_in
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.urgency import LEVELS
 from volumediff.findings.written import Written
@@ -117,6 +118,7 @@ class Gallery:
                 "uncertainty": written.uncertainty,
                 "findings": found.to_json()["findings"],
                 "statement": found.statement,
+                "label_names": names_in(written.facts),
             }
         return CaseView(
             title=written.case,

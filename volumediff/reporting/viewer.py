@@ -21,6 +21,7 @@ import numpy as np
 from isal import igzip
 
 from volumediff.colours import STOPS, label_colour
+from volumediff.data.label_names import label_name
 from volumediff.outputs.export import finite
 from volumediff.reporting.scene import Scene, limits
 
@@ -153,7 +154,7 @@ def _described(
         ],
         "labels": [{"name": n, "id": kept(x)} for n, x in scene.labels.items()],
         "values": [
-            {"value": v, "name": scene.label_names.get(v, f"label {v}"), "colour": label_colour(v)}
+            {"value": v, "name": label_name(v, scene.label_names), "colour": label_colour(v)}
             for v in values
         ],
         "places": [

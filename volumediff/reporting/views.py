@@ -67,6 +67,7 @@ class CaseView:
         members: of a fusion, with their share in the map and their cost
         at: the voxel to look at first; None takes the lesion, or the peak of the map
         files: name -> file that the page links to
+        label_names: label value -> what it is, of a segmentation
     """
 
     title: str
@@ -85,6 +86,7 @@ class CaseView:
     members: Sequence[Mapping[str, Any]] = ()
     at: tuple[int, int, int] | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
