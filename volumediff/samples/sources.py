@@ -137,7 +137,8 @@ def cases_of(data: Data) -> list[Case]:
             f"{', '.join(there) or 'none'}."
         )
     if data.label_names:
-        kept = [replace(case, names={**case.names, **data.label_names}) for case in kept]
+        named = {value: name for name, value in data.label_names.items()}
+        kept = [replace(case, names={**case.names, **named}) for case in kept]
     return kept if data.patients is None else data.patients.named(kept)
 
 
