@@ -11,7 +11,7 @@ from volumediff.reporting.segmentation_views import LabelView
 from volumediff.reporting.timeline import strip
 from volumediff.reporting.views import WHERE, CaseView, picture
 
-__all__ = ["case_panel", "figure_of", "findings_table", "label_panel"]
+__all__ = ["case_panel", "figure_of", "findings_table", "label_panel", "preparation"]
 
 # Rows of the table; the file has all of them.
 MOST = 12
@@ -40,11 +40,35 @@ def case_panel(view: CaseView) -> list[str]:
         parts.append(figure_of(strip(view.steps, aspect=aspect, outline=truth), caption))
     if view.members:
         parts.append(f"<p>{escape(_members(view.members))}</p>")
+    if view.prepared:
+        parts += [
+            "<h3>Preparation of the scan</h3>",
+            f"<p>{escape(preparation(view.prepared))}</p>",
+        ]
     if view.statement or view.findings:
         parts += ["<h3>Findings</h3>", f"<p>{escape(view.statement)}</p>"]
     if view.findings:
         parts += findings_table(view.findings, view.label_names)
     return parts
+
+
+def preparation(prepared: Mapping[str, Any]) -> str:
+    """How a raw scan was brought to the space of the run, in sentences."""
+    if prepared.get("template") is None:
+        return "What is not brain was removed; the scan stays on its own grid."
+    said = [
+        f"The scan was aligned with the template {prepared['template']} by its channel "
+        f"{prepared['aligned_channel']}: normalised mutual information "
+        f"{prepared['similarity']:.3f} afterwards, brain of {prepared['brain_ml']:.0f} ml, which "
+        f"grows by a factor of {prepared['volume_scale']:.2f} on the way."
+    ]
+    if prepared.get("n4"):
+        said.append("Its bias field was corrected.")
+    warnings = prepared.get("warnings") or ()
+    if warnings:
+        said.append(f"Look at the alignment: {'; '.join(warnings)}.")
+    said.append("The viewer can outline the template's brain, which shows whether it fits.")
+    return " ".join(said)
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> str:
