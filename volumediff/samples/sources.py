@@ -20,10 +20,11 @@ from volumediff.config import build, component
 from volumediff.data.alignment_template import Template, mni152
 from volumediff.data.cases import Case
 from volumediff.data.files import contents
+from volumediff.data.fingerprint import fingerprint
 from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
-from volumediff.data.preprocessing import MOST_CROPPED, Preprocessing, fingerprint
+from volumediff.data.preprocessing import MOST_CROPPED, Preprocessing
 from volumediff.data.remarks import Remark
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
