@@ -151,10 +151,10 @@ def test_all_volumes_without_content_are_named_and_the_others_are_kept(tmp_path)
         case = Case(name, name, {"i": tmp_path / f"{name}.nii.gz"})
 
         def make(case=case):
-            return {"x": Preprocessing().prepare(case).x.numpy()}, {}
+            return {"x": Preprocessing().prepare(case).x.numpy()}, {"spacing_mm": [1.0, 1.0, 1.0]}
 
         sources.append(Source(case, {"name": name}, make))
-    cache = Cache(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache", [].append)
     with pytest.raises(DataError, match=r"^2 of 4 volumes.*b\.nii\.gz: shows.*d\.nii\.gz: shows"):
         prepare_share(sources, cache, rank=0, world=1)
     there = {s.case.id for s in sources if cache.has(s.case.id, s.fingerprint)}
