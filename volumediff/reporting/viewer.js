@@ -254,7 +254,7 @@
     const [x, y] = [tile.left + tile.width / 2, tile.top + tile.height / 2];
     put(right[flipped ? 1 : 0], tile.left + 4, y, "left", "middle");
     put(right[flipped ? 0 : 1], tile.left + tile.width - 4, y, "right", "middle");
-    put(up[1], x, tile.top + 4, "center", "top");
+    put(up[1], x, tile.top + (state.beside ? 20 : 4), "center", "top"); // below the title of a side
     put(up[0], x, tile.top + tile.height - 4, "center", "bottom");
   }
 
