@@ -21,8 +21,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from volumediff.compatibility import require
+from volumediff.compatibility.features import probe_problem
 from volumediff.compatibility.methods import highest_problem
-from volumediff.compatibility.training import probe_problem
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.features.denoiser import denoiser_problem
