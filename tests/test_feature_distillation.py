@@ -231,6 +231,7 @@ def test_a_killed_run_ends_as_one_that_was_not_and_a_segmentation_begins_with_it
     [
         ("distillation.log_snrs=[]", "distillation.log_snrs"),
         ("recipe=healthy", "recipe: expected label_diffusion"),
+        ("recipe.ignored=[9]", r"recipe.ignored: expected none for a feature distillation"),
         (
             "network={name: unet, widths: [4, 8, 8], blocks: 1, groups: 2}",
             r"network: expected as many levels as the teacher",

@@ -20,7 +20,8 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
             "recipe.ignored: expected none for a probe, whose voxels are drawn by label, got "
             f"{list(recipe.ignored)}; use method=unet."
         )
-    if recipe.codes is None:
+    regions = recipe.coding.unions(recipe.label_count)
+    if recipe.codes is None or any(len(region) > 1 for region in regions):
         return (
             "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
             f"one, got {recipe.coding}; leave it out."
@@ -36,19 +37,24 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
     )
 
 
-def representation_problem(teacher: Model) -> str | None:
-    """Why an encoder cannot learn the deepest features of a model."""
+def representation_problem(labels: Recipe, teacher: Model) -> str | None:
+    """Why an encoder cannot learn the deepest features of a model at times that labels choose."""
+    if labels.ignored:
+        return (
+            "recipe.ignored: expected none for a feature distillation, which asks what features "
+            f"say of every voxel, got {list(labels.ignored)}; use method=unet."
+        )
     recipe, kernel, network = teacher.recipe, teacher.kernel, teacher.network
     told = recipe.atlas or recipe.reference or recipe.classes or recipe.scalars
     if kernel.path != "gaussian" or not recipe.whole or told:
         return (
-            "expected a diffusion model of volumes and nothing beside them (recipe healthy "
-            "without atlas, scalars and reference, kernel gaussian), got "
+            "teacher: expected a diffusion model of volumes and nothing beside them (recipe "
+            "healthy without atlas, scalars and reference, kernel gaussian), got "
             f"{name_of(type(recipe))} and {name_of(type(kernel))}; train such a run."
         )
     if network.latent_length or network.times or network.guidance is not None:
         return (
-            "expected a network of a state and its time alone, got that of a student with an "
-            "input of its own; use the run of its teacher."
+            "teacher: expected a network of a state and its time alone, got that of a student "
+            "with an input of its own; use the run of its teacher."
         )
     return None

@@ -79,7 +79,7 @@ def training_problem(
     if recipe.ignored and (kernel.path not in SQUARED or not space.exact or recipe.codes is None):
         return (
             "recipe.ignored: expected the kernel gaussian or cold, a space of voxels or wavelets, "
-            "and the coding signed or one_hot, whose loss can leave voxels out, got "
+            "and the coding signed, one_hot or regions, whose loss can leave voxels out, got "
             f"{name}, {name_of(type(space))} and {name_of(type(recipe.coding))}; use these, or "
             "method=unet."
         )

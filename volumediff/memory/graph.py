@@ -15,20 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volumediff.memory.slab_convolution import Convolution, TransposedConvolution
+from volumediff.memory.slab_norm import NormAffine
 from volumediff.memory.slabs import (
     Average,
     Concat,
-    Convolution,
     CropPlanes,
     EdgePad,
     LinearUpsampling,
     LocalNorm,
     NearestUpsampling,
-    NormAffine,
     Operation,
     Pad,
     Pointwise,
-    TransposedConvolution,
     Whole,
     WithinPlanes,
 )
@@ -224,14 +223,14 @@ def _norm_act(
 ) -> Lazy:
     if kind == "group":
         # Slab by slab the statistics come first; what is left is one pass either way.
-        return x.add(NormAffine(groups, eps, True, (scale, shift)), x.shape)
+        return x.add(NormAffine(groups, eps, True, fused, (scale, shift)), x.shape)
     return x.add(LocalNorm(kind, groups, eps, fused, (scale, shift)), x.shape)
 
 
 def _group_norm(x: Lazy, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Lazy:
     dtype = torch.promote_types(x.dtype, torch.float32)
     scale, shift = (t.to(dtype).expand(x.shape[0], -1) for t in (weight, bias))
-    return x.add(NormAffine(groups, eps, False, (scale, shift)), x.shape)
+    return x.add(NormAffine(groups, eps, False, None, (scale, shift)), x.shape)
 
 
 def _interpolate(

@@ -13,7 +13,9 @@ from volumediff.memory.domain import Domain
 from volumediff.memory.graph import Graph, Node
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
 from volumediff.memory.rebuilt import worth_rebuilding
-from volumediff.memory.slabs import Convolution, NormAffine, Range, Whole
+from volumediff.memory.slab_convolution import Convolution
+from volumediff.memory.slab_norm import NormAffine
+from volumediff.memory.slabs import Range, Whole
 
 __all__ = ["PassPlan"]
 
@@ -40,9 +42,11 @@ class PassPlan:
     ) -> None:
         self.graph, self.slab, self.offload = graph, slab, offload
         self.pieces, self.domain = pieces, domain
-        self.measured = {
-            node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
-        }
+        norms = [node for node in graph.nodes if isinstance(node.operation, NormAffine)]
+        self.measured = {node.inputs[0] for node in norms}
+        # One policy for all norms; those without an activation are of attention, and say nothing.
+        said = [node.operation.fused for node in norms if node.operation.activated]
+        self.fused: bool | None = said[0] if said else False
         self.stored = stored(graph)
         made = [node for node in graph.nodes if node.operation is not None]
         self.remade: set[Node] = set()

@@ -135,9 +135,7 @@ class FeatureDistillationTask(Task):
         require(supervised_problem(recipe, space), UsageError)
         with torch.device("meta"):  # its parts say what fits, its weights are for training
             teacher = cls._model(config, run)
-        problem = representation_problem(teacher)
-        if problem is not None:
-            raise UsageError(f"{WHERE} = {config.teacher}: {problem}")
+        require(representation_problem(recipe, teacher), UsageError)
         snrs = torch.tensor(section.log_snrs, dtype=torch.float64, device="cpu")
         times = teacher.kernel.schedule.time(snrs).tolist()
         problem = highest_problem(teacher, max(times))
