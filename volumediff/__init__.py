@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from volumediff.api.drawing import draw
     from volumediff.api.files import (
         localize_files,
         sample_files,
@@ -42,6 +43,7 @@ __all__ = [
     "UsageError",
     "Volume",
     "check",
+    "draw",
     "evaluate",
     "load",
     "localize_files",
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "volumediff.api.drawing": ("draw",),
     "volumediff.api.files": (
         "localize_files",
         "sample_files",
