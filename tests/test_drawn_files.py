@@ -7,6 +7,7 @@ from drawn_heads import NUMBERS, SPACING, STRUCTURES, head
 
 import volumediff
 from volumediff import randomness
+from volumediff.api.training import run_config
 from volumediff.config import build
 from volumediff.data.grid import Grid
 from volumediff.data.splits import split_cases

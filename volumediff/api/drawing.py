@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from volumediff.api.arguments import Place
-from volumediff.api.functions import run_config
+from volumediff.api.training import run_config
 from volumediff.errors import UsageError
 
 __all__ = ["draw"]

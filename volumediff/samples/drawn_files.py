@@ -54,7 +54,9 @@ def draw_files(config: RunConfig, output: Path, each: int, *, seed: int = 0) -> 
     if grid.shape is None or grid.spacing_mm is None:
         raise UsageError("data.drawn: needs data.preprocessing.shape and spacing_mm.")
     if output.is_dir() and any(output.iterdir()):
-        raise UsageError(f"{output}: expected a new or an empty folder, it has files; name another.")
+        raise UsageError(
+            f"{output}: expected a new or an empty folder, it has files; name another."
+        )
     output.mkdir(parents=True, exist_ok=True)
     recipe, template = plan_of(config.data), mni152()
     contrast = build("contrast", section.contrast, where="data.drawn.contrast")
