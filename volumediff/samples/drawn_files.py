@@ -78,7 +78,7 @@ def draw_files(config: RunConfig, output: Path, each: int, *, seed: int = 0) -> 
                 )
                 case = f"{name}-{i:03}"
                 file = f"{case}_{CHANNEL}.nii.gz"
-                write(output / file, signal.numpy(), like=place, kind="image", dtype="int16")
+                write(output / file, signal.numpy(), like=place, kind="image")
                 rows.append((case, file, name))
                 progress.update(len(rows) - 1)
     text = io.StringIO(newline="")
