@@ -156,7 +156,9 @@ def test_steps_of_several_processes_are_those_of_one(launched):
     _, lines, _, _ = launched
     assert len(lines) == sum(len(case["ranks"]) for case in EXACT)
     for line in lines:
-        for name in ("numbers", "validation", "weights", "ema", "optimizer"):
+        # trajectories begin with noise, which is in float32, and so are means of their losses
+        assert line["numbers"] < (1e-6 if line["case"] == "trajectory" else 1e-12), line
+        for name in ("validation", "weights", "ema", "optimizer"):
             assert line[name] < 1e-12, line
         if line["case"] in ("progressive", "consistency"):
             assert line["training"] < 1e-12, "the teacher of the round, or the average"

@@ -160,7 +160,9 @@ def test_tasks_of_a_job_array_share_the_cases_and_take_those_of_a_killed_one(run
     one = results_of(1, *words[:5], reference, *words[6:])
     assert [code for code, _, _ in ended] == [1, 1], "of the volume that cannot be read"
     for _, said, _ in ended:
-        assert moved(said, out) == moved(one[1], reference)
+        # on a busy machine a task may start when the others have done everything
+        late = "0 done, 5 already finished and verified"
+        assert moved(said, out).replace(late, "5 done") == moved(one[1], reference)
     a, b = files(out), files(reference)
     assert set(a) == set(b)
     different = {n for n in a if a[n] != b[n] and not n.startswith("findings_cases/")}

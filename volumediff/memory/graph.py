@@ -29,9 +29,8 @@ from volumediff.memory.slabs import (
     Pad,
     Pointwise,
     TransposedConvolution,
-    Whole,
-    WithinPlanes,
 )
+from volumediff.memory.whole_modules import Whole, WithinPlanes
 from volumediff.networks._edges import conv_transposed, edge_padded
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act

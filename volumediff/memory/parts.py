@@ -19,9 +19,8 @@ from volumediff.memory.slabs import (
     Pointwise,
     Range,
     TransposedConvolution,
-    Whole,
-    WithinPlanes,
 )
+from volumediff.memory.whole_modules import Whole, WithinPlanes
 
 __all__ = ["Part", "fine_encoder", "joins", "part_of", "stored"]
 

@@ -13,11 +13,10 @@ the whole volume: it is given them (`Affine`).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.networks._edges import conv_transposed, edge_padded
@@ -41,8 +40,6 @@ __all__ = [
     "Pointwise",
     "Range",
     "TransposedConvolution",
-    "Whole",
-    "WithinPlanes",
     "neutral",
     "scaled",
 ]
@@ -298,43 +295,6 @@ class EdgePad(Operation):
         y = edge_padded(x, (before, *self.before[1:]), (after, *self.after[1:]))
         # of copies alone there is one too many: the plane that they are copies of
         return _planes(y, 0, hi - lo)
-
-
-@dataclass(eq=False, repr=False)
-class WithinPlanes(_Planewise):
-    """A module that looks no further than a plane; `small` are its parameters and further
-    arguments."""
-
-    module: nn.Module
-    small: tuple[Tensor, ...]
-    linear = False
-
-    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        return _called(self.module, slabs, small)
-
-
-@dataclass(eq=False, repr=False)
-class Whole(Operation):
-    """A module that needs its inputs whole; `small` are its parameters and further arguments."""
-
-    module: nn.Module
-    small: tuple[Tensor, ...]
-    linear = False
-
-    def needs(self, wanted: Range, depths: Sequence[int]) -> list[Range]:
-        return [(0, depth) for depth in depths]
-
-    def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-        lo, hi = wanted
-        return _planes(_called(self.module, slabs, small), lo, hi - lo)
-
-
-def _called(module: nn.Module, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
-    """What a module makes of slabs, with these parameters and further arguments."""
-    names = [name for name, _ in module.named_parameters()]
-    parameters = dict(zip(names, small, strict=False))
-    arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
-    return torch.func.functional_call(module, parameters, arguments)
 
 
 def neutral(like: Tensor) -> tuple[Tensor, Tensor]:
