@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.memory.shares import whole_tensor
-from volumediff.model import Batch
 
 __all__ = ["DataParallel", "Loss", "LossModule", "clipped"]
 

@@ -16,9 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from volumediff.batch import Batch
 from volumediff.distributed.data_parallel import DataParallel, Loss, LossModule
 from volumediff.memory.shares import whole_tensor
-from volumediff.model import Batch
 from volumediff.networks._block import Recomputable
 from volumediff.networks._streamable import Streamable
 

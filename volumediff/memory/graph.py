@@ -15,22 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volumediff.memory.slab_convolution import Convolution, TransposedConvolution
+from volumediff.memory.slab_norm import NormAffine
 from volumediff.memory.slabs import (
     Average,
     Concat,
-    Convolution,
     CropPlanes,
     EdgePad,
     LinearUpsampling,
     LocalNorm,
     NearestUpsampling,
-    NormAffine,
     Operation,
     Pad,
     Pointwise,
-    TransposedConvolution,
+    Whole,
+    WithinPlanes,
 )
-from volumediff.memory.whole_modules import Whole, WithinPlanes
 from volumediff.networks._edges import conv_transposed, edge_padded
 from volumediff.networks._layers import Triple, conv
 from volumediff.networks._norm_act import NormKind, norm_act

@@ -28,8 +28,9 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from volumediff.batch import Batch, NoisyBatch
 from volumediff.memory.shares import whole_tensor
-from volumediff.model import Batch, Model, NoisyBatch
+from volumediff.model import Model
 from volumediff.samplers.consistency import ConsistencySteps
 from volumediff.samplers.spans import Spans
 from volumediff.settings.run_config import RunConfig
