@@ -19,7 +19,10 @@ def meetings(monkeypatch):
     monkeypatch.setattr(meeting, "BEAT", 0.1)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     stores = [store, *(dist.TCPStore("127.0.0.1", store.port) for _ in range(2))]
-    return [Meeting(rank, 3, own, PATIENCE) for rank, own in enumerate(stores)]
+    made = [Meeting(rank, 3, own, PATIENCE) for rank, own in enumerate(stores)]
+    yield made
+    for one in made[::-1]:
+        one.end()
 
 
 def together(works):
@@ -61,12 +64,10 @@ def test_work_takes_longer_than_the_patience(meetings):
 
 @pytest.mark.parametrize("fault", ["frozen", "no answer"])
 def test_a_silent_process_is_not_waited_for(meetings, monkeypatch, fault):
-    if fault == "frozen":
-        monkeypatch.setattr(meetings[2], "_hear", lambda said: time.sleep(60))
-    else:
-        # as where the process is frozen that has the store
-        for one in meetings[:2]:
-            monkeypatch.setattr(one, "_hear", lambda said: time.sleep(60))
+    thawed = threading.Event()
+    # no answer: as where the process is frozen that has the store
+    for one in meetings[2:] if fault == "frozen" else meetings[:2]:
+        monkeypatch.setattr(one, "_hear", lambda said: thawed.wait(60))
     began, raised = time.monotonic(), []
 
     def work(rank):
@@ -78,3 +79,4 @@ def test_a_silent_process_is_not_waited_for(meetings, monkeypatch, fault):
     together([lambda r=rank: work(r) for rank in range(2)])
     assert len(raised) == 2
     assert max(raised) < PATIENCE.total_seconds() + 1
+    thawed.set()

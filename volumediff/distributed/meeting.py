@@ -6,6 +6,7 @@ no clock of their own: a thread of every process says again and again that it li
 meetings it has come to; who waits gives up when another one has said nothing new for too long.
 """
 
+import atexit
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ __all__ = ["Meeting", "Silence"]
 
 # Seconds between two signs of life, while this process works and while it waits.
 BEAT, WAITING = 1.0, 0.005
+# Seconds that the thread gets to end; it may be waiting for the store of a process that is gone.
+ENDING = 5.0
 
 
 class Silence(RuntimeError):
@@ -41,8 +44,11 @@ class Meeting:
         self._said = [""] * size
         self._heard = [time.monotonic()] * size
         self._failure: Exception | None = None
-        self._waiting = threading.Event()
-        threading.Thread(target=self._live, name="signs of life", daemon=True).start()
+        self._waiting, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._thread.start()
+        # A thread that is inside the store when the interpreter goes would abort the process.
+        atexit.register(self.end)
 
     def wait(self) -> None:
         """Returns when every process has come here as often as this one.
@@ -57,6 +63,12 @@ class Meeting:
             time.sleep(WAITING)
         self._waiting.clear()
 
+    def end(self) -> None:
+        """Gives no more signs of life."""
+        self._ended.set()
+        self._waiting.set()
+        self._thread.join(ENDING)
+
     def _check(self) -> None:
         if self._failure is not None:
             raise Silence(str(self._failure))
@@ -66,7 +78,7 @@ class Meeting:
     def _live(self) -> None:
         beats = 0
         try:
-            while True:
+            while not self._ended.is_set():
                 beats += 1
                 self._store.set(self._keys[self._rank], f"{beats} {self._came[self._rank]}")
                 self._hear(self._store.multi_get(self._keys))
