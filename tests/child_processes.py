@@ -104,7 +104,7 @@ def running(words: Sequence[object], environment=None, **more) -> Iterator[Progr
 def run_program(
     words: Sequence[object],
     *,
-    timeout: float = 300,
+    timeout: float = 500,
     environment=None,
     code: int | None = 0,
     **more,

@@ -80,7 +80,7 @@ def training_problem(
     if recipe.ignored and (kernel.path not in SQUARED or not space.exact or recipe.codes is None):
         return (
             "recipe.ignored: expected the kernel gaussian or cold, a space of voxels or wavelets, "
-            "and the coding signed or one_hot, whose loss can leave voxels out, got "
+            "and the coding signed, one_hot or regions, whose loss can leave voxels out, got "
             f"{name}, {name_of(type(space))} and {name_of(type(recipe.coding))}; use these, or "
             "method=unet."
         )
@@ -424,7 +424,8 @@ def probe_problem(recipe: Recipe, model: Model) -> str | None:
             "recipe.ignored: expected none for a probe, whose voxels are drawn by label, got "
             f"{list(recipe.ignored)}; use method=unet."
         )
-    if recipe.codes is None:
+    regions = recipe.coding.unions(recipe.label_count)
+    if recipe.codes is None or any(len(region) > 1 for region in regions):
         return (
             "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
             f"one, got {recipe.coding}; leave it out."

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import CONVENTION, Found, Layout
-from volumediff.data.layouts._files import stem, walk
+from volumediff.data.layouts._files import ASIDE, stem, walk
 from volumediff.data.layouts._participants import PARTICIPANTS, with_participants
 from volumediff.data.layouts._roles import (
     ASSOCIATED_WORD,
@@ -23,7 +23,6 @@ from volumediff.data.layouts._roles import (
 __all__ = ["BIDS"]
 
 # Unprocessed files, and derivatives that are looked at on their own.
-ASIDE = frozenset({"sourcedata", "code", "derivatives"})
 NAME = re.compile(r"(sub-[A-Za-z0-9+]+)(_ses-[A-Za-z0-9+]+)?(?:_(.+))?")
 SUBJECT = re.compile(r"sub-.+")
 SESSION = re.compile(r"ses-.+")
