@@ -83,6 +83,7 @@ def test_two_processes_hold_about_half_of_the_activations(found, kind):
     for rank in range(2):
         peaks = found[rank]["peaks"]
         assert peaks[f"{kind} shared"] < 0.6 * peaks[f"{kind} one"]
+        assert peaks[f"{kind} shared"] == pytest.approx(peaks[f"{kind} planned"], rel=0.05)
 
 
 @pytest.mark.slow
@@ -161,6 +162,12 @@ def test_a_plan_is_about_one_of_the_processes(tmp_path):
     one, two = (t.stages["backward"].parts["activations"] for t in (alone, shared))
     assert two < 0.6 * one
     assert shared.stages["backward"].parts["weights"] == alone.stages["backward"].parts["weights"]
+    words = [*words, "processes.domain=2", "processes.shard=true"]
+    divided = trace(tiny(tmp_path, tmp_path / "run", *words)).stages["backward"].parts
+    whole = shared.stages["backward"].parts
+    assert divided["activations"] == whole["activations"]
+    assert divided["optimizer"] == whole["optimizer"] // 2
+    assert divided["weights"] == whole["weights"] * 3 // 2, "a share, and all of them in a step"
 
 
 def test_what_cannot_be_shared_is_refused_by_name():

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from volumediff.distributed import launch
+from volumediff.distributed.accelerate_config import started_alone
 from volumediff.distributed.meeting import Meeting, Silence
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.domain import ALONE, sharing
@@ -74,6 +75,12 @@ def start(config: RunConfig) -> Accelerator:
         raise UsageError(f"accelerate: {reason}; see accelerate config.") from error
     if accelerator.num_processes > 1:
         _hosts().meeting.patience = timeout(config)
+    if accelerator.num_processes == 1 and started_alone(os.environ):
+        raise UsageError(
+            "accelerate launch: one process was started, and its configuration has several: it "
+            "starts no others on CPUs by itself; launch with torchrun --standalone "
+            "--nproc_per_node N -m volumediff train ..."
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     asked = config.processes.number or launched
     if accelerator.num_processes != asked or launched != accelerator.num_processes:
