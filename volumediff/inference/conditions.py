@@ -92,7 +92,7 @@ def check_names(trained: Trained, given: Attributes) -> None:
         if name not in known:
             what = ", ".join(known) or "no attribute of a case"
             raise UsageError(
-                f"condition {name}: {trained.run} is conditioned on {what}."
+                f"condition {name}: {trained.name} is conditioned on {what}."
                 f"{suggestion(name, known)}"
             )
 
@@ -151,12 +151,12 @@ def _estimated(
     ends, model = trained.statistics.ranges.get(name), trained.task.lend(Model)
     if ends is None:
         raise UsageError(
-            f"condition {name}: cannot be estimated, as {trained.run} does not say which values "
+            f"condition {name}: cannot be estimated, as {trained.name} does not say which values "
             "it was trained with; give the value."
         )
     if model is None or model.kernel.path != "gaussian" or trained.recipe.reference:
         raise UsageError(
-            f"condition {name}: cannot be estimated with {trained.run}; expected a model that "
+            f"condition {name}: cannot be estimated with {trained.name}; expected a model that "
             "predicts Gaussian noise from the noisy state and its conditions alone."
         )
     grid = np.linspace(*ends, VALUES)
