@@ -15,7 +15,7 @@ seen-<hash>.json                      subjects that the weights were trained on
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,16 @@ from jaxtyping import UInt8
 
 import volumediff
 from volumediff.calibration.segmentation_fits import fitted
-from volumediff.data.cases import Case
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
+from volumediff.inference.case_by_case import find_cases, work_through
 from volumediff.inference.conditions import check_names, settled
 from volumediff.inference.cost import Cost, counted
-from volumediff.inference.dicom_inputs import check_series
 from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
-from volumediff.outputs.batch import Result, Summary, process
+from volumediff.outputs.batch import Result, Summary
 from volumediff.outputs.case_files import examination_files
 from volumediff.outputs.export import Writer
 from volumediff.outputs.input_grid import InputGrid
@@ -44,7 +43,7 @@ from volumediff.outputs.label_tables import write_label_tables
 from volumediff.outputs.segmentation_files import DSEG, sample_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
+from volumediff.runs.inputs import Examination, find_inputs, prepared
 from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.stripping import stripped, strips
@@ -335,29 +334,19 @@ def segment(
         DataError: a source has no cases, or the disk is full
     """
     work = segmenting(trained, options, announce=announce)
-    where = {"layout": options.layout, "patients": trained.config.data.patients}
     if work.fills is None:
-        names = trained.image_names(options.channels)
-        cases, problems = find_inputs(source, channels=names, **where)
+        find = partial(find_inputs, channels=trained.image_names(options.channels))
     else:
-        cases, problems = work.fills.find(source, **where)
-    if options.dicom:
-        check_series(cases)
-    policy = trained.preprocessing.policy
+        find = work.fills.find
+    found = find_cases(trained, source, find, layout=options.layout, dicom=options.dicom)
 
-    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
-        found = work(examination_of(case, inputs, policy=policy))
-        files, volumes = found.write(folder, samples=options.write_samples)
+    def one(examination: Examination, folder: Path) -> Result:
+        segmented = work(examination)
+        files, volumes = segmented.write(folder, samples=options.write_samples)
         if options.dicom:
-            files += found.write_dicom(folder)
-        return Result(files, {"volumes_ml": volumes, **vars(found.cost)})
+            files += segmented.write_dicom(folder)
+        return Result(files, {"volumes_ml": volumes, **vars(segmented.cost)})
 
-    return process(
-        cases,
-        out,
-        settings=work.settings,
-        work=one,
-        problems=problems,
-        overwrite=overwrite,
-        report=report,
+    return work_through(
+        trained, found, out, one, settings=work.settings, overwrite=overwrite, report=report
     )
