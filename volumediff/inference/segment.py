@@ -35,6 +35,7 @@ from volumediff.inference.cost import Cost, counted
 from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
+from volumediff.model import Model
 from volumediff.outputs.batch import Result, Summary
 from volumediff.outputs.case_files import examination_files
 from volumediff.outputs.export import Writer
@@ -294,7 +295,9 @@ def segmenting(
     trained.segments()
     check_names(trained, options.conditions)
     method = options.method or trained.config.method or DEFAULT
-    segmenter = load_segmenter(method, options.overrides)
+    asked = trained.task.lend(Model)
+    distilled = asked is not None and asked.walk is not None
+    segmenter = load_segmenter(method, options.overrides, distilled=distilled)
     try:
         segmenter.check(trained.model)
     except ValueError as error:
