@@ -32,8 +32,9 @@ from volumediff.anomaly.method_files import read_method
 from volumediff.anomaly.methods._base import Method
 from volumediff.anomaly.methods.fusion import Fusion
 from volumediff.anomaly.methods.rebuilder import Rebuilder
+from volumediff.api.loading import load
 from volumediff.api.results import LocalizationResult
-from volumediff.api.run import Run, load
+from volumediff.api.run import Run
 from volumediff.commands._demo import Test, load_demo, write_test
 from volumediff.config.listing import summary
 from volumediff.config.shipped_models import DEFAULT

@@ -93,7 +93,7 @@ def test_outputs_lie_beside_each_other_as_the_images_do(tmp_path, case, images, 
 def folders(tmp_path_factory, base, run):
     """(data, localized, segmented, translated), by the program."""
     from volumediff.api.files import localize_files, segment_files, translate_files
-    from volumediff.api.run import load
+    from volumediff.api.loading import load
 
     root = tmp_path_factory.mktemp("bids")
     data = write_bids(root / "data")

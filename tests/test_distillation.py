@@ -10,7 +10,7 @@ from tiny_runs import figures, tiny, write_data
 
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
-from volumediff.api.run import load
+from volumediff.api.loading import load
 from volumediff.condition import Condition
 from volumediff.contracts.closed_form import KnownDenoiser, gaussian_ends
 from volumediff.contracts.scenes import example as scene

@@ -13,7 +13,7 @@ from domain_ranks import MODELS
 from tiny_runs import figures, tiny, write_data
 
 from volumediff.api.files import localize_files, sample_files
-from volumediff.api.run import load
+from volumediff.api.loading import load
 from volumediff.distributed.mesh import Mesh
 from volumediff.errors import UsageError
 from volumediff.memory.domain import Domain, current_domain, sharing

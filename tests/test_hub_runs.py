@@ -11,7 +11,7 @@ import yaml
 from fake_hub import TOKEN, hub
 from monai_networks import maisi_autoencoder, maisi_unet
 from test_model_file import CARD, WORDS
-from tiny_app import base, program, run, write_cases
+from tiny_app import base, label_run, program, run, write_cases
 from tiny_runs import phantom
 
 import volumediff
@@ -100,9 +100,39 @@ def test_the_card_says_what_people_and_the_hub_need(hub, run, card, program):
         assert words in text
 
 
+def test_a_segmentation_run_comes_back_with_what_its_method_has_fitted(hub, base, tmp_path):
+    """The threshold is fitted on the weights as the file holds them; no case is named."""
+    run = label_run(base)
+    method = tmp_path / "mine.yaml"
+    method.write_text("predictor: sampled\nsampler: {name: ancestral, steps: 2}\nsamples: 2\n")
+    words = ("post=[fitted_threshold]",)
+    volumediff.push(run, "hf:o/labels", card=CARD, method=method, overrides=words)
+    pushed = hub.repositories["o/labels"][-1]
+    assert b"sub-0" not in pushed["labels.safetensors"]
+    text = pushed["README.md"].decode()
+    assert "volumediff segment CASE.nii.gz --run runs/labels" in text
+    assert "`method/mine.yaml post=[fitted_threshold]`" in text
+    method.unlink()
+    pulled = volumediff.pull("hf:o/labels", tmp_path / "pulled")
+    fits = list((pulled.folder / "calibration").glob("segmentation-*.json"))
+    assert len(fits) == 1
+    stored = fits[0].read_bytes()
+    image = (phantom(9), np.diag([3.0, 3, 3, 1]))
+    found = pulled.segment(image)  # no data is reachable: nothing could be fitted again
+    assert [f.read_bytes() for f in (pulled.folder / "calibration").glob("*.json")] == [stored]
+    own = pulled.segment(
+        image, method="label_diffusion", overrides=["sampler={name: ancestral, steps: 2}"]
+    )
+    assert found.facts["method"].endswith("mine.yaml")
+    assert own.facts["method"] == "label_diffusion"
+    for call in (pulled.localize,):
+        with pytest.raises(UsageError, match="segment"):
+            call(image)
+
+
 def test_a_model_file_is_pushed_as_it_is(hub, run, tmp_path):
     file = tmp_path / "phantoms.safetensors"
-    volumediff.load(run).export(file, card=CARD, method="intensity", overrides=WORDS)
+    volumediff.export(run, file, card=CARD, method="intensity", overrides=WORDS)
     volumediff.push(file, "hf:o/other", public=True)
     assert hub.repositories["o/other"][-1]["other.safetensors"] == file.read_bytes()
     assert not hub.private
@@ -124,7 +154,7 @@ def test_weights_of_others_keep_their_licence(hub, run, tmp_path, licence, own, 
     place = shutil.copytree(run, tmp_path / "run")
     keep_import_record(place, IMPORTED.model_copy(update={"licence": licence}))
     card = {**CARD, "licence": own}
-    volumediff.load(place).export(file, card=card, method="intensity", overrides=WORDS)
+    volumediff.export(place, file, card=card, method="intensity", overrides=WORDS)
     assert card_of_file(file).imported[0].licence == licence
     if words is not None:
         with pytest.raises(UsageError, match=words):
@@ -184,7 +214,7 @@ def test_a_run_of_latents_takes_its_autoencoder_along(hub, tmp_path):
     assert [r.kind for r in import_records_of(run)] == ["monai_unet", "monai_autoencoder"]
     loaded = volumediff.load(run)
     loaded.calibrate("scan", healthy=write_cases(tmp_path / "healthy"), overrides=SCAN)
-    loaded.export(file, card=CARD, method="scan", overrides=SCAN)
+    volumediff.export(run, file, card=CARD, method="scan", overrides=SCAN)
     assert str(tmp_path).encode() not in file.read_bytes()
     (coder).rename(tmp_path / "gone")
     volumediff.push(file, "hf:o/latents")

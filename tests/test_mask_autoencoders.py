@@ -11,7 +11,7 @@ from scipy import ndimage
 from tiny_runs import figures, phantom, tiny, write_data
 from torch import nn
 
-from volumediff.api.run import load
+from volumediff.api.loading import load
 from volumediff.autoencoders._base import Autoencoder
 from volumediff.autoencoders._codec import Codec
 from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout

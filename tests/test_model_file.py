@@ -51,7 +51,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def file(run, tmp_path_factory):
     target = tmp_path_factory.mktemp("model") / "phantoms.safetensors"
-    volumediff.load(run).export(target, card=CARD, method="intensity", overrides=WORDS)
+    volumediff.export(run, target, card=CARD, method="intensity", overrides=WORDS)
     return target
 
 
@@ -84,7 +84,7 @@ def test_a_method_of_ones_own_goes_along(run, file, tmp_path, monkeypatch):
     own.parent.mkdir()
     own.write_bytes(config_path("anomaly", "intensity").read_bytes())
     target = tmp_path / "own.safetensors"
-    card = volumediff.load(run).export(target, card=CARD, method=own, overrides=WORDS)
+    card = volumediff.export(run, target, card=CARD, method=own, overrides=WORDS)
     assert card.method == "method/mine.yaml"
     own.unlink()
     monkeypatch.chdir(own.parent)
@@ -140,8 +140,8 @@ def test_info_shows_the_card(program, file):
 
 def test_an_incomplete_card_is_refused(run, tmp_path):
     with pytest.raises(DataError, match="licence"):
-        volumediff.load(run).export(
-            tmp_path / "x.safetensors", card={**CARD, "licence": None}, method="intensity"
+        volumediff.export(
+            run, tmp_path / "x.safetensors", card={**CARD, "licence": None}, method="intensity"
         )
 
 

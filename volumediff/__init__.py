@@ -14,23 +14,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from volumediff.api.alignment import prepare, restore
+    from volumediff.api.data_sets import check, propose
+    from volumediff.api.evaluation import evaluate
     from volumediff.api.files import (
         localize_files,
         sample_files,
         segment_files,
         translate_files,
     )
-    from volumediff.api.functions import (
-        check,
-        evaluate,
-        plan,
-        prepare,
-        propose,
-        restore,
-        train,
-    )
     from volumediff.api.hub import pull, push
-    from volumediff.api.run import Run, load
+    from volumediff.api.loading import load
+    from volumediff.api.model_files import export
+    from volumediff.api.run import Run
+    from volumediff.api.training import plan, train
     from volumediff.data.volume import Volume
     from volumediff.errors import DataError, UsageError
 
@@ -43,6 +40,7 @@ __all__ = [
     "Volume",
     "check",
     "evaluate",
+    "export",
     "load",
     "localize_files",
     "plan",
@@ -58,23 +56,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "volumediff.api.alignment": ("prepare", "restore"),
+    "volumediff.api.data_sets": ("check", "propose"),
+    "volumediff.api.evaluation": ("evaluate",),
     "volumediff.api.files": (
         "localize_files",
         "sample_files",
         "segment_files",
         "translate_files",
     ),
-    "volumediff.api.functions": (
-        "check",
-        "evaluate",
-        "plan",
-        "prepare",
-        "propose",
-        "restore",
-        "train",
-    ),
     "volumediff.api.hub": ("pull", "push"),
-    "volumediff.api.run": ("Run", "load"),
+    "volumediff.api.loading": ("load",),
+    "volumediff.api.model_files": ("export",),
+    "volumediff.api.run": ("Run",),
+    "volumediff.api.training": ("plan", "train"),
     "volumediff.data.volume": ("Volume",),
     "volumediff.errors": ("DataError", "UsageError"),
 }

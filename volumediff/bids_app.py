@@ -104,7 +104,7 @@ def _participant(given: argparse.Namespace) -> list[str]:
     Raises:
         UsageError: no BIDS data set, or no such participant or session
     """
-    from volumediff.api.run import load
+    from volumediff.api.loading import load
 
     inputs = _inputs(given.bids_dir, given.participant_label, given.session_label)
     trained = load(given.run, device=given.device).trained

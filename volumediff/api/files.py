@@ -76,9 +76,10 @@ def localize_files(
         UsageError: method, run, inputs and output folder do not fit
         DataError: the inputs have no cases, or the disk is full
     """
+    from volumediff.api.model_files import method_of
     from volumediff.inference.localize_files import localize
 
-    method, overrides = run.own_method(method, overrides)
+    method, overrides = method_of(run.trained, method, overrides, LocalizeOptions.method)
     options = localize_options(
         method,
         overrides,
@@ -148,8 +149,10 @@ def segment_files(
         UsageError: method, run, inputs and output folder do not fit
         DataError: the inputs have no cases, or the disk is full
     """
+    from volumediff.api.model_files import method_of
     from volumediff.inference.segment import segment
 
+    method, overrides = method_of(run.trained, method, overrides, SegmentOptions.method)
     options = segment_options(
         method,
         overrides,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from volumediff.api.arguments import Place, Report, silent
 from volumediff.errors import DataError, UsageError
-from volumediff.inference.options import LocalizeOptions
 
 if TYPE_CHECKING:
     from volumediff.api.run import Run
@@ -22,8 +21,8 @@ def push(
     place: str,
     *,
     card: Mapping[str, Any] | None = None,
-    method: Place = LocalizeOptions.method,
-    overrides: Sequence[str] = LocalizeOptions.overrides,
+    method: Place | None = None,
+    overrides: Sequence[str] = (),
     data: Place | None = None,
     public: bool = False,
     report: Report = silent,
@@ -36,8 +35,8 @@ def push(
     Arguments:
         run: folder of a run, which is exported first, or a model file
         place: `hf:OWNER/NAME`
-        card: what `Run.export` asks for; a model file has its own
-        method, overrides: localization method that the model is meant for, as for `Run.export`
+        card: what `export` asks for; a model file has its own
+        method, overrides: that the model is meant for, as for `export`
         data: folder of the run's data, if they were moved
         public: whether a new repository can be seen by everyone
         report: receives progress lines
@@ -50,6 +49,7 @@ def push(
             to write there, or no network
         DataError: the run or the file is damaged
     """
+    from volumediff.api.model_files import export
     from volumediff.config.shipped_models import MODEL_SUFFIX
     from volumediff.hub.place import HubPlace
     from volumediff.hub.upload import upload
@@ -71,8 +71,19 @@ def push(
             _check_licence(known, public=public)
             shutil.copyfile(source, file)
         else:
-            known = _exported(
-                run, file, card, method=method, overrides=overrides, data=data, report=report
+            if card is None:
+                raise UsageError(
+                    f"{run}: a run that is pushed needs a card; give about, data, licence, limits "
+                    "and metrics of the model."
+                )
+            known = export(
+                run,
+                file,
+                card=card,
+                method=method,
+                overrides=overrides,
+                data=data,
+                report=report,
             )
             _check_licence(known, public=public)
         digest = sha256_of_file(file)
@@ -93,7 +104,7 @@ def pull(place: str, output: Place, *, report: Report = silent) -> "Run":
         UsageError: no such repository or revision, no access, no network, or a folder in use
         DataError: the repository holds no model file of this package, or a damaged one
     """
-    from volumediff.api.run import load
+    from volumediff.api.loading import load
     from volumediff.config.shipped_models import MODEL_SUFFIX
     from volumediff.hub.place import HubPlace
     from volumediff.hub.repository import look_up
@@ -119,27 +130,6 @@ def pull(place: str, output: Place, *, report: Report = silent) -> "Run":
     facts = {"source": str(source), "commit": repository.commit, "sha256": sha256_of_file(file)}
     record_session(target, {"pulled": facts})
     return load(target)
-
-
-def _exported(
-    run: Place,
-    file: Path,
-    card: Mapping[str, Any] | None,
-    *,
-    method: Place,
-    overrides: Sequence[str],
-    data: Place | None,
-    report: Report,
-) -> "ModelCard":
-    from volumediff.api.run import load
-
-    if card is None:
-        raise UsageError(
-            f"{run}: a run that is pushed needs a card; give about, data, licence, limits and "
-            "metrics of the model."
-        )
-    loaded = load(run, data=data)
-    return loaded.export(file, card=card, method=method, overrides=overrides, report=report)
 
 
 def _check_licence(card: "ModelCard", *, public: bool) -> None:

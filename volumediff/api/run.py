@@ -9,8 +9,7 @@ with one exception: a calibration that a method needs is kept in the run.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,49 +41,7 @@ if TYPE_CHECKING:
     from volumediff.tuning.search import Budget, Grids
     from volumediff.tuning.tuned import Tuned
 
-__all__ = ["Run", "load"]
-
-
-def load(
-    run: Place,
-    *,
-    which: Literal["best", "last"] = "best",
-    device: str = "auto",
-    memory: Sequence[str] | Mapping[str, Any] = (),
-    read: Sequence[str] | Mapping[str, Any] = (),
-    data: Place | None = None,
-    domain: int = 1,
-) -> "Run":
-    """Loads a trained run.
-
-    Arguments:
-        run: its folder, a model file, or the name of a model that ships, such as `t1w`
-        which: the checkpoint selected on validation, or the newest
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        memory: memory policy in place of the training's, such as `{"slab": 32}`
-        read: decisions on ambiguous files in place of the training's, such as
-            `{"no_forms": "ras"}`; see `volumediff.data.read_policy`
-        data: folder of the run's data, if they were moved
-        domain: processes of a launch that share each volume along its first axis. The first of
-            them goes on; the others help it, and end the program when it ends
-
-    Raises:
-        UsageError: no run, no checkpoint, no such device, a run of an auxiliary model, or a launch
-            of no multiple of `domain` processes
-        DataError: the run is damaged
-    """
-    from volumediff.runs.model_file import resolve
-    from volumediff.runs.trained import load_trained
-
-    memory, read = (words_of(v) if isinstance(v, Mapping) else list(v) for v in (memory, read))
-    trained = load_trained(
-        resolve(run), which=which, device=device, memory=memory, read=read, domain=domain
-    )
-    if data is not None:
-        moved = trained.config.data.model_copy(update={"root": str(data)})
-        config = trained.config.model_copy(update={"data": moved})
-        trained = replace(trained, config=config)
-    return Run(trained)
+__all__ = ["Run"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,55 +69,6 @@ class Run:
         from volumediff.runs.model_file import card_of
 
         return card_of(self.trained.run)
-
-    def own_method(
-        self, method: Place | None, overrides: Sequence[str]
-    ) -> tuple[Place, Sequence[str]]:
-        """The method that is asked for, or else that of the model's card, or else `scan`."""
-        if method is not None:
-            return method, overrides
-        card = self.card
-        if card is None:
-            return LocalizeOptions.method, overrides
-        carried = self.folder / card.method
-        method = carried if carried.is_file() else card.method
-        return method, (*card.overrides, *overrides)
-
-    def export(
-        self,
-        file: Place,
-        *,
-        card: Mapping[str, Any],
-        method: Place = LocalizeOptions.method,
-        overrides: Sequence[str] = LocalizeOptions.overrides,
-        report: Report = silent,
-    ) -> "ModelCard":
-        """Writes the run as one model file: weights, calibration, preparation and a card.
-
-        The method is calibrated anew, with the weights as the file holds them, so the run's data
-        must be reachable.
-
-        Arguments:
-            file: NAME.safetensors; NAME is the model's
-            card: what `volumediff.runs.model_file.CardText` asks for
-            method, overrides: localization method that the model is meant for
-            report: receives progress lines
-
-        Raises:
-            UsageError: the run cannot be exported, or its data are not reachable
-            DataError: the card lacks something, or the file cannot be written
-        """
-        from volumediff.api.model_files import export
-
-        return export(
-            self.trained,
-            file,
-            card=card,
-            method=method,
-            overrides=overrides,
-            reload=partial(load, device=str(self.trained.device)),
-            report=report,
-        )
 
     def localize(
         self,
@@ -224,10 +132,11 @@ class Run:
             DataError: the image is refused
         """
         from volumediff.api.images import examined
+        from volumediff.api.model_files import method_of
         from volumediff.api.results import LocalizationResult
         from volumediff.inference.localize_files import choose, settle
 
-        method, overrides = self.own_method(method, overrides)
+        method, overrides = method_of(self.trained, method, overrides, LocalizeOptions.method)
         options = localize_options(
             method,
             overrides,
@@ -284,13 +193,7 @@ class Run:
             method: name of a segmentation method that ships with the package, or a YAML file;
                 None takes the one that the run was configured for, or `label_diffusion`
             overrides: `key=value` overrides that change the method
-            channels: names of the images in the data; None takes those of the run
-            layout: of a folder of data; `auto` decides by the files that are there
-            attributes: age and the like, for runs that are conditioned on them; `estimate` in
-                place of a number looks for the likeliest one
-            fill: translation run that draws channels which the image lacks; given as a path, the
-                channels that there are, or else a list of those that the run and the translation
-                need
+            channels, layout, attributes, fill: as for `localize`
             seed: random seed
             components: of the method, such as `samples=10`
 
@@ -299,9 +202,11 @@ class Run:
             DataError: the image is refused
         """
         from volumediff.api.images import examined
+        from volumediff.api.model_files import method_of
         from volumediff.api.results import SegmentationResult
         from volumediff.inference.segment import segmenting
 
+        method, overrides = method_of(self.trained, method, overrides, SegmentOptions.method)
         options = segment_options(
             method, overrides, components, channels=channels, layout=layout, seed=seed, fill=fill
         )
@@ -337,9 +242,7 @@ class Run:
                 None takes the one that the run was configured for, or `translation`
             overrides: `key=value` overrides that change the method
             channels: names of the source images in the data; None takes those of the run
-            layout: of a folder of data; `auto` decides by the files that are there
-            attributes: age and the like, for runs that are conditioned on them; `estimate` in
-                place of a number looks for the likeliest one
+            layout, attributes: as for `localize`
             seed: random seed
             report: receives progress lines of a method that learns first
             components: of the method, such as `samples=5`
@@ -441,6 +344,7 @@ class Run:
             UsageError: the run's data are not reachable, or too few for the method, or a volume
                 of `healthy` was seen by the run before
         """
+        from volumediff.api.calibrating import method_for
         from volumediff.calibration.healthy import add_healthy
         from volumediff.calibration.of_run import calibrate
 
@@ -450,7 +354,7 @@ class Run:
                 self.trained, sources_of(healthy), channels=channels, layout=known_layout(layout)
             )
             report(f"{new} healthy volumes are added to the calibration of {self.folder}")
-        row = self._row(method, overrides, components, classifier, report)
+        row = method_for(self.trained, method, overrides, components, classifier, report)
         return calibrate(
             self.trained, row, str(method), seed=seed, limit=volumes, truth=truth, report=report
         )
@@ -474,8 +378,7 @@ class Run:
 
         Arguments:
             site: folder or datalist of healthy volumes
-            channels: names of the images in the data; None takes those of the run
-            layout: of a folder of data; `auto` decides by the files that are there
+            channels, layout: as for `localize`
             volumes: most volumes of the site to use; None takes all
             others: as for `calibrate`
 
@@ -485,24 +388,20 @@ class Run:
         Raises:
             UsageError: the method has nothing that is calibrated, or needs more volumes
         """
-        from volumediff.calibration.of_run import calibration_for
-        from volumediff.calibration.site import SiteCalibration, find_site, site_calibration
+        from volumediff.api.calibrating import calibrate_site, method_for
 
-        row = self._row(method, overrides, components, classifier, report)
-        place = find_site(self.trained, site, channels=channels, layout=known_layout(layout))
-        own = calibration_for(self.trained, row, str(method), seed=seed, report=report)
-        found, drift = site_calibration(
+        row = method_for(self.trained, method, overrides, components, classifier, report)
+        return calibrate_site(
             self.trained,
             row,
             str(method),
-            place,
-            own=own,
+            site,
+            channels=channels,
+            layout=known_layout(layout),
             seed=seed,
-            limit=volumes,
-            again=True,
+            volumes=volumes,
             report=report,
         )
-        return SiteCalibration(place.name, found, drift, row.threshold(found))
 
     def tune(
         self,
@@ -551,21 +450,6 @@ class Run:
             budget=Budget() if budget is None else budget,
             report=report,
         )
-
-    def _row(
-        self,
-        method: Place,
-        overrides: Sequence[str],
-        components: Mapping[str, Any],
-        classifier: Place | None,
-        report: Report,
-    ) -> Any:
-        from volumediff.calibration.of_run import load_method
-
-        self.trained.localizes()
-        words = [*overrides, *words_of(components)]
-        runs = {"classifier": classifier}
-        return load_method(self.trained, str(method), words, runs=runs, report=report)
 
     def __repr__(self) -> str:
         trained = self.trained

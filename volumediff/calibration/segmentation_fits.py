@@ -27,11 +27,14 @@ __all__ = ["StoredLabelFit", "fitted"]
 
 
 class StoredLabelFit(Record):
-    """What each part of a method has fitted, in its order, such as thresholds by label."""
+    """What each part of a method has fitted, in its order, such as thresholds by label.
+
+    A model file holds it: it names no volume.
+    """
 
     method: str
     weights: str
-    cases: list[str]
+    volumes: int
     fitted: tuple[tuple[float, ...], ...]
 
 
@@ -78,7 +81,7 @@ def _fit(
     stored = StoredLabelFit(
         method=repr(segmenter),
         weights=trained.digest,
-        cases=[case.id for case in cases],
+        volumes=len(cases),
         fitted=result.fitted,
     )
     path.parent.mkdir(exist_ok=True)

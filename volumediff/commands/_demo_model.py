@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from volumediff.api.files import localize_files
-from volumediff.api.run import load
+from volumediff.api.loading import load
 from volumediff.commands._demo import Clock, Test, write_test
 from volumediff.data.population import Population
 from volumediff.errors import DataError

@@ -33,6 +33,7 @@ __all__ = [
     "Device",
     "DicomOutput",
     "Domain",
+    "ExportedMethod",
     "Fill",
     "HubModel",
     "Json",
@@ -129,6 +130,15 @@ Method = Annotated[
     typer.Option(
         "--method",
         help="Name of a localization method, or a YAML file.",
+        autocompletion=_completion.methods,
+    ),
+]
+ExportedMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="Localization or segmentation method that the model is meant for, by name or as a "
+        "YAML file; by default scan, or what a segmentation run was configured for.",
         autocompletion=_completion.methods,
     ),
 ]

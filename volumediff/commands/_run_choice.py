@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from volumediff.api.run import Run, load
+from volumediff.api.loading import load
+from volumediff.api.run import Run
 from volumediff.commands._options import (
     DataRoot,
     Device,

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.functions import check as look
-from volumediff.api.functions import checking
+from volumediff.api.data_sets import check as look
+from volumediff.api.data_sets import checking
 from volumediff.commands._account import Strict
 from volumediff.commands._options import (
     Channels,

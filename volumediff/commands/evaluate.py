@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.functions import evaluate as compare
+from volumediff.api.evaluation import evaluate as compare
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.commands._written import WrittenFiles

@@ -5,10 +5,21 @@ from typing import Annotated
 
 import typer
 
-from volumediff.commands._options import DataRoot, Method, MethodWords, RunArgument, out_line, say
+from volumediff.api.model_files import export as export_run
+from volumediff.commands._options import (
+    DataRoot,
+    ExportedMethod,
+    MethodWords,
+    RunArgument,
+    defaults,
+    out_line,
+    say,
+)
 from volumediff.commands._written import WrittenFiles
 
 __all__ = ["export"]
+
+WORK = defaults(export_run)
 
 
 def export(
@@ -21,19 +32,24 @@ def export(
         ),
     ],
     overrides: MethodWords = None,
-    method: Method = "synthetic",
-    data: DataRoot = None,
+    method: ExportedMethod = WORK["method"],
+    data: DataRoot = WORK["data"],
 ) -> None:
-    """Write a trained run as one file with a model card, calibrated for one method.
+    """Write a trained run as one file with a model card, ready for one method.
 
     volumediff export runs/t1w -o t1w.safetensors --card t1w.yaml --method synthetic
     """
-    from volumediff.api.run import load
-    from volumediff.config import load as load_yaml
+    from volumediff.config import load
 
-    loaded, files = load(run, data=data), WrittenFiles(output)
-    written = loaded.export(
-        output, card=load_yaml(card), method=method, overrides=overrides or (), report=say
+    files = WrittenFiles(output)
+    written = export_run(
+        run,
+        output,
+        card=load(card),
+        method=method,
+        overrides=overrides or (),
+        data=data,
+        report=say,
     )
     out_line(f"{output}: method {written.method}, step {written.step}")
-    files.finish(then=f"volumediff localize INPUT --run {output} -o out/")
+    files.finish(then=f"volumediff {written.verb} INPUT --run {output} -o out/")

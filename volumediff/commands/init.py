@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.functions import propose
+from volumediff.api.data_sets import propose
 from volumediff.commands._options import (
     Channels,
     LayoutOption,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.functions import plan as look
+from volumediff.api.training import plan as look
 from volumediff.commands._options import (
     Config,
     ConfigWords,

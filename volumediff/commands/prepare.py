@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.functions import prepare as work
+from volumediff.api.alignment import prepare as work
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,

@@ -8,8 +8,8 @@ import typer
 from volumediff.api.hub import push as push_run
 from volumediff.commands._options import (
     DataRoot,
+    ExportedMethod,
     HubModel,
-    Method,
     MethodWords,
     defaults,
     out_line,
@@ -35,7 +35,7 @@ def push(
             "has its own.",
         ),
     ] = WORK["card"],
-    method: Method = WORK["method"],
+    method: ExportedMethod = WORK["method"],
     data: DataRoot = WORK["data"],
     public: Annotated[
         bool,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from volumediff.api.functions import restore as work
+from volumediff.api.alignment import restore as work
 from volumediff.commands._options import OutFolder, Overwrite, defaults, finish
 from volumediff.commands._written import WrittenFiles
 

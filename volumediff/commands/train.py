@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from volumediff.api.functions import run_config
-from volumediff.api.functions import train as work
+from volumediff.api.training import run_config
+from volumediff.api.training import train as work
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import Config, ConfigWords, Read
 from volumediff.commands._written import WrittenFiles

@@ -20,6 +20,12 @@ LICENCES = frozenset(
     "cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-sa-4.0 cc-by-nc-nd-4.0 openrail "
     "unlicense".split()
 )
+TAGS = {"localize": "anomaly-localization", "segment": "segmentation"}
+READERS = {
+    "localize": "Every result wants a reader: a map says where a volume differs from healthy "
+    "ones, not what is there.",
+    "segment": "Every result wants a reader: labels can be missing, and others can be too many.",
+}
 NOTICE = "Research software. Not a medical device, not for diagnosis."
 
 
@@ -44,7 +50,7 @@ def _head(card: ModelCard) -> Iterator[tuple[str, object]]:
         yield "license_name", card.licence
     yield "library_name", LIBRARY
     yield "pipeline_tag", "image-segmentation"  # the hub's nearest: a label for every voxel
-    yield "tags", ["medical", "3d", "diffusion", "anomaly-localization"]
+    yield "tags", ["medical", "3d", "diffusion", TAGS[card.verb]]
 
 
 def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
@@ -53,8 +59,7 @@ def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
         "Intended use",
         [
             "Research on images like those that the model was trained on; see Data and Limits.",
-            "Every result wants a reader: a map says where a volume differs from healthy ones, "
-            "not what is there.",
+            READERS[card.verb],
         ],
     )
     yield from _section("Use", [])
@@ -62,14 +67,14 @@ def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
         "```sh",
         "pip install volumediff",
         f"volumediff pull {place} -o runs/{card.name}",
-        f"volumediff localize CASE.nii.gz --run runs/{card.name} -o out/",
+        f"volumediff {card.verb} CASE.nii.gz --run runs/{card.name} -o out/",
         "```",
         "",
         "```python",
         "import volumediff",
         "",
         f'run = volumediff.pull("{place}", "runs/{card.name}")',
-        'run.localize("CASE.nii.gz").save("out/")',
+        f'run.{card.verb}("CASE.nii.gz").save("out/")',
         "```",
         "",
     )
@@ -77,7 +82,7 @@ def _body(card: ModelCard, place: HubPlace, sha256: str) -> Iterator[str]:
     yield from _section(
         "Model",
         [
-            f"localization method: `{card.method}{words}`",
+            f"method: `{card.method}{words}`",
             f"channels: {card.channels}",
             f"voxels: {_numbers(card.shape)}, at {_numbers(card.spacing_mm)} mm",
             f"step of the training: {card.step}",

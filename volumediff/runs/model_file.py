@@ -1,4 +1,4 @@
-"""A run in one file: what localizing with it takes, sealed, with a card that says what it is.
+"""A run in one file: what working with it takes, sealed, with a card that says what it is.
 
     NAME.safetensors   weights (bfloat16 where a rounding is harmless), the run's other files as
                        bytes, and a record: card, step and SHA-256 of the whole
@@ -91,7 +91,8 @@ class ModelCard(CardText):
 
     Arguments:
         name: of the model
-        method: localization method it is meant for, which is calibrated
+        verb: what it does, as a command: `localize` or `segment`
+        method: it is meant for; what it fits on volumes is in the file
         overrides: of the method
         step: of the training
         channels: that a volume must have
@@ -102,6 +103,7 @@ class ModelCard(CardText):
     """
 
     name: str
+    verb: Literal["localize", "segment"] = "localize"
     method: str
     overrides: tuple[str, ...]
     step: int
@@ -176,16 +178,24 @@ def copy_run(trained: Trained, target: Path) -> None:
 
 
 def pack(
-    folder: Path, file: Path, *, name: str, card: CardText, method: str, words: list[str]
+    folder: Path,
+    file: Path,
+    *,
+    name: str,
+    card: CardText,
+    verb: Literal["localize", "segment"],
+    method: str,
+    words: list[str],
 ) -> ModelCard:
-    """Writes the model file of a folder that `copy_run` made and that is calibrated since.
+    """Writes the model file of a folder that `copy_run` made, and in which the method is fitted.
 
     Arguments:
         folder: of the run
         file: the model file
         name: of the model
         card: what people say about it
-        method, words: localization method that it is meant for, with overrides
+        verb: what it does
+        method, words: method that it is meant for, with overrides
 
     Raises:
         DataError: the folder is damaged, or the file cannot be written
@@ -199,6 +209,7 @@ def pack(
     known = ModelCard(
         **card.model_dump(),
         name=name,
+        verb=verb,
         method=method,
         overrides=tuple(words),
         step=found.step,

@@ -1,7 +1,7 @@
 """A trained run, ready for new volumes: model, preprocessing, conditions and splits."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -141,6 +141,11 @@ class Trained:
     checkpoint: str
     digest: str
     device: torch.device
+
+    def moved(self, root: Path | str | None) -> "Trained":
+        """The run with its data in another folder."""
+        data = self.config.data.model_copy(update={"root": None if root is None else str(root)})
+        return replace(self, config=self.config.model_copy(update={"data": data}))
 
     @property
     def model(self) -> nn.Module:
