@@ -82,7 +82,7 @@ def import_run(
     )
     words = [word for word in overrides if word not in own]
     origin = importer.origin(source)
-    scaling = importer.scaling(source)
+    scaling, known = importer.scaling(source), importer.training_ranges(source)
     tree = overridden(importer.config(source), words)
     config = resolved(parse({**tree, "output": str(run)}, where=kind))
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
@@ -93,8 +93,8 @@ def import_run(
         keep_config(hidden, config)
         names = task.recipe.scalars
         pairs = scaling or [(0.0, 1.0)] * len(names)
-        known = {**importer.training_ranges(source), **_sound(ranges, names)}
-        Statistics(dict(zip(names, pairs, strict=True)), ranges=known).save(hidden)
+        found = {**known, **_sound(ranges, names)}
+        Statistics(dict(zip(names, pairs, strict=True)), ranges=found).save(hidden)
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
         (elsewhere | sources_of(config)).save(hidden / NAME)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
