@@ -15,10 +15,11 @@ import torch.distributed as dist
 from torch import nn
 
 from volumediff.autoencoders.kl import KL
+from volumediff.batch import Batch
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.memory.domain import ALONE, Domain, sharing
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.pseudo3d import Pseudo3D
 from volumediff.networks.unet import UNet
 from volumediff.planning.tracer import Tracer

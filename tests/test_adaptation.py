@@ -11,9 +11,10 @@ from volumediff.anomaly.adaptation import AffineAdaptation
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
+from volumediff.batch import Batch
 from volumediff.errors import UsageError
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.networks._layers import Norm
 from volumediff.networks.unet import UNet

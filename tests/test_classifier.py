@@ -14,13 +14,13 @@ from test_resume import digests
 from tiny_app import base, program, save, write_cases
 from tiny_runs import figures, load_run, phantom, tiny, write_data
 
+from volumediff.batch import Batch
 from volumediff.classification import ClassPosterior, StateClassifier
 from volumediff.classifiers.encoder import Encoder
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import UsageError
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Batch
 from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform
 from volumediff.runs.auxiliary_models import Borrowed

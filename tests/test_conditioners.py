@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny_runs import load_run, write_data
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.conditioners._frequency_filter import FrequencyFilter
 from volumediff.conditioners.spectrum import _Exchange
@@ -16,7 +17,7 @@ from volumediff.losses.anchor import Anchor
 from volumediff.losses.boundary import Boundary
 from volumediff.losses.dice import Dice, soft_dice
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.guided import Guided
 from volumediff.networks.monai_unet import MonaiUNet
 from volumediff.networks.pseudo3d import Pseudo3D, inflate

@@ -12,6 +12,7 @@ from volumediff.anomaly.adaptation import AffineAdaptation
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.anomaly.routes.scan import Scan
+from volumediff.batch import Batch
 from volumediff.chain_noise import ChainNoise, latents
 from volumediff.compatibility.training import comparison_problem
 from volumediff.condition import Condition
@@ -30,7 +31,7 @@ from volumediff.features.denoiser import denoiser_problem
 from volumediff.kernels._base import Prediction
 from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.randomness import normal
 from volumediff.recipes.label_diffusion import LabelDiffusion

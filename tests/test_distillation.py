@@ -11,6 +11,7 @@ from tiny_runs import figures, tiny, write_data
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.diffuse import Diffuse
 from volumediff.api.loading import load
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.contracts.closed_form import KnownDenoiser, gaussian_ends
 from volumediff.contracts.scenes import example as scene
@@ -21,7 +22,7 @@ from volumediff.inference.cost import counted
 from volumediff.kernels._base import UNCONDITIONAL, Prediction
 from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.planning.planner import trace
 from volumediff.runs.trained import load_trained

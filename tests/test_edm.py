@@ -7,12 +7,13 @@ import pytest
 import torch
 from oracles import flow, gaussian, state_like
 
+from volumediff.batch import Batch
 from volumediff.classification import StateClassifier
 from volumediff.classifiers.encoder import Encoder
 from volumediff.condition import Condition
 from volumediff.kernels.edm import CLOCK_ENDS, EDM
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.samplers.ddim import DDIM
 from volumediff.samplers.dpmpp import DPMSolverPP

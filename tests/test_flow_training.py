@@ -13,12 +13,13 @@ from test_resume import digests
 from tiny_runs import figures, tiny, write_data
 
 import volumediff
+from volumediff.batch import Batch
 from volumediff.config import build, config_path, shipped
 from volumediff.errors import UsageError
 from volumediff.kernels.edm import EDM
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.losses.uncertainty import LogUncertainty
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.randomness import uniform
 from volumediff.runs.trained import load_trained

@@ -9,13 +9,14 @@ from test_losses import context, draw, masks
 from tiny_app import save
 from tiny_runs import figures, phantom, tiny
 
+from volumediff.batch import Batch
 from volumediff.calibration import segmentation_fits
 from volumediff.calibration.segmentation_fits import fitted
 from volumediff.errors import UsageError
 from volumediff.kernels.gaussian import Gaussian
 from volumediff.losses.cross_entropy import CrossEntropy
 from volumediff.losses.dice import Dice
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained

@@ -6,10 +6,11 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.kernels.discrete import Discrete
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import LEAST, Batch, LabelProbabilities, Model
+from volumediff.model import LEAST, LabelProbabilities, Model
 from volumediff.networks.unet import UNet
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.samplers.ancestral import Ancestral

@@ -42,7 +42,7 @@ LAYERS = [
     ["codings", "raters"],
     ["recipes"],
     ["losses"],
-    ["supervised_segmentation", "model"],
+    ["supervised_segmentation", "batch", "model"],
     ["compatibility"],
     ["classification", "denoising_gan", "pretraining", "residual_segmentation", "trajectories"],
     ["guidance", "samplers", "features"],

@@ -5,8 +5,9 @@ import pretend_cuda
 import pytest
 import torch
 
+from volumediff.batch import Batch
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.noise import CoarseNoise, GaussianNoise, Pyramid, Simplex
 from volumediff.recipes.healthy import Healthy

@@ -15,7 +15,8 @@ from volumediff.errors import DataError
 from volumediff.importers._base import ForeignCheckpoint, checked
 from volumediff.importers._published import Published
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.memory.slabs import EdgePad, TransposedConvolution
+from volumediff.memory.slab_convolution import TransposedConvolution
+from volumediff.memory.slabs import EdgePad
 from volumediff.networks._edges import EdgeConv, EdgeUp, conv_transposed, edge_padded
 from volumediff.networks.medicaldiffusion_unet import MedicalDiffusionUNet
 from volumediff.settings.run_config import parse

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model, full_coordinates
+from volumediff.model import Model, full_coordinates
 from volumediff.networks._base import Network
 from volumediff.randomness import key
 from volumediff.schedules.linear import LinearSchedule

@@ -141,7 +141,7 @@ def test_training_sees_the_noise(monkeypatch):
     config = load_run_config("wavelet_64", ["noise=coarse", "network.widths=[4]", "memory={}"])
     config = config.model_copy(update={"network": {**config.network, "groups": 2}})
     model = build_task(config).model
-    from volumediff.model import Batch
+    from volumediff.batch import Batch
 
     model.loss(Batch(torch.zeros(2, 1, 4, 4, 4), (1, 2)))
     assert [p[:2] for p in asked] == [(1, "loss"), (2, "loss")]

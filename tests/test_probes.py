@@ -12,6 +12,7 @@ from tiny_app import program
 from tiny_runs import SIZE, figures, load_run, rebind, tiny, write_data
 from torch import nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.contracts.scenes import SPACING
 from volumediff.errors import DataError, UsageError
@@ -19,7 +20,6 @@ from volumediff.features.heads import Head, HeadEnsemble
 from volumediff.features.points import drawn_voxels, voxel_points
 from volumediff.features.probe import BLOCK, Probe, ridge_recall
 from volumediff.inference.cost import counted
-from volumediff.model import Batch
 from volumediff.planning.planner import plan, trace
 from volumediff.randomness import normal
 from volumediff.runs.trained import load_trained

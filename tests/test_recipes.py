@@ -8,6 +8,7 @@ from anomaly_models import SPACES
 from tiny_runs import tiny, write_data
 
 from volumediff.anomaly.method_files import read_method
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.data.corruptions.foreign_patch import ForeignPatch
 from volumediff.data.regions import Blobs, Box, Cells, Slabs
@@ -18,7 +19,7 @@ from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sample
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.networks.unet import UNet
 from volumediff.recipes._base import Subject

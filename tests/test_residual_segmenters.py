@@ -31,13 +31,14 @@ from volumediff.anomaly.maps.ssim import SSIM
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods.localizer import Localizer
 from volumediff.anomaly.routes.scan import Scan
+from volumediff.batch import Batch
 from volumediff.calibration.of_run import load_method
 from volumediff.condition import Condition
 from volumediff.config import available, build
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.cost import counted
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.planning.planner import trace
 from volumediff.randomness import normal, uniform

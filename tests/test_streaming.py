@@ -18,6 +18,7 @@ from volumediff.memory.graph import record
 from volumediff.memory.memory_policy import MemoryPolicy
 from volumediff.memory.norm_statistics import SlabMoments
 from volumediff.memory.parts import part_of
+from volumediff.memory.slab_convolution import Convolution
 from volumediff.memory.streaming import stream
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Conv, NormAct, PlaneConv, conv, whole
@@ -240,11 +241,11 @@ def test_slabs_need_a_fraction_of_the_memory():
 
 
 CUTS = {
-    "conv": (slabs.Convolution((1, 1, 1), (1, 1, 1), (draw(3, 2, 3, 3, 3), draw(3))), 9),
-    "strided": (slabs.Convolution((2, 2, 2), (1, 1, 1), (draw(3, 2, 3, 3, 3),)), 5),
-    "unpadded": (slabs.Convolution((2, 2, 2), (0, 0, 0), (draw(3, 2, 3, 3, 3),)), 4),
-    "pointwise kernel": (slabs.Convolution((1, 1, 1), (0, 0, 0), (draw(3, 2, 1, 1, 1),)), 9),
-    "wide": (slabs.Convolution((1, 1, 1), (2, 0, 0), (draw(3, 2, 5, 1, 1),)), 9),
+    "conv": (Convolution((1, 1, 1), (1, 1, 1), (draw(3, 2, 3, 3, 3), draw(3))), 9),
+    "strided": (Convolution((2, 2, 2), (1, 1, 1), (draw(3, 2, 3, 3, 3),)), 5),
+    "unpadded": (Convolution((2, 2, 2), (0, 0, 0), (draw(3, 2, 3, 3, 3),)), 4),
+    "pointwise kernel": (Convolution((1, 1, 1), (0, 0, 0), (draw(3, 2, 1, 1, 1),)), 9),
+    "wide": (Convolution((1, 1, 1), (2, 0, 0), (draw(3, 2, 5, 1, 1),)), 9),
     "nearest": (slabs.NearestUpsampling((2, 2, 1)), 18),
     "nearest in planes": (slabs.NearestUpsampling((1, 2, 2)), 9),
     "linear": (slabs.LinearUpsampling(), 18),

@@ -170,7 +170,7 @@ def test_the_loss_is_the_weighted_sum_over_levels(name):
 
 
 def build_batch(x, labels):
-    from volumediff.model import Batch
+    from volumediff.batch import Batch
 
     return Batch(2 * one_hot(labels, 2)[:, 1:].float() - 1, tuple(range(len(x))), images=(x,))
 

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.classifiers import Classifier
 from volumediff.component import Loan
 from volumediff.data.seen import Seen
 from volumediff.kernels._base import Kernel
-from volumediff.model import Batch, state_noise
+from volumediff.model import state_noise
 from volumediff.noise import GaussianNoise, Noise
 from volumediff.schedules._base import Schedule
 from volumediff.spaces._base import StateSpace

@@ -41,10 +41,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.chain_noise import latents
 from volumediff.condition import Condition
 from volumediff.kernels._base import Kernel
-from volumediff.model import LOSS, Batch, Model, full_coordinates, state_noise
+from volumediff.model import LOSS, Model, full_coordinates, state_noise
 from volumediff.networks._embedding import Embedding
 from volumediff.networks._layers import Conv, Linear
 from volumediff.networks._precision import wide

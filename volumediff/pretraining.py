@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.model import Batch
+from volumediff.batch import Batch
 from volumediff.networks._base import Network
 from volumediff.pretexts._base import Pretext, VolumeEncoder
 from volumediff.shapes import Shape

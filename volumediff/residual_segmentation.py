@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.component import Loan
 from volumediff.condition import HEALTHY, Condition
 from volumediff.data.seen import Seen
-from volumediff.model import Batch, Model, state_noise
+from volumediff.model import Model, state_noise
 from volumediff.recipes._base import Recipe
 from volumediff.residual_segmenters import ResidualSegmenter
 from volumediff.spaces._base import StateSpace

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.kernels._base import UNCONDITIONAL, Kernel
-from volumediff.model import Batch, LabelProbabilities, full_coordinates, state_noise
+from volumediff.model import LabelProbabilities, full_coordinates, state_noise
 from volumediff.networks._base import Network
 from volumediff.noise import GaussianNoise, Noise
 from volumediff.randomness import uniform

@@ -27,10 +27,11 @@ from volumediff.anomaly._context import classes_of
 from volumediff.anomaly._filters import dilate, inside_quantile
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.needs.model import PredictsMeans
+from volumediff.batch import Batch
 from volumediff.component import Component, Requirement
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import name_of
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks._base import Network
 from volumediff.networks._block import ResidualBlock
 from volumediff.networks._layers import Norm

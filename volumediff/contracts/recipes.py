@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.contracts.requirements import built, equal, require, untouched
 from volumediff.kernels.cold import Cold
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.randomness import normal
 from volumediff.recipes._base import Recipe, Subject, Target

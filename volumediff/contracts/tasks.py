@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from volumediff.batch import Batch
 from volumediff.config import named
 from volumediff.contracts.requirements import equal, require
-from volumediff.model import Batch
 from volumediff.planning.planner import trace
 from volumediff.settings.run_config import RunConfig, parse
 from volumediff.tasks import Task, build_task, resolved

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from volumediff.model import Batch
+from volumediff.batch import Batch
 
 __all__ = ["DataParallel", "Loss", "LossModule", "clipped"]
 

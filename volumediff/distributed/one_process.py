@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from jaxtyping import Float
 from torch import Tensor
 
+from volumediff.batch import Batch
 from volumediff.distributed.data_parallel import DataParallel, Loss
-from volumediff.model import Batch
 
 __all__ = ["OneProcess"]
 

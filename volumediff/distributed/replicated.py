@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.distributed.data_parallel import DataParallel, Loss, LossModule
-from volumediff.model import Batch
 
 __all__ = ["Replicated"]
 

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from volumediff.batch import Batch
 from volumediff.distributed.data_parallel import DataParallel, Loss, LossModule
-from volumediff.model import Batch
 from volumediff.networks._block import Recomputable
 from volumediff.networks._streamable import Streamable
 

@@ -26,13 +26,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.features.denoiser import feature_maps, feature_rows
 from volumediff.features.grids import FeatureMap
 from volumediff.features.heads import HeadEnsemble
 from volumediff.features.points import drawn_voxels, voxel_points
 from volumediff.features.taps import tap_channels, tap_names
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.randomness import generator
 from volumediff.recipes._base import Recipe
 

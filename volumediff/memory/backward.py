@@ -17,7 +17,8 @@ from torch import Tensor
 from volumediff.memory.execution import Asked, Execution
 from volumediff.memory.graph import Node
 from volumediff.memory.parts import Part
-from volumediff.memory.slabs import NormAffine, Range, scaled
+from volumediff.memory.slab_norm import NormAffine, scaled
+from volumediff.memory.slabs import Range
 from volumediff.memory.store import DeviceStore, Store
 from volumediff.memory.window import starting_at
 

@@ -11,7 +11,9 @@ from volumediff.memory.norm_statistics import Affine, SlabMoments
 from volumediff.memory.parts import Part
 from volumediff.memory.pass_plan import PassPlan
 from volumediff.memory.rebuilt import Rebuilt
-from volumediff.memory.slabs import Convolution, NormAffine, Range, neutral
+from volumediff.memory.slab_convolution import Convolution
+from volumediff.memory.slab_norm import NormAffine, neutral
+from volumediff.memory.slabs import Range
 from volumediff.memory.store import DeviceStore, HostStore, Store
 from volumediff.memory.transfers import Transfers
 from volumediff.memory.window import starting_at

@@ -15,20 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volumediff.memory.slab_convolution import Convolution, TransposedConvolution
+from volumediff.memory.slab_norm import NormAffine
 from volumediff.memory.slabs import (
     Average,
     Concat,
-    Convolution,
     CropPlanes,
     EdgePad,
     LinearUpsampling,
     LocalNorm,
     NearestUpsampling,
-    NormAffine,
     Operation,
     Pad,
     Pointwise,
-    TransposedConvolution,
     Whole,
     WithinPlanes,
 )

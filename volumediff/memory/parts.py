@@ -13,15 +13,8 @@ from functools import cached_property
 from torch import Tensor
 
 from volumediff.memory.graph import Graph, Node
-from volumediff.memory.slabs import (
-    Convolution,
-    CropPlanes,
-    Pointwise,
-    Range,
-    TransposedConvolution,
-    Whole,
-    WithinPlanes,
-)
+from volumediff.memory.slab_convolution import Convolution, TransposedConvolution
+from volumediff.memory.slabs import CropPlanes, Pointwise, Range, Whole, WithinPlanes
 
 __all__ = ["Part", "fine_encoder", "joins", "part_of", "stored"]
 

@@ -13,7 +13,9 @@ from volumediff.memory.domain import Domain
 from volumediff.memory.graph import Graph, Node
 from volumediff.memory.parts import Part, fine_encoder, joins, part_of, stored
 from volumediff.memory.rebuilt import worth_rebuilding
-from volumediff.memory.slabs import Convolution, NormAffine, Range, Whole
+from volumediff.memory.slab_convolution import Convolution
+from volumediff.memory.slab_norm import NormAffine
+from volumediff.memory.slabs import Range, Whole
 
 __all__ = ["PassPlan"]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from volumediff.memory.graph import Node
 from volumediff.memory.parts import Part
-from volumediff.memory.slabs import Convolution, Range
+from volumediff.memory.slab_convolution import Convolution
+from volumediff.memory.slabs import Range
 from volumediff.memory.store import Store
 
 __all__ = ["Rebuilt", "worth_rebuilding"]

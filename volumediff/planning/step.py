@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.errors import UsageError
-from volumediff.model import Batch
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.tracer import Tracer
 from volumediff.settings.run_config import RunConfig

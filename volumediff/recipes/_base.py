@@ -59,7 +59,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One training sample before it is cropped; see `volumediff.model.Batch`.
+    """One training sample before it is cropped; see `volumediff.batch.Batch`.
 
     Arguments:
         x: what is diffused

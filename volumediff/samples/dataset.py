@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from volumediff import tiling
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.data.augmentation import Augmentation
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.data.lesion_free import LesionFree
-from volumediff.model import Batch, positions
+from volumediff.model import positions
 from volumediff.randomness import generator, key, uniform
 from volumediff.recipes._base import Recipe, Subject
 from volumediff.samples.distances import surface_distances_mm
@@ -47,7 +48,7 @@ PATIENCE = 1800
 
 @dataclass(frozen=True)
 class Sample:
-    """One keyed training sample, cropped; see `volumediff.model.Batch`."""
+    """One keyed training sample, cropped; see `volumediff.batch.Batch`."""
 
     key: int
     x: Tensor

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.errors import UsageError
-from volumediff.model import Batch
 from volumediff.recipes._base import Recipe
 from volumediff.recipes.healthy import Healthy
 from volumediff.samples.dataset import Crop, Samples

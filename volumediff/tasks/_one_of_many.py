@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.segmentation.draw import Draw
 from volumediff.segmentation.predictors._base import Estimate, Image, Predictor

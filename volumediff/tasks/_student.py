@@ -19,12 +19,13 @@ from jaxtyping import Float
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from volumediff.batch import Batch, NoisyBatch
 from volumediff.compatibility.training import distillation_problem
 from volumediff.condition import Condition
 from volumediff.config import build
 from volumediff.errors import DataError, UsageError
 from volumediff.kernels._base import Denoiser, Kernel
-from volumediff.model import Batch, Model, NoisyBatch
+from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.spans import Spans

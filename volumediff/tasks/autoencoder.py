@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from volumediff.autoencoders import Reconstructor
 from volumediff.autoencoders._readouts import ClassReadout, IntensityReadout, MaskReadout, Readout
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import coding_problem
 from volumediff.config import build, component
 from volumediff.errors import UsageError
-from volumediff.model import Batch
 from volumediff.randomness import generator
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, Samples

@@ -28,7 +28,8 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from volumediff.model import Batch, Model, NoisyBatch
+from volumediff.batch import Batch, NoisyBatch
+from volumediff.model import Model
 from volumediff.samplers.consistency import ConsistencySteps
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Section

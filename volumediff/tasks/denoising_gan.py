@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from volumediff.autoencoders._base import frozen as constant
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import gan_problem
 from volumediff.denoising_gan import (
@@ -30,7 +31,7 @@ from volumediff.denoising_gan import (
     transition,
 )
 from volumediff.errors import UsageError
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.samplers.posterior_spans import PosteriorSpans
 from volumediff.samples.dataset import Samples, collate

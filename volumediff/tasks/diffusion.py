@@ -18,6 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import (
     anchor_problem,
@@ -29,7 +30,7 @@ from volumediff.compatibility.training import (
 from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.samplers._base import Sampler
 from volumediff.samples.dataset import Crop, Samples, crop_of
 from volumediff.samples.latents import Precomputed, encoded

@@ -22,12 +22,13 @@ from jaxtyping import Float
 from pydantic import model_validator
 from torch import Tensor
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import guided_problem
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.kernels._base import Denoiser, Prediction
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.samplers.dpmpp import DPMSolverPP
 from volumediff.settings.run_config import RunConfig
 from volumediff.tasks._student import StudentConfig, StudentTask, distance, truncated_snr

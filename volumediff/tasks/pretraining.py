@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.config import build
 from volumediff.errors import UsageError
-from volumediff.model import Batch
 from volumediff.pretraining import NetworkEncoder, Pretraining
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, Samples, crop_of

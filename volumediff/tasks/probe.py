@@ -20,6 +20,7 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.methods import highest_problem
 from volumediff.compatibility.training import probe_problem
@@ -29,7 +30,7 @@ from volumediff.features.denoiser import denoiser_problem
 from volumediff.features.probe import BLOCK, Probe
 from volumediff.memory.domain import ALONE, sharing
 from volumediff.memory.memory_policy import MemoryPolicy
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.samples.dataset import Samples
 from volumediff.samples.features import VoxelFeatures, dealt, voxel_features
 from volumediff.samples.landmarks import keep_landmarks

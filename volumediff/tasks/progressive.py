@@ -25,7 +25,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from volumediff.model import Batch, NoisyBatch
+from volumediff.batch import Batch, NoisyBatch
 from volumediff.samplers.spans import Spans
 from volumediff.schedules._base import Schedule, per_sample
 from volumediff.settings.run_config import RunConfig

@@ -26,10 +26,10 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from volumediff.batch import Batch, NoisyBatch
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.kernels._base import Denoiser, Kernel
-from volumediff.model import Batch, NoisyBatch
 from volumediff.samplers._base import Context
 from volumediff.samplers.ddim import DDIM
 from volumediff.samples.dataset import Samples

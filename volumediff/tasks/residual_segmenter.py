@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import comparison_problem, supervision_problem
 from volumediff.config import build
 from volumediff.errors import UsageError
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.recipes._base import Recipe
 from volumediff.residual_segmentation import ResidualSegmentation
 from volumediff.samples.dataset import Crop, crop_of

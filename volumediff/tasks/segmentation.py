@@ -16,12 +16,12 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import supervised_problem
 from volumediff.config import build
 from volumediff.data.foreground_crops import ForegroundCrops
 from volumediff.errors import UsageError
-from volumediff.model import Batch
 from volumediff.randomness import key
 from volumediff.samples.dataset import Crop, Samples, collate, crop_of
 from volumediff.settings.run_config import RunConfig, saved_config

@@ -16,13 +16,14 @@ from jaxtyping import Float
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.classification import ClassPosterior, StateClassifier
 from volumediff.compatibility.training import classification_problem, states_problem
 from volumediff.condition import HEALTHY
 from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.kernels._base import Kernel
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.noise import Noise
 from volumediff.recipes._base import Recipe
 from volumediff.samples.landmarks import NAME as LANDMARKS

@@ -21,11 +21,12 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.training import kept_problem, trajectory_problem
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
-from volumediff.model import LOSS, Batch, Model, state_noise
+from volumediff.model import LOSS, Model, state_noise
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
 from volumediff.samplers.ddim import DDIM

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from volumediff.batch import Batch
 from volumediff.distributed import processes
 from volumediff.distributed.accelerate_config import overlaid_by_accelerate
 from volumediff.distributed.data_parallel import DataParallel
@@ -28,7 +29,6 @@ from volumediff.distributed.signals import StopFlag
 from volumediff.errors import UsageError
 from volumediff.memory.domain import sharing
 from volumediff.memory.heap import retain_heap
-from volumediff.model import Batch
 from volumediff.optimization.state import TrainingState
 from volumediff.planning.shortage import explained
 from volumediff.samples.dataset import Order, stream

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from volumediff.batch import Batch
 from volumediff.distributed.data_parallel import clipped
 from volumediff.distributed.processes import gathered
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import DataError
-from volumediff.model import Batch
 from volumediff.optimization.rate import learning_rate
 from volumediff.optimization.state import TrainingState
 from volumediff.settings.sections import Optim
