@@ -8,8 +8,8 @@
 GB are 10^9 bytes of live tensors at batch 1, traced under fake tensors: no memory and no GPU are
 needed. The state that a step or pass is given, in float32, counts for all. Ours hold float32
 weights, gradients and both moments of Adam (the second step is traced); `peer_gb` is of the peer's
-first step, without moments, and `peer_moments_gb` of its second. `gb` is without host memory, `offload_gb` and `host_gb` are of the
-policy that keeps waiting volumes in host memory.
+first step, without moments, and `peer_moments_gb` of its second. `gb` is without host memory,
+`offload_gb` and `host_gb` are of the policy that keeps waiting volumes in host memory.
 
 `--time F` measures training cases for real, on states of F times fewer voxels along each axis: the
 policy's step against a step with nothing recomputed and nothing cut, steps taken in turn, in

@@ -115,7 +115,7 @@ def patchddm(checkout: Path) -> nn.Module:
 
 
 def cwdm(checkout: Path) -> nn.Module:
-    """cWDM's U-Net by its run.sh; its input is the subbands of the contrast and of three others."""
+    """cWDM's U-Net by its run.sh; its input is the subbands of a contrast and of three others."""
     settings = COMMON | {"additive_skips": False}
     return _create_model(checkout)(
         image_size=224,

@@ -45,7 +45,7 @@ from volumediff.tasks._backbones import Backbone
 from volumediff.tasks._base import Criterion, Stage, Task
 from volumediff.tasks._encoders import STATES, encoder_paths, keep_encoders, space_of
 from volumediff.tasks._one_of_many import segment_once
-from volumediff.tasks._oracle import OracleDice
+from volumediff.tasks._oracle import OracleDice, oracle_remarks
 from volumediff.tasks._prior import keep_prior, prior_of
 from volumediff.tasks._recipes import recipe_of
 from volumediff.tasks._refusals import Refusals, diffusion_refusals
@@ -276,19 +276,7 @@ class DiffusionTask(Task):
     @property
     def remarks(self) -> Sequence[str]:
         """The oracle Dice, which bounds that of the segmentations."""
-        if not self._of_masks:
-            return ()
-        if self.oracle is None:
-            return (
-                "space.autoencoder: what it gives back of masks was not measured, so that no "
-                "bound of the Dice is known; use an autoencoder of masks (recipe=label_maps) that "
-                "was trained to its end.",
-            )
-        first = (
-            "space.autoencoder: its oracle Dice, about the best that segmentations in its space "
-            "reach:"
-        )
-        return (first, *self.oracle.lines())
+        return oracle_remarks(self.oracle) if self._of_masks else ()
 
     @property
     def facts(self) -> Mapping[str, Any]:
