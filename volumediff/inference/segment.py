@@ -47,7 +47,7 @@ from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, find_inputs, prepared
 from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.provenance import provenance
-from volumediff.runs.stripping import stripped, strips
+from volumediff.runs.stripping import stripped, strips, unaligned
 from volumediff.runs.trained import Trained
 from volumediff.samples.preparation_record import RunPreparation
 from volumediff.samples.seen_record import seen_by
@@ -264,7 +264,10 @@ class Segmenting:
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
             "filled": dict(examination.filled),
-            "warnings": filled_warnings(examination.filled),
+            "warnings": [
+                *filled_warnings(examination.filled),
+                *(unaligned(self.preparation) if brain is not None else []),
+            ],
             "members": [provenance(other) for other in self.others],
             **provenance(trained),
         }
