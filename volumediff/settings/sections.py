@@ -184,6 +184,8 @@ class Data(Section):
         channels: names of the images of each case, such as [T1w, FLAIR]; null for the one image
             that each case has
         only: attributes of the cases to keep, such as {group: healthy}
+        label_names: what the values of label maps are called, such as {oedema: 1}, over the names
+            of the data set
         patients: which cases belong to one patient where names do not say so, such as {pattern:
             'mouse\\d+'}; splits keep the cases of a patient together
         population: size and seed of the simulated subjects, with `root: population`
@@ -202,6 +204,7 @@ class Data(Section):
     read: Annotated[ReadPolicy, declared(ReadPolicy)] = ReadPolicy()
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
+    label_names: dict[str, PositiveInt] = {}
     patients: Annotated[Patients, declared(Patients)] | None = None
     population: PopulationSection = PopulationSection()
     preprocessing: Preprocess = Preprocess()
