@@ -353,7 +353,7 @@ def drawn_volumes(
     """
     data = config.data
     section = data.drawn
-    if section is None:
+    if section is None or not section.share:
         return None
     if data.channel_count > 1:
         raise UsageError(
@@ -386,7 +386,7 @@ def drawn_volumes(
 
 
 def _mapped(path: Path, template: Template, recipe: Preprocessing) -> Made:
-    arrays, spacing = prepare_label_map(path, template, recipe)
+    arrays, spacing, _ = prepare_label_map(path, template, recipe)
     return arrays, {"spacing_mm": list(spacing)}
 
 
