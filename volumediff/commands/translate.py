@@ -9,6 +9,7 @@ from volumediff.commands import _completion
 from volumediff.commands._account import Strict, account_for
 from volumediff.commands._options import (
     Channels,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -51,6 +52,7 @@ def translate(
     channels: Channels = WORK["channels"],
     layout: LayoutOption = WORK["layout"],
     seed: Seed = WORK["seed"],
+    force: Force = WORK["force"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -69,6 +71,7 @@ def translate(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        force=force,
         overwrite=overwrite,
         report=say,
     )

@@ -195,7 +195,8 @@ def localize(
         files = localized.write(folder)
         if options.dicom:
             files += localized.write_dicom(folder)
-        return Result(files, {"score": localized.found.score, **asdict(localized.cost)})
+        facts = {"score": localized.found.score, **asdict(localized.cost)}
+        return Result(files, facts, localized.facts["warnings"])
 
     return work_through(
         trained,
