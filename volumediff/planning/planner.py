@@ -8,7 +8,7 @@ volumes more than the one denoising step that is traced (0.07 GB each at 256³).
 Policies are tried from the fastest on: nothing saved, recomputation of the finest levels and then
 of all, slabs from thick to thin, the same with what waits in host memory. The first that fits is
 taken; within a kind they are bisected. In inference, before host memory, skips are made again.
-The thinnest slabs, with host memory, are tried where nothing else fits.
+The thinnest slabs are tried with host memory alone.
 Policies whose convolutions work on 2³¹ elements or more, as whole volumes of 512³ with 16 channels
 have, come last: see `Traced.in_32_bits`.
 """
@@ -46,7 +46,7 @@ __all__ = ["Mode", "Plan", "Traced", "at_shape", "fastest", "ladder", "plan", "t
 
 Mode = Literal["train", "infer"]
 GB = 1e9
-# Numbers of slabs that are tried, and that of the last resort. Tracing takes as much longer as
+# Numbers of slabs that are tried, and one more beside host memory. Tracing takes as much longer as
 # there are slabs; below the thinnest depth a slab is mostly halo.
 CUTS, MOST_CUTS = (2, 4, 8), (16,)
 THINNEST = 4
@@ -244,10 +244,9 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
     )
     slabs = [replace(lean, slab=n) for n in depths]
     remade = [replace(lean, slab=n, recompute_skips=True) for n in depths]
-    away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
-    last = [replace(lean, slab=n, offload=True) for n in thin]
+    away = [replace(lean, slab=n, offload=True) for n in (None, *depths, *thin)]
     between = [saved, slabs] if mode == "train" else [slabs, remade]
-    return [family for family in ([plain], *between, away, last) if family]
+    return [family for family in ([plain], *between, away) if family]
 
 
 def fastest(
