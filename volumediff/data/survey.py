@@ -187,9 +187,7 @@ def _alone(path: Path, layout: Spec, channels: Sequence[str] | None) -> Case:
     found = case_of_file(path) if case is None else case
     known = next((n for n, p in found.images.items() if p.resolve() == path.resolve()), "image")
     name = known if channels is None else channels[0]
-    return replace(
-        found, images={name: path}, label=None, boxes=None, associated=None, labels={}, contours={}
-    )
+    return replace(found.unmarked(), images={name: path})
 
 
 def _holding(path: Path, cases: Sequence[Case]) -> Case | None:
