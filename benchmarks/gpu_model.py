@@ -168,7 +168,7 @@ def modelled() -> Iterator[Work]:
 def _over(stand_ins: dict[str, ModuleType]) -> Iterator[None]:
     """Modules of kernels that are imported inside are made over the stand-ins, and forgotten."""
     package = sys.modules["volumediff.networks"]
-    names = ("_norm_act_triton", "_norm_act_kernels")
+    names = ("_norm_act_triton", "_norm_act_kernels", "_affine_triton", "_affine_kernels")
     before = {n: vars(package).pop(n) for n in names if hasattr(package, n)}
     with mock.patch.dict(sys.modules, stand_ins):
         for name in names:

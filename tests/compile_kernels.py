@@ -14,9 +14,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from volumediff.networks import _norm_act_kernels, _norm_act_triton
+from volumediff.networks import (
+    _affine_kernels,
+    _affine_triton,
+    _norm_act_kernels,
+    _norm_act_triton,
+)
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}
 # Channels, groups, voxels along one axis, dtype; one voxel makes constants of several arguments.
 CASES = [
     (64, 32, 32, torch.bfloat16),
@@ -56,20 +66,27 @@ class Compiled:
         return launch
 
 
-compiled = set()
-kernels = {
-    name: value
-    for name, value in vars(_norm_act_kernels).items()
-    if isinstance(value, triton.JITFunction) and not name.startswith("_")
-}
-for name, kernel in kernels.items():
-    setattr(_norm_act_kernels, name, Compiled(kernel, int(sys.argv[1])))
+compiled, kernels = set(), set()
+for module in (_norm_act_kernels, _affine_kernels):
+    for name, kernel in list(vars(module).items()):
+        if isinstance(kernel, triton.JITFunction) and not name.startswith("_"):
+            kernels.add(name)
+            setattr(module, name, Compiled(kernel, int(sys.argv[1])))
 for channels, groups, side, dtype in CASES:
     x = torch.zeros(1, channels, side, side, side, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     film = torch.zeros(1, channels, requires_grad=True)
     y = _norm_act_triton.FusedNormAct.apply(x, film, film, groups, 1e-5)
     torch.autograd.grad(y, (x, film), torch.zeros_like(y))
-    _norm_act_triton.affine_silu(x.detach(), film.detach(), film.detach())
-assert compiled == set(kernels), set(kernels) - compiled
+    x, film = x.detach(), film.detach()
+    _affine_triton.affine_silu(x, film, film)
+    _affine_triton.affine_silu_gradient(x, x, film, film)
+    _affine_triton.add_affine(x, x, film, film)
+    _affine_triton.add_affine(None, x, film, film)
+    slabs = [_norm_act_triton.statistics(x, channels)] * 2
+    moments = _affine_triton.merged_moments(slabs, count=2 * slabs[0].count)
+    how = {"groups": groups or 1, "eps": 1e-5}
+    *_, middle, inverse = _affine_triton.norm_affine(moments, film, film, **how)
+    _affine_triton.norm_affine_gradient(film, film, film, middle, inverse, count=side**3)
+assert compiled == kernels, kernels - compiled
 sys.stdout.write(f"{len(compiled)} kernels\n")

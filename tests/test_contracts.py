@@ -37,6 +37,7 @@ ARGUMENTS = {
     ("predictor", "residual"): {"model": residual_of_halves()},
     ("task", "segmentation"): {"recipe": "label_diffusion"},
     ("task", "pretraining"): {"pretext": "rotation"},
+    ("task", "feature_distillation"): {"recipe": "label_diffusion"},
     ("task", "guided"): {"recipe": {**CLASSES, "drop": 0.1}},
     ("task", "reflow"): {"student": {"steps": 2, "from_steps": 2}},
 }

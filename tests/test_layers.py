@@ -93,7 +93,10 @@ LATE = {
     *("mkdocs", "markdown", "pymdownx", "platformdirs"),
 }
 # Modules that exist for a heavy package, and are themselves imported only when used.
-LATE_MODULES = {"networks._norm_act_triton", "networks._norm_act_kernels"}
+LATE_MODULES = {
+    *("networks._norm_act_triton", "networks._norm_act_kernels"),
+    *("networks._affine_triton", "networks._affine_kernels"),
+}
 
 
 def layer(module: str) -> int:

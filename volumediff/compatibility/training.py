@@ -26,7 +26,6 @@ __all__ = [
     "guided_problem",
     "kept_problem",
     "prior_problem",
-    "probe_problem",
     "states_problem",
     "supervised_problem",
     "supervision_problem",
@@ -409,33 +408,4 @@ def told_problem(recipe: Recipe) -> str | None:
     return (
         "recipe.raters: expected majority or drawn, got a consensus, whose level only a diffusion "
         "of labels is told."
-    )
-
-
-def probe_problem(recipe: Recipe, model: Model) -> str | None:
-    """Why heads cannot learn what a recipe says from the features of a model."""
-    if not recipe.segments:
-        return (
-            "recipe: expected label_diffusion, which says the labels, for a probe, got "
-            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
-        )
-    if recipe.ignored:
-        return (
-            "recipe.ignored: expected none for a probe, whose voxels are drawn by label, got "
-            f"{list(recipe.ignored)}; use method=unet."
-        )
-    regions = recipe.coding.unions(recipe.label_count)
-    if recipe.codes is None or any(len(region) > 1 for region in regions):
-        return (
-            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
-            f"one, got {recipe.coding}; leave it out."
-        )
-    if problem := told_problem(recipe):
-        return problem
-    got = model.recipe
-    if got.whole and not got.atlas:
-        return None
-    return (
-        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
-        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
     )

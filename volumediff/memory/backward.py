@@ -17,7 +17,7 @@ from torch import Tensor
 from volumediff.memory.execution import Asked, Execution
 from volumediff.memory.graph import Node
 from volumediff.memory.parts import Part
-from volumediff.memory.slab_norm import NormAffine, scaled
+from volumediff.memory.slab_norm import NormAffine, plus_scaled
 from volumediff.memory.slabs import Range
 from volumediff.memory.store import DeviceStore, Store
 from volumediff.memory.window import starting_at
@@ -112,8 +112,7 @@ class Backward:
             grad = None if asked.gradient is None else asked.gradient()
             if flat is not None:
                 x = slab.detach() if asked.own is None else asked.own()
-                of_statistics = scaled(x, *flat)
-                grad = of_statistics if grad is None else of_statistics.add_(grad)
+                grad = plus_scaled(grad, x, *flat, fused=self.plan.fused)
             assert grad is not None, "a volume without a gradient is not asked for one"
             passed: list[Tensor | None] = [None] * len(ends)
             if slab.requires_grad and ends:
@@ -174,7 +173,8 @@ class Backward:
         flat = (slope, offset, *self.forward.neutral(slope))
         for wanted in self.plan.slabs(node):
             x = self.forward.values[node].read(wanted)
-            self._accumulate(node, wanted, scaled(x, *flat), there=None, alone=True)
+            passed = plus_scaled(None, x, *flat, fused=self.plan.fused)
+            self._accumulate(node, wanted, passed, there=None, alone=True)
 
     def _stand_ins(self, node: Node) -> tuple[Tensor, ...]:
         """`_small`, of which autograd gives the gradients slab by slab."""
@@ -240,7 +240,7 @@ class Backward:
         operation = node.operation
         assert operation is not None, "sources are leaves"
         # Where this process has no planes of it, others may.
-        found = totals.complete() if self.plan.domain.size > 1 else totals.found
+        found = totals.complete() if self.plan.domain.size > 1 else totals.found()
         if not isinstance(operation, NormAffine):
             for original, total in zip(operation.small, found, strict=True):
                 if original.requires_grad and total is not None:
@@ -251,11 +251,11 @@ class Backward:
             return
         affine, x = self.forward.affines[node], node.inputs[0]
         scale, shift = operation.small
+        of_scale, share = affine.gradients(of_a, of_c, self.forward.moments[x].count)
         if scale.requires_grad:
-            self._add_small(scale, affine.gradient_of_scale(of_a, of_c))
+            self._add_small(scale, of_scale)
         if shift.requires_grad:
             self._add_small(shift, of_c)
-        share = affine.share(of_a, of_c, self.forward.moments[x].count)
         self.plan.domain.total(share)
         if x in self.shares:
             share = share[0] + self.shares[x][0], share[1] + self.shares[x][1]
@@ -273,24 +273,30 @@ class _Totals:
     def __init__(self, node: Node) -> None:
         assert node.operation is not None, "sources are leaves"
         self._small = node.operation.small
-        self.found: list[Tensor | None] = [None] * len(self._small)
+        self._slabs: list[list[Tensor]] = [[] for _ in self._small]
 
     def add(self, place: int, gradient: Tensor | None) -> None:
         """Adds what one slab gives."""
-        if gradient is None:
-            return
-        total = self.found[place]
-        if total is None:
-            self.found[place] = gradient.to(_wide(gradient))
-        else:
-            total.add_(gradient)
+        if gradient is not None:
+            self._slabs[place].append(gradient)
+
+    def found(self) -> list[Tensor | None]:
+        """The sums; None where no slab gave anything."""
+        return [_summed(gradients) if gradients else None for gradients in self._slabs]
 
     def complete(self) -> list[Tensor | None]:
         """Zeros where no slab gave anything to what takes a gradient."""
         return [
             torch.zeros_like(t, dtype=_wide(t)) if g is None and t.is_floating_point() else g
-            for t, g in zip(self._small, self.found, strict=True)
+            for t, g in zip(self._small, self.found(), strict=True)
         ]
+
+
+def _summed(gradients: list[Tensor]) -> Tensor:
+    """Sum in float32 or wider, by two launches for any number of slabs."""
+    if len(gradients) == 1:
+        return gradients[0].to(_wide(gradients[0]))
+    return torch.stack(gradients).sum(0, dtype=_wide(gradients[0]))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -93,7 +93,7 @@ class Execution:
         part, slabs = self.plan.parts[node], self.plan.slabs(node)
         small = {n: self.small(n) for n in part.inner}
         measured = node in self.plan.measured and node not in self.moments
-        moments = SlabMoments() if measured else None
+        moments = SlabMoments(fused=self.plan.fused) if measured else None
         kept = None if self.training else self._donor(part, slabs)
 
         def ask(wanted: Range) -> Asked:
@@ -123,7 +123,7 @@ class Execution:
 
     def _measure(self, node: Node) -> None:
         """Statistics of a source."""
-        moments = SlabMoments()
+        moments = SlabMoments(fused=self.plan.fused)
         for wanted in self.plan.slabs(node):
             moments.update(self.values[node].read(wanted))
         self.plan.domain.merge(moments, node.shape, self.device)
@@ -190,7 +190,10 @@ class Execution:
             return small
         if node not in self.affines:
             moments, how = self.moments[node.inputs[0]].result(), operation
-            self.affines[node] = Affine.of(moments, *small, groups=how.groups, eps=how.eps)
+            fused = self.moments[node.inputs[0]].fused
+            self.affines[node] = Affine.of(
+                moments, *small, groups=how.groups, eps=how.eps, fused=fused
+            )
         affine = self.affines[node]
         return (affine.a, affine.c, *self.neutral(affine.a))
 

@@ -223,14 +223,14 @@ def _norm_act(
 ) -> Lazy:
     if kind == "group":
         # Slab by slab the statistics come first; what is left is one pass either way.
-        return x.add(NormAffine(groups, eps, True, (scale, shift)), x.shape)
+        return x.add(NormAffine(groups, eps, True, fused, (scale, shift)), x.shape)
     return x.add(LocalNorm(kind, groups, eps, fused, (scale, shift)), x.shape)
 
 
 def _group_norm(x: Lazy, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Lazy:
     dtype = torch.promote_types(x.dtype, torch.float32)
     scale, shift = (t.to(dtype).expand(x.shape[0], -1) for t in (weight, bias))
-    return x.add(NormAffine(groups, eps, False, (scale, shift)), x.shape)
+    return x.add(NormAffine(groups, eps, False, None, (scale, shift)), x.shape)
 
 
 def _interpolate(

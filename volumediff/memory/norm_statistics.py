@@ -18,6 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from volumediff.networks._norm_act import runs_fused
 from volumediff.networks._norm_act_group import dense
 
 __all__ = ["Affine", "SlabMoments"]
@@ -27,22 +28,43 @@ EPS = 1e-5  # of the kernel that measures half precision on the CPU
 
 
 class SlabMoments:
-    """Mean and variance per sample and channel, of slabs that come one by one."""
+    """Mean and variance per sample and channel, of slabs that come one by one.
 
-    def __init__(self) -> None:
+    Arguments:
+        fused: whether Triton kernels measure, see `norm_act`
+    """
+
+    def __init__(self, *, fused: bool | None = None) -> None:
         self.count = 0
+        self._fused = fused
         self._slabs: list[tuple[int, Tensor, Tensor]] = []
         self._result: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def fused(self) -> bool:
+        """Whether Triton kernels measured."""
+        return bool(self._fused)
+
     def update(self, slab: Tensor) -> None:
-        """Adds the voxels of a slab (b, c, d, h, w)."""
-        number = slab[0, 0].numel()
-        self.count += number
-        self._slabs.append((number, *_measured(slab)))
+        """Adds the voxels of a slab (b, c, d, h, w); all but the last have as many planes."""
+        # The first slab decides for all of its volume.
+        self._fused = self._fused if self._slabs else runs_fused(slab, self._fused)
+        if self._fused:
+            from volumediff.networks._norm_act_triton import statistics
+
+            self._slabs.append(statistics(slab, slab.shape[1]))
+        else:
+            self._slabs.append((slab[0, 0].numel(), *_measured(slab)))
+        self.count += self._slabs[-1][0]
         self._how = slab.dtype, slab.device.type
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (b, c) in float64."""
+        if self._result is None and self._fused:
+            from volumediff.networks._affine_triton import merged_moments
+
+            self._result = merged_moments(self._slabs, count=self.count)
+            self._slabs.clear()
         if self._result is None:
             numbers, means, spreads = zip(*self._slabs, strict=True)
             mean, spread = torch.stack((*means, *spreads)).double().chunk(2)
@@ -110,7 +132,8 @@ class Affine:
     Arguments:
         a, c: per sample and channel (b, c), in the dtype of the scale
         scale: s
-        middle, inverse: mean and 1/σ per group (b, g, 1), in float64
+        middle, inverse: mean and 1/σ per group (b, g), in float64
+        fused: whether Triton kernels made it
     """
 
     a: Tensor
@@ -118,6 +141,7 @@ class Affine:
     scale: Tensor
     middle: Tensor
     inverse: Tensor
+    fused: bool
 
     @classmethod
     def of(
@@ -128,8 +152,14 @@ class Affine:
         *,
         groups: int,
         eps: float,
+        fused: bool,
     ) -> "Affine":
         """From mean and variance, per sample and channel in float64, and s and b."""
+        if fused:
+            from volumediff.networks._affine_triton import norm_affine
+
+            a, c, middle, inverse = norm_affine(moments, scale, shift, groups=groups, eps=eps)
+            return cls(a, c, scale, middle, inverse, fused)
         means, variances, s, b = (t.unflatten(1, (groups, -1)) for t in (*moments, scale, shift))
         middle = means.mean(2, keepdim=True)
         deviation = means - middle
@@ -138,32 +168,36 @@ class Affine:
         a = s * inverse
         c = b - a * middle
         a, c = (t.flatten(1).to(scale.dtype) for t in (a, c))
-        return cls(a, c, scale, middle, inverse)
+        return cls(a, c, scale, middle[..., 0], inverse[..., 0], fused)
 
-    def gradient_of_scale(self, of_a: Tensor, of_c: Tensor) -> Tensor:
-        r"""That of s, :math:`r\, (g_a - \mu_g g_c)`; that of b is the gradient of c."""
-        return (self.inverse * self._of_normalized(of_a, of_c)).flatten(1).to(self.scale.dtype)
-
-    def share(self, of_a: Tensor, of_c: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        r"""(P, Q) per sample and channel: the gradient that a voxel x has through the statistics
-        is P + Q x, with means over the channels of a group and n voxels
+    def gradients(
+        self, of_a: Tensor, of_c: Tensor, count: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        r"""That of s, :math:`r\, (g_a - \mu_g g_c)`, and (P, Q) per sample and channel: the
+        gradient that a voxel x has through the statistics is P + Q x, with means over the channels
+        of a group and n voxels
 
         .. math:: Q = -\frac{r^3}{n} \langle s\, (g_a - \mu_g g_c) \rangle, \qquad
                   P = -\frac{r}{n} \langle s\, g_c \rangle - \mu_g Q
 
+        The gradient of b is that of c.
+
         Arguments:
             count: voxels per channel
         """
-        s = self._grouped(self.scale)
-        along = (s * self._of_normalized(of_a, of_c)).mean(2, keepdim=True)
-        level = (s * self._grouped(of_c)).mean(2, keepdim=True)
-        slope = along * self.inverse.pow(3) / -count
-        offset = level * self.inverse / -count - self.middle * slope
-        offset, slope = (t.to(self.scale.dtype).expand_as(s).flatten(1) for t in (offset, slope))
-        return offset, slope
+        if self.fused:
+            from volumediff.networks._affine_triton import norm_affine_gradient
 
-    def _of_normalized(self, of_a: Tensor, of_c: Tensor) -> Tensor:
-        return self._grouped(of_a) - self.middle * self._grouped(of_c)
-
-    def _grouped(self, value: Tensor) -> Tensor:
-        return value.unflatten(1, (self.middle.shape[1], -1))
+            known = self.scale, self.middle, self.inverse
+            of_scale, *share = norm_affine_gradient(of_a, of_c, *known, count=count)
+            return of_scale, (share[0], share[1])
+        s, of_a, of_c = (
+            t.unflatten(1, (self.middle.shape[1], -1)) for t in (self.scale, of_a, of_c)
+        )
+        middle, inverse = self.middle[..., None], self.inverse[..., None]
+        along = of_a - middle * of_c
+        slope = (s * along).mean(2, keepdim=True) * inverse.pow(3) / -count
+        offset = (s * of_c).mean(2, keepdim=True) * inverse / -count - middle * slope
+        found = (t.to(s.dtype).expand_as(s).flatten(1) for t in (inverse * along, offset, slope))
+        of_scale, *share = found
+        return of_scale, (share[0], share[1])

@@ -42,9 +42,11 @@ class PassPlan:
     ) -> None:
         self.graph, self.slab, self.offload = graph, slab, offload
         self.pieces, self.domain = pieces, domain
-        self.measured = {
-            node.inputs[0] for node in graph.nodes if isinstance(node.operation, NormAffine)
-        }
+        norms = [node for node in graph.nodes if isinstance(node.operation, NormAffine)]
+        self.measured = {node.inputs[0] for node in norms}
+        # One policy for all norms; those without an activation are of attention, and say nothing.
+        said = [node.operation.fused for node in norms if node.operation.activated]
+        self.fused: bool | None = said[0] if said else False
         self.stored = stored(graph)
         made = [node for node in graph.nodes if node.operation is not None]
         self.remade: set[Node] = set()

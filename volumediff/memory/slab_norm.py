@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.memory.slabs import Planewise, Range
+from volumediff.networks._norm_act import runs_fused
 from volumediff.networks._norm_act_group import dense
 
-__all__ = ["NormAffine", "neutral", "scaled"]
+__all__ = ["NormAffine", "neutral", "plus_scaled"]
 
 
 @dataclass(eq=False, repr=False)
@@ -25,11 +26,14 @@ class NormAffine(Planewise):
     groups: int
     eps: float
     activated: bool
+    fused: bool | None
     small: tuple[Tensor, ...]
     linear = False
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
         (x,), (a, c, *neutral) = slabs, small
+        if self.activated and runs_fused(x, self.fused):
+            return _FusedAffineSilu.apply(x, a, c)
         if torch.is_grad_enabled():
             u = _Scaled.apply(x, a, c, *neutral)
             return F.silu(u) if self.activated else u
@@ -63,6 +67,42 @@ def _row(x: Tensor, i: int) -> Tensor:
     row = x[i : i + 1]
     layouts = (torch.contiguous_format, torch.channels_last_3d)
     return dense(row) if any(row.is_contiguous(memory_format=f) for f in layouts) else row
+
+
+def plus_scaled(
+    grad: Tensor | None, x: Tensor, a: Tensor, c: Tensor, *neutral: Tensor, fused: bool | None
+) -> Tensor:
+    """grad + a x + c, or a x + c alone; may change the gradient.
+
+    Arguments:
+        neutral: see `neutral`
+        fused: whether Triton kernels compute it, see `norm_act`
+    """
+    if runs_fused(x, fused):
+        from volumediff.networks._affine_triton import add_affine
+
+        return add_affine(grad, x, a, c)
+    moved = scaled(x, a, c, *neutral)
+    return moved if grad is None else moved.add_(grad)
+
+
+class _FusedAffineSilu(torch.autograd.Function):
+    """silu(a x + c) by Triton kernels."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, a: Tensor, c: Tensor) -> Tensor:
+        from volumediff.networks._affine_triton import affine_silu
+
+        ctx.save_for_backward(x, a, c)
+        return affine_silu(x, a, c)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from volumediff.networks._affine_triton import affine_silu_gradient
+
+        x, a, c = ctx.saved_tensors
+        return affine_silu_gradient(x, grad, a, c)
 
 
 class _Scaled(torch.autograd.Function):

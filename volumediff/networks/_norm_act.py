@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from volumediff.networks._norm_act_group import GroupNormAct
 from volumediff.networks._norm_act_local import LocalNormAct
 
-__all__ = ["NormKind", "as_images", "as_stack", "fused_refusal", "norm_act"]
+__all__ = ["NormKind", "as_images", "as_stack", "fused_refusal", "norm_act", "runs_fused"]
 
 NormKind = Literal["group", "slice", "voxel"]
 """What is normalised together: see `volumediff.networks._layers.Norm`."""
@@ -89,30 +89,38 @@ def _lacking() -> str:
     return ""
 
 
-def _form(x: Tensor, kind: NormKind, fused: bool | None) -> type[torch.autograd.Function]:
-    """What computes the function of x.
+def runs_fused(x: Tensor, fused: bool | None) -> bool:
+    """Whether Triton kernels compute norms of x: see `norm_act` for `fused`.
 
-    Triton where it was asked for; where nothing was said, on a GPU whose tensor the kernels read
-    in place. Operations of torch otherwise.
+    Raises:
+        ValueError: they were asked for, x is on a GPU, and they cannot take it
     """
-    eager = GroupNormAct if kind == "group" else LocalNormAct
     cpu = x.device.type == "cpu"
     # Without data there is nothing to launch a kernel on, and a compiler makes its own.
     traced = type(x) not in (Tensor, nn.Parameter) or x.is_meta or torch.compiler.is_compiling()
     if fused is False or traced or (fused is None and cpu):
-        return eager
+        return False
     reason = fused_refusal(x)
     # What was trained on a GPU must run on a CPU as well.
     if reason and (fused is None or cpu):
-        return eager
+        return False
     if reason:
         dtype = str(x.dtype).removeprefix("torch.")
         raise ValueError(
             f"fused normalisation cannot run on {x.device.type} with {dtype}: {reason}; "
             "set 'fused' to null or false"
         )
-    if fused is None and not x[0].movedim(0, -1).is_contiguous():
-        return eager
+    return bool(fused) or x[0].movedim(0, -1).is_contiguous()
+
+
+def _form(x: Tensor, kind: NormKind, fused: bool | None) -> type[torch.autograd.Function]:
+    """What computes the function of x.
+
+    Triton where it was asked for; where nothing was said, on a GPU whose tensor the kernels read
+    in place. Operations of torch otherwise.
+    """
+    if not runs_fused(x, fused):
+        return GroupNormAct if kind == "group" else LocalNormAct
     from volumediff.networks._norm_act_triton import FusedNormAct
 
     return FusedNormAct

@@ -32,7 +32,19 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from volumediff.networks import _norm_act_kernels as kernels
 
-__all__ = ["INTERPRETED", "FusedNormAct", "GroupMoments", "affine_silu", "statistics"]
+__all__ = [
+    "INTERPRETED",
+    "WARPS",
+    "WIDTH",
+    "ChunkPlan",
+    "FusedNormAct",
+    "GroupMoments",
+    "apply_silu",
+    "channels_last",
+    "like",
+    "merge_tile",
+    "statistics",
+]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether the kernels were made for triton's interpreter, which runs them on the CPU."""
@@ -64,9 +76,9 @@ def statistics(x: Float[Tensor, "n c *size"], groups: int) -> GroupMoments:
     Those of a volume follow from those of its slabs by Chan's formula. A slab that was cut from
     a channels-last volume along its first axis is read in place.
     """
-    x = _channels_last(x)
+    x = channels_last(x)
     n, channels = len(x), x.shape[-1]
-    plan = _Plan(x)
+    plan = ChunkPlan(x)
     partial = x.new_empty((2, n * plan.chunks, channels), dtype=torch.float32)
     merged = x.new_empty((2, n, groups), dtype=torch.float32)
     width = channels // groups
@@ -76,17 +88,9 @@ def statistics(x: Float[Tensor, "n c *size"], groups: int) -> GroupMoments:
             x, x.stride(0), *partial, *plan.chunk, channels, *plan.tile, num_warps=WARPS
         )
         kernels.merge_moments[(n * groups,)](
-            *partial, *merged, *plan.chunk, 1 / count, channels, groups, *_merge_tile(width)
+            *partial, *merged, *plan.chunk, 1 / count, channels, groups, *merge_tile(width)
         )
     return GroupMoments(count, *merged)
-
-
-def affine_silu(
-    x: Float[Tensor, "n c *size"], a: Float[Tensor, "n c"], b: Float[Tensor, "n c"]
-) -> Float[Tensor, "n c *size"]:
-    """silu(a x + b), with a and b in float32; for use where no gradient is recorded."""
-    assert not (torch.is_grad_enabled() and x.requires_grad)
-    return _apply(_channels_last(x), a.contiguous(), b.contiguous(), (None, None), 1, 1, 0.0)
 
 
 class FusedNormAct(torch.autograd.Function):
@@ -104,17 +108,17 @@ class FusedNormAct(torch.autograd.Function):
         scale, shift = scale.contiguous(), shift.contiguous()
         if groups is None:
             ctx.save_for_backward(x, scale, shift)
-            return _voxel_apply(_channels_last(x), scale, shift, eps)
+            return _voxel_apply(channels_last(x), scale, shift, eps)
         moments = statistics(x, groups)
         ctx.count = moments.count
         ctx.save_for_backward(x, scale, shift, moments.mean, moments.m2)
-        return _apply(_channels_last(x), scale, shift, moments[1:], moments.count, groups, eps)
+        return apply_silu(channels_last(x), scale, shift, moments[1:], moments.count, groups, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift, *moments = ctx.saved_tensors
-        x, grad = _channels_last(x), _channels_last(grad)
+        x, grad = channels_last(x), channels_last(grad)
         if ctx.groups is None:
             grad_x, grad_scale, grad_shift = _voxel_gradient(x, grad, scale, shift, ctx.eps)
         else:
@@ -131,7 +135,7 @@ class FusedNormAct(torch.autograd.Function):
         return grad_x, grad_scale, grad_shift, None, None
 
 
-class _Plan:
+class ChunkPlan:
     """How voxels and channels are cut; by their numbers alone, so that sums keep their order.
 
     Arguments:
@@ -153,23 +157,23 @@ class _Plan:
         self.grid = (n * self.chunks, triton.cdiv(channels, columns))
 
 
-def _merge_tile(width: int) -> tuple[int, int]:
+def merge_tile(width: int) -> tuple[int, int]:
     """Chunks and channels that a merge takes at a time."""
     columns = triton.next_power_of_2(width)
     return max(1, TILE // 2 // columns), columns
 
 
-def _channels_last(x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n *size c"]:
+def channels_last(x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n *size c"]:
     """A view where the voxels of a sample are dense in memory, else a copy."""
     x = x.movedim(1, -1)
     return x if x[0].is_contiguous() else x.contiguous()
 
 
-def _like(x: Float[Tensor, "n *size c"]) -> Float[Tensor, "n *size c"]:
+def like(x: Float[Tensor, "n *size c"]) -> Float[Tensor, "n *size c"]:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _apply(
+def apply_silu(
     x: Float[Tensor, "n *size c"],
     scale: Float[Tensor, "n c"],
     shift: Float[Tensor, "n c"],
@@ -178,7 +182,7 @@ def _apply(
     groups: int,
     eps: float,
 ) -> Float[Tensor, "n c *size"]:
-    y, plan = _like(x), _Plan(x)
+    y, plan = like(x), ChunkPlan(x)
     with torch.cuda.device_of(x):
         kernels.apply[plan.grid](
             *(x, x.stride(0), y, y.stride(0), scale, shift, *moments),
@@ -194,7 +198,7 @@ def _voxel_apply(
     shift: Float[Tensor, "n c"],
     eps: float,
 ) -> Float[Tensor, "n c *size"]:
-    y, plan = _like(x), _Plan(x, whole=True)
+    y, plan = like(x), ChunkPlan(x, whole=True)
     with torch.cuda.device_of(x):
         kernels.voxel_apply[plan.grid](
             *(x, x.stride(0), y, y.stride(0), scale, shift),
@@ -217,19 +221,19 @@ def _gradient(
 ) -> tuple[Float[Tensor, "n c *size"] | None, Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """Gradients of x, scale and shift under group statistics."""
     n, channels = scale.shape
-    plan, inverse = _Plan(x), 1 / moments.count
+    plan, inverse = ChunkPlan(x), 1 / moments.count
     inputs = (x, x.stride(0), grad, grad.stride(0))
     film = (scale, shift, moments.mean, moments.m2)
     cut = (*plan.chunk, inverse, eps, channels, groups, *plan.tile)
     sums = scale.new_empty((2, n * plan.chunks, channels))
     totals, means = scale.new_empty((2, n, channels)), scale.new_empty((2, n, groups))
     width = channels // groups
-    out = _like(x) if with_x else None
+    out = like(x) if with_x else None
     with torch.cuda.device_of(x):
         kernels.gradient_sums[plan.grid](*inputs, *film, *sums, *cut, num_warps=WARPS)
         kernels.merge_sums[(n, groups)](
             *(*sums, scale, *totals, *means, plan.chunks, inverse),
-            *(channels, width, *_merge_tile(width)),
+            *(channels, width, *merge_tile(width)),
         )
         if out is None:
             return None, *totals
@@ -248,7 +252,7 @@ def _voxel_gradient(
 ) -> tuple[Float[Tensor, "n c *size"], Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """Gradients of x, scale and shift under statistics of each voxel."""
     n, channels = scale.shape
-    out, plan = _like(x), _Plan(x, whole=True)
+    out, plan = like(x), ChunkPlan(x, whole=True)
     sums = scale.new_empty((2, n * plan.chunks, channels))
     totals = scale.new_empty((2, n, channels))
     with torch.cuda.device_of(x):
@@ -259,6 +263,6 @@ def _voxel_gradient(
         )
         kernels.merge_sums[(n, triton.cdiv(channels, WIDTH))](
             *(*sums, scale, *totals, None, None, plan.chunks, 1.0),
-            *(channels, WIDTH, *_merge_tile(WIDTH)),
+            *(channels, WIDTH, *merge_tile(WIDTH)),
         )
     return out.movedim(-1, 1), *totals
