@@ -38,6 +38,7 @@ from volumediff.calibration.of_run import calibrate, calibration_path, load_meth
 from volumediff.config import overridden
 from volumediff.data.grid import Grid
 from volumediff.data.population import Population
+from volumediff.data.splits import Split
 from volumediff.data.volume import write
 from volumediff.errors import DataError, UsageError
 from volumediff.inference.localize_files import localize
@@ -45,6 +46,7 @@ from volumediff.inference.options import LocalizeOptions
 from volumediff.optimization.metrics_file import read_metrics
 from volumediff.runs.trained import load_trained
 from volumediff.samples.seen_record import seen_by
+from volumediff.settings.bound_files import bound_of
 from volumediff.settings.run_config import RunConfig, parse
 from volumediff.storage import checkpoint
 from volumediff.training.loop import train
@@ -100,7 +102,7 @@ def forked(work: Callable[[], object], log: Path) -> int:
         code = 0
     except SystemExit as stopped:
         code = int(stopped.code or 0)
-    except (DataError, UsageError) as error:
+    except (DataError, UsageError, OSError) as error:  # what the program tells in one line
         os.write(2, f"told: {error}\n".encode())
         code = 1
     except BaseException as error:  # noqa: BLE001 what would be a traceback is counted
@@ -121,9 +123,9 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def weights_of(run: Path) -> str:
-    """SHA-256 of the last weights."""
-    tensors = checkpoint.find(run, "last").tensors("weights")
+def weights_of(run: Path, report: Callable[[str], None] = lambda line: None) -> str:
+    """SHA-256 of the last weights that are whole; damaged ones are passed over and reported."""
+    tensors = checkpoint.find(run, "last", report=report).tensors("weights")
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().numpy().tobytes())
@@ -362,7 +364,7 @@ def bits(home: Path, count: int) -> Iterator[str]:
     trained = load_trained(run, device="cpu")
     calibrate(trained, load_method(trained, METHOD), METHOD, seed=0)
     train(config(home, run))  # nothing is left to do
-    reference = _read(home, run)
+    reference = _read(run, lambda line: None)
     for path in sorted(p for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")):
         good, rng, found = path.read_bytes(), random.Random(path.name), Counter()
         if not good:
@@ -371,9 +373,11 @@ def bits(home: Path, count: int) -> Iterator[str]:
             bad = bytearray(good)
             bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
             path.write_bytes(bad)
+            said: list[str] = []
             try:
-                same = _read(home, run) == reference
-                found["equal" if same else "CHANGED without a word"] += 1
+                same = _read(run, said.append) == reference
+                word = "CHANGED without a word" if not same else "equal"
+                found["passed over with a line" if said else word] += 1
             except (DataError, UsageError) as error:
                 found["refused" if "\n" not in str(error) else "MORE THAN A LINE"] += 1
             except Exception as error:  # noqa: BLE001 what would be a traceback is counted
@@ -383,11 +387,8 @@ def bits(home: Path, count: int) -> Iterator[str]:
         yield f"bits of {path.relative_to(run)} | {text} | "
 
 
-def _read(home: Path, run: Path) -> tuple[Any, ...]:
+def _read(run: Path, report: Callable[[str], None]) -> tuple[Any, ...]:
     """All that decides results of a run."""
-    from volumediff.data.splits import Split
-    from volumediff.settings.bound_files import bound_of
-
     trained = load_trained(run, device="cpu")
     parameters = [p.detach().sum().item() for p in trained.model.parameters()]
     split = Split.load(run / "splits.json")
@@ -398,7 +399,7 @@ def _read(home: Path, run: Path) -> tuple[Any, ...]:
         split,
         seen_by(run),
         bound_of(run),
-        weights_of(run),
+        weights_of(run, report),
     )
 
 
