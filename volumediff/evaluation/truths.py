@@ -79,6 +79,7 @@ class Truth:
         spheres: what the boxes are around
         names: label value -> what it stands for, where the data set says so
         policy: decisions on ambiguous files
+        told: whether the patient was named for this evaluation, above what results say
     """
 
     case: str
@@ -96,6 +97,7 @@ class Truth:
     policy: ReadPolicy = field(default_factory=ReadPolicy)
     contours: Mapping[str, tuple[Contour, ...]] = field(default_factory=dict)
     spheres: tuple[Sphere, ...] = ()
+    told: bool = False
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -116,7 +118,7 @@ class Truth:
         Arguments:
             sidecar: content of the JSON of a result
         """
-        if self.patient != self.case:
+        if self.told or self.patient != self.case:
             return self.patient
         return str(sidecar.get("patient") or self.patient)
 
