@@ -15,7 +15,7 @@ import mmap
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def publishing(folder: Path) -> list[str]:
     return [f"checkpoint of 1.34 GB | {written:.2f} | verified {verified:.2f}"]
 
 
-def discovering(folder: Path, count: int) -> list[str]:
+def discovering(folder: Path, count: int) -> Iterator[str]:
     """Rows of a folder of so many files: half of them volumes of 4³, half their labels."""
     x, mask = np.random.default_rng(0).random((4, 4, 4), np.float32), np.zeros((4, 4, 4), np.uint8)
     mask[1:3, 1:3, 1] = 1
@@ -116,6 +116,7 @@ def discovering(folder: Path, count: int) -> list[str]:
     spent = seconds(lambda: found.extend(survey_cases(folder)))
     cases, problems = found
     assert (len(cases), len(problems)) == (count // 2, 0)
+    yield f"discovery of {count} files | {spent:.2f} | "
     memory, lines = [], Checking(cases, problems).lines()
 
     def read_all() -> None:
@@ -124,11 +125,10 @@ def discovering(folder: Path, count: int) -> list[str]:
                 memory.append(resident())
 
     checked = seconds(read_all)
-    return [
-        f"discovery of {count} files | {spent:.2f} | ",
+    yield (
         f"check of {count} files | {checked:.1f} | resident {memory[0]:.0f} MB after a tenth, "
-        f"{memory[-1]:.0f} MB at the end",
-    ]
+        f"{memory[-1]:.0f} MB at the end"
+    )
 
 
 def resident() -> float:
@@ -136,7 +136,7 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 1e6
 
 
-PARTS: dict[str, Callable[[Path, argparse.Namespace], list[str]]] = {
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterable[str]]] = {
     "reading": lambda folder, o: reading(volume(o.side), folder, o.rounds),
     "writing": lambda folder, o: writing(volume(o.side), folder, o.rounds),
     "measuring": lambda folder, o: measuring(volume(o.side), o.rounds),
@@ -152,12 +152,11 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10000)
     parser.add_argument("--only", choices=PARTS)
     options = parser.parse_args()
-    rows = []
+    print(f"| {options.side}³ | s | |\n|---|---|---|")
     for part in [options.only] if options.only else PARTS:
         with tempfile.TemporaryDirectory() as name:
-            rows += PARTS[part](Path(name), options)
-    print(f"| {options.side}³ | s | |\n|---|---|---|")
-    print("\n".join(f"| {row} |" for row in rows))
+            for row in PARTS[part](Path(name), options):
+                print(f"| {row} |", flush=True)
 
 
 if __name__ == "__main__":
