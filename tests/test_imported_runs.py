@@ -22,7 +22,7 @@ from volumediff.data.alignment_template import mni152
 from volumediff.data.grid import Grid
 from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
-from volumediff.runs.preparation import recorded_preparation
+from volumediff.samples.preparation_record import recorded_preparation
 from volumediff.runs.stripping import stripped, strips
 from volumediff.settings.import_record import import_records_of
 from volumediff.training.imported import import_run

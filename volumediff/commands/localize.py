@@ -14,6 +14,7 @@ from volumediff.commands._options import (
     ConditionWords,
     DicomOutput,
     Fill,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -86,14 +87,7 @@ def localize(
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Write OUT/findings.html.")
     ] = True,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Take inputs that the run was plainly not trained for: another "
-            "contrast or organ, or a volume that loses more than 5 % to the run's shape.",
-        ),
-    ] = WORK["force"],
+    force: Force = WORK["force"],
     limits: Annotated[
         bool,
         typer.Option(

@@ -12,6 +12,7 @@ from volumediff.commands._options import (
     ConditionWords,
     DicomOutput,
     Fill,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -59,6 +60,7 @@ def segment(
     write_samples: Annotated[
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
+    force: Force = WORK["force"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
     dicom: DicomOutput = WORK["dicom"],
@@ -80,6 +82,7 @@ def segment(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        force=force,
         fill=fill,
         dicom=dicom,
         write_samples=write_samples,

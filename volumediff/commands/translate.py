@@ -9,6 +9,7 @@ from volumediff.commands import _completion
 from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -52,6 +53,7 @@ def translate(
     channels: Channels = WORK["channels"],
     layout: LayoutOption = WORK["layout"],
     seed: Seed = WORK["seed"],
+    force: Force = WORK["force"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -70,6 +72,7 @@ def translate(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        force=force,
         overwrite=overwrite,
         report=say,
     )

@@ -190,7 +190,9 @@ def localize(
         files = found.write(folder)
         if options.dicom:
             files += found.write_dicom(folder)
-        return Result(files, {"score": found.found.score, **asdict(found.cost)})
+        return Result(
+            files, {"score": found.found.score, **asdict(found.cost)}, found.facts["warnings"]
+        )
 
     return process(
         cases,

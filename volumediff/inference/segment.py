@@ -47,11 +47,11 @@ from volumediff.outputs.segmentation_files import DSEG, sample_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
-from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.stripping import stripped, strips
 from volumediff.runs.trained import Trained
-from volumediff.samples.preparation_record import RunPreparation
+from volumediff.samples.input_guard import accepted
+from volumediff.samples.preparation_record import RunPreparation, recorded_preparation
 from volumediff.samples.seen_record import seen_by
 from volumediff.segmentation.method_files import load_segmenter
 from volumediff.segmentation.result import Segmentation
@@ -229,13 +229,17 @@ class Segmenting:
         """Segments one examination.
 
         Raises:
-            DataError: other channels than the model's, or an empty volume
+            DataError: other channels than the model's, an empty volume, or one that the run was
+                plainly not trained for
         """
         if self.fills is not None:
             examination = self.fills(examination)
         trained, digests = self.trained, examination.digests
+        images, force = list(examination.images.values()), self.options.force
+        taken = accepted(trained.guard.files(images), force=force)
         brain = stripped(examination.images) if strips(self.preparation) else None
-        ready = prepared(trained, list((brain or examination.images).values()))
+        ready = prepared(trained, images if brain is None else list(brain.values()))
+        taken += accepted(trained.guard.volume(ready), force=force)
         conditions = settled(
             trained,
             {**examination.attributes, **self.options.conditions},
@@ -273,7 +277,12 @@ class Segmenting:
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
             "filled": dict(examination.filled),
-            "warnings": filled_warnings(examination.filled),
+            "forced": list(taken.forced),
+            "warnings": [
+                *conditions.warnings,
+                *filled_warnings(examination.filled),
+                *taken.warnings,
+            ],
             "members": [provenance(other) for other in self.others],
             **provenance(trained),
         }
@@ -359,7 +368,8 @@ def segment(
         files, volumes = found.write(folder, samples=options.write_samples)
         if options.dicom:
             files += found.write_dicom(folder)
-        return Result(files, {"volumes_ml": volumes, **vars(found.cost)})
+        facts = {"volumes_ml": volumes, **vars(found.cost)}
+        return Result(files, facts, found.facts["warnings"])
 
     return process(
         cases,

@@ -38,9 +38,10 @@ from volumediff.outputs.translation_files import TRANSLATED, deviation_of, trans
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
 from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
-from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
+from volumediff.samples.input_guard import accepted
+from volumediff.samples.preparation_record import recorded_preparation
 from volumediff.samples.seen_record import seen_by
 from volumediff.translation.method_files import load_translator
 from volumediff.translation.translators import TranslationPair, Translator
@@ -175,11 +176,15 @@ class Translating:
         """Translates one examination.
 
         Raises:
-            DataError: other channels than the run's sources, or an empty volume
+            DataError: other channels than the run's sources, an empty volume, or one that the
+                run was plainly not trained for
         """
         trained, digests = self.trained, examination.digests
         sources = list(examination.images.values())
+        force, guard = self.options.force, trained.guard.of_channels(self.given)
+        taken = accepted(guard.files(sources), force=force)
         ready = prepared(trained, sources, of=self.given)
+        taken += accepted(guard.volume(ready), force=force)
         d, h, w = ready.x.shape[1:]
         with (
             explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
@@ -217,6 +222,8 @@ class Translating:
                 for name, file in examination.files.items()
             },
             "read_policy": asdict(trained.preprocessing.policy),
+            "forced": list(taken.forced),
+            "warnings": list(taken.warnings),
             "network_calls": cost.network_calls,
             **provenance(trained),
         }
@@ -336,7 +343,7 @@ def translate(
 
     def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
         found = work(examination_of(case, inputs, policy=policy))
-        return Result(found.write(folder), vars(found.cost))
+        return Result(found.write(folder), vars(found.cost), found.facts["warnings"])
 
     return process(
         cases,
