@@ -7,7 +7,7 @@ import typer
 
 from volumediff.api.files import localize_files
 from volumediff.commands import _completion
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     Classifier,
@@ -35,6 +35,7 @@ __all__ = ["localize"]
 WORK = defaults(localize_files)
 
 
+@accounts
 @with_run(shipped="t1w")
 def localize(
     given: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.alignment import prepare as work
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     LayoutOption,
@@ -35,6 +35,7 @@ class MaskChoice(StrEnum):
     none = "none"
 
 
+@accounts
 def prepare(
     data: Annotated[
         list[Path],

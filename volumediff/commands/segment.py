@@ -6,7 +6,7 @@ import typer
 
 from volumediff.api.files import segment_files
 from volumediff.commands import _completion
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     ConditionWords,
@@ -33,6 +33,7 @@ __all__ = ["segment"]
 WORK = defaults(segment_files)
 
 
+@accounts
 @with_run()
 def segment(
     given: Annotated[

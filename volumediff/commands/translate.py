@@ -6,7 +6,7 @@ import typer
 
 from volumediff.api.files import translate_files
 from volumediff.commands import _completion
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     Force,
@@ -29,6 +29,7 @@ __all__ = ["translate"]
 WORK = defaults(translate_files)
 
 
+@accounts
 @with_run()
 def translate(
     given: Annotated[

@@ -12,7 +12,7 @@ normalises to. Channels of CT are in HU.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 import volumediff
-from volumediff.data.cases import Case
 from volumediff.data.intensity import BACKGROUND
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.leakage import keep
+from volumediff.inference.case_by_case import find_cases, work_through
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.options import TranslateOptions
-from volumediff.outputs.batch import Result, Summary, process
+from volumediff.outputs.batch import Result, Summary
 from volumediff.outputs.case_files import examination_files
 from volumediff.outputs.export import Writer
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.outputs.translation_files import TRANSLATED, deviation_of, translated_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
+from volumediff.runs.inputs import Examination, find_inputs, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
 from volumediff.samples.input_guard import accepted
@@ -336,21 +336,14 @@ def translate(
     """
     work = translating(trained, options, announce=announce)
     names = trained.image_names(options.channels, of=work.given)
-    cases, problems = find_inputs(
-        source, channels=names, layout=options.layout, patients=trained.config.data.patients
-    )
-    policy = trained.preprocessing.policy
+    find = partial(find_inputs, channels=names)
+    found = find_cases(trained, source, find, layout=options.layout)
 
-    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
-        found = work(examination_of(case, inputs, policy=policy))
-        return Result(found.write(folder), vars(found.cost), found.facts["warnings"])
+    def one(examination: Examination, folder: Path) -> Result:
+        translated = work(examination)
+        facts = vars(translated.cost)
+        return Result(translated.write(folder), facts, translated.facts["warnings"])
 
-    return process(
-        cases,
-        out,
-        settings=work.settings,
-        work=one,
-        problems=problems,
-        overwrite=overwrite,
-        report=report,
+    return work_through(
+        trained, found, out, one, settings=work.settings, overwrite=overwrite, report=report
     )

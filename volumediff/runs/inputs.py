@@ -120,8 +120,7 @@ def find_inputs(
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            bare = {"label": None, "boxes": None, "associated": None, "labels": {}, "contours": {}}
-            cases.append(replace(case, **bare))
+            cases.append(case.unmarked())
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "
