@@ -36,7 +36,7 @@ from volumediff.planning.step import (
     validates,
     volume_shape,
 )
-from volumediff.planning.tracer import OUTSIDE, Peak, Tracer
+from volumediff.planning.tracer import OUTSIDE, Peak, Tracer, with_pool
 from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
 from volumediff.tasks import resolved
@@ -211,6 +211,8 @@ def trace(config: RunConfig, *, mode: Mode = "train") -> Traced:
     number = config.processes.number or 1
     if mode == "train" and config.processes.shard and number > 1:
         stages = {name: peak.divided(number) for name, peak in stages.items()}
+    if config.memory.cuda_graphs:
+        stages = with_pool(stages)
     return Traced(config.memory, stages, tracer.indexed)
 
 
@@ -238,9 +240,10 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
     # The finest levels hold most of what recomputation can spare.
     saved = [replace(plain, checkpoint=levels) for levels in (1, 2, True)]
     depths = [n for n in (math.ceil(depth / cuts) for cuts in CUTS) if n >= THINNEST]
-    slabs = [replace(lean, slab=n) for n in depths]
-    remade = [replace(lean, slab=n, recompute_skips=True) for n in depths]
-    away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
+    cut = replace(lean, cuda_graphs=False)  # graphs have passes in one piece
+    slabs = [replace(cut, slab=n) for n in depths]
+    remade = [replace(cut, slab=n, recompute_skips=True) for n in depths]
+    away = [replace(cut, slab=n, offload=True) for n in (None, *depths)]
     between = [saved, slabs] if mode == "train" else [slabs, remade]
     return [family for family in ([plain], *between, away) if family]
 
