@@ -116,6 +116,27 @@ def test_dicom_trees_are_found_and_what_is_odd_in_a_series_is_named(tmp_path):
     assert [f.name for f in odd.files] == ["9.npy"]
 
 
+def test_nested_volumes_are_found_and_what_is_odd_is_named(tmp_path):
+    touch(tmp_path, "pat1/2019/T1w/scan.nii.gz", "pat1/2019/FLAIR/scan.nii.gz")
+    touch(tmp_path, "pat1/2019/lesion/drawn.nii.gz", "pat1/2020/pat1_T1w.nii.gz")
+    touch(tmp_path, "pat2/study/T1w.nii.gz", "pat2/study/mask.nii.gz", "pat2/study/labels/m.nii")
+    touch(tmp_path, "pat3/T1w.nii.gz", "pat3/old/T1w.nii.gz", "derivatives/a/b/T1w.nii.gz")
+    cases, _ = survey_cases(tmp_path)
+    said = {c.id: (c.patient, *sorted(c.images), c.label and c.label.name) for c in cases}
+    assert said == {
+        "pat1_2019": ("pat1", "FLAIR", "T1w", "drawn.nii.gz"),
+        "pat1_2020": ("pat1", "T1w", None),
+        "pat2_study": ("pat2", "T1w", "mask.nii.gz"),
+        "pat3": ("pat3", "T1w", None),
+    }
+    found = accounted(tmp_path)
+    assert {name: what[0] for name, what in found.items() if what != "case"} == {
+        "pat2/study/labels/m.nii": "warning",
+        "pat3/old/T1w.nii.gz": "warning",
+        "derivatives/a/b/T1w.nii.gz": "info",
+    }
+
+
 def test_orphan_labels_are_named_in_every_convention(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()

@@ -192,6 +192,9 @@ absent_0/rigid     +++--
 one_hot/discrete   ----+
 one_hot/discrete3  +++--
 one_hot/rigid      +++--
+regions/discrete   +++-+
+regions/discrete3  -----
+regions/rigid      +++--
 distance/discrete  ----+
 distance/rigid     +++--
 """

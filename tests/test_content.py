@@ -11,6 +11,8 @@ from volumediff.data.foreground import background_of, foreground, padding_of
 from volumediff.data.intensity import Percentile, Window
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.errors import DataError
+from volumediff.samples.preparing import Source, prepare_share
+from volumediff.storage.cache import Cache
 
 SHAPE = (24, 26, 22)
 
@@ -139,3 +141,23 @@ def test_ct_under_a_rule_for_mr_is_said_with_its_key():
     (said,) = content_remarks(ct(), Percentile().mask(ct()), Percentile())
     assert said.code == "looks_like_ct"
     assert "data.preprocessing.intensity=window" in said.message
+
+
+def test_all_volumes_without_content_are_named_and_the_others_are_kept(tmp_path):
+    pictures = {"a": head(), "b": np.zeros(SHAPE, np.float32), "c": head(), "d": one_voxel()}
+    sources = []
+    for name, x in pictures.items():
+        save(tmp_path / f"{name}.nii.gz", x, np.eye(4))
+        case = Case(name, name, {"i": tmp_path / f"{name}.nii.gz"})
+
+        def make(case=case):
+            return {"x": Preprocessing().prepare(case).x.numpy()}, {"spacing_mm": [1.0, 1.0, 1.0]}
+
+        sources.append(Source(case, {"name": name}, make))
+    cache = Cache(tmp_path / "cache", [].append)
+    with pytest.raises(DataError, match=r"^2 of 4 volumes.*b\.nii\.gz: shows.*d\.nii\.gz: shows"):
+        prepare_share(sources, cache, rank=0, world=1)
+    there = {s.case.id for s in sources if cache.has(s.case.id, s.fingerprint)}
+    assert there == {"a", "c"}
+    with pytest.raises(DataError, match=r"^[^ ]*b\.nii\.gz: shows no foreground"):
+        prepare_share(sources[:2], cache, rank=0, world=1)

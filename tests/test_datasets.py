@@ -33,10 +33,11 @@ from data_sets import (
 from PIL import Image
 
 from volumediff.data.check import check
+from volumediff.data.fingerprint import fingerprint
 from volumediff.data.grid import Grid, canonical_box
 from volumediff.data.intensity import Window
 from volumediff.data.linking import Rectangle, link
-from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.survey import find_cases, layout_of, survey_cases
 from volumediff.data.truth import filled
 from volumediff.data.volume import read, write

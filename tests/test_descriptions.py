@@ -1,13 +1,17 @@
 """Descriptions of other programs are read whole; what does not fit is one line."""
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from tiny_app import save
 
+from volumediff.config import build
 from volumediff.data.layouts._descriptions import channel_names, described_by, label_meanings
 from volumediff.data.layouts._tables import number
 from volumediff.data.preprocessing import Preprocessing
@@ -95,6 +99,7 @@ def test_labels_of_every_convention():
     found = meanings(brats, regions_class_order=[1, 2, 3])
     assert found.names == {1: "whole", 2: "core", 3: "enhancing", 4: "ignore"}
     assert found.regions == {"whole": (1, 2, 3), "core": (2, 3)}
+    assert found.written == {1: (1, 2, 3), 2: (2, 3), 3: (3,)}
     assert found.ignored == (4,)
 
 
@@ -136,12 +141,29 @@ def test_a_model_of_labels_does_not_learn_what_is_to_be_ignored(ignoring):
 
 def test_count_and_regions_are_said(tmp_path):
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
-    labels = {"background": 0, "whole": [1, 2], "core": [2]}
-    described(tmp_path, channel_names={"0": "T1"}, labels=labels, numTraining=5)
+    labels = {"background": 0, "whole": [2, 4], "core": [4]}
+    described(
+        tmp_path,
+        channel_names={"0": "T1"},
+        labels=labels,
+        regions_class_order=[2, 4],
+        numTraining=5,
+    )
     _, problems = survey_cases(tmp_path)
     said = {p.severity: p.message for p in problems}
     assert said["warning"].startswith("says 5 training cases, 1 are there")
-    assert "whole = 1+2" in said["info"]
+    assert "whole = 2+4" in said["info"]
+    advice = re.search(r"recipe\.labels=(\S+) and recipe\.coding=(\{.*\})\.$", said["info"])
+    given = {"labels": yaml.safe_load(advice[1]), "coding": yaml.safe_load(advice[2])}
+    recipe = build("recipe", {"name": "label_diffusion", **given})
+    label = torch.tensor([0, 2, 4], dtype=torch.uint8).view(1, 3, 1, 1)
+    coded = recipe.coding.encode(recipe.masks(label), spacing_mm=(1.0, 1.0, 1.0))
+    assert coded.flatten(1).tolist() == [[-1, 1, 1], [-1, -1, 1]], "whole, core"
+
+
+def test_regions_need_the_labels_that_are_written_for_them():
+    with pytest.raises(DataError, match=r"'regions_class_order': expected 2 labels .* got \[1\]"):
+        meanings({"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1])
 
 
 # --- folders of numbered channels ----------------------------------------------------------------

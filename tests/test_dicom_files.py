@@ -1,12 +1,14 @@
 """DICOM as scanners and archives write it: right voxels in the right place, or the file's name."""
 
 import copy
+import gzip
 import io
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -31,6 +33,7 @@ from volumediff.errors import DataError
 
 HU = np.random.default_rng(0).integers(-1000, 1500, (7, 5, 8)).astype(np.int16)  # x, y, z
 COLUMNS, ROWS, SLICES = HU.shape
+NICOM = Path(nib.__file__).parent / "nicom" / "tests" / "data"
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 
 
@@ -260,7 +263,7 @@ def test_any_flipped_bit_of_a_header_is_noticed_or_harmless(tmp_path):
 
 
 def _drop(*keywords):
-    def edit(ds, k):
+    def edit(ds, k=0):
         for keyword in keywords:
             delattr(ds, keyword)
 
@@ -274,6 +277,44 @@ def _on_detector(ds, k):
 
 def _mosaic(ds, k):
     ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+
+
+@pytest.fixture
+def mosaic():
+    """A mosaic of a scanner, which nibabel ships without its voxels, with others put in."""
+    content = gzip.decompress((NICOM / "siemens_dwi_0.dcm.gz").read_bytes())
+    ds = pydicom.dcmread(io.BytesIO(content))
+    stored = np.random.default_rng(0).integers(0, 4000, (ds.Rows, ds.Columns))
+    ds.PixelData = stored.astype(np.uint16).tobytes()
+    return ds
+
+
+@pytest.mark.filterwarnings("ignore:The DICOM readers are highly experimental")
+def test_a_mosaic_is_the_volume_that_nibabel_takes_apart(mosaic, tmp_path):
+    from nibabel.nicom.dicomwrappers import wrapper_from_data
+
+    theirs = wrapper_from_data(mosaic)
+    affine = np.diag([-1.0, -1, 1, 1]) @ theirs.affine
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(theirs.get_data(), affine))
+    mosaic.save_as(tmp_path / "a.dcm")
+    ours = read(tmp_path)
+    np.testing.assert_array_equal(ours.array[0], canonical.get_fdata())
+    np.testing.assert_allclose(ours.affine, canonical.affine, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda ds: ds.__delitem__((0x0029, 0x1010)), r"a.dcm: .*without its CSA header"),
+        (lambda ds: setattr(ds, "Rows", 895), r"a.dcm: 48 slices need 7 x 7 tiles"),
+        (_drop("SpacingBetweenSlices"), r"a.dcm: .*without SpacingBetweenSlices"),
+    ],
+)
+def test_a_mosaic_that_does_not_say_where_its_slices_lie_is_refused(edit, match, mosaic, tmp_path):
+    edit(mosaic)
+    mosaic.save_as(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match=match + ".*dcm2niix"):
+        in_process(tmp_path)
 
 
 def _coloured(ds, k):
@@ -337,7 +378,8 @@ def test_other_objects_and_copies(tmp_path):
 def test_the_policy_names_one_of_two_series(tmp_path):
     folder = series(tmp_path / "ct")
     series(folder, data=HU[..., :3] + 1, start=20, uid="1.2.3.9")
-    with pytest.raises(DataError, match=r"got 2: 1.2.3.4 \(8 files, 000.dcm\); 1.2.3.9 \(3 files"):
+    listed = r"got 2: 1.2.3.4 \(CT, 8 files, 000.dcm\); 1.2.3.9 \(CT, 3 files, 020.dcm\)\."
+    with pytest.raises(DataError, match=listed + ".* with series=1.2.3.4 or series=1.2.3.9"):
         read(folder)
     chosen = read(folder, policy=ReadPolicy(series="1.2.3.9"))
     np.testing.assert_array_equal(chosen.array[0], of_reader(HU[..., :3] + 1))

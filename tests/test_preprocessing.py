@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from volumediff.data.cases import Case
+from volumediff.data.fingerprint import fingerprint
 from volumediff.data.foreground import foreground, otsu
 from volumediff.data.grid import Grid
 from volumediff.data.intensity import Percentile, Window, ZScore
-from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord, fingerprint
+from volumediff.data.preprocessing import Preprocessing
+from volumediff.data.preprocessing_record import PreprocessingRecord
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.resampling import (
     axis_weights,

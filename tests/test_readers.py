@@ -12,8 +12,9 @@ from volumediff.data.augmentation import Augmentation
 from volumediff.data.cases import Contour
 from volumediff.data.check import check, has_errors
 from volumediff.data.contours import filled_contours, inside
+from volumediff.data.fingerprint import fingerprint
 from volumediff.data.intensity import Window
-from volumediff.data.preprocessing import Preprocessing, fingerprint
+from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.readers import agreement, majority
 from volumediff.data.survey import find_cases, survey_cases
 from volumediff.data.volume import Volume, read

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from volumediff import config
 from volumediff.codings.distance import Distance
 from volumediff.codings.one_hot import OneHot
+from volumediff.codings.regions import Regions
 from volumediff.codings.signed import Signed
 from volumediff.config import config_path, load, shipped
 from volumediff.errors import UsageError
@@ -205,6 +207,31 @@ def test_signed_distance_is_the_brute_force_distance():
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
     far = Distance().encode(torch.zeros_like(mask), spacing_mm=spacing)
     assert torch.equal(far, torch.full_like(far, -1))
+
+
+def test_regions_are_read_as_labels_that_later_regions_overwrite():
+    """The chance of every label, summed over all outcomes of three independent regions."""
+    coding = Regions(((1, 2, 3), (2, 3), (3,)))
+    u = torch.rand(2, 3, 2, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.zeros_like(u)
+    for outcome in product((0, 1), repeat=3):
+        chance = torch.ones_like(u[:, 0])
+        for i, there in enumerate(outcome):
+            chance = chance * (u[:, i] if there else 1 - u[:, i])
+        written = max((i for i, there in enumerate(outcome) if there), default=None)
+        if written is not None:
+            expected[:, written] += chance
+    found = coding.decode(2 * u - 1, spacing_mm=(1.0, 1.0, 1.0))
+    torch.testing.assert_close(found, expected)
+    masks = torch.eye(3, dtype=torch.bool).view(3, 3, 1, 1)
+    nested = Regions().encode(masks, spacing_mm=(1.0, 1.0, 1.0))
+    assert torch.equal(nested, coding.encode(masks, spacing_mm=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("members", [((1,), (1, 2)), ((2,), (1,)), ((1, 4), (2,)), ((1,), ())])
+def test_regions_that_labels_cannot_be_told_from_are_refused(members):
+    with pytest.raises(ValueError, match=r"^members: expected"):
+        Regions(members)
 
 
 def test_one_hot_codes_have_the_background_first():

@@ -74,6 +74,18 @@ def moved(task):
 # The loss
 
 
+def test_dice_of_regions_is_that_of_the_sums_of_their_classes():
+    logits, labels = draw(2, 3, 4, 5, 6), torch.arange(240).view(2, 4, 5, 6) * 7 % 3
+    q = one_hot(labels, 3)
+    found = DiceCrossEntropy(1.0, 0.0, regions=((1, 2), (2,)))(logits, q)
+    p = logits.softmax(1)
+    expected = []
+    for truth, guess in ((labels > 0, p[:, 1] + p[:, 2]), (labels == 2, p[:, 2])):
+        t, g = truth.float().flatten(1), guess.flatten(1)
+        expected.append(1 - (2 * (t * g).sum(1) + 1e-5) / (t.sum(1) + g.sum(1) + 1e-5))
+    torch.testing.assert_close(found, torch.stack(expected).mean(0))
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_the_loss_is_that_of_monai(background):
     from monai.losses import DiceCELoss

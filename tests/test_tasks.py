@@ -220,6 +220,7 @@ SHIPPED = {
     "residual_segmenter": "siamese_64",
     "probe": "perceptrons_64",
     "denoising_gan": "denoising_gan",
+    "feature_distillation": "feature_distillation",
     **{name: name for name in ("consistency", "guided", "progressive", "reflow", "trajectory")},
 }
 
@@ -274,6 +275,7 @@ def test_a_random_batch_is_one_that_the_loss_takes(name):
         "probe": ["probe.hidden=[8]", "probe.members=2", "probe.log_snrs=[1.0]"],
         "denoising_gan": ["network.widths=[4, 8]", "network.groups=2", "gan.widths=[4]"],
         "consistency": [NETWORK],
+        "feature_distillation": ["network={name: unet, widths: [4, 4, 8], blocks: 1, groups: 2}"],
         "guided": [NETWORK],
         "progressive": [NETWORK],
         "reflow": [NETWORK, "student.from_steps=4"],

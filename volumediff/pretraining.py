@@ -20,7 +20,7 @@ from volumediff.pretexts._base import Pretext, VolumeEncoder
 from volumediff.shapes import Shape
 from volumediff.spaces._base import StateSpace
 
-__all__ = ["NetworkEncoder", "Pretraining"]
+__all__ = ["NetworkEncoder", "Pretraining", "beside_encoder"]
 
 BACKGROUND = -1.0  # of volumes
 
@@ -74,12 +74,7 @@ class Pretraining(nn.Module):
     @property
     def untrained(self) -> list[nn.Module]:
         """Parts of the network that do not lead to its deepest features."""
-        if self.pretext.decodes:
-            return []
-        network = self.encoder.network
-        used = {id(m) for part in network.anatomy.descent for m in part.modules()}
-        parts = [m for m in network.modules() if not any(True for _ in m.children())]
-        return [m for m in parts if id(m) not in used]
+        return [] if self.pretext.decodes else beside_encoder(self.encoder.network)
 
     @property
     def device(self) -> torch.device:
@@ -103,3 +98,10 @@ class Pretraining(nn.Module):
     def grid(self, shape: Shape) -> Shape:
         """Grid of the states of a volume."""
         return self.encoder.space.grid(shape)
+
+
+def beside_encoder(network: Network) -> list[nn.Module]:
+    """The parts of a network that do not lead to its deepest features."""
+    used = {id(m) for part in network.anatomy.descent for m in part.modules()}
+    parts = [m for m in network.modules() if not any(True for _ in m.children())]
+    return [m for m in parts if id(m) not in used]

@@ -53,12 +53,14 @@ class DiceCrossEntropy:
               - w_C\, \frac{\sum_i \sum_l c_l\, q_{il} \log p_{il}}{\sum_i \sum_l c_l\, q_{il}}
 
     with q the shares of the classes in a voxel, one of them 1 where readers agree. Voxels that
-    nobody has judged have a weight of 0 in all sums: q and p are 0 there.
+    nobody has judged have a weight of 0 in all sums: q and p are 0 there. Of regions, L are unions
+    of classes: their p and q are sums over the classes.
 
     Arguments:
         dice, cross_entropy: w_D and w_C
         background: whether L holds the background
         background_weight: c of the background; that of labels is 1
+        regions: classes of every region, in place of single labels; the background is class 0
 
     References:
         Milletari et al. (2016), V-Net, arXiv:1606.04797; Isensee et al. (2021), nnU-Net
@@ -68,6 +70,7 @@ class DiceCrossEntropy:
     cross_entropy: float = 1.0
     background: bool = False
     background_weight: float = 1.0
+    regions: tuple[tuple[int, ...], ...] = ()
 
     def __call__(
         self, logits: Classes, shares: Classes, weight: Weight | None = None
@@ -85,9 +88,8 @@ class DiceCrossEntropy:
             q = q * weight
         loss = log_p.new_zeros(len(log_p))
         if self.dice:
-            first = 0 if self.background else 1
-            p, t = log_p[:, first:].exp(), q[:, first:].flatten(2)
-            p = (p if weight is None else p * weight).flatten(2)
+            p = log_p.exp() if weight is None else log_p.exp() * weight
+            p, t = self._counted(p).flatten(2), self._counted(q).flatten(2)
             ratio = (2 * (p * t).sum(2) + SMOOTH) / (p.sum(2) + t.sum(2) + SMOOTH)
             loss = loss + self.dice * (1 - ratio.mean(1))
         if self.cross_entropy:
@@ -97,6 +99,13 @@ class DiceCrossEntropy:
             total = weighted.flatten(1).sum(1).clamp(min=torch.finfo(q.dtype).tiny)
             loss = loss - self.cross_entropy * (weighted * log_p).flatten(1).sum(1) / total
         return loss
+
+    def _counted(self, shares: Classes) -> Classes:
+        """What the Dice term is of: classes, or unions of them."""
+        if not self.regions:
+            return shares if self.background else shares[:, 1:]
+        unions = [shares[:, list(region)].sum(1) for region in self.regions]
+        return torch.stack([shares[:, 0], *unions] if self.background else unions, dim=1)
 
 
 def level_weights(count: int) -> list[float]:

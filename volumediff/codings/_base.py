@@ -35,11 +35,17 @@ class Coding(ABC):
         where codes are others."""
         return None
 
+    def unions(self, labels: int) -> tuple[tuple[int, ...], ...]:
+        """The labels, counted from 1, of the region that each of the shares is about; a label
+        each, where there are no regions."""
+        return tuple((i,) for i in range(1, labels + 1))
+
     @abstractmethod
     def shares(self, x: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n l d h w"]:
         """Memberships for losses: differentiable everywhere, with no label looking at another.
 
-        At clean codes above 1/2 inside of a label and below outside; they may leave [0, 1].
+        At clean codes above 1/2 inside of a label, or of the region that is its channel, and
+        below outside; they may leave [0, 1].
         """
 
     @abstractmethod

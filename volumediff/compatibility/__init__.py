@@ -12,8 +12,8 @@ wherever that does, and a new part fits wherever what it declares is enough. Wha
 fits nowhere. A function gives the reason, one line that says what is expected, what came and what
 to do; None where the parts fit. `require` raises it.
 
-`training` is about what is trained, `chains` about what walks or edits states, `methods` about
-what a trained model is asked for.
+`training` is about what is trained, `features` about what is learnt from the features of a model,
+`chains` about what walks or edits states, `methods` about what a trained model is asked for.
 """
 
 __all__ = ["require"]

@@ -26,7 +26,6 @@ __all__ = [
     "guided_problem",
     "kept_problem",
     "prior_problem",
-    "probe_problem",
     "states_problem",
     "supervised_problem",
     "supervision_problem",
@@ -80,7 +79,7 @@ def training_problem(
     if recipe.ignored and (kernel.path not in SQUARED or not space.exact or recipe.codes is None):
         return (
             "recipe.ignored: expected the kernel gaussian or cold, a space of voxels or wavelets, "
-            "and the coding signed or one_hot, whose loss can leave voxels out, got "
+            "and the coding signed, one_hot or regions, whose loss can leave voxels out, got "
             f"{name}, {name_of(type(space))} and {name_of(type(recipe.coding))}; use these, or "
             "method=unet."
         )
@@ -409,32 +408,4 @@ def told_problem(recipe: Recipe) -> str | None:
     return (
         "recipe.raters: expected majority or drawn, got a consensus, whose level only a diffusion "
         "of labels is told."
-    )
-
-
-def probe_problem(recipe: Recipe, model: Model) -> str | None:
-    """Why heads cannot learn what a recipe says from the features of a model."""
-    if not recipe.segments:
-        return (
-            "recipe: expected label_diffusion, which says the labels, for a probe, got "
-            f"{name_of(type(recipe))}; use recipe={{name: label_diffusion, labels: [1]}}."
-        )
-    if recipe.ignored:
-        return (
-            "recipe.ignored: expected none for a probe, whose voxels are drawn by label, got "
-            f"{list(recipe.ignored)}; use method=unet."
-        )
-    if recipe.codes is None:
-        return (
-            "recipe.coding: expected signed or one_hot for a probe, which learns voxels one by "
-            f"one, got {recipe.coding}; leave it out."
-        )
-    if problem := told_problem(recipe):
-        return problem
-    got = model.recipe
-    if got.whole and not got.atlas:
-        return None
-    return (
-        "probe.of: expected a model of whole volumes without an atlas (recipe healthy or "
-        f"class_conditional), got {name_of(type(got))}{' with an atlas' if got.atlas else ''}."
     )

@@ -28,8 +28,9 @@ def check_coding(cls: type, **arguments: Any) -> None:
         require(float(x.abs().max()) <= 1, "A code is outside of [-1, 1].")
         again = coding.decode(x[None], spacing_mm=SPACING)
         equal(again, masks[None].float(), "Masks do not come back from their code.", atol=1e-6)
-        shares = coding.shares(x[None])[0]
-        require(torch.equal(shares > 0.5, masks), "The shares of clean codes are not the masks.")
+        unions = [masks[[i - 1 for i in union]].any(dim=0) for union in coding.unions(count)]
+        same = torch.equal(coding.shares(x[None])[0] > 0.5, torch.stack(unions))
+        require(same, "The shares of clean codes are not the masks.")
         classes = coding.classes(count)
         if classes is not None:
             require(set(x.unique().tolist()) == {-1.0, 1.0}, "A discrete code is not -1 or 1.")

@@ -19,7 +19,7 @@ from typing import Literal
 from volumediff.data.cases import Case, Problem
 from volumediff.data.dicom_files.recognition import SUFFIXES, is_dicom
 from volumediff.data.layouts._base import CONVENTION, Layout
-from volumediff.data.layouts._files import LABEL_FOLDERS, VOLUME
+from volumediff.data.layouts._files import ASIDE, LABEL_FOLDERS, VOLUME
 from volumediff.data.layouts._roles import parsed
 from volumediff.data.patients import TABLES
 from volumediff.errors import UsageError
@@ -44,8 +44,6 @@ UNNAMED = re.compile(r"^[^.]*$|\.\d+$|^[\d.]+$")
 VOXELS = {".raw": (".nhdr", ".mhd"), ".zraw": (".mhd",), ".img": (".hdr",), ".gz": (".nhdr",)}
 # Made by `prepare` for people and for `restore`.
 OWN = ("prepared.json", "*_transform.json", "*_qc.png", *TABLES)
-# Folders whose content a layout leaves aside, as its text says.
-ASIDE = ("derivatives", "sourcedata", "code")
 SHOWN = 8
 
 Severity = Literal["info", "warning"]

@@ -7,13 +7,13 @@ Channels on different grids are resampled to the first channel's; image and labe
 Labels are interpolated linearly as memberships between the voxels around a place, without the
 wider mean that keeps intensities from aliasing: that mean takes structures of a few voxels away.
 With :math:`x_\text{file} = x\,\text{step} + \text{origin}` per axis as the whole geometry, the way
-back is the same resampling with the inverse map. `Record` holds what the way back needs, as JSON.
+back is the same resampling with the inverse map; `PreprocessingRecord` holds what it needs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,91 +22,25 @@ from torch import Tensor
 
 from volumediff.data.cases import Case
 from volumediff.data.content import content_remarks
-from volumediff.data.files import contents
-from volumediff.data.grid import Grid, agree
+from volumediff.data.grid import agree
 from volumediff.data.intensity import BACKGROUND, Intensity, Percentile
+from volumediff.data.prepared_grid import Centre, Placement, placement, weights
+from volumediff.data.preprocessing_record import PreprocessingRecord
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import majority
 from volumediff.data.remarks import Remark
-from volumediff.data.resampling import Matrices, axis_weights, onto, resample, resample_labels
+from volumediff.data.resampling import Matrices, onto, resample, resample_labels
+from volumediff.data.shared_grid import called, on_first_grid, remarks_of
 from volumediff.data.truth import marked
 from volumediff.data.volume import Volume, check_grids, read
 from volumediff.errors import DataError
-from volumediff.storage.digests import sha256
 
-__all__ = ["MOST_CROPPED", "Prepared", "Preprocessing", "PreprocessingRecord", "fingerprint"]
+__all__ = ["MOST_CROPPED", "Prepared", "Preprocessing"]
 
-# Part of every fingerprint: raise it when the same options come to give other voxels.
-VERSION = 3
 # Half width of the triangle that memberships of labels are interpolated with, in voxels.
 BETWEEN_VOXELS = 1.0
 # Share of the foreground that the shape of a run may cut away.
 MOST_CROPPED = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class PreprocessingRecord:
-    """What is needed to bring an array back to the grid and the intensities of its file.
-
-    Arguments:
-        native: the file's grid; `write(path, array, like=record.native)`
-        canonical: the same grid with axes along R, A, S
-        shape: of the prepared volume
-        step, origin: voxel i of the prepared volume lies at i * step + origin in canonical voxels
-        limits: per channel the intensities that became -1 and 1, or all that the rule has
-            values for
-        findings: what was treated on the way, with the file's name
-    """
-
-    native: Grid
-    canonical: Grid
-    shape: tuple[int, int, int]
-    step: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    limits: tuple[tuple[float, ...], ...]
-    findings: tuple[Remark, ...] = ()
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of the prepared volume."""
-        move = np.diag([*self.step, 1.0])
-        move[:3, 3] = self.origin
-        return Grid(self.shape, self.canonical.affine @ move)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-
-        def plain(grid: Grid) -> dict[str, Any]:
-            header = grid.header.hex() if grid.header else None
-            return {"shape": grid.shape, "affine": grid.affine.tolist(), "header": header}
-
-        return {
-            "native": plain(self.native),
-            "canonical": plain(self.canonical),
-            "shape": self.shape,
-            "step": self.step,
-            "origin": self.origin,
-            "limits": self.limits,
-            "findings": [vars(f) for f in self.findings],
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "PreprocessingRecord":
-        """The record that `to_json` described."""
-
-        def grid(v: dict[str, Any]) -> Grid:
-            header = bytes.fromhex(v["header"]) if v["header"] else None
-            return Grid(tuple(v["shape"]), np.array(v["affine"], np.float64), header)
-
-        return cls(
-            grid(values["native"]),
-            grid(values["canonical"]),
-            tuple(values["shape"]),
-            tuple(values["step"]),
-            tuple(values["origin"]),
-            tuple(tuple(limits) for limits in values["limits"]),
-            tuple(Remark(**f) for f in values["findings"]),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +84,7 @@ class Preprocessing:
     spacing_mm: tuple[float, float, float] | None = None
     shape: tuple[int, int, int] | None = None
     intensity: Intensity = field(default_factory=Percentile)
-    centre: Literal["foreground", "volume"] | tuple[float, float, float] = "foreground"
+    centre: Centre = "foreground"
     policy: ReadPolicy = field(default_factory=ReadPolicy)
 
     def __post_init__(self) -> None:
@@ -193,7 +127,7 @@ class Preprocessing:
         if not images:
             raise ValueError("expected at least one image of the case, got none.")
         first, findings = images[0], []
-        channels, covered = _on_first_grid(images, findings)
+        channels, covered = on_first_grid(images, findings)
         for volume in (*([] if label is None else [label]), *readers):
             check_grids(first, volume)
             if len(volume.array) != 1:
@@ -203,7 +137,7 @@ class Preprocessing:
                 )
             # a reader who marks nothing has an opinion, and the file no fault
             alone = volume is label
-            findings += [f for f in _named(volume) if alone or f.code != "empty_mask"]
+            findings += [f for f in remarks_of(volume) if alone or f.code != "empty_mask"]
         x = channels.numpy()
         masks, limits = self._limits(x, covered)
         owners = [image for image in images for _ in image.array]
@@ -212,20 +146,20 @@ class Preprocessing:
         for i, (mask, limit) in enumerate(zip(masks, limits, strict=True)):
             x[i] = self.intensity.apply(x[i], mask, limits=limit, channel=i)
         inside = np.logical_or.reduce(masks)
-        shape, step, origin = self._geometry(first, inside)
+        shape, step, origin = self._placement(first, inside)
         held = 4 * len(x) * prod(shape)
         if held > self.policy.budget_bytes:
             raise DataError(
                 f"{first.path}: {shape} voxels need {held / 2**30:.3g} GiB, more than the budget "
                 f"of {self.policy.budget_bytes / 2**30:.3g} GiB; choose a coarser spacing_mm."
             )
-        matrices = _matrices(first.grid.shape, shape, step=step, origin=origin)
+        matrices = weights(first.grid.shape, shape, step=step, origin=origin)
         kept = resample(torch.from_numpy(inside)[None].float(), matrices, fill=0.0) >= 0.5
         cropped = _cropped(inside, matrices)
         if cropped:
             text = f"{cropped:.1%} of the foreground is cropped"
             findings.append(Remark("warning", "cropped", text))
-        near = _matrices(first.grid.shape, shape, step=step, origin=origin, width=BETWEEN_VOXELS)
+        near = weights(first.grid.shape, shape, step=step, origin=origin, width=BETWEEN_VOXELS)
         maps = [resample_labels(torch.from_numpy(v.array[:1]), near) for v in readers]
         opinions = torch.cat(maps) if maps else None
         target = None
@@ -250,13 +184,13 @@ class Preprocessing:
         """What the spacing leaves of a label map; without background planes, and without the crop
         that needs the image."""
         whole = replace(self, shape=None, centre="volume")
-        shape, step, origin = whole._geometry(label, np.zeros((1, 1, 1), bool))
+        shape, step, origin = whole._placement(label, np.zeros((1, 1, 1), bool))
         y, found = label.array[:1], np.argwhere(label.array[0])
         if len(found) == 0:
             return torch.zeros((1, 1, 1, 1), dtype=torch.uint8)
         matrices = []
         for axis, matrix in enumerate(
-            _matrices(label.grid.shape, shape, step=step, origin=origin, width=BETWEEN_VOXELS)
+            weights(label.grid.shape, shape, step=step, origin=origin, width=BETWEEN_VOXELS)
         ):
             first, last = int(found[:, axis].min()), int(found[:, axis].max()) + 1
             # beyond the box every membership is 0
@@ -275,7 +209,7 @@ class Preprocessing:
         x = torch.from_numpy(volume.array).float()
         if agree(record.canonical, volume.grid):
             x, _ = onto(x, volume.grid, record.canonical, fill=0.0)
-        matrices = _matrices(
+        matrices = weights(
             record.canonical.shape, record.shape, step=record.step, origin=record.origin
         )
         return resample(x, matrices, fill=0.0)
@@ -302,7 +236,7 @@ class Preprocessing:
         step = tuple(1 / s for s in record.step)
         origin = tuple(-o / s for o, s in zip(record.origin, record.step, strict=True))
         if order == 0:
-            near = _matrices(
+            near = weights(
                 record.shape,
                 record.canonical.shape,
                 step=step,
@@ -310,7 +244,7 @@ class Preprocessing:
                 width=BETWEEN_VOXELS,
             )
             return resample_labels(values.to(torch.uint8), near).numpy()
-        matrices = _matrices(record.shape, record.canonical.shape, step=step, origin=origin)
+        matrices = weights(record.shape, record.canonical.shape, step=step, origin=origin)
         return resample(values.float(), matrices, fill=fill).numpy()
 
     def to_intensity(
@@ -327,7 +261,7 @@ class Preprocessing:
             DataError: a file is refused
         """
         images = [read(path, policy=self.policy) for path in case.images.values()]
-        channels, covered = _on_first_grid(images, [])
+        channels, covered = on_first_grid(images, [])
         return self._limits(channels.numpy(), covered)[1]
 
     def _limits(
@@ -353,101 +287,12 @@ class Preprocessing:
         for remark in found:
             if remark.severity == "error":
                 raise DataError(f"{image.path}: {remark.message}.")
-        return [Remark(r.severity, r.code, f"{_name(image)}: {r.message}") for r in found]
+        return [Remark(r.severity, r.code, f"{called(image)}: {r.message}") for r in found]
 
-    def _geometry(
-        self, first: Volume, inside: Bool[np.ndarray, "d h w"]
-    ) -> tuple[tuple[int, int, int], tuple[float, float, float], tuple[float, float, float]]:
-        """Shape, step and origin of the prepared grid.
-
-        The resampled grid has the centre of the file's field of view; the crop starts at a whole
-        voxel of it, so that equal spacings mean an exact copy. Around a point, the point is the
-        centre exactly.
-        """
-        shape, step, origin = [], [], []
-        point = None
-        if not isinstance(self.centre, str):
-            point = np.linalg.solve(first.grid.affine, np.array([*self.centre, 1.0]))[:3]
-        for axis, n in enumerate(first.grid.shape):
-            wanted = self.spacing_mm[axis] if self.spacing_mm else first.spacing_mm[axis]
-            ratio = wanted / first.spacing_mm[axis]
-            if abs(ratio - 1) * n < 1e-2:  # the whole axis differs by less than 0.01 voxel
-                ratio = 1.0
-            resampled = max(1, round(n / ratio))
-            corner = (n - 1) / 2 - (resampled - 1) / 2 * ratio
-            size = self.shape[axis] if self.shape else resampled
-            if point is not None:
-                shape.append(size)
-                step.append(ratio)
-                origin.append(float(point[axis]) - (size - 1) / 2 * ratio)
-                continue
-            centre = (n - 1) / 2
-            if self.centre == "foreground" and inside.any():
-                other = tuple(a for a in range(3) if a != axis)
-                found = np.flatnonzero(inside.any(axis=other))
-                centre = (float(found[0]) + float(found[-1])) / 2
-            start = round((centre - corner) / ratio - (size - 1) / 2)
-            # never crop on one side what could be kept by padding less on the other
-            spare = resampled - size
-            start = min(max(start, min(0, spare)), max(0, spare))
-            shape.append(size)
-            step.append(ratio)
-            origin.append(corner + start * ratio)
-        return tuple(shape), tuple(step), tuple(origin)
-
-
-def _matrices(
-    shape: tuple[int, int, int],
-    out: tuple[int, int, int],
-    *,
-    step: tuple[float, ...],
-    origin: tuple[float, ...],
-    width: float | None = None,
-) -> Matrices:
-    d, h, w = (
-        axis_weights(shape[a], out[a], step=step[a], origin=origin[a], width=width)
-        for a in range(3)
-    )
-    return d, h, w
-
-
-def _named(volume: Volume) -> list[Remark]:
-    name = volume.path.name if volume.path else "volume"
-    return [Remark(f.severity, f.code, f"{name}: {f.message}") for f in volume.findings]
-
-
-def _on_first_grid(
-    images: Sequence[Volume], findings: list[Remark]
-) -> tuple[Float[Tensor, "c d h w"], list[Bool[np.ndarray, "d h w"]]]:
-    """All channels on the first image's grid, and where each has voxels of its own."""
-    first, channels, covered = images[0], [], []
-    for image in images:
-        findings += _named(image)
-        x = torch.from_numpy(image.array)
-        where = np.ones(first.grid.shape, bool)
-        difference = agree(first.grid, image.grid)
-        if difference:
-            x, seen = onto(x, image.grid, first.grid, fill=float(image.array.min()))
-            where = seen[0].numpy()
-            if not where.any():
-                raise DataError(
-                    f"{image.path}: does not overlap with {first.path}; check that both belong "
-                    "to one case."
-                )
-            text = f"{_name(image)}: resampled to the grid of {_name(first)} ({difference}); it "
-            text += f"covers {where.mean():.0%}"
-            findings.append(Remark("warning", "resampled", text))
-        elif image.native.axes != first.native.axes:
-            text = f"{_name(image)}: axes {image.native.axes} in the file, aligned with "
-            text += f"{first.native.axes} of {_name(first)}"
-            findings.append(Remark("warning", "orientation_differs", text))
-        channels.append(x)
-        covered += [where] * len(x)
-    return torch.cat(channels).clone(), covered
-
-
-def _name(volume: Volume) -> str:
-    return volume.path.name if volume.path else "a volume"
+    def _placement(self, first: Volume, inside: Bool[np.ndarray, "d h w"]) -> Placement:
+        return placement(
+            first, inside, spacing_mm=self.spacing_mm, size=self.shape, centre=self.centre
+        )
 
 
 def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> float:
@@ -460,17 +305,3 @@ def _cropped(inside: Bool[np.ndarray, "d h w"], matrices: Matrices) -> float:
     )
     total = int(inside.sum())
     return (total - int(inside[box].sum())) / max(total, 1)
-
-
-def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
-    """SHA-256 over the bytes of a case's files, what counts in them, and the preprocessing."""
-    parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
-    if case.lesions is not None or case.boxes is not None:
-        parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
-    if case.ignored:
-        parts.append(f"\0ignored {case.ignored}")
-    if case.contours:
-        parts.append(f"\0contours {dict(case.contours)}")
-    for name, path in [*case.images.items(), *case.label_files.items()]:
-        parts += [f"\0{name}\0", *contents(path)]
-    return sha256(*parts)

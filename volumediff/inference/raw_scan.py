@@ -20,7 +20,7 @@ from volumediff.alignment.aligning import Aligned, BrainMask, Steps, align_volum
 from volumediff.alignment.quality import flags, measured
 from volumediff.data.alignment_geometry import Alignment
 from volumediff.data.grid import canonical_grid
-from volumediff.data.preprocessing import PreprocessingRecord
+from volumediff.data.preprocessing_record import PreprocessingRecord
 from volumediff.data.remarks import Remark
 from volumediff.data.resampling import nearest_onto, onto
 from volumediff.data.volume import Volume

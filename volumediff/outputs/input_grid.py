@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from volumediff.data.preprocessing import Preprocessing, PreprocessingRecord
+from volumediff.data.preprocessing import Preprocessing
+from volumediff.data.preprocessing_record import PreprocessingRecord
 from volumediff.metrics.components import without_small
 from volumediff.outputs.result_grid import ResultGrid
 

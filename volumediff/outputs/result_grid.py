@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from volumediff.data.preprocessing import PreprocessingRecord
+from volumediff.data.preprocessing_record import PreprocessingRecord
 
 __all__ = ["ResultGrid"]
 

@@ -54,6 +54,7 @@ class LabelDiffusion(Recipe):
                 "expected labels that differ, each in 1..255 (the background has no channel of "
                 f"its own), got {list(self.labels)}."
             )
+        self.coding.channels(len(self.labels))  # refuses another number of regions
         wrong = [v for v in self.ignored if not 1 <= v <= 255 or v in self.labels]
         if wrong:
             raise ValueError(

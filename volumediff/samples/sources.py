@@ -8,22 +8,22 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from volumediff.config import build, component
 from volumediff.data.alignment_template import Template, mni152
 from volumediff.data.cases import Case
 from volumediff.data.files import contents
+from volumediff.data.fingerprint import fingerprint
 from volumediff.data.grid_attributes import with_spacing
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.population import Population
-from volumediff.data.preprocessing import MOST_CROPPED, Preprocessing, fingerprint
+from volumediff.data.preprocessing import MOST_CROPPED, Preprocessing
 from volumediff.data.remarks import Remark
 from volumediff.data.splits import Split, split_cases
 from volumediff.data.survey import find_cases
@@ -32,7 +32,9 @@ from volumediff.errors import UsageError
 from volumediff.recipes._base import Recipe
 from volumediff.samples.drawn import DrawnVolumes, LabelMap
 from volumediff.samples.label_checks import survey_labels, with_ignored
+from volumediff.samples.label_names import keep_label_names
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
+from volumediff.samples.preparing import Made, Source, prepare_share
 from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.source_record import keep_sources
 from volumediff.samples.volumes import TrainingVolume
@@ -58,8 +60,6 @@ POPULATION_VERSION = 1
 LABEL_MAP_VERSION = 1
 
 SHOWN = 8  # values of an attribute that a message names
-
-Made = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def preprocessing(data: Data, run: Path) -> Preprocessing:
@@ -135,6 +135,9 @@ def cases_of(data: Data) -> list[Case]:
             f"data.only: none of {len(found)} cases has {dict(data.only)}; attributes are "
             f"{', '.join(there) or 'none'}."
         )
+    if data.label_names:
+        named = {value: name for name, value in data.label_names.items()}
+        kept = [replace(case, names={**case.names, **named}) for case in kept]
     return kept if data.patients is None else data.patients.named(kept)
 
 
@@ -181,15 +184,6 @@ def split_of(cases: Sequence[Case], data: Data) -> Split:
     return split
 
 
-@dataclass(frozen=True)
-class _Source:
-    """One case before it is prepared."""
-
-    case: Case
-    fingerprint: Mapping[str, Any]
-    make: Callable[[], Made]
-
-
 def gather(
     config: RunConfig,
     accelerator: Accelerator,
@@ -222,6 +216,7 @@ def gather(
     def keep() -> None:
         split.save(config.output / "splits.json")
         keep_seen(config, cases, split, kept=kept is not None)
+        keep_label_names(config.output, cases)
 
     if recipe is not None and kept is None:
         on_main(accelerator, lambda: _check_labels(recipe, cases, split, data, cache.report))
@@ -236,10 +231,7 @@ def gather(
     made_from = {s.case.id: sha256(json.dumps(s.fingerprint, sort_keys=True)) for s in sources}
     on_main(accelerator, lambda: keep_sources(config.output, made_from, kept=kept is not None))
     # Each process prepares its share, then all of them open everything.
-    for index, source in enumerate(sources[rank::world]):
-        cache.entry(source.case.id, source.fingerprint, source.make)
-        if index % 10 == 9:
-            cache.report(f"{(index + 1) * world} of {len(sources)} volumes are prepared")
+    prepare_share(sources, cache, rank=rank, world=world)
     wait(accelerator)
     volumes = {
         s.case.id: TrainingVolume(
@@ -328,7 +320,7 @@ def _fit(
     fit_landmarks(config.output, plan_of(config.data, ()), training, report)
 
 
-def _sources(cases: Sequence[Case], config: RunConfig) -> list[_Source]:
+def _sources(cases: Sequence[Case], config: RunConfig) -> list[Source]:
     data = config.data
     if data.root == POPULATION:
         population = simulated(data)
@@ -340,12 +332,12 @@ def _sources(cases: Sequence[Case], config: RunConfig) -> list[_Source]:
             "variation": asdict(population.variation),
         }
         return [
-            _Source(case, {**described, "subject": case.id}, partial(_simulate, population, case))
+            Source(case, {**described, "subject": case.id}, partial(_simulate, population, case))
             for case in cases
         ]
     recipe = preprocessing(data, config.output)
     return [
-        _Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
+        Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
         for case in cases
     ]
 
@@ -361,7 +353,7 @@ def drawn_volumes(
     """
     data = config.data
     section = data.drawn
-    if section is None:
+    if section is None or not section.share:
         return None
     if data.channel_count > 1:
         raise UsageError(
@@ -394,7 +386,7 @@ def drawn_volumes(
 
 
 def _mapped(path: Path, template: Template, recipe: Preprocessing) -> Made:
-    arrays, spacing = prepare_label_map(path, template, recipe)
+    arrays, spacing, _ = prepare_label_map(path, template, recipe)
     return arrays, {"spacing_mm": list(spacing)}
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from volumediff.batch import Batch
 from volumediff.compatibility import require
+from volumediff.compatibility.features import probe_problem
 from volumediff.compatibility.methods import highest_problem
-from volumediff.compatibility.training import probe_problem
 from volumediff.condition import Condition
 from volumediff.errors import UsageError
 from volumediff.features.denoiser import denoiser_problem

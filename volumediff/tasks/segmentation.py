@@ -154,6 +154,7 @@ class SegmentationTask(Task):
                     wanted.cross_entropy,
                     wanted.background,
                     wanted.background_weight,
+                    recipe.coding.unions(len(recipe.labels)),
                 ),
                 deep_supervision=wanted.deep_supervision,
                 levels=wanted.levels,

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from volumediff.data.dicom_files.mosaic import tiles_of
 from volumediff.data.dicom_files.recognition import is_dicom, is_named_like_dicom, pattern
 from volumediff.data.read_policy import remedy
 from volumediff.data.remarks import Remark
@@ -33,7 +34,6 @@ NO_SLICES = (
     "Surface", "Measurements", "Tractography", "Real World Value", "Procedure Log", "Spectroscopy",
 )  # fmt: skip
 COLOURS = "PALETTE COLOR"
-MOSAIC_HELP = "convert the series with dcm2niix, which takes mosaics apart"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class DicomFrame:
         thickness: in millimetres; None where the file does not say
         slope, intercept: stored value to Hounsfield or scanner unit; None where none is given
         coding: what must be alike in all slices of a volume, by the name it has in messages
+        corner: its first row and column in the picture of a mosaic; None for one that is no tile
     """
 
     file: Path
@@ -66,6 +67,7 @@ class DicomFrame:
     slope: float | None
     intercept: float | None
     coding: dict[str, Any]
+    corner: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,10 @@ def frames_of_series(folder: Path, wanted: str | None) -> Series:
             f"{_listed(beside)}. Give the folder of the scan."
         )
     if wanted is None and len(series) != 1:
-        listed = "; ".join(
-            f"{uid} ({len(files)} files, {files[0][0].name})" for uid, files in series.items()
-        )
+        listed = "; ".join(map(_described, series.values()))
         raise DataError(
             f"{folder}: expected one DICOM series, got {len(series)}: {listed}. Put each in a "
-            f"folder of its own, or {remedy(f'series={next(iter(series))}')}."
+            f"folder of its own, or {remedy(*(f'series={uid}' for uid in series))}."
         )
     if wanted is not None and wanted not in series:
         raise DataError(
@@ -110,6 +110,15 @@ def frames_of_series(folder: Path, wanted: str | None) -> Series:
         remarks.append(Remark("info", "beside_series", text))
     frames = [frame for path, header in chosen for frame in _parsed(path, header)]
     return Series(frames, remarks)
+
+
+def _described(files: list[tuple[Path, Dataset]]) -> str:
+    """What people know a series by, with its UID and first file."""
+    path, first = files[0]
+    words = [str(first.get(name, "")).strip()[:40] for name in ("SeriesDescription", "Modality")]
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    parts = [*filter(None, words), count, path.name]
+    return f"{first.SeriesInstanceUID} ({', '.join(parts)})"
 
 
 def _listed(beside: dict[str, str]) -> str:
@@ -184,8 +193,6 @@ def _frames(path: Path, header: Dataset) -> Iterator[DicomFrame]:
     Raises:
         DataError: a tag is missing or is no number
     """
-    if "MOSAIC" in _words(header.get("ImageType")):
-        raise DataError(f"{path}: holds a Siemens mosaic of many slices; {MOSAIC_HELP}.")
     if header.get("ModalityLUTSequence"):
         raise DataError(
             f"{path}: its values pass through a table (Modality LUT) and have no scanner unit; "
@@ -200,6 +207,11 @@ def _frames(path: Path, header: Dataset) -> Iterator[DicomFrame]:
             f"{path}: {count} frames without a position each (multi-frame of an old kind, such as "
             "a cine or a dose); convert it to NIfTI first."
         )
+    if "MOSAIC" in _words(header.get("ImageType")):
+        for index, tile in enumerate(tiles_of(path, header)):
+            frame = _frame(path, index, header, [header], tile.position)
+            yield replace(frame, size=tile.size, corner=tile.corner)
+        return
     if not enhanced:
         yield _frame(path, 0, header, [header], header.get("ImagePositionPatient"))
         return

@@ -52,6 +52,8 @@ def _decoded(path: Path, frames: list[DicomFrame]) -> Iterator[tuple[DicomFrame,
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise DataError(_undecoded(path, error)) from error
     found = found if found.ndim == 3 else found[None]
+    if frames[0].corner is not None:
+        found = [_tile(picture, frame) for picture in found for frame in frames]
     if len(found) != len(frames):
         raise DataError(
             f"{path}: expected {len(frames)} frames of pixel data, got {len(found)}; the file is "
@@ -59,6 +61,12 @@ def _decoded(path: Path, frames: list[DicomFrame]) -> Iterator[tuple[DicomFrame,
         )
     for frame, stored in zip(frames, found, strict=True):
         yield frame, stored.astype(np.float64)
+
+
+def _tile(picture: np.ndarray, frame: DicomFrame) -> np.ndarray:
+    """The voxels of a slice in the picture of a mosaic."""
+    (row, column), (rows, columns) = frame.corner or (0, 0), frame.size
+    return picture[row : row + rows, column : column + columns]
 
 
 def _whole_file(path: Path) -> Dataset:

@@ -59,11 +59,14 @@ class LabelMeanings:
         names: value -> name, without the background
         ignored: values that are neither lesion nor healthy
         regions: name -> the values that it consists of
+        written: label that nnU-Net writes for a region -> the values that the region consists of,
+            later ones over earlier ones; empty without regions
     """
 
     names: Mapping[int, str]
     ignored: tuple[int, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    written: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_json(path: Path) -> Any:
@@ -172,7 +175,22 @@ def label_meanings(description: DatasetDescription, path: Path) -> LabelMeanings
     names: dict[int, str] = {}
     for name, found in sorted(values.items(), key=lambda item: -len(item[1])):
         names |= {value: name for value in found if value}
-    return LabelMeanings(dict(sorted(names.items())), ignored, regions)
+    written = _written(description, values, path) if regions else {}
+    return LabelMeanings(dict(sorted(names.items())), ignored, regions, written)
+
+
+def _written(
+    description: DatasetDescription, values: Mapping[str, tuple[int, ...]], path: Path
+) -> dict[int, tuple[int, ...]]:
+    """Label -> values of the region that it is written for, in the order of writing."""
+    found = [v for n, v in values.items() if set(v) != {0} and n.strip().lower() != IGNORE]
+    order = description.regions_class_order or []
+    if len(order) != len(found) or len(set(order)) < len(order):
+        raise DataError(
+            f"{path}: 'regions_class_order': expected {len(found)} labels that differ, one for "
+            f"each region in the order of 'labels', got {order}."
+        )
+    return dict(zip(order, found, strict=True))
 
 
 def regions_note(meanings: LabelMeanings) -> list[Problem]:
@@ -181,7 +199,19 @@ def regions_note(meanings: LabelMeanings) -> list[Problem]:
         return []
     listed = ", ".join(f"{n} = {'+'.join(map(str, v))}" for n, v in meanings.regions.items())
     text = f"regions are read as the label values that they consist of: {listed}."
+    number = {value: i for i, value in enumerate(meanings.written, start=1)}
+    if {v for found in meanings.written.values() for v in found} <= set(number):
+        members = [[number[v] for v in found] for found in meanings.written.values()]
+        text += (
+            f" To learn regions as nnU-Net does, set recipe.labels={_word(list(number))} and "
+            f"recipe.coding={{name: regions, members: {_word(members)}}}."
+        )
     return [Problem("dataset.json", text, "info")]
+
+
+def _word(values: list[Any]) -> str:
+    """A list as an override takes it."""
+    return str(values).replace(" ", "")
 
 
 def _apart(names: Sequence[str], keys: Sequence[str] | None) -> list[str]:

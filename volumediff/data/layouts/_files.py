@@ -10,6 +10,7 @@ from typing import Any
 from volumediff.errors import DataError
 
 __all__ = [
+    "ASIDE",
     "IMAGE_FOLDERS",
     "LABEL_FOLDERS",
     "VOLUME",
@@ -26,6 +27,8 @@ VOLUME = re.compile(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|mgz|mgh|hdr)$", re.I)
 # Folders beside each other that hold the images and the labels of all cases.
 IMAGE_FOLDERS = frozenset("image images img imgs volumes".split())
 LABEL_FOLDERS = frozenset("label labels mask masks segmentations annotations".split())
+# Folders whose content layouts leave aside, as their texts say.
+ASIDE = frozenset({"derivatives", "sourcedata", "code"})
 # Folders that are looked at to recognise a data set: the folders that hold its parts come first,
 # and all of its cases are alike.
 GLANCE = 400

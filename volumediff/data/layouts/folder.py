@@ -1,5 +1,6 @@
 """Plain folders: files `<case>_<channel>.nii.gz`, or one folder per case."""
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import ClassVar
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.dicom_folders import series_folders
 from volumediff.data.layouts._base import ANYTHING, Found, Layout
-from volumediff.data.layouts._files import IMAGE_FOLDERS, LABEL_FOLDERS, stem, volumes
+from volumediff.data.layouts._files import ASIDE, IMAGE_FOLDERS, LABEL_FOLDERS, stem, volumes
 from volumediff.data.layouts._participants import PARTICIPANTS, with_participants
 from volumediff.data.layouts._roles import (
     LABEL_WORDS,
@@ -30,6 +31,8 @@ __all__ = ["Folder"]
 CONSENSUS = LABEL_WORDS | {"", "consensus", "majority", "staple"}
 # A number of two digits or more names a patient rather than a channel: p07, not echo2.
 NUMBER = re.compile(r"\d{2,}")
+# Folders of the images or the labels of several cases.
+SHARED = IMAGE_FOLDERS | LABEL_FOLDERS
 # What BIDS tells images of one session apart with.
 ENTITY = re.compile(r"(run|acq|echo|dir|ses|rec|part)-", re.I)
 
@@ -66,8 +69,10 @@ class Folder(Layout):
     `associated` its label of associated changes; one that ends with no such word and no channel
     is a case with the one channel `image`. Names that are nothing but such a word (T1w.nii.gz,
     mask.nii.gz) belong to the case that the folder is named after. A case folder may also hold
-    one DICOM series, or folders of series in folders of studies: every series is a case then, and
-    all of them are of the patient that the outermost folder is named after.
+    one DICOM series, or folders in folders, such as a patient's studies: every DICOM series, or
+    else every folder with volumes, is a case then, and all of them are of the patient that the
+    outermost folder is named after. Folders in them that are named after channels, with one
+    volume each, are the channels of one case.
 
     Masks of the brain, the head or the body are no labels, and an image without skull is a copy
     where the image with its skull lies beside it.
@@ -99,9 +104,8 @@ class Folder(Layout):
             own[folder.name] = [_inside(path, folder.name) for path in volumes(folder)]
             if own[folder.name] or folder.name in groups:
                 continue
-            for series in series_folders(folder):
-                case = "_".join(series.relative_to(root).parts)
-                own[case] = [_File(series, "image", "image", ("",))]
+            for case, files in _nested(root, folder, volumes_too=not beside).items():
+                own[case] = files
                 patients[case] = patient_of(folder.name)
         for name, files in own.items():
             groups[name] += files
@@ -170,6 +174,35 @@ def _inside(path: Path, case: str) -> _File:
         channel, is_copy = without_copy_words(name)
         return _File(path, "image", channel, (split_name(channel)[0],), None, is_copy)
     return _File(path, known.role, name, known.owners, known.reader)
+
+
+def _nested(root: Path, patient: Path, *, volumes_too: bool) -> dict[str, list[_File]]:
+    """The files of every case below the folder of a patient that holds none itself.
+
+    Arguments:
+        volumes_too: whether volumes are looked for where there is no DICOM; not in a data set
+            whose cases lie beside each other, which another depth is no part of
+    """
+    found: dict[str, list[_File]] = {}
+    for series in series_folders(patient):
+        case = "_".join(series.relative_to(root).parts)
+        found[case] = [_File(series, "image", "image", ("",))]
+    if found or not volumes_too or patient.name in ASIDE:
+        return found
+    for where, inner, names in os.walk(patient):
+        inner[:] = sorted(n for n in inner if not n.startswith(".") and n.lower() not in SHARED)
+        here = volumes(Path(where)) if names else []
+        parts = Path(where).relative_to(root).parts
+        name = parsed(parts[-1])
+        if len(here) == 1 and not name.owner and name.role in ("image", "label"):
+            own = [_File(here[0], name.role, name.channel, ("",))]  # study/T1w/scan.nii.gz
+            parts = parts[:-1]
+        else:
+            begins = [p for p in here if p.name.lower().startswith(patient.name.lower())]
+            own = [_inside(p, patient.name if p in begins else parts[-1]) for p in here]
+        if own:
+            found.setdefault("_".join(parts), []).extend(own)
+    return found
 
 
 def _several(folders: Mapping[str, Sequence[_File]]) -> dict[str, str]:
