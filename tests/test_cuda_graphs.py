@@ -73,7 +73,7 @@ def test_trainings_and_passes_are_equal_to_the_bit(name, how):
     assert not torch.equal(found[0][0], found[0][2])
 
 
-def test_a_replay_waits_for_nothing():
+def test_a_replay_waits_for_nothing_and_shows_nothing():
     with pretend_cuda.device() as gpu:
         net = network("guided")
         MemoryPolicy(cuda_graphs=True).apply(net)
@@ -83,6 +83,11 @@ def test_a_replay_waits_for_nothing():
         net(z + 1, t).square().mean().backward()
         assert gpu.launches == 4
         assert gpu.waits.total() == 0
+        seen = []
+        net.act.register_forward_hook(lambda module, given, y: seen.append(y))
+        net(z, t)
+        assert len(seen) == 1
+        assert gpu.launches == 4
 
 
 def test_what_waits_cannot_be_recorded(monkeypatch):

@@ -27,7 +27,7 @@ MOST = 4
 
 
 class GraphedPass:
-    """A pass of a module over volumes, by graphs; without a GPU as it is.
+    """A pass of a module over volumes, by graphs; without a GPU, or watched by hooks, as it is.
 
     Arguments:
         module: whose weights it reads
@@ -55,7 +55,9 @@ class GraphedPass:
                 came in between
         """
         tensors = list(_tensors(arguments))
-        if tensors[0].device.type != "cuda":
+        # Who looks into a pass, by hooks, sees its tensors only where it runs as it is.
+        watched = any(part._forward_hooks for part in self.module.modules())
+        if tensors[0].device.type != "cuda" or watched:
             return function(*arguments)
         weights = [p for p in self.module.parameters() if p.requires_grad]
         training = torch.is_grad_enabled() and bool(
