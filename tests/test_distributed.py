@@ -81,10 +81,11 @@ EXACT = [
         {
             "name": name,
             "words": [f"task={name}", *STUDENT, *words],
-            "shard": name != "reflow",
+            "shard": shard,
             "ranks": [2, 3] if name == "consistency" else [2],
         }
         for name, words in STUDENTS.items()
+        for shard in ([True, False] if name == "progressive" else [True])
     ),
 ]
 RUNS = {"copies first": False, "shares first": True}
