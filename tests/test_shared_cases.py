@@ -124,19 +124,12 @@ def everything(ranks, runs, data, folder, judged):
     return found, printed, len(list(own.rglob("*.safetensors")))
 
 
-@pytest.fixture(scope="module")
-def alone(base, run, data, tmp_path_factory):
-    """Runs, what one process makes of them, and where."""
-    folder, runs = tmp_path_factory.mktemp("alone"), (run, label_run(base))
-    return runs, folder, everything(1, runs, data, folder, folder / "out")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_launch_gives_what_one_process_gives(ranks, alone, data, tmp_path):
+def test_three_processes_give_what_one_gives(base, run, data, tmp_path):
     """Localization with its calibration, segmentation, sampling and evaluation."""
-    runs, folder, (files_of_one, printed_by_one, fitted_by_one) = alone
-    found, printed, fitted = everything(ranks, runs, data, tmp_path, folder / "out")
+    runs, maps = (run, label_run(base)), tmp_path / "1" / "out"
+    files_of_one, printed_by_one, fitted_by_one = everything(1, runs, data, tmp_path / "1", maps)
+    found, printed, fitted = everything(3, runs, data, tmp_path / "3", maps)
     assert fitted == fitted_by_one, "one calibration"
     assert printed == printed_by_one, "summaries and tables"
     assert set(found) == set(files_of_one)
