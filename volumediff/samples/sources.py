@@ -238,6 +238,7 @@ def gather(
             s.case.id,
             with_spacing(s.case.attributes, config.data.preprocessing.spacing()),
             cache.entry(s.case.id, s.fingerprint, s.make),
+            tuple(s.case.images),
         )
         for s in sources
     }
@@ -353,7 +354,7 @@ def drawn_volumes(
     """
     data = config.data
     section = data.drawn
-    if section is None:
+    if section is None or not section.share:
         return None
     if data.channel_count > 1:
         raise UsageError(
@@ -386,7 +387,7 @@ def drawn_volumes(
 
 
 def _mapped(path: Path, template: Template, recipe: Preprocessing) -> Made:
-    arrays, spacing = prepare_label_map(path, template, recipe)
+    arrays, spacing, _ = prepare_label_map(path, template, recipe)
     return arrays, {"spacing_mm": list(spacing)}
 
 
@@ -397,7 +398,11 @@ def _prepare(recipe: Preprocessing, case: Case) -> Made:
         arrays["label"] = prepared.label.numpy()
     if prepared.readers is not None:
         arrays["readers"] = prepared.readers.numpy()
-    return arrays, {"spacing_mm": list(prepared.spacing_mm), "cropped": prepared.cropped}
+    return arrays, {
+        "spacing_mm": list(prepared.spacing_mm),
+        "cropped": prepared.cropped,
+        "file_spacing_mm": list(prepared.record.native.spacing_mm),
+    }
 
 
 def _simulate(population: Population, case: Case) -> Made:
