@@ -67,7 +67,7 @@ def write_index(index: Path, cases: int) -> float:
     columns = [CaseColumn(f"metric {k}", "What it is.") for k in range(NUMBERS)]
     text = framed("Report", [Chapter("cases", "Cases", case_list(rows, columns))])
     index.write_text(text, encoding="utf-8")
-    return statistics.mean(p.stat().st_size for p in pages.folder.iterdir()) / 1e6
+    return statistics.mean(p.stat().st_size for p in pages.folder.glob("*.html")) / 1e6
 
 
 def opening(index: Path, chromium: str) -> float:

@@ -1,17 +1,23 @@
 """Results as DICOM objects, read back by highdicom and by pydicom alone."""
 
 import shutil
-import subprocess
 
+import matplotlib.path
 import numpy as np
 import pydicom
 import pytest
+from child_processes import run_program
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from tiny_app import base, label_run, program, run
 
 from volumediff.colours import label_colour
+from volumediff.data.grid import native_order as native
 from volumediff.data.volume import read
+from volumediff.dicom_output.structure_set import _outlines
 from volumediff.dicom_output.write import write_findings_dicom, write_labels_dicom
 from volumediff.errors import DataError
 from volumediff.findings.components import case_findings
@@ -156,6 +162,32 @@ def near(found, wanted, tolerance=0.0):
     np.testing.assert_allclose(a[:, 3], b[:, 3], atol=tolerance)
 
 
+def native_order(mask, volume):
+    """A mask along R, A, S in the order of the files: columns, rows, slices."""
+    return native(mask[None], volume.native)[0]
+
+
+def enclosed(path, grid):
+    """Name -> voxels (columns, rows, slices) whose centres lie within the contours of a structure
+    set, by pydicom and matplotlib alone."""
+    content = pydicom.dcmread(path)
+    names = {roi.ROINumber: roi.ROIName for roi in content.StructureSetROISequence}
+    to_voxel = np.linalg.inv(np.diag([-1.0, -1, 1, 1]) @ grid.affine)
+    centres = np.argwhere(np.ones(grid.shape[:2], bool))
+    found = {}
+    for roi in content.ROIContourSequence:
+        voxels = np.zeros(grid.shape, bool)
+        for contour in roi.get("ContourSequence", ()):
+            points = np.reshape(np.array(contour.ContourData, float), (-1, 3))
+            at = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+            place = round(float(at[:, 2].mean()))
+            np.testing.assert_allclose(at[:, 2], place, atol=1e-3)  # one slice
+            inside = matplotlib.path.Path(at[:, :2]).contains_points(centres)
+            voxels[:, :, place] ^= inside.reshape(grid.shape[:2])
+        found[names[roi.ReferencedROINumber]] = voxels
+    return found
+
+
 @pytest.fixture(scope="module", params=[slices, frames], ids=["slices", "frames"])
 def localized(request, tmp_path_factory):
     """(series, result, findings, files by name)"""
@@ -213,6 +245,54 @@ def test_findings_are_segments_in_the_space_of_the_series(localized):
     assert (volume.array > 0).sum() == written.mask.sum()
 
 
+def test_contours_hold_the_voxels_of_the_findings_and_name_their_slices(localized):
+    folder, written, _, files = localized
+    found = enclosed(files["rtstruct"], written.native)
+    assert len(found) == 2
+    every = np.logical_or.reduce(list(found.values()))
+    np.testing.assert_array_equal(every, native(written.mask[None], written.native)[0])
+    content = pydicom.dcmread(files["rtstruct"])
+    images = {h.SOPInstanceUID: h for h in map(pydicom.dcmread, folder.iterdir())}
+    for roi in content.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            reference = contour.ContourImageSequence[0]
+            header = images[reference.ReferencedSOPInstanceUID]
+            if "PerFrameFunctionalGroupsSequence" in header:
+                number = reference.ReferencedFrameNumber
+                header = header.PerFrameFunctionalGroupsSequence[number - 1].PlanePositionSequence
+                header = header[0]
+            corner = np.array(header.ImagePositionPatient, float)
+            away = (np.reshape(np.array(contour.ContourData, float), (-1, 3)) - corner) @ TURN[
+                :, 2
+            ]
+            np.testing.assert_allclose(away, 0, atol=1e-3)
+    space = content.ReferencedFrameOfReferenceSequence[0]
+    assert space.FrameOfReferenceUID == "1.2.9.2"
+    study = space.RTReferencedStudySequence[0]
+    assert study.ReferencedSOPInstanceUID == content.StudyInstanceUID == "1.2.9"
+    listed = study.RTReferencedSeriesSequence[0].ContourImageSequence
+    assert {image.ReferencedSOPInstanceUID for image in listed} == set(images)
+
+
+@given(plane=arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.booleans()))
+@settings(max_examples=60, deadline=None)
+def test_outlines_hold_the_centres_of_the_voxels_and_no_others(plane):
+    """Whatever the shape: holes, islands in holes, diagonals, the border. The area is that of the
+    voxels but for the corners, of which each takes or gives an eighth of a voxel."""
+    centres = np.argwhere(np.ones_like(plane))
+    inside, area = np.zeros(plane.size, int), 0.0
+    for outline in _outlines(plane):
+        inside += matplotlib.path.Path(outline).contains_points(centres)
+        x, y = outline.T
+        area += abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    np.testing.assert_array_equal(inside.reshape(plane.shape), plane)
+    padded = np.pad(plane, 1).astype(int)
+    around = padded[1:, 1:] + padded[1:, :-1] + padded[:-1, 1:] + padded[:-1, :-1]
+    diagonal = (around == 2) & (padded[1:, 1:] == padded[:-1, :-1])
+    corners = np.isin(around, (1, 3)).sum() + 2 * diagonal.sum()
+    assert abs(area - plane.sum()) <= corners / 8 + 1e-9
+
+
 def test_a_header_with_a_wrong_spacing_between_slices_is_not_copied(tmp_path):
     folder = slices(tmp_path / "p7")
     for path in folder.iterdir():
@@ -243,13 +323,14 @@ def test_objects_belong_to_patient_study_and_space_of_the_series(localized):
         series.add(content.SeriesInstanceUID)
         if name != "report":
             assert content.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
+        if name not in ("report", "rtstruct"):
             referred = {
                 str(item.ReferencedSOPInstanceUID)
                 for group in content.PerFrameFunctionalGroupsSequence
                 for item in group.DerivationImageSequence[0].SourceImageSequence
             }
             assert referred <= instances
-    assert len(series) == 3
+    assert len(series) == 4
 
 
 def test_the_report_says_what_was_measured(localized):
@@ -324,9 +405,15 @@ def test_labels_and_probabilities(tmp_path):
         labels,
         shares,
         grid=volume.native,
-        facts={"method": "voxelwise", "inputs": {}},
+        facts={"method": "voxelwise", "inputs": {}, "label_names": {"1": "oedema"}},
     )
-    hard, soft, report = paths
+    hard, structures, soft, report = paths
+    read_back = enclosed(structures, volume.native)
+    for name, value in (("oedema", 1), ("label 4", 4), ("label 9", 9)):
+        np.testing.assert_array_equal(read_back[name], native_order(labels == value, volume))
+    labelled = pydicom.dcmread(hard).SegmentSequence
+    assert [segment.SegmentLabel for segment in labelled] == ["oedema", "label 4", "label 9"]
+    assert labelled[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "oedema"
     segments = placed(hard)
     for number, value in ((1, 1), (2, 4)):
         near(segments[number], expected((labels == value).astype(np.uint8), volume.grid))
@@ -349,8 +436,7 @@ def test_other_programs_read_the_segmentation(localized, tmp_path):
     assert (image > 0).sum() == written.mask.sum()
     gdcm = shutil.which("gdcmconv")
     if gdcm is not None:
-        done = subprocess.run([gdcm, "--raw", files["seg"], tmp_path / "copy.dcm"], check=False)
-        assert done.returncode == 0
+        run_program([gdcm, "--raw", files["seg"], tmp_path / "copy.dcm"])
         near(placed(tmp_path / "copy.dcm")[1], placed(files["seg"])[1])
 
 

@@ -254,10 +254,12 @@ def label_maps(tmp_path_factory):
 
 def test_a_label_map_comes_within_two_millimetres_of_the_template(label_maps):
     template, spacing, shape = mni152(), 2.0, (98, 116, 94)
-    arrays, got = prepare_label_map(
+    arrays, got, grid = prepare_label_map(
         label_maps / "a.nii.gz", template, Preprocessing(spacing_mm=(spacing,) * 3, shape=shape)
     )
     assert got == (spacing,) * 3
+    assert grid.shape == shape
+    np.testing.assert_allclose(grid.spacing_mm, got, rtol=1e-6)
     assert arrays["structures"].shape == (1, *shape)
     assert np.array_equal(arrays["numbers"], [0, 2, 3, 24])
     brain = arrays["foreground"][0]
@@ -267,7 +269,7 @@ def test_a_label_map_comes_within_two_millimetres_of_the_template(label_maps):
     folder.mkdir()
     own = nib.Nifti1Image(template_labels(template), template.grid.affine)
     nib.save(own, folder / "own.nii.gz")
-    expected, _ = prepare_label_map(folder / "own.nii.gz", template, reference)
+    expected, *_ = prepare_label_map(folder / "own.nii.gz", template, reference)
     for mine, theirs in (
         (brain, expected["foreground"][0]),
         (arrays["structures"][0] == 1, expected["structures"][0] == 1),
@@ -278,6 +280,57 @@ def test_a_label_map_comes_within_two_millimetres_of_the_template(label_maps):
         assert np.abs(sizes[0] - sizes[1]).max() < 1.0
     overlap = 2 * (brain & expected["foreground"][0]).sum()
     assert overlap / (brain.sum() + expected["foreground"].sum()) > 0.96
+
+
+# what is bright in healthy FLAIR
+
+FLAIR = TissueContrast(
+    fluid=(0.1, 0.1), white=(0.5, 0.5), grey=(1.25, 1.25), spread=0.0, deviation=FLAT
+)
+
+
+def tissue(indices, *numbers):
+    return torch.isin(torch.tensor(NUMBERS)[indices.long()], torch.tensor(numbers))
+
+
+def changes(key=3, **more):
+    """Difference to the same volume without what is asked for."""
+    indices, plain, inside = drawn(BARE, FLAIR, key)
+    return indices, plain, drawn(replace(BARE, **more), FLAIR, key)[1] - plain, inside
+
+
+def test_caps_brighten_white_matter_next_to_the_ventricles_alone():
+    indices, plain, difference, _ = changes(caps=0.5)
+    white = tissue(indices, 2, 41)
+    assert not difference[~white].any()
+    away = (torch.stack(torch.meshgrid(*[torch.arange(44.0) - 21.5] * 3, indexing="ij"))).norm(
+        dim=0
+    )[None] * 2 - 11  # from the wall of the ball
+    assert float(difference[white & (away < 2)].mean()) > 0.01
+    assert float(difference[white & (away > 12)].abs().max()) < 1e-4
+    assert float(difference.max()) <= 0.5 * float(plain[white].max())
+
+
+def test_pulsation_brightens_fluid_alone_and_not_beyond_tissue():
+    found = 0
+    for key in range(4):
+        indices, plain, difference, inside = changes(key, pulsation=1.0)
+        fluid = tissue(indices, 4, 43, 24)
+        assert not difference[~fluid].any()
+        assert float((plain + difference).max()) <= float(plain.max()) + 1e-6
+        found += float(difference[fluid & inside].max()) > 0.1
+    assert found >= 3
+    assert not changes(pulsation=0.0)[2].any()
+
+
+def test_regions_of_one_tissue_differ_smoothly_by_a_share_of_its_brightness():
+    indices, plain, difference, _ = changes(regional=0.2)
+    cortex = tissue(indices, 3, 42)
+    share = torch.where(cortex, difference / plain, torch.zeros(()))
+    assert 0.01 < float(share[cortex].std()) < 0.3
+    pairs = cortex[:, 1:] & cortex[:, :-1]
+    steps = (share[:, 1:] - share[:, :-1])[pairs]
+    assert float(steps.std()) < 0.5 * float(share[cortex].std()), "neighbours are alike"
 
 
 # samples

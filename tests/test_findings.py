@@ -513,7 +513,7 @@ def test_localize_writes_what_the_command_writes_again(run, program, tmp_path):
     assert {p.name: p.read_bytes() for p in out.glob("*_findings.json")} == before
     page = (out / "findings.html").read_text(encoding="utf-8")
     assert "not for diagnosis" in page
-    first, second = sorted((out / "findings_cases").iterdir())
+    first, second = sorted((out / "findings_cases").glob("*.html"))
     assert [p.name for p in (first, second)] == ["new-0.html", "new-1.html"]
     assert all(f'href="findings_cases/{p.name}"' in page for p in (first, second))
     assert first.read_text(encoding="utf-8").count("data-place=") == min(12, len(entries))

@@ -86,6 +86,51 @@ def test_lesions_are_dark_in_t1w_and_bright_in_flair(contrast, sign):
     assert all(float(sign * d.sum()) < 0 for d in other)
 
 
+def test_fluid_in_the_sulci_does_not_make_flair_look_like_t1w():
+    """On a coarse grid most voxels of the cortex are darkened by it."""
+    _, indices = head()
+    shrunken = Drawing(ventricles_mm=0.0, thinning=1.0, rim=0.0, blur=(0.5, 0.5))
+    for contrast, sign in ((T1, -1.0), (FLAIR, 1.0)):
+        for key in range(4):
+            signal, inside = shrunken(
+                indices, STRUCTURES, contrast=contrast, spacing_mm=SPACING, key=key
+            )
+            look = fluid._LesionLook.of(signal.clamp(0, 1), inside, SPACING, None)
+            assert look.signs == (sign,), (contrast, key)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sign_that_is_given_holds_in_every_contrast(sign):
+    for contrast in (T1, FLAIR):
+        x, inside = brain(contrast)
+        changed, _ = applied(replace(PLAIN, sign=sign), x, inside, 1)
+        assert float(sign * (changed - x).sum()) > 0
+
+
+def middle(amount):
+    """Distance of a lesion's centre from that of the head, whose tissues are shells."""
+    place = torch.stack([a.float().mean() for a in (amount[0] > 0.3).nonzero(as_tuple=True)])
+    return float((place - 21.5).norm()) * SPACING[0]
+
+
+def test_lesions_of_white_matter_lie_there_and_near_the_ventricles_if_asked():
+    x, inside = brain(FLAIR)
+    small = replace(PLAIN, volume_ml=(0.5, 0.5), transport=0.0, change=(0.5, 0.5))
+    places = {}
+    for name, more in {
+        "anywhere": {},
+        "white": {"white_matter": 1.0},
+        "near": {"white_matter": 1.0, "periventricular": 1.0},
+    }.items():
+        made = replace(small, **more)
+        places[name] = [middle(applied(made, x, inside, key)[1]) for key in range(8)]
+    # white matter from 11 to 28 mm, cortex to 36 mm
+    assert max(places["anywhere"]) > 29 or min(places["anywhere"]) < 9
+    assert all(9 < r < 29 for r in places["white"])
+    assert max(places["white"]) > 20
+    assert all(9 < r < 20 for r in places["near"])
+
+
 def test_a_lesion_has_the_volume_that_was_drawn():
     x, inside = brain()
     asked = replace(PLAIN, change=(0.5, 0.5), volume_ml=(6.0, 6.0), edge_mm=(1.0, 1.0))

@@ -160,7 +160,7 @@ def case(tmp_path_factory):
     with CasePages(folder / "report.html") as pages:
         shown = told(f"case {NASTY}")
         pages.write(shown.scene(), body=case_panel(shown))
-    return next((folder / "report_cases").iterdir()).read_text(encoding="utf-8")
+    return next((folder / "report_cases").glob("*.html")).read_text(encoding="utf-8")
 
 
 def test_words_of_the_list_start_at_the_left_and_numbers_end_at_the_right():

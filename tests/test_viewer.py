@@ -56,7 +56,8 @@ def test_pages_have_safe_names_and_know_their_neighbours(tmp_path):
     assert len({n.lower() for n in names}) == len(cases)
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.html", n) for n in names)
     assert names[0] == "sub-01.html"
-    assert {p.name for p in (tmp_path / "report_cases").iterdir()} == set(names)
+    there = {p.name for p in (tmp_path / "report_cases").iterdir()}
+    assert there == {*names, "niivue.js", "pages.json"}
     first, last = ((tmp_path / "report_cases" / names[i]).read_text("utf-8") for i in (0, -1))
     assert 'rel="prev"' not in first
     assert 'rel="next"' not in last
@@ -69,6 +70,34 @@ def test_pages_have_safe_names_and_know_their_neighbours(tmp_path):
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
+
+
+def test_pages_of_an_earlier_report_are_removed_and_nothing_else(tmp_path):
+    index, folder = tmp_path / "report.html", tmp_path / "report_cases"
+
+    def write(*cases):
+        with CasePages(index) as pages:
+            for case in cases:
+                pages.write(Scene(case, scene((3, 3, 3)).images))
+
+    write("a", "b", "c")
+    (folder / "mine.html").write_text("of somebody else")
+    (tmp_path / "outside.html").write_text("not of the folder")
+    write("b", "d")
+    assert {p.name for p in folder.glob("*.html")} == {"b.html", "d.html", "mine.html"}
+    record = json.loads((folder / "pages.json").read_bytes())
+    record["pages"] += ["../outside.html", "niivue.js", 7]
+    (folder / "pages.json").write_text(json.dumps(record))
+    write("e")
+    assert {p.name for p in folder.glob("*.html")} == {"e.html", "mine.html"}
+    assert (tmp_path / "outside.html").is_file()
+    assert (folder / "niivue.js").is_file()
+    with pytest.raises(FileNotFoundError), CasePages(index):
+        (tmp_path / "no volume").read_bytes()
+    assert (folder / "e.html").is_file()  # a report that was not finished removes nothing
+    (folder / "pages.json").write_text("{")
+    write("g")
+    assert {p.name for p in folder.glob("*.html")} == {"e.html", "g.html", "mine.html"}
 
 
 # ---- in a browser: one for the file, whose pages may have no WebGL
@@ -115,7 +144,7 @@ class Shown:
             "console",
             lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None,
         )
-        self.address = path.as_uri()
+        self.address, self.webgl = path.as_uri(), webgl
         self.page.goto(self.address)
         self.settle()
         if webgl:  # without a graphics card it has to be asked for
@@ -169,8 +198,9 @@ class Shown:
         return [picture[round(y - box["y"]), round(x - box["x"])] for x, y in places]
 
     def quiet(self):
-        """It asked for itself and complained of nothing."""
-        assert self.requests == [self.address]
+        """It asked for itself and for the library beside it, and complained of nothing."""
+        library = [self.address.rpartition("/")[0] + "/niivue.js"] if self.webgl else []
+        assert self.requests == [self.address, *library]
         assert self.complaints == []
         self.page.close()
 
@@ -486,3 +516,73 @@ def test_controls_without_use_are_absent_and_nothing_is_clipped(browser, tmp_pat
         )
         assert unnamed == []
         shown.quiet()
+
+
+@pytest.mark.slow
+def test_two_maps_stand_side_by_side_at_one_place(browser, tmp_path):
+    """Each side has its own map and its own range of colours; the crosshair is one."""
+    path = written(tmp_path, full_scene())
+    shown = Shown(browser, path, webgl=True)
+    shown.page.select_option("#viewer-beside", label="uncertainty")
+    shown.settle(timeout=60_000)
+    assert shown.data["slices"] == "canvas"  # 3D steps back, and comes again
+    shown.key("1")
+    left, right = json.loads(shown.data["tiles"])
+    assert (left["side"], right["side"]) == (0, 1)
+    assert right["left"] >= left["left"] + left["width"]
+    assert (left["width"], left["du"], left["v0"]) == (right["width"], right["du"], right["v0"])
+    inside, outside = (13, 6), (3, 15)
+    box = shown.page.locator(".stage").bounding_box()
+
+    def colour(tile, spot):
+        x = tile["left"] + (spot[0] + 0.4 - tile["u0"]) / tile["du"]
+        y = tile["top"] + (spot[1] + 0.4 - tile["v0"]) / tile["dv"]
+        return shown.picture()[round(y), round(x)]
+
+    assert box
+    for spot, same in ((outside, True), (inside, False)):  # a finding is in the colours of a side
+        assert np.allclose(colour(left, spot), colour(right, spot), atol=3) is same
+    texts = {text for text, *_ in shown.page.evaluate("window.texts")}
+    assert any(re.fullmatch(r"thor, colours [\d.]+ to 4 z", text) for text in texts)
+    assert any(re.fullmatch(r"uncertainty, colours [\d.]+ to 1.33 score", text) for text in texts)
+    # a click on the right side moves both
+    x = right["left"] + (5 - right["u0"]) / right["du"]
+    y = right["top"] + (11 - right["v0"]) / right["dv"]
+    shown.page.mouse.click(box["x"] + x, box["y"] + y)
+    shown.settle()
+    assert shown.at == [5, 11, 7]
+    assert "beside, uncertainty " in shown.read
+    shown.key("b")  # the last one of the list: nothing is beside any more
+    shown.page.wait_for_selector('#case-viewer[data-slices="webgl"]', timeout=60_000)
+    shown.settle(timeout=60_000)
+    assert {tile.get("side", 0) for tile in json.loads(shown.data["tiles"])} == {0}
+    shown.quiet()
+
+
+@pytest.mark.slow
+def test_rows_of_findings_are_reached_by_keyboard(browser, tmp_path):
+    rows = '<table><tr data-place="1"><td>002</td></tr></table>'
+    with CasePages(tmp_path / "report.html") as pages:
+        pages.write(full_scene(), body=[rows])
+    shown = Shown(browser, next((tmp_path / "report_cases").glob("*.html")), webgl=False)
+    row = shown.page.locator("tr[data-place]")
+    row.focus()
+    assert row.evaluate("(row) => row === document.activeElement")
+    shown.key("Enter")
+    assert shown.at == [2, 3, 4]
+    shown.quiet()
+
+
+@pytest.mark.slow
+def test_a_page_that_lies_alone_has_slices_and_says_why_not_more(browser, tmp_path):
+    path = written(tmp_path, full_scene())
+    (path.parent / "niivue.js").unlink()
+    shown = Shown(browser, path, webgl=False)
+    shown.page.close()
+    page = browser.new_page(viewport={"width": 700, "height": 1300})
+    page.goto(path.as_uri())
+    page.get_by_role("button", name="Start 3D").click()
+    page.wait_for_selector("#viewer-failed")
+    assert "needs the file niivue.js" in page.inner_text("#viewer-failed")
+    assert page.locator('#case-viewer[data-slices="canvas"]').count() == 1
+    page.close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from volumediff.api.alignment import prepare, restore
     from volumediff.api.data_sets import check, propose
+    from volumediff.api.drawing import draw
     from volumediff.api.evaluation import evaluate
     from volumediff.api.files import (
         localize_files,
@@ -39,6 +40,7 @@ __all__ = [
     "UsageError",
     "Volume",
     "check",
+    "draw",
     "evaluate",
     "export",
     "load",
@@ -58,6 +60,7 @@ __all__ = [
 _HOMES = {
     "volumediff.api.alignment": ("prepare", "restore"),
     "volumediff.api.data_sets": ("check", "propose"),
+    "volumediff.api.drawing": ("draw",),
     "volumediff.api.evaluation": ("evaluate",),
     "volumediff.api.files": (
         "localize_files",

@@ -23,6 +23,7 @@ from volumediff.commands.check import check
 from volumediff.commands.demo import demo
 from volumediff.commands.docs import docs
 from volumediff.commands.doctor import doctor
+from volumediff.commands.draw import draw
 from volumediff.commands.evaluate import evaluate
 from volumediff.commands.export import export
 from volumediff.commands.findings import findings
@@ -236,6 +237,7 @@ for _name, _command in {
     "profile": profile,
     "check": check,
     "prepare": prepare,
+    "draw": draw,
     "localize": localize,
     "findings": findings,
     "calibrate": calibrate,

@@ -28,9 +28,9 @@ __all__ = [
 
 # Packages that this one imports: their frames show where an error was noticed, not made.
 LIBRARIES = frozenset(
-    "accelerate beartype h5py highdicom huggingface_hub isal jaxtyping markdown matplotlib mkdocs "
-    "monai nibabel nilearn numpy PIL platformdirs psutil pydantic pydicom pymdownx pywt "
-    "safetensors scipy SimpleITK sklearn torch torchio triton typer yaml".split()
+    "accelerate beartype contourpy h5py highdicom huggingface_hub isal jaxtyping markdown "
+    "matplotlib mkdocs monai nibabel nilearn numpy PIL platformdirs psutil pydantic pydicom "
+    "pymdownx pywt safetensors scipy SimpleITK sklearn torch torchio triton typer yaml".split()
 )
 _isolated: ContextVar[bool] = ContextVar("isolated", default=False)
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 
 from volumediff.data.arrays import nibabel_image
 from volumediff.data.grid import Grid, native_order
+from volumediff.data.label_names import label_name, names_in
 from volumediff.errors import UsageError
 from volumediff.findings.schema import Finding
 from volumediff.inference.localized_case import Localized
@@ -225,6 +226,12 @@ class SegmentationResult:
         return None if found is None else self._home(self.segmented.grid.image(found[0]))
 
     @property
+    def label_names(self) -> dict[int, str]:
+        """Label value -> its name in the data set of the run, or `label 1`."""
+        names = names_in(self.facts)
+        return {value: label_name(value, names) for value in self.segmented.found.values}
+
+    @property
     def volumes_ml(self) -> dict[int, float]:
         """Volume of each label in millilitres."""
         return {int(k): v for k, v in self.segmented.volumes_ml(self.labels).items()}
@@ -303,7 +310,8 @@ class SegmentationResult:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self._grid.shape))
-        volumes = ", ".join(f"label {k}: {v:.3g} ml" for k, v in self.volumes_ml.items())
+        names = self.label_names
+        volumes = ", ".join(f"{names[k]}: {v:.3g} ml" for k, v in self.volumes_ml.items())
         method = self.facts["method"]
         return f"SegmentationResult({method}, {shape} voxels {self._grid.axes}, {volumes})"
 

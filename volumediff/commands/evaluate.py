@@ -81,6 +81,15 @@ def evaluate(
     ] = WORK["by"],
     layout: LayoutOption = WORK["layout"],
     read: Read = None,
+    patients: Annotated[
+        str | None,
+        typer.Option(
+            "--patients",
+            metavar="TABLE|PATTERN",
+            help="Whose the cases are, for results of other programs: a table with the columns "
+            "case and patient, or a regular expression that finds the patient in a case's name.",
+        ),
+    ] = WORK["patients"],
     labels: Annotated[
         str | None,
         typer.Option(
@@ -177,6 +186,7 @@ def evaluate(
         by=by,
         layout=spec_of(layout),
         read=read or (),
+        patients=patients,
         labels=_numbers(labels),
         tolerance_mm=tolerance_mm,
         absent=absent.value,

@@ -10,6 +10,10 @@ walls of the ventricles move out or in, and cortex at the border of the brain be
 a brain that has shrunk; both are healthy. What lies outside of the brain is left out, or a rim of
 it stays, as brain extraction leaves it.
 
+What is bright in healthy FLAIR and looks like a lesion can be drawn too: tissue whose brightness
+varies from place to place, a rim and caps around the ventricles, and fluid that its pulsation
+lights up.
+
 References:
     Billot et al. (2023), SynthSeg, Medical Image Analysis (Gaussians per structure)
     Gopinath et al. (2024), Synthetic data in generalizable, learning-based neuroimaging
@@ -33,7 +37,9 @@ __all__ = ["Drawing"]
 Spacing = tuple[float, float, float]
 
 _WALL_MM = 6.0  # width of the layer around the ventricles that moves with their walls
-_PATCH_MM = 15.0  # size of the places where cortex is thin
+_PATCH_MM = 15.0  # size of the places where cortex is thin, or brighter
+_CAPS_MM = 2.5  # largest width of the bright rim of the ventricles
+_PULSE_MM = 8.0  # size of the places where fluid is bright
 _AROUND = "cerebrospinal fluid"  # structure around the brain, ventricles apart
 _LAYER = 3  # most voxels of it that stay around the brain
 
@@ -49,6 +55,9 @@ class Drawing:
             they leave the middle of the layer that moves, and get three quarters as far for m = 5
         thinning: largest share of the cortex' surface that becomes fluid
         rim: probability that some of what surrounds the brain stays
+        regional: largest relative deviation of the brightness of the brain within 15 mm
+        caps: largest relative brightening of white matter next to the ventricles, in places
+        pulsation: probability that some fluid is as bright as tissue
     """
 
     blur: tuple[float, float] = (0.3, 0.9)
@@ -56,16 +65,19 @@ class Drawing:
     ventricles_mm: float = 4.0
     thinning: float = 0.5
     rim: float = 0.2
+    regional: float = 0.0
+    caps: float = 0.0
+    pulsation: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.blur[0] <= self.blur[1]:
             raise ValueError(f"blur: expected two ascending numbers from 0 on, got {self.blur}.")
-        for name in ("grain", "ventricles_mm"):
+        for name in ("grain", "ventricles_mm", "regional", "caps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
                     f"{name}: expected a number of at least 0, got {getattr(self, name)}."
                 )
-        for name in ("thinning", "rim"):
+        for name in ("thinning", "rim", "pulsation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"{name}: expected a number in [0, 1], got {getattr(self, name)}."
@@ -119,12 +131,46 @@ class Drawing:
         noise = smooth_noise(tuple(indices.shape), (grain,) * 3, key, "signal")
         chosen = indices.long()
         signal = table[:, 0][chosen] + table[:, 1][chosen] * noise
+        signal = self._varied(signal, chosen, structures, spacing_mm, key)
         low, high = self.blur
         sigma = low + (high - low) * randomness.uniform(key, "blur")
         # normalised, so that the background does not darken the border
         weight = gaussian(foreground.float(), (sigma,) * 3)
         signal = gaussian(signal * foreground, (sigma,) * 3) / weight.clamp_min(1e-3)
         return signal.clamp_min(0) * foreground, foreground
+
+    def _varied(
+        self,
+        signal: Float[Tensor, "1 d h w"],
+        chosen: Tensor,
+        structures: Sequence[Structure | None],
+        spacing_mm: Spacing,
+        key: int,
+    ) -> Float[Tensor, "1 d h w"]:
+        """The signal with what varies within structures of healthy brains."""
+        shape = tuple(signal.shape)
+
+        def patches(mm: float, name: str) -> Tensor:
+            return smooth_noise(shape, tuple(mm / 2 / s for s in spacing_mm), key, name)
+
+        if self.regional:
+            size = self.regional * randomness.uniform(key, "regional")
+            signal = signal * (1 + size * patches(_PATCH_MM, "region"))
+        ventricles = torch.tensor([s is not None and "ventricle" in s.name for s in structures])
+        if self.caps:
+            white = torch.tensor([s is not None and s.tissue == "white" for s in structures])
+            reach = 0.5 + randomness.uniform(key, "reach") * _CAPS_MM
+            wide = gaussian(ventricles[chosen].float(), tuple(reach / s for s in spacing_mm))
+            wide = (2 * wide).clamp(0, 1) * white[chosen]
+            size = self.caps * randomness.uniform(key, "caps")
+            # more in some places, as at the horns
+            signal = signal * (1 + size * wide * torch.special.ndtr(patches(_PATCH_MM, "horn")))
+        if randomness.uniform(key, "pulsation") < self.pulsation:
+            fluid = torch.tensor([s is not None and s.tissue == "csf" for s in structures])
+            level = signal[~fluid[chosen] & (chosen > 0)].median()
+            share = ((patches(_PULSE_MM, "pulse") - 1) / 2).clamp(0, 1) * fluid[chosen]
+            signal = torch.lerp(signal, level.expand_as(signal), share)
+        return signal
 
     def _widened(
         self,

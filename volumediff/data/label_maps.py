@@ -67,7 +67,7 @@ def structures_of(numbers: Int[np.ndarray, "n"], where: Path | str) -> list[Stru
 
 def prepare_label_map(
     path: Path, template: Template, preprocessing: Preprocessing
-) -> tuple[dict[str, np.ndarray], tuple[float, float, float]]:
+) -> tuple[dict[str, np.ndarray], tuple[float, float, float], Grid]:
     """Indices of the structures on the grid of a run, their numbers and the brain.
 
     `structures` (1, d, h, w) counts into `numbers`, whose first is 0, the background.
@@ -78,7 +78,7 @@ def prepare_label_map(
         preprocessing: spacing and shape of the run
 
     Returns:
-        arrays, and the voxel size along d, h, w
+        arrays, the voxel size along d, h, w, and the grid
 
     Raises:
         DataError: the file is refused, has other numbers, or cannot be aligned
@@ -109,8 +109,9 @@ def prepare_label_map(
     prepared = preprocessing.prepare_volumes([drawn], label)
     assert prepared.label is not None, "given"
     known = np.array([s is not None for s in structures])
-    return {
+    arrays = {
         "structures": prepared.label.numpy(),
         "numbers": numbers,
         "foreground": known[prepared.label.numpy()],
-    }, prepared.spacing_mm
+    }
+    return arrays, prepared.spacing_mm, prepared.record.grid

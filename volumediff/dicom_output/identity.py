@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 import volumediff
 from volumediff.storage.digests import sha256
 
-__all__ = ["NOTICE", "Maker", "settled"]
+__all__ = ["LONGEST", "NOTICE", "Maker", "settled"]
 
 NOTICE = "Research use, not for diagnosis."
 LONGEST = 64  # characters of a string of the kind LO

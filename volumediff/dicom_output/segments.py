@@ -10,6 +10,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from volumediff.colours import label_colour
+from volumediff.data.label_names import label_name
+from volumediff.dicom_output.identity import LONGEST
 from volumediff.findings.components import parts_of, voxel_of, voxels_of
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written
@@ -105,15 +107,17 @@ def segments_of_labels(
     labels: UInt8[np.ndarray, "d h w"],
     probabilities: Mapping[int, Float[np.ndarray, "d h w"]],
     *,
+    names: Mapping[int, str],
     voxel_mm3: float,
 ) -> list[Segment]:
     """A segment for each label of a segmentation, whether it has voxels or not.
 
-    What a label stands for is known to no run: its code is one of this program.
+    Which code of a standard a name stands for is known to no run: it is one of this program.
 
     Arguments:
         labels: along R, A, S
         probabilities: of each label, on the same voxels
+        names: of labels, where they are known
         voxel_mm3: volume of a voxel
     """
     segments = []
@@ -125,11 +129,11 @@ def segments_of_labels(
             quantities.append(Quantity(LABEL_PROBABILITY, mean, codes.UCUM.NoUnits, mean=True))
         segments.append(
             Segment(
-                f"label {value}",
+                label_name(value, names)[:LONGEST],
                 mask,
                 probability,
                 codes.SCT.SpatialAndRelationalConcept,
-                Code(f"label-{value}", SCHEME, f"label {value}"),
+                Code(f"label-{value}", SCHEME, label_name(value, names)[:LONGEST]),
                 _colour(value),
                 tuple(quantities),
                 "",

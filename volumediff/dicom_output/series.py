@@ -16,7 +16,7 @@ from volumediff.data.dicom_files.headers import frames_of_series
 from volumediff.data.grid import Grid, native_order
 from volumediff.errors import DataError
 
-__all__ = ["SourceSeries", "read_source_series"]
+__all__ = ["MAY_BE_EMPTY", "SourceSeries", "read_source_series"]
 
 NEED = "DICOM output needs the geometry of the series itself"
 # Of patient and study (PS3.3, C.7.1.1 and C.7.2.1): they must be there, and may be empty.

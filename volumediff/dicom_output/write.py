@@ -1,9 +1,11 @@
 """The DICOM files of a case.
 
 <case>_desc-anomaly_seg.dcm      findings, a segment each; not there where nothing was found
+<case>_desc-anomaly_rtstruct.dcm contours of the findings, for planning systems
 <case>_desc-anomaly_map.dcm      the anomaly map in float32
 <case>_desc-anomaly_report.dcm   volume, mean score, probability and place of every finding
 <case>_seg.dcm                   labels of a segmentation, a segment each
+<case>_rtstruct.dcm              contours of the labels
 <case>_probseg.dcm               their probabilities
 <case>_dseg_report.dcm           volume and mean probability of every label
 """
@@ -18,6 +20,7 @@ from jaxtyping import Float, UInt8
 from pydicom.dataset import Dataset
 
 from volumediff.data.grid import Grid
+from volumediff.data.label_names import names_in
 from volumediff.dicom_output.identity import Maker
 from volumediff.dicom_output.parametric_map import parametric_map
 from volumediff.dicom_output.report import measurement_report
@@ -28,6 +31,7 @@ from volumediff.dicom_output.segments import (
     whole_volume,
 )
 from volumediff.dicom_output.series import SourceSeries, read_source_series
+from volumediff.dicom_output.structure_set import structure_set
 from volumediff.extras import optional
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.written import Written
@@ -38,6 +42,7 @@ from volumediff.storage.atomic import write_bytes
 __all__ = ["write_findings_dicom", "write_labels_dicom"]
 
 FINDINGS_SEG, FINDINGS_REPORT = "desc-anomaly_seg", "desc-anomaly_report"
+FINDINGS_STRUCTURES, LABELS_STRUCTURES = "desc-anomaly_rtstruct", "rtstruct"
 LABELS_SEG, LABELS_PROBABILITY, LABELS_REPORT = "seg", "probseg", "dseg_report"
 
 
@@ -62,6 +67,7 @@ def write_findings_dicom(
     segmentation = None
     if segments:
         segmentation = objects[FINDINGS_SEG] = binary_segmentation(series, segments, maker)
+        objects[FINDINGS_STRUCTURES] = structure_set(series, segments, maker)
     objects[FINDINGS_REPORT] = measurement_report(
         series, segments, segmentation, found.statement, maker, whole=whole_volume(found)
     )
@@ -93,11 +99,14 @@ def write_labels_dicom(
     """
     series, maker = _source(folder, grid, facts)
     voxel_mm3 = abs(float(np.linalg.det(grid.affine[:3, :3])))
-    segments = segments_of_labels(labels, probabilities, voxel_mm3=voxel_mm3)
+    segments = segments_of_labels(
+        labels, probabilities, names=names_in(facts), voxel_mm3=voxel_mm3
+    )
     segmentation = binary_segmentation(series, segments, maker)
     statement = f"Labels of the method {maker.method}."
     objects = {
         LABELS_SEG: segmentation,
+        LABELS_STRUCTURES: structure_set(series, segments, maker),
         LABELS_PROBABILITY: probability_segmentation(series, segments, maker),
         LABELS_REPORT: measurement_report(series, segments, segmentation, statement, maker),
     }

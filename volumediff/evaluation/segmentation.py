@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from volumediff.data.label_names import names_in
 from volumediff.data.volume import read
 from volumediff.distributed.launch import shared_out
 from volumediff.errors import DataError
@@ -122,7 +123,7 @@ def evaluate_segmentations(
     facts = {f: {case: sidecar(maps[case]) for case in known} for f, maps in found.items()}
     seen, tainted = leakages(facts, known, allow_seen=allow_seen, same_names=same_names)
     labels = rules.labels or _labels(found, known, facts, report)
-    names = {v: name for truth in known.values() for v, name in truth.names.items() if v in labels}
+    names = _names(labels, facts, known)
     results: dict[str, SegmentationEvaluation] = {}
     draws: dict[str, Draws] = {}
     clean_draws: dict[str, Draws] = {}
@@ -168,6 +169,19 @@ def evaluate_segmentations(
         )
         for r in results.values()
     ]
+
+
+def _names(
+    labels: Sequence[int],
+    facts: Mapping[Path, Mapping[str, Mapping[str, Any]]],
+    known: Mapping[str, Truth],
+) -> dict[int, str]:
+    """What the labels are called by the truth, or else by the results."""
+    of_results = [names_in(one) for cases in facts.values() for one in cases.values()]
+    named: dict[int, str] = {}
+    for names in (*of_results, *(truth.names for truth in known.values())):
+        named |= names
+    return {value: named[value] for value in labels if value in named}
 
 
 def _labels(

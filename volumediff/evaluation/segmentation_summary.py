@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from volumediff.data.label_names import label_name
 from volumediff.evaluation.leakage import said
 from volumediff.evaluation.segmentation import MEAN, SegmentationEvaluation
 from volumediff.evaluation.segmentation_metrics import SEGMENTATION_METRICS
@@ -80,8 +81,7 @@ def _sizes(results: Sequence[SegmentationEvaluation]) -> list[Line | None]:
 
 
 def _named(result: SegmentationEvaluation, label: str) -> str:
-    name = result.names.get(int(label))
-    return f"label {label}" if name is None else f"{label} {name}"
+    return label_name(int(label), result.names)
 
 
 def _range(low: float, high: float) -> str:

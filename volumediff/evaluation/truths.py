@@ -76,6 +76,7 @@ class Truth:
         readers: masks of several readers by name
         names: label value -> what it stands for, where the data set says so
         policy: decisions on ambiguous files
+        told: whether the patient was named for this evaluation, above what results say
     """
 
     case: str
@@ -91,6 +92,7 @@ class Truth:
     readers: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     policy: ReadPolicy = field(default_factory=ReadPolicy)
+    told: bool = False
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
         """The same with the image that the first channel of a map was made of, if it is there.
@@ -111,7 +113,7 @@ class Truth:
         Arguments:
             sidecar: content of the JSON of a result
         """
-        if self.patient != self.case:
+        if self.told or self.patient != self.case:
             return self.patient
         return str(sidecar.get("patient") or self.patient)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from volumediff.data.label_names import label_name, names_in
 from volumediff.findings.mni import in_mni, template_place
 from volumediff.findings.place import (
     Frame,
@@ -321,12 +322,14 @@ def _statement(written: Written, found: list[Finding]) -> str:
     if written.labels is None:
         return whole
     values = sorted({f.label for f in found if f.label is not None})
+    names = names_in(written.facts)
     by_label = []
     for v in values:
         own = [f.volume_ml for f in found if f.label == v]
         noun = "part" if len(own) == 1 else "parts"
-        by_label.append(f"label {v} {sum(own):.3g} ml in {len(own)} {noun}")
-    return f"{whole} {'; '.join(by_label).capitalize()}."
+        by_label.append(f"{label_name(v, names)} {sum(own):.3g} ml in {len(own)} {noun}")
+    listed = "; ".join(by_label)
+    return f"{whole} {listed[:1].upper()}{listed[1:]}."
 
 
 def _usual(healthy: HealthyFindings | None) -> str:

@@ -27,6 +27,8 @@ from jaxtyping import UInt8
 import volumediff
 from volumediff.calibration.segmentation_fits import fitted
 from volumediff.data.cases import Case
+from volumediff.data.label_names import KEY as LABEL_NAMES
+from volumediff.data.label_names import label_name, names_in
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
@@ -145,7 +147,8 @@ class Segmented:
         place = examination_files(folder, self.examination)
         writer = Writer(place, self.grid)
         record = keep(folder, self.seen)
-        write_label_tables(folder, DSEG, {v: f"label {v}" for v in found.values})
+        names = names_in(self.facts)
+        write_label_tables(folder, DSEG, {v: label_name(v, names) for v in found.values})
         volumes = self.volumes_ml(writer.native_label(DSEG, self.labels))
         shares = found.shares[0]
         writer.image("label-0_probseg", shares[:1], beyond=1.0)  # nothing is there
@@ -217,6 +220,11 @@ class Segmenting:
             **({"dicom": True} if self.options.dicom else {}),
         }
 
+    @property
+    def _label_names(self) -> dict[str, dict[str, str]]:
+        known = self.trained.label_names
+        return {LABEL_NAMES: {str(value): name for value, name in known.items()}} if known else {}
+
     def __call__(self, examination: Examination) -> Segmented:
         """Segments one examination.
 
@@ -261,6 +269,7 @@ class Segmenting:
                 for name, file in examination.files.items()
             },
             **trained.task.facts,
+            **self._label_names,
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
             "filled": dict(examination.filled),

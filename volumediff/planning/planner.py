@@ -208,7 +208,7 @@ def trace(config: RunConfig, *, mode: Mode = "train") -> Traced:
         with Tracer() as tracer:
             step.traced(tracer)
     stages = {name: peak for name, peak in tracer.stages.items() if name != OUTSIDE}
-    number = config.processes.number or 1
+    number = config.processes.number or config.processes.domain
     if mode == "train" and config.processes.shard and number > 1:
         stages = {name: peak.divided(number) for name, peak in stages.items()}
     return Traced(config.memory, stages, tracer.indexed)

@@ -2,8 +2,8 @@
 // Slices drawn on a plain canvas, where WebGL is not there.
 //
 // Both kinds of slices have the same interface: `draw(state, rects)` draws the planes of `rects`
-// (CSS pixels) and returns one tile for each,
-//   {plane, left, top, width, height, u0, v0, du, dv},
+// (CSS pixels; `of` is the state of the layers of this one) and returns one tile for each,
+//   {plane, side, left, top, width, height, u0, v0, du, dv},
 // where the voxel at a pixel is u = u0 + du (x - left), v = v0 + dv (y - top); voxel i reaches
 // from i - 1/2 to i + 1/2. Planes: the axis that is fixed, the one to the right, the one upwards.
 const PLANES = [
@@ -46,7 +46,7 @@ class CanvasSlices {
     g.fillRect(0, 0, this.canvas.width, this.canvas.height);
     return rects.map((rect) => {
       const tile = this.tile(state, rect);
-      this.slice(state, PLANES[tile.plane]);
+      this.slice(rect.of, PLANES[tile.plane]);
       g.save();
       g.setTransform(dpr, 0, 0, dpr, 0, 0);
       g.beginPath();
@@ -65,7 +65,7 @@ class CanvasSlices {
     const plane = PLANES[rect.plane], scene = this.scene;
     const [w, h] = [plane.right, plane.up].map((axis) => scene.shape[axis] * scene.spacing[axis]);
     const scale = Math.min(rect.width / w, rect.height / h);
-    const tile = { plane: rect.plane, width: w * scale, height: h * scale };
+    const tile = { plane: rect.plane, side: rect.side, width: w * scale, height: h * scale };
     tile.left = rect.left + (rect.width - tile.width) / 2;
     tile.top = rect.top + (rect.height - tile.height) / 2;
     const side = state.radiological && plane.fixed !== 0 ? -1 : 1;

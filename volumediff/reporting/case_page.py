@@ -1,9 +1,11 @@
 """Pages of cases beside an index, one each: the viewer, and what else there is to say.
 
-A page is complete by itself: a browser refuses to read a file beside a page that was opened from
-disk, and a page that needs nothing can be mailed. The library costs 1.1 MB in each.
+REPORT_cases/<case>.html   a page
+REPORT_cases/niivue.js     the library of the viewer, which all of them share
+REPORT_cases/pages.json    the pages, so that those of an earlier report can be removed
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
+from volumediff.outputs.export import write_json
 from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.scene import Scene
-from volumediff.reporting.viewer import viewer
-from volumediff.storage.atomic import atomic
+from volumediff.reporting.viewer import LIBRARY, library, viewer
+from volumediff.storage.atomic import atomic, write_bytes
 from volumediff.storage.digests import sha256
 
 __all__ = ["CasePages"]
 
+WRITTEN = "pages.json"
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+PAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.html")
 
 
 class CasePages:
@@ -56,8 +61,22 @@ class CasePages:
             self.close()
 
     def close(self) -> None:
-        """Writes the last page, which has no next one."""
+        """Writes the last page, which has no next one, and removes pages of an earlier report."""
         self._finish(None)
+        record, names = self.folder / WRITTEN, sorted(self._names.values())
+        if not names and not record.is_file():
+            return
+        for name in self._before() - set(names):
+            (self.folder / name).unlink(missing_ok=True)
+        write_json(record, {"pages": names})
+
+    def _before(self) -> set[str]:
+        """The pages of an earlier report: those of its record that are pages of this folder."""
+        try:
+            said = json.loads((self.folder / WRITTEN).read_bytes())["pages"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return set()
+        return {name for name in map(str, said) if PAGE.fullmatch(name)}
 
     def address(self, case: str) -> str:
         """Of the page of a case, relative to the index; not quoted."""
@@ -91,9 +110,11 @@ class CasePages:
                 above=[self._navigation(before, after)],
                 styles=shown.styles,
                 scripts=shown.scripts,
-                later=shown.later,
+                beside=True,
             )
             self.folder.mkdir(parents=True, exist_ok=True)
+            if before is None:  # with the first page; one of an earlier version is replaced
+                write_bytes(self.folder / LIBRARY, library())
             with atomic(self.folder / name) as file:
                 file.write(text.encode())
 

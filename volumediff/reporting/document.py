@@ -1,7 +1,8 @@
-"""An HTML document that opens from disk and loads nothing.
+"""An HTML document that opens from disk and loads nothing from elsewhere.
 
 Its Content-Security-Policy allows its own styles and scripts by their SHA-256 and nothing else,
-so that a browser would refuse any request even if one were made.
+so that a browser would refuse any request even if one were made. A page of a folder may say that
+it loads scripts from where it lies itself.
 """
 
 import base64
@@ -21,7 +22,7 @@ def document(
     *,
     styles: Sequence[str],
     scripts: Sequence[str] = (),
-    later: Sequence[str] = (),
+    beside: bool = False,
 ) -> str:
     """The text of a document.
 
@@ -30,9 +31,10 @@ def document(
         body: HTML, all names in it escaped
         styles: CSS
         scripts: JavaScript, run in this order after the body
-        later: JavaScript that a script may add to the page, itself not written here
+        beside: whether a script may load others from the place of the document
     """
-    allowed = " ".join(_source(text) for text in (*scripts, *later)) or "'none'"
+    own = ["'self'"] if beside else []
+    allowed = " ".join([*own, *(_source(text) for text in scripts)]) or "'none'"
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src {' '.join(_source(text) for text in styles)}; script-src {allowed}"

@@ -4,6 +4,13 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from volumediff.data.alignment_geometry import Alignment
+from volumediff.data.alignment_template import mni152
+from volumediff.data.label_names import names_in
+from volumediff.data.resampling import nearest_onto
 from volumediff.findings.schema import CaseFindings
 from volumediff.findings.urgency import LEVELS
 from volumediff.findings.written import Written
@@ -117,6 +124,7 @@ class Gallery:
                 "uncertainty": written.uncertainty,
                 "findings": found.to_json()["findings"],
                 "statement": found.statement,
+                "label_names": names_in(written.facts),
             }
         return CaseView(
             title=written.case,
@@ -128,5 +136,22 @@ class Gallery:
             spacing_mm=written.grid.spacing_mm,
             affine=written.grid.affine,
             files={"map": path} if written.labels is None else {},
+            prepared=written.facts.get("prepared") or {},
+            brain=_template_brain(written),
             **more,
         )
+
+
+def _template_brain(written: Written) -> np.ndarray | None:
+    """The brain of the template that a raw scan was aligned with, on the grid of the scan."""
+    prepared = written.facts.get("prepared") or {}
+    if prepared.get("template") is None:
+        return None
+    template = mni152()
+    if prepared.get("template") != template.name:
+        return None
+    alignment = Alignment(
+        written.native, template.grid, np.array(prepared["native_to_template"], float)
+    )
+    brain = torch.from_numpy(template.object[None].astype(np.uint8))
+    return nearest_onto(brain, template.grid, alignment.moved)[0].numpy() > 0

@@ -1,10 +1,8 @@
 // Slices and a rendering drawn by NiiVue; the same interface as `CanvasSlices`.
 class NiivueSlices {
-  // Throws where NiiVue cannot start.
-  static async open(canvas, scene, library, lost) {
-    const script = document.createElement("script");
-    script.textContent = library; // the policy of the page allows this text by its hash
-    document.head.append(script);
+  // Throws where NiiVue is not beside the page or cannot start.
+  static async open(canvas, scene, lost) {
+    if (!window.niivue) await NiivueSlices.load();
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1], clipPlaneColor: [0, 0, 0, 0], crosshairWidth: 0, dragAndDropEnabled: false, interactive: false,
       isOrientationTextVisible: false, logLevel: "error", loadingText: "", show3Dcrosshair: false,
@@ -12,6 +10,17 @@ class NiivueSlices {
     canvas.addEventListener("webglcontextlost", lost, { once: true });
     await nv.attachToCanvas(canvas, true);
     return new NiivueSlices(nv, canvas, scene);
+  }
+
+  // The library: one file for all pages of a folder, read where 3D is asked for.
+  static load() {
+    return new Promise((done, fail) => {
+      const script = document.createElement("script");
+      script.addEventListener("load", done);
+      script.addEventListener("error", () => fail(new Error("3D needs the file niivue.js, which lies beside this page where it was written.")));
+      script.src = "niivue.js";
+      document.head.append(script);
+    });
   }
 
   constructor(nv, canvas, scene) {

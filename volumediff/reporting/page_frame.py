@@ -34,7 +34,7 @@ def framed(
     lead: Sequence[str] = (),
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
-    later: Sequence[str] = (),
+    beside: bool = False,
 ) -> str:
     """The text of a page.
 
@@ -43,7 +43,8 @@ def framed(
         chapters: in order; those without parts are left out
         above: HTML before the title, such as links to other pages
         lead: paragraphs below the title, as text
-        styles, scripts, later: beside those of every page, see `document`
+        styles, scripts: further than those of every page
+        beside: whether a script may load others from the place of the page
     """
     here = files("volumediff.reporting")
     own_style, own_script = (
@@ -74,7 +75,7 @@ def framed(
         body,
         styles=[own_style, *styles],
         scripts=[own_script, *scripts],
-        later=later,
+        beside=beside,
     )
 
 

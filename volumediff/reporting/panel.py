@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from volumediff.data.label_names import label_name
 from volumediff.reporting.segmentation_pictures import label_picture, samples_picture
 from volumediff.reporting.segmentation_views import LabelView
 from volumediff.reporting.timeline import strip
 from volumediff.reporting.views import WHERE, CaseView, picture
 
-__all__ = ["case_panel", "figure_of", "findings_table", "label_panel"]
+__all__ = ["case_panel", "figure_of", "findings_table", "label_panel", "preparation"]
 
 # Rows of the table; the file has all of them.
 MOST = 12
@@ -39,11 +40,35 @@ def case_panel(view: CaseView) -> list[str]:
         parts.append(figure_of(strip(view.steps, aspect=aspect, outline=truth), caption))
     if view.members:
         parts.append(f"<p>{escape(_members(view.members))}</p>")
+    if view.prepared:
+        parts += [
+            "<h3>Preparation of the scan</h3>",
+            f"<p>{escape(preparation(view.prepared))}</p>",
+        ]
     if view.statement or view.findings:
         parts += ["<h3>Findings</h3>", f"<p>{escape(view.statement)}</p>"]
     if view.findings:
-        parts += findings_table(view.findings)
+        parts += findings_table(view.findings, view.label_names)
     return parts
+
+
+def preparation(prepared: Mapping[str, Any]) -> str:
+    """How a raw scan was brought to the space of the run, in sentences."""
+    if prepared.get("template") is None:
+        return "What is not brain was removed; the scan stays on its own grid."
+    said = [
+        f"The scan was aligned with the template {prepared['template']} by its channel "
+        f"{prepared['aligned_channel']}: normalised mutual information "
+        f"{prepared['similarity']:.3f} afterwards, brain of {prepared['brain_ml']:.0f} ml, which "
+        f"grows by a factor of {prepared['volume_scale']:.2f} on the way."
+    ]
+    if prepared.get("n4"):
+        said.append("Its bias field was corrected.")
+    warnings = prepared.get("warnings") or ()
+    if warnings:
+        said.append(f"Look at the alignment: {'; '.join(warnings)}.")
+    said.append("The viewer can outline the template's brain, which shows whether it fits.")
+    return " ".join(said)
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> str:
@@ -55,11 +80,18 @@ def _members(members: Sequence[Mapping[str, Any]]) -> str:
     return f"Share of each member in the map of the volume: {', '.join(said)}."
 
 
-def findings_table(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The findings of a case as a table whose rows move the viewer to their peaks."""
+def findings_table(
+    findings: Sequence[Mapping[str, Any]], names: Mapping[int, str] | None = None
+) -> list[str]:
+    """The findings of a case as a table whose rows move the viewer to their peaks.
+
+    Arguments:
+        findings: as in the JSON of a case
+        names: of labels, for findings in a segmentation
+    """
     columns = [*COLUMNS, *([SHARES] if any(f.get("shares") for f in findings) else [])]
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    rows = [_row(finding, place) for place, finding in enumerate(findings[:MOST])]
+    rows = [_row(finding, place, names or {}) for place, finding in enumerate(findings[:MOST])]
     rest = len(findings) - MOST
     more = f" {rest} more are in the file." if rest > 0 else ""
     return [
@@ -103,12 +135,12 @@ def figure_of(png: bytes, caption: str, *, kind: str = "volume") -> str:
     )
 
 
-def _row(finding: Mapping[str, Any], place: int) -> str:
+def _row(finding: Mapping[str, Any], place: int, names: Mapping[int, str]) -> str:
     level = str(finding["urgency"]["level"])
     mark = f'<span class="level {level if level.isalpha() else ""}">{escape(level)}</span>'
     against = "; ".join(f"{i['direction']} ({i['relative']:+.0%})" for i in finding["intensities"])
     cells = [
-        escape(str(finding["id"])) + _label(finding.get("label")),
+        escape(str(finding["id"]) + _label(finding.get("label"), names)),
         mark,
         escape(" · ".join(str(finding["place"][name]) for name in WHERE)),
         f"{finding['volume_ml']:.3g}",
@@ -125,8 +157,8 @@ def _row(finding: Mapping[str, Any], place: int) -> str:
     return f'<tr data-place="{place}" title="{reason}">{inner}</tr>'
 
 
-def _label(value: int | None) -> str:
-    return "" if value is None else f" · label {value}"
+def _label(value: int | None, names: Mapping[int, str]) -> str:
+    return "" if value is None else f" · {label_name(value, names)}"
 
 
 def _share(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """report.html: an index that opens from disk with no network, and a page for every case beside it.
 
 The index holds what came out, in sentences first, then in tables and curves, and the list of all
-cases with thumbnails. Pages of cases lie in report_cases/, each complete by itself.
+cases with thumbnails. Pages of cases lie in report_cases/.
 """
 
 import json
@@ -25,6 +25,7 @@ from volumediff.evaluation.translation import measured_cases
 from volumediff.evaluation.translation_summary import translation_notes
 from volumediff.evaluation.truths import find_truths
 from volumediff.outputs.export import finite
+from volumediff.reporting.case_page import CasePages
 from volumediff.reporting.page_frame import Chapter, framed
 from volumediff.reporting.panel import figure_of
 from volumediff.reporting.report_cases import localized_list, segmented_list, translated_list
@@ -73,17 +74,18 @@ def report_of(
     truths = {} if drawn else find_truths(truth, layout, policy)
     chapters = [Chapter("summary", "Summary", _summary(results))]
     chapters += result_chapters(maps, labels, drawn, groups=groups)
-    if maps:
-        parts = localized_list(path, maps, truths, groups=groups)
-        chapters.append(Chapter("cases", "Cases", [f"<p>{escape(LIST)}</p>", *parts]))
-    if labels:
-        parts = segmented_list(path, labels, truths, groups=groups)
-        title_of = "Segmented cases, from the lowest Dice on"
-        chapters.append(Chapter("segmented", title_of, [f"<p>{escape(LIST)}</p>", *parts]))
-    if drawn:
-        cases = measured_cases(truth, layout)
-        parts = translated_list(path, drawn, cases, policy or ReadPolicy(), groups=groups)
-        chapters.append(Chapter("translated", "Cases", [f"<p>{escape(LIST)}</p>", *parts]))
+    with CasePages(path) as pages:
+        if maps:
+            parts = localized_list(pages, maps, truths, groups=groups)
+            chapters.append(Chapter("cases", "Cases", [f"<p>{escape(LIST)}</p>", *parts]))
+        if labels:
+            parts = segmented_list(pages, labels, truths, groups=groups)
+            title_of = "Segmented cases, from the lowest Dice on"
+            chapters.append(Chapter("segmented", title_of, [f"<p>{escape(LIST)}</p>", *parts]))
+        if drawn:
+            cases = measured_cases(truth, layout)
+            parts = translated_list(pages, drawn, cases, policy or ReadPolicy(), groups=groups)
+            chapters.append(Chapter("translated", "Cases", [f"<p>{escape(LIST)}</p>", *parts]))
     plots = [figure_of(file.read_bytes(), caption, kind="plot") for caption, file in pictures]
     chapters += [
         Chapter("curves", "Curves", ['<div class="plots">', *plots, "</div>"] if plots else []),

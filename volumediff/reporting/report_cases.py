@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,12 +41,12 @@ class Shown(NamedTuple):
 
 
 def localized_list(
-    index: Path, results: Sequence[MethodResult], truths: Mapping[str, Truth], *, groups: str
+    pages: CasePages, results: Sequence[MethodResult], truths: Mapping[str, Truth], *, groups: str
 ) -> list[str]:
     """HTML of the list of localized cases; writes their pages.
 
     Arguments:
-        index: the page that will hold the list
+        pages: of the report
         results: of the methods; the columns are about the first
         truths: of the cases
         groups: what the subgroups are
@@ -68,11 +67,10 @@ def localized_list(
         rows.append(ListedCase(c.case, kind=kind, values=_localized(c, aps)))
     known = [c.case for c in main.cases if c.case in truths and truths[c.case].image is not None]
     shown: dict[str, Shown] = {}
-    with CasePages(index) as pages:
-        for view in views_of(results, truths, known):
-            scene = view.scene()
-            pages.write(scene, body=case_panel(view), outputs=view.files)
-            shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
+    for view in views_of(results, truths, known):
+        scene = view.scene()
+        pages.write(scene, body=case_panel(view), outputs=view.files)
+        shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
     name = groups if any(c.group for c in main.cases) else "truth"
     return case_list(_with_pages(rows, shown), columns, kinds=name)
 
@@ -94,7 +92,7 @@ def _localized(c: Measured, aps: Sequence[float]) -> list[Value]:
 
 
 def segmented_list(
-    index: Path,
+    pages: CasePages,
     results: Sequence[SegmentationEvaluation],
     truths: Mapping[str, Truth],
     *,
@@ -119,17 +117,16 @@ def segmented_list(
     rows.sort(key=lambda row: np.nan_to_num(row.values[0][0], nan=np.inf))
     known = [r.case for r in rows if r.case in truths and truths[r.case].image is not None]
     shown: dict[str, Shown] = {}
-    with CasePages(index) as pages:
-        for view in label_views(results, truths, known):
-            # a case that was localized, too, has two pages
-            scene = replace(view.scene(), title=f"{view.title}, segmentation")
-            pages.write(scene, body=label_panel(view), outputs=view.files)
-            shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
+    for view in label_views(results, truths, known):
+        # a case that was localized, too, has two pages
+        scene = replace(view.scene(), title=f"{view.title}, segmentation")
+        pages.write(scene, body=label_panel(view), outputs=view.files)
+        shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
     return case_list(_with_pages(rows, shown), columns, kinds=groups)
 
 
 def translated_list(
-    index: Path,
+    pages: CasePages,
     results: Sequence[TranslationEvaluation],
     measured: Mapping[str, Case],
     policy: ReadPolicy,
@@ -139,7 +136,7 @@ def translated_list(
     """HTML of the list of translated cases; writes their pages.
 
     Arguments:
-        index: the page that will hold the list
+        pages: of the report
         results: of the methods
         measured: case -> measured channels
         policy: decisions on ambiguous files
@@ -164,11 +161,10 @@ def translated_list(
         ]
         rows.append(ListedCase(c.case, kind=c.group, values=values))
     shown: dict[str, Shown] = {}
-    with CasePages(index) as pages:
-        for view in translation_views(results, measured, policy, [row.case for row in rows]):
-            scene = view.scene()
-            pages.write(scene, body=translation_panel(view), outputs=view.files)
-            shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
+    for view in translation_views(results, measured, policy, [row.case for row in rows]):
+        scene = view.scene()
+        pages.write(scene, body=translation_panel(view), outputs=view.files)
+        shown[view.title] = Shown(pages.address(scene.title), thumbnail(scene))
     return case_list(_with_pages(rows, shown), columns, kinds=groups)
 
 

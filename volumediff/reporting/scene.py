@@ -43,11 +43,13 @@ class OutlinedMask:
         mask: where it is; of a label map every label gets its own edge
         colour: CSS
         inside: what the read-out says of a voxel in it
+        shown: whether it is drawn from the beginning
     """
 
     mask: Bool[np.ndarray, "d h w"] | Labels
     colour: str
     inside: str
+    shown: bool = True
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from volumediff.data.label_names import label_name
 from volumediff.evaluation.segmentation import SegmentationEvaluation
 from volumediff.metrics import calibration_error, detection
 from volumediff.reporting.curves import FEW_VOXELS, curve_picture, reliability_picture
@@ -67,7 +68,7 @@ def _tables(results: Sequence[SegmentationEvaluation]) -> list[Named]:
             whole = calibration_error.total(
                 c.reliability[v] for c in r.cases for v in group if v in c.reliability
             )
-            name = r.names.get(group[0], f"label {group[0]}") if len(results) == 1 else r.method
+            name = label_name(group[0], r.names) if len(results) == 1 else r.method
             if whole is not None:
                 found.append((name, whole))
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from volumediff.colours import UNCERTAIN, gradient, label_colour
+from volumediff.data.label_names import label_name
 from volumediff.reporting.scene import limits
 from volumediff.reporting.segmentation_views import LabelView
 
@@ -105,7 +106,7 @@ def _legend(figure: "Figure", maps: Sequence[np.ndarray], names: Mapping[int, st
 
     values = sorted({int(v) for labels in maps for v in np.unique(labels)} - {0})
     if len(values) > 1:
-        handles = [Patch(color=label_colour(v), label=names.get(v, f"label {v}")) for v in values]
+        handles = [Patch(color=label_colour(v), label=label_name(v, names)) for v in values]
         figure.legend(
             handles=handles,
             loc="outside lower left",

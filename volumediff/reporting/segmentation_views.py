@@ -145,7 +145,7 @@ def label_views(
             found=found,
             maps=maps,
             samples=samples,
-            label_names=truth.names,
+            label_names=results[0].names,
             spacing_mm=image.spacing_mm,
             affine=image.affine,
             files=outputs,

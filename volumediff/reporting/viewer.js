@@ -57,14 +57,14 @@
   // labels are shown before maps, not below them
   const first = scene.labels.length ? null : scene.maps[0];
   const state = {
-    at: scene.start.slice(), plane: 0, shown: "all", zoom: 1, centre: [0, 0, 0], azimuth: facing(scene.start), elevation: 15, cut: Boolean(first || scene.labels.length),
+    at: scene.start.slice(), plane: 0, shown: "all", beside: null, zoom: 1, centre: [0, 0, 0], azimuth: facing(scene.start), elevation: 15, cut: Boolean(first || scene.labels.length),
     image: scene.images[0], windows: scene.images.map((image) => image.window.slice()), map: first || null, opacity: 0.75, labels: scene.labels[0] || null, labelOpacity: 0.55,
     hidden: new Set(), labelColours: new Map(scene.values.map((v) => [v.value, channels(v.colour)])),
-    outlines: new Set(scene.outlines.filter((o) => !o.empty).map((o) => o.name)), smooth: true, radiological: true, drag: "crosshair", place: -1,
+    outlines: new Set(scene.outlines.filter((o) => o.shown).map((o) => o.name)), smooth: true, radiological: true, drag: "crosshair", place: -1,
     get window() { return this.windows[windowOf(this.image)]; },
     set window(range) { this.windows[windowOf(this.image)] = range; },
   };
-  let slices = null, webgl = "none", tiles = [], busy = false, again = false;
+  let slices = null, webgl = "none", failed = "", tiles = [], busy = false, again = false;
   let base = element("canvas");
   const over = element("canvas", { tabindex: "0", role: "img", "aria-label": `Slices of ${scene.title}. Press question mark for the keys.` });
   const stage = element("div", { class: "stage" }, base, over);
@@ -72,11 +72,39 @@
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const index = (at) => at[0] + scene.shape[0] * (at[1] + scene.shape[1] * at[2]);
 
-  function spanOf(map) {
-    state.floor = map.low + 0.3 * (map.high - map.low);
-    state.top = map.high;
+  const spanOf = (map) => ({ floor: map.low + 0.3 * (map.high - map.low), top: map.high });
+  if (first) Object.assign(state, spanOf(first));
+
+  // ---- two layers side by side: the state of the slices, and the same with another layer in it
+
+  const others = [["image", scene.images], ["map", scene.maps], ["labels", scene.labels]].flatMap(([kind, layers]) => layers.map((layer) => ({ kind, layer })));
+  let asked = false; // whether 3D comes back afterwards
+
+  function besideState() {
+    const { kind, layer } = state.beside, made = { ...state, map: null, labels: null, [kind]: layer };
+    if (kind === "image") made.window = state.windows[windowOf(layer)];
+    return kind === "map" ? Object.assign(made, spanOf(layer)) : made;
   }
-  if (first) spanOf(first);
+
+  async function compare(found) {
+    if (found && !found.layer.volume) found.layer.volume = new Volume(await unpacked(found.layer.id));
+    state.beside = found || null;
+    if (found && slices.renders) {
+      asked = true;
+      onCanvas("Two layers side by side are drawn on the canvas.");
+    } else if (!found && asked) {
+      onWebgl();
+    } else {
+      redraw();
+    }
+  }
+
+  // What a side shows, with the range of its colours.
+  function titleOf(shown) {
+    const digits = (x) => Number(x.toPrecision(3));
+    if (shown.labels) return shown.labels.name;
+    return shown.map ? `${shown.map.name}, colours ${digits(shown.floor)} to ${digits(shown.top)} ${shown.map.unit}` : shown.image.name;
+  }
 
   function millimetres(at) {
     return scene.affine.slice(0, 3).map((r) => r[0] * at[0] + r[1] * at[1] + r[2] * at[2] + r[3]);
@@ -105,7 +133,7 @@
     root.setAttribute("aria-busy", "true");
     if (layer && !layer.volume) layer.volume = new Volume(await unpacked(layer.id));
     state[kind] = layer;
-    if (kind === "map" && layer) spanOf(layer);
+    if (kind === "map" && layer) Object.assign(state, spanOf(layer));
     redraw();
   }
 
@@ -120,18 +148,20 @@
 
   function rectangles() {
     const { width } = stage.getBoundingClientRect();
+    const sides = state.beside ? [state, besideState()] : [state];
     const planes = state.shown === "all" ? (slices.renders ? [0, 1, 2, 3] : [0, 1, 2]) : [state.shown];
-    const columns = planes.length === 1 ? 1 : planes.length === 3 && width > 720 ? 3 : 2;
-    const rows = Math.ceil(planes.length / columns);
+    const columns = state.beside ? 2 : planes.length === 1 ? 1 : planes.length === 3 && width > 720 ? 3 : 2;
+    const cells = planes.flatMap((plane) => sides.map((of, side) => ({ plane, of, side })));
+    const rows = Math.ceil(cells.length / columns);
     const extent = (axis) => scene.shape[axis] * scene.spacing[axis];
     const tallest = Math.max(...planes.map((p) => (p === 3 ? 1 : extent(PLANES[p].up) / extent(PLANES[p].right))));
     const most = document.fullscreenElement === root ? window.innerHeight - (root.scrollHeight - stage.clientHeight) - 8 : 0.8 * window.innerHeight;
     const height = Math.max(320, Math.min(rows * (width / columns) * tallest, most));
     stage.style.height = `${Math.round(height)}px`;
     const [w, h] = [width / columns, Math.round(height) / rows];
-    const gap = planes.length > 1 ? 3 : 0;
-    return planes.map((plane, n) => ({
-      plane, left: (n % columns) * w + gap, top: Math.floor(n / columns) * h + gap, width: w - 2 * gap, height: h - 2 * gap,
+    const gap = cells.length > 1 ? 3 : 0;
+    return cells.map((cell, n) => ({
+      ...cell, left: (n % columns) * w + gap, top: Math.floor(n / columns) * h + gap, width: w - 2 * gap, height: h - 2 * gap,
     }));
   }
 
@@ -172,6 +202,7 @@
       for (const outline of scene.outlines.slice().reverse()) if (state.outlines.has(outline.name)) edges(g, tile, outline);
       crosshair(g, tile);
       letters(g, tile);
+      if (state.beside) title(g, tile, titleOf(tile.side ? besideState() : state));
       g.restore();
     }
   }
@@ -223,8 +254,15 @@
     const [x, y] = [tile.left + tile.width / 2, tile.top + tile.height / 2];
     put(right[flipped ? 1 : 0], tile.left + 4, y, "left", "middle");
     put(right[flipped ? 0 : 1], tile.left + tile.width - 4, y, "right", "middle");
-    put(up[1], x, tile.top + 4, "center", "top");
+    put(up[1], x, tile.top + (state.beside ? 20 : 4), "center", "top"); // below the title of a side
     put(up[0], x, tile.top + tile.height - 4, "center", "bottom");
+  }
+
+  function title(g, tile, text) {
+    g.font = "600 12px system-ui, sans-serif";
+    g.textAlign = "left"; g.textBaseline = "top"; g.lineWidth = 3; g.strokeStyle = "#000"; g.fillStyle = "#d7e0e8";
+    g.strokeText(text, tile.left + 4, tile.top + 4);
+    g.fillText(text, tile.left + 4, tile.top + 4);
   }
 
   // ---- numbers
@@ -241,6 +279,10 @@
       const value = state.labels.volume.stored[here], known = scene.values.find((v) => v.value === value);
       parts.push(`${state.labels.name}: ${known ? known.name : "background"}`);
     }
+    if (state.beside) {
+      const { kind, layer } = state.beside, value = layer.volume.stored[here], known = scene.values.find((v) => v.value === value);
+      parts.push(`beside, ${layer.name}${kind === "labels" ? `: ${known ? known.name : "background"}` : ` ${layer.volume.text(here)}`}`);
+    }
     byId("viewer-read").textContent = parts.join(" · ");
     const place = scene.places.filter((p) => p.at)[state.place];
     if (byId("viewer-place")) byId("viewer-place").textContent = place ? `${place.name}: ${place.text}` : "";
@@ -256,6 +298,7 @@
     fill("viewer-low", digits(state.window[0]));
     fill("viewer-high", digits(state.window[1]));
     fill("viewer-drag", state.drag);
+    fill("viewer-beside", String(others.indexOf(state.beside)));
     fill("viewer-image", String(scene.images.indexOf(state.image)));
     if (byId("viewer-map")) {
       fill("viewer-map", String(scene.maps.indexOf(state.map)));
@@ -299,6 +342,7 @@
     ...(scene.places.length ? [["N, P", "next and previous finding"]] : []),
     ...(scene.maps.length ? [["M", "map on or off"]] : []),
     ...(scene.outlines.length ? [["O", "outlines on or off"]] : []),
+    ...(others.length > 1 ? [["B", "another image, map or method side by side, then none"]] : []),
     ...(scene.images.length > 1 ? [["H", "next image, such as the pseudo-healthy one"]] : []),
     ...(scene.maps.length || scene.labels.length ? [["[ and ]", "less and more opacity"]] : []),
     ["W, Z", "window, zoom as at the beginning"],
@@ -332,8 +376,9 @@
     };
     bars.push(element("div", { class: "bar" },
       ...(scene.images.length > 1 ? [element("label", {}, "image ", element("select", { id: "viewer-image", oninput: (e) => choose("image", scene.images[Number(e.target.value)]) }, ...option(scene.images)))] : []),
+      ...(others.length > 1 ? [element("label", {}, "side by side with ", element("select", { id: "viewer-beside", oninput: (e) => compare(others[Number(e.target.value)]) }, new Option("nothing", "-1"), ...option(others.map((o) => o.layer))))] : []),
       number("black at", "viewer-low", setWindow), number("white at", "viewer-high", setWindow), button("Auto", "Window as at the beginning (W)", act.window),
-      ...scene.outlines.flatMap((o, n) => (o.empty ? [] : [check(element("span", {}, element("i", { class: "key", "data-colour": o.colour }), o.name), `viewer-outline-${n}`, true, () => act.outline(o.name))]))));
+      ...scene.outlines.flatMap((o, n) => (o.empty ? [] : [check(element("span", {}, element("i", { class: "key", "data-colour": o.colour }), o.name), `viewer-outline-${n}`, o.shown, () => act.outline(o.name))]))));
     if (scene.maps.length) bars.push(mapBar());
     if (scene.labels.length) bars.push(labelBar());
     if (scene.places.length) bars.push(placeBar());
@@ -384,6 +429,7 @@
       redraw();
     },
     map() { if (scene.maps.length) choose("map", state.map ? null : scene.maps[0]); },
+    beside() { if (others.length > 1) compare(others[others.indexOf(state.beside) + 1]); },
     image() { choose("image", scene.images[(scene.images.indexOf(state.image) + 1) % scene.images.length]); },
     opacity(by) { state.opacity = clamp(state.opacity + by, 0, 1); state.labelOpacity = clamp(state.labelOpacity + by, 0, 1); redraw(); },
     fullscreen() { if (document.fullscreenElement) document.exitFullscreen(); else if (root.requestFullscreen) root.requestFullscreen(); },
@@ -399,7 +445,7 @@
 
   const KEYS = {
     0: () => act.show("all"), 1: () => act.show(0), 2: () => act.show(1), 3: () => act.show(2), 4: () => act.show(3),
-    n: () => jump(state.place + 1), p: () => jump(state.place - 1), m: act.map, o: act.outlines, h: act.image, "[": () => act.opacity(-0.1), "]": () => act.opacity(0.1),
+    n: () => jump(state.place + 1), p: () => jump(state.place - 1), m: act.map, b: act.beside, o: act.outlines, h: act.image, "[": () => act.opacity(-0.1), "]": () => act.opacity(0.1),
     w: act.window, z: act.whole, r: act.convention, i: act.smooth, c: act.cut, f: act.fullscreen, "?": act.help, "+": () => zoomBy(1.25), "=": () => zoomBy(1.25), "-": () => zoomBy(1 / 1.25),
     PageUp: () => step(PLANES[state.plane].fixed, 1), PageDown: () => step(PLANES[state.plane].fixed, -1),
   };
@@ -510,7 +556,7 @@
       oninput: (e) => { state.plane = n; const at = state.at.slice(); at[p.fixed] = Number(e.target.value); moveTo(at); },
     }))));
     root.replaceChildren(...controls(), stage, sliders, element("p", { class: "read", id: "viewer-read", role: "status" }),
-      ...(scene.note ? [element("p", { class: "read" }, scene.note)] : []), ...(help ? [help] : []));
+      ...(scene.note ? [element("p", { class: "read" }, scene.note)] : []), ...(failed ? [element("p", { class: "read", id: "viewer-failed" }, failed)] : []), ...(help ? [help] : []));
     // the policy forbids styles in the text of the page, not in its objects
     root.querySelectorAll("[data-colour]").forEach((k) => { k.style.borderColor = k.dataset.colour; if ("fill" in k.dataset) k.style.background = k.dataset.colour; });
   }
@@ -535,16 +581,18 @@
 
   // NiiVue starts on a canvas below the one in use, which stays where that fails.
   async function onWebgl() {
+    state.beside = null;
+    asked = false;
     const canvas = layer();
     root.setAttribute("aria-busy", "true");
     stage.prepend(canvas);
     try {
-      const library = new TextDecoder().decode(await unpacked("niivue"));
-      use(await NiivueSlices.open(canvas, scene, library, () => onCanvas("The graphics card stopped drawing.")), canvas);
+      use(await NiivueSlices.open(canvas, scene, () => onCanvas("The graphics card stopped drawing.")), canvas);
     } catch (error) {
       canvas.remove();
       webgl = "none";
-      onCanvas(error.message);
+      failed = error.message;
+      onCanvas(failed);
     }
   }
 
@@ -566,7 +614,12 @@
     if (webgl === "fast") await onWebgl();
     else onCanvas(webgl === "slow" ? "WebGL runs without a graphics card." : "WebGL 2 is not available.");
     document.addEventListener("keydown", key);
-    document.querySelectorAll("tr[data-place]").forEach((row) => row.addEventListener("click", () => { jump(Number(row.dataset.place)); root.scrollIntoView({ block: "center" }); }));
+    document.querySelectorAll("tr[data-place]").forEach((row) => {
+      const go = () => { jump(Number(row.dataset.place)); root.scrollIntoView({ block: "center" }); };
+      row.tabIndex = 0;
+      row.addEventListener("click", go);
+      row.addEventListener("keydown", (event) => { if (event.key === "Enter") go(); });
+    });
     new ResizeObserver(redraw).observe(root);
     document.addEventListener("fullscreenchange", redraw);
   }

@@ -1,9 +1,10 @@
 """The viewer of one case: slices and a rendering of a `Scene`, inside one HTML file.
 
-NiiVue draws where WebGL 2 is there, a canvas of our own where it is not or stops; state, controls,
-outlines and numbers are the same for both. Volumes and library lie in the page as gzip in base64:
-a browser refuses to read files beside a page that it opened from disk, and a page that holds all
-it needs can be mailed.
+NiiVue draws where WebGL 2 is there, a canvas of our own where it is not or stops, and where two
+layers stand side by side; state, controls, outlines and numbers are the same for both. Volumes lie
+in the page as gzip in base64, since a browser refuses to read data beside a page that it opened
+from disk. A script beside it may be loaded: the library is one file for all pages of a folder, and
+a page that is mailed alone has the slices and no 3D.
 """
 
 import base64
@@ -21,10 +22,13 @@ import numpy as np
 from isal import igzip
 
 from volumediff.colours import STOPS, label_colour
+from volumediff.data.label_names import label_name
 from volumediff.outputs.export import finite
 from volumediff.reporting.scene import Scene, limits
 
-__all__ = ["Viewer", "nifti_bytes", "viewer"]
+__all__ = ["LIBRARY", "Viewer", "library", "nifti_bytes", "viewer"]
+
+LIBRARY = "niivue.js"  # beside the pages
 
 SCRIPTS = ("canvas_slices.js", "niivue_slices.js", "viewer.js")
 LEVELS = 65535
@@ -42,17 +46,15 @@ class Viewer:
         html: the viewer, with its volumes
         styles: CSS that it needs
         scripts: JavaScript that runs after the body
-        later: JavaScript that the viewer adds when it needs it
     """
 
     html: Sequence[str]
     styles: Sequence[str]
     scripts: Sequence[str]
-    later: Sequence[str]
 
 
 def viewer(scene: Scene) -> Viewer:
-    """The viewer of a case. A page has one.
+    """The viewer of a case. A page has one, and the file of `library` beside it.
 
     Arguments:
         scene: what it shows; a large one is thinned out, and the page says so
@@ -62,7 +64,6 @@ def viewer(scene: Scene) -> Viewer:
     described = _described(small, step, volumes)
     described["title"] = scene.title
     blocks = [_block(f"volume-{n}", nifti_bytes(a, small)) for n, a in enumerate(volumes.values())]
-    blocks.append(_block("niivue", _file_bytes("niivue/niivue.umd.js.gz")))
     # "<" would end the block early if a name held a tag
     text = json.dumps(finite(described)).replace("<", "\\u003c")
     thin = "" if step == (1, 1, 1) else _thinned_note(scene, step)
@@ -78,7 +79,6 @@ def viewer(scene: Scene) -> Viewer:
         html=html,
         styles=[_file_bytes("viewer.css").decode()],
         scripts=["\n".join(_file_bytes(name).decode() for name in SCRIPTS)],
-        later=[_niivue()],
     )
 
 
@@ -148,12 +148,12 @@ def _described(
         "maps": maps,
         "outlines": [
             {"name": n, "id": kept(o.mask), "colour": o.colour, "inside": o.inside,
-             "empty": not o.mask.any()}
+             "empty": not o.mask.any(), "shown": o.shown and bool(o.mask.any())}
             for n, o in scene.outlines.items()
         ],
         "labels": [{"name": n, "id": kept(x)} for n, x in scene.labels.items()],
         "values": [
-            {"value": v, "name": scene.label_names.get(v, f"label {v}"), "colour": label_colour(v)}
+            {"value": v, "name": label_name(v, scene.label_names), "colour": label_colour(v)}
             for v in values
         ],
         "places": [
@@ -179,8 +179,7 @@ def _thinned_note(scene: Scene, step: tuple[int, int, int]) -> str:
 
 
 def _block(name: str, content: bytes) -> str:
-    packed = content if content[:2] == b"\x1f\x8b" else igzip.compress(content, 2, mtime=0)
-    text = base64.b64encode(packed).decode()
+    text = base64.b64encode(igzip.compress(content, 2, mtime=0)).decode()
     return f'<script type="application/octet-stream" id="{name}">{text}</script>'
 
 
@@ -190,5 +189,6 @@ def _file_bytes(name: str) -> bytes:
 
 
 @cache
-def _niivue() -> str:
-    return gzip.decompress(_file_bytes("niivue/niivue.umd.js.gz")).decode()
+def library() -> bytes:
+    """The script that pages with a viewer load from their own folder, under the name `LIBRARY`."""
+    return gzip.decompress(_file_bytes("niivue/niivue.umd.js.gz"))

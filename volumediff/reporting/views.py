@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # Edges of lesions and of the method's own findings, as in the viewer.
-TRUTH, FOUND = "#2fe0ff", "#8cff66"
+TRUTH, FOUND, TEMPLATE = "#2fe0ff", "#8cff66", "#ff5a4d"
 # Words of a finding that say where it is.
 WHERE = ("laterality", "front_back", "up_down")
 
@@ -67,6 +67,9 @@ class CaseView:
         members: of a fusion, with their share in the map and their cost
         at: the voxel to look at first; None takes the lesion, or the peak of the map
         files: name -> file that the page links to
+        label_names: label value -> what it is, of a segmentation
+        prepared: how a raw scan was prepared, from the JSON of the result; empty for other images
+        brain: the template's brain where the alignment puts it
     """
 
     title: str
@@ -85,6 +88,9 @@ class CaseView:
     members: Sequence[Mapping[str, Any]] = ()
     at: tuple[int, int, int] | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    brain: Bool[np.ndarray, "d h w"] | None = None
 
     def start(self) -> tuple[int, int, int]:
         """The voxel to look at first: the lesion where it is thickest, else the map's peak."""
@@ -106,6 +112,10 @@ class CaseView:
             outlines["lesion"] = OutlinedMask(self.truth, TRUTH, "inside the lesion")
         if self.found is not None:
             outlines["findings"] = OutlinedMask(self.found, FOUND, "inside a finding")
+        if self.brain is not None:
+            outlines["template's brain"] = OutlinedMask(
+                self.brain, TEMPLATE, "in the template's brain", shown=False
+            )
         return Scene(
             title=self.title,
             images=images,
@@ -281,7 +291,8 @@ def _columns(view: CaseView) -> list[tuple[str, np.ndarray, str, tuple[float, fl
         columns.append(("pseudo-healthy", view.healthy, "gray", greys))
         columns.append((f"difference, ±{reach:.3g}", difference, DIFFERENCE, (-reach, reach)))
     for name, array in view.maps.items():
-        columns.append((f"map, {name}", array, "inferno", limits(array, floor=0.0)))
+        span = limits(array, floor=0.0)
+        columns.append((f"map, {name}, {span[0]:.2g} to {span[1]:.2g}", array, "inferno", span))
         break
     if view.uncertainty is not None:
         span = limits(view.uncertainty, floor=0.0)

@@ -22,6 +22,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.memory.domain import sharing
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
+from volumediff.samples.label_names import label_names_of
 from volumediff.samples.sources import cases_of, preprocessing, simulated
 from volumediff.samples.statistics import Statistics
 from volumediff.settings.run_config import RunConfig
@@ -165,6 +166,11 @@ class Trained:
                 f"{self.run}: trains {self.task.noun}, expected the run of a diffusion model."
             )
         return found
+
+    @cached_property
+    def label_names(self) -> Mapping[int, str]:
+        """What the labels of the run are called, as far as its data set named them."""
+        return label_names_of(self.run)
 
     @property
     def recipe(self) -> Recipe:

@@ -8,7 +8,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from volumediff.errors import UsageError
 from volumediff.recipes._base import Recipe
 from volumediff.samples.drawn import DrawnVolumes, LabelMap
 from volumediff.samples.label_checks import survey_labels, with_ignored
+from volumediff.samples.label_names import keep_label_names
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
 from volumediff.samples.preparing import Made, Source, prepare_share
 from volumediff.samples.seen_record import keep_seen
@@ -134,6 +135,9 @@ def cases_of(data: Data) -> list[Case]:
             f"data.only: none of {len(found)} cases has {dict(data.only)}; attributes are "
             f"{', '.join(there) or 'none'}."
         )
+    if data.label_names:
+        named = {value: name for name, value in data.label_names.items()}
+        kept = [replace(case, names={**case.names, **named}) for case in kept]
     return kept if data.patients is None else data.patients.named(kept)
 
 
@@ -212,6 +216,7 @@ def gather(
     def keep() -> None:
         split.save(config.output / "splits.json")
         keep_seen(config, cases, split, kept=kept is not None)
+        keep_label_names(config.output, cases)
 
     if recipe is not None and kept is None:
         on_main(accelerator, lambda: _check_labels(recipe, cases, split, data, cache.report))
@@ -348,7 +353,7 @@ def drawn_volumes(
     """
     data = config.data
     section = data.drawn
-    if section is None:
+    if section is None or not section.share:
         return None
     if data.channel_count > 1:
         raise UsageError(
@@ -381,7 +386,7 @@ def drawn_volumes(
 
 
 def _mapped(path: Path, template: Template, recipe: Preprocessing) -> Made:
-    arrays, spacing = prepare_label_map(path, template, recipe)
+    arrays, spacing, _ = prepare_label_map(path, template, recipe)
     return arrays, {"spacing_mm": list(spacing)}
 
 

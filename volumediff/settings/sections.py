@@ -184,6 +184,8 @@ class Data(Section):
         channels: names of the images of each case, such as [T1w, FLAIR]; null for the one image
             that each case has
         only: attributes of the cases to keep, such as {group: healthy}
+        label_names: what the values of label maps are called, such as {oedema: 1}, over the names
+            of the data set
         patients: which cases belong to one patient where names do not say so, such as {pattern:
             'mouse\\d+'}; splits keep the cases of a patient together
         population: size and seed of the simulated subjects, with `root: population`
@@ -202,6 +204,7 @@ class Data(Section):
     read: Annotated[ReadPolicy, declared(ReadPolicy)] = ReadPolicy()
     channels: tuple[str, ...] | None = None
     only: dict[str, str | float | tuple[str | float, ...]] = {}
+    label_names: dict[str, PositiveInt] = {}
     patients: Annotated[Patients, declared(Patients)] | None = None
     population: PopulationSection = PopulationSection()
     preprocessing: Preprocess = Preprocess()
@@ -280,13 +283,14 @@ class Processes(Section):
         shard: divide weights, gradients and moments among the processes (FSDP2); otherwise each
             has all of them (DDP)
         domain: processes that share each volume along d
-        timeout_s: seconds that a process waits for another one in a step before the run ends
+        timeout_s: seconds that a process waits for another one in a step, or for a sign of its
+            life meanwhile, before the run ends
     """
 
     number: PositiveInt | None = None
     shard: bool = False
     domain: PositiveInt = 1
-    timeout_s: PositiveFloat = 600.0
+    timeout_s: PositiveFloat = 45.0
 
 
 class ValidationSection(Section):

@@ -85,10 +85,6 @@ class StudentConfig(DiffusionConfig):
     def _as_a_student(self) -> "StudentConfig":
         if self.start_from is not None:
             raise ValueError("takes start_from: null: a student begins with its teacher's weights")
-        if self.processes.shard:
-            raise ValueError(
-                "takes processes.shard: false for a student, whose teacher is whole everywhere"
-            )
         if self.validation.best is not None:
             raise ValueError(
                 "takes validation.best: null for a student, which is chosen by how close it comes "

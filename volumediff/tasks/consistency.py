@@ -29,6 +29,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from volumediff.batch import Batch, NoisyBatch
+from volumediff.memory.shares import whole_tensor
 from volumediff.model import Model
 from volumediff.samplers.consistency import ConsistencySteps
 from volumediff.samplers.spans import Spans
@@ -122,7 +123,7 @@ class ConsistencyTask(StudentTask):
         if TARGET not in self.training_only:
             return
         averages = list(self.training_only[TARGET].parameters())
-        weights = [p.detach() for p in self.model.network.parameters()]
+        weights = [whole_tensor(p.detach()) for p in self.model.network.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - self.config.student.target_ema)
 
     def training_state(self) -> dict[str, Tensor]:

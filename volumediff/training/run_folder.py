@@ -3,6 +3,7 @@
 config.yaml  manifest.json  splits.json  sources.json  seen.json  statistics/
 metrics.jsonl  progress.png  previews/  checkpoints/  run.lock
 borrowed/ (copies of what comes from other runs)  landmarks.json (intensities that are fitted)
+label_names.json (what the labels of the data set are called)
 """
 
 import platform
@@ -114,7 +115,7 @@ def _empty(run: Path) -> None:
     """Removes what follows from a configuration that never trained."""
     for name in ("statistics", "borrowed"):
         discard(run / name)
-    names = ("splits.json", "sources.json", "seen.json", "landmarks.json")
+    names = ("splits.json", "sources.json", "seen.json", "landmarks.json", "label_names.json")
     for name in (*names, "metrics.jsonl", "config.yaml"):
         (run / name).unlink(missing_ok=True)
 

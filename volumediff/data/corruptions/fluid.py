@@ -15,8 +15,10 @@ The signal s = (x + 1) / 2 under the lesion becomes
 
 with the mean s̄ of the place, so that a large β wipes the anatomy out, a change A in units of the
 volume's own range and a texture n. In T1w lesions are mostly darker, in T2w and FLAIR brighter:
-which of both the volume is, is read from the volume itself, from whether the depth of the brain,
-white matter, is brighter than its cortex.
+which of both the volume is, is given, or read from the volume itself, from whether the depth of
+the brain, white matter, is clearly brighter than its cortex. Of the cortex only what is brighter
+than half-way from fluid to white matter counts: on coarse grids the fluid of the sulci darkens
+most of its voxels, and FLAIR would look like T1w.
 
 Large lesions may push what surrounds them away; vessels that contrast agent lights up are drawn
 too, and are no lesions.
@@ -30,7 +32,7 @@ References:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +51,10 @@ Pair = tuple[float, float]
 Spacing = tuple[float, float, float]
 
 _CORTEX_MM, _DEPTH_MM = 5.0, 9.0
+_CLEARLY = 0.09  # of the range: white matter minus cortex, .11 and more in T1w of six scanners
+_TISSUE = 0.15  # of the range: what is so near to the median of the depth is white matter
+_FLUID = 0.35  # of the range: what is deep and so far from white matter is a ventricle
+_NEAR_MM = 4.0  # width of what is near a ventricle
 _SEEN = 0.02  # change of the signal, of a range of 1, below which nothing can be seen
 _REACH = 3.0  # radii from the centre at which nothing is pushed any more
 _STRIDE = 7  # voxels between those that quantiles are taken of: enough for a look
@@ -68,8 +74,12 @@ class Fluid(Corruption):
             drawn on a logarithmic scale
         erased: smallest and largest β
         texture: largest τ
-        usual: probability that a lesion is darker where white matter is brighter than cortex, and
-            brighter where it is not
+        sign: 1 where lesions are mostly brighter than their place (FLAIR, T2w), -1 where they are
+            mostly darker (T1w); None reads it from each volume
+        usual: probability that a lesion has that sign
+        white_matter: probability that a lesion's centre lies in white matter, as the volume shows
+            it; the others lie anywhere
+        periventricular: probability that one in white matter lies near a ventricle
         core: probability that a lesion above 1 ml has a core of another look
         push_mm: largest displacement around lesions above 4 ml
         vessels: probability that vessels are bright
@@ -84,7 +94,10 @@ class Fluid(Corruption):
     change: Pair = (0.08, 0.9)
     erased: Pair = (0.0, 1.0)
     texture: float = 0.4
+    sign: Literal[1, -1] | None = None
     usual: float = 0.85
+    white_matter: float = 0.0
+    periventricular: float = 0.0
     core: float = 0.3
     push_mm: float = 5.0
     vessels: float = 0.15
@@ -96,7 +109,7 @@ class Fluid(Corruption):
         check_range("erased", self.erased, 0.0, 1.0)
         if not 1 <= self.count[0] <= self.count[1]:
             raise ValueError(f"count: expected two ascending numbers from 1 on, got {self.count}.")
-        for name in ("usual", "core", "vessels"):
+        for name in ("usual", "white_matter", "periventricular", "core", "vessels"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}.")
         for name in ("transport", "texture", "push_mm"):
@@ -115,7 +128,7 @@ class Fluid(Corruption):
         """The volume with its lesions, and P where they can be seen."""
         foreground_voxel(foreground, key, "any")  # refuses an empty foreground
         s, amount = (x + 1) / 2, torch.zeros_like(x[:1])
-        look = _LesionLook.of(s, foreground, spacing_mm)
+        look = _LesionLook.of(s, foreground, spacing_mm, self.sign)
         if randomness.uniform(key, "vessels") < self.vessels:
             s = _with_vessels(s, foreground, spacing_mm, key)
         low, high = self.count
@@ -138,7 +151,7 @@ class Fluid(Corruption):
         available = float(foreground.sum()) * math.prod(spacing_mm) / 1000
         volume = min(low * (high / low) ** randomness.uniform(key, "volume"), available / 4)
         radius = (3000 * volume / (4 * math.pi)) ** (1 / 3)
-        centre = foreground_voxel(foreground, key, "centre")
+        centre = foreground_voxel(self._places(look, foreground, key), key, "centre")
         shape = tuple(foreground.shape[1:])
         reach = (1 + self.transport) * radius + 3 * self.edge_mm[1] + 2 * max(spacing_mm)
         window = box(shape, centre, [reach / mm for mm in spacing_mm])
@@ -163,6 +176,15 @@ class Fluid(Corruption):
         s[cut] = changed
         amount[cut] = torch.maximum(amount[cut], p * seen)
         return s, amount
+
+    def _places(self, look: "_LesionLook", foreground: Tensor, key: int) -> Tensor:
+        """Where the centre of a lesion may be."""
+        if randomness.uniform(key, "white matter") >= self.white_matter or not look.white.any():
+            return foreground
+        near = look.white & look.near
+        if randomness.uniform(key, "periventricular") < self.periventricular and near.any():
+            return near
+        return look.white
 
     def _shape(
         self,
@@ -222,26 +244,43 @@ class _LesionLook:
     Arguments:
         signs: 1 where they are mostly brighter, -1 where they are mostly darker
         ranges: between dark and bright tissue
+        white: deep voxels of white matter's brightness in the first channel
+        near: what is near a ventricle
     """
 
     signs: tuple[float, ...]
     ranges: tuple[float, ...]
+    white: Bool[Tensor, "1 d h w"]
+    near: Bool[Tensor, "1 d h w"]
 
     @classmethod
-    def of(cls, s: Tensor, foreground: Tensor, spacing_mm: Spacing) -> "_LesionLook":
+    def of(
+        cls, s: Tensor, foreground: Tensor, spacing_mm: Spacing, sign: int | None
+    ) -> "_LesionLook":
         depth = gaussian(foreground.float(), tuple(_DEPTH_MM / mm for mm in spacing_mm))
         depth = depth.masked_fill(~foreground, 0.0)
         inside = depth[foreground][::_STRIDE]
         shallow, deep = inside.quantile(0.3), inside.quantile(0.7)
         cortex, depths = (depth > 0) & (depth <= shallow), depth >= deep
-        signs, ranges = [], []
+        signs, ranges, middles = [], [], []
         for signal in s:
-            white, grey = signal[depths[0]].median(), signal[cortex[0]].median()
-            signs.append(-1.0 if bool(white > grey) else 1.0)
             levels = signal[foreground[0]][::_STRIDE]
             low, high = levels.quantile(torch.tensor([0.05, 0.95]).to(signal))
+            white, shell = signal[depths[0]].median(), signal[cortex[0]]
+            tissue = shell[shell > (low + white) / 2]
+            grey = tissue.median() if len(tissue) else low
+            darker = bool(white - grey > _CLEARLY * (high - low))
+            signs.append(float(sign) if sign is not None else -1.0 if darker else 1.0)
             ranges.append(float(high - low))
-        return cls(tuple(signs), tuple(ranges))
+            middles.append(white)
+        away = (s[:1] - middles[0]).abs() / max(ranges[0], 1e-6)
+        ventricle = depths & (away > _FLUID)
+        return cls(
+            tuple(signs),
+            tuple(ranges),
+            white=(depth > shallow) & (away < _TISSUE),
+            near=gaussian(ventricle.float(), tuple(_NEAR_MM / mm for mm in spacing_mm)) > 0.1,
+        )
 
 
 def divergence_free(

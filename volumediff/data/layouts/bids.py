@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,7 @@ from typing import ClassVar
 from volumediff.data.cases import Case, Problem, patient_of
 from volumediff.data.layouts._base import CONVENTION, Found, Layout
 from volumediff.data.layouts._files import ASIDE, stem, walk
+from volumediff.data.layouts._label_tables import LABEL_TABLES, names_of_labels
 from volumediff.data.layouts._participants import PARTICIPANTS, with_participants
 from volumediff.data.layouts._roles import (
     ASSOCIATED_WORD,
@@ -63,6 +65,7 @@ class BIDS(Layout):
         "*_scans.tsv",
         "participants.json",
         "dataset_description.json",
+        *LABEL_TABLES,
     )
 
     def recognises(self, root: Path) -> bool:
@@ -88,7 +91,7 @@ class BIDS(Layout):
         refused = {problem.id for problem in problems if problem.severity == "error"}
         cases = []
         for name in sorted(sessions):
-            case, more = _case(name, sessions[name])
+            case, more = _case(name, sessions[name], root)
             problems += more
             if case is not None and name not in refused:
                 cases.append(case)
@@ -158,7 +161,7 @@ def _take(found: _Session, path: Path, rest: str, *, raw: bool) -> str | None:
     return None
 
 
-def _case(name: str, found: _Session) -> tuple[Case | None, list[Problem]]:
+def _case(name: str, found: _Session, root: Path) -> tuple[Case | None, list[Problem]]:
     """The case, and what of its files is not used."""
     problems = []
     images = {}
@@ -199,8 +202,15 @@ def _case(name: str, found: _Session) -> tuple[Case | None, list[Problem]]:
         truth[0] if truth else None,
         associated=found.associated,
         labels=in_order({n: paths[0] for n, paths in readers.items() if paths}),
+        names=_names((*truth, *(path for paths in readers.values() for path in paths)), root),
     )
     return case, problems
+
+
+def _names(labels: Iterable[Path], root: Path) -> dict[int, str]:
+    """What the first label map with a look-up table says of its values; masks have none."""
+    tables = (names_of_labels(p, root) for p in labels if stem(p).rpartition("_")[2] == "dseg")
+    return next((names for names in tables if names), {})
 
 
 def _shares_space(label: Path, images: dict[str, Path]) -> bool:
