@@ -92,6 +92,7 @@ UNUSED = {
     "folder": ["**/*_votes.nii.gz"],
     "ixi": ["IXI-DTI/*"],
     "chexpert": ["**/patient00003/**/*"],  # not in the table of labels
+    "luna16": ["seg-lungs/*"],
     "lidc": ["**/3000923-62357/*"],
 }
 CHECKPOINTS = {

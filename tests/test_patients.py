@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from data_sets import text, touch
 
+import volumediff
 from volumediff.data.cases import Case
-from volumediff.data.patients import Patients, read_patients
+from volumediff.data.patients import Patients, patients_rule, read_patients
 from volumediff.data.single_case import case_of_file
 from volumediff.data.splits import PARTS
 from volumediff.data.survey import find_cases
@@ -141,3 +144,42 @@ def test_real_mice():
     assert len({c.patient for c in found}) == 6
     split = split_of(found, data)
     assert all(name[:-1] + "LR"[name[-1] == "L"] in split.train for name in split.train)
+
+
+def test_a_rule_of_an_evaluation_is_a_table_or_a_pattern(tmp_path):
+    table = tmp_path / "who.tsv"
+    table.write_text("case\tpatient\nl\tp\nr\tp\n")
+    assert patients_rule(table) == patients_rule(str(table)) == Patients(table=table)
+    assert patients_rule(r"p\d+") == Patients(pattern=r"p\d+")
+    with pytest.raises(UsageError, match="patients: pattern '\\(' is no regular expression"):
+        patients_rule("(")
+    with pytest.raises(UsageError, match="patients: names no patient for 1 of 2 cases: x;"):
+        Patients(table=table).of_each(["l", "x"], where="patients")
+
+
+def test_an_evaluation_draws_whole_patients_as_it_is_told(tmp_path):
+    """Four label maps of another program, two of each patient: told so, the intervals are those of
+    two patients, whatever the truth or the results say."""
+    for i, name in enumerate(("p1_l", "p1_r", "p2_l", "p2_r")):
+        truth = np.zeros((6, 6, 6), np.uint8)
+        truth[1:5, 1:5, 1:5] = 1
+        found = truth.copy()
+        found[1 : 1 + i] = 0
+        for folder, array in (("truth", truth), ("found", found)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image = nib.Nifti1Image(array, np.diag([3.0, 3, 3, 1]))
+            nib.save(image, tmp_path / folder / f"{name}_dseg.nii.gz")
+    (tmp_path / "who.tsv").write_text(
+        "case\tpatient\n" + "".join(f"{c}\t{c}\n" for c in ("p1_l", "p1_r", "p2_l", "p2_r"))
+    )
+
+    def patients(rule):
+        (found,) = volumediff.evaluate(tmp_path / "found", tmp_path / "truth", patients=rule)
+        return [case.patient for case in found.cases], found.labels["1"]["dice"]
+
+    alone, wide = patients(None)
+    told, narrow = patients(r"p\d+")
+    assert alone == ["p1_l", "p1_r", "p2_l", "p2_r"]
+    assert told == ["p1", "p1", "p2", "p2"]
+    assert wide.value == narrow.value  # the same cases
+    assert patients(tmp_path / "who.tsv")[0] == alone

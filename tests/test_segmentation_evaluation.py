@@ -228,7 +228,7 @@ def test_the_report_shows_tables_panels_and_samples(tmp_path):
     assert html.index('data-order="p3"') < html.index('data-order="p0"')  # the lowest Dice first
     assert html.count("data:image/png;base64,") == 2  # reliability and risk-coverage
     assert html.count("data:image/jpeg;base64,") == 6
-    pages = sorted((tmp_path / "e" / "report_cases").iterdir())
+    pages = sorted((tmp_path / "e" / "report_cases").glob("*.html"))
     assert len(pages) == 6
     case = pages[0].read_text(encoding="utf-8")
     assert "readers and samples" in case

@@ -31,6 +31,7 @@ def evaluate(
     by: str | None = None,
     layout: "Spec" = "auto",
     read: "Read" = (),
+    patients: Place | None = None,
     labels: Sequence[int] | None = None,
     tolerance_mm: float | None = None,
     absent: str = "skip",
@@ -64,6 +65,10 @@ def evaluate(
         layout: of the truth; `auto` decides by the files that are there
         read: decisions on ambiguous files of the truth, in place of those that the results were
             made with
+        patients: whose the cases are, where neither truth nor results say so, such as for results
+            of other programs: a table (.csv or .tsv) with the columns `case` and `patient`, or a
+            regular expression that finds the patient in the name of a case, such as `mouse[0-9]+`.
+            Intervals are over patients
         labels: label values of segmentations to compare; None takes those that the methods know
         tolerance_mm: of the normalized surface dice; None is the longest side of a voxel
         absent: a label that neither truth nor segmentation of a volume has: `skip` leaves it out,
@@ -90,6 +95,7 @@ def evaluate(
     """
     from volumediff.api.generated import compare_generated
     from volumediff.api.reading import read_policy
+    from volumediff.data.patients import patients_rule
     from volumediff.evaluation.evaluate import evaluate as compare
     from volumediff.evaluation.evaluate import localizations, segmentations, translations
     from volumediff.evaluation.segmentation_case import SegmentationRules
@@ -146,6 +152,7 @@ def evaluate(
         by=by,
         layout=spec,
         policy=policy,
+        patients=None if patients is None else patients_rule(patients),
         seed=seed,
         replicates=replicates,
         allow_seen=allow_seen,

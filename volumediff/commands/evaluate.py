@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.evaluation import evaluate as compare
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
@@ -28,6 +28,7 @@ class MissedChoice(StrEnum):
     skip = "skip"
 
 
+@accounts
 def evaluate(
     folders: Annotated[
         list[Path],
@@ -81,6 +82,15 @@ def evaluate(
     ] = WORK["by"],
     layout: LayoutOption = WORK["layout"],
     read: Read = None,
+    patients: Annotated[
+        str | None,
+        typer.Option(
+            "--patients",
+            metavar="TABLE|PATTERN",
+            help="Whose the cases are, for results of other programs: a table with the columns "
+            "case and patient, or a regular expression that finds the patient in a case's name.",
+        ),
+    ] = WORK["patients"],
     labels: Annotated[
         str | None,
         typer.Option(
@@ -177,6 +187,7 @@ def evaluate(
         by=by,
         layout=spec_of(layout),
         read=read or (),
+        patients=patients,
         labels=_numbers(labels),
         tolerance_mm=tolerance_mm,
         absent=absent.value,

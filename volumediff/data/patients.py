@@ -18,7 +18,7 @@ from volumediff.data.cases import Case, readable
 from volumediff.data.layouts._tables import rows
 from volumediff.errors import DataError, UsageError
 
-__all__ = ["TABLES", "Patients", "listed", "read_patients", "whose"]
+__all__ = ["TABLES", "Patients", "listed", "patients_rule", "read_patients", "whose"]
 
 TABLES = ("patients.tsv", "patients.csv")
 SHOWN = 3  # cases that a message names
@@ -72,29 +72,59 @@ class Patients:
         Raises:
             UsageError: it does not, or cuts a number in two
         """
-        found = [self.patient(case.id) for case in cases]
-        missing = [case.id for case, who in zip(cases, found, strict=True) if not who]
+        found = self.of_each([case.id for case in cases], where="data.patients")
+        return [replace(case, patient=found[case.id]) for case in cases]
+
+    def of_each(self, ids: Sequence[str], *, where: str) -> dict[str, str]:
+        """Case -> patient; the rule must name every one.
+
+        Arguments:
+            ids: of the cases
+            where: what the user knows the rule by, for messages
+
+        Raises:
+            UsageError: it does not, or cuts a number in two
+            DataError: the table cannot be read
+        """
+        table = None if self.table is None else read_patients(self.table)
+        found = {i: self.patient(i) if table is None else table.get(i) for i in ids}
+        missing = [i for i, who in found.items() if not who]
         if missing:
             raise UsageError(
-                f"data.patients: names no patient for {len(missing)} of {len(cases)} cases: "
+                f"{where}: names no patient for {len(missing)} of {len(ids)} cases: "
                 f"{_some(missing)}; correct {'the pattern' if self.table is None else self.table}."
             )
         if self.pattern is not None:
-            self._whole_numbers(cases)
-        return self.known(cases)
+            self._whole_numbers(ids, where)
+        return {i: who for i, who in found.items() if who}
 
-    def _whole_numbers(self, cases: Sequence[Case]) -> None:
+    def _whole_numbers(self, ids: Sequence[str], where: str) -> None:
         r"""`mouse\d` would make one patient of mouse1, mouse10 and mouse11."""
         assert self.pattern is not None, "checked"
-        for case in cases:
-            match = re.search(self.pattern, case.id)
+        for case in ids:
+            match = re.search(self.pattern, case)
             assert match is not None, "checked"
             end = match.end(1) if match.re.groups else match.end()
-            if case.id[end - 1 : end].isdigit() and case.id[end : end + 1].isdigit():
+            if case[end - 1 : end].isdigit() and case[end : end + 1].isdigit():
                 raise UsageError(
-                    f"data.patients.pattern: {self.pattern!r} ends inside a number of {case.id}, "
+                    f"{where}: the pattern {self.pattern!r} ends inside a number of {case}, "
                     "and would join different patients; take all digits, as in \\d+."
                 )
+
+
+def patients_rule(text: Path | str) -> Patients:
+    """A table where the text is a file or ends like one, else a pattern.
+
+    Raises:
+        UsageError: the pattern is no regular expression
+    """
+    place = Path(text)
+    if place.suffix.lower() in (".tsv", ".csv") or place.is_file():
+        return Patients(table=place)
+    try:
+        return Patients(pattern=str(text))
+    except ValueError as error:
+        raise UsageError(f"patients: {error}") from None
 
 
 def read_patients(path: Path) -> dict[str, str]:

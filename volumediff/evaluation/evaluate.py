@@ -6,9 +6,11 @@ What a folder holds says which metrics it has: `<case>_desc-anomaly_map` those o
 programs are named after the cases.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from volumediff.data.patients import Patients
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec
 from volumediff.errors import UsageError
@@ -22,7 +24,7 @@ from volumediff.evaluation.translation import (
     measured_cases,
 )
 from volumediff.evaluation.translation_case import Segments
-from volumediff.evaluation.truths import find_truths
+from volumediff.evaluation.truths import Truth, find_truths
 from volumediff.outputs.case_files import written
 from volumediff.outputs.export import MAP
 from volumediff.outputs.segmentation_files import DSEG
@@ -55,6 +57,7 @@ def evaluate(
     by: str | None = None,
     layout: Spec = AUTO,
     policy: ReadPolicy | None = None,
+    patients: Patients | None = None,
     seed: int = 0,
     replicates: int = 1000,
     allow_seen: bool = False,
@@ -73,6 +76,8 @@ def evaluate(
         by: attribute of the cases (a column of participants.tsv) that makes subgroups
         layout: of the truth
         policy: decisions on ambiguous files of the truth
+        patients: names the patient of every case that is compared; None takes what the truth or
+            the results say
         seed: of the bootstrap
         replicates: of the bootstrap
         allow_seen: go on although a model has seen some of the volumes before; results then hold
@@ -86,7 +91,7 @@ def evaluate(
         results of maps first, then those of segmentations, each in the order of the folders
 
     Raises:
-        UsageError: no outputs in a folder, or two folders of one method
+        UsageError: no outputs in a folder, two folders of one method, or a case without patient
         DataError: no truth for any output, image and mask on different grids, volumes that a model
             has seen, or a volume that is there twice
     """
@@ -108,6 +113,10 @@ def evaluate(
                 "apart."
             )
         cases = measured_cases(truth, layout)
+        if patients is not None:
+            shared = [n for n in cases if any(n in found for found in drawn.values())]
+            named = patients.of_each(shared, where="patients")
+            cases |= {n: replace(cases[n], patient=who) for n, who in named.items()}
         return [*evaluate_translations(drawn, cases, policy=policy, segments=segments, **how)]
     if segments is not None:
         raise UsageError(
@@ -122,12 +131,20 @@ def evaluate(
             raise _nothing_in(folder)
     results: list[EvaluationResult] = []
     if maps:
-        known = known_cases(maps, truths, truth, by=by, report=report)
+        known = _named(known_cases(maps, truths, truth, by=by, report=report), patients)
         results += evaluate_maps(maps, known, **how)
     if labels:
-        known = known_cases(labels, truths, truth, by=by, report=report)
+        known = _named(known_cases(labels, truths, truth, by=by, report=report), patients)
         results += evaluate_segmentations(labels, known, rules=rules, **how)
     return results
+
+
+def _named(known: Mapping[str, Truth], patients: Patients | None) -> dict[str, Truth]:
+    """The truth with the patients that the rule names."""
+    if patients is None:
+        return dict(known)
+    named = patients.of_each([*known], where="patients")
+    return {case: replace(t, patient=named[case], told=True) for case, t in known.items()}
 
 
 def _nothing_in(folder: Path) -> UsageError:

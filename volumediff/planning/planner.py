@@ -8,6 +8,7 @@ volumes more than the one denoising step that is traced (0.07 GB each at 256³).
 Policies are tried from the fastest on: nothing saved, recomputation of the finest levels and then
 of all, slabs from thick to thin, the same with what waits in host memory. The first that fits is
 taken; within a kind they are bisected. In inference, before host memory, skips are made again.
+The thinnest slabs are tried with host memory alone.
 Policies whose convolutions work on 2³¹ elements or more, as whole volumes of 512³ with 16 channels
 have, come last: see `Traced.in_32_bits`.
 """
@@ -45,9 +46,9 @@ __all__ = ["Mode", "Plan", "Traced", "at_shape", "fastest", "ladder", "plan", "t
 
 Mode = Literal["train", "infer"]
 GB = 1e9
-# Numbers of slabs that are tried. Tracing takes as much longer as there are slabs; below the
-# thinnest depth a slab is mostly halo.
-CUTS = (2, 4, 8)
+# Numbers of slabs that are tried, and one more beside host memory. Tracing takes as much longer as
+# there are slabs; below the thinnest depth a slab is mostly halo.
+CUTS, MOST_CUTS = (2, 4, 8), (16,)
 THINNEST = 4
 # Seconds after which a policy that fits is good enough, even if a faster one might.
 PATIENCE = 18.0
@@ -237,10 +238,13 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
     lean = replace(plain, checkpoint=mode == "train")
     # The finest levels hold most of what recomputation can spare.
     saved = [replace(plain, checkpoint=levels) for levels in (1, 2, True)]
-    depths = [n for n in (math.ceil(depth / cuts) for cuts in CUTS) if n >= THINNEST]
+    depths, thin = (
+        [n for n in (math.ceil(depth / cuts) for cuts in numbers) if n >= THINNEST]
+        for numbers in (CUTS, MOST_CUTS)
+    )
     slabs = [replace(lean, slab=n) for n in depths]
     remade = [replace(lean, slab=n, recompute_skips=True) for n in depths]
-    away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
+    away = [replace(lean, slab=n, offload=True) for n in (None, *depths, *thin)]
     between = [saved, slabs] if mode == "train" else [slabs, remade]
     return [family for family in ([plain], *between, away) if family]
 

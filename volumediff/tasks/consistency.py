@@ -32,7 +32,6 @@ from volumediff.batch import Batch, NoisyBatch
 from volumediff.memory.shares import whole_tensor
 from volumediff.model import Model
 from volumediff.samplers.consistency import ConsistencySteps
-from volumediff.samplers.spans import Spans
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Section
 from volumediff.tasks._student import StudentConfig, StudentTask, distance, euler_step
@@ -79,10 +78,6 @@ class ConsistencyTask(StudentTask):
     @classmethod
     def walk(cls, config: RunConfig) -> ConsistencySteps:
         return ConsistencySteps(config.student.steps)
-
-    @property
-    def teacher_walk(self) -> Spans:
-        return Spans(self.config.student.from_steps)
 
     def begin_training(self, run: Path | None, *, fresh: bool) -> None:
         """The teacher and, where the target is an average, another network for that."""

@@ -107,10 +107,6 @@ class ProgressiveTask(StudentTask):
         return Spans(config.student.steps)
 
     @property
-    def teacher_walk(self) -> Spans:
-        return Spans(self.config.student.from_steps)
-
-    @property
     def steps(self) -> int:
         """Of the student in this round, from t = 1 to 0."""
         return self.config.student.from_steps // 2 ** (self.round + 1)
