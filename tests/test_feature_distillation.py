@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny, write_data
 
+from volumediff.batch import Batch
 from volumediff.errors import UsageError
 from volumediff.features.distillation import FeatureDistillation, standardised, teacher_features
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained
