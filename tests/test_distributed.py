@@ -64,7 +64,7 @@ ATTENTION = [
 EXACT = [
     {"name": "attention", "words": ATTENTION, "shard": True, "ranks": [2, 3], "accumulate": 1},
     {"name": "attention", "words": ATTENTION, "shard": False, "ranks": [2, 3], "accumulate": 1},
-    {"name": "slabs", "words": ["space=wavelet", "memory.slab=3"], "shard": True, "ranks": [2, 3]},
+    {"name": "slabs", "words": ["space=wavelet", "memory.slab=3"], "shard": True, "ranks": [2]},
     {"name": "pseudo3d", "words": PSEUDO3D, "shard": True, "ranks": [2]},
     {"name": "latent", "words": [LATENT], "shard": True, "ranks": [2]},
     {"name": "autoencoder", "words": ["task=autoencoder", KL], "shard": False, "ranks": [2]},
@@ -72,7 +72,7 @@ EXACT = [
     {"name": "codebook", "words": ["task=autoencoder", VQ], "shard": True, "ranks": [2, 3]},
     {"name": "adapter", "words": ADAPTER, "shard": True, "ranks": [2]},
     # a loss with gradients on its way
-    {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True, "ranks": [2, 3]},
+    {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True, "ranks": [2]},
     *(
         {"name": f"domain {space}", "words": words, "shard": True, "ranks": [2], "domain": 2}
         for space, words in {"wavelet": ["space=wavelet"], "pseudo3d": PSEUDO3D}.items()
@@ -81,10 +81,11 @@ EXACT = [
         {
             "name": name,
             "words": [f"task={name}", *STUDENT, *words],
-            "shard": name != "reflow",
+            "shard": shard,
             "ranks": [2, 3] if name == "consistency" else [2],
         }
         for name, words in STUDENTS.items()
+        for shard in ([True, False] if name == "progressive" else [True])
     ),
 ]
 RUNS = {"copies first": False, "shares first": True}

@@ -176,6 +176,23 @@ def test_shares_of_weights_and_moments():
     )
 
 
+def test_the_memory_of_graphs_stays():
+    """Activations of the largest stage are there in all of them, and gradients twice."""
+    plain, graphs = (
+        trace(load_run_config("wavelet_64", [f"memory.cuda_graphs={how}", "validation.best=null"]))
+        for how in ("false", "true")
+    )
+    most = max(peak.parts["activations"] for peak in plain.stages.values())
+    gradients = max(peak.parts["gradients"] for peak in plain.stages.values())
+    assert most > plain.stages["optimizer"].parts["activations"]
+    for name, peak in graphs.stages.items():
+        before = plain.stages[name]
+        assert peak.parts["activations"] == most
+        assert peak.parts["gradients"] == before.parts["gradients"] + gradients
+        more = most - before.parts["activations"] + gradients
+        assert peak.device == before.device + more
+
+
 def test_policies_are_ordered():
     config = small("wavelet", "space=voxel", *BARE, size=16)
     none, saved = (
@@ -209,6 +226,8 @@ def test_the_ladder_goes_from_fast_to_lean():
     assert [{p.recompute_skips for p in f} for f in used] == [{False}, {False}, {True}, {False}]
     assert not any(p.checkpoint for f in used for p in f)
     assert [len(f) for f in ladder(policy, mode="train", depth=5)] == [1, 3, 1]
+    graphs = ladder(MemoryPolicy(cuda_graphs=True), mode="train", depth=64)
+    assert [{p.cuda_graphs for p in f} for f in graphs] == [{True}, {True}, {False}, {False}]
 
 
 def choice(limit, *, patient=lambda: True):

@@ -16,7 +16,7 @@ from subprocess import PIPE
 
 import pytest
 from child_processes import running, torchrun
-from tiny_app import base, run, save, write_cases
+from tiny_app import base, label_run, run, save, write_cases
 from tiny_runs import phantom
 
 from volumediff.data.cases import Case
@@ -92,51 +92,51 @@ def moved(text, *folders):
     return text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_launch_gives_what_one_process_gives(ranks, run, data, tmp_path):
-    """Localization with its calibration, sampling and evaluation."""
-    results = {}
-    for number in (1, ranks):
-        own = shutil.copytree(run, tmp_path / str(number) / "run")
-        shutil.rmtree(own / "calibration", ignore_errors=True)
-        out, drawn = tmp_path / str(number) / "out", tmp_path / str(number) / "drawn"
-        code, said, lines = results_of(number, "localize", data, "--run", own, "-o", out, *METHOD)
-        assert code == 1, lines  # of the volume that cannot be read
+def everything(ranks, runs, data, folder, judged):
+    """What so many processes localize, segment, draw and evaluate.
+
+    Arguments:
+        runs: of volumes and of labels
+        folder: for all of it
+        judged: maps that are evaluated; they hold the seconds that they took
+    """
+    own = shutil.copytree(runs[0], folder / "run")
+    shutil.rmtree(own / "calibration", ignore_errors=True)
+    commands = {
+        "out": ("localize", data, "--run", own, *METHOD),
+        "labels": ("segment", data, "--run", runs[1], "sampler.steps=1", "--device", "cpu"),
+        "drawn": ("sample", "--run", own, "-n", 5, "sampler.steps=1"),
+        "judged": (
+            *("evaluate", judged, "--truth", data.parent / "truth"),
+            *("--replicates", 10, "--allow-seen", "--report"),
+        ),
+    }
+    found, printed = {}, {}
+    for name, words in commands.items():
+        code, said, lines = results_of(ranks, *words, "-o", folder / name)
+        # there is a volume that cannot be read
+        assert code == (1 if name in ("out", "labels") else 0), lines
         assert lines.count("calibrating intensity") <= 1, "said by the main process alone"
-        sampled = results_of(
-            number, "sample", "--run", own, "-n", 5, "-o", drawn, "sampler.steps=1"
-        )
-        assert sampled[0] == 0, sampled[2]
-        # the results of one process for both: they hold seconds
-        words = ("evaluate", tmp_path / "1" / "out", "--truth", data.parent / "truth")
-        words = (*words, "--replicates", 10, "--allow-seen", "--report", "-o", out / "judged")
-        judged = results_of(number, *words)
-        assert judged[0] == 0, judged[2]
-        printed = [
-            moved(text, tmp_path / str(number), tmp_path / "1")
-            for text in (said, sampled[1], judged[1])
-        ]
-        results[number] = (
-            files(out),
-            files(drawn),
-            printed,
-            len(list(own.rglob("*.safetensors"))),
-        )
-    one, several = results[1], results[ranks]
-    assert one[3] == several[3], "one calibration"
-    assert one[2] == several[2], "summaries and tables"
-    assert set(one[0]) == set(several[0])
-    different = [
-        name
-        for a, b in zip(one[:2], several[:2], strict=True)
-        for name in a
-        if moved(a[name].decode("latin1"), tmp_path / "1")
-        != moved(b[name].decode("latin1"), tmp_path / str(ranks), tmp_path / "1")
-    ]
-    assert not different
-    assert {"findings.html", "judged/report.html", "judged/evaluation.json"} < set(one[0])
-    assert not list((tmp_path / str(ranks) / "out").glob(".[cs]*")), "nothing of the session stays"
+        printed[name] = moved(said, folder, judged.parent)
+        for path, content in files(folder / name).items():
+            found[f"{name}/{path}"] = moved(content.decode("latin1"), folder, judged.parent)
+    assert not list((folder / "out").glob(".[cs]*")), "nothing of the session stays"
+    return found, printed, len(list(own.rglob("*.safetensors")))
+
+
+@pytest.mark.slow
+def test_three_processes_give_what_one_gives(base, run, data, tmp_path):
+    """Localization with its calibration, segmentation, sampling and evaluation."""
+    runs, maps = (run, label_run(base)), tmp_path / "1" / "out"
+    files_of_one, printed_by_one, fitted_by_one = everything(1, runs, data, tmp_path / "1", maps)
+    found, printed, fitted = everything(3, runs, data, tmp_path / "3", maps)
+    assert fitted == fitted_by_one, "one calibration"
+    assert printed == printed_by_one, "summaries and tables"
+    assert set(found) == set(files_of_one)
+    assert not [name for name in found if found[name] != files_of_one[name]]
+    pages = {"out/findings.html", "judged/report.html", "judged/evaluation.json"}
+    assert pages < set(found)
+    assert sum(name.startswith("labels/") for name in found) > 5
 
 
 @pytest.mark.slow

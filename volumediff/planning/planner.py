@@ -37,7 +37,7 @@ from volumediff.planning.step import (
     validates,
     volume_shape,
 )
-from volumediff.planning.tracer import OUTSIDE, Peak, Tracer
+from volumediff.planning.tracer import OUTSIDE, Peak, Tracer, with_pool
 from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
 from volumediff.tasks import resolved
@@ -212,6 +212,8 @@ def trace(config: RunConfig, *, mode: Mode = "train") -> Traced:
     number = config.processes.number or config.processes.domain
     if mode == "train" and config.processes.shard and number > 1:
         stages = {name: peak.divided(number) for name, peak in stages.items()}
+    if config.memory.cuda_graphs:
+        stages = with_pool(stages)
     return Traced(config.memory, stages, tracer.indexed)
 
 
@@ -242,9 +244,10 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
         [n for n in (math.ceil(depth / cuts) for cuts in numbers) if n >= THINNEST]
         for numbers in (CUTS, MOST_CUTS)
     )
-    slabs = [replace(lean, slab=n) for n in depths]
-    remade = [replace(lean, slab=n, recompute_skips=True) for n in depths]
-    away = [replace(lean, slab=n, offload=True) for n in (None, *depths, *thin)]
+    cut = replace(lean, cuda_graphs=False)  # graphs have passes in one piece
+    slabs = [replace(cut, slab=n) for n in depths]
+    remade = [replace(cut, slab=n, recompute_skips=True) for n in depths]
+    away = [replace(cut, slab=n, offload=True) for n in (None, *depths, *thin)]
     between = [saved, slabs] if mode == "train" else [slabs, remade]
     return [family for family in ([plain], *between, away) if family]
 

@@ -135,6 +135,13 @@ def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> D
     """How the processes of this run hold its weights and share its gradients."""
     if accelerator.num_processes == 1:
         return OneProcess(task.loss)
+    if config.memory.cuda_graphs:
+        raise UsageError(
+            "memory.cuda_graphs trains in one process, since gradients of a graph come all at "
+            f"once and cannot be shared meanwhile; got {accelerator.num_processes} processes "
+            f"(processes.shard={config.processes.shard}, domain={config.processes.domain}): set "
+            "it to false."
+        )
     if not config.processes.shard:
         return Replicated(task.modules(), task.loss, accelerator)
     memory = config.memory
