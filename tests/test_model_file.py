@@ -128,7 +128,14 @@ def test_without_a_shipped_model_a_line_says_what_to_do(program, tmp_path, monke
     image = Volume.from_array(phantom(1), np.diag([3.0, 3, 3, 1])).save(tmp_path / "a.nii.gz")
     code, _, said = program("localize", image, "-o", tmp_path / "out")
     assert code == 2
-    assert "ships no model of this name" in said
+    assert "t1w: no folder, no model file, and no model that ships" in said
+
+
+def test_a_name_that_does_not_ship_names_those_that_do(monkeypatch, tmp_path):
+    (tmp_path / "t1w.safetensors").touch()
+    monkeypatch.setattr(shipped_models, "SHIPPED", tmp_path)
+    with pytest.raises(UsageError, match=r"t2w: no folder.* \(t1w\)"):
+        volumediff.load("t2w")
 
 
 def test_info_shows_the_card(program, file):

@@ -68,6 +68,17 @@ def test_the_threshold_is_the_lowest_that_meets_the_conditions(rate, affected):
         assert got > lowest, "the findings decide, not the share"
 
 
+def test_a_rate_decides_only_where_no_other_condition_asks_for_more():
+    found = calibrated(maps(9, seed=1))
+    assert FindingsPerVolume(rate=0.4, affected=1.0).rate_decides(found)
+    for inert in (
+        FindingsPerVolume(rate=3.0, affected=0.2),
+        FindingsPerVolume(rate=9.0, affected=1.0, share=0.001),
+    ):
+        assert not inert.rate_decides(found)
+        assert replace(inert, rate=99.0)(found) == inert(found)
+
+
 def test_findings_that_join_or_vanish_below_still_count():
     """By hand: one volume has a finding from 10 down to 9, the other from 8 down."""
     first = CountByThreshold(np.array([10.0, 9.0]), np.array([1, 0]), floor=0.0)

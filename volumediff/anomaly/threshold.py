@@ -8,7 +8,7 @@ the map itself; the latter marks something in every volume, healthy ones include
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -280,6 +280,10 @@ class FindingsPerVolume(Threshold):
             )
         lowest = max(threshold_at_fpr(h, self.share) for h in calibration.each)
         return max(lowest, self._by_findings(calibration.counts))
+
+    def rate_decides(self, calibration: Calibration) -> bool:
+        """Whether the threshold would be lower without the limit on findings per volume."""
+        return self(calibration) != replace(self, rate=math.inf)(calibration)
 
     def _by_findings(self, counts: Sequence[CountByThreshold]) -> float:
         """The first value, from above, at which a condition fails; -inf where none does."""

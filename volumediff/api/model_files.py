@@ -85,7 +85,7 @@ def export(
     if data is not None:
         trained = trained.moved(data)
     if (reason := trained.task.refusals.localize) and trained.task.refusals.segment:
-        raise UsageError(f"{trained.run}: {reason}")
+        raise UsageError(f"{trained.name}: {reason}")
     segments = trained.task.refusals.segment is None
     preparation_of(trained)  # keeps it in the run, from where it is copied
     with tempfile.TemporaryDirectory() as temporary:

@@ -64,7 +64,7 @@ class Fits:
             try:
                 fit = method.learn(trained.model, _examples(trained, method), key=key(SEED, "fit"))
             except ValueError as error:
-                raise UsageError(f"{trained.run}: {error}") from None
+                raise UsageError(f"{trained.name}: {error}") from None
             fit.save(path, owner=owner)
         return fit
 

@@ -57,7 +57,9 @@ def validation_pairs(
     for case in cases:
         example = trained.example(case)
         if example.truth is None:
-            raise UsageError(f"{trained.run}: case {case.id} has no label; use synthetic lesions.")
+            raise UsageError(
+                f"{trained.name}: case {case.id} has no label; use synthetic lesions."
+            )
         yield Pair(example)
 
 

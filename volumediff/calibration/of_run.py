@@ -67,7 +67,7 @@ def load_method(
         method = method.bind(borrowed)
         method.check(trained.model)
     except ValueError as error:
-        raise UsageError(f"method '{name}': does not suit {trained.run}: {error}") from None
+        raise UsageError(f"method '{name}': does not suit {trained.name}: {error}") from None
     with trained.config.memory.arithmetic():
         return method.bind(Fits(trained, report))
 
@@ -141,7 +141,7 @@ def calibrate(
     if count < max(least, 1):
         raise UsageError(
             f"method '{name}': expected at least {max(least, 1)} healthy calibration volumes, "
-            f"got {count} ({trained.run}); add some to the run with calibrate and a folder of "
+            f"got {count} ({trained.name}); add some to the run with calibrate and a folder of "
             "healthy volumes, or use a raw map with normalize=raw threshold=best."
         )
     report(f"calibrating {name} on {count} healthy volumes ({pool.where})")

@@ -73,7 +73,7 @@ def _fit(
     cases = trained.cases("validation")
     if not cases:
         raise UsageError(
-            f"{trained.run}: has no validation volumes, and the method fits a threshold on them; "
+            f"{trained.name}: has no validation volumes, and the method fits a threshold on them; "
             "train with data.split.validation above 0, or name one: "
             "post=[{name: threshold, probability: 0.5}]."
         )

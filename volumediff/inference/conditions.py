@@ -96,7 +96,7 @@ def check_names(trained: Trained, given: Attributes) -> None:
         if name not in known:
             what = ", ".join(known) or "no attribute of a case"
             raise UsageError(
-                f"condition {name}: {trained.run} is conditioned on {what}."
+                f"condition {name}: {trained.name} is conditioned on {what}."
                 f"{suggestion(name, known)}"
             )
 
@@ -181,7 +181,7 @@ def _grid(trained: Trained, name: str) -> np.ndarray:
     ends = trained.statistics.ranges.get(name)
     if ends is None:
         raise UsageError(
-            f"condition {name}: cannot be estimated, as {trained.run} does not say which values "
+            f"condition {name}: cannot be estimated, as {trained.name} does not say which values "
             "it was trained with; give the value, or import the weights again and say its range."
         )
     return np.linspace(*ends, VALUES)
@@ -206,7 +206,7 @@ class _Errors:
         model = trained.task.lend(Model)
         if model is None or model.kernel.path != "gaussian" or trained.recipe.reference:
             raise UsageError(
-                f"conditions: cannot be estimated with {trained.run}; expected a model that "
+                f"conditions: cannot be estimated with {trained.name}; expected a model that "
                 "predicts Gaussian noise from the noisy state and its conditions alone."
             )
         self.trained, self.model, self.attributes, self.calls = trained, model, attributes, 0

@@ -143,13 +143,13 @@ def filling(trained: Trained, run: Path | str) -> Filling:
     names = trained.config.data.channels
     if names is None:
         raise UsageError(
-            f"fill: expected a run with names of its channels, and {trained.run} has none; train "
+            f"fill: expected a run with names of its channels, and {trained.name} has none; train "
             "it with data.channels=[T1w,FLAIR], or of whatever it takes."
         )
     found = Filling(work, tuple(names))
     if not found.drawn:
         raise UsageError(
-            f"fill {run}: draws {', '.join(work.names)}, and {trained.run} takes "
+            f"fill {run}: draws {', '.join(work.names)}, and {trained.name} takes "
             f"{', '.join(names)}; use a translation run that draws one of these."
         )
     return found

@@ -1,11 +1,13 @@
 """Localization with a trained run: prepares what all cases share, then works file by file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.methods._base import Method
+from volumediff.anomaly.threshold import FindingsPerVolume
 from volumediff.calibration.of_run import calibration_for, load_method
 from volumediff.calibration.site import find_site, site_calibration
 from volumediff.data.cases import Case
@@ -110,6 +112,8 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         )
         for line in drift.lines():
             announce(line)
+    for line in _inert(options, row, calibration):
+        announce(line)
     seen = seen_with(trained, row, site=place, saliency=chosen.saliency)
     if fills is not None:
         seen = seen | seen_by(fills.work.trained.run)
@@ -123,6 +127,20 @@ def settle(chosen: Chosen, *, announce: Announce = lambda line: None) -> Localiz
         site=place,
         preparation=preparation_of(trained),
     )
+
+
+def _inert(
+    options: LocalizeOptions, row: Method, calibration: Calibration | None
+) -> Iterator[str]:
+    """Says so where the rate that was asked for changes nothing."""
+    rule, asked = row.threshold, any(w.startswith("threshold.rate=") for w in options.overrides)
+    if not asked or calibration is None or not isinstance(rule, FindingsPerVolume):
+        return
+    if not rule.rate_decides(calibration):
+        yield (
+            f"threshold.rate={rule.rate:g} changes nothing here: threshold.affected="
+            f"{rule.affected:g} and threshold.share={rule.share:g} ask for more; change them too"
+        )
 
 
 def localize(

@@ -34,7 +34,7 @@ def with_members(trained: Trained, segmenter: Segmenter) -> tuple[Segmenter, tup
 def _other(trained: Trained, segmenter: Composed, run: Path) -> Trained:
     if run.resolve() == trained.run.resolve():
         raise UsageError(
-            f"ensemble: expected runs beside {trained.run}, which is a member by itself, got it "
+            f"ensemble: expected runs beside {trained.name}, which is a member by itself, got it "
             "again; leave it out of runs."
         )
     other = load_trained(run, device=str(trained.device))
@@ -51,7 +51,7 @@ def _other(trained: Trained, segmenter: Composed, run: Path) -> Trained:
     for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise UsageError(
-                f"ensemble: {run}: expected the {name} of {trained.run}, {ours}, got {theirs}; "
+                f"ensemble: {run}: expected the {name} of {trained.name}, {ours}, got {theirs}; "
                 "runs that segment together see the same volumes and know the same labels."
             )
     return other

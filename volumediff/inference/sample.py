@@ -128,7 +128,7 @@ def sampling(trained: Trained, options: SampleOptions) -> Sampling:
     size = options.shape or section.shape
     if size is None:
         raise UsageError(
-            f"{trained.run}: its volumes have no common shape; choose one, such as 64 64 64."
+            f"{trained.name}: its volumes have no common shape; choose one, such as 64 64 64."
         )
     spacing = section.spacing() or (1.0, 1.0, 1.0)
     condition = trained.condition(options.attributes)

@@ -320,7 +320,7 @@ def segmenting(
     try:
         segmenter.check(trained.model)
     except ValueError as error:
-        reason = f"does not suit {trained.run}: {error}"
+        reason = f"does not suit {trained.name}: {error}"
         raise UsageError(f"method '{method}': {reason}") from None
     segmenter, others = with_members(trained, segmenter)
     segmenter = fitted(trained, segmenter, seed=options.seed, report=announce)

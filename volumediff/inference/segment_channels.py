@@ -28,7 +28,7 @@ def segments_channels(
     names = trained.config.data.channels
     if names is None:
         raise UsageError(
-            f"{trained.run}: expected a run with names of its channels, got none; train with "
+            f"{trained.name}: expected a run with names of its channels, got none; train with "
             "data.channels=[FLAIR], or of whatever it segments."
         )
 
@@ -36,7 +36,7 @@ def segments_channels(
         missing = [name for name in names if name not in channels]
         if missing:
             raise DataError(
-                f"{trained.run}: takes the channel {missing[0]}, and the case has "
+                f"{trained.name}: takes the channel {missing[0]}, and the case has "
                 f"{', '.join(channels)}."
             )
         images = {name: channels[name] for name in names}

@@ -295,7 +295,7 @@ def translating(
             announce(f"method {Path(method).stem} learns from the run's training volumes")
             translator = translator.fit(_pairs(trained))
     except ValueError as error:
-        reason = f"does not suit {trained.run}: {error}"
+        reason = f"does not suit {trained.name}: {error}"
         raise UsageError(f"method '{method}': {reason}") from None
     return Translating(trained, Path(method).stem, translator, options)
 

@@ -130,7 +130,7 @@ def _classifier(where: str, run: Path, trained: Trained) -> ClassPosterior:
     if theirs != ours:
         raise UsageError(
             f"{where}: was trained on the states of {source['run']}, which are not those of "
-            f"{trained.run} (preprocessing, space, normalisation, schedule or noise); train one "
+            f"{trained.name} (preprocessing, space, normalisation, schedule or noise); train one "
             f"with classifier.of={trained.run}."
         )
     assert found is not None, "load_task has just read it"
@@ -198,7 +198,7 @@ def _autoencoder(where: str, run: Path, trained: Trained) -> BorrowedAutoencoder
     for theirs, ours in pairs:
         if theirs != ours:
             raise UsageError(
-                f"{where}: expected a run on the same volumes as {trained.run}, with {ours}, got "
+                f"{where}: expected a run on the same volumes as {trained.name}, with {ours}, got "
                 f"{theirs}; train it with the same data section."
             )
     found = checkpoint.find(run, "best")

@@ -105,7 +105,7 @@ def lent_run(where: str, run: Path, trained: Trained) -> PreparingRun:
         trained.config.data.channels
     ):
         raise UsageError(
-            f"{where}: expected a run on the channels {_channels(trained)} of {trained.run}, got "
+            f"{where}: expected a run on the channels {_channels(trained)} of {trained.name}, got "
             f"{_channels(other)}; take a run on the same images."
         )
     if other.recipe.scalars:
@@ -118,8 +118,8 @@ def lent_run(where: str, run: Path, trained: Trained) -> PreparingRun:
         intensity = SAME
     elif isinstance(ours, Window) or isinstance(theirs, Window):
         raise UsageError(
-            f"{where}: expected the intensities of {trained.run}, {ours}, since those of a window "
-            f"cannot be had from others, got {theirs}; take a run with the same window."
+            f"{where}: expected the intensities of {trained.name}, {ours}, since those of a "
+            f"window cannot be had from others, got {theirs}; take a run with the same window."
         )
     else:
         inside = any(f.name == "foreground" for f in fields(theirs))

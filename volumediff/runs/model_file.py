@@ -22,13 +22,13 @@ from pydantic import Field
 from torch import Tensor
 
 import volumediff
-from volumediff.config.shipped_models import DEFAULT, MODEL_SUFFIX, SHIPPED, shipped_models
+from volumediff.config.shipped_models import MODEL_SUFFIX, SHIPPED, shipped_models
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.hub.place import HubPlace
 from volumediff.runs.added_healthy import NAME as HEALTHY
 from volumediff.runs.added_healthy import added_digest
-from volumediff.runs.trained import Trained
+from volumediff.runs.trained import CARD, Trained
 from volumediff.samples.seen_record import ADDED, seen_by
 from volumediff.samples.seen_record import NAME as SEEN
 from volumediff.settings.bound_files import bound_of
@@ -57,7 +57,6 @@ __all__ = [
     "unpack",
 ]
 
-CARD = "model.json"
 # Of the training alone, or with names of subjects.
 LEFT_OUT = {
     *("checkpoints", "previews", "samples", "tuning", "errors"),
@@ -139,12 +138,12 @@ def copy_run(trained: Trained, target: Path) -> None:
     absent = [name for name, of in trained.config.borrows().items() if of.name not in kept]
     if absent:
         raise UsageError(
-            f"{trained.run}: needs the folders of other runs ({', '.join(absent)}); expected a "
+            f"{trained.name}: needs the folders of other runs ({', '.join(absent)}); expected a "
             "run that stands alone, such as one in voxel or latent space."
         )
     found = checkpoint.find(trained.run, "best")
     if found is None:
-        raise UsageError(f"{trained.run}: has no 'best' checkpoint yet; train it further.")
+        raise UsageError(f"{trained.name}: has no 'best' checkpoint yet; train it further.")
     target.mkdir(parents=True)
     for path in _carried(trained.run):
         inside = path.relative_to(trained.run)
@@ -261,10 +260,11 @@ def resolve(run: Path | str) -> Path:
         raise UsageError(f"{run}: is on the hub; fetch it first: volumediff pull {run} -o RUN.")
     if str(run) in shipped_models():
         return _unpacked(SHIPPED / f"{run}{MODEL_SUFFIX}")
-    if len(place.parts) == 1 and str(run) == DEFAULT:
+    if len(place.parts) == 1:
+        models = ", ".join(shipped_models()) or "none"
         raise UsageError(
-            f"{run}: this installation ships no model of this name; give the folder of a run "
-            "that you trained, or a model file."
+            f"{run}: no folder, no model file, and no model that ships with this installation "
+            f"({models}); give one of these."
         )
     return place
 

@@ -31,9 +31,10 @@ from volumediff.settings.sections import POPULATION
 from volumediff.storage import checkpoint
 from volumediff.tasks import Task, load_task
 
-__all__ = ["Trained", "device_of", "load_trained"]
+__all__ = ["CARD", "Trained", "device_of", "load_trained"]
 
 Which = Literal["best", "last"]
+CARD = "model.json"  # of a model file, beside what it was unpacked to
 
 
 def device_of(name: str) -> torch.device:
@@ -150,6 +151,11 @@ class Trained:
         return replace(self, config=self.config.model_copy(update={"data": data}))
 
     @property
+    def name(self) -> str:
+        """What messages call it: its folder, or the name of the model that was unpacked there."""
+        return str(self.config.output if (self.run / CARD).is_file() else self.run)
+
+    @property
     def model(self) -> nn.Module:
         """What the task made, such as a `Model` or a `Reconstructor`."""
         return self.task.result
@@ -164,7 +170,7 @@ class Trained:
         found = self.task.lend(Model)
         if found is None:
             raise UsageError(
-                f"{self.run}: trains {self.task.noun}, expected the run of a diffusion model."
+                f"{self.name}: trains {self.task.noun}, expected the run of a diffusion model."
             )
         return found
 
@@ -218,11 +224,11 @@ class Trained:
         if len(given) != count:
             raise UsageError(
                 f"channels {','.join(given)}: expected the names of {count} images, as many as "
-                f"{self.run} {'was trained with' if of is None else 'takes'}, got {len(given)}."
+                f"{self.name} {'was trained with' if of is None else 'takes'}, got {len(given)}."
             )
         if own is not None and set(given) == set(own) and tuple(given) != tuple(own):
             raise UsageError(
-                f"channels {','.join(given)}: expected the order of {self.run}, "
+                f"channels {','.join(given)}: expected the order of {self.name}, "
                 f"{','.join(own)}; leave the channels out."
             )
         return given
@@ -245,7 +251,7 @@ class Trained:
 
     def _unless(self, reason: str | None) -> None:
         if reason is not None:
-            raise UsageError(f"{self.run}: {reason}")
+            raise UsageError(f"{self.name}: {reason}")
 
     def condition(self, attributes: Mapping[str, str | float]) -> Condition:
         """The condition of the denoiser for a whole volume; methods choose the class themselves.
@@ -284,7 +290,7 @@ class Trained:
         """
         if not self.names_volumes:
             raise UsageError(
-                f"{self.run}: its {part} volumes are needed, and not known: its weights were "
+                f"{self.name}: its {part} volumes are needed, and not known: its weights were "
                 "imported, or come from a model file; calibrate on healthy volumes of your own, "
                 "or choose a method that needs nothing else."
             )
@@ -294,13 +300,13 @@ class Trained:
             cases = self._cases
         except DataError as error:
             raise UsageError(
-                f"{self.run}: its data are needed and not reachable ({error}); give their folder "
+                f"{self.name}: its data are needed and not reachable ({error}); give their folder "
                 "as data when the run is loaded."
             ) from None
         missing = [name for name in wanted if name not in cases]
         if missing:
             raise UsageError(
-                f"{self.run}: case {missing[0]} of its split is not in {self.config.data.root}; "
+                f"{self.name}: case {missing[0]} of its split is not in {self.config.data.root}; "
                 "give the folder with the run's data as data when the run is loaded."
             )
         return [cases[name] for name in wanted if self.recipe.healthy(cases[name].attributes)]

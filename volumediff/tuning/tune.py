@@ -138,7 +138,7 @@ def _facts(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> d
     volumes = [case.id for case in trained.cases("validation")[:limit]]
     if not volumes:
         raise UsageError(
-            f"{trained.run}: its split has no healthy validation volumes to tune on; train with "
+            f"{trained.name}: its split has no healthy validation volumes to tune on; train with "
             "data.split.validation > 0."
         )
     return {
@@ -159,7 +159,7 @@ def _pairs(trained: Trained, *, seed: int, limit: int | None, truth: Truth) -> l
     ]
     if not pairs:
         raise UsageError(
-            f"{trained.run}: all its validation volumes have lesions of their own; tune with "
+            f"{trained.name}: all its validation volumes have lesions of their own; tune with "
             "truth=label."
         )
     return pairs
