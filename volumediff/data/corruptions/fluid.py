@@ -51,7 +51,7 @@ Pair = tuple[float, float]
 Spacing = tuple[float, float, float]
 
 _CORTEX_MM, _DEPTH_MM = 5.0, 9.0
-_CLEARLY = 0.09  # of the range: white matter minus cortex, .11 and more in T1w of six scanners
+_CLEARLY = 0.09  # of the range: white matter minus cortex, .11 and more in nine T1w
 _TISSUE = 0.15  # of the range: what is so near to the median of the depth is white matter
 _FLUID = 0.35  # of the range: what is deep and so far from white matter is a ventricle
 _NEAR_MM = 4.0  # width of what is near a ventricle
