@@ -12,13 +12,13 @@ from volumediff.data.cases import Case
 from volumediff.errors import DataError
 from volumediff.storage.cache import Cache
 
-__all__ = ["Made", "Source", "prepare_share"]
+__all__ = ["Made", "UnpreparedCase", "prepare_share"]
 
 Made = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Source:
+class UnpreparedCase:
     """One case before it is prepared.
 
     Arguments:
@@ -36,7 +36,9 @@ class _RefusedCase(Exception):
     """A case cannot be used, which is noted; others may be."""
 
 
-def prepare_share(sources: Sequence[Source], cache: Cache, *, rank: int, world: int) -> None:
+def prepare_share(
+    sources: Sequence[UnpreparedCase], cache: Cache, *, rank: int, world: int
+) -> None:
     """Prepares the cases of one process.
 
     Raises:
@@ -45,7 +47,7 @@ def prepare_share(sources: Sequence[Source], cache: Cache, *, rank: int, world: 
     """
     refused: list[str] = []
 
-    def make(source: Source) -> Made:
+    def make(source: UnpreparedCase) -> Made:
         try:
             return source.make()
         except DataError as error:

@@ -34,7 +34,7 @@ from volumediff.samples.drawn import DrawnVolumes, LabelMap
 from volumediff.samples.label_checks import survey_labels, with_ignored
 from volumediff.samples.label_names import keep_label_names
 from volumediff.samples.landmarks import Landmarks, fit_landmarks, load_landmarks
-from volumediff.samples.preparing import Made, Source, prepare_share
+from volumediff.samples.preparing import Made, UnpreparedCase, prepare_share
 from volumediff.samples.seen_record import keep_seen
 from volumediff.samples.source_record import keep_sources
 from volumediff.samples.volumes import TrainingVolume
@@ -321,7 +321,7 @@ def _fit(
     fit_landmarks(config.output, plan_of(config.data, ()), training, report)
 
 
-def _sources(cases: Sequence[Case], config: RunConfig) -> list[Source]:
+def _sources(cases: Sequence[Case], config: RunConfig) -> list[UnpreparedCase]:
     data = config.data
     if data.root == POPULATION:
         population = simulated(data)
@@ -333,12 +333,14 @@ def _sources(cases: Sequence[Case], config: RunConfig) -> list[Source]:
             "variation": asdict(population.variation),
         }
         return [
-            Source(case, {**described, "subject": case.id}, partial(_simulate, population, case))
+            UnpreparedCase(
+                case, {**described, "subject": case.id}, partial(_simulate, population, case)
+            )
             for case in cases
         ]
     recipe = preprocessing(data, config.output)
     return [
-        Source(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
+        UnpreparedCase(case, {"files": fingerprint(case, recipe)}, partial(_prepare, recipe, case))
         for case in cases
     ]
 
