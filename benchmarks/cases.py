@@ -36,7 +36,7 @@ class Case:
 
     Arguments:
         build: our network or autoencoder
-        shape: (k, d, h, w) of its input
+        shape: (k, d, h, w) of its input, the state and then what it is conditioned on
         work: a training step of a network or an autoencoder, or one pass without gradients
         slab: planes of the policy that the row is about
         peer: the peer's own network, given the checkouts; None where nothing is published
@@ -82,6 +82,16 @@ def trains(case: Case) -> bool:
 def _wdm(channels: int = 8, *, levels: int = 6) -> nn.Module:
     widths = (64, 128, 128, 256, 256, 256)[:levels]
     return Guided(channels, channels, widths=widths, groups=32)
+
+
+def _cwdm() -> nn.Module:
+    widths = (64, 128, 128, 256, 256)
+    return Guided(8, 8, image_channels=24, widths=widths, groups=32, skips="concatenated")
+
+
+def _fastwdm3d() -> nn.Module:
+    widths = (64, 128, 128, 128, 256)
+    return Guided(8, 8, image_channels=16, widths=widths, blocks=4, groups=32)
 
 
 def _unet(blocks: int) -> nn.Module:
@@ -147,6 +157,7 @@ def _installed(build: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
 
 WDM, PATCHDDM = _of("wdm", peers.wdm), _of("patchddm", peers.patchddm)
 WDM_128 = _of("wdm", partial(peers.wdm, size=128))
+CWDM, FASTWDM3D = _of("cwdm", peers.cwdm), _of("fastwdm3d", peers.fastwdm3d)
 FLOWLET = _of("flowlet", peers.flowlet)
 MAISI = _installed(peers.maisi_unet)
 _maisi_autoencoder = partial(_autoencoder, maisi=True)
@@ -162,6 +173,10 @@ CASES = {
     "patch-256-train": Case(_patchddm, (5, 256, 256, 256), "train", 8, PATCHDDM, autocast=True),
     "patch-256-infer": Case(_patchddm, (5, 256, 256, 256), "infer", 4, PATCHDDM),
     "patch-128-train": Case(_patchddm, (5, 128, 128, 128), "train", 8, PATCHDDM, autocast=True),
+    "cwdm-224-train": Case(_cwdm, (32, 112, 112, 80), "train", 16, CWDM),
+    "cwdm-224-infer": Case(_cwdm, (32, 112, 112, 80), "infer", 4, CWDM),
+    "fastwdm3d-128-train": Case(_fastwdm3d, (24, 64, 64, 64), "train", 8, FASTWDM3D),
+    "fastwdm3d-128-infer": Case(_fastwdm3d, (24, 64, 64, 64), "infer", 4, FASTWDM3D),
     "ae-256-decode": Case(
         partial(_autoencoder, maisi=True), (4, 64, 64, 64), "decode", 4, DECODER, True
     ),
@@ -208,14 +223,16 @@ def run(module: nn.Module, case: Case, z: Tensor, *, policy: MemoryPolicy) -> Te
         return module.loss("autoencoder", z.to(dtype), generator=generator)["loss"]
     t = torch.full((len(z),), 0.5, device=z.device)
     narrow = z.to(dtype)
-    y = module(narrow, t, _told(module, narrow)).float()
+    state, image = narrow[:, : module.in_channels], narrow[:, module.in_channels :]
+    y = module(state, t, _told(module, state, image)).float()
     return (y - z[:, : y.shape[1]]).square().mean() if case.work == "train" else y
 
 
-def _told(module: nn.Module, z: Tensor) -> Condition:
+def _told(module: nn.Module, z: Tensor, image: Tensor) -> Condition:
     """What a network is conditioned on."""
     scalars = module.embedding.scalars
     return Condition(
+        image=image if module.image_channels else None,
         coordinates=full_coordinates(z) if module.coordinates else None,
         scalars=z.new_zeros(len(z), scalars) if scalars else None,
     )

@@ -2,6 +2,7 @@
 
     python benchmarks/files.py               # 256³
     python benchmarks/files.py --side 128
+    python benchmarks/files.py --only discovery --files 10000
 
 A smoothed random volume with an empty background, in three types; reading is raced against
 nibabel's `get_fdata(dtype=float32)`, which looks neither at checksums nor at what is not finite.
@@ -10,10 +11,11 @@ Turns are taken in pairs. Seconds are the least of all rounds, ratios medians ov
 
 import argparse
 import gzip
+import mmap
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +24,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from volumediff.data.check import Checking
 from volumediff.data.grid import Grid
+from volumediff.data.survey import survey_cases
 from volumediff.data.volume import read, write
 from volumediff.outputs.export import findings_of
 from volumediff.storage.folder import publish, verify
@@ -100,22 +104,59 @@ def publishing(folder: Path) -> list[str]:
     return [f"checkpoint of 1.34 GB | {written:.2f} | verified {verified:.2f}"]
 
 
+def discovering(folder: Path, count: int) -> Iterator[str]:
+    """Rows of a folder of so many files: half of them volumes of 4³, half their labels."""
+    x, mask = np.random.default_rng(0).random((4, 4, 4), np.float32), np.zeros((4, 4, 4), np.uint8)
+    mask[1:3, 1:3, 1] = 1
+    image, label = (nib.Nifti1Image(array, np.eye(4)).to_bytes() for array in (x, mask))
+    for index in range(count // 2):
+        (folder / f"p{index:06d}_T1w.nii").write_bytes(image)
+        (folder / f"p{index:06d}_mask.nii").write_bytes(label)
+    found = []
+    spent = seconds(lambda: found.extend(survey_cases(folder)))
+    cases, problems = found
+    assert (len(cases), len(problems)) == (count // 2, 0)
+    yield f"discovery of {count} files | {spent:.2f} | "
+    memory, lines = [], Checking(cases, problems).lines()
+
+    def read_all() -> None:
+        for number, _ in enumerate(lines):
+            if number in (len(cases) // 10, len(cases)):
+                memory.append(resident())
+
+    checked = seconds(read_all)
+    yield (
+        f"check of {count} files | {checked:.1f} | resident {memory[0]:.0f} MB after a tenth, "
+        f"{memory[-1]:.0f} MB at the end"
+    )
+
+
+def resident() -> float:
+    """Memory of this process in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 1e6
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterable[str]]] = {
+    "reading": lambda folder, o: reading(volume(o.side), folder, o.rounds),
+    "writing": lambda folder, o: writing(volume(o.side), folder, o.rounds),
+    "measuring": lambda folder, o: measuring(volume(o.side), o.rounds),
+    "publishing": lambda folder, o: publishing(folder),
+    "discovery": lambda folder, o: discovering(folder, o.files),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--files", type=int, default=10000)
+    parser.add_argument("--only", choices=PARTS)
     options = parser.parse_args()
-    x = volume(options.side)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rows = [
-            *reading(x, folder, options.rounds),
-            *writing(x, folder, options.rounds),
-            *measuring(x, options.rounds),
-            *publishing(folder),
-        ]
     print(f"| {options.side}³ | s | |\n|---|---|---|")
-    print("\n".join(f"| {row} |" for row in rows))
+    for part in [options.only] if options.only else PARTS:
+        with tempfile.TemporaryDirectory() as name:
+            for row in PARTS[part](Path(name), options):
+                print(f"| {row} |", flush=True)
 
 
 if __name__ == "__main__":

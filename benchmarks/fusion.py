@@ -37,7 +37,6 @@ from volumediff.data.survey import find_cases
 from volumediff.metrics.bootstrap import bootstrap
 from volumediff.metrics.detection import average_precision, histogram, total
 from volumediff.randomness import key
-from volumediff.runs.inputs import prepared_case
 from volumediff.runs.trained import Trained
 from volumediff.samples.sources import split_of
 
@@ -156,10 +155,7 @@ def patients_of(trained: Trained, folders: Sequence[Path]) -> Iterator[tuple[Cas
         for case in find_cases(folder):
             if "T1w" not in case.images or case.label is None:
                 continue
-            alone = replace(case, images={"T1w": case.images["T1w"]})
-            truth = prepared_case(trained, alone).label
-            assert truth is not None, "the case has a label"
-            yield case, replace(outside_example(trained, alone), truth=truth[None] > 0)
+            yield case, trained.example(replace(case, images={"T1w": case.images["T1w"]}))
 
 
 def score(

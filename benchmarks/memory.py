@@ -7,9 +7,9 @@
 
 GB are 10^9 bytes of live tensors at batch 1, traced under fake tensors: no memory and no GPU are
 needed. The state that a step or pass is given, in float32, counts for all. Ours hold float32
-weights, gradients and both moments of Adam (the second step is traced); peers are traced in their
-first step, without moments. `gb` is without host memory, `offload_gb` and `host_gb` are of the
-policy that keeps waiting volumes in host memory.
+weights, gradients and both moments of Adam (the second step is traced); `peer_gb` is of the peer's
+first step, without moments, and `peer_moments_gb` of its second. `gb` is without host memory,
+`offload_gb` and `host_gb` are of the policy that keeps waiting volumes in host memory.
 
 `--time F` measures training cases for real, on states of F times fewer voxels along each axis: the
 policy's step against a step with nothing recomputed and nothing cut, steps taken in turn, in
@@ -94,8 +94,14 @@ def prepared(
     return module, z, step
 
 
-def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
-    """The peak of a first step of the peer's code."""
+def theirs(
+    case: Case, network: Callable[[], nn.Module | None], *, moments: bool = False
+) -> Peak | None:
+    """The peak of a step of the peer's code.
+
+    Arguments:
+        moments: whether it is the second step, for which Adam holds both moments
+    """
     training = cases.trains(case)
     # What their code prints does not belong among the figures.
     with FakeTensorMode(), redirect_stdout(sys.stderr):
@@ -111,10 +117,15 @@ def theirs(case: Case, network: Callable[[], nn.Module | None]) -> Peak | None:
             # MAISI's norms give float16; elsewhere attention in it has no fake kernel on the CPU.
             half = torch.float16 if case.work == "decode" else torch.bfloat16
             autocast = torch.autocast("cpu", half, enabled=case.autocast)
-            with torch.set_grad_enabled(training), autocast:
-                result = cases.peer_of(module, case, z)
-            if training:
-                result.backward()
+            optimizer = torch.optim.Adam(module.parameters(), foreach=False) if moments else None
+            for _ in range(2 if moments else 1):
+                with torch.set_grad_enabled(training), autocast:
+                    result = cases.peer_of(module, case, z)
+                if training:
+                    result.backward()
+                if optimizer is not None:
+                    optimizer.step()
+                    optimizer.zero_grad()
     return tracer.peak
 
 
@@ -249,6 +260,7 @@ def row(name: str, found: dict, options: argparse.Namespace) -> dict[str, object
     """Everything about one case."""
     case = CASES[name]
     peer = theirs(case, lambda: case.peer(found))
+    whole = theirs(case, lambda: case.peer(found), moments=True) if cases.trains(case) else None
     kept, away = ours(case, case.policy), ours(case, case.offloaded)
     ratio = None
     if options.time and cases.trains(case):
@@ -259,6 +271,7 @@ def row(name: str, found: dict, options: argparse.Namespace) -> dict[str, object
     return {
         "case": name,
         "peer_gb": None if peer is None else peer.device / GB,
+        "peer_moments_gb": None if whole is None else whole.device / GB,
         "gb": kept.device / GB,
         "offload_gb": away.device / GB,
         "host_gb": away.host / GB,
@@ -272,8 +285,9 @@ def table(rows: list[dict]) -> list[str]:
     def shown(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
-    names = ("peer_gb", "gb", "offload_gb", "host_gb", "step_time_ratio")
-    lines = ["| case | peer | ours | with host memory | host | step / plain |", "|---" * 6 + "|"]
+    names = ("peer_gb", "peer_moments_gb", "gb", "offload_gb", "host_gb", "step_time_ratio")
+    head = "| case | peer | peer with moments | ours | with host memory | host | step / plain |"
+    lines = [head, "|---" * 7 + "|"]
     for found in rows:
         lines.append(f"| {found['case']} | " + " | ".join(shown(found[n]) for n in names) + " |")
     return lines

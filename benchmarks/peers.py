@@ -1,7 +1,7 @@
 """The peers' own networks, built by their own code with the settings of their own scripts.
 
-Checkouts are named on the command line, `wdm=PATH patchddm=PATH flowlet=PATH`; MONAI is the
-installed package.
+Checkouts are named on the command line, `wdm=PATH patchddm=PATH` and so on; MONAI is the installed
+package.
 """
 
 import sys
@@ -17,6 +17,8 @@ __all__ = [
     "brain_autoencoder",
     "brain_unet",
     "checkouts",
+    "cwdm",
+    "fastwdm3d",
     "flowlet",
     "maisi_unet",
     "monai_autoencoder",
@@ -28,9 +30,11 @@ WIDTHS = (64, 128, 256)  # of MONAI's published autoencoders
 REPOSITORIES = {
     "wdm": "pfriedri/wdm-3d",
     "patchddm": "FlorentinBieder/PatchDDM-3D",
+    "cwdm": "pfriedri/cwdm",
+    "fastwdm3d": "AliciaDurrer/fastWDM3D, folder WDM3D",
     "flowlet": "Danesed/FlowLet",
 }
-PACKAGES = {"wdm": "guided_diffusion", "patchddm": "guided_diffusion", "flowlet": "flowlet"}
+PACKAGES = dict.fromkeys(REPOSITORIES, "guided_diffusion") | {"flowlet": "flowlet"}
 
 
 def checkouts(words: list[str]) -> dict[str, Path]:
@@ -107,6 +111,34 @@ def patchddm(checkout: Path) -> nn.Module:
         out_channels=1,
         resblock_updown=False,
         **COMMON,
+    )
+
+
+def cwdm(checkout: Path) -> nn.Module:
+    """cWDM's U-Net by its run.sh; its input is the subbands of a contrast and of three others."""
+    settings = COMMON | {"additive_skips": False}
+    return _create_model(checkout)(
+        image_size=224,
+        num_channels=64,
+        channel_mult="1,2,2,4,4",
+        num_groups=32,
+        in_channels=32,
+        out_channels=8,
+        **settings,
+    )
+
+
+def fastwdm3d(checkout: Path) -> nn.Module:
+    """fastWDM3D's U-Net by its run.sh; its input is the subbands of three volumes."""
+    settings = COMMON | {"num_res_blocks": 4}
+    return _create_model(checkout)(
+        image_size=128,
+        num_channels=64,
+        channel_mult="1,2,2,2,4",
+        num_groups=32,
+        in_channels=24,
+        out_channels=8,
+        **settings,
     )
 
 

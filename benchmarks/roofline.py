@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import cases
@@ -106,11 +107,13 @@ def _step(
     return work
 
 
-def row(name: str, found: dict[str, Path], kernels: int) -> dict[str, object]:
-    """Everything about one case."""
+def row(
+    name: str, found: dict[str, Path], kernels: int, slab: int | None = None
+) -> dict[str, object]:
+    """Everything about one case; in slabs of other planes than its own if asked for."""
     case = CASES[name]
     peer, plain = theirs(case, found), ours(case, case.plain)
-    slabs = ours(case, case.policy)
+    slabs = ours(case, replace(case.policy, slab=slab or case.policy.slab))
     for who, work in {"peer": peer, "plain": plain, "slabs": slabs}.items():
         if work is not None and kernels:
             _show(f"{name}, {who}", work, kernels)
@@ -174,12 +177,13 @@ def main() -> None:
     parser.add_argument(
         "--kernels", type=int, default=0, metavar="N", help="list the N slowest operations"
     )
+    parser.add_argument("--slab", type=int, metavar="PLANES", help="of the policy in slabs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     found = peers.checkouts(options.peer)
     rows = []
     for name in options.only:
-        rows.append(row(name, found, options.kernels))
+        rows.append(row(name, found, options.kernels, options.slab))
         print(rows[-1], file=sys.stderr)
     print(json.dumps(rows, indent=1) if options.json else "\n".join(table(rows)))
 

@@ -255,11 +255,34 @@ def lidc(root):
     touch(root, "LIDC-IDRI/LICENSE.txt")
 
 
+NODULES = ((-1.0, -0.5, -17.0, 3.1), (1.2, 0.4, -19.5, 0.2))  # x, y, z along L, P, S; diameter
+
+
+def luna16(root):
+    """Two series; one has a nodule of three millimetres and one of less than a voxel."""
+    import SimpleITK as sitk
+
+    for folder, name in (("subset0", "1.2.7"), ("subset1", "1.2.8"), ("seg-lungs", "1.2.7")):
+        (root / folder).mkdir(parents=True)
+        values = np.random.default_rng(0).integers(-900, 100, (6, 8, 10)).astype(np.int16)
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing((0.5, 0.7, 1.5))
+        image.SetOrigin((-2.5, -3.0, -21.0))
+        if name == "1.2.7":  # some series of LUNA16 are mirrored
+            image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+            image.SetOrigin((2.0, 2.0, -21.0))
+        sitk.WriteImage(image, str(root / folder / f"{name}.mhd"))
+    lines = [",".join(("1.2.7", *map(str, nodule))) for nodule in NODULES]
+    text(root / "annotations.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm", *lines)
+    text(root / "annotations_excluded.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm")
+    text(root / "candidates_V2.csv", "seriesuid,coordX,coordY,coordZ,class", "1.2.7,0,0,-18,0")
+
+
 SETS = {
     f.__name__: f
     for f in (
         *(brats, atlas, wmh, mslub, msseg2008, msseg2015, msseg2016, table, ixi, mood),
-        *(oct2017, chexpert, grazped, fastmri, lidc),
+        *(oct2017, chexpert, grazped, fastmri, lidc, luna16),
     )
 }
 

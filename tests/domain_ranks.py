@@ -167,10 +167,12 @@ def gradient_of_source(domain):
 
 
 def peaks(domain):
-    """Bytes of activations of one process and of one that shares, without and with gradients."""
+    """Bytes of activations of one process, of one that shares, and of one that is to share, as a
+    plan has it; without and with gradients."""
     network = filled(UNet(1, 1, widths=(16, 16), blocks=2)).float()
     found = {}
-    for name, who in (("one", ALONE), ("shared", domain)):
+    planned = Domain.assumed(domain.size)
+    for name, who in (("one", ALONE), ("shared", domain), ("planned", planned)):
         with sharing(who):
             MemoryPolicy().apply(network)
         for training in (False, True):

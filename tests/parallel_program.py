@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +23,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_runs import tiny
 
 from volumediff.distributed import processes
+from volumediff.distributed.mesh import Mesh
 from volumediff.distributed.signals import StopFlag
 from volumediff.errors import DataError, UsageError
+from volumediff.memory.domain import sharing
 from volumediff.optimization.state import TrainingState
 from volumediff.tasks import build_task
+from volumediff.tasks.diffusion import DiffusionTask
 from volumediff.training import loop, setup, steps
 
 SAMPLES = 6
+TIMEOUT = timedelta(seconds=60)
 
 
 def batch_of(task, keys):
@@ -55,7 +60,8 @@ def task_of(words, *, shard):
     for parameter in task.trained().values():
         if not parameter.any():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator).double()
-    next(iter(task.modules().values())).spare = torch.nn.Parameter(torch.ones(3).double())
+    for module in (next(iter(task.modules().values())), *task.training_only.values()):
+        module.spare = torch.nn.Parameter(torch.ones(3).double())
     return task
 
 
@@ -66,22 +72,28 @@ def exact(case, accelerator):
     optim = tiny("data", "run", "optim.lr=1e-4", "optim.clip=0.5", "optim.warmup=0").optim
     stop, found = StopFlag(), {}
     alone = SimpleNamespace(num_processes=1, reduce=torch.clone, gather=torch.clone)
-    one, many = (task_of(case["words"], shard=s) for s in (False, shard))
-    parallel = loop._data_parallel(many, many.config, accelerator)
+    mesh = Mesh.of(domain=case.get("domain", 1), timeout=TIMEOUT)
+    data = mesh.data
+    one = task_of(case["words"], shard=False)
+    with sharing(mesh.domain):
+        many = task_of([*case["words"], f"processes.domain={mesh.domain.size}"], shard=shard)
+        parallel = loop._data_parallel(many, many.config, accelerator)
     states = [TrainingState.fresh(one, optim), TrainingState.fresh(many, optim, parallel)]
-    share = SAMPLES // world // micros
-    firsts = [(i * world + rank) * share for i in range(micros)]
+    share = SAMPLES // data.size // micros
+    firsts = [(i * data.size + data.rank) * share for i in range(micros)]
     for _ in range(2):
         whole = steps.take_step(states[0], optim, [batch_of(one, range(SAMPLES))], alone, stop)
         mine = [batch_of(many, range(first, first + share)) for first in firsts]
         step = steps.take_step(states[1], optim, mine, accelerator, stop)
         pairs = zip(whole.numbers.read(), step.numbers.read(), strict=True)
-        found["numbers"] = max(found.get("numbers", 0), *(abs(a - b) for a, b in pairs))
+        gaps = (abs(a - b) / max(abs(a), 1) for a, b in pairs)
+        found["numbers"] = max(found.get("numbers", 0), *gaps)
     kept = [state.tensors("last") for state in states]
     losses = []
     for state in states:  # of the averaged weights, as validation sees them: one process, one loss
         with state.averaged(), torch.no_grad():
-            numbers = range(SAMPLES) if state.parallel is not parallel else range(rank, 5, world)
+            turns = range(data.rank, 5, data.size)
+            numbers = range(SAMPLES) if state.parallel is not parallel else turns
             each = {n: float(state.task.loss(one.main, batch_of(one, [n]))) for n in numbers}
         losses.append(each)
     found["validation"] = max(abs(losses[0][n] - value) for n, value in losses[1].items())
@@ -141,6 +153,8 @@ def fault(kind, data, output, words, port, marker):
         os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         if kind == "patience":
             slow(rank)
+        elif kind == "frozen preview":
+            freeze_preview(rank)
         elif rank == 1:
             at_step(3, {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}.get(kind) or kind)
         with suppress(BaseException):
@@ -151,7 +165,7 @@ def fault(kind, data, output, words, port, marker):
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             code = os.waitstatus_to_exitcode(status)
-        elif rank == 1 and Path(marker).exists() and kind == "freeze":
+        elif rank == 1 and Path(marker).exists() and str(kind).startswith("fr"):
             os.kill(child, signal.SIGKILL)
         time.sleep(0.05)
     if rank == 0:
@@ -175,6 +189,12 @@ def at_step(number, what):
     steps.clipped = clipped
 
 
+def freeze_preview(rank):
+    """This process freezes while it makes its preview."""
+    if rank == 1:
+        DiffusionTask.preview = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def slow(rank):
     """Main-only work, and this rank's previews, take longer than a step may."""
     if rank:
@@ -189,8 +209,6 @@ def slow(rank):
         return wrapped
 
     setup._measure_once = slowly(measure)
-    from volumediff.tasks.diffusion import DiffusionTask
-
     DiffusionTask.preview = slowly(preview)
 
 

@@ -5,7 +5,13 @@ import yaml
 from tiny_runs import tiny
 
 from volumediff.commands._doctor import _accelerate
-from volumediff.distributed.accelerate_config import overlaid_by_accelerate, requested, variables
+from volumediff.distributed.accelerate_config import (
+    overlaid_by_accelerate,
+    requested,
+    started_alone,
+    variables,
+)
+from volumediff.distributed.processes import start
 from volumediff.errors import UsageError
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -159,3 +165,20 @@ def test_variables_are_those_of_accelerate(tmp_path):
     assert requested(made) == requested(launched)
     for name in ("FSDP_VERSION", "FSDP_OFFLOAD_PARAMS", "FSDP_RESHARD_AFTER_FORWARD"):
         assert made[name] == launched[name]
+
+
+# What `accelerate launch` 1.15 sets for `distributed_type: MULTI_CPU, num_processes: 2`.
+MULTI_CPU = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_one_process_of_several_on_cpus_is_known():
+    assert started_alone(MULTI_CPU)
+    assert not started_alone(MULTI_CPU | {"WORLD_SIZE": "2"}), "started by torchrun"
+    assert not started_alone({"ACCELERATE_USE_CPU": "True"}), "one was asked for"
+
+
+def test_one_process_of_several_on_cpus_does_not_train(monkeypatch):
+    for name, value in MULTI_CPU.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"one process was started, .* has several.* torchrun"):
+        start(tiny("data", "run"))

@@ -12,7 +12,8 @@ from tiny_app import program, save
 
 from volumediff.data.account import left_out, refuse_left_out
 from volumediff.data.check import check
-from volumediff.data.survey import find_cases, survey_cases
+from volumediff.data.layouts.folder import Folder
+from volumediff.data.survey import find_cases, survey_cases, surveyed_once
 from volumediff.errors import DataError, UsageError
 
 __all__ = ["program"]  # a fixture
@@ -212,6 +213,26 @@ def test_commands_count_and_refuse(words, tmp_path, program):
     code, out, error = program(*given)
     assert "1 file" in out + error
     assert "in no case" in out + error
+
+
+def test_a_command_lists_a_folder_once(tmp_path, program, monkeypatch):
+    """Account, cases and channels of a run come from one reading; the next command reads anew."""
+    for name in ("a_T1w", "a_T2w", "b_T1w"):
+        save(tmp_path / f"data/{name}.nii", np.ones((4, 4, 4), np.float32), np.eye(4))
+    reads, read_folder = [], Folder.read
+    monkeypatch.setattr(
+        Folder, "read", lambda self, root: reads.append(root) or read_folder(self, root)
+    )
+    with surveyed_once():
+        assert len(survey_cases(tmp_path / "data")[0]) == 2
+        cases, problems = survey_cases(tmp_path / "data", channels=["T2w"])
+        assert ([c.id for c in cases], [p.id for p in problems]) == (["a"], ["b"])
+        assert len(survey_cases(tmp_path / "data")[1]) == 0, "one's problems are not another's"
+    assert len(reads) == 1
+    survey_cases(tmp_path / "data")
+    assert len(reads) == 2
+    program("prepare", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--channels", "T9")
+    assert len(reads) == 3
 
 
 def test_discovery_is_quick(tmp_path):

@@ -2,9 +2,7 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
 import sys
 from functools import partial
 from itertools import permutations, product
@@ -16,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torchio
+from child_processes import run_program
 from monai.data import MetaTensor
 from tiny_app import QUICK, WINDOW, base, label_run, oblique, program, run, save
 from tiny_runs import phantom, tiny, write_data
@@ -585,9 +584,7 @@ def test_importing_the_package_loads_one_module():
         "heavy = {'torch', 'numpy', 'nibabel', 'pydantic', 'yaml', 'accelerate', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
+    shown = run_program([sys.executable, "-c", code])
     assert shown.stdout.splitlines() == ["['volumediff']", "[]"]
 
 

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from volumediff.networks import _attention
+from volumediff.networks import _attention, _context_attention
 from volumediff.networks._attention import Attention, attend, available_backends
+from volumediff.networks._context_attention import ContextAttention
 
 REASONS = available_backends("cpu")
 
@@ -15,6 +16,10 @@ REASONS = available_backends("cpu")
 def tokens(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return torch.randn((3, 2, 40, 4, 32), generator=generator).to(dtype).unbind(0)
+
+
+def context_attention():
+    return ContextAttention(8, (3, 4), heads=2, groups=2)
 
 
 def softmax_attention(q, k, v):
@@ -93,3 +98,22 @@ def test_layer_starts_as_the_identity(layout):
 
 def test_doctor_sees_every_backend():
     assert set(REASONS) == {"auto", *_attention.KERNELS, "xformers"}
+
+
+@pytest.mark.parametrize("attention", [Attention(8, groups=2), context_attention()])
+def test_some_planes_ask_all_of_them(attention, monkeypatch):
+    """As one of several processes that share a volume: the same planes, and no more asked for."""
+    x = torch.randn(2, 8, 5, 3, 2, dtype=torch.float64)
+    told = (torch.randn(2, 7, dtype=torch.float64),) if attention.conditioned else ()
+    attention = attention.double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    whole, asked = attention(x, *told), []
+    for module in (_attention, _context_attention):
+        monkeypatch.setattr(
+            module, "attend", lambda q, *kv, **how: (asked.append(q.shape[1]), attend(q, *kv))[1]
+        )
+    for lo, hi in ((0, 2), (2, 5), (1, 4)):
+        some = attention(x, *told, planes=(lo, hi))
+        torch.testing.assert_close(some, whole[:, :, lo:hi], rtol=1e-12, atol=1e-12)
+    assert asked == [6 * n for n in (2, 3, 3)]

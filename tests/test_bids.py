@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 
 import nibabel as nib
 import numpy as np
 import pytest
+from child_processes import run_program
 from tiny_app import PLAIN, base, label_run, program, run
 from tiny_runs import phantom, tiny, write_data
 
@@ -164,12 +164,7 @@ def test_the_validator_of_bids_passes(folders, number):
     validator = shutil.which("bids-validator-deno")
     if validator is None:
         pytest.skip("needs the validator of BIDS: pip install bids-validator-deno")
-    done = subprocess.run(
-        [validator, str(folders[number]), "--format", "json", "--no-color"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([validator, folders[number], "--format", "json", "--no-color"], code=None)
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [i for i in issues if i["severity"] == "error"] == []
     # there are no authors of results, and no JSON beside the table of labels

@@ -3,14 +3,15 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import nibabel as nib
 import numpy as np
 import pytest
+from child_processes import running
 from tiny_app import PLAIN, base, label_run, program, run, save, write_cases
 from tiny_runs import phantom, write_data
 
@@ -201,13 +202,11 @@ def test_ctrl_c_is_130(tmp_path):
         f"sys.argv = {words!r}\n"
         "from volumediff.cli import main; main()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=30)
+    with running([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        complaint = process.ended(30).stderr
     assert process.returncode == 130
     assert "interrupted" in complaint
     assert "Traceback" not in complaint

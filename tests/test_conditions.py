@@ -12,7 +12,7 @@ from tiny_runs import phantom, tiny, write_data
 import volumediff
 from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
-from volumediff.inference.conditions import TIMES, settled
+from volumediff.inference.conditions import LOG_SNRS, VALUES, settled
 from volumediff.inference.options import SampleOptions
 from volumediff.inference.sample import sampling
 from volumediff.kernels._prediction import Prediction
@@ -121,8 +121,44 @@ def test_the_value_with_the_least_error_is_estimated(trained, monkeypatch, age):
     assert (estimate.values[0], estimate.values[-1]) == (20.0, 41.0)
     assert estimate.decided
     assert estimate.network_calls == len(calls) == 54
-    assert {round(t, 3) for t in calls} == set(TIMES)
+    schedule = trained.model.kernel.schedule
+    log_snrs = schedule.log_snr(torch.tensor(sorted(set(calls)), dtype=torch.float64))
+    assert log_snrs.tolist() == pytest.approx(LOG_SNRS, abs=1e-6)
     torch.testing.assert_close(found.condition.scalars, trained.condition(found.values).scalars)
+
+
+@pytest.mark.parametrize(("slope", "apart"), [(0.0, 0), (0.6, 1)])
+def test_several_values_are_estimated_in_turns(trained, monkeypatch, slope, apart):
+    """Errors are a bowl of two attributes: turns end where trying all pairs ends, and where it is
+    tilted, so that one attribute makes up for the other, one value of the grid beside."""
+    ready, calls = ready_case(trained), []
+    both = replace(trained.recipe, scalars=("age", "height"))
+    statistics = Statistics(
+        {"age": (0.0, 1.0), "height": (0.0, 1.0)}, ranges={"age": (0.0, 8.0), "height": (0.0, 8.0)}
+    )
+    told = replace(trained, statistics=statistics)
+    monkeypatch.setattr(type(told), "recipe", property(lambda self: both))
+
+    def wrong(age, height):
+        a, h = age - 2, height - 7
+        return 0.1 + 0.05 * (a * a + h * h + 2 * slope * a * h)
+
+    def denoise(z_t, t, condition):
+        calls.append(tuple(condition.scalars[0].tolist()))
+        alpha, sigma = told.model.kernel.schedule(t)
+        eps = (z_t - alpha * told.model.encode(ready.x[None])) / sigma
+        return Prediction.from_eps(eps + wrong(*calls[-1]), z_t, alpha, sigma)
+
+    monkeypatch.setattr(told.model, "denoise", denoise)
+    sought = {"age": "estimate", "height": "estimate"}
+    found = settled(told, sought, ready, key=3)
+    pairs = [(a, h) for a in range(VALUES) for h in range(VALUES)]
+    best = min(pairs, key=lambda pair: wrong(*pair))
+    assert best == (2, 7)
+    assert [abs(v - b) for v, b in zip(found.values.values(), best, strict=True)] == [apart] * 2
+    assert sum(e.network_calls for e in found.estimates.values()) == len(calls)
+    assert len(calls) < 6 * VALUES**2 / 2
+    assert len(calls) == 6 * len(set(calls))  # no pair is tried twice
 
 
 def test_a_volume_that_does_not_tell_is_said(trained, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from data_sets import (
     CHEXPERT,
+    NODULES,
     ROWS,
     SETS,
     XML,
@@ -17,6 +18,7 @@ from data_sets import (
     grazped,
     ixi,
     lidc,
+    luna16,
     mood,
     mslub,
     msseg2008,
@@ -34,8 +36,10 @@ from PIL import Image
 
 from volumediff.data.check import check
 from volumediff.data.fingerprint import fingerprint
-from volumediff.data.grid import Grid, canonical_box
+from volumediff.data.grid import Grid, canonical_box, native_order
 from volumediff.data.intensity import Window
+from volumediff.data.layouts import _xml
+from volumediff.data.layouts._xml import read_xml
 from volumediff.data.linking import Rectangle, link
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.data.survey import find_cases, layout_of, survey_cases
@@ -485,6 +489,90 @@ def test_fastmri_without_header_or_package(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"pip install 'volumediff\[fastmri\]'") as error:
         find_cases(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_luna16(tmp_path):
+    import SimpleITK as sitk
+
+    luna16(tmp_path)
+    sick, healthy = find_cases(tmp_path)
+    assert (sick.id, sick.patient, sick.attributes) == (
+        "1.2.7",
+        "1.2.7",
+        {"nodules": 2, "fold": 0, **SICK},
+    )
+    assert (healthy.boxes, healthy.spheres, healthy.attributes["group"]) == ((), (), "healthy")
+    # inside of a sphere are the voxels whose centre is, as SimpleITK places them; or the nearest
+    image = sitk.ReadImage(str(sick.images["image"]))
+    truth = np.zeros(image.GetSize(), np.uint8)
+    for *centre, diameter in NODULES:
+        away = {
+            place: np.linalg.norm(np.subtract(image.TransformIndexToPhysicalPoint(place), centre))
+            for place in np.ndindex(image.GetSize())
+        }
+        near = [place for place, mm in away.items() if mm <= diameter / 2]
+        for place in near or [min(away, key=away.get)]:
+            truth[place] = 1
+    assert 5 < truth.sum() < 100
+    like = read(sick.images["image"])
+    label = filled(sick.boxes, like, sick.spheres)
+    np.testing.assert_array_equal(native_order(label.array, like.native)[0], truth)
+    prepared = Preprocessing(intensity=Window()).prepare(sick)
+    assert int(prepared.label.sum()) == truth.sum()
+    assert int(find_truths(tmp_path)["1.2.7"].marks(like).lesion.sum()) == truth.sum()
+    # the boxes are those of the spheres one by one
+    for box, sphere in zip(sick.boxes, sick.spheres, strict=True):
+        places = np.argwhere(filled([box], like, [sphere]).array[0])
+        low, high = places.min(0) - box[:3], box[3:] - places.max(0) - 1
+        assert 0 <= min(*low, *high) <= max(*low, *high) <= 1
+    (tmp_path / "annotations_excluded.csv").unlink()
+    assert find_cases(tmp_path)[1].attributes["group"] == "unsure"
+    text(
+        tmp_path / "annotations.csv",
+        "seriesuid,coordX,coordY,coordZ,diameter_mm",
+        "1.2.7,90,0,0,5",
+        "9.9,0,0,0,4",
+    )
+    _, problems = survey_cases(tmp_path)
+    said = {p.id: p.message for p in problems}
+    assert "lies outside of the volume" in said["1.2.7"]
+    assert "of 1 series without a volume, such as 9.9" in said["annotations.csv"]
+    text(
+        tmp_path / "annotations.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm", "1.2.7,a,0,0,5"
+    )
+    with pytest.raises(DataError, match=r"annotations\.csv: row 2: expected three coordinates"):
+        find_cases(tmp_path)
+
+
+def test_lidc_annotations_in_a_tree_of_their_own(tmp_path):
+    lidc(tmp_path)
+    (beside,) = find_cases(tmp_path)
+    (xml,) = tmp_path.rglob("*.xml")
+    apart = tmp_path / "LIDC-XML-only/tcia-lidc-xml/157/158.xml"
+    named = "<ResponseHeader><SeriesInstanceUid>{}</SeriesInstanceUid></ResponseHeader>"
+    said = xml.read_text().replace("<readingSession>", named + "<readingSession>", 1)
+    text(apart, said.format("1.2.3"))
+    xml.unlink()
+    assert find_cases(tmp_path) == [beside]
+    text(apart, said.format("1.2.99"))
+    (other,) = find_cases(tmp_path)
+    assert other.boxes is None
+    assert not other.contours
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "document type"),
+        ("<a>" * 40 + "</a>" * 40, "more than 32 deep"),
+        ("<a>" + " " * 3000 + "</a>", "larger than 0 MiB"),
+    ],
+)
+def test_xml_is_read_within_bounds(content, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(_xml, "MOST_BYTES", 2000)
+    text(tmp_path / "a.xml", content)
+    with pytest.raises(DataError, match=rf"a\.xml: cannot be read as XML .*{reason}"):
+        read_xml(tmp_path / "a.xml")
 
 
 def test_lidc(tmp_path):

@@ -499,10 +499,12 @@ def test_a_student_of_labels_segments_in_one_call(tmp_path, task):
     run = train(taught(teacher, tmp_path / "s", task))
     volume = next(iter(sorted(data.glob("*_T1w.nii.gz"))))
     student = load(run, device="cpu")
-    found = student.segment(volume, samples=1, overrides=["sampler=student"])
+    found = student.segment(volume, samples=1)  # the method's own five steps are the teacher's
     assert found.segmented.cost.network_calls == 1
     with pytest.raises(UsageError, match="use sampler=student"):
-        student.segment(volume, samples=1)
+        student.segment(volume, samples=1, overrides=["sampler={name: ddim, steps: 2}"])
+    taught_by = load(teacher, device="cpu").segment(volume, samples=1)
+    assert taught_by.segmented.cost.network_calls == 5
 
 
 # --- guided students -----------------------------------------------------------------------------

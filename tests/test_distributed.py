@@ -4,14 +4,12 @@ A launch costs seconds before it does anything: each does many things, see `para
 """
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from child_processes import run_program, torchrun
 from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import UsageError
@@ -38,11 +36,19 @@ GENERATOR = [
     "network={name: unet, widths: [4, 8], blocks: 1, groups: 2}",
 ]
 STUDENT = [
-    *("task=progressive", "teacher=wavelet_64", "space=voxel"),
-    "kernel={name: gaussian, schedule: cosine}",
+    *("teacher=wavelet_64", "space=voxel"),
+    "kernel={name: gaussian, schedule: {name: cosine, zero_terminal_snr: true}, prediction: v}",
     "network={name: unet, widths: [4, 8], blocks: 1, groups: 2}",
-    "student={steps: 1, from_steps: 2, round_steps: 6}",
 ]
+CLASSES = "recipe={name: class_conditional, attribute: group, values: [control, patient]}"
+# Of each student what it learns; rounds and averages follow the steps.
+STUDENTS = {
+    "progressive": ["student={steps: 1, from_steps: 4, round_steps: 1}"],
+    "consistency": ["student={steps: 1, from_steps: 4, target_ema: 0.5}"],
+    "reflow": ["student={steps: 1, from_steps: 2}"],
+    "guided": [CLASSES],
+    "trajectory": ["student={states: 2, modes: 2, teacher_steps: 4}"],
+}
 LATENT = "space={name: latent, autoencoder: kl_64}"
 ADAPTER = ["start_from=run", "adapter={name: lora, rank: 2}"]
 PSEUDO3D = [
@@ -53,20 +59,34 @@ ATTENTION = [
     "network={name: unet, widths: [4, 8], blocks: 1, groups: 2, attention_levels: [1]}",
     "memory={channels_last: true, checkpoint: true}",
 ]
-# Of each network its way to be held; the number of micro-batches divides the samples of a rank.
+# Of each network its way to be held, and the launches; the number of micro-batches divides the
+# samples of a rank.
 EXACT = [
-    {"name": "attention", "words": ATTENTION, "shard": True, "accumulate": 1},
-    {"name": "attention", "words": ATTENTION, "shard": False, "accumulate": 1},
-    {"name": "slabs", "words": ["space=wavelet", "memory.slab=3"], "shard": True},
-    {"name": "pseudo3d", "words": PSEUDO3D, "shard": True},
-    {"name": "latent", "words": [LATENT], "shard": True},
-    {"name": "autoencoder", "words": ["task=autoencoder", KL], "shard": False},
-    {"name": "generator", "words": GENERATOR, "shard": True},
-    {"name": "codebook", "words": ["task=autoencoder", VQ], "shard": True},
-    {"name": "adapter", "words": ADAPTER, "shard": True},
+    {"name": "attention", "words": ATTENTION, "shard": True, "ranks": [2, 3], "accumulate": 1},
+    {"name": "attention", "words": ATTENTION, "shard": False, "ranks": [2, 3], "accumulate": 1},
+    {"name": "slabs", "words": ["space=wavelet", "memory.slab=3"], "shard": True, "ranks": [2]},
+    {"name": "pseudo3d", "words": PSEUDO3D, "shard": True, "ranks": [2]},
+    {"name": "latent", "words": [LATENT], "shard": True, "ranks": [2]},
+    {"name": "autoencoder", "words": ["task=autoencoder", KL], "shard": False, "ranks": [2]},
+    {"name": "generator", "words": GENERATOR, "shard": True, "ranks": [2]},
+    {"name": "codebook", "words": ["task=autoencoder", VQ], "shard": True, "ranks": [2, 3]},
+    {"name": "adapter", "words": ADAPTER, "shard": True, "ranks": [2]},
     # a loss with gradients on its way
-    {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True},
-    {"name": "student", "words": STUDENT, "shard": False},
+    {"name": "critic", "words": ["task=autoencoder", CRITIC], "shard": True, "ranks": [2]},
+    *(
+        {"name": f"domain {space}", "words": words, "shard": True, "ranks": [2], "domain": 2}
+        for space, words in {"wavelet": ["space=wavelet"], "pseudo3d": PSEUDO3D}.items()
+    ),
+    *(
+        {
+            "name": name,
+            "words": [f"task={name}", *STUDENT, *words],
+            "shard": shard,
+            "ranks": [2, 3] if name == "consistency" else [2],
+        }
+        for name, words in STUDENTS.items()
+        for shard in ([True, False] if name == "progressive" else [True])
+    ),
 ]
 RUNS = {"copies first": False, "shares first": True}
 PROGRAM = Path(__file__).with_name("parallel_program.py")
@@ -81,24 +101,7 @@ def launch(folder, ranks, *, exact=(), trainings=(), faults=()):
     """Lines of the main process, and everything that was said."""
     plan = folder / f"plan-{ranks}.json"
     plan.write_text(json.dumps({"exact": exact, "train": trainings, "faults": faults}))
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(ranks), str(PROGRAM), str(plan)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-        },
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    done = run_program([*torchrun(ranks), PROGRAM, plan])
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return lines, done.stderr
 
@@ -123,7 +126,8 @@ def launched(data, tmp_path_factory):
     accumulated = [{**case, "accumulate": 3 // case.get("accumulate", 3)} for case in EXACT]
     first, said = launch(folder, 2, exact=accumulated, trainings=[*two, *others])
     layouts = {name: layout(folder / name) for name in RUNS}
-    second, _ = launch(folder, 3, exact=EXACT[:3] + EXACT[7:], trainings=three)
+    uneven = [case for case in EXACT if 3 in case["ranks"]]
+    second, _ = launch(folder, 3, exact=uneven, trainings=three)
     return folder, [*first, *second], said, layouts
 
 
@@ -151,10 +155,14 @@ def difference(a, b, name):
 def test_steps_of_several_processes_are_those_of_one(launched):
     """Losses, gradient norms, clipped AdamW steps, moments and averages, in float64."""
     _, lines, _, _ = launched
-    assert len(lines) == len(EXACT) + 7
+    assert len(lines) == sum(len(case["ranks"]) for case in EXACT)
     for line in lines:
-        for name in ("numbers", "validation", "weights", "ema", "optimizer"):
+        # trajectories begin with noise, which is in float32, and so are means of their losses
+        assert line["numbers"] < (1e-6 if line["case"] == "trajectory" else 1e-12), line
+        for name in ("validation", "weights", "ema", "optimizer"):
             assert line[name] < 1e-12, line
+        if line["case"] in ("progressive", "consistency"):
+            assert line["training"] < 1e-12, "the teacher of the round, or the average"
 
 
 @pytest.mark.slow
@@ -218,6 +226,10 @@ def test_faults_of_one_process_end_all_with_a_checkpoint(data, tmp_path):
     kinds = {
         "kill": [*endless, "processes.timeout_s=600"],
         "freeze": [*endless, "processes.timeout_s=8"],
+        # while the main process waits for the other one's preview, which may take its time
+        "frozen preview": [
+            *("optim.steps=3", "save_every=1", "validation.previews=2", "processes.timeout_s=8")
+        ],
         str(int(signal.SIGUSR1)): [*endless, "save_every=99999"],
         "patience": ["optim.steps=3", "validation.previews=1", "processes.timeout_s=8"],
     }
@@ -232,12 +244,12 @@ def test_faults_of_one_process_end_all_with_a_checkpoint(data, tmp_path):
     codes = {(line["kind"], line["rank"]): line["code"] for line in lines}
     seconds = {line["kind"]: line["seconds"] for line in lines if line["rank"] == 0}
     usr1 = str(int(signal.SIGUSR1))
-    assert codes["kill", 0] == codes["freeze", 0] == 1
-    assert codes["kill", 1] == codes["freeze", 1] == -signal.SIGKILL
-    assert said.count("another process of this training ended") == 2
-    for kind in ("kill", "freeze"):
+    for kind, step in {"kill": 2, "freeze": 2, "frozen preview": 3}.items():
+        assert codes[kind, 0] == 1
+        assert codes[kind, 1] == -signal.SIGKILL
         assert seconds[kind] < 60
-        assert checkpoint.find(tmp_path / kind, "last").step == 2
+        assert checkpoint.find(tmp_path / kind, "last").step == step
+    assert said.count("another process of this training ended") == 3
     assert codes[usr1, 1] == 128 + signal.SIGUSR1
     assert codes[usr1, 0] == 128 + signal.SIGTERM, "the other one is told by the first"
     assert checkpoint.find(tmp_path / usr1, "last").step == 3

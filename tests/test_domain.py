@@ -1,14 +1,12 @@
 """Volumes that processes share: every number is that of one process, in about half the memory."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import pytest
 import torch
+from child_processes import run_program, torchrun
 from domain_ranks import MODELS
 from tiny_runs import figures, tiny, write_data
 
@@ -48,24 +46,6 @@ leave()
 """
 
 
-def launch(ranks, *words):
-    """Runs a program in so many processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    root = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    ended = subprocess.run(
-        [*command, "--nproc_per_node", str(ranks), *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stderr
-
-
 def use(data, run, out, *, domain):
     """Samples, and maps of all cases, into folders."""
     trained = load(run, device="cpu", domain=domain)
@@ -83,7 +63,7 @@ def images(out):
 def found(tmp_path_factory):
     """What three processes found, each for itself."""
     output = tmp_path_factory.mktemp("domain") / "found.json"
-    launch(3, Path(__file__).parent / "domain_ranks.py", output)
+    run_program([*torchrun(3), Path(__file__).with_name("domain_ranks.py"), output])
     return json.loads(output.read_text())
 
 
@@ -103,6 +83,7 @@ def test_two_processes_hold_about_half_of_the_activations(found, kind):
     for rank in range(2):
         peaks = found[rank]["peaks"]
         assert peaks[f"{kind} shared"] < 0.6 * peaks[f"{kind} one"]
+        assert peaks[f"{kind} shared"] == pytest.approx(peaks[f"{kind} planned"], rel=0.05)
 
 
 @pytest.mark.slow
@@ -120,7 +101,7 @@ def test_a_run_of_data_times_domain_equals_one_process(tmp_path):
     program.write_text(PROGRAM)
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     arguments = [str(data), str(shared), [*WORDS, "processes.domain=2"]]
-    launch(4, program, Path(__file__).parent, json.dumps(arguments))
+    run_program([*torchrun(4), program, Path(__file__).parent, json.dumps(arguments)])
     train(tiny(data, alone, *WORDS))
     for kind in ("weights", "ema"):
         one, other = (checkpoint.find(run, "last").tensors(kind) for run in (alone, shared))
@@ -181,6 +162,12 @@ def test_a_plan_is_about_one_of_the_processes(tmp_path):
     one, two = (t.stages["backward"].parts["activations"] for t in (alone, shared))
     assert two < 0.6 * one
     assert shared.stages["backward"].parts["weights"] == alone.stages["backward"].parts["weights"]
+    words = [*words, "processes.domain=2", "processes.shard=true"]
+    divided = trace(tiny(tmp_path, tmp_path / "run", *words)).stages["backward"].parts
+    whole = shared.stages["backward"].parts
+    assert divided["activations"] == whole["activations"]
+    assert divided["optimizer"] == whole["optimizer"] // 2
+    assert divided["weights"] == whole["weights"] * 3 // 2, "a share, and all of them in a step"
 
 
 def test_what_cannot_be_shared_is_refused_by_name():

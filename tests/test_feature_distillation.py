@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny, write_data
 
+from volumediff.batch import Batch
 from volumediff.errors import UsageError
 from volumediff.features.distillation import FeatureDistillation, standardised, teacher_features
 from volumediff.kernels.gaussian import Gaussian
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.networks.unet import UNet
 from volumediff.recipes.label_diffusion import LabelDiffusion
 from volumediff.runs.trained import load_trained
@@ -111,6 +112,37 @@ def test_the_mean_gradient_of_the_policy_is_that_of_the_mean_reward(monkeypatch)
     module.zero_grad()
     (-(log_p.exp() * torch.stack(rewards, 1)).sum()).backward()
     torch.testing.assert_close(total, module.policy.choice.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_sees_the_volume_behind_the_noise_of_its_key():
+    teacher, _ = pair()
+    given = batch()
+    t = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    alpha, sigma = (each.float()[:, None, None, None, None] for each in teacher.kernel.schedule(t))
+    z_t = alpha * given.images[0] + sigma * teacher.noise(given.keys, (1, *SIZE))(0)
+    expected = teacher.network.features(z_t, t.float())
+    found = teacher_features(teacher, given.images[0], t, given)
+    torch.testing.assert_close(found, expected)
+
+
+def test_every_time_has_a_head_and_the_baseline_follows_the_reward(monkeypatch):
+    teacher, module = pair(times=(0.2, 0.8))
+    monkeypatch.setattr(FeatureDistillation, "_drawn", staticmethod(lambda p, key: key))
+    given = batch()  # of the keys 0 and 1: the first sample takes the first time
+    t = torch.tensor(module.times, dtype=torch.float64)
+    seen = standardised(teacher_features(teacher, given.images[0], t, given))
+    # On cells of 2 voxels, of which those below 1 along d are the label.
+    truth = torch.zeros(4, 4, 4, dtype=torch.int64)
+    truth[:1] = 1
+    rewards = [
+        -torch.nn.functional.cross_entropy(head(seen[i : i + 1]), truth[None])
+        for i, head in enumerate(module.heads)
+    ]
+    pooled = standardised(module.features(given.images[0], given.condition)).flatten(2).mean(2)
+    _, baseline = module.policy(pooled)
+    module.loss(given, teacher).sum().backward()
+    expected = 2 * (baseline - torch.stack(rewards)).sum()
+    torch.testing.assert_close(module.policy.baseline.bias.grad[0], expected)
 
 
 def test_labels_and_policy_do_not_reach_the_student():

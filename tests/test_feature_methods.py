@@ -47,7 +47,14 @@ from volumediff.spaces.voxel import Voxel
 __all__ = ["base", "run"]  # fixtures
 
 INSIDE = foreground()
-SOURCE = FeatureSource(stride=2)
+
+
+def log_snrs(*times):
+    """Of the kernel at some times."""
+    return tuple(KERNEL.schedule.log_snr(torch.tensor(times, dtype=torch.float64)).tolist())
+
+
+SOURCE = FeatureSource(stride=2, log_snrs=log_snrs(0.1))
 ANATOMY = 0.25 * smooth_noise((1, *SHAPE), (1.5, 1.5, 1.5), 0, "anatomy")[None]
 
 
@@ -89,7 +96,7 @@ def test_features_are_the_encoders_stages_on_one_grid():
     assert got.shape == (12, 4, 6, 4)
     torch.testing.assert_close(got[:4], torch.nn.functional.avg_pool3d(fine, 2)[0])
     torch.testing.assert_close(got[4:], coarse[0])
-    two = FeatureSource(stride=1, times=(0.1, 0.4))(network(), e)
+    two = FeatureSource(stride=1, log_snrs=log_snrs(0.1, 0.4))(network(), e)
     torch.testing.assert_close(two[:4], fine[0])
     later = network_features(network(), Condition(), 0.4)(e.x)[0]
     torch.testing.assert_close(two[12:16], later[0])
@@ -98,11 +105,11 @@ def test_features_are_the_encoders_stages_on_one_grid():
 
 def test_noised_features_are_those_of_one_draw_for_all_volumes():
     e = example(0)
-    noised = FeatureSource(stride=1, noise=1.0, times=(0.3,))
+    noised = FeatureSource(stride=1, noise=1.0, log_snrs=log_snrs(0.3))
     alpha, sigma = (float(v) for v in KERNEL.schedule(torch.tensor([0.3], dtype=torch.float64)))
     draw = network().noise((key("features"),), (1, *SHAPE))(0)
     x = e.x + sigma / alpha * draw
-    clean = FeatureSource(stride=1, times=(0.3,))
+    clean = FeatureSource(stride=1, log_snrs=log_snrs(0.3))
     torch.testing.assert_close(
         noised(network(), e), clean(network(), replace(e, x=x)), atol=1e-4, rtol=1e-3
     )

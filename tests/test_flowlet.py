@@ -172,6 +172,7 @@ def test_a_checkpoint_becomes_a_run_that_samples_as_its_own_code_does(tmp_path):
     _, model = load_run(run)
     age = Statistics.load(run).standardised({"Age": 35.0})[None]
     assert age.item() == pytest.approx(0.25)
+    assert Statistics.load(run).ranges == {"Age": (20.0, 80.0)}
     noise = normal(1, 8, 8, 8, 8).float()
     sampler = DDIM(5)
     times = sampler.times(model.kernel.schedule)
@@ -230,9 +231,26 @@ def test_a_checkpoint_of_its_trainer_is_read_without_the_optimizer(tmp_path):
         tmp_path / "fmw_best.pth",
         tmp_path / "run",
         overrides=words,
+        ranges={"Age": (25.0, 70.0)},
         weights_only_pickle=True,
     )
     assert load_run(run)[0].recipe["scalars"] == ["Age"]
+    # those that are given go before those that the network is scaled by
+    assert Statistics.load(run).ranges == {"Age": (25.0, 70.0)}
+    for ranges, expected in (
+        ({"age": (20.0, 80.0)}, r"range age: the run is conditioned on Age\. Did you mean 'Age'"),
+        ({"Age": (80.0, 20.0)}, "range Age: expected a rising range, got 80 to 20"),
+    ):
+        with pytest.raises(UsageError, match=expected):
+            import_run(
+                "flowlet",
+                tmp_path / "fmw_best.pth",
+                tmp_path / "other",
+                overrides=words,
+                ranges=ranges,
+                weights_only_pickle=True,
+            )
+        assert not (tmp_path / "other").exists()
 
 
 def test_heads_must_fit():

@@ -5,8 +5,7 @@ sampler, a segmentation method, a layout and a task, each used here through YAML
 and Python, and described by `info`.
 """
 
-import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from child_processes import run_program
 from scipy import stats
 from tiny_app import program
 from tiny_runs import SIZE, phantom
@@ -63,11 +63,10 @@ def installed(tmp_path_factory):
     """The package in a folder of its own, put there by pip as any other."""
     place = tmp_path_factory.mktemp("site")
     words = ("install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     source = tmp_path_factory.mktemp("source") / "foreign"  # a build leaves files in its source
-    subprocess.run(["cp", "-r", str(PACKAGE), str(source)], check=True)
+    shutil.copytree(PACKAGE, source)
     command = [sys.executable, "-m", "pip", *words, "--target", str(place), str(source)]
-    subprocess.run(command, check=True, env=environment)
+    run_program(command, environment={"PIP_DISABLE_PIP_VERSION_CHECK": "1"})
     sys.path.insert(0, str(place))
     yield place
     sys.path.remove(str(place))

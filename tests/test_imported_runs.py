@@ -22,8 +22,8 @@ from volumediff.data.alignment_template import mni152
 from volumediff.data.grid import Grid
 from volumediff.data.volume import Volume
 from volumediff.errors import UsageError
-from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.stripping import stripped, strips
+from volumediff.samples.preparation_record import recorded_preparation
 from volumediff.settings.import_record import import_records_of
 from volumediff.training.imported import import_run
 
@@ -241,5 +241,8 @@ def test_localizing_a_head_is_localizing_its_brain(head, checkpoints, program, t
     ]
     np.testing.assert_array_equal(results[0].map, results[1].map)
     assert results[0].facts["prepared"]["stripped"] is True
+    (warning,) = results[0].facts["prepared"]["warnings"]
+    assert "lie in the space of sri24, which does not ship" in warning
+    assert warning in results[0].remarks
     assert results[1].facts["prepared"] is None
     assert results[0].map.shape == volume.native.shape

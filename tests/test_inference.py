@@ -5,16 +5,16 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from subprocess import DEVNULL
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from child_processes import running
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny_app import PLAIN, QUICK, base, label_run, oblique, program, run, save, write_cases
@@ -219,16 +219,12 @@ def test_other_settings_do_not_mix_in_one_folder(run, program, tmp_path):
 def test_a_killed_run_leaves_nothing_half_written(run, program, tmp_path):
     data, out = write_cases(tmp_path / "data", count=4), tmp_path / "out"
     words = ["localize", str(data), "--run", str(run), "-o", str(out), *QUICK]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "volumediff", *words], stderr=subprocess.DEVNULL
-    )
     ledger, deadline = out / "ledger.jsonl", time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if ledger.is_file() and ledger.read_bytes().count(b"\n") >= 1:
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with running([sys.executable, "-m", "volumediff", *words], stderr=DEVNULL) as process:
+        while process.poll() is None and time.monotonic() < deadline:
+            if ledger.is_file() and ledger.read_bytes().count(b"\n") >= 1:
+                break
+            time.sleep(0.002)
     for path in out.glob("new-*.nii.gz"):
         read(path)  # to the last byte of the stream
     for path in out.glob("new-*.json"):

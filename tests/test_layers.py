@@ -1,12 +1,12 @@
 """Imports go one way, the engine stays light, and the wheel holds every package."""
 
 import ast
-import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from child_processes import run_program
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "volumediff"
@@ -171,8 +171,7 @@ def test_every_layer_name_exists():
 
 def test_importing_the_package_is_light():
     code = "import sys, volumediff; print([m for m in ('torch', 'numpy') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert run_program([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
 FORBIDDEN = {"pickle", "marshal", "shelve", "dill"}

@@ -4,13 +4,13 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from child_processes import run_program
 from tiny_app import base, program, run, write_cases
 
 from volumediff import extras
@@ -42,12 +42,7 @@ print("LOADED", json.dumps(found))
 
 def loaded(*commands):
     """Packages outside of the standard library: after the import, and after each command."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_program([sys.executable, "-c", SCRIPT, json.dumps(commands)])
     return [set(names) for names in json.loads(done.stdout.rpartition("LOADED")[2])]
 
 
@@ -75,9 +70,7 @@ def test_the_answer_comes_at_once(words, seconds):
     used = []
     for _ in range(3):
         before = os.times()
-        subprocess.run(
-            [sys.executable, "-m", "volumediff", *words], capture_output=True, check=True
-        )
+        run_program([sys.executable, "-m", "volumediff", *words])
         after = os.times()
         total = after.children_user + after.children_system
         used.append(total - before.children_user - before.children_system)

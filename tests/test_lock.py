@@ -5,10 +5,10 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import sys
 
 import pytest
+from child_processes import run_program
 from tiny_runs import tiny, write_data
 
 from volumediff.errors import DataError, UsageError
@@ -50,8 +50,7 @@ def test_where_the_kernel_has_none_a_file_stands_for_it(tmp_path, monkeypatch, n
 def test_a_lock_of_a_process_that_is_gone_is_taken_over_on_its_host_alone(tmp_path, monkeypatch):
     lockless(monkeypatch, errno.ENOSYS)
     path, sentinel = tmp_path / "run.lock", tmp_path / "run.lock.held"
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    gone = run_program([sys.executable, "-c", "import os; print(os.getpid())"])
     holder = {"host": socket.gethostname(), "pid": int(gone.stdout)}
     sentinel.write_text(json.dumps(holder))
     lock = FileLock.take(path)

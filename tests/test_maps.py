@@ -75,8 +75,10 @@ def test_the_ssim_ensemble_is_the_softmax_of_its_windows():
 def test_perceptual_distance_is_that_of_the_encoders_stages(distance):
     model = network_in(Voxel())
     x, y = pair()
-    got = measured(Perceptual(distance=distance, level=0.2), model, x, y)
-    alpha, _ = KERNEL.schedule(torch.tensor([0.2], dtype=torch.float64))
+    time = torch.tensor([0.2], dtype=torch.float64)
+    log_snr = float(KERNEL.schedule.log_snr(time))
+    got = measured(Perceptual(distance=distance, log_snr=log_snr), model, x, y)
+    alpha, _ = KERNEL.schedule(time)
     body = model.network.hourglass
     e = model.network.embedding(torch.tensor([0.2]), Condition())
     expected = torch.zeros_like(x)

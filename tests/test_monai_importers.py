@@ -175,7 +175,14 @@ def test_what_the_brains_of_the_model_zoo_say_to_people_alone():
     source = ForeignCheckpoint(state, published=published)
     importer = config.build("importer", UNET)
     tree = importer.config(source)
-    assert tree["recipe"]["scalars"] == ["gender", "age", "ventricular_volume"]
+    names = ["gender", "age", "ventricular_volume"]
+    assert tree["recipe"]["scalars"] == names
+    assert importer.training_ranges(source) == dict.fromkeys(names, (0.0, 1.0))
+    # a range that is published goes before what is known of the model
+    metadata["inputs"]["value_range"] = [-2, 2]
+    assert importer.training_ranges(source) == dict.fromkeys(names, (-2.0, 2.0))
+    metadata["inputs"]["value_range"] = ["low", "high"]
+    assert importer.training_ranges(source) == dict.fromkeys(names, (0.0, 1.0))
     assert tree["network"]["scalar_channels"]
     assert tree["data"]["preprocessing"]["shape"] == [160, 224, 160]
     # arrays that run to the left

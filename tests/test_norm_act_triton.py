@@ -1,15 +1,14 @@
 """The Triton kernels against the formula in float64, in the interpreter where there is no GPU."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from child_processes import run_program
 from test_layers_math import normal, normalised
 
 from volumediff.memory.memory_policy import MemoryPolicy
@@ -308,19 +307,14 @@ def test_triton_is_imported_only_when_used():
         "NormAct(8)(torch.zeros(1, 8, 2, 2, 2)); "
         "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'triton'])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert run_program([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
 @needs_triton
 @pytest.mark.slow
 def test_kernels_compile_for_gpus(tmp_path):
     """For compute capability 8.0, without such a device."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
+    environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     script = Path(__file__).with_name("compile_kernels.py")
-    out = subprocess.run(
-        [sys.executable, script, "80"], capture_output=True, text=True, env=environment
-    )
-    assert out.returncode == 0, out.stderr
+    out = run_program([sys.executable, script, "80"], environment=environment)
     assert out.stdout == "13 kernels\n"

@@ -30,6 +30,8 @@ from volumediff.data.volume import read, write
 from volumediff.errors import DataError
 from volumediff.evaluation.leakage import keep, leakage
 from volumediff.evaluation.truths import Truth
+from volumediff.samples.preparation_record import RunPreparation
+from volumediff.storage.records import write as write_record
 
 __all__ = ["program"]  # fixture
 
@@ -405,7 +407,8 @@ def test_a_case_unlike_its_batch_is_flagged():
 
 
 def write_raw(root: Path, fine: Template, *, name="p1", spacing=4.0) -> dict[str, np.ndarray]:
-    """A T1w with skull-free brain, a FLAIR on its own grid, a label and a mask of the brain."""
+    """A T1w with skull-free brain, a FLAIR on its own grid, a SWI with a background of -30, two
+    labels and a mask of the brain."""
     root.mkdir(parents=True, exist_ok=True)
     first = native_affine(spacing)
     second = oblique("RAS", degrees=0.0, spacing=(4.0, 4.0, 6.0))
@@ -421,6 +424,8 @@ def write_raw(root: Path, fine: Template, *, name="p1", spacing=4.0) -> dict[str
             place = centre_of(mask, affine) + np.array([20, 10, 15])
             lesion = blob(shape, affine, place, 13.0)
             save(lesion, affine, root / f"{name}_mask.nii.gz")
+            save(np.roll(lesion, 3, axis=0), affine, root / f"{name}_associated.nii.gz")
+            save(np.where(mask, x - 300, -30), affine, root / f"{name}_swi.nii.gz")
     return {"place": place, "lesion": lesion, "affine": first}
 
 
@@ -457,7 +462,7 @@ def prepared(raw, template, tmp_path_factory, aligned):
             out,
             template=template,
             steps=Steps(mask=BrainMask.given, strip=True),
-            channels=("T1w", "FLAIR"),
+            channels=("T1w", "FLAIR", "swi"),
             report=lambda line: None,
         )
     assert done.summary.failed == {}
@@ -467,7 +472,7 @@ def prepared(raw, template, tmp_path_factory, aligned):
 
 def test_the_output_is_a_data_set(prepared, template):
     (case,) = find_cases(prepared)
-    assert (case.id, case.patient, list(case.images)) == ("p1", "p1", ["FLAIR", "T1w"])
+    assert (case.id, case.patient, list(case.images)) == ("p1", "p1", ["FLAIR", "T1w", "swi"])
     assert case.attributes == {"age": 41.5, "group": "control"}
     assert case.label is not None
     assert brain_mask_of(case).name == "p1_brainmask.nii.gz"
@@ -478,8 +483,65 @@ def test_the_output_is_a_data_set(prepared, template):
         np.testing.assert_allclose(volume.affine, template.grid.affine)
     brain = read(brain_mask_of(case), kind="label").array[0] > 0
     assert 2 * (brain & template.object).sum() / (brain.sum() + template.object.sum()) > 0.95
-    for path in case.images.values():
-        assert not read(path).array[0][~brain].any()
+    for name, path in case.images.items():
+        np.testing.assert_array_equal(read(path).array[0][~brain], -30 if name == "swi" else 0)
+
+
+def test_a_channel_that_n4_cannot_take_stays_as_it_is(prepared, raw, template):
+    record = json.loads((prepared / "p1" / "p1_transform.json").read_text())
+    fields = {name: channel["bias_field"] for name, channel in record["channels"].items()}
+    assert fields["swi"] is None
+    assert None not in (fields["T1w"], fields["FLAIR"])
+    said = [f["message"] for f in record["findings"] if f["code"] == "not_corrected"]
+    assert len(said) == 1
+    assert said[0].startswith("channel swi: N4 takes positive intensities")
+    assert "no bias correction of swi" in (prepared / "qc_cases" / "p1.html").read_text()
+    given, there = read(raw[0] / "p1_swi.nii.gz"), read(prepared / "p1" / "p1_swi.nii.gz")
+    matrix = np.array(record["channels"]["T1w"]["native_to_template"])
+    once = Alignment(given.native, template.grid, matrix).apply(given.array, fill=-30.0)[0]
+    brain = read(prepared / "p1" / "p1_brainmask.nii.gz", kind="label").array[0] > 0
+    np.testing.assert_allclose(there.array[0][brain], once[brain], atol=1e-3)
+
+
+def test_labels_of_associated_changes_move_along(prepared, raw, template):
+    (case,) = find_cases(prepared)
+    assert case.associated == prepared / "p1" / "p1_associated.nii.gz"
+    record = json.loads((prepared / "p1" / "p1_transform.json").read_text())
+    matrix = np.array(record["channels"]["T1w"]["native_to_template"])
+    given = read(raw[0] / "p1_associated.nii.gz", kind="label")
+    once = Alignment(given.native, template.grid, matrix).apply_labels(given.array)
+    there = read(case.associated, kind="label").array
+    np.testing.assert_array_equal(there, once)
+    assert there.any()
+
+
+@pytest.mark.parametrize(("stripped", "n4"), [(True, False), (False, True)])
+def test_volumes_are_prepared_as_those_of_a_run(stripped, n4, raw, tmp_path, program, monkeypatch):
+    given = []
+
+    def spy(*sources, steps, **more):
+        given.append(steps)
+        raise DataError("enough.")
+
+    monkeypatch.setattr(preparing, "prepare", spy)
+    record = {"template": "mni152", "stripped": stripped, "n4": n4, "source": "prepared.json"}
+    write_record(tmp_path / "run" / "preparation.json", RunPreparation(**record))
+    words = ("prepare", raw[0], "-o", tmp_path / "out", "--run", tmp_path / "run")
+    assert program(*words)[0] == 1
+    program(*words, "--no-strip" if stripped else "--strip", "--no-n4" if n4 else "--n4")
+    assert [(s.strip, s.n4) for s in given] == [(stripped, n4), (not stripped, not n4)]
+    program(*words[:-2])
+    assert (given[-1].strip, given[-1].n4) == (False, True)
+
+
+def test_a_run_in_the_space_of_another_template_is_refused(raw, tmp_path, program):
+    for template in ("atlas.nii.gz", None):
+        run = tmp_path / f"run-{template}"
+        record = RunPreparation(template=template, stripped=True, n4=False, source="a")
+        write_record(run / "preparation.json", record)
+        code, _, said = program("prepare", raw[0], "-o", tmp_path / "out", "--run", run)
+        assert code == 2
+        assert f"{template or 'no template'}, expected MNI152" in said
 
 
 def test_transform_and_label_are_those_of_the_phantom(prepared, raw, template):
@@ -503,9 +565,9 @@ def test_transform_and_label_are_those_of_the_phantom(prepared, raw, template):
 
 def test_anatomy_leads_maps_of_quantities():
     """Unless the user orders the channels; ADC, first by its name, ended 2 mm elsewhere."""
-    images = {name: Path(f"p_{name}.nii.gz") for name in ("ADC", "DWI", "FLAIR")}
+    images = {name: Path(f"p_{name}.nii.gz") for name in ("ADC", "DWI", "FLAIR", "T1w")}
     led = preparing._led(Case("p", "p", images))
-    assert list(led.images) == ["DWI", "FLAIR", "ADC"]
+    assert list(led.images) == ["T1w", "DWI", "FLAIR", "ADC"]  # as the template
 
 
 def test_the_page_stands_alone(prepared):
@@ -516,7 +578,7 @@ def test_the_page_stands_alone(prepared):
     assert case.count("data:image/png;base64,") == 1
     described = re.search(r'id="scene">(.*?)</script>', case)[1]
     images = [image["name"] for image in json.loads(described)["images"]]
-    assert images == ["T1w", "FLAIR", "template"]
+    assert images == ["T1w", "FLAIR", "swi", "template"]
     assert 'href="../p1/p1_T1w.nii.gz"' in case
     for text in (page, case):
         assert not re.findall(r"""(?:src|href)=["'](?:https?:|//)""", text)
@@ -593,7 +655,7 @@ def test_maps_of_other_volumes_are_refused(prepared, tmp_path, program):
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(raw, prepared, aligned, template, tmp_path):
-    words = {"channels": ("T1w", "FLAIR"), "report": lambda line: None}
+    words = {"channels": ("T1w", "FLAIR", "swi"), "report": lambda line: None}
     root, out = tmp_path / "data", tmp_path / "out"
     root.mkdir()
     for path in raw[0].iterdir():

@@ -302,6 +302,10 @@ def test_readers_of_lidc_are_filled_contours(tmp_path):
     # 3 x 3 and 4 x 3 pixels on two slices, 3 x 2 on one; the contour of the fourth has no inside
     assert prepared.readers.sum((1, 2, 3)).tolist() == [18, 24, 6, 4]
     assert np.array_equal(prepared.label.numpy(), majority(prepared.readers.numpy()))
+    like = read(case.images["image"])
+    maps = find_truths(tmp_path)[case.id].label_maps(like)
+    assert np.array_equal(maps.readers[:, None].sum((1, 2, 3, 4)), [18, 24, 6, 4])
+    assert int(maps.consensus.sum()) == 20
     # two of four: the 3 x 3 of both slices, and what the second and the third share beyond
     assert int(prepared.label.sum()) == 20
 

@@ -2,13 +2,13 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from child_processes import run_program
 from tiny_app import save
 from tiny_runs import phantom, tiny, write_data
 
@@ -46,10 +46,7 @@ def workplace(tmp_path_factory):
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_blocks_run(code, workplace):
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_program([sys.executable, "-c", code], cwd=workplace)
     written = nib.load(workplace / "map.nii.gz")  # results lie as their image does
     assert nib.aff2axcodes(written.affine) == ("L", "P", "S")
     assert (workplace / "sub-01.png").read_bytes().startswith(b"\x89PNG")

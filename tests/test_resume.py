@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
+from child_processes import run_program, running
 from tiny_runs import figures, tiny, write_data
 
 from volumediff.errors import DataError, UsageError
@@ -235,11 +236,7 @@ def test_kills_at_any_moment_leave_the_weights_bit_identical(data, whole, tmp_pa
     words = [*WORDS, "save_every=1", "validation.every=2", f"data.cache={tmp_path / 'cache'}"]
     task = json.dumps([str(data), str(output), words, plan])
     command = [sys.executable, "-c", NURSERY, str(Path(__file__).parent), task]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_program(command)
     lines = done.stdout.splitlines()
     assert "error" not in done.stdout, done.stdout
     assert len(lines) == len(plan) + 1
@@ -259,12 +256,8 @@ def start(data, output, *words):
         "import sys; sys.path.insert(0, sys.argv[1]); from tiny_runs import tiny;"
         "from volumediff.training.loop import train; train(tiny(*sys.argv[2:]))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(data), str(output), *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    return running(
+        [sys.executable, "-c", code, Path(__file__).parent, data, output, *words], stderr=PIPE
     )
 
 
@@ -277,25 +270,20 @@ def test_sigterm_to_the_process_group_saves_with_loader_workers_alive(data, tmp_
         "validation.every=100000",
     ]
     run = tmp_path / "run"
-    process = start(data, run, *words)
-    try:
-        deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120
+    with start(data, run, *words) as process:
         while not read_metrics(run / "metrics.jsonl") and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGTERM)
         sent = time.monotonic()
-        _, said = process.communicate(timeout=60)
-        assert time.monotonic() - sent < 30, "the program ends at once, its workers too"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        said = process.ended(60).stderr
+        assert time.monotonic() - sent < 30, "the program ends at once"
+        assert not process.all_processes(), "its workers too"
     assert process.returncode == 143, said
     assert "stopped after step" in said
     step = checkpoint.find(run, "last").step
     assert step > 0
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
     # the same weights as a run that was made for so many steps
     straight = train(
         tiny(data, tmp_path / "straight", *words, f"optim.steps={step}", "data.workers=0")

@@ -5,11 +5,12 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
+from subprocess import PIPE
 
 import pytest
+from child_processes import run_program, running
 from tiny_app import WINDOW
 from tiny_runs import tiny, write_data
 
@@ -95,16 +96,13 @@ def test_a_lock_is_waited_for_and_freed_with_its_process(locks, tmp_path):
         f"file = open({str(path)!r}, 'w+b'); assert file_locks.lock_file(file)\n"
         "print('held', flush=True); sys.stdin.read(); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=HERE
-    )
-    assert other.stdout.readline() == b"held\n"
-    with open(path, "r+b") as file:
-        assert not file_locks.lock_file(file, wait=False)
-        other.stdin.close()
-        assert file_locks.lock_file(file)
-    assert other.wait() == -signal.SIGKILL
-    other.stdout.close()
+    with running([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, cwd=HERE) as other:
+        assert other.stdout.readline() == "held\n"
+        with open(path, "r+b") as file:
+            assert not file_locks.lock_file(file, wait=False)
+            other.stdin.close()
+            assert file_locks.lock_file(file)
+        assert other.wait(30) == -signal.SIGKILL
 
 
 def test_a_file_system_without_locks_says_so(locks, tmp_path, monkeypatch):
@@ -189,8 +187,8 @@ def test_resources_are_in_their_units(monkeypatch):
     assert resources.peak_memory() == pytest.approx(peak / 1024, rel=0.01)
     assert resources.usable_cores() == os.cpu_count()
     assert resources.is_alive(os.getpid())
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
+    with running([sys.executable, "-c", ""]) as gone:
+        gone.wait(30)
     assert not resources.is_alive(gone.pid)
 
 
@@ -200,9 +198,7 @@ def test_memory_is_limited_where_it_can_be():
         "r.limit_memory(2**40); print(resource.getrlimit(resource.RLIMIT_AS)[0] == 2**40)"
     )
     for macos in (False, True):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(macos)], capture_output=True, text=True, check=True
-        )
+        done = run_program([sys.executable, "-c", code.format(macos)])
         assert done.stdout == f"{not macos}\n"
 
 
@@ -215,13 +211,7 @@ def test_every_stop_signal_of_this_system_is_one():
 
 @pytest.mark.slow
 def test_what_users_do_first_runs_on_a_pretended_windows(tmp_path):
-    done = subprocess.run(
-        [sys.executable, HERE / "windows_program.py", tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program([sys.executable, HERE / "windows_program.py", tmp_path])
     from volumediff.training.loop import train
 
     words = ("data.split={validation: 0.2, calibration: 0.5}", WINDOW)

@@ -3,14 +3,13 @@
 import io
 import json
 import logging
-import os
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+from child_processes import run_program
 from rich.console import Console
 from rich.table import Table
 from tiny_app import program
@@ -102,8 +101,7 @@ def test_options_of_the_program_stand_anywhere(program, tmp_path):
 
 def test_foreign_warnings_do_not_come_through_in_a_fresh_process():
     words = [sys.executable, "-W", "default", "-m", "volumediff"]
-    done = subprocess.run([*words, "doctor"], capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_program([*words, "doctor"]).stderr == ""
 
 
 class Clock:
@@ -223,19 +221,13 @@ def test_an_interval_stands_on_one_line(width):
 
 
 def complete(words: str, here: Path) -> list[str]:
-    environment = os.environ | {
+    environment = {
         "_VOLUMEDIFF_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
         "COMP_CWORD": str(words.count(" ")),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "volumediff"],
-        env=environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        cwd=here,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [sys.executable, "-m", "volumediff"]
+    done = run_program(words, environment=environment, cwd=here, code=None)
     assert done.stderr == ""
     return done.stdout.split()
 

@@ -12,6 +12,7 @@ Numbers are those of the CPU's kernels. What is added is what only CUDA would sa
     attention         which kernel of scaled dot product attention torch would take
     nondeterministic  operations of which torch has no deterministic kernel
     streams           order of the work of several streams: races, overlap
+    graphs            recordings of operations, replayed on the same memory
 
 Every rule names its source. The test is as good as these tables: a kernel that is slow or wrong on
 a real device is not seen here, and neither are Triton kernels, which are never launched.

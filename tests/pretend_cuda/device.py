@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pretend_cuda.attention import chosen
+from pretend_cuda.graphs import Graph, capturing
 from pretend_cuda.record import CUDA, Device
 from pretend_cuda.streams import Event, Order, Stream
 from pretend_cuda.tensors import CudaTensor, Dispatch, moved
@@ -117,6 +118,9 @@ def _cuda(made: Device) -> dict[str, Any]:
         "current_stream": lambda device=None: order.current,
         "default_stream": lambda device=None: order.default,
         "stream": order.on,
+        "CUDAGraph": Graph,
+        "graph": capturing,
+        "graph_pool_handle": object,
         "device_of": nothing,
         "device": nothing,
     }

@@ -1,7 +1,7 @@
 """What happened on the pretend device."""
 
 import collections
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ class Device:
         rounded: float32 products and convolutions that would be computed in TF32
         attention: every call of scaled dot product attention
         order: streams, races and overlap
+        graph: that is being recorded
+        launches: replays of graphs
     """
 
     active: ClassVar["Device | None"] = None
@@ -39,9 +41,15 @@ class Device:
         self.attention: list[Choice] = []
         self.order = Order()
         self.waits = self.order.waits
+        self.graph: Any = None
+        self.launches = 0
 
     def wait(self, what: str) -> None:
         """The host waits for the current stream."""
+        if self.graph is not None:
+            raise RuntimeError(
+                f"CUDA error: operation not permitted when stream is capturing ({what})"
+            )
         self.waits[f"{what} ({place()})"] += 1
         current = self.order.current
         self.order.host_waits(current.clock, of=current.number)

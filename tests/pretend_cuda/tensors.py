@@ -22,7 +22,7 @@ from pretend_cuda import contracts
 from pretend_cuda.nondeterministic import is_nondeterministic
 from pretend_cuda.record import CPU, CUDA, Device
 
-__all__ = ["CudaTensor", "Dispatch", "moved", "placed"]
+__all__ = ["CudaTensor", "Dispatch", "computed", "moved", "placed"]
 
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}
@@ -200,7 +200,9 @@ def run(device: Device, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _transfer(device, func, args, kwargs, target)
     elif device.streams:
         _order(device, func, args, kwargs, tensors, target)
-    made = _computed(func, args, kwargs)
+    made = computed(func, args, kwargs)
+    if device.graph is not None:
+        device.graph.record(func, args, kwargs, made)
     if func is aten.copy_.default:
         return args[0]
     if target == CUDA:
@@ -271,7 +273,7 @@ def _waits_for_indices(args: Any) -> bool:
     )
 
 
-def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The result, by the CPU's kernel, or by that of float32 where half precision needs it."""
     wanted = args[0].dtype if args and isinstance(args[0], Tensor) else None
     with no_dispatch():

@@ -3,6 +3,10 @@ r"""Alignment of one case, from the files of a scanner to the grid of a template
     image ─ read ─ N4 ─▶ first channel ─ affine ─▶ T ─┐
     other channels ─ rigid to the first ─▶ T R ───────┴─ one resampling each ─▶ template grid
 
+Channels are treated one by one: each has a bias field and a background of its own, and one that
+N4 cannot take, such as a map with negative values, stays as it is, which is said. The first
+channel alone is registered with the template.
+
 Where the brain is, a mask file says, or the template's brain brought back by T and fitted to the
 head (`data.brain_extraction`), or the volume itself, which then shows nothing else. T is found on
 the first channel after a bias correction over its foreground; what is written is corrected inside
@@ -22,7 +26,7 @@ from volumediff.data.alignment_template import Template
 from volumediff.data.bias_field import bias_field
 from volumediff.data.brain_extraction import extracted_brain
 from volumediff.data.cases import Case
-from volumediff.data.foreground import foreground
+from volumediff.data.foreground import background_of, foreground
 from volumediff.data.grid import Grid, agree
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.registration import RegistrationVolume, align_affine, align_rigid
@@ -85,6 +89,7 @@ class Aligned:
         native, native_brain: the first channel and the mask on its own voxels
         findings: what was noticed on the way
         readers: label maps of several readers, by name
+        associated: label of associated changes, if the case has one
     """
 
     images: Mapping[str, Float[np.ndarray, "d h w"]]
@@ -99,6 +104,7 @@ class Aligned:
     native_brain: Bool[np.ndarray, "a b c"]
     findings: list[Remark] = field(default_factory=list)
     readers: Mapping[str, UInt8[np.ndarray, "d h w"]] = field(default_factory=dict)
+    associated: UInt8[np.ndarray, "d h w"] | None = None
 
 
 def align_case(
@@ -128,7 +134,11 @@ def align_case(
     for reader, path in case.labels.items():
         readers[reader], channel = _label(path, volumes, found.alignments, steps.read)
         label_of = label_of or channel
-    return replace(found, label=label, label_of=label_of, readers=readers)
+    associated = None
+    if case.associated is not None:
+        associated, channel = _label(case.associated, volumes, found.alignments, steps.read)
+        label_of = label_of or channel
+    return replace(found, label=label, label_of=label_of, readers=readers, associated=associated)
 
 
 def align_volumes(
@@ -156,17 +166,22 @@ def align_volumes(
     leading = Alignment(first.native, target.grid, matrix)
     brain = _brain(leading, template, first, given, whole, steps)
     alignments = _alignments(volumes, brain, leading)
-    images, bias = {}, {}
+    images, bias, empty = {}, {}, {}
     for channel, volume in volumes.items():
-        x, bias[channel] = _corrected(volume, brain, first.grid, channel, steps)
-        fill = min(0.0, float(x.min()))
-        images[channel] = alignments[channel].apply(x[None], fill=fill)[0]
+        try:
+            x, bias[channel] = _corrected(volume, brain, first.grid, channel, steps)
+        except DataError as error:
+            if volume is first:
+                raise
+            x, bias[channel] = volume.array[0], None
+            findings.append(Remark("warning", "not_corrected", f"{error} It stays as it is."))
+        empty[channel] = _background(volume)
+        images[channel] = alignments[channel].apply(x[None], fill=empty[channel])[0]
     aligned = leading.apply_labels(brain[None].astype(np.uint8))[0] > 0
     if steps.strip:
-        for x in images.values():
-            x[~aligned] = min(0.0, float(x.min()))
+        for channel, x in images.items():
+            x[~aligned] = empty[channel]
     unmoved = Alignment(first.native, target.grid, np.eye(4))
-    floor = min(0.0, float(first.array.min()))
     return Aligned(
         images,
         None,
@@ -175,7 +190,7 @@ def align_volumes(
         None,
         bias,
         _closed(leading.apply_labels(whole[None].astype(np.uint8))[0] > 0, target.grid),
-        unmoved.apply(first.array, fill=floor)[0],
+        unmoved.apply(first.array, fill=_background(first))[0],
         first,
         brain,
         findings,
@@ -194,6 +209,12 @@ def _closed(mask: Bool[np.ndarray, "d h w"], grid: Grid) -> Bool[np.ndarray, "d 
         return wide
     closed = ndimage.distance_transform_edt(wide, sampling=spacing) > FLUID_MM
     return ndimage.binary_fill_holes(closed | mask)
+
+
+def _background(volume: Volume) -> float:
+    """What is around the object: the value that most of the faces have, else the smallest."""
+    found = background_of(volume.array[0])
+    return min(0.0, float(volume.array.min())) if found is None else found
 
 
 def _single(volume: Volume) -> Volume:

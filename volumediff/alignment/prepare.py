@@ -5,6 +5,7 @@ OUT/participants.tsv                  attributes of the finished cases
 OUT/qc.html, OUT/qc_cases/            every case to look at, a page each
 OUT/<case>/<case>_<channel>.nii.gz    corrected and aligned images
 OUT/<case>/<case>_mask.nii.gz         the case's label
+OUT/<case>/<case>_associated.nii.gz   its label of associated changes
 OUT/<case>/<case>_brainmask.nii.gz    where the brain is
 OUT/<case>/<case>_transform.json      the way back, and the numbers of the check
 OUT/<case>/<case>_qc.png              its picture
@@ -41,9 +42,11 @@ __all__ = ["MARK", "Preparation", "prepare"]
 
 MARK = "prepared.json"
 # Raise it when the same settings come to give other voxels.
-VERSION = 2
+VERSION = 3
 SAFE = re.compile(r"[^A-Za-z0-9-]+")
-LABEL, BRAIN = "mask", "brainmask"
+LABEL, BRAIN, ASSOCIATED = "mask", "brainmask", "associated"
+# The template shows this contrast, in lower case.
+TEMPLATE_WORDS = ("t1w", "t1", "t1n")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def prepare(
         steps: what is done
         spacing_mm: of the outputs; None gives them the template's own grid
         layout, channels: as for `find_cases`; the first channel is the one that is registered,
-            without `channels` the first one that is no map of a quantity such as ADC
+            without `channels` T1w where there is one, else the first one that is no map of a
+            quantity such as ADC
         overwrite: whether results of other settings in `out` may be replaced
         report: receives a line per case; None shows progress on the terminal
 
@@ -166,14 +170,21 @@ def _with_all_files(case: Case, mask: Path | None) -> Case:
     """Labels and mask among the images, so that the ledger knows them by their bytes too."""
     images = dict(case.images)
     images |= {f"/{name}": path for name, path in case.label_files.items()}
+    if case.associated is not None:
+        images["/associated"] = case.associated
     if mask is not None:
         images["/mask"] = mask
     return replace(case, images=images)
 
 
 def _led(case: Case) -> Case:
-    """The case with the channels first that show anatomy."""
-    ordered = sorted(case.images.items(), key=lambda item: item[0].lower() in QUANTITATIVE)
+    """The case with the channel first that the template shows, then those that show anatomy."""
+
+    def rank(item: tuple[str, Path]) -> int:
+        word = item[0].lower()
+        return 0 if word in TEMPLATE_WORDS else 2 if word in QUANTITATIVE else 1
+
+    ordered = sorted(case.images.items(), key=rank)
     return replace(case, images=dict(ordered))
 
 
@@ -217,6 +228,8 @@ def _written(
     for reader, label in found.readers.items():
         file = f"reader-{_file_word(reader)}_{LABEL}.nii.gz"
         write(named(file), label, like=template.grid, kind="label")
+    if found.associated is not None:
+        write(named(f"{ASSOCIATED}.nii.gz"), found.associated, like=template.grid, kind="label")
     brain = found.brain.astype(np.uint8)
     write(named(f"{BRAIN}.nii.gz"), brain, like=template.grid, kind="label")
     with atomic(named("qc.png")) as file:

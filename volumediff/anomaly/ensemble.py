@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._context import Level, read_levels
+from volumediff.anomaly._level import Level, read_levels
 from volumediff.component import Component
 from volumediff.tunable import Tunable, tunable
 

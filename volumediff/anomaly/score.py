@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly._level import Level
 from volumediff.classification import CLASSIFIER, ClassPosterior
 from volumediff.component import Component, borrowed, presentation
 from volumediff.condition import HEALTHY

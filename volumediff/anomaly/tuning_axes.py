@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from volumediff.anomaly._context import Level
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.member import Member
 from volumediff.anomaly.methods._base import Method
 from volumediff.component import Component

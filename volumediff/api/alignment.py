@@ -21,11 +21,12 @@ def prepare(
     raw: Place | Sequence[Place],
     output: Place,
     *,
+    run: Place | None = None,
     template: Place = "mni152",
     template_mask: Place | None = None,
     mask: Literal["given", "template", "none"] = "template",
-    strip: bool = False,
-    n4: bool = True,
+    strip: bool | None = None,
+    n4: bool | None = None,
     spacing_mm: float | None = None,
     layout: "Spec" = "auto",
     channels: Sequence[str] | None = None,
@@ -38,12 +39,14 @@ def prepare(
     Arguments:
         raw: volumes or data sets in any layout, one or several
         output: folder of the prepared data set
+        run: that is to work on the volumes; whether they are stripped and corrected is then taken
+            from its training volumes, and their template must be MNI152
         template: `mni152`, or a NIfTI file
         template_mask: mask of the object in a template file
         mask: of the brain: `given` (<case>_brainmask beside the images), `template` (brought back,
             for volumes with skull), `none` (volumes show the brain alone)
-        strip: whether what is outside of the mask is emptied
-        n4: whether the bias field is corrected; not for CT
+        strip: whether what is outside of the mask is emptied; None does as the run, else not
+        n4: whether the bias field is corrected, not for CT; None does as the run, else does
         spacing_mm: of the outputs; None takes the template's own
         layout, channels, read: as for `check`
         overwrite: whether results of other settings in the folder may be replaced
@@ -71,6 +74,12 @@ def prepare(
         raise UsageError(f"template {template}: expected mni152 or a NIfTI file.")
     if own and template_mask is not None:
         raise UsageError("template mask: is for a template file; mni152 has its own.")
+    strips, corrects = False, True
+    if run is not None:
+        strips, corrects = _steps_of(run)
+        if not own:
+            raise UsageError("template: is that of the run; leave one of them out.")
+    strip, n4 = (strips if strip is None else strip), (corrects if n4 is None else n4)
     return work(
         sources,
         output,
@@ -82,6 +91,33 @@ def prepare(
         overwrite=overwrite,
         report=progress,
     )
+
+
+def _steps_of(run: Place) -> tuple[bool, bool]:
+    """Whether the volumes of a run are stripped, and whether their bias field was corrected.
+
+    Raises:
+        UsageError: nobody knows, or they lie in the space of no template that ships
+    """
+    from volumediff.runs.model_file import resolve
+    from volumediff.runs.preparation import preparation_of, template_of
+    from volumediff.runs.trained import load_trained
+    from volumediff.samples.preparation_record import recorded_preparation
+
+    folder = resolve(run)
+    found = recorded_preparation(folder) or preparation_of(load_trained(folder, device="cpu"))
+    if found is None:
+        raise UsageError(
+            f"{run}: does not know how its volumes were prepared, and they are not where they "
+            "were; prepare without the run, and choose template, mask and bias correction."
+        )
+    if template_of(found) is None:
+        where = "no template" if found.template is None else f"the template {found.template}"
+        raise UsageError(
+            f"{run}: its volumes lie in the space of {where}, expected MNI152; prepare without "
+            "the run, with a template of your own."
+        )
+    return found.stripped, found.n4
 
 
 def restore(

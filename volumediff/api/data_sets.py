@@ -1,6 +1,6 @@
 """A data set in Python: what is wrong with it, and which configuration suits it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from volumediff.data.check import CheckLine
     from volumediff.data.survey import Spec
     from volumediff.proposals.proposal import Proposal
+    from volumediff.runs.trained import Trained
 
 __all__ = ["check", "checking", "propose"]
 
@@ -26,6 +27,7 @@ def check(
     read: "Read" = (),
     config: Place | None = None,
     overrides: Sequence[str] = (),
+    run: Place | None = None,
 ) -> "list[CheckLine]":
     """Reads every volume of a data set and lists what is wrong or noteworthy, and how `train`
     would split it.
@@ -39,13 +41,21 @@ def check(
         config: a configuration that is to be trained on the data; then it is also listed how much
             of each label its spacing leaves, and what else it would refuse about labels
         overrides: `key=value` overrides of the configuration
+        run: a run that is to work on the data; then it is also listed what differs from the
+            volumes that it was trained on
 
     Raises:
         DataError: there is no case at all
-        UsageError: no such layout or configuration, or overrides without one
+        UsageError: no such layout, configuration or run, or overrides without a configuration
     """
     found = checking(
-        data, layout=layout, channels=channels, read=read, config=config, overrides=overrides
+        data,
+        layout=layout,
+        channels=channels,
+        read=read,
+        config=config,
+        overrides=overrides,
+        run=run,
     )
     return [line for lines in found for line in lines]
 
@@ -58,6 +68,7 @@ def checking(
     read: "Read" = (),
     config: Place | None = None,
     overrides: Sequence[str] = (),
+    run: Place | None = None,
     start: Callable[[int], None] = lambda count: None,
 ) -> "Iterator[list[CheckLine]]":
     """The same as `check`, as it goes on: the lines of each case when it is read.
@@ -70,6 +81,7 @@ def checking(
     from volumediff.data.check import Checking, CheckLine
     from volumediff.data.intensity import Percentile
     from volumediff.data.survey import survey_sources
+    from volumediff.inference.input_check import unlike_run
     from volumediff.samples.sources import label_remarks, plan_of, split_of
     from volumediff.settings.sections import Data
 
@@ -81,12 +93,16 @@ def checking(
         )
     wanted = None if config is None else run_config(config, overrides)
     section = Data() if wanted is None else wanted.data
-    channels = section.channels if channels is None else channels
+    trained = None if run is None else _trained(run, read)
+    if channels is None:
+        channels = section.channels if trained is None else trained.config.data.channels
     policy = read_policy(read, section.read)
     cases, problems = survey_sources(sources, spec, channels)
     start(len(cases))
     intensity = Percentile() if wanted is None else plan_of(section).intensity
     yield from Checking(cases, problems, policy, intensity).lines()
+    for case in cases if trained is not None else ():
+        yield list(unlike_run(trained, case))
     if section.patients is not None:
         cases = section.patients.named(cases)
     if len(cases) > 1:
@@ -98,6 +114,16 @@ def checking(
             CheckLine("", "", remark.severity, remark.code, remark.message)
             for remark in label_remarks(wanted, cases)
         ]
+
+
+def _trained(run: Place, read: "Read") -> "Trained":
+    """The run that is to work on the data."""
+    from volumediff.api.overrides import words_of
+    from volumediff.runs.model_file import resolve
+    from volumediff.runs.trained import load_trained
+
+    words = words_of(read) if isinstance(read, Mapping) else list(read)
+    return load_trained(resolve(run), device="cpu", read=words)
 
 
 def propose(

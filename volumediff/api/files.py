@@ -121,6 +121,7 @@ def segment_files(
     layout: "Spec" = SegmentOptions.layout,
     seed: int = SegmentOptions.seed,
     write_samples: bool = SegmentOptions.write_samples,
+    force: bool = SegmentOptions.force,
     conditions: Mapping[str, str | float] | None = None,
     fill: Place | None = SegmentOptions.fill,
     dicom: bool = SegmentOptions.dicom,
@@ -161,6 +162,7 @@ def segment_files(
         layout=layout,
         seed=seed,
         write_samples=write_samples,
+        force=force,
         conditions=conditions,
         fill=fill,
         dicom=dicom,
@@ -186,6 +188,7 @@ def translate_files(
     channels: Sequence[str] | None = TranslateOptions.channels,
     layout: "Spec" = TranslateOptions.layout,
     seed: int = TranslateOptions.seed,
+    force: bool = TranslateOptions.force,
     overwrite: bool = False,
     progress: Report | None = None,
     report: Report = silent,
@@ -209,7 +212,13 @@ def translate_files(
     from volumediff.inference.translate import translate
 
     options = translate_options(
-        method, overrides, components, channels=channels, layout=layout, seed=seed
+        method,
+        overrides,
+        components,
+        channels=channels,
+        layout=layout,
+        seed=seed,
+        force=force,
     )
     return translate(
         run.trained,

@@ -66,6 +66,7 @@ def segment_options(
     layout: "Spec",
     seed: int,
     write_samples: bool = False,
+    force: bool = False,
     conditions: Mapping[str, str | float] | None = None,
     fill: Place | None = None,
     dicom: bool = False,
@@ -79,6 +80,7 @@ def segment_options(
         layout=known_layout(layout),
         seed=seed,
         write_samples=write_samples,
+        force=force,
         conditions=dict(conditions or {}),
         fill=None if fill is None else Path(fill),
         dicom=dicom,
@@ -93,6 +95,7 @@ def translate_options(
     channels: Sequence[str] | None,
     layout: "Spec",
     seed: int,
+    force: bool,
 ) -> TranslateOptions:
     """Options of a translation; keyword components are words after the overrides."""
     return TranslateOptions(
@@ -101,6 +104,7 @@ def translate_options(
         channels=_names(channels),
         layout=known_layout(layout),
         seed=seed,
+        force=force,
     )
 
 

@@ -184,6 +184,7 @@ class Run:
         attributes: Mapping[str, str | float] | None = None,
         fill: Place | None = SegmentOptions.fill,
         seed: int = SegmentOptions.seed,
+        force: bool = SegmentOptions.force,
         **components: Any,
     ) -> "SegmentationResult":
         """Segments one image; the result is in the image's own voxel order.
@@ -195,6 +196,7 @@ class Run:
             overrides: `key=value` overrides that change the method
             channels, layout, attributes, fill: as for `localize`
             seed: random seed
+            force: whether an image is taken that the run was plainly not trained for
             components: of the method, such as `samples=10`
 
         Raises:
@@ -208,7 +210,14 @@ class Run:
 
         method, overrides = method_of(self.trained, method, overrides, SegmentOptions.method)
         options = segment_options(
-            method, overrides, components, channels=channels, layout=layout, seed=seed, fill=fill
+            method,
+            overrides,
+            components,
+            channels=channels,
+            layout=layout,
+            seed=seed,
+            force=force,
+            fill=fill,
         )
         work = segmenting(self.trained, options)
         examination = examined(
@@ -231,6 +240,7 @@ class Run:
         layout: "Spec" = TranslateOptions.layout,
         attributes: Mapping[str, str | float] | None = None,
         seed: int = TranslateOptions.seed,
+        force: bool = TranslateOptions.force,
         report: Report = silent,
         **components: Any,
     ) -> "TranslationResult":
@@ -244,6 +254,7 @@ class Run:
             channels: names of the source images in the data; None takes those of the run
             layout, attributes: as for `localize`
             seed: random seed
+            force: whether an image is taken that the run was plainly not trained for
             report: receives progress lines of a method that learns first
             components: of the method, such as `samples=5`
 
@@ -256,7 +267,13 @@ class Run:
         from volumediff.inference.translate import translating
 
         options = translate_options(
-            method, overrides, components, channels=channels, layout=layout, seed=seed
+            method,
+            overrides,
+            components,
+            channels=channels,
+            layout=layout,
+            seed=seed,
+            force=force,
         )
         work = translating(self.trained, options, announce=report)
         examination = examined(
@@ -351,7 +368,11 @@ class Run:
         if healthy is not None:
             self.trained.localizes()
             new = add_healthy(
-                self.trained, sources_of(healthy), channels=channels, layout=known_layout(layout)
+                self.trained,
+                sources_of(healthy),
+                channels=channels,
+                layout=known_layout(layout),
+                report=report,
             )
             report(f"{new} healthy volumes are added to the calibration of {self.folder}")
         row = method_for(self.trained, method, overrides, components, classifier, report)

@@ -5,7 +5,7 @@ and writes them into it, so that an evaluation refuses them later. They are prep
 own are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +59,24 @@ class HealthyPool:
                 yield example
         for stored in self.added:
             case = _verified(stored)
-            yield outside_example(self.trained, case)
+            yield outside_example(self.trained, case)[0]
 
 
-def outside_example(trained: Trained, case: Case) -> Example:
-    """A case from outside of the run's data, prepared as these are."""
-    prepared = prepared_case(trained, case)
+def outside_example(trained: Trained, case: Case) -> tuple[Example, list[str]]:
+    """A case from outside of the run's data, prepared as these are, and what differs about it.
+
+    Raises:
+        DataError: a file is refused, or is plainly none that the run was trained for
+    """
+    prepared, differences = prepared_case(trained, case)
+    absurd = next((d.text for d in differences if d.absurd), None)
+    if absurd is not None:
+        raise DataError(f"healthy volumes: case {case.id}: {absurd} Leave it out.")
     condition = trained.condition(case.attributes)
-    return trained.placed(
+    example = trained.placed(
         prepared.x, prepared.foreground, prepared.spacing_mm, condition=condition
     )
+    return example, [f"{case.id}: {difference.text}" for difference in differences]
 
 
 def healthy_pool(trained: Trained, *, limit: int | None = None) -> HealthyPool:
@@ -102,6 +110,7 @@ def add_healthy(
     *,
     channels: Sequence[str] | None = None,
     layout: Spec = AUTO,
+    report: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Adds healthy volumes to the calibration of a run; those that are there already stay.
 
@@ -110,6 +119,7 @@ def add_healthy(
         source: volumes, folders or datalists of healthy subjects
         channels: names of the images; None takes those of the run
         layout: of the folders
+        report: receives what differs about them
 
     Returns:
         how many are new
@@ -142,7 +152,9 @@ def add_healthy(
                 f"healthy volumes: {case.id} was seen before (its {match.by} in {match.part} of "
                 f"{match.of}), and would look more normal than a new volume; leave it out."
             )
-        prepared_case(trained, case)  # refused now, and not by the first calibration
+        # refused now, and not by the first calibration
+        for line in outside_example(trained, case)[1]:
+            report(line)
         known.add(frozenset(found.values()))
         fresh.append((case, found))
     if not fresh:

@@ -4,12 +4,13 @@ RUN/calibration/<method>/site-<hash of the volumes>/<weights>-<fingerprint>.safe
 thresholds and scores of k healthy volumes of the site; the normalization stays that of the run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from volumediff.anomaly.calibration import Calibration
+from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.collect_maps import recalibrate
 from volumediff.calibration.healthy import outside_example
@@ -174,7 +175,7 @@ def site_calibration(
             else:
                 cases = site.cases[:limit]
                 report(f"calibrating {name} on {len(cases)} healthy volumes of {site.name}")
-                outside = (outside_example(trained, case) for case in cases)
+                outside = _examples(trained, cases, report)
                 examples = counted(outside, len(cases), report)
                 with trained.config.memory.arithmetic():
                     found = recalibrate(own, method, trained.model, examples, seed=seed)
@@ -183,6 +184,16 @@ def site_calibration(
     except ValueError as error:
         raise UsageError(f"site: method '{name}': {error}") from None
     return found, drift_between(method, own, found)
+
+
+def _examples(
+    trained: Trained, cases: Sequence[Case], report: Callable[[str], None]
+) -> Iterator[Example]:
+    for case in cases:
+        example, lines = outside_example(trained, case)
+        for line in lines:
+            report(line)
+        yield example
 
 
 def drift_between(method: Method, own: Calibration, other: Calibration) -> Drift:

@@ -1,9 +1,10 @@
 """What commands say about files below their inputs that are in no case."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,9 @@ from volumediff.errors import DataError, UsageError
 if TYPE_CHECKING:
     from volumediff.data.survey import Spec
 
-__all__ = ["Strict", "account_for"]
+__all__ = ["Strict", "account_for", "accounts"]
+
+Command = Callable[..., None]
 
 Strict = Annotated[
     bool,
@@ -23,6 +26,19 @@ Strict = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+
+
+def accounts(command: Command) -> Command:
+    """A command that accounts for its inputs and then works on them: both survey them once."""
+
+    @wraps(command)
+    def once(*arguments: Any, **named: Any) -> None:
+        from volumediff.data.survey import surveyed_once
+
+        with surveyed_once():
+            command(*arguments, **named)
+
+    return once
 
 
 def account_for(

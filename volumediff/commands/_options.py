@@ -35,6 +35,7 @@ __all__ = [
     "Domain",
     "ExportedMethod",
     "Fill",
+    "Force",
     "HubModel",
     "Json",
     "LayoutOption",
@@ -157,6 +158,14 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take inputs that the run was plainly not trained for: another contrast or organ, "
+        "not aligned, or a volume that loses more than 5 % to the run's shape.",
+    ),
+]
 Fill = Annotated[
     Path | None,
     typer.Option(

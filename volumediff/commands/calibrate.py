@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.run import Run
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     Classifier,
@@ -31,6 +31,7 @@ __all__ = ["calibrate"]
 WORK = defaults(Run.calibrate)
 
 
+@accounts
 @with_run(without=["domain"])
 def calibrate(
     run: RunChoice,

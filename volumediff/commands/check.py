@@ -42,6 +42,15 @@ def check(
             "is left at its spacing.",
         ),
     ] = WORK["config"],
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Run that is to work on the data: a folder, a model file or the name of a model. "
+            "Lists what differs from the volumes that it was trained on.",
+        ),
+    ] = WORK["run"],
     layout: LayoutOption = WORK["layout"],
     channels: Channels = WORK["channels"],
     read: Read = None,
@@ -51,6 +60,8 @@ def check(
     """Read every volume of a data set and list what is wrong or noteworthy.
 
     volumediff check DATA --for wavelet_128 recipe=label_diffusion recipe.labels=[1,2]
+
+    volumediff check DATA --run t1w
     """
     from volumediff.commands._check_lines import CheckLines
 
@@ -63,6 +74,7 @@ def check(
         read=read or (),
         config=config,
         overrides=overrides,
+        run=run,
         start=shown.start,
     )
     rows = []

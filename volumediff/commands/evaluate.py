@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.evaluation import evaluate as compare
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import LayoutOption, Read, Seed, defaults, out_line, say, spec_of
 from volumediff.commands._written import WrittenFiles
 from volumediff.errors import UsageError
@@ -28,6 +28,7 @@ class MissedChoice(StrEnum):
     skip = "skip"
 
 
+@accounts
 def evaluate(
     folders: Annotated[
         list[Path],

@@ -7,6 +7,7 @@ import typer
 
 from volumediff.commands._options import say, words
 from volumediff.commands._written import WrittenFiles
+from volumediff.errors import UsageError, shown
 
 __all__ = ["import_"]
 
@@ -29,6 +30,16 @@ def import_(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new run.")],
     overrides: Annotated[list[str] | None, words("data.root=DATA or importer.axes=LAS")] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            metavar="NAME=LOW:HIGH",
+            help="Lowest and highest value of a condition in the training of the other tool, such "
+            "as age=44:82, where the tool does not say it. Values beyond are then noticed, and "
+            "--condition age=estimate works. May be repeated.",
+        ),
+    ] = None,
     weights_only_pickle: Annotated[
         bool,
         typer.Option(
@@ -51,6 +62,7 @@ def import_(
         path,
         output,
         overrides=overrides or [],
+        ranges=dict(map(_range_of, ranges or [])),
         weights_only_pickle=weights_only_pickle,
         report=say,
     )
@@ -58,3 +70,15 @@ def import_(
         say(found.line)
     say(f"{run}: imported.")
     written.finish(then=f"volumediff calibrate --run {run} --healthy DATA")
+
+
+def _range_of(word: str) -> tuple[str, tuple[float, float]]:
+    """A word such as age=44:82."""
+    name, _, ends = word.partition("=")
+    low, _, high = ends.partition(":")
+    try:
+        return name, (float(low), float(high))
+    except ValueError:
+        raise UsageError(
+            f"--range {shown(word)}: expected NAME=LOW:HIGH, such as age=44:82."
+        ) from None

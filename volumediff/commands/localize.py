@@ -7,13 +7,14 @@ import typer
 
 from volumediff.api.files import localize_files
 from volumediff.commands import _completion
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     Classifier,
     ConditionWords,
     DicomOutput,
     Fill,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -34,6 +35,7 @@ __all__ = ["localize"]
 WORK = defaults(localize_files)
 
 
+@accounts
 @with_run(shipped="t1w")
 def localize(
     given: Annotated[
@@ -85,14 +87,7 @@ def localize(
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Write OUT/findings.html.")
     ] = True,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Take inputs that the run was plainly not trained for: another "
-            "contrast or organ, or a volume that loses more than 5 % to the run's shape.",
-        ),
-    ] = WORK["force"],
+    force: Force = WORK["force"],
     limits: Annotated[
         bool,
         typer.Option(

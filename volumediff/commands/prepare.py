@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from volumediff.api.alignment import prepare as work
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     LayoutOption,
@@ -35,6 +35,7 @@ class MaskChoice(StrEnum):
     none = "none"
 
 
+@accounts
 def prepare(
     data: Annotated[
         list[Path],
@@ -58,11 +59,26 @@ def prepare(
             "for volumes with skull), none (volumes show the brain alone).",
         ),
     ] = WORK["mask"],
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Run that is to work on the volumes: a folder, a model file or the name of a "
+            "model. They are stripped and corrected as its training volumes were.",
+        ),
+    ] = WORK["run"],
     strip: Annotated[
-        bool,
-        typer.Option("--strip", help="Set voxels outside of the mask to the background value."),
+        bool | None,
+        typer.Option(
+            "--strip/--no-strip",
+            help="Set voxels outside of the mask to the background value; not by default.",
+        ),
     ] = WORK["strip"],
-    n4: Annotated[bool, typer.Option(help="Correct the bias field; not for CT.")] = WORK["n4"],
+    n4: Annotated[
+        bool | None,
+        typer.Option("--n4/--no-n4", help="Correct the bias field, the default; not for CT."),
+    ] = WORK["n4"],
     channels: Channels = WORK["channels"],
     read: Read = None,
     spacing_mm: Annotated[
@@ -76,12 +92,15 @@ def prepare(
     """Bring raw volumes to a template: bias field, brain mask, affine registration, resampling.
 
     volumediff prepare RAW -o aligned/ --mask template --spacing-mm 1.5
+
+    volumediff prepare RAW -o aligned/ --run t1w
     """
     written = WrittenFiles(output)
     account_for(data, layout=spec_of(layout), channels=names_of(channels), strict=strict)
     found = work(
         data,
         output,
+        run=run,
         template=template,
         template_mask=template_mask,
         mask=mask.value,

@@ -6,12 +6,13 @@ import typer
 
 from volumediff.api.files import segment_files
 from volumediff.commands import _completion
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
     ConditionWords,
     DicomOutput,
     Fill,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -32,6 +33,7 @@ __all__ = ["segment"]
 WORK = defaults(segment_files)
 
 
+@accounts
 @with_run()
 def segment(
     given: Annotated[
@@ -58,6 +60,7 @@ def segment(
     write_samples: Annotated[
         bool, typer.Option("--write-samples", help="Write the label map of every sample.")
     ] = WORK["write_samples"],
+    force: Force = WORK["force"],
     condition: ConditionWords = None,
     fill: Fill = WORK["fill"],
     dicom: DicomOutput = WORK["dicom"],
@@ -79,6 +82,7 @@ def segment(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        force=force,
         fill=fill,
         dicom=dicom,
         write_samples=write_samples,

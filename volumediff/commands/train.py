@@ -4,13 +4,14 @@ from pathlib import Path
 
 from volumediff.api.training import run_config
 from volumediff.api.training import train as work
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import Config, ConfigWords, Read
 from volumediff.commands._written import WrittenFiles
 
 __all__ = ["train"]
 
 
+@accounts
 def train(
     config: Config,
     overrides: ConfigWords = None,

@@ -6,9 +6,10 @@ import typer
 
 from volumediff.api.files import translate_files
 from volumediff.commands import _completion
-from volumediff.commands._account import Strict, account_for
+from volumediff.commands._account import Strict, account_for, accounts
 from volumediff.commands._options import (
     Channels,
+    Force,
     LayoutOption,
     OutFolder,
     Overwrite,
@@ -28,6 +29,7 @@ __all__ = ["translate"]
 WORK = defaults(translate_files)
 
 
+@accounts
 @with_run()
 def translate(
     given: Annotated[
@@ -51,6 +53,7 @@ def translate(
     channels: Channels = WORK["channels"],
     layout: LayoutOption = WORK["layout"],
     seed: Seed = WORK["seed"],
+    force: Force = WORK["force"],
     overwrite: Overwrite = WORK["overwrite"],
     strict: Strict = False,
 ) -> None:
@@ -69,6 +72,7 @@ def translate(
         channels=names_of(channels),
         layout=spec_of(layout),
         seed=seed,
+        force=force,
         overwrite=overwrite,
         report=say,
     )

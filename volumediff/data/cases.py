@@ -5,13 +5,16 @@ Which cases a folder has is known to `survey` and to the family `layouts`.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from volumediff.storage.digests import sha256
 
-__all__ = ["Box", "Case", "Contour", "Problem", "patient_of", "readable", "safe_id"]
+__all__ = ["Box", "Case", "Contour", "Problem", "Sphere", "patient_of", "readable", "safe_id"]
+
+Sphere = tuple[float, float, float, float]
+"""(x, y, z, diameter) in millimetres along R, A, S."""
 
 Box = tuple[int, int, int, int, int, int]
 """(d0, h0, w0, d1, h1, w1) in voxels of the first image as it is read, the ends exclusive."""
@@ -55,6 +58,8 @@ class Case:
             changes (oedema, mass effect, atrophy) or what nobody has looked at: neither hit nor
             miss
         boxes: truth that is boxes; () says that somebody has looked and found nothing
+        spheres: what the boxes are around, where the data set says so: the truth is then inside
+            of them
         associated: second label file, of associated changes alone: all values but 0
         labels: name of a reader -> label file of this reader, where several have read the
             images; without `label`, their majority is the label (`volumediff.data.readers`)
@@ -71,6 +76,7 @@ class Case:
     lesions: tuple[int, ...] | None = None
     ignored: tuple[int, ...] = ()
     boxes: tuple[Box, ...] | None = None
+    spheres: tuple[Sphere, ...] = ()
     associated: Path | None = None
     labels: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
@@ -80,6 +86,12 @@ class Case:
     def labelled(self) -> bool:
         """Whether there is a label map, of one reader or of several."""
         return self.label is not None or bool(self.labels) or bool(self.contours)
+
+    def unmarked(self) -> "Case":
+        """The same without what is marked in it."""
+        return replace(
+            self, label=None, boxes=None, spheres=(), associated=None, labels={}, contours={}
+        )
 
     @property
     def label_files(self) -> dict[str, Path]:

@@ -51,14 +51,16 @@ def filled_contours(contours: Sequence[Contour], like: Volume) -> Volume:
     shape = like.native.shape
     array = np.zeros(shape, np.uint8)
     for contour in sorted(contours, key=lambda c: c.excludes):  # holes last
-        (x, y), mask = inside(contour)
-        w, h = mask.shape
+        xs, ys = zip(*contour.points, strict=True)
+        x, y = min(xs), min(ys)
+        w, h = max(xs) + 1 - x, max(ys) + 1 - y
         low, high = (x, y, contour.slice), (x + w, y + h, contour.slice + 1)
         if min(low) < 0 or any(b > n for b, n in zip(high, shape, strict=True)):
             raise DataError(
                 f"{like.path}: a contour at {low} of {w} x {h} pixels does not "
                 f"lie in a volume of {shape} voxels; check that it belongs to this file."
             )
+        _, mask = inside(contour)
         place = array[x : x + w, y : y + h, contour.slice]
         place[mask] = not contour.excludes
     turned, _ = canonical(array, like.native.affine)

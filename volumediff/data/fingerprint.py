@@ -16,6 +16,8 @@ def fingerprint(case: Case, preprocessing: Preprocessing) -> str:
     parts: list[str | bytes] = [f"{VERSION} {preprocessing!r}"]
     if case.lesions is not None or case.boxes is not None:
         parts.append(f"\0lesions {case.lesions} boxes {case.boxes}")
+    if case.spheres:
+        parts.append(f"\0spheres {case.spheres}")
     if case.ignored:
         parts.append(f"\0ignored {case.ignored}")
     if case.contours:

@@ -7,7 +7,10 @@ their own lie beside the header: a path to elsewhere is refused.
 
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +20,10 @@ from volumediff.data.stored import StoredVolume
 from volumediff.data.stream import CHUNK, open_regular
 from volumediff.errors import DataError
 
-__all__ = ["read_stored"]
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+__all__ = ["read_stored", "stored_grid"]
 
 READERS = {
     ".nrrd": ("NRRD", "NrrdImageIO"),
@@ -43,35 +49,62 @@ def read_stored(path: Path, policy: ReadPolicy) -> StoredVolume:
     """
     import SimpleITK as sitk
 
-    name, reader_name = READERS[path.suffix.lower()]
-    _check_voxels(path, meta=name == "MetaImage")
-    warn = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would write to stderr
-    try:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.SetImageIO(reader_name)
-        reader.ReadImageInformation()
+    _check_voxels(path, meta=_format(path) == "MetaImage")
+    with _reading(path) as reader:
         size = reader.GetSize()
-        if len(size) != 3 or reader.GetNumberOfComponents() != 1:
-            raise DataError(f"{path}: expected a 3D volume of numbers, got size {size}.")
         if 8 * np.prod(size, dtype=float) > policy.budget_bytes:
             raise DataError(
                 f"{path}: {size} voxels are more than the budget; {remedy('budget_bytes=N')}."
             )
         image = reader.Execute()
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # z, y, x -> x, y, z
+    return StoredVolume(array[..., None], _grid(image))
+
+
+def stored_grid(path: Path) -> Grid:
+    """Where the voxels of a file lie, from its header alone.
+
+    Raises:
+        DataError: as `read_stored`
+    """
+    with _reading(path) as reader:
+        return _grid(reader)
+
+
+def _format(path: Path) -> str:
+    return READERS[path.suffix.lower()][0]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator["sitk.ImageFileReader"]:
+    """A reader that has read the header of one volume of real numbers."""
+    import SimpleITK as sitk
+
+    warn = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would write to stderr
+    try:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.SetImageIO(READERS[path.suffix.lower()][1])
+        reader.ReadImageInformation()
+        size = reader.GetSize()
+        if len(size) != 3 or reader.GetNumberOfComponents() != 1:
+            raise DataError(f"{path}: expected a 3D volume of numbers, got size {size}.")
+        yield reader
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
-        raise DataError(f"{path}: cannot be read as {name} ({last}).") from error
+        raise DataError(f"{path}: cannot be read as {_format(path)} ({last}).") from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warn)
+
+
+def _grid(image: "sitk.Image | sitk.ImageFileReader") -> Grid:
+    """Where the voxels of an image or of a header lie."""
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # z, y, x -> x, y, z
-    x, y, z = array.shape
-    return StoredVolume(array[..., None], Grid((x, y, z), affine))
+    x, y, z = image.GetSize()
+    return Grid((x, y, z), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
 def _check_voxels(path: Path, *, meta: bool) -> None:

@@ -5,7 +5,10 @@ they are downloaded, and the conventions (nnU-Net raw, BIDS, MONAI datalist, a t
 folders). What they have in common is here.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,25 @@ from volumediff.data.patients import listed, whose
 from volumediff.data.single_case import case_of_file, data_set_of, is_series, is_volume
 from volumediff.errors import DataError, UsageError
 
-__all__ = ["AUTO", "Spec", "find_cases", "layout_of", "survey_cases", "survey_sources"]
+__all__ = [
+    "AUTO",
+    "Spec",
+    "find_cases",
+    "layout_of",
+    "survey_cases",
+    "survey_sources",
+    "surveyed_once",
+]
 
 Spec = str | Mapping[str, Any]
 """`auto`, the name of a layout, or a mapping of its name and options."""
 
 AUTO = "auto"
+
+# A layout, what it has read, and the files that are in no case and have no reason yet.
+_Listing = tuple[Layout, list[Case], list[Problem], list[Problem]]
+# Those of folders that were read already, while `surveyed_once` is in force.
+_KNOWN: ContextVar[dict[str, _Listing] | None] = ContextVar("surveyed", default=None)
 
 
 def find_cases(
@@ -98,9 +114,8 @@ def survey_cases(
     if is_volume(root) or (layout == AUTO and is_series(root)):
         case = _alone(root, layout, channels)
         return [case], unaccounted(root, None, [case], [])
-    reader = layout_of(root, layout)
-    found, problems = reader.read(root)
-    patients = listed(root)
+    reader, found, read, left = _read_once(root, layout)
+    problems, patients = list(read), listed(root)
     kept: dict[str, Case] = {}
     for case in found:
         case = replace(case, id=safe_id(case.id), patient=readable(case.patient))
@@ -118,7 +133,7 @@ def survey_cases(
             problems.append(Problem(case.id, message, files=tuple(_files(case))))
         else:
             kept[case.id] = case
-    problems += unaccounted(root, reader, found, problems)
+    problems += left
     if not kept and not any(problem.severity == "error" for problem in problems):
         left = [problem.message for problem in problems if problem.severity == "warning"]
         raise DataError(
@@ -127,6 +142,29 @@ def survey_cases(
             + "".join(f" Seen: {message}" for message in left[:1])
         )
     return [kept[k] for k in sorted(kept)], problems
+
+
+@contextmanager
+def surveyed_once() -> Iterator[None]:
+    """Within it a folder is listed and read once, however many ask: for a command, whose inputs
+    stay as they are while it runs."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _read_once(root: Path, layout: Spec) -> _Listing:
+    known, key = _KNOWN.get(), f"{os.path.abspath(root)}\0{layout!r}"
+    if known is not None and key in known:
+        return known[key]
+    reader = layout_of(root, layout)
+    found, problems = reader.read(root)
+    listing = reader, found, problems, unaccounted(root, reader, found, problems)
+    if known is not None:
+        known[key] = listing
+    return listing
 
 
 def survey_sources(
@@ -187,9 +225,7 @@ def _alone(path: Path, layout: Spec, channels: Sequence[str] | None) -> Case:
     found = case_of_file(path) if case is None else case
     known = next((n for n, p in found.images.items() if p.resolve() == path.resolve()), "image")
     name = known if channels is None else channels[0]
-    return replace(
-        found, images={name: path}, label=None, boxes=None, associated=None, labels={}, contours={}
-    )
+    return replace(found.unmarked(), images={name: path})
 
 
 def _holding(path: Path, cases: Sequence[Case]) -> Case | None:

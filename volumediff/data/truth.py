@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from volumediff.data.cases import Box, Case
+from volumediff.data.cases import Box, Case, Sphere
 from volumediff.data.contours import filled_contours
 from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.readers import majority
@@ -67,7 +67,7 @@ def marked(case: Case, like: Volume | None, policy: ReadPolicy | None = None) ->
         return Marked(replace(readers[0], array=found.majority_of_readers, findings=()), readers)
     if case.boxes is None or like is None:
         return Marked(None)
-    return Marked(filled(case.boxes, like))
+    return Marked(filled(case.boxes, like, case.spheres))
 
 
 def label_map(path: Path, policy: ReadPolicy | None = None) -> Volume:
@@ -98,8 +98,10 @@ def only(label: Volume, lesions: Sequence[int] | None, ignored: Sequence[int] = 
     return replace(label, array=np.where(other, 0, label.array).astype(np.uint8))
 
 
-def filled(boxes: Sequence[Box], like: Volume) -> Volume:
-    """A label on the grid of a volume: 1 inside the boxes.
+def filled(boxes: Sequence[Box], like: Volume, spheres: Sequence[Sphere] = ()) -> Volume:
+    """A label on the grid of a volume: 1 inside the boxes, or inside the spheres in them.
+
+    A voxel is inside of a sphere where its centre is; of a smaller sphere it is the nearest one.
 
     Raises:
         DataError: a box is empty or leaves the volume
@@ -113,5 +115,29 @@ def filled(boxes: Sequence[Box], like: Volume) -> Volume:
                 f"{like.path}: the box {box} does not lie in a volume of {shape} voxels; check "
                 "that the boxes belong to this file."
             )
-        array[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
+        if not spheres:
+            array[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
+    for x, y, z, diameter in spheres:
+        _fill(array[0], like.affine, np.array([x, y, z]), diameter / 2)
     return Volume(array, like.affine, "label", like.native, like.path)
+
+
+def _fill(
+    array: UInt8[np.ndarray, "d h w"],
+    affine: Float[np.ndarray, "4 4"],
+    centre_mm: Float[np.ndarray, "3"],
+    radius_mm: float,
+) -> None:
+    """Sets the voxels of a sphere to 1."""
+    middle = np.linalg.solve(affine, np.append(centre_mm, 1.0))[:3]
+    reach = radius_mm / np.linalg.norm(affine[:3, :3], axis=0) + 1
+    low = np.maximum(np.floor(middle - reach), 0).astype(int)
+    high = np.minimum(np.ceil(middle + reach) + 1, array.shape).astype(int)
+    place = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1)
+    offset = (place - middle) @ affine[:3, :3].T
+    inside = (offset**2).sum(-1) <= radius_mm**2
+    here = array[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    if inside.any():
+        here[inside] = 1
+    elif inside.size:
+        here[np.unravel_index((offset**2).sum(-1).argmin(), inside.shape)] = 1

@@ -22,7 +22,7 @@ import yaml
 from volumediff.errors import UsageError
 from volumediff.settings.run_config import RunConfig, parse
 
-__all__ = ["overlaid_by_accelerate", "requested", "variables"]
+__all__ = ["overlaid_by_accelerate", "requested", "started_alone", "variables"]
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 # Variable -> (the value that asks for nothing, its name in accelerate config, what to do instead).
@@ -92,6 +92,15 @@ def requested(environment: Mapping[str, str]) -> dict[str, Any]:
         if shares > 1:
             settings["processes.shard"] = True
     return settings
+
+
+def started_alone(environment: Mapping[str, str]) -> bool:
+    """Whether `accelerate launch` was to start several processes on CPUs, and started this one.
+
+    It then says where they are to meet, and no launcher has said how many there are.
+    """
+    meeting = _true(environment, "ACCELERATE_USE_CPU") and "MASTER_PORT" in environment
+    return meeting and "WORLD_SIZE" not in environment
 
 
 def variables(file: Path) -> dict[str, str]:

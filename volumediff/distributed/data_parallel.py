@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from volumediff.batch import Batch
+from volumediff.memory.shares import whole_tensor
 
 __all__ = ["DataParallel", "Loss", "LossModule", "clipped"]
 
@@ -48,7 +48,7 @@ def clipped(parameters: Sequence[Tensor], most: float | None) -> Float[Tensor, "
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if most is not None:
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole_tensor(norm)
 
 
 def _as_it_is(loss: Tensor) -> Tensor:

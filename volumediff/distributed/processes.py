@@ -1,14 +1,16 @@
 """Processes of one training: how many there are, and what they say to each other beside gradients.
 
-Waits that have nothing to do with a step, such as for previews of the main process, go through a
-group of their own over the hosts' network: nothing of it is on the clock of the GPUs' group, which
-ends the run when one process keeps the others waiting in a step.
+In a step the clock of the processes' group runs, which ends the run when one of them keeps the
+others waiting. Waits that have nothing to do with a step, such as for previews of the main
+process, last as long as that process gives signs of life; what is said then goes over the hosts'
+network.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from volumediff.distributed import launch
+from volumediff.distributed.accelerate_config import started_alone
+from volumediff.distributed.meeting import Meeting, Silence
 from volumediff.errors import DataError, UsageError
 from volumediff.memory.domain import ALONE, sharing
 from volumediff.settings.run_config import RunConfig
@@ -37,9 +41,8 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-# Statistics over all training volumes and previews of large volumes take hours at most. A process
-# that dies in between is noticed at once, since its connection closes.
-PATIENCE = timedelta(days=1)
+# Of what processes say when all of them are there, and until the first clock is known.
+OPENING = timedelta(minutes=5)
 # How gloo's errors are known, which have no class of their own.
 GLOO = ("gloo/transport", "Application timeout caused pair closure")
 
@@ -70,6 +73,14 @@ def start(config: RunConfig) -> Accelerator:
     except (ImportError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"accelerate: {reason}; see accelerate config.") from error
+    if accelerator.num_processes > 1:
+        _hosts().meeting.patience = timeout(config)
+    if accelerator.num_processes == 1 and started_alone(os.environ):
+        raise UsageError(
+            "accelerate launch: one process was started, and its configuration has several: it "
+            "starts no others on CPUs by itself; launch with torchrun --standalone "
+            "--nproc_per_node N -m volumediff train ..."
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     asked = config.processes.number or launched
     if accelerator.num_processes != asked or launched != accelerator.num_processes:
@@ -82,7 +93,7 @@ def start(config: RunConfig) -> Accelerator:
 
 
 def timeout(config: RunConfig) -> timedelta:
-    """How long a process waits for another one in a step."""
+    """How long a process waits for another one in a step, or for a sign of its life."""
     return timedelta(seconds=config.processes.timeout_s)
 
 
@@ -99,10 +110,40 @@ def leave(code: int = 0) -> None:
         os._exit(code)
 
 
+@dataclass(frozen=True)
+class _Hosts:
+    """All processes, over the network of their hosts.
+
+    Arguments:
+        group: for what they say when all of them are there
+        meeting: where they wait for each other
+    """
+
+    group: dist.ProcessGroup
+    meeting: Meeting
+
+
 @cache
-def _hosts() -> dist.ProcessGroup:
-    """All processes, over the network of their hosts; made by all of them at their first wait."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+def _hosts() -> _Hosts:
+    """Made by all processes at their first start."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    group = dist.new_group(backend="gloo", timeout=OPENING)
+    host, here = os.environ["MASTER_ADDR"], None
+    if rank == 0:
+        here = dist.TCPStore(host, 0, is_master=True, timeout=OPENING, wait_for_workers=False)
+    port = [None if here is None else here.port]
+    dist.broadcast_object_list(port, group=group)
+    store = here or dist.TCPStore(host, port[0], is_master=False, timeout=OPENING)
+    return _Hosts(group, Meeting(rank, size, store, OPENING))
+
+
+def _met() -> dist.ProcessGroup:
+    """What processes talk over, once all of them are here."""
+    hosts = _hosts()
+    hosts.meeting.wait()
+    # None goes on, and perhaps ends, before the others have heard that it came.
+    dist.barrier(group=hosts.group)
+    return hosts.group
 
 
 def on_main(
@@ -125,7 +166,7 @@ def on_main(
     if accelerator.num_processes > 1:
         text = None if error is None else (type(error) is UsageError, str(error))
         box = [text, None if local else result]
-        dist.broadcast_object_list(box, group=_hosts())
+        dist.broadcast_object_list(box, group=_met())
         if error is None and box[0] is not None:
             error = (UsageError if box[0][0] else DataError)(box[0][1])
         result = result if accelerator.is_main_process else box[1]
@@ -139,7 +180,7 @@ def total(accelerator: Accelerator, values: list[float]) -> list[float]:
     if accelerator.num_processes == 1:
         return values
     sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums, group=_hosts())
+    dist.all_reduce(sums, group=_met())
     return sums.tolist()
 
 
@@ -148,14 +189,14 @@ def gathered(accelerator: Accelerator, found: Any) -> list[Any]:
     if accelerator.num_processes == 1:
         return [found]
     everybody = [None] * accelerator.num_processes
-    dist.all_gather_object(everybody, found, group=_hosts())
+    dist.all_gather_object(everybody, found, group=_met())
     return everybody
 
 
 def wait(accelerator: Accelerator) -> None:
     """Returns when every process is here."""
     if accelerator.num_processes > 1:
-        dist.barrier(group=_hosts())
+        _met()
 
 
 @contextmanager
@@ -169,7 +210,8 @@ def others_watched(config: RunConfig) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error)
-        if not (isinstance(error, dist.DistError) or any(text in reason for text in GLOO)):
+        known = isinstance(error, dist.DistError | Silence)
+        if not known and not any(text in reason for text in GLOO):
             raise
         raise DataError(
             "another process of this training ended, or did not answer for "

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from volumediff.batch import Batch
 from volumediff.distributed.data_parallel import DataParallel, Loss, LossModule
+from volumediff.memory.shares import whole_tensor
 from volumediff.networks._block import Recomputable
 from volumediff.networks._streamable import Streamable
 
@@ -89,7 +90,7 @@ class Sharded(DataParallel):
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name, tensor in tensors.items():
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            whole = whole_tensor(tensor)
             if self._main:
                 found[name] = whole.cpu()
         return found

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from volumediff.data.cases import Box, patient_of, safe_id
+from volumediff.data.cases import Box, Contour, Sphere, patient_of, safe_id
+from volumediff.data.contours import filled_contours
 from volumediff.data.files import stem_of
 from volumediff.data.layouts._base import ANYTHING
 from volumediff.data.layouts._roles import ASSOCIATED_WORD, LABEL_WORDS, in_order, split_reader
@@ -74,6 +75,8 @@ class Truth:
         images: all of its images
         associated: second label file, of associated changes
         readers: masks of several readers by name
+        contours: what several readers drew, in place of masks
+        spheres: what the boxes are around
         names: label value -> what it stands for, where the data set says so
         policy: decisions on ambiguous files
         told: whether the patient was named for this evaluation, above what results say
@@ -92,6 +95,8 @@ class Truth:
     readers: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     policy: ReadPolicy = field(default_factory=ReadPolicy)
+    contours: Mapping[str, tuple[Contour, ...]] = field(default_factory=dict)
+    spheres: tuple[Sphere, ...] = ()
     told: bool = False
 
     def beside(self, sidecar: Mapping[str, Any]) -> "Truth":
@@ -125,7 +130,7 @@ class Truth:
         """
         if self.path is None and not self.readers:
             found = Boxes(np.array(self.boxes, np.int64).reshape(-1, 6), np.ones(len(self.boxes)))
-            lesion = torch.from_numpy(filled(self.boxes, like).array[0] > 0)
+            lesion = torch.from_numpy(filled(self.boxes, like, self.spheres).array[0] > 0)
             return Marks(lesion, self._associated(like) & ~lesion, found)
         label = self._label(like)
         lesion = torch.from_numpy(only(label, self.lesions, self.ignored).array[0] > 0)
@@ -138,12 +143,12 @@ class Truth:
         Raises:
             DataError: the truth is boxes, or lies on another grid
         """
-        if self.path is None and not self.readers:
+        if self.path is None and not self.readers and not self.contours:
             raise DataError(
                 f"{self.case}: expected a label map to compare a segmentation with, got boxes."
             )
         label = self._label(like).array[0].astype(np.uint8)
-        readers = [self._on(like, path).array for path in self.readers.values()]
+        readers = [volume.array for volume in self._opinions(like)]
         ignored = np.isin(label, self.ignored) | self._associated(like).numpy()
         return LabelMaps(
             label, np.concatenate(readers).astype(np.uint8) if readers else None, ignored
@@ -151,9 +156,14 @@ class Truth:
 
     def _label(self, like: Volume) -> Volume:
         """The mask, or what most readers say."""
-        files = [self.path] if self.path is not None else [*self.readers.values()]
-        maps = [self._on(like, path) for path in files]
+        maps = self._opinions(like) if self.path is None else [self._on(like, self.path)]
         return replace(maps[0], array=majority(np.concatenate([v.array for v in maps])))
+
+    def _opinions(self, like: Volume) -> list[Volume]:
+        """The label maps of the readers."""
+        if self.readers:
+            return [self._on(like, path) for path in self.readers.values()]
+        return [filled_contours(drawn, like) for drawn in self.contours.values()]
 
     def _associated(self, like: Volume) -> Bool[Tensor, "d h w"]:
         if self.associated is None:
@@ -215,6 +225,8 @@ def find_truths(
             case.labels,
             case.names,
             policy or ReadPolicy(),
+            case.contours,
+            case.spheres,
         )
         found[case.id] = truth
         for path in case.images.values():

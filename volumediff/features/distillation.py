@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.features.grids import upright
-from volumediff.model import Batch, Model, full_coordinates
+from volumediff.model import Model, full_coordinates
 from volumediff.networks._base import Network
 from volumediff.randomness import uniform
 from volumediff.recipes._base import Recipe

@@ -15,13 +15,16 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers._published import Published
 
-__all__ = ["ForeignCheckpoint", "Importer", "Origin", "Scaling", "Shapes", "checked"]
+__all__ = ["ForeignCheckpoint", "Importer", "Origin", "Ranges", "Scaling", "Shapes", "checked"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of the tensors of a run."""
 
 Scaling = Sequence[tuple[float, float]]
 """(a, b) of each attribute, of which a network reads (value - a) / b."""
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Lowest and highest value of attributes among the volumes that a network was trained with."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,11 @@ class Importer(ABC):
             UsageError: a word is needed
         """
         return ()
+
+    def training_ranges(self, source: ForeignCheckpoint) -> Ranges:
+        """What its training saw of the attributes that the network is conditioned on, as far as
+        the tool says it."""
+        return {}
 
     @abstractmethod
     def tensors(self, source: ForeignCheckpoint, shapes: Shapes) -> dict[str, Tensor]:

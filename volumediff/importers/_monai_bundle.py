@@ -12,13 +12,14 @@ from typing import Any
 
 from volumediff.errors import DataError, UsageError, shown
 from volumediff.importers._axes import mirrors
-from volumediff.importers._base import ForeignCheckpoint, Origin
+from volumediff.importers._base import ForeignCheckpoint, Origin, Ranges
 from volumediff.importers._published import Settings, agreed
 
 __all__ = [
     "axes",
     "calls",
     "context_names",
+    "context_ranges",
     "discrete_kernel",
     "origin",
     "preprocessing",
@@ -41,24 +42,30 @@ class Prose:
     Arguments:
         axes: of its arrays
         preprocessing: keys of `data.preprocessing`
+        context: lowest and highest value of the numbers of a context
     """
 
     axes: str = "RAS"
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    context: tuple[float, float] | None = None
 
 
-# By the task or the name in the metadata. The brains of the UK Biobank are at 1 mm, in the common
+# The brains of the UK Biobank are at 1 mm, in the common
 # space of a rigid registration, with intensities between 0 and 1; its sampler saves arrays whose
 # first axis runs to the left.
+UK_BIOBANK = Prose(
+    "LAS",
+    {
+        "spacing_mm": 1.0,
+        "shape": [160, 224, 160],
+        "intensity": {"name": "percentile", "low": 0.0, "high": 100.0},
+    },
+    context=(0.0, 1.0),
+)
+# By the name or the task in the metadata.
 PROSE = {
-    "Brain image synthesis": Prose(
-        "LAS",
-        {
-            "spacing_mm": 1.0,
-            "shape": [160, 224, 160],
-            "intensity": {"name": "percentile", "low": 0.0, "high": 100.0},
-        },
-    )
+    "Brain image synthesis": UK_BIOBANK,
+    "Brain MRI Latent Diffusion Synthesis": UK_BIOBANK,
 }
 # Volumes of BraTS: skull-stripped, on the grid of the SRI24 atlas.
 BRATS = "Task01_BrainTumour"
@@ -137,6 +144,16 @@ def context_names(source: ForeignCheckpoint, number: int) -> list[str]:
             if len(found) == number:
                 return found
     return [f"context_{i}" for i in range(number)]
+
+
+def context_ranges(source: ForeignCheckpoint, number: int) -> Ranges:
+    """Lowest and highest value of these numbers; none where nothing says them."""
+    found = _prose(source).context
+    for part in source.published.holding("value_range"):
+        ends = part.values["value_range"]
+        if part.values.get("type") == "tabular" and _is_range(ends):
+            found = float(ends[0]), float(ends[1])
+    return {} if found is None else dict.fromkeys(context_names(source, number), found)
 
 
 def discrete_kernel(source: ForeignCheckpoint) -> dict[str, Any]:
@@ -223,6 +240,15 @@ def _of_foreground(high: float, shape: Any, spacing: Any) -> float:
         return high
     share = min(1.0, 1000 * BRAIN_ML / (prod(shape) * prod(spacing)))
     return round(100 - (100 - high) / share, 2)
+
+
+def _is_range(ends: object) -> bool:
+    return (
+        isinstance(ends, list)
+        and len(ends) == 2
+        and all(isinstance(end, int | float) for end in ends)
+        and ends[0] < ends[1]
+    )
 
 
 def _transforms(source: ForeignCheckpoint, name: str) -> list[Settings]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from volumediff.errors import DataError, UsageError
 from volumediff.importers import _axes
-from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Scaling, Shapes
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Ranges, Scaling, Shapes
 from volumediff.importers._haar import BANDS, signs
 from volumediff.importers._monai import layer, prefix
 from volumediff.importers._published import agreed
@@ -121,6 +121,10 @@ class FlowLetImporter(Importer):
         names = _variables(source, prefix(source, f"{STEM}.weight"))
         ranges = (self._range(source, name) for name in names)
         return [(low, high - low) for low, high in ranges]
+
+    def training_ranges(self, source: ForeignCheckpoint) -> Ranges:
+        names = _variables(source, prefix(source, f"{STEM}.weight"))
+        return {name: self._range(source, name) for name in names}
 
     def _range(self, source: ForeignCheckpoint, name: str) -> tuple[float, float]:
         word = f"importer.ranges={{{name}: [LOWEST, HIGHEST]}}"

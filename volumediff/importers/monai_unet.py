@@ -27,7 +27,7 @@ from torch import Tensor
 from volumediff.errors import DataError, UsageError
 from volumediff.importers import _monai_bundle
 from volumediff.importers._axes import mirrored, mirrors
-from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
+from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Ranges, Shapes
 from volumediff.importers._monai import (
     attention,
     context_of,
@@ -144,6 +144,10 @@ class MonaiUNetImporter(Importer):
             },
             "recipe": recipe,
         }
+
+    def training_ranges(self, source: ForeignCheckpoint) -> Ranges:
+        tokens = self.tokens * context_of(source, prefix(source, STEM))
+        return _monai_bundle.context_ranges(source, tokens)
 
     def _head_size(
         self, source: ForeignCheckpoint, told: list[Settings], levels: int

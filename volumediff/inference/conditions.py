@@ -6,20 +6,22 @@ highest value of the training, as the one with the least error of the predicted 
 .. math:: \hat c = \arg\min_c \sum_{t, \epsilon}
           \| \epsilon_\theta(\alpha_t z_0 + \sigma_t \epsilon, t, c) - \epsilon \|^2,
 
-over a few times t and noises that are the same for all values. The sum is a part of the bound of
-the likelihood; a lesion counts in it as everything else does.
+over a few log-SNRs and noises that are the same for all values. The sum is a part of the bound of
+the likelihood; a lesion counts in it as everything else does. Several attributes are looked for
+one after the other. Classes are not looked for: methods choose them.
 
 References:
     Ho et al. (2020), Denoising Diffusion Probabilistic Models, arXiv:2006.11239 (the bound)
     Li et al. (2023), Your Diffusion Model is Secretly a Zero-Shot Classifier, arXiv:2303.16203
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from volumediff.condition import HEALTHY, Condition
 from volumediff.config import suggestion
@@ -35,7 +37,9 @@ __all__ = ["ESTIMATE", "ConditionEstimate", "Conditions", "check_names", "settle
 
 ESTIMATE = "estimate"
 VALUES = 9  # of the grid
-TIMES = (0.3, 0.5, 0.7)  # where contrast and size of structures are seen, and noise is not all
+SWEEPS = 3  # over several attributes
+# Where contrast and size of structures are seen, and noise is not all: cosine t = 0.3, 0.5, 0.7.
+LOG_SNRS = (1.306, -0.025, -1.367)
 DRAWS = 2
 # A sum is called decided where best and worst value differ by more than their paired noise.
 DECIDED = 2.0  # standard errors
@@ -110,11 +114,7 @@ def settled(trained: Trained, attributes: Attributes, ready: Prepared, *, key: i
     """
     names = trained.recipe.scalars
     sought = [name for name in names if attributes.get(name) == ESTIMATE]
-    if len(sought) > 1:
-        raise UsageError(
-            f"conditions {', '.join(sought)}: one can be estimated at a time; give the others."
-        )
-    estimates = {name: _estimated(trained, name, attributes, ready, key) for name in sought}
+    estimates = _estimated(trained, sought, attributes, ready, key) if sought else {}
     known = {**attributes, **{name: found.value for name, found in estimates.items()}}
     condition = trained.condition(known)
     values = {name: float(known[name]) for name in names if name in known}
@@ -146,41 +146,103 @@ def _beyond(trained: Trained, name: str, value: float) -> str:
 
 @torch.no_grad()
 def _estimated(
-    trained: Trained, name: str, attributes: Attributes, ready: Prepared, key: int
-) -> ConditionEstimate:
-    ends, model = trained.statistics.ranges.get(name), trained.task.lend(Model)
+    trained: Trained, sought: Sequence[str], attributes: Attributes, ready: Prepared, key: int
+) -> dict[str, ConditionEstimate]:
+    """The likeliest values, one attribute after the other, the others at their likeliest so far,
+    until none changes: for several attributes a local optimum. They begin in the middle."""
+    grids = {name: _grid(trained, name) for name in sought}
+    values = {name: float(grid[VALUES // 2]) for name, grid in grids.items()}
+    found: dict[str, ConditionEstimate] = {}
+    shape = tuple(ready.x.shape[1:])
+    with (
+        explained(trained.config, mode="infer", device=trained.device, shape=shape),
+        trained.config.memory.arithmetic(),
+    ):
+        errors = _Errors(trained, attributes, ready, key)
+        for _ in range(SWEEPS):
+            before = dict(values)
+            for name, grid in grids.items():
+                calls = errors.calls
+                rows = np.stack([errors({**values, name: float(v)}) for v in grid])
+                earlier = found[name].network_calls if name in found else 0
+                found[name] = _estimate(grid, rows, calls=earlier + errors.calls - calls)
+                values[name] = found[name].value
+            if values == before or len(sought) == 1:
+                break
+    return found
+
+
+def _grid(trained: Trained, name: str) -> np.ndarray:
+    """The values of an attribute that are tried.
+
+    Raises:
+        UsageError: its range is not known
+    """
+    ends = trained.statistics.ranges.get(name)
     if ends is None:
         raise UsageError(
             f"condition {name}: cannot be estimated, as {trained.run} does not say which values "
-            "it was trained with; give the value."
+            "it was trained with; give the value, or import the weights again and say its range."
         )
-    if model is None or model.kernel.path != "gaussian" or trained.recipe.reference:
-        raise UsageError(
-            f"condition {name}: cannot be estimated with {trained.run}; expected a model that "
-            "predicts Gaussian noise from the noisy state and its conditions alone."
-        )
-    grid = np.linspace(*ends, VALUES)
-    conditions = [trained.condition({**attributes, name: float(value)}) for value in grid]
-    if trained.recipe.classes:
-        label = torch.full((1,), HEALTHY, device=trained.device)
-        conditions = [condition.replace(label=label) for condition in conditions]
-    x = ready.x[None].to(trained.device)
-    c, d, h, w = x.shape[1:]
-    memory = trained.config.memory
-    errors = np.empty((VALUES, DRAWS * len(TIMES)))
-    with (
-        explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
-        memory.arithmetic(),
-    ):
-        z = model.encode(x)
-        noise = model.noise((key_of(key, "condition"),), (c, d, h, w))
-        for run in range(errors.shape[1]):
-            eps = noise(run)
-            t = torch.full((1,), TIMES[run % len(TIMES)], device=trained.device)
-            z_t = model.kernel.corrupt(z, t, eps)
-            for i, condition in enumerate(conditions):
-                found = model.denoise(z_t, t, condition).eps
-                errors[i, run] = float(((found - eps) ** 2).double().mean())
+    return np.linspace(*ends, VALUES)
+
+
+class _Errors:
+    """Squared errors of the noise that a model predicts for a case under some values.
+
+    Arguments:
+        trained: the run
+        attributes: of the case
+        ready: the case as the model sees it
+        key: of the noise, which is the same for all values
+
+    Raises:
+        UsageError: the model predicts no noise, or more than attributes conditions it
+    """
+
+    def __init__(
+        self, trained: Trained, attributes: Attributes, ready: Prepared, key: int
+    ) -> None:
+        model = trained.task.lend(Model)
+        if model is None or model.kernel.path != "gaussian" or trained.recipe.reference:
+            raise UsageError(
+                f"conditions: cannot be estimated with {trained.run}; expected a model that "
+                "predicts Gaussian noise from the noisy state and its conditions alone."
+            )
+        self.trained, self.model, self.attributes, self.calls = trained, model, attributes, 0
+        x = ready.x[None].to(trained.device)
+        self.z = model.encode(x)
+        self.noise = model.noise((key_of(key, "condition"),), tuple(x.shape[1:]))
+        log_snrs = torch.tensor(LOG_SNRS, dtype=torch.float64)
+        self.times = model.kernel.schedule.time(log_snrs).tolist()
+        self.known: dict[tuple[float, ...], np.ndarray] = {}
+
+    def __call__(self, values: Mapping[str, float]) -> Float[np.ndarray, "n"]:
+        """The error of each of the draws and levels."""
+        place = tuple(values.values())
+        if place not in self.known:
+            condition = self._condition(values)
+            draws = range(DRAWS * len(self.times))
+            self.known[place] = np.array([self._error(i, condition) for i in draws])
+        return self.known[place]
+
+    def _condition(self, values: Mapping[str, float]) -> Condition:
+        condition = self.trained.condition({**self.attributes, **values})
+        if not self.trained.recipe.classes:
+            return condition
+        label = torch.full((1,), HEALTHY, device=self.trained.device)
+        return condition.replace(label=label)
+
+    def _error(self, draw: int, condition: Condition) -> float:
+        eps, kernel = self.noise(draw), self.model.kernel
+        t = torch.full((1,), self.times[draw % len(self.times)], device=self.trained.device)
+        found = self.model.denoise(kernel.corrupt(self.z, t, eps), t, condition).eps
+        self.calls += 1
+        return float(((found - eps) ** 2).double().mean())
+
+
+def _estimate(grid: np.ndarray, errors: np.ndarray, *, calls: int) -> ConditionEstimate:
+    """The value with the least error, by the errors (value, draw)."""
     means = errors.mean(axis=1)
     best = int(means.argmin())
     apart = errors[int(means.argmax())] - errors[best]
@@ -190,5 +252,5 @@ def _estimated(
         values=tuple(float(value) for value in grid),
         errors=tuple(float(value) for value in means),
         decided=bool(apart.mean() > DECIDED * chance),
-        network_calls=errors.size,
+        network_calls=calls,
     )

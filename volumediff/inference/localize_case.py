@@ -30,15 +30,7 @@ from volumediff.inference.conditions import settled
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.external_maps import saliency_on
 from volumediff.inference.fill import Filling, filled_warnings
-from volumediff.inference.input_guard import (
-    crop_objection,
-    ct_objection,
-    flood_warnings,
-    likeness,
-    likeness_objection,
-    likeness_warnings,
-    permitted,
-)
+from volumediff.inference.flood import flood_warnings
 from volumediff.inference.localized_case import Localized, in_host_memory
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.raw_scan import prepared_scan
@@ -51,6 +43,7 @@ from volumediff.runs.auxiliary_models import facts_of
 from volumediff.runs.inputs import Examination, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
+from volumediff.samples.input_guard import accepted
 from volumediff.samples.preparation_record import RunPreparation
 
 __all__ = ["REGION", "SALIENCY", "Localizing"]
@@ -129,18 +122,16 @@ class Localizing:
 
         Raises:
             DataError: other channels than the model's, an empty volume, a region or map that
-                does not belong to it, or an input that `input_guard` refuses
+                does not belong to it, or an input that the run was plainly not trained for
         """
         if self.fills is not None:
             examination = self.fills(examination)
-        force, channels = self.options.force, self.trained.config.data.channels
-        forced = permitted(ct_objection(examination.images, channels), force=force)
+        force, guard = self.options.force, self.trained.guard
+        taken = accepted(guard.files(list(examination.images.values())), force=force)
         scan = prepared_scan(examination, self.preparation)
         ready = examination if scan is None else scan.examination
         seen_by_model = prepared(self.trained, list(ready.images.values()))
-        forced += permitted(crop_objection(seen_by_model, examination.id), force=force)
-        alike = likeness(seen_by_model, self.trained.statistics.atlas)
-        forced += permitted(likeness_objection(alike, examination.id), force=force)
+        taken += accepted(guard.volume(seen_by_model), force=force)
         digests = (examination.digests[name] for name in examination.images)
         conditions = settled(
             self.trained,
@@ -160,14 +151,14 @@ class Localizing:
             facts={
                 **facts,
                 "prepared": None if scan is None else scan.facts,
-                "forced": forced,
+                "forced": list(taken.forced),
                 **conditions.facts(),
                 "autoencoder": None if limits is None else limits.facts(),
                 "filled": dict(examination.filled),
                 "warnings": [
                     *conditions.warnings,
                     *filled_warnings(examination.filled),
-                    *likeness_warnings(alike),
+                    *taken.warnings,
                     *flood_warnings(found, seen_by_model.foreground, self.calibration),
                     *([] if limits is None else limits.warnings),
                 ],

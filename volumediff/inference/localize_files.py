@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from volumediff.anomaly.methods._base import Method
 from volumediff.calibration.of_run import calibration_for, load_method
 from volumediff.calibration.site import find_site, site_calibration
 from volumediff.data.cases import Case
 from volumediff.evaluation.leakage import seen_with
+from volumediff.inference.case_by_case import FoundCases, find_cases, work_through
 from volumediff.inference.conditions import check_names
-from volumediff.inference.dicom_inputs import check_series
 from volumediff.inference.external_maps import saliency_maps
 from volumediff.inference.fill import Filling, filling
 from volumediff.inference.localize_case import REGION, SALIENCY, Localizing
 from volumediff.inference.options import LocalizeOptions
 from volumediff.inference.user_regions import check_region, find_regions, missing_reasons
-from volumediff.outputs.batch import Result, Summary, process
-from volumediff.runs.inputs import examination_of, find_inputs
+from volumediff.outputs.batch import Result, Summary
+from volumediff.runs.inputs import Examination, examination_of, find_inputs
 from volumediff.runs.preparation import preparation_of
 from volumediff.runs.trained import Trained
 from volumediff.samples.seen_record import seen_by
@@ -162,43 +162,50 @@ def localize(
         saliency=saliency is not None,
         announce=announce,
     )
-    where = {"layout": options.layout, "patients": trained.config.data.patients}
     if chosen.fills is None:
-        names = trained.image_names(options.channels)
-        cases, problems = find_inputs(source, channels=names, **where)
+        find = partial(find_inputs, channels=trained.image_names(options.channels))
     else:
-        cases, problems = chosen.fills.find(source, **where)
-    if options.dicom:
-        check_series(cases)
+        find = chosen.fills.find
+    found = find_cases(trained, source, find, layout=options.layout, dicom=options.dicom)
     regions: dict[str, Path] = {}
     if region is not None:
-        regions, missing = find_regions(region, cases)
-        problems = {**problems, **missing_reasons(missing, region)}
-        cases = [case for case in cases if case.id in regions]
+        regions, missing = find_regions(region, found.cases)
+        found = FoundCases(
+            [case for case in found.cases if case.id in regions],
+            {**found.problems, **missing_reasons(missing, region)},
+        )
     maps = {}
     if saliency is not None:
-        maps = saliency_maps(Path(saliency), [case.id for case in cases])
+        maps = saliency_maps(Path(saliency), [case.id for case in found.cases])
     # After the sources: a calibration can take long, and a wrong path is said at once.
     work = settle(chosen, announce=announce)
     shown = {name: sha256_of_file(path) for name, path in maps.items()}
-    policy = trained.preprocessing.policy
 
-    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
-        digests = {**inputs, SALIENCY: shown[case.id]} if case.id in shown else inputs
-        given: dict[str, Any] = {REGION: regions.get(case.id), SALIENCY: maps.get(case.id)}
-        found = work(examination_of(case, digests, policy=policy, **given))
-        files = found.write(folder)
+    def read(case: Case, digests: Mapping[str, str]) -> Examination:
+        return examination_of(
+            case,
+            {**digests, SALIENCY: shown[case.id]} if case.id in shown else digests,
+            policy=trained.preprocessing.policy,
+            region=regions.get(case.id),
+            saliency=maps.get(case.id),
+        )
+
+    def one(examination: Examination, folder: Path) -> Result:
+        localized = work(examination)
+        files = localized.write(folder)
         if options.dicom:
-            files += found.write_dicom(folder)
-        return Result(files, {"score": found.found.score, **asdict(found.cost)})
+            files += localized.write_dicom(folder)
+        facts = {"score": localized.found.score, **asdict(localized.cost)}
+        return Result(files, facts, localized.facts["warnings"])
 
-    return process(
-        cases,
+    return work_through(
+        trained,
+        found,
         out,
+        one,
         settings={**work.settings, "saliency": shown},
-        work=one,
+        read=read,
         also={name: {REGION: path} for name, path in regions.items()},
-        problems=problems,
         overwrite=overwrite,
         report=report,
     )

@@ -62,6 +62,7 @@ class SegmentOptions:
         layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
         write_samples: whether the label map of every sample is written
+        force: whether inputs are taken that the run was plainly not trained for
         conditions: as for localization
         fill: translation run that draws channels which a case lacks
         dicom: whether the labels of a DICOM series are written as DICOM objects, too
@@ -73,6 +74,7 @@ class SegmentOptions:
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
     write_samples: bool = False
+    force: bool = False
     conditions: Mapping[str, str | float] = field(default_factory=dict)
     fill: Path | None = None
     dicom: bool = False
@@ -89,6 +91,7 @@ class TranslateOptions:
         channels: names of the source images in the data; None takes those of the run
         layout: of the folders of data: `auto`, a name, or a mapping with its options
         seed: random seed
+        force: whether inputs are taken that the run was plainly not trained for
     """
 
     method: str | None = None
@@ -96,6 +99,7 @@ class TranslateOptions:
     channels: tuple[str, ...] | None = None
     layout: str | Mapping[str, Any] = "auto"
     seed: int = 0
+    force: bool = False
 
 
 @dataclass(frozen=True)

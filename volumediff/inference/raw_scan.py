@@ -28,7 +28,7 @@ from volumediff.outputs.input_grid import InputGrid, findings_alone
 from volumediff.outputs.result_grid import ResultGrid
 from volumediff.runs.inputs import Examination
 from volumediff.runs.preparation import lies_in, look_of, shows_brain_alone, template_of
-from volumediff.runs.stripping import stripped, strips
+from volumediff.runs.stripping import stripped, strips, unaligned
 from volumediff.samples.preparation_record import RunPreparation
 
 __all__ = ["PreparedScan", "ScannerGrid", "prepared_scan"]
@@ -53,7 +53,8 @@ class PreparedScan:
     def home(self, grid: InputGrid) -> ResultGrid:
         """The scanner's own grid, for results on the grid of the prepared volume."""
         if self.alignment is None:
-            return grid
+            findings = (*grid.record.findings, *self.remarks)
+            return replace(grid, record=replace(grid.record, findings=findings))
         return ScannerGrid(grid, self.alignment, self.remarks)
 
 
@@ -106,8 +107,13 @@ def _stripped_scan(examination: Examination, preparation: RunPreparation) -> Pre
     images = stripped(examination.images)
     if images is None:
         return None
-    facts = {"template": None, "stripped": True, "n4": False, "warnings": []}
-    return PreparedScan(replace(examination, images=images), None, facts, ())
+    warnings = unaligned(preparation)
+    return PreparedScan(
+        replace(examination, images=images),
+        None,
+        {"template": None, "stripped": True, "n4": False, "warnings": warnings},
+        tuple(Remark("warning", "alignment", text) for text in warnings),
+    )
 
 
 def _moved(examination: Examination, found: Aligned, alignment: Alignment) -> Examination:

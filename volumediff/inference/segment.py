@@ -15,7 +15,7 @@ seen-<hash>.json                      subjects that the weights were trained on
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,19 @@ from jaxtyping import UInt8
 
 import volumediff
 from volumediff.calibration.segmentation_fits import fitted
-from volumediff.data.cases import Case
 from volumediff.data.label_names import KEY as LABEL_NAMES
 from volumediff.data.label_names import label_name, names_in
 from volumediff.data.seen import Seen
 from volumediff.errors import UsageError
 from volumediff.evaluation.leakage import keep
+from volumediff.inference.case_by_case import find_cases, work_through
 from volumediff.inference.conditions import check_names, settled
 from volumediff.inference.cost import Cost, counted
-from volumediff.inference.dicom_inputs import check_series
 from volumediff.inference.fill import Filling, filled_warnings, filling
 from volumediff.inference.members import with_members
 from volumediff.inference.options import SegmentOptions
-from volumediff.outputs.batch import Result, Summary, process
+from volumediff.model import Model
+from volumediff.outputs.batch import Result, Summary
 from volumediff.outputs.case_files import examination_files
 from volumediff.outputs.export import Writer
 from volumediff.outputs.input_grid import InputGrid
@@ -46,12 +46,12 @@ from volumediff.outputs.label_tables import write_label_tables
 from volumediff.outputs.segmentation_files import DSEG, sample_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
-from volumediff.runs.preparation import recorded_preparation
+from volumediff.runs.inputs import Examination, find_inputs, prepared
 from volumediff.runs.provenance import provenance
-from volumediff.runs.stripping import stripped, strips
+from volumediff.runs.stripping import stripped, strips, unaligned
 from volumediff.runs.trained import Trained
-from volumediff.samples.preparation_record import RunPreparation
+from volumediff.samples.input_guard import accepted
+from volumediff.samples.preparation_record import RunPreparation, recorded_preparation
 from volumediff.samples.seen_record import seen_by
 from volumediff.segmentation.method_files import load_segmenter
 from volumediff.segmentation.result import Segmentation
@@ -229,13 +229,17 @@ class Segmenting:
         """Segments one examination.
 
         Raises:
-            DataError: other channels than the model's, or an empty volume
+            DataError: other channels than the model's, an empty volume, or one that the run was
+                plainly not trained for
         """
         if self.fills is not None:
             examination = self.fills(examination)
         trained, digests = self.trained, examination.digests
+        images, force = list(examination.images.values()), self.options.force
+        taken = accepted(trained.guard.files(images), force=force)
         brain = stripped(examination.images) if strips(self.preparation) else None
-        ready = prepared(trained, list((brain or examination.images).values()))
+        ready = prepared(trained, images if brain is None else list(brain.values()))
+        taken += accepted(trained.guard.volume(ready), force=force)
         conditions = settled(
             trained,
             {**examination.attributes, **self.options.conditions},
@@ -273,7 +277,13 @@ class Segmenting:
             "read_policy": asdict(trained.preprocessing.policy),
             "network_calls": cost.network_calls,
             "filled": dict(examination.filled),
-            "warnings": filled_warnings(examination.filled),
+            "forced": list(taken.forced),
+            "warnings": [
+                *conditions.warnings,
+                *filled_warnings(examination.filled),
+                *taken.warnings,
+                *(unaligned(self.preparation) if brain is not None else []),
+            ],
             "members": [provenance(other) for other in self.others],
             **provenance(trained),
         }
@@ -304,7 +314,9 @@ def segmenting(
     trained.segments()
     check_names(trained, options.conditions)
     method = options.method or trained.config.method or DEFAULT
-    segmenter = load_segmenter(method, options.overrides)
+    asked = trained.task.lend(Model)
+    distilled = asked is not None and asked.walk is not None
+    segmenter = load_segmenter(method, options.overrides, distilled=distilled)
     try:
         segmenter.check(trained.model)
     except ValueError as error:
@@ -344,29 +356,20 @@ def segment(
         DataError: a source has no cases, or the disk is full
     """
     work = segmenting(trained, options, announce=announce)
-    where = {"layout": options.layout, "patients": trained.config.data.patients}
     if work.fills is None:
-        names = trained.image_names(options.channels)
-        cases, problems = find_inputs(source, channels=names, **where)
+        find = partial(find_inputs, channels=trained.image_names(options.channels))
     else:
-        cases, problems = work.fills.find(source, **where)
-    if options.dicom:
-        check_series(cases)
-    policy = trained.preprocessing.policy
+        find = work.fills.find
+    found = find_cases(trained, source, find, layout=options.layout, dicom=options.dicom)
 
-    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
-        found = work(examination_of(case, inputs, policy=policy))
-        files, volumes = found.write(folder, samples=options.write_samples)
+    def one(examination: Examination, folder: Path) -> Result:
+        segmented = work(examination)
+        files, volumes = segmented.write(folder, samples=options.write_samples)
         if options.dicom:
-            files += found.write_dicom(folder)
-        return Result(files, {"volumes_ml": volumes, **vars(found.cost)})
+            files += segmented.write_dicom(folder)
+        facts = {"volumes_ml": volumes, **vars(segmented.cost)}
+        return Result(files, facts, segmented.facts["warnings"])
 
-    return process(
-        cases,
-        out,
-        settings=work.settings,
-        work=one,
-        problems=problems,
-        overwrite=overwrite,
-        report=report,
+    return work_through(
+        trained, found, out, one, settings=work.settings, overwrite=overwrite, report=report
     )

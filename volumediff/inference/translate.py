@@ -12,7 +12,7 @@ normalises to. Channels of CT are in HU.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 import volumediff
-from volumediff.data.cases import Case
 from volumediff.data.intensity import BACKGROUND
 from volumediff.data.seen import Seen
 from volumediff.data.volume import Volume
 from volumediff.errors import DataError, UsageError
 from volumediff.evaluation.leakage import keep
+from volumediff.inference.case_by_case import find_cases, work_through
 from volumediff.inference.cost import Cost, counted
 from volumediff.inference.options import TranslateOptions
-from volumediff.outputs.batch import Result, Summary, process
+from volumediff.outputs.batch import Result, Summary
 from volumediff.outputs.case_files import examination_files
 from volumediff.outputs.export import Writer
 from volumediff.outputs.input_grid import InputGrid
 from volumediff.outputs.translation_files import TRANSLATED, deviation_of, translated_of
 from volumediff.planning.shortage import explained
 from volumediff.randomness import key
-from volumediff.runs.inputs import Examination, examination_of, find_inputs, prepared
-from volumediff.runs.preparation import recorded_preparation
+from volumediff.runs.inputs import Examination, find_inputs, prepared
 from volumediff.runs.provenance import provenance
 from volumediff.runs.trained import Trained
+from volumediff.samples.input_guard import accepted
+from volumediff.samples.preparation_record import recorded_preparation
 from volumediff.samples.seen_record import seen_by
 from volumediff.translation.method_files import load_translator
 from volumediff.translation.translators import TranslationPair, Translator
@@ -175,11 +176,15 @@ class Translating:
         """Translates one examination.
 
         Raises:
-            DataError: other channels than the run's sources, or an empty volume
+            DataError: other channels than the run's sources, an empty volume, or one that the
+                run was plainly not trained for
         """
         trained, digests = self.trained, examination.digests
         sources = list(examination.images.values())
+        force, guard = self.options.force, trained.guard.of_channels(self.given)
+        taken = accepted(guard.files(sources), force=force)
         ready = prepared(trained, sources, of=self.given)
+        taken += accepted(guard.volume(ready), force=force)
         d, h, w = ready.x.shape[1:]
         with (
             explained(trained.config, mode="infer", device=trained.device, shape=(d, h, w)),
@@ -217,6 +222,8 @@ class Translating:
                 for name, file in examination.files.items()
             },
             "read_policy": asdict(trained.preprocessing.policy),
+            "forced": list(taken.forced),
+            "warnings": list(taken.warnings),
             "network_calls": cost.network_calls,
             **provenance(trained),
         }
@@ -329,21 +336,14 @@ def translate(
     """
     work = translating(trained, options, announce=announce)
     names = trained.image_names(options.channels, of=work.given)
-    cases, problems = find_inputs(
-        source, channels=names, layout=options.layout, patients=trained.config.data.patients
-    )
-    policy = trained.preprocessing.policy
+    find = partial(find_inputs, channels=names)
+    found = find_cases(trained, source, find, layout=options.layout)
 
-    def one(case: Case, inputs: Mapping[str, str], folder: Path) -> Result:
-        found = work(examination_of(case, inputs, policy=policy))
-        return Result(found.write(folder), vars(found.cost))
+    def one(examination: Examination, folder: Path) -> Result:
+        translated = work(examination)
+        facts = vars(translated.cost)
+        return Result(translated.write(folder), facts, translated.facts["warnings"])
 
-    return process(
-        cases,
-        out,
-        settings=work.settings,
-        work=one,
-        problems=problems,
-        overwrite=overwrite,
-        report=report,
+    return work_through(
+        trained, found, out, one, settings=work.settings, overwrite=overwrite, report=report
     )

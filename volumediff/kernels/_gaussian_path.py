@@ -126,9 +126,12 @@ class GaussianPath(Kernel):
     ) -> Level:
         if self.variance == "learned":
             output = output[:, : z_0.shape[1]]
-        target = self.target(z_0, t, noise)
         dtype = torch.promote_types(output.dtype, torch.float32)
-        errors = (output.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
+        # In one expression: of whole states, which processes do not share, none has a name that
+        # keeps it, neither the target nor the difference before it is copied into rows.
+        errors = (
+            (output.to(dtype) - self.target(z_0, t, noise).to(dtype)).flatten(1).square().mean(1)
+        )
         if self.weighting is None:
             return errors
         weight = (self.weighting.size(self.schedule, t) / self.size(t)).square()

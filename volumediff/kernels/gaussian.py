@@ -76,8 +76,8 @@ class Gaussian(GaussianPath):
             return z_0
         if self.prediction == "u":
             d_alpha, d_sigma = self.schedule.rates(t)
-            return per_sample(d_alpha, z_0) * z_0 + per_sample(d_sigma, z_0) * noise
-        return per_sample(alpha, z_0) * noise - per_sample(sigma, z_0) * z_0
+            return (per_sample(d_alpha, z_0) * z_0).add_(per_sample(d_sigma, z_0) * noise)
+        return (per_sample(alpha, z_0) * noise).sub_(per_sample(sigma, z_0) * z_0)
 
     def size(self, t: Level) -> Level:
         return ERRORS[self.prediction].size(self.schedule, t)

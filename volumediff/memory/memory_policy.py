@@ -18,6 +18,8 @@ from pydantic import StrictInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from volumediff.errors import UsageError
+from volumediff.memory.cuda_graphs import GraphedPass
 from volumediff.memory.domain import Domain, current_domain
 from volumediff.memory.half_weights import with_half_weights
 from volumediff.memory.precision import float32_products
@@ -59,9 +61,13 @@ class MemoryPolicy:
         fused: normalisation and activation by Triton kernels, on a GPU; equal to rounding. None
             where they can run: triton and a C compiler are there, and channels are last. True
             refuses a GPU where they cannot
+        cuda_graphs: record a network's pass once per shape of volumes, and launch its kernels
+            together from then on, on a GPU; equal to the bit. For volumes of one size, one process
+            and a loss that calls the network once; memory of the pass stays with it
 
     Raises:
-        ValueError: no positive number where one is expected, or fused without channels_last
+        ValueError: no positive number where one is expected, fused without channels_last, or
+            cuda_graphs with slabs or host memory
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, arXiv:1604.06174
@@ -74,6 +80,7 @@ class MemoryPolicy:
     offload: bool = False
     recompute_skips: bool = False
     fused: bool | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.slab is not None and self.slab < 1:
@@ -84,6 +91,12 @@ class MemoryPolicy:
             raise ValueError(
                 "fused normalisation works on channels-last tensors: set channels_last to true, "
                 "or fused to null"
+            )
+        if self.cuda_graphs and (self.slab is not None or self.offload):
+            other = "offload" if self.slab is None else "slab"
+            raise ValueError(
+                f"memory.cuda_graphs records a pass in one piece, and memory.{other} cuts it into "
+                "pieces that the host puts together: set one of them to false or null"
             )
 
     @property
@@ -112,7 +125,15 @@ class MemoryPolicy:
         Where processes share volumes, see `volumediff.memory.domain.sharing`, each runs them on
         its planes. Names and values of the weights stay. The layout follows the weights: a
         convolution with channels-last weights gives a channels-last output for any input.
+
+        Raises:
+            UsageError: graphs were asked for where processes share volumes
         """
+        if self.cuda_graphs and current_domain().size > 1:
+            raise UsageError(
+                "memory.cuda_graphs records a pass of one process, and processes.domain shares "
+                "each volume among several: set it to false, or processes.domain to 1."
+            )
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for parameter in model.parameters():
             if parameter.ndim == 5:
@@ -127,6 +148,8 @@ class MemoryPolicy:
         for module, method in _whole_passes(model):
             cast = functools.partial(with_half_weights, module)
             plain = cast if self.torch_dtype != torch.float32 else None
+            if self.cuda_graphs:
+                plain = _graphed(GraphedPass(module), plain)
             _replace(module, method, streamed if self.streams else plain)
             if self.streams:
                 module.__dict__[method].in_slabs = True
@@ -175,6 +198,17 @@ def runs_in_slabs(module: nn.Module, method: str) -> bool:
     """Whether a method of a module runs in slabs, so that nothing within it is seen whole."""
     found = vars(module).get(method)
     return isinstance(found, Replaced) and found.in_slabs
+
+
+def _graphed(graphed: GraphedPass, how: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    """A pass by graphs of what `how` makes of it."""
+    if how is None:
+        return graphed
+
+    def run(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return graphed(functools.partial(how, function), *arguments)
+
+    return run
 
 
 def _replace(module: nn.Module, method: str, how: Callable[..., Tensor] | None) -> None:

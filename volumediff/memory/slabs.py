@@ -233,16 +233,20 @@ class Whole(Operation):
         return [(0, depth) for depth in depths]
 
     def __call__(self, wanted: Range, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+        if getattr(self.module, "by_planes", False):
+            return _called(self.module, slabs, small, planes=wanted)
         lo, hi = wanted
         return planes(_called(self.module, slabs, small), lo, hi - lo)
 
 
-def _called(module: nn.Module, slabs: Sequence[Tensor], small: Sequence[Tensor]) -> Tensor:
+def _called(
+    module: nn.Module, slabs: Sequence[Tensor], small: Sequence[Tensor], **asked: Range
+) -> Tensor:
     """What a module makes of slabs, with these parameters and further arguments."""
     names = [name for name, _ in module.named_parameters()]
     parameters = dict(zip(names, small, strict=False))
     arguments: tuple[Any, ...] = (*slabs, *small[len(names) :])
-    return torch.func.functional_call(module, parameters, arguments)
+    return torch.func.functional_call(module, parameters, arguments, asked)
 
 
 def planes(x: Tensor, start: int, count: int, *, dim: int = 2) -> Tensor:

@@ -133,6 +133,7 @@ class Attention(Recomputable):
     conditioned = False
     # Attention looks everywhere, whatever the statistics of its norm.
     halo = (0, 0, 0)
+    by_planes = True
 
     def __init__(
         self,
@@ -156,12 +157,21 @@ class Attention(Recomputable):
         self.out = Linear(channels, channels, zero=True)
 
     @whole
-    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c d h w"], *, planes: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b c d2 h w"]:
+        """What voxels see of all others.
+
+        Arguments:
+            planes: first and end of those that ask; None for all
+        """
         b, c, d, h, w = x.shape
+        lo, hi = planes or (0, d)
         # Voxels become tokens: (b, d h w, c), or (b d, h w, c) within slices.
         tokens = self.norm(x).movedim(1, -1)
         tokens = tokens.reshape(b * d, h * w, c) if self.plane else tokens.reshape(b, -1, c)
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        y = attend(q, k, v, backend=self.backend)
-        y = self.out(y.reshape(tokens.shape))
-        return x + y.reshape(b, d, h, w, c).movedim(-1, 1)
+        if planes is not None:
+            q = q.unflatten(1, (d, -1))[:, lo:hi].flatten(1, 2)
+        y = self.out(attend(q, k, v, backend=self.backend).flatten(2))
+        return x[:, :, lo:hi] + y.reshape(b, hi - lo, h, w, c).movedim(-1, 1)

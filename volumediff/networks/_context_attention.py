@@ -38,6 +38,7 @@ class ContextAttention(Recomputable):
     halo = (0, 0, 0)
     global_axes = "dhw"
     conditioned = True
+    by_planes = True
 
     def __init__(
         self,
@@ -61,16 +62,27 @@ class ContextAttention(Recomputable):
 
     @whole
     def forward(
-        self, x: Float[Tensor, "b c d h w"], e: Float[Tensor, "b n"]
-    ) -> Float[Tensor, "b c d h w"]:
-        shape = x.movedim(1, -1).shape
+        self,
+        x: Float[Tensor, "b c d h w"],
+        e: Float[Tensor, "b n"],
+        *,
+        planes: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "b c d2 h w"]:
+        """What voxels see of all others and of the embedding.
+
+        Arguments:
+            planes: first and end of those that ask; None for all
+        """
+        d = x.shape[2]
+        lo, hi = planes or (0, d)
         u = self.enter(self.norm(x).movedim(1, -1)).movedim(-1, 1)
         u = self.tokens(u).movedim(1, -1).flatten(1, 3)
         q, k, v = self.qkv(u).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        y = self.out(attend(q, k, v, backend=self.backend).reshape(u.shape))
-        u = u + y
+        u, q = (t.unflatten(1, (d, -1))[:, lo:hi].flatten(1, 2) for t in (u, q))
+        x = x[:, :, lo:hi]
+        u = u + self.out(attend(q, k, v, backend=self.backend).flatten(2))
         if self.context is not None:
             told = e.split(self.parts, dim=1)[1]
             told = F.layer_norm(told, told.shape[1:], eps=self.tokens.eps)
             u = u + self.context(told)[:, None].to(u.dtype)
-        return x + self.leave(u).reshape(shape).movedim(-1, 1)
+        return x + self.leave(u).unflatten(1, x.shape[2:]).movedim(-1, 1)

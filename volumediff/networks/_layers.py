@@ -43,14 +43,15 @@ def whole(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     A slab-wise execution brings its input together and calls the method on plain tensors, or, for
     a module whose `global_axes` are h and w alone, on whole planes. Other volumes come right after
-    the first; the result has the shape and dtype of the first.
+    the first; the result has the shape and dtype of the first. A module that can make some planes
+    of it without the others sets `by_planes`, and its method takes them as `planes`.
     """
 
     @functools.wraps(forward)
-    def marked(self: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    def marked(self: nn.Module, x: Tensor, *args: Any, **planes: tuple[int, int]) -> Tensor:
         if has_torch_function_unary(x):
             return handle_torch_function(marked, (x,), self, x, *args)
-        return forward(self, x, *args)
+        return forward(self, x, *args, **planes)
 
     marked.needs_whole_volumes = True
     return marked

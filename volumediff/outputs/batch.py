@@ -55,10 +55,12 @@ class Result:
     Arguments:
         files: outputs, in the output folder
         facts: numbers for the ledger, such as the score
+        warnings: what is to be known about the case, in sentences
     """
 
     files: list[Path]
     facts: Mapping[str, Any]
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ def _work_on(
     ledger.done(case.id, inputs=inputs, outputs=result.files, facts=facts)
     score = result.facts.get("score")
     shown = "" if score is None else f", score {score:.4g}"
+    for warning in result.warnings:
+        say(f"{case.id}: warning: {warning}")
     say(f"{case.id}: done in {seconds:.1f} s{shown}")
     return True
 
@@ -227,7 +231,7 @@ def _reason(error: Exception, case: str, folder: Path) -> str:
     if is_shortage(error):
         return "not enough memory; choose a coarser data.preprocessing.spacing_mm"
     if _of_the_user(error):
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()).removeprefix(f"{case}: ")  # whoever reads has the name
     path = folder / ERRORS / f"{case}.txt"
     versions = f"volumediff {volumediff.__version__}, torch {torch.__version__}"
     head = f"{case}, {versions}, Python {platform.python_version()}"
@@ -265,6 +269,10 @@ def _progress(total: int, report: Report | None) -> Iterator[Report]:
     with Progress(total, "cases", active=is_main()) as bar:
 
         def advance(line: str) -> None:
+            case, warned, text = line.partition(": warning: ")
+            if warned:
+                problem(f"volumediff: {case}: {text}")
+                return
             case, failed, reason = line.partition(": failed: ")
             if failed:
                 problem(f"volumediff: {case}: {reason}")

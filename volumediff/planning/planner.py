@@ -8,6 +8,7 @@ volumes more than the one denoising step that is traced (0.07 GB each at 256³).
 Policies are tried from the fastest on: nothing saved, recomputation of the finest levels and then
 of all, slabs from thick to thin, the same with what waits in host memory. The first that fits is
 taken; within a kind they are bisected. In inference, before host memory, skips are made again.
+The thinnest slabs are tried with host memory alone.
 Policies whose convolutions work on 2³¹ elements or more, as whole volumes of 512³ with 16 channels
 have, come last: see `Traced.in_32_bits`.
 """
@@ -36,7 +37,7 @@ from volumediff.planning.step import (
     validates,
     volume_shape,
 )
-from volumediff.planning.tracer import OUTSIDE, Peak, Tracer
+from volumediff.planning.tracer import OUTSIDE, Peak, Tracer, with_pool
 from volumediff.settings.run_config import RunConfig
 from volumediff.shapes import Shape
 from volumediff.tasks import resolved
@@ -45,9 +46,9 @@ __all__ = ["Mode", "Plan", "Traced", "at_shape", "fastest", "ladder", "plan", "t
 
 Mode = Literal["train", "infer"]
 GB = 1e9
-# Numbers of slabs that are tried. Tracing takes as much longer as there are slabs; below the
-# thinnest depth a slab is mostly halo.
-CUTS = (2, 4, 8)
+# Numbers of slabs that are tried, and one more beside host memory. Tracing takes as much longer as
+# there are slabs; below the thinnest depth a slab is mostly halo.
+CUTS, MOST_CUTS = (2, 4, 8), (16,)
 THINNEST = 4
 # Seconds after which a policy that fits is good enough, even if a faster one might.
 PATIENCE = 18.0
@@ -208,9 +209,11 @@ def trace(config: RunConfig, *, mode: Mode = "train") -> Traced:
         with Tracer() as tracer:
             step.traced(tracer)
     stages = {name: peak for name, peak in tracer.stages.items() if name != OUTSIDE}
-    number = config.processes.number or 1
+    number = config.processes.number or config.processes.domain
     if mode == "train" and config.processes.shard and number > 1:
         stages = {name: peak.divided(number) for name, peak in stages.items()}
+    if config.memory.cuda_graphs:
+        stages = with_pool(stages)
     return Traced(config.memory, stages, tracer.indexed)
 
 
@@ -237,10 +240,14 @@ def ladder(policy: MemoryPolicy, *, mode: Mode, depth: int) -> list[list[MemoryP
     lean = replace(plain, checkpoint=mode == "train")
     # The finest levels hold most of what recomputation can spare.
     saved = [replace(plain, checkpoint=levels) for levels in (1, 2, True)]
-    depths = [n for n in (math.ceil(depth / cuts) for cuts in CUTS) if n >= THINNEST]
-    slabs = [replace(lean, slab=n) for n in depths]
-    remade = [replace(lean, slab=n, recompute_skips=True) for n in depths]
-    away = [replace(lean, slab=n, offload=True) for n in (None, *depths)]
+    depths, thin = (
+        [n for n in (math.ceil(depth / cuts) for cuts in numbers) if n >= THINNEST]
+        for numbers in (CUTS, MOST_CUTS)
+    )
+    cut = replace(lean, cuda_graphs=False)  # graphs have passes in one piece
+    slabs = [replace(cut, slab=n) for n in depths]
+    remade = [replace(cut, slab=n, recompute_skips=True) for n in depths]
+    away = [replace(cut, slab=n, offload=True) for n in (None, *depths, *thin)]
     between = [saved, slabs] if mode == "train" else [slabs, remade]
     return [family for family in ([plain], *between, away) if family]
 

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from volumediff.memory.host import is_host
 
-__all__ = ["CATEGORIES", "OUTSIDE", "Peak", "Tracer"]
+__all__ = ["CATEGORIES", "OUTSIDE", "Peak", "Tracer", "with_pool"]
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "other")
 INDEXED = ("aten::convolution", "aten::upsample")  # what counts elements in 32 bits somewhere
@@ -66,6 +66,26 @@ class _Storage:
     def __init__(self, size: int, category: str, *, host: bool) -> None:
         self.size, self.category, self.host = size, category, host
         self.watch: Any = None
+
+
+def with_pool(stages: Mapping[str, Peak]) -> dict[str, Peak]:
+    """The stages where passes run as CUDA graphs, whose memory nothing else can have.
+
+    Activations of the largest stage and the gradients that graphs write stay all the time; the
+    gradients that the optimizer reads are copies.
+    """
+    pool = {
+        "activations": max((p.parts.get("activations", 0) for p in stages.values()), default=0),
+        "gradients": max((p.parts.get("gradients", 0) for p in stages.values()), default=0),
+    }
+    found = {}
+    for name, peak in stages.items():
+        parts = dict(peak.parts)
+        parts["activations"] = pool["activations"]
+        parts["gradients"] = parts.get("gradients", 0) + pool["gradients"]
+        more = sum(parts.values()) - sum(peak.parts.values())
+        found[name] = Peak(peak.device + more, peak.host, parts)
+    return found
 
 
 class Tracer(TorchDispatchMode):

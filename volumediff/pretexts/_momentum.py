@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
+
+from volumediff.memory.shares import whole_tensor
 
 __all__ = ["MomentumCopy"]
 
@@ -29,10 +30,7 @@ class MomentumCopy(nn.Module):
     def update(self, module: nn.Module, momentum: float) -> None:
         """Moves towards the weights of the module."""
         for name, parameter in _trained(module).items():
-            whole = parameter.detach()
-            if isinstance(whole, DTensor):  # processes hold shares of the weights, but all of this
-                whole = whole.full_tensor()
-            self.get_buffer(_key(name)).lerp_(whole, 1 - momentum)
+            self.get_buffer(_key(name)).lerp_(whole_tensor(parameter.detach()), 1 - momentum)
 
     @torch.no_grad()
     def called(self, module: nn.Module, *arguments: Any) -> Tensor:

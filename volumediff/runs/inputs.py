@@ -13,9 +13,10 @@ from volumediff.data.read_policy import ReadPolicy
 from volumediff.data.survey import AUTO, Spec, survey_sources
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
-from volumediff.runs.preparation import recorded_preparation
 from volumediff.runs.stripping import stripped, strips
 from volumediff.runs.trained import Trained
+from volumediff.samples.input_guard import Difference
+from volumediff.samples.preparation_record import recorded_preparation
 
 __all__ = ["Examination", "examination_of", "find_inputs", "prepared", "prepared_case"]
 
@@ -119,8 +120,7 @@ def find_inputs(
     cases = []
     for case in found:
         if len(case.images) == wanted:
-            bare = {"label": None, "boxes": None, "associated": None, "labels": {}, "contours": {}}
-            cases.append(replace(case, **bare))
+            cases.append(case.unmarked())
             continue
         bad[case.id] = (
             f"has the images {', '.join(case.images)}, the run takes {wanted}; name "
@@ -160,15 +160,17 @@ def prepared(
     return preprocessing.prepare_volumes(images)
 
 
-def prepared_case(trained: Trained, case: Case) -> Prepared:
-    """The files of a case as the model sees them; heads are stripped for a run of stripped brains
-    that lie in no template's space.
+def prepared_case(trained: Trained, case: Case) -> tuple[Prepared, list[Difference]]:
+    """The files of a case as the model sees them, and what differs about them; heads are stripped
+    for a run of stripped brains that lie in no template's space.
 
     Raises:
         DataError: a file is refused, has other channels than the model, or shows nothing
     """
-    policy = trained.preprocessing.policy
+    policy, guard = trained.preprocessing.policy, trained.guard
     images = {name: read(path, policy=policy) for name, path in case.images.items()}
+    differences = guard.files(list(images.values()))
     if strips(recorded_preparation(trained.run)):
         images = stripped(images) or images
-    return prepared(trained, list(images.values()))
+    ready = prepared(trained, list(images.values()))
+    return ready, [*differences, *guard.volume(ready)]

@@ -5,10 +5,8 @@ are looked at: they lie in the template's space if, without being moved, they sh
 nothing else. What was found is kept as RUN/preparation.json, which goes with the run.
 """
 
-import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -20,9 +18,13 @@ from volumediff.data.mutual_information import mutual_information
 from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError, UsageError
 from volumediff.runs.trained import Trained
-from volumediff.samples.preparation_record import NAME, RunPreparation
+from volumediff.samples.preparation_record import (
+    NAME,
+    RunPreparation,
+    recorded_preparation,
+    told_preparation,
+)
 from volumediff.settings.sections import POPULATION
-from volumediff.storage.records import read as read_record
 from volumediff.storage.records import write
 
 __all__ = [
@@ -30,13 +32,11 @@ __all__ = [
     "lies_in",
     "look_of",
     "preparation_of",
-    "recorded_preparation",
     "shown_in",
     "shows_brain_alone",
     "template_of",
 ]
 
-MARK = "prepared.json"  # of `volumediff prepare`
 LOOKED_AT = 3  # training volumes
 LOOK_MM = 3.0
 # Affinely aligned brains overlap the MNI152 by 0.9 to 0.97, brains in scanner coordinates by less.
@@ -59,22 +59,10 @@ def preparation_of(trained: Trained) -> RunPreparation | None:
     root = trained.config.data.root
     if root in (None, POPULATION) or not Path(str(root)).exists():
         return None
-    found = _told(Path(str(root)) / MARK) or _measured(trained)
+    found = told_preparation(Path(str(root))) or _measured(trained)
     if found is not None:
         write(trained.run / NAME, found)
     return found
-
-
-def recorded_preparation(run: Path) -> RunPreparation | None:
-    """What is recorded about a run, such as an imported one; None where nothing is yet.
-
-    Raises:
-        DataError: the record is damaged
-    """
-    path = run / NAME
-    if not path.is_file():
-        return None
-    return read_record(path, RunPreparation, advice="remove it: it is measured again")
 
 
 def template_of(preparation: RunPreparation) -> Template | None:
@@ -125,19 +113,6 @@ def lies_in(volume: Volume, template: Template) -> bool:
         return False
     moved = unmoved.apply(x[None], fill=min(0.0, float(x.min())))[0]
     return mutual_information(moved[inside], coarse.x[inside]) >= LEAST_SIMILARITY
-
-
-def _told(path: Path) -> RunPreparation | None:
-    """What `prepare` wrote about its data set."""
-    if not path.is_file():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        name = str(content["template"]["name"]).partition(" at ")[0]
-        strip = content["strip"] or content["mask"] == "none"
-        return RunPreparation(template=name, stripped=strip, n4=content["n4"], source=MARK)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); prepare the data set again.") from None
 
 
 def _measured(trained: Trained) -> RunPreparation | None:

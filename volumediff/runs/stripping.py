@@ -19,13 +19,26 @@ from volumediff.errors import DataError
 from volumediff.runs.preparation import shown_in, shows_brain_alone, template_of
 from volumediff.samples.preparation_record import RunPreparation
 
-__all__ = ["stripped", "strips"]
+__all__ = ["stripped", "strips", "unaligned"]
 
 
 def strips(preparation: RunPreparation | None) -> bool:
     """Whether scans of a run are stripped on their own grid: those of a template's space are
     stripped when they are aligned with it."""
     return preparation is not None and preparation.stripped and template_of(preparation) is None
+
+
+def unaligned(preparation: RunPreparation | None) -> list[str]:
+    """What a reader must know of a scan that was stripped where it lies: nothing, if the run's
+    volumes lay in the space of no template, either."""
+    if preparation is None or preparation.template is None:
+        return []
+    return [
+        f"The volumes that {preparation.source} was trained with lie in the space of "
+        f"{preparation.template}, which does not ship with volumediff: the scan was "
+        "skull-stripped where it lies and not aligned. Register it with that template first, "
+        "unless it lies there."
+    ]
 
 
 def stripped(images: Mapping[str, Volume]) -> Mapping[str, Volume] | None:

@@ -22,6 +22,7 @@ from volumediff.errors import DataError, UsageError
 from volumediff.memory.domain import sharing
 from volumediff.model import Model
 from volumediff.recipes._base import Recipe
+from volumediff.samples.input_guard import InputGuard
 from volumediff.samples.label_names import label_names_of
 from volumediff.samples.sources import cases_of, preprocessing, simulated
 from volumediff.samples.statistics import Statistics
@@ -181,6 +182,15 @@ class Trained:
     def preprocessing(self) -> Preprocessing:
         """From files to what the model was trained on."""
         return preprocessing(self.config.data, self.run)
+
+    @cached_property
+    def guard(self) -> InputGuard:
+        """What the run knows of its inputs.
+
+        Raises:
+            DataError: a record of the run is damaged
+        """
+        return InputGuard.of_run(self.run, self.config.data.channels)
 
     @property
     def channels(self) -> int:

@@ -238,6 +238,7 @@ def gather(
             s.case.id,
             with_spacing(s.case.attributes, config.data.preprocessing.spacing()),
             cache.entry(s.case.id, s.fingerprint, s.make),
+            tuple(s.case.images),
         )
         for s in sources
     }
@@ -397,7 +398,11 @@ def _prepare(recipe: Preprocessing, case: Case) -> Made:
         arrays["label"] = prepared.label.numpy()
     if prepared.readers is not None:
         arrays["readers"] = prepared.readers.numpy()
-    return arrays, {"spacing_mm": list(prepared.spacing_mm), "cropped": prepared.cropped}
+    return arrays, {
+        "spacing_mm": list(prepared.spacing_mm),
+        "cropped": prepared.cropped,
+        "file_spacing_mm": list(prepared.record.native.spacing_mm),
+    }
 
 
 def _simulate(population: Population, case: Case) -> Made:

@@ -22,11 +22,13 @@ class TrainingVolume:
         attributes: what participants.tsv and the like say about it
         entry: arrays `x`, `foreground` and, where there are such, `label` (1, d, h, w) and the
             label maps of several `readers` (r, d, h, w)
+        channels: names of its images, as the data set has them; none for simulated volumes
     """
 
     id: str
     attributes: Mapping[str, str | float]
     entry: CacheEntry
+    channels: tuple[str, ...] = ()
 
     def array(self, name: str) -> Tensor | None:
         """A copy of one array in memory, or None if the case has none."""
@@ -74,6 +76,12 @@ class TrainingVolume:
         """Voxel size along d, h, w."""
         d, h, w = self.entry.info["spacing_mm"]
         return float(d), float(h), float(w)
+
+    @property
+    def file_spacing_mm(self) -> tuple[float, ...] | None:
+        """Voxel size of its first file; None for volumes without files."""
+        stored = self.entry.info.get("file_spacing_mm")
+        return None if stored is None else tuple(stored)
 
 
 def healthy_volumes(recipe: Recipe, volumes: Sequence[TrainingVolume]) -> list[TrainingVolume]:

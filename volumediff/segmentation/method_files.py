@@ -21,13 +21,17 @@ COMPOSED = "composed"
 HALVES = ("train", "builds_on", "only_for")
 
 
-def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
+def load_segmenter(
+    name: str, overrides: Sequence[str] = (), *, distilled: bool = False
+) -> Segmenter:
     """A segmentation method.
 
     Arguments:
         name: of a file that ships with the package, the path of a YAML file, or
             `package.module:Class`
         overrides: `key=value` overrides, such as `samples=10` or `sampler.steps=50`
+        distilled: whether it is for a run that was distilled to steps of its own: these take the
+            place of the file's sampler, and overrides may still name another
 
     Raises:
         UsageError: unknown file, key or component, or a wrong value
@@ -35,7 +39,9 @@ def load_segmenter(name: str, overrides: Sequence[str] = ()) -> Segmenter:
     if ":" in name:
         tree: dict[str, Any] = config.overridden({"name": name}, overrides)
     else:
-        tree = config.load(config.config_path("segmentation", name), overrides)
+        tree = config.load(config.config_path("segmentation", name))
+        own = ["sampler=student"] if distilled and tree.get("sampler") else []
+        tree = config.overridden(tree, [*own, *overrides])
     for training in HALVES:
         tree.pop(training, None)
     return config.build("segmenter", {"name": COMPOSED} | tree, where=name)

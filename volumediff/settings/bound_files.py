@@ -16,7 +16,7 @@ __all__ = ["bound_of", "check_bound"]
 
 FILES = (
     *("splits.json", "sources.json", "seen.json", "landmarks.json"),
-    "statistics/manifest.json",
+    *("statistics/manifest.json", "inputs/manifest.json"),
 )
 COPIES = "borrowed/*/manifest.json"  # of what comes from other runs
 

@@ -283,13 +283,14 @@ class Processes(Section):
         shard: divide weights, gradients and moments among the processes (FSDP2); otherwise each
             has all of them (DDP)
         domain: processes that share each volume along d
-        timeout_s: seconds that a process waits for another one in a step before the run ends
+        timeout_s: seconds that a process waits for another one in a step, or for a sign of its
+            life meanwhile, before the run ends
     """
 
     number: PositiveInt | None = None
     shard: bool = False
     domain: PositiveInt = 1
-    timeout_s: PositiveFloat = 600.0
+    timeout_s: PositiveFloat = 45.0
 
 
 class ValidationSection(Section):

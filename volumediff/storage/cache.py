@@ -31,10 +31,12 @@ class Info(Record):
     Arguments:
         spacing_mm: voxel size along d, h, w
         cropped: share of the foreground that lies outside of the arrays, in [0, 1]
+        file_spacing_mm: voxel size of the files; None for arrays without files
     """
 
     spacing_mm: Annotated[list[float], Field(min_length=3, max_length=3)]
     cropped: Annotated[float, Field(ge=0, le=1)] = 0.0
+    file_spacing_mm: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
 
 
 class StoredEntry(Record):
@@ -119,7 +121,7 @@ class Cache:
         stored = parse_file(folder / "entry.json", StoredEntry, advice="remove the folder")
         if stored.fingerprint != fingerprint:
             raise Damaged("entry.json belongs to other data")
-        return CacheEntry(folder, stored.info.model_dump())
+        return CacheEntry(folder, stored.info.model_dump(exclude_none=True))
 
 
 def _files(

@@ -20,9 +20,10 @@ of the contract in `_base.py`, here or in any importable module.
 """
 
 from volumediff.tasks._agreement import agree
-from volumediff.tasks._base import Criterion, Refusals, Stage, Task, best_of
+from volumediff.tasks._base import Criterion, Stage, Task, best_of
 from volumediff.tasks._borrowing import BorrowedRun, Kept, borrowed, keep, kept, source_of
 from volumediff.tasks._loading import build_task, load_task, resolved, task_of, warm_start
+from volumediff.tasks._refusals import Refusals
 
 __all__ = [
     "BorrowedRun",

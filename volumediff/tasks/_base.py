@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from volumediff.adapters._base import Adapter, attach, merge
 from volumediff.batch import Batch
 from volumediff.condition import Condition
 from volumediff.data.foreground_crops import ForegroundCrops
@@ -32,10 +31,11 @@ from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.cache import Cache
 from volumediff.storage.checkpoint import Checkpoint
-from volumediff.storage.digests import sha256
 from volumediff.tasks._backbones import Backbone
+from volumediff.tasks._refusals import Refusals
+from volumediff.tasks._weights import TaskWeights
 
-__all__ = ["Criterion", "Refusals", "Stage", "Task", "best_of"]
+__all__ = ["Criterion", "Stage", "Task", "best_of"]
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Names what happens inside the context, for the planner."""
@@ -57,26 +57,6 @@ class Criterion:
     of: Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Refusals:
-    """Why a trained run is not for a use, to follow `RUN: `; None where it is.
-
-    Arguments:
-        localize: anomaly maps of volumes
-        segment: labels of volumes
-        sample: new volumes
-        translate: missing channels of volumes
-    """
-
-    localize: str | None
-    segment: str | None
-    sample: str | None
-    translate: str | None = (
-        "was not trained to translate; train with the recipe translation "
-        "(volumediff train PIPELINE method=translation)."
-    )
-
-
 def best_of(of: Path, *, where: str) -> Checkpoint:
     """The best checkpoint of a run that is to be borrowed.
 
@@ -94,7 +74,7 @@ def best_of(of: Path, *, where: str) -> Checkpoint:
     return found
 
 
-class Task(ABC):
+class Task(TaskWeights, ABC):
     """What a run trains.
 
     Arguments:
@@ -137,10 +117,8 @@ class Task(ABC):
         digest: str = "",
         frozen: Sequence[nn.Module] = (),
     ) -> None:
-        self.config, self.module, self.main, self.recipe = config, module, main, recipe
-        self.digest, self.frozen = digest, tuple(frozen)
-        # Of the weights that an adapter corrects: their digest, and their names.
-        self._base, self._fixed = "", frozenset[str]()
+        super().__init__(module, digest=digest, frozen=frozen)
+        self.config, self.main, self.recipe = config, main, recipe
         self.training_only = nn.ModuleDict()
 
     @property
@@ -188,7 +166,7 @@ class Task(ABC):
 
     # Training
 
-    def begin_training(self, run: Path | None, *, fresh: bool) -> None:  # noqa: B027 - a default
+    def begin_training(self, run: Path | None, *, fresh: bool) -> None:
         """Takes what training alone needs, after `build`; inference never calls it.
 
         Arguments:
@@ -204,7 +182,7 @@ class Task(ABC):
         """Tensors that training goes on with and nobody uses later, for the checkpoint `last`."""
         return {}
 
-    def resume_training(self, step: int, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+    def resume_training(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Goes on after so many updates, with the tensors of `training_state`."""
 
     @abstractmethod
@@ -280,7 +258,7 @@ class Task(ABC):
         """Which training crops are centred on a label; None takes them from anywhere."""
         return None
 
-    def stepped(self, step: int, accelerator: Accelerator) -> None:  # noqa: B027 - a default
+    def stepped(self, step: int, accelerator: Accelerator) -> None:
         """Whatever follows an update of the weights, such as that of an averaged copy.
 
         Arguments:
@@ -390,68 +368,7 @@ class Task(ABC):
         with stage("forward"):
             self.loss(self.main, batch)
 
-    # Checkpoints and use
-
-    @property
-    def borrowed(self) -> str:
-        """SHA-256 of all weights that are not trained: `digest`, and those that are adapted."""
-        return sha256(self._base, self.digest) if self._base else self.digest
-
-    def adapt(self, adapter: Adapter, *, base: str) -> None:
-        """Freezes the weights and trains corrections of them, which checkpoints then hold alone.
-
-        Arguments:
-            adapter: gives the corrections
-            base: SHA-256 of the weights
-
-        Raises:
-            ValueError: there is nothing to correct
-        """
-        attach(adapter, self.module)
-        frozen = (n for n, p in self.module.named_parameters() if not p.requires_grad)
-        self._base, self._fixed = base, frozenset(frozen)
-
-    def merge(self) -> None:
-        """Writes corrected weights in place of the frozen ones: the task of a plain run."""
-        merge(self.module)
-        self._base, self._fixed = "", frozenset()
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name."""
-        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-
-    def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by player."""
-        mine = {id(p) for p in self.trained().values()}
-        return {
-            player: [p for p in part.parameters() if id(p) in mine]
-            for player, part in self.modules().items()
-        }
-
-    def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers that belong to a checkpoint: all but those of frozen parts, and
-        but the weights that an adapter corrects."""
-        return {n: t for n, t in self.module.state_dict().items() if not self._is_elsewhere(n)}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors of a trained checkpoint."""
-        return {name: tuple(tensor.shape) for name, tensor in self.state().items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts the tensors of `state` back.
-
-        Raises:
-            RuntimeError: names or shapes differ
-        """
-        kept = {n: t for n, t in self.module.state_dict().items() if self._is_elsewhere(n)}
-        self.module.load_state_dict({**tensors, **kept}, strict=True)
-
-    def _is_elsewhere(self, name: str) -> bool:
-        return name in self._fixed or name.startswith(self._prefixes())
-
-    def _prefixes(self) -> tuple[str, ...]:
-        mine = {id(part) for part in self.frozen}
-        return tuple(f"{n}." for n, part in self.module.named_modules() if id(part) in mine)
+    # Use
 
     def freeze(self) -> None:
         """Makes the weights constant, for inference."""

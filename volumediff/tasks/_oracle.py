@@ -17,7 +17,15 @@ from torch import Tensor
 from volumediff.metrics.lesion_dice import LesionDice, lesion_dice
 from volumediff.storage.records import Record, read
 
-__all__ = ["ORACLE", "LabelOracle", "OracleDice", "OracleMeasure", "SizeRange", "oracle_in"]
+__all__ = [
+    "ORACLE",
+    "LabelOracle",
+    "OracleDice",
+    "OracleMeasure",
+    "SizeRange",
+    "oracle_in",
+    "oracle_remarks",
+]
 
 ORACLE = "oracle_dice.json"
 # Ends of the size ranges in voxels: cubes of 2, 4, 8 and 16 voxels, as one latent voxel of stride
@@ -174,3 +182,17 @@ def oracle_in(folder: Path) -> OracleDice | None:
         return None
     advice = "remove it and train the autoencoder again: the same command measures it anew"
     return read(path, OracleDice, advice=advice)
+
+
+def oracle_remarks(oracle: OracleDice | None) -> Sequence[str]:
+    """What a user should know before masks are diffused in a latent space."""
+    if oracle is None:
+        return (
+            "space.autoencoder: what it gives back of masks was not measured, so that no bound of "
+            "the Dice is known; use an autoencoder of masks (recipe=label_maps) that was trained "
+            "to its end.",
+        )
+    first = (
+        "space.autoencoder: its oracle Dice, about the best that segmentations in its space reach:"
+    )
+    return (first, *oracle.lines())

@@ -28,6 +28,7 @@ from volumediff.kernels._base import Denoiser, Kernel
 from volumediff.model import Model
 from volumediff.randomness import key
 from volumediff.samplers._base import Sampler
+from volumediff.samplers.spans import Spans
 from volumediff.samples.dataset import Samples, collate
 from volumediff.samples.landmarks import keep_landmarks
 from volumediff.samples.statistics import Statistics
@@ -85,10 +86,6 @@ class StudentConfig(DiffusionConfig):
     def _as_a_student(self) -> "StudentConfig":
         if self.start_from is not None:
             raise ValueError("takes start_from: null: a student begins with its teacher's weights")
-        if self.processes.shard:
-            raise ValueError(
-                "takes processes.shard: false for a student, whose teacher is whole everywhere"
-            )
         if self.validation.best is not None:
             raise ValueError(
                 "takes validation.best: null for a student, which is chosen by how close it comes "
@@ -122,9 +119,10 @@ class StudentTask(DiffusionTask):
         """The sampler that the student is distilled for; None where any will do."""
 
     @property
-    @abstractmethod
     def teacher_walk(self) -> Sampler:
-        """The sampler of the teacher, whose results the student is to reach."""
+        """The sampler of the teacher, whose results the student is to reach: `from_steps` spans of
+        one length, for students that do not say otherwise."""
+        return Spans(self.config.student.from_steps)
 
     # Configuration and building
 

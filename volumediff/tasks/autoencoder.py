@@ -36,11 +36,12 @@ from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.records import write
-from volumediff.tasks._base import Criterion, Refusals, Stage, Task
+from volumediff.tasks._base import Criterion, Stage, Task
 from volumediff.tasks._encoders import encoder, encoder_paths, keep_encoders
 from volumediff.tasks._loading import load_task
 from volumediff.tasks._oracle import ORACLE, OracleMeasure
 from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._refusals import Refusals
 from volumediff.tasks._selection import label_dice
 
 __all__ = ["AutoencoderConfig", "AutoencoderTask"]

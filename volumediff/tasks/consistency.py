@@ -29,9 +29,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from volumediff.batch import Batch, NoisyBatch
+from volumediff.memory.shares import whole_tensor
 from volumediff.model import Model
 from volumediff.samplers.consistency import ConsistencySteps
-from volumediff.samplers.spans import Spans
 from volumediff.settings.run_config import RunConfig
 from volumediff.settings.sections import Section
 from volumediff.tasks._student import StudentConfig, StudentTask, distance, euler_step
@@ -79,10 +79,6 @@ class ConsistencyTask(StudentTask):
     def walk(cls, config: RunConfig) -> ConsistencySteps:
         return ConsistencySteps(config.student.steps)
 
-    @property
-    def teacher_walk(self) -> Spans:
-        return Spans(self.config.student.from_steps)
-
     def begin_training(self, run: Path | None, *, fresh: bool) -> None:
         """The teacher and, where the target is an average, another network for that."""
         super().begin_training(run, fresh=fresh)
@@ -122,7 +118,7 @@ class ConsistencyTask(StudentTask):
         if TARGET not in self.training_only:
             return
         averages = list(self.training_only[TARGET].parameters())
-        weights = [p.detach() for p in self.model.network.parameters()]
+        weights = [whole_tensor(p.detach()) for p in self.model.network.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - self.config.student.target_ema)
 
     def training_state(self) -> dict[str, Tensor]:

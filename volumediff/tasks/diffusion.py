@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from volumediff.batch import Batch
 from volumediff.compatibility import require
-from volumediff.compatibility.methods import trained_on_walks, translates
 from volumediff.compatibility.training import (
     anchor_problem,
     codec_problem,
@@ -28,7 +27,7 @@ from volumediff.compatibility.training import (
     training_problem,
     weight_problem,
 )
-from volumediff.config import build, name_of
+from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.image_codecs import ImageCodec
 from volumediff.model import Model
@@ -43,12 +42,13 @@ from volumediff.spaces import StateSpace
 from volumediff.spaces.voxel import Voxel
 from volumediff.storage.cache import Cache
 from volumediff.tasks._backbones import Backbone
-from volumediff.tasks._base import Criterion, Refusals, Stage, Task
+from volumediff.tasks._base import Criterion, Stage, Task
 from volumediff.tasks._encoders import STATES, encoder_paths, keep_encoders, space_of
 from volumediff.tasks._one_of_many import segment_once
-from volumediff.tasks._oracle import OracleDice
+from volumediff.tasks._oracle import OracleDice, oracle_remarks
 from volumediff.tasks._prior import keep_prior, prior_of
 from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._refusals import Refusals, diffusion_refusals
 from volumediff.tasks._selection import with_lesions
 from volumediff.tasks._validating import Validating
 
@@ -276,19 +276,7 @@ class DiffusionTask(Task):
     @property
     def remarks(self) -> Sequence[str]:
         """The oracle Dice, which bounds that of the segmentations."""
-        if not self._of_masks:
-            return ()
-        if self.oracle is None:
-            return (
-                "space.autoencoder: what it gives back of masks was not measured, so that no "
-                "bound of the Dice is known; use an autoencoder of masks (recipe=label_maps) that "
-                "was trained to its end.",
-            )
-        first = (
-            "space.autoencoder: its oracle Dice, about the best that segmentations in its space "
-            "reach:"
-        )
-        return (first, *self.oracle.lines())
+        return oracle_remarks(self.oracle) if self._of_masks else ()
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -448,41 +436,4 @@ class DiffusionTask(Task):
 
     @property
     def refusals(self) -> Refusals:
-        return _refusals(self.model)
-
-
-def _refusals(model: Model) -> Refusals:
-    """What a recipe is not for."""
-    recipe, (low, high) = model.recipe, model.time_density.support
-    sample = None
-    if recipe.segments:
-        return Refusals(
-            localize="was trained to segment (recipe label_diffusion); segment with it, or use "
-            "the run of a model of healthy volumes.",
-            segment=None,
-            sample="samples label maps of an image; segment one with it.",
-        )
-    if translates(recipe):
-        return Refusals(
-            localize="was trained to translate (recipe translation); let it fill in channels "
-            "for a run that localizes, or use the run of a model of healthy volumes.",
-            segment="was trained to translate (recipe translation); let it fill in channels "
-            "for a run that segments.",
-            sample="samples the missing channels of an image; translate one with it.",
-            translate=None,
-        )
-    if not recipe.whole or recipe.reference:
-        sample = (
-            f"its recipe {name_of(type(recipe))} models no whole volumes; sample from a run of "
-            "the recipe healthy or class_conditional."
-        )
-    elif not trained_on_walks(model):
-        sample = (
-            f"was trained on the times {low:g} to {high:g} alone, and sampling goes through all "
-            "from 1 to 0; train with times=uniform."
-        )
-    segment = (
-        "was not trained to segment; train with the recipe label_diffusion, or localize "
-        "anomalies with it."
-    )
-    return Refusals(localize=None, segment=segment, sample=sample)
+        return diffusion_refusals(self.model)

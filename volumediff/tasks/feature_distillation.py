@@ -16,6 +16,7 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
+from volumediff.batch import Batch
 from volumediff.compatibility import require
 from volumediff.compatibility.features import representation_problem
 from volumediff.compatibility.methods import highest_problem
@@ -23,7 +24,7 @@ from volumediff.compatibility.training import supervised_problem
 from volumediff.config import build
 from volumediff.errors import UsageError
 from volumediff.features.distillation import FeatureDistillation
-from volumediff.model import Batch, Model
+from volumediff.model import Model
 from volumediff.pretraining import beside_encoder
 from volumediff.samples.dataset import Crop, crop_of
 from volumediff.samples.landmarks import keep_landmarks

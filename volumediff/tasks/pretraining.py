@@ -22,9 +22,10 @@ from volumediff.settings.sections import Component
 from volumediff.shapes import Shape
 from volumediff.storage.cache import Cache
 from volumediff.tasks._backbones import Backbone, take_backbone
-from volumediff.tasks._base import Refusals, Task
+from volumediff.tasks._base import Task
 from volumediff.tasks._encoders import space_of
 from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._refusals import Refusals
 
 __all__ = ["PretrainingConfig", "PretrainingTask"]
 

@@ -26,6 +26,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from volumediff.batch import Batch, NoisyBatch
+from volumediff.memory.shares import whole_tensor
 from volumediff.samplers.spans import Spans
 from volumediff.schedules._base import Schedule, per_sample
 from volumediff.settings.run_config import RunConfig
@@ -106,10 +107,6 @@ class ProgressiveTask(StudentTask):
         return Spans(config.student.steps)
 
     @property
-    def teacher_walk(self) -> Spans:
-        return Spans(self.config.student.from_steps)
-
-    @property
     def steps(self) -> int:
         """Of the student in this round, from t = 1 to 0."""
         return self.config.student.from_steps // 2 ** (self.round + 1)
@@ -140,7 +137,9 @@ class ProgressiveTask(StudentTask):
         number, within = divmod(step, section.round_steps)
         if within == 0 and 0 < number < section.rounds:
             self.round = number
-            self.training_only["teacher"].load_state_dict(self.model.network.state_dict())
+            weights = self.model.network.state_dict()
+            whole = {name: whole_tensor(tensor) for name, tensor in weights.items()}
+            self.training_only["teacher"].load_state_dict(whole)
 
     def training_state(self) -> dict[str, Tensor]:
         """The teacher of a later round, which is kept nowhere else."""

@@ -32,7 +32,6 @@ from volumediff.errors import UsageError
 from volumediff.kernels._base import Denoiser, Kernel
 from volumediff.samplers._base import Context
 from volumediff.samplers.ddim import DDIM
-from volumediff.samplers.spans import Spans
 from volumediff.samples.dataset import Samples
 from volumediff.schedules._base import per_sample
 from volumediff.settings.run_config import RunConfig
@@ -78,10 +77,6 @@ class ReflowTask(StudentTask):
     @classmethod
     def walk(cls, config: RunConfig) -> DDIM:
         return DDIM(config.student.steps)
-
-    @property
-    def teacher_walk(self) -> Spans:
-        return Spans(self.config.student.from_steps)
 
     @classmethod
     def build(cls, config: RunConfig, run: Path | None) -> "StudentTask":

@@ -33,9 +33,10 @@ from volumediff.shapes import Shape
 from volumediff.storage import checkpoint
 from volumediff.storage.folder import discard
 from volumediff.tasks._agreement import agree
-from volumediff.tasks._base import Refusals, Stage, Task, best_of
+from volumediff.tasks._base import Stage, Task, best_of
 from volumediff.tasks._borrowing import borrowed, source_of
 from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._refusals import Refusals
 
 __all__ = ["ResidualSegmenterConfig", "ResidualSegmenterTask", "supervision_of"]
 

@@ -31,9 +31,10 @@ from volumediff.storage.cache import Cache
 from volumediff.supervised_segmentation import DiceCrossEntropy, SupervisedSegmentation
 from volumediff.tasks._agreement import agree
 from volumediff.tasks._backbones import Backbone, made_constant, take_backbone
-from volumediff.tasks._base import Criterion, Refusals, Stage, Task
+from volumediff.tasks._base import Criterion, Stage, Task
 from volumediff.tasks._encoders import space_of
 from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._refusals import Refusals
 from volumediff.tasks._selection import label_dice
 
 __all__ = ["SegmentationConfig", "SegmentationTask", "Supervision"]

@@ -34,10 +34,11 @@ from volumediff.shapes import Shape
 from volumediff.spaces import StateSpace
 from volumediff.storage.digests import sha256
 from volumediff.tasks._agreement import agree
-from volumediff.tasks._base import Refusals, Stage, Task
+from volumediff.tasks._base import Stage, Task
 from volumediff.tasks._borrowing import borrowed, keep, keep_copy, kept, source_of, take
 from volumediff.tasks._encoders import IMAGE, STATES, encoder_paths, space_of
 from volumediff.tasks._recipes import recipe_of
+from volumediff.tasks._refusals import Refusals
 
 __all__ = ["StateClassifierConfig", "StateClassifierTask", "states_digest", "states_facts"]
 

@@ -4,13 +4,15 @@ The folder appears whole or not at all. Its `best` and `last` checkpoints hold t
 that every command takes it, and training goes on from them with fresh moments of the optimizer.
 """
 
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from volumediff.config import build, overridden
+from volumediff.config import build, overridden, suggestion
 from volumediff.data.seen import Seen
 from volumediff.errors import DataError, UsageError
 from volumediff.hub.place import HubPlace
@@ -40,6 +42,7 @@ def import_run(
     run: Path,
     *,
     overrides: Sequence[str] = (),
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     weights_only_pickle: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -52,6 +55,8 @@ def import_run(
         run: the folder, which must not be there yet
         overrides: `key=value` overrides for the configuration of the run, and for arguments of the
             importer, such as importer.axes=RAS
+        ranges: condition -> its lowest and highest value in the training of the other tool, over
+            those that the importer knows
         weights_only_pickle: see `read`
         report: receives progress lines
 
@@ -77,7 +82,7 @@ def import_run(
     )
     words = [word for word in overrides if word not in own]
     origin = importer.origin(source)
-    scaling = importer.scaling(source)
+    scaling, known = importer.scaling(source), importer.training_ranges(source)
     tree = overridden(importer.config(source), words)
     config = resolved(parse({**tree, "output": str(run)}, where=kind))
     hidden = run.parent / f"{TEMPORARY}{run.name}-{uuid.uuid4().hex}"
@@ -88,7 +93,8 @@ def import_run(
         keep_config(hidden, config)
         names = task.recipe.scalars
         pairs = scaling or [(0.0, 1.0)] * len(names)
-        Statistics(dict(zip(names, pairs, strict=True))).save(hidden)
+        found = {**known, **_sound(ranges, names)}
+        Statistics(dict(zip(names, pairs, strict=True)), ranges=found).save(hidden)
         elsewhere = Seen(unknown=(f"the training of {run}, whose weights were imported ({kind})",))
         (elsewhere | sources_of(config)).save(hidden / NAME)
         for name, parts in (("best", {}), ("last", {"optimizer": {}})):
@@ -123,6 +129,25 @@ def import_run(
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     return run
+
+
+def _sound(
+    ranges: Mapping[str, tuple[float, float]], names: Sequence[str]
+) -> Mapping[str, tuple[float, float]]:
+    """The ranges as they are given.
+
+    Raises:
+        UsageError: the run has no such condition, or the ends do not rise
+    """
+    for name, (low, high) in ranges.items():
+        if name not in names:
+            what = ", ".join(names) or "no number"
+            raise UsageError(
+                f"range {name}: the run is conditioned on {what}.{suggestion(name, list(names))}"
+            )
+        if not -math.inf < low < high < math.inf:
+            raise UsageError(f"range {name}: expected a rising range, got {low:g} to {high:g}.")
+    return ranges
 
 
 def _keep_preparation(origin: Origin, run: Path) -> None:

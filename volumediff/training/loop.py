@@ -10,8 +10,9 @@ the weights come out bit-identical to those of an uninterrupted run.
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ def train(config: RunConfig) -> Path:
         samples = _samples(config, prepared, mesh, accelerator.device, first=state.step)
         with closing(samples), StopFlag() as stop:
             steps = StepQueue(optim, prepared, state, accelerator, journal)
-            stopped, kept = False, state.progress
+            stopped, kept, first = False, state.progress, state.step
             while not stopped:
                 if state.due(optim, config.validation.every):
                     steps.finish()
@@ -96,16 +97,16 @@ def train(config: RunConfig) -> Path:
                         stopped = True
                         break
                     state.validated = state.step
-                    _log(accelerator, journal, {"step": state.step, **result.row})
-                    for text in task.alarms(result.row):
-                        journal.line(text)
-                    journal.plot()
+                    report = partial(_report, accelerator, journal, task, result.row, state.step)
+                    processes.on_main(accelerator, report)
                     if result.better_than(state.best):
                         state.best = result.summary(state.step)
                         _save(state, run, "best", accelerator)
                 if state.ended(optim):
                     break
                 micros = [next(samples) for _ in range(optim.accumulate)]
+                if state.step == first:
+                    processes.wait(accelerator)  # volumes that nobody has read yet take their time
                 steps.add(take_step(state, optim, micros, accelerator, stop))
                 stopped = steps.stopped != 0
                 # Before the validation, which takes its time and is done again after a resume.
@@ -134,6 +135,13 @@ def _data_parallel(task: Task, config: RunConfig, accelerator: Accelerator) -> D
     """How the processes of this run hold its weights and share its gradients."""
     if accelerator.num_processes == 1:
         return OneProcess(task.loss)
+    if config.memory.cuda_graphs:
+        raise UsageError(
+            "memory.cuda_graphs trains in one process, since gradients of a graph come all at "
+            f"once and cannot be shared meanwhile; got {accelerator.num_processes} processes "
+            f"(processes.shard={config.processes.shard}, domain={config.processes.domain}): set "
+            "it to false."
+        )
     if not config.processes.shard:
         return Replicated(task.modules(), task.loss, accelerator)
     memory = config.memory
@@ -152,9 +160,19 @@ def _save(state: TrainingState, run: Path, kind: str, accelerator: Accelerator) 
     processes.on_main(accelerator, lambda: state.save(run, kind, tensors))
 
 
-def _log(accelerator: Accelerator, journal: TrainingJournal, row: dict[str, int | float]) -> None:
-    journal.record(row)
-    accelerator.log(row, step=int(row["step"]))
+def _report(
+    accelerator: Accelerator,
+    journal: TrainingJournal,
+    task: Task,
+    row: Mapping[str, float],
+    step: int,
+) -> None:
+    """Writes a validation down, and draws all of them."""
+    journal.record({"step": step, **row})
+    accelerator.log({"step": step, **row}, step=step)
+    for text in task.alarms(row):
+        journal.line(text)
+    journal.plot()
 
 
 def _samples(

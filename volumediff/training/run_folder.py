@@ -2,6 +2,7 @@
 
 config.yaml  manifest.json  splits.json  sources.json  seen.json  statistics/
 metrics.jsonl  progress.png  previews/  checkpoints/  run.lock
+inputs/ (what the training volumes are like)  preparation.json (what was done to them before)
 borrowed/ (copies of what comes from other runs)  landmarks.json (intensities that are fitted)
 label_names.json (what the labels of the data set are called)
 """
@@ -113,10 +114,11 @@ def begin(run: Path, config: RunConfig) -> None:
 
 def _empty(run: Path) -> None:
     """Removes what follows from a configuration that never trained."""
-    for name in ("statistics", "borrowed"):
+    for name in ("statistics", "inputs", "borrowed"):
         discard(run / name)
     names = ("splits.json", "sources.json", "seen.json", "landmarks.json", "label_names.json")
-    for name in (*names, "metrics.jsonl", "config.yaml"):
+    names = (*names, "preparation.json", "metrics.jsonl", "config.yaml")
+    for name in names:
         (run / name).unlink(missing_ok=True)
 
 

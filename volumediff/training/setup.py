@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,14 +13,21 @@ from volumediff.errors import UsageError
 from volumediff.randomness import key
 from volumediff.recipes._base import Recipe
 from volumediff.samples.dataset import Crop, Keyed, Order, Samples
+from volumediff.samples.input_guard import InputGuard
+from volumediff.samples.input_profile import FOLDER as INPUTS
+from volumediff.samples.input_profile import InputProfile
 from volumediff.samples.label_checks import check_prepared_labels
 from volumediff.samples.landmarks import keep_landmarks
+from volumediff.samples.preparation_record import NAME as PREPARATION
+from volumediff.samples.preparation_record import told_preparation
 from volumediff.samples.sources import drawn_volumes, gather
 from volumediff.samples.statistics import Statistics
 from volumediff.samples.volumes import TrainingVolume, healthy_volumes
-from volumediff.settings.run_config import RunConfig
+from volumediff.settings.run_config import RunConfig, saved_config
+from volumediff.settings.sections import POPULATION
 from volumediff.storage.cache import Cache
 from volumediff.storage.checkpoint import exists
+from volumediff.storage.records import write
 from volumediff.tasks import Task, build_task, task_of, warm_start
 
 __all__ = ["TrainingSetup", "prepare"]
@@ -87,7 +95,7 @@ def prepare(
     check_prepared_labels(recipe, training)
     _check_drawn(config, recipe)
     # Every process takes part, whatever it sees on the disk by now: on_main is a collective.
-    on_main(accelerator, lambda: _measure_once(config, recipe, training))
+    on_main(accelerator, lambda: _measure_once(config, recipe, training, report))
     dataset = Keyed(
         volumes=training, recipe=recipe, seed=config.seed, statistics=Statistics.load(run)
     )
@@ -175,12 +183,37 @@ def _with_windows(
     return kept
 
 
-def _measure_once(config: RunConfig, recipe: Recipe, training: Sequence[TrainingVolume]) -> None:
-    if (config.output / "statistics").is_dir():
+def _measure_once(
+    config: RunConfig,
+    recipe: Recipe,
+    training: Sequence[TrainingVolume],
+    report: Callable[[str], None],
+) -> None:
+    run, source = config.output, config.start_from
+    if not (run / "statistics").is_dir():
+        adapted = config.adapter is not None and source is not None
+        found = Statistics.load(source) if adapted else Statistics.measure(recipe, training)
+        found.save(run)
+    if (run / INPUTS).is_dir():
         return
-    adapted = config.adapter is not None and config.start_from is not None
-    found = Statistics.load(config.start_from) if adapted else Statistics.measure(recipe, training)
-    found.save(config.output)
+    profile = InputProfile.measure(training)
+    profile.save(run)
+    _keep_preparation(config)
+    if source is not None:
+        guard = InputGuard.of_run(source, saved_config(source).data.channels)
+        for difference in guard.cohort(profile):
+            report(
+                f"start_from = {source}: a typical volume of the data is new to it: "
+                f"{difference.text}"
+            )
+
+
+def _keep_preparation(config: RunConfig) -> None:
+    """What `prepare` wrote about the data set goes with the run."""
+    root = config.data.root
+    found = None if root in (None, POPULATION) else told_preparation(Path(str(root)))
+    if found is not None:
+        write(config.output / PREPARATION, found)
 
 
 def _check_drawn(config: RunConfig, recipe: Recipe) -> None:

@@ -6,8 +6,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._context import MethodContext, read_levels
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._filters import close, dilate
+from volumediff.anomaly._level import read_levels
 from volumediff.anomaly.editing._base import Editing
 from volumediff.condition import Condition
 from volumediff.kernels._base import Denoiser

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._context import classes_of
+from volumediff.anomaly._level import read_levels
 from volumediff.anomaly.method_input import Example
 from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
@@ -34,20 +35,21 @@ class FeatureSource:
 
     Arguments:
         of: the denoiser, or the autoencoder of a latent space
-        times: at which the denoiser is evaluated; the autoencoder knows none
+        log_snrs: log(α²/σ²) of the states that the denoiser sees, one evaluation each; the
+            autoencoder knows none
         noise: share of the kernel's noise in the state that the denoiser sees: 0 for the clean
             α_t z, 1 for z_t. It is one draw for all volumes.
         stride: voxels per cell of the grid
     """
 
     of: Literal["network", "autoencoder"] = "network"
-    times: tuple[float, ...] = (0.1,)
+    log_snrs: tuple[float, ...] = (3.5,)
     noise: float = 0.0
     stride: int = 4
 
     def __post_init__(self) -> None:
-        if not self.times or not all(0 < t <= 1 for t in self.times):
-            raise ValueError(f"times: expected times in (0, 1], got {self.times}.")
+        if not self.log_snrs:
+            raise ValueError("log_snrs: expected one or more, got none.")
         if self.stride < 1:
             raise ValueError(f"stride: expected at least one voxel, got {self.stride}.")
         if not 0 <= self.noise <= 1:
@@ -59,7 +61,7 @@ class FeatureSource:
         Arguments:
             where: what needs it, for the message
         """
-        return HasFeatures(self.of, where, self.times)
+        return HasFeatures(self.of, where, self.log_snrs)
 
     @torch.no_grad()
     def __call__(
@@ -96,17 +98,19 @@ class FeatureSource:
         if classes_of(model):
             label = torch.full((1,), HEALTHY, device=example.x.device)
             condition = condition.replace(label=label)
+        schedule = model.kernel.schedule
+        times = [level.time(schedule) for level in read_levels((), self.log_snrs)]
         if self.noise == 0:
-            return [network_features(model, condition, t) for t in self.times]
+            return [network_features(model, condition, t) for t in times]
         draw = model.noise((key_of("features"),), tuple(example.x.shape[1:]))
 
         def noised(step: int) -> Features:
             def noise(z: Tensor) -> Tensor:
                 return self.noise * draw(step).to(z)
 
-            return network_features(model, condition, self.times[step], noise=noise)
+            return network_features(model, condition, times[step], noise=noise)
 
-        return [noised(step) for step in range(len(self.times))]
+        return [noised(step) for step in range(len(times))]
 
 
 def _onto(level: Tensor, grid: tuple[int, int, int]) -> Tensor:

@@ -45,7 +45,7 @@ class PixelClassifier(Fitted):
     """
 
     features: FeatureSource = field(
-        default_factory=lambda: FeatureSource(times=(0.05, 0.15, 0.25), noise=1.0)
+        default_factory=lambda: FeatureSource(log_snrs=(3.47, 1.30, 0.09), noise=1.0)
     )
     hidden: tuple[int, ...] = (128, 32)
     members: int = 5

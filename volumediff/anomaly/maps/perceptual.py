@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.maps._base import Map
 from volumediff.anomaly.needs.model import Features as HasFeatures
 from volumediff.autoencoders import Reconstructor
@@ -34,33 +35,29 @@ class Perceptual(Map):
     Arguments:
         of: the denoiser, or the autoencoder of a latent space
         distance: how two feature vectors are compared
-        level: time at which the denoiser is evaluated, for a state without noise; low, as the
-            volumes have little
+        log_snr: log(α²/σ²) that the denoiser is told, of a state without noise; high, as volumes
+            have little
         features: taken from the model, never configured
     """
 
     of: Literal["network", "autoencoder"] = "network"
     distance: Literal["cosine", "l2"] = "cosine"
-    level: float = 0.1
+    log_snr: float = 3.5
     features: Features | None = field(default=None, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.level <= 1:
-            raise ValueError(f"level: expected a time in (0, 1], got {self.level}.")
 
     @property
     def needs(self) -> tuple[Requirement, ...]:
         """Such features."""
-        return (HasFeatures(self.of, "map perceptual"),)
+        return (HasFeatures(self.of, "map perceptual", (self.log_snr,)),)
 
     def with_model(self, model: Model | Reconstructor, condition: Condition) -> "Perceptual":
         """The map with the features of a model."""
         result = replace(self)
-        made = (
-            autoencoder_features(model)
-            if self.of == "autoencoder"
-            else network_features(model, condition, self.level)
-        )
+        if self.of == "autoencoder":
+            made = autoencoder_features(model)
+        else:
+            t = Level(log_snr=self.log_snr).time(model.kernel.schedule)
+            made = network_features(model, condition, t)
         object.__setattr__(result, "features", made)
         return result
 

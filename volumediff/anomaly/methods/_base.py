@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volumediff.anomaly._check_output import sound
-from volumediff.anomaly._context import Level
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.calibration import Calibration
 from volumediff.anomaly.leave_one_out import Without
 from volumediff.anomaly.method_input import Example

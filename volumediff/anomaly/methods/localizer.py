@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from volumediff.anomaly._check_output import sound
-from volumediff.anomaly._context import Level, MethodContext, classes_of
+from volumediff.anomaly._context import MethodContext, classes_of
 from volumediff.anomaly._disagreement import Spread
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.adaptation import Adaptation
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.editing.plain import Plain

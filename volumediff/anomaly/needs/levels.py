@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from volumediff.anomaly._context import Level
+from volumediff.anomaly._level import Level
 from volumediff.compatibility import require
 from volumediff.compatibility.methods import end_problem, times_problem
 from volumediff.component import Requirement

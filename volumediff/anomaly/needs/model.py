@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from volumediff.anomaly._context import classes_of
+from volumediff.anomaly._level import read_levels
 from volumediff.autoencoders import Reconstructor
 from volumediff.compatibility import require
 from volumediff.compatibility.methods import (
@@ -156,20 +157,22 @@ class Features(Requirement):
     Arguments:
         of: the denoiser (`network`) or the `autoencoder` of a latent space
         where: what needs it, for the message
-        times: at which the denoiser is evaluated; none for no check of them
+        log_snrs: at which the denoiser is evaluated
     """
 
     of: str
     where: str
-    times: tuple[float, ...] = ()
+    log_snrs: tuple[float, ...]
 
     def check(self, model: Learned) -> None:
         """The model must have them."""
         if model is None:
             raise ValueError(f"{self.where}: expected a trained model, got none; use a baseline.")
         problem = self._problem(model)
-        if problem is None and self.of == "network" and self.times:
-            problem = highest_problem(model, max(self.times))
+        if problem is None and self.of == "network":
+            schedule = model.kernel.schedule
+            times = [level.time(schedule) for level in read_levels((), self.log_snrs)]
+            problem = highest_problem(model, max(times))
         if problem:
             raise ValueError(f"{self.where}: {problem}")
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.editing._base import Editing
 from volumediff.component import Component
 from volumediff.samplers._base import Sampler

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.needs.model import PredictsMeans
 from volumediff.anomaly.needs.training import TrainedOn

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._filters import inside_quantile, smooth
+from volumediff.anomaly._level import Level
 from volumediff.anomaly._redrawing import blended
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes

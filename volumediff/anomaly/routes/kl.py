@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from volumediff.anomaly._context import Level, MethodContext, read_levels
+from volumediff.anomaly._context import MethodContext
+from volumediff.anomaly._level import Level, read_levels
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.routes._base import Route, Volumes
 from volumediff.anomaly.routes._chain import no_sampler

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volumediff.anomaly._context import Level, MethodContext
+from volumediff.anomaly._context import MethodContext
 from volumediff.anomaly._filters import inside_quantile
+from volumediff.anomaly._level import Level
 from volumediff.anomaly.editing._base import Editing
 from volumediff.anomaly.editing.inpaint import Inpaint
 from volumediff.anomaly.routes._base import Route, Volumes

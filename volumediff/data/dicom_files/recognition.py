@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["SUFFIXES", "is_dicom", "is_named_like_dicom", "modality", "pattern"]
+__all__ = ["SUFFIXES", "is_dicom", "is_named_like_dicom", "modality", "pattern", "series_uid"]
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -43,6 +43,16 @@ def pattern(name: str) -> str:
 
 def modality(path: Path) -> str:
     """What a DICOM file is of, such as CT; nothing where that cannot be read."""
+    return _said(path, "Modality")
+
+
+def series_uid(path: Path) -> str:
+    """The UID of the series of a DICOM file; nothing where that cannot be read."""
+    return _said(path, "SeriesInstanceUID")
+
+
+def _said(path: Path, keyword: str) -> str:
+    """One of the first tags of a file, as text; nothing where that cannot be read."""
     from io import BytesIO
 
     import pydicom
@@ -51,11 +61,10 @@ def modality(path: Path) -> str:
         head = file.read(HEAD_BYTES)
     if DEFLATED in head[:META_BYTES]:  # would grow without bound
         return ""
-    tags = ["Modality"]
     try:
         found = pydicom.dcmread(
-            BytesIO(head), stop_before_pixels=True, force=True, specific_tags=tags
+            BytesIO(head), stop_before_pixels=True, force=True, specific_tags=[keyword]
         )
-        return str(found.get("Modality", "")).strip()
+        return str(found.get(keyword, "")).strip()
     except Exception:  # noqa: BLE001 whatever a parser makes of damaged bytes: they do not say
         return ""

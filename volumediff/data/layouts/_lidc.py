@@ -19,6 +19,7 @@ import numpy as np
 
 from volumediff.data.cases import Box, Contour
 from volumediff.data.grid import Grid
+from volumediff.data.layouts._xml import read_xml
 from volumediff.errors import DataError
 
 __all__ = ["Outline", "Reading", "Ring", "consensus", "contours", "reading_of"]
@@ -68,10 +69,12 @@ class Reading:
     Arguments:
         readers: how many have read it
         outlines: of their nodules
+        series: UID of the series; empty where the file does not say
     """
 
     readers: int
     outlines: tuple[Outline, ...]
+    series: str = ""
 
 
 def reading_of(path: Path) -> Reading | None:
@@ -80,10 +83,7 @@ def reading_of(path: Path) -> Reading | None:
     Raises:
         DataError: no XML, or numbers that are none
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as XML ({error}); copy it again.") from error
+    root = read_xml(path)
     if root.tag.rpartition("}")[2] != CT:
         return None
     found = []
@@ -96,7 +96,8 @@ def reading_of(path: Path) -> Reading | None:
                 raise DataError(f"{path}: a coordinate is no number ({error}).") from error
             if outline is not None:
                 found.append(outline)
-    return Reading(len(sessions), tuple(found))
+    series = (root.findtext("{*}ResponseHeader/{*}SeriesInstanceUid") or "").strip()
+    return Reading(len(sessions), tuple(found), series)
 
 
 def _outline(reader: int, nodule: ElementTree.Element) -> Outline | None:
