@@ -338,7 +338,26 @@ def test_everything_can_be_done_with_keys(browser, tmp_path):
                 x, y = round(x - box["x"]), round(y - box["y"])
                 near = np.abs(picture[y - 2 : y + 3, x - 2 : x + 3] - colour).max(axis=-1)
                 assert (near.min() < 60) == there
+        # the boxes follow the key
+        assert [shown.page.get_by_role("checkbox", name=name).is_checked() for name in edges] == [
+            there,
+            there,
+        ]
         shown.key("o")
+    # a box takes its own outline away, and no other
+    shown.page.get_by_role("checkbox", name="lesion").uncheck()
+    shown.settle()
+    (u, v), (x0, y0) = edges["findings"][0], edges["lesion"][1]
+    drawn = []
+    for name, spot in (("findings", (u, v)), ("lesion", (x0, y0))):
+        x, y = shown.pixel(0, *spot)
+        x, y = round(x - box["x"]), round(y - box["y"])
+        colour = [int(case.outlines[name].colour[i : i + 2], 16) for i in (1, 3, 5)]
+        near = np.abs(shown.picture()[y - 2 : y + 3, x - 2 : x + 3] - colour).max(axis=-1)
+        drawn.append(near.min() < 60)
+    assert drawn == [True, False]
+    shown.page.get_by_role("checkbox", name="lesion").check()
+    shown.settle()
     # other images and maps
     at = tuple(shown.at)
     for name in ("pseudo-healthy", "T1w"):
