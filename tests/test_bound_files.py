@@ -55,7 +55,7 @@ def put(source, place):
 def test_all_files_are_bound(run):
     bound = checkpoint.find(run, "best").bound
     assert bound == bound_of(run)
-    assert set(bound.files) == {*FILES[:-1], "statistics/manifest.json"}
+    assert set(bound.files) == {*FILES[:-1], "inputs/manifest.json", "statistics/manifest.json"}
     assert bound.settings["optim.lr"] == "0.001"
     assert not {"optim.steps", "output", "data.workers"} & set(bound.settings)
 

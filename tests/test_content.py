@@ -11,7 +11,7 @@ from volumediff.data.foreground import background_of, foreground, padding_of
 from volumediff.data.intensity import Percentile, Window
 from volumediff.data.preprocessing import Preprocessing
 from volumediff.errors import DataError
-from volumediff.samples.preparing import Source, prepare_share
+from volumediff.samples.preparing import UnpreparedCase, prepare_share
 from volumediff.storage.cache import Cache
 
 SHAPE = (24, 26, 22)
@@ -153,7 +153,7 @@ def test_all_volumes_without_content_are_named_and_the_others_are_kept(tmp_path)
         def make(case=case):
             return {"x": Preprocessing().prepare(case).x.numpy()}, {"spacing_mm": [1.0, 1.0, 1.0]}
 
-        sources.append(Source(case, {"name": name}, make))
+        sources.append(UnpreparedCase(case, {"name": name}, make))
     cache = Cache(tmp_path / "cache", [].append)
     with pytest.raises(DataError, match=r"^2 of 4 volumes.*b\.nii\.gz: shows.*d\.nii\.gz: shows"):
         prepare_share(sources, cache, rank=0, world=1)

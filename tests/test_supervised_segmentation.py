@@ -75,7 +75,7 @@ def moved(task):
 
 
 def test_dice_of_regions_is_that_of_the_sums_of_their_classes():
-    logits, labels = draw(2, 3, 4, 5, 6), torch.arange(240).view(2, 4, 5, 6) * 7 % 3
+    logits, labels = draw(2, 3, 4, 5, 6).float(), torch.arange(240).view(2, 4, 5, 6) * 7 % 3
     q = one_hot(labels, 3)
     found = DiceCrossEntropy(1.0, 0.0, regions=((1, 2), (2,)))(logits, q)
     p = logits.softmax(1)

@@ -100,7 +100,7 @@ class DiceCrossEntropy:
             loss = loss - self.cross_entropy * (weighted * log_p).flatten(1).sum(1) / total
         return loss
 
-    def _counted(self, shares: Classes) -> Classes:
+    def _counted(self, shares: Classes) -> Float[Tensor, "b k d h w"]:
         """What the Dice term is of: classes, or unions of them."""
         if not self.regions:
             return shares if self.background else shares[:, 1:]

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from volumediff.api.arguments import Place, Report, silent
 from volumediff.errors import UsageError
 from volumediff.inference.options import LocalizeOptions, SegmentOptions
@@ -67,6 +65,8 @@ def export(
         UsageError: the run cannot be exported, or its data are not reachable
         DataError: the card lacks something, or the file cannot be written
     """
+    import yaml
+
     from volumediff.anomaly.method_files import method_tree
     from volumediff.config import load as load_yaml
     from volumediff.config.shipped_models import MODEL_SUFFIX

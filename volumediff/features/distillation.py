@@ -127,7 +127,8 @@ class FeatureDistillation(nn.Module):
             z = self.space.encode(batch.images[-1])
         mine = self.features(z, batch.condition)
         log_p, baseline = self.policy(standardised(mine.detach()).flatten(2).mean(2))
-        chosen = [self._drawn(p, key) for p, key in zip(log_p.detach(), batch.keys, strict=True)]
+        chances = log_p.detach().cpu()
+        chosen = [self._drawn(p, key) for p, key in zip(chances, batch.keys, strict=True)]
         j = torch.tensor(chosen, device=z.device)
         t = torch.tensor([self.times[i] for i in chosen], dtype=torch.float64, device=z.device)
         seen = teacher_features(teacher, z, t, batch)

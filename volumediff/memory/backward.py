@@ -24,6 +24,9 @@ from volumediff.memory.window import starting_at
 
 __all__ = ["Backward"]
 
+# Gradients of at most so many elements wait for those of all slabs, to be summed by one launch.
+HELD = 4096
+
 
 class Backward:
     """The way back through a pass, to be gone once.
@@ -277,8 +280,15 @@ class _Totals:
 
     def add(self, place: int, gradient: Tensor | None) -> None:
         """Adds what one slab gives."""
-        if gradient is not None:
-            self._slabs[place].append(gradient)
+        if gradient is None:
+            return
+        held = self._slabs[place]
+        if gradient.numel() <= HELD:
+            held.append(gradient)
+        elif held:
+            held[0].add_(gradient)
+        else:
+            held.append(gradient.to(_wide(gradient)))
 
     def found(self) -> list[Tensor | None]:
         """The sums; None where no slab gave anything."""
@@ -293,7 +303,7 @@ class _Totals:
 
 
 def _summed(gradients: list[Tensor]) -> Tensor:
-    """Sum in float32 or wider, by two launches for any number of slabs."""
+    """Sum in float32 or wider, by two launches for any number of small ones."""
     if len(gradients) == 1:
         return gradients[0].to(_wide(gradients[0]))
     return torch.stack(gradients).sum(0, dtype=_wide(gradients[0]))
