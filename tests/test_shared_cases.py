@@ -196,7 +196,7 @@ def share(out, work, count, workers, **settings):
         except (UsageError, DataError) as error:
             errors.append(str(error))
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(workers)]
+    threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -281,13 +281,33 @@ def test_what_is_made_once_is_made_by_one(tmp_path):
                 made.append(1)
                 path.touch()
 
-    threads = [threading.Thread(target=make) for _ in range(8)]
+    threads = [threading.Thread(target=make, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert made == [1]
     assert [p.name for p in path.parent.iterdir()] == ["fit"]
+
+
+def test_a_lock_whose_name_goes_while_it_is_looked_at_is_taken_anew(tmp_path, monkeypatch):
+    """Whoever had the name next is done in the meantime, and has removed it."""
+    original, seen = Path.stat, []
+
+    def stat(path, **settings):
+        found = original(path, **settings)
+        if path.name == ".fit.lock" and not seen:
+            seen.append(path)
+            path.unlink()
+            return original(tmp_path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        with exclusive(tmp_path / "fit"):
+            assert [p.name for p in tmp_path.iterdir()] == [".fit.lock"]
+    assert seen
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [".lock", ".session", "ledger.jsonl", ".claims"])

@@ -229,8 +229,12 @@ def exclusive(path: Path) -> Iterator[None]:
     while True:
         file = open_itself(lock)
         take(file)
-        # Whoever held it has removed its name: another file may have it now.
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+        # Whoever held it has removed its name: another file may have it now, or none.
+        try:
+            named = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except FileNotFoundError:
+            named = False
+        if named:
             break
         file.close()
     with file:
