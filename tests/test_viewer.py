@@ -543,8 +543,9 @@ def test_two_maps_stand_side_by_side_at_one_place(browser, tmp_path):
     path = written(tmp_path, full_scene())
     shown = Shown(browser, path, webgl=True)
     shown.page.select_option("#viewer-beside", label="uncertainty")
+    # 3D steps back, and comes again
+    shown.page.wait_for_selector('#case-viewer[data-slices="canvas"]', timeout=60_000)
     shown.settle(timeout=60_000)
-    assert shown.data["slices"] == "canvas"  # 3D steps back, and comes again
     shown.key("1")
     left, right = json.loads(shown.data["tiles"])
     assert (left["side"], right["side"]) == (0, 1)
