@@ -160,9 +160,11 @@ def test_tasks_of_a_job_array_share_the_cases_and_take_those_of_a_killed_one(run
     one = results_of(1, *words[:5], reference, *words[6:])
     assert [code for code, _, _ in ended] == [1, 1], "of the volume that cannot be read"
     for _, said, _ in ended:
-        # on a busy machine a task may start when the others have done everything
-        late = "0 done, 5 already finished and verified"
-        assert moved(said, out).replace(late, "5 done") == moved(one[1], reference)
+        # on a busy machine a task may start when the others have done some of the cases
+        late = re.search(r"(\d) done, (\d) already finished and verified", said)
+        if late:
+            said = said.replace(late[0], f"{int(late[1]) + int(late[2])} done")
+        assert moved(said, out) == moved(one[1], reference)
     a, b = files(out), files(reference)
     # the killed one may have been writing a file, under a name of its own
     assert {n for n in a if not n.endswith(".tmp")} == set(b)
