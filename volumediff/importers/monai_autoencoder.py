@@ -20,7 +20,8 @@ from torch import Tensor
 from volumediff.errors import DataError
 from volumediff.importers import _monai_bundle
 from volumediff.importers._axes import mirrored, mirrors
-from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
+from volumediff.importers._base import ForeignCheckpoint, Shapes
+from volumediff.importers._bundled_autoencoder import BundledAutoencoder
 from volumediff.importers._monai import (
     attention,
     layer,
@@ -42,21 +43,13 @@ ENCODER = re.compile(r"C((?:(?:R+|(?:RA)+)C)*)(R+?|(?:RA)+?)(RAR)?NC")
 DECODER = re.compile(r"C(RAR)?((?:(?:R+|(?:RA)+)C)*)(R+|(?:RA)+)NC")
 
 
-class MonaiAutoencoderImporter(Importer):
+class MonaiAutoencoderImporter(BundledAutoencoder):
     """Autoencoders of MONAI with a Gaussian latent.
 
     Arguments:
         axes: directions of the arrays it was trained with, such as LAS; by default those that the
             bundle turns volumes to, or RAS
     """
-
-    def __init__(self, axes: str | None = None) -> None:
-        if axes is not None:
-            mirrors(axes)
-        self.axes = axes
-
-    def origin(self, source: ForeignCheckpoint) -> Origin:
-        return _monai_bundle.origin(source)
 
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, STEM)
@@ -95,7 +88,7 @@ class MonaiAutoencoderImporter(Importer):
                 "groups": agreed(told, "norm_num_groups", word="autoencoder.groups=N", default=32),
                 "encoder_attention": encoder[3] is not None,
                 "decoder_attention": decoder[1] is not None,
-                "mirrored": list(mirrors(self.axes or _monai_bundle.axes(source))),
+                "mirrored": list(mirrors(self.axes_of(source))),
                 "interval": _monai_bundle.scaled_range(source),
                 "upsampling": "trilinear" if stem.endswith("conv.conv.weight") else "nearest",
             },
@@ -133,7 +126,7 @@ class MonaiAutoencoderImporter(Importer):
                     found |= layer(source, theirs, f"{name}.conv" if changes else name)
                 else:
                     found |= layer(source, theirs, name)
-        return mirrored(found, self.axes or _monai_bundle.axes(source))
+        return mirrored(found, self.axes_of(source))
 
 
 def _kinds(source: ForeignCheckpoint, half: str) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from volumediff.errors import DataError
 from volumediff.importers import _monai_bundle
-from volumediff.importers._axes import mirrored, mirrors
-from volumediff.importers._base import ForeignCheckpoint, Importer, Origin, Shapes
+from volumediff.importers._axes import mirrored
+from volumediff.importers._base import ForeignCheckpoint, Shapes
+from volumediff.importers._bundled_autoencoder import BundledAutoencoder
 from volumediff.importers._monai import layer, prefix, sized, take_records
 from volumediff.importers._published import Settings, agreed
 
@@ -34,7 +35,7 @@ KNOWN = {
 }
 
 
-class MonaiVQImporter(Importer):
+class MonaiVQImporter(BundledAutoencoder):
     """Autoencoders of MONAI with a quantised latent.
 
     The moving sum of the latents of each code, which MONAI trains its codebook by, is not taken
@@ -44,14 +45,6 @@ class MonaiVQImporter(Importer):
         axes: directions of the arrays it was trained with, such as LAS; by default those that the
             bundle turns volumes to, or RAS
     """
-
-    def __init__(self, axes: str | None = None) -> None:
-        if axes is not None:
-            mirrors(axes)
-        self.axes = axes
-
-    def origin(self, source: ForeignCheckpoint) -> Origin:
-        return _monai_bundle.origin(source)
 
     def config(self, source: ForeignCheckpoint) -> dict[str, Any]:
         p = prefix(source, CODES)
@@ -101,7 +94,7 @@ class MonaiVQImporter(Importer):
             found |= _block(source, f"{p}encoder.blocks.{i}", f"codec.encoder.{i + 1}")
             found |= _block(source, f"{p}decoder.blocks.{i}", f"codec.decoder.{i}")
         # Arrays along other axes are mirrored, and a kernel at stride 2 with padding 1 with them.
-        found = mirrored(found, self.axes or _monai_bundle.axes(source))
+        found = mirrored(found, self.axes_of(source))
         codes = source.take(f"{p}{CODES}")
         use = source.take(f"{p}{USE}") if f"{p}{USE}" in source else torch.zeros(len(codes))
         source.set_aside(f"{p}{MOVING}")

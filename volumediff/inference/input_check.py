@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 from volumediff.data.cases import Case
 from volumediff.data.check import CheckLine
-from volumediff.data.volume import read
+from volumediff.data.volume import Volume, read
 from volumediff.errors import DataError
 from volumediff.runs.inputs import prepared_case
 from volumediff.runs.preparation import lies_in, look_of
 from volumediff.runs.trained import Trained
-from volumediff.samples.input_guard import Difference
 
 __all__ = ["unlike_run"]
 
@@ -25,10 +24,11 @@ def unlike_run(trained: Trained, case: Case) -> Iterator[CheckLine]:
     """
     file = next(iter(case.images.values())).name
     try:
-        if _is_raw(trained, case):
+        raw = _raw_images(trained, case)
+        if raw is not None:
             text = "does not lie in the template's space of the run: localize aligns it first"
             yield CheckLine(case.id, file, "info", CODE, text)
-            differences = _of_files(trained, case)
+            differences = trained.guard.files(raw)
         else:
             differences = prepared_case(trained, case)[1]
     except DataError as error:
@@ -39,15 +39,14 @@ def unlike_run(trained: Trained, case: Case) -> Iterator[CheckLine]:
         yield CheckLine(case.id, file, severity, CODE, difference.text)
 
 
-def _is_raw(trained: Trained, case: Case) -> bool:
-    preparation = trained.guard.preparation
+def _raw_images(trained: Trained, case: Case) -> list[Volume] | None:
+    """The images of a raw scan for a run in the space of a template; None for others."""
+    preparation, policy = trained.guard.preparation, trained.preprocessing.policy
     look = None if preparation is None else look_of(preparation)
     if look is None:
-        return False
-    first = next(iter(case.images.values()))
-    return not lies_in(read(first, policy=trained.preprocessing.policy), look)
-
-
-def _of_files(trained: Trained, case: Case) -> list[Difference]:
-    policy = trained.preprocessing.policy
-    return trained.guard.files([read(path, policy=policy) for path in case.images.values()])
+        return None
+    first, *others = case.images.values()
+    image = read(first, policy=policy)
+    if lies_in(image, look):
+        return None
+    return [image, *(read(path, policy=policy) for path in others)]

@@ -15,16 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volumediff.networks import _affine_kernels as kernels
-from volumediff.networks import _norm_act_kernels as norm_kernels
 from volumediff.networks._norm_act_triton import (
     WARPS,
-    WIDTH,
     ChunkPlan,
     GroupMoments,
     apply_silu,
     channels_last,
     like,
-    merge_tile,
+    total_of_chunks,
 )
 
 __all__ = [
@@ -67,10 +65,7 @@ def affine_silu_gradient(
             *(a.contiguous(), c.contiguous(), *sums, *plan.chunk, channels, *plan.tile),
             num_warps=WARPS,
         )
-        norm_kernels.merge_sums[(n, triton.cdiv(channels, WIDTH))](
-            *(*sums, a, *totals, None, None, plan.chunks, 1.0),
-            *(channels, WIDTH, *merge_tile(WIDTH)),
-        )
+        total_of_chunks(sums, totals, a, plan.chunks)
     return out.movedim(-1, 1), *totals
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "like",
     "merge_tile",
     "statistics",
+    "total_of_chunks",
 ]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -163,6 +164,20 @@ def merge_tile(width: int) -> tuple[int, int]:
     return max(1, TILE // 2 // columns), columns
 
 
+def total_of_chunks(
+    sums: Float[Tensor, "two nm c"],
+    totals: Float[Tensor, "two n c"],
+    scale: Float[Tensor, "n c"],
+    chunks: int,
+) -> None:
+    """Adds both sums of all chunks of a sample, where no means of groups are asked for."""
+    n, channels = scale.shape
+    kernels.merge_sums[(n, triton.cdiv(channels, WIDTH))](
+        *(*sums, scale, *totals, None, None, chunks, 1.0),
+        *(channels, WIDTH, *merge_tile(WIDTH)),
+    )
+
+
 def channels_last(x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n *size c"]:
     """A view where the voxels of a sample are dense in memory, else a copy."""
     x = x.movedim(1, -1)
@@ -261,8 +276,5 @@ def _voxel_gradient(
             *(*plan.chunk, eps, channels, *plan.tile),
             num_warps=WARPS,
         )
-        kernels.merge_sums[(n, triton.cdiv(channels, WIDTH))](
-            *(*sums, scale, *totals, None, None, plan.chunks, 1.0),
-            *(channels, WIDTH, *merge_tile(WIDTH)),
-        )
+        total_of_chunks(sums, totals, scale, plan.chunks)
     return out.movedim(-1, 1), *totals

@@ -15,6 +15,7 @@ import torch
 from volumediff import randomness
 from volumediff.config import build
 from volumediff.data.alignment_template import mni152
+from volumediff.data.files import stem_of
 from volumediff.data.label_maps import find_label_maps, prepare_label_map, structures_of
 from volumediff.data.volume import write
 from volumediff.errors import UsageError
@@ -64,7 +65,7 @@ def draw_files(config: RunConfig, output: Path, each: int, *, seed: int = 0) -> 
     rows = [("id", f"image:{CHANNEL}", "patient")]
     with Progress(len(maps) * each, "volumes are drawn") as progress:
         for path in maps:
-            name = path.name.partition(".")[0]
+            name = stem_of(path)
             arrays, spacing, place = prepare_label_map(path, template, recipe)
             structures = structures_of(arrays["numbers"], path)
             indices = torch.from_numpy(arrays["structures"])
